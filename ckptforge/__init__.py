@@ -1,0 +1,41 @@
+"""ckptforge: weight conversion and checkpoint surgery for large models, in constant memory.
+
+    import ckptforge
+    result = ckptforge.to_ms("Mixtral-8x7B-v0.1", "mixtral.ckpt", layout="gmm", dtype="fp16")
+    print(result.files, result.bytes, result.tensors, result.audit)
+
+The verbs are those of the command line. Bad input raises `CkptforgeError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ckptforge.errors import CkptforgeError
+from ckptforge.version import __version__
+
+if TYPE_CHECKING:
+    from ckptforge.inspection import Inspection, inspect
+    from ckptforge.result import Result
+    from ckptforge.verbs import convert, plan, to_ms, to_torch
+
+__all__ = ["CkptforgeError", "Inspection", "Result", "__version__", "convert", "inspect", "plan", "to_ms", "to_torch"]
+
+_HOMES = {
+    "Inspection": "inspection",
+    "Result": "result",
+    "convert": "verbs",
+    "inspect": "inspection",
+    "plan": "verbs",
+    "to_ms": "verbs",
+    "to_torch": "verbs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Verbs are imported when first used, so that `import ckptforge` and `--help` need no numpy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptforge' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"ckptforge.{_HOMES[name]}"), name)

@@ -1,0 +1,176 @@
+"""Boxes of numbers and where they lie in a tensor. Pure arithmetic.
+
+A *box* is a half-open range per axis. A *grid* places the elements of a box in the flat, row-major element order of a
+tensor: element (i0, i1, …) of the box, counted from its start, is flat element `offset + i0*strides[0] + i1*strides[1] + …`.
+Slices, stacks, transposes, concatenations and factored axes are all grids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+Box = tuple[tuple[int, int], ...]
+
+
+def full_box(shape: Sequence[int]) -> Box:
+    """The box that is all of a tensor of this shape."""
+    return tuple((0, size) for size in shape)
+
+
+def box_shape(box: Box) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in box)
+
+
+def volume(box: Box) -> int:
+    """Number of elements; 0 if any range is empty."""
+    return math.prod(max(0, stop - start) for start, stop in box)
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """The common box of two boxes over the same axes, or None when they share no element."""
+    common = tuple((max(a0, b0), min(a1, b1)) for (a0, a1), (b0, b1) in zip(a, b, strict=True))
+    return common if all(start < stop for start, stop in common) else None
+
+
+def uncovered(box: Box, parts: Sequence[Box]) -> tuple[str, Box] | None:
+    """None if the parts, each inside `box`, cover every element of it exactly once; else what is wrong and a box where.
+
+    The kinds are "outside", "overlap" and "gap". The cost is that of the grid of cells between all edges of the parts.
+    """
+    for part in parts:
+        if any(p0 < b0 or p1 > b1 for (p0, p1), (b0, b1) in zip(part, box, strict=True)):
+            return "outside", part
+    if volume(box) == 0:
+        return None
+    edges = [
+        sorted({box[axis][0], box[axis][1], *(edge for part in parts for edge in part[axis])}) for axis in range(len(box))
+    ]
+    position = [{edge: i for i, edge in enumerate(axis_edges)} for axis_edges in edges]
+    seen: set[tuple[int, ...]] = set()
+    for part in parts:
+        cells = product(*(range(position[axis][p0], position[axis][p1]) for axis, (p0, p1) in enumerate(part)))
+        for cell in cells:
+            if cell in seen:
+                return "overlap", _cell_box(edges, cell)
+            seen.add(cell)
+    if len(seen) == math.prod(len(axis_edges) - 1 for axis_edges in edges):
+        return None
+    for cell in product(*(range(len(axis_edges) - 1) for axis_edges in edges)):
+        if cell not in seen:
+            return "gap", _cell_box(edges, cell)
+    return None
+
+
+def _cell_box(edges: Sequence[Sequence[int]], cell: Sequence[int]) -> Box:
+    return tuple((edges[axis][i], edges[axis][i + 1]) for axis, i in enumerate(cell))
+
+
+def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides, in elements, of a row-major tensor."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where a box lies in a tensor; offset and strides in elements."""
+
+    offset: int
+    strides: tuple[int, ...]
+
+    def at(self, start: Sequence[int]) -> int:
+        """The flat element of the box's element `start`."""
+        return self.offset + sum(i * stride for i, stride in zip(start, self.strides, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Two grids over one box of `shape`: element i of the box goes from flat `source + i·from_` to flat `target + i·to`."""
+
+    shape: tuple[int, ...]
+    source: int
+    from_: tuple[int, ...]
+    target: int
+    to: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def sub(self, box: Box) -> Transfer:
+        """The transfer of a box of this one's box."""
+        start = tuple(lo for lo, _ in box)
+        return Transfer(
+            box_shape(box),
+            self.source + sum(i * s for i, s in zip(start, self.from_, strict=True)),
+            self.from_,
+            self.target + sum(i * s for i, s in zip(start, self.to, strict=True)),
+            self.to,
+        )
+
+    def ordered(self) -> Transfer:
+        """The same transfer without axes of size 1, sorted by target stride, the slowest first."""
+        axes = sorted(
+            ((n, f, t) for n, f, t in zip(self.shape, self.from_, self.to, strict=True) if n != 1), key=lambda axis: -axis[2]
+        )
+        return self._with(axes)
+
+    def coalesced(self) -> Transfer:
+        """The same transfer with the fewest axes: ordered, and neighbours joined where both sides run on. A plain copy of
+        bytes comes out with at most one axis, of stride 1 on both sides."""
+        ordered = self.ordered()
+        joined: list[tuple[int, int, int]] = []
+        for n, f, t in zip(ordered.shape, ordered.from_, ordered.to, strict=True):
+            if joined and joined[-1][1] == f * n and joined[-1][2] == t * n:
+                joined[-1] = (joined[-1][0] * n, f, t)
+            else:
+                joined.append((n, f, t))
+        return self._with(joined)
+
+    def _with(self, axes: Sequence[tuple[int, int, int]]) -> Transfer:
+        return Transfer(
+            tuple(n for n, _, _ in axes), self.source, tuple(f for _, f, _ in axes), self.target, tuple(t for _, _, t in axes)
+        )
+
+    @property
+    def is_move(self) -> bool:
+        """True for a coalesced transfer that moves one run of elements."""
+        return not self.shape or (len(self.shape) == 1 and self.from_ == self.to == (1,))
+
+
+def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:
+    """Boxes of a grid whose flat elements (from offset 0) lie in [lo, hi): at most 2·rank - 1 of them, disjoint.
+
+    Strides must be sorted downwards and nested: each at least the span of the axes behind it, as in any row-major
+    tensor and in its slices. A range of a factored axis, such as a shard of `(g r d)`, becomes boxes on its factors.
+    """
+    if any(n == 0 for n in shape):
+        return []
+    if not shape:
+        return [()] if lo <= 0 < hi else []
+    inner_span = sum((n - 1) * s for n, s in zip(shape[1:], strides[1:], strict=True))
+    n, stride = shape[0], strides[0]
+    first_whole = max(0, -(-lo // stride))
+    last_whole = min(n, (hi - 1 - inner_span) // stride + 1)
+    rest = full_box(shape[1:])
+    if first_whole >= last_whole:
+        touched_first = max(0, (lo - inner_span + stride - 1) // stride)
+        touched = range(touched_first, min(n, (hi - 1) // stride + 1))
+        return [box for i in touched for box in _at(i, shape, strides, lo, hi)]
+    found: list[Box] = []
+    if first_whole > 0:
+        found += _at(first_whole - 1, shape, strides, lo, hi)
+    found.append(((first_whole, last_whole), *rest))
+    if last_whole < n:
+        found += _at(last_whole, shape, strides, lo, hi)
+    return found
+
+
+def _at(i: int, shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:
+    base = i * strides[0]
+    return [((i, i + 1), *box) for box in boxes_in_range(shape[1:], strides[1:], lo - base, hi - base)]

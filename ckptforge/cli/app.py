@@ -1,0 +1,190 @@
+"""The commands. Each hands its arguments to the verb of the same name and prints what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from ckptforge.cli import options as opt
+from ckptforge.cli.progress import bar
+from ckptforge.cli.text import inspection_text, result_text
+from ckptforge.errors import CkptforgeError, UsageError
+from ckptforge.version import __version__
+
+
+class _Examples(click.Command):
+    """A command whose help ends with examples, printed as they are."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples.strip().splitlines():
+                    formatter.write(f"  {line.strip()}\n")
+
+
+@click.group(context_settings=opt.CONTEXT)
+@click.version_option(__version__, prog_name="ckptforge")
+def cli() -> None:
+    """Weight conversion and checkpoint surgery for large models.
+
+    Moves models between Hugging Face and MindSpore, and between the layouts of either, in constant memory at the speed of
+    the disk. Numbers change only where --dtype says so; what can't be done right is refused.
+
+    \b
+    Exit codes: 0 done; 1 bad input, or a check that failed; 2 wrong usage; 130 interrupted.
+    """
+
+
+def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
+    with bar(quiet) as progress:
+        result = verb(*args, progress=progress, **kwargs)
+    if as_json:
+        click.echo(json.dumps(result.to_json(), ensure_ascii=False))
+    elif not quiet:
+        click.echo(result_text(result))
+
+
+@cli.command("to-ms", cls=_Examples, examples="""
+    ckptforge to-ms Mixtral-8x7B-v0.1 mixtral.ckpt
+    ckptforge to-ms Mixtral-8x7B-v0.1 mixtral_gmm.ckpt --layout gmm --dtype fp16
+    ckptforge to-ms Mixtral-8x7B-v0.1 model_dir --format safetensors --dry-run
+""")
+@click.argument("hf_dir", type=opt.PATH)
+@click.argument("out", type=opt.PATH)
+@opt.option("--layout", default="dense", show_default=True, metavar="dense|gmm|gmm-v3|…", help="How MindSpore is to hold the model.")
+@opt.mindspore_output
+@opt.planning
+@opt.running
+def to_ms(**arguments: Any) -> None:
+    """Convert a Hugging Face directory to a MindSpore checkpoint.
+
+    HF_DIR holds safetensors and config.json. OUT ending in .ckpt or .safetensors is one file; otherwise a directory that
+    gets rank_0/checkpoint_0.ckpt. config.json, tokenizer and the like are kept in a manifest beside the checkpoint.
+    """
+    from ckptforge import verbs
+
+    _show(verbs.to_ms, arguments.pop("hf_dir"), arguments.pop("out"), **arguments)
+
+
+@cli.command("to-torch", cls=_Examples, examples="""
+    ckptforge to-torch mixtral.ckpt Mixtral-8x7B-restored
+    ckptforge to-torch trained.ckpt my-model --config Mixtral-8x7B-v0.1 --dtype bf16
+""")
+@click.argument("ms", type=opt.PATH)
+@click.argument("out_dir", type=opt.PATH)
+@opt.option("--layout", default="auto", show_default=True, metavar="auto|dense|gmm|…", help="The layout that MS has.")
+@opt.option("--hf-layout", metavar="hub|fused", help="The layout to write. [default: as the original directory had it, else hub]")
+@opt.shards
+@opt.config
+@opt.planning
+@opt.running
+def to_torch(**arguments: Any) -> None:
+    """Convert a MindSpore checkpoint to a Hugging Face directory.
+
+    MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with from_pretrained as it stands.
+    Optimizer state and counters are left out, and said.
+    """
+    from ckptforge import verbs
+
+    _show(verbs.to_torch, arguments.pop("ms"), arguments.pop("out_dir"), **arguments)
+
+
+@cli.command("convert", cls=_Examples, examples="""
+    ckptforge convert mixtral.ckpt mixtral_gmm.ckpt --to gmm
+    ckptforge convert Mixtral-8x7B-v0.1 mixtral-fused --to fused
+""")
+@click.argument("source", type=opt.PATH, metavar="IN")
+@click.argument("out", type=opt.PATH)
+@opt.option("--to", required=True, metavar="LAYOUT", help="The layout to write.")
+@opt.option("--from", "from_", metavar="LAYOUT", help="The layout of IN. [default: told from names and shapes]")
+@opt.mindspore_output
+@opt.shards
+@opt.config
+@opt.planning
+@opt.running
+def convert(**arguments: Any) -> None:
+    """Convert a checkpoint of any layout to any other layout of its model.
+
+    Optimizer state follows its weights from one MindSpore layout to another.
+    """
+    from ckptforge import verbs
+
+    _show(verbs.convert, arguments.pop("source"), arguments.pop("out"), **arguments)
+
+
+@cli.command("inspect", cls=_Examples, examples="""
+    ckptforge inspect Mixtral-8x7B-v0.1
+    ckptforge inspect mixtral.ckpt --tensors
+""")
+@click.argument("path", type=opt.PATH)
+@opt.option("--tensors", is_flag=True, help="List every tensor.")
+@opt.option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]")
+@opt.option("--mapping", type=opt.PATH, metavar="FILE", help="A mapping table of your own.")
+@opt.option("--step", type=int, metavar="N", help="Of several checkpoints in a directory, the one of this step.")
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def inspect(path: Path, tensors: bool, model: str | None, mapping: Path | None, step: int | None, as_json: bool) -> None:
+    """Show what is in a checkpoint: format, model, layout, dtypes, sizes, ranks."""
+    from ckptforge.inspection import inspect as look
+
+    found = look(path, model=model, mapping=mapping, step=step)
+    click.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else inspection_text(found, tensors))
+
+
+@cli.command("demo", cls=_Examples, examples="""
+    ckptforge demo
+    ckptforge demo my-demo
+""")
+@click.argument("directory", type=opt.PATH, required=False, metavar="[DIR]")
+@opt.option("--overwrite", is_flag=True, help="Replace an earlier demo in DIR.")
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def demo(directory: Path | None, overwrite: bool, as_json: bool) -> None:
+    """Make a tiny Mixtral, convert it both ways, check the results, and show what was done.
+
+    DIR is kept; without it everything happens in a temporary directory.
+    """
+    from ckptforge.demo import run_demo
+
+    found = run_demo(directory, overwrite, (lambda _: None) if as_json else click.echo)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+
+
+def _fail(error: Exception, as_json: bool) -> NoReturn:
+    """Ends with one error on stderr, or as a JSON object on stdout, and its exit code."""
+    code = getattr(error, "exit_code", 1)
+    if as_json:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(json.dumps({"ok": False, "error": {"type": type(error).__name__, "message": message}}, ensure_ascii=False))
+    elif isinstance(error, click.ClickException):
+        error.show()
+    else:
+        click.echo(f"ckptforge: {error}", err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """The entry point: no traceback reaches a user for bad input."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = cli.main(prog_name="ckptforge", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ckptforge: interrupted; nothing was left under a final name.", err=True)
+        sys.exit(130)
+    except (CkptforgeError, UsageError, click.ClickException) as error:
+        _fail(error, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (OSError, MemoryError) as error:
+        _fail(error, as_json)
+    sys.exit(code if isinstance(code, int) else 0)

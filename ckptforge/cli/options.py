@@ -1,0 +1,61 @@
+"""Options that several commands share, and how option names are read: with `_` and with `-` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+CONTEXT = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"], "max_content_width": 110}
+PATH = click.Path(path_type=Path)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def option(*names: str, **settings: Any) -> Decorator:
+    return click.option(*names, **settings)
+
+
+def _all(*options: Decorator) -> Decorator:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for one in reversed(options):
+            function = one(function)
+        return function
+
+    return decorate
+
+
+running = _all(
+    option("--overwrite", is_flag=True, help="Replace an existing output."),
+    option("--dry-run", is_flag=True, help="Print the plan (outputs, tensors, bytes, memory, what is left out) and write nothing."),
+    option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+    option("--workers", type=int, metavar="N", help="Threads that copy. [default: one per core, at most 8]"),
+    option("--memory", metavar="SIZE", help="Buffers of all workers together. [default: 134MB]"),
+    option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object)."),
+)
+
+planning = _all(
+    option(
+        "--dtype",
+        default="keep",
+        show_default=True,
+        metavar="keep|fp16|bf16|fp32|fp64",
+        help="Cast the floating-point weights; what a cast changes is counted and printed.",
+    ),
+    option("--allow-overflow", is_flag=True, help="Write infinities where a cast makes them out of finite values."),
+    option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
+    option("--weights-only", is_flag=True, help="Drop optimizer state and counters."),
+    option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]"),
+    option("--mapping", type=PATH, metavar="FILE", help="A mapping table of your own."),
+    option("--step", type=int, metavar="N", help="Of several checkpoints in a directory, the one of this step. [default: the last]"),
+)
+
+mindspore_output = _all(
+    option("--format", type=click.Choice(["ckpt", "safetensors"]), help="Format of an output directory. [default: ckpt, or OUT's ending]"),
+    option("--prefix", default="checkpoint_", show_default=True, metavar="P", help="Name of the file in an output directory: rank_0/P0.ckpt"),
+)
+
+shards = option("--max-shard-size", metavar="SIZE", help="Largest weight file. [default: as the original directory had it, else 5GB]")
+config = option("--config", type=PATH, metavar="HF_DIR", help="Where config.json and tokenizer are, if the checkpoint has no manifest.")

@@ -1,0 +1,82 @@
+"""Results as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckptforge.inspection import Inspection
+    from ckptforge.result import Result
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, three digits."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{int(value)} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.4g} TB"
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Columns as wide as their longest cell; those in `right` are set flush right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if column in right else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    )
+
+
+def result_text(result: Result) -> str:
+    facts = result.facts
+    verb = "would write" if result.dry_run else "wrote"
+    lines = [
+        f"{facts['model']}: {facts['from']} → {facts['to']}, {facts['source_tensors']} tensors read as {facts['source_format']}",
+        f"{verb} {result.output}: {result.tensors} tensors, {size(result.bytes)}"
+        + ("" if result.dry_run else f" in {result.seconds:.2f} s"),
+    ]
+    if result.dry_run:
+        lines += [f"  {path}" for path in result.files]
+        lines.append(f"buffers: {size(result.peak_buffers)} at most, whatever the size of the model")
+    casts = result.audit.counts
+    if casts:
+        lines.append("")
+        rows = [["cast", "dtypes", "values", "overflowed", "underflowed to 0", "rounded"]]
+        for (group, source, target), count in sorted(casts.items()):
+            rows.append([group, f"{source} → {target}", *(f"{n:,}" for n in (count.values, count.overflowed, count.underflowed, count.rounded))])
+        lines.append(table(rows, right=(2, 3, 4, 5)))
+    for reason, names in result.left_out.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"left out, {reason}: {len(names)} tensors ({shown})")
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join(lines)
+
+
+def inspection_text(found: Inspection, with_tensors: bool) -> str:
+    rows = [
+        ["path", found.path],
+        ["format", found.format],
+        ["model", found.model or "not recognised"],
+        ["layout", found.layout or "not recognised"],
+        ["tensors", f"{found.tensors:,}" + (f" ({found.state} of them optimizer state and counters)" if found.state else "")],
+        ["parameters", f"{found.parameters:,}"],
+        ["bytes", f"{found.bytes:,} ({size(found.bytes)})"],
+        ["dtypes", ", ".join(f"{name}: {count['tensors']} tensors, {size(count['bytes'])}" for name, count in found.dtypes.items())],
+    ]
+    if found.axes:
+        rows.append(["axes", ", ".join(f"{axis}={length}" for axis, length in found.axes.items())])
+    if found.ranks:
+        rows.append(["ranks", f"{len(found.ranks)} (tensors, parameters and bytes above are those of rank {found.ranks[0]['rank']})"])
+    lines = [table(rows)]
+    files = found.ranks or found.files
+    lines += ["", table([["file", "bytes", "tensors"], *([file["file"], f"{file['bytes']:,}", str(file["tensors"])] for file in files)], right=(1, 2))]
+    if with_tensors:
+        lines += ["", table([["tensor", "dtype", "shape"], *([name, entry[0], str(entry[1])] for name, entry in found.entries.items())])]
+    if found.layout_reason:
+        lines += ["", f"layout: {found.layout_reason}"]
+    if found.unmapped:
+        lines += ["", f"not known to the mapping: {len(found.unmapped)} tensors, such as {', '.join(found.unmapped[:3])}"]
+    lines += [f"note: {note}" for note in found.notes]
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""The demo: a tiny model made on the spot, converted both ways and checked by a library that isn't ours."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ckptforge.cli.text import result_text, size
+from ckptforge.errors import OutputError
+from ckptforge.mapping.table import shipped_tables
+from ckptforge.result import Result
+from ckptforge.synthetic import write_model
+from ckptforge.verbs import convert, to_ms, to_torch
+
+MARK = "ckptforge-demo"
+CONFIG = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "torch_dtype": "bfloat16",
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 256,
+}
+
+
+def run_demo(directory: Path | None, overwrite: bool, say: Callable[[str], object]) -> dict[str, Any]:
+    """Runs the demo in `directory`, or in a temporary one; `say` takes the lines to print.
+
+    Raises `OutputError` when the directory holds something else.
+    """
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="ckptforge-demo-") as temporary:
+            return _run(Path(temporary) / "demo", say)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not (overwrite and (directory / MARK).is_file()):
+            raise OutputError(f"{directory}: exists already; choose another place, or give --overwrite if it is an earlier demo.")
+        import shutil
+
+        shutil.rmtree(directory)
+    return _run(directory, say)
+
+
+def _run(directory: Path, say: Callable[[str], object]) -> dict[str, Any]:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / MARK).touch()
+    hub, dense, gmm, direct, back = (directory / name for name in ("hub", "dense.ckpt", "gmm.ckpt", "gmm_direct.ckpt", "back"))
+    (table,) = (table for table in shipped_tables() if CONFIG["model_type"] in table.model_types)
+    write_model(hub, table, CONFIG, shard_bytes=500_000)
+    weights = sum(path.stat().st_size for path in hub.glob("*.safetensors"))
+    say(f"made a tiny {table.name} of random weights in {hub}: {size(weights)} in {len(list(hub.glob('*.safetensors')))} shards\n")
+
+    def show(command: str, result: Result) -> None:
+        say(f"$ ckptforge {command}\n{result_text(result)}\n")
+
+    show("to-ms hub dense.ckpt", to_ms(hub, dense))
+    show("convert dense.ckpt gmm.ckpt --to gmm --dtype fp16", convert(dense, gmm, to="gmm", dtype="fp16"))
+    show("to-ms hub gmm_direct.ckpt --layout gmm --dtype fp16", to_ms(hub, direct, layout="gmm", dtype="fp16"))
+    show("to-torch dense.ckpt back", to_torch(dense, back))
+    checks = {
+        "hub → dense → gmm is byte for byte hub → gmm": gmm.read_bytes() == direct.read_bytes(),
+        "hub → dense → hub gives every file back byte for byte": all(
+            path.read_bytes() == (back / path.name).read_bytes() for path in hub.iterdir()
+        ),
+        "the safetensors library reads every tensor that came back": _names(hub) == _names(back),
+    }
+    for what, right in checks.items():
+        say(f"{'ok' if right else 'FAILED'}: {what}")
+    if not all(checks.values()):
+        raise OutputError(f"{directory}: the demo's own checks failed; please report this.")
+    return {"ok": True, "directory": str(directory), "checks": checks}
+
+
+def _names(directory: Path) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            found.update({name: list(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118 (no mapping)
+    return found

@@ -1,0 +1,75 @@
+"""One table of dtypes, with their names in safetensors, in MindSpore's `.ckpt` and in numpy (`ml_dtypes` where numpy has none).
+
+Sources: the safetensors format description (dtype strings), MindSpore `train/serialization.py` (`tensor_to_ms_type`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckptforge.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One dtype: `itemsize` bytes per element; a name is None where that format has no such dtype.
+
+    `mindspore_loads` is False for types that MindSpore's save_checkpoint writes and its load_checkpoint refuses.
+    """
+
+    name: str
+    itemsize: int
+    safetensors: str | None
+    mindspore: str | None
+    numpy: str | None
+    floating: bool = False
+    mindspore_loads: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DTYPES: tuple[DType, ...] = (
+    DType("float64", 8, "F64", "Float64", "float64", floating=True),
+    DType("float32", 4, "F32", "Float32", "float32", floating=True),
+    DType("bfloat16", 2, "BF16", "BFloat16", "bfloat16", floating=True),
+    DType("float16", 2, "F16", "Float16", "float16", floating=True),
+    DType("int64", 8, "I64", "Int64", "int64"),
+    DType("int32", 4, "I32", "Int32", "int32"),
+    DType("int16", 2, "I16", "Int16", "int16"),
+    DType("int8", 1, "I8", "Int8", "int8"),
+    DType("uint64", 8, "U64", "UInt64", "uint64"),
+    DType("uint32", 4, "U32", "UInt32", "uint32"),
+    DType("uint16", 2, "U16", "UInt16", "uint16"),
+    DType("uint8", 1, "U8", "UInt8", "uint8"),
+    DType("bool", 1, "BOOL", "Bool", "bool"),
+    # qint4x2: one byte per stored element. MindSpore's safetensors hold it as I8 with a note in the metadata.
+    DType("qint4x2", 1, None, "Int4", "int8"),
+    DType("complex64", 8, "C64", "Complex64", "complex64", mindspore_loads=False),
+    DType("complex128", 16, None, "Complex128", "complex128", mindspore_loads=False),
+    DType("float8_e4m3fn", 1, "F8_E4M3", "Float8E4M3FN", "float8_e4m3fn", mindspore_loads=False),
+    DType("float8_e5m2", 1, "F8_E5M2", "Float8E5M2", "float8_e5m2", mindspore_loads=False),
+    DType("float8_e8m0", 1, "F8_E8M0", None, "float8_e8m0fnu"),
+    DType("hifloat8", 1, None, "HiFloat8", None, mindspore_loads=False),
+    # A text, stored as UTF-32-LE in 4-byte code points.
+    DType("str", 4, None, "str", None),
+)
+
+BY_NAME = {dtype.name: dtype for dtype in DTYPES}
+BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES if dtype.safetensors}
+BY_MINDSPORE = {dtype.mindspore: dtype for dtype in DTYPES if dtype.mindspore}
+CASTABLE = tuple(dtype for dtype in DTYPES if dtype.floating)
+SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def parse_target(name: str | None) -> DType | None:
+    """The dtype that a `--dtype` value asks for: None for `keep`, else the float type (`fp16` or `float16`, …).
+
+    Raises `UsageError` for any other value.
+    """
+    if name is None or name == "keep":
+        return None
+    dtype = BY_NAME.get(SHORT_NAMES.get(name, name))
+    if dtype is None or not dtype.floating:
+        raise UsageError(f"dtype {name!r} is unknown: use keep, {', '.join(sorted(SHORT_NAMES))}.")
+    return dtype

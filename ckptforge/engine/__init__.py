@@ -1,0 +1,1 @@
+"""One engine: plans of box copies, streamed from files to files. Every command is a plan."""

@@ -1,0 +1,153 @@
+"""From a bound checkpoint to another layout of its table: the tensors to write, and the copies that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.dtypes import DType
+from ckptforge.engine.plan import Assembly, fill, prove_complete
+from ckptforge.errors import MissingTensorsError, PlanError, listing
+from ckptforge.formats.entry import TensorEntry
+from ckptforge.formats.layout import FileLayout, TensorSpec
+from ckptforge.mapping.axes import Pattern
+from ckptforge.mapping.binding import Binding, name_pieces, pieces, whole_pieces
+from ckptforge.mapping.table import Layout
+
+Sources = dict[str, TensorEntry]
+Copies = list[tuple[TensorEntry, Transfer]]
+
+
+@dataclass
+class Conversion:
+    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them."""
+
+    specs: list[TensorSpec]
+    copies: dict[str, Copies]
+    groups: dict[str, str]
+    used: list[TensorEntry]
+
+    def keep(self, entry: TensorEntry) -> None:
+        """Adds a source tensor as it is."""
+        self.specs.append(TensorSpec(entry.name, entry.dtype, entry.shape))
+        strides = row_major_strides(entry.shape)
+        self.copies[entry.name] = [(entry, Transfer(entry.shape, 0, strides, 0, strides).ordered())] if entry.elements else []
+        self.groups[entry.name] = "state"
+        self.used.append(entry)
+
+    def extend(self, other: Conversion) -> None:
+        self.specs += other.specs
+        self.copies.update(other.copies)
+        self.groups.update(other.groups)
+        self.used += other.used
+
+    def assemblies(self, files: Sequence[FileLayout]) -> tuple[Assembly, ...]:
+        """The assemblies for these files, which hold the target tensors; coverage is proved. Raises `PlanError`."""
+        found = tuple(
+            Assembly(entry, self.groups[entry.name], tuple(self.copies[entry.name])) for file in files for entry in file.tensors.values()
+        )
+        prove_complete(found, self.used)
+        return found
+
+
+def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | None, prefix: str = "") -> Conversion:
+    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None.
+
+    With a `prefix`, the same for the tensors that bear it before their weight's name (optimizer state); those whose
+    sources are all absent are left away. Raises `PlanError` when tensors that become one differ in dtype, and
+    `ConfigError` when a size is needed that nothing tells.
+    """
+    table = binding.table
+    tensors = [tensor for tensor in table.tensors if binding.holds(tensor)]
+    origin = {tensor: binding.layout.holding(tensor) for tensor in tensors}
+    wanted = [pattern for pattern in target.patterns if set(pattern.tensors) <= set(tensors)]
+    counts = {axis: size for axis, (size, _) in binding.sizes.known.items()}
+    lengths: dict[str, dict[str, int]] = {}
+    shapes: dict[Pattern, tuple[int, ...]] = {}
+    copies: dict[str, Copies] = {}
+    groups: dict[str, str] = {}
+    opaque = {pattern: origin[pattern.tensors[0]] for pattern in wanted if _same_inside(pattern, [origin[t] for t in pattern.tensors])}
+    for pattern in wanted:
+        if pattern not in opaque:
+            for tensor in pattern.tensors:
+                for neighbour in (*pattern.tensors, *origin[tensor].tensors):
+                    source = origin[neighbour]
+                    lengths[neighbour] = binding.sizes.telling(table, neighbour, source, target.holding(neighbour), binding.shapes[source])
+    for pattern in wanted:
+        if pattern in opaque:
+            source = opaque[pattern]
+            shapes[pattern] = binding.shapes[source]
+            pinned = range(len(pattern.name_axes))
+            found = fill(
+                whole_pieces(pattern, shapes[pattern], counts), whole_pieces(source, shapes[pattern], counts), pinned
+            )
+            _gather(copies, found, sources, prefix)
+        else:
+            shapes[pattern] = pattern.shape(lambda part, axis: lengths[part][axis])
+            for tensor in pattern.tensors:
+                axes = table.tensors[tensor]
+                both = set(pattern.name_axes) & set(origin[tensor].name_axes)
+                found = fill(
+                    pieces(pattern, tensor, axes, lengths),
+                    pieces(origin[tensor], tensor, axes, lengths),
+                    [i for i, axis in enumerate(axes) if axis in both],
+                )
+                _gather(copies, found, sources, prefix)
+        for _, name in name_pieces(pattern, counts):
+            groups[prefix + name] = "+".join(pattern.tensors)
+    specs = []
+    for pattern, name in _in_order(wanted, lambda pattern: list(name_pieces(pattern, counts))):
+        full = prefix + name
+        if full in copies:
+            specs.append(TensorSpec(full, _target_dtype(full, copies[full], dtype), shapes[pattern]))
+    used = [sources[prefix + name] for names in binding.names.values() for name in names.values() if prefix + name in sources]
+    return Conversion(specs, copies, groups, used)
+
+
+def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:
+    """Whether a stored tensor goes over as it is: one source pattern with the same axes, name axes and parts."""
+    first = origins[0]
+    return (
+        all(origin is first for origin in origins)
+        and first.tensors == pattern.tensors
+        and first.axes == pattern.axes
+        and first.name_axes == pattern.name_axes
+    )
+
+
+def _gather(copies: dict[str, Copies], found: dict[str, list[tuple[str, object, Transfer]]], sources: Sources, prefix: str) -> None:
+    for name, parts in found.items():
+        present = [(sources[prefix + source], transfer) for source, _, transfer in parts if prefix + source in sources]
+        if not present:
+            continue
+        if len(present) < len(parts):
+            missing = [prefix + source for source, _, _ in parts if prefix + source not in sources]
+            raise MissingTensorsError(f"{prefix}{name} can't be made, as some of its parts are missing:\n{listing(missing)}")
+        copies.setdefault(prefix + name, []).extend(present)
+
+
+def _target_dtype(name: str, copies: Copies, dtype: DType | None) -> DType:
+    dtypes = {entry.dtype: entry for entry, _ in copies}
+    if dtype is not None and all(found.floating for found in dtypes):
+        return dtype
+    if len(dtypes) > 1:
+        found = "; ".join(f"{entry.name} is {entry.dtype} ({entry.path.name})" for entry in dtypes.values())
+        raise PlanError(f"{name} is made of tensors of different dtypes: {found}. Cast them all with --dtype.")
+    return next(iter(dtypes))
+
+
+def _in_order(patterns: Sequence[Pattern], names: Callable[[Pattern], list[tuple[dict[str, int], str]]]) -> Iterator[tuple[Pattern, str]]:
+    """(pattern, name) in checkpoint order: neighbouring patterns that begin with the same axis (the layers) take turns."""
+    for axis, group in groupby(patterns, key=lambda pattern: pattern.name_axes[:1]):
+        members = list(group)
+        if not axis:
+            yield from ((pattern, name) for pattern in members for _, name in names(pattern))
+            continue
+        turns: dict[int, list[tuple[Pattern, str]]] = {}
+        for pattern in members:
+            for pinned, name in names(pattern):
+                turns.setdefault(pinned[axis[0]], []).append((pattern, name))
+        for turn in sorted(turns):
+            yield from turns[turn]

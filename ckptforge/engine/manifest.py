@@ -1,0 +1,177 @@
+"""The manifest: what was written, from what, and what a way back to Hugging Face needs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptforge.engine.casts import Audit
+from ckptforge.engine.plan import Plan
+from ckptforge.errors import FormatError
+from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.huggingface import INDEX
+from ckptforge.formats.small_json import read_object
+from ckptforge.mapping.table import Table
+from ckptforge.version import __version__
+
+DIRECTORY_NAME = "ckptforge.manifest.json"
+MAX_SMALL_FILE = 32 * 1024 * 1024
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".mindir"}
+
+
+@dataclass(frozen=True)
+class HuggingFaceSide:
+    """What a Hugging Face directory is beside its weights: small files by name, and how its weights are cut into files.
+
+    `shards` is file name → {"metadata": …, "tensors": {name: safetensors dtype}} in the order of the file.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    layout: str | None = None
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def index_json(self) -> bytes | None:
+        return self.files.get(INDEX)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"layout": self.layout, "files": {name: _packed(content) for name, content in self.files.items()}, "shards": self.shards}
+
+
+def _packed(content: bytes) -> dict[str, str]:
+    try:
+        return {"text": content.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode("ascii")}
+
+
+def small_files_of(directory: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """(contents by name, sentences about files left out): the regular files of a model directory that aren't weights."""
+    files: dict[str, bytes] = {}
+    skipped: list[str] = []
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith(".") or path.name == DIRECTORY_NAME or path.suffix in _WEIGHTS or not path.is_file():
+            continue
+        if path.name.endswith(".index.json") and path.name != INDEX:
+            continue
+        if path.stat().st_size > MAX_SMALL_FILE:
+            skipped.append(f"{path.name} isn't carried along: {path.stat().st_size} bytes are over {MAX_SMALL_FILE}.")
+            continue
+        files[path.name] = path.read_bytes()
+    return files, tuple(skipped)
+
+
+def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str | None) -> HuggingFaceSide:
+    """What is to be kept of a Hugging Face directory whose weights are in `files`."""
+    small, skipped = small_files_of(directory)
+    shards = {
+        file.path.name: {
+            "metadata": dict(file.metadata),
+            "tensors": {name: entry.dtype.safetensors for name, entry in file.tensors.items()},
+        }
+        for file in files
+    }
+    return HuggingFaceSide(small, shards, layout, skipped)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as read back: the layout that was written, its files' sizes, and the Hugging Face side."""
+
+    path: Path
+    layout: str | None
+    model: str | None
+    sizes: dict[str, int]
+    hugging_face: HuggingFaceSide | None
+
+    def describes(self, files: tuple[FileIndex, ...]) -> bool:
+        """Whether these files have the sizes that were written."""
+        return all(self.sizes.get(file.path.name) == file.size for file in files)
+
+
+def manifest_path(output: Path, is_directory: bool) -> Path:
+    return output / DIRECTORY_NAME if is_directory else output.with_name(output.name + ".manifest.json")
+
+
+def manifest_json(plan: Plan, table: Table, layout: str, side: HuggingFaceSide | None, audit: Audit) -> bytes:
+    """The manifest of a finished plan."""
+    content = {
+        "ckptforge": __version__,
+        "verb": plan.verb,
+        "model": table.name,
+        "layout": layout,
+        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()},
+        "sources": [{"path": str(source.path), "size": source.size} for source in plan.sources],
+        "outputs": [
+            {
+                "file": str(file.path.relative_to(plan.output) if file.path != plan.output else file.path.name),
+                "size": file.size,
+                "tensors": {name: [entry.dtype.name, list(entry.shape)] for name, entry in file.tensors.items()},
+            }
+            for file in plan.files
+        ],
+        "left_out": plan.left_out,
+        "casts": audit_json(audit),
+        "hugging_face": side.to_json() if side else None,
+    }
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def audit_json(audit: Audit) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": group,
+            "from": source,
+            "to": target,
+            "values": count.values,
+            "overflowed": count.overflowed,
+            "underflowed": count.underflowed,
+            "rounded": count.rounded,
+        }
+        for (group, source, target), count in sorted(audit.counts.items())
+    ]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads a manifest. Raises `FormatError` if it isn't one."""
+    content = read_object(path)
+    try:
+        sizes = {Path(output["file"]).name: int(output["size"]) for output in content["outputs"]}
+        side = content["hugging_face"]
+        hugging_face = None
+        if side is not None:
+            files = {name: _unpacked(packed) for name, packed in side["files"].items()}
+            if bad := [name for name in files if Path(name).name != name or name in ("", ".", "..")]:
+                raise FormatError(f"{path}: {bad[0]!r} isn't a file name.")
+            if bad := [name for name in side["shards"] if Path(name).name != name or name in ("", ".", "..")]:
+                raise FormatError(f"{path}: {bad[0]!r} isn't a file name.")
+            for shard in side["shards"].values():
+                if not isinstance(shard["metadata"], dict) or not isinstance(shard["tensors"], dict):
+                    raise TypeError("a shard is not an object")
+            hugging_face = HuggingFaceSide(files, side["shards"], side["layout"])
+        return Manifest(path, content["layout"], content["model"], sizes, hugging_face)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FormatError(f"{path}: isn't a manifest of ckptforge ({type(error).__name__}: {error}); remove it, or convert anew.") from error
+
+
+def _unpacked(packed: dict[str, str]) -> bytes:
+    return packed["text"].encode("utf-8") if "text" in packed else base64.b64decode(packed["base64"])
+
+
+def find_manifest(path: Path, files: tuple[FileIndex, ...], directory: Path) -> Manifest | None:
+    """The manifest that goes with a checkpoint: beside its file, or in its directory; None if there is none or it is of
+    another file by that name."""
+    candidates = [manifest_path(path, path.is_dir()), *(manifest_path(file.path, False) for file in files), directory / DIRECTORY_NAME]
+    if directory.parent != directory and directory.name.startswith("rank_"):
+        candidates.append(directory.parent / DIRECTORY_NAME)
+    for candidate in candidates:
+        if candidate.is_file():
+            manifest = read_manifest(candidate)
+            if manifest.describes(files):
+                return manifest
+    return None

@@ -1,0 +1,65 @@
+"""Moving bytes between files: by the kernel where it can, else through a buffer; and writing whole buffers."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckptforge.errors import FormatError, OutputError
+from ckptforge.formats.entry import TensorEntry, read_exactly
+
+_UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+def write_exactly(fd: int, offset: int, data: memoryview | bytes, path: Path) -> None:
+    """Writes all of `data` at byte `offset`. Raises `OutputError` with the system's reason."""
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < len(view):
+        try:
+            done += os.pwrite(fd, view[done:], offset + done)
+        except OSError as error:
+            raise OutputError(f"{path}: writing at byte {offset + done} failed: {error.strerror}; nothing is left under the final name.") from error
+
+
+def paired_ranges(source: TensorEntry, start: int, target: TensorEntry, to: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """(source offset, target offset, length) of the runs that `length` bytes of a tensor are, from byte `start` to byte `to`,
+    cut where either file cuts them."""
+    from_ranges, to_ranges = source.file_ranges(start, length), target.file_ranges(to, length)
+    source_at = target_at = source_left = target_left = 0
+    while length > 0:
+        if not source_left:
+            source_at, source_left = next(from_ranges)
+        if not target_left:
+            target_at, target_left = next(to_ranges)
+        take = min(source_left, target_left)
+        yield source_at, target_at, take
+        source_at, target_at = source_at + take, target_at + take
+        source_left, target_left, length = source_left - take, target_left - take, length - take
+
+
+def move_bytes(source: TensorEntry, source_fd: int, source_at: int, target: TensorEntry, target_fd: int, target_at: int, length: int, buffer: memoryview) -> None:
+    """Copies one run of bytes from file to file. Raises `FormatError` for the source and `OutputError` for the target."""
+    while length > 0:
+        count = _kernel_copy(source, source_fd, source_at, target, target_fd, target_at, length)
+        if count is None:
+            count = min(length, len(buffer))
+            read_exactly(source_fd, source_at, buffer[:count], source.path)
+            write_exactly(target_fd, target_at, buffer[:count], target.path)
+        source_at, target_at, length = source_at + count, target_at + count, length - count
+
+
+def _kernel_copy(source: TensorEntry, source_fd: int, source_at: int, target: TensorEntry, target_fd: int, target_at: int, length: int) -> int | None:
+    if not hasattr(os, "copy_file_range"):
+        return None
+    try:
+        count = os.copy_file_range(source_fd, target_fd, length, source_at, target_at)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise OutputError(f"copying from {source.path} to {target.path} failed: {error.strerror}; nothing is left under the final name.") from error
+    if count == 0:
+        raise FormatError(f"{source.path}: ends at byte {source_at} inside tensor {source.name!r}; the file was cut off while it was read.")
+    return count

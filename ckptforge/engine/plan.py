@@ -1,0 +1,124 @@
+"""What a plan is: for every output tensor of every output file, the source boxes that fill it. Made from indexes alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptforge.boxes import Box, Transfer, box_shape, intersect, uncovered
+from ckptforge.dtypes import DType
+from ckptforge.errors import PlanError
+from ckptforge.formats.entry import FileIndex, TensorEntry
+from ckptforge.formats.layout import FileLayout
+from ckptforge.mapping.binding import Piece
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One output tensor, and the transfers that fill it, each from one source tensor. `group` names its kind for the audit."""
+
+    target: TensorEntry
+    group: str
+    copies: tuple[tuple[TensorEntry, Transfer], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole job: outputs to write, what fills them, and what of the input is left out and why.
+
+    `output` is the file or directory that appears; `files` have paths in or at it; `small_files` are written beside the
+    tensors as they are. `facts` describe the job for people.
+    """
+
+    verb: str
+    output: Path
+    files: tuple[FileLayout, ...]
+    assemblies: tuple[Assembly, ...]
+    sources: tuple[FileIndex, ...]
+    small_files: dict[str, bytes] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_directory(self) -> bool:
+        return any(file.path != self.output for file in self.files)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file that will appear, but for the manifest."""
+        base = self.output if self.is_directory else self.output.parent
+        return (*(file.path for file in self.files), *(base / name for name in self.small_files))
+
+    @property
+    def tensor_count(self) -> int:
+        return len(self.assemblies)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all outputs, small files included."""
+        return sum(file.size for file in self.files) + sum(map(len, self.small_files.values()))
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(assembly.target.nbytes for assembly in self.assemblies)
+
+    def casts(self) -> dict[tuple[DType, DType], int]:
+        """(from, to) → number of tensors, for the casts among the copies."""
+        pairs = ((source.dtype, assembly.target.dtype) for assembly in self.assemblies for source in {s for s, _ in assembly.copies})
+        return Counter(pair for pair in pairs if pair[0] != pair[1])
+
+
+def fill(targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[int]) -> dict[str, list[tuple[str, Box, Transfer]]]:
+    """Target name → (source name, box, transfer): the source boxes that fill each target piece.
+
+    `pinned` are the axes of the boxes on which every piece, on both sides, has length one; they pair the pieces off fast.
+    Raises `PlanError` unless each element of each target piece is filled exactly once.
+    """
+    by_key: dict[tuple[int, ...], list[Piece]] = {}
+    for piece in sources:
+        by_key.setdefault(tuple(piece.box[axis][0] for axis in pinned), []).append(piece)
+    found: dict[str, list[tuple[str, Box, Transfer]]] = {}
+    for target in targets:
+        parts: list[Box] = []
+        for source in by_key.get(tuple(target.box[axis][0] for axis in pinned), ()):
+            common = intersect(source.box, target.box)
+            if common is None:
+                continue
+            parts.append(common)
+            transfer = Transfer(
+                box_shape(common),
+                source.grid.at([lo - start for (lo, _), (start, _) in zip(common, source.box, strict=True)]),
+                source.grid.strides,
+                target.grid.at([lo - start for (lo, _), (start, _) in zip(common, target.box, strict=True)]),
+                target.grid.strides,
+            )
+            found.setdefault(target.name, []).append((source.name, common, transfer.ordered()))
+        if wrong := uncovered(target.box, parts):
+            raise PlanError(f"{target.name}: the sources {wrong[0]} at box {wrong[1]} of {target.box}; this is a defect of the mapping.")
+    return found
+
+
+def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) -> None:
+    """Every element of every output is written once by count, inside it; every element of every used source is read.
+
+    Together with `fill`, which proves that no two copies meet, this is the coverage proof. Raises `PlanError`.
+    """
+    read: Counter[str] = Counter()
+    for assembly in assemblies:
+        written = 0
+        for source, transfer in assembly.copies:
+            written += transfer.size
+            read[source.name] += transfer.size
+            last_from = transfer.source + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.from_, strict=True))
+            last_to = transfer.target + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.to, strict=True))
+            if transfer.size and (last_from >= source.elements or last_to >= assembly.target.elements):
+                raise PlanError(f"{assembly.target.name}: a copy from {source.name} reaches outside; this is a defect of the mapping.")
+        if written != assembly.target.elements:
+            raise PlanError(f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping.")
+    for source in used:
+        if read[source.name] != source.elements:
+            raise PlanError(f"{source.name}: {read[source.name]} of {source.elements} elements are used; this is a defect of the mapping.")

@@ -1,0 +1,171 @@
+"""Outputs that appear whole under their final name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptforge.engine.moves import write_exactly
+from ckptforge.engine.plan import Plan
+from ckptforge.errors import OutputError
+
+_SPARE = 1 << 20  # bytes kept free beyond the plan
+
+
+def check_output(plan: Plan, overwrite: bool) -> None:
+    """Refuses, before any work, an output that exists (without `overwrite`), that is one of the inputs, that can't be
+    written where it is to be, or for which the disk has no room. Raises `OutputError`."""
+    output = plan.output
+    is_directory = plan.is_directory
+    resolved = output.resolve()
+    for source in plan.sources:
+        path = source.path.resolve()
+        if path == resolved or resolved in path.parents:
+            raise OutputError(f"{output}: holds {source.path}, which is being read; choose another output.")
+    if output.is_symlink():
+        raise OutputError(f"{output}: is a symbolic link; name the file or directory itself.")
+    if os.path.lexists(output):
+        if output.is_dir() != is_directory:
+            raise OutputError(f"{output}: exists and is {'a directory' if output.is_dir() else 'a file'}, but the output is {'a directory' if is_directory else 'a file'}.")
+        if not overwrite and not (is_directory and not any(output.iterdir())):
+            raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
+    parent = _existing_parent(output)
+    if not parent.is_dir():
+        raise OutputError(f"{output}: can't be created: {parent} isn't a directory.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: can't be written: no permission to write in {parent}.")
+    disk = os.statvfs(parent)
+    if disk.f_flag & os.ST_RDONLY:
+        raise OutputError(f"{output}: can't be written: {parent} is on a read-only file system.")
+    free = disk.f_bavail * disk.f_frsize
+    if plan.nbytes + _SPARE > free:
+        raise OutputError(f"{output}: needs {plan.nbytes} bytes but only {free} are free in {parent}; make room or choose another disk.")
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    return parent
+
+
+@dataclass
+class Staging:
+    """Outputs in the making: an open descriptor for each final path, and the small files to be written with them."""
+
+    descriptors: dict[Path, int] = field(default_factory=dict)
+    small_files: dict[str, bytes] = field(default_factory=dict)
+
+
+@contextmanager
+def staged(plan: Plan) -> Iterator[Staging]:
+    """Opens the plan's files under a temporary name next to the output.
+
+    On a clean exit everything is synced and renamed to its final name; on any exception it is removed, with the
+    directories that were made for it. Small files go into an output directory, or beside an output file. An existing
+    output is replaced; what lies in it and isn't part of a checkpoint is kept.
+    """
+    output = plan.output
+    is_directory = plan.is_directory
+    parents = _make_parents(output)
+    work = output.parent / f".{output.name}.ckptforge-{os.getpid()}.tmp"
+    staging = Staging(small_files=dict(plan.small_files))
+    try:
+        try:
+            work.mkdir()
+        except OSError as error:
+            raise OutputError(f"{output}: can't be written: {error.strerror} in {output.parent}.") from error
+        for file in plan.files:
+            temporary = work / (file.path.relative_to(output) if is_directory else output.name)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            staging.descriptors[file.path] = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        yield staging
+        for path, fd in staging.descriptors.items():
+            _sync(fd, path)
+        for name, content in staging.small_files.items():
+            _write_small(work / name, content)
+        _publish(work, output, is_directory)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        for parent in reversed(parents):
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+        raise
+    finally:
+        for fd in staging.descriptors.values():
+            os.close(fd)
+
+
+def _make_parents(output: Path) -> list[Path]:
+    """Makes the directories above the output; returns those that were missing, the highest first."""
+    missing = []
+    parent = output.absolute().parent
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: its directory can't be created: {error.strerror}.") from error
+    return missing[::-1]
+
+
+def _sync(fd: int, path: Path) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be synced to disk: {error.strerror}; nothing is left under the final name.") from error
+
+
+def _write_small(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        write_exactly(fd, 0, content, path)
+        _sync(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _publish(work: Path, output: Path, is_directory: bool) -> None:
+    try:
+        if not is_directory:
+            for path in work.iterdir():
+                if path.name != output.name:
+                    os.replace(path, output.parent / path.name)
+            os.replace(work / output.name, output)
+            work.rmdir()
+        elif output.is_dir():
+            old = work.with_name(work.name + ".old")
+            os.rename(output, old)
+            os.rename(work, output)
+            _keep_foreign(old, output)
+            shutil.rmtree(old)
+        else:
+            os.rename(work, output)
+        _sync_directory(output.parent)
+    except OSError as error:
+        raise OutputError(f"{output}: can't be put in place: {error.strerror}.") from error
+
+
+def _keep_foreign(old: Path, new: Path) -> None:
+    """Carries what isn't part of a checkpoint from the replaced directory into the new one."""
+    for path in old.iterdir():
+        replaced = path.suffix in (".safetensors", ".ckpt") or path.name.endswith(".safetensors.index.json") or path.name.startswith("rank_")
+        if not replaced and not os.path.lexists(new / path.name):
+            os.rename(path, new / path.name)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+

@@ -1,0 +1,290 @@
+"""The engine: carries out a plan's copies with a fixed memory budget and several workers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforge.boxes import Transfer
+from ckptforge.dtypes import DType
+from ckptforge.engine.casts import Audit, cast_function, numpy_dtype
+from ckptforge.engine.moves import move_bytes, paired_ranges, write_exactly
+from ckptforge.engine.plan import Assembly, Plan
+from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, tiles
+from ckptforge.engine.transpose import copy_strided, strided
+from ckptforge.errors import UsageError
+from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_exactly
+
+Array = NDArray[Any]
+Progress = Callable[[int, int], None]
+
+DEFAULT_MEMORY = 128 * 1024 * 1024
+MIN_MEMORY = 1024 * 1024
+_MOVE_BYTES = 32 * 1024 * 1024
+_MAX_TILE_BYTES = 16 * 1024 * 1024
+# A tile of n elements needs n in the target's dtype, n cast, and up to 2n as read, gaps included.
+_READ_FACTOR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many workers, and how many bytes of buffers each has."""
+
+    workers: int
+    bytes_each: int
+
+    @classmethod
+    def of(cls, workers: int | None, memory: int | None) -> Budget:
+        """Defaults: one worker per core up to 8, 128 MiB in all. Raises `UsageError` for less than 1 MiB or no worker."""
+        memory = DEFAULT_MEMORY if memory is None else memory
+        workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        if workers < 1:
+            raise UsageError(f"--workers {workers}: at least one is needed.")
+        if memory < MIN_MEMORY:
+            raise UsageError(f"--memory of {memory} bytes is too little: at least 1 MiB is needed.")
+        workers = min(workers, memory // MIN_MEMORY)
+        return cls(workers, memory // workers)
+
+    @property
+    def total(self) -> int:
+        return self.workers * self.bytes_each
+
+    def tile_elements(self, source: DType, target: DType) -> int:
+        per_element = _READ_FACTOR * max(source.itemsize, target.itemsize) + 2 * max(source.itemsize, target.itemsize)
+        return max(1, min(self.bytes_each // per_element, _MAX_TILE_BYTES // max(source.itemsize, target.itemsize)))
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Bytes that go over as they are."""
+
+    source: TensorEntry
+    source_at: int
+    target: TensorEntry
+    target_at: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """A tile of an output tensor to be put together from its sources."""
+
+    assembly: Assembly
+    tile: Tile
+    max_elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A source file whose stored checksum is to be compared with its contents."""
+
+    file: FileIndex
+
+
+Task = Move | Fill | Check
+
+
+def tasks(plan: Plan, budget: Budget) -> Iterator[Task]:
+    """The plan cut into what a worker does at a time, in file order."""
+    for file in plan.sources:
+        if file.checksum is not None:
+            yield Check(file)
+    for assembly in plan.assemblies:
+        target = assembly.target
+        if not target.elements:
+            continue
+        joined = [(source, transfer.coalesced()) for source, transfer in assembly.copies]
+        itemsize = target.dtype.itemsize
+        if all(source.dtype == target.dtype and transfer.is_move for source, transfer in joined):
+            for source, transfer in joined:
+                runs = paired_ranges(source, transfer.source * itemsize, target, transfer.target * itemsize, transfer.size * itemsize)
+                for source_at, target_at, length in runs:
+                    for done in range(0, length, _MOVE_BYTES):
+                        yield Move(source, source_at + done, target, target_at + done, min(_MOVE_BYTES, length - done))
+            continue
+        widest = max((source.dtype for source, _ in assembly.copies), key=lambda dtype: dtype.itemsize)
+        limit = budget.tile_elements(widest, target.dtype)
+        width, rows, columns = best_form(target.shape, itemsize, tuple(transfer for _, transfer in assembly.copies), limit)
+        for tile in tiles(target.shape, width, rows, columns):
+            yield Fill(assembly, tile, limit)
+
+
+@dataclass
+class _Worker:
+    """One thread's buffers, made once, and its counts."""
+
+    descriptors: _Descriptors
+    budget: Budget
+    audit: Audit = field(default_factory=Audit)
+    _memory: Array | None = None
+
+    def buffers(self, *sizes: int) -> list[Array]:
+        """Byte arrays of these sizes, 64-byte aligned, in the worker's own memory."""
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + -(-size // 64) * 64)
+        if self._memory is None or self._memory.size < starts[-1]:
+            self._memory = np.empty(max(starts[-1], min(self.budget.bytes_each, 1 << 20)), np.uint8)
+        return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+
+    def do(self, task: Task) -> int:
+        """Carries out a task; returns the bytes of output that it made."""
+        if isinstance(task, Check):
+            task.file.verify(memoryview(self.buffers(1 << 20)[0]))
+            return 0
+        if isinstance(task, Move):
+            self.move(task)
+            return task.length
+        self.fill(task)
+        return task.tile.elements * task.assembly.target.dtype.itemsize
+
+    def move(self, task: Move) -> None:
+        source_fd, target_fd = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
+        buffer = memoryview(self.buffers(min(self.budget.bytes_each, 1 << 20))[0])
+        move_bytes(task.source, source_fd, task.source_at, task.target, target_fd, task.target_at, task.length, buffer)
+
+    def fill(self, task: Fill) -> None:
+        target, tile = task.assembly.target, task.tile
+        itemsize = target.dtype.itemsize
+        widest = max(itemsize, *(source.dtype.itemsize for source, _ in task.assembly.copies))
+        made, read, spare = self.buffers(
+            tile.elements * itemsize, _READ_FACTOR * task.max_elements * widest, task.max_elements * widest
+        )
+        out = _as_numbers(made, target.dtype)
+        for source, transfer in task.assembly.copies:
+            for part in inside(transfer, tile):
+                self.gather(source, part, target, task.assembly.group, out, read, spare)
+        fd = self.descriptors.target(target.path)
+        at = 0
+        for first, count in tile.runs():
+            for offset, length in target.file_ranges(first * itemsize, count * itemsize):
+                write_exactly(fd, offset, memoryview(made[at : at + length]), target.path)
+                at += length
+
+    def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array, read: Array, spare: Array) -> None:
+        """Reads one part of a tile, casts it and puts it in its place."""
+        itemsize = source.dtype.itemsize
+        spans = spans_of(part, read.size // itemsize)
+        fd = self.descriptors.source(source.path)
+        view = memoryview(read)
+        at = 0
+        for start in spans.starts():
+            for offset, length in source.file_ranges((part.source + start) * itemsize, spans.length * itemsize):
+                read_exactly(fd, offset, view[at : at + length], source.path)
+                at += length
+        numbers = _as_numbers(read[:at], source.dtype)
+        packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
+        if source.dtype != target.dtype:
+            if spans.elements != part.size:  # gaps must be neither cast nor counted
+                dense = _as_numbers(spare[: part.size * itemsize], source.dtype)
+                packed = _dense(packed)
+                np.copyto(strided(dense, 0, part.shape, packed.from_), strided(numbers, 0, part.shape, spans.strides))
+                numbers, spare = dense, read
+            cast = cast_function(source.dtype, target.dtype)
+            packed = packed.coalesced()
+            if packed.is_move:
+                place = out[packed.target : packed.target + packed.size]
+                self.audit.add(group, source.dtype, target.dtype, cast(numbers, place))
+                return
+            made = _as_numbers(spare[: part.size * target.dtype.itemsize], target.dtype)
+            self.audit.add(group, source.dtype, target.dtype, cast(numbers, made))
+            numbers = made
+        copy_strided(numbers, out, packed.coalesced())
+
+
+def _dense(transfer: Transfer) -> Transfer:
+    """The same transfer from a source without gaps, its axes nested as they were."""
+    strides = [0] * len(transfer.shape)
+    run = 1
+    for axis in sorted(range(len(transfer.shape)), key=lambda axis: transfer.from_[axis]):
+        strides[axis] = run
+        run *= transfer.shape[axis]
+    return Transfer(transfer.shape, 0, tuple(strides), transfer.target, transfer.to)
+
+
+def _as_numbers(raw: Array, dtype: DType) -> Array:
+    """Bytes as numbers: of the dtype itself if it can be cast, else of any of its size."""
+    return raw.view(numpy_dtype(dtype) if dtype.floating else np.dtype(f"V{dtype.itemsize}"))
+
+
+@dataclass
+class _Descriptors:
+    """Open files, shared by all workers."""
+
+    targets: Mapping[Path, int]
+    sources: dict[Path, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def target(self, path: Path) -> int:
+        return self.targets[path]
+
+    def source(self, path: Path) -> int:
+        found = self.sources.get(path)
+        if found is None:
+            with self.lock:
+                if path not in self.sources:
+                    self.sources[path] = open_file(path)
+                found = self.sources[path]
+        return found
+
+    def close(self) -> None:
+        for fd in self.sources.values():
+            os.close(fd)
+
+
+def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progress | None = None) -> Audit:
+    """Writes all of a plan's files into the open descriptors `targets`; returns what its casts did.
+
+    `progress(done, total)` is called with bytes of output, by one thread at a time. The first error of any worker stops
+    all and is raised.
+    """
+    total = plan.tensor_bytes
+    for file in plan.files:
+        os.ftruncate(targets[file.path], file.size)
+        for offset, literal in file.literals:
+            write_exactly(targets[file.path], offset, literal, file.path)
+    queue = tasks(plan, budget)
+    lock, stop = threading.Lock(), threading.Event()
+    descriptors = _Descriptors(targets)
+    done = 0
+
+    def take() -> Task | None:
+        with lock:
+            return None if stop.is_set() else next(queue, None)
+
+    def work() -> Audit:
+        nonlocal done
+        worker = _Worker(descriptors, budget)
+        try:
+            while (task := take()) is not None:
+                written = worker.do(task)
+                if written and progress is not None:
+                    with lock:
+                        done += written
+                        progress(done, total)
+        except BaseException:
+            stop.set()
+            raise
+        return worker.audit
+
+    audit = Audit()
+    try:
+        with ThreadPoolExecutor(budget.workers, thread_name_prefix="ckptforge") as pool:
+            futures = [pool.submit(work) for _ in range(budget.workers)]
+            try:
+                for future in futures:
+                    audit.merge(future.result())
+            except BaseException:
+                stop.set()
+                raise
+    finally:
+        descriptors.close()
+    return audit

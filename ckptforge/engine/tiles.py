@@ -1,0 +1,164 @@
+"""Cutting output tensors into tiles that fit a worker's buffers. Pure arithmetic.
+
+An output tensor is seen as rows of `width` elements. A tile is a window of it: rows [r0, r1) and columns [c0, c1). Reading
+and writing a tile costs a system call for every run of bytes, so its form is chosen to make the runs few and long: a plain
+copy gets one long row, a transposition a window that is broad on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+from ckptforge.boxes import Transfer, boxes_in_range
+
+# What a system call costs, in bytes that could be copied in its time; and a write call in read calls.
+_CALL_BYTES = 16_384
+_WRITE_CALLS = 1.5
+_SMALL_GAP = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A window of an output tensor of `width` columns: rows [r0, r1), columns [c0, c1)."""
+
+    width: int
+    r0: int
+    r1: int
+    c0: int
+    c1: int
+
+    @property
+    def columns(self) -> int:
+        return self.c1 - self.c0
+
+    @property
+    def elements(self) -> int:
+        return (self.r1 - self.r0) * self.columns
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """(first element, number of elements) of each run of the output tensor that the window covers, in its order."""
+        if self.columns == self.width:
+            yield self.r0 * self.width, self.elements
+            return
+        for row in range(self.r0, self.r1):
+            yield row * self.width + self.c0, self.columns
+
+    @property
+    def run_count(self) -> int:
+        return 1 if self.columns == self.width else self.r1 - self.r0
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """How the source of a transfer is read: spans of `length` elements, put behind one another into a buffer.
+
+    `outer` are the (size, stride) of the axes that start a span each; in the buffer the transfer's axes have `strides`.
+    """
+
+    outer: tuple[tuple[int, int], ...]
+    length: int
+    strides: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(n for n, _ in self.outer)
+
+    @property
+    def elements(self) -> int:
+        return self.count * self.length
+
+    def starts(self) -> Iterator[int]:
+        """First element of each span, counted from the transfer's source."""
+        return (sum(index) for index in product(*(range(0, n * stride, stride) for n, stride in self.outer)))
+
+
+def spans_of(transfer: Transfer, max_elements: int) -> Spans:
+    """The fewest spans that fit a buffer of `max_elements`, reading over gaps that are small or no more than what is used."""
+    axes = sorted(range(len(transfer.shape)), key=lambda axis: -transfer.from_[axis])
+    length = used = 1
+    level = len(axes)
+    while level > 0:
+        axis = axes[level - 1]
+        n, stride = transfer.shape[axis], transfer.from_[axis]
+        longer = (n - 1) * stride + length
+        rest = math.prod(transfer.shape[other] for other in axes[: level - 1])
+        if (longer > 2 * used * n and stride - length > _SMALL_GAP) or rest * longer > max_elements:
+            break
+        length, used, level = longer, used * n, level - 1
+    strides = list(transfer.from_)
+    packed = length
+    for axis in reversed(axes[:level]):
+        strides[axis] = packed
+        packed *= transfer.shape[axis]
+    return Spans(tuple((transfer.shape[axis], transfer.from_[axis]) for axis in axes[:level]), length, tuple(strides))
+
+
+def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
+    """The parts of an ordered transfer that land in a tile, their targets counted in the tile's own row-major elements.
+
+    The tile's width must be the size of some last axes of the output tensor, so that each of the transfer's axes runs
+    either along rows or along columns.
+    """
+    split = sum(stride >= tile.width for stride in transfer.to)
+    row, column = divmod(transfer.target, tile.width)
+    row_strides = [stride // tile.width for stride in transfer.to[:split]]
+    rows = boxes_in_range(transfer.shape[:split], row_strides, tile.r0 - row, tile.r1 - row)
+    if not rows:
+        return
+    columns = boxes_in_range(transfer.shape[split:], transfer.to[split:], tile.c0 - column, tile.c1 - column)
+    to = (*(stride * tile.columns for stride in row_strides), *transfer.to[split:])
+    for row_box, column_box in product(rows, columns):
+        part = transfer.sub((*row_box, *column_box))
+        part_row, part_column = divmod(part.target, tile.width)
+        target = (part_row - tile.r0) * tile.columns + part_column - tile.c0
+        yield Transfer(part.shape, part.source, part.from_, target, to).coalesced()
+
+
+def tiles(shape: Sequence[int], width: int, rows: int, columns: int) -> Iterator[Tile]:
+    """All tiles of `rows × columns` of an output tensor, those at its edges smaller."""
+    height = math.prod(shape) // width if width else 0
+    for r0 in range(0, height, rows):
+        for c0 in range(0, width, columns):
+            yield Tile(width, r0, min(r0 + rows, height), c0, min(c0 + columns, width))
+
+
+@lru_cache(maxsize=4096)
+def best_form(
+    shape: tuple[int, ...], itemsize: int, transfers: tuple[Transfer, ...], max_elements: int
+) -> tuple[int, int, int]:
+    """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one in the middle."""
+    total = math.prod(shape)
+    best, best_cost = (total, 1, min(total, max_elements)), math.inf
+    for axis in range(len(shape) + 1):
+        width = math.prod(shape[axis:])
+        height = total // width
+        rows = 1
+        while rows <= max_elements:
+            rows = min(rows, height)
+            columns = min(width, max_elements // rows)
+            cost = _cost(Tile(width, *_middle(height, rows), *_middle(width, columns)), itemsize, transfers, max_elements)
+            if cost < best_cost:
+                best, best_cost = (width, rows, columns), cost
+            if rows == height:
+                break
+            rows *= 2
+    return best
+
+
+def _middle(total: int, length: int) -> tuple[int, int]:
+    start = (total // length) // 2 * length
+    return (start, start + length) if start + length <= total else (total - length, total)
+
+
+def _cost(tile: Tile, itemsize: int, transfers: tuple[Transfer, ...], max_elements: int) -> float:
+    """Calls per element."""
+    cost = tile.run_count * _WRITE_CALLS
+    for transfer in transfers:
+        for part in inside(transfer, tile):
+            spans = spans_of(part, 2 * max_elements)
+            cost += spans.count + spans.elements * itemsize / _CALL_BYTES
+    return cost / tile.elements

@@ -1,0 +1,67 @@
+"""Every error that ckptforge raises for bad input: one family, so that a caller can catch them all by `CkptforgeError`."""
+
+from __future__ import annotations
+
+
+class CkptforgeError(Exception):
+    """Base class. The message says which file, which tensor, what was expected, what was found and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(CkptforgeError):
+    """The call itself is wrong: an option's value, or options that exclude one another."""
+
+    exit_code = 2
+
+
+class InputNotFoundError(CkptforgeError):
+    """An input path doesn't exist, can't be read, or holds no checkpoint."""
+
+
+class FormatError(CkptforgeError):
+    """A file isn't what its format says it must be: truncated, inconsistent, encrypted, of an unknown dtype."""
+
+
+class TableError(CkptforgeError):
+    """A mapping table is refused when it is loaded: the message names the row and the reason."""
+
+
+class ModelUnknownError(CkptforgeError):
+    """No mapping table, or more than one, describes the checkpoint."""
+
+
+class LayoutError(CkptforgeError):
+    """The tensors don't fit the layout that was asked for, or fit more than one."""
+
+
+class MissingTensorsError(LayoutError):
+    """Tensors that the layout needs are not in the checkpoint; the message lists them."""
+
+
+class UnmappedTensorsError(CkptforgeError):
+    """Tensors of the checkpoint that the mapping table doesn't know; the message lists them."""
+
+
+class ConfigError(CkptforgeError):
+    """config.json is missing, unreadable, lacks a needed value, or contradicts the tensors."""
+
+
+class PlanError(CkptforgeError):
+    """The plan can't be made: dtypes that differ inside one tensor, a dtype the target can't hold, coverage that fails."""
+
+
+class CastOverflowError(CkptforgeError):
+    """A cast would make infinities out of finite values."""
+
+
+class OutputError(CkptforgeError):
+    """The output exists already, can't be written, or doesn't fit on the disk."""
+
+
+def listing(names: list[str], limit: int = 10) -> str:
+    """`names` as indented lines for a message, cut after `limit` with the number left out."""
+    lines = [f"  {name}" for name in names[:limit]]
+    if len(names) > limit:
+        lines.append(f"  … and {len(names) - limit} more")
+    return "\n".join(lines)

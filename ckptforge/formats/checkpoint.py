@@ -1,0 +1,98 @@
+"""Opening what a user names: a file or a directory, in whichever format, as one set of tensors."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptforge.errors import FormatError, InputNotFoundError
+from ckptforge.formats import huggingface, mindspore_dir
+from ckptforge.formats.entry import FileIndex, TensorEntry
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank directories there are."""
+
+    path: Path
+    format: str
+    files: tuple[FileIndex, ...]
+    tensors: dict[str, TensorEntry]
+    directory: Path
+    notes: tuple[str, ...] = ()
+    ranks: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+
+def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+    """Opens a Hugging Face directory, a `.ckpt` or `.safetensors` file, or a directory with one of them.
+
+    `step` picks one of several checkpoints in a directory. Reads indexes only. Raises `InputNotFoundError` and
+    `FormatError`.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InputNotFoundError(f"{path}: {error.strerror}.") from error
+    if not stat.S_ISDIR(mode):
+        if not stat.S_ISREG(mode):
+            raise InputNotFoundError(f"{path}: is neither a file nor a directory.")
+        return _collect(path, [mindspore_dir.read_file(path)], path.parent)
+    try:
+        return _open_directory(path, step)
+    except PermissionError as error:
+        raise InputNotFoundError(f"{path}: can't be listed: {error.strerror}.") from error
+
+
+def _open_directory(directory: Path, step: int | None) -> Checkpoint:
+    if not any(directory.iterdir()):
+        raise InputNotFoundError(f"{directory}: the directory is empty.")
+    if mindspore_dir.is_unified(directory):
+        return _collect(directory, mindspore_dir.read_unified(directory), directory)
+    ranks = mindspore_dir.rank_directories(directory)
+    if ranks:
+        if list(ranks) != [0]:
+            raise FormatError(
+                f"{directory}: holds {len(ranks)} rank directories, the shards of one model; merge them into one checkpoint first, "
+                "or name the directory of one rank if each holds the whole model."
+            )
+        chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
+        return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [], len(ranks))
+    if _looks_hugging_face(directory):
+        return _collect(directory, huggingface.read_directory(directory), directory)
+    chosen, note = mindspore_dir.choose_checkpoint(directory, step)
+    return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [])
+
+
+def _looks_hugging_face(directory: Path) -> bool:
+    """Shards with an index or a config.json beside them; or several safetensors that aren't the steps of a training job."""
+    if any(directory.glob("*.ckpt")):
+        return False
+    paths = list(directory.glob("*.safetensors"))
+    return (
+        (directory / CONFIG).is_file()
+        or any(directory.glob("*.safetensors.index.json"))
+        or any(path.name.startswith("model") for path in paths)
+        or not paths
+    )
+
+
+def _collect(path: Path, files: list[FileIndex], directory: Path, notes: list[str] | None = None, ranks: int = 0) -> Checkpoint:
+    tensors: dict[str, TensorEntry] = {}
+    for file in files:
+        for name, entry in file.tensors.items():
+            if name in tensors:
+                raise FormatError(f"{file.path}: tensor {name!r} is also in {tensors[name].path.name}; each tensor must be in one file.")
+            tensors[name] = entry
+    if not tensors:
+        raise FormatError(f"{path}: holds no tensors.")
+    noted = [*(notes or []), *(note for file in files for note in file.notes)]
+    hugging_face = path.is_dir() and files[0].format == "safetensors"
+    kind = "hugging face directory" if hugging_face else files[0].format
+    return Checkpoint(path, kind, tuple(files), tensors, directory, tuple(noted), ranks)

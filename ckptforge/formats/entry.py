@@ -1,0 +1,165 @@
+"""What every format's index is made of, and reading from it: tensors, and the extents of files where their bytes lie."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from ckptforge.boxes import Box, box_shape, row_major_strides
+from ckptforge.dtypes import DType
+from ckptforge.errors import FormatError, InputNotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes of a tensor, from its byte `start`, lie at byte `offset` of the file."""
+
+    start: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    path: Path
+    extents: tuple[Extent, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+    def file_ranges(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """(file offset, length) of the pieces that hold bytes [start, start + length) of the tensor, in order."""
+        index = bisect_right(self.extents, start, key=lambda extent: extent.start) - 1
+        while length > 0:
+            extent = self.extents[index]
+            skip = start - extent.start
+            take = min(length, extent.length - skip)
+            if take > 0:
+                yield extent.offset + skip, take
+                start += take
+                length -= take
+            index += 1
+
+    def described(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """A crc32 stored in a file: over `parts` in order, each either bytes or an (offset, length) of the file."""
+
+    expected: int
+    parts: tuple[bytes | tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user should hear of."""
+
+    path: Path
+    format: str
+    size: int
+    tensors: dict[str, TensorEntry]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    checksum: Checksum | None = None
+
+    def verify(self, buffer: memoryview) -> None:
+        """Reads the whole file through `buffer` and compares its stored checksum, if it has one.
+
+        Raises `FormatError` when they differ.
+        """
+        if self.checksum is None:
+            return
+        crc = 0
+        fd = open_file(self.path)
+        try:
+            for part in self.checksum.parts:
+                if isinstance(part, bytes):
+                    crc = zlib.crc32(part, crc)
+                    continue
+                offset, length = part
+                for at in range(offset, offset + length, len(buffer)):
+                    piece = buffer[: min(len(buffer), offset + length - at)]
+                    read_exactly(fd, at, piece, self.path)
+                    crc = zlib.crc32(piece, crc)
+        finally:
+            os.close(fd)
+        if crc != self.checksum.expected:
+            raise FormatError(
+                f"{self.path}: the stored crc32 is {self.checksum.expected}, the contents give {crc}; the file is damaged."
+            )
+
+
+def open_file(path: Path) -> int:
+    """A read-only descriptor of a regular file. Raises `InputNotFoundError`, naming the path and the system's reason."""
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise InputNotFoundError(f"{path}: can't be opened: {error.strerror}.") from error
+    if not os.path.isfile(path):
+        os.close(fd)
+        raise InputNotFoundError(f"{path}: isn't a regular file.")
+    return fd
+
+
+def read_exactly(fd: int, offset: int, into: memoryview, path: Path) -> None:
+    """Fills `into` from byte `offset`. Raises `FormatError` at the end of the file and on read errors."""
+    done = 0
+    while done < len(into):
+        try:
+            count = os.preadv(fd, [into[done:]], offset + done)
+        except OSError as error:
+            raise FormatError(f"{path}: reading at byte {offset + done} failed: {error.strerror}.") from error
+        if count == 0:
+            raise FormatError(
+                f"{path}: ends at byte {offset + done} where its index promises {len(into) - done} bytes more; "
+                "the file was cut off or changed while it was read."
+            )
+        done += count
+
+
+def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
+    """Reads a box of a tensor, row-major, into a caller's writable buffer of `volume(box) * itemsize` bytes.
+
+    Raises `ValueError` for a box outside the tensor or a buffer of another size, `FormatError` if the file is short.
+    """
+    if len(box) != len(entry.shape) or any(not 0 <= lo <= hi <= n for (lo, hi), n in zip(box, entry.shape, strict=True)):
+        raise ValueError(f"box {box} isn't inside {entry.name} {list(entry.shape)}")
+    shape, strides, itemsize = box_shape(box), row_major_strides(entry.shape), entry.dtype.itemsize
+    target = into.cast("B")
+    if len(target) != math.prod(shape) * itemsize:
+        raise ValueError(f"the buffer has {len(target)} bytes; box {box} of {entry.name} needs {math.prod(shape) * itemsize}")
+    if not len(target):
+        return
+    inner = len(shape)
+    while inner > 0 and math.prod(shape[inner:]) == math.prod(entry.shape[inner:]):
+        inner -= 1
+    run = math.prod(shape[inner:]) * itemsize
+    base = sum(lo * stride for (lo, _), stride in zip(box, strides, strict=True))
+    fd = open_file(entry.path)
+    try:
+        done = 0
+        for index in product(*(range(n) for n in shape[:inner])):
+            start = (base + sum(i * stride for i, stride in zip(index, strides[:inner], strict=True))) * itemsize
+            for offset, length in entry.file_ranges(start, run):
+                read_exactly(fd, offset, target[done : done + length], entry.path)
+                done += length
+    finally:
+        os.close(fd)

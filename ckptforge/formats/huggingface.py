@@ -1,0 +1,118 @@
+"""Hugging Face model directories: which files hold the weights, and how weights are cut into shards.
+
+Conventions of `huggingface_hub` and transformers: `model.safetensors`, or `model-00001-of-0000N.safetensors` with
+`model.safetensors.index.json` {"metadata": {"total_size": bytes}, "weight_map": {tensor: file name}}.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptforge.errors import FormatError, InputNotFoundError, listing
+from ckptforge.formats import safetensors
+from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.layout import TensorSpec
+from ckptforge.formats.small_json import read_object
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+
+
+def read_directory(directory: Path) -> list[FileIndex]:
+    """The indexes of a directory's weight files, the sharding checked against its index file where there is one.
+
+    Raises `InputNotFoundError` for missing shards and directories without safetensors, `FormatError` when files and index
+    disagree or two files hold one tensor.
+    """
+    indexes = sorted(directory.glob("*.safetensors.index.json"))
+    chosen = next((path for path in indexes if path.name == INDEX), indexes[0] if len(indexes) == 1 else None)
+    if chosen is not None:
+        return _read_indexed(directory, chosen)
+    if indexes:
+        raise FormatError(f"{directory}: {len(indexes)} index files ({', '.join(p.name for p in indexes)}) and none is {INDEX}; keep one.")
+    if (directory / SINGLE).is_file():
+        return [safetensors.read_index(directory / SINGLE)]
+    paths = sorted(directory.glob("*.safetensors"))
+    if not paths:
+        other = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+        hint = f" It holds {other[0]}: save the model as safetensors first (save_pretrained)." if other else ""
+        raise InputNotFoundError(f"{directory}: no .safetensors files in it.{hint}")
+    _check_shard_names(directory, paths)
+    files = [safetensors.read_index(path) for path in paths]
+    _check_distinct(files)
+    return files
+
+
+def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
+    weight_map = read_object(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError(f"{index_path}: weight_map must map tensor names to file names.")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise FormatError(f"{index_path}: {name!r} isn't the name of a file in this directory.")
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise InputNotFoundError(f"{directory}: {len(missing)} of {len(names)} shards named by {index_path.name} are missing:\n{listing(missing)}")
+    files = [safetensors.read_index(directory / name) for name in names]
+    _check_distinct(files)
+    where = {tensor: file.path.name for file in files for tensor in file.tensors}
+    for tensor, name in weight_map.items():
+        if tensor not in where:
+            raise FormatError(f"{index_path}: tensor {tensor!r} should be in {name}, but no shard holds it.")
+        if where[tensor] != name:
+            raise FormatError(f"{index_path}: tensor {tensor!r} should be in {name} but lies in {where[tensor]}.")
+    unlisted = [f"{tensor} in {name}" for tensor, name in where.items() if tensor not in weight_map]
+    if unlisted:
+        raise FormatError(f"{index_path}: {len(unlisted)} tensors of its shards aren't listed:\n{listing(unlisted)}")
+    return files
+
+
+def _check_shard_names(directory: Path, paths: list[Path]) -> None:
+    sets: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        if match := _SHARD_NAME.fullmatch(path.name):
+            sets.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
+    for (stem, count), numbers in sets.items():
+        if count <= 99_999 and len(numbers) < count:
+            missing = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1) if i not in numbers]
+            raise InputNotFoundError(f"{directory}: shards are missing:\n{listing(missing)}")
+
+
+def _check_distinct(files: Sequence[FileIndex]) -> None:
+    holder: dict[str, Path] = {}
+    for file in files:
+        for tensor in file.tensors:
+            if tensor in holder:
+                raise FormatError(f"{file.path}: tensor {tensor!r} is also in {holder[tensor].name}; each tensor must be in one shard.")
+            holder[tensor] = file.path
+
+
+def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
+    """File name → tensors: consecutive tensors fill a shard up to `max_bytes`, a larger tensor has one of its own.
+
+    The rule of `huggingface_hub.split_state_dict_into_shards_factory`.
+    """
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
+def index_json(shards: dict[str, list[TensorSpec]]) -> bytes:
+    """The contents of `model.safetensors.index.json` for these shards."""
+    weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+    total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,37 @@
+"""What a writer is: all the bytes of a file that aren't tensor data, and the places where the tensors go.
+
+Every format's offsets follow from names, dtypes and shapes, so a file is laid out before a byte of it is written, and its
+tensors can then be written in any order, in pieces, by several workers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptforge.dtypes import DType
+from ckptforge.formats.entry import TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """A file to be written: `size` bytes, `literals` as (offset, bytes), and `tensors` with the extents to fill."""
+
+    path: Path
+    size: int
+    literals: tuple[tuple[int, bytes], ...]
+    tensors: dict[str, TensorEntry]

@@ -1,0 +1,90 @@
+"""Directories of MindSpore checkpoints: one file, `rank_<r>/` with the files of its training steps, or unified safetensors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ckptforge.errors import FormatError, InputNotFoundError, listing
+from ckptforge.formats import mindspore_ckpt, safetensors
+from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.small_json import read_object
+
+UNIFIED_MAP = "param_name_map.json"
+_RANK = re.compile(r"rank_(\d+)")
+_STEP = re.compile(r".*-(\d+)_(\d+)\.(?:ckpt|safetensors)")
+
+
+def read_file(path: Path) -> FileIndex:
+    """The index of one `.ckpt` or `.safetensors` file, by the ending of its name."""
+    if path.suffix == ".ckpt":
+        return mindspore_ckpt.read_index(path)
+    if path.suffix == ".safetensors":
+        return safetensors.read_index(path)
+    raise FormatError(f"{path}: the name must end in .ckpt or .safetensors, which tells the format.")
+
+
+def rank_directories(directory: Path) -> dict[int, Path]:
+    """rank → directory, for the `rank_<r>` directories in `directory`, in numeric order."""
+    ranks: dict[int, Path] = {}
+    for path in directory.iterdir():
+        match = _RANK.fullmatch(path.name)
+        if match and path.is_dir():
+            rank = int(match[1])
+            if rank in ranks:
+                raise FormatError(f"{directory}: {ranks[rank].name} and {path.name} are both rank {rank}; keep one.")
+            ranks[rank] = path
+    return dict(sorted(ranks.items()))
+
+
+def is_unified(directory: Path) -> bool:
+    return (directory / UNIFIED_MAP).is_file()
+
+
+def read_unified(directory: Path) -> list[FileIndex]:
+    """The files of MindSpore's `unified_safetensors`: the parts named by `param_name_map.json`, and the hyper parameters."""
+    map_path = directory / UNIFIED_MAP
+    weight_map = read_object(map_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError(f"{map_path}: weight_map must map parameter names to file names.")
+    names = sorted(set(weight_map.values()))
+    if bad := [name for name in names if Path(name).name != name]:
+        raise FormatError(f"{map_path}: {bad[0]!r} isn't the name of a file in this directory.")
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise InputNotFoundError(f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}")
+    files = [safetensors.read_index(directory / name) for name in names]
+    held = {tensor: file.path.name for file in files for tensor in file.tensors}
+    wrong = [f"{tensor}: {name}" for tensor, name in weight_map.items() if held.get(tensor) != name]
+    if wrong:
+        raise FormatError(f"{map_path}: tensors that aren't in the file it names:\n{listing(wrong)}")
+    hyper = directory / "hyper_param.safetensors"
+    return [*files, safetensors.read_index(hyper)] if hyper.is_file() and hyper.name not in names else files
+
+
+def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | None]:
+    """The checkpoint of a directory: the only one, or that with the highest (epoch, step) in its name, or that of `step`.
+
+    Names end in `-<epoch>_<step>`. Also returns a sentence when there was a choice. Raises `InputNotFoundError` when there
+    is none, `FormatError` when the names leave it open.
+    """
+    paths = sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".safetensors") and path.is_file())
+    if not paths:
+        raise InputNotFoundError(f"{directory}: no .ckpt or .safetensors file in it.")
+    steps = {path: (int(match[1]), int(match[2])) for path in paths if (match := _STEP.fullmatch(path.name))}
+    if step is not None:
+        steps = {path: found for path, found in steps.items() if found[1] == step}
+        if not steps:
+            raise InputNotFoundError(f"{directory}: no checkpoint of step {step}; its files:\n{listing([p.name for p in paths])}")
+        paths = sorted(steps)
+    if len(paths) == 1:
+        return paths[0], None
+    unnumbered = [path.name for path in paths if path not in steps]
+    if unnumbered:
+        raise FormatError(
+            f"{directory}: {len(paths)} checkpoints, and these names have no -<epoch>_<step> to choose by; give the file itself:\n{listing(unnumbered)}"
+        )
+    best = max(steps.values())
+    chosen = [path for path in paths if steps[path] == best]
+    if len(chosen) > 1:
+        raise FormatError(f"{directory}: {chosen[0].name} and {chosen[1].name} have the same epoch and step; give the file itself.")
+    return chosen[0], f"{directory}: of {len(paths)} checkpoints the last is taken, {chosen[0].name} (--step picks another)."

@@ -1,0 +1,182 @@
+"""safetensors files: the index, and the layout of files to write.
+
+Format (https://github.com/huggingface/safetensors, README "Format"): 8 bytes little-endian header length, a JSON header
+{name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {string: string}}, then the data, without holes.
+MindSpore's files are the same with `format: ms` in the metadata, `Int4` notes and an optional `crc_num`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
+from ckptforge.errors import FormatError, PlanError
+from ckptforge.formats.entry import Checksum, Extent, FileIndex, TensorEntry, open_file, read_exactly
+from ckptforge.formats.layout import FileLayout, TensorSpec
+
+MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+_INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
+# The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by name.
+_ORDER = "U64 I64 C64 F64 F32 U32 I32 BF16 F16 U16 I16 F8_E4M3 F8_E5M2 F8_E8M0 I8 U8 BOOL".split()
+
+
+def read_index(path: Path) -> FileIndex:
+    """The index of one file, every rule of the format checked, no tensor data read.
+
+    Raises `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file can't be opened.
+    """
+    fd = open_file(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size < 8:
+            raise FormatError(f"{path}: {size} bytes are too few for a safetensors file, which begins with 8 bytes of length.")
+        prefix = bytearray(8)
+        read_exactly(fd, 0, memoryview(prefix), path)
+        length = int.from_bytes(prefix, "little")
+        if length > size - 8:
+            raise FormatError(
+                f"{path}: the header should have {length} bytes but only {size - 8} follow; truncated, or not a safetensors file."
+            )
+        if length > MAX_HEADER:
+            raise FormatError(f"{path}: a header of {length} bytes is over the format's limit of {MAX_HEADER}.")
+        raw = bytearray(length)
+        read_exactly(fd, 8, memoryview(raw), path)
+    finally:
+        os.close(fd)
+    header = _parse_header(path, bytes(raw))
+    metadata = _metadata(path, header.pop("__metadata__", {}))
+    entries = [_entry(path, name, spec, metadata, 8 + length, size) for name, spec in header.items()]
+    entries.sort(key=lambda entry: (entry.extents[0].offset, entry.extents[0].length))
+    end = 8 + length
+    for entry in entries:
+        extent = entry.extents[0]
+        if extent.offset != end:
+            what = "overlaps the tensor before it" if extent.offset < end else "leaves a hole before it"
+            raise FormatError(
+                f"{path}: tensor {entry.name!r} {what}: it begins at data byte {extent.offset - 8 - length}, expected {end - 8 - length}."
+            )
+        end = extent.offset + extent.length
+    if end != size:
+        raise FormatError(f"{path}: the tensors end at byte {end} but the file has {size}: {size - end} bytes belong to no tensor.")
+    is_mindspore = metadata.get("format") == "ms"
+    name = "mindspore safetensors" if is_mindspore else "safetensors"
+    return FileIndex(path, name, size, {entry.name: entry for entry in entries}, metadata, (), _checksum(path, metadata, entries))
+
+
+def _checksum(path: Path, metadata: Mapping[str, str], entries: list[TensorEntry]) -> Checksum | None:
+    """MindSpore's crc_num: over each tensor's name and bytes, in the order of the names."""
+    stored = metadata.get("crc_num")
+    if stored is None or metadata.get("format") != "ms":
+        return None
+    if not stored.isascii() or not stored.isdigit():
+        raise FormatError(f"{path}: crc_num in the metadata is {stored!r}, expected a number.")
+    parts: list[bytes | tuple[int, int]] = []
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        parts += [entry.name.encode(), (entry.extents[0].offset, entry.extents[0].length)]
+    return Checksum(int(stored), tuple(parts))
+
+
+def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise FormatError(f"{path}: the header holds {key!r} twice.")
+            found[key] = value
+        return found
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: the safetensors header isn't JSON ({error}); damaged, or another kind of file.") from error
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: the safetensors header is a JSON {type(header).__name__}, expected an object.")
+    return header
+
+
+def _metadata(path: Path, found: object) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FormatError(f"{path}: __metadata__ must map strings to strings.")
+    return found
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _entry(path: Path, name: str, spec: object, metadata: Mapping[str, str], data: int, size: int) -> TensorEntry:
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(spec, dict) or set(spec) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{where}: its entry must have exactly dtype, shape and data_offsets.")
+    dtype = BY_SAFETENSORS.get(spec["dtype"]) if isinstance(spec["dtype"], str) else None
+    if dtype is None:
+        raise FormatError(f"{where}: dtype {spec['dtype']!r} is unknown; known: {', '.join(_ORDER)}.")
+    if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
+        dtype = BY_NAME["qint4x2"]
+    shape, offsets = spec["shape"], spec["data_offsets"]
+    if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
+        raise FormatError(f"{where}: shape {shape!r} isn't a list of sizes.")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
+        raise FormatError(f"{where}: data_offsets {offsets!r} aren't two byte offsets.")
+    begin, end = offsets
+    if begin > end or end > size - data:
+        raise FormatError(f"{where}: data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated?")
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise FormatError(
+            f"{where}: {dtype} {shape} needs {math.prod(shape) * dtype.itemsize} bytes but its offsets hold {end - begin}."
+        )
+    return TensorEntry(name, dtype, tuple(shape), path, (Extent(0, data + begin, end - begin),))
+
+
+def library_order(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The order in which the safetensors library itself would lay these tensors out, which keeps them aligned."""
+    return sorted(tensors, key=lambda tensor: (_ORDER.index(_stored_dtype(tensor)), tensor.name))
+
+
+def _stored_dtype(tensor: TensorSpec) -> str:
+    if tensor.dtype.name == "qint4x2":
+        return "I8"
+    if tensor.dtype.safetensors is None:
+        raise PlanError(
+            f"tensor {tensor.name!r}: safetensors has no dtype {tensor.dtype}; write a .ckpt, or leave it out with --weights-only."
+        )
+    return tensor.dtype.safetensors
+
+
+def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> FileLayout:
+    """A file with these tensors in this order; `format: ms` in the metadata makes it MindSpore's variant.
+
+    Raises `PlanError` for a dtype that safetensors can't hold and for names that clash.
+    """
+    notes = dict(metadata)
+    header: dict[str, Any] = {"__metadata__": notes} if metadata else {}
+    begin = 0
+    for tensor in tensors:
+        if tensor.name in header or tensor.name == "__metadata__":
+            raise PlanError(f"{path}: tensor {tensor.name!r} would be written twice, or bears the name of the metadata.")
+        stored = _stored_dtype(tensor)
+        if tensor.dtype.name == "qint4x2":
+            if metadata.get("format") != "ms":
+                raise PlanError(f"{path}: tensor {tensor.name!r} is {tensor.dtype}, which only MindSpore's files can hold.")
+            notes[tensor.name] = _INT4_NOTE
+        header[tensor.name] = {"dtype": stored, "shape": list(tensor.shape), "data_offsets": [begin, begin + tensor.nbytes]}
+        begin += tensor.nbytes
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    data = 8 + len(raw)
+    entries = {
+        tensor.name: TensorEntry(
+            tensor.name,
+            tensor.dtype,
+            tensor.shape,
+            path,
+            (Extent(0, data + header[tensor.name]["data_offsets"][0], tensor.nbytes),),
+        )
+        for tensor in tensors
+    }
+    return FileLayout(path, data + begin, ((0, len(raw).to_bytes(8, "little") + raw),), entries)

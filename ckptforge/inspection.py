@@ -1,0 +1,104 @@
+"""What is in a checkpoint: format, model, layout, dtypes, sizes, ranks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptforge.errors import CkptforgeError, InputNotFoundError
+from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
+from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
+from ckptforge.mapping.state import is_state
+from ckptforge.source import Choices, Source, bind_source
+
+_VERIFY_UP_TO = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found. `layout` is None where it can't be told, and `layout_reason` says why.
+
+    `dtypes` is name → {tensors, bytes}; `files` are {file, bytes, tensors}; `ranks` those of rank directories, of which
+    `tensors` and what follows from them describe the first.
+    """
+
+    path: str
+    format: str
+    model: str | None
+    layout: str | None
+    layout_reason: str | None
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: dict[str, dict[str, int]]
+    axes: dict[str, int]
+    files: list[dict[str, Any]]
+    ranks: list[dict[str, Any]]
+    state: int
+    unmapped: list[str]
+    notes: list[str]
+    entries: dict[str, list[Any]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": True, **asdict(self)}
+
+
+def inspect(path: str | Path, *, model: str | None = None, mapping: str | Path | None = None, step: int | None = None) -> Inspection:
+    """Looks into a checkpoint of any kind without reading its tensors; stored checksums of files up to 256 MiB are checked.
+
+    Raises `InputNotFoundError` and `FormatError` for what can't be read; an unknown model or layout is no error.
+    """
+    path = Path(path)
+    ranks = rank_directories(path) if path.is_dir() else {}
+    rank_files: list[dict[str, Any]] = []
+    if len(ranks) > 1 or (ranks and list(ranks) != [0]):
+        for rank, directory in ranks.items():
+            chosen, _ = choose_checkpoint(directory, step)
+            opened = open_checkpoint(chosen)
+            rank_files.append({"rank": rank, "file": f"{directory.name}/{chosen.name}", "bytes": opened.files[0].size, "tensors": len(opened.tensors)})
+        checkpoint = open_checkpoint(path / rank_files[0]["file"])
+        return _describe(path, checkpoint, None, "shards of one model: the layout is told from the merged tensors", rank_files)
+    checkpoint = open_checkpoint(path, step)
+    try:
+        source = bind_source(checkpoint, Choices(model=model, mapping=None if mapping is None else Path(mapping), layout_option="--from"))
+    except InputNotFoundError:
+        raise
+    except CkptforgeError as error:
+        return _describe(path, checkpoint, None, str(error), rank_files)
+    return _describe(path, checkpoint, source, None, rank_files)
+
+
+def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason: str | None, ranks: list[dict[str, Any]]) -> Inspection:
+    notes = list(checkpoint.notes)
+    buffer = memoryview(bytearray(1 << 20))
+    for file in checkpoint.files:
+        if file.checksum is not None and file.size <= _VERIFY_UP_TO:
+            file.verify(buffer)
+            notes.append(f"{file.path.name}: the stored crc32 is right.")
+        elif file.checksum is not None:
+            notes.append(f"{file.path.name}: has a crc32, which is checked when it is converted.")
+    dtypes: dict[str, dict[str, int]] = {}
+    for entry in checkpoint.tensors.values():
+        counted = dtypes.setdefault(entry.dtype.name, {"tensors": 0, "bytes": 0})
+        counted["tensors"] += 1
+        counted["bytes"] += entry.nbytes
+    state = [name for name in checkpoint.tensors if is_state(name)]
+    return Inspection(
+        path=str(path),
+        format=checkpoint.format,
+        model=source.table.name if source else None,
+        layout=source.binding.layout.name if source else None,
+        layout_reason=reason,
+        tensors=len(checkpoint.tensors),
+        parameters=sum(entry.elements for name, entry in checkpoint.tensors.items() if not is_state(name)),
+        bytes=checkpoint.nbytes,
+        dtypes=dtypes,
+        axes={axis: size for axis, (size, _) in source.binding.sizes.known.items()} if source else {},
+        files=[{"file": file.path.name, "bytes": file.size, "tensors": len(file.tensors)} for file in checkpoint.files],
+        ranks=ranks,
+        state=len(state),
+        unmapped=list(source.unmapped) if source else [],
+        notes=notes,
+        entries={name: [entry.dtype.name, list(entry.shape)] for name, entry in checkpoint.tensors.items()},
+    )

@@ -1,0 +1,252 @@
+"""The little language of the tables: a tensor's name and its named axes, as text and as arithmetic.
+
+    model.layers.{l}.attention.wq.weight   : (g r d) H
+    model.layers.{l}.attention.w_qkv.weight: (g [wq: r d + wk: d + wv: d]) H
+
+`{l}` in the name is an axis whose index stands in the name. `H` is an axis of the tensor; `(g r d)` is one axis made of
+factors, the last running fastest; `[wq: … + wk: …]` concatenates parts of several logical tensors along the axis.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckptforge.boxes import Grid
+
+# The size of an axis for one logical tensor: sizes("wq", "d").
+Sizes = Callable[[str, str], int]
+
+_TOKEN = re.compile(r"\s*([A-Za-z_]\w*|[()\[\]:+])")
+_WORD = re.compile(r"\{[A-Za-z_]\w*\}|\d+|[^{}\d]+|[{}]")
+_NUMBER = re.compile(r"\d+")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one logical tensor contributes to a concatenation: an axis of these factors (none: one row)."""
+
+    tensor: str
+    factors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    parts: tuple[Part, ...]
+
+
+Item = str | Concat
+Axis = tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One kind of stored tensor: name template, axes, and the logical tensors it holds, in order."""
+
+    template: str
+    axes: tuple[Axis, ...]
+    tensors: tuple[str, ...]
+
+    @property
+    def name_axes(self) -> tuple[str, ...]:
+        return tuple(_PLACEHOLDER.findall(self.template))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The template cut into text, numbers and placeholders."""
+        return tuple(_WORD.findall(self.template))
+
+    @property
+    def skeleton(self) -> str:
+        """The template with every number and placeholder as `#`; names of this pattern have the same `skeleton_of`."""
+        return "".join("#" if word.isdigit() or word.startswith("{") else word for word in self.words)
+
+    def match(self, numbers: Sequence[str]) -> dict[str, int] | None:
+        """The index of a name with this skeleton from its numbers, or None if another number is written in the template."""
+        index: dict[str, int] = {}
+        for word, number in zip((word for word in self.words if word.isdigit() or word.startswith("{")), numbers, strict=True):
+            if word.isdigit():
+                if word != number:
+                    return None
+            elif number != str(int(number)):
+                return None  # a leading zero: such a name could not be written back
+            else:
+                index[word[1:-1]] = int(number)
+        return index
+
+    def name(self, index: Mapping[str, int]) -> str:
+        return _PLACEHOLDER.sub(lambda match: str(index[match[1]]), self.template)
+
+    def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
+        """The runs of factors of one logical tensor that lie directly behind one another in one axis."""
+        for axis in self.axes:
+            run: list[str] = []
+            for item in axis:
+                if isinstance(item, Concat):
+                    yield tuple(run)
+                    run = []
+                    yield from (part.factors for part in item.parts if part.tensor == tensor)
+                else:
+                    run.append(item)
+            yield tuple(run)
+
+    def factors(self, tensor: str) -> list[str]:
+        """All axes of one logical tensor in this pattern, slowest first, without those in the name."""
+        return [factor for segment in self.segments(tensor) for factor in segment]
+
+    def place(self, tensor: str, order: Sequence[str], size: Sizes) -> Grid:
+        """Where a logical tensor lies in the stored one, its box's axes in `order`; axes in the name have stride 0."""
+        strides: dict[str, int] = {}
+        offset, stride = 0, 1
+        for axis in reversed(self.axes):
+            for item in reversed(axis):
+                if isinstance(item, Concat):
+                    before = 0
+                    for part in item.parts:
+                        if part.tensor == tensor:
+                            offset += before * stride
+                            inner = stride
+                            for factor in reversed(part.factors):
+                                strides[factor] = inner
+                                inner *= size(tensor, factor)
+                        before += _part_size(part, size)
+                    stride *= before
+                else:
+                    strides[item] = stride
+                    stride *= size(tensor, item)
+        return Grid(offset, tuple(strides.get(factor, 0) for factor in order))
+
+    def shape(self, size: Sizes) -> tuple[int, ...]:
+        return tuple(axis_size(axis, self.tensors[0], size) for axis in self.axes)
+
+
+def skeleton_of(name: str) -> tuple[str, list[str]]:
+    """A tensor name with its numbers as `#`, and those numbers."""
+    return _NUMBER.sub("#", name), _NUMBER.findall(name)
+
+
+def _part_size(part: Part, size: Sizes) -> int:
+    return math.prod(size(part.tensor, factor) for factor in part.factors)
+
+
+def axis_size(axis: Axis, tensor: str, size: Sizes) -> int:
+    """Length of an axis; `tensor` is one that the pattern holds."""
+    return math.prod(
+        sum(_part_size(part, size) for part in item.parts) if isinstance(item, Concat) else size(tensor, item) for item in axis
+    )
+
+
+def axis_factors(axis: Axis) -> set[str]:
+    """Every factor that the length of an axis depends on."""
+    found: set[str] = set()
+    for item in axis:
+        if isinstance(item, Concat):
+            found.update(factor for part in item.parts for factor in part.factors)
+        else:
+            found.add(item)
+    return found
+
+
+def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:
+    """Factors of a logical tensor that follow one another in both patterns, as runs of two and more.
+
+    A run can be copied as one axis, so that only its total size must be known.
+    """
+    in_b = _followers(b, tensor)
+    pairs = {first: second for first, second in _followers(a, tensor).items() if in_b.get(first) == second}
+    runs = []
+    for first in pairs:
+        if first not in pairs.values():
+            run = [first]
+            while run[-1] in pairs:
+                run.append(pairs[run[-1]])
+            runs.append(tuple(run))
+    return runs
+
+
+def _followers(pattern: Pattern, tensor: str) -> dict[str, str]:
+    return {first: second for segment in pattern.segments(tensor) for first, second in zip(segment, segment[1:], strict=False)}
+
+
+def parse_pattern(text: str, owner: str) -> Pattern:
+    """Parses `name : axes`. Without a concatenation the tensor is that of `owner`.
+
+    Raises `ValueError` with what is wrong and where.
+    """
+    template, separator, axes_text = text.rpartition(" : ")
+    template = template.strip()
+    if not separator or not template or " " in template:
+        raise ValueError(f"{text!r} isn't of the form 'tensor.name : axes'")
+    tokens = _tokens(axes_text)
+    axes: list[Axis] = []
+    position = 0
+    while position < len(tokens):
+        axis, position = _parse_axis(tokens, position, axes_text)
+        axes.append(axis)
+    concats = [item for axis in axes for item in axis if isinstance(item, Concat)]
+    if len(concats) > 1:
+        raise ValueError(f"{text!r} has {len(concats)} concatenations; a tensor can have one")
+    tensors = tuple(part.tensor for part in concats[0].parts) if concats else (owner,)
+    if len(set(tensors)) < len(tensors):
+        raise ValueError(f"{text!r} concatenates one tensor with itself")
+    return Pattern(template, tuple(axes), tensors)
+
+
+def _tokens(text: str) -> list[str]:
+    tokens: list[str] = []
+    position = 0
+    text = text.rstrip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if not match:
+            raise ValueError(f"axes {text!r}: unexpected {text[position:].strip()[:1]!r}")
+        tokens.append(match[1])
+        position = match.end()
+    return tokens
+
+
+def _parse_axis(tokens: list[str], position: int, text: str) -> tuple[Axis, int]:
+    if tokens[position] != "(":
+        item, position = _parse_item(tokens, position, text)
+        return (item,), position
+    items: list[Item] = []
+    position += 1
+    while position < len(tokens) and tokens[position] != ")":
+        item, position = _parse_item(tokens, position, text)
+        items.append(item)
+    if position == len(tokens) or not items:
+        raise ValueError(f"axes {text!r}: a parenthesis {'holds nothing' if position < len(tokens) else 'isn’t closed'}")
+    return tuple(items), position + 1
+
+
+def _parse_item(tokens: list[str], position: int, text: str) -> tuple[Item, int]:
+    token = tokens[position]
+    if token.isidentifier():
+        return token, position + 1
+    if token != "[":
+        raise ValueError(f"axes {text!r}: unexpected {token!r}")
+    parts: list[Part] = []
+    position += 1
+    while True:
+        if position >= len(tokens) or not tokens[position].isidentifier():
+            raise ValueError(f"axes {text!r}: expected the name of a tensor in the concatenation")
+        tensor = tokens[position]
+        factors: list[str] = []
+        position += 1
+        if position < len(tokens) and tokens[position] == ":":
+            position += 1
+            while position < len(tokens) and tokens[position].isidentifier():
+                factors.append(tokens[position])
+                position += 1
+        parts.append(Part(tensor, tuple(factors)))
+        if position >= len(tokens) or tokens[position] not in "+]":
+            raise ValueError(f"axes {text!r}: expected '+' or ']' after the part {tensor!r}")
+        position += 1
+        if tokens[position - 1] == "]":
+            break
+    if len(parts) < 2:
+        raise ValueError(f"axes {text!r}: a concatenation needs two parts")
+    return Concat(tuple(parts)), position

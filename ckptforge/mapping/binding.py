@@ -1,0 +1,174 @@
+"""Binding: the tensors of a checkpoint, recognised as a layout of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from ckptforge.boxes import Box, Grid, full_box, row_major_strides
+from ckptforge.errors import LayoutError, MissingTensorsError, listing
+from ckptforge.mapping.axes import Pattern, skeleton_of
+from ckptforge.mapping.sizes import AxisSizes
+from ckptforge.mapping.table import Layout, Table
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a logical tensor, its axes in the table's order, and where it lies in the stored tensor `name`."""
+
+    name: str
+    box: Box
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A checkpoint read as `layout`: sizes of the axes, stored names by pattern and index, and names the table doesn't know."""
+
+    table: Table
+    layout: Layout
+    sizes: AxisSizes
+    names: dict[Pattern, dict[tuple[int, ...], str]]
+    absent: frozenset[str]
+    unknown: tuple[str, ...]
+    ignored: tuple[str, ...]
+    shapes: dict[Pattern, tuple[int, ...]] = field(default_factory=dict)
+
+    def holds(self, tensor: str) -> bool:
+        return tensor not in self.absent
+
+
+def recognise_names(layout: Layout, names: Mapping[str, Any]) -> tuple[dict[Pattern, dict[tuple[int, ...], str]], list[str]]:
+    """(pattern → index in the name → tensor name, the names that no pattern of the layout has)."""
+    by_skeleton: dict[str, list[Pattern]] = {}
+    for pattern in layout.patterns:
+        by_skeleton.setdefault(pattern.skeleton, []).append(pattern)
+    found: dict[Pattern, dict[tuple[int, ...], str]] = {}
+    unknown: list[str] = []
+    for name in names:
+        skeleton, numbers = skeleton_of(name)
+        for pattern in by_skeleton.get(skeleton, ()):
+            index = pattern.match(numbers)
+            if index is not None:
+                found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
+                break
+        else:
+            unknown.append(name)
+    return found, unknown
+
+
+def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any], where: str) -> Binding:
+    """Reads tensors as a layout: all that it needs are there, and names, shapes and config.json agree on every axis.
+
+    `where` names the config in messages. Raises `MissingTensorsError` with the tensors that are missing, and `LayoutError`
+    with both sides of a contradiction.
+    """
+    found, unknown = recognise_names(layout, shapes)
+    sizes = AxisSizes()
+    sizes.learn_config(table, config, where)
+    absent = frozenset(_absent(table, layout, found, config))
+    _learn_counts(sizes, found)
+    _check_complete(layout, found, sizes, absent)
+    pattern_shapes = {}
+    for pattern, names in found.items():
+        first = next(iter(names.values()))
+        if len(shapes[first]) != len(pattern.axes):
+            raise LayoutError(f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {len(pattern.axes)} axes.")
+        for name in names.values():
+            if shapes[name] != shapes[first]:
+                raise LayoutError(f"{name} has shape {list(shapes[name])}, but {first}, of the same kind, has {list(shapes[first])}.")
+        pattern_shapes[pattern] = shapes[first]
+    sizes.learn_shapes([(pattern, next(iter(names.values())), pattern_shapes[pattern]) for pattern, names in found.items()])
+    ignored = tuple(name for name in unknown if table.is_ignored(layout, name))
+    left = tuple(name for name in unknown if name not in set(ignored))
+    return Binding(table, layout, sizes, found, absent, left, ignored, pattern_shapes)
+
+
+def _absent(table: Table, layout: Layout, found: Mapping[Pattern, object], config: Mapping[str, Any]) -> Iterator[str]:
+    """Optional tensors that aren't there and needn't be: the config says so, or doesn't say."""
+    for tensor, key in table.optional.items():
+        if layout.holding(tensor) not in found and config.get(key) in (True, None):
+            yield tensor
+
+
+def _learn_counts(sizes: AxisSizes, found: Mapping[Pattern, Mapping[tuple[int, ...], str]]) -> None:
+    """The axes that stand in names: as many as config.json says, else as the highest number in any name."""
+    highest: dict[str, tuple[int, str]] = {}
+    for pattern, names in found.items():
+        for index, name in names.items():
+            for axis, i in zip(pattern.name_axes, index, strict=True):
+                if i >= highest.get(axis, (-1, ""))[0]:
+                    highest[axis] = (i, name)
+    for axis, (i, name) in highest.items():
+        size = sizes.get(axis)
+        if size is None:
+            sizes.learn(axis, i + 1, f"the name {name}")
+        elif i >= size:
+            raise LayoutError(f"{name} has {axis} = {i}, but there should be only {size}, by {sizes.known[axis][1]}.")
+
+
+def _check_complete(layout: Layout, found: Mapping[Pattern, Mapping[tuple[int, ...], str]], sizes: AxisSizes, absent: frozenset[str]) -> None:
+    missing: list[str] = []
+    count = 0
+    for pattern in layout.patterns:
+        if set(pattern.tensors) <= absent:
+            continue
+        present = found.get(pattern, {})
+        extents = [sizes.get(axis) for axis in pattern.name_axes]
+        if None in extents:
+            missing.append(pattern.template)
+            count += 1
+            continue
+        expected = 1
+        for extent in extents:
+            expected *= extent or 0
+        count += expected - len(present)
+        if expected > len(present):
+            missing += _first_missing(pattern, [extent or 0 for extent in extents], present)
+    if count:
+        raise MissingTensorsError(
+            f"layout {layout.name} needs {count} tensors that aren't there:\n{listing(missing, 10) if count <= len(missing) else listing(missing[:10])}"
+            + (f"\n  … {count} in all" if count > len(missing) else "")
+        )
+
+
+def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[int, ...], str]) -> list[str]:
+    names: list[str] = []
+    for index in product(*(range(extent) for extent in extents)):
+        if index not in present:
+            names.append(pattern.name(dict(zip(pattern.name_axes, index, strict=True))))
+            if len(names) == 100:
+                break
+    return names
+
+
+def name_pieces(pattern: Pattern, counts: Mapping[str, int]) -> Iterator[tuple[dict[str, int], str]]:
+    """Every index of the axes in a pattern's name, and the name it gives."""
+    for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
+        pinned = dict(zip(pattern.name_axes, index, strict=True))
+        yield pinned, pattern.name(pinned)
+
+
+def pieces(pattern: Pattern, tensor: str, axes: Sequence[str], lengths: Mapping[str, Mapping[str, int]]) -> list[Piece]:
+    """The pieces that a pattern cuts a logical tensor with these axes into, one for every name.
+
+    `lengths[tensor]` gives the size of its axes, and those of the tensors that it is concatenated with.
+    """
+    own = lengths[tensor]
+    grid = pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
+    return [
+        Piece(name, tuple((pinned[axis], pinned[axis] + 1) if axis in pinned else (0, own[axis]) for axis in axes), grid)
+        for pinned, name in name_pieces(pattern, own)
+    ]
+
+
+def whole_pieces(pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]) -> list[Piece]:
+    """The stored tensors of a pattern as they are: boxes over the axes in the name and those of the shape."""
+    grid = Grid(0, (0,) * len(pattern.name_axes) + row_major_strides(shape))
+    return [
+        Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid) for pinned, name in name_pieces(pattern, counts)
+    ]

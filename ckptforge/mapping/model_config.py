@@ -1,0 +1,59 @@
+"""What a model's config.json says about sizes, by the expressions of the tables' [axes]."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptforge.errors import ConfigError
+
+_OPERAND = r"(?:[A-Za-z_]\w*|\d+)"
+_TERM = re.compile(rf"{_OPERAND}(?:\s*[*/]\s*{_OPERAND})*")
+_STEP = re.compile(rf"([*/]?)\s*({_OPERAND})\s*")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """`a / b or c`: keys of config.json and numbers with `*` and `/`, from left to right; `or` gives the next choice when a
+    key of the first is absent or null."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        for choice in self.choices:
+            if not _TERM.fullmatch(choice):
+                raise ValueError(f"{self.text!r} isn't keys and numbers joined by '*', '/' and 'or'")
+
+    @property
+    def choices(self) -> list[str]:
+        return [choice.strip() for choice in self.text.split(" or ")]
+
+    def evaluate(self, config: Mapping[str, Any], where: str) -> int | None:
+        """The value, or None when no choice has all its keys.
+
+        Raises `ConfigError` for values that aren't positive integers and for divisions with a remainder.
+        """
+        for choice in self.choices:
+            steps = _STEP.findall(choice)
+            keys = [word for _, word in steps if not word.isdigit()]
+            if any(config.get(key) is None for key in keys):
+                continue
+            value = 1
+            for operator, word in steps:
+                operand = int(word) if word.isdigit() else _positive(config[word], word, where)
+                if operator == "/":
+                    if value % operand:
+                        raise ConfigError(f"{where}: {choice} = {value} / {operand} isn't whole; config.json doesn't fit a model of this kind.")
+                    value //= operand
+                else:
+                    value *= operand
+            return value
+        return None
+
+
+def _positive(value: object, key: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise ConfigError(f"{where}: {key} is {value!r}, expected a positive integer.")
+    return value

@@ -1,0 +1,97 @@
+"""Which model and which layout a checkpoint is, told by config.json, by the tensors' names and, at last, by their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckptforge.errors import CkptforgeError, LayoutError, ModelUnknownError, UsageError, listing
+from ckptforge.mapping.binding import Binding, Shapes, bind, recognise_names
+from ckptforge.mapping.table import Table
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is known beside the tensors. `option` is what a user gives to name the layout, for messages."""
+
+    config: Mapping[str, Any]
+    config_source: str
+    model: str | None = None
+    layout: str | None = None
+    recorded_layout: str | None = None
+    option: str = "--from"
+
+
+def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
+    """The table of the model, by its name if given, else by config.json's model_type, else by the tensors' names.
+
+    Raises `UsageError` for an unknown name and `ModelUnknownError`, with what was seen, when none or several fit.
+    """
+    known = ", ".join(table.name for table in tables)
+    if hints.model is not None:
+        by_name = [table for table in tables if table.name == hints.model]
+        if not by_name:
+            raise UsageError(f"model {hints.model!r} is unknown; tables: {known}.")
+        return by_name[0]
+    model_type = hints.config.get("model_type")
+    by_type = [table for table in tables if model_type in table.model_types]
+    if len(by_type) == 1:
+        return by_type[0]
+    candidates = by_type or tables
+    scores = {table.name: max(_recognised(table, layout, shapes) for layout in table.layouts) for table in candidates}
+    best = max(scores.values(), default=0)
+    fitting = [table for table in candidates if scores[table.name] == best]
+    if best * 2 <= len(shapes) or len(fitting) > 1:
+        seen = f"{hints.config_source} has model_type {model_type!r}" if model_type else "there is no config.json"
+        raise ModelUnknownError(
+            f"no mapping table fits this checkpoint: {seen}, and of {len(shapes)} tensor names at most {best} are known "
+            f"(tables: {known}). Its first tensors:\n{listing(sorted(shapes), 5)}\nName a table with --model, or give your own with --mapping."
+        )
+    return fitting[0]
+
+
+def _recognised(table: Table, layout: str, shapes: Shapes) -> int:
+    return len(shapes) - len(recognise_names(table.layouts[layout], shapes)[1])
+
+
+def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = None) -> Binding:
+    """Reads the tensors as the layout named in the hints, else as the only layout (of a family) that fits them.
+
+    Raises `LayoutError` when none fits, with the reason of the nearest, and when several do.
+    """
+    candidates = [layout for layout in table.layouts.values() if family in (None, layout.family)]
+    if hints.layout is not None:
+        layout = table.layout(hints.layout)
+        try:
+            return bind(table, layout, shapes, hints.config, hints.config_source)
+        except LayoutError as error:
+            others = [name for name in _fitting(table, shapes, hints, candidates) if name != layout.name]
+            advice = f" The tensors fit layout {' or '.join(others)}." if others else ""
+            raise type(error)(f"not layout {layout.name}: {error}{advice}") from error
+    fitting = _fitting(table, shapes, hints, candidates)
+    if hints.recorded_layout in fitting:
+        return fitting[hints.recorded_layout]
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    if fitting:
+        raise LayoutError(
+            f"the tensors fit layouts {' and '.join(fitting)} alike: their names and shapes are the same, only what is in them differs. "
+            f"Name the right one with {hints.option}."
+        )
+    nearest = max(candidates, key=lambda layout: _recognised(table, layout.name, shapes))
+    try:
+        bind(table, nearest, shapes, hints.config, hints.config_source)
+    except LayoutError as error:
+        raise type(error)(f"the tensors fit no layout of {table.name}; nearest is {nearest.name}: {error}") from error
+    raise AssertionError("a layout that fits was not found fitting")
+
+
+def _fitting(table: Table, shapes: Shapes, hints: Hints, candidates: Sequence[Any]) -> dict[str, Binding]:
+    fitting = {}
+    for layout in candidates:
+        try:
+            fitting[layout.name] = bind(table, layout, shapes, hints.config, hints.config_source)
+        except CkptforgeError:
+            continue
+    return fitting

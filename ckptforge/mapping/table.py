@@ -1,0 +1,213 @@
+"""Mapping tables: loading a TOML file, and every rule a table must keep to be invertible and unambiguous."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ckptforge.errors import InputNotFoundError, TableError, UsageError
+from ckptforge.mapping.axes import Pattern, parse_pattern
+from ckptforge.mapping.model_config import Expression
+
+Family = Literal["huggingface", "mindspore"]
+
+
+class _File(BaseModel):
+    """The shape of a TOML table, before its meaning is checked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    model_type: list[str] = Field(min_length=1)
+    axes: dict[str, str]
+    tensors: dict[str, str] = Field(min_length=1)
+    optional: dict[str, str] = {}
+    layout: dict[str, dict[str, str]] = Field(min_length=1)
+    ignored: dict[Family, list[str]] = {}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one."""
+
+    name: str
+    family: Family
+    patterns: tuple[Pattern, ...]
+
+    def holding(self, tensor: str) -> Pattern:
+        return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A model's mapping: logical tensors with their axes, and their patterns in every layout."""
+
+    name: str
+    source: str
+    text: bytes
+    model_types: tuple[str, ...]
+    axes: dict[str, Expression]
+    tensors: dict[str, tuple[str, ...]]
+    optional: dict[str, str]
+    layouts: dict[str, Layout]
+    ignored: dict[str, tuple[str, ...]]
+
+    def layout(self, name: str) -> Layout:
+        """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
+        try:
+            return self.layouts[name]
+        except KeyError:
+            raise UsageError(f"layout {name!r} is unknown for {self.name}; it has {', '.join(self.layouts)}.") from None
+
+    def is_ignored(self, layout: Layout, tensor_name: str) -> bool:
+        return any(fnmatchcase(tensor_name, glob) for glob in self.ignored.get(layout.family, ()))
+
+
+def load_table(path: Path) -> Table:
+    """Loads and checks a user's table. Raises `InputNotFoundError`, and `TableError` with the row and the reason."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
+    return parse_table(content, str(path))
+
+
+@cache
+def shipped_tables() -> tuple[Table, ...]:
+    """The tables that come with ckptforge, by name."""
+    root = resources.files("ckptforge") / "mappings"
+    if not root.is_dir():  # a source tree, where the tables stand beside the package
+        root = Path(__file__).parents[2] / "mappings"
+    files = sorted((file for file in root.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    return tuple(parse_table(file.read_bytes(), f"mappings/{file.name}") for file in files)
+
+
+def parse_table(content: bytes, source: str) -> Table:
+    """Checks a table's text. Raises `TableError` with the row and the reason."""
+    try:
+        raw = _File.model_validate(tomllib.loads(content.decode("utf-8")))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TableError(f"{source}: isn't valid TOML: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TableError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    tensors = {tensor: tuple(axes.split()) for tensor, axes in raw.tensors.items()}
+    expressions = dict(_expressions(raw, source))
+    for tensor, axes in tensors.items():
+        row = f"{source}: [tensors] {tensor}"
+        if not tensor.isidentifier():
+            raise TableError(f"{row}: the name must be an identifier.")
+        if unknown := [axis for axis in axes if axis not in expressions]:
+            raise TableError(f"{row}: axis {unknown[0]!r} isn't in [axes].")
+        if len(set(axes)) < len(axes):
+            raise TableError(f"{row}: an axis stands twice in {' '.join(axes)!r}.")
+    for tensor, key in raw.optional.items():
+        if tensor not in tensors or not key.isidentifier():
+            raise TableError(f"{source}: [optional] {tensor} = {key!r}: expected a tensor of [tensors] and a key of config.json.")
+    layouts = {name: _layout(name, raw, tensors, source) for name in raw.layout}
+    ignored = {family: tuple(globs) for family, globs in raw.ignored.items()}
+    return Table(raw.name, source, content, tuple(raw.model_type), expressions, tensors, raw.optional, layouts, ignored)
+
+
+def _expressions(raw: _File, source: str) -> Iterator[tuple[str, Expression]]:
+    for axis, text in raw.axes.items():
+        if not axis.isidentifier():
+            raise TableError(f"{source}: [axes] {axis}: the name must be an identifier.")
+        try:
+            yield axis, Expression(text)
+        except ValueError as error:
+            raise TableError(f"{source}: [axes] {axis}: {error}.") from error
+
+
+def _lineage(name: str, raw: _File, source: str) -> list[str]:
+    """The layouts that `name` is made of, from the one that extends none to itself."""
+    chain = [name]
+    while parent := raw.layout[chain[-1]].get("extends"):
+        if parent not in raw.layout:
+            raise TableError(f"{source}: [layout.{chain[-1]}] extends {parent!r}, which isn't a layout of this table.")
+        if parent in chain:
+            raise TableError(f"{source}: [layout.{name}] extends itself by way of {parent!r}.")
+        chain.append(parent)
+    return chain[::-1]
+
+
+def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: str) -> Layout:
+    family = None
+    rows: dict[str, Pattern] = {}  # logical tensor → the pattern that holds it
+    for ancestor in _lineage(name, raw, source):
+        family = raw.layout[ancestor].get("family", family)
+        own: dict[str, tuple[str, Pattern]] = {}
+        for key, text in raw.layout[ancestor].items():
+            if key in ("family", "extends"):
+                continue
+            row = f"{source}: [layout.{ancestor}] {key}"
+            pattern = _row(row, key, text, tensors)
+            for tensor in pattern.tensors:
+                if tensor in own:
+                    raise TableError(f"{row}: tensor {tensor!r} is stored by row {own[tensor][0]!r} already; the layout can't be inverted.")
+                own[tensor] = (key, pattern)
+        replaced = {id(rows[tensor]): tensor for tensor in own if tensor in rows}
+        for tensor, pattern in rows.items():
+            if id(pattern) in replaced and tensor not in own:
+                raise TableError(
+                    f"{source}: [layout.{ancestor}] stores {replaced[id(pattern)]!r} anew but not {tensor!r}, which the inherited row "
+                    f"{pattern.template!r} holds with it."
+                )
+        rows.update({tensor: pattern for tensor, (_, pattern) in own.items()})
+    if family not in ("huggingface", "mindspore"):
+        raise TableError(f"{source}: [layout.{name}]: family must be huggingface or mindspore, found {family!r}.")
+    if lost := [tensor for tensor in tensors if tensor not in rows]:
+        raise TableError(f"{source}: [layout.{name}]: no row stores tensor {lost[0]!r}; the layout can't be inverted.")
+    ordered: list[Pattern] = []
+    for tensor in tensors:
+        if rows[tensor] not in ordered:
+            ordered.append(rows[tensor])
+    for i, pattern in enumerate(ordered):
+        for other in ordered[:i]:
+            if _can_clash(pattern, other):
+                raise TableError(
+                    f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} can produce the same name; the layout is ambiguous."
+                )
+    return Layout(name, family, tuple(ordered))
+
+
+def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]]) -> Pattern:
+    try:
+        pattern = parse_pattern(text, key)
+    except ValueError as error:
+        raise TableError(f"{row}: {error}.") from error
+    words = pattern.words
+    if stray := [word for word in words if word in ("{", "}")]:
+        raise TableError(f"{row}: {pattern.template!r} has a stray {stray[0]!r}.")
+    placeholders = pattern.name_axes
+    if len(set(placeholders)) < len(placeholders):
+        raise TableError(f"{row}: {pattern.template!r} has one axis twice.")
+    numeric = [word.isdigit() or word.startswith("{") for word in words]
+    if any(a and b for a, b in zip(numeric, numeric[1:], strict=False)):
+        raise TableError(f"{row}: in {pattern.template!r} two numbers touch, so that a name can't be read back.")
+    for tensor in pattern.tensors:
+        if tensor not in tensors:
+            raise TableError(f"{row}: {tensor!r} isn't in [tensors].")
+        found = [*placeholders, *pattern.factors(tensor)]
+        if lost := [axis for axis in tensors[tensor] if axis not in found]:
+            raise TableError(f"{row}: axis {lost[0]!r} of tensor {tensor!r} is lost; the layout can't be inverted.")
+        if extra := [axis for axis in found if axis not in tensors[tensor]]:
+            raise TableError(f"{row}: tensor {tensor!r} has no axis {extra[0]!r}; it has {' '.join(tensors[tensor])!r}.")
+        if len(set(found)) < len(found):
+            raise TableError(f"{row}: an axis of tensor {tensor!r} stands twice.")
+    return pattern
+
+
+def _can_clash(a: Pattern, b: Pattern) -> bool:
+    """Whether two templates can produce one name: alike in text, and no place where both write different numbers."""
+    if a.skeleton != b.skeleton:
+        return False
+    return all(x == y or x.startswith("{") or y.startswith("{") for x, y in zip(a.words, b.words, strict=True))

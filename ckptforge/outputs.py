@@ -1,0 +1,126 @@
+"""The files that a conversion's tensors go into: one MindSpore file, or a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptforge.dtypes import DType
+from ckptforge.engine.manifest import HuggingFaceSide
+from ckptforge.errors import ConfigError, UsageError
+from ckptforge.formats import huggingface, mindspore_ckpt, safetensors
+from ckptforge.formats.checkpoint import CONFIG
+from ckptforge.formats.huggingface import INDEX
+from ckptforge.formats.layout import FileLayout, TensorSpec
+
+DEFAULT_SHARD_BYTES = 5 * 10**9
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+
+
+def parse_size(text: str | int, option: str) -> int:
+    """Bytes of `5GB` (10⁹), `512MiB` (2²⁰) or a plain number. Raises `UsageError`, naming the option."""
+    match = _SIZE.fullmatch(str(text).strip())
+    if not match:
+        raise UsageError(f"{option} {text!r}: expected a size such as 512MB, 5GB or 1GiB.")
+    base = 1024 if match[3] else 1000
+    size = int(float(match[1]) * base ** "KMGT".find(match[2].upper()) * base) if match[2] else int(float(match[1]))
+    if size < 1:
+        raise UsageError(f"{option} {text!r}: must be positive.")
+    return size
+
+
+@dataclass(frozen=True)
+class MindSporeTarget:
+    """One file of MindSpore's: `path` is the file; `output` the same, or the directory it lies in."""
+
+    output: Path
+    path: Path
+    is_ckpt: bool
+
+    @classmethod
+    def of(cls, out: Path, file_format: str | None, prefix: str) -> MindSporeTarget:
+        """OUT ending in .ckpt or .safetensors is the file, otherwise a directory that gets `rank_0/<prefix>0.<format>`.
+
+        Raises `UsageError` when the ending and `--format` differ.
+        """
+        if "/" in prefix or prefix.startswith(".") or "\0" in prefix:
+            raise UsageError(f"--prefix {prefix!r}: must be the beginning of a file name, without '/'.")
+        ending = out.suffix.removeprefix(".")
+        if ending in ("ckpt", "safetensors"):
+            if file_format not in (None, ending):
+                raise UsageError(f"--format {file_format} contradicts the ending of {out}; leave one away.")
+            return cls(out, out, ending == "ckpt")
+        file_format = file_format or "ckpt"
+        return cls(out, out / "rank_0" / f"{prefix}0.{file_format}", file_format == "ckpt")
+
+    def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[FileLayout, ...]:
+        if self.is_ckpt:
+            return (mindspore_ckpt.lay_out(self.path, specs),)
+        return (safetensors.lay_out(self.path, safetensors.library_order(specs), {"format": "ms"}),)
+
+
+@dataclass(frozen=True)
+class HuggingFaceTarget:
+    """A Hugging Face directory. `max_shard_size` None restores the recorded files where the tensors are the same, else 5 GB."""
+
+    output: Path
+    side: HuggingFaceSide | None
+    max_shard_size: int | None
+
+    def lay_out(self, specs: Sequence[TensorSpec], layout: str) -> tuple[tuple[FileLayout, ...], dict[str, bytes]]:
+        """(weight files, small files). Raises `ConfigError` when there is no config.json, `PlanError` for dtypes that
+        safetensors doesn't have."""
+        if self.side is None or CONFIG not in self.side.files:
+            raise ConfigError(
+                f"{self.output}: {CONFIG} is missing, without which the directory can't be loaded, and the checkpoint has no manifest that "
+                "holds it. Give the Hugging Face directory (or its config.json) with --config HF_DIR."
+            )
+        small = {name: content for name, content in self.side.files.items() if name != INDEX}
+        small[CONFIG] = _with_dtype(small[CONFIG], specs)
+        if self.max_shard_size is None and (recorded := self._recorded(specs, layout)) is not None:
+            if self.side.index_json is not None:
+                small[INDEX] = self.side.index_json
+            files = tuple(
+                safetensors.lay_out(self.output / name, tensors, self.side.shards[name]["metadata"]) for name, tensors in recorded.items()
+            )
+            return files, small
+        shards = huggingface.cut_into_shards(specs, self.max_shard_size or DEFAULT_SHARD_BYTES)
+        shards = {name: safetensors.library_order(tensors) for name, tensors in shards.items()}
+        if len(shards) > 1:
+            small[INDEX] = huggingface.index_json(shards)
+        return tuple(safetensors.lay_out(self.output / name, tensors, {"format": "pt"}) for name, tensors in shards.items()), small
+
+    def _recorded(self, specs: Sequence[TensorSpec], layout: str) -> dict[str, list[TensorSpec]] | None:
+        """The recorded files with these tensors in the recorded order, if they are the same tensors of the same dtypes."""
+        assert self.side is not None
+        if not self.side.shards or self.side.layout != layout:
+            return None
+        by_name = {spec.name: spec for spec in specs}
+        recorded = {name: stored for shard in self.side.shards.values() for name, stored in shard["tensors"].items()}
+        if recorded != {name: spec.dtype.safetensors for name, spec in by_name.items()}:
+            return None
+        if not all(shard["metadata"].get("format") == "pt" for shard in self.side.shards.values()):
+            return None  # transformers refuses files that don't say so
+        return {name: [by_name[tensor] for tensor in shard["tensors"]] for name, shard in self.side.shards.items()}
+
+
+def _with_dtype(config: bytes, specs: Sequence[TensorSpec]) -> bytes:
+    """config.json with the dtype that most of the weights have, so that from_pretrained doesn't cast them back; the very
+    same bytes if it says so already."""
+    sizes: dict[DType, int] = {}
+    for spec in specs:
+        if spec.dtype.floating:
+            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+    parsed: Mapping[str, Any] = json.loads(config)
+    if not sizes:
+        return config
+    main = max(sizes, key=lambda dtype: sizes[dtype]).name
+    keys = [key for key in ("dtype", "torch_dtype") if parsed.get(key) is not None]
+    if all(parsed[key] == main for key in keys):
+        return config
+    return (json.dumps({**parsed, **dict.fromkeys(keys, main)}, indent=2, ensure_ascii=False) + "\n").encode()
+

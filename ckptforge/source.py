@@ -1,0 +1,117 @@
+"""An input model: its tensors, its config, what was recorded about it, and the layout that it is read as."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ckptforge.engine.manifest import HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
+from ckptforge.errors import CkptforgeError, ConfigError, UnmappedTensorsError, listing
+from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from ckptforge.formats.small_json import parse_object, read_object
+from ckptforge.mapping.binding import Binding
+from ckptforge.mapping.recognition import Hints, choose_table, recognise
+from ckptforge.mapping.state import is_state
+from ckptforge.mapping.table import Table, load_table, shipped_tables
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what nothing knows."""
+
+    checkpoint: Checkpoint
+    binding: Binding
+    config: Mapping[str, Any]
+    hugging_face: HuggingFaceSide | None
+    state: tuple[str, ...]
+    unmapped: tuple[str, ...]
+
+    @property
+    def table(self) -> Table:
+        return self.binding.table
+
+    def refuse_unmapped(self, allowed: bool) -> None:
+        """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed."""
+        if self.unmapped and not allowed:
+            raise UnmappedTensorsError(
+                f"{self.checkpoint.path}: {len(self.unmapped)} tensors aren't known to the mapping {self.table.name} in layout "
+                f"{self.binding.layout.name}:\n{listing(list(self.unmapped))}\nGive --allow-unmapped to leave them out."
+            )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user says about an input: the model, the layout, a table or a config of their own, the step."""
+
+    model: str | None = None
+    layout: str | None = None
+    mapping: Path | None = None
+    config: Path | None = None
+    step: int | None = None
+    family: str | None = None
+    layout_option: str = "--from"
+
+
+def open_source(path: Path, choices: Choices) -> Source:
+    """Opens a checkpoint and finds its layout. Raises the errors of `open_checkpoint`, of the tables and of binding."""
+    return bind_source(open_checkpoint(path, choices.step), choices)
+
+
+def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
+    """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
+    path = checkpoint.path
+    manifest = find_manifest(path, checkpoint.files, checkpoint.files[0].path.parent)
+    side = _hugging_face_side(checkpoint, manifest, choices.config)
+    config, config_source = _config(checkpoint, manifest, side, choices.config)
+    tables = shipped_tables() if choices.mapping is None else (load_table(choices.mapping),)
+    hints = Hints(config, config_source, choices.model, choices.layout, manifest.layout if manifest else None, choices.layout_option)
+    if choices.model is None and manifest is not None and manifest.model in {table.name for table in tables}:
+        hints = replace(hints, model=manifest.model)
+    if choices.mapping is not None and choices.model is None:
+        hints = replace(hints, model=tables[0].name)
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name)}
+    try:
+        binding = recognise(choose_table(tables, shapes, hints), shapes, hints, choices.family)
+    except CkptforgeError as error:
+        raise type(error)(f"{path}: {error}") from error
+    if side is not None and side.layout is None and binding.layout.family == "huggingface":
+        side = replace(side, layout=binding.layout.name)
+    state = tuple(name for name in checkpoint.tensors if is_state(name))
+    return Source(checkpoint, binding, config, side, state, binding.unknown)
+
+
+def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None) -> HuggingFaceSide | None:
+    """Small files from --config, else from the manifest, else from beside the weights where a config.json lies."""
+    if config is not None:
+        if config.is_dir():
+            files, skipped = small_files_of(config)
+        else:
+            files, skipped = {CONFIG: _content(config)}, ()
+        if CONFIG not in files:
+            raise ConfigError(f"{config}: holds no {CONFIG}.")
+        return HuggingFaceSide({name: content for name, content in files.items() if not name.endswith(".index.json")}, skipped=skipped)
+    if manifest is not None and manifest.hugging_face is not None:
+        return manifest.hugging_face
+    if (checkpoint.directory / CONFIG).is_file():
+        return hugging_face_side(checkpoint.directory, checkpoint.files, None)
+    return None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}.") from error
+
+
+def _config(checkpoint: Checkpoint, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None) -> tuple[Mapping[str, Any], str]:
+    """(config.json as an object, the name of where it comes from); empty where there is none."""
+    if given is not None:
+        path = given / CONFIG if given.is_dir() else given
+        return read_object(path), str(path)
+    if side is not None and CONFIG in side.files:
+        origin = f"{CONFIG} in {manifest.path}" if manifest is not None and side is manifest.hugging_face else str(checkpoint.directory / CONFIG)
+        return parse_object(side.files[CONFIG], origin), origin
+    return {}, CONFIG

@@ -1,0 +1,63 @@
+"""Models of random weights in the Hugging Face hub layout, of any size, for the demo, the tests and the benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptforge.dtypes import BY_NAME
+from ckptforge.engine.casts import cast_function, numpy_dtype
+from ckptforge.formats import huggingface, safetensors
+from ckptforge.formats.layout import TensorSpec
+from ckptforge.mapping.binding import name_pieces
+from ckptforge.mapping.sizes import AxisSizes
+from ckptforge.mapping.table import Table
+
+_PIECE = 1 << 20
+
+
+def write_model(
+    directory: Path, table: Table, config: Mapping[str, Any], *, layout: str = "hub", dtype: str = "bfloat16", shard_bytes: int = 10**9, seed: int = 0
+) -> None:
+    """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table and a config.
+
+    A directory that exists is an error of the system's. Streams, so that the model can be larger than the memory.
+    """
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    sizes = AxisSizes()
+    sizes.learn_config(table, config, "config.json")
+    counts = {axis: size for axis, (size, _) in sizes.known.items()}
+    stored = BY_NAME[dtype]
+    specs = []
+    for pattern in table.layout(layout).patterns:
+        if any(config.get(table.optional.get(tensor, "")) for tensor in pattern.tensors):
+            continue
+        shape = pattern.shape(lambda _, axis: counts[axis])
+        specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+    shards = {name: safetensors.library_order(tensors) for name, tensors in huggingface.cut_into_shards(specs, shard_bytes).items()}
+    if len(shards) > 1:
+        (directory / huggingface.INDEX).write_bytes(huggingface.index_json(shards))
+    random = np.random.default_rng(seed)
+    cast = cast_function(BY_NAME["float32"], stored) if dtype != "float32" else None
+    for name, tensors in shards.items():
+        laid_out = safetensors.lay_out(directory / name, tensors, {"format": "pt"})
+        with (directory / name).open("wb") as file:
+            for _, literal in laid_out.literals:
+                file.write(literal)
+            for tensor in tensors:
+                left = tensor.nbytes // stored.itemsize
+                while left:
+                    count = min(left, _PIECE)
+                    numbers = random.standard_normal(count, np.float32) * np.float32(0.1)
+                    made = np.empty(count, numpy_dtype(stored))
+                    if cast is None:
+                        made = numbers
+                    else:
+                        cast(numbers, made)
+                    file.write(made.view(np.uint8).data)
+                    left -= count
