@@ -45,9 +45,7 @@ def uncovered(box: Box, parts: Sequence[Box]) -> tuple[str, Box] | None:
             return "outside", part
     if volume(box) == 0:
         return None
-    edges = [
-        sorted({box[axis][0], box[axis][1], *(edge for part in parts for edge in part[axis])}) for axis in range(len(box))
-    ]
+    edges = [sorted({box[axis][0], box[axis][1], *(edge for part in parts for edge in part[axis])}) for axis in range(len(box))]
     position = [{edge: i for i, edge in enumerate(axis_edges)} for axis_edges in edges]
     seen: set[tuple[int, ...]] = set()
     for part in parts:
@@ -115,9 +113,7 @@ class Transfer:
 
     def ordered(self) -> Transfer:
         """The same transfer without axes of size 1, sorted by target stride, the slowest first."""
-        axes = sorted(
-            ((n, f, t) for n, f, t in zip(self.shape, self.from_, self.to, strict=True) if n != 1), key=lambda axis: -axis[2]
-        )
+        axes = sorted(((n, f, t) for n, f, t in zip(self.shape, self.from_, self.to, strict=True) if n != 1), key=lambda axis: -axis[2])
         return self._with(axes)
 
     def coalesced(self) -> Transfer:
@@ -133,9 +129,7 @@ class Transfer:
         return self._with(joined)
 
     def _with(self, axes: Sequence[tuple[int, int, int]]) -> Transfer:
-        return Transfer(
-            tuple(n for n, _, _ in axes), self.source, tuple(f for _, f, _ in axes), self.target, tuple(t for _, _, t in axes)
-        )
+        return Transfer(tuple(n for n, _, _ in axes), self.source, tuple(f for _, f, _ in axes), self.target, tuple(t for _, _, t in axes))
 
     @property
     def is_move(self) -> bool:

@@ -17,24 +17,7 @@ from ckptforge.synthetic import write_model
 from ckptforge.verbs import convert, to_ms, to_torch
 
 MARK = "ckptforge-demo"
-CONFIG = {
-    "architectures": ["MixtralForCausalLM"],
-    "model_type": "mixtral",
-    "torch_dtype": "bfloat16",
-    "hidden_act": "silu",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": False,
-    "vocab_size": 256,
-}
+MODEL = "mixtral"
 
 
 def run_demo(directory: Path | None, overwrite: bool, say: Callable[[str], object]) -> dict[str, Any]:
@@ -58,8 +41,8 @@ def _run(directory: Path, say: Callable[[str], object]) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARK).touch()
     hub, dense, gmm, direct, back = (directory / name for name in ("hub", "dense.ckpt", "gmm.ckpt", "gmm_direct.ckpt", "back"))
-    (table,) = (table for table in shipped_tables() if CONFIG["model_type"] in table.model_types)
-    write_model(hub, table, CONFIG, shard_bytes=500_000)
+    table = next(table for table in shipped_tables() if table.name == MODEL)
+    write_model(hub, table, table.example, shard_bytes=500_000)
     weights = sum(path.stat().st_size for path in hub.glob("*.safetensors"))
     say(f"made a tiny {table.name} of random weights in {hub}: {size(weights)} in {len(list(hub.glob('*.safetensors')))} shards\n")
 

@@ -56,7 +56,9 @@ def inspect(path: str | Path, *, model: str | None = None, mapping: str | Path |
         for rank, directory in ranks.items():
             chosen, _ = choose_checkpoint(directory, step)
             opened = open_checkpoint(chosen)
-            rank_files.append({"rank": rank, "file": f"{directory.name}/{chosen.name}", "bytes": opened.files[0].size, "tensors": len(opened.tensors)})
+            rank_files.append(
+                {"rank": rank, "file": f"{directory.name}/{chosen.name}", "bytes": opened.files[0].size, "tensors": len(opened.tensors)}
+            )
         checkpoint = open_checkpoint(path / rank_files[0]["file"])
         return _describe(path, checkpoint, None, "shards of one model: the layout is told from the merged tensors", rank_files)
     checkpoint = open_checkpoint(path, step)

@@ -123,4 +123,3 @@ def _with_dtype(config: bytes, specs: Sequence[TensorSpec]) -> bytes:
     if all(parsed[key] == main for key in keys):
         return config
     return (json.dumps({**parsed, **dict.fromkeys(keys, main)}, indent=2, ensure_ascii=False) + "\n").encode()
-

@@ -106,12 +106,16 @@ def _content(path: Path) -> bytes:
         raise ConfigError(f"{path}: can't be read: {error.strerror}.") from error
 
 
-def _config(checkpoint: Checkpoint, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None) -> tuple[Mapping[str, Any], str]:
+def _config(
+    checkpoint: Checkpoint, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None
+) -> tuple[Mapping[str, Any], str]:
     """(config.json as an object, the name of where it comes from); empty where there is none."""
     if given is not None:
         path = given / CONFIG if given.is_dir() else given
         return read_object(path), str(path)
     if side is not None and CONFIG in side.files:
-        origin = f"{CONFIG} in {manifest.path}" if manifest is not None and side is manifest.hugging_face else str(checkpoint.directory / CONFIG)
+        origin = (
+            f"{CONFIG} in {manifest.path}" if manifest is not None and side is manifest.hugging_face else str(checkpoint.directory / CONFIG)
+        )
         return parse_object(side.files[CONFIG], origin), origin
     return {}, CONFIG

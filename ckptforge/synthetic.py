@@ -21,7 +21,14 @@ _PIECE = 1 << 20
 
 
 def write_model(
-    directory: Path, table: Table, config: Mapping[str, Any], *, layout: str = "hub", dtype: str = "bfloat16", shard_bytes: int = 10**9, seed: int = 0
+    directory: Path,
+    table: Table,
+    config: Mapping[str, Any],
+    *,
+    layout: str = "hub",
+    dtype: str = "bfloat16",
+    shard_bytes: int = 10**9,
+    seed: int = 0,
 ) -> None:
     """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table and a config.
 

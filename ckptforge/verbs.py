@@ -13,7 +13,8 @@ from typing import Any, TypedDict, Unpack
 
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine import stream
-from ckptforge.engine.conversion import Conversion, convert as convert_tensors
+from ckptforge.engine.conversion import Conversion
+from ckptforge.engine.conversion import convert as convert_tensors
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.publish import check_output, staged
@@ -68,7 +69,15 @@ class _Job:
     side: HuggingFaceSide | None
 
 
-def to_ms(hf_dir: PathLike, out: PathLike, *, layout: str = "dense", format: str | None = None, prefix: str = "checkpoint_", **options: Unpack[Options]) -> Result:
+def to_ms(
+    hf_dir: PathLike,
+    out: PathLike,
+    *,
+    layout: str = "dense",
+    format: str | None = None,
+    prefix: str = "checkpoint_",
+    **options: Unpack[Options],
+) -> Result:
     """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory. Returns a `Result`."""
     return _run(_to_ms(hf_dir, out, layout, format, prefix, options), options)
 
@@ -111,11 +120,24 @@ def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
     options = {key: arguments.pop(key) for key in list(arguments) if key in Options.__annotations__}
     opts: Options = options  # type: ignore[assignment]
     if verb == "to-ms":
-        job = _to_ms(source, out, **{"layout": "dense", "file_format": arguments.pop("format", None), "prefix": "checkpoint_", **arguments}, options=opts)
+        job = _to_ms(
+            source,
+            out,
+            **{"layout": "dense", "file_format": arguments.pop("format", None), "prefix": "checkpoint_", **arguments},
+            options=opts,
+        )
     elif verb == "to-torch":
-        job = _to_torch(source, out, **{"layout": "auto", "max_shard_size": None, "config": None, "hf_layout": None, **arguments}, options=opts)
+        job = _to_torch(
+            source, out, **{"layout": "auto", "max_shard_size": None, "config": None, "hf_layout": None, **arguments}, options=opts
+        )
     elif verb == "convert":
-        defaults = {"from_": None, "file_format": arguments.pop("format", None), "prefix": "checkpoint_", "max_shard_size": None, "config": None}
+        defaults = {
+            "from_": None,
+            "file_format": arguments.pop("format", None),
+            "prefix": "checkpoint_",
+            "max_shard_size": None,
+            "config": None,
+        }
         job = _convert(source, out, **{**defaults, **arguments}, options=opts)
     else:
         raise UsageError(f"there is no plan for {verb!r}: use to-ms, to-torch or convert.")
@@ -131,7 +153,13 @@ def _to_ms(hf_dir: PathLike, out: PathLike, layout: str, file_format: str | None
 
 
 def _to_torch(
-    ms: PathLike, out_dir: PathLike, layout: str, max_shard_size: int | str | None, config: PathLike | None, hf_layout: str | None, options: Options
+    ms: PathLike,
+    out_dir: PathLike,
+    layout: str,
+    max_shard_size: int | str | None,
+    config: PathLike | None,
+    hf_layout: str | None,
+    options: Options,
 ) -> _Job:
     chosen = None if layout == "auto" else layout
     source = _open(ms, options, Choices(layout=chosen, config=_path(config), family="mindspore", layout_option="--layout"))
@@ -165,7 +193,13 @@ def _convert(
 
 def _open(path: PathLike, options: Options, choices: Choices) -> Source:
     choices = Choices(
-        options.get("model"), choices.layout, _path(options.get("mapping")), choices.config, options.get("step"), choices.family, choices.layout_option
+        options.get("model"),
+        choices.layout,
+        _path(options.get("mapping")),
+        choices.config,
+        options.get("step"),
+        choices.family,
+        choices.layout_option,
     )
     source = open_source(Path(path), choices)
     source.refuse_unmapped(options.get("allow_unmapped", False))
@@ -257,9 +291,7 @@ def _job(
         "source_tensors": len(checkpoint.tensors),
         "dtype": dtype.name if dtype else "keep",
     }
-    made = Plan(
-        verb, output, tuple(files), conversion.assemblies(files), checkpoint.files, small, left_out, tuple(notes), facts
-    )
+    made = Plan(verb, output, tuple(files), conversion.assemblies(files), checkpoint.files, small, left_out, tuple(notes), facts)
     return _Job(made, source.table, target, side)
 
 
@@ -292,7 +324,11 @@ def _run(job: _Job, options: Options) -> Result:
 
 
 def _overflow_message(plan: Plan, audit: Any) -> str:
-    worst = [f"{group}: {count.overflowed} of {count.values} ({source} → {target})" for (group, source, target), count in sorted(audit.counts.items()) if count.overflowed]
+    worst = [
+        f"{group}: {count.overflowed} of {count.values} ({source} → {target})"
+        for (group, source, target), count in sorted(audit.counts.items())
+        if count.overflowed
+    ]
     return (
         f"{plan.output}: {audit.overflowed} finite values would become infinite, and nothing was written:\n  "
         + "\n  ".join(worst)

@@ -54,11 +54,15 @@ def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kw
         click.echo(result_text(result))
 
 
-@cli.command("to-ms", cls=_Examples, examples="""
+@cli.command(
+    "to-ms",
+    cls=_Examples,
+    examples="""
     ckptforge to-ms Mixtral-8x7B-v0.1 mixtral.ckpt
     ckptforge to-ms Mixtral-8x7B-v0.1 mixtral_gmm.ckpt --layout gmm --dtype fp16
     ckptforge to-ms Mixtral-8x7B-v0.1 model_dir --format safetensors --dry-run
-""")
+""",
+)
 @click.argument("hf_dir", type=opt.PATH)
 @click.argument("out", type=opt.PATH)
 @opt.option("--layout", default="dense", show_default=True, metavar="dense|gmm|gmm-v3|…", help="How MindSpore is to hold the model.")
@@ -76,10 +80,14 @@ def to_ms(**arguments: Any) -> None:
     _show(verbs.to_ms, arguments.pop("hf_dir"), arguments.pop("out"), **arguments)
 
 
-@cli.command("to-torch", cls=_Examples, examples="""
+@cli.command(
+    "to-torch",
+    cls=_Examples,
+    examples="""
     ckptforge to-torch mixtral.ckpt Mixtral-8x7B-restored
     ckptforge to-torch trained.ckpt my-model --config Mixtral-8x7B-v0.1 --dtype bf16
-""")
+""",
+)
 @click.argument("ms", type=opt.PATH)
 @click.argument("out_dir", type=opt.PATH)
 @opt.option("--layout", default="auto", show_default=True, metavar="auto|dense|gmm|…", help="The layout that MS has.")
@@ -99,10 +107,14 @@ def to_torch(**arguments: Any) -> None:
     _show(verbs.to_torch, arguments.pop("ms"), arguments.pop("out_dir"), **arguments)
 
 
-@cli.command("convert", cls=_Examples, examples="""
+@cli.command(
+    "convert",
+    cls=_Examples,
+    examples="""
     ckptforge convert mixtral.ckpt mixtral_gmm.ckpt --to gmm
     ckptforge convert Mixtral-8x7B-v0.1 mixtral-fused --to fused
-""")
+""",
+)
 @click.argument("source", type=opt.PATH, metavar="IN")
 @click.argument("out", type=opt.PATH)
 @opt.option("--to", required=True, metavar="LAYOUT", help="The layout to write.")
@@ -122,10 +134,14 @@ def convert(**arguments: Any) -> None:
     _show(verbs.convert, arguments.pop("source"), arguments.pop("out"), **arguments)
 
 
-@cli.command("inspect", cls=_Examples, examples="""
+@cli.command(
+    "inspect",
+    cls=_Examples,
+    examples="""
     ckptforge inspect Mixtral-8x7B-v0.1
     ckptforge inspect mixtral.ckpt --tensors
-""")
+""",
+)
 @click.argument("path", type=opt.PATH)
 @opt.option("--tensors", is_flag=True, help="List every tensor.")
 @opt.option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]")
@@ -140,10 +156,14 @@ def inspect(path: Path, tensors: bool, model: str | None, mapping: Path | None, 
     click.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else inspection_text(found, tensors))
 
 
-@cli.command("demo", cls=_Examples, examples="""
+@cli.command(
+    "demo",
+    cls=_Examples,
+    examples="""
     ckptforge demo
     ckptforge demo my-demo
-""")
+""",
+)
 @click.argument("directory", type=opt.PATH, required=False, metavar="[DIR]")
 @opt.option("--overwrite", is_flag=True, help="Replace an earlier demo in DIR.")
 @opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")

@@ -54,7 +54,9 @@ planning = _all(
 
 mindspore_output = _all(
     option("--format", type=click.Choice(["ckpt", "safetensors"]), help="Format of an output directory. [default: ckpt, or OUT's ending]"),
-    option("--prefix", default="checkpoint_", show_default=True, metavar="P", help="Name of the file in an output directory: rank_0/P0.ckpt"),
+    option(
+        "--prefix", default="checkpoint_", show_default=True, metavar="P", help="Name of the file in an output directory: rank_0/P0.ckpt"
+    ),
 )
 
 shards = option("--max-shard-size", metavar="SIZE", help="Largest weight file. [default: as the original directory had it, else 5GB]")

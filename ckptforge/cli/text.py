@@ -24,7 +24,10 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Columns as wide as their longest cell; those in `right` are set flush right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.rjust(width) if column in right else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     )
 
@@ -45,7 +48,9 @@ def result_text(result: Result) -> str:
         lines.append("")
         rows = [["cast", "dtypes", "values", "overflowed", "underflowed to 0", "rounded"]]
         for (group, source, target), count in sorted(casts.items()):
-            rows.append([group, f"{source} → {target}", *(f"{n:,}" for n in (count.values, count.overflowed, count.underflowed, count.rounded))])
+            rows.append(
+                [group, f"{source} → {target}", *(f"{n:,}" for n in (count.values, count.overflowed, count.underflowed, count.rounded))]
+            )
         lines.append(table(rows, right=(2, 3, 4, 5)))
     for reason, names in result.left_out.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -71,7 +76,12 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         rows.append(["ranks", f"{len(found.ranks)} (tensors, parameters and bytes above are those of rank {found.ranks[0]['rank']})"])
     lines = [table(rows)]
     files = found.ranks or found.files
-    lines += ["", table([["file", "bytes", "tensors"], *([file["file"], f"{file['bytes']:,}", str(file["tensors"])] for file in files)], right=(1, 2))]
+    lines += [
+        "",
+        table(
+            [["file", "bytes", "tensors"], *([file["file"], f"{file['bytes']:,}", str(file["tensors"])] for file in files)], right=(1, 2)
+        ),
+    ]
     if with_tensors:
         lines += ["", table([["tensor", "dtype", "shape"], *([name, entry[0], str(entry[1])] for name, entry in found.entries.items())])]
     if found.layout_reason:

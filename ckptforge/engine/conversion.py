@@ -80,9 +80,7 @@ def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | N
             source = opaque[pattern]
             shapes[pattern] = binding.shapes[source]
             pinned = range(len(pattern.name_axes))
-            found = fill(
-                whole_pieces(pattern, shapes[pattern], counts), whole_pieces(source, shapes[pattern], counts), pinned
-            )
+            found = fill(whole_pieces(pattern, shapes[pattern], counts), whole_pieces(source, shapes[pattern], counts), pinned)
             _gather(copies, found, sources, prefix)
         else:
             shapes[pattern] = pattern.shape(lambda part, axis: lengths[part][axis])

@@ -156,7 +156,9 @@ def read_manifest(path: Path) -> Manifest:
             hugging_face = HuggingFaceSide(files, side["shards"], side["layout"])
         return Manifest(path, content["layout"], content["model"], sizes, hugging_face)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(f"{path}: isn't a manifest of ckptforge ({type(error).__name__}: {error}); remove it, or convert anew.") from error
+        raise FormatError(
+            f"{path}: isn't a manifest of ckptforge ({type(error).__name__}: {error}); remove it, or convert anew."
+        ) from error
 
 
 def _unpacked(packed: dict[str, str]) -> bytes:

@@ -21,7 +21,9 @@ def write_exactly(fd: int, offset: int, data: memoryview | bytes, path: Path) ->
         try:
             done += os.pwrite(fd, view[done:], offset + done)
         except OSError as error:
-            raise OutputError(f"{path}: writing at byte {offset + done} failed: {error.strerror}; nothing is left under the final name.") from error
+            raise OutputError(
+                f"{path}: writing at byte {offset + done} failed: {error.strerror}; nothing is left under the final name."
+            ) from error
 
 
 def paired_ranges(source: TensorEntry, start: int, target: TensorEntry, to: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -40,7 +42,16 @@ def paired_ranges(source: TensorEntry, start: int, target: TensorEntry, to: int,
         source_left, target_left, length = source_left - take, target_left - take, length - take
 
 
-def move_bytes(source: TensorEntry, source_fd: int, source_at: int, target: TensorEntry, target_fd: int, target_at: int, length: int, buffer: memoryview) -> None:
+def move_bytes(
+    source: TensorEntry,
+    source_fd: int,
+    source_at: int,
+    target: TensorEntry,
+    target_fd: int,
+    target_at: int,
+    length: int,
+    buffer: memoryview,
+) -> None:
     """Copies one run of bytes from file to file. Raises `FormatError` for the source and `OutputError` for the target."""
     while length > 0:
         count = _kernel_copy(source, source_fd, source_at, target, target_fd, target_at, length)
@@ -51,7 +62,9 @@ def move_bytes(source: TensorEntry, source_fd: int, source_at: int, target: Tens
         source_at, target_at, length = source_at + count, target_at + count, length - count
 
 
-def _kernel_copy(source: TensorEntry, source_fd: int, source_at: int, target: TensorEntry, target_fd: int, target_at: int, length: int) -> int | None:
+def _kernel_copy(
+    source: TensorEntry, source_fd: int, source_at: int, target: TensorEntry, target_fd: int, target_at: int, length: int
+) -> int | None:
     if not hasattr(os, "copy_file_range"):
         return None
     try:
@@ -59,7 +72,9 @@ def _kernel_copy(source: TensorEntry, source_fd: int, source_at: int, target: Te
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return None
-        raise OutputError(f"copying from {source.path} to {target.path} failed: {error.strerror}; nothing is left under the final name.") from error
+        raise OutputError(
+            f"copying from {source.path} to {target.path} failed: {error.strerror}; nothing is left under the final name."
+        ) from error
     if count == 0:
         raise FormatError(f"{source.path}: ends at byte {source_at} inside tensor {source.name!r}; the file was cut off while it was read.")
     return count

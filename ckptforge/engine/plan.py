@@ -118,7 +118,9 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
             if transfer.size and (last_from >= source.elements or last_to >= assembly.target.elements):
                 raise PlanError(f"{assembly.target.name}: a copy from {source.name} reaches outside; this is a defect of the mapping.")
         if written != assembly.target.elements:
-            raise PlanError(f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping.")
+            raise PlanError(
+                f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping."
+            )
     for source in used:
         if read[source.name] != source.elements:
             raise PlanError(f"{source.name}: {read[source.name]} of {source.elements} elements are used; this is a defect of the mapping.")

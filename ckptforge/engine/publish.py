@@ -30,7 +30,9 @@ def check_output(plan: Plan, overwrite: bool) -> None:
         raise OutputError(f"{output}: is a symbolic link; name the file or directory itself.")
     if os.path.lexists(output):
         if output.is_dir() != is_directory:
-            raise OutputError(f"{output}: exists and is {'a directory' if output.is_dir() else 'a file'}, but the output is {'a directory' if is_directory else 'a file'}.")
+            raise OutputError(
+                f"{output}: exists and is {'a directory' if output.is_dir() else 'a file'}, but the output is {'a directory' if is_directory else 'a file'}."
+            )
         if not overwrite and not (is_directory and not any(output.iterdir())):
             raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
     parent = _existing_parent(output)
@@ -157,7 +159,9 @@ def _publish(work: Path, output: Path, is_directory: bool) -> None:
 def _keep_foreign(old: Path, new: Path) -> None:
     """Carries what isn't part of a checkpoint from the replaced directory into the new one."""
     for path in old.iterdir():
-        replaced = path.suffix in (".safetensors", ".ckpt") or path.name.endswith(".safetensors.index.json") or path.name.startswith("rank_")
+        replaced = (
+            path.suffix in (".safetensors", ".ckpt") or path.name.endswith(".safetensors.index.json") or path.name.startswith("rank_")
+        )
         if not replaced and not os.path.lexists(new / path.name):
             os.rename(path, new / path.name)
 
@@ -168,4 +172,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-

@@ -155,9 +155,7 @@ class _Worker:
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
         widest = max(itemsize, *(source.dtype.itemsize for source, _ in task.assembly.copies))
-        made, read, spare = self.buffers(
-            tile.elements * itemsize, _READ_FACTOR * task.max_elements * widest, task.max_elements * widest
-        )
+        made, read, spare = self.buffers(tile.elements * itemsize, _READ_FACTOR * task.max_elements * widest, task.max_elements * widest)
         out = _as_numbers(made, target.dtype)
         for source, transfer in task.assembly.copies:
             for part in inside(transfer, tile):

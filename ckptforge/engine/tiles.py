@@ -127,9 +127,7 @@ def tiles(shape: Sequence[int], width: int, rows: int, columns: int) -> Iterator
 
 
 @lru_cache(maxsize=4096)
-def best_form(
-    shape: tuple[int, ...], itemsize: int, transfers: tuple[Transfer, ...], max_elements: int
-) -> tuple[int, int, int]:
+def best_form(shape: tuple[int, ...], itemsize: int, transfers: tuple[Transfer, ...], max_elements: int) -> tuple[int, int, int]:
     """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one in the middle."""
     total = math.prod(shape)
     best, best_cost = (total, 1, min(total, max_elements)), math.inf

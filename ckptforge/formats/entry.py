@@ -102,9 +102,7 @@ class FileIndex:
         finally:
             os.close(fd)
         if crc != self.checksum.expected:
-            raise FormatError(
-                f"{self.path}: the stored crc32 is {self.checksum.expected}, the contents give {crc}; the file is damaged."
-            )
+            raise FormatError(f"{self.path}: the stored crc32 is {self.checksum.expected}, the contents give {crc}; the file is damaged.")
 
 
 def open_file(path: Path) -> int:

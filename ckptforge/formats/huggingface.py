@@ -57,7 +57,9 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             raise FormatError(f"{index_path}: {name!r} isn't the name of a file in this directory.")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        raise InputNotFoundError(f"{directory}: {len(missing)} of {len(names)} shards named by {index_path.name} are missing:\n{listing(missing)}")
+        raise InputNotFoundError(
+            f"{directory}: {len(missing)} of {len(names)} shards named by {index_path.name} are missing:\n{listing(missing)}"
+        )
     files = [safetensors.read_index(directory / name) for name in names]
     _check_distinct(files)
     where = {tensor: file.path.name for file in files for tensor in file.tensors}

@@ -22,7 +22,7 @@ from ckptforge.formats.layout import FileLayout, TensorSpec
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
 # The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by name.
-_ORDER = "U64 I64 C64 F64 F32 U32 I32 BF16 F16 U16 I16 F8_E4M3 F8_E5M2 F8_E8M0 I8 U8 BOOL".split()
+_ORDER = ["U64", "I64", "C64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"]
 
 
 def read_index(path: Path) -> FileIndex:
@@ -127,9 +127,7 @@ def _entry(path: Path, name: str, spec: object, metadata: Mapping[str, str], dat
     if begin > end or end > size - data:
         raise FormatError(f"{where}: data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated?")
     if math.prod(shape) * dtype.itemsize != end - begin:
-        raise FormatError(
-            f"{where}: {dtype} {shape} needs {math.prod(shape) * dtype.itemsize} bytes but its offsets hold {end - begin}."
-        )
+        raise FormatError(f"{where}: {dtype} {shape} needs {math.prod(shape) * dtype.itemsize} bytes but its offsets hold {end - begin}.")
     return TensorEntry(name, dtype, tuple(shape), path, (Extent(0, data + begin, end - begin),))
 
 

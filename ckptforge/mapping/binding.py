@@ -111,7 +111,9 @@ def _learn_counts(sizes: AxisSizes, found: Mapping[Pattern, Mapping[tuple[int, .
             raise LayoutError(f"{name} has {axis} = {i}, but there should be only {size}, by {sizes.known[axis][1]}.")
 
 
-def _check_complete(layout: Layout, found: Mapping[Pattern, Mapping[tuple[int, ...], str]], sizes: AxisSizes, absent: frozenset[str]) -> None:
+def _check_complete(
+    layout: Layout, found: Mapping[Pattern, Mapping[tuple[int, ...], str]], sizes: AxisSizes, absent: frozenset[str]
+) -> None:
     missing: list[str] = []
     count = 0
     for pattern in layout.patterns:
@@ -169,6 +171,4 @@ def pieces(pattern: Pattern, tensor: str, axes: Sequence[str], lengths: Mapping[
 def whole_pieces(pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]) -> list[Piece]:
     """The stored tensors of a pattern as they are: boxes over the axes in the name and those of the shape."""
     grid = Grid(0, (0,) * len(pattern.name_axes) + row_major_strides(shape))
-    return [
-        Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid) for pinned, name in name_pieces(pattern, counts)
-    ]
+    return [Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid) for pinned, name in name_pieces(pattern, counts)]

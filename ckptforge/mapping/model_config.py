@@ -45,7 +45,9 @@ class Expression:
                 operand = int(word) if word.isdigit() else _positive(config[word], word, where)
                 if operator == "/":
                     if value % operand:
-                        raise ConfigError(f"{where}: {choice} = {value} / {operand} isn't whole; config.json doesn't fit a model of this kind.")
+                        raise ConfigError(
+                            f"{where}: {choice} = {value} / {operand} isn't whole; config.json doesn't fit a model of this kind."
+                        )
                     value //= operand
                 else:
                     value *= operand

@@ -36,7 +36,9 @@ class AxisSizes:
 
         An axis of several unknown factors stays open: it matters only if its factors must be told apart.
         """
-        open_axes = [(pattern, axis, size, name, shape) for pattern, name, shape in shapes for axis, size in zip(pattern.axes, shape, strict=True)]
+        open_axes = [
+            (pattern, axis, size, name, shape) for pattern, name, shape in shapes for axis, size in zip(pattern.axes, shape, strict=True)
+        ]
         # Plain axes first: what they say is easiest to name in a message.
         open_axes.sort(key=lambda item: len(axis_factors(item[1])))
         progress = True
@@ -54,7 +56,9 @@ class AxisSizes:
                 else:
                     expected = self._length(pattern, axis, {})
                     if expected != size:
-                        raise LayoutError(f"{self._explain(axis)}, so an axis of {name} should be {expected}, but its shape is {list(shape)}.")
+                        raise LayoutError(
+                            f"{self._explain(axis)}, so an axis of {name} should be {expected}, but its shape is {list(shape)}."
+                        )
             open_axes = remaining
 
     def _length(self, pattern: Pattern, axis: Axis, trial: Mapping[str, int]) -> int:

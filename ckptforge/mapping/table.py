@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,6 +32,7 @@ class _File(BaseModel):
     optional: dict[str, str] = {}
     layout: dict[str, dict[str, str]] = Field(min_length=1)
     ignored: dict[Family, list[str]] = {}
+    example: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Table:
-    """A model's mapping: logical tensors with their axes, and their patterns in every layout."""
+    """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json."""
 
     name: str
     source: str
@@ -59,6 +60,7 @@ class Table:
     optional: dict[str, str]
     layouts: dict[str, Layout]
     ignored: dict[str, tuple[str, ...]]
+    example: dict[str, Any]
 
     def layout(self, name: str) -> Layout:
         """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
@@ -114,7 +116,7 @@ def parse_table(content: bytes, source: str) -> Table:
             raise TableError(f"{source}: [optional] {tensor} = {key!r}: expected a tensor of [tensors] and a key of config.json.")
     layouts = {name: _layout(name, raw, tensors, source) for name in raw.layout}
     ignored = {family: tuple(globs) for family, globs in raw.ignored.items()}
-    return Table(raw.name, source, content, tuple(raw.model_type), expressions, tensors, raw.optional, layouts, ignored)
+    return Table(raw.name, source, content, tuple(raw.model_type), expressions, tensors, raw.optional, layouts, ignored, raw.example)
 
 
 def _expressions(raw: _File, source: str) -> Iterator[tuple[str, Expression]]:
