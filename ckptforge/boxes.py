@@ -21,6 +21,7 @@ def full_box(shape: Sequence[int]) -> Box:
 
 
 def box_shape(box: Box) -> tuple[int, ...]:
+    """Lengths of a box's ranges."""
     return tuple(stop - start for start, stop in box)
 
 

@@ -59,9 +59,10 @@ class OutputError(CkptforgeError):
     """The output exists already, can't be written, or doesn't fit on the disk."""
 
 
-def listing(names: list[str], limit: int = 10) -> str:
-    """`names` as indented lines for a message, cut after `limit` with the number left out."""
+def listing(names: list[str], limit: int = 10, total: int | None = None) -> str:
+    """`names` as indented lines for a message, cut after `limit` with the number left out; `total` if there are more."""
     lines = [f"  {name}" for name in names[:limit]]
-    if len(names) > limit:
-        lines.append(f"  … and {len(names) - limit} more")
+    rest = (len(names) if total is None else total) - len(lines)
+    if rest > 0:
+        lines.append(f"  … and {rest} more")
     return "\n".join(lines)

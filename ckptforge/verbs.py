@@ -56,7 +56,7 @@ class Running(TypedDict, total=False):
 
 
 class Options(Planning, Running, total=False):
-    pass
+    """The keyword arguments that every verb takes."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 from ckptforge.cli import options as opt
 from ckptforge.cli.progress import bar
 from ckptforge.cli.text import inspection_text, result_text
-from ckptforge.errors import CkptforgeError, UsageError
+from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
 
@@ -192,15 +193,27 @@ def _fail(error: Exception, as_json: bool) -> NoReturn:
     sys.exit(code)
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 def main() -> None:
     """The entry point: no traceback reaches a user for bad input."""
     as_json = "--json" in sys.argv[1:]
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(prog_name="ckptforge", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         click.echo("ckptforge: interrupted; nothing was left under a final name.", err=True)
         sys.exit(130)
-    except (CkptforgeError, UsageError, click.ClickException) as error:
+    except _Terminated:
+        click.echo("ckptforge: terminated; nothing was left under a final name.", err=True)
+        sys.exit(143)
+    except (CkptforgeError, click.ClickException) as error:
         _fail(error, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,6 +15,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def option(*names: str, **settings: Any) -> Decorator:
+    """`click.option`, here so that commands import one thing."""
     return click.option(*names, **settings)
 
 

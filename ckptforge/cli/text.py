@@ -33,6 +33,7 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 
 def result_text(result: Result) -> str:
+    """What a verb did, or would do."""
     facts = result.facts
     verb = "would write" if result.dry_run else "wrote"
     lines = [
@@ -60,6 +61,7 @@ def result_text(result: Result) -> str:
 
 
 def inspection_text(found: Inspection, with_tensors: bool) -> str:
+    """What `inspect` found; `with_tensors` adds a line for every tensor."""
     rows = [
         ["path", found.path],
         ["format", found.format],

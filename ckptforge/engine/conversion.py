@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.boxes import Box, Transfer, row_major_strides
 from ckptforge.dtypes import DType
 from ckptforge.engine.plan import Assembly, fill, prove_complete
 from ckptforge.errors import MissingTensorsError, PlanError, listing
@@ -115,7 +115,7 @@ def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:
     )
 
 
-def _gather(copies: dict[str, Copies], found: dict[str, list[tuple[str, object, Transfer]]], sources: Sources, prefix: str) -> None:
+def _gather(copies: dict[str, Copies], found: dict[str, list[tuple[str, Box, Transfer]]], sources: Sources, prefix: str) -> None:
     for name, parts in found.items():
         present = [(sources[prefix + source], transfer) for source, _, transfer in parts if prefix + source in sources]
         if not present:

@@ -95,6 +95,7 @@ class Manifest:
 
 
 def manifest_path(output: Path, is_directory: bool) -> Path:
+    """Where an output's manifest lies: in a directory, or beside a file."""
     return output / DIRECTORY_NAME if is_directory else output.with_name(output.name + ".manifest.json")
 
 
@@ -123,6 +124,7 @@ def manifest_json(plan: Plan, table: Table, layout: str, side: HuggingFaceSide |
 
 
 def audit_json(audit: Audit) -> list[dict[str, Any]]:
+    """Cast counts as a list of objects, by tensor group."""
     return [
         {
             "group": group,

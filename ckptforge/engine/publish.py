@@ -29,10 +29,9 @@ def check_output(plan: Plan, overwrite: bool) -> None:
     if output.is_symlink():
         raise OutputError(f"{output}: is a symbolic link; name the file or directory itself.")
     if os.path.lexists(output):
-        if output.is_dir() != is_directory:
-            raise OutputError(
-                f"{output}: exists and is {'a directory' if output.is_dir() else 'a file'}, but the output is {'a directory' if is_directory else 'a file'}."
-            )
+        found, wanted = ("a directory" if yes else "a file" for yes in (output.is_dir(), is_directory))
+        if found != wanted:
+            raise OutputError(f"{output}: exists and is {found}, but the output is {wanted}; choose another name.")
         if not overwrite and not (is_directory and not any(output.iterdir())):
             raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
     parent = _existing_parent(output)

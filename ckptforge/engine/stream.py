@@ -138,7 +138,7 @@ class _Worker:
     def do(self, task: Task) -> int:
         """Carries out a task; returns the bytes of output that it made."""
         if isinstance(task, Check):
-            task.file.verify(memoryview(self.buffers(1 << 20)[0]))
+            task.file.verify(self.buffers(1 << 20)[0].data)
             return 0
         if isinstance(task, Move):
             self.move(task)
@@ -148,7 +148,7 @@ class _Worker:
 
     def move(self, task: Move) -> None:
         source_fd, target_fd = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
-        buffer = memoryview(self.buffers(min(self.budget.bytes_each, 1 << 20))[0])
+        buffer = self.buffers(min(self.budget.bytes_each, 1 << 20))[0].data
         move_bytes(task.source, source_fd, task.source_at, task.target, target_fd, task.target_at, task.length, buffer)
 
     def fill(self, task: Fill) -> None:
@@ -164,7 +164,7 @@ class _Worker:
         at = 0
         for first, count in tile.runs():
             for offset, length in target.file_ranges(first * itemsize, count * itemsize):
-                write_exactly(fd, offset, memoryview(made[at : at + length]), target.path)
+                write_exactly(fd, offset, made[at : at + length].data, target.path)
                 at += length
 
     def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array, read: Array, spare: Array) -> None:
@@ -172,7 +172,7 @@ class _Worker:
         itemsize = source.dtype.itemsize
         spans = spans_of(part, read.size // itemsize)
         fd = self.descriptors.source(source.path)
-        view = memoryview(read)
+        view = read.data
         at = 0
         for start in spans.starts():
             for offset, length in source.file_ranges((part.source + start) * itemsize, spans.length * itemsize):

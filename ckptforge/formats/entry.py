@@ -56,9 +56,6 @@ class TensorEntry:
                 length -= take
             index += 1
 
-    def described(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
-
 
 @dataclass(frozen=True)
 class Checksum:

@@ -194,10 +194,11 @@ def _groups(values: Iterator[_Value]) -> Iterator[tuple[str, list[_Value]]]:
 
 def _tensor(path: Path, tag: str, chunks: list[_Value]) -> TensorEntry:
     last = chunks[-1]
-    dtype = BY_MINDSPORE.get(last.type_name)
+    dtype = BY_MINDSPORE.get(str(last.type_name))
     if dtype is None:
         raise FormatError(
-            f"{path}: tensor {tag!r} has dtype {last.type_name!r}, which is unknown; known: {', '.join(sorted(filter(None, BY_MINDSPORE)))}."
+            f"{path}: tensor {tag!r} has dtype {last.type_name!r}, which is unknown; "
+            f"known: {', '.join(sorted(filter(None, BY_MINDSPORE)))}."
         )
     extents: list[Extent] = []
     start = 0

@@ -38,6 +38,7 @@ def rank_directories(directory: Path) -> dict[int, Path]:
 
 
 def is_unified(directory: Path) -> bool:
+    """Whether the directory was written by MindSpore's `unified_safetensors`."""
     return (directory / UNIFIED_MAP).is_file()
 
 
@@ -81,7 +82,8 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     unnumbered = [path.name for path in paths if path not in steps]
     if unnumbered:
         raise FormatError(
-            f"{directory}: {len(paths)} checkpoints, and these names have no -<epoch>_<step> to choose by; give the file itself:\n{listing(unnumbered)}"
+            f"{directory}: {len(paths)} checkpoints, and these names have no -<epoch>_<step> to choose by; "
+            f"give the file itself:\n{listing(unnumbered)}"
         )
     best = max(steps.values())
     chosen = [path for path in paths if steps[path] == best]

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ckptforge.boxes import Grid
 
@@ -35,6 +36,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
+    """Parts of several logical tensors behind one another in one axis."""
+
     parts: tuple[Part, ...]
 
 
@@ -168,7 +171,7 @@ def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:
 
 
 def _followers(pattern: Pattern, tensor: str) -> dict[str, str]:
-    return {first: second for segment in pattern.segments(tensor) for first, second in zip(segment, segment[1:], strict=False)}
+    return {first: second for segment in pattern.segments(tensor) for first, second in pairwise(segment)}
 
 
 def parse_pattern(text: str, owner: str) -> Pattern:

@@ -89,9 +89,9 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
 
 
 def _absent(table: Table, layout: Layout, found: Mapping[Pattern, object], config: Mapping[str, Any]) -> Iterator[str]:
-    """Optional tensors that aren't there and needn't be: the config says so, or doesn't say."""
+    """Optional tensors that aren't there and needn't be: the config says so, or there is no config to ask."""
     for tensor, key in table.optional.items():
-        if layout.holding(tensor) not in found and config.get(key) in (True, None):
+        if layout.holding(tensor) not in found and (config.get(key) is True or not config):
             yield tensor
 
 
@@ -132,10 +132,7 @@ def _check_complete(
         if expected > len(present):
             missing += _first_missing(pattern, [extent or 0 for extent in extents], present)
     if count:
-        raise MissingTensorsError(
-            f"layout {layout.name} needs {count} tensors that aren't there:\n{listing(missing, 10) if count <= len(missing) else listing(missing[:10])}"
-            + (f"\n  … {count} in all" if count > len(missing) else "")
-        )
+        raise MissingTensorsError(f"layout {layout.name} needs {count} tensors that aren't there:\n{listing(missing, total=count)}")
 
 
 def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[int, ...], str]) -> list[str]:

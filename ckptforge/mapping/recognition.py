@@ -46,7 +46,8 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
         seen = f"{hints.config_source} has model_type {model_type!r}" if model_type else "there is no config.json"
         raise ModelUnknownError(
             f"no mapping table fits this checkpoint: {seen}, and of {len(shapes)} tensor names at most {best} are known "
-            f"(tables: {known}). Its first tensors:\n{listing(sorted(shapes), 5)}\nName a table with --model, or give your own with --mapping."
+            f"(tables: {known}). Its first tensors:\n{listing(sorted(shapes), 5)}\n"
+            "Name a table with --model, or give your own with --mapping."
         )
     return fitting[0]
 

@@ -92,8 +92,8 @@ class AxisSizes:
         if unknown := [axis for axis, size in found.items() if size is None]:
             keys = "; ".join(f"{axis} = {table.axes[axis].text}" for axis in unknown)
             raise ConfigError(
-                f"{source.template}: to store {tensor} as {target.template!r} the lengths of its axes {', '.join(unknown)} are needed, which "
-                f"the shapes don't tell; they come from config.json ({keys}), which is absent or lacks them. Give it with --config."
+                f"{source.template}: to store {tensor} as {target.template!r} the lengths of its axes {', '.join(unknown)} "
+                f"are needed, which the shapes don't tell; they come from config.json ({keys}), which is absent or lacks them. Give it with --config."
             )
         return {axis: size for axis, size in found.items() if size is not None}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ class Layout:
     """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one."""
 
     name: str
-    family: Family
+    family: str
     patterns: tuple[Pattern, ...]
 
     def holding(self, tensor: str) -> Pattern:
@@ -115,7 +116,7 @@ def parse_table(content: bytes, source: str) -> Table:
         if tensor not in tensors or not key.isidentifier():
             raise TableError(f"{source}: [optional] {tensor} = {key!r}: expected a tensor of [tensors] and a key of config.json.")
     layouts = {name: _layout(name, raw, tensors, source) for name in raw.layout}
-    ignored = {family: tuple(globs) for family, globs in raw.ignored.items()}
+    ignored: dict[str, tuple[str, ...]] = {family: tuple(globs) for family, globs in raw.ignored.items()}
     return Table(raw.name, source, content, tuple(raw.model_type), expressions, tensors, raw.optional, layouts, ignored, raw.example)
 
 
@@ -176,7 +177,8 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
         for other in ordered[:i]:
             if _can_clash(pattern, other):
                 raise TableError(
-                    f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} can produce the same name; the layout is ambiguous."
+                    f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} can produce the same name; "
+                    "the layout is ambiguous."
                 )
     return Layout(name, family, tuple(ordered))
 
@@ -193,7 +195,7 @@ def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]]) -> 
     if len(set(placeholders)) < len(placeholders):
         raise TableError(f"{row}: {pattern.template!r} has one axis twice.")
     numeric = [word.isdigit() or word.startswith("{") for word in words]
-    if any(a and b for a, b in zip(numeric, numeric[1:], strict=False)):
+    if any(a and b for a, b in pairwise(numeric)):
         raise TableError(f"{row}: in {pattern.template!r} two numbers touch, so that a name can't be read back.")
     for tensor in pattern.tensors:
         if tensor not in tensors:
