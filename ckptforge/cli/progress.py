@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ def bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
         return
     from tqdm import tqdm
 
-    with tqdm(unit="B", unit_scale=True, desc="copying", file=sys.stderr, leave=False, dynamic_ncols=True) as shown:
+    terminal = shutil.get_terminal_size()  # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
+    room = {"ncols": terminal.columns, "nrows": terminal.lines}
+    with tqdm(unit="B", unit_scale=True, desc="copying", file=sys.stderr, leave=False, **room) as shown:
 
         def progress(done: int, total: int) -> None:
             shown.total = total

@@ -1,0 +1,111 @@
+"""Reading and making checkpoints for tests without the code under test, where that is what is tested."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptforge.boxes import full_box
+from ckptforge.formats.checkpoint import open_checkpoint
+from ckptforge.formats.entry import read_box
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HUB = FIXTURES / "peer" / "hf_hub"
+MINDSPORE = FIXTURES / "mindspore"
+Tensor = tuple[str, tuple[int, ...], bytes]
+
+
+def contents(path: Path) -> dict[str, Tensor]:
+    """name → (dtype, shape, bytes), read by ckptforge."""
+    found: dict[str, Tensor] = {}
+    for name, entry in open_checkpoint(path).tensors.items():
+        buffer = bytearray(entry.nbytes)
+        read_box(entry, full_box(entry.shape), memoryview(buffer))
+        found[name] = (entry.dtype.name, entry.shape, bytes(buffer))
+    return found
+
+
+def raw_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """name → array of unsigned integers, read by hand from a file or a directory: independent of ckptforge."""
+    found = {}
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        data = file.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        for name, spec in header.items():
+            begin, end = (8 + length + offset for offset in spec["data_offsets"])
+            size = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8}[spec["dtype"]]
+            found[name] = np.frombuffer(data[begin:end], f"u{size}").reshape(spec["shape"])
+    return found
+
+
+def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None) -> None:
+    """Writes a file by hand, right or wrong as the caller wants it."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"".join(data for _, _, data in tensors.values()))
+
+
+def tiny_config(**changes: Any) -> dict[str, Any]:
+    """A tiny Mixtral's config.json."""
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "torch_dtype": "bfloat16",
+        "hidden_act": "silu",
+        "hidden_size": 12,
+        "intermediate_size": 10,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 5,
+        "num_hidden_layers": 2,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "vocab_size": 7,
+        "tie_word_embeddings": False,
+        **changes,
+    }
+
+
+def write_hub(directory: Path, config: dict[str, Any], dtype: str = "BF16", seed: int = 0, files: int = 1) -> None:
+    """Writes a Mixtral in the hub layout by hand: every bit pattern may occur, NaN payloads included."""
+    random = np.random.default_rng(seed)
+    size = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}[dtype]
+    H, I, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    d = config.get("head_dim") or H // config["num_attention_heads"]
+    q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
+    shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [V, H], "model.norm.weight": [H]}
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = [V, H]
+    for layer in range(config["num_hidden_layers"]):
+        base = f"model.layers.{layer}"
+        shapes |= {f"{base}.input_layernorm.weight": [H], f"{base}.post_attention_layernorm.weight": [H]}
+        shapes |= {f"{base}.self_attn.q_proj.weight": [q, H], f"{base}.self_attn.o_proj.weight": [H, q]}
+        shapes |= {f"{base}.self_attn.{name}_proj.weight": [kv, H] for name in "kv"}
+        shapes[f"{base}.block_sparse_moe.gate.weight"] = [config["num_local_experts"], H]
+        for expert in range(config["num_local_experts"]):
+            experts = f"{base}.block_sparse_moe.experts.{expert}"
+            shapes |= {f"{experts}.w1.weight": [I, H], f"{experts}.w2.weight": [H, I], f"{experts}.w3.weight": [I, H]}
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    names = sorted(shapes)
+    tensors = {name: (dtype, shapes[name], random.bytes(int(np.prod(shapes[name])) * size)) for name in names}
+    if files == 1:
+        write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
+        return
+    weight_map = {}
+    for i in range(files):
+        name = f"model-{i + 1:05d}-of-{files:05d}.safetensors"
+        part = {tensor: tensors[tensor] for tensor in names[i::files]}
+        write_safetensors(directory / name, part, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

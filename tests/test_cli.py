@@ -1,0 +1,164 @@
+"""The command line as its users script it, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import ckptforge
+from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub
+
+
+def ckpt(*args, **kwargs):
+    return subprocess.run([sys.executable, "-m", "ckptforge", *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def test_a_conversion_prints_its_result_on_stdout_and_nothing_else(tmp_path):
+    done = ckpt("to-ms", HUB, tmp_path / "x.ckpt", "--layout", "gmm", "--dtype", "fp16")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "mixtral: hub → gmm" in done.stdout and "wrote" in done.stdout and "underflowed" in done.stdout
+    assert len(contents(tmp_path / "x.ckpt")) == 23
+
+
+def test_json_is_one_object(tmp_path):
+    done = ckpt("to-ms", HUB, tmp_path / "x.ckpt", "--json")
+    found = json.loads(done.stdout)
+    assert found["ok"] is True and found["tensors"] == 23 and found["to"] == "dense" and found["left_out"] == {}
+    assert found["files"] == [str(tmp_path / "x.ckpt"), str(tmp_path / "x.ckpt.manifest.json")]
+    again = ckpt("to-ms", HUB, tmp_path / "x.ckpt", "--json")
+    failed = json.loads(again.stdout)
+    assert again.returncode == 1 and failed["ok"] is False and failed["error"]["type"] == "OutputError"
+    assert "--overwrite" in failed["error"]["message"]
+
+
+def test_options_with_dashes_and_underscores(tmp_path):
+    for dry, shard in (("--dry_run", "--max_shard_size"), ("--dry-run", "--max-shard-size")):
+        ckpt("to-ms", HUB, tmp_path / "x.ckpt", "--overwrite")
+        done = ckpt("to-torch", tmp_path / "x.ckpt", tmp_path / "hf", dry, shard, "200KB", "--json")
+        found = json.loads(done.stdout)
+        assert found["dry_run"] is True and len([f for f in found["files"] if f.endswith(".safetensors")]) == 5
+        assert not (tmp_path / "hf").exists()
+    assert ckpt("to_ms", HUB, tmp_path / "y.ckpt").returncode == 0
+
+
+def test_quiet(tmp_path):
+    done = ckpt("to-ms", HUB, tmp_path / "x.ckpt", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["to-ms", "none", "x.ckpt"], 1),
+        (["to-ms", "none"], 2),
+        (["to-ms", str(HUB), "x.ckpt", "--layout", "nonsense"], 2),
+        (["to-ms", str(HUB), "x.ckpt", "--dtype", "int4"], 2),
+        (["to-ms", str(HUB), "x.ckpt", "--memory", "lots"], 2),
+        (["to-ms", str(HUB), "x.ckpt", "--nonsense"], 2),
+        (["convert", str(HUB), "x.ckpt"], 2),
+        (["nonsense"], 2),
+        (["to-ms", str(HUB), "x.ckpt", "--model", "nonsense"], 2),
+        (["inspect", str(MINDSPORE / "bad" / "crc_mismatch.ckpt")], 1),
+        (["inspect", str(MINDSPORE / "bad" / "truncated_mid.ckpt")], 1),
+        (["to-torch", str(MINDSPORE / "bad" / "truncated_at_boundary.ckpt"), "hf"], 1),
+    ],
+)
+def test_exit_codes_without_tracebacks(tmp_path, args, code):
+    done = ckpt(*args, cwd=tmp_path)
+    assert done.returncode == code and done.stdout == "" and done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [[], ["to-ms"], ["to-torch"], ["convert"], ["inspect"], ["demo"]])
+def test_every_help_has_an_example_and_needs_no_numpy(command):
+    code = "import sys\nfrom ckptforge.cli import main\ntry:\n main()\nexcept SystemExit as e:\n assert not e.code\n"
+    code += "assert not {'numpy', 'pydantic', 'torch', 'mindspore'} & set(sys.modules), 'heavy import'"
+    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"ckptforge {command[0]}" in done.stdout.split("Examples:")[1] if command else "to-torch" in done.stdout
+
+
+def test_a_conversion_imports_neither_torch_nor_mindspore(tmp_path):
+    code = "import sys, ckptforge; ckptforge.to_ms(*sys.argv[1:], dtype='fp16', layout='gmm'); "
+    code += "assert not {'torch', 'mindspore', 'transformers', 'google.protobuf'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(HUB), str(tmp_path / "x.ckpt")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_run_and_leave_nothing(tmp_path, which, code):
+    write_hub(
+        tmp_path / "hub", tiny_config(hidden_size=512, intermediate_size=1024, num_local_experts=8, num_hidden_layers=6, vocab_size=64)
+    )
+    script = (
+        "import time, ckptforge.engine.stream as s\nfrom ckptforge.cli import main\nreal = s.write_exactly\n"
+        "def slow(*a):\n print('writing', flush=True); time.sleep(0.05); real(*a)\ns.write_exactly = slow\nmain()\n"
+    )
+    args = [
+        sys.executable,
+        "-c",
+        script,
+        "to-ms",
+        str(tmp_path / "hub"),
+        str(tmp_path / "out" / "x.ckpt"),
+        "--layout",
+        "gmm",
+        "--memory",
+        "1MiB",
+    ]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(which)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors and sorted(os.listdir(tmp_path)) == ["hub"]
+
+
+def test_inspect_shows_what_is_there():
+    done = ckpt("inspect", HUB)
+    for text in ("hugging face directory", "mixtral", "hub", "447,808", "bfloat16: 65 tensors", "model-00001-of-00002.safetensors"):
+        assert text in done.stdout
+    found = json.loads(ckpt("inspect", MINDSPORE / "full.ckpt", "--json").stdout)
+    assert found["layout"] == "dense" and found["tensors"] == 73 and found["state"] == 50 and found["axes"]["e"] == 4
+    assert found["parameters"] == 23 or found["parameters"] > 1000
+    assert "Float32" not in json.dumps(found["dtypes"]) and found["dtypes"]["bfloat16"]["tensors"] == 16
+    listed = ckpt("inspect", MINDSPORE / "misc" / "dtypes.ckpt", "--tensors")
+    assert "not recognised" in listed.stdout and "t_bfloat16" in listed.stdout and "qint4x2" in listed.stdout
+    assert "stored crc32 is right" in ckpt("inspect", MINDSPORE / "misc" / "crc.ckpt").stdout
+
+
+def test_inspect_counts_ranks(tmp_path):
+    for rank in range(3):
+        (tmp_path / f"rank_{rank}").mkdir()
+        (tmp_path / f"rank_{rank}" / f"c_{rank}.ckpt").write_bytes((MINDSPORE / "misc" / "append.ckpt").read_bytes())
+    found = ckptforge.inspect(tmp_path)
+    assert [rank["rank"] for rank in found.ranks] == [0, 1, 2] and found.ranks[2]["file"] == "rank_2/c_2.ckpt"
+    assert ckpt("to-torch", tmp_path, tmp_path / "hf").returncode == 1
+
+
+def test_the_demo_does_what_it_says(tmp_path):
+    done = ckpt("demo", tmp_path / "demo")
+    assert done.returncode == 0 and done.stdout.count("ok: ") == 3 and "FAILED" not in done.stdout
+    assert (tmp_path / "demo" / "gmm.ckpt").is_file()
+    assert ckpt("demo", tmp_path / "demo").returncode == 1
+    assert json.loads(ckpt("demo", tmp_path / "demo", "--overwrite", "--json").stdout)["ok"] is True
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("")
+    assert ckpt("demo", tmp_path / "mine", "--overwrite").returncode == 1 and (tmp_path / "mine" / "file").exists()
+
+
+def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):
+    script = (
+        "import os, pty, sys\nsys.exit(os.waitstatus_to_exitcode(pty.spawn([sys.executable, '-m', 'ckptforge', 'to-ms', *sys.argv[1:]])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(HUB), str(tmp_path / "x.ckpt")], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0 and "copying" in done.stdout and "B/s" in done.stdout
+    assert "copying" not in ckpt("to-ms", HUB, tmp_path / "y.ckpt").stderr

@@ -1,0 +1,270 @@
+"""Outputs appear whole or not at all; nothing that exists is lost."""
+
+import errno
+import os
+import shutil
+
+import pytest
+
+import ckptforge
+from ckptforge.engine import moves, publish
+from ckptforge.errors import FormatError, InputNotFoundError, OutputError, UsageError
+from ckptforge.outputs import parse_size
+from tests.helpers import HUB, contents
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_an_existing_output_is_refused_then_replaced(tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(b"old")
+    with pytest.raises(OutputError, match="x.ckpt: exists already; give --overwrite"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    assert (tmp_path / "x.ckpt").read_bytes() == b"old" and names(tmp_path) == ["x.ckpt"]
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
+    assert names(tmp_path) == ["x.ckpt", "x.ckpt.manifest.json"] and len(contents(tmp_path / "x.ckpt")) == 23
+
+
+def test_a_replaced_directory_keeps_what_is_not_a_checkpoint(tmp_path):
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    out = tmp_path / "hf"
+    out.mkdir()
+    ckptforge.to_torch(tmp_path / "x.ckpt", out)  # an empty directory is no output to lose
+    (out / "notes.txt").write_text("mine")
+    (out / "model-00009-of-00009.safetensors").write_bytes(b"stale")
+    with pytest.raises(OutputError, match="exists already"):
+        ckptforge.to_torch(tmp_path / "x.ckpt", out)
+    ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert "model-00009-of-00009.safetensors" not in names(out) and contents(out) == contents(HUB)
+    assert names(tmp_path) == ["hf", "x.ckpt", "x.ckpt.manifest.json"]
+
+
+def test_the_output_may_not_hold_the_input(tmp_path):
+    shutil.copytree(HUB, tmp_path / "hub")
+    with pytest.raises(OutputError, match="which is being read"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "hub", to="fused", overwrite=True)
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    before = (tmp_path / "x.ckpt").read_bytes()
+    with pytest.raises(OutputError, match="which is being read"):
+        ckptforge.convert(tmp_path / "x.ckpt", tmp_path / "x.ckpt", to="gmm", overwrite=True)
+    assert (tmp_path / "x.ckpt").read_bytes() == before
+
+
+def test_missing_parents_are_made_and_taken_back_on_failure(tmp_path, monkeypatch):
+    ckptforge.to_ms(HUB, tmp_path / "a" / "b" / "x.ckpt")
+    assert (tmp_path / "a" / "b" / "x.ckpt").is_file()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        ckptforge.to_ms(HUB, tmp_path / "c" / "d" / "x.ckpt")
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_output_that_cannot_be_written_is_said_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="isn't a directory"):
+        ckptforge.to_ms(HUB, tmp_path / "file" / "x.ckpt")
+    with pytest.raises(OutputError, match="exists and is a directory, but the output is a file"):
+        (tmp_path / "d.ckpt").mkdir()
+        ckptforge.to_ms(HUB, tmp_path / "d.ckpt", overwrite=True)
+    monkeypatch.setattr(publish.os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="no permission to write"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "file")
+    with pytest.raises(OutputError, match="symbolic link"):
+        ckptforge.to_ms(HUB, tmp_path / "link.ckpt", overwrite=True)
+
+
+def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
+    real = os.statvfs(tmp_path)
+
+    class Full:
+        f_bavail, f_frsize, f_flag = 100, 4096, real.f_flag
+
+    monkeypatch.setattr(publish.os, "statvfs", lambda _: Full)
+    with pytest.raises(OutputError, match=r"needs \d+ bytes but only 409600 are free"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("layout", ["dense", "gmm"])
+def test_a_source_cut_off_while_it_is_read(tmp_path, monkeypatch, layout):
+    shutil.copytree(HUB, tmp_path / "hub")
+    victim = tmp_path / "hub" / "model-00002-of-00002.safetensors"
+    real = publish.check_output
+
+    def cut(*args):
+        real(*args)
+        os.truncate(victim, 200_000)
+
+    monkeypatch.setattr("ckptforge.verbs.check_output", cut)
+    with pytest.raises(FormatError, match=r"model-00002-of-00002.safetensors: ends at byte"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout=layout)
+    assert names(tmp_path) == ["hub"]
+
+
+def test_without_copy_file_range_the_bytes_go_through_a_buffer(tmp_path, monkeypatch):
+    ckptforge.to_ms(HUB, tmp_path / "a.ckpt")
+    calls = []
+
+    def unsupported(*args):
+        calls.append(args)
+        raise OSError(errno.EXDEV, "cross-device")
+
+    monkeypatch.setattr(moves.os, "copy_file_range", unsupported)
+    ckptforge.to_ms(HUB, tmp_path / "b.ckpt")
+    assert calls and (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    def progress(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", progress=progress)
+    assert names(tmp_path) == []
+
+
+def test_directory_outputs_and_names(tmp_path):
+    ckptforge.to_ms(HUB, tmp_path / "ms", format="safetensors", prefix="mixtral_")
+    assert names(tmp_path / "ms") == ["ckptforge.manifest.json", "rank_0"]
+    assert names(tmp_path / "ms" / "rank_0") == ["mixtral_0.safetensors"]
+    with pytest.raises(UsageError, match="contradicts the ending"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", format="safetensors")
+    with pytest.raises(UsageError, match="--prefix"):
+        ckptforge.to_ms(HUB, tmp_path / "y", prefix="../evil")
+
+
+def test_a_changed_checkpoint_does_not_get_the_manifest_of_another(tmp_path):
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout="gmm")
+    ckptforge.to_ms(HUB, tmp_path / "y.ckpt", dtype="fp32")
+    shutil.copy(tmp_path / "y.ckpt", tmp_path / "x.ckpt")
+    with pytest.raises(ckptforge.CkptforgeError, match=r"config.json is missing"):
+        ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf")
+
+
+def test_a_broken_manifest_is_an_error(tmp_path):
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    for content, message in (("{", "isn't valid JSON"), ("{}", "isn't a manifest"), ('{"outputs": [{}]}', "isn't a manifest")):
+        (tmp_path / "x.ckpt.manifest.json").write_text(content)
+        with pytest.raises(FormatError, match=message):
+            ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf")
+
+
+def test_checksums_are_checked_before_anything_is_published(tmp_path):
+    """A crc tail that is wrong stops the conversion."""
+    import zlib
+
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    data = (tmp_path / "x.ckpt").read_bytes()
+    good = data + b"crc_num" + zlib.crc32(data).to_bytes(10, "big")
+    (tmp_path / "good.ckpt").write_bytes(good)
+    ckptforge.convert(tmp_path / "good.ckpt", tmp_path / "y.ckpt", to="gmm", config=HUB)
+    bad = bytearray(good)
+    bad[5000] ^= 1
+    (tmp_path / "bad.ckpt").write_bytes(bad)
+    with pytest.raises(FormatError, match="crc32"):
+        ckptforge.convert(tmp_path / "bad.ckpt", tmp_path / "z.ckpt", to="gmm", config=HUB)
+    assert not (tmp_path / "z.ckpt").exists()
+
+
+def bad_directories():
+    def missing_shard(path):
+        (path / "model-00001-of-00002.safetensors").unlink()
+
+    def missing_shard_without_index(path):
+        missing_shard(path)
+        (path / "model.safetensors.index.json").unlink()
+
+    def wrong_file(path):
+        index = path / "model.safetensors.index.json"
+        text = index.read_text().replace('"lm_head.weight": "model-00002', '"lm_head.weight": "model-00001')
+        index.write_text(text)
+
+    def not_listed(path):
+        index = path / "model.safetensors.index.json"
+        lines = [line for line in index.read_text().splitlines() if "model.norm.weight" not in line]
+        index.write_text("\n".join(lines).replace(",\n  }", "\n  }"))
+
+    def duplicate(path):
+        (path / "model.safetensors.index.json").unlink()
+        shutil.copy(path / "model-00001-of-00002.safetensors", path / "more.safetensors")
+
+    def truncated(path):
+        os.truncate(path / "model-00001-of-00002.safetensors", 100_000)
+
+    def outside(path):
+        index = path / "model.safetensors.index.json"
+        index.write_text(index.read_text().replace("model-00001-of-00002.safetensors", "../x.safetensors"))
+
+    def index_not_json(path):
+        (path / "model.safetensors.index.json").write_text("[1")
+
+    def index_wrong(path):
+        (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+
+    def config_not_json(path):
+        (path / "config.json").write_text("{")
+
+    def only_bin(path):
+        for file in path.glob("*.safetensors*"):
+            file.unlink()
+        (path / "pytorch_model.bin").write_bytes(b"")
+
+    return {
+        missing_shard: "1 of 2 shards named by model.safetensors.index.json are missing:\n  model-00001-of-00002",
+        missing_shard_without_index: "shards are missing:\n  model-00001-of-00002",
+        wrong_file: "'lm_head.weight' should be in model-00001-of-00002.safetensors but lies in model-00002",
+        not_listed: "aren't listed:\n  model.norm.weight in",
+        duplicate: "is also in model-00001-of-00002.safetensors",
+        truncated: "lie outside the|header should have",
+        outside: "isn't the name of a file in this directory",
+        index_not_json: "isn't valid JSON",
+        index_wrong: "weight_map must map",
+        config_not_json: "config.json.*isn't valid JSON",
+        only_bin: "pytorch_model.bin: save the model as safetensors",
+    }
+
+
+@pytest.mark.parametrize(("damage", "message"), bad_directories().items(), ids=lambda item: getattr(item, "__name__", ""))
+def test_bad_hugging_face_directories(tmp_path, damage, message):
+    shutil.copytree(HUB, tmp_path / "hub")
+    damage(tmp_path / "hub")
+    with pytest.raises((FormatError, InputNotFoundError), match=message):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+    assert names(tmp_path) == ["hub"]
+
+
+def test_missing_and_empty_inputs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path, message in ((tmp_path / "none", "No such file"), (tmp_path / "empty", "is empty")):
+        with pytest.raises(InputNotFoundError, match=message):
+            ckptforge.to_ms(path, tmp_path / "x.ckpt")
+    with pytest.raises(FormatError, match="must end in .ckpt or .safetensors"):
+        ckptforge.to_ms(HUB / "config.json", tmp_path / "x.ckpt")
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(InputNotFoundError, match="neither a file nor a directory"):
+        ckptforge.convert(tmp_path / "pipe.ckpt", tmp_path / "x.ckpt", to="gmm")
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1GiB", 2**30), ("512mb", 512 * 10**6), ("1.5k", 1500), ("7", 7), (7, 7)])
+def test_sizes(text, size):
+    assert parse_size(text, "--x") == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "five"])
+def test_bad_sizes(text):
+    with pytest.raises(UsageError, match="--x"):
+        parse_size(text, "--x")
+
+
+def test_too_little_memory_and_no_workers_are_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="--memory"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", memory="10KB")
+    with pytest.raises(UsageError, match="--workers 0"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", workers=0)

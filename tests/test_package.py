@@ -1,0 +1,73 @@
+"""What is shipped, and how the package hangs together."""
+
+import ast
+import re
+import tomllib
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import ckptforge
+
+ROOT = Path(__file__).parents[1]
+ORDER = [
+    "errors",
+    "version",
+    "dtypes",
+    "boxes",
+    "formats",
+    "mapping",
+    "engine",
+    "source",
+    "outputs",
+    "result",
+    "verbs",
+    "inspection",
+    "synthetic",
+    "demo",
+    "cli",
+]
+
+
+def test_the_mappings_of_an_installed_package_are_those_of_the_tree():
+    installed = resources.files("ckptforge") / "mappings"
+    if not installed.is_dir():
+        pytest.skip("running from the source tree")
+    tree = {path.name: path.read_bytes() for path in (ROOT / "mappings").glob("*.toml")}
+    assert {file.name: file.read_bytes() for file in installed.iterdir() if file.name.endswith(".toml")} == tree
+
+
+def test_the_light_install_is_light():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=~ ]", requirement)[0] for requirement in project["dependencies"]}
+    assert names == {"click", "ml_dtypes", "numpy", "pydantic", "safetensors", "tqdm"}
+
+
+def test_the_version_is_that_of_the_package():
+    try:
+        installed = metadata.version("ckptforge")
+    except metadata.PackageNotFoundError:
+        pytest.skip("running from the source tree")
+    assert installed == ckptforge.__version__
+
+
+def test_imports_go_one_way():
+    """A module imports only from those before it in the order of the architecture."""
+    for path in (ROOT / "ckptforge").rglob("*.py"):
+        own = path.relative_to(ROOT / "ckptforge").with_suffix("").parts[0]
+        if own in ("__init__", "__main__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ckptforge."):
+                other = node.module.split(".")[1]
+                if (own, other) == ("demo", "cli"):
+                    continue  # the demo prints what the commands print
+                assert ORDER.index(other) <= ORDER.index(own), f"{path} imports {node.module}"
+
+
+def test_public_names_exist():
+    for name in ckptforge.__all__:
+        assert getattr(ckptforge, name) is not None
+    with pytest.raises(AttributeError):
+        ckptforge.nonsense  # noqa: B018

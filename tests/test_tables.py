@@ -1,0 +1,147 @@
+"""Mapping tables: the language, the arithmetic, and every reason for which a table is refused."""
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
+from ckptforge.mapping.axes import parse_pattern, shared_runs, skeleton_of
+from ckptforge.mapping.model_config import Expression
+from ckptforge.mapping.table import load_table, parse_table, shipped_tables
+
+GOOD = """
+name = "toy"
+model_type = ["toy"]
+[axes]
+l = "layers"
+H = "hidden"
+I = "inner"
+[tensors]
+up = "l I H"
+gate = "l I H"
+norm = "H"
+[layout.a]
+family = "huggingface"
+up = "layers.{l}.up : I H"
+gate = "layers.{l}.gate : I H"
+norm = "norm : H"
+[layout.b]
+extends = "a"
+family = "mindspore"
+both = "layers.{l}.both : [up: I + gate: I] H"
+"""
+
+
+def test_a_good_table_loads_and_inherits():
+    table = parse_table(GOOD.encode(), "toy.toml")
+    assert [pattern.template for pattern in table.layout("b").patterns] == ["layers.{l}.both", "norm"]
+    assert table.layout("b").holding("gate").tensors == ("up", "gate")
+    with pytest.raises(UsageError, match="layout 'c' is unknown for toy; it has a, b"):
+        table.layout("c")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I"', r"\[layout.a\] up: axis 'H' of tensor 'up' is lost"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H H"', "stands twice"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.up : I H"', "axis 'l' of tensor 'up' is lost"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.gate : I H"', "can produce the same name"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.{I}.up : I H"', "stands twice"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.{l}.up : I H"', "one axis twice"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers{l}0.up : I H"', "two numbers touch"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l.up : I H"', "stray"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up I H"', "isn't of the form"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : (I H"', "isn’t closed"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : () I H"', "holds nothing"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I ? H"', "unexpected '\\?'"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I Q H"', "has no axis 'Q'"),
+        ("[up: I + gate: I] H", "[up: I] H", "needs two parts"),
+        ("[up: I + gate: I] H", "[up: I + up: I] H", "with itself"),
+        ("[up: I + gate: I] H", "[up: I + gate: I H]", "axis 'H' of tensor 'up' is lost"),
+        ("[up: I + gate: I] H", "[up: I + other: I] H", "'other' isn't in \\[tensors\\]"),
+        ("[up: I + gate: I] H", "[up: I + gate: I] [up: H + gate: H]", "2 concatenations"),
+        ('norm = "norm : H"\n[layout.b]', "[layout.b]", "no row stores tensor 'norm'"),
+        ('extends = "a"', 'extends = "z"', "extends 'z', which isn't a layout"),
+        ('extends = "a"', 'extends = "b"', "extends itself"),
+        ('family = "mindspore"', 'family = "jax"', "family must be"),
+        ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I X"', "axis 'X' isn't in \\[axes\\]"),
+        ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I I"', "an axis stands twice"),
+        ('H = "hidden"', 'H = "hidden +"', "isn't keys and numbers"),
+        ('model_type = ["toy"]', 'model_type = ["toy"]\nextra = 1', "extra"),
+        ('model_type = ["toy"]', "model_type = 3", "model_type"),
+        ("[layout.b]", "[optional]\nup = 'a b'\n[layout.b]", r"\[optional\] up"),
+        ("name =", "name", "isn't valid TOML"),
+        ('gate = "layers.{l}.gate : I H"', 'gate = "layers.{l}.gate : I H"\ndup = "x.{l} : [up: I + gate: I] H"', "stored by row"),
+    ],
+)
+def test_bad_tables_are_refused_with_row_and_reason(old, new, message):
+    assert old in GOOD
+    with pytest.raises(TableError, match=message):
+        parse_table(GOOD.replace(old, new, 1).encode(), "toy.toml")
+
+
+def test_half_an_inherited_concatenation_is_refused():
+    extra = '[layout.c]\nextends = "b"\nup = "layers.{l}.u : I H"\n'
+    with pytest.raises(TableError, match="stores 'up' anew but not 'gate'"):
+        parse_table((GOOD + extra).encode(), "toy.toml")
+
+
+def test_a_missing_table_file_says_so(tmp_path):
+    with pytest.raises(InputNotFoundError, match="none.toml"):
+        load_table(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("table", shipped_tables(), ids=lambda table: table.name)
+def test_shipped_layouts_place_every_element_once(table):
+    """In every layout, the grids of the logical tensors in one stored tensor tile it: no gap, no overlap."""
+    size = {axis: 2 + i % 3 for i, axis in enumerate(table.axes)}
+    for layout in table.layouts.values():
+        for pattern in layout.patterns:
+            shape = pattern.shape(lambda _, axis: size[axis])
+            seen = np.zeros(math.prod(shape), int)
+            for tensor in pattern.tensors:
+                axes = [axis for axis in table.tensors[tensor] if axis not in pattern.name_axes]
+                grid = pattern.place(tensor, axes, lambda _, axis: size[axis])
+                index = np.indices([size[axis] for axis in axes]).reshape(len(axes), -1)
+                np.add.at(seen, grid.offset + np.asarray(grid.strides, int) @ index, 1)
+            assert (seen == 1).all(), (layout.name, pattern.template)
+
+
+@given(st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from("[]()+: "), min_size=0, max_size=8))
+def test_the_parser_only_raises_value_errors(names, marks):
+    text = " ".join(f"{mark} {name}" for name, mark in zip(names, [*marks, "", "", "", ""], strict=False))
+    with contextlib.suppress(ValueError):
+        parse_pattern(f"x : {text}", "t")
+
+
+def test_runs_shared_by_two_patterns_are_what_stays_together():
+    a = parse_pattern("q : (g r d) H", "q")
+    b = parse_pattern("qkv : (g [q: r d + k: d]) H", "q")
+    c = parse_pattern("qkv : [q: g r d + k: g d] H", "q")
+    assert shared_runs(a, b, "q") == [("r", "d")]
+    assert shared_runs(a, c, "q") == [("g", "r", "d")]
+    assert shared_runs(a, a, "q") == [("g", "r", "d")]
+
+
+def test_names_with_leading_zeros_are_not_matched():
+    pattern = parse_pattern("layers.{l}.up : H", "up")
+    assert pattern.match(skeleton_of("layers.7.up")[1]) == {"l": 7}
+    assert pattern.match(skeleton_of("layers.07.up")[1]) is None
+    assert pattern.skeleton == skeleton_of("layers.123.up")[0]
+
+
+def test_config_expressions():
+    ask = Expression("head_dim or hidden / heads")
+    assert ask.evaluate({"head_dim": 5}, "config.json") == 5
+    assert ask.evaluate({"head_dim": None, "hidden": 12, "heads": 4}, "config.json") == 3
+    assert ask.evaluate({"hidden": 12}, "config.json") is None
+    assert Expression("a * 2").evaluate({"a": 3}, "config.json") == 6
+    with pytest.raises(ConfigError, match="isn't whole"):
+        ask.evaluate({"hidden": 13, "heads": 4}, "config.json")
+    with pytest.raises(ConfigError, match="heads is 'four'"):
+        ask.evaluate({"hidden": 13, "heads": "four"}, "config.json")
