@@ -164,6 +164,8 @@ def test_models_saved_by_transformers_go_both_ways(transformers, tmp_path):
         ckptforge.to_torch(tmp_path / f"{seed}.ckpt", tmp_path / f"back{seed}")
         tokens = torch.arange(6)[None] % config.vocab_size
         with torch.no_grad():
-            assert torch.equal(model(tokens).logits, load_model(transformers, tmp_path / f"back{seed}")(tokens).logits)
+            assert torch.equal(
+                load_model(transformers, hub)(tokens).logits, load_model(transformers, tmp_path / f"back{seed}")(tokens).logits
+            )
         assert json.loads((tmp_path / f"back{seed}" / "config.json").read_text()) == json.loads((hub / "config.json").read_text())
         shutil.rmtree(hub)
