@@ -17,8 +17,9 @@ def bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     from tqdm import tqdm
 
     terminal = shutil.get_terminal_size()  # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
-    room = {"ncols": terminal.columns, "nrows": terminal.lines}
-    with tqdm(unit="B", unit_scale=True, desc="copying", file=sys.stderr, leave=False, **room) as shown:
+    cols, rows = terminal.columns, terminal.lines
+
+    with tqdm(unit="B", unit_scale=True, desc="copying", file=sys.stderr, leave=False, ncols=cols, nrows=rows) as shown:
 
         def progress(done: int, total: int) -> None:
             shown.total = total
