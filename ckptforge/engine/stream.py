@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ _MOVE_BYTES = 32 * 1024 * 1024
 _MAX_TILE_BYTES = 16 * 1024 * 1024
 # A tile of n elements needs n in the target's dtype, n cast, and up to 2n as read, gaps included.
 _READ_FACTOR = 2
+_MANY_CALLS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +164,11 @@ class _Worker:
                 self.gather(source, part, target, task.assembly.group, out, read, spare)
         fd = self.descriptors.target(target.path)
         at = 0
-        for first, count in tile.runs():
-            for offset, length in target.file_ranges(first * itemsize, count * itemsize):
-                write_exactly(fd, offset, made[at : at + length].data, target.path)
-                at += length
+        with self.descriptors.many_calls if tile.run_count > _MANY_CALLS else nullcontext():
+            for first, count in tile.runs():
+                for offset, length in target.file_ranges(first * itemsize, count * itemsize):
+                    write_exactly(fd, offset, made[at : at + length].data, target.path)
+                    at += length
 
     def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array, read: Array, spare: Array) -> None:
         """Reads one part of a tile, casts it and puts it in its place."""
@@ -174,10 +177,11 @@ class _Worker:
         fd = self.descriptors.source(source.path)
         view = read.data
         at = 0
-        for start in spans.starts():
-            for offset, length in source.file_ranges((part.source + start) * itemsize, spans.length * itemsize):
-                read_exactly(fd, offset, view[at : at + length], source.path)
-                at += length
+        with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
+            for start in spans.starts():
+                for offset, length in source.file_ranges((part.source + start) * itemsize, spans.length * itemsize):
+                    read_exactly(fd, offset, view[at : at + length], source.path)
+                    at += length
         numbers = _as_numbers(read[:at], source.dtype)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if source.dtype != target.dtype:
@@ -220,6 +224,8 @@ class _Descriptors:
     targets: Mapping[Path, int]
     sources: dict[Path, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    # Held over loops of many short system calls: two threads in such loops spend their time handing over the interpreter.
+    many_calls: threading.Lock = field(default_factory=threading.Lock)
 
     def target(self, path: Path) -> int:
         return self.targets[path]
