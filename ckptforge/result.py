@@ -9,7 +9,9 @@ from typing import Any
 from ckptforge.engine.casts import Audit
 from ckptforge.engine.manifest import audit_json
 from ckptforge.engine.plan import Plan
+from ckptforge.engine.publish import check_room
 from ckptforge.engine.stream import Budget
+from ckptforge.errors import OutputError
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,12 @@ class Result:
 
 
 def dry_result(plan: Plan, budget: Budget) -> Result:
-    """The result of a plan that isn't carried out."""
+    """The result of a plan that isn't carried out; a note says where the disk has no room for it."""
+    notes = list(plan.notes)
+    try:
+        check_room(plan)
+    except OutputError as error:
+        notes.append(str(error))
     return Result(
         plan.verb,
         plan.output,
@@ -60,8 +67,8 @@ def dry_result(plan: Plan, budget: Budget) -> Result:
         plan.tensor_count,
         Audit(),
         plan.left_out,
-        plan.notes,
-        plan.facts,
+        tuple(notes),
+        {**plan.facts, "planned_casts": plan.casts()},
         0.0,
         dry_run=True,
         peak_buffers=budget.total,

@@ -17,7 +17,7 @@ from ckptforge.engine.conversion import Conversion
 from ckptforge.engine.conversion import convert as convert_tensors
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
-from ckptforge.engine.publish import check_output, staged
+from ckptforge.engine.publish import check_output, check_room, staged
 from ckptforge.engine.stream import Budget, Progress
 from ckptforge.errors import CastOverflowError, LayoutError, UsageError
 from ckptforge.mapping.state import companion_prefix
@@ -301,6 +301,7 @@ def _run(job: _Job, options: Options) -> Result:
     check_output(job.plan, options.get("overwrite", False))
     if options.get("dry_run", False):
         return dry_result(job.plan, budget)
+    check_room(job.plan)
     began = time.monotonic()
     with staged(job.plan) as staging:
         audit = stream.run(job.plan, staging.descriptors, budget, options.get("progress"))

@@ -89,6 +89,7 @@ def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(publish.os, "statvfs", lambda _: Full)
     with pytest.raises(OutputError, match=r"needs \d+ bytes but only 409600 are free"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    assert "only 409600 are free" in ckptforge.to_ms(HUB, tmp_path / "x.ckpt", dry_run=True).notes[0]
     assert names(tmp_path) == []
 
 

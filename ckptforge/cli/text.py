@@ -43,7 +43,8 @@ def result_text(result: Result) -> str:
     ]
     if result.dry_run:
         lines += [f"  {path}" for path in result.files]
-        lines.append(f"buffers: {size(result.peak_buffers)} at most, whatever the size of the model")
+        lines += [f"casts: {pair}, {count} tensors" for pair, count in facts["planned_casts"].items()]
+        lines.append(f"memory: {size(result.peak_buffers)} of buffers at most, whatever the size of the model")
     casts = result.audit.counts
     if casts:
         lines.append("")

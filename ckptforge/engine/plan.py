@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.boxes import Box, Transfer, box_shape, intersect, uncovered
-from ckptforge.dtypes import DType
 from ckptforge.errors import PlanError
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.layout import FileLayout
@@ -66,10 +65,10 @@ class Plan:
     def tensor_bytes(self) -> int:
         return sum(assembly.target.nbytes for assembly in self.assemblies)
 
-    def casts(self) -> dict[tuple[DType, DType], int]:
-        """(from, to) → number of tensors, for the casts among the copies."""
-        pairs = ((source.dtype, assembly.target.dtype) for assembly in self.assemblies for source in {s for s, _ in assembly.copies})
-        return Counter(pair for pair in pairs if pair[0] != pair[1])
+    def casts(self) -> dict[str, int]:
+        """ "from → to" → number of source tensors that are cast so."""
+        pairs = {(source, assembly.target.dtype) for assembly in self.assemblies for source, _ in assembly.copies}
+        return dict(Counter(f"{source.dtype} → {target}" for source, target in pairs if source.dtype != target))
 
 
 def fill(targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[int]) -> dict[str, list[tuple[str, Box, Transfer]]]:

@@ -17,8 +17,8 @@ _SPARE = 1 << 20  # bytes kept free beyond the plan
 
 
 def check_output(plan: Plan, overwrite: bool) -> None:
-    """Refuses, before any work, an output that exists (without `overwrite`), that is one of the inputs, that can't be
-    written where it is to be, or for which the disk has no room. Raises `OutputError`."""
+    """Refuses, before any work, an output that exists (without `overwrite`), that holds an input, or that can't be written
+    where it is to be. Raises `OutputError`."""
     output = plan.output
     is_directory = plan.is_directory
     resolved = output.resolve()
@@ -39,12 +39,19 @@ def check_output(plan: Plan, overwrite: bool) -> None:
         raise OutputError(f"{output}: can't be created: {parent} isn't a directory.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: can't be written: no permission to write in {parent}.")
-    disk = os.statvfs(parent)
-    if disk.f_flag & os.ST_RDONLY:
+    if os.statvfs(parent).f_flag & os.ST_RDONLY:
         raise OutputError(f"{output}: can't be written: {parent} is on a read-only file system.")
+
+
+def check_room(plan: Plan) -> None:
+    """Refuses, before any work, an output for which the disk has no room. Raises `OutputError`."""
+    parent = _existing_parent(plan.output)
+    disk = os.statvfs(parent)
     free = disk.f_bavail * disk.f_frsize
     if plan.nbytes + _SPARE > free:
-        raise OutputError(f"{output}: needs {plan.nbytes} bytes but only {free} are free in {parent}; make room or choose another disk.")
+        raise OutputError(
+            f"{plan.output}: needs {plan.nbytes} bytes but only {free} are free in {parent}; make room or choose another disk."
+        )
 
 
 def _existing_parent(path: Path) -> Path:
