@@ -388,3 +388,26 @@ def test_workers_and_memory_change_nothing(tmp_path, workers, layout):
     ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout=layout, dtype="fp16")
     ckptforge.to_ms(HUB, tmp_path / "b.ckpt", layout=layout, dtype="fp16", workers=workers, memory="1MiB")
     assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["keep", "fp32", "bf16"])
+def test_tiles_smaller_than_a_matrix(tmp_path, dtype):
+    """Transposes and grouped rows larger than a tile: reads over gaps, whose bytes must be neither cast nor counted."""
+    config = tiny_config(hidden_size=300, intermediate_size=700, head_dim=30, num_local_experts=2, num_hidden_layers=1)
+    write_hub(tmp_path / "hub", config, "F16")
+    hub = raw_safetensors(tmp_path / "hub")
+    values = sum(array.size for array in hub.values())
+    for layout in ("gmm-qkv-r1.4", "dense"):
+        small = ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}.ckpt", layout=layout, dtype=dtype, memory="1MiB")
+        big = ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}_big.ckpt", layout=layout, dtype=dtype, workers=1)
+        assert (tmp_path / f"{layout}.ckpt").read_bytes() == (tmp_path / f"{layout}_big.ckpt").read_bytes()
+        assert small.audit == big.audit and sum(count.values for count in small.audit.counts.values()) == (0 if dtype == "keep" else values)
+    for memory in ("1MiB", "100MB"):
+        back = ckptforge.convert(tmp_path / "gmm-qkv-r1.4.ckpt", tmp_path / "d.ckpt", to="dense", memory=memory, overwrite=True)
+        assert (tmp_path / "d.ckpt").read_bytes() == (tmp_path / "dense.ckpt").read_bytes() and not back.audit.counts
+    if dtype == "keep":
+        again = ckptforge.convert(tmp_path / "gmm-qkv-r1.4.ckpt", tmp_path / "w.ckpt", to="dense", dtype="fp32", memory="1MiB")
+        assert sum(count.values for count in again.audit.counts.values()) == values
+        wide = {name: np.frombuffer(data, np.float32) for name, (_, _, data) in contents(tmp_path / "w.ckpt").items()}
+        for name, array in reference(hub, config, "dense").items():
+            assert np.array_equal(wide[name], array.reshape(-1).view(np.float16).astype(np.float32), equal_nan=True)
