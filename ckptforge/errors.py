@@ -32,7 +32,12 @@ class ModelUnknownError(CkptforgeError):
 
 
 class LayoutError(CkptforgeError):
-    """The tensors don't fit the layout that was asked for, or fit more than one."""
+    """The tensors don't fit the layout that was asked for, or fit more than one. `tensors` are those that the message is
+    about, so that whoever knows the files can name them."""
+
+    def __init__(self, message: str, tensors: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.tensors = tensors
 
 
 class MissingTensorsError(LayoutError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.engine.manifest import HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
-from ckptforge.errors import CkptforgeError, ConfigError, UnmappedTensorsError, listing
+from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, UnmappedTensorsError, listing
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from ckptforge.formats.small_json import parse_object, read_object
 from ckptforge.mapping.binding import Binding
@@ -35,9 +35,10 @@ class Source:
     def refuse_unmapped(self, allowed: bool) -> None:
         """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed."""
         if self.unmapped and not allowed:
+            places = [f"{name} in {self.checkpoint.tensors[name].path.name}" for name in self.unmapped]
             raise UnmappedTensorsError(
                 f"{self.checkpoint.path}: {len(self.unmapped)} tensors aren't known to the mapping {self.table.name} in layout "
-                f"{self.binding.layout.name}:\n{listing(list(self.unmapped))}\nGive --allow-unmapped to leave them out."
+                f"{self.binding.layout.name}:\n{listing(places)}\nGive --allow-unmapped to leave them out."
             )
 
 
@@ -74,6 +75,10 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name)}
     try:
         binding = recognise(choose_table(tables, shapes, hints), shapes, hints, choices.family)
+    except LayoutError as error:
+        names = error.tensors if path.is_dir() else ()
+        places = "".join(f" {name} lies in {checkpoint.tensors[name].path.name}." for name in names)
+        raise type(error)(f"{path}: {error}{places}") from error
     except CkptforgeError as error:
         raise type(error)(f"{path}: {error}") from error
     if side is not None and side.layout is None and binding.layout.family == "huggingface":

@@ -316,7 +316,7 @@ def test_shapes_that_contradict_the_config(tmp_path):
 
 def test_unmapped_tensors_are_listed_or_left_out_on_request(tmp_path):
     edit_hub(tmp_path / "hub", lambda tensors: tensors.update({"model.extra": ("F32", [1], bytes(4))}))
-    with pytest.raises(ckptforge.CkptforgeError, match=r"1 tensors aren't known.*\n  model.extra\n.*--allow-unmapped"):
+    with pytest.raises(ckptforge.CkptforgeError, match=r"1 tensors aren't known.*\n  model.extra in model.safetensors\n.*--allow-unmapped"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", allow_unmapped=True)
     assert result.left_out == {"not known to the mapping": ["model.extra"]}

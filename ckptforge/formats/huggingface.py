@@ -58,7 +58,8 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise InputNotFoundError(
-            f"{directory}: {len(missing)} of {len(names)} shards named by {index_path.name} are missing:\n{listing(missing)}"
+            f"{directory}: {len(missing)} of {len(names)} shards named by {index_path.name} are missing:\n{listing(missing)}\n"
+            "Get them from where the model came from."
         )
     files = [safetensors.read_index(directory / name) for name in names]
     _check_distinct(files)
@@ -67,10 +68,14 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
         if tensor not in where:
             raise FormatError(f"{index_path}: tensor {tensor!r} should be in {name}, but no shard holds it.")
         if where[tensor] != name:
-            raise FormatError(f"{index_path}: tensor {tensor!r} should be in {name} but lies in {where[tensor]}.")
+            raise FormatError(
+                f"{index_path}: tensor {tensor!r} should be in {name} but lies in {where[tensor]}; get index and shards anew."
+            )
     unlisted = [f"{tensor} in {name}" for tensor, name in where.items() if tensor not in weight_map]
     if unlisted:
-        raise FormatError(f"{index_path}: {len(unlisted)} tensors of its shards aren't listed:\n{listing(unlisted)}")
+        raise FormatError(
+            f"{index_path}: {len(unlisted)} tensors of its shards aren't listed:\n{listing(unlisted)}\nGet index and shards anew."
+        )
     return files
 
 
@@ -82,7 +87,7 @@ def _check_shard_names(directory: Path, paths: list[Path]) -> None:
     for (stem, count), numbers in sets.items():
         if count <= 99_999 and len(numbers) < count:
             missing = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1) if i not in numbers]
-            raise InputNotFoundError(f"{directory}: shards are missing:\n{listing(missing)}")
+            raise InputNotFoundError(f"{directory}: shards are missing:\n{listing(missing)}\nGet them from where the model came from.")
 
 
 def _check_distinct(files: Sequence[FileIndex]) -> None:
@@ -90,7 +95,7 @@ def _check_distinct(files: Sequence[FileIndex]) -> None:
     for file in files:
         for tensor in file.tensors:
             if tensor in holder:
-                raise FormatError(f"{file.path}: tensor {tensor!r} is also in {holder[tensor].name}; each tensor must be in one shard.")
+                raise FormatError(f"{file.path}: tensor {tensor!r} is also in {holder[tensor].name}; remove the one that doesn't belong.")
             holder[tensor] = file.path
 
 

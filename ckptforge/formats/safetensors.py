@@ -125,7 +125,9 @@ def _entry(path: Path, name: str, spec: object, metadata: Mapping[str, str], dat
         raise FormatError(f"{where}: data_offsets {offsets!r} aren't two byte offsets.")
     begin, end = offsets
     if begin > end or end > size - data:
-        raise FormatError(f"{where}: data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated?")
+        raise FormatError(
+            f"{where}: data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated or damaged, get the file anew."
+        )
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise FormatError(f"{where}: {dtype} {shape} needs {math.prod(shape) * dtype.itemsize} bytes but its offsets hold {end - begin}.")
     return TensorEntry(name, dtype, tuple(shape), path, (Extent(0, data + begin, end - begin),))

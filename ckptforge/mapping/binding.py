@@ -77,10 +77,14 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
     for pattern, names in found.items():
         first = next(iter(names.values()))
         if len(shapes[first]) != len(pattern.axes):
-            raise LayoutError(f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {len(pattern.axes)} axes.")
+            raise LayoutError(
+                f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {len(pattern.axes)} axes.", (first,)
+            )
         for name in names.values():
             if shapes[name] != shapes[first]:
-                raise LayoutError(f"{name} has shape {list(shapes[name])}, but {first}, of the same kind, has {list(shapes[first])}.")
+                raise LayoutError(
+                    f"{name} has shape {list(shapes[name])}, but {first}, of the same kind, has {list(shapes[first])}.", (name, first)
+                )
         pattern_shapes[pattern] = shapes[first]
     sizes.learn_shapes([(pattern, next(iter(names.values())), pattern_shapes[pattern]) for pattern, names in found.items()])
     ignored = tuple(name for name in unknown if table.is_ignored(layout, name))
@@ -108,7 +112,7 @@ def _learn_counts(sizes: AxisSizes, found: Mapping[Pattern, Mapping[tuple[int, .
         if size is None:
             sizes.learn(axis, i + 1, f"the name {name}")
         elif i >= size:
-            raise LayoutError(f"{name} has {axis} = {i}, but there should be only {size}, by {sizes.known[axis][1]}.")
+            raise LayoutError(f"{name} has {axis} = {i}, but there should be only {size}, by {sizes.known[axis][1]}.", (name,))
 
 
 def _check_complete(

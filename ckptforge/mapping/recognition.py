@@ -69,7 +69,7 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
         except LayoutError as error:
             others = [name for name in _fitting(table, shapes, hints, candidates) if name != layout.name]
             advice = f" The tensors fit layout {' or '.join(others)}." if others else ""
-            raise type(error)(f"not layout {layout.name}: {error}{advice}") from error
+            raise type(error)(f"not layout {layout.name}: {error}{advice}", error.tensors) from error
     fitting = _fitting(table, shapes, hints, candidates)
     if hints.recorded_layout in fitting:
         return fitting[hints.recorded_layout]
@@ -80,11 +80,16 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
             f"the tensors fit layouts {' and '.join(fitting)} alike: their names and shapes are the same, only what is in them differs. "
             f"Name the right one with {hints.option}."
         )
+    if elsewhere := _fitting(table, shapes, hints, [layout for layout in table.layouts.values() if layout not in candidates]):
+        raise LayoutError(
+            f"the tensors are in layout {' or '.join(elsewhere)}, which this command doesn't read: it reads "
+            f"{', '.join(layout.name for layout in candidates)}. Use `ckptforge convert`, or the command for the other direction."
+        )
     nearest = max(candidates, key=lambda layout: _recognised(table, layout.name, shapes))
     try:
         bind(table, nearest, shapes, hints.config, hints.config_source)
     except LayoutError as error:
-        raise type(error)(f"the tensors fit no layout of {table.name}; nearest is {nearest.name}: {error}") from error
+        raise type(error)(f"the tensors fit no layout of {table.name}; nearest is {nearest.name}: {error}", error.tensors) from error
     raise AssertionError("a layout that fits was not found fitting")
 
 

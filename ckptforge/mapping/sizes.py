@@ -57,7 +57,7 @@ class AxisSizes:
                     expected = self._length(pattern, axis, {})
                     if expected != size:
                         raise LayoutError(
-                            f"{self._explain(axis)}, so an axis of {name} should be {expected}, but its shape is {list(shape)}."
+                            f"{self._explain(axis)}, so an axis of {name} should be {expected}, but its shape is {list(shape)}.", (name,)
                         )
             open_axes = remaining
 
