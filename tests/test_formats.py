@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ckptforge.dtypes import BY_MINDSPORE, DTYPES
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, PlanError
-from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
+from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, protobuf, safetensors
 from ckptforge.formats.checkpoint import open_checkpoint
 from ckptforge.formats.entry import read_box
 from ckptforge.formats.layout import TensorSpec
@@ -145,10 +145,8 @@ def test_big_tensors_are_cut_into_chunks_and_read_back(tmp_path, monkeypatch):
 
 
 def record(tag, dims, dtype, content):
-    inner = (
-        b"".join(b"\x08" + bytes([dim]) for dim in dims) + mindspore_ckpt._record(2, dtype.encode()) + mindspore_ckpt._record(3, content)
-    )
-    return mindspore_ckpt._record(1, mindspore_ckpt._record(1, tag.encode()) + mindspore_ckpt._record(2, inner))
+    inner = b"".join(b"\x08" + bytes([dim]) for dim in dims) + protobuf.record(2, dtype.encode()) + protobuf.record(3, content)
+    return protobuf.record(1, protobuf.record(1, tag.encode()) + protobuf.record(2, inner))
 
 
 def test_loading_rules_of_ckpt(tmp_path):

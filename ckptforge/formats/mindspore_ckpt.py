@@ -19,12 +19,12 @@ from ckptforge.dtypes import BY_MINDSPORE
 from ckptforge.errors import FormatError, PlanError
 from ckptforge.formats.entry import Checksum, Extent, FileIndex, TensorEntry, open_file, read_exactly
 from ckptforge.formats.layout import FileLayout, TensorSpec
+from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
 
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
 _CRC_MARK = b"crc_num"
 _CRC_TAIL = len(_CRC_MARK) + 10
 _ENCRYPTED = {b"\xd8\x5e\x3a\x7f": "AES-GCM", b"\xd9\x5e\x3a\x7f": "AES-CBC", b"\xda\x5e\x3a\x7f": "SM4-CBC"}
-_VARINT, _BYTES = 0, 2
 _MAX_NAME = 1 << 16
 
 
@@ -70,10 +70,10 @@ class _Cursor:
         """(number, wire type, value or length, offset of what follows) of the protobuf field at `offset`."""
         key, at = self.varint(offset, end)
         number, wire = key >> 3, key & 7
-        if wire not in (_VARINT, _BYTES):
+        if wire not in (VARINT, BYTES):
             raise FormatError(f"{self.path}: byte {offset} holds protobuf wire type {wire}, which no MindSpore checkpoint has.")
         value, at = self.varint(at, end)
-        if wire == _BYTES and value > end - at:
+        if wire == BYTES and value > end - at:
             raise FormatError(
                 f"{self.path}: the record at byte {offset} should have {value} bytes but only {end - at} are there; "
                 "the file is truncated or damaged."
@@ -121,7 +121,7 @@ def _values(cursor: _Cursor, end: int) -> Iterator[_Value]:
     at = 0
     while at < end:
         number, wire, length, body = cursor.field(at, end)
-        if (number, wire) != (1, _BYTES):
+        if (number, wire) != (1, BYTES):
             raise FormatError(
                 f"{cursor.path}: byte {at} holds protobuf field {number}, expected a checkpoint value; damaged, or another kind of file."
             )
@@ -129,44 +129,44 @@ def _values(cursor: _Cursor, end: int) -> Iterator[_Value]:
         at = body + length
 
 
-def _value(cursor: _Cursor, record: int, at: int, end: int) -> _Value:
+def _value(cursor: _Cursor, start: int, at: int, end: int) -> _Value:
     value = _Value()
     tensor: tuple[int, int] | None = None
     while at < end:
         number, wire, length, body = cursor.field(at, end)
-        if (number, wire) == (1, _BYTES) and value.tag is None:
+        if (number, wire) == (1, BYTES) and value.tag is None:
             value.tag = _text(cursor, body, length)
-        elif (number, wire) == (2, _BYTES) and tensor is None:
+        elif (number, wire) == (2, BYTES) and tensor is None:
             tensor = (body, body + length)
-        elif (number, wire) == (3, _BYTES):
+        elif (number, wire) == (3, BYTES):
             raise FormatError(
                 f"{cursor.path}: {value.tag or 'a value'!r} is a MapParameter (hash table), which ckptforge can't convert; "
                 "export it from MindSpore as plain tensors."
             )
         else:
-            raise FormatError(f"{cursor.path}: the value at byte {record} holds an unexpected or repeated protobuf field {number}.")
-        at = body + (length if wire == _BYTES else 0)
+            raise FormatError(f"{cursor.path}: the value at byte {start} holds an unexpected or repeated protobuf field {number}.")
+        at = body + (length if wire == BYTES else 0)
     if value.tag is None or tensor is None:
-        raise FormatError(f"{cursor.path}: the value at byte {record} lacks its {'name' if value.tag is None else 'tensor'}.")
+        raise FormatError(f"{cursor.path}: the value at byte {start} lacks its {'name' if value.tag is None else 'tensor'}.")
     at, end = tensor
     while at < end:
         number, wire, length, body = cursor.field(at, end)
-        if number == 1 and wire == _VARINT:
-            value.dims.append(length - (1 << 64) if length >> 63 else length)
-        elif number == 1 and wire == _BYTES:  # packed, which protobuf readers must accept
+        if number == 1 and wire == VARINT:
+            value.dims.append(signed(length))
+        elif number == 1 and wire == BYTES:  # packed, which protobuf readers must accept
             inner = body
             while inner < body + length:
                 dim, inner = cursor.varint(inner, body + length)
-                value.dims.append(dim - (1 << 64) if dim >> 63 else dim)
-        elif (number, wire) == (2, _BYTES) and value.type_name is None:
+                value.dims.append(signed(dim))
+        elif (number, wire) == (2, BYTES) and value.type_name is None:
             value.type_name = _text(cursor, body, length)
-        elif (number, wire) == (3, _BYTES) and value.content is None:
+        elif (number, wire) == (3, BYTES) and value.content is None:
             value.content = (body, length)
         else:
             raise FormatError(f"{cursor.path}: tensor {value.tag!r} holds an unexpected or repeated protobuf field {number}.")
         if len(value.dims) > 64:
             raise FormatError(f"{cursor.path}: tensor {value.tag!r} has more than 64 dims; damaged, or not a checkpoint.")
-        at = body + (length if wire == _BYTES else 0)
+        at = body + (length if wire == BYTES else 0)
     if value.type_name is None or value.content is None:
         raise FormatError(f"{cursor.path}: tensor {value.tag!r} lacks its {'dtype' if value.type_name is None else 'content'}.")
     return value
@@ -226,20 +226,6 @@ def _tensor(path: Path, tag: str, chunks: list[_Value]) -> TensorEntry:
     return TensorEntry(tag, dtype, shape, path, tuple(extents))
 
 
-def _encode_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _record(number: int, content: bytes, more: int = 0) -> bytes:
-    """A length-delimited field with `content`, of which `more` further bytes will follow."""
-    return bytes([number << 3 | _BYTES]) + _encode_varint(len(content) + more) + content
-
-
 def lay_out(path: Path, tensors: Sequence[TensorSpec]) -> FileLayout:
     """A file with these tensors in this order, byte for byte as save_checkpoint lays them out.
 
@@ -257,13 +243,13 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec]) -> FileLayout:
         if dtype.mindspore is None or not dtype.mindspore_loads:
             raise PlanError(f"{path}: tensor {tensor.name!r} is {dtype}, which MindSpore can't load from a .ckpt; cast it with --dtype.")
         dims = (0,) if dtype.name == "str" else tensor.shape
-        head = b"".join(b"\x08" + _encode_varint(n) for n in dims) + _record(2, dtype.mindspore.encode())
+        head = b"".join(b"\x08" + encode_varint(n) for n in dims) + record(2, dtype.mindspore.encode())
         extents = []
         for start in range(0, max(tensor.nbytes, 1), CHUNK_BYTES):
             length = min(CHUNK_BYTES, tensor.nbytes - start)
-            content = head + _record(3, b"", length)
-            value = _record(1, tensor.name.encode()) + _record(2, content, length)
-            literal = _record(1, value, length)
+            content = head + record(3, b"", length)
+            value = record(1, tensor.name.encode()) + record(2, content, length)
+            literal = record(1, value, length)
             literals.append((at, literal))
             at += len(literal)
             if length:

@@ -1,0 +1,108 @@
+"""How one parameter is spread over the devices of a stage. Pure arithmetic.
+
+Source: MindSpore's `node_strategy.proto` and the runtime's slicing in `parallel/_tensor.py` (`_load_tensor`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ckptforge.boxes import Box
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLayout:
+    """A grid of devices, row-major, and the device axes that split each tensor axis.
+
+    `tensor_map[i]` are device axes, numbered from the right, the first the major one; empty: not split. Device axes in no
+    entry hold replicas. `optimizer_shards`: the replicas cut axis 0 of their slice again, into this many parts; 0 not at
+    all, -1 one for each replica. `full_shape` where the strategy file says it (JSON does).
+    """
+
+    device_matrix: tuple[int, ...]
+    tensor_map: tuple[tuple[int, ...], ...]
+    optimizer_shards: int = 0
+    full_shape: tuple[int, ...] | None = None
+
+    @property
+    def devices(self) -> int:
+        """Devices of the stage."""
+        return math.prod(self.device_matrix)
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """How many parts each tensor axis is cut into by the tensor map."""
+        return tuple(math.prod(self.device_matrix[-1 - axis] for axis in axes) for axes in self.tensor_map)
+
+    @property
+    def replicas(self) -> int:
+        """How many devices hold one slice of the tensor map."""
+        return self.devices // math.prod(self.splits)
+
+    @property
+    def optimizer_parts(self) -> int:
+        """Parts that optimizer sharding cuts a slice into."""
+        return {0: 1, -1: self.replicas}.get(self.optimizer_shards, self.optimizer_shards)
+
+    def problem(self) -> str | None:
+        """What makes the layout impossible, or None."""
+        if any(n < 1 for n in self.device_matrix):
+            return f"device matrix {list(self.device_matrix)} has sizes below 1"
+        used = [axis for axes in self.tensor_map for axis in axes]
+        if any(not 0 <= axis < len(self.device_matrix) for axis in used):
+            return f"tensor map {self.tensor_map} names device axes that {list(self.device_matrix)} doesn't have"
+        if len(set(used)) < len(used):
+            return f"tensor map {self.tensor_map} uses a device axis twice"
+        if self.optimizer_shards < -1 or self.optimizer_parts > self.replicas or self.replicas % self.optimizer_parts:
+            return f"optimizer sharding into {self.optimizer_shards} parts doesn't fit {self.replicas} replicas"
+        if self.optimizer_parts > 1 and not self.tensor_map:
+            return "optimizer sharding of a scalar"
+        return None
+
+    def shape_of_parts(self, full: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Shape of every rank's part of a tensor of shape `full`; None if it can't be cut so."""
+        if len(full) != len(self.tensor_map):
+            return None
+        cuts = [*self.splits]
+        if cuts:
+            cuts[0] *= self.optimizer_parts
+        if any(n % cut for n, cut in zip(full, cuts, strict=True)):
+            return None
+        return tuple(n // cut for n, cut in zip(full, cuts, strict=True))
+
+    def shape_of_whole(self, part: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Shape of the full tensor whose parts have shape `part`; None if the number of axes differs."""
+        if len(part) != len(self.tensor_map):
+            return None
+        full = [n * split for n, split in zip(part, self.splits, strict=True)]
+        if full:
+            full[0] *= self.optimizer_parts
+        return tuple(full)
+
+    def box(self, full: tuple[int, ...], device: int) -> Box:
+        """The box of a tensor of shape `full` that a device of the stage (0 … devices - 1) holds.
+
+        `shape_of_parts(full)` must not be None.
+        """
+        part = self.shape_of_parts(full)
+        if part is None:
+            raise ValueError(f"{full} can't be cut by {self}")
+        coordinates = []
+        for size in reversed(self.device_matrix):
+            device, coordinate = divmod(device, size)
+            coordinates.append(coordinate)  # numbered from the right, as the tensor map does
+        used = {axis for axes in self.tensor_map for axis in axes}
+        replica = 0
+        for axis in range(len(self.device_matrix) - 1, -1, -1):
+            if axis not in used:
+                replica = replica * self.device_matrix[-1 - axis] + coordinates[axis]
+        box = []
+        for i, (axes, length) in enumerate(zip(self.tensor_map, part, strict=True)):
+            index = 0
+            for axis in axes:
+                index = index * self.device_matrix[-1 - axis] + coordinates[axis]
+            if i == 0:
+                index = index * self.optimizer_parts + replica % self.optimizer_parts
+            box.append((index * length, (index + 1) * length))
+        return tuple(box)
