@@ -16,17 +16,34 @@ from ckptforge.version import __version__
 
 if TYPE_CHECKING:
     from ckptforge.inspection import Inspection, inspect
+    from ckptforge.resharding import merge, reshard, split
     from ckptforge.result import Result
     from ckptforge.verbs import convert, plan, to_ms, to_torch
 
-__all__ = ["CkptforgeError", "Inspection", "Result", "__version__", "convert", "inspect", "plan", "to_ms", "to_torch"]
+__all__ = [
+    "CkptforgeError",
+    "Inspection",
+    "Result",
+    "__version__",
+    "convert",
+    "inspect",
+    "merge",
+    "plan",
+    "reshard",
+    "split",
+    "to_ms",
+    "to_torch",
+]
 
 _HOMES = {
     "Inspection": "inspection",
     "Result": "result",
     "convert": "verbs",
     "inspect": "inspection",
+    "merge": "resharding",
     "plan": "verbs",
+    "reshard": "resharding",
+    "split": "resharding",
     "to_ms": "verbs",
     "to_torch": "verbs",
 }

@@ -112,6 +112,10 @@ class Transfer:
             self.to,
         )
 
+    def reversed(self) -> Transfer:
+        """The transfer back."""
+        return Transfer(self.shape, self.target, self.to, self.source, self.from_)
+
     def ordered(self) -> Transfer:
         """The same transfer without axes of size 1, sorted by target stride, the slowest first."""
         axes = sorted(((n, f, t) for n, f, t in zip(self.shape, self.from_, self.to, strict=True) if n != 1), key=lambda axis: -axis[2])
@@ -169,3 +173,48 @@ def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: in
 def _at(i: int, shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:
     base = i * strides[0]
     return [((i, i + 1), *box) for box in boxes_in_range(shape[1:], strides[1:], lo - base, hi - base)]
+
+
+def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Transfer]:
+    """The parts of a transfer whose source elements lie in a box of the source tensor, which has this shape; in them the
+    source is counted in the box's own row-major elements.
+
+    Each axis of the transfer must run along one axis of the tensor, as those of layouts do.
+    """
+    full, local = row_major_strides(shape), row_major_strides(box_shape(box))
+    groups: list[list[int]] = [[] for _ in shape]
+    for i, stride in sorted(enumerate(transfer.from_), key=lambda item: -item[1]):
+        if transfer.shape[i] != 1:
+            groups[next(axis for axis, unit in enumerate(full) if stride >= unit and shape[axis] != 1)].append(i)
+    starts, rest = [], transfer.source
+    for unit in full:
+        start, rest = divmod(rest, unit) if unit else (0, rest)
+        starts.append(start)
+    choices = [
+        boxes_in_range(
+            [transfer.shape[i] for i in group], [transfer.from_[i] // full[axis] for i in group], box[axis][0] - start, box[axis][1] - start
+        )
+        for axis, (group, start) in enumerate(zip(groups, starts, strict=True))
+    ]
+    from_ = [0] * len(transfer.shape)
+    for axis, group in enumerate(groups):
+        for i in group:
+            from_[i] = transfer.from_[i] // full[axis] * local[axis]
+    found = []
+    for combination in product(*choices):
+        ranges = [(0, 1)] * len(transfer.shape)
+        for group, part in zip(groups, combination, strict=True):
+            for i, chosen in zip(group, part, strict=True):
+                ranges[i] = chosen
+        sub = transfer.sub(tuple(ranges))
+        source, rest = 0, sub.source
+        for axis, unit in enumerate(full):
+            index, rest = divmod(rest, unit) if unit else (0, rest)
+            source += (index - box[axis][0]) * local[axis]
+        found.append(Transfer(sub.shape, source, tuple(from_), sub.target, sub.to))
+    return found
+
+
+def within_target(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Transfer]:
+    """`within_source` for the target side; the parts come out ordered."""
+    return [part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box)]

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptforge.boxes import box_shape
 from ckptforge.dtypes import DType
+from ckptforge.engine.conversion import PlacedFile
 from ckptforge.engine.manifest import HuggingFaceSide
-from ckptforge.errors import ConfigError, UsageError
+from ckptforge.errors import ConfigError, PlanError, UsageError
 from ckptforge.formats import huggingface, mindspore_ckpt, safetensors
 from ckptforge.formats.checkpoint import CONFIG
 from ckptforge.formats.huggingface import INDEX
 from ckptforge.formats.layout import FileLayout, TensorSpec
+from ckptforge.partition.strategy_file import Strategy
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
@@ -47,8 +50,7 @@ class MindSporeTarget:
 
         Raises `UsageError` when the ending and `--format` differ.
         """
-        if "/" in prefix or prefix.startswith(".") or "\0" in prefix:
-            raise UsageError(f"--prefix {prefix!r}: must be the beginning of a file name, without '/'.")
+        _check_prefix(prefix)
         ending = out.suffix.removeprefix(".")
         if ending in ("ckpt", "safetensors"):
             if file_format not in (None, ending):
@@ -57,10 +59,68 @@ class MindSporeTarget:
         file_format = file_format or "ckpt"
         return cls(out, out / "rank_0" / f"{prefix}0.{file_format}", file_format == "ckpt")
 
-    def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[FileLayout, ...]:
-        if self.is_ckpt:
-            return (mindspore_ckpt.lay_out(self.path, specs),)
-        return (safetensors.lay_out(self.path, safetensors.library_order(specs), {"format": "ms"}),)
+    def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[PlacedFile, ...]:
+        return (PlacedFile(_mindspore_file(self.path, specs, self.is_ckpt)),)
+
+
+def _mindspore_file(path: Path, specs: Sequence[TensorSpec], is_ckpt: bool) -> FileLayout:
+    if is_ckpt:
+        return mindspore_ckpt.lay_out(path, specs)
+    return safetensors.lay_out(path, safetensors.library_order(specs), {"format": "ms"})
+
+
+@dataclass(frozen=True)
+class RankTarget:
+    """The rank directories of a job: `rank_<r>/<prefix><r>.ckpt` (or `.safetensors`) in a directory."""
+
+    output: Path
+    prefix: str
+    is_ckpt: bool
+    strategy: Strategy
+
+    @classmethod
+    def of(cls, out: Path, file_format: str | None, prefix: str, strategy: Strategy) -> RankTarget:
+        """Raises `UsageError` when OUT names a file."""
+        _check_prefix(prefix)
+        if out.suffix in (".ckpt", ".safetensors"):
+            raise UsageError(f"{out}: a strategy of {strategy.ranks} ranks needs a directory to write to, not a file.")
+        return cls(out, prefix, file_format in (None, "ckpt"), strategy)
+
+    def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[PlacedFile, ...]:
+        """A file for each rank: the tensors of its stage, cut, and whole those that no stage has.
+
+        Raises `PlanError` for tensors that the strategy can't cut.
+        """
+        ending = "ckpt" if self.is_ckpt else "safetensors"
+        placed = []
+        for rank in range(self.strategy.ranks):
+            stage = self.strategy.stages[self.strategy.stage_of(rank)]
+            parts, boxes = [], {}
+            for spec in specs:
+                layout = stage.get(spec.name)
+                if layout is None:
+                    if self.strategy.first_stage(spec.name) is None:
+                        parts.append(spec)
+                    continue
+                if layout.shape_of_parts(spec.shape) is None or layout.full_shape not in (None, spec.shape):
+                    raise PlanError(
+                        f"tensor {spec.name!r} has shape {list(spec.shape)}, but {self.strategy.path} cuts it by device matrix "
+                        f"{list(layout.device_matrix)}, tensor map {[list(axes) or -1 for axes in layout.tensor_map]}"
+                        + (f" and {layout.optimizer_parts} optimizer shards" if layout.optimizer_parts > 1 else "")
+                        + (f" from shape {list(layout.full_shape)}" if layout.full_shape else "")
+                        + "; it isn't a strategy for this model."
+                    )
+                box = layout.box(spec.shape, rank % self.strategy.devices)
+                boxes[spec.name] = box
+                parts.append(TensorSpec(spec.name, spec.dtype, box_shape(box)))
+            path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{ending}"
+            placed.append(PlacedFile(_mindspore_file(path, parts, self.is_ckpt), boxes))
+        return tuple(placed)
+
+
+def _check_prefix(prefix: str) -> None:
+    if "/" in prefix or prefix.startswith(".") or "\0" in prefix:
+        raise UsageError(f"--prefix {prefix!r}: must be the beginning of a file name, without '/'.")
 
 
 @dataclass(frozen=True)
@@ -71,7 +131,7 @@ class HuggingFaceTarget:
     side: HuggingFaceSide | None
     max_shard_size: int | None
 
-    def lay_out(self, specs: Sequence[TensorSpec], layout: str) -> tuple[tuple[FileLayout, ...], dict[str, bytes]]:
+    def lay_out(self, specs: Sequence[TensorSpec], layout: str) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
         """(weight files, small files). Raises `ConfigError` when there is no config.json, `PlanError` for dtypes that
         safetensors doesn't have."""
         if self.side is None or CONFIG not in self.side.files:
@@ -85,14 +145,16 @@ class HuggingFaceTarget:
             if self.side.index_json is not None:
                 small[INDEX] = self.side.index_json
             files = tuple(
-                safetensors.lay_out(self.output / name, tensors, self.side.shards[name]["metadata"]) for name, tensors in recorded.items()
+                PlacedFile(safetensors.lay_out(self.output / name, tensors, self.side.shards[name]["metadata"]))
+                for name, tensors in recorded.items()
             )
             return files, small
         shards = huggingface.cut_into_shards(specs, self.max_shard_size or DEFAULT_SHARD_BYTES)
         shards = {name: safetensors.library_order(tensors) for name, tensors in shards.items()}
         if len(shards) > 1:
             small[INDEX] = huggingface.index_json(shards)
-        return tuple(safetensors.lay_out(self.output / name, tensors, {"format": "pt"}) for name, tensors in shards.items()), small
+        files = tuple(PlacedFile(safetensors.lay_out(self.output / name, tensors, {"format": "pt"})) for name, tensors in shards.items())
+        return files, small
 
     def _recorded(self, specs: Sequence[TensorSpec], layout: str) -> dict[str, list[TensorSpec]] | None:
         """The recorded files with these tensors in the recorded order, if they are the same tensors of the same dtypes."""

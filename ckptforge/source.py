@@ -15,6 +15,8 @@ from ckptforge.mapping.binding import Binding
 from ckptforge.mapping.recognition import Hints, choose_table, recognise
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Table, load_table, shipped_tables
+from ckptforge.partition.sharded import open_sharded
+from ckptforge.partition.strategy_file import read_strategy
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,20 @@ class Choices:
     step: int | None = None
     family: str | None = None
     layout_option: str = "--from"
+    strategy: Path | None = None
 
 
 def open_source(path: Path, choices: Choices) -> Source:
     """Opens a checkpoint and finds its layout. Raises the errors of `open_checkpoint`, of the tables and of binding."""
+    if choices.strategy is not None:
+        return bind_source(open_sharded(path, read_strategy(choices.strategy), choices.step), choices)
     return bind_source(open_checkpoint(path, choices.step), choices)
 
 
 def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
     path = checkpoint.path
-    manifest = find_manifest(path, checkpoint.files, checkpoint.files[0].path.parent)
+    manifest = find_manifest(path, checkpoint.files)
     side = _hugging_face_side(checkpoint, manifest, choices.config)
     config, config_source = _config(checkpoint, manifest, side, choices.config)
     tables = shipped_tables() if choices.mapping is None else (load_table(choices.mapping),)

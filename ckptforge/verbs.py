@@ -5,68 +5,23 @@ Every verb takes the keyword arguments of `Planning` and `Running` beside its ow
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from ckptforge.dtypes import DType, parse_target
-from ckptforge.engine import stream
-from ckptforge.engine.conversion import Conversion
+from ckptforge.engine.conversion import Conversion, PlacedFile
 from ckptforge.engine.conversion import convert as convert_tensors
-from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
+from ckptforge.engine.manifest import HuggingFaceSide
 from ckptforge.engine.plan import Plan
-from ckptforge.engine.publish import check_output, check_room, staged
-from ckptforge.engine.stream import Budget, Progress
-from ckptforge.errors import CastOverflowError, LayoutError, UsageError
+from ckptforge.errors import LayoutError, UsageError
+from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.state import companion_prefix
 from ckptforge.mapping.table import Layout, Table
-from ckptforge.outputs import HuggingFaceTarget, MindSporeTarget, parse_size
-from ckptforge.result import Result, dry_result
+from ckptforge.outputs import HuggingFaceTarget, MindSporeTarget, RankTarget, parse_size
+from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.result import Result
 from ckptforge.source import Choices, Source, open_source
-
-PathLike = str | Path
-
-
-class Planning(TypedDict, total=False):
-    """Arguments that shape the plan.
-
-    `dtype`: keep, fp16, bf16, fp32 or fp64. `model`, `mapping`: a table's name, a table's file. `allow_unmapped`: leave
-    tensors out that the table doesn't know. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
-    """
-
-    dtype: str
-    model: str | None
-    mapping: PathLike | None
-    allow_unmapped: bool
-    weights_only: bool
-    step: int | None
-
-
-class Running(TypedDict, total=False):
-    """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output."""
-
-    overwrite: bool
-    allow_overflow: bool
-    dry_run: bool
-    workers: int | None
-    memory: int | str | None
-    progress: Progress | None
-
-
-class Options(Planning, Running, total=False):
-    """The keyword arguments that every verb takes."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A plan with what its manifest needs."""
-
-    plan: Plan
-    table: Table
-    layout: Layout
-    side: HuggingFaceSide | None
 
 
 def to_ms(
@@ -76,10 +31,12 @@ def to_ms(
     layout: str = "dense",
     format: str | None = None,
     prefix: str = "checkpoint_",
+    strategy_dir: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory. Returns a `Result`."""
-    return _run(_to_ms(hf_dir, out, layout, format, prefix, options), options)
+    """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory; with a strategy, to the
+    rank directories of its job. Returns a `Result`."""
+    return run_job(_to_ms(hf_dir, out, options, layout=layout, format=format, prefix=prefix, strategy_dir=strategy_dir), options)
 
 
 def to_torch(
@@ -90,10 +47,19 @@ def to_torch(
     max_shard_size: int | str | None = None,
     config: PathLike | None = None,
     hf_layout: str | None = None,
+    strategy_dir: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a MindSpore checkpoint to a Hugging Face directory that `from_pretrained` loads. Returns a `Result`."""
-    return _run(_to_torch(ms, out_dir, layout, max_shard_size, config, hf_layout, options), options)
+    """Converts a MindSpore checkpoint, or the rank directories of a job with its strategy, to a Hugging Face directory that
+    `from_pretrained` loads. Returns a `Result`."""
+    own: dict[str, Any] = {
+        "layout": layout,
+        "max_shard_size": max_shard_size,
+        "config": config,
+        "hf_layout": hf_layout,
+        "strategy_dir": strategy_dir,
+    }
+    return run_job(_to_torch(ms, out_dir, options, **own), options)
 
 
 def convert(
@@ -109,7 +75,8 @@ def convert(
     **options: Unpack[Options],
 ) -> Result:
     """Converts a checkpoint of any layout to any other layout of its table. Returns a `Result`."""
-    return _run(_convert(source, out, to, from_, format, prefix, max_shard_size, config, options), options)
+    own: dict[str, Any] = {"from_": from_, "format": format, "prefix": prefix, "max_shard_size": max_shard_size, "config": config}
+    return run_job(_convert(source, out, options, to=to, **own), options)
 
 
 def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
@@ -117,52 +84,49 @@ def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
 
     Raises `UsageError` for another verb, and whatever the verb itself would refuse.
     """
+    planners: dict[str, Callable[..., Job]] = {"to-ms": _to_ms, "to-torch": _to_torch, "convert": _convert}
+    if verb not in planners:
+        raise UsageError(f"there is no plan for {verb!r}: use {', '.join(planners)}.")
     options = {key: arguments.pop(key) for key in list(arguments) if key in Options.__annotations__}
-    opts: Options = options  # type: ignore[assignment]
-    if verb == "to-ms":
-        job = _to_ms(
-            source,
-            out,
-            **{"layout": "dense", "file_format": arguments.pop("format", None), "prefix": "checkpoint_", **arguments},
-            options=opts,
-        )
-    elif verb == "to-torch":
-        job = _to_torch(
-            source, out, **{"layout": "auto", "max_shard_size": None, "config": None, "hf_layout": None, **arguments}, options=opts
-        )
-    elif verb == "convert":
-        defaults = {
-            "from_": None,
-            "file_format": arguments.pop("format", None),
-            "prefix": "checkpoint_",
-            "max_shard_size": None,
-            "config": None,
-        }
-        job = _convert(source, out, **{**defaults, **arguments}, options=opts)
-    else:
-        raise UsageError(f"there is no plan for {verb!r}: use to-ms, to-torch or convert.")
-    return job.plan
+    return planners[verb](source, out, options, **arguments).plan
 
 
-def _to_ms(hf_dir: PathLike, out: PathLike, layout: str, file_format: str | None, prefix: str, options: Options) -> _Job:
-    source = _open(hf_dir, options, Choices(family="huggingface", layout_option="--model"))
+def _to_ms(
+    hf_dir: PathLike,
+    out: PathLike,
+    options: Options,
+    *,
+    layout: str = "dense",
+    format: str | None = None,
+    prefix: str = "checkpoint_",
+    strategy_dir: PathLike | None = None,
+) -> Job:
+    source = _open(hf_dir, options, family="huggingface", layout_option="--model")
     target = source.table.layout(layout)
     if target.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")
-    return _mindspore_job("to-ms", source, target, MindSporeTarget.of(Path(out), file_format, prefix), options)
+    place: MindSporeTarget | RankTarget
+    if strategy_dir is None:
+        place = MindSporeTarget.of(Path(out), format, prefix)
+    else:
+        place = RankTarget.of(Path(out), format, prefix, read_strategy(Path(strategy_dir)))
+    return _mindspore_job("to-ms", source, target, place, options)
 
 
 def _to_torch(
     ms: PathLike,
     out_dir: PathLike,
-    layout: str,
-    max_shard_size: int | str | None,
-    config: PathLike | None,
-    hf_layout: str | None,
     options: Options,
-) -> _Job:
+    *,
+    layout: str = "auto",
+    max_shard_size: int | str | None = None,
+    config: PathLike | None = None,
+    hf_layout: str | None = None,
+    strategy_dir: PathLike | None = None,
+) -> Job:
     chosen = None if layout == "auto" else layout
-    source = _open(ms, options, Choices(layout=chosen, config=_path(config), family="mindspore", layout_option="--layout"))
+    strategy = _path(strategy_dir)
+    source = _open(ms, options, layout=chosen, config=_path(config), strategy=strategy, family="mindspore", layout_option="--layout")
     if source.binding.layout.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-torch reads {_names(source.table, 'mindspore')}.")
     recorded = source.hugging_face.layout if source.hugging_face else None
@@ -176,32 +140,25 @@ def _to_torch(
 def _convert(
     source_path: PathLike,
     out: PathLike,
-    to: str,
-    from_: str | None,
-    file_format: str | None,
-    prefix: str,
-    max_shard_size: int | str | None,
-    config: PathLike | None,
     options: Options,
-) -> _Job:
-    source = _open(source_path, options, Choices(layout=from_, config=_path(config), layout_option="--from"))
+    *,
+    to: str,
+    from_: str | None = None,
+    format: str | None = None,
+    prefix: str = "checkpoint_",
+    max_shard_size: int | str | None = None,
+    config: PathLike | None = None,
+) -> Job:
+    source = _open(source_path, options, layout=from_, config=_path(config), layout_option="--from")
     target = source.table.layout(to)
     if target.family == "mindspore":
-        return _mindspore_job("convert", source, target, MindSporeTarget.of(Path(out), file_format, prefix), options)
+        return _mindspore_job("convert", source, target, MindSporeTarget.of(Path(out), format, prefix), options)
     return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
 
 
-def _open(path: PathLike, options: Options, choices: Choices) -> Source:
-    choices = Choices(
-        options.get("model"),
-        choices.layout,
-        _path(options.get("mapping")),
-        choices.config,
-        options.get("step"),
-        choices.family,
-        choices.layout_option,
-    )
-    source = open_source(Path(path), choices)
+def _open(path: PathLike, options: Options, **choices: Any) -> Source:
+    shared: dict[str, Any] = {"model": options.get("model"), "mapping": _path(options.get("mapping")), "step": options.get("step")}
+    source = open_source(Path(path), Choices(**shared, **choices))
     source.refuse_unmapped(options.get("allow_unmapped", False))
     return source
 
@@ -214,7 +171,7 @@ def _names(table: Table, family: str) -> str:
     return ", ".join(layout.name for layout in table.layouts.values() if layout.family == family)
 
 
-def _mindspore_job(verb: str, source: Source, target: Layout, place: MindSporeTarget, options: Options) -> _Job:
+def _mindspore_job(verb: str, source: Source, target: Layout, place: MindSporeTarget | RankTarget, options: Options) -> Job:
     dtype = parse_target(options.get("dtype"))
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
@@ -227,7 +184,7 @@ def _mindspore_job(verb: str, source: Source, target: Layout, place: MindSporeTa
     return _job(verb, source, target, place.output, files, conversion, left_out, {}, side, dtype)
 
 
-def _hugging_face_job(verb: str, source: Source, target: Layout, out: Path, max_shard_size: int | str | None, options: Options) -> _Job:
+def _hugging_face_job(verb: str, source: Source, target: Layout, out: Path, max_shard_size: int | str | None, options: Options) -> Job:
     dtype = parse_target(options.get("dtype"))
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
@@ -274,13 +231,13 @@ def _job(
     source: Source,
     target: Layout,
     output: Path,
-    files: Sequence[Any],
+    files: Sequence[PlacedFile],
     conversion: Conversion,
     left_out: dict[str, list[str]],
     small: dict[str, bytes],
     side: HuggingFaceSide | None,
     dtype: DType | None,
-) -> _Job:
+) -> Job:
     checkpoint = source.checkpoint
     notes = [*checkpoint.notes, *(source.hugging_face.skipped if source.hugging_face else ())]
     facts = {
@@ -291,47 +248,7 @@ def _job(
         "source_tensors": len(checkpoint.tensors),
         "dtype": dtype.name if dtype else "keep",
     }
-    made = Plan(verb, output, tuple(files), conversion.assemblies(files), checkpoint.files, small, left_out, tuple(notes), facts)
-    return _Job(made, source.table, target, side)
-
-
-def _run(job: _Job, options: Options) -> Result:
-    memory = options.get("memory")
-    budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "--memory"))
-    check_output(job.plan, options.get("overwrite", False))
-    if options.get("dry_run", False):
-        return dry_result(job.plan, budget)
-    check_room(job.plan)
-    began = time.monotonic()
-    with staged(job.plan) as staging:
-        audit = stream.run(job.plan, staging.descriptors, budget, options.get("progress"))
-        if audit.overflowed and not options.get("allow_overflow", False):
-            raise CastOverflowError(_overflow_message(job.plan, audit))
-        manifest = manifest_path(job.plan.output, job.plan.is_directory)
-        staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout.name, job.side, audit)
-    return Result(
-        job.plan.verb,
-        job.plan.output,
-        (*job.plan.paths, manifest),
-        job.plan.nbytes,
-        job.plan.tensor_count,
-        audit,
-        job.plan.left_out,
-        job.plan.notes,
-        job.plan.facts,
-        time.monotonic() - began,
-        peak_buffers=budget.total,
-    )
-
-
-def _overflow_message(plan: Plan, audit: Any) -> str:
-    worst = [
-        f"{group}: {count.overflowed} of {count.values} ({source} → {target})"
-        for (group, source, target), count in sorted(audit.counts.items())
-        if count.overflowed
-    ]
-    return (
-        f"{plan.output}: {audit.overflowed} finite values would become infinite, and nothing was written:\n  "
-        + "\n  ".join(worst)
-        + "\nChoose a dtype with a larger range (bf16, fp32), or give --allow-overflow."
-    )
+    assemblies = conversion.assemblies(files, checkpoint.shards)
+    layouts = tuple(file.layout for file in files)
+    made = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, tuple(notes), facts)
+    return Job(made, source.table, target, side)

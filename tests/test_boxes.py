@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptforge.boxes import Transfer, boxes_in_range, full_box, intersect, row_major_strides, uncovered, volume
+from ckptforge.boxes import (
+    Transfer,
+    boxes_in_range,
+    full_box,
+    intersect,
+    row_major_strides,
+    uncovered,
+    volume,
+    within_source,
+    within_target,
+)
 
 
 @st.composite
@@ -108,3 +118,33 @@ def test_row_major_strides_are_numpys():
 @pytest.mark.parametrize("transfer", [Transfer((2, 3), 0, (3, 1), 0, (3, 1)), Transfer((6,), 4, (1,), 7, (1,)), Transfer((), 0, (), 0, ())])
 def test_plain_copies_are_moves(transfer):
     assert transfer.coalesced().is_move
+
+
+@st.composite
+def factored(draw):
+    """(tensor shape, transfer): a transfer whose source axes are the tensor's, some cut into factors, in another order."""
+    tensor, sizes, strides = [], [], []
+    for _ in range(draw(st.integers(1, 3))):
+        factors = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+        tensor.append(math.prod(factors))
+        sizes.append(factors)
+    for factors, unit in zip(sizes, row_major_strides(tensor), strict=True):
+        strides += [unit * stride for stride in row_major_strides(factors)]
+    flat = [n for factors in sizes for n in factors]
+    order = draw(st.permutations(range(len(flat))))
+    shape = tuple(flat[i] for i in order)
+    return tensor, Transfer(shape, 0, tuple(strides[i] for i in order), 0, row_major_strides(shape))
+
+
+@given(factored(), st.data())
+def test_within_source_is_what_a_shard_gives(case, data):
+    tensor, transfer = case
+    box = tuple(tuple(sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))) for n in tensor)
+    numbers = np.arange(math.prod(tensor)).reshape(tensor)
+    shard = numbers[tuple(slice(*side) for side in box)].reshape(-1)
+    found = [pair for part in within_source(transfer, tensor, box) for pair in pairs(part)] if volume(box) else []
+    assert len(found) == len(set(found))
+    assert {(int(shard[source]), target) for source, target in found} == {(s, t) for s, t in pairs(transfer) if s in set(shard.tolist())}
+    back = transfer.reversed()
+    made = [pair for part in within_target(back, tensor, box) for pair in pairs(part)] if volume(box) else []
+    assert {(source, int(shard[target])) for source, target in made} == {(t, s) for s, t in pairs(transfer) if s in set(shard.tolist())}

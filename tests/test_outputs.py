@@ -103,7 +103,7 @@ def test_a_source_cut_off_while_it_is_read(tmp_path, monkeypatch, layout):
         real(*args)
         os.truncate(victim, 200_000)
 
-    monkeypatch.setattr("ckptforge.verbs.check_output", cut)
+    monkeypatch.setattr("ckptforge.jobs.check_output", cut)
     with pytest.raises(FormatError, match=r"model-00002-of-00002.safetensors: ends at byte"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout=layout)
     assert names(tmp_path) == ["hub"]

@@ -67,6 +67,7 @@ def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kw
 @click.argument("hf_dir", type=opt.PATH)
 @click.argument("out", type=opt.PATH)
 @opt.option("--layout", default="dense", show_default=True, metavar="dense|gmm|gmm-v3|…", help="How MindSpore is to hold the model.")
+@opt.strategy("--strategy-dir", "Write the rank directories of the job with this strategy.")
 @opt.mindspore_output
 @opt.planning
 @opt.running
@@ -93,6 +94,7 @@ def to_ms(**arguments: Any) -> None:
 @click.argument("out_dir", type=opt.PATH)
 @opt.option("--layout", default="auto", show_default=True, metavar="auto|dense|gmm|…", help="The layout that MS has.")
 @opt.option("--hf-layout", metavar="hub|fused", help="The layout to write. [default: as the original directory had it, else hub]")
+@opt.strategy("--strategy-dir", "MS holds the rank directories of the job with this strategy.")
 @opt.shards
 @opt.config
 @opt.planning

@@ -37,7 +37,7 @@ running = _all(
     option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object)."),
 )
 
-planning = _all(
+casting = _all(
     option(
         "--dtype",
         default="keep",
@@ -46,12 +46,24 @@ planning = _all(
         help="Cast the floating-point weights; what a cast changes is counted and printed.",
     ),
     option("--allow-overflow", is_flag=True, help="Write infinities where a cast makes them out of finite values."),
-    option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
     option("--weights-only", is_flag=True, help="Drop optimizer state and counters."),
-    option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]"),
-    option("--mapping", type=PATH, metavar="FILE", help="A mapping table of your own."),
     option("--step", type=int, metavar="N", help="Of several checkpoints in a directory, the one of this step. [default: the last]"),
 )
+
+planning = _all(
+    casting,
+    option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
+    option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]"),
+    option("--mapping", type=PATH, metavar="FILE", help="A mapping table of your own."),
+)
+
+check_replicas = option("--check-replicas", is_flag=True, help="Compare all replicas instead of reading one.")
+
+
+def strategy(name: str, text: str, required: bool = False) -> Decorator:
+    """An option that names a strategy."""
+    return option(name, type=PATH, metavar="DIR_OR_FILE", help=text, required=required)
+
 
 mindspore_output = _all(
     option("--format", type=click.Choice(["ckpt", "safetensors"]), help="Format of an output directory. [default: ckpt, or OUT's ending]"),

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
-from ckptforge.boxes import Box, Transfer, row_major_strides
+from ckptforge.boxes import Box, Transfer, row_major_strides, within_source, within_target
 from ckptforge.dtypes import DType
 from ckptforge.engine.plan import Assembly, fill, prove_complete
 from ckptforge.errors import MissingTensorsError, PlanError, listing
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.layout import FileLayout, TensorSpec
-from ckptforge.mapping.axes import Pattern
+from ckptforge.mapping.axes import Pattern, skeleton_of
 from ckptforge.mapping.binding import Binding, name_pieces, pieces, whole_pieces
 from ckptforge.mapping.table import Layout
 
 Sources = dict[str, TensorEntry]
 Copies = list[tuple[TensorEntry, Transfer]]
+Shards = Mapping[str, tuple[tuple[Box | None, TensorEntry], ...]]
+
+
+@dataclass(frozen=True)
+class PlacedFile:
+    """A file to be written, and which box of the full tensor each of its tensors is; no box: all of it."""
+
+    layout: FileLayout
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
 
 @dataclass
@@ -29,12 +38,12 @@ class Conversion:
     groups: dict[str, str]
     used: list[TensorEntry]
 
-    def keep(self, entry: TensorEntry) -> None:
-        """Adds a source tensor as it is."""
-        self.specs.append(TensorSpec(entry.name, entry.dtype, entry.shape))
+    def keep(self, entry: TensorEntry, dtype: DType | None = None) -> None:
+        """Adds a source tensor as it is, but for a cast."""
+        self.specs.append(TensorSpec(entry.name, dtype or entry.dtype, entry.shape))
         strides = row_major_strides(entry.shape)
         self.copies[entry.name] = [(entry, Transfer(entry.shape, 0, strides, 0, strides).ordered())] if entry.elements else []
-        self.groups[entry.name] = "state"
+        self.groups[entry.name] = skeleton_of(entry.name)[0]
         self.used.append(entry)
 
     def extend(self, other: Conversion) -> None:
@@ -43,13 +52,46 @@ class Conversion:
         self.groups.update(other.groups)
         self.used += other.used
 
-    def assemblies(self, files: Sequence[FileLayout]) -> tuple[Assembly, ...]:
-        """The assemblies for these files, which hold the target tensors; coverage is proved. Raises `PlanError`."""
-        found = tuple(
-            Assembly(entry, self.groups[entry.name], tuple(self.copies[entry.name])) for file in files for entry in file.tensors.values()
-        )
-        prove_complete(found, self.used)
-        return found
+    def assemblies(self, outputs: Sequence[PlacedFile], shards: Shards) -> tuple[Assembly, ...]:
+        """The assemblies for files that hold the target tensors or boxes of them; coverage is proved.
+
+        `shards` are the parts of source tensors that don't lie in one piece. Raises `PlanError`.
+        """
+        lowered = {name: _from_shards(copies, shards) for name, copies in self.copies.items()}
+        found: list[Assembly] = []
+        shapes = {spec.name: spec.shape for spec in self.specs}
+        for output in outputs:
+            for entry in output.layout.tensors.values():
+                box = output.boxes.get(entry.name)
+                copies = lowered[entry.name]
+                if box is not None:
+                    copies = [(source, part) for source, copy in copies for part in within_target(copy, shapes[entry.name], box)]
+                found.append(Assembly(entry, self.groups[entry.name], tuple(copies)))
+        whole = not any(output.boxes for output in outputs)
+        prove_complete(found, _parts(self.used, shards) if whole else ())
+        return tuple(found)
+
+
+def _from_shards(copies: Copies, shards: Shards) -> Copies:
+    return [
+        (part, piece.ordered())
+        for source, copy in copies
+        for box, part in shards.get(source.name, ((None, source),))
+        for piece in ([copy] if box is None else within_source(copy, source.shape, box))
+    ]
+
+
+def _parts(used: Sequence[TensorEntry], shards: Shards) -> Iterator[TensorEntry]:
+    for source in used:
+        yield from (part for _, part in shards.get(source.name, ((None, source),)))
+
+
+def identity(sources: Sources, names: Sequence[str], cast: Callable[[TensorEntry], DType]) -> Conversion:
+    """These tensors as they are, but for a cast of each to the dtype that `cast` gives."""
+    conversion = Conversion([], {}, {}, [])
+    for name in names:
+        conversion.keep(sources[name], cast(sources[name]))
+    return conversion
 
 
 def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | None, prefix: str = "") -> Conversion:

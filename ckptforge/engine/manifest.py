@@ -15,7 +15,7 @@ from ckptforge.errors import FormatError
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.huggingface import INDEX
 from ckptforge.formats.small_json import read_object
-from ckptforge.mapping.table import Table
+from ckptforge.mapping.table import Layout, Table
 from ckptforge.version import __version__
 
 DIRECTORY_NAME = "ckptforge.manifest.json"
@@ -99,14 +99,14 @@ def manifest_path(output: Path, is_directory: bool) -> Path:
     return output / DIRECTORY_NAME if is_directory else output.with_name(output.name + ".manifest.json")
 
 
-def manifest_json(plan: Plan, table: Table, layout: str, side: HuggingFaceSide | None, audit: Audit) -> bytes:
-    """The manifest of a finished plan."""
+def manifest_json(plan: Plan, table: Table | None, layout: Layout | None, side: HuggingFaceSide | None, audit: Audit) -> bytes:
+    """The manifest of a finished plan; without a table where none was needed."""
     content = {
         "ckptforge": __version__,
         "verb": plan.verb,
-        "model": table.name,
-        "layout": layout,
-        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()},
+        "model": table.name if table else None,
+        "layout": layout.name if layout else None,
+        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()} if table else None,
         "sources": [{"path": str(source.path), "size": source.size} for source in plan.sources],
         "outputs": [
             {
@@ -167,12 +167,13 @@ def _unpacked(packed: dict[str, str]) -> bytes:
     return packed["text"].encode("utf-8") if "text" in packed else base64.b64decode(packed["base64"])
 
 
-def find_manifest(path: Path, files: tuple[FileIndex, ...], directory: Path) -> Manifest | None:
+def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
     """The manifest that goes with a checkpoint: beside its file, or in its directory; None if there is none or it is of
     another file by that name."""
-    candidates = [manifest_path(path, path.is_dir()), *(manifest_path(file.path, False) for file in files), directory / DIRECTORY_NAME]
-    if directory.parent != directory and directory.name.startswith("rank_"):
-        candidates.append(directory.parent / DIRECTORY_NAME)
+    first = files[0].path
+    candidates = [manifest_path(path, path.is_dir()), manifest_path(first, False), first.parent / DIRECTORY_NAME]
+    if first.parent.name.startswith("rank_"):
+        candidates.append(first.parent.parent / DIRECTORY_NAME)
     for candidate in candidates:
         if candidate.is_file():
             manifest = read_manifest(candidate)

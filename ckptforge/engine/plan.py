@@ -106,12 +106,12 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
 
     Together with `fill`, which proves that no two copies meet, this is the coverage proof. Raises `PlanError`.
     """
-    read: Counter[str] = Counter()
+    read: Counter[TensorEntry] = Counter()
     for assembly in assemblies:
         written = 0
         for source, transfer in assembly.copies:
             written += transfer.size
-            read[source.name] += transfer.size
+            read[source] += transfer.size
             last_from = transfer.source + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.from_, strict=True))
             last_to = transfer.target + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.to, strict=True))
             if transfer.size and (last_from >= source.elements or last_to >= assembly.target.elements):
@@ -121,5 +121,5 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
                 f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping."
             )
     for source in used:
-        if read[source.name] != source.elements:
-            raise PlanError(f"{source.name}: {read[source.name]} of {source.elements} elements are used; this is a defect of the mapping.")
+        if read[source] != source.elements:
+            raise PlanError(f"{source.name}: {read[source]} of {source.elements} elements are used; this is a defect of the mapping.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptforge.boxes import Box
 from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.formats import huggingface, mindspore_dir
 from ckptforge.formats.entry import FileIndex, TensorEntry
@@ -15,7 +16,11 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank directories there are."""
+    """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank directories there are.
+
+    In a sharded checkpoint `tensors` are the full tensors, without extents, and `shards[name]` the (box, entry) of the parts
+    that make each up, every element in one part.
+    """
 
     path: Path
     format: str
@@ -24,6 +29,7 @@ class Checkpoint:
     directory: Path
     notes: tuple[str, ...] = ()
     ranks: int = 0
+    shards: dict[str, tuple[tuple[Box, TensorEntry], ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -59,8 +65,8 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
     if ranks:
         if list(ranks) != [0]:
             raise FormatError(
-                f"{directory}: holds {len(ranks)} rank directories, the shards of one model; merge them into one checkpoint first, "
-                "or name the directory of one rank if each holds the whole model."
+                f"{directory}: holds {len(ranks)} rank directories, the shards of one model; give the strategy of their job with "
+                "--strategy_dir, or name the directory of one rank if each holds the whole model."
             )
         chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
         return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [], len(ranks))

@@ -90,3 +90,29 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     if len(chosen) > 1:
         raise FormatError(f"{directory}: {chosen[0].name} and {chosen[1].name} have the same epoch and step; give the file itself.")
     return chosen[0], f"{directory}: of {len(paths)} checkpoints the last is taken, {chosen[0].name} (--step picks another)."
+
+
+def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list[str]]:
+    """The checkpoint of every `rank_<r>` directory, by rank, and sentences about choices.
+
+    Raises `InputNotFoundError` for a rank that is missing, `FormatError` for ranks that are at different steps.
+    """
+    ranks = rank_directories(directory)
+    if not ranks:
+        raise InputNotFoundError(f"{directory}: no rank_<r> directories in it.")
+    if missing := [f"rank_{rank}" for rank in range(max(ranks) + 1) if rank not in ranks]:
+        raise InputNotFoundError(f"{directory}: ranks are missing:\n{listing(missing)}")
+    files, notes, steps = [], [], {}
+    for rank, path in ranks.items():
+        chosen, note = choose_checkpoint(path, step)
+        files.append(read_file(chosen))
+        notes += [note] if note else []
+        match = _STEP.fullmatch(chosen.name)
+        steps[rank] = (int(match[1]), int(match[2])) if match else None
+    if len(set(steps.values())) > 1:
+        other = next(rank for rank in steps if steps[rank] != steps[0])
+        raise FormatError(
+            f"{directory}: the ranks are at different steps: {files[0].path.name} of rank 0, {files[other].path.name} of rank {other}; "
+            "name a step that all have with --step."
+        )
+    return files, notes

@@ -1,0 +1,104 @@
+"""Jobs: a plan with what its manifest needs, and how it is carried out. The same for every verb."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from ckptforge.engine import stream
+from ckptforge.engine.casts import Audit
+from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
+from ckptforge.engine.plan import Plan
+from ckptforge.engine.publish import check_output, check_room, staged
+from ckptforge.engine.stream import Budget, Progress
+from ckptforge.errors import CastOverflowError
+from ckptforge.mapping.table import Layout, Table
+from ckptforge.outputs import parse_size
+from ckptforge.result import Result, dry_result
+
+PathLike = str | Path
+
+
+class Planning(TypedDict, total=False):
+    """Arguments that shape the plan.
+
+    `dtype`: keep, fp16, bf16, fp32 or fp64. `model`, `mapping`: a table's name, a table's file. `allow_unmapped`: leave
+    tensors out that the table doesn't know. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
+    """
+
+    dtype: str
+    model: str | None
+    mapping: PathLike | None
+    allow_unmapped: bool
+    weights_only: bool
+    step: int | None
+
+
+class Running(TypedDict, total=False):
+    """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output."""
+
+    overwrite: bool
+    allow_overflow: bool
+    dry_run: bool
+    workers: int | None
+    memory: int | str | None
+    progress: Progress | None
+
+
+class Options(Planning, Running, total=False):
+    """The keyword arguments that every verb takes."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan with what its manifest needs."""
+
+    plan: Plan
+    table: Table | None
+    layout: Layout | None
+    side: HuggingFaceSide | None
+
+
+def run_job(job: Job, options: Options) -> Result:
+    """Carries a plan out, or only checks it for a dry run. Raises `OutputError`, `CastOverflowError` and read errors."""
+    memory = options.get("memory")
+    budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "--memory"))
+    check_output(job.plan, options.get("overwrite", False))
+    if options.get("dry_run", False):
+        return dry_result(job.plan, budget)
+    check_room(job.plan)
+    began = time.monotonic()
+    with staged(job.plan) as staging:
+        audit = stream.run(job.plan, staging.descriptors, budget, options.get("progress"))
+        if audit.overflowed and not options.get("allow_overflow", False):
+            raise CastOverflowError(_overflow_message(job.plan, audit))
+        manifest = manifest_path(job.plan.output, job.plan.is_directory)
+        staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit)
+    return Result(
+        job.plan.verb,
+        job.plan.output,
+        (*job.plan.paths, manifest),
+        job.plan.nbytes,
+        job.plan.tensor_count,
+        audit,
+        job.plan.left_out,
+        job.plan.notes,
+        job.plan.facts,
+        time.monotonic() - began,
+        peak_buffers=budget.total,
+    )
+
+
+def _overflow_message(plan: Plan, audit: Audit) -> str:
+    worst = [
+        f"{group}: {count.overflowed} of {count.values} ({source} → {target})"
+        for (group, source, target), count in sorted(audit.counts.items())
+        if count.overflowed
+    ]
+    return (
+        f"{plan.output}: {audit.overflowed} finite values would become infinite, and nothing was written:\n  "
+        + "\n  ".join(worst)
+        + "\nChoose a dtype with a larger range (bf16, fp32), or give --allow-overflow."
+    )

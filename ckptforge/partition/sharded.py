@@ -1,0 +1,137 @@
+"""Sharded checkpoints: the rank directories of a job and its strategy, read as one set of full tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptforge.boxes import Box, full_box, uncovered
+from ckptforge.errors import FormatError, listing
+from ckptforge.formats.checkpoint import Checkpoint
+from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_exactly
+from ckptforge.formats.mindspore_dir import read_ranks
+from ckptforge.partition.device_layout import DeviceLayout
+from ckptforge.partition.strategy_file import Strategy
+
+Parts = tuple[tuple[Box, TensorEntry], ...]
+_PIECE = 1 << 20
+
+
+def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False) -> Checkpoint:
+    """Opens `rank_<r>` directories under the strategy that they were made under.
+
+    Of replicas the lowest rank's is read; a rank may lack a replica (redundancy removed), if some rank has each part.
+    `check_replicas` compares all of them. Tensors that the strategy doesn't know must be the same on all ranks.
+    Raises `InputNotFoundError` for missing ranks, `FormatError` for whatever shows that strategy and shards don't belong
+    together, with the shapes.
+    """
+    files, notes = read_ranks(directory, step)
+    if len(files) != strategy.ranks:
+        raise FormatError(
+            f"{directory}: holds {len(files)} ranks, but {strategy.path} is of a job with {strategy.ranks} "
+            f"({len(strategy.stages)} stages of {strategy.devices} devices); it isn't the strategy of these shards."
+        )
+    tensors: dict[str, TensorEntry] = {}
+    shards: dict[str, Parts] = {}
+    for name in _order(files, strategy):
+        stage = strategy.first_stage(name)
+        if stage is None:
+            whole, parts = _common(directory, name, files, strategy)
+        else:
+            whole, parts = _sharded(directory, name, stage, files, strategy, check_replicas)
+        tensors[name], shards[name] = whole, parts
+    notes += [note for file in files for note in file.notes]
+    kind = f"{len(files)} ranks, {files[0].format}"
+    return Checkpoint(directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards)
+
+
+def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
+    """As MindSpore's transform_checkpoints orders them: the strategy's tensors as they first appear, from the highest rank
+    down, then the others."""
+    names = dict.fromkeys(name for file in reversed(files) for name in file.tensors)
+    return sorted(names, key=lambda name: strategy.first_stage(name) is None)
+
+
+def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: Strategy) -> tuple[TensorEntry, Parts]:
+    """A tensor of no strategy, such as a step counter: one and the same on every rank that has it."""
+    holders = [file.tensors[name] for file in files if name in file.tensors]
+    first = holders[0]
+    for other in holders[1:]:
+        if (other.dtype, other.shape) != (first.dtype, first.shape) or not _same_bytes(first, other):
+            raise FormatError(
+                f"{directory}: {name!r} isn't in the strategy {strategy.path}, so every rank must hold the same, but {first.path} "
+                f"({first.dtype} {list(first.shape)}) and {other.path} ({other.dtype} {list(other.shape)}) differ; "
+                "it isn't the strategy of these shards, or not all of it."
+            )
+    return TensorEntry(name, first.dtype, first.shape, directory, ()), ((full_box(first.shape), first),)
+
+
+def _sharded(
+    directory: Path, name: str, stage: int, files: Sequence[FileIndex], strategy: Strategy, check_replicas: bool
+) -> tuple[TensorEntry, Parts]:
+    layout = strategy.stages[stage][name]
+    held = {device: files[stage * strategy.devices + device].tensors.get(name) for device in range(strategy.devices)}
+    present = {device: entry for device, entry in held.items() if entry is not None}
+    if not present:
+        elsewhere = next(file.path for file in files if name in file.tensors)
+        raise FormatError(
+            f"{directory}: {name!r} belongs to stage {stage} by {strategy.path}, but only ranks of others hold it ({elsewhere})."
+        )
+    first = next(iter(present.values()))
+    for entry in present.values():
+        if (entry.dtype, entry.shape) != (first.dtype, first.shape):
+            raise FormatError(
+                f"{entry.path}: {name!r} is {entry.dtype} {list(entry.shape)}, but {first.dtype} {list(first.shape)} in {first.path}; "
+                "the ranks of a job have equal parts."
+            )
+    full = layout.shape_of_whole(first.shape)
+    if full is None or (layout.full_shape is not None and full != layout.full_shape):
+        expected = layout.full_shape if full is not None else f"{len(layout.tensor_map)} axes"
+        raise FormatError(
+            f"{first.path}: {name!r} has shape {list(first.shape)}"
+            + (f", which {strategy.path} makes {list(full)} in all" if full is not None else "")
+            + f"; the strategy says {expected}. It isn't the strategy of these shards."
+        )
+    chosen: dict[Box, TensorEntry] = {}
+    for device, entry in present.items():
+        box = layout.box(full, device)
+        kept = chosen.setdefault(box, entry)
+        if check_replicas and kept is not entry and not _same_bytes(kept, entry):
+            raise FormatError(f"{entry.path}: {name!r} differs from its replica in {kept.path}.")
+    if wrong := uncovered(full_box(full), list(chosen)):
+        lacking = [str(files[stage * strategy.devices + device].path) for device, entry in held.items() if entry is None]
+        raise FormatError(
+            f"{directory}: no rank holds part {wrong[1]} of {name!r} {list(full)}; these lack the tensor:\n{listing(lacking)}"
+        )
+    return TensorEntry(name, first.dtype, full, directory, ()), tuple(chosen.items())
+
+
+def _same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
+    buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]
+    for start in range(0, a.nbytes, _PIECE):
+        length = min(_PIECE, a.nbytes - start)
+        for entry, buffer in zip((a, b), buffers, strict=True):
+            _read(entry, start, buffer[:length])
+        if buffers[0][:length] != buffers[1][:length]:
+            return False
+    return True
+
+
+def _read(entry: TensorEntry, start: int, into: memoryview) -> None:
+
+    fd = open_file(entry.path)
+    try:
+        at = 0
+        for offset, length in entry.file_ranges(start, len(into)):
+            read_exactly(fd, offset, into[at : at + length], entry.path)
+            at += length
+    finally:
+        os.close(fd)
+
+
+def part_of(layout: DeviceLayout | None, shape: tuple[int, ...], device: int) -> Box | None:
+    """The box of a tensor that a device holds: all of it where there is no layout, None if it can't be cut so."""
+    if layout is None:
+        return full_box(shape)
+    return layout.box(shape, device) if layout.shape_of_parts(shape) is not None else None
