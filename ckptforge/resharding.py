@@ -101,9 +101,9 @@ def _job(verb: str, source: Checkpoint, split: _Split, options: Options) -> Job:
     files = place.lay_out(conversion.specs)
     left_out = {"optimizer state and counters": state} if dropped else {}
     facts = {
-        "model": "any model",
-        "from": f"{source.ranks} ranks" if source.shards else "one checkpoint",
-        "to": "one checkpoint" if split.strategy_dir is None else f"{len(files)} ranks",
+        "model": None,
+        "from": f"{source.ranks} ranks" if source.shards else "one",
+        "to": "one" if split.strategy_dir is None else f"{len(files)} ranks",
         "source_format": source.format,
         "source_tensors": len(source.tensors),
         "dtype": dtype.name if dtype else "keep",

@@ -73,7 +73,7 @@ def test_exit_codes_without_tracebacks(tmp_path, args, code):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [[], ["to-ms"], ["to-torch"], ["convert"], ["inspect"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["to-ms"], ["to-torch"], ["convert"], ["merge"], ["split"], ["reshard"], ["inspect"], ["demo"]])
 def test_every_help_has_an_example_and_needs_no_numpy(command):
     code = "import sys\nfrom ckptforge.cli import main\ntry:\n main()\nexcept SystemExit as e:\n assert not e.code\n"
     code += "assert not {'numpy', 'pydantic', 'torch', 'mindspore'} & set(sys.modules), 'heavy import'"
@@ -162,3 +162,19 @@ def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):
     )
     assert done.returncode == 0 and "copying" in done.stdout and "B/s" in done.stdout
     assert "copying" not in ckpt("to-ms", HUB, tmp_path / "y.ckpt").stderr
+
+
+def test_merge_split_and_reshard(tmp_path):
+    strategies, sharded = MINDSPORE / "strategies", MINDSPORE / "sharded"
+    merged = ckpt("merge", sharded / "mp8", tmp_path / "m.ckpt", "--strategy_dir", strategies / "mp8", "--check-replicas")
+    assert merged.returncode == 0 and "8 ranks → one" in merged.stdout
+    assert (tmp_path / "m.ckpt").read_bytes() == (MINDSPORE / "full.ckpt").read_bytes()
+    done = ckpt("split", tmp_path / "m.ckpt", tmp_path / "s", "--strategy-dir", strategies / "pp2mp2", "--prefix", "ckpt_", "--json")
+    assert json.loads(done.stdout)["to"] == "4 ranks"
+    args = ["--src_strategy_dir", strategies / "pp2mp2", "--dst_strategy_dir", strategies / "dp2mp2", "--prefix", "ckpt_"]
+    assert ckpt("reshard", tmp_path / "s", tmp_path / "r", *args).returncode == 0
+    for rank in range(4):
+        assert contents(tmp_path / "r" / f"rank_{rank}") == contents(sharded / "dp2mp2" / f"rank_{rank}")
+    wrong = ckpt("merge", sharded / "mp8", tmp_path / "x.ckpt", "--strategy_dir", strategies / "dp2mp2")
+    assert wrong.returncode == 1 and "holds 8 ranks" in wrong.stderr and not (tmp_path / "x.ckpt").exists()
+    assert ckpt("merge", sharded / "mp8", tmp_path / "x.ckpt").returncode == 2

@@ -169,3 +169,16 @@ def test_models_saved_by_transformers_go_both_ways(transformers, tmp_path):
             )
         assert json.loads((tmp_path / f"back{seed}" / "config.json").read_text()) == json.loads((hub / "config.json").read_text())
         shutil.rmtree(hub)
+
+
+@pytest.mark.parametrize("name", ["mp8", "dp4mp2ep2_opt2", "dp2mp2"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_mindspore_takes_our_strategy_files_and_our_shards(mindspore, tmp_path, name, as_json):
+    """Its transform_checkpoints merges what we split, under the strategy as we write it."""
+    from ckptforge.partition.strategy_file import read_strategy, strategy_bytes
+
+    path = tmp_path / ("s.json" if as_json else "s.ckpt")
+    path.write_bytes(strategy_bytes(0, read_strategy(MINDSPORE / "strategies" / name).stages[0], as_json=as_json))
+    ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "ours", strategy_dir=path)
+    mindspore.transform_checkpoints(str(tmp_path / "ours"), str(tmp_path / "theirs"), "x", str(path), None)
+    assert contents(tmp_path / "theirs" / "rank_0") == contents(MINDSPORE / "full.ckpt")

@@ -138,6 +138,78 @@ def convert(**arguments: Any) -> None:
 
 
 @cli.command(
+    "merge",
+    cls=_Examples,
+    examples="""
+    ckptforge merge output/checkpoint merged.ckpt --strategy_dir output/strategy
+""",
+)
+@click.argument("ms_dir", type=opt.PATH)
+@click.argument("out", type=opt.PATH)
+@opt.strategy("--strategy-dir", "The strategy of the job: a file, or the directory of its ranks' files.", required=True)
+@opt.check_replicas
+@opt.mindspore_output
+@opt.casting
+@opt.running
+def merge(**arguments: Any) -> None:
+    """Merge the rank directories of a training job into one checkpoint.
+
+    MS_DIR holds rank_<r>/ directories. Works for any model; optimizer state and counters are kept.
+    """
+    from ckptforge import resharding
+
+    _show(resharding.merge, arguments.pop("ms_dir"), arguments.pop("out"), **arguments)
+
+
+@cli.command(
+    "split",
+    cls=_Examples,
+    examples="""
+    ckptforge split mixtral.ckpt model_dir --strategy_dir strategy
+""",
+)
+@click.argument("ms", type=opt.PATH)
+@click.argument("out_dir", type=opt.PATH)
+@opt.strategy("--strategy-dir", "The strategy of the target job: a file, or a directory.", required=True)
+@opt.mindspore_output
+@opt.casting
+@opt.running
+def split(**arguments: Any) -> None:
+    """Split one checkpoint into the rank directories of a job.
+
+    Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model.
+    """
+    from ckptforge import resharding
+
+    _show(resharding.split, arguments.pop("ms"), arguments.pop("out_dir"), **arguments)
+
+
+@cli.command(
+    "reshard",
+    cls=_Examples,
+    examples="""
+    ckptforge reshard output/checkpoint model_dir --src_strategy_dir output/strategy --dst_strategy_dir mp4_strategy.ckpt
+""",
+)
+@click.argument("ms_dir", type=opt.PATH)
+@click.argument("out_dir", type=opt.PATH)
+@opt.strategy("--src-strategy-dir", "The strategy that MS_DIR was made under.", required=True)
+@opt.strategy("--dst-strategy-dir", "The strategy of the target job.", required=True)
+@opt.check_replicas
+@opt.mindspore_output
+@opt.casting
+@opt.running
+def reshard(**arguments: Any) -> None:
+    """From the rank directories of one job to those of another, in one pass.
+
+    The numbers of devices need not divide each other. Works for any model.
+    """
+    from ckptforge import resharding
+
+    _show(resharding.reshard, arguments.pop("ms_dir"), arguments.pop("out_dir"), **arguments)
+
+
+@cli.command(
     "inspect",
     cls=_Examples,
     examples="""

@@ -37,7 +37,7 @@ def result_text(result: Result) -> str:
     facts = result.facts
     verb = "would write" if result.dry_run else "wrote"
     lines = [
-        f"{facts['model']}: {facts['from']} → {facts['to']}, {facts['source_tensors']} tensors read as {facts['source_format']}",
+        f"{facts['model'] or 'any model'}: {facts['from']} → {facts['to']}, {facts['source_tensors']} tensors of {facts['source_format']}",
         f"{verb} {result.output}: {result.tensors} tensors, {size(result.bytes)}"
         + ("" if result.dry_run else f" in {result.seconds:.2f} s"),
     ]

@@ -22,7 +22,7 @@ from ckptforge.engine.plan import Assembly, Plan
 from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, tiles
 from ckptforge.engine.transpose import copy_strided, strided
 from ckptforge.errors import UsageError
-from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_exactly
+from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_range
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -179,9 +179,8 @@ class _Worker:
         at = 0
         with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
             for start in spans.starts():
-                for offset, length in source.file_ranges((part.source + start) * itemsize, spans.length * itemsize):
-                    read_exactly(fd, offset, view[at : at + length], source.path)
-                    at += length
+                read_range(source, (part.source + start) * itemsize, view[at : at + spans.length * itemsize], fd)
+                at += spans.length * itemsize
         numbers = _as_numbers(read[:at], source.dtype)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if source.dtype != target.dtype:

@@ -130,6 +130,19 @@ def read_exactly(fd: int, offset: int, into: memoryview, path: Path) -> None:
         done += count
 
 
+def read_range(entry: TensorEntry, start: int, into: memoryview, fd: int | None = None) -> None:
+    """Fills `into` with the bytes of a tensor from its byte `start`; `fd` is the open file, if it is open already."""
+    opened = open_file(entry.path) if fd is None else fd
+    try:
+        at = 0
+        for offset, length in entry.file_ranges(start, len(into)):
+            read_exactly(opened, offset, into[at : at + length], entry.path)
+            at += length
+    finally:
+        if fd is None:
+            os.close(opened)
+
+
 def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
     """Reads a box of a tensor, row-major, into a caller's writable buffer of `volume(box) * itemsize` bytes.
 
@@ -153,8 +166,7 @@ def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
         done = 0
         for index in product(*(range(n) for n in shape[:inner])):
             start = (base + sum(i * stride for i, stride in zip(index, strides[:inner], strict=True))) * itemsize
-            for offset, length in entry.file_ranges(start, run):
-                read_exactly(fd, offset, target[done : done + length], entry.path)
-                done += length
+            read_range(entry, start, target[done : done + run], fd)
+            done += run
     finally:
         os.close(fd)

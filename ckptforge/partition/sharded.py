@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ckptforge.boxes import Box, full_box, uncovered
 from ckptforge.errors import FormatError, listing
 from ckptforge.formats.checkpoint import Checkpoint
-from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_exactly
+from ckptforge.formats.entry import FileIndex, TensorEntry, read_range
 from ckptforge.formats.mindspore_dir import read_ranks
-from ckptforge.partition.device_layout import DeviceLayout
 from ckptforge.partition.strategy_file import Strategy
 
 Parts = tuple[tuple[Box, TensorEntry], ...]
@@ -42,7 +40,7 @@ def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, c
             whole, parts = _sharded(directory, name, stage, files, strategy, check_replicas)
         tensors[name], shards[name] = whole, parts
     notes += [note for file in files for note in file.notes]
-    kind = f"{len(files)} ranks, {files[0].format}"
+    kind = f"{files[0].format} in ranks"
     return Checkpoint(directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards)
 
 
@@ -112,26 +110,7 @@ def _same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
     for start in range(0, a.nbytes, _PIECE):
         length = min(_PIECE, a.nbytes - start)
         for entry, buffer in zip((a, b), buffers, strict=True):
-            _read(entry, start, buffer[:length])
+            read_range(entry, start, buffer[:length])
         if buffers[0][:length] != buffers[1][:length]:
             return False
     return True
-
-
-def _read(entry: TensorEntry, start: int, into: memoryview) -> None:
-
-    fd = open_file(entry.path)
-    try:
-        at = 0
-        for offset, length in entry.file_ranges(start, len(into)):
-            read_exactly(fd, offset, into[at : at + length], entry.path)
-            at += length
-    finally:
-        os.close(fd)
-
-
-def part_of(layout: DeviceLayout | None, shape: tuple[int, ...], device: int) -> Box | None:
-    """The box of a tensor that a device holds: all of it where there is no layout, None if it can't be cut so."""
-    if layout is None:
-        return full_box(shape)
-    return layout.box(shape, device) if layout.shape_of_parts(shape) is not None else None
