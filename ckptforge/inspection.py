@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import CkptforgeError, InputNotFoundError
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
+from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import is_state
+from ckptforge.partition.sharded import open_sharded
+from ckptforge.partition.strategy_file import Strategy, read_strategy
 from ckptforge.source import Choices, Source, bind_source
 
 _VERIFY_UP_TO = 256 * 1024 * 1024
@@ -20,7 +23,8 @@ class Inspection:
     """What `inspect` found. `layout` is None where it can't be told, and `layout_reason` says why.
 
     `dtypes` is name → {tensors, bytes}; `files` are {file, bytes, tensors}; `ranks` those of rank directories, of which
-    `tensors` and what follows from them describe the first.
+    `tensors` and what follows from them describe the first; with a strategy they are the full tensors, and `parts` says for
+    each kind of tensor which box of it (as `[start, stop]` per axis) each rank holds.
     """
 
     path: str
@@ -39,17 +43,29 @@ class Inspection:
     unmapped: list[str]
     notes: list[str]
     entries: dict[str, list[Any]] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": True, **asdict(self)}
 
 
-def inspect(path: str | Path, *, model: str | None = None, mapping: str | Path | None = None, step: int | None = None) -> Inspection:
+def inspect(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    mapping: str | Path | None = None,
+    step: int | None = None,
+    strategy_dir: str | Path | None = None,
+) -> Inspection:
     """Looks into a checkpoint of any kind without reading its tensors; stored checksums of files up to 256 MiB are checked.
 
     Raises `InputNotFoundError` and `FormatError` for what can't be read; an unknown model or layout is no error.
     """
     path = Path(path)
+    choices = Choices(model=model, mapping=None if mapping is None else Path(mapping), layout_option="--from")
+    if strategy_dir is not None:
+        strategy = read_strategy(Path(strategy_dir))
+        return replace(_bound(path, open_sharded(path, strategy, step), choices, []), parts=_parts(path, strategy, step))
     ranks = rank_directories(path) if path.is_dir() else {}
     rank_files: list[dict[str, Any]] = []
     if len(ranks) > 1 or (ranks and list(ranks) != [0]):
@@ -61,14 +77,38 @@ def inspect(path: str | Path, *, model: str | None = None, mapping: str | Path |
             )
         checkpoint = open_checkpoint(path / rank_files[0]["file"])
         return _describe(path, checkpoint, None, "shards of one model: the layout is told from the merged tensors", rank_files)
-    checkpoint = open_checkpoint(path, step)
+    return _bound(path, open_checkpoint(path, step), choices, rank_files)
+
+
+def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
     try:
-        source = bind_source(checkpoint, Choices(model=model, mapping=None if mapping is None else Path(mapping), layout_option="--from"))
+        source = bind_source(checkpoint, choices)
     except InputNotFoundError:
         raise
     except CkptforgeError as error:
-        return _describe(path, checkpoint, None, str(error), rank_files)
-    return _describe(path, checkpoint, source, None, rank_files)
+        return _describe(path, checkpoint, None, str(error), ranks)
+    return _describe(path, checkpoint, source, None, ranks)
+
+
+def _parts(path: Path, strategy: Strategy, step: int | None) -> list[dict[str, Any]]:
+    """A row for each kind of tensor (names alike but for numbers, the same cut): full shape, and each rank's box of it."""
+    checkpoint = open_sharded(path, strategy, step)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, entry in checkpoint.tensors.items():
+        stage = strategy.first_stage(name)
+        layout = strategy.stages[stage][name] if stage is not None else None
+        row = rows.setdefault(
+            (skeleton_of(name)[0], entry.shape, stage, layout),
+            {"tensor": name, "count": 0, "shape": list(entry.shape), "boxes": {}},
+        )
+        row["count"] += 1
+        if not row["boxes"]:
+            for rank in range(strategy.ranks):
+                if layout is None:
+                    row["boxes"][rank] = [[0, n] for n in entry.shape]
+                elif strategy.stage_of(rank) == stage:
+                    row["boxes"][rank] = [list(side) for side in layout.box(entry.shape, rank % strategy.devices)]
+    return list(rows.values())
 
 
 def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason: str | None, ranks: list[dict[str, Any]]) -> Inspection:

@@ -178,3 +178,14 @@ def test_merge_split_and_reshard(tmp_path):
     wrong = ckpt("merge", sharded / "mp8", tmp_path / "x.ckpt", "--strategy_dir", strategies / "dp2mp2")
     assert wrong.returncode == 1 and "holds 8 ranks" in wrong.stderr and not (tmp_path / "x.ckpt").exists()
     assert ckpt("merge", sharded / "mp8", tmp_path / "x.ckpt").returncode == 2
+
+
+def test_inspect_shows_which_rank_holds_what():
+    done = ckpt("inspect", MINDSPORE / "sharded" / "pp2mp2", "--strategy_dir", MINDSPORE / "strategies" / "pp2mp2")
+    assert done.returncode == 0 and "layout      dense" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["lm_head.weight", "[80,", "32]", "[0:40,", "0:32]", "2"] in lines and ["[40:80,", "0:32]", "3"] in lines
+    assert ["global_step", "[1]", "[0:1]", "0", "1", "2", "3"] in lines
+    found = ckptforge.inspect(MINDSPORE / "sharded" / "mp8", strategy_dir=MINDSPORE / "strategies" / "mp8")
+    (head,) = [part for part in found.parts if part["tensor"] == "lm_head.weight"]
+    assert head["boxes"][7] == [[70, 80], [0, 32]] and found.layout == "dense" and found.tensors == 73

@@ -190,8 +190,9 @@ def test_config_is_needed_only_where_it_matters(tmp_path):
     write_hub(hub, tiny_config())
     (hub / "config.json").rename(tmp_path / "kept.json")
     ckptforge.to_ms(hub, tmp_path / "x.ckpt", layout="dense-qkv-r1.3")  # whole q, k and v: heads don't matter
-    with pytest.raises(ConfigError, match=r"num_key_value_heads.*--config"):
+    with pytest.raises(ConfigError, match=r"its axes g, r, d are needed.*num_key_value_heads.*--config"):
         ckptforge.to_ms(hub, tmp_path / "y.ckpt", layout="dense-qkv-r1.4")
+    assert set(ckptforge.inspect(hub).axes) == {"l", "e", "V", "H", "I"}
     with pytest.raises(ConfigError, match=r"num_key_value_heads.*--config"):
         ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back", layout="dense-qkv-r1.3")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back", layout="dense-qkv-r1.3", config=tmp_path / "kept.json")

@@ -72,6 +72,7 @@ def test_a_good_table_loads_and_inherits():
         ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I X"', "axis 'X' isn't in \\[axes\\]"),
         ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I I"', "an axis stands twice"),
         ('H = "hidden"', 'H = "hidden +"', "isn't keys and numbers"),
+        ('H = "hidden"', 'H = "hidden or 1"', "names no key"),
         ('model_type = ["toy"]', 'model_type = ["toy"]\nextra = 1', "extra"),
         ('model_type = ["toy"]', "model_type = 3", "model_type"),
         ("[layout.b]", "[optional]\nup = 'a b'\n[layout.b]", r"\[optional\] up"),

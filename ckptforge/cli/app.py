@@ -218,16 +218,17 @@ def reshard(**arguments: Any) -> None:
 """,
 )
 @click.argument("path", type=opt.PATH)
+@opt.strategy("--strategy-dir", "PATH holds the rank directories of the job with this strategy: shows which rank holds what.")
 @opt.option("--tensors", is_flag=True, help="List every tensor.")
 @opt.option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]")
 @opt.option("--mapping", type=opt.PATH, metavar="FILE", help="A mapping table of your own.")
 @opt.option("--step", type=int, metavar="N", help="Of several checkpoints in a directory, the one of this step.")
 @opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def inspect(path: Path, tensors: bool, model: str | None, mapping: Path | None, step: int | None, as_json: bool) -> None:
+def inspect(path: Path, tensors: bool, as_json: bool, **arguments: Any) -> None:
     """Show what is in a checkpoint: format, model, layout, dtypes, sizes, ranks."""
     from ckptforge.inspection import inspect as look
 
-    found = look(path, model=model, mapping=mapping, step=step)
+    found = look(path, **arguments)
     click.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else inspection_text(found, tensors))
 
 

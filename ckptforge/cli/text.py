@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptforge.inspection import Inspection
@@ -85,6 +85,8 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
             [["file", "bytes", "tensors"], *([file["file"], f"{file['bytes']:,}", str(file["tensors"])] for file in files)], right=(1, 2)
         ),
     ]
+    if found.parts:
+        lines += ["", _parts_table(found.parts)]
     if with_tensors:
         lines += ["", table([["tensor", "dtype", "shape"], *([name, entry[0], str(entry[1])] for name, entry in found.entries.items())])]
     if found.layout_reason:
@@ -93,3 +95,20 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         lines += ["", f"not known to the mapping: {len(found.unmapped)} tensors, such as {', '.join(found.unmapped[:3])}"]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(lines)
+
+
+_SHOWN_RANKS = 16
+
+
+def _parts_table(parts: list[dict[str, Any]]) -> str:
+    """A line for each kind of tensor and each part of it: the indexes that it covers, and the ranks that hold it."""
+    rows = [["tensor", "full shape", "part", "ranks"]]
+    for kind in parts:
+        held: dict[str, list[int]] = {}
+        for rank, box in kind["boxes"].items():
+            held.setdefault("[" + ", ".join(f"{lo}:{hi}" for lo, hi in box) + "]", []).append(rank)
+        more = f" (+{kind['count'] - 1} alike)" if kind["count"] > 1 else ""
+        for i, (part, ranks) in enumerate(held.items()):
+            shown = " ".join(map(str, ranks[:_SHOWN_RANKS])) + (f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else "")
+            rows.append([kind["tensor"] + more if i == 0 else "", str(kind["shape"]) if i == 0 else "", part, shown])
+    return table(rows)

@@ -25,6 +25,8 @@ class Expression:
         for choice in self.choices:
             if not _TERM.fullmatch(choice):
                 raise ValueError(f"{self.text!r} isn't keys and numbers joined by '*', '/' and 'or'")
+            if all(word.isdigit() for _, word in _STEP.findall(choice)):
+                raise ValueError(f"{self.text!r}: {choice!r} names no key of config.json, so it would hold for every model")
 
     @property
     def choices(self) -> list[str]:
