@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ def staged(plan: Plan) -> Iterator[Staging]:
     """
     output = plan.output
     is_directory = plan.is_directory
+    _allow_open_files(len(plan.files) + len(plan.sources) + 64)
     parents = _make_parents(output)
     work = output.parent / f".{output.name}.ckptforge-{os.getpid()}.tmp"
     staging = Staging(small_files=dict(plan.small_files))
@@ -108,6 +110,16 @@ def staged(plan: Plan) -> Iterator[Staging]:
     finally:
         for fd in staging.descriptors.values():
             os.close(fd)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the process's soft limit of open files where a job with many ranks needs more. Raises `OutputError`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise OutputError(f"{count} files must be open at a time, but the system allows {hard} (ulimit -Hn); raise that limit.")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _make_parents(output: Path) -> list[Path]:
