@@ -176,6 +176,27 @@ def test_optimizer_state_follows_its_weights(tmp_path):
     assert result.tensors == 23 and len(result.left_out["optimizer state and counters"]) == 50
 
 
+@pytest.mark.parametrize("layout", MINDSPORE_LAYOUTS)
+def test_optimizer_state_goes_through_every_layout_and_back(tmp_path, layout):
+    config = tiny_config(hidden_size=32, intermediate_size=48, head_dim=8, num_local_experts=4, vocab_size=80)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "a.ckpt", to=layout, config=tmp_path / "config.json")
+    ckptforge.convert(tmp_path / "a.ckpt", tmp_path / "b.ckpt", to="dense")
+    assert contents(tmp_path / "b.ckpt") == contents(MINDSPORE / "full.ckpt")
+
+
+def test_mixed_dtypes_stay_mixed(tmp_path):
+    """Norms and router in float32, the rest in bfloat16, as MindSpore's network holds them."""
+    config = tiny_config(hidden_size=32, intermediate_size=48, head_dim=8, num_local_experts=4, vocab_size=80)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = ckptforge.to_torch(MINDSPORE / "full.ckpt", tmp_path / "hf", config=tmp_path / "config.json")
+    assert len(result.left_out["optimizer state and counters"]) == 50
+    ckptforge.to_ms(tmp_path / "hf", tmp_path / "x.ckpt")
+    full, back = contents(MINDSPORE / "full.ckpt"), contents(tmp_path / "x.ckpt")
+    assert len(back) == 23 and all(full[name] == back[name] for name in back)
+    assert {dtype for dtype, _, _ in back.values()} == {"float32", "bfloat16"}
+
+
 def test_state_keeps_its_dtype_in_a_cast(tmp_path):
     ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "x.ckpt", to="gmm", dtype="fp16")
     dtypes = {name: dtype for name, (dtype, _, _) in contents(tmp_path / "x.ckpt").items()}
