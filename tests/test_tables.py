@@ -76,6 +76,7 @@ def test_a_good_table_loads_and_inherits():
         ('model_type = ["toy"]', 'model_type = ["toy"]\nextra = 1', "extra"),
         ('model_type = ["toy"]', "model_type = 3", "model_type"),
         ("[layout.b]", "[optional]\nup = 'a b'\n[layout.b]", r"\[optional\] up"),
+        ("[layout.b]", "[optional]\nup = 'tied'\n[layout.b]", r"\[layout.b\] concatenates 'up'.*may be absent"),
         ("name =", "name", "isn't valid TOML"),
         ('gate = "layers.{l}.gate : I H"', 'gate = "layers.{l}.gate : I H"\ndup = "x.{l} : [up: I + gate: I] H"', "stored by row"),
     ],

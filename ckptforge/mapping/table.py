@@ -169,6 +169,9 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
         raise TableError(f"{source}: [layout.{name}]: family must be huggingface or mindspore, found {family!r}.")
     if lost := [tensor for tensor in tensors if tensor not in rows]:
         raise TableError(f"{source}: [layout.{name}]: no row stores tensor {lost[0]!r}; the layout can't be inverted.")
+    for tensor in raw.optional:
+        if len(rows[tensor].tensors) > 1:
+            raise TableError(f"{source}: [layout.{name}] concatenates {tensor!r}, which [optional] says may be absent; store it by itself.")
     ordered: list[Pattern] = []
     for tensor in tensors:
         if rows[tensor] not in ordered:
