@@ -59,7 +59,12 @@ class MindSporeTarget:
         file_format = file_format or "ckpt"
         return cls(out, out / "rank_0" / f"{prefix}0.{file_format}", file_format == "ckpt")
 
+    def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+        """Nothing to say of one file."""
+        return ()
+
     def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[PlacedFile, ...]:
+        """The one file, with all tensors."""
         return (PlacedFile(_mindspore_file(self.path, specs, self.is_ckpt)),)
 
 
@@ -85,6 +90,14 @@ class RankTarget:
         if out.suffix in (".ckpt", ".safetensors"):
             raise UsageError(f"{out}: a strategy of {strategy.ranks} ranks needs a directory to write to, not a file.")
         return cls(out, prefix, file_format in (None, "ckpt"), strategy)
+
+    def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+        """A sentence about parameters of the strategy that there are no tensors for, such as optimizer state."""
+        names = {spec.name for spec in specs}
+        lacking = [name for stage in self.strategy.stages for name in stage if name not in names]
+        if not lacking:
+            return ()
+        return (f"{len(lacking)} parameters of {self.strategy.path} aren't in the input and so in no rank, such as {lacking[0]}.",)
 
     def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[PlacedFile, ...]:
         """A file for each rank: the tensors of its stage, cut, and whole those that no stage has.

@@ -109,7 +109,8 @@ def _job(verb: str, source: Checkpoint, split: _Split, options: Options) -> Job:
         "dtype": dtype.name if dtype else "keep",
     }
     layouts = tuple(file.layout for file in files)
-    plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, {}, left_out, source.notes, facts)
+    notes = (*source.notes, *place.notes(conversion.specs))
+    plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, {}, left_out, notes, facts)
     return Job(plan, None, None, None)
 
 

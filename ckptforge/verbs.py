@@ -181,7 +181,8 @@ def _mindspore_job(verb: str, source: Source, target: Layout, place: MindSporeTa
         left_out["optimizer state and counters"] = list(source.state)
     files = place.lay_out(conversion.specs)
     side = source.hugging_face
-    return _job(verb, source, target, place.output, files, conversion, left_out, {}, side, dtype)
+    notes = place.notes(conversion.specs)
+    return _job(verb, source, target, place.output, files, conversion, left_out, {}, side, dtype, notes)
 
 
 def _hugging_face_job(verb: str, source: Source, target: Layout, out: Path, max_shard_size: int | str | None, options: Options) -> Job:
@@ -237,9 +238,10 @@ def _job(
     small: dict[str, bytes],
     side: HuggingFaceSide | None,
     dtype: DType | None,
+    notes: tuple[str, ...] = (),
 ) -> Job:
     checkpoint = source.checkpoint
-    notes = [*checkpoint.notes, *(source.hugging_face.skipped if source.hugging_face else ())]
+    notes = (*checkpoint.notes, *(source.hugging_face.skipped if source.hugging_face else ()), *notes)
     facts = {
         "model": source.table.name,
         "from": source.binding.layout.name,
@@ -250,5 +252,5 @@ def _job(
     }
     assemblies = conversion.assemblies(files, checkpoint.shards)
     layouts = tuple(file.layout for file in files)
-    made = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, tuple(notes), facts)
+    made = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, notes, facts)
     return Job(made, source.table, target, side)

@@ -391,6 +391,13 @@ def test_damaged_strategies_end_in_our_errors_only(tmp_path_factory, name, data)
         assert str(path) in str(error)
 
 
+def test_parameters_that_the_input_lacks_are_said(tmp_path):
+    ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "w.ckpt", to="dense", weights_only=True)
+    result = ckptforge.split(tmp_path / "w.ckpt", tmp_path / "out", strategy_dir=STRATEGIES / "mp8")
+    assert any("46 parameters of" in note and "aren't in the input" in note for note in result.notes)
+    assert not ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "all", strategy_dir=STRATEGIES / "mp8").notes
+
+
 def test_ranks_are_not_overwritten(tmp_path):
     ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "out", strategy_dir=STRATEGIES / "mp8")
     with pytest.raises(OutputError, match="exists already"):
