@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,9 @@ def run_job(job: Job, options: Options) -> Result:
         audit = stream.run(job.plan, staging.descriptors, budget, options.get("progress"))
         if audit.overflowed and not options.get("allow_overflow", False):
             raise CastOverflowError(_overflow_message(job.plan, audit))
+        mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
         manifest = manifest_path(job.plan.output, job.plan.is_directory)
-        staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit)
+        staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit, mtimes)
     return Result(
         job.plan.verb,
         job.plan.output,

@@ -29,6 +29,8 @@ def parse_size(text: str | int, option: str) -> int:
     match = _SIZE.fullmatch(str(text).strip())
     if not match:
         raise UsageError(f"{option} {text!r}: expected a size such as 512MB, 5GB or 1GiB.")
+    if len(match[1]) > 18:
+        raise UsageError(f"{option} {text!r}: too large.")
     base = 1024 if match[3] else 1000
     size = int(float(match[1]) * base ** "KMGT".find(match[2].upper()) * base) if match[2] else int(float(match[1]))
     if size < 1:
@@ -157,6 +159,8 @@ class HuggingFaceTarget:
         if self.max_shard_size is None and (recorded := self._recorded(specs, layout)) is not None:
             if self.side.index_json is not None:
                 small[INDEX] = self.side.index_json
+            elif len(recorded) > 1:
+                small[INDEX] = huggingface.index_json(recorded)
             files = tuple(
                 PlacedFile(safetensors.lay_out(self.output / name, tensors, self.side.shards[name]["metadata"]))
                 for name, tensors in recorded.items()
@@ -180,6 +184,8 @@ class HuggingFaceTarget:
             return None
         if not all(shard["metadata"].get("format") == "pt" for shard in self.side.shards.values()):
             return None  # transformers refuses files that don't say so
+        if len(self.side.shards) == 1 and huggingface.SINGLE not in self.side.shards:
+            return None  # transformers doesn't look for files of other names
         return {name: [by_name[tensor] for tensor in shard["tensors"]] for name, shard in self.side.shards.items()}
 
 

@@ -124,7 +124,7 @@ def _check_shapes(source: Checkpoint, strategy: Path) -> None:
             if len(recognise_names(layout, shapes)[1]) * 2 > len(shapes):
                 continue
             try:
-                bind(table, layout, shapes, {}, "config.json")
+                bind(table, layout, shapes, dict.fromkeys(table.optional.values(), True), "config.json")
                 return
             except MissingTensorsError:
                 continue

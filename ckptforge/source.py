@@ -72,7 +72,14 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     side = _hugging_face_side(checkpoint, manifest, choices.config)
     config, config_source = _config(checkpoint, manifest, side, choices.config)
     tables = shipped_tables() if choices.mapping is None else (load_table(choices.mapping),)
-    hints = Hints(config, config_source, choices.model, choices.layout, manifest.layout if manifest else None, choices.layout_option)
+    hints = Hints(
+        config,
+        config_source,
+        choices.model,
+        choices.layout,
+        manifest.layout if manifest and manifest.untouched(checkpoint.files) else None,
+        choices.layout_option,
+    )
     if choices.model is None and manifest is not None and manifest.model in {table.name for table in tables}:
         hints = replace(hints, model=manifest.model)
     if choices.mapping is not None and choices.model is None:
@@ -105,7 +112,7 @@ def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config
     if manifest is not None and manifest.hugging_face is not None:
         return manifest.hugging_face
     if (checkpoint.directory / CONFIG).is_file():
-        return hugging_face_side(checkpoint.directory, checkpoint.files, None)
+        return hugging_face_side(checkpoint.directory, checkpoint.files, None, all_files=checkpoint.format == "hugging face directory")
     return None
 
 

@@ -433,3 +433,48 @@ def test_tiles_smaller_than_a_matrix(tmp_path, dtype):
         wide = {name: np.frombuffer(data, np.float32) for name, (_, _, data) in contents(tmp_path / "w.ckpt").items()}
         for name, array in reference(hub, config, "dense").items():
             assert np.array_equal(wide[name], array.reshape(-1).view(np.float16).astype(np.float32), equal_nan=True)
+
+
+def test_a_manifests_layout_is_believed_only_for_the_very_file(tmp_path):
+    """dense and gmm of a model with H = I have equal sizes: a replaced file must not be read as what it was."""
+    write_hub(tmp_path / "hub", tiny_config(intermediate_size=12))
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt", layout="gmm")
+    (tmp_path / "x.ckpt").write_bytes((tmp_path / "y.ckpt").read_bytes())
+    with pytest.raises(LayoutError, match="dense and gmm alike"):
+        ckptforge.convert(tmp_path / "x.ckpt", tmp_path / "z.ckpt", to="gmm-v3")
+
+
+def test_without_a_config_no_tensor_is_taken_for_tied(tmp_path):
+    write_hub(tmp_path / "hub", tiny_config(tie_word_embeddings=True))
+    (tmp_path / "hub" / "config.json").unlink()
+    with pytest.raises(MissingTensorsError, match=r"lm_head.weight\n.*config.json"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("index", ["#", "9" * 25, "9" * 5000, "999999999999", "20000000", "999999"])
+def test_names_with_absurd_numbers_are_errors(tmp_path, index):
+    def add(tensors):
+        tensors[f"model.layers.{index}.input_layernorm.weight"] = ("BF16", [12], bytes(24))
+
+    edit_hub(tmp_path / "hub", add)
+    (tmp_path / "hub" / "config.json").unlink()
+    with pytest.raises(ckptforge.CkptforgeError, match="aren't known|aren't there"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+
+
+def test_a_config_with_an_absurd_number_of_experts(tmp_path):
+    write_hub(tmp_path / "hub", tiny_config())
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(tiny_config(num_local_experts=2**31 - 1)))
+    with pytest.raises(ckptforge.CkptforgeError, match="aren't there"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+
+
+def test_optimizer_state_in_part_is_named(tmp_path):
+    ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "x.safetensors", to="dense")
+    tensors = {name: (dtype, shape, data) for name, (dtype, shape, data) in contents(tmp_path / "x.safetensors").items()}
+    stored = {"bfloat16": "BF16", "float32": "F32", "int32": "I32", "int64": "I64"}
+    kept = {n: (stored[d], list(s), b) for n, (d, s, b) in tensors.items() if not (n.startswith("adam_m") and ".ffn.w3" in n)}
+    write_safetensors(tmp_path / "y.safetensors", kept, {"format": "ms"})
+    with pytest.raises(MissingTensorsError, match=r"adam_m.*ffn.w1 can't be made.*\n  adam_m.*ffn.w3.weight"):
+        ckptforge.convert(tmp_path / "y.safetensors", tmp_path / "z.ckpt", to="gmm-v3")

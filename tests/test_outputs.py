@@ -35,10 +35,86 @@ def test_a_replaced_directory_keeps_what_is_not_a_checkpoint(tmp_path):
     (out / "model-00009-of-00009.safetensors").write_bytes(b"stale")
     with pytest.raises(OutputError, match="exists already"):
         ckptforge.to_torch(tmp_path / "x.ckpt", out)
-    ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True)
+    with pytest.raises(OutputError, match=r"no manifest there names.*\n  model-00009-of-00009.safetensors"):
+        ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True)
+    assert (out / "model-00009-of-00009.safetensors").read_bytes() == b"stale"
+    (out / "model-00009-of-00009.safetensors").unlink()
+    ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True, max_shard_size="200KB")
+    ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True, max_shard_size="5GB")
     assert (out / "notes.txt").read_text() == "mine"
-    assert "model-00009-of-00009.safetensors" not in names(out) and contents(out) == contents(HUB)
+    assert names(out) == ["ckptforge.manifest.json", "config.json", "model.safetensors", "notes.txt"] and contents(out) == contents(HUB)
     assert names(tmp_path) == ["hf", "x.ckpt", "x.ckpt.manifest.json"]
+
+
+def test_overwriting_ranks_loses_no_file_of_others(tmp_path):
+    out = tmp_path / "o"
+    (out / "rank_7").mkdir(parents=True)
+    (out / "rank_7" / "z.ckpt").write_bytes(b"z")
+    (out / "rank_table.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"rank_7/z.ckpt"):
+        ckptforge.to_ms(HUB, out, overwrite=True)
+    assert (out / "rank_7" / "z.ckpt").read_bytes() == b"z"
+    (out / "rank_7" / "z.ckpt").rename(out / "rank_7" / "log.txt")
+    ckptforge.to_ms(HUB, out, overwrite=True)
+    ckptforge.to_ms(HUB, out, overwrite=True, format="safetensors")
+    assert (out / "rank_7" / "log.txt").read_bytes() == b"z" and (out / "rank_table.json").exists()
+    assert names(out / "rank_0") == ["checkpoint_0.safetensors"]
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_replacement_that_fails_half_way_is_taken_back(tmp_path, monkeypatch, stop):
+    ckptforge.to_ms(HUB, tmp_path / "o")
+    before = (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes()
+    real, calls = os.rename, []
+
+    def failing(a, b):
+        calls.append(a)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        real(a, b)
+
+    monkeypatch.setattr(publish.os, "rename", failing)
+    with pytest.raises(KeyboardInterrupt):
+        ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True)
+    assert names(tmp_path) == ["o"] and (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
+
+
+def test_the_current_directory_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "..", "", str(tmp_path)):
+        with pytest.raises(OutputError, match="name a directory in it"):
+            ckptforge.to_ms(HUB, out, dry_run=True)
+
+
+def test_only_a_models_files_are_taken_from_beside_a_mindspore_checkpoint(tmp_path):
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    (tmp_path / "x.ckpt.manifest.json").unlink()
+    shutil.copy(HUB / "config.json", tmp_path / "config.json")
+    for name in ("credentials.json", "train.log", "tokenizer.json"):
+        (tmp_path / name).write_text(name)
+    ckptforge.convert(tmp_path / "x.ckpt", tmp_path / "y.ckpt", to="gmm")
+    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf")
+    assert names(tmp_path / "hf") == ["ckptforge.manifest.json", "config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_sources_without_an_index_come_back_loadable(tmp_path):
+    shutil.copytree(HUB, tmp_path / "two")
+    (tmp_path / "two" / "model.safetensors.index.json").unlink()
+    ckptforge.to_ms(tmp_path / "two", tmp_path / "two.ckpt")
+    ckptforge.to_torch(tmp_path / "two.ckpt", tmp_path / "back")
+    assert "model.safetensors.index.json" in names(tmp_path / "back") and contents(tmp_path / "back") == contents(HUB)
+    ckptforge.to_torch(tmp_path / "two.ckpt", tmp_path / "one", max_shard_size="1GB")
+    (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "weights.safetensors")
+    ckptforge.to_ms(tmp_path / "one", tmp_path / "one.ckpt")
+    ckptforge.to_torch(tmp_path / "one.ckpt", tmp_path / "again")
+    assert "model.safetensors" in names(tmp_path / "again")
+
+
+def test_checkpoints_written_into_the_models_directory_do_not_hide_it(tmp_path):
+    shutil.copytree(HUB, tmp_path / "hub")
+    for layout in ("dense", "gmm"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "hub" / f"{layout}.ckpt", layout=layout)
+    assert ckptforge.inspect(tmp_path / "hub").layout == "hub"
 
 
 def test_the_output_may_not_hold_the_input(tmp_path):
@@ -258,7 +334,7 @@ def test_sizes(text, size):
     assert parse_size(text, "--x") == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "five"])
+@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "five", "9" * 400])
 def test_bad_sizes(text):
     with pytest.raises(UsageError, match="--x"):
         parse_size(text, "--x")

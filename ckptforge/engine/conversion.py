@@ -18,6 +18,7 @@ from ckptforge.mapping.table import Layout
 
 Sources = dict[str, TensorEntry]
 Copies = list[tuple[TensorEntry, Transfer]]
+Absent = dict[str, list[str]]
 Shards = Mapping[str, tuple[tuple[Box | None, TensorEntry], ...]]
 
 
@@ -110,6 +111,7 @@ def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | N
     shapes: dict[Pattern, tuple[int, ...]] = {}
     copies: dict[str, Copies] = {}
     groups: dict[str, str] = {}
+    absent: Absent = {}
     opaque = {pattern: origin[pattern.tensors[0]] for pattern in wanted if _same_inside(pattern, [origin[t] for t in pattern.tensors])}
     for pattern in wanted:
         if pattern not in opaque:
@@ -123,7 +125,7 @@ def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | N
             shapes[pattern] = binding.shapes[source]
             pinned = range(len(pattern.name_axes))
             found = fill(whole_pieces(pattern, shapes[pattern], counts), whole_pieces(source, shapes[pattern], counts), pinned)
-            _gather(copies, found, sources, prefix)
+            _gather(copies, absent, found, sources, prefix)
         else:
             shapes[pattern] = pattern.shape(lambda part, axis: lengths[part][axis])
             for tensor in pattern.tensors:
@@ -134,9 +136,10 @@ def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | N
                     pieces(origin[tensor], tensor, axes, lengths),
                     [i for i, axis in enumerate(axes) if axis in both],
                 )
-                _gather(copies, found, sources, prefix)
+                _gather(copies, absent, found, sources, prefix)
         for _, name in name_pieces(pattern, counts):
             groups[prefix + name] = "+".join(pattern.tensors)
+    _refuse_partial(copies, absent)
     specs = []
     for pattern, name in _in_order(wanted, lambda pattern: list(name_pieces(pattern, counts))):
         full = prefix + name
@@ -157,15 +160,23 @@ def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:
     )
 
 
-def _gather(copies: dict[str, Copies], found: dict[str, list[tuple[str, Box, Transfer]]], sources: Sources, prefix: str) -> None:
+def _gather(
+    copies: dict[str, Copies], absent: Absent, found: dict[str, list[tuple[str, Box, Transfer]]], sources: Sources, prefix: str
+) -> None:
     for name, parts in found.items():
-        present = [(sources[prefix + source], transfer) for source, _, transfer in parts if prefix + source in sources]
-        if not present:
-            continue
-        if len(present) < len(parts):
-            missing = [prefix + source for source, _, _ in parts if prefix + source not in sources]
-            raise MissingTensorsError(f"{prefix}{name} can't be made, as some of its parts are missing:\n{listing(missing)}")
-        copies.setdefault(prefix + name, []).extend(present)
+        for source, _, transfer in parts:
+            if prefix + source in sources:
+                copies.setdefault(prefix + name, []).append((sources[prefix + source], transfer))
+            else:
+                absent.setdefault(prefix + name, []).append(prefix + source)
+
+
+def _refuse_partial(copies: dict[str, Copies], absent: Absent) -> None:
+    for name, missing in absent.items():
+        if name in copies:
+            raise MissingTensorsError(
+                f"{name} can't be made, as some of its parts are missing:\n{listing(missing)}\nGive --weights-only to drop such state."
+            )
 
 
 def _target_dtype(name: str, copies: Copies, dtype: DType | None) -> DType:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,19 @@ from ckptforge.version import __version__
 DIRECTORY_NAME = "ckptforge.manifest.json"
 MAX_SMALL_FILE = 32 * 1024 * 1024
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".mindir"}
+_MODEL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.jinja",
+]
 
 
 @dataclass(frozen=True)
@@ -50,12 +65,15 @@ def _packed(content: bytes) -> dict[str, str]:
         return {"base64": base64.b64encode(content).decode("ascii")}
 
 
-def small_files_of(directory: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """(contents by name, sentences about files left out): the regular files of a model directory that aren't weights."""
+def small_files_of(directory: Path, all_files: bool = True) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """(contents by name, sentences about files left out): the regular files of a model directory that aren't weights, or
+    of any other directory those that by their names belong to a model."""
     files: dict[str, bytes] = {}
     skipped: list[str] = []
     for path in sorted(directory.iterdir()):
-        if path.name.startswith(".") or path.name == DIRECTORY_NAME or path.suffix in _WEIGHTS or not path.is_file():
+        if path.name.startswith(".") or path.name.endswith("manifest.json") or path.suffix in _WEIGHTS or not path.is_file():
+            continue
+        if not all_files and not any(fnmatchcase(path.name, glob) for glob in _MODEL_FILES):
             continue
         if path.name.endswith(".index.json") and path.name != INDEX:
             continue
@@ -66,9 +84,9 @@ def small_files_of(directory: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
     return files, tuple(skipped)
 
 
-def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str | None) -> HuggingFaceSide:
+def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str | None, all_files: bool = True) -> HuggingFaceSide:
     """What is to be kept of a Hugging Face directory whose weights are in `files`."""
-    small, skipped = small_files_of(directory)
+    small, skipped = small_files_of(directory, all_files=all_files)
     shards = {
         file.path.name: {
             "metadata": dict(file.metadata),
@@ -87,11 +105,16 @@ class Manifest:
     layout: str | None
     model: str | None
     sizes: dict[str, int]
+    mtimes: dict[str, int]
     hugging_face: HuggingFaceSide | None
 
     def describes(self, files: tuple[FileIndex, ...]) -> bool:
         """Whether these files have the sizes that were written."""
         return all(self.sizes.get(file.path.name) == file.size for file in files)
+
+    def untouched(self, files: tuple[FileIndex, ...]) -> bool:
+        """Whether these files are the very ones that were written, by their times: what is in them can be believed."""
+        return all(self.mtimes.get(file.path.name) == file.path.stat().st_mtime_ns for file in files)
 
 
 def manifest_path(output: Path, is_directory: bool) -> Path:
@@ -99,7 +122,9 @@ def manifest_path(output: Path, is_directory: bool) -> Path:
     return output / DIRECTORY_NAME if is_directory else output.with_name(output.name + ".manifest.json")
 
 
-def manifest_json(plan: Plan, table: Table | None, layout: Layout | None, side: HuggingFaceSide | None, audit: Audit) -> bytes:
+def manifest_json(
+    plan: Plan, table: Table | None, layout: Layout | None, side: HuggingFaceSide | None, audit: Audit, mtimes: Mapping[Path, int]
+) -> bytes:
     """The manifest of a finished plan; without a table where none was needed."""
     content = {
         "ckptforge": __version__,
@@ -112,10 +137,12 @@ def manifest_json(plan: Plan, table: Table | None, layout: Layout | None, side: 
             {
                 "file": str(file.path.relative_to(plan.output) if file.path != plan.output else file.path.name),
                 "size": file.size,
+                "mtime_ns": mtimes[file.path],
                 "tensors": {name: [entry.dtype.name, list(entry.shape)] for name, entry in file.tensors.items()},
             }
             for file in plan.files
         ],
+        "small_files": sorted(plan.small_files),
         "left_out": plan.left_out,
         "casts": audit_json(audit),
         "hugging_face": side.to_json() if side else None,
@@ -144,6 +171,7 @@ def read_manifest(path: Path) -> Manifest:
     content = read_object(path)
     try:
         sizes = {Path(output["file"]).name: int(output["size"]) for output in content["outputs"]}
+        mtimes = {Path(output["file"]).name: int(output.get("mtime_ns", -1)) for output in content["outputs"]}
         side = content["hugging_face"]
         hugging_face = None
         if side is not None:
@@ -156,7 +184,7 @@ def read_manifest(path: Path) -> Manifest:
                 if not isinstance(shard["metadata"], dict) or not isinstance(shard["tensors"], dict):
                     raise TypeError("a shard is not an object")
             hugging_face = HuggingFaceSide(files, side["shards"], side["layout"])
-        return Manifest(path, content["layout"], content["model"], sizes, hugging_face)
+        return Manifest(path, content["layout"], content["model"], sizes, mtimes, hugging_face)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
             f"{path}: isn't a manifest of ckptforge ({type(error).__name__}: {error}); remove it, or convert anew."
@@ -180,3 +208,15 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
             if manifest.describes(files):
                 return manifest
     return None
+
+
+def written_names(directory: Path) -> set[str]:
+    """The files in an output directory that its manifest says were written with it; none without a manifest."""
+    path = directory / DIRECTORY_NAME
+    if not path.is_file():
+        return set()
+    content = read_object(path)
+    outputs = content.get("outputs")
+    named = [output.get("file") for output in outputs if isinstance(output, dict)] if isinstance(outputs, list) else []
+    small = content.get("small_files")
+    return {DIRECTORY_NAME, *(name for name in (*named, *(small if isinstance(small, list) else ())) if isinstance(name, str))}

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptforge.engine.manifest import written_names
 from ckptforge.engine.moves import write_exactly
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import OutputError
+from ckptforge.errors import OutputError, listing
 
 _SPARE = 1 << 20  # bytes kept free beyond the plan
 
@@ -29,12 +30,21 @@ def check_output(plan: Plan, overwrite: bool) -> None:
             raise OutputError(f"{output}: holds {source.path}, which is being read; choose another output.")
     if output.is_symlink():
         raise OutputError(f"{output}: is a symbolic link; name the file or directory itself.")
+    if not output.name or output.name == ".." or (output.is_dir() and (os.path.ismount(output) or resolved == Path.cwd())):
+        raise OutputError(
+            f"{output}: is the current directory, a parent or a mount point, which can't be replaced whole; name a directory in it."
+        )
     if os.path.lexists(output):
         found, wanted = ("a directory" if yes else "a file" for yes in (output.is_dir(), is_directory))
         if found != wanted:
             raise OutputError(f"{output}: exists and is {found}, but the output is {wanted}; choose another name.")
         if not overwrite and not (is_directory and not any(output.iterdir())):
             raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
+        if is_directory and (stale := _foreign_checkpoints(plan)):
+            raise OutputError(
+                f"{output}: holds checkpoint files that no manifest there names, and that would not fit the new output:\n{listing(stale)}\n"
+                "Remove them, or choose another output."
+            )
     parent = _existing_parent(output)
     if not parent.is_dir():
         raise OutputError(f"{output}: can't be created: {parent} isn't a directory.")
@@ -156,17 +166,12 @@ def _write_small(path: Path, content: bytes) -> None:
 def _publish(work: Path, output: Path, is_directory: bool) -> None:
     try:
         if not is_directory:
-            for path in work.iterdir():
-                if path.name != output.name:
-                    os.replace(path, output.parent / path.name)
             os.replace(work / output.name, output)
+            for path in work.iterdir():
+                os.replace(path, output.parent / path.name)
             work.rmdir()
         elif output.is_dir():
-            old = work.with_name(work.name + ".old")
-            os.rename(output, old)
-            os.rename(work, output)
-            _keep_foreign(old, output)
-            shutil.rmtree(old)
+            _replace_directory(work, output)
         else:
             os.rename(work, output)
         _sync_directory(output.parent)
@@ -174,14 +179,49 @@ def _publish(work: Path, output: Path, is_directory: bool) -> None:
         raise OutputError(f"{output}: can't be put in place: {error.strerror}.") from error
 
 
-def _keep_foreign(old: Path, new: Path) -> None:
-    """Carries what isn't part of a checkpoint from the replaced directory into the new one."""
-    for path in old.iterdir():
-        replaced = (
-            path.suffix in (".safetensors", ".ckpt") or path.name.endswith(".safetensors.index.json") or path.name.startswith("rank_")
-        )
-        if not replaced and not os.path.lexists(new / path.name):
-            os.rename(path, new / path.name)
+def _replace_directory(work: Path, output: Path) -> None:
+    """Puts `work` in the place of `output`; on any failure before that, `output` is what it was."""
+    ours = written_names(output)
+    old = work.with_name(work.name + ".old")
+    try:
+        os.rename(output, old)
+        os.rename(work, output)
+    except BaseException:
+        if not os.path.lexists(output) and os.path.lexists(old):
+            os.rename(old, output)
+        raise
+    try:
+        for name in _names_in(old):
+            if name not in ours and not os.path.lexists(output / name):
+                (output / name).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(old / name, output / name)
+        shutil.rmtree(old)
+    except OSError as error:
+        raise OutputError(
+            f"{output}: the new output is in place and whole, but what was there before couldn't be cleared away ({error.strerror}); "
+            f"it lies in {old}."
+        ) from error
+
+
+def _names_in(directory: Path) -> list[str]:
+    """Every file and link in a directory, as paths relative to it."""
+    found = []
+    for root, directories, files in os.walk(directory):
+        links = [name for name in directories if (Path(root) / name).is_symlink()]
+        found += [str((Path(root) / name).relative_to(directory)) for name in (*files, *links)]
+    return found
+
+
+def _foreign_checkpoints(plan: Plan) -> list[str]:
+    """Checkpoint files of an existing output directory that neither its manifest nor the plan names."""
+    if not plan.output.is_dir():
+        return []
+    known = written_names(plan.output) | {str(path.relative_to(plan.output)) for path in plan.paths}
+    return sorted(
+        name
+        for name in _names_in(plan.output)
+        if name not in known and (Path(name).suffix in (".ckpt", ".safetensors") or name.endswith(".index.json"))
+    )
 
 
 def _sync_directory(directory: Path) -> None:

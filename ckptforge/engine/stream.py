@@ -21,7 +21,7 @@ from ckptforge.engine.moves import move_bytes, paired_ranges, write_exactly
 from ckptforge.engine.plan import Assembly, Plan
 from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, tiles
 from ckptforge.engine.transpose import copy_strided, strided
-from ckptforge.errors import UsageError
+from ckptforge.errors import OutputError, UsageError
 from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_range
 
 Array = NDArray[Any]
@@ -251,7 +251,10 @@ def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progr
     """
     total = plan.tensor_bytes
     for file in plan.files:
-        os.ftruncate(targets[file.path], file.size)
+        try:
+            os.ftruncate(targets[file.path], file.size)
+        except OSError as error:
+            raise OutputError(f"{file.path}: can't be made {file.size} bytes long: {error.strerror}.") from error
         for offset, literal in file.literals:
             write_exactly(targets[file.path], offset, literal, file.path)
     queue = tasks(plan, budget)

@@ -78,6 +78,8 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
 
 def _looks_hugging_face(directory: Path) -> bool:
     """Shards with an index or a config.json beside them; or several safetensors that aren't the steps of a training job."""
+    if (directory / huggingface.SINGLE).is_file() or (directory / huggingface.INDEX).is_file():
+        return True  # whatever else lies there
     if any(directory.glob("*.ckpt")):
         return False
     paths = list(directory.glob("*.safetensors"))

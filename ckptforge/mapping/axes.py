@@ -74,8 +74,8 @@ class Pattern:
             if word.isdigit():
                 if word != number:
                     return None
-            elif number != str(int(number)):
-                return None  # a leading zero: such a name could not be written back
+            elif len(number) > 6 or number != str(int(number)):
+                return None  # no index, or one with a leading zero, which could not be written back
             else:
                 index[word[1:-1]] = int(number)
         return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -51,7 +52,7 @@ def recognise_names(layout: Layout, names: Mapping[str, Any]) -> tuple[dict[Patt
     unknown: list[str] = []
     for name in names:
         skeleton, numbers = skeleton_of(name)
-        for pattern in by_skeleton.get(skeleton, ()):
+        for pattern in () if "#" in name else by_skeleton.get(skeleton, ()):
             index = pattern.match(numbers)
             if index is not None:
                 found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
@@ -93,9 +94,9 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
 
 
 def _absent(table: Table, layout: Layout, found: Mapping[Pattern, object], config: Mapping[str, Any]) -> Iterator[str]:
-    """Optional tensors that aren't there and needn't be: the config says so, or there is no config to ask."""
+    """Optional tensors that aren't there and needn't be, by what config.json says."""
     for tensor, key in table.optional.items():
-        if layout.holding(tensor) not in found and (config.get(key) is True or not config):
+        if layout.holding(tensor) not in found and config.get(key) is True:
             yield tensor
 
 
@@ -136,12 +137,19 @@ def _check_complete(
         if expected > len(present):
             missing += _first_missing(pattern, [extent or 0 for extent in extents], present)
     if count:
-        raise MissingTensorsError(f"layout {layout.name} needs {count} tensors that aren't there:\n{listing(missing, total=count)}")
+        raise MissingTensorsError(
+            f"layout {layout.name} needs {count} tensors that aren't there:\n{listing(missing, total=count)}\n"
+            "Get the files that hold them; tensors that config.json can declare absent (tied embeddings) need a config.json that does."
+        )
 
 
 def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[int, ...], str]) -> list[str]:
     names: list[str] = []
-    for index in product(*(range(extent) for extent in extents)):
+    for flat in range(math.prod(extents)):  # not itertools.product, which holds its ranges in memory
+        index: tuple[int, ...] = ()
+        for extent in reversed(extents):
+            flat, i = divmod(flat, extent)
+            index = (i, *index)
         if index not in present:
             names.append(pattern.name(dict(zip(pattern.name_axes, index, strict=True))))
             if len(names) == 100:
