@@ -65,7 +65,8 @@ def inspect(
     choices = Choices(model=model, mapping=None if mapping is None else Path(mapping), layout_option="--from")
     if strategy_dir is not None:
         strategy = read_strategy(Path(strategy_dir))
-        return replace(_bound(path, open_sharded(path, strategy, step), choices, []), parts=_parts(path, strategy, step))
+        sharded = open_sharded(path, strategy, step)
+        return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
     ranks = rank_directories(path) if path.is_dir() else {}
     rank_files: list[dict[str, Any]] = []
     if len(ranks) > 1 or (ranks and list(ranks) != [0]):
@@ -90,9 +91,8 @@ def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dic
     return _describe(path, checkpoint, source, None, ranks)
 
 
-def _parts(path: Path, strategy: Strategy, step: int | None) -> list[dict[str, Any]]:
+def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
     """A row for each kind of tensor (names alike but for numbers, the same cut): full shape, and each rank's box of it."""
-    checkpoint = open_sharded(path, strategy, step)
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, entry in checkpoint.tensors.items():
         stage = strategy.first_stage(name)
