@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckptforge.inspection import Inspection, inspect
     from ckptforge.resharding import merge, reshard, split
     from ckptforge.result import Result
+    from ckptforge.strategies import strategy
     from ckptforge.verbs import convert, plan, to_ms, to_torch
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "plan",
     "reshard",
     "split",
+    "strategy",
     "to_ms",
     "to_torch",
 ]
@@ -44,6 +46,7 @@ _HOMES = {
     "plan": "verbs",
     "reshard": "resharding",
     "split": "resharding",
+    "strategy": "strategies",
     "to_ms": "verbs",
     "to_torch": "verbs",
 }

@@ -54,12 +54,13 @@ class Options(Planning, Running, total=False):
 
 @dataclass(frozen=True)
 class Job:
-    """A plan with what its manifest needs."""
+    """A plan with what its manifest needs; `manifest` is False for outputs that other programs read whole directories of."""
 
     plan: Plan
-    table: Table | None
-    layout: Layout | None
-    side: HuggingFaceSide | None
+    table: Table | None = None
+    layout: Layout | None = None
+    side: HuggingFaceSide | None = None
+    manifest: bool = True
 
 
 def run_job(job: Job, options: Options) -> Result:
@@ -75,13 +76,16 @@ def run_job(job: Job, options: Options) -> Result:
         audit = stream.run(job.plan, staging.descriptors, budget, options.get("progress"))
         if audit.overflowed and not options.get("allow_overflow", False):
             raise CastOverflowError(_overflow_message(job.plan, audit))
-        mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
-        manifest = manifest_path(job.plan.output, job.plan.is_directory)
-        staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit, mtimes)
+        written = list(job.plan.paths)
+        if job.manifest:
+            mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
+            manifest = manifest_path(job.plan.output, job.plan.is_directory)
+            staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit, mtimes)
+            written.append(manifest)
     return Result(
         job.plan.verb,
         job.plan.output,
-        (*job.plan.paths, manifest),
+        tuple(written),
         job.plan.nbytes,
         job.plan.tensor_count,
         audit,

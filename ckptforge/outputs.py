@@ -1,4 +1,4 @@
-"""The files that a conversion's tensors go into: one MindSpore file, or a Hugging Face directory."""
+"""The files that a conversion's tensors go into on the Hugging Face side, and sizes as users write them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptforge.boxes import box_shape
 from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
 from ckptforge.engine.manifest import HuggingFaceSide
-from ckptforge.errors import ConfigError, PlanError, UsageError
-from ckptforge.formats import huggingface, mindspore_ckpt, safetensors
+from ckptforge.errors import ConfigError, UsageError
+from ckptforge.formats import huggingface, safetensors
 from ckptforge.formats.checkpoint import CONFIG
 from ckptforge.formats.huggingface import INDEX
-from ckptforge.formats.layout import FileLayout, TensorSpec
-from ckptforge.partition.strategy_file import Strategy
+from ckptforge.formats.layout import TensorSpec
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
@@ -36,106 +34,6 @@ def parse_size(text: str | int, option: str) -> int:
     if size < 1:
         raise UsageError(f"{option} {text!r}: must be positive.")
     return size
-
-
-@dataclass(frozen=True)
-class MindSporeTarget:
-    """One file of MindSpore's: `path` is the file; `output` the same, or the directory it lies in."""
-
-    output: Path
-    path: Path
-    is_ckpt: bool
-
-    @classmethod
-    def of(cls, out: Path, file_format: str | None, prefix: str) -> MindSporeTarget:
-        """OUT ending in .ckpt or .safetensors is the file, otherwise a directory that gets `rank_0/<prefix>0.<format>`.
-
-        Raises `UsageError` when the ending and `--format` differ.
-        """
-        _check_prefix(prefix)
-        ending = out.suffix.removeprefix(".")
-        if ending in ("ckpt", "safetensors"):
-            if file_format not in (None, ending):
-                raise UsageError(f"--format {file_format} contradicts the ending of {out}; leave one away.")
-            return cls(out, out, ending == "ckpt")
-        file_format = file_format or "ckpt"
-        return cls(out, out / "rank_0" / f"{prefix}0.{file_format}", file_format == "ckpt")
-
-    def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-        """Nothing to say of one file."""
-        return ()
-
-    def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[PlacedFile, ...]:
-        """The one file, with all tensors."""
-        return (PlacedFile(_mindspore_file(self.path, specs, self.is_ckpt)),)
-
-
-def _mindspore_file(path: Path, specs: Sequence[TensorSpec], is_ckpt: bool) -> FileLayout:
-    if is_ckpt:
-        return mindspore_ckpt.lay_out(path, specs)
-    return safetensors.lay_out(path, safetensors.library_order(specs), {"format": "ms"})
-
-
-@dataclass(frozen=True)
-class RankTarget:
-    """The rank directories of a job: `rank_<r>/<prefix><r>.ckpt` (or `.safetensors`) in a directory."""
-
-    output: Path
-    prefix: str
-    is_ckpt: bool
-    strategy: Strategy
-
-    @classmethod
-    def of(cls, out: Path, file_format: str | None, prefix: str, strategy: Strategy) -> RankTarget:
-        """Raises `UsageError` when OUT names a file."""
-        _check_prefix(prefix)
-        if out.suffix in (".ckpt", ".safetensors"):
-            raise UsageError(f"{out}: a strategy of {strategy.ranks} ranks needs a directory to write to, not a file.")
-        return cls(out, prefix, file_format in (None, "ckpt"), strategy)
-
-    def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-        """A sentence about parameters of the strategy that there are no tensors for, such as optimizer state."""
-        names = {spec.name for spec in specs}
-        lacking = [name for stage in self.strategy.stages for name in stage if name not in names]
-        if not lacking:
-            return ()
-        return (f"{len(lacking)} parameters of {self.strategy.path} aren't in the input and so in no rank, such as {lacking[0]}.",)
-
-    def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[PlacedFile, ...]:
-        """A file for each rank: the tensors of its stage, cut, and whole those that no stage has.
-
-        Raises `PlanError` for tensors that the strategy can't cut.
-        """
-        ending = "ckpt" if self.is_ckpt else "safetensors"
-        placed = []
-        for rank in range(self.strategy.ranks):
-            stage = self.strategy.stages[self.strategy.stage_of(rank)]
-            parts, boxes = [], {}
-            for spec in specs:
-                layout = stage.get(spec.name)
-                if layout is None:
-                    if self.strategy.first_stage(spec.name) is None:
-                        parts.append(spec)
-                    continue
-                if layout.shape_of_parts(spec.shape) is None or layout.full_shape not in (None, spec.shape):
-                    raise PlanError(
-                        f"tensor {spec.name!r} has shape {list(spec.shape)}, but {self.strategy.path} cuts it by device matrix "
-                        f"{list(layout.device_matrix)}, tensor map {[list(axes) or -1 for axes in layout.tensor_map]}"
-                        + (f" and {layout.optimizer_parts} optimizer shards" if layout.optimizer_parts > 1 else "")
-                        + (f" from shape {list(layout.full_shape)}" if layout.full_shape else "")
-                        + "; it isn't a strategy for this model."
-                    )
-                box = layout.box(spec.shape, rank % self.strategy.devices)
-                boxes[spec.name] = box
-                parts.append(TensorSpec(spec.name, spec.dtype, box_shape(box)))
-            path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{ending}"
-            placed.append(PlacedFile(_mindspore_file(path, parts, self.is_ckpt), boxes))
-        return tuple(placed)
-
-
-def _check_prefix(prefix: str) -> None:
-    if "/" in prefix or prefix.startswith(".") or "\0" in prefix:
-        raise UsageError(f"--prefix {prefix!r}: must be the beginning of a file name, without '/'.")
 
 
 @dataclass(frozen=True)

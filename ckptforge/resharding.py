@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine.conversion import identity
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import FormatError, LayoutError, MissingTensorsError
+from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.binding import bind, recognise_names
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import shipped_tables
-from ckptforge.outputs import MindSporeTarget, RankTarget
+from ckptforge.mindspore_outputs import RankTarget, Spread
+from ckptforge.partition.computed import compute_strategy
+from ckptforge.partition.parallel_config import ParallelConfig
 from ckptforge.partition.sharded import open_sharded
-from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.partition.strategy_file import Strategy, read_strategy
 from ckptforge.result import Result
-
-
-@dataclass(frozen=True)
-class _Split:
-    """A target split, or one file where `strategy_dir` is None."""
-
-    out: Path
-    format: str | None
-    prefix: str
-    strategy_dir: PathLike | None = None
-
-    def place(self) -> MindSporeTarget | RankTarget:
-        if self.strategy_dir is None:
-            return MindSporeTarget.of(self.out, self.format, self.prefix)
-        return RankTarget.of(self.out, self.format, self.prefix, read_strategy(Path(self.strategy_dir)))
+from ckptforge.source import Choices, bind_source
 
 
 def merge(
@@ -49,21 +36,27 @@ def merge(
 ) -> Result:
     """Merges the rank directories of a job into one checkpoint. `check_replicas` compares all replicas. Returns a `Result`."""
     source = _sharded(ms_dir, strategy_dir, check_replicas, options)
-    return run_job(_job("merge", source, _Split(Path(out), format, prefix), options), options)
+    return run_job(_job("merge", source, Spread(Path(out), format, prefix), options), options)
 
 
 def split(
     ms: PathLike,
     out_dir: PathLike,
     *,
-    strategy_dir: PathLike,
+    strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
     format: str | None = None,
     prefix: str = "checkpoint_",
+    layout: str | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Splits one checkpoint into the rank directories of a job. Returns a `Result`."""
+    """Splits one checkpoint into the rank directories of a job, by its strategy, or by a parallel configuration, for which
+    a mapping must know the model; `layout` is the checkpoint's, where that is in doubt. Returns a `Result`."""
+    if strategy_dir is None and parallel_config is None:
+        raise UsageError("split needs --strategy_dir or --parallel_config, which say how to cut.")
     source = open_checkpoint(Path(ms), options.get("step"))
-    return run_job(_job("split", source, _Split(Path(out_dir), format, prefix, strategy_dir), options), options)
+    spread = Spread(Path(out_dir), format, prefix, _path(strategy_dir), _path(parallel_config))
+    return run_job(_job("split", source, spread, options, layout), options)
 
 
 def reshard(
@@ -71,15 +64,24 @@ def reshard(
     out_dir: PathLike,
     *,
     src_strategy_dir: PathLike,
-    dst_strategy_dir: PathLike,
+    dst_strategy_dir: PathLike | None = None,
+    dst_parallel_config: PathLike | None = None,
     format: str | None = None,
     prefix: str = "checkpoint_",
     check_replicas: bool = False,
+    layout: str | None = None,
     **options: Unpack[Options],
 ) -> Result:
     """From the rank directories of one job to those of another, in one pass. Returns a `Result`."""
+    if dst_strategy_dir is None and dst_parallel_config is None:
+        raise UsageError("reshard needs --dst_strategy_dir or --dst_parallel_config, which say how to cut.")
     source = _sharded(ms_dir, src_strategy_dir, check_replicas, options)
-    return run_job(_job("reshard", source, _Split(Path(out_dir), format, prefix, dst_strategy_dir), options), options)
+    spread = Spread(Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
+    return run_job(_job("reshard", source, spread, options, layout), options)
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _sharded(ms_dir: PathLike, strategy_dir: PathLike, check_replicas: bool, options: Options) -> Checkpoint:
@@ -88,7 +90,7 @@ def _sharded(ms_dir: PathLike, strategy_dir: PathLike, check_replicas: bool, opt
     return source
 
 
-def _job(verb: str, source: Checkpoint, split: _Split, options: Options) -> Job:
+def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout: str | None = None) -> Job:
     dtype = parse_target(options.get("dtype"))
     state = [name for name in source.tensors if is_state(name)]
     dropped = set(state) if options.get("weights_only") else set()
@@ -97,21 +99,28 @@ def _job(verb: str, source: Checkpoint, split: _Split, options: Options) -> Job:
         return dtype if dtype is not None and entry.dtype.floating and not is_state(entry.name) else entry.dtype
 
     conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], cast)
-    place = split.place()
-    files = place.lay_out(conversion.specs)
+
+    def compute(config: ParallelConfig) -> Strategy:
+        mapping = options.get("mapping")
+        choices = Choices(options.get("model"), layout, None if mapping is None else Path(mapping), layout_option="--layout")
+        bound = bind_source(source, choices).binding
+        return compute_strategy(config, bound.table, bound.layout, bound.sizes, conversion.specs)
+
+    place = spread.place(compute)
+    files, small = place.lay_out(conversion.specs)
     left_out = {"optimizer state and counters": state} if dropped else {}
     facts = {
         "model": None,
         "from": f"{source.ranks} ranks" if source.shards else "one",
-        "to": "one" if split.strategy_dir is None else f"{len(files)} ranks",
+        "to": f"{len(files)} ranks" if isinstance(place, RankTarget) else "one",
         "source_format": source.format,
         "source_tensors": len(source.tensors),
         "dtype": dtype.name if dtype else "keep",
     }
     layouts = tuple(file.layout for file in files)
     notes = (*source.notes, *place.notes(conversion.specs))
-    plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, {}, left_out, notes, facts)
-    return Job(plan, None, None, None)
+    plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, small, left_out, notes, facts)
+    return Job(plan)
 
 
 def _check_shapes(source: Checkpoint, strategy: Path) -> None:

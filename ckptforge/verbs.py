@@ -18,8 +18,9 @@ from ckptforge.errors import LayoutError, UsageError
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.state import companion_prefix
 from ckptforge.mapping.table import Layout, Table
-from ckptforge.outputs import HuggingFaceTarget, MindSporeTarget, RankTarget, parse_size
-from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.mindspore_outputs import Spread
+from ckptforge.outputs import HuggingFaceTarget, parse_size
+from ckptforge.partition.computed import compute_strategy
 from ckptforge.result import Result
 from ckptforge.source import Choices, Source, open_source
 
@@ -32,11 +33,19 @@ def to_ms(
     format: str | None = None,
     prefix: str = "checkpoint_",
     strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory; with a strategy, to the
-    rank directories of its job. Returns a `Result`."""
-    return run_job(_to_ms(hf_dir, out, options, layout=layout, format=format, prefix=prefix, strategy_dir=strategy_dir), options)
+    """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory; with a strategy or a
+    parallel configuration, to the rank directories of its job. Returns a `Result`."""
+    own: dict[str, Any] = {
+        "layout": layout,
+        "format": format,
+        "prefix": prefix,
+        "strategy_dir": strategy_dir,
+        "parallel_config": parallel_config,
+    }
+    return run_job(_to_ms(hf_dir, out, options, **own), options)
 
 
 def to_torch(
@@ -72,10 +81,23 @@ def convert(
     prefix: str = "checkpoint_",
     max_shard_size: int | str | None = None,
     config: PathLike | None = None,
+    src_strategy_dir: PathLike | None = None,
+    dst_strategy_dir: PathLike | None = None,
+    dst_parallel_config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a checkpoint of any layout to any other layout of its table. Returns a `Result`."""
-    own: dict[str, Any] = {"from_": from_, "format": format, "prefix": prefix, "max_shard_size": max_shard_size, "config": config}
+    """Converts a checkpoint of any layout to any other layout of its table; from rank directories with their strategy,
+    and to those of a strategy or a parallel configuration. Returns a `Result`."""
+    own: dict[str, Any] = {
+        "from_": from_,
+        "format": format,
+        "prefix": prefix,
+        "max_shard_size": max_shard_size,
+        "config": config,
+        "src_strategy_dir": src_strategy_dir,
+        "dst_strategy_dir": dst_strategy_dir,
+        "dst_parallel_config": dst_parallel_config,
+    }
     return run_job(_convert(source, out, options, to=to, **own), options)
 
 
@@ -100,17 +122,13 @@ def _to_ms(
     format: str | None = None,
     prefix: str = "checkpoint_",
     strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
 ) -> Job:
     source = _open(hf_dir, options, family="huggingface", layout_option="--model")
     target = source.table.layout(layout)
     if target.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")
-    place: MindSporeTarget | RankTarget
-    if strategy_dir is None:
-        place = MindSporeTarget.of(Path(out), format, prefix)
-    else:
-        place = RankTarget.of(Path(out), format, prefix, read_strategy(Path(strategy_dir)))
-    return _mindspore_job("to-ms", source, target, place, options)
+    return _mindspore_job("to-ms", source, target, Spread(Path(out), format, prefix, _path(strategy_dir), _path(parallel_config)), options)
 
 
 def _to_torch(
@@ -148,11 +166,17 @@ def _convert(
     prefix: str = "checkpoint_",
     max_shard_size: int | str | None = None,
     config: PathLike | None = None,
+    src_strategy_dir: PathLike | None = None,
+    dst_strategy_dir: PathLike | None = None,
+    dst_parallel_config: PathLike | None = None,
 ) -> Job:
-    source = _open(source_path, options, layout=from_, config=_path(config), layout_option="--from")
+    source = _open(source_path, options, layout=from_, config=_path(config), strategy=_path(src_strategy_dir), layout_option="--from")
     target = source.table.layout(to)
+    spread = Spread(Path(out), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
     if target.family == "mindspore":
-        return _mindspore_job("convert", source, target, MindSporeTarget.of(Path(out), format, prefix), options)
+        return _mindspore_job("convert", source, target, spread, options)
+    if spread.strategy is not None or spread.parallel_config is not None:
+        raise UsageError(f"--to {to} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
     return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
 
 
@@ -171,7 +195,7 @@ def _names(table: Table, family: str) -> str:
     return ", ".join(layout.name for layout in table.layouts.values() if layout.family == family)
 
 
-def _mindspore_job(verb: str, source: Source, target: Layout, place: MindSporeTarget | RankTarget, options: Options) -> Job:
+def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, options: Options) -> Job:
     dtype = parse_target(options.get("dtype"))
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
@@ -179,10 +203,11 @@ def _mindspore_job(verb: str, source: Source, target: Layout, place: MindSporeTa
         _add_state(conversion, source, target)
     elif source.state:
         left_out["optimizer state and counters"] = list(source.state)
-    files = place.lay_out(conversion.specs)
+    place = spread.place(lambda config: compute_strategy(config, source.table, target, source.binding.sizes, conversion.specs))
+    files, small = place.lay_out(conversion.specs)
     side = source.hugging_face
     notes = place.notes(conversion.specs)
-    return _job(verb, source, target, place.output, files, conversion, left_out, {}, side, dtype, notes)
+    return _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes)
 
 
 def _hugging_face_job(verb: str, source: Source, target: Layout, out: Path, max_shard_size: int | str | None, options: Options) -> Job:

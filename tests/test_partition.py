@@ -392,10 +392,17 @@ def test_damaged_strategies_end_in_our_errors_only(tmp_path_factory, name, data)
 
 
 def test_parameters_that_the_input_lacks_are_said(tmp_path):
-    ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "w.ckpt", to="dense", weights_only=True)
-    result = ckptforge.split(tmp_path / "w.ckpt", tmp_path / "out", strategy_dir=STRATEGIES / "mp8")
-    assert any("46 parameters of" in note and "aren't in the input" in note for note in result.notes)
-    assert not ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "all", strategy_dir=STRATEGIES / "mp8").notes
+    full = MINDSPORE / "full.ckpt"
+    ckptforge.convert(full, tmp_path / "w.ckpt", to="dense", weights_only=True)
+    assert not ckptforge.split(tmp_path / "w.ckpt", tmp_path / "out", strategy_dir=STRATEGIES / "mp8").notes
+    assert not ckptforge.split(full, tmp_path / "all", strategy_dir=STRATEGIES / "mp8").notes
+    strategy = read_strategy(STRATEGIES / "mp8")
+    more = dict(strategy.stages[0])
+    more |= {"model.more.weight": more["lm_head.weight"], "adam_m.model.more.weight": more["lm_head.weight"]}
+    (tmp_path / "more.ckpt").write_bytes(strategy_bytes(0, more))
+    for name, count in ((full, 2), (tmp_path / "w.ckpt", 1)):
+        notes = ckptforge.split(name, tmp_path / f"more{count}", strategy_dir=tmp_path / "more.ckpt").notes
+        assert any(f"{count} parameters of" in note and "aren't in the input" in note and "model.more" in note for note in notes)
 
 
 def test_ranks_are_not_overwritten(tmp_path):

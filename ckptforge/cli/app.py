@@ -68,6 +68,7 @@ def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kw
 @click.argument("out", type=opt.PATH)
 @opt.option("--layout", default="dense", show_default=True, metavar="dense|gmm|gmm-v3|…", help="How MindSpore is to hold the model.")
 @opt.strategy("--strategy-dir", "Write the rank directories of the job with this strategy.")
+@opt.parallel_config()
 @opt.mindspore_output
 @opt.planning
 @opt.running
@@ -122,6 +123,9 @@ def to_torch(**arguments: Any) -> None:
 @click.argument("out", type=opt.PATH)
 @opt.option("--to", required=True, metavar="LAYOUT", help="The layout to write.")
 @opt.option("--from", "from_", metavar="LAYOUT", help="The layout of IN. [default: told from names and shapes]")
+@opt.strategy("--src-strategy-dir", "IN holds the rank directories of the job with this strategy.")
+@opt.strategy("--dst-strategy-dir", "Write the rank directories of the job with this strategy.")
+@opt.parallel_config("--dst-parallel-config")
 @opt.mindspore_output
 @opt.shards
 @opt.config
@@ -165,19 +169,24 @@ def merge(**arguments: Any) -> None:
     "split",
     cls=_Examples,
     examples="""
-    ckptforge split mixtral.ckpt model_dir --strategy_dir strategy
+    ckptforge split model.ckpt model_dir --strategy_dir strategy
+    ckptforge split model.ckpt model_dir --parallel_config predict_model.yaml
 """,
 )
 @click.argument("ms", type=opt.PATH)
 @click.argument("out_dir", type=opt.PATH)
-@opt.strategy("--strategy-dir", "The strategy of the target job: a file, or a directory.", required=True)
+@opt.strategy("--strategy-dir", "The strategy of the target job: a file, or a directory.")
+@opt.parallel_config()
+@opt.own_layout
 @opt.mindspore_output
 @opt.casting
+@opt.mapping
 @opt.running
 def split(**arguments: Any) -> None:
     """Split one checkpoint into the rank directories of a job.
 
-    Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model.
+    Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model by a strategy; by a parallel
+    configuration for those that a mapping knows.
     """
     from ckptforge import resharding
 
@@ -194,10 +203,13 @@ def split(**arguments: Any) -> None:
 @click.argument("ms_dir", type=opt.PATH)
 @click.argument("out_dir", type=opt.PATH)
 @opt.strategy("--src-strategy-dir", "The strategy that MS_DIR was made under.", required=True)
-@opt.strategy("--dst-strategy-dir", "The strategy of the target job.", required=True)
+@opt.strategy("--dst-strategy-dir", "The strategy of the target job.")
+@opt.parallel_config("--dst-parallel-config")
+@opt.own_layout
 @opt.check_replicas
 @opt.mindspore_output
 @opt.casting
+@opt.mapping
 @opt.running
 def reshard(**arguments: Any) -> None:
     """From the rank directories of one job to those of another, in one pass.
@@ -207,6 +219,37 @@ def reshard(**arguments: Any) -> None:
     from ckptforge import resharding
 
     _show(resharding.reshard, arguments.pop("ms_dir"), arguments.pop("out_dir"), **arguments)
+
+
+@cli.command(
+    "strategy",
+    cls=_Examples,
+    examples="""
+    ckptforge strategy output/strategy --parallel_config finetune_model.yaml --like hf_dir
+    ckptforge strategy strategy_mp8 --parallel_config mp8.yaml --like model.ckpt --format json
+""",
+)
+@click.argument("out_dir", type=opt.PATH)
+@opt.parallel_config(required=True)
+@opt.option("--like", type=opt.PATH, required=True, metavar="HF_DIR_OR_MS", help="A model of the kind and size that the job holds.")
+@opt.option("--layout", metavar="dense|gmm|gmm-v3|…", help="How the job's network holds it. [default: as MS does, dense for HF_DIR]")
+@opt.option("--format", type=click.Choice(["ckpt", "json"]), default="ckpt", show_default=True, help="Format of the strategy files.")
+@opt.option(
+    "--dtype", default="keep", show_default=True, metavar="keep|fp16|bf16|fp32", help="The dtype that the job holds its weights in."
+)
+@opt.config
+@opt.mapping
+@opt.option("--step", type=int, metavar="N", help="Of several checkpoints in a directory, the one of this step. [default: the last]")
+@opt.running
+def strategy(**arguments: Any) -> None:
+    """Write the strategy files of a job without compiling its network.
+
+    One file for each pipeline stage, as MindSpore would save it, by data, model, expert and pipeline parallelism, vocab_emb_dp,
+    optimizer parallelism, layer offsets and interleave.
+    """
+    from ckptforge import strategies
+
+    _show(strategies.strategy, arguments.pop("out_dir"), **arguments)
 
 
 @cli.command(

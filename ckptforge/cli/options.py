@@ -50,14 +50,24 @@ casting = _all(
     option("--step", type=int, metavar="N", help="Of several checkpoints in a directory, the one of this step. [default: the last]"),
 )
 
-planning = _all(
-    casting,
-    option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
+mapping = _all(
     option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]"),
     option("--mapping", type=PATH, metavar="FILE", help="A mapping table of your own."),
 )
 
+planning = _all(
+    casting,
+    option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
+    mapping,
+)
+
 check_replicas = option("--check-replicas", is_flag=True, help="Compare all replicas instead of reading one.")
+
+
+def parallel_config(name: str = "--parallel-config", required: bool = False) -> Decorator:
+    """An option that names a parallel configuration."""
+    text = "Cut as this says: a MindFormers YAML, or a file of the same keys (data_parallel, model_parallel, …)."
+    return option(name, type=PATH, metavar="FILE", help=text, required=required)
 
 
 def strategy(name: str, text: str, required: bool = False) -> Decorator:
@@ -66,11 +76,16 @@ def strategy(name: str, text: str, required: bool = False) -> Decorator:
 
 
 mindspore_output = _all(
-    option("--format", type=click.Choice(["ckpt", "safetensors"]), help="Format of an output directory. [default: ckpt, or OUT's ending]"),
+    option(
+        "--format",
+        type=click.Choice(["ckpt", "safetensors", "unified"]),
+        help="Format of an output directory; unified: MindSpore's unified safetensors. [default: ckpt, or OUT's ending]",
+    ),
     option(
         "--prefix", default="checkpoint_", show_default=True, metavar="P", help="Name of the file in an output directory: rank_0/P0.ckpt"
     ),
 )
 
+own_layout = option("--layout", metavar="LAYOUT", help="The layout of the input, for a parallel configuration. [default: told from it]")
 shards = option("--max-shard-size", metavar="SIZE", help="Largest weight file. [default: as the original directory had it, else 5GB]")
 config = option("--config", type=PATH, metavar="HF_DIR", help="Where config.json and tokenizer are, if the checkpoint has no manifest.")

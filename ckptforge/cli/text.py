@@ -36,6 +36,8 @@ def result_text(result: Result) -> str:
     """What a verb did, or would do."""
     facts = result.facts
     verb = "would write" if result.dry_run else "wrote"
+    if "cuts" in facts:
+        return _strategy_text(result)
     lines = [
         f"{facts['model'] or 'any model'}: {facts['from']} → {facts['to']}, {facts['source_tensors']} tensors of {facts['source_format']}",
         f"{verb} {result.output}: {result.tensors} tensors, {size(result.bytes)}"
@@ -59,6 +61,27 @@ def result_text(result: Result) -> str:
         lines.append(f"left out, {reason}: {len(names)} tensors ({shown})")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
+
+
+def _strategy_text(result: Result) -> str:
+    """The strategy files that were made, and how they cut each kind of tensor."""
+    facts = result.facts
+    rows = [["tensor", "stages", "shape", "device matrix", "tensor map", "optimizer", "part of a rank"]]
+    for cut in facts["cuts"]:
+        stages = cut["stages"]
+        rows.append(
+            [
+                cut["tensor"] + (f" (+{cut['count'] - 1} alike)" if cut["count"] > 1 else ""),
+                str(stages[0]) if len(stages) == 1 else f"{stages[0]}-{stages[-1]}",
+                *(str(cut[key]) for key in ("shape", "device_matrix", "tensor_map")),
+                {0: "-", -1: "all replicas"}.get(cut["optimizer_shards"], f"{cut['optimizer_shards']} parts"),
+                str(cut["part"]),
+            ]
+        )
+    verb = "would write" if result.dry_run else "wrote"
+    lines = [f"{facts['model']}, layout {facts['from']}, for {facts['to']}", f"{verb} {result.output}: {len(result.files)} strategy files"]
+    lines += [f"  {path}" for path in result.files]
+    return "\n".join([*lines, "", table(rows), *(f"note: {note}" for note in result.notes)])
 
 
 def inspection_text(found: Inspection, with_tensors: bool) -> str:

@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def is_directory(self) -> bool:
-        return any(file.path != self.output for file in self.files)
+        return not self.files or any(file.path != self.output for file in self.files)
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.small_json import read_object
 
 UNIFIED_MAP = "param_name_map.json"
+HYPER_PARAMETERS = "hyper_param.safetensors"
 _RANK = re.compile(r"rank_(\d+)")
 _STEP = re.compile(r".*-(\d+)_(\d+)\.(?:ckpt|safetensors)")
 
@@ -58,7 +59,7 @@ def read_unified(directory: Path) -> list[FileIndex]:
     wrong = [f"{tensor}: {name}" for tensor, name in weight_map.items() if held.get(tensor) != name]
     if wrong:
         raise FormatError(f"{map_path}: tensors that aren't in the file it names:\n{listing(wrong)}")
-    hyper = directory / "hyper_param.safetensors"
+    hyper = directory / HYPER_PARAMETERS
     return [*files, safetensors.read_index(hyper)] if hyper.is_file() and hyper.name not in names else files
 
 

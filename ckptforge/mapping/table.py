@@ -17,8 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ckptforge.errors import InputNotFoundError, TableError, UsageError
 from ckptforge.mapping.axes import Pattern, parse_pattern
 from ckptforge.mapping.model_config import Expression
+from ckptforge.mapping.sharding import Pipeline, Sharding, ShardRow, parse_sharding, stored_cuts
 
 Family = Literal["huggingface", "mindspore"]
+
+
+class _PipelineFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    layers: str
+    first: list[str] = []
+    last: list[str] = []
+    tied: dict[str, str] = {}
 
 
 class _File(BaseModel):
@@ -32,17 +42,23 @@ class _File(BaseModel):
     tensors: dict[str, str] = Field(min_length=1)
     optional: dict[str, str] = {}
     layout: dict[str, dict[str, str]] = Field(min_length=1)
+    shard: dict[str, dict[str, ShardRow]] = {}
+    pipeline: _PipelineFile | None = None
     ignored: dict[Family, list[str]] = {}
     example: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one."""
+    """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one.
+
+    `sharding` is how the network that holds this layout spreads each logical tensor; None where the table doesn't say.
+    """
 
     name: str
     family: str
     patterns: tuple[Pattern, ...]
+    sharding: dict[str, Sharding] | None = None
 
     def holding(self, tensor: str) -> Pattern:
         return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
@@ -50,7 +66,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Table:
-    """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json."""
+    """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json,
+    `pipeline` says where tensors lie when the layers are divided among stages."""
 
     name: str
     source: str
@@ -62,6 +79,7 @@ class Table:
     layouts: dict[str, Layout]
     ignored: dict[str, tuple[str, ...]]
     example: dict[str, Any]
+    pipeline: Pipeline | None = None
 
     def layout(self, name: str) -> Layout:
         """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
@@ -116,8 +134,13 @@ def parse_table(content: bytes, source: str) -> Table:
         if tensor not in tensors or not key.isidentifier():
             raise TableError(f"{source}: [optional] {tensor} = {key!r}: expected a tensor of [tensors] and a key of config.json.")
     layouts = {name: _layout(name, raw, tensors, source) for name in raw.layout}
+    pipeline = _pipeline(raw, tensors, layouts, source)
+    if unknown_layouts := [name for name in raw.shard if name not in layouts]:
+        raise TableError(f"{source}: [shard.{unknown_layouts[0]}]: there is no layout of that name.")
     ignored: dict[str, tuple[str, ...]] = {family: tuple(globs) for family, globs in raw.ignored.items()}
-    return Table(raw.name, source, content, tuple(raw.model_type), expressions, tensors, raw.optional, layouts, ignored, raw.example)
+    return Table(
+        raw.name, source, content, tuple(raw.model_type), expressions, tensors, raw.optional, layouts, ignored, raw.example, pipeline
+    )
 
 
 def _expressions(raw: _File, source: str) -> Iterator[tuple[str, Expression]]:
@@ -183,7 +206,51 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
                     f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} can produce the same name; "
                     "the layout is ambiguous."
                 )
-    return Layout(name, family, tuple(ordered))
+    return Layout(name, family, tuple(ordered), _sharding(name, raw, tensors, tuple(ordered), source))
+
+
+def _sharding(
+    name: str, raw: _File, tensors: dict[str, tuple[str, ...]], patterns: tuple[Pattern, ...], source: str
+) -> dict[str, Sharding] | None:
+    """The [shard] rows of a layout and of those that it extends."""
+    lineage = [ancestor for ancestor in _lineage(name, raw, source) if ancestor in raw.shard]
+    rows: dict[str, Sharding] = {}
+    for ancestor in lineage:
+        for tensor, row in raw.shard[ancestor].items():
+            if tensor not in tensors:
+                raise TableError(f"{source}: [shard.{ancestor}] {tensor}: isn't in [tensors].")
+            try:
+                rows[tensor] = parse_sharding(row, tensors[tensor])
+            except ValueError as error:
+                raise TableError(f"{source}: [shard.{ancestor}] {tensor}: {error}.") from error
+    for pattern in patterns if lineage else ():
+        try:
+            stored_cuts(pattern, rows)
+        except ValueError as error:
+            raise TableError(f"{source}: [shard.{lineage[-1]}] for layout {name}: {error}.") from error
+    return rows if lineage else None
+
+
+def _pipeline(raw: _File, tensors: dict[str, tuple[str, ...]], layouts: dict[str, Layout], source: str) -> Pipeline | None:
+    if raw.pipeline is None:
+        return None
+    found = Pipeline(raw.pipeline.layers, tuple(raw.pipeline.first), tuple(raw.pipeline.last), raw.pipeline.tied)
+    for tensor in (*found.first, *found.last, *found.tied, *found.tied.values()):
+        if tensor not in tensors:
+            raise TableError(f"{source}: [pipeline]: {tensor!r} isn't in [tensors].")
+    for tensor, axes in tensors.items():
+        places = (found.layers in axes) + found.first.count(tensor) + found.last.count(tensor)
+        if places != 1:
+            raise TableError(
+                f"{source}: [pipeline]: {tensor!r} must have the axis {found.layers!r} of the layers, or stand once in first or last."
+            )
+    for layout in layouts.values():
+        for pattern in layout.patterns if layout.sharding is not None else ():
+            if found.layers in pattern.factors(pattern.tensors[0]):
+                raise TableError(
+                    f"{source}: [pipeline]: layout {layout.name} stacks the layers in {pattern.template!r}, which stages can't divide."
+                )
+    return found
 
 
 def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]]) -> Pattern:

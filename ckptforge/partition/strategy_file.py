@@ -25,11 +25,15 @@ Stage = dict[str, DeviceLayout]
 
 @dataclass(frozen=True)
 class Strategy:
-    """`stages[k]` is parameter → layout of pipeline stage k; global rank = stage · devices + device."""
+    """`stages[k]` is parameter → layout of pipeline stage k; global rank = stage · devices + device.
+
+    `path` is where it comes from; `computed` whether it was made for the tensors at hand instead of read from strategy files.
+    """
 
     path: Path
     stages: tuple[Stage, ...]
     devices: int
+    computed: bool = False
 
     @property
     def ranks(self) -> int:
@@ -81,7 +85,7 @@ def read_strategy(path: Path) -> Strategy:
     return make_strategy(path, stages)
 
 
-def make_strategy(path: Path, stages: Mapping[int, Stage]) -> Strategy:
+def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = False) -> Strategy:
     """Checks that stages belong together. Raises `FormatError` for missing stages and different numbers of devices."""
     if not stages or not any(stages.values()):
         raise FormatError(f"{path}: holds no parameter layouts; it isn't a strategy file, or of a job without parallelism.")
@@ -93,7 +97,7 @@ def make_strategy(path: Path, stages: Mapping[int, Stage]) -> Strategy:
     if len(devices) > 1:
         shown = [f"{name}: {count} devices" for count, name in devices.items()]
         raise FormatError(f"{path}: parameters are laid out for different numbers of devices:\n{listing(shown)}")
-    return Strategy(path, tuple(stages[stage] for stage in sorted(stages)), next(iter(devices)))
+    return Strategy(path, tuple(stages[stage] for stage in sorted(stages)), next(iter(devices)), computed)
 
 
 def _content(path: Path) -> bytes:

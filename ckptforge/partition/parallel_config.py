@@ -1,0 +1,259 @@
+"""How a job is spread over devices, as MindFormers' YAML files say it, or a small file of the same keys.
+
+Source: MindFormers v1.0.2 … v1.7.0, `TransformerOpParallelConfig`, `LayerSetting` and the `parallel` section of its configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ckptforge.errors import ConfigError, InputNotFoundError
+
+_MAX_BYTES = 4 * 1024 * 1024
+
+# Key of ours → its sections and spellings. Sections are those of MindFormers' files; in a small file they may be left away.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "data_parallel": ("parallel_config.data_parallel", "dp"),
+    "model_parallel": ("parallel_config.model_parallel", "mp"),
+    "expert_parallel": ("parallel_config.expert_parallel", "ep"),
+    "pipeline_stage": ("parallel_config.pipeline_stage", "parallel.pipeline_stages", "pp"),
+    "context_parallel": ("parallel_config.context_parallel", "cp"),
+    "vocab_emb_dp": ("parallel_config.vocab_emb_dp",),
+    "parallel_mode": ("parallel.parallel_mode",),
+    "enable_parallel_optimizer": ("parallel.enable_parallel_optimizer",),
+    "parallel_optimizer_threshold": ("parallel.parallel_optimizer_config.parallel_optimizer_threshold",),
+    "optimizer_weight_shard_size": (
+        "parallel.parallel_optimizer_config.optimizer_weight_shard_size",
+        "parallel.optimizer_weight_shard_size",
+    ),
+    "pipeline_interleave": ("parallel.pipeline_config.pipeline_interleave",),
+    "pp_interleave_num": ("model.model_config.pp_interleave_num", "parallel_config.pp_interleave_num"),
+    "offset": ("model.model_config.offset",),
+    "num_layers": ("model.model_config.num_layers",),
+    "num_heads": ("model.model_config.num_heads",),
+    "n_kv_heads": ("model.model_config.n_kv_heads",),
+    "parallel_optimizer": ("model.model_config.parallel_optimizer",),
+    "expert_num": ("moe_config.expert_num", "model.model_config.moe_config.expert_num"),
+}
+_SECTIONS = ("parallel_config", "parallel", "moe_config", "model", "shard")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Degrees of data, model, expert and pipeline parallelism, and what else decides how weights are cut.
+
+    `threshold` in KB, `optimizer_shards` -1 for as many parts as there are replicas, `flags` what [shard] rows may depend
+    on, `offset` layers more or less by stage (an integer, one list, or one list for each interleave), `shard` rows that
+    replace those of the table. The counts of the model are None where the file doesn't say them.
+    """
+
+    path: Path
+    data: int = 1
+    model: int = 1
+    expert: int = 1
+    pipeline: int = 1
+    optimizer: bool = False
+    threshold: int = 64
+    optimizer_shards: int = -1
+    offset: Any = 0
+    interleave: int = 1
+    layers: int | None = None
+    experts: int | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    shard: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> int:
+        """Devices of a pipeline stage."""
+        return self.data * self.model
+
+    @property
+    def ranks(self) -> int:
+        """Devices of the job."""
+        return self.devices * self.pipeline
+
+    def degree(self, dimension: str) -> int:
+        """The degree of `mp` or `ep`."""
+        return {"mp": self.model, "ep": self.expert}[dimension]
+
+    def layers_by_stage(self, layers: int) -> list[int]:
+        """The stage of each layer. Raises `ConfigError` with the rule that the offsets break.
+
+        Layers of (mini) stage k: layers // (stages · interleave) + offset[k]; the offsets sum to the remainder.
+        """
+        parts = self.pipeline * self.interleave
+        rows = self._offsets()
+        total = sum(map(sum, rows))
+        if total != layers % parts:
+            what = f"{self.pipeline} stages" + (f" × {self.interleave} interleaved" if self.interleave > 1 else "")
+            raise ConfigError(
+                f"{self.path}: the offsets sum to {total}, but {layers} layers leave {layers % parts} over {what}; "
+                f"offset must sum to {layers % parts}."
+            )
+        counts = [[layers // parts + more for more in row] for row in rows]
+        if any(count < 0 for row in counts for count in row) or any(not sum(column) for column in zip(*counts, strict=True)):
+            raise ConfigError(f"{self.path}: {layers} layers with offset {self.offset!r} leave a stage of {self.pipeline} without layers.")
+        return [stage for row in counts for stage, count in enumerate(row) for _ in range(count)]
+
+    def _offsets(self) -> list[list[int]]:
+        offset = self.offset
+        if _is_integer(offset):
+            return [[offset] * self.pipeline] * self.interleave
+        rows = offset if isinstance(offset, list) and offset and isinstance(offset[0], list) else [offset]
+        if not all(isinstance(row, list) and all(map(_is_integer, row)) for row in rows):
+            raise ConfigError(f"{self.path}: offset is {offset!r}, expected an integer, a list of them, or a list of lists.")
+        if any(len(row) != self.pipeline for row in rows):
+            raise ConfigError(f"{self.path}: offset {offset!r} must hold a number for each of {self.pipeline} pipeline stages.")
+        if len(rows) not in (1, self.interleave):
+            raise ConfigError(f"{self.path}: offset {offset!r} must hold a list for each of {self.interleave} interleaved parts.")
+        return rows if len(rows) == self.interleave else rows * self.interleave
+
+
+def read_parallel_config(path: Path) -> ParallelConfig:
+    """Reads MindFormers' YAML (sections parallel_config, parallel, moe_config, model), or a file of only these keys, with or
+    without their sections, as YAML or JSON.
+
+    Raises `InputNotFoundError`, and `ConfigError` with the key, its value and what was expected, or with the rule between
+    keys that is broken.
+    """
+    content = _load(path)
+    found = _values(path, content)
+
+    def positive(key: str, default: int = 1) -> int:
+        value = found.get(key, default)
+        if not _is_integer(value) or not 0 < value < 2**20:
+            raise ConfigError(f"{path}: {key} is {value!r}, expected a positive integer.")
+        return int(value)
+
+    def flag(key: str, default: bool) -> bool:
+        value = found.get(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{path}: {key} is {value!r}, expected true or false.")
+        return value
+
+    if found.get("parallel_mode", 1) not in (1, "semi_auto_parallel", "SEMI_AUTO_PARALLEL"):
+        raise ConfigError(
+            f"{path}: parallel_mode is {found['parallel_mode']!r}; weights are cut by the configuration only in mode 1, semi_auto_parallel."
+        )
+    if positive("context_parallel") > 1:
+        raise ConfigError(f"{path}: context_parallel {found['context_parallel']} isn't supported; give the job's strategy files instead.")
+    threshold, shards = found.get("parallel_optimizer_threshold", 64), found.get("optimizer_weight_shard_size", -1)
+    if not _is_integer(threshold) or threshold < 0:
+        raise ConfigError(f"{path}: parallel_optimizer_threshold is {threshold!r}, expected a number of KB from 0.")
+    if not _is_integer(shards) or (shards != -1 and shards < 1):
+        raise ConfigError(f"{path}: optimizer_weight_shard_size is {shards!r}, expected -1 or a positive integer.")
+    model = positive("model_parallel")
+    for key in ("num_heads", "n_kv_heads"):
+        if found.get(key) is not None and positive(key) % model:
+            raise ConfigError(f"{path}: model_parallel {model} does not divide {key} {found[key]}.")
+    interleave = positive("pp_interleave_num") if flag("pipeline_interleave", False) else 1
+    config = ParallelConfig(
+        path,
+        positive("data_parallel"),
+        model,
+        positive("expert_parallel"),
+        positive("pipeline_stage"),
+        flag("enable_parallel_optimizer", False),
+        threshold,
+        shards,
+        found.get("offset", 0),
+        interleave,
+        positive("num_layers") if found.get("num_layers") is not None else None,
+        positive("expert_num") if found.get("expert_num") is not None else None,
+        {"vocab_emb_dp": flag("vocab_emb_dp", True), "parallel_optimizer": flag("parallel_optimizer", False)},
+        _mapping(path, content.get("shard"), "shard"),
+    )
+    if shards > config.devices:
+        raise ConfigError(f"{path}: optimizer_weight_shard_size {shards} is more than the {config.devices} devices of a stage.")
+    return config
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: over {_MAX_BYTES} bytes; not a parallel configuration.")
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: isn't text; expected a parallel configuration in YAML or JSON.") from error
+    content = _parse(path, text)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path}: expected keys and values, such as 'model_parallel: 8'.")
+    return content
+
+
+def _parse(path: Path, text: str) -> object:
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        import yaml
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}: isn't JSON, and reading YAML needs PyYAML: pip install 'ckptforge[yaml]', or write the keys as JSON."
+        ) from error
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: isn't valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _values(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Our keys with their values; a key that stands at two places must say the same."""
+    found: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    flat = not any(section in content for section in _SECTIONS[:-1])
+    for key, spellings in _KEYS.items():
+        for spelling in (*spellings, key):
+            value = _at(path, content, spelling)
+            if value is None:
+                continue
+            if key in found and found[key] != value:
+                raise ConfigError(f"{path}: {origin[key]} is {found[key]!r}, but {spelling} is {value!r}; they mean the same.")
+            found[key], origin[key] = value, spelling
+    if not found:
+        raise ConfigError(f"{path}: has none of the keys of a parallel configuration, such as model_parallel.")
+    known = {word for key, spellings in _KEYS.items() for word in (key, *spellings)} | set(_SECTIONS)
+    if flat and (unknown := [key for key in content if key not in known]):
+        raise ConfigError(f"{path}: {unknown[0]!r} isn't a key of a parallel configuration; there are {', '.join(_KEYS)}.")
+    for key in _mapping(path, content.get("parallel_config"), "parallel_config"):
+        if key not in known and (near := get_close_matches(str(key), _KEYS, 1, 0.85)):
+            raise ConfigError(f"{path}: parallel_config.{key} isn't a key of MindFormers; did you mean {near[0]}?")
+    return found
+
+
+def _at(path: Path, content: Mapping[str, Any], spelling: str) -> Any:
+    *sections, key = spelling.split(".")
+    inner: Any = content
+    for depth, section in enumerate(sections):
+        inner = _mapping(path, inner.get(section), ".".join(sections[: depth + 1]))
+    return inner.get(key)
+
+
+def _mapping(path: Path, value: object, name: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} is {value!r}, expected keys and values.")
+    return value
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def stage_of_layers(config: ParallelConfig, layers: int | None) -> Sequence[int]:
+    """The stage of each layer of a model. Raises `ConfigError`, also where the file says another number of layers."""
+    if layers is None:
+        return ()
+    if config.layers not in (None, layers):
+        raise ConfigError(f"{config.path}: num_layers is {config.layers}, but the model has {layers} layers.")
+    return config.layers_by_stage(layers)

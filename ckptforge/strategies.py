@@ -1,0 +1,96 @@
+"""Strategy files computed from a parallel configuration, without compiling the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Unpack
+
+from ckptforge.dtypes import parse_target
+from ckptforge.engine.conversion import convert
+from ckptforge.engine.plan import Plan
+from ckptforge.errors import UsageError
+from ckptforge.jobs import Job, Options, PathLike, run_job
+from ckptforge.mapping.axes import skeleton_of
+from ckptforge.mapping.state import companion_prefix
+from ckptforge.partition.computed import compute_strategy
+from ckptforge.partition.parallel_config import read_parallel_config
+from ckptforge.partition.strategy_file import Strategy, strategy_bytes
+from ckptforge.result import Result
+from ckptforge.source import Choices, open_source
+
+
+def strategy(
+    out_dir: PathLike,
+    *,
+    parallel_config: PathLike,
+    like: PathLike,
+    layout: str | None = None,
+    format: str = "ckpt",
+    config: PathLike | None = None,
+    **options: Unpack[Options],
+) -> Result:
+    """Writes the strategy files of a job, one for each pipeline stage, as `ckpt_strategy_rank_<first rank>.<format>`.
+
+    `like` is a model of this kind and size, of Hugging Face or MindSpore, whole; `layout` the one that the job's network
+    holds: by default that of `like`, or dense where that is of Hugging Face. `format` is ckpt or json. Returns a `Result`
+    whose `facts["cuts"]` say how each kind of tensor is cut. Raises `ConfigError` with the rule that is broken.
+    """
+    parallel = read_parallel_config(Path(parallel_config))
+    shared: dict[str, Any] = {"model": options.get("model"), "step": options.get("step")}
+    mapping = options.get("mapping")
+    choices = Choices(
+        **shared,
+        mapping=None if mapping is None else Path(mapping),
+        config=None if config is None else Path(config),
+        layout_option="--layout",
+    )
+    source = open_source(Path(like), choices)
+    source.refuse_unmapped(options.get("allow_unmapped", False))
+    table = source.table
+    target = table.layout(layout or ("dense" if source.binding.layout.family == "huggingface" else source.binding.layout.name))
+    if target.family != "mindspore":
+        raise UsageError(f"--layout {target.name} is a layout of Hugging Face, which has no ranks.")
+    specs = convert(source.binding, target, source.checkpoint.tensors, parse_target(options.get("dtype"))).specs
+    computed = compute_strategy(parallel, table, target, source.binding.sizes, specs)
+    as_json = format == "json"
+    files = {
+        f"ckpt_strategy_rank_{stage * computed.devices}.{format}": strategy_bytes(stage, layouts, as_json=as_json)
+        for stage, layouts in enumerate(computed.stages)
+    }
+    facts = {
+        "model": table.name,
+        "from": target.name,
+        "to": f"{computed.ranks} ranks in {len(computed.stages)} stages" if len(computed.stages) > 1 else f"{computed.ranks} ranks",
+        "source_format": source.checkpoint.format,
+        "source_tensors": len(source.checkpoint.tensors),
+        "dtype": "keep",
+        "cuts": _cuts(computed),
+    }
+    plan = Plan("strategy", Path(out_dir), (), (), source.checkpoint.files, files, {}, source.checkpoint.notes, facts)
+    return run_job(Job(plan, manifest=False), options)
+
+
+def _cuts(strategy: Strategy) -> list[dict[str, Any]]:
+    """A row for each kind of weight (names alike but for numbers) and each way that it is cut."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for stage, layouts in enumerate(strategy.stages):
+        for name, layout in layouts.items():
+            if companion_prefix(name) is not None:
+                continue
+            row = rows.setdefault(
+                (skeleton_of(name)[0], layout),
+                {
+                    "tensor": name,
+                    "count": 0,
+                    "stages": [],
+                    "shape": list(layout.full_shape or ()),
+                    "device_matrix": list(layout.device_matrix),
+                    "tensor_map": [axes[0] if axes else -1 for axes in layout.tensor_map],
+                    "optimizer_shards": layout.optimizer_shards,
+                    "part": list(layout.shape_of_parts(layout.full_shape or ()) or ()),
+                },
+            )
+            row["count"] += 1
+            if stage not in row["stages"]:
+                row["stages"].append(stage)
+    return list(rows.values())
