@@ -38,23 +38,39 @@ def parse_size(text: str | int, option: str) -> int:
 
 @dataclass(frozen=True)
 class HuggingFaceTarget:
-    """A Hugging Face directory. `max_shard_size` None restores the recorded files where the tensors are the same, else 5 GB."""
+    """A Hugging Face directory. `max_shard_size` None restores the recorded files where the tensors are the same, else 5 GB.
+    `allow_no_config`: write the weights alone where no config.json is known."""
 
     output: Path
     side: HuggingFaceSide | None
     max_shard_size: int | None
+    allow_no_config: bool = False
+
+    @property
+    def has_config(self) -> bool:
+        return self.side is not None and CONFIG in self.side.files
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about a config.json that isn't written."""
+        if self.has_config:
+            return ()
+        return (f"{CONFIG} isn't known and so not written; put the model's own beside the weights before loading them.",)
 
     def lay_out(self, specs: Sequence[TensorSpec], layout: str) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
         """(weight files, small files). Raises `ConfigError` when there is no config.json, `PlanError` for dtypes that
         safetensors doesn't have."""
-        if self.side is None or CONFIG not in self.side.files:
+        if not self.has_config and not self.allow_no_config:
             raise ConfigError(
                 f"{self.output}: {CONFIG} is missing, without which the directory can't be loaded, and the checkpoint has no manifest that "
-                "holds it. Give the Hugging Face directory (or its config.json) with --config HF_DIR."
+                "holds it. Give the Hugging Face directory (or its config.json) with --config HF_DIR, or --allow-no-config to write the "
+                "weights alone."
             )
-        small = {name: content for name, content in self.side.files.items() if name != INDEX}
-        small[CONFIG] = _with_dtype(small[CONFIG], specs)
+        kept = self.side.files if self.side is not None else {}
+        small = {name: content for name, content in kept.items() if name != INDEX}
+        if self.has_config:
+            small[CONFIG] = _with_dtype(small[CONFIG], specs)
         if self.max_shard_size is None and (recorded := self._recorded(specs, layout)) is not None:
+            assert self.side is not None
             if self.side.index_json is not None:
                 small[INDEX] = self.side.index_json
             elif len(recorded) > 1:
@@ -73,8 +89,7 @@ class HuggingFaceTarget:
 
     def _recorded(self, specs: Sequence[TensorSpec], layout: str) -> dict[str, list[TensorSpec]] | None:
         """The recorded files with these tensors in the recorded order, if they are the same tensors of the same dtypes."""
-        assert self.side is not None
-        if not self.side.shards or self.side.layout != layout:
+        if self.side is None or not self.side.shards or self.side.layout != layout:
             return None
         by_name = {spec.name: spec for spec in specs}
         recorded = {name: stored for shard in self.side.shards.values() for name, stored in shard["tensors"].items()}

@@ -57,16 +57,18 @@ def to_torch(
     config: PathLike | None = None,
     hf_layout: str | None = None,
     strategy_dir: PathLike | None = None,
+    allow_no_config: bool = False,
     **options: Unpack[Options],
 ) -> Result:
     """Converts a MindSpore checkpoint, or the rank directories of a job with its strategy, to a Hugging Face directory that
-    `from_pretrained` loads. Returns a `Result`."""
+    `from_pretrained` loads. `allow_no_config` writes the weights alone where no config.json is known. Returns a `Result`."""
     own: dict[str, Any] = {
         "layout": layout,
         "max_shard_size": max_shard_size,
         "config": config,
         "hf_layout": hf_layout,
         "strategy_dir": strategy_dir,
+        "allow_no_config": allow_no_config,
     }
     return run_job(_to_torch(ms, out_dir, options, **own), options)
 
@@ -141,6 +143,7 @@ def _to_torch(
     config: PathLike | None = None,
     hf_layout: str | None = None,
     strategy_dir: PathLike | None = None,
+    allow_no_config: bool = False,
 ) -> Job:
     chosen = None if layout == "auto" else layout
     strategy = _path(strategy_dir)
@@ -152,7 +155,7 @@ def _to_torch(
     target = source.table.layout(hf_layout)
     if target.family != "huggingface":
         raise UsageError(f"--hf_layout {hf_layout} is a layout of MindSpore; to-torch writes {_names(source.table, 'huggingface')}.")
-    return _hugging_face_job("to-torch", source, target, Path(out_dir), max_shard_size, options)
+    return _hugging_face_job("to-torch", source, target, Path(out_dir), max_shard_size, options, allow_no_config)
 
 
 def _convert(
@@ -210,15 +213,24 @@ def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, op
     return _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes)
 
 
-def _hugging_face_job(verb: str, source: Source, target: Layout, out: Path, max_shard_size: int | str | None, options: Options) -> Job:
+def _hugging_face_job(
+    verb: str,
+    source: Source,
+    target: Layout,
+    out: Path,
+    max_shard_size: int | str | None,
+    options: Options,
+    allow_no_config: bool = False,
+) -> Job:
     dtype = parse_target(options.get("dtype"))
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
     if source.state:
         left_out["optimizer state and counters"] = list(source.state)
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max_shard_size")
-    files, small = HuggingFaceTarget(out, source.hugging_face, limit).lay_out(conversion.specs, target.name)
-    return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype)
+    place = HuggingFaceTarget(out, source.hugging_face, limit, allow_no_config)
+    files, small = place.lay_out(conversion.specs, target.name)
+    return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype, place.notes())
 
 
 def _left_out(source: Source) -> dict[str, list[str]]:

@@ -98,6 +98,7 @@ def to_ms(**arguments: Any) -> None:
 @opt.strategy("--strategy-dir", "MS holds the rank directories of the job with this strategy.")
 @opt.shards
 @opt.config
+@opt.option("--allow-no-config", is_flag=True, help="Write the weights alone where no config.json is known.")
 @opt.planning
 @opt.running
 def to_torch(**arguments: Any) -> None:
@@ -273,6 +274,84 @@ def inspect(path: Path, tensors: bool, as_json: bool, **arguments: Any) -> None:
 
     found = look(path, **arguments)
     click.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else inspection_text(found, tensors))
+
+
+def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, quiet: bool, **running: Any) -> None:
+    """Runs what a drop-in's flags mean, and says which command of ours that is."""
+    call = make(**flags)
+    with bar(quiet) as progress:
+        result = call.run(progress=progress, **running)
+    if as_json:
+        click.echo(json.dumps({**result.to_json(), "command": call.command}, ensure_ascii=False))
+    elif not quiet:
+        click.echo(f"the same as: {call.command}")
+        click.echo(result_text(result))
+
+
+@cli.command(
+    "convert-weight",
+    cls=_Examples,
+    examples="""
+    ckptforge convert-weight --model mixtral --input_path hf_dir --output_path model.ckpt --dtype fp16
+    ckptforge convert-weight --model mixtral --reversed --input_path model.ckpt --output_path hf_dir/ --dtype fp16
+    ckptforge convert-weight --use_gmm=True --dtype=fp16 --torch_ckpt_dir=hf_dir --mindspore_ckpt_path=model.ckpt
+""",
+)
+@opt.option("--model", metavar="NAME", help="The mapping to use.")
+@opt.option("--input-path", metavar="PATH", help="A Hugging Face directory; with --reversed a MindSpore checkpoint.")
+@opt.option("--output-path", metavar="PATH", help="The .ckpt file; with --reversed a directory.")
+@opt.option("--reversed", is_flag=True, help="From MindSpore to Hugging Face.")
+@opt.option("--strategy-dir", metavar="DIR", help="With --reversed: the strategy of the rank directories in --input_path.")
+@opt.option("--torch-ckpt-dir", "--torch-ckpt-idr", "torch_ckpt_dir", metavar="DIR", help="A Hugging Face directory.")
+@opt.option("--mindspore-ckpt-path", metavar="FILE", help="The .ckpt file to write.")
+@opt.option("--pre-ckpt-path", metavar="FILE", help="A MindSpore checkpoint to bring into the GMM layout.")
+@opt.option("--use-gmm", type=bool, metavar="True|False", help="Write the GMM layout. [default: True from --pre_ckpt_path, else False]")
+@opt.option(
+    "--dtype", type=click.Choice(["fp16", "bf16", "fp32"]), help="[default: fp32 with --input_path, fp16 with --torch_ckpt_dir, else kept]"
+)
+@opt.option("--allow-overflow", is_flag=True, help="Write infinities where a cast makes them out of finite values.")
+@opt.running
+def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """MindFormers' convert_weight.py, with the same flags.
+
+    Those of the unified script (--input_path, --output_path, --reversed, --strategy_dir) and of the script for inference
+    (--torch_ckpt_dir, --pre_ckpt_path, --mindspore_ckpt_path, --use_gmm).
+    """
+    from ckptforge import dropins
+
+    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory", "allow_overflow")}
+    _show_call(dropins.convert_weight, arguments, as_json, quiet, **running)
+
+
+@cli.command(
+    "transform-ckpt",
+    cls=_Examples,
+    examples="""
+    ckptforge transform-ckpt --src_ckpt_strategy output/strategy/ --src_ckpt_dir output/checkpoint/ --dst_ckpt_dir merged --prefix model_
+""",
+)
+@opt.option(
+    "--src-ckpt-strategy",
+    "--src-strategy",
+    "src_ckpt_strategy",
+    metavar="DIR_OR_FILE",
+    help="The strategy of the input; None: it is whole.",
+)
+@opt.option(
+    "--dst-ckpt-strategy", "--dst-strategy", "dst_ckpt_strategy", metavar="DIR_OR_FILE", help="The strategy of the output; None: merge."
+)
+@opt.option("--src-ckpt-dir", "--src-checkpoint", "src_ckpt_dir", required=True, metavar="DIR", help="The rank_<r> directories to read.")
+@opt.option(
+    "--dst-ckpt-dir", "--dst-checkpoint-dir", "dst_ckpt_dir", required=True, metavar="DIR", help="Where rank_<r>/<prefix><r>.ckpt go."
+)
+@opt.option("--prefix", default="checkpoint_", show_default=True, metavar="P", help="Beginning of the output files' names.")
+@opt.running
+def transform_ckpt(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """MindFormers' transform_ckpt.py, with the same flags: merge, split or reshard, by the strategies given."""
+    from ckptforge import dropins
+
+    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory")}
+    _show_call(dropins.transform_ckpt, arguments, as_json, quiet, **running)
 
 
 @cli.command(

@@ -219,11 +219,11 @@ def _values(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             if key in found and found[key] != value:
                 raise ConfigError(f"{path}: {origin[key]} is {found[key]!r}, but {spelling} is {value!r}; they mean the same.")
             found[key], origin[key] = value, spelling
-    if not found:
-        raise ConfigError(f"{path}: has none of the keys of a parallel configuration, such as model_parallel.")
     known = {word for key, spellings in _KEYS.items() for word in (key, *spellings)} | set(_SECTIONS)
     if flat and (unknown := [key for key in content if key not in known]):
         raise ConfigError(f"{path}: {unknown[0]!r} isn't a key of a parallel configuration; there are {', '.join(_KEYS)}.")
+    if not found:
+        raise ConfigError(f"{path}: has none of the keys of a parallel configuration, such as model_parallel.")
     for key in _mapping(path, content.get("parallel_config"), "parallel_config"):
         if key not in known and (near := get_close_matches(str(key), _KEYS, 1, 0.85)):
             raise ConfigError(f"{path}: parallel_config.{key} isn't a key of MindFormers; did you mean {near[0]}?")
