@@ -182,3 +182,41 @@ def test_mindspore_takes_our_strategy_files_and_our_shards(mindspore, tmp_path, 
     ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "ours", strategy_dir=path)
     mindspore.transform_checkpoints(str(tmp_path / "ours"), str(tmp_path / "theirs"), "x", str(path), None)
     assert contents(tmp_path / "theirs" / "rank_0") == contents(MINDSPORE / "full.ckpt")
+
+
+def test_mindspore_takes_computed_strategies(mindspore, tmp_path):
+    """Its merge of a pipeline's strategies and its merge of our ranks: 16 ranks, expert and optimizer parallel."""
+    config = tmp_path / "c.json"
+    keys = {"dp": 8, "ep": 4, "pp": 2, "enable_parallel_optimizer": True, "parallel_optimizer_threshold": 0}
+    config.write_text(json.dumps(keys))
+    full = MINDSPORE / "full.ckpt"
+    ckptforge.strategy(tmp_path / "strategy", parallel_config=config, like=full)
+    ckptforge.split(full, tmp_path / "ranks", parallel_config=config)
+    mindspore.merge_pipeline_strategys(str(tmp_path / "strategy"), str(tmp_path / "merged_strategy.ckpt"))
+    (tmp_path / "merged").mkdir()
+    mindspore.transform_checkpoints(str(tmp_path / "ranks"), str(tmp_path / "merged"), "m", str(tmp_path / "merged_strategy.ckpt"), None)
+    assert contents(tmp_path / "merged/rank_0/m0.ckpt") == contents(full)
+
+
+def test_mindspore_loads_unified_safetensors(mindspore, tmp_path, monkeypatch):
+    """load_distributed_checkpoint, from several parts, into the ranks of a computed strategy."""
+    monkeypatch.setattr("ckptforge.mindspore_outputs.UNIFIED_PART_BYTES", 100_000)
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"mp": 4, "vocab_emb_dp": False}))
+    full = MINDSPORE / "full.ckpt"
+    ckptforge.convert(full, tmp_path / "unified", to="dense", format="unified", dtype="fp32", weights_only=True)
+    ckptforge.convert(full, tmp_path / "whole.ckpt", to="dense", dtype="fp32", weights_only=True)
+    assert len(list((tmp_path / "unified").glob("part*.safetensors"))) > 1
+    ckptforge.strategy(tmp_path / "s", parallel_config=config, like=full)
+    ckptforge.split(tmp_path / "whole.ckpt", tmp_path / "ours", parallel_config=config)
+    mindspore.load_distributed_checkpoint(
+        None,
+        predict_strategy=str(tmp_path / "s/ckpt_strategy_rank_0.ckpt"),
+        format="safetensors",
+        unified_safetensors_dir=str(tmp_path / "unified"),
+        dst_safetensors_dir=str(tmp_path / "theirs"),
+        max_process_num=1,
+    )
+    for rank in range(4):
+        (theirs,) = (tmp_path / f"theirs/rank_{rank}").glob("*.safetensors")
+        assert contents(theirs) == contents(tmp_path / f"ours/rank_{rank}/checkpoint_{rank}.ckpt")
