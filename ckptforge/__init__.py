@@ -15,6 +15,7 @@ from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
 if TYPE_CHECKING:
+    from ckptforge.comparing import Comparison, compare
     from ckptforge.inspection import Inspection, inspect
     from ckptforge.resharding import merge, reshard, split
     from ckptforge.result import Result
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CkptforgeError",
+    "Comparison",
     "Inspection",
     "Result",
     "__version__",
+    "compare",
     "convert",
     "inspect",
     "merge",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "comparing",
+    "compare": "comparing",
     "Inspection": "inspection",
     "Result": "result",
     "convert": "verbs",

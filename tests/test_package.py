@@ -29,6 +29,7 @@ ORDER = [
     "resharding",
     "strategies",
     "dropins",
+    "comparing",
     "inspection",
     "synthetic",
     "demo",

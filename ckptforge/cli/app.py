@@ -14,7 +14,7 @@ import click
 
 from ckptforge.cli import options as opt
 from ckptforge.cli.progress import bar
-from ckptforge.cli.text import inspection_text, result_text
+from ckptforge.cli.text import comparison_text, inspection_text, result_text
 from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
@@ -274,6 +274,49 @@ def inspect(path: Path, tensors: bool, as_json: bool, **arguments: Any) -> None:
 
     found = look(path, **arguments)
     click.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else inspection_text(found, tensors))
+
+
+@cli.command(
+    "compare",
+    cls=_Examples,
+    examples="""
+    ckptforge compare hf_dir model.ckpt
+    ckptforge compare model.ckpt model_fp16.ckpt --after-cast fp16
+    ckptforge compare hf_dir output/checkpoint --strategy_dir_b output/strategy
+""",
+)
+@click.argument("a", type=opt.PATH)
+@click.argument("b", type=opt.PATH)
+@opt.strategy("--strategy-dir-a", "A holds the rank directories of the job with this strategy.")
+@opt.strategy("--strategy-dir-b", "The same for B.")
+@opt.option("--layout-a", metavar="LAYOUT", help="The layout of A. [default: told from names and shapes]")
+@opt.option("--layout-b", metavar="LAYOUT", help="The layout of B.")
+@opt.option("--after-cast", metavar="fp16|bf16|fp32", help="Cast A's floating-point weights to this first.")
+@opt.option("--weights-only", is_flag=True, help="Pass over optimizer state and counters.")
+@opt.config
+@opt.mapping
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@opt.option("--workers", type=int, metavar="N", help="Threads that read. [default: one per core, at most 8]")
+@opt.option("--memory", metavar="SIZE", help="Buffers of all workers together. [default: 134MB]")
+@opt.option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object).")
+@click.pass_context
+def compare(context: click.Context, /, a: Path, b: Path, as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Compare two checkpoints tensor by tensor, bit by bit, through the mapping.
+
+    A and B may have any format, layout and split: A is brought into B's layout in passing. Exit code 0: the same; 1: not.
+    """
+    from ckptforge.comparing import compare as check
+
+    with bar(quiet) as progress:
+        found = check(a, b, progress=progress, **arguments)
+    if as_json:
+        content = found.to_json()
+        if not found.equal:
+            content["error"] = {"type": "Different", "message": comparison_text(found).splitlines()[-1]}
+        click.echo(json.dumps(content, ensure_ascii=False))
+    elif not quiet:
+        click.echo(comparison_text(found))
+    context.exit(0 if found.equal else 1)
 
 
 def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, quiet: bool, **running: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptforge.comparing import Comparison
     from ckptforge.inspection import Inspection
     from ckptforge.result import Result
 
@@ -118,6 +119,43 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         lines += ["", f"not known to the mapping: {len(found.unmapped)} tensors, such as {', '.join(found.unmapped[:3])}"]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(lines)
+
+
+_SHOWN_DIFFERENCES = 20
+
+
+def comparison_text(found: Comparison) -> str:
+    """What `compare` found; the last line is the verdict."""
+    how = f"as {found.through}, {found.layouts[0]} against {found.layouts[1]}" if found.through else "by name"
+    cast = f", A cast to {found.after_cast}" if found.after_cast else ""
+    lines = [f"A  {found.a}", f"B  {found.b}", f"compared {found.tensors} tensors of B, {size(found.bytes)}, {how}{cast}"]
+    if found.differences:
+        rows = [["tensor of B", "what", "differ", "of", "max abs", "relative L2", "first in B", "which is, in A"]]
+        for one in found.differences[:_SHOWN_DIFFERENCES]:
+            figures = ["", "", "", "", "", ""]
+            if one.count:
+                norm = "" if one.relative_l2 is None else f"{one.relative_l2:.3g}"
+                origin = f"{one.source} {list(one.source_index or ())}" if one.source else ""
+                figures = [f"{one.count:,}", f"{one.elements:,}", f"{one.max_abs:.3g}", norm, str(list(one.index or ())), origin]
+            what = one.what
+            if one.count and one.dtypes[0] != one.dtypes[1]:
+                what += f" ({one.dtypes[0]}, {one.dtypes[1]})"
+            if one.nonfinite:
+                what += f", {one.nonfinite:,} of them not finite"
+            rows.append([one.name, what, *figures])
+        lines += ["", table(rows, right=(2, 3))]
+        if len(found.differences) > _SHOWN_DIFFERENCES:
+            lines.append(f"… and {len(found.differences) - _SHOWN_DIFFERENCES} more")
+    for side, names in (("A", found.only_in_a), ("B", found.only_in_b)):
+        if names:
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            lines.append(f"only in {side}: {len(names)} tensors ({shown})")
+    lines += [f"likely cause: {cause}" for cause in found.causes]
+    lines += [f"note: {note}" for note in found.notes]
+    if found.equal:
+        return "\n".join([*lines, "the same: every tensor has the same bits" + (" after the cast" if found.after_cast else "")])
+    missing = len(found.only_in_a) + len(found.only_in_b)
+    return "\n".join([*lines, f"different: {len(found.differences)} tensors differ, {missing} are only on one side"])
 
 
 _SHOWN_RANKS = 16

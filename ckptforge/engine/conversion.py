@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 
 from ckptforge.boxes import Box, Transfer, row_major_strides, within_source, within_target
 from ckptforge.dtypes import DType
-from ckptforge.engine.plan import Assembly, fill, prove_complete
+from ckptforge.engine.plan import Assembly, Pair, fill, prove_complete
 from ckptforge.errors import MissingTensorsError, PlanError, listing
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.layout import FileLayout, TensorSpec
@@ -71,6 +72,34 @@ class Conversion:
         whole = not any(output.boxes for output in outputs)
         prove_complete(found, _parts(self.used, shards) if whole else ())
         return tuple(found)
+
+    def against(self, names: Sequence[str], others: Sources, shards: Shards, other_shards: Shards) -> list[Pair]:
+        """The target tensors of these names beside tensors of the same names and shapes that are there already, part by part."""
+        pairs = []
+        dtypes = {spec.name: spec.dtype for spec in self.specs}
+        for name in names:
+            lowered = _from_shards(self.copies.get(name, []), shards)
+            whole = others[name]
+            for box, entry in other_shards.get(name, ((None, whole),)):
+                copies = lowered
+                if box is not None:
+                    copies = [(source, part) for source, copy in lowered for part in within_target(copy, whole.shape, box)]
+                target = replace(entry, dtype=dtypes[name])
+                pairs.append(Pair(Assembly(target, self.groups[name], tuple(copies)), entry, box))
+        return pairs
+
+    def only(self, names: Sequence[str], shards: Shards) -> list[Assembly]:
+        """The assemblies of some target tensors, of no file."""
+        chosen = set(names)
+        return [
+            Assembly(
+                TensorEntry(spec.name, spec.dtype, spec.shape, Path(), ()),
+                self.groups[spec.name],
+                tuple(_from_shards(self.copies.get(spec.name, []), shards)),
+            )
+            for spec in self.specs
+            if spec.name in chosen
+        ]
 
 
 def _from_shards(copies: Copies, shards: Shards) -> Copies:

@@ -25,6 +25,16 @@ class Assembly:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A tensor, or the part of it that lies in one file, as one side would make it (`assembly`), and as the other side has it
+    (`entry`); `box` is its part of the tensor, None for all of it."""
+
+    assembly: Assembly
+    entry: TensorEntry
+    box: Box | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole job: outputs to write, what fills them, and what of the input is left out and why.
 

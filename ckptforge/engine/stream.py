@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,13 +99,18 @@ def tasks(plan: Plan, budget: Budget) -> Iterator[Task]:
     for file in plan.sources:
         if file.checksum is not None:
             yield Check(file)
-    for assembly in plan.assemblies:
+    yield from fills(plan.assemblies, budget, moves=True)
+
+
+def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -> Iterator[Move | Fill]:
+    """Assemblies cut into tiles, or into moves where bytes go over as they are, if those are wanted."""
+    for assembly in assemblies:
         target = assembly.target
         if not target.elements:
             continue
         joined = [(source, transfer.coalesced()) for source, transfer in assembly.copies]
         itemsize = target.dtype.itemsize
-        if all(source.dtype == target.dtype and transfer.is_move for source, transfer in joined):
+        if moves and all(source.dtype == target.dtype and transfer.is_move for source, transfer in joined):
             for source, transfer in joined:
                 runs = paired_ranges(source, transfer.source * itemsize, target, transfer.target * itemsize, transfer.size * itemsize)
                 for source_at, target_at, length in runs:
@@ -120,10 +125,10 @@ def tasks(plan: Plan, budget: Budget) -> Iterator[Task]:
 
 
 @dataclass
-class _Worker:
+class Worker:
     """One thread's buffers, made once, and its counts."""
 
-    descriptors: _Descriptors
+    descriptors: Descriptors
     budget: Budget
     audit: Audit = field(default_factory=Audit)
     _memory: Array | None = None
@@ -156,12 +161,7 @@ class _Worker:
     def fill(self, task: Fill) -> None:
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
-        widest = max(itemsize, *(source.dtype.itemsize for source, _ in task.assembly.copies))
-        made, read, spare = self.buffers(tile.elements * itemsize, _READ_FACTOR * task.max_elements * widest, task.max_elements * widest)
-        out = _as_numbers(made, target.dtype)
-        for source, transfer in task.assembly.copies:
-            for part in inside(transfer, tile):
-                self.gather(source, part, target, task.assembly.group, out, read, spare)
+        made, _ = self.assemble(task, 0)
         fd = self.descriptors.target(target.path)
         at = 0
         with self.descriptors.many_calls if tile.run_count > _MANY_CALLS else nullcontext():
@@ -169,6 +169,20 @@ class _Worker:
                 for offset, length in target.file_ranges(first * itemsize, count * itemsize):
                     write_exactly(fd, offset, made[at : at + length].data, target.path)
                     at += length
+
+    def assemble(self, task: Fill, extra: int) -> tuple[Array, Array]:
+        """(the bytes of a tile put together, a buffer of `extra` bytes); both are the worker's, until its next task."""
+        target, tile = task.assembly.target, task.tile
+        itemsize = target.dtype.itemsize
+        widest = max(itemsize, *(source.dtype.itemsize for source, _ in task.assembly.copies))
+        made, more, read, spare = self.buffers(
+            tile.elements * itemsize, extra, _READ_FACTOR * task.max_elements * widest, task.max_elements * widest
+        )
+        out = as_numbers(made, target.dtype)
+        for source, transfer in task.assembly.copies:
+            for part in inside(transfer, tile):
+                self.gather(source, part, target, task.assembly.group, out, read, spare)
+        return made, more
 
     def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array, read: Array, spare: Array) -> None:
         """Reads one part of a tile, casts it and puts it in its place."""
@@ -181,11 +195,11 @@ class _Worker:
             for start in spans.starts():
                 read_range(source, (part.source + start) * itemsize, view[at : at + spans.length * itemsize], fd)
                 at += spans.length * itemsize
-        numbers = _as_numbers(read[:at], source.dtype)
+        numbers = as_numbers(read[:at], source.dtype)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if source.dtype != target.dtype:
             if spans.elements != part.size:  # gaps must be neither cast nor counted
-                dense = _as_numbers(spare[: part.size * itemsize], source.dtype)
+                dense = as_numbers(spare[: part.size * itemsize], source.dtype)
                 packed = _dense(packed)
                 np.copyto(strided(dense, 0, part.shape, packed.from_), strided(numbers, 0, part.shape, spans.strides))
                 numbers, spare = dense, read
@@ -195,7 +209,7 @@ class _Worker:
                 place = out[packed.target : packed.target + packed.size]
                 self.audit.add(group, source.dtype, target.dtype, cast(numbers, place))
                 return
-            made = _as_numbers(spare[: part.size * target.dtype.itemsize], target.dtype)
+            made = as_numbers(spare[: part.size * target.dtype.itemsize], target.dtype)
             self.audit.add(group, source.dtype, target.dtype, cast(numbers, made))
             numbers = made
         copy_strided(numbers, out, packed.coalesced())
@@ -211,13 +225,13 @@ def _dense(transfer: Transfer) -> Transfer:
     return Transfer(transfer.shape, 0, tuple(strides), transfer.target, transfer.to)
 
 
-def _as_numbers(raw: Array, dtype: DType) -> Array:
+def as_numbers(raw: Array, dtype: DType) -> Array:
     """Bytes as numbers: of the dtype itself if it can be cast, else of any of its size."""
     return raw.view(numpy_dtype(dtype) if dtype.floating else np.dtype(f"V{dtype.itemsize}"))
 
 
 @dataclass
-class _Descriptors:
+class Descriptors:
     """Open files, shared by all workers."""
 
     targets: Mapping[Path, int]
@@ -257,18 +271,36 @@ def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progr
             raise OutputError(f"{file.path}: can't be made {file.size} bytes long: {error.strerror}.") from error
         for offset, literal in file.literals:
             write_exactly(targets[file.path], offset, literal, file.path)
-    queue = tasks(plan, budget)
+    descriptors = Descriptors(targets)
+    audit = Audit()
+    try:
+        for worker in run_workers(tasks(plan, budget), [Worker(descriptors, budget) for _ in range(budget.workers)], progress, total):
+            audit.merge(worker.audit)
+    finally:
+        descriptors.close()
+    return audit
+
+
+class Doer(Protocol):
+    """What carries out tasks on one thread; `do` returns the bytes that count as progress."""
+
+    def do(self, task: Task) -> int: ...
+
+
+W = TypeVar("W", bound=Doer)
+
+
+def run_workers(queue: Iterator[Task], workers: Sequence[W], progress: Progress | None, total: int) -> Sequence[W]:
+    """Each worker takes tasks until there are none. The first error of any stops all and is raised."""
     lock, stop = threading.Lock(), threading.Event()
-    descriptors = _Descriptors(targets)
     done = 0
 
     def take() -> Task | None:
         with lock:
             return None if stop.is_set() else next(queue, None)
 
-    def work() -> Audit:
+    def work(worker: W) -> None:
         nonlocal done
-        worker = _Worker(descriptors, budget)
         try:
             while (task := take()) is not None:
                 written = worker.do(task)
@@ -279,18 +311,13 @@ def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progr
         except BaseException:
             stop.set()
             raise
-        return worker.audit
 
-    audit = Audit()
-    try:
-        with ThreadPoolExecutor(budget.workers, thread_name_prefix="ckptforge") as pool:
-            futures = [pool.submit(work) for _ in range(budget.workers)]
-            try:
-                for future in futures:
-                    audit.merge(future.result())
-            except BaseException:
-                stop.set()
-                raise
-    finally:
-        descriptors.close()
-    return audit
+    with ThreadPoolExecutor(len(workers), thread_name_prefix="ckptforge") as pool:
+        futures = [pool.submit(work, worker) for worker in workers]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+    return workers

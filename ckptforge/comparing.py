@@ -1,0 +1,398 @@
+"""compare: whether two checkpoints, of any formats, layouts and splits, are the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptforge.dtypes import DType, parse_target
+from ckptforge.engine.comparison import Difference, differing, fingerprints
+from ckptforge.engine.conversion import Conversion, convert, identity
+from ckptforge.engine.stream import Budget, Progress
+from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError
+from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
+from ckptforge.formats.entry import TensorEntry
+from ckptforge.jobs import PathLike
+from ckptforge.mapping.binding import recognise_names
+from ckptforge.mapping.state import companion_prefix, is_state
+from ckptforge.mapping.table import Layout
+from ckptforge.outputs import parse_size
+from ckptforge.partition.sharded import open_sharded
+from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.source import Choices, Source, bind_source
+
+_ROUNDINGS = ("fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """A tensor of B that isn't what A makes it: `what` in words, and the figures where both have its shape.
+
+    `index` is the first that differs in B's tensor, `source` and `source_index` A's tensor and index there (in a shard: of
+    the shard).
+    """
+
+    name: str
+    what: str
+    dtypes: tuple[str, str]
+    elements: int = 0
+    count: int = 0
+    max_abs: float = 0.0
+    relative_l2: float | None = None
+    nonfinite: int = 0
+    index: tuple[int, ...] | None = None
+    source: str | None = None
+    source_index: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. `equal`: every tensor has the same bits, or the same values after the named cast.
+
+    `through` is the mapping that tensors were compared through, None where they were compared by their names; `causes` are
+    likely reasons for the differences, in words.
+    """
+
+    a: str
+    b: str
+    through: str | None
+    layouts: tuple[str | None, str | None]
+    after_cast: str | None
+    tensors: int
+    bytes: int
+    equal: bool
+    differences: list[TensorDifference]
+    only_in_a: list[str]
+    only_in_b: list[str]
+    causes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.equal, "verb": "compare", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _Side:
+    checkpoint: Checkpoint
+    source: Source | None
+    reason: str = ""
+
+
+def compare(
+    a: PathLike,
+    b: PathLike,
+    *,
+    strategy_dir_a: PathLike | None = None,
+    strategy_dir_b: PathLike | None = None,
+    layout_a: str | None = None,
+    layout_b: str | None = None,
+    after_cast: str | None = None,
+    config: PathLike | None = None,
+    model: str | None = None,
+    mapping: PathLike | None = None,
+    weights_only: bool = False,
+    workers: int | None = None,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compares two checkpoints tensor by tensor, bit by bit: A, brought into B's layout in passing, with B.
+
+    `after_cast` (fp16, bf16, fp32) casts A's floating-point weights first; where dtypes differ then, values are compared.
+    Where no mapping knows the models, tensors are compared by name. Optimizer state counts where both sides have some.
+    Raises the errors of opening, of the tables and of binding; a difference is no error.
+    """
+    budget = Budget.of(workers, None if memory is None else parse_size(memory, "--memory"))
+    shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config)}
+    one = _open(Path(a), _path(strategy_dir_a), Choices(**shared, layout=layout_a, layout_option="--layout_a"))
+    other = _open(Path(b), _path(strategy_dir_b), Choices(**shared, layout=layout_b, layout_option="--layout_b"))
+    dtype = parse_target(after_cast)
+    if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
+        return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
+    _share_sizes(one.source, other.source)
+    conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
+    found, equal_bytes = _differences(conversion, one.checkpoint, other.checkpoint, left_b, budget, progress)
+    causes = _causes(one.source, other.source, found, dtype, budget)
+    return Comparison(
+        str(a),
+        str(b),
+        one.source.table.name,
+        (one.source.binding.layout.name, other.source.binding.layout.name),
+        after_cast,
+        len(conversion.specs),
+        equal_bytes,
+        not (found or left_a or left_b),
+        found,
+        left_a,
+        left_b,
+        causes,
+        [*one.checkpoint.notes, *other.checkpoint.notes, *notes],
+    )
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _open(path: Path, strategy: Path | None, choices: Choices) -> _Side:
+    checkpoint = open_checkpoint(path) if strategy is None else open_sharded(path, read_strategy(strategy))
+    try:
+        return _Side(checkpoint, bind_source(checkpoint, choices))
+    except (ModelUnknownError, MissingTensorsError) as error:
+        if choices.layout is not None or choices.model is not None or choices.mapping is not None:
+            raise
+        return _Side(checkpoint, None, str(error))
+
+
+def _share_sizes(one: Source, other: Source) -> None:
+    """What either side knows of the axes, both know. Raises `LayoutError` where they contradict: other models."""
+    for mine, theirs in ((one, other), (other, one)):
+        for axis, (size, reason) in theirs.binding.sizes.known.items():
+            try:
+                mine.binding.sizes.learn(axis, size, reason)
+            except LayoutError as error:
+                raise LayoutError(f"{one.checkpoint.path} and {other.checkpoint.path} are models of different sizes: {error}") from error
+
+
+def _through_mapping(
+    one: Source, other: Source, dtype: DType | None, weights_only: bool
+) -> tuple[Conversion, list[str], list[str], list[str]]:
+    """(A in B's layout, names only in A, names only in B, notes)."""
+    target = other.binding.layout
+    mine, theirs = one.checkpoint.tensors, other.checkpoint.tensors
+    conversion = convert(one.binding, target, mine, dtype)
+    only_b = [*other.unmapped]
+    notes = []
+    made = {spec.name for spec in conversion.specs}
+    stored = {name for names in other.binding.names.values() for name in names.values()}
+    only_b += sorted(stored - made)
+    only_a = [*one.unmapped, *sorted(made - stored)]
+    conversion.specs = [spec for spec in conversion.specs if spec.name in stored]
+    state_a, state_b = ([] if weights_only else list(source.state) for source in (one, other))
+    if bool(state_a) != bool(state_b):
+        notes.append(
+            f"only {'A' if state_a else 'B'} has optimizer state and counters ({len(state_a or state_b)} tensors), which weren't compared."
+        )
+    elif state_a:
+        prefixes = dict.fromkeys(prefix for name in state_a if (prefix := companion_prefix(name)))
+        for prefix in prefixes:
+            conversion.extend(convert(one.binding, target, mine, None, prefix))
+        taken = {entry.name for entry in conversion.used}
+        for name in state_a:
+            if name not in taken:
+                conversion.keep(mine[name])
+        state_made = [spec.name for spec in conversion.specs if is_state(spec.name)]
+        only_b += [name for name in state_b if name not in set(state_made)]
+        only_a += [name for name in state_made if name not in theirs]
+        conversion.specs = [spec for spec in conversion.specs if not is_state(spec.name) or spec.name in theirs]
+    return conversion, only_a, only_b, notes
+
+
+def _by_name(
+    one: _Side, other: _Side, dtype: DType | None, after_cast: str | None, weights_only: bool, budget: Budget, progress: Progress | None
+) -> Comparison:
+    mine, theirs = one.checkpoint.tensors, other.checkpoint.tensors
+    names = [name for name in mine if name in theirs and not (weights_only and is_state(name))]
+    if not names:
+        reasons = "\n".join(side.reason for side in (one, other) if side.reason)
+        raise ModelUnknownError(
+            f"{one.checkpoint.path} and {other.checkpoint.path} have no tensor name in common, and no mapping knows both"
+            + (f":\n{reasons}" if reasons else ".")
+        )
+
+    def cast(entry: TensorEntry) -> DType:
+        return dtype if dtype is not None and entry.dtype.floating and not is_state(entry.name) else entry.dtype
+
+    conversion = identity(mine, names, cast)
+    only_a, only_b = (
+        [name for name in x if name not in y and not (weights_only and is_state(name))] for x, y in ((mine, theirs), (theirs, mine))
+    )
+    found, count = _differences(conversion, one.checkpoint, other.checkpoint, [], budget, progress)
+    notes = [*one.checkpoint.notes, *other.checkpoint.notes, "compared by name, without a mapping."]
+    return Comparison(
+        str(one.checkpoint.path),
+        str(other.checkpoint.path),
+        None,
+        (None, None),
+        after_cast,
+        len(names),
+        count,
+        not (found or only_a or only_b),
+        found,
+        only_a,
+        only_b,
+        _rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget),
+        notes,
+    )
+
+
+def _differences(
+    conversion: Conversion, one: Checkpoint, other: Checkpoint, absent: Sequence[str], budget: Budget, progress: Progress | None
+) -> tuple[list[TensorDifference], int]:
+    """(what differs, in the order of B, bytes of B that were compared)."""
+    found: dict[str, TensorDifference] = {}
+    comparable = []
+    for spec in conversion.specs:
+        entry = other.tensors[spec.name]
+        dtypes = (spec.dtype.name, entry.dtype.name)
+        if entry.shape != spec.shape:
+            found[spec.name] = TensorDifference(spec.name, f"shape {list(spec.shape)} in A, {list(entry.shape)} in B", dtypes)
+        else:
+            comparable.append(spec.name)
+            if spec.dtype != entry.dtype and not (spec.dtype.floating and entry.dtype.floating):
+                found[spec.name] = TensorDifference(spec.name, f"dtype {dtypes[0]} in A, {dtypes[1]} in B", dtypes)
+    pairs = conversion.against(comparable, other.tensors, one.shards, other.shards)
+    unequal = differing(pairs, budget, progress)
+    wanted = {spec.name: spec.dtype for spec in conversion.specs}
+    for name in comparable:
+        dtypes = (wanted[name].name, other.tensors[name].dtype.name)
+        if name in unequal:
+            found[name] = _described(name, dtypes, unequal[name])
+        elif dtypes[0] != dtypes[1] and name not in found:
+            found[name] = TensorDifference(name, f"the same values, but {dtypes[0]} in A and {dtypes[1]} in B", dtypes)
+    order = {name: i for i, name in enumerate(other.tensors)}
+    return sorted(found.values(), key=lambda difference: order[difference.name]), sum(pair.entry.nbytes for pair in pairs)
+
+
+def _described(name: str, dtypes: tuple[str, str], difference: Difference) -> TensorDifference:
+    source, index = difference.first_source or (None, None)
+    return TensorDifference(
+        name,
+        "values differ",
+        dtypes,
+        difference.elements,
+        difference.count,
+        difference.max_abs,
+        difference.relative_l2,
+        difference.nonfinite,
+        difference.first,
+        source,
+        index,
+    )
+
+
+def _causes(one: Source, other: Source, found: Sequence[TensorDifference], dtype: DType | None, budget: Budget) -> list[str]:
+    """Likely reasons: another content of the same names, tensors at one another's place, transposed, rounded."""
+    found = [difference for difference in found if not is_state(difference.name)]
+    differing_names = [difference.name for difference in found if difference.count]
+    if not differing_names:
+        return []
+    causes = _other_layout(one, other, differing_names, dtype, budget)
+    if causes:
+        return causes
+    causes = _misplaced(one, other, differing_names, dtype, budget)
+    conversion = convert(one.binding, other.binding.layout, one.checkpoint.tensors, dtype)
+    return causes + _rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget)
+
+
+def _other_layout(one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget) -> list[str]:
+    """Whether B is what A makes in another layout of the same names and shapes: transposed experts, another qkv grouping."""
+    theirs = other.checkpoint.tensors
+    for layout in other.table.layouts.values():
+        if layout is other.binding.layout or layout.family != other.binding.layout.family:
+            continue
+        try:
+            conversion = convert(one.binding, layout, one.checkpoint.tensors, dtype)
+        except CkptforgeError:  # nothing that this model can be in
+            continue
+        shapes = {spec.name: spec.shape for spec in conversion.specs}
+        if any(shapes.get(name) != theirs[name].shape for name in names):
+            continue
+        if not differing(conversion.against(names, theirs, one.checkpoint.shards, other.checkpoint.shards), budget):
+            return [
+                f"B is what A is in layout {layout.name}; it was read as {other.binding.layout.name}. "
+                f"The names and shapes of both are the same, so say which it is with --layout_b {layout.name}, or convert it again."
+            ]
+    return []
+
+
+def _misplaced(one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget) -> list[str]:
+    """Matches the smallest pieces that a layout of the table knows (one expert's matrix) by their contents."""
+    layout = next((layout for layout in other.table.layouts.values() if layout.family == "huggingface"), other.binding.layout)
+    try:
+        mine = convert(one.binding, layout, one.checkpoint.tensors, dtype)
+        theirs = convert(other.binding, layout, other.checkpoint.tensors, None)
+    except CkptforgeError:
+        return []
+    touched = {tensor for name in names for tensor in _logical(other, name)}
+    _, chosen = _pieces(layout, [spec.name for spec in mine.specs], touched)
+    prints_a = fingerprints(mine.only(chosen, one.checkpoint.shards), budget)
+    prints_b = fingerprints(theirs.only(chosen, other.checkpoint.shards), budget)
+    shapes = {spec.name: spec.shape for spec in mine.specs}
+    places, _ = _pieces(layout, chosen, touched)
+    by_print: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, printed in prints_a.items():
+        by_print.setdefault((printed.straight, shapes[name]), name)
+    moved: dict[str, str] = {}
+    transposed: list[str] = []
+    for name, printed in prints_b.items():
+        if printed.straight == prints_a[name].straight:
+            continue
+        if len(shapes[name]) == 2 and printed.transposed == prints_a[name].straight and shapes[name][0] == shapes[name][1]:
+            transposed.append(name)
+        elif (origin := by_print.get((printed.straight, shapes[name]))) is not None:
+            moved[name] = origin
+    causes = [_transposed_text(transposed)] if transposed else []
+    return causes + _moved_texts(moved, places)
+
+
+def _logical(source: Source, stored: str) -> tuple[str, ...]:
+    return next((pattern.tensors for pattern, names in source.binding.names.items() if stored in names.values()), ())
+
+
+def _pieces(layout: Layout, names: Sequence[str], touched: set[str]) -> tuple[dict[str, tuple[str, dict[str, int]]], list[str]]:
+    """(name → (logical tensor, index by axis), the names that hold a touched tensor)."""
+    found, _ = recognise_names(layout, dict.fromkeys(names))
+    places = {
+        name: ("+".join(pattern.tensors), dict(zip(pattern.name_axes, index, strict=True)))
+        for pattern, indexed in found.items()
+        if touched & set(pattern.tensors)
+        for index, name in indexed.items()
+    }
+    return places, [name for name in names if name in places]
+
+
+def _transposed_text(names: Sequence[str]) -> str:
+    return f"transposed in B: {_some(names)}"
+
+
+def _moved_texts(moved: Mapping[str, str], places: Mapping[str, tuple[str, dict[str, int]]]) -> list[str]:
+    """One sentence for each kind of misplacement: which axes or tensors changed, exchanged or shifted, with examples."""
+    kinds: dict[str, list[str]] = {}
+    for name, origin in moved.items():
+        (tensor, index), (from_tensor, from_index) = places[name], places[origin]
+        mutual = moved.get(origin) == name
+        if tensor != from_tensor:
+            kind = f"{' and '.join(sorted((tensor, from_tensor)))} exchanged" if mutual else f"{tensor} holds {from_tensor}"
+        else:
+            axes = [axis for axis in index if index[axis] != from_index.get(axis)]
+            steps = {index[axis] - from_index[axis] for axis in axes}
+            what = ", ".join(axes)
+            kind = f"{what} exchanged" if mutual else f"{what} shifted by {next(iter(steps))}" if len(steps) == 1 else f"{what} permuted"
+        kinds.setdefault(kind, []).append(f"{name} in B holds A's {origin}")
+    return [f"{kind}: {_some(examples)}" for kind, examples in kinds.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _rounded(
+    found: Sequence[TensorDifference], conversion: Conversion, one: Checkpoint, other: Checkpoint, dtype: DType | None, budget: Budget
+) -> list[str]:
+    """Whether the differing tensors of B hold A's values rounded to a smaller dtype."""
+    names = {difference.name for difference in found if difference.count}
+    specs = [spec for spec in conversion.specs if spec.name in names and spec.dtype.floating]
+    if dtype is not None or not specs:
+        return []
+    for rounding in _ROUNDINGS:
+        smaller = parse_target(rounding)
+        assert smaller is not None
+        trial = Conversion([type(spec)(spec.name, smaller, spec.shape) for spec in specs], conversion.copies, conversion.groups, [])
+        pairs = trial.against([spec.name for spec in specs], other.tensors, one.shards, other.shards)
+        unequal = differing(pairs, budget)
+        equal = [spec.name for spec in specs if spec.name not in unequal]
+        if equal:
+            return [f"rounded to {rounding} in B: {_some(equal)}"]
+    return []
