@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ckptforge.cli.text import result_text, size
+from ckptforge.cli.text import comparison_text, result_text, size
+from ckptforge.comparing import compare
 from ckptforge.errors import OutputError
 from ckptforge.mapping.table import shipped_tables
+from ckptforge.resharding import merge
 from ckptforge.result import Result
+from ckptforge.strategies import strategy
 from ckptforge.synthetic import write_model
 from ckptforge.verbs import convert, to_ms, to_torch
 
@@ -53,7 +57,18 @@ def _run(directory: Path, say: Callable[[str], object]) -> dict[str, Any]:
     show("convert dense.ckpt gmm.ckpt --to gmm --dtype fp16", convert(dense, gmm, to="gmm", dtype="fp16"))
     show("to-ms hub gmm_direct.ckpt --layout gmm --dtype fp16", to_ms(hub, direct, layout="gmm", dtype="fp16"))
     show("to-torch dense.ckpt back", to_torch(dense, back))
+    job = directory / "job.json"
+    job.write_text(json.dumps({"data_parallel": 4, "model_parallel": 2, "expert_parallel": 4}) + "\n")
+    ranks, strategies, merged = (directory / name for name in ("ranks", "strategy", "merged.ckpt"))
+    show("to-ms hub ranks --parallel_config job.json", to_ms(hub, ranks, parallel_config=job))
+    say("$ ckptforge strategy strategy --parallel_config job.json --like hub")
+    say(result_text(strategy(strategies, parallel_config=job, like=hub)) + "\n")
+    show("merge ranks merged.ckpt --strategy_dir strategy", merge(ranks, merged, strategy_dir=strategies))
+    proof = compare(hub, ranks, strategy_dir_b=strategies)
+    say(f"$ ckptforge compare hub ranks --strategy_dir_b strategy\n{comparison_text(proof)}\n")
     checks = {
+        "hub and the 8 ranks hold the same numbers": proof.equal,
+        "hub → 8 ranks → merged is byte for byte hub → dense": merged.read_bytes() == dense.read_bytes(),
         "hub → dense → gmm is byte for byte hub → gmm": gmm.read_bytes() == direct.read_bytes(),
         "hub → dense → hub gives every file back byte for byte": all(
             path.read_bytes() == (back / path.name).read_bytes() for path in hub.iterdir()

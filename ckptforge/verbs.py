@@ -34,6 +34,7 @@ def to_ms(
     prefix: str = "checkpoint_",
     strategy_dir: PathLike | None = None,
     parallel_config: PathLike | None = None,
+    config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
     """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory; with a strategy or a
@@ -44,6 +45,7 @@ def to_ms(
         "prefix": prefix,
         "strategy_dir": strategy_dir,
         "parallel_config": parallel_config,
+        "config": config,
     }
     return run_job(_to_ms(hf_dir, out, options, **own), options)
 
@@ -125,8 +127,9 @@ def _to_ms(
     prefix: str = "checkpoint_",
     strategy_dir: PathLike | None = None,
     parallel_config: PathLike | None = None,
+    config: PathLike | None = None,
 ) -> Job:
-    source = _open(hf_dir, options, family="huggingface", layout_option="--model")
+    source = _open(hf_dir, options, config=_path(config), family="huggingface", layout_option="--model")
     target = source.table.layout(layout)
     if target.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")

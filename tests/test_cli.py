@@ -73,7 +73,24 @@ def test_exit_codes_without_tracebacks(tmp_path, args, code):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [[], ["to-ms"], ["to-torch"], ["convert"], ["merge"], ["split"], ["reshard"], ["inspect"], ["demo"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["to-ms"],
+        ["to-torch"],
+        ["convert"],
+        ["merge"],
+        ["split"],
+        ["reshard"],
+        ["strategy"],
+        ["compare"],
+        ["convert-weight"],
+        ["transform-ckpt"],
+        ["inspect"],
+        ["demo"],
+    ],
+)
 def test_every_help_has_an_example_and_needs_no_numpy(command):
     code = "import sys\nfrom ckptforge.cli import main\ntry:\n main()\nexcept SystemExit as e:\n assert not e.code\n"
     code += "assert not {'numpy', 'pydantic', 'torch', 'mindspore'} & set(sys.modules), 'heavy import'"
@@ -144,7 +161,7 @@ def test_inspect_counts_ranks(tmp_path):
 
 def test_the_demo_does_what_it_says(tmp_path):
     done = ckpt("demo", tmp_path / "demo")
-    assert done.returncode == 0 and done.stdout.count("ok: ") == 3 and "FAILED" not in done.stdout
+    assert done.returncode == 0 and done.stdout.count("ok: ") == 5 and "FAILED" not in done.stdout
     assert (tmp_path / "demo" / "gmm.ckpt").is_file()
     assert ckpt("demo", tmp_path / "demo").returncode == 1
     assert json.loads(ckpt("demo", tmp_path / "demo", "--overwrite", "--json").stdout)["ok"] is True

@@ -8,9 +8,9 @@ import pytest
 
 import ckptforge
 from ckptforge.engine import moves, publish
-from ckptforge.errors import FormatError, InputNotFoundError, OutputError, UsageError
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, OutputError, UsageError
 from ckptforge.outputs import parse_size
-from tests.helpers import HUB, contents
+from tests.helpers import HUB, contents, tiny_config, write_hub
 
 
 def names(path):
@@ -345,3 +345,34 @@ def test_too_little_memory_and_no_workers_are_wrong_usage(tmp_path):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", memory="10KB")
     with pytest.raises(UsageError, match="--workers 0"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", workers=0)
+
+
+def test_a_checkpoint_renamed_with_its_manifest_keeps_it(tmp_path):
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    (tmp_path / "x.ckpt").rename(tmp_path / "y.ckpt")
+    (tmp_path / "x.ckpt.manifest.json").rename(tmp_path / "y.ckpt.manifest.json")
+    ckptforge.to_torch(tmp_path / "y.ckpt", tmp_path / "back")
+    assert (tmp_path / "back/config.json").read_bytes() == (HUB / "config.json").read_bytes()
+    write_hub(tmp_path / "other", tiny_config())
+    ckptforge.to_ms(tmp_path / "other", tmp_path / "z.ckpt")
+    (tmp_path / "z.ckpt").replace(tmp_path / "y.ckpt")  # another checkpoint under that name
+    with pytest.raises(CkptforgeError, match="config.json"):
+        ckptforge.to_torch(tmp_path / "y.ckpt", tmp_path / "other_back")
+
+
+def test_what_is_not_carried_along_is_said(tmp_path):
+    shutil.copytree(HUB, tmp_path / "hub")
+    (tmp_path / "hub/original").mkdir()
+    (tmp_path / "hub/consolidated.00.pth").write_bytes(b"x")
+    notes = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt").notes
+    assert any("original/ isn't carried along" in note for note in notes) and any("consolidated.00.pth isn't" in note for note in notes)
+
+
+def test_a_config_for_weights_that_lack_one(tmp_path):
+    shutil.copytree(HUB, tmp_path / "hub")
+    (tmp_path / "hub/config.json").unlink()
+    with pytest.raises(CkptforgeError, match="--config"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="dense-qkv-r1.4")
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="dense-qkv-r1.4", config=HUB)
+    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(HUB)

@@ -70,6 +70,7 @@ def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kw
 @opt.strategy("--strategy-dir", "Write the rank directories of the job with this strategy.")
 @opt.parallel_config()
 @opt.mindspore_output
+@opt.config
 @opt.planning
 @opt.running
 def to_ms(**arguments: Any) -> None:
@@ -433,6 +434,14 @@ def _fail(error: Exception, as_json: bool) -> NoReturn:
     sys.exit(code)
 
 
+def _stopped(how: str, code: int, as_json: bool) -> NoReturn:
+    message = f"{how}; nothing was left under a final name."
+    if as_json:
+        click.echo(json.dumps({"ok": False, "error": {"type": how.capitalize(), "message": message}}))
+    click.echo(f"ckptforge: {message}", err=True)
+    sys.exit(code)
+
+
 class _Terminated(BaseException):
     """SIGTERM came."""
 
@@ -448,11 +457,9 @@ def main() -> None:
     try:
         code = cli.main(prog_name="ckptforge", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("ckptforge: interrupted; nothing was left under a final name.", err=True)
-        sys.exit(130)
+        _stopped("interrupted", 130, as_json)
     except _Terminated:
-        click.echo("ckptforge: terminated; nothing was left under a final name.", err=True)
-        sys.exit(143)
+        _stopped("terminated", 143, as_json)
     except (CkptforgeError, click.ClickException) as error:
         _fail(error, as_json)
     except BrokenPipeError:

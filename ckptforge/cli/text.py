@@ -80,7 +80,10 @@ def _strategy_text(result: Result) -> str:
             ]
         )
     verb = "would write" if result.dry_run else "wrote"
-    lines = [f"{facts['model']}, layout {facts['from']}, for {facts['to']}", f"{verb} {result.output}: {len(result.files)} strategy files"]
+    lines = [
+        f"{facts['model']}, layout {facts['from']}, for {facts['to']}",
+        f"{verb} {result.output}: {len(result.files)} strategy file{'s'[: len(result.files) != 1]}",
+    ]
     lines += [f"  {path}" for path in result.files]
     return "\n".join([*lines, "", table(rows), *(f"note: {note}" for note in result.notes)])
 

@@ -71,6 +71,10 @@ def small_files_of(directory: Path, all_files: bool = True) -> tuple[dict[str, b
     files: dict[str, bytes] = {}
     skipped: list[str] = []
     for path in sorted(directory.iterdir()):
+        if path.is_dir() and all_files and not path.name.startswith("."):
+            skipped.append(f"{path.name}/ isn't carried along: it is a directory.")
+        if all_files and path.suffix in _WEIGHTS - {".safetensors"} and path.is_file():
+            skipped.append(f"{path.name} isn't carried along: it holds weights of another format.")
         if path.name.startswith(".") or path.name.endswith("manifest.json") or path.suffix in _WEIGHTS or not path.is_file():
             continue
         if not all_files and not any(fnmatchcase(path.name, glob) for glob in _MODEL_FILES):
@@ -109,11 +113,15 @@ class Manifest:
     hugging_face: HuggingFaceSide | None
 
     def describes(self, files: tuple[FileIndex, ...]) -> bool:
-        """Whether these files have the sizes that were written."""
+        """Whether these files have the sizes that were written; a single one may have been renamed with its manifest."""
+        if len(files) == 1 and len(self.sizes) == 1 and self.path.name == manifest_path(files[0].path, False).name:
+            return self.sizes == {next(iter(self.sizes)): files[0].size}
         return all(self.sizes.get(file.path.name) == file.size for file in files)
 
     def untouched(self, files: tuple[FileIndex, ...]) -> bool:
         """Whether these files are the very ones that were written, by their times: what is in them can be believed."""
+        if len(files) == 1 and len(self.mtimes) == 1:
+            return next(iter(self.mtimes.values())) == files[0].path.stat().st_mtime_ns
         return all(self.mtimes.get(file.path.name) == file.path.stat().st_mtime_ns for file in files)
 
 
