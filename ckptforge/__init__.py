@@ -15,6 +15,7 @@ from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
 if TYPE_CHECKING:
+    from ckptforge.checking import Check, check
     from ckptforge.comparing import Comparison, compare
     from ckptforge.inspection import Inspection, inspect
     from ckptforge.resharding import merge, reshard, split
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from ckptforge.verbs import convert, plan, to_ms, to_torch
 
 __all__ = [
+    "Check",
     "CkptforgeError",
     "Comparison",
     "Inspection",
     "Result",
     "__version__",
+    "check",
     "compare",
     "convert",
     "inspect",
@@ -41,7 +44,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Check": "checking",
     "Comparison": "comparing",
+    "check": "checking",
     "compare": "comparing",
     "Inspection": "inspection",
     "Result": "result",

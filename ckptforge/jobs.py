@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from ckptforge.engine import stream
 from ckptforge.engine.casts import Audit
+from ckptforge.engine.hashes import Hashes, tensor_hashes
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
-from ckptforge.engine.publish import check_output, check_room, staged
+from ckptforge.engine.publish import Staging, check_output, check_room, staged
 from ckptforge.engine.stream import Budget, Progress
 from ckptforge.errors import CastOverflowError
 from ckptforge.mapping.table import Layout, Table
@@ -38,11 +40,13 @@ class Planning(TypedDict, total=False):
 
 
 class Running(TypedDict, total=False):
-    """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output."""
+    """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output, `no_hash` to
+    leave the tensors' hashes out of the manifest."""
 
     overwrite: bool
     allow_overflow: bool
     dry_run: bool
+    no_hash: bool
     workers: int | None
     memory: int | str | None
     progress: Progress | None
@@ -78,9 +82,10 @@ def run_job(job: Job, options: Options) -> Result:
             raise CastOverflowError(_overflow_message(job.plan, audit))
         written = list(job.plan.paths)
         if job.manifest:
+            hashes = None if options.get("no_hash", False) else _hashed(job.plan, staging, budget)
             mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
             manifest = manifest_path(job.plan.output, job.plan.is_directory)
-            staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit, mtimes)
+            staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit, mtimes, hashes)
             written.append(manifest)
     return Result(
         job.plan.verb,
@@ -95,6 +100,15 @@ def run_job(job: Job, options: Options) -> Result:
         time.monotonic() - began,
         peak_buffers=budget.total,
     )
+
+
+def _hashed(plan: Plan, staging: Staging, budget: Budget) -> Hashes:
+    """The hashes of what was written, read back while the system brings it to the disk."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ckptforge-sync") as pool:
+        syncing = pool.submit(staging.sync)
+        hashes = tensor_hashes({file.path: file.tensors.values() for file in plan.files}, budget, staging.descriptors)
+        syncing.result()
+    return hashes
 
 
 def _overflow_message(plan: Plan, audit: Audit) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import LayoutError, ModelUnknownError
+from ckptforge.errors import CkptforgeError, LayoutError, ModelUnknownError
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
 from tests.test_cli import ckpt
 
@@ -224,4 +224,59 @@ def test_the_command(tmp_path, square):
     quiet = ckpt("compare", square, bad, "--quiet")
     assert (quiet.returncode, quiet.stdout) == (1, "")
     assert ckpt("compare", square, tmp_path / "none").returncode == 1
-    assert ckpt("compare", square).returncode == 2
+    alone = ckpt("compare", square)
+    assert alone.returncode == 1 and "has no manifest" in alone.stderr
+    assert ckpt("compare", square, "--layout-a", "hub").returncode == 2
+
+
+@pytest.mark.parametrize("form", ["ckpt", "ranks", "hub"])
+def test_an_output_against_its_manifest(tmp_path, form):
+    out = tmp_path / ("x.ckpt" if form == "ckpt" else "x")
+    if form == "ranks":
+        ckptforge.reshard(
+            MINDSPORE / "sharded/mp8", out, src_strategy_dir=MINDSPORE / "strategies/mp8", dst_strategy_dir=MINDSPORE / "strategies/pp2mp2"
+        )
+    elif form == "hub":
+        ckptforge.convert(HUB, out, to="fused", max_shard_size="300KB")
+    else:
+        ckptforge.to_ms(HUB, out, dtype="fp32")
+    found = ckptforge.check(out)
+    assert found.equal and found.tensors == sum(len(contents(path)) for path in weight_files(out))
+    file = weight_files(out)[-1]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.chmod(0o600)
+    file.write_bytes(content)
+    (problem,) = ckptforge.check(out).problems
+    assert "has other bytes than were written" in problem and str(file) in problem
+    file.write_bytes(content[:-1])
+    assert not ckptforge.check(out).equal
+    file.unlink()
+    assert any("missing" in problem for problem in ckptforge.check(out).problems)
+
+
+def weight_files(out):
+    return [out] if out.is_file() else sorted(path for path in out.rglob("*") if path.suffix in (".ckpt", ".safetensors"))
+
+
+def test_hashes_are_what_the_docs_say(tmp_path, monkeypatch):
+    """XXH3 of the digests of blocks, whatever the workers and the buffers; blocks made small, a chunked tensor included."""
+    xxhash = pytest.importorskip("xxhash")
+    monkeypatch.setattr("ckptforge.engine.hashes.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("ckptforge.formats.mindspore_ckpt.CHUNK_BYTES", 1536)
+    for workers in (1, 2):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", workers=workers, memory="2MiB", overwrite=True)
+        (output,) = json.loads((tmp_path / "x.ckpt.manifest.json").read_text())["outputs"]
+        for name, (dtype, shape, data) in contents(tmp_path / "x.ckpt").items():
+            digests = b"".join(xxhash.xxh3_128(data[at : at + 1000]).digest() for at in range(0, len(data), 1000))
+            assert output["tensors"][name] == [dtype, list(shape), xxhash.xxh3_128(digests).hexdigest()]
+
+
+def test_outputs_without_hashes(tmp_path):
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt", no_hash=True)
+    with pytest.raises(CkptforgeError, match="--no-hash"):
+        ckptforge.check(tmp_path / "x.ckpt")
+    for content in ("{}", '{"outputs": [{"file": "../x", "size": 1, "tensors": {}}]}', '{"outputs": [3]}', "nonsense"):
+        (tmp_path / "x.ckpt.manifest.json").write_text(content)
+        with pytest.raises(CkptforgeError, match="x.ckpt.manifest.json"):
+            ckptforge.check(tmp_path / "x.ckpt")

@@ -14,7 +14,7 @@ import click
 
 from ckptforge.cli import options as opt
 from ckptforge.cli.progress import bar
-from ckptforge.cli.text import comparison_text, inspection_text, result_text
+from ckptforge.cli.text import check_text, comparison_text, inspection_text, result_text
 from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
@@ -284,10 +284,11 @@ def inspect(path: Path, tensors: bool, as_json: bool, **arguments: Any) -> None:
     ckptforge compare hf_dir model.ckpt
     ckptforge compare model.ckpt model_fp16.ckpt --after-cast fp16
     ckptforge compare hf_dir output/checkpoint --strategy_dir_b output/strategy
+    ckptforge compare model.ckpt
 """,
 )
 @click.argument("a", type=opt.PATH)
-@click.argument("b", type=opt.PATH)
+@click.argument("b", type=opt.PATH, required=False, metavar="[B]")
 @opt.strategy("--strategy-dir-a", "A holds the rank directories of the job with this strategy.")
 @opt.strategy("--strategy-dir-b", "The same for B.")
 @opt.option("--layout-a", metavar="LAYOUT", help="The layout of A. [default: told from names and shapes]")
@@ -301,22 +302,33 @@ def inspect(path: Path, tensors: bool, as_json: bool, **arguments: Any) -> None:
 @opt.option("--memory", metavar="SIZE", help="Buffers of all workers together. [default: 134MB]")
 @opt.option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object).")
 @click.pass_context
-def compare(context: click.Context, /, a: Path, b: Path, as_json: bool, quiet: bool, **arguments: Any) -> None:
+def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Compare two checkpoints tensor by tensor, bit by bit, through the mapping.
 
-    A and B may have any format, layout and split: A is brought into B's layout in passing. Exit code 0: the same; 1: not.
+    A and B may have any format, layout and split: A is brought into B's layout in passing. Without B, A is an output of
+    ckptforge's and is compared with its manifest. Exit code 0: the same; 1: not.
     """
-    from ckptforge.comparing import compare as check
-
     with bar(quiet) as progress:
-        found = check(a, b, progress=progress, **arguments)
+        if b is None:
+            from ckptforge.checking import check
+
+            running = {name: arguments.pop(name) for name in ("workers", "memory")}
+            if given := [name for name, value in arguments.items() if value]:
+                raise click.UsageError(f"--{given[0]} needs a second checkpoint.")
+            found: Any = check(a, progress=progress, **running)
+            text = check_text(found)
+        else:
+            from ckptforge.comparing import compare as compare_two
+
+            found = compare_two(a, b, progress=progress, **arguments)
+            text = comparison_text(found)
     if as_json:
         content = found.to_json()
         if not found.equal:
-            content["error"] = {"type": "Different", "message": comparison_text(found).splitlines()[-1]}
+            content["error"] = {"type": "Different", "message": text.splitlines()[-1]}
         click.echo(json.dumps(content, ensure_ascii=False))
     elif not quiet:
-        click.echo(comparison_text(found))
+        click.echo(text)
     context.exit(0 if found.equal else 1)
 
 
@@ -363,7 +375,7 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """
     from ckptforge import dropins
 
-    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory", "allow_overflow")}
+    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory", "no_hash", "allow_overflow")}
     _show_call(dropins.convert_weight, arguments, as_json, quiet, **running)
 
 
@@ -394,7 +406,7 @@ def transform_ckpt(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """MindFormers' transform_ckpt.py, with the same flags: merge, split or reshard, by the strategies given."""
     from ckptforge import dropins
 
-    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory")}
+    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory", "no_hash")}
     _show_call(dropins.transform_ckpt, arguments, as_json, quiet, **running)
 
 

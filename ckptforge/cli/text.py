@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptforge.checking import Check
     from ckptforge.comparing import Comparison
     from ckptforge.inspection import Inspection
     from ckptforge.result import Result
@@ -159,6 +160,16 @@ def comparison_text(found: Comparison) -> str:
         return "\n".join([*lines, "the same: every tensor has the same bits" + (" after the cast" if found.after_cast else "")])
     missing = len(found.only_in_a) + len(found.only_in_b)
     return "\n".join([*lines, f"different: {len(found.differences)} tensors differ, {missing} are only on one side"])
+
+
+def check_text(found: Check) -> str:
+    """What comparing with a manifest found; the last line is the verdict."""
+    lines = [f"{found.path} against {found.manifest}: {found.files} files, {found.tensors} tensors, {size(found.bytes)}"]
+    lines += found.problems[:_SHOWN_DIFFERENCES]
+    if (more := len(found.problems) - _SHOWN_DIFFERENCES) > 0:
+        lines.append(f"… and {more} more")
+    verdict = "the same: every tensor is what was written" if found.equal else f"different: {len(found.problems)} problems"
+    return "\n".join([*lines, verdict])
 
 
 _SHOWN_RANKS = 16

@@ -14,7 +14,7 @@ from ckptforge.boxes import Box, Transfer
 from ckptforge.dtypes import DType
 from ckptforge.engine.casts import STEP, numpy_dtype
 from ckptforge.engine.plan import Assembly, Pair
-from ckptforge.engine.stream import Budget, Descriptors, Fill, Progress, Task, Worker, fills, run_workers
+from ckptforge.engine.stream import Budget, Descriptors, Fill, Progress, Worker, fills, run_workers
 from ckptforge.formats.entry import TensorEntry, read_range
 
 Array = NDArray[Any]
@@ -82,7 +82,7 @@ class _Comparer(Worker):
     only_equality: bool = True
     found: dict[str, Difference] = field(default_factory=dict)
 
-    def do(self, task: Task) -> int:
+    def do(self, task: object) -> int:
         assert isinstance(task, Fill)
         pair = self.against[task.assembly.target]
         if self.only_equality and pair.entry.name in self.found:
@@ -232,7 +232,7 @@ def fingerprints(assemblies: Iterable[Assembly], budget: Budget) -> dict[str, Fi
 class _Printer(Worker):
     sums: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def do(self, task: Task) -> int:
+    def do(self, task: object) -> int:
         assert isinstance(task, Fill)
         target, tile = task.assembly.target, task.tile
         size = target.dtype.itemsize

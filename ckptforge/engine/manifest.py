@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.engine.casts import Audit
+from ckptforge.engine.hashes import Hashes
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import FormatError
 from ckptforge.formats.entry import FileIndex
@@ -131,22 +132,34 @@ def manifest_path(output: Path, is_directory: bool) -> Path:
 
 
 def manifest_json(
-    plan: Plan, table: Table | None, layout: Layout | None, side: HuggingFaceSide | None, audit: Audit, mtimes: Mapping[Path, int]
+    plan: Plan,
+    table: Table | None,
+    layout: Layout | None,
+    side: HuggingFaceSide | None,
+    audit: Audit,
+    mtimes: Mapping[Path, int],
+    hashes: Hashes | None = None,
 ) -> bytes:
-    """The manifest of a finished plan; without a table where none was needed."""
+    """The manifest of a finished plan; without a table where none was needed, without hashes where they weren't made.
+
+    `outputs[].tensors` is name → [dtype, shape, hash]; see `engine/hashes.py`.
+    """
     content = {
         "ckptforge": __version__,
         "verb": plan.verb,
         "model": table.name if table else None,
         "layout": layout.name if layout else None,
         "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()} if table else None,
-        "sources": [{"path": str(source.path), "size": source.size} for source in plan.sources],
+        "sources": [_source_json(source) for source in plan.sources],
         "outputs": [
             {
                 "file": str(file.path.relative_to(plan.output) if file.path != plan.output else file.path.name),
                 "size": file.size,
                 "mtime_ns": mtimes[file.path],
-                "tensors": {name: [entry.dtype.name, list(entry.shape)] for name, entry in file.tensors.items()},
+                "tensors": {
+                    name: [entry.dtype.name, list(entry.shape), *([hashes[file.path][name]] if hashes is not None else [])]
+                    for name, entry in file.tensors.items()
+                },
             }
             for file in plan.files
         ],
@@ -156,6 +169,14 @@ def manifest_json(
         "hugging_face": side.to_json() if side else None,
     }
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _source_json(source: FileIndex) -> dict[str, Any]:
+    try:
+        mtime = source.path.stat().st_mtime_ns
+    except OSError:
+        mtime = None
+    return {"path": str(source.path), "size": source.size, "mtime_ns": mtime}
 
 
 def audit_json(audit: Audit) -> list[dict[str, Any]]:

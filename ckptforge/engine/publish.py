@@ -79,6 +79,11 @@ class Staging:
     descriptors: dict[Path, int] = field(default_factory=dict)
     small_files: dict[str, bytes] = field(default_factory=dict)
 
+    def sync(self) -> None:
+        """Brings the files to the disk. Raises `OutputError`."""
+        for path, fd in self.descriptors.items():
+            _sync(fd, path)
+
 
 @contextmanager
 def staged(plan: Plan) -> Iterator[Staging]:
@@ -104,8 +109,7 @@ def staged(plan: Plan) -> Iterator[Staging]:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             staging.descriptors[file.path] = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         yield staging
-        for path, fd in staging.descriptors.items():
-            _sync(fd, path)
+        staging.sync()
         for name, content in staging.small_files.items():
             _write_small(work / name, content)
         _publish(work, output, is_directory)

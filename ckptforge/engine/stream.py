@@ -142,7 +142,7 @@ class Worker:
             self._memory = np.empty(max(starts[-1], min(self.budget.bytes_each, 1 << 20)), np.uint8)
         return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
-    def do(self, task: Task) -> int:
+    def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
         if isinstance(task, Check):
             task.file.verify(self.buffers(1 << 20)[0].data)
@@ -150,6 +150,7 @@ class Worker:
         if isinstance(task, Move):
             self.move(task)
             return task.length
+        assert isinstance(task, Fill)
         self.fill(task)
         return task.tile.elements * task.assembly.target.dtype.itemsize
 
@@ -252,9 +253,11 @@ class Descriptors:
                 found = self.sources[path]
         return found
 
-    def close(self) -> None:
-        for fd in self.sources.values():
-            os.close(fd)
+    def close(self, keep: Iterable[Path] = ()) -> None:
+        """Closes the sources, but for those that are another's."""
+        for path, fd in self.sources.items():
+            if path not in set(keep):
+                os.close(fd)
 
 
 def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progress | None = None) -> Audit:
@@ -284,18 +287,18 @@ def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progr
 class Doer(Protocol):
     """What carries out tasks on one thread; `do` returns the bytes that count as progress."""
 
-    def do(self, task: Task) -> int: ...
+    def do(self, task: Any) -> int: ...
 
 
 W = TypeVar("W", bound=Doer)
 
 
-def run_workers(queue: Iterator[Task], workers: Sequence[W], progress: Progress | None, total: int) -> Sequence[W]:
+def run_workers(queue: Iterator[object], workers: Sequence[W], progress: Progress | None, total: int) -> Sequence[W]:
     """Each worker takes tasks until there are none. The first error of any stops all and is raised."""
     lock, stop = threading.Lock(), threading.Event()
     done = 0
 
-    def take() -> Task | None:
+    def take() -> object:
         with lock:
             return None if stop.is_set() else next(queue, None)
 
