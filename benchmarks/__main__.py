@@ -55,6 +55,8 @@ def run(work: Path, gigabytes: float, real: bool, repeats: int) -> list[list[str
     dense = work / "dense.ckpt"
     measure([*forge, "to-ms", str(hub), str(dense), "--quiet"])
     ckpt = str(out / "x.ckpt")
+    job = work / "job.json"
+    job.write_text('{"model_parallel": 4, "data_parallel": 2, "expert_parallel": 2}')
     commands = {
         "cp": ["cp", "-r", str(hub), str(out)],
         "cp, sync": ["sh", "-c", f"cp -r {hub} {out} && sync {out}/*"],
@@ -65,6 +67,21 @@ def run(work: Path, gigabytes: float, real: bool, repeats: int) -> list[list[str
         "to-ms --layout gmm --workers 8": [*forge, "to-ms", str(hub), ckpt, "--layout", "gmm", "--workers", "8", "--quiet"],
         "convert dense → gmm-v3": [*forge, "convert", str(dense), ckpt, "--to", "gmm-v3", "--quiet"],
         "to-torch from dense": [*forge, "to-torch", str(dense), str(out), "--quiet"],
+        "to-ms --no-hash": [*forge, "to-ms", str(hub), ckpt, "--no-hash", "--quiet"],
+        "to-ms --layout gmm --dtype fp16 --no-hash": [
+            *forge,
+            "to-ms",
+            str(hub),
+            ckpt,
+            "--layout",
+            "gmm",
+            "--dtype",
+            "fp16",
+            "--no-hash",
+            "--quiet",
+        ],
+        "to-ms --parallel_config, 8 ranks": [*forge, "to-ms", str(hub), str(out), "--parallel_config", str(job), "--quiet"],
+        "compare hub with dense": [*forge, "compare", str(hub), str(dense), "--quiet"],
         "to-ms --dry-run": [*forge, "to-ms", str(hub), ckpt, "--dry-run", "--quiet"],
     }
     taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
