@@ -17,6 +17,7 @@ from ckptforge.version import __version__
 if TYPE_CHECKING:
     from ckptforge.checking import Check, check
     from ckptforge.comparing import Comparison, compare
+    from ckptforge.forward.verification import Verification, verify
     from ckptforge.inspection import Inspection, inspect
     from ckptforge.resharding import merge, reshard, split
     from ckptforge.result import Result
@@ -29,6 +30,7 @@ __all__ = [
     "Comparison",
     "Inspection",
     "Result",
+    "Verification",
     "__version__",
     "check",
     "compare",
@@ -41,6 +43,7 @@ __all__ = [
     "strategy",
     "to_ms",
     "to_torch",
+    "verify",
 ]
 
 _HOMES = {
@@ -50,6 +53,7 @@ _HOMES = {
     "compare": "comparing",
     "Inspection": "inspection",
     "Result": "result",
+    "Verification": "forward.verification",
     "convert": "verbs",
     "inspect": "inspection",
     "merge": "resharding",
@@ -59,6 +63,7 @@ _HOMES = {
     "strategy": "strategies",
     "to_ms": "verbs",
     "to_torch": "verbs",
+    "verify": "forward.verification",
 }
 
 

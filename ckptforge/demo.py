@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from ckptforge.cli.text import comparison_text, result_text, size
+from ckptforge.cli.text import comparison_text, result_text, size, verification_text
 from ckptforge.comparing import compare
-from ckptforge.errors import OutputError
+from ckptforge.errors import OutputError, VerifyError
 from ckptforge.mapping.table import shipped_tables
 from ckptforge.resharding import merge
 from ckptforge.result import Result
@@ -75,11 +76,32 @@ def _run(directory: Path, say: Callable[[str], object]) -> dict[str, Any]:
         ),
         "the safetensors library reads every tensor that came back": _names(hub) == _names(back),
     }
+    verified = _verified(hub, gmm_bf16 := directory / "gmm_bf16.ckpt", say)
+    if verified is not None:
+        checks[f"MindSpore computes from {gmm_bf16.name} what transformers computes from hub"] = verified
     for what, right in checks.items():
         say(f"{'ok' if right else 'FAILED'}: {what}")
     if not all(checks.values()):
         raise OutputError(f"{directory}: the demo's own checks failed; please report this.")
     return {"ok": True, "directory": str(directory), "checks": checks}
+
+
+def _verified(hub: Path, out: Path, say: Callable[[str], object]) -> bool | None:
+    """Whether the forward check passes; None where what it needs isn't installed, which is said."""
+    lacking = [name for name in ("mindspore", "torch", "transformers") if find_spec(name) is None]
+    if lacking:
+        say(f"skipped: ckptforge verify, as {', '.join(lacking)} isn't installed (pip install 'ckptforge[mindspore,torch]')\n")
+        return None
+    from ckptforge.forward.verification import verify
+
+    to_ms(hub, out, layout="gmm")
+    try:
+        found = verify(hub, out)
+    except VerifyError as error:
+        say(f"skipped: ckptforge verify: {error}\n")
+        return None
+    say(f"$ ckptforge verify hub {out.name}\n{verification_text(found)}\n")
+    return found.passed
 
 
 def _names(directory: Path) -> dict[str, list[int]]:

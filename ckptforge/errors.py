@@ -56,6 +56,10 @@ class PlanError(CkptforgeError):
     """The plan can't be made: dtypes that differ inside one tensor, a dtype the target can't hold, coverage that fails."""
 
 
+class VerifyError(CkptforgeError):
+    """The forward check can't be run: a device that isn't there, or packages that don't fit together."""
+
+
 class CastOverflowError(CkptforgeError):
     """A cast would make infinities out of finite values."""
 

@@ -85,6 +85,7 @@ def test_exit_codes_without_tracebacks(tmp_path, args, code):
         ["reshard"],
         ["strategy"],
         ["compare"],
+        ["verify"],
         ["convert-weight"],
         ["transform-ckpt"],
         ["inspect"],
@@ -161,7 +162,8 @@ def test_inspect_counts_ranks(tmp_path):
 
 def test_the_demo_does_what_it_says(tmp_path):
     done = ckpt("demo", tmp_path / "demo")
-    assert done.returncode == 0 and done.stdout.count("ok: ") == 5 and "FAILED" not in done.stdout
+    assert done.returncode == 0 and done.stdout.count("ok: ") == 5 + ("$ ckptforge verify" in done.stdout) and "FAILED" not in done.stdout
+    assert ("skipped: ckptforge verify" in done.stdout) != ("passed: MindSpore computes" in done.stdout)
     assert (tmp_path / "demo" / "gmm.ckpt").is_file()
     assert ckpt("demo", tmp_path / "demo").returncode == 1
     assert json.loads(ckpt("demo", tmp_path / "demo", "--overwrite", "--json").stdout)["ok"] is True

@@ -31,6 +31,7 @@ ORDER = [
     "dropins",
     "comparing",
     "checking",
+    "forward",
     "inspection",
     "synthetic",
     "demo",

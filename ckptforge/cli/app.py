@@ -14,7 +14,7 @@ import click
 
 from ckptforge.cli import options as opt
 from ckptforge.cli.progress import bar
-from ckptforge.cli.text import check_text, comparison_text, inspection_text, result_text
+from ckptforge.cli.text import check_text, comparison_text, inspection_text, result_text, verification_text
 from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
@@ -330,6 +330,88 @@ def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, q
     elif not quiet:
         click.echo(text)
     context.exit(0 if found.equal else 1)
+
+
+@cli.command(
+    "verify",
+    cls=_Examples,
+    examples="""
+    ckptforge verify hf_dir model.ckpt
+    ckptforge verify hf_dir output/checkpoint --strategy_dir output/strategy --report verify.html
+    ckptforge verify hf_dir model.ckpt --layers 0,1,31 --tokens 64
+""",
+)
+@click.argument("hf_dir", type=opt.PATH)
+@click.argument("ms", type=opt.PATH)
+@opt.strategy("--strategy-dir", "MS holds the rank directories of the job with this strategy.")
+@opt.option("--layout", metavar="dense|gmm|…", help="The layout that MS has. [default: told from names and shapes]")
+@opt.option("--device", default="cpu", show_default=True, metavar="cpu|ascend[:N]", help="Where MindSpore computes.")
+@opt.option("--layers", metavar="0,1,31", help="Check only these layers. [default: all, and the logits]")
+@opt.option("--tokens", metavar="N|ID,ID,…", help="How many random tokens, or the tokens. [default: 256 for small models, else 32]")
+@opt.option("--text", metavar="TEXT", help="Tokens from a text, by the tokenizer in HF_DIR.")
+@opt.option("--generate", type=click.IntRange(0, 1000), default=0, metavar="N", help="Continue greedily by N tokens on both sides.")
+@opt.option("--report", type=opt.PATH, metavar="FILE.html", help="Also write a page with pictures of error and expert coverage.")
+@opt.option("--overwrite", is_flag=True, help="Replace an existing report.")
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@opt.option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object).")
+@click.pass_context
+def verify(
+    context: click.Context,
+    /,
+    hf_dir: Path,
+    ms: Path,
+    layers: str | None,
+    tokens: str | None,
+    report: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **arguments: Any,
+) -> None:
+    """Run the same tokens through transformers and through MindSpore, and compare.
+
+    Needs torch, transformers and mindspore; weights are streamed, one matrix at a time. Each layer gets the reference's input
+    and must give its output; then the logits, end to end. Exit code 0: passed; 1: not.
+    """
+    from ckptforge.errors import OutputError
+    from ckptforge.forward.device import parse_device
+    from ckptforge.forward.verification import verify as check
+
+    parse_device(arguments["device"])
+    if report is not None and report.exists() and not overwrite:
+        raise OutputError(f"{report}: exists already; give --overwrite to replace it.")
+    say = (lambda text: click.echo(text, err=True)) if not quiet and sys.stderr.isatty() else (lambda text: None)
+    given = opt.integers(tokens, "--tokens")
+    found = check(
+        hf_dir,
+        ms,
+        layers=opt.integers(layers, "--layers"),
+        tokens=given[0] if given is not None and len(given) == 1 else given,
+        say=say,
+        **arguments,
+    )
+    if report is not None:
+        from ckptforge.forward.report import html_page
+
+        write_page(report, html_page(found))
+    if as_json:
+        content = found.to_json()
+        if not found.passed:
+            content["error"] = {"type": "VerifyFailed", "message": verification_text(found).splitlines()[-1]}
+        click.echo(json.dumps(content, ensure_ascii=False))
+    elif not quiet:
+        click.echo(verification_text(found))
+    context.exit(0 if found.passed else 1)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.ckptforge-{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, quiet: bool, **running: Any) -> None:

@@ -76,6 +76,16 @@ def strategy(name: str, text: str, required: bool = False) -> Decorator:
     return option(name, type=PATH, metavar="DIR_OR_FILE", help=text, required=required)
 
 
+def integers(text: str | None, name: str) -> list[int] | None:
+    """Numbers joined by commas. Raises `click.UsageError`, naming the option."""
+    if text is None:
+        return None
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise click.UsageError(f"{name} {text!r}: expected whole numbers, joined by commas.") from error
+
+
 mindspore_output = _all(
     option(
         "--format",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckptforge.checking import Check
     from ckptforge.comparing import Comparison
+    from ckptforge.forward.verification import Verification
     from ckptforge.inspection import Inspection
     from ckptforge.result import Result
 
@@ -170,6 +171,14 @@ def check_text(found: Check) -> str:
         lines.append(f"… and {more} more")
     verdict = "the same: every tensor is what was written" if found.equal else f"different: {len(found.problems)} problems"
     return "\n".join([*lines, verdict])
+
+
+def verification_text(found: Verification) -> str:
+    """What the forward check found; the last line is the verdict."""
+    from ckptforge.forward.report import rows, summary
+
+    how = f"{found.tokens} tokens, {found.layout}, {found.device}, float32"
+    return "\n".join([f"torch      {found.hf_dir}", f"mindspore  {found.ms} ({how})", "", table(rows(found)), "", *summary(found)])
 
 
 _SHOWN_RANKS = 16

@@ -1,0 +1,86 @@
+"""The experts of one layer in MindSpore: a loop over matrices (any device), or one grouped matmul over GMM weights (Ascend).
+
+Source for the grouped call: MindFormers v1.6.0, `modules/layers.py` (`Linear` with `use_gmm`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforge.forward.weights import Weights
+
+
+class Experts(Protocol):
+    """`states` (tokens, hidden), `chosen` and `gates` (tokens, top_k) → (tokens, hidden), for layer `i`."""
+
+    def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any: ...
+
+
+class LoopExperts:
+    """The reference: each expert that a token reached, one matrix at a time."""
+
+    def __init__(self, mindspore: Any, weights: Weights) -> None:
+        self.mindspore, self.weights = mindspore, weights
+
+    def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
+        ms, ops = self.mindspore, self.mindspore.ops
+        out = ops.zeros_like(states)
+        for e in np.unique(chosen):
+            tokens, places = np.nonzero(chosen == e)
+            rows = ms.Tensor(tokens.astype(np.int32))
+            current = ops.gather(states, rows, 0)
+            gate = ops.silu(ops.dense(current, ms.Tensor(self.weights.float32("w1", l=i, e=int(e)))))
+            up = ops.dense(current, ms.Tensor(self.weights.float32("w3", l=i, e=int(e))))
+            down = ops.dense(gate * up, ms.Tensor(self.weights.float32("w2", l=i, e=int(e))))
+            weight = gates[rows, ms.Tensor(places.astype(np.int32))].reshape(-1, 1)
+            out = out.index_add(0, rows, down * weight)
+        return out
+
+
+class GroupedExperts:
+    """GroupedMatmul over stacks (E, in, out), as MindFormers' inference holds them: tokens sorted by expert, and a row of
+    zeros for each expert without tokens, as the kernel refuses empty groups.
+
+    `weights` must read the layout gmm; `matmul` is MindSpore's primitive, or a stand-in for it. Not run on a device yet.
+    """
+
+    def __init__(self, mindspore: Any, weights: Weights, experts: int, matmul: Any = None, dtype: Any = None) -> None:
+        self.mindspore, self.weights, self.experts = mindspore, weights, experts
+        self.matmul = matmul or mindspore.ops.auto_generate.GroupedMatmul(split_item=3, group_type=0)
+        self.dtype = dtype or mindspore.float16
+
+    def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
+        ms, ops = self.mindspore, self.mindspore.ops
+        tokens, places, ends = sort_by_expert(chosen, self.experts)
+        padded = ops.cat([states.astype(self.dtype), ops.zeros((1, states.shape[1]), self.dtype)], 0)
+        sorted_states = ops.gather(padded, ms.Tensor(tokens.astype(np.int32)), 0)
+        groups = ms.Tensor(ends, ms.int64)
+
+        def grouped(x: Any, tensor: str) -> Any:
+            stack = ms.Tensor(self.weights.float32(tensor, l=i)).astype(self.dtype)
+            return self.matmul([x], [stack], None, None, None, None, None, groups)[0]
+
+        hidden = ops.silu(grouped(sorted_states, "w1")) * grouped(sorted_states, "w3")
+        down = grouped(hidden, "w2").astype(states.dtype)
+        real = np.flatnonzero(tokens < len(chosen))
+        rows = ms.Tensor(tokens[real].astype(np.int32))
+        weight = gates[rows, ms.Tensor(places[real].astype(np.int32))].reshape(-1, 1)
+        return ops.zeros_like(states).index_add(0, rows, ops.gather(down, ms.Tensor(real.astype(np.int32)), 0) * weight)
+
+
+def sort_by_expert(chosen: NDArray[np.int64], experts: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(token, place among its top_k, end of each expert's group) of the rows in expert order; an expert without tokens gets
+    one row of token `len(chosen)`, which stands for zeros."""
+    tokens: list[NDArray[np.int64]] = []
+    places: list[NDArray[np.int64]] = []
+    for e in range(experts):
+        token, place = np.nonzero(chosen == e)
+        if not len(token):
+            token, place = np.array([len(chosen)]), np.array([0])
+        tokens.append(token)
+        places.append(place)
+    ends = np.cumsum([len(token) for token in tokens]).astype(np.int64)
+    return np.concatenate(tokens), np.concatenate(places), ends

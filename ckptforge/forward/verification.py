@@ -1,0 +1,265 @@
+"""verify: the same tokens through transformers' layers and through MindSpore, layer by layer and end to end.
+
+Gates, for float32 over the stored weights: each layer, given the reference's input, to a relative L2 of 2e-5 for every token;
+the logits to 1e-4, or ten times the reference's own noise (its two attention implementations) where that is more. A token whose
+experts differ is let off only where the router's choice was closer than twice the difference of its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforge.errors import UsageError, VerifyError
+from ckptforge.forward.device import import_mindspore, select_device
+from ckptforge.forward.mindspore_forward import MindSporeForward
+from ckptforge.forward.network import Network, network_of
+from ckptforge.forward.torch_forward import TorchForward
+from ckptforge.forward.weights import Weights
+from ckptforge.jobs import PathLike
+from ckptforge.source import Choices, Source, open_source
+
+LAYER_GATE = 2e-5
+END_GATE = 1e-4
+_NOISE_FACTOR = 10.0
+_SMALL = 1024  # up to this hidden size tokens cost little
+Say = Callable[[str], object]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """One layer with the reference's input: the worst token's relative L2 (of those with the same experts), tokens with other
+    experts within and beyond the margin, the least router margin, and how many tokens reached each expert."""
+
+    layer: int
+    worst: float
+    flips_within: int
+    flips_beyond: int
+    least_margin: float
+    reached: list[int]
+
+    @property
+    def passed(self) -> bool:
+        return self.worst <= LAYER_GATE and not self.flips_beyond
+
+
+@dataclass(frozen=True)
+class EndCheck:
+    """Logits end to end: relative L2 against its gate, the reference's own noise where it was needed, and what isn't gated."""
+
+    relative_l2: float
+    gate: float
+    noise: float | None
+    top1: float
+    kl: float
+
+    @property
+    def passed(self) -> bool:
+        return self.relative_l2 <= self.gate
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found. `end` is None where only a sample of the layers was checked."""
+
+    hf_dir: str
+    ms: str
+    layout: str
+    device: str
+    tokens: int
+    layers: list[LayerCheck]
+    end: EndCheck | None
+    unreached: list[str]
+    generated: list[list[int]]
+    notes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return all(layer.passed for layer in self.layers) and (self.end is None or self.end.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.passed,
+            "verb": "verify",
+            **asdict(self),
+            "gates": {"layer": LAYER_GATE, "end": self.end.gate if self.end else None},
+        }
+
+
+def verify(
+    hf_dir: PathLike,
+    ms: PathLike,
+    *,
+    strategy_dir: PathLike | None = None,
+    layout: str | None = None,
+    device: str = "cpu",
+    layers: Sequence[int] | None = None,
+    tokens: int | Sequence[int] | None = None,
+    text: str | None = None,
+    generate: int = 0,
+    say: Say = lambda _: None,
+) -> Verification:
+    """Runs the same tokens through both models, `tokens` a number of random ones or the ids themselves, `text` instead where
+    the directory has a tokenizer. `layers` checks a sample: each then gets the output of the one checked before it.
+
+    Raises `UsageError` for missing extras, `VerifyError` for a device that isn't there, and the errors of opening.
+    """
+    mindspore = import_mindspore()
+    chosen_device = select_device(mindspore, device)
+    reference = Weights(open_source(Path(hf_dir), Choices(family="huggingface", layout_option="--layout")))
+    weights = Weights(_open_mindspore(Path(ms), Path(hf_dir), strategy_dir, layout))
+    network = network_of(reference, reference.source.config, f"{hf_dir}/config.json")
+    own = network_of(weights, weights.source.config, f"the config of {ms}")
+    if (own.layers, own.experts, own.vocab, weights.size("H")) != (network.layers, network.experts, network.vocab, reference.size("H")):
+        raise VerifyError(f"{hf_dir} and {ms} are models of different sizes: {network} and {own}.")
+    torch_side = TorchForward(reference, reference.source.config)
+    if chosen_device == "CPU":
+        mindspore_side = MindSporeForward(mindspore, weights, own)
+    else:
+        mindspore_side = MindSporeForward.on_ascend(mindspore, weights, own)
+    ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
+    wanted = list(range(network.layers)) if layers is None else list(layers)
+    if bad := [i for i in wanted if not 0 <= i < network.layers]:
+        raise UsageError(f"--layers {bad[0]}: the model has layers 0 to {network.layers - 1}.")
+    if wanted != sorted(set(wanted)) or not wanted:
+        raise UsageError(f"--layers {','.join(map(str, wanted))}: expected different layers in order.")
+    whole = len(wanted) == network.layers
+    given = torch_side.embed(ids)
+    running = mindspore_side.embed(ids)
+    checks = []
+    for i in wanted:
+        expected, logits, experts = torch_side.layer(i, given)
+        got, other_logits, other_experts = mindspore_side.layer(i, given)
+        checks.append(_layer_check(i, expected, got, logits, other_logits, experts, other_experts))
+        say(f"layer {i}: worst token {checks[-1].worst:.2e}")
+        if whole:
+            running, _, _ = mindspore_side.layer(i, running)
+        given = expected
+    end = _end_check(torch_side, mindspore_side, reference, ids, given, running) if whole else None
+    generated = [_generate(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)] if generate else []
+    unreached = [
+        f"layer {check.layer}: {', '.join(str(e) for e, count in enumerate(check.reached) if not count)}"
+        for check in checks
+        if 0 in check.reached
+    ]
+    notes = [] if whole else ["a sample of layers: each gets the output of the one checked before it, and the logits aren't compared."]
+    if chosen_device == "Ascend":
+        notes.append("experts were computed in half precision by GroupedMatmul; the gates are those of float32.")
+    result = Verification(
+        str(hf_dir), str(ms), weights.source.binding.layout.name, chosen_device, int(ids.size), checks, end, unreached, generated, notes
+    )
+    for side in (reference, weights):
+        side.close()
+    return result
+
+
+def _open_mindspore(ms: Path, hf_dir: Path, strategy_dir: PathLike | None, layout: str | None) -> Source:
+    """With the config that goes with it, of which its manifest tells; the reference's where it has none."""
+    choices = Choices(
+        layout=layout, strategy=None if strategy_dir is None else Path(strategy_dir), family="mindspore", layout_option="--layout"
+    )
+    source = open_source(ms, choices)
+    return source if source.config else open_source(ms, replace(choices, config=hf_dir))
+
+
+def _tokens(network: Network, hidden: int, tokens: int | Sequence[int] | None, text: str | None, hf_dir: Path) -> NDArray[np.int64]:
+    """(1, length) token ids."""
+    limit = network.positions
+    if text is not None:
+        if tokens is not None:
+            raise UsageError("--tokens and --text both say what to run; give one.")
+        try:
+            from transformers import AutoTokenizer
+
+            found = AutoTokenizer.from_pretrained(str(hf_dir))(text)["input_ids"]
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(
+                f"--text needs a tokenizer in {hf_dir}, which can't be loaded: {' '.join(str(error).split())[:200]}"
+            ) from error
+        ids = np.array([found], np.int64)
+    elif tokens is None or isinstance(tokens, int):
+        count = tokens if tokens is not None else min(limit, 256 if hidden <= _SMALL else 32)
+        if count < 1:
+            raise UsageError(f"--tokens {count}: at least one is needed.")
+        ids = np.random.default_rng(0).integers(0, network.vocab, (1, count))
+    else:
+        ids = np.array([list(tokens)], np.int64)
+    if ids.size == 0 or ids.min() < 0 or ids.max() >= network.vocab:
+        raise UsageError(f"token ids must be from 0 to {network.vocab - 1}.")
+    if ids.shape[1] > limit:
+        raise UsageError(f"{ids.shape[1]} tokens are more than the {limit} positions of the model.")
+    return ids
+
+
+def _layer_check(
+    i: int, expected: Array, got: Array, logits: Array, other_logits: Array, experts: Array, other_experts: Array
+) -> LayerCheck:
+    width = expected.shape[-1]
+    a, b = expected.reshape(-1, width).astype(np.float64), got.reshape(-1, width).astype(np.float64)
+    norms = np.linalg.norm(a, axis=1)
+    error = np.linalg.norm(a - b, axis=1) / np.where(norms > 0, norms, 1.0)
+    flipped = (np.sort(experts, 1) != np.sort(other_experts, 1)).any(axis=1)
+    ordered = np.sort(logits.astype(np.float64), axis=1)[:, ::-1]
+    top_k = experts.shape[1]
+    margins = ordered[:, top_k - 1] - ordered[:, top_k] if ordered.shape[1] > top_k else np.full(len(ordered), np.inf)
+    allowed = margins <= 2 * np.abs(logits - other_logits).max(axis=1)
+    error = np.where(np.isfinite(error), error, np.inf)
+    kept = error[~flipped]
+    return LayerCheck(
+        i,
+        float(kept.max()) if kept.size else 0.0,
+        int(np.count_nonzero(flipped & allowed)),
+        int(np.count_nonzero(flipped & ~allowed)),
+        float(margins.min()),
+        np.bincount(experts.reshape(-1), minlength=logits.shape[1]).tolist(),
+    )
+
+
+def _end_check(
+    torch_side: TorchForward, mindspore_side: MindSporeForward, reference: Weights, ids: Array, given: Array, running: Array
+) -> EndCheck:
+    expected, got = torch_side.head(given).astype(np.float64), mindspore_side.head(running).astype(np.float64)
+    error = _relative(expected, got)
+    gate, noise = END_GATE, None
+    if not error <= gate:
+        other = TorchForward(reference, reference.source.config, attention="sdpa")
+        hidden = other.embed(ids)
+        for i in range(reference.size("l")):
+            hidden, _, _ = other.layer(i, hidden)
+        noise = _relative(expected, other.head(hidden).astype(np.float64))
+        gate = max(gate, _NOISE_FACTOR * noise)
+    p, q = _log_softmax(expected), _log_softmax(got)
+    return EndCheck(
+        error,
+        gate,
+        noise,
+        float((expected.argmax(-1) == got.argmax(-1)).mean()),
+        float((np.exp(p) * (p - q)).sum(-1).mean()),
+    )
+
+
+def _relative(expected: Array, got: Array) -> float:
+    error = float(np.linalg.norm(expected - got) / (np.linalg.norm(expected) or 1.0))
+    return error if np.isfinite(error) else float("inf")
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def _generate(side: TorchForward | MindSporeForward, network: Network, prompt: Array, count: int) -> list[int]:
+    """Greedy continuation, computed anew for each token."""
+    ids = prompt
+    for _ in range(count):
+        hidden = side.embed(ids[:, -network.positions :])
+        for i in range(network.layers):
+            hidden = side.layer(i, hidden)[0]
+        ids = np.concatenate([ids, side.head(hidden[:, -1:]).argmax(-1)], axis=1)
+    return [int(token) for token in ids[0, prompt.shape[1] :]]
