@@ -346,6 +346,7 @@ def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, q
 @opt.strategy("--strategy-dir", "MS holds the rank directories of the job with this strategy.")
 @opt.option("--layout", metavar="dense|gmm|…", help="The layout that MS has. [default: told from names and shapes]")
 @opt.option("--device", default="cpu", show_default=True, metavar="cpu|ascend[:N]", help="Where MindSpore computes.")
+@opt.option("--compute", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Precision on both sides.")
 @opt.option("--layers", metavar="0,1,31", help="Check only these layers. [default: all, and the logits]")
 @opt.option("--tokens", metavar="N|ID,ID,…", help="How many random tokens, or the tokens. [default: 256 for small models, else 32]")
 @opt.option("--text", metavar="TEXT", help="Tokens from a text, by the tokenizer in HF_DIR.")

@@ -5,6 +5,7 @@ Source for the grouped call: MindFormers v1.6.0, `modules/layers.py` (`Linear` w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,10 @@ class Experts(Protocol):
 
 
 class LoopExperts:
-    """The reference: each expert that a token reached, one matrix at a time."""
+    """The reference: each expert that a token reached, one block of a matrix at a time; `round` is the precision's."""
 
-    def __init__(self, mindspore: Any, weights: Weights) -> None:
-        self.mindspore, self.weights = mindspore, weights
+    def __init__(self, mindspore: Any, weights: Weights, round: Callable[[Any], Any] = lambda values: values) -> None:
+        self.mindspore, self.weights, self.round = mindspore, weights, round
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
         ms, ops = self.mindspore, self.mindspore.ops
@@ -32,11 +33,14 @@ class LoopExperts:
             tokens, places = np.nonzero(chosen == e)
             rows = ms.Tensor(tokens.astype(np.int32))
             current = ops.gather(states, rows, 0)
-            gate = ops.silu(ops.dense(current, ms.Tensor(self.weights.float32("w1", l=i, e=int(e)))))
-            up = ops.dense(current, ms.Tensor(self.weights.float32("w3", l=i, e=int(e))))
-            down = ops.dense(gate * up, ms.Tensor(self.weights.float32("w2", l=i, e=int(e))))
+
+            def matrix(states: Any, tensor: str, e: int = int(e)) -> Any:
+                blocks = self.weights.blocks(tensor, l=i, e=e)
+                return self.round(ops.cat([ops.dense(states, self.round(ms.Tensor(block))) for block in blocks], -1))
+
+            inner = self.round(self.round(ops.silu(matrix(current, "w1"))) * matrix(current, "w3"))
             weight = gates[rows, ms.Tensor(places.astype(np.int32))].reshape(-1, 1)
-            out = out.index_add(0, rows, down * weight)
+            out = self.round(out.index_add(0, rows, self.round(matrix(inner, "w2") * weight)))
         return out
 
 
@@ -50,7 +54,7 @@ class GroupedExperts:
     def __init__(self, mindspore: Any, weights: Weights, experts: int, matmul: Any = None, dtype: Any = None) -> None:
         self.mindspore, self.weights, self.experts = mindspore, weights, experts
         self.matmul = matmul or mindspore.ops.auto_generate.GroupedMatmul(split_item=3, group_type=0)
-        self.dtype = dtype or mindspore.float16
+        self.dtype = dtype or mindspore.float32
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
         ms, ops = self.mindspore, self.mindspore.ops

@@ -1,4 +1,7 @@
-"""A minimal Mixtral in MindSpore, its weights streamed in one matrix at a time: stored as they are, computed in float32."""
+"""A minimal Mixtral in MindSpore, its weights streamed in one matrix at a time, stored as they are.
+
+Half precision is computed as CPUs do in torch: in float32, each operation's result rounded.
+"""
 
 from __future__ import annotations
 
@@ -9,76 +12,87 @@ from numpy.typing import NDArray
 
 from ckptforge.forward.experts import Experts, GroupedExperts, LoopExperts
 from ckptforge.forward.network import Network, causal_mask, rotary
+from ckptforge.forward.precision import FLOAT32, Precision
 from ckptforge.forward.weights import Weights
 
 Array = NDArray[np.float32]
-_LM_ROWS = 8192
 
 
 class MindSporeForward:
     """`embed`, `layer` and `head` of a Mixtral; numpy in and out. `mindspore` has its device selected."""
 
-    def __init__(self, mindspore: Any, weights: Weights, network: Network, experts: Experts | None = None) -> None:
+    def __init__(
+        self, mindspore: Any, weights: Weights, network: Network, precision: Precision = FLOAT32, experts: Experts | None = None
+    ) -> None:
         self.mindspore, self.weights, self.network = mindspore, weights, network
-        self.experts = experts or LoopExperts(mindspore, weights)
+        self.round = precision.rounding(mindspore)
+        self.experts = experts or LoopExperts(mindspore, weights, self.round)
 
     @classmethod
-    def on_ascend(cls, mindspore: Any, weights: Weights, network: Network, matmul: Any = None) -> MindSporeForward:
-        """With grouped matmuls over the experts, in half precision."""
+    def on_ascend(
+        cls, mindspore: Any, weights: Weights, network: Network, precision: Precision = FLOAT32, matmul: Any = None
+    ) -> MindSporeForward:
+        """With grouped matmuls over the experts, in the precision's own dtype."""
         stacks = Weights(weights.source, "gmm")
-        return cls(mindspore, weights, network, GroupedExperts(mindspore, stacks, network.experts, matmul))
+        dtype = getattr(mindspore, precision.name)
+        return cls(mindspore, weights, network, precision, GroupedExperts(mindspore, stacks, network.experts, matmul, dtype))
 
     def _tensor(self, tensor: str, **index: int) -> Any:
-        return self.mindspore.Tensor(self.weights.float32(tensor, **index))
+        return self.round(self.mindspore.Tensor(self.weights.float32(tensor, **index)))
+
+    def _dense(self, states: Any, tensor: str, **index: int) -> Any:
+        """states · tensorᵀ, in blocks of the tensor's rows."""
+        ms, ops = self.mindspore, self.mindspore.ops
+        parts = [ops.dense(states, self.round(ms.Tensor(block))) for block in self.weights.blocks(tensor, **index)]
+        return self.round(parts[0] if len(parts) == 1 else ops.cat(parts, -1))
 
     def embed(self, tokens: NDArray[np.int64]) -> Array:
         """(batch, length, hidden)."""
         ms = self.mindspore
         unique, inverse = np.unique(tokens, return_inverse=True)
-        rows = ms.Tensor(self.weights.rows("embedding", unique))
+        rows = self.round(ms.Tensor(self.weights.rows("embedding", unique)))
         found = ms.ops.gather(rows, ms.Tensor(inverse.reshape(-1).astype(np.int32)), 0)
         made: Array = found.asnumpy().reshape(*tokens.shape, -1)
         return made
 
-    def layer(self, i: int, hidden: Array) -> tuple[Array, Array, NDArray[np.int64]]:
-        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`."""
+    def layer(self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None) -> tuple[Array, Array, NDArray[np.int64]]:
+        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`; `experts` are taken
+        instead of those chosen."""
         ms, ops = self.mindspore, self.mindspore.ops
         batch, length, width = hidden.shape
         states = ms.Tensor(hidden.reshape(-1, width))
-        states = states + self._attention(i, self._norm(states, "attention_norm", l=i), batch, length)
+        states = self.round(states + self._attention(i, self._norm(states, "attention_norm", l=i), batch, length))
         normed = self._norm(states, "ffn_norm", l=i)
-        logits = ops.dense(normed, self._tensor("router", l=i))
-        top, chosen = ops.topk(ops.softmax(logits, -1), self.network.top_k)
-        chosen = chosen.asnumpy().astype(np.int64)
-        states = states + self.experts(i, normed, chosen, top / top.sum(-1, keepdims=True))
+        logits = self._dense(normed, "router", l=i)
+        scores = ops.softmax(logits, -1)
+        chosen = ops.topk(scores, self.network.top_k)[1].asnumpy().astype(np.int64)
+        taken = chosen if experts is None else experts
+        gates = ops.gather_elements(scores, 1, ms.Tensor(taken))
+        states = self.round(states + self.experts(i, normed, taken, gates / gates.sum(-1, keepdims=True)))
         return states.asnumpy().reshape(batch, length, width), logits.asnumpy(), chosen
 
     def head(self, hidden: Array) -> Array:
-        """(batch, length, vocab): the final norm and lm_head, in blocks of rows."""
-        ms = self.mindspore
-        states = self._norm(ms.Tensor(hidden.reshape(-1, hidden.shape[-1])), "norm")
-        matrix = self.weights.read("lm_head" if self.weights.has("lm_head") else "embedding")
-        parts = [
-            ms.ops.dense(states, ms.Tensor(matrix[start : start + _LM_ROWS].astype(np.float32))).asnumpy()
-            for start in range(0, len(matrix), _LM_ROWS)
-        ]
-        made: Array = np.concatenate(parts, -1).reshape(*hidden.shape[:-1], -1)
+        """(batch, length, vocab): the final norm and lm_head."""
+        states = self._norm(self.mindspore.Tensor(hidden.reshape(-1, hidden.shape[-1])), "norm")
+        logits = self._dense(states, "lm_head" if self.weights.has("lm_head") else "embedding")
+        made: Array = logits.asnumpy().reshape(*hidden.shape[:-1], -1)
         return made
 
     def _norm(self, states: Any, tensor: str, **index: int) -> Any:
         mean = (states * states).mean(-1, keep_dims=True)
-        return states * self.mindspore.ops.rsqrt(mean + self.network.eps) * self._tensor(tensor, **index)
+        normed = self.round(states * self.mindspore.ops.rsqrt(mean + self.network.eps))
+        return self.round(normed * self._tensor(tensor, **index))
 
     def _attention(self, i: int, states: Any, batch: int, length: int) -> Any:
         ms, ops, network = self.mindspore, self.mindspore.ops, self.network
         d, groups = network.head_dim, network.heads // network.kv_heads
 
         def heads(tensor: str, count: int) -> Any:
-            return ops.dense(states, self._tensor(tensor, l=i)).reshape(batch, length, count, d).transpose(0, 2, 1, 3)
+            return self._dense(states, tensor, l=i).reshape(batch, length, count, d).transpose(0, 2, 1, 3)
 
-        cos, sin = (ms.Tensor(table) for table in rotary(network, length))
-        query = _rotated(ops, heads("wq", network.heads), cos, sin)
-        key = _rotated(ops, heads("wk", network.kv_heads), cos, sin)
+        cos, sin = (self.round(ms.Tensor(table)) for table in rotary(network, length))
+        query = self._rotated(heads("wq", network.heads), cos, sin)
+        key = self._rotated(heads("wk", network.kv_heads), cos, sin)
         value = heads("wv", network.kv_heads)
         key, value = (
             ops.broadcast_to(part.reshape(batch, network.kv_heads, 1, length, d), (batch, network.kv_heads, groups, length, d)).reshape(
@@ -86,12 +100,11 @@ class MindSporeForward:
             )
             for part in (key, value)
         )
-        scores = ops.matmul(query, key.transpose(0, 1, 3, 2)) * (d**-0.5) + ms.Tensor(causal_mask(network, length))
-        mixed = ops.matmul(ops.softmax(scores, -1), value).transpose(0, 2, 1, 3).reshape(batch * length, network.heads * d)
-        return ops.dense(mixed, self._tensor("wo", l=i))
+        scores = self.round(self.round(ops.matmul(query, key.transpose(0, 1, 3, 2))) * (d**-0.5)) + ms.Tensor(causal_mask(network, length))
+        mixed = self.round(ops.matmul(self.round(ops.softmax(scores, -1)), value))
+        return self._dense(mixed.transpose(0, 2, 1, 3).reshape(batch * length, network.heads * d), "wo", l=i)
 
-
-def _rotated(ops: Any, heads: Any, cos: Any, sin: Any) -> Any:
-    half = heads.shape[-1] // 2
-    turned = ops.cat([-heads[..., half:], heads[..., :half]], -1)
-    return heads * cos + turned * sin
+    def _rotated(self, heads: Any, cos: Any, sin: Any) -> Any:
+        half = heads.shape[-1] // 2
+        turned = self.mindspore.ops.cat([-heads[..., half:], heads[..., :half]], -1)
+        return self.round(self.round(heads * cos) + self.round(turned * sin))

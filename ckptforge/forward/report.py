@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from ckptforge.forward.verification import LAYER_GATE, LayerCheck, Verification
+from ckptforge.forward.verification import LayerCheck, Verification
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 220, 60, 14
 
@@ -40,7 +40,7 @@ def rows(found: Verification) -> list[list[str]]:
         counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
         verdict = "ok" if layer.passed else "FAILED"
         flips = [str(layer.flips_within), str(layer.flips_beyond)]
-        made.append([str(layer.layer), f"{layer.worst:.1e}", f"{LAYER_GATE:.0e}", verdict, *flips, f"{layer.least_margin:.1e}", counts])
+        made.append([str(layer.layer), f"{layer.worst:.1e}", f"{layer.gate:.0e}", verdict, *flips, f"{layer.least_margin:.1e}", counts])
     return made
 
 
@@ -50,7 +50,7 @@ def html_page(found: Verification) -> str:
     titles, *table = rows(found)
     cells = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
-    heading = html.escape(f"{found.hf_dir} and {found.ms} ({found.layout}, {found.device}, {found.tokens} tokens)")
+    heading = html.escape(f"{found.hf_dir} and {found.ms} ({found.layout}, {found.device}, {found.compute}, {found.tokens} tokens)")
     style = "body{font:14px sans-serif;margin:2em;max-width:60em}td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>ckptforge verify</title><style>{style}</style>"
@@ -78,9 +78,7 @@ def _errors(layers: Sequence[LayerCheck]) -> str:
         f"<title>layer {layer.layer}: {layer.worst:.2e}</title></circle>"
         for k, layer in enumerate(layers)
     )
-    gate = (
-        f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{y(LAYER_GATE):.1f}' y2='{y(LAYER_GATE):.1f}' stroke='#c33' stroke-dasharray='4'/>"
-    )
+    gate = f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{y(layers[0].gate):.1f}' y2='{y(layers[0].gate):.1f}' stroke='#c33' stroke-dasharray='4'/>"
     return f"<svg width='{_LEFT + _WIDTH + 10}' height='{_TOP * 2 + _HEIGHT}' role='img'>{grid}{gate}{dots}</svg>"
 
 

@@ -1,8 +1,9 @@
 """verify: the same tokens through transformers' layers and through MindSpore, layer by layer and end to end.
 
 Gates, for float32 over the stored weights: each layer, given the reference's input, to a relative L2 of 2e-5 for every token;
-the logits to 1e-4, or ten times the reference's own noise (its two attention implementations) where that is more. A token whose
-experts differ is let off only where the router's choice was closer than twice the difference of its logits.
+the logits to 1e-4, or ten times the reference's own noise (its two attention implementations) where that is more. Half precision
+has wider ones. Tokens take the reference's experts with their own gates (routing replay); a token that would have chosen others
+is let off only where the router's choice was closer than twice the difference of its logits.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from ckptforge.errors import UsageError, VerifyError
 from ckptforge.forward.device import import_mindspore, select_device
 from ckptforge.forward.mindspore_forward import MindSporeForward
 from ckptforge.forward.network import Network, network_of
+from ckptforge.forward.precision import Precision, precision_of
 from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
 from ckptforge.jobs import PathLike
 from ckptforge.source import Choices, Source, open_source
 
-LAYER_GATE = 2e-5
-END_GATE = 1e-4
 _NOISE_FACTOR = 10.0
 _SMALL = 1024  # up to this hidden size tokens cost little
 Say = Callable[[str], object]
@@ -34,11 +34,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One layer with the reference's input: the worst token's relative L2 (of those with the same experts), tokens with other
-    experts within and beyond the margin, the least router margin, and how many tokens reached each expert."""
+    """One layer with the reference's input and experts: the worst token's relative L2 and its gate, tokens that would have chosen
+    other experts within and beyond the margin, the least router margin, and how many tokens reached each expert."""
 
     layer: int
     worst: float
+    gate: float
     flips_within: int
     flips_beyond: int
     least_margin: float
@@ -46,7 +47,7 @@ class LayerCheck:
 
     @property
     def passed(self) -> bool:
-        return self.worst <= LAYER_GATE and not self.flips_beyond
+        return self.worst <= self.gate and not self.flips_beyond
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Verification:
     ms: str
     layout: str
     device: str
+    compute: str
     tokens: int
     layers: list[LayerCheck]
     end: EndCheck | None
@@ -88,7 +90,6 @@ class Verification:
             "ok": self.passed,
             "verb": "verify",
             **asdict(self),
-            "gates": {"layer": LAYER_GATE, "end": self.end.gate if self.end else None},
         }
 
 
@@ -99,6 +100,7 @@ def verify(
     strategy_dir: PathLike | None = None,
     layout: str | None = None,
     device: str = "cpu",
+    compute: str = "fp32",
     layers: Sequence[int] | None = None,
     tokens: int | Sequence[int] | None = None,
     text: str | None = None,
@@ -106,10 +108,11 @@ def verify(
     say: Say = lambda _: None,
 ) -> Verification:
     """Runs the same tokens through both models, `tokens` a number of random ones or the ids themselves, `text` instead where
-    the directory has a tokenizer. `layers` checks a sample: each then gets the output of the one checked before it.
+    the directory has a tokenizer. `compute` is fp32, fp16 or bf16, on both sides. `layers` checks a sample: each then gets the output of the one checked before it.
 
     Raises `UsageError` for missing extras, `VerifyError` for a device that isn't there, and the errors of opening.
     """
+    precision = precision_of(compute)
     mindspore = import_mindspore()
     chosen_device = select_device(mindspore, device)
     reference = Weights(open_source(Path(hf_dir), Choices(family="huggingface", layout_option="--layout")))
@@ -118,11 +121,11 @@ def verify(
     own = network_of(weights, weights.source.config, f"the config of {ms}")
     if (own.layers, own.experts, own.vocab, weights.size("H")) != (network.layers, network.experts, network.vocab, reference.size("H")):
         raise VerifyError(f"{hf_dir} and {ms} are models of different sizes: {network} and {own}.")
-    torch_side = TorchForward(reference, reference.source.config)
+    torch_side = TorchForward(reference, reference.source.config, precision=precision)
     if chosen_device == "CPU":
-        mindspore_side = MindSporeForward(mindspore, weights, own)
+        mindspore_side = MindSporeForward(mindspore, weights, own, precision)
     else:
-        mindspore_side = MindSporeForward.on_ascend(mindspore, weights, own)
+        mindspore_side = MindSporeForward.on_ascend(mindspore, weights, own, precision)
     ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
     wanted = list(range(network.layers)) if layers is None else list(layers)
     if bad := [i for i in wanted if not 0 <= i < network.layers]:
@@ -132,16 +135,17 @@ def verify(
     whole = len(wanted) == network.layers
     given = torch_side.embed(ids)
     running = mindspore_side.embed(ids)
-    checks = []
+    checks, routes = [], []
     for i in wanted:
         expected, logits, experts = torch_side.layer(i, given)
-        got, other_logits, other_experts = mindspore_side.layer(i, given)
-        checks.append(_layer_check(i, expected, got, logits, other_logits, experts, other_experts))
+        got, other_logits, other_experts = mindspore_side.layer(i, given, experts)
+        checks.append(_layer_check(i, precision.layer_gate, expected, got, logits, other_logits, experts, other_experts))
         say(f"layer {i}: worst token {checks[-1].worst:.2e}")
         if whole:
-            running, _, _ = mindspore_side.layer(i, running)
+            running, _, _ = mindspore_side.layer(i, running, experts)
+            routes.append(experts)
         given = expected
-    end = _end_check(torch_side, mindspore_side, reference, ids, given, running) if whole else None
+    end = _end_check(torch_side, mindspore_side, precision, ids, routes, given, running) if whole else None
     generated = [_generate(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)] if generate else []
     unreached = [
         f"layer {check.layer}: {', '.join(str(e) for e, count in enumerate(check.reached) if not count)}"
@@ -150,9 +154,19 @@ def verify(
     ]
     notes = [] if whole else ["a sample of layers: each gets the output of the one checked before it, and the logits aren't compared."]
     if chosen_device == "Ascend":
-        notes.append("experts were computed in half precision by GroupedMatmul; the gates are those of float32.")
+        notes.append("experts were computed by GroupedMatmul, which no test of ours has run on a device.")
     result = Verification(
-        str(hf_dir), str(ms), weights.source.binding.layout.name, chosen_device, int(ids.size), checks, end, unreached, generated, notes
+        str(hf_dir),
+        str(ms),
+        weights.source.binding.layout.name,
+        chosen_device,
+        compute,
+        int(ids.size),
+        checks,
+        end,
+        unreached,
+        generated,
+        notes,
     )
     for side in (reference, weights):
         side.close()
@@ -198,7 +212,7 @@ def _tokens(network: Network, hidden: int, tokens: int | Sequence[int] | None, t
 
 
 def _layer_check(
-    i: int, expected: Array, got: Array, logits: Array, other_logits: Array, experts: Array, other_experts: Array
+    i: int, gate: float, expected: Array, got: Array, logits: Array, other_logits: Array, experts: Array, other_experts: Array
 ) -> LayerCheck:
     width = expected.shape[-1]
     a, b = expected.reshape(-1, width).astype(np.float64), got.reshape(-1, width).astype(np.float64)
@@ -210,10 +224,10 @@ def _layer_check(
     margins = ordered[:, top_k - 1] - ordered[:, top_k] if ordered.shape[1] > top_k else np.full(len(ordered), np.inf)
     allowed = margins <= 2 * np.abs(logits - other_logits).max(axis=1)
     error = np.where(np.isfinite(error), error, np.inf)
-    kept = error[~flipped]
     return LayerCheck(
         i,
-        float(kept.max()) if kept.size else 0.0,
+        float(error.max()),
+        gate,
         int(np.count_nonzero(flipped & allowed)),
         int(np.count_nonzero(flipped & ~allowed)),
         float(margins.min()),
@@ -222,16 +236,23 @@ def _layer_check(
 
 
 def _end_check(
-    torch_side: TorchForward, mindspore_side: MindSporeForward, reference: Weights, ids: Array, given: Array, running: Array
+    torch_side: TorchForward,
+    mindspore_side: MindSporeForward,
+    precision: Precision,
+    ids: Array,
+    routes: Sequence[Array],
+    given: Array,
+    running: Array,
 ) -> EndCheck:
     expected, got = torch_side.head(given).astype(np.float64), mindspore_side.head(running).astype(np.float64)
     error = _relative(expected, got)
-    gate, noise = END_GATE, None
+    gate, noise = precision.end_gate, None
     if not error <= gate:
-        other = TorchForward(reference, reference.source.config, attention="sdpa")
+        reference = torch_side.weights
+        other = TorchForward(reference, reference.source.config, "sdpa", precision)
         hidden = other.embed(ids)
-        for i in range(reference.size("l")):
-            hidden, _, _ = other.layer(i, hidden)
+        for i, experts in enumerate(routes):
+            hidden, _, _ = other.layer(i, hidden, experts)
         noise = _relative(expected, other.head(hidden).astype(np.float64))
         gate = max(gate, _NOISE_FACTOR * noise)
     p, q = _log_softmax(expected), _log_softmax(got)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ckptforge.engine.stream import Budget, Descriptors, Worker
 from ckptforge.errors import PlanError
 from ckptforge.source import Source
 
-_ROWS_AT_A_TIME = 4096
+_BLOCK_BYTES = 32 << 20
 
 
 class Weights:
@@ -53,9 +54,26 @@ class Weights:
         if stored.dtype == np.float32:
             return np.asarray(stored, np.float32)
         made = np.empty(stored.shape, np.float32)
-        for start in range(0, len(stored), _ROWS_AT_A_TIME):
-            made[start : start + _ROWS_AT_A_TIME] = stored[start : start + _ROWS_AT_A_TIME]
+        _widen(stored, made)
         return made
+
+    def stacked(self, tensors: tuple[str, ...], **index: int) -> NDArray[np.float32]:
+        """Matrices behind one another along their rows, in float32, no two of them in memory twice."""
+        parts = [self.layout.holding(tensor).name(index) for tensor in tensors]
+        shapes = [self._specs[name].shape for name in parts]
+        made = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
+        row = 0
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            _widen(self.read(tensor, **index), made[row : row + shape[0]])
+            row += shape[0]
+        return made
+
+    def blocks(self, tensor: str, **index: int) -> Iterator[NDArray[np.float32]]:
+        """A matrix in blocks of rows of at most 32 MiB, each in float32."""
+        stored = self.read(tensor, **index)
+        rows = _rows_at_a_time(stored)
+        for start in range(0, len(stored), rows):
+            yield stored[start : start + rows].astype(np.float32)
 
     def rows(self, tensor: str, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Some rows of a matrix in float32."""
@@ -64,3 +82,14 @@ class Weights:
     def close(self) -> None:
         """Closes the files."""
         self._worker.descriptors.close()
+
+
+def _rows_at_a_time(stored: NDArray[Any]) -> int:
+    return max(1, _BLOCK_BYTES // max(1, 4 * stored.size // len(stored)))
+
+
+def _widen(stored: NDArray[Any], made: NDArray[np.float32]) -> None:
+    """Copied in blocks of rows, as numpy casts half-precision numbers through a temporary array."""
+    rows = _rows_at_a_time(stored)
+    for start in range(0, len(stored), rows):
+        made[start : start + rows] = stored[start : start + rows]
