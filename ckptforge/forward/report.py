@@ -78,7 +78,8 @@ def _errors(layers: Sequence[LayerCheck]) -> str:
         f"<title>layer {layer.layer}: {layer.worst:.2e}</title></circle>"
         for k, layer in enumerate(layers)
     )
-    gate = f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{y(layers[0].gate):.1f}' y2='{y(layers[0].gate):.1f}' stroke='#c33' stroke-dasharray='4'/>"
+    at = f"{y(layers[0].gate):.1f}"
+    gate = f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{at}' y2='{at}' stroke='#c33' stroke-dasharray='4'/>"
     return f"<svg width='{_LEFT + _WIDTH + 10}' height='{_TOP * 2 + _HEIGHT}' role='img'>{grid}{gate}{dots}</svg>"
 
 

@@ -108,7 +108,8 @@ def verify(
     say: Say = lambda _: None,
 ) -> Verification:
     """Runs the same tokens through both models, `tokens` a number of random ones or the ids themselves, `text` instead where
-    the directory has a tokenizer. `compute` is fp32, fp16 or bf16, on both sides. `layers` checks a sample: each then gets the output of the one checked before it.
+    the directory has a tokenizer. `compute` is fp32, fp16 or bf16, on both sides. `layers` checks a sample: each then gets the
+    output of the one checked before it.
 
     Raises `UsageError` for missing extras, `VerifyError` for a device that isn't there, and the errors of opening.
     """
