@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import TypedDict
 
 from ckptforge.engine import stream
 from ckptforge.engine.casts import Audit
-from ckptforge.engine.hashes import Hashes, tensor_hashes
+from ckptforge.engine.hashes import Hashes, tensor_hashes, whole_file
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.publish import Staging, check_output, check_room, staged
 from ckptforge.engine.stream import Budget, Progress
 from ckptforge.errors import CastOverflowError
+from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
 from ckptforge.result import Result, dry_result
@@ -41,12 +43,13 @@ class Planning(TypedDict, total=False):
 
 class Running(TypedDict, total=False):
     """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output, `no_hash` to
-    leave the tensors' hashes out of the manifest."""
+    leave the hashes of tensors and sources out of the manifest, `command` the command line to be kept there."""
 
     overwrite: bool
     allow_overflow: bool
     dry_run: bool
     no_hash: bool
+    command: str | None
     workers: int | None
     memory: int | str | None
     progress: Progress | None
@@ -85,7 +88,9 @@ def run_job(job: Job, options: Options) -> Result:
             hashes = None if options.get("no_hash", False) else _hashed(job.plan, staging, budget)
             mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
             manifest = manifest_path(job.plan.output, job.plan.is_directory)
-            staging.small_files[manifest.name] = manifest_json(job.plan, job.table, job.layout, job.side, audit, mtimes, hashes)
+            staging.small_files[manifest.name] = manifest_json(
+                job.plan, job.table, job.layout, job.side, audit, mtimes, hashes, options.get("command")
+            )
             written.append(manifest)
     return Result(
         job.plan.verb,
@@ -103,10 +108,12 @@ def run_job(job: Job, options: Options) -> Result:
 
 
 def _hashed(plan: Plan, staging: Staging, budget: Budget) -> Hashes:
-    """The hashes of what was written, read back while the system brings it to the disk."""
+    """The hashes of what was read, and of what was written, read back while the system brings it to the disk."""
     with ThreadPoolExecutor(1, thread_name_prefix="ckptforge-sync") as pool:
         syncing = pool.submit(staging.sync)
-        hashes = tensor_hashes({file.path: file.tensors.values() for file in plan.files}, budget, staging.descriptors)
+        files: dict[Path, Iterable[TensorEntry]] = {file.path: file.tensors.values() for file in plan.files}
+        files |= {file.path: [whole_file(file)] for file in plan.sources}
+        hashes = tensor_hashes(files, budget, staging.descriptors)
         syncing.result()
     return hashes
 

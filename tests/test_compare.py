@@ -1,6 +1,7 @@
 """compare: equal models in any formats, layouts and splits; every kind of injected defect found, and its cause named."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,6 +271,23 @@ def test_hashes_are_what_the_docs_say(tmp_path, monkeypatch):
         for name, (dtype, shape, data) in contents(tmp_path / "x.ckpt").items():
             digests = b"".join(xxhash.xxh3_128(data[at : at + 1000]).digest() for at in range(0, len(data), 1000))
             assert output["tensors"][name] == [dtype, list(shape), xxhash.xxh3_128(digests).hexdigest()]
+
+
+def test_the_manifest_holds_the_command_and_hashes_of_the_sources(tmp_path):
+    import shlex
+
+    xxhash = pytest.importorskip("xxhash")
+    assert ckpt("to-ms", HUB, tmp_path / "a b.ckpt", "--dtype", "fp16").returncode == 0
+    manifest = json.loads((tmp_path / "a b.ckpt.manifest.json").read_text())
+    assert shlex.split(manifest["command"]) == ["ckptforge", "to-ms", str(HUB), str(tmp_path / "a b.ckpt"), "--dtype", "fp16"]
+    assert manifest["sources"]
+    for source in manifest["sources"]:
+        data = Path(source["path"]).read_bytes()
+        assert source["size"] == len(data)
+        assert source["xxh3_128"] == xxhash.xxh3_128(xxhash.xxh3_128(data).digest()).hexdigest()
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt", no_hash=True)
+    manifest = json.loads((tmp_path / "x.ckpt.manifest.json").read_text())
+    assert manifest["command"] is None and not any("xxh3_128" in source for source in manifest["sources"])
 
 
 def test_outputs_without_hashes(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def cli() -> None:
 
 def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
     with bar(quiet) as progress:
-        result = verb(*args, progress=progress, **kwargs)
+        result = verb(*args, progress=progress, command=_command_line(), **kwargs)
     if as_json:
         click.echo(json.dumps(result.to_json(), ensure_ascii=False))
     elif not quiet:
@@ -419,7 +420,7 @@ def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, q
     """Runs what a drop-in's flags mean, and says which command of ours that is."""
     call = make(**flags)
     with bar(quiet) as progress:
-        result = call.run(progress=progress, **running)
+        result = call.run(progress=progress, command=_command_line(), **running)
     if as_json:
         click.echo(json.dumps({**result.to_json(), "command": call.command}, ensure_ascii=False))
     elif not quiet:
@@ -543,6 +544,10 @@ class _Terminated(BaseException):
 
 def _terminate(*_: object) -> NoReturn:
     raise _Terminated
+
+
+def _command_line() -> str:
+    return shlex.join(["ckptforge", *sys.argv[1:]])
 
 
 def main() -> None:

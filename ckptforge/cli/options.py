@@ -34,7 +34,7 @@ running = _all(
     option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
     option("--workers", type=int, metavar="N", help="Threads that copy. [default: one per core, at most 8]"),
     option("--memory", metavar="SIZE", help="Buffers of all workers together. [default: 134MB]"),
-    option("--no-hash", is_flag=True, help="Leave the hashes of the tensors out of the manifest."),
+    option("--no-hash", is_flag=True, help="Leave the hashes of tensors and sources out of the manifest."),
     option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object)."),
 )
 

@@ -2,6 +2,7 @@
 
 A tensor's hash is `xxh3_128(digest of block 0 + digest of block 1 + …)` in hexadecimal; blocks are 8 MiB of the tensor's bytes
 as they are stored (row-major, little-endian), the last one shorter; a tensor without bytes has no blocks.
+A file is hashed as one tensor of all its bytes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import xxhash
 
+from ckptforge.dtypes import BY_NAME
 from ckptforge.engine.stream import Budget, Descriptors, Progress, Worker, run_workers
-from ckptforge.formats.entry import TensorEntry, read_range
+from ckptforge.formats.entry import Extent, FileIndex, TensorEntry, read_range
 
 BLOCK_BYTES = 8 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
@@ -52,6 +54,11 @@ def tensor_hashes(
     for (file, name), blocks in digests.items():
         found[file][name] = xxhash.xxh3_128(b"".join(blocks[start] for start in sorted(blocks))).hexdigest()
     return found
+
+
+def whole_file(file: FileIndex) -> TensorEntry:
+    """A file's bytes as one tensor, so that files are hashed as tensors are."""
+    return TensorEntry("", BY_NAME["uint8"], (file.size,), file.path, (Extent(0, 0, file.size),))
 
 
 def _blocks(entries: Mapping[Path, list[TensorEntry]]) -> Iterator[Block]:

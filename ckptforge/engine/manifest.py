@@ -139,6 +139,7 @@ def manifest_json(
     audit: Audit,
     mtimes: Mapping[Path, int],
     hashes: Hashes | None = None,
+    command: str | None = None,
 ) -> bytes:
     """The manifest of a finished plan; without a table where none was needed, without hashes where they weren't made.
 
@@ -147,10 +148,11 @@ def manifest_json(
     content = {
         "ckptforge": __version__,
         "verb": plan.verb,
+        "command": command,
         "model": table.name if table else None,
         "layout": layout.name if layout else None,
         "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()} if table else None,
-        "sources": [_source_json(source) for source in plan.sources],
+        "sources": [_source_json(source, hashes) for source in plan.sources],
         "outputs": [
             {
                 "file": str(file.path.relative_to(plan.output) if file.path != plan.output else file.path.name),
@@ -171,12 +173,13 @@ def manifest_json(
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
-def _source_json(source: FileIndex) -> dict[str, Any]:
+def _source_json(source: FileIndex, hashes: Hashes | None) -> dict[str, Any]:
     try:
         mtime = source.path.stat().st_mtime_ns
     except OSError:
         mtime = None
-    return {"path": str(source.path), "size": source.size, "mtime_ns": mtime}
+    found = {"path": str(source.path), "size": source.size, "mtime_ns": mtime}
+    return found if hashes is None else {**found, "xxh3_128": hashes[source.path][""]}
 
 
 def audit_json(audit: Audit) -> list[dict[str, Any]]:

@@ -35,12 +35,23 @@ def summary(found: Verification) -> list[str]:
 
 def rows(found: Verification) -> list[list[str]]:
     """The table of layers, titles first."""
-    made = [["layer", "worst token", "gate", "", "other experts, within margin", "beyond", "least margin", "tokens by expert"]]
+    made = [["layer", "worst token", "router", "gate", "", "other experts, within margin", "beyond", "least margin", "tokens by expert"]]
     for layer in found.layers:
         counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
         verdict = "ok" if layer.passed else "FAILED"
         flips = [str(layer.flips_within), str(layer.flips_beyond)]
-        made.append([str(layer.layer), f"{layer.worst:.1e}", f"{layer.gate:.0e}", verdict, *flips, f"{layer.least_margin:.1e}", counts])
+        made.append(
+            [
+                str(layer.layer),
+                f"{layer.worst:.1e}",
+                f"{layer.router:.1e}",
+                f"{layer.gate:.0e}",
+                verdict,
+                *flips,
+                f"{layer.least_margin:.1e}",
+                counts,
+            ]
+        )
     return made
 
 

@@ -34,11 +34,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One layer with the reference's input and experts: the worst token's relative L2 and its gate, tokens that would have chosen
-    other experts within and beyond the margin, the least router margin, and how many tokens reached each expert."""
+    """One layer with the reference's input and experts: the worst token's relative L2, the router logits' (of the worst token,
+    against the largest), the gate of both, tokens that would have chosen other experts within and beyond the margin, the least router
+    margin, and how many tokens reached each expert."""
 
     layer: int
     worst: float
+    router: float
     gate: float
     flips_within: int
     flips_beyond: int
@@ -47,7 +49,7 @@ class LayerCheck:
 
     @property
     def passed(self) -> bool:
-        return self.worst <= self.gate and not self.flips_beyond
+        return self.worst <= self.gate and self.router <= self.gate and not self.flips_beyond
 
 
 @dataclass(frozen=True)
@@ -223,11 +225,14 @@ def _layer_check(
     ordered = np.sort(logits.astype(np.float64), axis=1)[:, ::-1]
     top_k = experts.shape[1]
     margins = ordered[:, top_k - 1] - ordered[:, top_k] if ordered.shape[1] > top_k else np.full(len(ordered), np.inf)
+    apart = np.linalg.norm(logits.astype(np.float64) - other_logits, axis=1).max()
+    router = float(apart / (np.linalg.norm(logits.astype(np.float64), axis=1).max() or 1.0))
     allowed = margins <= 2 * np.abs(logits - other_logits).max(axis=1)
     error = np.where(np.isfinite(error), error, np.inf)
     return LayerCheck(
         i,
         float(error.max()),
+        router if np.isfinite(router) else float("inf"),
         gate,
         int(np.count_nonzero(flipped & allowed)),
         int(np.count_nonzero(flipped & ~allowed)),
