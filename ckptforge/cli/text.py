@@ -177,7 +177,7 @@ def verification_text(found: Verification) -> str:
     """What the forward check found; the last line is the verdict."""
     from ckptforge.forward.report import rows, summary
 
-    how = f"{found.tokens} tokens, {found.layout}, {found.device}, float32"
+    how = f"{found.tokens} tokens, {found.layout}, {found.device}, {found.compute}"
     return "\n".join([f"torch      {found.hf_dir}", f"mindspore  {found.ms} ({how})", "", table(rows(found)), "", *summary(found)])
 
 
