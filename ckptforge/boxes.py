@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 Box = tuple[tuple[int, int], ...]
@@ -215,6 +216,7 @@ def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Tr
     return found
 
 
-def within_target(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Transfer]:
-    """`within_source` for the target side; the parts come out ordered."""
-    return [part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box)]
+@lru_cache(maxsize=1 << 16)
+def within_target(transfer: Transfer, shape: tuple[int, ...], box: Box) -> tuple[Transfer, ...]:
+    """`within_source` for the target side; the parts come out ordered. Kept, as layers and replicas are cut alike."""
+    return tuple(part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box))

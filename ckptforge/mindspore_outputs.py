@@ -14,6 +14,7 @@ from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.mindspore_dir import HYPER_PARAMETERS, UNIFIED_MAP
 from ckptforge.mapping.state import companion_prefix, is_state
+from ckptforge.partition.device_layout import DeviceLayout
 from ckptforge.partition.parallel_config import ParallelConfig, read_parallel_config
 from ckptforge.partition.strategy_file import Strategy, read_strategy
 
@@ -120,30 +121,41 @@ class RankTarget:
         Raises `PlanError` for tensors that the strategy can't cut.
         """
         ending = "ckpt" if self.is_ckpt else "safetensors"
+        held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]
+        laid_out: dict[int, FileLayout] = {}
         placed = []
         for rank in range(self.strategy.ranks):
-            stage = self.strategy.stages[self.strategy.stage_of(rank)]
-            parts, boxes = [], {}
-            for spec in specs:
-                layout = stage.get(spec.name)
-                if layout is None:
-                    if self.strategy.first_stage(spec.name) is None:
-                        parts.append(spec)
-                    continue
-                if layout.shape_of_parts(spec.shape) is None or layout.full_shape not in (None, spec.shape):
-                    raise PlanError(
-                        f"tensor {spec.name!r} has shape {list(spec.shape)}, but {self.strategy.path} cuts it by device matrix "
-                        f"{list(layout.device_matrix)}, tensor map {[list(axes) or -1 for axes in layout.tensor_map]}"
-                        + (f" and {layout.optimizer_parts} optimizer shards" if layout.optimizer_parts > 1 else "")
-                        + (f" from shape {list(layout.full_shape)}" if layout.full_shape else "")
-                        + "; it isn't a strategy for this model."
-                    )
-                box = layout.box(spec.shape, rank % self.strategy.devices)
-                boxes[spec.name] = box
-                parts.append(TensorSpec(spec.name, spec.dtype, box_shape(box)))
+            stage, device = self.strategy.stage_of(rank), rank % self.strategy.devices
+            boxes = {spec.name: layout.box(spec.shape, device) for spec, layout in held[stage] if layout is not None}
             path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{ending}"
-            placed.append(PlacedFile(_mindspore_file(path, parts, self.is_ckpt), boxes))
+            if stage not in laid_out:  # the ranks of a stage have equal parts
+                parts = [
+                    TensorSpec(spec.name, spec.dtype, box_shape(boxes[spec.name]) if layout is not None else spec.shape)
+                    for spec, layout in held[stage]
+                ]
+                laid_out[stage] = _mindspore_file(path, parts, self.is_ckpt)
+            placed.append(PlacedFile(laid_out[stage].at(path), boxes))
         return tuple(placed), {}
+
+    def _held(self, stage: int, specs: Sequence[TensorSpec]) -> list[tuple[TensorSpec, DeviceLayout | None]]:
+        """The tensors that the ranks of a stage hold, and how they are cut; None for one that no stage has."""
+        found: list[tuple[TensorSpec, DeviceLayout | None]] = []
+        for spec in specs:
+            layout = self.strategy.stages[stage].get(spec.name)
+            if layout is None:
+                if self.strategy.first_stage(spec.name) is None:
+                    found.append((spec, None))
+                continue
+            if layout.shape_of_parts(spec.shape) is None or layout.full_shape not in (None, spec.shape):
+                raise PlanError(
+                    f"tensor {spec.name!r} has shape {list(spec.shape)}, but {self.strategy.path} cuts it by device matrix "
+                    f"{list(layout.device_matrix)}, tensor map {[list(axes) or -1 for axes in layout.tensor_map]}"
+                    + (f" and {layout.optimizer_parts} optimizer shards" if layout.optimizer_parts > 1 else "")
+                    + (f" from shape {list(layout.full_shape)}" if layout.full_shape else "")
+                    + "; it isn't a strategy for this model."
+                )
+            found.append((spec, layout))
+        return found
 
 
 @dataclass(frozen=True)

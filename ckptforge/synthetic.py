@@ -29,10 +29,12 @@ def write_model(
     dtype: str = "bfloat16",
     shard_bytes: int = 10**9,
     seed: int = 0,
+    sparse: bool = False,
 ) -> None:
     """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table and a config.
 
-    A directory that exists is an error of the system's. Streams, so that the model can be larger than the memory.
+    A directory that exists is an error of the system's. Streams, so that the model can be larger than the memory. `sparse` leaves
+    holes in the place of the numbers, so that it can be larger than the disk.
     """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -56,6 +58,9 @@ def write_model(
         with (directory / name).open("wb") as file:
             for _, literal in laid_out.literals:
                 file.write(literal)
+            if sparse:
+                file.truncate(laid_out.size)
+                continue
             for tensor in tensors:
                 left = tensor.nbytes // stored.itemsize
                 while left:

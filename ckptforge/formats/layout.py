@@ -35,3 +35,8 @@ class FileLayout:
     size: int
     literals: tuple[tuple[int, bytes], ...]
     tensors: dict[str, TensorEntry]
+
+    def at(self, path: Path) -> FileLayout:
+        """The same file under another path."""
+        moved = {name: TensorEntry(name, entry.dtype, entry.shape, path, entry.extents) for name, entry in self.tensors.items()}
+        return FileLayout(path, self.size, self.literals, moved)

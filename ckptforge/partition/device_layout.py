@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ckptforge.boxes import Box
 
@@ -85,6 +86,9 @@ class DeviceLayout:
 
         `shape_of_parts(full)` must not be None.
         """
+        return _box(self, full, device)
+
+    def _cut(self, full: tuple[int, ...], device: int) -> Box:
         part = self.shape_of_parts(full)
         if part is None:
             raise ValueError(f"{full} can't be cut by {self}")
@@ -106,3 +110,9 @@ class DeviceLayout:
                 index = index * self.optimizer_parts + replica % self.optimizer_parts
             box.append((index * length, (index + 1) * length))
         return tuple(box)
+
+
+@lru_cache(maxsize=1 << 16)
+def _box(layout: DeviceLayout, full: tuple[int, ...], device: int) -> Box:
+    """Kept, as the tensors of many layers are cut alike."""
+    return layout._cut(full, device)
