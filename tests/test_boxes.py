@@ -146,5 +146,5 @@ def test_within_source_is_what_a_shard_gives(case, data):
     assert len(found) == len(set(found))
     assert {(int(shard[source]), target) for source, target in found} == {(s, t) for s, t in pairs(transfer) if s in set(shard.tolist())}
     back = transfer.reversed()
-    made = [pair for part in within_target(back, tensor, box) for pair in pairs(part)] if volume(box) else []
+    made = [pair for part in within_target(back, tuple(tensor), box) for pair in pairs(part)] if volume(box) else []
     assert {(source, int(shard[target])) for source, target in made} == {(t, s) for s, t in pairs(transfer) if s in set(shard.tolist())}
