@@ -1,7 +1,7 @@
 """Time and memory of planning models of real size, from headers alone: `python -m benchmarks.planning`.
 
 Makes Mixtral 8x7B and 8x22B as sparse files (real headers, no weights), and runs `to-ms --dry-run` on them, each in a process of its
-own: to one file, and to 1,024 ranks of dp64 mp8 pp2 with optimizer parallel.
+own: to one file, and to 1,024 ranks of dp64 mp8 ep8 pp2 with optimizer parallel.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Tr
     return found
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def within_target(transfer: Transfer, shape: tuple[int, ...], box: Box) -> tuple[Transfer, ...]:
     """`within_source` for the target side; the parts come out ordered. Kept, as layers and replicas are cut alike."""
     return tuple(part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box))

@@ -92,14 +92,16 @@ def _verified(hub: Path, out: Path, say: Callable[[str], object]) -> bool | None
     if lacking:
         say(f"skipped: ckptforge verify, as {', '.join(lacking)} isn't installed (pip install 'ckptforge[mindspore,torch]')\n")
         return None
+    from ckptforge.forward.device import import_mindspore
     from ckptforge.forward.verification import verify
 
-    to_ms(hub, out, layout="gmm")
     try:
-        found = verify(hub, out)
+        import_mindspore()
     except VerifyError as error:
         say(f"skipped: ckptforge verify: {error}\n")
         return None
+    to_ms(hub, out, layout="gmm")
+    found = verify(hub, out)
     say(f"$ ckptforge verify hub {out.name}\n{verification_text(found)}\n")
     return found.passed
 

@@ -247,6 +247,10 @@ def test_the_command(heavy, tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert page.count("<svg") == 2 and "http" not in page and "<script" not in page and page.count("<circle") == 2
     assert ckpt("verify", HUB, tmp_path / "x.ckpt", "--report", tmp_path / "r.html").returncode == 1
+    (tmp_path / "d").mkdir()
+    wrong = ckpt("verify", HUB, tmp_path / "x.ckpt", "--report", tmp_path / "d", "--overwrite")
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and f"{tmp_path / 'd'}: can't be written" in wrong.stderr
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
     hub = model(tmp_path / "hub")
     ckptforge.to_ms(changed(hub, tmp_path / "bad", DEFECTS["w1 and w3"]), tmp_path / "bad.ckpt")
     bad = ckpt("verify", hub, tmp_path / "bad.ckpt", "--layout", "dense", "--json")
@@ -294,38 +298,56 @@ def test_sorting_by_expert_pads_those_without_tokens():
     assert ends.tolist() == [2, 3, 6, 7, 8] and (np.diff(ends, prepend=0) > 0).all()
 
 
-def test_grouped_experts_equal_the_loop(heavy, tmp_path):
-    """The Ascend path with a stand-in for the kernel, which checks what the kernel asks for; an expert without tokens included."""
-    hub = model(tmp_path / "hub", intermediate_size=24)
-    weights = verification.Weights(verification.open_source(hub, verification.Choices()))
-    stacks = verification.Weights(weights.source, "gmm")
-    calls = []
+def stand_in(mindspore, calls):
+    """GroupedMatmul in numpy, which checks what the kernel asks for."""
 
     def matmul(x, w, bias, scale, offset, antiquant_scale, antiquant_offset, groups):
         assert (bias, scale, offset, antiquant_scale, antiquant_offset) == (None,) * 5
-        rows, stack, ends = x[0].asnumpy(), w[0].asnumpy(), groups.asnumpy()
-        assert (
-            stack.shape[0] == len(ends)
-            and stack.shape[1] == rows.shape[1]
-            and ends[-1] == len(rows)
-            and (np.diff(ends, prepend=0) > 0).all()
-        )
-        assert ends.dtype == np.int64
-        calls.append((rows.shape, stack.shape))
+        assert x[0].dtype == w[0].dtype
+        rows, stack, ends = (tensor.asnumpy() for tensor in (x[0].astype(mindspore.float32), w[0].astype(mindspore.float32), groups))
+        assert stack.shape[0] == len(ends) and stack.shape[1] == rows.shape[1]
+        assert ends.dtype == np.int64 and ends[-1] == len(rows) and (np.diff(ends, prepend=0) > 0).all()
+        calls.append((rows.shape, stack.shape, str(x[0].dtype)))
         parts = [part @ stack[e] for e, part in enumerate(np.split(rows, ends[:-1]))]
-        return (heavy.Tensor(np.concatenate(parts)),)
+        return (mindspore.Tensor(np.concatenate(parts)).astype(x[0].dtype),)
 
+    return matmul
+
+
+@pytest.mark.parametrize(("compute", "gate"), [("fp32", 1e-5), ("fp16", 1e-2)])
+def test_the_ascend_side_computes_what_the_other_does(heavy, tmp_path, compute, gate):
+    """A whole layer with grouped experts, in the precision's own dtype, on a CPU with a stand-in for the kernel."""
+    hub = model(tmp_path / "hub", intermediate_size=24)
+    weights = verification.Weights(verification.open_source(hub, verification.Choices()))
+    network = verification.network_of(weights, weights.source.config, "x")
+    precision, calls = verification.precision_of(compute), []
+    side = verification.MindSporeForward.on_ascend(heavy, weights, network, precision, stand_in(heavy, calls))
+    hidden = np.random.default_rng(0).normal(size=(1, 5, 16)).astype("f4")
+    made, _, _ = side.layer(1, hidden)
+    expected, _, _ = verification.MindSporeForward(heavy, weights, network).layer(1, hidden)
+    assert np.linalg.norm(made - expected) <= gate * np.linalg.norm(expected)
+    assert len(calls) == 3 and {dtype for _, _, dtype in calls} == {{"fp32": "Float32", "fp16": "Float16"}[compute]}
+
+
+def test_grouped_experts_equal_the_loop(heavy, tmp_path):
+    """An expert without tokens included."""
+    hub = model(tmp_path / "hub", intermediate_size=24)
+    weights = verification.Weights(verification.open_source(hub, verification.Choices()))
+    calls = []
     random = np.random.default_rng(0)
     states = heavy.Tensor(random.normal(size=(5, 16)).astype("f4"))
     chosen = np.array([[0, 2], [2, 3], [3, 0], [0, 2], [2, 0]])  # expert 1 gets none
     gates = heavy.Tensor(random.random((5, 2)).astype("f4"))
-    grouped = GroupedExperts(heavy, stacks, 4, matmul, heavy.float32)(1, states, chosen, gates).asnumpy()
+    grouped = GroupedExperts(heavy, weights.in_layout("gmm"), 4, heavy.float32, stand_in(heavy, calls))(1, states, chosen, gates).asnumpy()
     loop = LoopExperts(heavy, weights)(1, states, chosen, gates).asnumpy()
-    assert np.allclose(grouped, loop, atol=1e-5) and calls == [((11, 16), (4, 16, 24)), ((11, 16), (4, 16, 24)), ((11, 24), (4, 24, 16))]
+    assert np.allclose(grouped, loop, atol=1e-5) and [call[:2] for call in calls] == [((11, 16), (4, 16, 24))] * 2 + [
+        ((11, 24), (4, 24, 16))
+    ]
 
 
-def test_mindspore_accepts_the_shapes_of_the_grouped_call(heavy):
+def test_mindspore_accepts_the_shapes_of_the_grouped_call(heavy, tmp_path, monkeypatch):
     """Its own shape inference runs before it looks for a kernel, which a CPU doesn't have."""
+    monkeypatch.chdir(tmp_path)  # it leaves a file there that says what failed
     primitive = heavy.ops.auto_generate.GroupedMatmul(split_item=3, group_type=0)
 
     @heavy.jit

@@ -372,7 +372,7 @@ def verify(
 ) -> None:
     """Run the same tokens through transformers and through MindSpore, and compare.
 
-    Needs torch, transformers and mindspore; weights are streamed, one matrix at a time. Each layer gets the reference's input
+    Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer gets the reference's input
     and must give its output; then the logits, end to end. Exit code 0: passed; 1: not.
     """
     from ckptforge.errors import OutputError
@@ -393,9 +393,10 @@ def verify(
         **arguments,
     )
     if report is not None:
+        from ckptforge.engine.publish import write_file
         from ckptforge.forward.report import html_page
 
-        write_page(report, html_page(found))
+        write_file(report, html_page(found).encode())
     if as_json:
         content = found.to_json()
         if not found.passed:
@@ -404,16 +405,6 @@ def verify(
     elif not quiet:
         click.echo(verification_text(found))
     context.exit(0 if found.passed else 1)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Writes a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.ckptforge-{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, quiet: bool, **running: Any) -> None:

@@ -167,6 +167,18 @@ def _write_small(path: Path, content: bytes) -> None:
         os.close(fd)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes one small file whole or not at all, in the place of an existing one. Raises `OutputError`."""
+    temporary = path.with_name(f".{path.name}.ckptforge-{os.getpid()}.tmp")
+    try:
+        _write_small(temporary, content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _publish(work: Path, output: Path, is_directory: bool) -> None:
     try:
         if not is_directory:

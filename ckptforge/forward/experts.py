@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 
 from ckptforge.forward.weights import Weights
 
+Rounding = Callable[[Any], Any]
+
+
+def streamed_dense(mindspore: Any, weights: Weights, rounded: Rounding, states: Any, tensor: str, **index: int) -> Any:
+    """states · tensorᵀ, the tensor read in blocks of rows; `rounded` is the precision's."""
+    ms, ops = mindspore, mindspore.ops
+    return rounded(ops.cat([ops.dense(states, rounded(ms.Tensor(block))) for block in weights.blocks(tensor, **index)], -1))
+
 
 class Experts(Protocol):
     """`states` (tokens, hidden), `chosen` and `gates` (tokens, top_k) → (tokens, hidden), for layer `i`."""
@@ -21,26 +29,22 @@ class Experts(Protocol):
 
 
 class LoopExperts:
-    """The reference: each expert that a token reached, one block of a matrix at a time; `round` is the precision's."""
+    """The reference: each expert that a token reached, one block of a matrix at a time; `rounded` is the precision's."""
 
-    def __init__(self, mindspore: Any, weights: Weights, round: Callable[[Any], Any] = lambda values: values) -> None:
-        self.mindspore, self.weights, self.round = mindspore, weights, round
+    def __init__(self, mindspore: Any, weights: Weights, rounded: Rounding = lambda values: values) -> None:
+        self.mindspore, self.weights, self.rounded = mindspore, weights, rounded
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
-        ms, ops = self.mindspore, self.mindspore.ops
+        ms, ops, rounded = self.mindspore, self.mindspore.ops, self.rounded
         out = ops.zeros_like(states)
         for e in np.unique(chosen):
             tokens, places = np.nonzero(chosen == e)
             rows = ms.Tensor(tokens.astype(np.int32))
             current = ops.gather(states, rows, 0)
-
-            def matrix(states: Any, tensor: str, e: int = int(e)) -> Any:
-                blocks = self.weights.blocks(tensor, l=i, e=e)
-                return self.round(ops.cat([ops.dense(states, self.round(ms.Tensor(block))) for block in blocks], -1))
-
-            inner = self.round(self.round(ops.silu(matrix(current, "w1"))) * matrix(current, "w3"))
+            gate, up = (streamed_dense(ms, self.weights, rounded, current, tensor, l=i, e=int(e)) for tensor in ("w1", "w3"))
+            down = streamed_dense(ms, self.weights, rounded, rounded(rounded(ops.silu(gate)) * up), "w2", l=i, e=int(e))
             weight = gates[rows, ms.Tensor(places.astype(np.int32))].reshape(-1, 1)
-            out = self.round(out.index_add(0, rows, self.round(matrix(inner, "w2") * weight)))
+            out = rounded(out.index_add(0, rows, rounded(down * weight)))
         return out
 
 
@@ -51,10 +55,9 @@ class GroupedExperts:
     `weights` must read the layout gmm; `matmul` is MindSpore's primitive, or a stand-in for it. Not run on a device yet.
     """
 
-    def __init__(self, mindspore: Any, weights: Weights, experts: int, matmul: Any = None, dtype: Any = None) -> None:
-        self.mindspore, self.weights, self.experts = mindspore, weights, experts
+    def __init__(self, mindspore: Any, weights: Weights, experts: int, dtype: Any, matmul: Any = None) -> None:
+        self.mindspore, self.weights, self.experts, self.dtype = mindspore, weights, experts, dtype
         self.matmul = matmul or mindspore.ops.auto_generate.GroupedMatmul(split_item=3, group_type=0)
-        self.dtype = dtype or mindspore.float32
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
         ms, ops = self.mindspore, self.mindspore.ops

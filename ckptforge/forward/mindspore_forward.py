@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.forward.experts import Experts, GroupedExperts, LoopExperts
+from ckptforge.forward.experts import Experts, GroupedExperts, LoopExperts, streamed_dense
 from ckptforge.forward.network import Network, causal_mask, rotary
 from ckptforge.forward.precision import FLOAT32, Precision
 from ckptforge.forward.weights import Weights
@@ -25,32 +25,28 @@ class MindSporeForward:
         self, mindspore: Any, weights: Weights, network: Network, precision: Precision = FLOAT32, experts: Experts | None = None
     ) -> None:
         self.mindspore, self.weights, self.network = mindspore, weights, network
-        self.round = precision.rounding(mindspore)
-        self.experts = experts or LoopExperts(mindspore, weights, self.round)
+        self.rounded = precision.rounding(mindspore)
+        self.experts = experts or LoopExperts(mindspore, weights, self.rounded)
 
     @classmethod
     def on_ascend(
         cls, mindspore: Any, weights: Weights, network: Network, precision: Precision = FLOAT32, matmul: Any = None
     ) -> MindSporeForward:
         """With grouped matmuls over the experts, in the precision's own dtype."""
-        stacks = Weights(weights.source, "gmm")
-        dtype = getattr(mindspore, precision.name)
-        return cls(mindspore, weights, network, precision, GroupedExperts(mindspore, stacks, network.experts, matmul, dtype))
+        grouped = GroupedExperts(mindspore, weights.in_layout("gmm"), network.experts, getattr(mindspore, precision.name), matmul)
+        return cls(mindspore, weights, network, precision, grouped)
 
     def _tensor(self, tensor: str, **index: int) -> Any:
-        return self.round(self.mindspore.Tensor(self.weights.float32(tensor, **index)))
+        return self.rounded(self.mindspore.Tensor(self.weights.float32(tensor, **index)))
 
     def _dense(self, states: Any, tensor: str, **index: int) -> Any:
-        """states · tensorᵀ, in blocks of the tensor's rows."""
-        ms, ops = self.mindspore, self.mindspore.ops
-        parts = [ops.dense(states, self.round(ms.Tensor(block))) for block in self.weights.blocks(tensor, **index)]
-        return self.round(parts[0] if len(parts) == 1 else ops.cat(parts, -1))
+        return streamed_dense(self.mindspore, self.weights, self.rounded, states, tensor, **index)
 
     def embed(self, tokens: NDArray[np.int64]) -> Array:
         """(batch, length, hidden)."""
         ms = self.mindspore
         unique, inverse = np.unique(tokens, return_inverse=True)
-        rows = self.round(ms.Tensor(self.weights.rows("embedding", unique)))
+        rows = self.rounded(ms.Tensor(self.weights.rows("embedding", unique)))
         found = ms.ops.gather(rows, ms.Tensor(inverse.reshape(-1).astype(np.int32)), 0)
         made: Array = found.asnumpy().reshape(*tokens.shape, -1)
         return made
@@ -61,14 +57,14 @@ class MindSporeForward:
         ms, ops = self.mindspore, self.mindspore.ops
         batch, length, width = hidden.shape
         states = ms.Tensor(hidden.reshape(-1, width))
-        states = self.round(states + self._attention(i, self._norm(states, "attention_norm", l=i), batch, length))
+        states = self.rounded(states + self._attention(i, self._norm(states, "attention_norm", l=i), batch, length))
         normed = self._norm(states, "ffn_norm", l=i)
         logits = self._dense(normed, "router", l=i)
         scores = ops.softmax(logits, -1)
         chosen = ops.topk(scores, self.network.top_k)[1].asnumpy().astype(np.int64)
         taken = chosen if experts is None else experts
         gates = ops.gather_elements(scores, 1, ms.Tensor(taken))
-        states = self.round(states + self.experts(i, normed, taken, gates / gates.sum(-1, keepdims=True)))
+        states = self.rounded(states + self.experts(i, normed, taken, gates / gates.sum(-1, keepdims=True)))
         return states.asnumpy().reshape(batch, length, width), logits.asnumpy(), chosen
 
     def head(self, hidden: Array) -> Array:
@@ -80,8 +76,8 @@ class MindSporeForward:
 
     def _norm(self, states: Any, tensor: str, **index: int) -> Any:
         mean = (states * states).mean(-1, keep_dims=True)
-        normed = self.round(states * self.mindspore.ops.rsqrt(mean + self.network.eps))
-        return self.round(normed * self._tensor(tensor, **index))
+        normed = self.rounded(states * self.mindspore.ops.rsqrt(mean + self.network.eps))
+        return self.rounded(normed * self._tensor(tensor, **index))
 
     def _attention(self, i: int, states: Any, batch: int, length: int) -> Any:
         ms, ops, network = self.mindspore, self.mindspore.ops, self.network
@@ -90,7 +86,7 @@ class MindSporeForward:
         def heads(tensor: str, count: int) -> Any:
             return self._dense(states, tensor, l=i).reshape(batch, length, count, d).transpose(0, 2, 1, 3)
 
-        cos, sin = (self.round(ms.Tensor(table)) for table in rotary(network, length))
+        cos, sin = (self.rounded(ms.Tensor(table)) for table in rotary(network, length))
         query = self._rotated(heads("wq", network.heads), cos, sin)
         key = self._rotated(heads("wk", network.kv_heads), cos, sin)
         value = heads("wv", network.kv_heads)
@@ -100,11 +96,13 @@ class MindSporeForward:
             )
             for part in (key, value)
         )
-        scores = self.round(self.round(ops.matmul(query, key.transpose(0, 1, 3, 2))) * (d**-0.5)) + ms.Tensor(causal_mask(network, length))
-        mixed = self.round(ops.matmul(self.round(ops.softmax(scores, -1)), value))
+        scores = self.rounded(self.rounded(ops.matmul(query, key.transpose(0, 1, 3, 2))) * (d**-0.5)) + ms.Tensor(
+            causal_mask(network, length)
+        )
+        mixed = self.rounded(ops.matmul(self.rounded(ops.softmax(scores, -1)), value))
         return self._dense(mixed.transpose(0, 2, 1, 3).reshape(batch * length, network.heads * d), "wo", l=i)
 
     def _rotated(self, heads: Any, cos: Any, sin: Any) -> Any:
         half = heads.shape[-1] // 2
         turned = self.mindspore.ops.cat([-heads[..., half:], heads[..., :half]], -1)
-        return self.round(self.round(heads * cos) + self.round(turned * sin))
+        return self.rounded(self.rounded(heads * cos) + self.rounded(turned * sin))

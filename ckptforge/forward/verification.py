@@ -9,6 +9,7 @@ is let off only where the router's choice was closer than twice the difference o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,7 @@ class Verification:
         return all(layer.passed for layer in self.layers) and (self.end is None or self.end.passed)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "ok": self.passed,
-            "verb": "verify",
-            **asdict(self),
-        }
+        return {"ok": self.passed, "verb": "verify", **asdict(self)}
 
 
 def verify(
@@ -113,29 +110,74 @@ def verify(
     the directory has a tokenizer. `compute` is fp32, fp16 or bf16, on both sides. `layers` checks a sample: each then gets the
     output of the one checked before it.
 
-    Raises `UsageError` for missing extras, `VerifyError` for a device that isn't there, and the errors of opening.
+    Raises `UsageError` for layers and tokens that the model doesn't have, `VerifyError` for missing extras, a device that isn't
+    there and models of different sizes, and the errors of opening.
     """
     precision = precision_of(compute)
     mindspore = import_mindspore()
     chosen_device = select_device(mindspore, device)
-    reference = Weights(open_source(Path(hf_dir), Choices(family="huggingface", layout_option="--layout")))
-    weights = Weights(_open_mindspore(Path(ms), Path(hf_dir), strategy_dir, layout))
-    network = network_of(reference, reference.source.config, f"{hf_dir}/config.json")
-    own = network_of(weights, weights.source.config, f"the config of {ms}")
+    hub = open_source(Path(hf_dir), Choices(family="huggingface", layout_option="--layout"))
+    checkpoint = _open_mindspore(Path(ms), Path(hf_dir), strategy_dir, layout)
+    with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
+        network, torch_side, mindspore_side = _sides(mindspore, chosen_device, precision, reference, weights)
+        ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
+        wanted = _wanted(network, layers)
+        checks, end = _run(torch_side, mindspore_side, precision, ids, wanted, len(wanted) == network.layers, say)
+        generated = [_generate(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)] if generate else []
+    notes = [] if end else ["a sample of layers: each gets the output of the one checked before it, and the logits aren't compared."]
+    if chosen_device == "Ascend":
+        notes.append("experts were computed by GroupedMatmul, which no test of ours has run on a device.")
+    return Verification(
+        hf_dir=str(hf_dir),
+        ms=str(ms),
+        layout=checkpoint.binding.layout.name,
+        device=chosen_device,
+        compute=compute,
+        tokens=int(ids.size),
+        layers=checks,
+        end=end,
+        unreached=[
+            f"layer {check.layer}: {', '.join(str(e) for e, count in enumerate(check.reached) if not count)}"
+            for check in checks
+            if 0 in check.reached
+        ],
+        generated=generated,
+        notes=notes,
+    )
+
+
+def _sides(
+    mindspore: Any, device: str, precision: Precision, reference: Weights, weights: Weights
+) -> tuple[Network, TorchForward, MindSporeForward]:
+    """(the reference's sizes, the reference, MindSpore with the constants of the checkpoint's own config)."""
+    network, own = (network_of(side, side.source.config, f"the config of {side.source.checkpoint.path}") for side in (reference, weights))
     if (own.layers, own.experts, own.vocab, weights.size("H")) != (network.layers, network.experts, network.vocab, reference.size("H")):
-        raise VerifyError(f"{hf_dir} and {ms} are models of different sizes: {network} and {own}.")
+        paths = " and ".join(str(side.source.checkpoint.path) for side in (reference, weights))
+        raise VerifyError(f"{paths} are models of different sizes: {network} and {own}.")
+    make = MindSporeForward if device == "CPU" else MindSporeForward.on_ascend
     torch_side = TorchForward(reference, reference.source.config, precision=precision)
-    if chosen_device == "CPU":
-        mindspore_side = MindSporeForward(mindspore, weights, own, precision)
-    else:
-        mindspore_side = MindSporeForward.on_ascend(mindspore, weights, own, precision)
-    ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
-    wanted = list(range(network.layers)) if layers is None else list(layers)
-    if bad := [i for i in wanted if not 0 <= i < network.layers]:
+    return network, torch_side, make(mindspore, weights, own, precision)
+
+
+def _wanted(network: Network, layers: Sequence[int] | None) -> list[int]:
+    if layers is None:
+        return list(range(network.layers))
+    if bad := [i for i in layers if not 0 <= i < network.layers]:
         raise UsageError(f"--layers {bad[0]}: the model has layers 0 to {network.layers - 1}.")
-    if wanted != sorted(set(wanted)) or not wanted:
-        raise UsageError(f"--layers {','.join(map(str, wanted))}: expected different layers in order.")
-    whole = len(wanted) == network.layers
+    if list(layers) != sorted(set(layers)) or not layers:
+        raise UsageError(f"--layers {','.join(map(str, layers))}: expected different layers in order.")
+    return list(layers)
+
+
+def _run(
+    torch_side: TorchForward,
+    mindspore_side: MindSporeForward,
+    precision: Precision,
+    ids: Array,
+    wanted: Sequence[int],
+    whole: bool,
+    say: Say,
+) -> tuple[list[LayerCheck], EndCheck | None]:
     given = torch_side.embed(ids)
     running = mindspore_side.embed(ids)
     checks, routes = [], []
@@ -148,32 +190,7 @@ def verify(
             running, _, _ = mindspore_side.layer(i, running, experts)
             routes.append(experts)
         given = expected
-    end = _end_check(torch_side, mindspore_side, precision, ids, routes, given, running) if whole else None
-    generated = [_generate(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)] if generate else []
-    unreached = [
-        f"layer {check.layer}: {', '.join(str(e) for e, count in enumerate(check.reached) if not count)}"
-        for check in checks
-        if 0 in check.reached
-    ]
-    notes = [] if whole else ["a sample of layers: each gets the output of the one checked before it, and the logits aren't compared."]
-    if chosen_device == "Ascend":
-        notes.append("experts were computed by GroupedMatmul, which no test of ours has run on a device.")
-    result = Verification(
-        str(hf_dir),
-        str(ms),
-        weights.source.binding.layout.name,
-        chosen_device,
-        compute,
-        int(ids.size),
-        checks,
-        end,
-        unreached,
-        generated,
-        notes,
-    )
-    for side in (reference, weights):
-        side.close()
-    return result
+    return checks, _end_check(torch_side, mindspore_side, precision, ids, routes, given, running) if whole else None
 
 
 def _open_mindspore(ms: Path, hf_dir: Path, strategy_dir: PathLike | None, layout: str | None) -> Source:

@@ -21,12 +21,16 @@ _BLOCK_BYTES = 32 << 20
 class Weights:
     """`read` gives a logical tensor at an index (`read("w1", l=0, e=3)`) as the table's layout `layout` stores it."""
 
-    def __init__(self, source: Source, layout: str = "hub") -> None:
+    def __init__(self, source: Source, layout: str = "hub", worker: Worker | None = None) -> None:
         self.source = source
         self.layout = source.table.layout(layout)
         self._conversion = convert(source.binding, self.layout, source.checkpoint.tensors, None)
         self._specs = {spec.name: spec for spec in self._conversion.specs}
-        self._worker = Worker(Descriptors({}), Budget(1, 64 << 20))
+        self._worker = worker or Worker(Descriptors({}), Budget(1, 64 << 20))
+
+    def in_layout(self, layout: str) -> Weights:
+        """The same weights as another layout stores them; its files are closed with this one's."""
+        return Weights(self.source, layout, self._worker)
 
     def has(self, tensor: str) -> bool:
         """Whether the model has a logical tensor (tied models have no lm_head)."""
@@ -50,28 +54,22 @@ class Weights:
 
     def float32(self, tensor: str, **index: int) -> NDArray[np.float32]:
         """A tensor in float32."""
-        stored = self.read(tensor, **index)
-        if stored.dtype == np.float32:
-            return np.asarray(stored, np.float32)
-        made = np.empty(stored.shape, np.float32)
-        _widen(stored, made)
-        return made
+        return np.asarray(self.read(tensor, **index), np.float32)
 
     def stacked(self, tensors: tuple[str, ...], **index: int) -> NDArray[np.float32]:
-        """Matrices behind one another along their rows, in float32, no two of them in memory twice."""
-        parts = [self.layout.holding(tensor).name(index) for tensor in tensors]
-        shapes = [self._specs[name].shape for name in parts]
+        """Matrices behind one another along their rows, in float32; beside the result, one at a time is in memory."""
+        shapes = [self._specs[self.layout.holding(tensor).name(index)].shape for tensor in tensors]
         made = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
         row = 0
         for tensor, shape in zip(tensors, shapes, strict=True):
-            _widen(self.read(tensor, **index), made[row : row + shape[0]])
+            made[row : row + shape[0]] = self.read(tensor, **index)
             row += shape[0]
         return made
 
     def blocks(self, tensor: str, **index: int) -> Iterator[NDArray[np.float32]]:
-        """A matrix in blocks of rows of at most 32 MiB, each in float32."""
+        """A matrix in blocks of rows of at most 32 MiB (or one row), each in float32."""
         stored = self.read(tensor, **index)
-        rows = _rows_at_a_time(stored)
+        rows = max(1, _BLOCK_BYTES // (4 * stored.shape[1]))
         for start in range(0, len(stored), rows):
             yield stored[start : start + rows].astype(np.float32)
 
@@ -82,14 +80,3 @@ class Weights:
     def close(self) -> None:
         """Closes the files."""
         self._worker.descriptors.close()
-
-
-def _rows_at_a_time(stored: NDArray[Any]) -> int:
-    return max(1, _BLOCK_BYTES // max(1, 4 * stored.size // len(stored)))
-
-
-def _widen(stored: NDArray[Any], made: NDArray[np.float32]) -> None:
-    """Copied in blocks of rows, as numpy casts half-precision numbers through a temporary array."""
-    rows = _rows_at_a_time(stored)
-    for start in range(0, len(stored), rows):
-        made[start : start + rows] = stored[start : start + rows]

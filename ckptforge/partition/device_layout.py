@@ -88,31 +88,28 @@ class DeviceLayout:
         """
         return _box(self, full, device)
 
-    def _cut(self, full: tuple[int, ...], device: int) -> Box:
-        part = self.shape_of_parts(full)
-        if part is None:
-            raise ValueError(f"{full} can't be cut by {self}")
-        coordinates = []
-        for size in reversed(self.device_matrix):
-            device, coordinate = divmod(device, size)
-            coordinates.append(coordinate)  # numbered from the right, as the tensor map does
-        used = {axis for axes in self.tensor_map for axis in axes}
-        replica = 0
-        for axis in range(len(self.device_matrix) - 1, -1, -1):
-            if axis not in used:
-                replica = replica * self.device_matrix[-1 - axis] + coordinates[axis]
-        box = []
-        for i, (axes, length) in enumerate(zip(self.tensor_map, part, strict=True)):
-            index = 0
-            for axis in axes:
-                index = index * self.device_matrix[-1 - axis] + coordinates[axis]
-            if i == 0:
-                index = index * self.optimizer_parts + replica % self.optimizer_parts
-            box.append((index * length, (index + 1) * length))
-        return tuple(box)
 
-
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _box(layout: DeviceLayout, full: tuple[int, ...], device: int) -> Box:
     """Kept, as the tensors of many layers are cut alike."""
-    return layout._cut(full, device)
+    part = layout.shape_of_parts(full)
+    if part is None:
+        raise ValueError(f"{full} can't be cut by {layout}")
+    coordinates = []
+    for size in reversed(layout.device_matrix):
+        device, coordinate = divmod(device, size)
+        coordinates.append(coordinate)  # numbered from the right, as the tensor map does
+    used = {axis for axes in layout.tensor_map for axis in axes}
+    replica = 0
+    for axis in range(len(layout.device_matrix) - 1, -1, -1):
+        if axis not in used:
+            replica = replica * layout.device_matrix[-1 - axis] + coordinates[axis]
+    box = []
+    for i, (axes, length) in enumerate(zip(layout.tensor_map, part, strict=True)):
+        index = 0
+        for axis in axes:
+            index = index * layout.device_matrix[-1 - axis] + coordinates[axis]
+        if i == 0:
+            index = index * layout.optimizer_parts + replica % layout.optimizer_parts
+        box.append((index * length, (index + 1) * length))
+    return tuple(box)
