@@ -49,10 +49,11 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. `equal`: every tensor has the same bits, or the same values after the named cast.
+    """What `compare` found. `equal`: every tensor has the same bits, or the same values after the named cast, and the constants of
+    the configs are the same.
 
-    `through` is the mapping that tensors were compared through, None where they were compared by their names; `causes` are
-    likely reasons for the differences, in words.
+    `constants` are those of config.json that differ, with A's value and B's, by the keys that the mapping names. `through` is the mapping that
+    tensors were compared through, None where they were compared by their names; `causes` are likely reasons for the differences.
     """
 
     a: str
@@ -66,6 +67,7 @@ class Comparison:
     differences: list[TensorDifference]
     only_in_a: list[str]
     only_in_b: list[str]
+    constants: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     causes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -114,6 +116,7 @@ def compare(
     conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
     found, equal_bytes = _differences(conversion, one.checkpoint, other.checkpoint, left_b, budget, progress)
     causes = _causes(one.source, other.source, found, dtype, budget)
+    constants, unknown = _constants(one.source, other.source)
     return Comparison(
         str(a),
         str(b),
@@ -122,12 +125,13 @@ def compare(
         after_cast,
         len(conversion.specs),
         equal_bytes,
-        not (found or left_a or left_b),
+        not (found or left_a or left_b or constants),
         found,
         left_a,
         left_b,
+        constants,
         causes,
-        [*one.checkpoint.notes, *other.checkpoint.notes, *notes],
+        [*one.checkpoint.notes, *other.checkpoint.notes, *notes, *unknown],
     )
 
 
@@ -153,6 +157,18 @@ def _share_sizes(one: Source, other: Source) -> None:
                 mine.binding.sizes.learn(axis, size, reason)
             except LayoutError as error:
                 raise LayoutError(f"{one.checkpoint.path} and {other.checkpoint.path} are models of different sizes: {error}") from error
+
+
+def _constants(one: Source, other: Source) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+    """(constants of config.json that differ, a note where they can't be compared)."""
+    constants = one.table.constants
+    if not constants:
+        return {}, []
+    if lacking := [side for side, source in (("A", one), ("B", other)) if not source.config]:
+        names = ", ".join(constant.name for constant in constants[:3])
+        return {}, [f"no config.json is known of {' and '.join(lacking)}, so {names} and the like weren't compared."]
+    values = {constant.name: (constant.value(one.config), constant.value(other.config)) for constant in constants}
+    return {name: (mine, theirs) for name, (mine, theirs) in values.items() if mine != theirs}, []
 
 
 def _through_mapping(
@@ -222,8 +238,8 @@ def _by_name(
         found,
         only_a,
         only_b,
-        _rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget),
-        notes,
+        causes=_rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget),
+        notes=notes,
     )
 
 

@@ -1,6 +1,7 @@
 """compare: equal models in any formats, layouts and splits; every kind of injected defect found, and its cause named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,35 @@ def test_the_manifest_holds_the_command_and_hashes_of_the_sources(tmp_path):
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", no_hash=True)
     manifest = json.loads((tmp_path / "x.ckpt.manifest.json").read_text())
     assert manifest["command"] is None and not any("xxh3_128" in source for source in manifest["sources"])
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"rms_norm_eps": 1e-3}, {"rms_norm_eps": (1e-5, 1e-3)}),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, {"rope_theta": (1e6, 1e4)}),
+        ({"rope_parameters": None, "rope_theta": 1e6}, {}),  # as transformers 4 writes it
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_scaling.rope_type": ("default", "linear"), "rope_scaling.factor": (None, 2.0)},
+        ),
+        ({"num_experts_per_tok": 1, "transformers_version": "4.0"}, {"num_experts_per_tok": (2, 1)}),
+        ({"sliding_window": 7}, {"sliding_window": (None, 7)}),
+    ],
+)
+def test_the_constants_of_the_configs_are_compared(tmp_path, change, differs):
+    """They aren't in any tensor: a checkpoint of the same bits with another eps is another model."""
+    shutil.copytree(HUB, tmp_path / "hub")
+    config = {**json.loads((HUB / "config.json").read_text()), **change}
+    (tmp_path / "hub/config.json").write_text(json.dumps(config))
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="gmm")
+    found = ckptforge.compare(HUB, tmp_path / "x.ckpt")
+    assert found.constants == differs and found.equal == (not differs) and not found.differences
+    done = ckpt("compare", HUB, tmp_path / "x.ckpt")
+    assert done.returncode == bool(differs) and done.stdout.count("config.json: ") == len(differs)
+    (tmp_path / "x.ckpt.manifest.json").unlink()
+    unknown = ckptforge.compare(HUB, tmp_path / "x.ckpt", layout_b="gmm")
+    assert unknown.equal and "no config.json is known of B" in unknown.notes[-1]
 
 
 def test_outputs_without_hashes(tmp_path):

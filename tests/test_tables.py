@@ -77,6 +77,7 @@ def test_a_good_table_loads_and_inherits():
         ('model_type = ["toy"]', "model_type = 3", "model_type"),
         ("[layout.b]", "[optional]\nup = 'a b'\n[layout.b]", r"\[optional\] up"),
         ("[layout.b]", "[optional]\nup = 'tied'\n[layout.b]", r"\[layout.b\] concatenates 'up'.*may be absent"),
+        ('model_type = ["toy"]', 'model_type = ["toy"]\nconstants = ["eps or 1"]', "constants: 'eps or 1' isn't keys"),
         ("name =", "name", "isn't valid TOML"),
         ('gate = "layers.{l}.gate : I H"', 'gate = "layers.{l}.gate : I H"\ndup = "x.{l} : [up: I + gate: I] H"', "stored by row"),
     ],

@@ -216,7 +216,6 @@ def test_another_configuration_is_caught(heavy, tmp_path, config):
     """A checkpoint's own config, kept in its manifest, computes with its own constants."""
     hub = model(tmp_path / "hub")
     ckptforge.to_ms(changed(hub, tmp_path / "bad", lambda _: None, **config), tmp_path / "x.ckpt")
-    assert ckptforge.compare(hub, tmp_path / "x.ckpt", layout_b="dense").equal
     assert not ckptforge.verify(hub, tmp_path / "x.ckpt", layout="dense").passed
 
 

@@ -155,12 +155,14 @@ def comparison_text(found: Comparison) -> str:
         if names:
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             lines.append(f"only in {side}: {len(names)} tensors ({shown})")
+    lines += [f"config.json: {key} is {mine!r} in A, {theirs!r} in B" for key, (mine, theirs) in found.constants.items()]
     lines += [f"likely cause: {cause}" for cause in found.causes]
     lines += [f"note: {note}" for note in found.notes]
     if found.equal:
         return "\n".join([*lines, "the same: every tensor has the same bits" + (" after the cast" if found.after_cast else "")])
     missing = len(found.only_in_a) + len(found.only_in_b)
-    return "\n".join([*lines, f"different: {len(found.differences)} tensors differ, {missing} are only on one side"])
+    configs = f"; the configs differ in {len(found.constants)} keys" if found.constants else ""
+    return "\n".join([*lines, f"different: {len(found.differences)} tensors differ, {missing} are only on one side{configs}"])
 
 
 def check_text(found: Check) -> str:

@@ -29,7 +29,7 @@ def summary(found: Verification) -> list[str]:
     else:
         bad = [str(layer.layer) for layer in found.layers if not layer.passed]
         where = f"layers {', '.join(bad)}" if bad else "the logits"
-        lines.append(f"FAILED: {where} beyond the gate; `ckptforge compare` says which tensors differ")
+        lines.append(f"FAILED: {where} beyond the gate; `ckptforge compare` says what differs")
     return lines
 
 

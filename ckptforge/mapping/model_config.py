@@ -1,4 +1,4 @@
-"""What a model's config.json says about sizes, by the expressions of the tables' [axes]."""
+"""What a model's config.json says about sizes, by the expressions of the tables' [axes], and about what it computes with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ckptforge.errors import ConfigError
 
 _OPERAND = r"(?:[A-Za-z_]\w*|\d+)"
 _TERM = re.compile(rf"{_OPERAND}(?:\s*[*/]\s*{_OPERAND})*")
+_CONSTANT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|'[^']*'")
 _STEP = re.compile(rf"([*/]?)\s*({_OPERAND})\s*")
 
 
@@ -54,6 +55,39 @@ class Expression:
                 else:
                     value *= operand
             return value
+        return None
+
+
+@dataclass(frozen=True)
+class Constant:
+    """`a or b.c or 'd'`: a value of config.json that changes what a model computes, not the shapes of its tensors: a key, one in an
+    inner object, or a literal for configs that don't say it. The first choice names it."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        for choice in self._choices:
+            if not _CONSTANT.fullmatch(choice):
+                raise ValueError(f"{self.text!r} isn't keys of config.json, with '.' for inner ones, and texts in quotes, joined by 'or'")
+
+    @property
+    def name(self) -> str:
+        return self._choices[0]
+
+    @property
+    def _choices(self) -> list[str]:
+        return [choice.strip() for choice in self.text.split(" or ")]
+
+    def value(self, config: Mapping[str, Any]) -> Any:
+        """The first choice that isn't absent or null; None when all are."""
+        for choice in self._choices:
+            if choice.startswith("'"):
+                return choice[1:-1]
+            found: Any = config
+            for key in choice.split("."):
+                found = found.get(key) if isinstance(found, Mapping) else None
+            if found is not None:
+                return found
         return None
 
 

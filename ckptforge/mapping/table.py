@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckptforge.errors import InputNotFoundError, TableError, UsageError
 from ckptforge.mapping.axes import Pattern, parse_pattern
-from ckptforge.mapping.model_config import Expression
+from ckptforge.mapping.model_config import Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, ShardRow, parse_sharding, stored_cuts
 
 Family = Literal["huggingface", "mindspore"]
@@ -38,6 +38,7 @@ class _File(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     model_type: list[str] = Field(min_length=1)
+    constants: list[str] = []
     axes: dict[str, str]
     tensors: dict[str, str] = Field(min_length=1)
     optional: dict[str, str] = {}
@@ -67,7 +68,8 @@ class Layout:
 @dataclass(frozen=True)
 class Table:
     """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json,
-    `pipeline` says where tensors lie when the layers are divided among stages."""
+    `pipeline` says where tensors lie when the layers are divided among stages, `constants` what else of config.json the model computes
+    with."""
 
     name: str
     source: str
@@ -80,6 +82,7 @@ class Table:
     ignored: dict[str, tuple[str, ...]]
     example: dict[str, Any]
     pipeline: Pipeline | None = None
+    constants: tuple[Constant, ...] = ()
 
     def layout(self, name: str) -> Layout:
         """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
@@ -138,8 +141,23 @@ def parse_table(content: bytes, source: str) -> Table:
     if unknown_layouts := [name for name in raw.shard if name not in layouts]:
         raise TableError(f"{source}: [shard.{unknown_layouts[0]}]: there is no layout of that name.")
     ignored: dict[str, tuple[str, ...]] = {family: tuple(globs) for family, globs in raw.ignored.items()}
+    try:
+        constants = tuple(Constant(text) for text in raw.constants)
+    except ValueError as error:
+        raise TableError(f"{source}: constants: {error}.") from error
     return Table(
-        raw.name, source, content, tuple(raw.model_type), expressions, tensors, raw.optional, layouts, ignored, raw.example, pipeline
+        raw.name,
+        source,
+        content,
+        tuple(raw.model_type),
+        expressions,
+        tensors,
+        raw.optional,
+        layouts,
+        ignored,
+        raw.example,
+        pipeline,
+        constants,
     )
 
 
