@@ -52,8 +52,9 @@ class Comparison:
     """What `compare` found. `equal`: every tensor has the same bits, or the same values after the named cast, and the constants of
     the configs are the same.
 
-    `constants` are those of config.json that differ, with A's value and B's, by the keys that the mapping names. `through` is the mapping that
-    tensors were compared through, None where they were compared by their names; `causes` are likely reasons for the differences.
+    `constants` are those of config.json that differ, with A's value and B's, by the keys that the mapping names. `through` is the
+    mapping that tensors were compared through, None where they were compared by their names; `causes` are likely reasons for the
+    differences, in words.
     """
 
     a: str
