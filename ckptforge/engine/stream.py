@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.engine.casts import Audit, cast_function, numpy_dtype
-from ckptforge.engine.moves import move_bytes, paired_ranges, write_exactly
+from ckptforge.engine.moves import begin_writeback, move_bytes, paired_ranges, write_exactly
 from ckptforge.engine.plan import Assembly, Plan
 from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, tiles
 from ckptforge.engine.transpose import copy_strided, strided
 from ckptforge.errors import OutputError, UsageError
-from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_range
+from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_spans
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 DEFAULT_MEMORY = 128 * 1024 * 1024
 MIN_MEMORY = 1024 * 1024
-_MOVE_BYTES = 32 * 1024 * 1024
+_MOVE_BYTES = 8 * 1024 * 1024
 _MAX_TILE_BYTES = 16 * 1024 * 1024
-# A tile of n elements needs n in the target's dtype, n cast, and up to 2n as read, gaps included.
+# A tile of n elements needs n in the target's dtype, up to 2n as read, gaps included, and n more where they are cast.
 _READ_FACTOR = 2
 _MANY_CALLS = 16
 
@@ -60,8 +60,9 @@ class Budget:
         return self.workers * self.bytes_each
 
     def tile_elements(self, source: DType, target: DType) -> int:
-        per_element = _READ_FACTOR * max(source.itemsize, target.itemsize) + 2 * max(source.itemsize, target.itemsize)
-        return max(1, min(self.bytes_each // per_element, _MAX_TILE_BYTES // max(source.itemsize, target.itemsize)))
+        widest = max(source.itemsize, target.itemsize)
+        buffers = _READ_FACTOR + 1 + (source != target)
+        return max(1, min(self.bytes_each // (buffers * widest), _MAX_TILE_BYTES // widest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,26 +159,32 @@ class Worker:
         source_fd, target_fd = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
         buffer = self.buffers(min(self.budget.bytes_each, 1 << 20))[0].data
         move_bytes(task.source, source_fd, task.source_at, task.target, target_fd, task.target_at, task.length, buffer)
+        begin_writeback(target_fd, task.target_at, task.length)
 
     def fill(self, task: Fill) -> None:
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
         made, _ = self.assemble(task, 0)
         fd = self.descriptors.target(target.path)
+        view = made.data
         at = 0
-        with self.descriptors.many_calls if tile.run_count > _MANY_CALLS else nullcontext():
+        with self.descriptors.many_calls if tile.run_count > _MANY_CALLS else self.descriptors.writing[target.path]:
             for first, count in tile.runs():
                 for offset, length in target.file_ranges(first * itemsize, count * itemsize):
-                    write_exactly(fd, offset, made[at : at + length].data, target.path)
+                    write_exactly(fd, offset, view[at : at + length], target.path)
                     at += length
+        if tile.c1 == tile.width:  # the last of its rows
+            for offset, length in target.file_ranges(tile.r0 * tile.width * itemsize, (tile.r1 - tile.r0) * tile.width * itemsize):
+                begin_writeback(fd, offset, length)
 
     def assemble(self, task: Fill, extra: int) -> tuple[Array, Array]:
         """(the bytes of a tile put together, a buffer of `extra` bytes); both are the worker's, until its next task."""
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
         widest = max(itemsize, *(source.dtype.itemsize for source, _ in task.assembly.copies))
+        cast = any(source.dtype != target.dtype for source, _ in task.assembly.copies)
         made, more, read, spare = self.buffers(
-            tile.elements * itemsize, extra, _READ_FACTOR * task.max_elements * widest, task.max_elements * widest
+            tile.elements * itemsize, extra, _READ_FACTOR * task.max_elements * widest, cast * task.max_elements * widest
         )
         out = as_numbers(made, target.dtype)
         for source, transfer in task.assembly.copies:
@@ -190,13 +197,10 @@ class Worker:
         itemsize = source.dtype.itemsize
         spans = spans_of(part, read.size // itemsize)
         fd = self.descriptors.source(source.path)
-        view = read.data
-        at = 0
         with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
-            for start in spans.starts():
-                read_range(source, (part.source + start) * itemsize, view[at : at + spans.length * itemsize], fd)
-                at += spans.length * itemsize
-        numbers = as_numbers(read[:at], source.dtype)
+            starts = ((part.source + start) * itemsize for start in spans.starts())
+            read_spans(source, starts, spans.length * itemsize, read.data, fd)
+        numbers = as_numbers(read[: spans.elements * itemsize], source.dtype)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if source.dtype != target.dtype:
             if spans.elements != part.size:  # gaps must be neither cast nor counted
@@ -240,6 +244,11 @@ class Descriptors:
     lock: threading.Lock = field(default_factory=threading.Lock)
     # Held over loops of many short system calls: two threads in such loops spend their time handing over the interpreter.
     many_calls: threading.Lock = field(default_factory=threading.Lock)
+    # Held while a file is written: two threads that write to one file would spin on the system's lock of it.
+    writing: Mapping[Path, threading.Lock] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writing = {path: threading.Lock() for path in self.targets}
 
     def target(self, path: Path) -> int:
         return self.targets[path]

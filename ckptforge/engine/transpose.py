@@ -21,6 +21,9 @@ def strided(flat: Array, offset: int, shape: tuple[int, ...], strides: tuple[int
 
 def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
     """Copies from flat `source` to flat `target` of one dtype along a coalesced transfer."""
+    # As plain integers: numpy copies numbers of other libraries' dtypes one by one, holding the interpreter.
+    if source.itemsize in (1, 2, 4, 8):
+        source, target = (numbers.view(f"u{numbers.itemsize}") for numbers in (source, target))
     out = strided(target, transfer.target, transfer.shape, transfer.to)
     numbers = strided(source, transfer.source, transfer.shape, transfer.from_)
     if not transfer.shape or transfer.from_[-1] == 1:

@@ -6,7 +6,7 @@ import math
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -141,6 +141,21 @@ def read_range(entry: TensorEntry, start: int, into: memoryview, fd: int | None 
     finally:
         if fd is None:
             os.close(opened)
+
+
+def read_spans(entry: TensorEntry, starts: Iterable[int], length: int, into: memoryview, fd: int) -> None:
+    """Fills `into` with spans of `length` bytes of a tensor, one behind the other, from each of its bytes `starts`."""
+    at = 0
+    base = entry.extents[0].offset if len(entry.extents) == 1 else None
+    for start in starts:
+        piece = into[at : at + length]
+        try:
+            whole = base is not None and os.preadv(fd, (piece,), base + start) == length
+        except OSError:
+            whole = False
+        if not whole:
+            read_range(entry, start, piece, fd)
+        at += length
 
 
 def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
