@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ckptforge.engine.budget import Budget
 from ckptforge.engine.hashes import tensor_hashes
 from ckptforge.engine.manifest import DIRECTORY_NAME, manifest_path
-from ckptforge.engine.stream import Budget, Progress
+from ckptforge.engine.stream import Progress
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.mindspore_dir import read_file

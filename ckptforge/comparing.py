@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.dtypes import DType, parse_target
+from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints
 from ckptforge.engine.conversion import Conversion, convert, identity
-from ckptforge.engine.stream import Budget, Progress
+from ckptforge.engine.stream import Progress
 from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry

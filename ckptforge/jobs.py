@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from ckptforge.engine import stream
-from ckptforge.engine.casts import Audit
-from ckptforge.engine.hashes import Hashes, tensor_hashes, whole_file
+from ckptforge.engine.audit import Audit
+from ckptforge.engine.budget import Budget
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
-from ckptforge.engine.publish import Staging, check_output, check_room, staged
-from ckptforge.engine.stream import Budget, Progress
+from ckptforge.engine.publish import check_output, check_room, staged
+from ckptforge.engine.stream import Progress
 from ckptforge.errors import CastOverflowError
-from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
 from ckptforge.result import Result, dry_result
@@ -80,16 +77,18 @@ def run_job(job: Job, options: Options) -> Result:
     check_room(job.plan)
     began = time.monotonic()
     with staged(job.plan) as staging:
-        audit = stream.run(job.plan, staging.descriptors, budget, options.get("progress"))
+        hashing = job.manifest and not options.get("no_hash", False)
+        done = stream.run(job.plan, staging.descriptors, budget, options.get("progress"), hashing)
+        audit = done.audit
         if audit.overflowed and not options.get("allow_overflow", False):
             raise CastOverflowError(_overflow_message(job.plan, audit))
         written = list(job.plan.paths)
         if job.manifest:
-            hashes = None if options.get("no_hash", False) else _hashed(job.plan, staging, budget)
+            staging.sync()
             mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
             manifest = manifest_path(job.plan.output, job.plan.is_directory)
             staging.small_files[manifest.name] = manifest_json(
-                job.plan, job.table, job.layout, job.side, audit, mtimes, hashes, options.get("command")
+                job.plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, options.get("command")
             )
             written.append(manifest)
     return Result(
@@ -105,17 +104,6 @@ def run_job(job: Job, options: Options) -> Result:
         time.monotonic() - began,
         peak_buffers=budget.total,
     )
-
-
-def _hashed(plan: Plan, staging: Staging, budget: Budget) -> Hashes:
-    """The hashes of what was read, and of what was written, read back while the system brings it to the disk."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ckptforge-sync") as pool:
-        syncing = pool.submit(staging.sync)
-        files: dict[Path, Iterable[TensorEntry]] = {file.path: file.tensors.values() for file in plan.files}
-        files |= {file.path: [whole_file(file)] for file in plan.sources}
-        hashes = tensor_hashes(files, budget, staging.descriptors)
-        syncing.result()
-    return hashes
 
 
 def _overflow_message(plan: Plan, audit: Audit) -> str:

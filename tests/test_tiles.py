@@ -46,7 +46,7 @@ def test_any_tiling_assembles_the_tensor(case, data):
             spans = spans_of(part, max(part.size, limit))
             buffer = read(source, part, spans)
             assert buffer.size == spans.elements <= max(part.size, limit)
-            with patch.object(transpose, "_BLOCK", 2):  # so that these small tensors have several blocks
+            with patch.multiple(transpose, _ROWS=2, _ROW_BYTES=16, _WORTH=1):  # so that these small tensors have several blocks
                 copy_strided(buffer, made, Transfer(part.shape, 0, spans.strides, part.target, part.to).coalesced())
         at = 0
         assert len(list(tile.runs())) == tile.run_count

@@ -8,7 +8,6 @@ Melquiond, "Emulation of FMA and correctly rounded sums", 2008). NaN stays NaN, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -17,49 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
+from ckptforge.engine.audit import CastCount
 
 Array = NDArray[Any]
 STEP = 1 << 17  # elements cast at a time: stays in the cache of a core
+_SIGN = np.uint16(0x8000)
+_LONG_RUN = 1024
 _EXACT, _ROUNDED, _UNDERFLOW, _OVERFLOW = 0, 1, 2, 3
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """The numpy dtype of a castable dtype."""
     return np.dtype(ml_dtypes.bfloat16 if dtype.name == "bfloat16" else dtype.name)
-
-
-@dataclass
-class CastCount:
-    """What casts did to `values` numbers: finite made infinite, nonzero made zero, or rounded otherwise. NaN counts as none."""
-
-    values: int = 0
-    overflowed: int = 0
-    underflowed: int = 0
-    rounded: int = 0
-
-    def add(self, other: CastCount) -> None:
-        self.values += other.values
-        self.overflowed += other.overflowed
-        self.underflowed += other.underflowed
-        self.rounded += other.rounded
-
-
-@dataclass
-class Audit:
-    """Cast counts by (tensor group, from dtype, to dtype)."""
-
-    counts: dict[tuple[str, str, str], CastCount] = field(default_factory=dict)
-
-    def add(self, group: str, source: DType, target: DType, count: CastCount) -> None:
-        self.counts.setdefault((group, source.name, target.name), CastCount()).add(count)
-
-    def merge(self, other: Audit) -> None:
-        for key, count in other.counts.items():
-            self.counts.setdefault(key, CastCount()).add(count)
-
-    @property
-    def overflowed(self) -> int:
-        return sum(count.overflowed for count in self.counts.values())
 
 
 Cast = Callable[[Array, Array], CastCount]
@@ -73,17 +41,29 @@ def cast_function(source: DType, target: DType) -> Cast:
     convert = _f64_to_bf16 if (source.name, target.name) == ("float64", "bfloat16") else _plain
     widening = target.itemsize > source.itemsize
 
-    def cast(numbers: Array, out: Array) -> CastCount:
+    def cast(numbers: Array, out: Array, count: CastCount) -> None:
+        convert(numbers, out)
+        if not widening:
+            _count(numbers, out, count)
+
+    return _by_pieces(cast)
+
+
+def _by_pieces(cast: Callable[[Array, Array, CastCount], None]) -> Cast:
+    """A cast of any length from one of at most STEP numbers, which lie aligned: numpy takes others in small buffers."""
+
+    def whole(numbers: Array, out: Array) -> CastCount:
         count = CastCount(values=numbers.size)
         with np.errstate(all="ignore"):
             for start in range(0, numbers.size, STEP):
-                piece, made = numbers[start : start + STEP], out[start : start + STEP]
-                convert(piece, made)
-                if not widening:
-                    _count(piece, made, count)
+                piece, place = numbers[start : start + STEP], out[start : start + STEP]
+                made = place if place.flags.aligned else np.empty_like(place, subok=False)
+                cast(piece if piece.flags.aligned else piece.copy(), made, count)
+                if made is not place:
+                    np.copyto(place, made)
         return count
 
-    return cast
+    return whole
 
 
 def _plain(numbers: Array, out: Array) -> None:
@@ -124,29 +104,55 @@ def _table_cast(source: DType, target: DType) -> Cast:
         effect[(back == 0) & (wide != 0)] = _UNDERFLOW
         effect[np.isinf(back) & np.isfinite(wide)] = _OVERFLOW
     table = made.view(np.uint16)
-    # Most values lie in a range of magnitudes that casts exactly; only the others need looking up.
-    magnitudes = np.flatnonzero(effect[: 1 << 15] == _EXACT)
-    low, high = _longest_run(magnitudes)
+    # Most values lie in a range of magnitudes that casts exactly; only the others need looking at for the count.
+    low, high, shift = _exact_range(table, effect)
+    edge, width = np.uint16(2 * low), np.uint16(2 * (high - low))
+    offset = np.uint16(((low << (shift or 0)) - int(table[low])) & 0xFFFF)
 
-    def cast(numbers: Array, out: Array) -> CastCount:
-        count = CastCount(values=numbers.size)
-        bits, result = numbers.view(np.uint16), out.view(np.uint16)
-        for start in range(0, bits.size, STEP):
-            piece = bits[start : start + STEP]
-            np.take(table, piece, out=result[start : start + STEP], mode="clip")
-            suspects = piece[((piece & 0x7FFF) - np.uint16(low)) > np.uint16(high - low)]
-            if suspects.size:
-                effects = np.bincount(effect[suspects], minlength=4)
-                count.rounded += int(effects[_ROUNDED])
-                count.underflowed += int(effects[_UNDERFLOW])
-                count.overflowed += int(effects[_OVERFLOW])
-        return count
+    def cast(numbers: Array, out: Array, count: CastCount) -> None:
+        bits, made = numbers.view(np.uint16), out.view(np.uint16)
+        work = np.left_shift(bits, 1)  # magnitudes, doubled
+        np.subtract(work, edge, out=work)
+        suspects = np.flatnonzero(work > width)
+        if shift is None:
+            np.take(table, bits, out=made, mode="clip")
+        else:
+            np.left_shift(bits, shift, out=made)
+            np.subtract(made, offset, out=made)
+            np.bitwise_and(bits, _SIGN, out=work)
+            np.bitwise_or(made, work, out=made)
+        if suspects.size:
+            odd = bits[suspects]
+            if shift is not None:
+                made[suspects] = table[odd]
+            effects = np.bincount(effect[odd], minlength=4)
+            count.rounded += int(effects[_ROUNDED])
+            count.underflowed += int(effects[_UNDERFLOW])
+            count.overflowed += int(effects[_OVERFLOW])
 
-    return cast
+    return _by_pieces(cast)
+
+
+def _exact_range(table: NDArray[np.uint16], effect: NDArray[np.uint8]) -> tuple[int, int, int | None]:
+    """(first, last, k): the longest run of magnitudes m that cast exactly, all to `(m << k) - constant`, which is faster done
+    than looked up. Where no long one does, the longest that casts exactly, and None."""
+    magnitudes = np.arange(1 << 15)
+    exact = effect[: 1 << 15] == _EXACT
+    runs = []
+    for shift in range(8):
+        steps = np.diff(table[magnitudes].astype(np.int64) - (magnitudes << shift)) == 0
+        first, last = _longest_run(np.flatnonzero(exact[1:] & exact[:-1] & steps))
+        runs.append((first, last + 1, shift))
+    low, high, shift = max(runs, key=lambda run: run[1] - run[0])
+    if high - low >= _LONG_RUN:
+        return low, high, shift
+    return (*_longest_run(np.flatnonzero(exact)), None)
 
 
 def _longest_run(numbers: NDArray[np.intp]) -> tuple[int, int]:
-    """(first, last) of the longest run of consecutive numbers."""
+    """(first, last) of the longest run of consecutive numbers; (0, -1) of none."""
+    if not numbers.size:
+        return 0, -1
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     longest = max(runs, key=len)
     return int(longest[0]), int(longest[-1])

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ckptforge.boxes import Box, Transfer
 from ckptforge.dtypes import DType
+from ckptforge.engine.budget import Budget
 from ckptforge.engine.casts import STEP, numpy_dtype
 from ckptforge.engine.plan import Assembly, Pair
-from ckptforge.engine.stream import Budget, Descriptors, Fill, Progress, Worker, fills, run_workers
+from ckptforge.engine.stream import Descriptors, Fill, Progress, Worker, fills, run_workers
 from ckptforge.formats.entry import TensorEntry, read_range
 
 Array = NDArray[Any]
@@ -88,7 +89,7 @@ class _Comparer(Worker):
         if self.only_equality and pair.entry.name in self.found:
             return task.tile.elements * pair.entry.dtype.itemsize
         size = task.tile.elements * pair.entry.dtype.itemsize
-        made, theirs = self.assemble(task, size)
+        made, theirs = self.assemble(task, (size, pair.entry.file_offset(next(task.tile.runs())[0] * pair.entry.dtype.itemsize)))
         read_tile(task, pair.entry, theirs, self.descriptors.source(pair.entry.path))
         if self.only_equality:
             if not _equal(made, theirs, pair):
@@ -236,7 +237,7 @@ class _Printer(Worker):
         assert isinstance(task, Fill)
         target, tile = task.assembly.target, task.tile
         size = target.dtype.itemsize
-        made, _ = self.assemble(task, 0)
+        (made,) = self.assemble(task)
         bits = made.view(f"u{size}") if size in (1, 2, 4, 8) else made.reshape(-1, size)[:, 0]
         straight, transposed = self.sums.get(target.name, (0, 0))
         for start in range(0, tile.elements, STEP):

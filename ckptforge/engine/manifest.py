@@ -11,8 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ckptforge.engine.casts import Audit
-from ckptforge.engine.hashes import Hashes
+from ckptforge.engine.audit import Audit
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import FormatError
 from ckptforge.formats.entry import FileIndex
@@ -138,12 +137,12 @@ def manifest_json(
     side: HuggingFaceSide | None,
     audit: Audit,
     mtimes: Mapping[Path, int],
-    hashes: Hashes | None = None,
+    hashes: Mapping[Path, Mapping[str, str]] | None = None,
     command: str | None = None,
 ) -> bytes:
     """The manifest of a finished plan; without a table where none was needed, without hashes where they weren't made.
 
-    `outputs[].tensors` is name → [dtype, shape, hash]; see `engine/hashes.py`.
+    `outputs[].tensors` is name → [dtype, shape, hash]; see `engine/blocks.py`.
     """
     content = {
         "ckptforge": __version__,
@@ -173,7 +172,7 @@ def manifest_json(
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
-def _source_json(source: FileIndex, hashes: Hashes | None) -> dict[str, Any]:
+def _source_json(source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None) -> dict[str, Any]:
     try:
         mtime = source.path.stat().st_mtime_ns
     except OSError:

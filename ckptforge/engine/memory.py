@@ -17,7 +17,7 @@ def read_assembly(assembly: Assembly, worker: Worker) -> NDArray[Any]:
     out = np.empty(target.nbytes, np.uint8)
     for task in fills([assembly], worker.budget):
         assert isinstance(task, Fill)
-        made, _ = worker.assemble(task, 0)
+        (made,) = worker.assemble(task)
         at = 0
         for first, count in task.tile.runs():
             length = count * target.dtype.itemsize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,55 +15,26 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Transfer
+from ckptforge.boxes import Transfer, row_major_strides
 from ckptforge.dtypes import DType
-from ckptforge.engine.casts import Audit, cast_function, numpy_dtype
+from ckptforge.engine.audit import Audit
+from ckptforge.engine.blocks import Block, Digests, Hashes, blocks_of, hashes_of, whole_file
+from ckptforge.engine.budget import READ_FACTOR, Budget
+from ckptforge.engine.buffers import LINE, Buffers
+from ckptforge.engine.casts import cast_function, numpy_dtype
 from ckptforge.engine.moves import begin_writeback, move_bytes, paired_ranges, write_exactly
 from ckptforge.engine.plan import Assembly, Plan
 from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, tiles
-from ckptforge.engine.transpose import copy_strided, strided
-from ckptforge.errors import OutputError, UsageError
+from ckptforge.engine.transpose import copy_strided
+from ckptforge.errors import OutputError
 from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_spans
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
-DEFAULT_MEMORY = 128 * 1024 * 1024
-MIN_MEMORY = 1024 * 1024
 _MOVE_BYTES = 8 * 1024 * 1024
-_MAX_TILE_BYTES = 16 * 1024 * 1024
-# A tile of n elements needs n in the target's dtype, up to 2n as read, gaps included, and n more where they are cast.
-_READ_FACTOR = 2
+_PIECE_BYTES = 256 * 1024
 _MANY_CALLS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How many workers, and how many bytes of buffers each has."""
-
-    workers: int
-    bytes_each: int
-
-    @classmethod
-    def of(cls, workers: int | None, memory: int | None) -> Budget:
-        """Defaults: one worker per core up to 8, 128 MiB in all. Raises `UsageError` for less than 1 MiB or no worker."""
-        memory = DEFAULT_MEMORY if memory is None else memory
-        workers = min(8, os.cpu_count() or 1) if workers is None else workers
-        if workers < 1:
-            raise UsageError(f"--workers {workers}: at least one is needed.")
-        if memory < MIN_MEMORY:
-            raise UsageError(f"--memory of {memory} bytes is too little: at least 1 MiB is needed.")
-        workers = min(workers, memory // MIN_MEMORY)
-        return cls(workers, memory // workers)
-
-    @property
-    def total(self) -> int:
-        return self.workers * self.bytes_each
-
-    def tile_elements(self, source: DType, target: DType) -> int:
-        widest = max(source.itemsize, target.itemsize)
-        buffers = _READ_FACTOR + 1 + (source != target)
-        return max(1, min(self.bytes_each // (buffers * widest), _MAX_TILE_BYTES // widest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +45,7 @@ class Move:
     source_at: int
     target: TensorEntry
     target_at: int
-    length: int
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +56,14 @@ class Fill:
     tile: Tile
     max_elements: int
 
+    @property
+    def target(self) -> TensorEntry:
+        return self.assembly.target
+
+    @property
+    def nbytes(self) -> int:
+        return self.tile.elements * self.target.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -92,15 +72,51 @@ class Check:
     file: FileIndex
 
 
-Task = Move | Fill | Check
+Task = Move | Fill | Check | Block
 
 
-def tasks(plan: Plan, budget: Budget) -> Iterator[Task]:
-    """The plan cut into what a worker does at a time, in file order."""
-    for file in plan.sources:
-        if file.checksum is not None:
-            yield Check(file)
-    yield from fills(plan.assemblies, budget, moves=True)
+class Schedule:
+    """A plan cut into what a worker does at a time, in file order, with the checks of stored checksums.
+
+    With `hashing` the blocks of sources stand between the tasks, in step with them, and those of an output tensor come when it
+    has been written: either is then still in the page cache, and hashing goes on while another worker writes.
+    """
+
+    def __init__(self, plan: Plan, budget: Budget, hashing: bool) -> None:
+        self._checks = [Check(file) for file in plan.sources if file.checksum is not None]
+        self._tasks = fills(plan.assemblies, budget, moves=True)
+        self._blocks = (block for file in plan.sources for block in blocks_of(file.path, whole_file(file))) if hashing else iter(())
+        self._share = sum(file.size for file in plan.sources) / max(plan.tensor_bytes, 1)
+        self._written = self._hashed = 0.0
+        self._unwritten = {assembly.target: assembly.target.nbytes for assembly in plan.assemblies} if hashing else {}
+        self._ready: deque[Block] = deque()
+
+    def __iter__(self) -> Schedule:
+        return self
+
+    def __next__(self) -> Task:
+        if self._checks:
+            return self._checks.pop()
+        if self._ready:
+            return self._ready.popleft()
+        task = next(self._blocks, None) if self._hashed <= self._written * self._share else None
+        if task is not None:
+            self._hashed += task.length
+            return task
+        made = next(self._tasks, None)
+        if made is not None:
+            self._written += made.nbytes
+            return made
+        return next(self._blocks)
+
+    def finished(self, task: object) -> None:
+        """To be told of each task that has been done."""
+        if not isinstance(task, Move | Fill) or not self._unwritten:
+            return
+        target = task.target
+        self._unwritten[target] -= task.nbytes
+        if not self._unwritten[target]:
+            self._ready.extend(blocks_of(target.path, target))
 
 
 def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -> Iterator[Move | Fill]:
@@ -132,39 +148,47 @@ class Worker:
     descriptors: Descriptors
     budget: Budget
     audit: Audit = field(default_factory=Audit)
-    _memory: Array | None = None
-
-    def buffers(self, *sizes: int) -> list[Array]:
-        """Byte arrays of these sizes, 64-byte aligned, in the worker's own memory."""
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + -(-size // 64) * 64)
-        if self._memory is None or self._memory.size < starts[-1]:
-            self._memory = np.empty(max(starts[-1], min(self.budget.bytes_each, 1 << 20)), np.uint8)
-        return [self._memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+    digests: dict[Block, bytes] = field(default_factory=dict)
+    buffers: Buffers = field(default_factory=Buffers)
 
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
         if isinstance(task, Check):
-            task.file.verify(self.buffers(1 << 20)[0].data)
+            task.file.verify(self.buffers.lend((self.piece_bytes, 0))[0].data)
+            return 0
+        if isinstance(task, Block):
+            buffer = self.buffers.lend((self.piece_bytes, task.entry.file_offset(task.start)))[0].data
+            fd = self.descriptors.targets.get(task.file) or self.descriptors.source(task.entry.path)
+            self.digests[task] = task.digest(fd, buffer)
             return 0
         if isinstance(task, Move):
             self.move(task)
-            return task.length
+            return task.nbytes
         assert isinstance(task, Fill)
         self.fill(task)
-        return task.tile.elements * task.assembly.target.dtype.itemsize
+        return task.nbytes
+
+    def give_digests(self, digests: Digests) -> None:
+        """Puts the digests of its blocks with those of others."""
+        for block, digest in self.digests.items():
+            digests.setdefault((block.file, block.entry.name), {})[block.start] = digest
+
+    @property
+    def piece_bytes(self) -> int:
+        """What is read at a time where any size will do: it stays in a core's cache."""
+        return min(self.budget.bytes_each, _PIECE_BYTES)
 
     def move(self, task: Move) -> None:
         source_fd, target_fd = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
-        buffer = self.buffers(min(self.budget.bytes_each, 1 << 20))[0].data
-        move_bytes(task.source, source_fd, task.source_at, task.target, target_fd, task.target_at, task.length, buffer)
-        begin_writeback(target_fd, task.target_at, task.length)
+        buffer = self.buffers.lend((self.piece_bytes, task.source_at))[0].data
+        with self.descriptors.writing[task.target.path]:
+            move_bytes(task.source, source_fd, task.source_at, task.target, target_fd, task.target_at, task.nbytes, buffer)
+        begin_writeback(target_fd, task.target_at, task.nbytes)
 
     def fill(self, task: Fill) -> None:
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
-        made, _ = self.assemble(task, 0)
+        (made,) = self.assemble(task)
         fd = self.descriptors.target(target.path)
         view = made.data
         at = 0
@@ -177,57 +201,52 @@ class Worker:
             for offset, length in target.file_ranges(tile.r0 * tile.width * itemsize, (tile.r1 - tile.r0) * tile.width * itemsize):
                 begin_writeback(fd, offset, length)
 
-    def assemble(self, task: Fill, extra: int) -> tuple[Array, Array]:
-        """(the bytes of a tile put together, a buffer of `extra` bytes); both are the worker's, until its next task."""
+    def assemble(self, task: Fill, *more: tuple[int, int]) -> list[Array]:
+        """The bytes of a tile put together, and buffers of `more` (size, file offset); all are the worker's, until its next
+        task."""
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
         widest = max(itemsize, *(source.dtype.itemsize for source, _ in task.assembly.copies))
         cast = any(source.dtype != target.dtype for source, _ in task.assembly.copies)
-        made, more, read, spare = self.buffers(
-            tile.elements * itemsize, extra, _READ_FACTOR * task.max_elements * widest, cast * task.max_elements * widest
+        made, read, spare, *others = self.buffers.lend(
+            (tile.elements * itemsize, target.file_offset(next(tile.runs())[0] * itemsize)),
+            (READ_FACTOR * task.max_elements * widest + LINE, 0),
+            (cast * task.max_elements * widest, 0),
+            *more,
         )
         out = as_numbers(made, target.dtype)
         for source, transfer in task.assembly.copies:
             for part in inside(transfer, tile):
                 self.gather(source, part, target, task.assembly.group, out, read, spare)
-        return made, more
+        return [made, *others]
 
     def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array, read: Array, spare: Array) -> None:
-        """Reads one part of a tile, casts it and puts it in its place."""
+        """Reads one part of a tile, puts it in its place, and casts it on the way."""
         itemsize = source.dtype.itemsize
-        spans = spans_of(part, read.size // itemsize)
+        spans = spans_of(part, (read.size - LINE) // itemsize)
+        raw = read[source.file_offset(part.source * itemsize) % LINE :][: spans.elements * itemsize]
         fd = self.descriptors.source(source.path)
         with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
             starts = ((part.source + start) * itemsize for start in spans.starts())
-            read_spans(source, starts, spans.length * itemsize, read.data, fd)
-        numbers = as_numbers(read[: spans.elements * itemsize], source.dtype)
-        packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
-        if source.dtype != target.dtype:
-            if spans.elements != part.size:  # gaps must be neither cast nor counted
-                dense = as_numbers(spare[: part.size * itemsize], source.dtype)
-                packed = _dense(packed)
-                np.copyto(strided(dense, 0, part.shape, packed.from_), strided(numbers, 0, part.shape, spans.strides))
-                numbers, spare = dense, read
-            cast = cast_function(source.dtype, target.dtype)
-            packed = packed.coalesced()
-            if packed.is_move:
-                place = out[packed.target : packed.target + packed.size]
-                self.audit.add(group, source.dtype, target.dtype, cast(numbers, place))
-                return
-            made = as_numbers(spare[: part.size * target.dtype.itemsize], target.dtype)
-            self.audit.add(group, source.dtype, target.dtype, cast(numbers, made))
-            numbers = made
-        copy_strided(numbers, out, packed.coalesced())
-
-
-def _dense(transfer: Transfer) -> Transfer:
-    """The same transfer from a source without gaps, its axes nested as they were."""
-    strides = [0] * len(transfer.shape)
-    run = 1
-    for axis in sorted(range(len(transfer.shape)), key=lambda axis: transfer.from_[axis]):
-        strides[axis] = run
-        run *= transfer.shape[axis]
-    return Transfer(transfer.shape, 0, tuple(strides), transfer.target, transfer.to)
+            read_spans(source, starts, spans.length * itemsize, raw.data, fd)
+        numbers = as_numbers(raw, source.dtype)
+        packed = Transfer(part.shape, 0, spans.strides, part.target, part.to).coalesced()
+        if source.dtype == target.dtype:
+            copy_strided(numbers, out, packed)
+            return
+        # Casting goes along dense numbers in the target's order: gaps of the source are neither cast nor counted.
+        if not packed.is_move:
+            dense = as_numbers(spare[: part.size * itemsize], source.dtype)
+            copy_strided(numbers, dense, Transfer(packed.shape, packed.source, packed.from_, 0, row_major_strides(packed.shape)))
+            numbers = dense
+            packed = Transfer(packed.shape, 0, row_major_strides(packed.shape), packed.target, packed.to).coalesced()
+        cast = cast_function(source.dtype, target.dtype)
+        if packed.is_move:
+            self.audit.add(group, source.dtype, target.dtype, cast(numbers, out[packed.target : packed.target + packed.size]))
+            return
+        made = as_numbers(read[: part.size * target.dtype.itemsize], target.dtype)
+        self.audit.add(group, source.dtype, target.dtype, cast(numbers, made))
+        copy_strided(made, out, packed)
 
 
 def as_numbers(raw: Array, dtype: DType) -> Array:
@@ -262,20 +281,26 @@ class Descriptors:
                 found = self.sources[path]
         return found
 
-    def close(self, keep: Iterable[Path] = ()) -> None:
-        """Closes the sources, but for those that are another's."""
-        for path, fd in self.sources.items():
-            if path not in set(keep):
-                os.close(fd)
+    def close(self) -> None:
+        """Closes the sources; the targets are another's."""
+        for fd in self.sources.values():
+            os.close(fd)
 
 
-def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progress | None = None) -> Audit:
-    """Writes all of a plan's files into the open descriptors `targets`; returns what its casts did.
+@dataclass(frozen=True)
+class Done:
+    """What a run did: the counts of its casts, and the hashes of what was read and written if they were wanted."""
+
+    audit: Audit
+    hashes: Hashes | None
+
+
+def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progress | None = None, hashing: bool = False) -> Done:
+    """Writes all of a plan's files into the open descriptors `targets`.
 
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error of any worker stops
     all and is raised.
     """
-    total = plan.tensor_bytes
     for file in plan.files:
         try:
             os.ftruncate(targets[file.path], file.size)
@@ -285,12 +310,19 @@ def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progr
             write_exactly(targets[file.path], offset, literal, file.path)
     descriptors = Descriptors(targets)
     audit = Audit()
+    digests: Digests = {}
+    schedule = Schedule(plan, budget, hashing)
+    workers = [Worker(descriptors, budget) for _ in range(budget.workers)]
     try:
-        for worker in run_workers(tasks(plan, budget), [Worker(descriptors, budget) for _ in range(budget.workers)], progress, total):
+        for worker in run_workers(schedule, workers, progress, plan.tensor_bytes, schedule.finished):
             audit.merge(worker.audit)
+            worker.give_digests(digests)
     finally:
         descriptors.close()
-    return audit
+    if not hashing:
+        return Done(audit, None)
+    entries: dict[Path, Iterable[TensorEntry]] = {file.path: file.tensors.values() for file in plan.files}
+    return Done(audit, hashes_of(entries | {file.path: [whole_file(file)] for file in plan.sources}, digests))
 
 
 class Doer(Protocol):
@@ -302,8 +334,15 @@ class Doer(Protocol):
 W = TypeVar("W", bound=Doer)
 
 
-def run_workers(queue: Iterator[object], workers: Sequence[W], progress: Progress | None, total: int) -> Sequence[W]:
-    """Each worker takes tasks until there are none. The first error of any stops all and is raised."""
+def run_workers(
+    queue: Iterator[object],
+    workers: Sequence[W],
+    progress: Progress | None,
+    total: int,
+    finished: Callable[[object], None] | None = None,
+) -> Sequence[W]:
+    """Each worker takes tasks until there are none; `finished` is told of each that has been done, and may add to the queue.
+    The first error of any stops all and is raised."""
     lock, stop = threading.Lock(), threading.Event()
     done = 0
 
@@ -316,8 +355,10 @@ def run_workers(queue: Iterator[object], workers: Sequence[W], progress: Progres
         try:
             while (task := take()) is not None:
                 written = worker.do(task)
-                if written and progress is not None:
-                    with lock:
+                with lock:
+                    if finished is not None:
+                        finished(task)
+                    if written and progress is not None:
                         done += written
                         progress(done, total)
         except BaseException:

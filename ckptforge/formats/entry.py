@@ -43,6 +43,10 @@ class TensorEntry:
     def nbytes(self) -> int:
         return self.elements * self.dtype.itemsize
 
+    def file_offset(self, start: int) -> int:
+        """Where byte `start` of the tensor lies in the file; 0 for a tensor of no file."""
+        return next(self.file_ranges(start, 1))[0] if self.extents else 0
+
     def file_ranges(self, start: int, length: int) -> Iterator[tuple[int, int]]:
         """(file offset, length) of the pieces that hold bytes [start, start + length) of the tensor, in order."""
         index = bisect_right(self.extents, start, key=lambda extent: extent.start) - 1

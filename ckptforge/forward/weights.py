@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.engine.budget import Budget
 from ckptforge.engine.casts import numpy_dtype
 from ckptforge.engine.conversion import convert
 from ckptforge.engine.memory import read_assembly
-from ckptforge.engine.stream import Budget, Descriptors, Worker
+from ckptforge.engine.stream import Descriptors, Worker
 from ckptforge.errors import PlanError
 from ckptforge.source import Source
 

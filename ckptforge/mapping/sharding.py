@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+import msgspec
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.mapping.axes import Axis, Concat, Pattern, axis_factors
@@ -16,10 +16,8 @@ FLAGS = ("vocab_emb_dp", "parallel_optimizer")  # keys of a parallel configurati
 _CUT = re.compile(r"([A-Za-z_]\w*):(ep|mp)(\??)")
 
 
-class ShardRow(BaseModel):
+class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
     """A [shard] row as written: `cut` is "axis:mp" pairs, with `?` where an axis that doesn't divide stays whole."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     cut: str = ""
     whole_if: str | None = None

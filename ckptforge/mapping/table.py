@@ -10,9 +10,9 @@ from functools import cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import msgspec
 
 from ckptforge.errors import InputNotFoundError, TableError, UsageError
 from ckptforge.mapping.axes import Pattern, parse_pattern
@@ -22,27 +22,23 @@ from ckptforge.mapping.sharding import Pipeline, Sharding, ShardRow, parse_shard
 Family = Literal["huggingface", "mindspore"]
 
 
-class _PipelineFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
     layers: str
     first: list[str] = []
     last: list[str] = []
     tied: dict[str, str] = {}
 
 
-class _File(BaseModel):
+class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The shape of a TOML table, before its meaning is checked."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
-    model_type: list[str] = Field(min_length=1)
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    model_type: Annotated[list[str], msgspec.Meta(min_length=1)]
     constants: list[str] = []
     axes: dict[str, str]
-    tensors: dict[str, str] = Field(min_length=1)
+    tensors: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
     optional: dict[str, str] = {}
-    layout: dict[str, dict[str, str]] = Field(min_length=1)
+    layout: Annotated[dict[str, dict[str, str]], msgspec.Meta(min_length=1)]
     shard: dict[str, dict[str, ShardRow]] = {}
     pipeline: _PipelineFile | None = None
     ignored: dict[Family, list[str]] = {}
@@ -117,12 +113,12 @@ def shipped_tables() -> tuple[Table, ...]:
 def parse_table(content: bytes, source: str) -> Table:
     """Checks a table's text. Raises `TableError` with the row and the reason."""
     try:
-        raw = _File.model_validate(tomllib.loads(content.decode("utf-8")))
+        found = tomllib.loads(content.decode("utf-8"))
+        raw = msgspec.convert(found, _File)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TableError(f"{source}: isn't valid TOML: {error}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TableError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    except msgspec.ValidationError as error:
+        raise TableError(f"{source}: {_place(found)}{error}.") from error
     tensors = {tensor: tuple(axes.split()) for tensor, axes in raw.tensors.items()}
     expressions = dict(_expressions(raw, source))
     for tensor, axes in tensors.items():
@@ -159,6 +155,21 @@ def parse_table(content: bytes, source: str) -> Table:
         pipeline,
         constants,
     )
+
+
+def _place(found: dict[str, Any]) -> str:
+    """The row of a table that msgspec refuses, whose messages don't name the keys of mappings."""
+    for section, kind in get_type_hints(_File).items():
+        rows = found.get(section)
+        if not isinstance(rows, dict) or section == "example":
+            continue
+        for key, row in rows.items():
+            for inner in row if isinstance(row, dict) and section in ("layout", "shard") else (None,):
+                try:
+                    msgspec.convert({key: row if inner is None else {inner: row[inner]}}, kind)
+                except msgspec.ValidationError:
+                    return f"[{section}] {key}: " if inner is None else f"[{section}.{key}] {inner}: "
+    return ""
 
 
 def _expressions(raw: _File, source: str) -> Iterator[tuple[str, Expression]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from pydantic import ValidationError
+import msgspec
 
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import ConfigError
@@ -80,10 +80,8 @@ def _rows(config: ParallelConfig, table: Table, layout: Layout) -> dict[str, Sha
                 f"{config.path}: shard.{tensor}: the mapping {table.name} has no such tensor; it has {', '.join(table.tensors)}."
             )
         try:
-            rows[tensor] = parse_sharding(ShardRow.model_validate(content), table.tensors[tensor])
-        except ValidationError as error:
-            raise ConfigError(f"{config.path}: shard.{tensor}: {error.errors()[0]['msg']}.") from error
-        except ValueError as error:
+            rows[tensor] = parse_sharding(msgspec.convert(content, ShardRow), table.tensors[tensor])
+        except ValueError as error:  # msgspec's among them
             raise ConfigError(f"{config.path}: shard.{tensor}: {error}.") from error
     for pattern in layout.patterns if config.shard else ():
         try:

@@ -1,0 +1,41 @@
+"""What casts did to the numbers of each group of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ckptforge.dtypes import DType
+
+
+@dataclass
+class CastCount:
+    """What casts did to `values` numbers: finite made infinite, nonzero made zero, or rounded otherwise. NaN counts as none."""
+
+    values: int = 0
+    overflowed: int = 0
+    underflowed: int = 0
+    rounded: int = 0
+
+    def add(self, other: CastCount) -> None:
+        self.values += other.values
+        self.overflowed += other.overflowed
+        self.underflowed += other.underflowed
+        self.rounded += other.rounded
+
+
+@dataclass
+class Audit:
+    """Cast counts by (tensor group, from dtype, to dtype)."""
+
+    counts: dict[tuple[str, str, str], CastCount] = field(default_factory=dict)
+
+    def add(self, group: str, source: DType, target: DType, count: CastCount) -> None:
+        self.counts.setdefault((group, source.name, target.name), CastCount()).add(count)
+
+    def merge(self, other: Audit) -> None:
+        for key, count in other.counts.items():
+            self.counts.setdefault(key, CastCount()).add(count)
+
+    @property
+    def overflowed(self) -> int:
+        return sum(count.overflowed for count in self.counts.values())

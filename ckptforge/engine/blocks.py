@@ -1,0 +1,63 @@
+"""Hashes of tensors in files: XXH3 (128 bits) of blocks, and of the blocks' digests, so that any worker can do any block.
+
+A tensor's hash is `xxh3_128(digest of block 0 + digest of block 1 + …)` in hexadecimal; blocks are 8 MiB of the tensor's bytes
+as they are stored (row-major, little-endian), the last one shorter; a tensor without bytes has no blocks.
+A file is hashed as one tensor of all its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from ckptforge.dtypes import BY_NAME
+from ckptforge.formats.entry import Extent, FileIndex, TensorEntry, read_range
+
+BLOCK_BYTES = 8 * 1024 * 1024
+Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
+Digests = dict[tuple[Path, str], dict[int, bytes]]  # file and tensor name → first byte of a block → digest
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of a tensor's bytes, at most `BLOCK_BYTES` from byte `start`; `file` is the path that the tensor is known under."""
+
+    file: Path
+    entry: TensorEntry
+    start: int
+    length: int
+
+    def digest(self, fd: int, buffer: memoryview) -> bytes:
+        """Its digest, read by way of `buffer`. Raises the errors of reading."""
+        state = xxhash.xxh3_128()
+        for at in range(self.start, self.start + self.length, len(buffer)):
+            part = buffer[: min(len(buffer), self.start + self.length - at)]
+            read_range(self.entry, at, part, fd)
+            state.update(part)
+        return state.digest()
+
+
+def blocks_of(file: Path, entry: TensorEntry) -> Iterator[Block]:
+    """The blocks of a tensor in a file that is known as `file`."""
+    for start in range(0, entry.nbytes, BLOCK_BYTES):
+        yield Block(file, entry, start, min(BLOCK_BYTES, entry.nbytes - start))
+
+
+def whole_file(file: FileIndex) -> TensorEntry:
+    """A file's bytes as one tensor, so that files are hashed as tensors are."""
+    return TensorEntry("", BY_NAME["uint8"], (file.size,), file.path, (Extent(0, 0, file.size),))
+
+
+def hashes_of(entries: Mapping[Path, Iterable[TensorEntry]], digests: Digests) -> Hashes:
+    """The hashes of tensors whose blocks are all in `digests`."""
+    found: Hashes = {}
+    for file, held in entries.items():
+        found[file] = {}
+        for entry in held:
+            blocks = digests.get((file, entry.name), {})
+            assert len(blocks) == -(-entry.nbytes // BLOCK_BYTES)
+            found[file][entry.name] = xxhash.xxh3_128(b"".join(blocks[start] for start in sorted(blocks))).hexdigest()
+    return found

@@ -1,0 +1,38 @@
+"""A worker's memory: made once, and lent so that it lies as the bytes in the file do."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+LINE = 64  # bytes of a cache line
+
+
+class Buffers:
+    """Page-aligned memory that grows to what a task needs and is used again by the next.
+
+    Copying between the page cache and a buffer is several times slower where their addresses differ modulo a cache line
+    (`rep movsb` of x86; measured 0.31 s against 0.06 s for 500 MB), so each array lies as the bytes lie in the file.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Array = np.empty(0, np.uint8)
+
+    def lend(self, *wanted: tuple[int, int]) -> list[Array]:
+        """Byte arrays of (size, offset): each at an address that is its file offset modulo `LINE`. They are the caller's
+        until the next call."""
+        starts, end = [], 0
+        for size, offset in wanted:
+            starts.append(end + offset % LINE)
+            end = -(-(starts[-1] + size) // LINE) * LINE
+        if self._memory.size < end:
+            self._memory = np.empty(0, np.uint8)  # the old memory goes before the new comes
+            fresh = mmap.mmap(-1, end)
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # columns of a transposition lie in many pages
+                fresh.madvise(mmap.MADV_HUGEPAGE)
+            self._memory = np.frombuffer(fresh, np.uint8)
+        return [self._memory[start : start + size] for start, (size, _) in zip(starts, wanted, strict=True)]
