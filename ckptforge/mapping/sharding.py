@@ -58,6 +58,8 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
         if match[1] not in axes:
             raise ValueError(f"the tensor has no axis {match[1]!r}; it has {' '.join(axes)!r}")
         cuts.append(Cut(match[1], match[2], bool(match[3])))
+    if len(cuts) > len(DIMENSIONS):
+        raise ValueError(f"there are {len(cuts)} cuts, at most one by each of {', '.join(DIMENSIONS)} is possible")
     for what in ([cut.axis for cut in cuts], [cut.dimension for cut in cuts]):
         if len(set(what)) < len(what):
             raise ValueError(f"{row.cut!r} names {max(what, key=what.count)!r} twice")
