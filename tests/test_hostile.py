@@ -613,6 +613,7 @@ def laughs(merge=False):
         ("mp\x1b: 1\nmp: 1", "unacceptable character"),
         ('"mp\\e\\n": 1', r"'mp\\x1b\\n' isn't a key"),
         ("x" * 1000 + ": 1", "isn't a key"),
+        ("mp: 1\nshard: " + "x" * 20_000, "shard is 'x+...x+', expected keys"),
     ],
 )
 def test_bad_parallel_configs(tmp_path, text, message):
@@ -654,14 +655,19 @@ def test_many_offsets_of_interleaved_stages_end(tmp_path):
         ("\0", "isn't valid TOML"),
         (GOOD.replace('H = "hidden"', 'H = "hidden * %s"' % ("9" * 5000)), "characters, at most 1000"),
         (GOOD.replace('H = "hidden"', 'H = "hidden * %s"' % ("9" * 500)), "isn't keys and numbers"),
-        (GOOD.replace("[tensors]", "[tensors]\n" + "\n".join(f"t{i} = 'H'" for i in range(300))), r"\[tensors\] has 303 rows, at most 256"),
-        (GOOD.replace("[axes]", "[axes]\n" + "\n".join(f"x{i} = 'k'" for i in range(300))), r"\[axes\] has 303 rows, at most 256"),
-        (GOOD + "".join(f"[layout.c{i}]\nextends = 'a'\n" for i in range(100)), r"\[layout\] has 102 rows, at most 32"),
-        (GOOD + "[ignored]\nmindspore = [" + "'*a'," * 1000 + "]", r"\[ignored\] has 1000 patterns"),
+        (GOOD.replace("[tensors]", "[tensors]\n" + "\n".join(f"t{i} = 'H'" for i in range(300))), "tensors has 303 entries, at most 256"),
+        (GOOD.replace("[axes]", "[axes]\n" + "\n".join(f"x{i} = 'k'" for i in range(300))), "axes has 303 entries, at most 256"),
+        (GOOD + "".join(f"[layout.c{i}]\nextends = 'a'\n" for i in range(100)), "layout has 102 entries, at most 32"),
+        (GOOD + "[ignored]\nmindspore = [" + "'*a'," * 1000 + "]", "ignored.mindspore has 1000 entries"),
         (GOOD.replace("layers.{l}.up", "layers.{l}.#up"), "has a '#'"),
         (GOOD.replace("layers.{l}.up", "layers.{l}.\\nup"), r"'layers.{l}.\\nup' has a '#' or an unprintable character"),
         (GOOD.replace("layers.{l}.up : I H", "layers.{l}.up : " + "H " * 5000), "characters, at most 1000"),
-        (GOOD + "[shard.a]\nup = {cut = '" + "I:mp " * 40_000 + "'}", "there are 40000 cuts"),
+        (GOOD + "[shard.a]\nup = {cut = '" + "I:mp " * 40_000 + "'}", "shard.a.up.cut has 200000 characters"),
+        (GOOD + "[shard.a]\nup = {cut = 'l:mp I:ep H:mp'}", "there are 3 cuts"),
+        (GOOD + "[layout." + "n" * 1000 + "]", "layout has the key 'n+...n+', at most 200"),
+        (GOOD + "[shard.a]\nup = {" + "n" * 1000 + " = 1}", "shard.a.up has the key 'n+...n+', at most 200"),
+        (GOOD + "[example]\na = 0x" + "f" * 5000, "example.a is a number of more than 64 bits"),
+        (GOOD + "[example]\na" + ".a" * 20 + " = 1", "8 deep"),
     ],
 )
 def test_bad_tables(tmp_path, text, message):
