@@ -66,15 +66,13 @@ def check(path: PathLike, *, workers: int | None = None, memory: int | str | Non
             problems.append(str(error))
     hashes = tensor_hashes({file: index.tensors.values() for file, (index, _) in opened.items()}, budget, progress=progress)
     for file, (index, tensors) in opened.items():
-        problems += [f"{file}: tensor {name!r} is missing." for name in tensors if name not in index.tensors]
-        problems += [f"{file}: tensor {name!r} wasn't written with it." for name in index.tensors if name not in tensors]
+        problems += [f"{file}: tensor {shown(name)} is missing." for name in tensors if name not in index.tensors]
+        problems += [f"{file}: tensor {shown(name)} wasn't written with it." for name in index.tensors if name not in tensors]
         for name, entry in index.tensors.items():
             if name in tensors and [entry.dtype.name, list(entry.shape)] != tensors[name][:2]:
-                problems.append(
-                    f"{file}: {name!r} is {entry.dtype} {list(entry.shape)}, {tensors[name][0]} {tensors[name][1]} was written."
-                )
+                problems.append(f"{file}: {shown(name)} is {entry.dtype} {list(entry.shape)}, {shown(tensors[name][:2])} was written.")
             elif name in tensors and hashes[file][name] != tensors[name][2]:
-                problems.append(f"{file}: {name!r} has other bytes than were written.")
+                problems.append(f"{file}: {shown(name)} has other bytes than were written.")
     count = sum(len(tensors) for _, _, tensors in outputs)
     return Check(str(path), str(manifest), len(outputs), count, sum(size for _, size, _ in outputs), problems)
 

@@ -13,6 +13,7 @@ from ckptforge.boxes import Box
 from ckptforge.errors import shown
 
 MAX_DEVICES = 1 << 17  # of a job; more than any cluster has
+MAX_STAGES = 1024  # of its pipeline
 MAX_DIMS = 64
 
 

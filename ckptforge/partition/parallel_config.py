@@ -14,10 +14,9 @@ from typing import Any
 from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.formats.small_json import parse_object
-from ckptforge.partition.device_layout import MAX_DEVICES
+from ckptforge.partition.device_layout import MAX_DEVICES, MAX_STAGES
 
 _MAX_BYTES = 256 * 1024  # MindFormers' files have under 20 kB
-_MAX_PARTS = 1 << 16  # of the layers
 _MAX_NODES = 10_000  # keys and values, those that aliases stand for counted each time
 
 # Key of ours → its sections and spellings. Sections are those of MindFormers' files; in a small file they may be left away.
@@ -175,8 +174,8 @@ def read_parallel_config(path: Path) -> ParallelConfig:
         {"vocab_emb_dp": flag("vocab_emb_dp", True), "parallel_optimizer": flag("parallel_optimizer", False)},
         _mapping(path, content.get("shard"), "shard"),
     )
-    if config.pipeline * interleave > _MAX_PARTS:
-        raise ConfigError(f"{path}: pipeline_stage {config.pipeline} × pp_interleave_num {interleave} are more than {_MAX_PARTS} parts.")
+    if config.pipeline > MAX_STAGES or interleave > MAX_STAGES:
+        raise ConfigError(f"{path}: pipeline_stage {config.pipeline} or pp_interleave_num {interleave} is more than {MAX_STAGES}.")
     if config.ranks > MAX_DEVICES:
         raise ConfigError(
             f"{path}: data_parallel {config.data} × model_parallel {config.model} × pipeline_stage {config.pipeline} are {config.ranks} "

@@ -20,7 +20,7 @@ from ckptforge.formats.entry import check_name
 from ckptforge.formats.protobuf import Message, number, record, signed
 from ckptforge.formats.small_files import entries_of, read_small
 from ckptforge.formats.small_json import parse_object
-from ckptforge.partition.device_layout import MAX_DEVICES, MAX_DIMS, DeviceLayout
+from ckptforge.partition.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, DeviceLayout
 
 MAX_BYTES = 1 << 26  # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
 _MAX_ITEMS = 1 << 18  # parameters and operators in a file
@@ -117,7 +117,7 @@ def _read_file(path: Path, content: bytes) -> dict[int, Stage]:
             raise FormatError(f"{path}: parameter {shown(name)}: {problem}.")
         match = _MERGED.fullmatch(name)
         stage, parameter = (int(match[1]), match[2]) if match else (own_stage, name)
-        if not 0 <= stage < MAX_DEVICES:
+        if not 0 <= stage < MAX_STAGES:
             raise FormatError(f"{path}: parameter {shown(name)} is of stage {shown(stage)}; damaged, or not a strategy file.")
         stages.setdefault(stage, {})[parameter] = layout
     return stages
