@@ -15,7 +15,17 @@ import pytest
 
 import ckptforge
 from ckptforge.checking import check
-from ckptforge.errors import CkptforgeError, ConfigError, FormatError, InputNotFoundError, TableError, listing, printable, shown
+from ckptforge.errors import (
+    CkptforgeError,
+    ConfigError,
+    FormatError,
+    InputNotFoundError,
+    OutputError,
+    TableError,
+    listing,
+    printable,
+    shown,
+)
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.checkpoint import open_checkpoint
 from ckptforge.formats.protobuf import encode_varint, number, record
@@ -836,6 +846,24 @@ def test_names_that_are_not_unicode(tmp_path):
     assert list(manifest["hugging_face"]["files"]) == ["config.json"]
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("loop", "is a symbolic link"),
+        ("loop/x.ckpt", "symbolic links"),
+        ("x" * 300, "too long"),
+        ("a\0b", "null"),
+        ("pipe.ckpt", "isn't replaced"),
+    ],
+)
+def test_outputs_that_are_nothing_to_write_to(tmp_path, name, message):
+    make_link_to_itself(tmp_path / "loop")
+    make_pipe(tmp_path / "pipe.ckpt")
+    with pytest.raises(OutputError, match=message):
+        ckptforge.to_ms(HUB, tmp_path / name, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "pipe.ckpt"]
 
 
 # What the command line makes of it

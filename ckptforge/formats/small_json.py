@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ def parse_object(content: bytes, where: str, constants: bool = False) -> dict[st
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise FormatError(f"{where}: holds the key {shown(twice)} twice.")
+            ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise FormatError(f"{where}: holds the key {shown(key)} twice.")
         return found
 
     def refuse(constant: str) -> None:
