@@ -118,6 +118,9 @@ BAD_JSON = {
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "isn't valid JSON"),
     "a NUL": (b'{"a": "\0"}', "isn't valid JSON"),
     "another kind": (b"[" + b"[]," * 1000 + b"1]", "holds a JSON list"),
+    "many lists": (b'{"a":[' + b"[]," * 1_200_000 + b"1]}", "holds more than 2097152 values"),
+    "many keys": (b"{" + b'"a":1,' * 2_200_000 + b"}", "holds more than 2097152 values"),
+    "a string that doesn't end": (b'{"a":' + b'"\\' * 3_000_000 + b"," * 2_200_000, "holds more than 2097152 values|isn't valid JSON"),
     "behind the end": (b"{} {}", "isn't valid JSON"),
     "empty": (b"", "isn't valid JSON"),
 }
@@ -168,6 +171,14 @@ def test_files_that_are_too_large_are_not_read_whole(tmp_path):
         os.truncate(directory / name, size)
         with pytest.raises(CkptforgeError, match=message):
             read()
+
+
+def test_what_stands_in_strings_is_not_counted_as_values(tmp_path):
+    text = json.dumps({"tokenizer": "[,]{" * 1_000_000})
+    side = {"layout": None, "files": {"config.json": {"text": "{}"}, "tokenizer.json": {"text": text}}, "shards": {}}
+    _, read = as_manifest(tmp_path, json.dumps({"outputs": [], "layout": None, "model": None, "hugging_face": side}).encode())
+    with pytest.raises(CkptforgeError, match="config.json|layouts dense and gmm"):  # of what is in the manifest, which is read
+        read()
 
 
 def test_a_size_that_is_said_wrong_bounds_nothing(tmp_path):

@@ -13,6 +13,8 @@ from ckptforge.formats.small_files import read_small
 
 MAX_BYTES = 64 * 1024 * 1024  # an index of 91,000 tensors has 9 MB
 _MAX_DEPTH = 64
+_MAX_VALUES = 1 << 21
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -35,6 +37,8 @@ def parse_object(content: bytes, where: str, constants: bool = False) -> dict[st
     def refuse(constant: str) -> None:
         raise FormatError(f"{where}: isn't valid JSON (it holds {constant}).")
 
+    if _has_many_values(content):
+        raise FormatError(f"{where}: holds more than {_MAX_VALUES} values, too many for what it should be.")
     try:
         text = content.decode("utf-8-sig")
         found = json.loads(text, object_pairs_hook=unique, parse_constant=None if constants else refuse)
@@ -49,6 +53,24 @@ def parse_object(content: bytes, where: str, constants: bool = False) -> dict[st
     if _is_deep(found):
         raise FormatError(f"{where}: its JSON is nested more than {_MAX_DEPTH} levels deep.")
     return found
+
+
+def _has_many_values(content: bytes) -> bool:
+    """Whether parsing would take memory for too many values: in the worst case, thirty times the bytes."""
+    if _values(content) <= _MAX_VALUES:
+        return False
+    count = at = 0
+    for string in _STRING.finditer(content):
+        count += _values(content[at : string.start()])
+        at = string.end()
+        if count > _MAX_VALUES:
+            return True
+    return count + _values(content[at:]) > _MAX_VALUES
+
+
+def _values(outside_strings: bytes) -> int:
+    """At most so many values stand there."""
+    return outside_strings.count(b",") + outside_strings.count(b"[") + outside_strings.count(b"{")
 
 
 def _is_deep(found: dict[str, Any]) -> bool:

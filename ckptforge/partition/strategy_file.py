@@ -24,6 +24,7 @@ from ckptforge.partition.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES,
 
 MAX_BYTES = 1 << 26  # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
 _MAX_ITEMS = 1 << 18  # parameters and operators in a file
+_MAX_PARAMETERS = 1 << 16
 _MAX_FIELDS = 256  # in a parameter's layout
 _MERGED = re.compile(r"([0-9]{1,6})-(.+)", re.DOTALL)
 Stage = dict[str, DeviceLayout]
@@ -134,6 +135,8 @@ def _read_protobuf(file: Message) -> tuple[int, Stage]:
             if name in layouts:
                 raise FormatError(f"{file.path}: parameter {shown(name)} is laid out twice.")
             layouts[name] = layout
+            if len(layouts) > _MAX_PARAMETERS:
+                raise file.error(f"more than {_MAX_PARAMETERS} parameters")
         elif field not in (1, 2):
             raise file.error(f"a message with field {field}, which doesn't occur in strategy files")
     return own_stage or 0, layouts
@@ -210,6 +213,8 @@ def _read_json(path: Path, content: bytes) -> tuple[int, Stage]:
     found = parse_object(content, str(path))
     try:
         items = found["parallel_layout_item"]
+        if len(items) > _MAX_PARAMETERS:
+            raise FormatError(f"{path}: holds more than {_MAX_PARAMETERS} parameters.")
         operators = found.get("parallel_strategy_item") or {}
         own_stage = next((operator["stage"] for operator in operators.values()), 0)
         if not isinstance(own_stage, int) or isinstance(own_stage, bool):
