@@ -653,6 +653,13 @@ def test_aliases_and_merges_as_mindformers_files_have_them(tmp_path):
     assert (config.data, config.model) == (2, 4)
 
 
+def test_a_shard_row_with_a_long_key(tmp_path):
+    (tmp_path / "p.yaml").write_text("mp: 1\nshard:\n  norm: {" + "x" * 20_000 + ": 1}")
+    with pytest.raises(ConfigError, match="shard.norm: .*unknown field") as caught:
+        ckptforge.strategy(tmp_path / "out", parallel_config=tmp_path / "p.yaml", like=HUB)
+    assert len(str(caught.value)) < 1000
+
+
 def test_many_offsets_of_interleaved_stages_end(tmp_path):
     (tmp_path / "p.yaml").write_text("pp: 256\npp_interleave_num: 256\npipeline_interleave: true\nmp: 1\noffset: 0")
     with pytest.raises(ConfigError, match="the offsets sum to 0, but 2 layers"):

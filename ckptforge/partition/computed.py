@@ -82,7 +82,7 @@ def _rows(config: ParallelConfig, table: Table, layout: Layout) -> dict[str, Sha
         try:
             rows[tensor] = parse_sharding(msgspec.convert(content, ShardRow), table.tensors[tensor])
         except ValueError as error:  # msgspec's among them
-            raise ConfigError(f"{config.path}: shard.{tensor}: {error}.") from error
+            raise ConfigError(f"{config.path}: shard.{tensor}: {str(error)[:300]}.") from error
     for pattern in layout.patterns if config.shard else ():
         try:
             stored_cuts(pattern, rows)
