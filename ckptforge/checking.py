@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.hashes import tensor_hashes
-from ckptforge.engine.manifest import DIRECTORY_NAME, manifest_path
+from ckptforge.engine.manifest import DIRECTORY_NAME, MAX_MANIFEST, integer, manifest_path
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, shown
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.mindspore_dir import read_file
+from ckptforge.formats.small_files import is_file_name
 from ckptforge.formats.small_json import read_object
 from ckptforge.jobs import PathLike
 from ckptforge.outputs import parse_size
@@ -44,7 +46,7 @@ def check(path: PathLike, *, workers: int | None = None, memory: int | str | Non
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "--memory"))
     path = Path(path)
-    manifest = manifest_path(path, path.is_dir())
+    manifest = manifest_path(path, os.path.isdir(path))
     if not manifest.is_file():
         raise InputNotFoundError(f"{path}: has no manifest ({manifest}) to be compared with; name a second checkpoint.")
     outputs = _outputs(manifest)
@@ -52,7 +54,7 @@ def check(path: PathLike, *, workers: int | None = None, memory: int | str | Non
     problems: list[str] = []
     opened: dict[Path, tuple[FileIndex, dict[str, list[Any]]]] = {}
     for name, size, tensors in outputs:
-        file = base / name if len(outputs) > 1 or path.is_dir() else path
+        file = base / name if len(outputs) > 1 or os.path.isdir(path) else path
         if not file.is_file():
             problems.append(f"{file}: is missing.")
             continue
@@ -64,35 +66,33 @@ def check(path: PathLike, *, workers: int | None = None, memory: int | str | Non
             problems.append(str(error))
     hashes = tensor_hashes({file: index.tensors.values() for file, (index, _) in opened.items()}, budget, progress=progress)
     for file, (index, tensors) in opened.items():
-        problems += [f"{file}: tensor {name!r} is missing." for name in tensors if name not in index.tensors]
-        problems += [f"{file}: tensor {name!r} wasn't written with it." for name in index.tensors if name not in tensors]
+        problems += [f"{file}: tensor {shown(name)} is missing." for name in tensors if name not in index.tensors]
+        problems += [f"{file}: tensor {shown(name)} wasn't written with it." for name in index.tensors if name not in tensors]
         for name, entry in index.tensors.items():
             if name in tensors and [entry.dtype.name, list(entry.shape)] != tensors[name][:2]:
-                problems.append(
-                    f"{file}: {name!r} is {entry.dtype} {list(entry.shape)}, {tensors[name][0]} {tensors[name][1]} was written."
-                )
+                problems.append(f"{file}: {shown(name)} is {entry.dtype} {list(entry.shape)}, {shown(tensors[name][:2])} was written.")
             elif name in tensors and hashes[file][name] != tensors[name][2]:
-                problems.append(f"{file}: {name!r} has other bytes than were written.")
+                problems.append(f"{file}: {shown(name)} has other bytes than were written.")
     count = sum(len(tensors) for _, _, tensors in outputs)
     return Check(str(path), str(manifest), len(outputs), count, sum(size for _, size, _ in outputs), problems)
 
 
 def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
-    content = read_object(manifest)
+    content = read_object(manifest, MAX_MANIFEST)
     found = []
     try:
         for output in content["outputs"]:
             name, tensors = output["file"], output["tensors"]
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise FormatError(f"{manifest}: {name!r} isn't a file of this output.")
+            if not all(map(is_file_name, name.split("/"))):
+                raise FormatError(f"{manifest}: {shown(name)} isn't a file of this output.")
             for tensor, stored in tensors.items():
                 if len(stored) < 3:
                     raise FormatError(
-                        f"{manifest}: holds no hash of {tensor!r}, as it was written with --no-hash or by an older ckptforge."
+                        f"{manifest}: holds no hash of {shown(tensor)}, as it was written with --no-hash or by an older ckptforge."
                     )
                 if not isinstance(stored[2], str):
                     raise TypeError("a hash is not a text")
-            found.append((str(name), int(output["size"]), dict(tensors)))
+            found.append((str(name), integer(output["size"]), dict(tensors)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{manifest}: isn't a manifest of ckptforge ({type(error).__name__}: {error}).") from error
     return found

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from reprlib import Repr
+
+# What would move a terminal's cursor, garble a line or can't be encoded: control characters, turns of direction, lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class CkptforgeError(Exception):
     """Base class. The message says which file, which tensor, what was expected, what was found and what to do."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class UsageError(CkptforgeError):
@@ -68,9 +77,28 @@ class OutputError(CkptforgeError):
     """The output exists already, can't be written, or doesn't fit on the disk."""
 
 
+def printable(text: str) -> str:
+    """`text` with control characters and whatever else a terminal shouldn't be sent as escapes."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def shown(value: object) -> str:
+    """`value`, which stood in a file, as it is shown in a message: its repr, cut where it is long, many or deep."""
+    try:
+        return _SHORT.repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deeply
+        return f"a {type(value).__name__} too large to show"
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
+_SHORT.maxlong = 60
+
+
 def listing(names: list[str], limit: int = 10, total: int | None = None) -> str:
     """`names` as indented lines for a message, cut after `limit` with the number left out; `total` if there are more."""
-    lines = [f"  {name}" for name in names[:limit]]
+    lines = [f"  {printable(name if len(name) <= 300 else name[:299] + '…')}" for name in names[:limit]]
     rest = (len(names) if total is None else total) - len(lines)
     if rest > 0:
         lines.append(f"  … and {rest} more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def inspect(
         strategy = read_strategy(Path(strategy_dir))
         sharded = open_sharded(path, strategy, step)
         return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
-    ranks = rank_directories(path) if path.is_dir() else {}
+    ranks = rank_directories(path) if os.path.isdir(path) else {}
     rank_files: list[dict[str, Any]] = []
     if len(ranks) > 1 or (ranks and list(ranks) != [0]):
         for rank, directory in ranks.items():

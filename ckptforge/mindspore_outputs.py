@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptforge.boxes import box_shape
 from ckptforge.engine.conversion import PlacedFile
-from ckptforge.errors import PlanError, UsageError
+from ckptforge.errors import PlanError, UsageError, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.mindspore_dir import HYPER_PARAMETERS, UNIFIED_MAP
@@ -148,7 +148,7 @@ class RankTarget:
                 continue
             if layout.shape_of_parts(spec.shape) is None or layout.full_shape not in (None, spec.shape):
                 raise PlanError(
-                    f"tensor {spec.name!r} has shape {list(spec.shape)}, but {self.strategy.path} cuts it by device matrix "
+                    f"tensor {shown(spec.name)} has shape {list(spec.shape)}, but {self.strategy.path} cuts it by device matrix "
                     f"{list(layout.device_matrix)}, tensor map {[list(axes) or -1 for axes in layout.tensor_map]}"
                     + (f" and {layout.optimizer_parts} optimizer shards" if layout.optimizer_parts > 1 else "")
                     + (f" from shape {list(layout.full_shape)}" if layout.full_shape else "")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptforge.engine.manifest import HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
+from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
 from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, UnmappedTensorsError, listing
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from ckptforge.formats.small_json import parse_object, read_object
+from ckptforge.formats.small_files import is_there, read_small
+from ckptforge.formats.small_json import parse_object
 from ckptforge.mapping.binding import Binding
 from ckptforge.mapping.recognition import Hints, choose_table, recognise
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Table, load_table, shipped_tables
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
+
+_MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     try:
         binding = recognise(choose_table(tables, shapes, hints), shapes, hints, choices.family)
     except LayoutError as error:
-        names = error.tensors if path.is_dir() else ()
+        names = error.tensors if os.path.isdir(path) else ()
         places = "".join(f" {name} lies in {checkpoint.tensors[name].path.name}." for name in names)
         raise type(error)(f"{path}: {error}{places}") from error
     except CkptforgeError as error:
@@ -102,37 +106,32 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
 def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None) -> HuggingFaceSide | None:
     """Small files from --config, else from the manifest, else from beside the weights where a config.json lies."""
     if config is not None:
-        if config.is_dir():
+        if os.path.isdir(config):
             files, skipped = small_files_of(config)
         else:
-            files, skipped = {CONFIG: _content(config)}, ()
+            files, skipped = {CONFIG: read_small(config, MAX_SMALL_FILE, ConfigError)}, ()
         if CONFIG not in files:
             raise ConfigError(f"{config}: holds no {CONFIG}.")
         return HuggingFaceSide({name: content for name, content in files.items() if not name.endswith(".index.json")}, skipped=skipped)
     if manifest is not None and manifest.hugging_face is not None:
         return manifest.hugging_face
-    if (checkpoint.directory / CONFIG).is_file():
+    if is_there(checkpoint.directory / CONFIG):
         return hugging_face_side(checkpoint.directory, checkpoint.files, None, all_files=checkpoint.format == "hugging face directory")
     return None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}.") from error
 
 
 def _config(
     checkpoint: Checkpoint, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None
 ) -> tuple[Mapping[str, Any], str]:
     """(config.json as an object, the name of where it comes from); empty where there is none."""
+    if side is None or CONFIG not in side.files:
+        return {}, CONFIG
     if given is not None:
-        path = given / CONFIG if given.is_dir() else given
-        return read_object(path), str(path)
-    if side is not None and CONFIG in side.files:
-        origin = (
-            f"{CONFIG} in {manifest.path}" if manifest is not None and side is manifest.hugging_face else str(checkpoint.directory / CONFIG)
-        )
-        return parse_object(side.files[CONFIG], origin), origin
-    return {}, CONFIG
+        origin = str(given / CONFIG if os.path.isdir(given) else given)
+    elif manifest is not None and side is manifest.hugging_face:
+        origin = f"{CONFIG} in {manifest.path}"
+    else:
+        origin = str(checkpoint.directory / CONFIG)
+    if len(side.files[CONFIG]) > _MAX_CONFIG:
+        raise ConfigError(f"{origin}: over {_MAX_CONFIG} bytes, too large for what it should be.")
+    return parse_object(side.files[CONFIG], origin, constants=True), origin

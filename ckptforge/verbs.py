@@ -14,7 +14,7 @@ from ckptforge.engine.conversion import Conversion, PlacedFile
 from ckptforge.engine.conversion import convert as convert_tensors
 from ckptforge.engine.manifest import HuggingFaceSide
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import LayoutError, UsageError
+from ckptforge.errors import LayoutError, UsageError, shown
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.state import companion_prefix
 from ckptforge.mapping.table import Layout, Table
@@ -256,7 +256,9 @@ def _add_state(conversion: Conversion, source: Source, target: Layout) -> None:
             continue
         weight = tensors[name.removeprefix(prefix)]
         if tensors[name].shape != weight.shape:
-            raise LayoutError(f"{name} has shape {list(tensors[name].shape)}, but its weight {weight.name} has {list(weight.shape)}.")
+            raise LayoutError(
+                f"{shown(name)} has shape {list(tensors[name].shape)}, but its weight {shown(weight.name)} has {list(weight.shape)}."
+            )
         if prefix not in prefixes:
             prefixes.append(prefix)
     for prefix in prefixes:

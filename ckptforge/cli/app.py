@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -544,6 +545,8 @@ def _command_line() -> str:
 def main() -> None:
     """The entry point: no traceback reaches a user for bad input."""
     as_json = "--json" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(prog_name="ckptforge", standalone_mode=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ckptforge.errors import printable
+
 if TYPE_CHECKING:
     from ckptforge.checking import Check
     from ckptforge.comparing import Comparison
@@ -25,6 +27,7 @@ def size(count: int) -> str:
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Columns as wide as their longest cell; those in `right` are set flush right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -60,7 +63,7 @@ def result_text(result: Result) -> str:
             )
         lines.append(table(rows, right=(2, 3, 4, 5)))
     for reason, names in result.left_out.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        shown = ", ".join(map(printable, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         lines.append(f"left out, {reason}: {len(names)} tensors ({shown})")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,15 +14,18 @@ from typing import Any
 
 from ckptforge.engine.audit import Audit
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import FormatError
+from ckptforge.errors import FormatError, shown
+from ckptforge.formats.checkpoint import CONFIG
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.huggingface import INDEX
+from ckptforge.formats.small_files import entries_of, is_file_name, is_there, read_small
 from ckptforge.formats.small_json import read_object
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.version import __version__
 
 DIRECTORY_NAME = "ckptforge.manifest.json"
 MAX_SMALL_FILE = 32 * 1024 * 1024
+MAX_MANIFEST = 256 * 1024 * 1024  # it holds small files
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".mindir"}
 _MODEL_FILES = [
     "config.json",
@@ -70,9 +74,14 @@ def small_files_of(directory: Path, all_files: bool = True) -> tuple[dict[str, b
     of any other directory those that by their names belong to a model."""
     files: dict[str, bytes] = {}
     skipped: list[str] = []
-    for path in sorted(directory.iterdir()):
+    for path in entries_of(directory):
+        if not is_file_name(path.name):
+            skipped.append(f"{path.name} isn't carried along: its name has control characters or isn't Unicode.")
+            continue
         if path.is_dir() and all_files and not path.name.startswith("."):
             skipped.append(f"{path.name}/ isn't carried along: it is a directory.")
+        if all_files and not path.name.startswith(".") and not path.is_dir() and not path.is_file():
+            skipped.append(f"{path.name} isn't carried along: it isn't a regular file.")
         if all_files and path.suffix in _WEIGHTS - {".safetensors"} and path.is_file():
             skipped.append(f"{path.name} isn't carried along: it holds weights of another format.")
         if path.name.startswith(".") or path.name.endswith("manifest.json") or path.suffix in _WEIGHTS or not path.is_file():
@@ -81,11 +90,24 @@ def small_files_of(directory: Path, all_files: bool = True) -> tuple[dict[str, b
             continue
         if path.name.endswith(".index.json") and path.name != INDEX:
             continue
-        if path.stat().st_size > MAX_SMALL_FILE:
-            skipped.append(f"{path.name} isn't carried along: {path.stat().st_size} bytes are over {MAX_SMALL_FILE}.")
+        if path.name != CONFIG and not _is_inside(path, directory):
+            skipped.append(f"{path.name} isn't carried along: it is a link to a file outside of {directory}.")
             continue
-        files[path.name] = path.read_bytes()
+        try:
+            files[path.name] = read_small(path, MAX_SMALL_FILE)
+        except FormatError:
+            skipped.append(f"{path.name} isn't carried along: it has over {MAX_SMALL_FILE} bytes.")
     return files, tuple(skipped)
+
+
+def _is_inside(path: Path, directory: Path) -> bool:
+    """Whether what a name leads to lies in the model's directory, or in the blobs of the hub's cache that it is a snapshot of: what
+    a link leads to elsewhere may be private, and an output is passed on."""
+    if not path.is_symlink():
+        return True
+    target, root = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
+    blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
+    return any(inside in target.parents for inside in (root, *blobs))
 
 
 def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str | None, all_files: bool = True) -> HuggingFaceSide:
@@ -97,6 +119,7 @@ def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str
             "tensors": {name: entry.dtype.safetensors for name, entry in file.tensors.items()},
         }
         for file in files
+        if is_file_name(file.path.name)
     }
     return HuggingFaceSide(small, shards, layout, skipped)
 
@@ -177,7 +200,8 @@ def _source_json(source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | N
         mtime = source.path.stat().st_mtime_ns
     except OSError:
         mtime = None
-    found = {"path": str(source.path), "size": source.size, "mtime_ns": mtime}
+    shown_path = os.fsencode(source.path).decode("utf-8", "backslashreplace")
+    found = {"path": shown_path, "size": source.size, "mtime_ns": mtime}
     return found if hashes is None else {**found, "xxh3_128": hashes[source.path][""]}
 
 
@@ -199,27 +223,42 @@ def audit_json(audit: Audit) -> list[dict[str, Any]]:
 
 def read_manifest(path: Path) -> Manifest:
     """Reads a manifest. Raises `FormatError` if it isn't one."""
-    content = read_object(path)
+    content = read_object(path, MAX_MANIFEST)
     try:
-        sizes = {Path(output["file"]).name: int(output["size"]) for output in content["outputs"]}
-        mtimes = {Path(output["file"]).name: int(output.get("mtime_ns", -1)) for output in content["outputs"]}
-        side = content["hugging_face"]
-        hugging_face = None
-        if side is not None:
-            files = {name: _unpacked(packed) for name, packed in side["files"].items()}
-            if bad := [name for name in files if Path(name).name != name or name in ("", ".", "..")]:
-                raise FormatError(f"{path}: {bad[0]!r} isn't a file name.")
-            if bad := [name for name in side["shards"] if Path(name).name != name or name in ("", ".", "..")]:
-                raise FormatError(f"{path}: {bad[0]!r} isn't a file name.")
-            for shard in side["shards"].values():
-                if not isinstance(shard["metadata"], dict) or not isinstance(shard["tensors"], dict):
-                    raise TypeError("a shard is not an object")
-            hugging_face = HuggingFaceSide(files, side["shards"], side["layout"])
-        return Manifest(path, content["layout"], content["model"], sizes, mtimes, hugging_face)
+        sizes = {Path(output["file"]).name: integer(output["size"]) for output in content["outputs"]}
+        mtimes = {Path(output["file"]).name: integer(output.get("mtime_ns", -1)) for output in content["outputs"]}
+        hugging_face = None if content["hugging_face"] is None else _hugging_face(path, content["hugging_face"])
+        return Manifest(path, _text_or_none(content["layout"]), _text_or_none(content["model"]), sizes, mtimes, hugging_face)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
             f"{path}: isn't a manifest of ckptforge ({type(error).__name__}: {error}); remove it, or convert anew."
         ) from error
+
+
+def _hugging_face(path: Path, side: dict[str, Any]) -> HuggingFaceSide:
+    files = {name: _unpacked(packed) for name, packed in side["files"].items()}
+    shards = side["shards"]
+    for names, weights in ((files, False), (shards, True)):
+        if bad := [name for name in names if not is_file_name(name) or (Path(name).suffix in _WEIGHTS) != weights]:
+            raise FormatError(f"{path}: {shown(bad[0])} isn't the name of a file {'with' if weights else 'beside'} weights.")
+    for shard in shards.values():
+        for part in ("metadata", "tensors"):
+            if not all(value is None or isinstance(value, str) for value in shard[part].values()):
+                raise TypeError(f"the {part} of a shard aren't texts")
+    return HuggingFaceSide(files, shards, _text_or_none(side["layout"]))
+
+
+def integer(value: object) -> int:
+    """A size or a time. Raises `TypeError` for anything else."""
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
+        raise TypeError(f"{shown(value)} stands where a number is expected")
+    return value
+
+
+def _text_or_none(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{shown(value)} stands where a name is expected")
+    return value
 
 
 def _unpacked(packed: dict[str, str]) -> bytes:
@@ -230,11 +269,11 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
     """The manifest that goes with a checkpoint: beside its file, or in its directory; None if there is none or it is of
     another file by that name."""
     first = files[0].path
-    candidates = [manifest_path(path, path.is_dir()), manifest_path(first, False), first.parent / DIRECTORY_NAME]
+    candidates = [manifest_path(path, os.path.isdir(path)), manifest_path(first, False), first.parent / DIRECTORY_NAME]
     if first.parent.name.startswith("rank_"):
         candidates.append(first.parent.parent / DIRECTORY_NAME)
     for candidate in candidates:
-        if candidate.is_file():
+        if is_there(candidate):
             manifest = read_manifest(candidate)
             if manifest.describes(files):
                 return manifest
@@ -244,9 +283,9 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
 def written_names(directory: Path) -> set[str]:
     """The files in an output directory that its manifest says were written with it; none without a manifest."""
     path = directory / DIRECTORY_NAME
-    if not path.is_file():
+    if not is_there(path):
         return set()
-    content = read_object(path)
+    content = read_object(path, MAX_MANIFEST)
     outputs = content.get("outputs")
     named = [output.get("file") for output in outputs if isinstance(output, dict)] if isinstance(outputs, list) else []
     small = content.get("small_files")

@@ -23,9 +23,15 @@ def check_output(plan: Plan, overwrite: bool) -> None:
     where it is to be. Raises `OutputError`."""
     output = plan.output
     is_directory = plan.is_directory
-    resolved = output.resolve()
+    try:
+        os.lstat(output)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
+        raise OutputError(f"{output}: can't be written: {getattr(error, 'strerror', None) or error}.") from error
+    resolved = Path(os.path.realpath(output))
     for source in plan.sources:
-        path = source.path.resolve()
+        path = Path(os.path.realpath(source.path))
         if path == resolved or resolved in path.parents:
             raise OutputError(f"{output}: holds {source.path}, which is being read; choose another output.")
     if output.is_symlink():
@@ -35,6 +41,8 @@ def check_output(plan: Plan, overwrite: bool) -> None:
             f"{output}: is the current directory, a parent or a mount point, which can't be replaced whole; name a directory in it."
         )
     if os.path.lexists(output):
+        if not output.is_dir() and not output.is_file():
+            raise OutputError(f"{output}: is neither a file nor a directory, and isn't replaced; choose another output.")
         found, wanted = ("a directory" if yes else "a file" for yes in (output.is_dir(), is_directory))
         if found != wanted:
             raise OutputError(f"{output}: exists and is {found}, but the output is {wanted}; choose another name.")

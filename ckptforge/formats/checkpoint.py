@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptforge.boxes import Box
-from ckptforge.errors import FormatError, InputNotFoundError
+from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.formats import huggingface, mindspore_dir
 from ckptforge.formats.entry import FileIndex, TensorEntry
+from ckptforge.formats.small_files import entries_of, is_there
 
 CONFIG = "config.json"
 
@@ -44,20 +45,20 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
     """
     try:
         mode = path.stat().st_mode
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputNotFoundError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
     if not stat.S_ISDIR(mode):
         if not stat.S_ISREG(mode):
             raise InputNotFoundError(f"{path}: is neither a file nor a directory.")
         return _collect(path, [mindspore_dir.read_file(path)], path.parent)
     try:
         return _open_directory(path, step)
-    except PermissionError as error:
-        raise InputNotFoundError(f"{path}: can't be listed: {error.strerror}.") from error
+    except OSError as error:
+        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
 
 
 def _open_directory(directory: Path, step: int | None) -> Checkpoint:
-    if not any(directory.iterdir()):
+    if not entries_of(directory):
         raise InputNotFoundError(f"{directory}: the directory is empty.")
     if mindspore_dir.is_unified(directory):
         return _collect(directory, mindspore_dir.read_unified(directory), directory)
@@ -78,13 +79,13 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
 
 def _looks_hugging_face(directory: Path) -> bool:
     """Shards with an index or a config.json beside them; or several safetensors that aren't the steps of a training job."""
-    if (directory / huggingface.SINGLE).is_file() or (directory / huggingface.INDEX).is_file():
+    if is_there(directory / huggingface.SINGLE) or is_there(directory / huggingface.INDEX):
         return True  # whatever else lies there
     if any(directory.glob("*.ckpt")):
         return False
     paths = list(directory.glob("*.safetensors"))
     return (
-        (directory / CONFIG).is_file()
+        is_there(directory / CONFIG)
         or any(directory.glob("*.safetensors.index.json"))
         or any(path.name.startswith("model") for path in paths)
         or not paths
@@ -96,7 +97,9 @@ def _collect(path: Path, files: list[FileIndex], directory: Path, notes: list[st
     for file in files:
         for name, entry in file.tensors.items():
             if name in tensors:
-                raise FormatError(f"{file.path}: tensor {name!r} is also in {tensors[name].path.name}; each tensor must be in one file.")
+                raise FormatError(
+                    f"{file.path}: tensor {shown(name)} is also in {tensors[name].path.name}; each tensor must be in one file."
+                )
             tensors[name] = entry
     if not tensors:
         raise FormatError(f"{path}: holds no tensors.")

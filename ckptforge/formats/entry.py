@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,11 @@ from pathlib import Path
 
 from ckptforge.boxes import Box, box_shape, row_major_strides
 from ckptforge.dtypes import DType
-from ckptforge.errors import FormatError, InputNotFoundError
+from ckptforge.errors import FormatError, InputNotFoundError, shown
+
+MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
+MAX_NAME = 1 << 16  # bytes
+MAX_DIMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +113,38 @@ class FileIndex:
 
 def open_file(path: Path) -> int:
     """A read-only descriptor of a regular file. Raises `InputNotFoundError`, naming the path and the system's reason."""
+    fd = None
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: can't be opened: {error.strerror}.") from error
-    if not os.path.isfile(path):
-        os.close(fd)
+        if regular := stat.S_ISREG(os.stat(path).st_mode):  # to open a device may do something, to open a pipe may wait
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or what the system's encoding lacks
+        raise InputNotFoundError(f"{path}: can't be opened: {getattr(error, 'strerror', None) or error}.") from error
+    if fd is None or not regular:
+        if fd is not None:
+            os.close(fd)
         raise InputNotFoundError(f"{path}: isn't a regular file.")
     return fd
+
+
+def check_name(name: str, path: Path) -> None:
+    """Raises `FormatError` for a tensor's name that is too long or isn't Unicode."""
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{path}: the name {shown(name)} isn't Unicode; damaged, or another kind of file.") from error
+    if length > MAX_NAME:
+        raise FormatError(f"{path}: the name {shown(name)} has {length} bytes, at most {MAX_NAME} are read.")
+
+
+def bytes_needed(dtype: DType, shape: tuple[int, ...], path: Path, name: str) -> int:
+    """Bytes of a tensor. Raises `FormatError` for more dims than programs have, and where the product leaves 63 bits, even if another
+    dim is 0: nothing could compute with it."""
+    if len(shape) > MAX_DIMS:
+        raise FormatError(f"{path}: tensor {shown(name)} has {len(shape)} dims, more than {MAX_DIMS}; damaged, or another kind of file.")
+    if math.prod(n for n in shape if n) * dtype.itemsize >= 1 << 63:
+        raise FormatError(f"{path}: tensor {shown(name)}: {dtype} {shown(list(shape))} needs more bytes than 63 bits can count; damaged.")
+    return math.prod(shape) * dtype.itemsize
 
 
 def read_exactly(fd: int, offset: int, into: memoryview, path: Path) -> None:

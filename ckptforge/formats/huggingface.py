@@ -11,15 +11,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptforge.errors import FormatError, InputNotFoundError, listing
+from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.layout import TensorSpec
+from ckptforge.formats.small_files import entries_of, is_file_name, is_there
 from ckptforge.formats.small_json import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]+)-of-(?P<count>[0-9]+)\.safetensors")
 
 
 def read_directory(directory: Path) -> list[FileIndex]:
@@ -34,11 +35,11 @@ def read_directory(directory: Path) -> list[FileIndex]:
         return _read_indexed(directory, chosen)
     if indexes:
         raise FormatError(f"{directory}: {len(indexes)} index files ({', '.join(p.name for p in indexes)}) and none is {INDEX}; keep one.")
-    if (directory / SINGLE).is_file():
+    if is_there(directory / SINGLE):
         return [safetensors.read_index(directory / SINGLE)]
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
-        other = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+        other = sorted(path.name for path in entries_of(directory) if path.suffix in (".bin", ".pt", ".pth"))
         hint = f" It holds {other[0]}: save the model as safetensors first (save_pretrained)." if other else ""
         raise InputNotFoundError(f"{directory}: no .safetensors files in it.{hint}")
     _check_shard_names(directory, paths)
@@ -53,8 +54,8 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
         raise FormatError(f"{index_path}: weight_map must map tensor names to file names.")
     names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise FormatError(f"{index_path}: {name!r} isn't the name of a file in this directory.")
+        if not is_file_name(name):
+            raise FormatError(f"{index_path}: {shown(name)} isn't the name of a file in this directory.")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise InputNotFoundError(
@@ -66,10 +67,10 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
     where = {tensor: file.path.name for file in files for tensor in file.tensors}
     for tensor, name in weight_map.items():
         if tensor not in where:
-            raise FormatError(f"{index_path}: tensor {tensor!r} should be in {name}, but no shard holds it.")
+            raise FormatError(f"{index_path}: tensor {shown(tensor)} should be in {name}, but no shard holds it.")
         if where[tensor] != name:
             raise FormatError(
-                f"{index_path}: tensor {tensor!r} should be in {name} but lies in {where[tensor]}; get index and shards anew."
+                f"{index_path}: tensor {shown(tensor)} should be in {name} but lies in {where[tensor]}; get index and shards anew."
             )
     unlisted = [f"{tensor} in {name}" for tensor, name in where.items() if tensor not in weight_map]
     if unlisted:
@@ -95,7 +96,9 @@ def _check_distinct(files: Sequence[FileIndex]) -> None:
     for file in files:
         for tensor in file.tensors:
             if tensor in holder:
-                raise FormatError(f"{file.path}: tensor {tensor!r} is also in {holder[tensor].name}; remove the one that doesn't belong.")
+                raise FormatError(
+                    f"{file.path}: tensor {shown(tensor)} is also in {holder[tensor].name}; remove the one that doesn't belong."
+                )
             holder[tensor] = file.path
 
 

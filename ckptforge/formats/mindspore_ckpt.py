@@ -9,23 +9,33 @@ holds the crc32 of all before it.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptforge.dtypes import BY_MINDSPORE
-from ckptforge.errors import FormatError, PlanError
-from ckptforge.formats.entry import Checksum, Extent, FileIndex, TensorEntry, open_file, read_exactly
+from ckptforge.errors import FormatError, PlanError, shown
+from ckptforge.formats.entry import (
+    MAX_DIMS,
+    MAX_NAME,
+    MAX_TENSORS,
+    Checksum,
+    Extent,
+    FileIndex,
+    TensorEntry,
+    bytes_needed,
+    open_file,
+    read_exactly,
+)
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
 
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
+_NOTES = 10
 _CRC_MARK = b"crc_num"
 _CRC_TAIL = len(_CRC_MARK) + 10
 _ENCRYPTED = {b"\xd8\x5e\x3a\x7f": "AES-GCM", b"\xd9\x5e\x3a\x7f": "AES-CBC", b"\xda\x5e\x3a\x7f": "SM4-CBC"}
-_MAX_NAME = 1 << 16
 
 
 @dataclass
@@ -56,6 +66,8 @@ class _Cursor:
 
     def varint(self, offset: int, end: int) -> tuple[int, int]:
         """(value, offset behind it); at most 10 bytes, inside `end`."""
+        if offset < end and 0 <= offset - self._start < len(self._window) and (byte := self._window[offset - self._start]) < 0x80:
+            return byte, offset + 1  # most are of one byte
         raw = self.bytes(offset, min(10, end - offset))
         value = 0
         for i, byte in enumerate(raw):
@@ -107,20 +119,26 @@ def read_index(path: Path) -> FileIndex:
                 end = size - _CRC_TAIL
                 tail = Checksum(int.from_bytes(last[len(_CRC_MARK) :], "big"), ((0, end),))
         tensors: dict[str, TensorEntry] = {}
-        notes: list[str] = []
+        twice: dict[str, None] = {}
         for tag, chunks in _groups(_values(cursor, end)):
             if tag in tensors:
-                notes.append(f"{path}: {tag!r} is stored twice; as in MindSpore, the later one counts.")
+                twice[tag] = None
             tensors[tag] = _tensor(path, tag, chunks)
     finally:
         os.close(fd)
+    notes = [f"{path}: {shown(tag)} is stored twice; as in MindSpore, the later one counts." for tag in [*twice][:_NOTES]]
+    if len(twice) > _NOTES:
+        notes.append(f"{path}: {len(twice) - _NOTES} more tensors are stored twice.")
     return FileIndex(path, "mindspore ckpt", size, tensors, {}, tuple(notes), tail)
 
 
 def _values(cursor: _Cursor, end: int) -> Iterator[_Value]:
-    at = 0
+    at = count = 0
     while at < end:
         number, wire, length, body = cursor.field(at, end)
+        count += 1
+        if count > MAX_TENSORS:
+            raise FormatError(f"{cursor.path}: holds more than {MAX_TENSORS} values; damaged, or not a checkpoint.")
         if (number, wire) != (1, BYTES):
             raise FormatError(
                 f"{cursor.path}: byte {at} holds protobuf field {number}, expected a checkpoint value; damaged, or another kind of file."
@@ -140,7 +158,7 @@ def _value(cursor: _Cursor, start: int, at: int, end: int) -> _Value:
             tensor = (body, body + length)
         elif (number, wire) == (3, BYTES):
             raise FormatError(
-                f"{cursor.path}: {value.tag or 'a value'!r} is a MapParameter (hash table), which ckptforge can't convert; "
+                f"{cursor.path}: {shown(value.tag or 'a value')} is a MapParameter (hash table), which ckptforge can't convert; "
                 "export it from MindSpore as plain tensors."
             )
         else:
@@ -158,22 +176,24 @@ def _value(cursor: _Cursor, start: int, at: int, end: int) -> _Value:
             while inner < body + length:
                 dim, inner = cursor.varint(inner, body + length)
                 value.dims.append(signed(dim))
+                if len(value.dims) > MAX_DIMS:
+                    break
         elif (number, wire) == (2, BYTES) and value.type_name is None:
             value.type_name = _text(cursor, body, length)
         elif (number, wire) == (3, BYTES) and value.content is None:
             value.content = (body, length)
         else:
-            raise FormatError(f"{cursor.path}: tensor {value.tag!r} holds an unexpected or repeated protobuf field {number}.")
-        if len(value.dims) > 64:
-            raise FormatError(f"{cursor.path}: tensor {value.tag!r} has more than 64 dims; damaged, or not a checkpoint.")
+            raise FormatError(f"{cursor.path}: tensor {shown(value.tag)} holds an unexpected or repeated protobuf field {number}.")
+        if len(value.dims) > MAX_DIMS:
+            raise FormatError(f"{cursor.path}: tensor {shown(value.tag)} has more than {MAX_DIMS} dims; damaged, or not a checkpoint.")
         at = body + (length if wire == BYTES else 0)
     if value.type_name is None or value.content is None:
-        raise FormatError(f"{cursor.path}: tensor {value.tag!r} lacks its {'dtype' if value.type_name is None else 'content'}.")
+        raise FormatError(f"{cursor.path}: tensor {shown(value.tag)} lacks its {'dtype' if value.type_name is None else 'content'}.")
     return value
 
 
 def _text(cursor: _Cursor, at: int, length: int) -> str:
-    if length > _MAX_NAME:
+    if length > MAX_NAME:
         raise FormatError(f"{cursor.path}: the name at byte {at} has {length} bytes; damaged, or not a checkpoint.")
     try:
         return cursor.bytes(at, length).decode("utf-8")
@@ -197,7 +217,7 @@ def _tensor(path: Path, tag: str, chunks: list[_Value]) -> TensorEntry:
     dtype = BY_MINDSPORE.get(str(last.type_name))
     if dtype is None:
         raise FormatError(
-            f"{path}: tensor {tag!r} has dtype {last.type_name!r}, which is unknown; "
+            f"{path}: tensor {shown(tag)} has dtype {shown(last.type_name)}, which is unknown; "
             f"known: {', '.join(sorted(filter(None, BY_MINDSPORE)))}."
         )
     extents: list[Extent] = []
@@ -210,17 +230,17 @@ def _tensor(path: Path, tag: str, chunks: list[_Value]) -> TensorEntry:
         start += length
     shape = tuple(last.dims)
     if any(n < 0 for n in shape):
-        raise FormatError(f"{path}: tensor {tag!r} has dims {list(shape)}; sizes can't be negative.")
+        raise FormatError(f"{path}: tensor {shown(tag)} has dims {list(shape)}; sizes can't be negative.")
     if dtype.name == "str":
         if start % 4:
-            raise FormatError(f"{path}: text {tag!r} has {start} bytes, expected whole UTF-32 code points of 4.")
+            raise FormatError(f"{path}: text {shown(tag)} has {start} bytes, expected whole UTF-32 code points of 4.")
         shape = (start // 4,)
     elif shape == (0,) and start == dtype.itemsize:
         shape = ()  # MindSpore reads dims [0] as a scalar
-    expected = math.prod(shape) * dtype.itemsize
+    expected = bytes_needed(dtype, shape, path, tag)
     if start != expected:
         raise FormatError(
-            f"{path}: tensor {tag!r}, {dtype} {list(shape)}, should have {expected} bytes but {start} are stored; "
+            f"{path}: tensor {shown(tag)}, {dtype} {list(shape)}, should have {expected} bytes but {start} are stored; "
             "the file is damaged or incomplete."
         )
     return TensorEntry(tag, dtype, shape, path, tuple(extents))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from itertools import count, islice
 from pathlib import Path
 
-from ckptforge.errors import FormatError, InputNotFoundError, listing
+from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.small_files import entries_of, is_file_name, is_there
 from ckptforge.formats.small_json import read_object
 
 UNIFIED_MAP = "param_name_map.json"
 HYPER_PARAMETERS = "hyper_param.safetensors"
-_RANK = re.compile(r"rank_(\d+)")
-_STEP = re.compile(r".*-(\d+)_(\d+)\.(?:ckpt|safetensors)")
+_RANK = re.compile(r"rank_([0-9]+)")
+_STEP = re.compile(r".*-([0-9]+)_([0-9]+)\.(?:ckpt|safetensors)", re.DOTALL)
 
 
 def read_file(path: Path) -> FileIndex:
@@ -28,7 +30,7 @@ def read_file(path: Path) -> FileIndex:
 def rank_directories(directory: Path) -> dict[int, Path]:
     """rank → directory, for the `rank_<r>` directories in `directory`, in numeric order."""
     ranks: dict[int, Path] = {}
-    for path in directory.iterdir():
+    for path in entries_of(directory):
         match = _RANK.fullmatch(path.name)
         if match and path.is_dir():
             rank = int(match[1])
@@ -40,7 +42,7 @@ def rank_directories(directory: Path) -> dict[int, Path]:
 
 def is_unified(directory: Path) -> bool:
     """Whether the directory was written by MindSpore's `unified_safetensors`."""
-    return (directory / UNIFIED_MAP).is_file()
+    return is_there(directory / UNIFIED_MAP)
 
 
 def read_unified(directory: Path) -> list[FileIndex]:
@@ -50,8 +52,8 @@ def read_unified(directory: Path) -> list[FileIndex]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise FormatError(f"{map_path}: weight_map must map parameter names to file names.")
     names = sorted(set(weight_map.values()))
-    if bad := [name for name in names if Path(name).name != name]:
-        raise FormatError(f"{map_path}: {bad[0]!r} isn't the name of a file in this directory.")
+    if bad := [name for name in names if not is_file_name(name)]:
+        raise FormatError(f"{map_path}: {shown(bad[0])} isn't the name of a file in this directory.")
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise InputNotFoundError(f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}")
     files = [safetensors.read_index(directory / name) for name in names]
@@ -69,7 +71,7 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     Names end in `-<epoch>_<step>`. Also returns a sentence when there was a choice. Raises `InputNotFoundError` when there
     is none, `FormatError` when the names leave it open.
     """
-    paths = sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".safetensors") and path.is_file())
+    paths = [path for path in entries_of(directory) if path.suffix in (".ckpt", ".safetensors") and path.is_file()]
     if not paths:
         raise InputNotFoundError(f"{directory}: no .ckpt or .safetensors file in it.")
     steps = {path: (int(match[1]), int(match[2])) for path in paths if (match := _STEP.fullmatch(path.name))}
@@ -101,8 +103,9 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
     ranks = rank_directories(directory)
     if not ranks:
         raise InputNotFoundError(f"{directory}: no rank_<r> directories in it.")
-    if missing := [f"rank_{rank}" for rank in range(max(ranks) + 1) if rank not in ranks]:
-        raise InputNotFoundError(f"{directory}: ranks are missing:\n{listing(missing)}")
+    if missing := max(ranks) + 1 - len(ranks):
+        first = islice((f"rank_{rank}" for rank in count() if rank not in ranks), min(missing, 10))
+        raise InputNotFoundError(f"{directory}: ranks are missing:\n{listing(list(first), total=missing)}")
     files, notes, steps = [], [], {}
     for rank, path in ranks.items():
         chosen, note = choose_checkpoint(path, step)

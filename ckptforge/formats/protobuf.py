@@ -6,6 +6,7 @@ Format: https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckptforge.errors import FormatError
@@ -39,32 +40,50 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def fields(data: bytes, path: Path) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a message: an integer for varints, bytes for length-delimited fields.
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that begins at byte `start` of a file, which errors name."""
 
-    Raises `FormatError`, naming the file, for whatever isn't the format.
-    """
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at, path)
-        value, at = _varint(data, at, path)
-        if key & 7 == VARINT:
-            yield key >> 3, value
-        elif key & 7 == BYTES:
-            if value > len(data) - at:
-                raise FormatError(f"{path}: a field of {value} bytes stands where only {len(data) - at} are left; truncated or damaged.")
-            yield key >> 3, data[at : at + value]
-            at += value
-        else:
-            raise FormatError(f"{path}: protobuf wire type {key & 7} doesn't occur in such files; damaged, or another kind of file.")
+    data: bytes
+    path: Path
+    start: int = 0
 
+    def fields(self, limit: int) -> Iterator[tuple[int, int | Message]]:
+        """(number, value) of each field: an integer for varints, what may be a message for length-delimited fields.
 
-def _varint(data: bytes, at: int, path: Path) -> tuple[int, int]:
-    value = 0
-    for i in range(10):
-        if at + i >= len(data):
-            raise FormatError(f"{path}: ends inside a number; truncated or damaged.")
-        value |= (data[at + i] & 0x7F) << (7 * i)
-        if data[at + i] < 0x80:
-            return value & (1 << 64) - 1, at + i + 1
-    raise FormatError(f"{path}: a number has more than 10 bytes; damaged, or another kind of file.")
+        Raises `FormatError`, naming the file and the byte, for whatever isn't the format and for more than `limit` fields.
+        """
+        data, at, count = self.data, 0, 0
+        while at < len(data):
+            begin = at
+            key, at = self._varint(at)
+            value, at = self._varint(at)
+            count += 1
+            if count > limit:
+                raise self.error(f"over {limit} fields where there are fewer", begin)
+            if key & 7 == VARINT:
+                yield key >> 3, value
+            elif key & 7 == BYTES:
+                if value > len(data) - at:
+                    raise self.error(f"a field of {value} bytes where only {len(data) - at} are left; truncated", begin)
+                yield key >> 3, Message(data[at : at + value], self.path, self.start + at)
+                at += value
+            else:
+                raise self.error(f"protobuf wire type {key & 7}, which doesn't occur in such files", begin)
+
+    def error(self, found: str, at: int = 0) -> FormatError:
+        """What is wrong `at` bytes behind the message's begin."""
+        return FormatError(f"{self.path}: at byte {self.start + at} stands {found}; damaged, or another kind of file.")
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        value = 0
+        for i in range(10):
+            if at + i >= len(self.data):
+                raise self.error("a number that doesn't end; truncated", at)
+            byte = self.data[at + i]
+            value |= (byte & 0x7F) << (7 * i)
+            if byte < 0x80:
+                if value >> 64:
+                    raise self.error("a number of more than 64 bits", at)
+                return value, at + i + 1
+        raise self.error("a number of more than 10 bytes", at)

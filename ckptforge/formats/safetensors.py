@@ -8,18 +8,29 @@ MindSpore's files are the same with `format: ms` in the metadata, `Int4` notes a
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
-from ckptforge.errors import FormatError, PlanError
-from ckptforge.formats.entry import Checksum, Extent, FileIndex, TensorEntry, open_file, read_exactly
+from ckptforge.errors import FormatError, PlanError, shown
+from ckptforge.formats.entry import (
+    MAX_TENSORS,
+    Checksum,
+    Extent,
+    FileIndex,
+    TensorEntry,
+    bytes_needed,
+    check_name,
+    open_file,
+    read_exactly,
+)
 from ckptforge.formats.layout import FileLayout, TensorSpec
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+_MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
 # The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by name.
 _ORDER = ["U64", "I64", "C64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"]
@@ -48,9 +59,8 @@ def read_index(path: Path) -> FileIndex:
         read_exactly(fd, 8, memoryview(raw), path)
     finally:
         os.close(fd)
-    header = _parse_header(path, bytes(raw))
-    metadata = _metadata(path, header.pop("__metadata__", {}))
-    entries = [_entry(path, name, spec, metadata, 8 + length, size) for name, spec in header.items()]
+    metadata, specs = _Header(path, raw).read()
+    entries = [_entry(path, name, spec, metadata, 8 + length, size) for name, spec in specs.items()]
     entries.sort(key=lambda entry: (entry.extents[0].offset, entry.extents[0].length))
     end = 8 + length
     for entry in entries:
@@ -58,7 +68,8 @@ def read_index(path: Path) -> FileIndex:
         if extent.offset != end:
             what = "overlaps the tensor before it" if extent.offset < end else "leaves a hole before it"
             raise FormatError(
-                f"{path}: tensor {entry.name!r} {what}: it begins at data byte {extent.offset - 8 - length}, expected {end - 8 - length}."
+                f"{path}: tensor {shown(entry.name)} {what}: it begins at data byte {extent.offset - 8 - length}, "
+                f"expected {end - 8 - length}."
             )
         end = extent.offset + extent.length
     if end != size:
@@ -73,63 +84,141 @@ def _checksum(path: Path, metadata: Mapping[str, str], entries: list[TensorEntry
     stored = metadata.get("crc_num")
     if stored is None or metadata.get("format") != "ms":
         return None
-    if not stored.isascii() or not stored.isdigit():
-        raise FormatError(f"{path}: crc_num in the metadata is {stored!r}, expected a number.")
+    if not stored.isascii() or not stored.isdigit() or len(stored) > 20:
+        raise FormatError(f"{path}: crc_num in the metadata is {shown(stored)}, expected a number.")
     parts: list[bytes | tuple[int, int]] = []
     for entry in sorted(entries, key=lambda entry: entry.name):
         parts += [entry.name.encode(), (entry.extents[0].offset, entry.extents[0].length)]
     return Checksum(int(stored), tuple(parts))
 
 
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise FormatError(f"{path}: the header holds {key!r} twice.")
-            found[key] = value
+class _Header:
+    """Reads a header member by member: what it holds is put into objects only when it is known to be short."""
+
+    def __init__(self, path: Path, raw: bytearray) -> None:
+        self.path, self.at = path, 0
+        try:
+            self.text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._not_json(str(error)) from error
+
+    def read(self) -> tuple[dict[str, str], dict[str, str]]:
+        """(metadata, tensor name → the JSON of its entry)."""
+        if self._peek() not in ("{", ""):
+            raise FormatError(f"{self.path}: the safetensors header is JSON of another kind, expected an object.")
+        metadata: dict[str, str] = {}
+        specs: dict[str, str] = {}
+        for name in self._members("the header"):
+            if name == "__metadata__":
+                metadata = self._strings()
+                continue
+            check_name(name, self.path)
+            end = self.text.find("}", self.at, self.at + _MAX_ENTRY) + 1
+            if self._peek() != "{" or not end:
+                raise FormatError(f"{self.path}: tensor {shown(name)}: its entry must have exactly dtype, shape and data_offsets.")
+            specs[name] = self.text[self.at : end]
+            self.at = end
+            if len(specs) > MAX_TENSORS:
+                raise FormatError(f"{self.path}: holds more than {MAX_TENSORS} tensors.")
+        if self._peek():
+            raise self._not_json(f"something behind the object, at character {self.at}")
+        return metadata, specs
+
+    def _strings(self) -> dict[str, str]:
+        if self._peek() != "{":
+            raise FormatError(f"{self.path}: __metadata__ must map strings to strings.")
+        found: dict[str, str] = {}
+        for key in self._members("__metadata__"):
+            if self._peek() != '"':
+                raise FormatError(f"{self.path}: __metadata__ must map strings to strings.")
+            found[key] = self._string()
         return found
 
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: the safetensors header isn't JSON ({error}); damaged, or another kind of file.") from error
-    if not isinstance(header, dict):
-        raise FormatError(f"{path}: the safetensors header is a JSON {type(header).__name__}, expected an object.")
-    return header
+    def _members(self, what: str) -> Iterator[str]:
+        """The keys of an object; the caller moves behind each value."""
+        self._take("{")
+        seen: set[str] = set()
+        while self._peek() != "}" or seen:
+            if member := _PLAIN_KEY.match(self.text, self.at):
+                key, self.at = member[1], member.end()
+            else:
+                key = self._string()
+                self._take(":")
+                self._peek()
+            if key in seen:
+                raise FormatError(f"{self.path}: {what} holds {shown(key)} twice.")
+            seen.add(key)
+            yield key
+            if self._peek() == "}":
+                break
+            self._take(",")
+        self._take("}")
+
+    def _peek(self) -> str:
+        """The next character behind spaces; none at the end."""
+        found = self.text[self.at : self.at + 1]
+        if found in _SPACES and (space := _SPACE.match(self.text, self.at)):
+            self.at = space.end()
+            found = self.text[self.at : self.at + 1]
+        return found
+
+    def _take(self, character: str) -> None:
+        if self._peek() != character:
+            raise self._not_json(f"expected {character!r} at character {self.at}")
+        self.at += 1
+
+    def _string(self) -> str:
+        if self._peek() != '"':
+            raise self._not_json(f"expected a string at character {self.at}")
+        try:
+            found, self.at = _DECODER.raw_decode(self.text, self.at)
+            if not found.isascii():
+                found.encode()  # refuses half of a surrogate pair, which no file can hold
+        except ValueError as error:
+            raise self._not_json(str(error)) from error
+        return str(found)
+
+    def _not_json(self, why: str) -> FormatError:
+        return FormatError(f"{self.path}: the safetensors header isn't JSON ({why}); damaged, or another kind of file.")
 
 
-def _metadata(path: Path, found: object) -> dict[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise FormatError(f"{path}: __metadata__ must map strings to strings.")
-    return found
+_PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f\x7f-\U0010ffff]*+)"[ \t\n\r]*:[ \t\n\r]*')  # the usual one, read at once
+_SPACES = " \t\n\r"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder(object_pairs_hook=list)
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _entry(path: Path, name: str, spec: object, metadata: Mapping[str, str], data: int, size: int) -> TensorEntry:
-    where = f"{path}: tensor {name!r}"
-    if not isinstance(spec, dict) or set(spec) != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{where}: its entry must have exactly dtype, shape and data_offsets.")
+def _entry(path: Path, name: str, text: str, metadata: Mapping[str, str], data: int, size: int) -> TensorEntry:
+    def wrong(what: str) -> FormatError:
+        return FormatError(f"{path}: tensor {shown(name)}: {what}")
+
+    try:
+        pairs, _ = _DECODER.raw_decode(text)  # to the first } that closes it, which is the last character
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"its entry isn't JSON ({error}); damaged, or another kind of file.") from error
+    spec = dict(pairs)
+    if len(pairs) != 3 or set(spec) != {"dtype", "shape", "data_offsets"}:
+        raise wrong("its entry must have exactly dtype, shape and data_offsets.")
     dtype = BY_SAFETENSORS.get(spec["dtype"]) if isinstance(spec["dtype"], str) else None
     if dtype is None:
-        raise FormatError(f"{where}: dtype {spec['dtype']!r} is unknown; known: {', '.join(_ORDER)}.")
+        raise wrong(f"dtype {shown(spec['dtype'])} is unknown; known: {', '.join(_ORDER)}.")
     if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
         dtype = BY_NAME["qint4x2"]
     shape, offsets = spec["shape"], spec["data_offsets"]
-    if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
-        raise FormatError(f"{where}: shape {shape!r} isn't a list of sizes.")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
-        raise FormatError(f"{where}: data_offsets {offsets!r} aren't two byte offsets.")
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise wrong(f"shape {shown(shape)} isn't a list of sizes.")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets.")
     begin, end = offsets
     if begin > end or end > size - data:
-        raise FormatError(
-            f"{where}: data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated or damaged, get the file anew."
-        )
-    if math.prod(shape) * dtype.itemsize != end - begin:
-        raise FormatError(f"{where}: {dtype} {shape} needs {math.prod(shape) * dtype.itemsize} bytes but its offsets hold {end - begin}.")
+        raise wrong(f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated or damaged, get the file anew.")
+    needed = bytes_needed(dtype, tuple(shape), path, name)
+    if needed != end - begin:
+        raise wrong(f"{dtype} {shape} needs {needed} bytes but its offsets hold {end - begin}.")
     return TensorEntry(name, dtype, tuple(shape), path, (Extent(0, data + begin, end - begin),))
 
 

@@ -3,31 +3,82 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ckptforge.errors import FormatError, InputNotFoundError
+from ckptforge.errors import FormatError, shown
+from ckptforge.formats.small_files import read_small
 
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024  # an index of 91,000 tensors has 9 MB
+_MAX_DEPTH = 64
+_MAX_VALUES = 1 << 21
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object in a file. Raises `InputNotFoundError` if it can't be read, `FormatError` if it is something else."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise FormatError(f"{path}: over {MAX_BYTES} bytes, too large for what it should be.")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
-    return parse_object(content, str(path))
+    return parse_object(read_small(path, limit), str(path))
 
 
-def parse_object(content: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `content`. Raises `FormatError`, which names it as `where`, if it is something else."""
+def parse_object(content: bytes, where: str, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in `content`; `constants` allows NaN and Infinity, which Python writes. Raises `FormatError`, which names it as
+    `where`, if it is something else: also for a key that stands twice, nesting, and text that no file can hold."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise FormatError(f"{where}: holds the key {shown(key)} twice.")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise FormatError(f"{where}: isn't valid JSON (it holds {constant}).")
+
+    if _has_many_values(content):
+        raise FormatError(f"{where}: holds more than {_MAX_VALUES} values, too many for what it should be.")
     try:
-        found = json.loads(content)
+        text = content.decode("utf-8-sig")
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=None if constants else refuse)
+        if _SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where}: isn't valid JSON (half of a surrogate pair in a text).") from error
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: isn't valid JSON ({error}).") from error
     if not isinstance(found, dict):
         raise FormatError(f"{where}: holds a JSON {type(found).__name__}, expected an object.")
+    if _is_deep(found):
+        raise FormatError(f"{where}: its JSON is nested more than {_MAX_DEPTH} levels deep.")
     return found
+
+
+def _has_many_values(content: bytes) -> bool:
+    """Whether parsing would take memory for too many values: in the worst case, thirty times the bytes."""
+    if _values(content) <= _MAX_VALUES:
+        return False
+    count = at = 0
+    for string in _STRING.finditer(content):
+        count += _values(content[at : string.start()])
+        at = string.end()
+        if count > _MAX_VALUES:
+            return True
+    return count + _values(content[at:]) > _MAX_VALUES
+
+
+def _values(outside_strings: bytes) -> int:
+    """At most so many values stand there."""
+    return outside_strings.count(b",") + outside_strings.count(b"[") + outside_strings.count(b"{")
+
+
+def _is_deep(found: dict[str, Any]) -> bool:
+    level: list[Any] = [found]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

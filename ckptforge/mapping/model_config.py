@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckptforge.errors import ConfigError
+from ckptforge.errors import ConfigError, shown
 
-_OPERAND = r"(?:[A-Za-z_]\w*|\d+)"
+_OPERAND = r"(?:[A-Za-z_]\w*|[0-9]{1,9})"
 _TERM = re.compile(rf"{_OPERAND}(?:\s*[*/]\s*{_OPERAND})*")
 _CONSTANT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|'[^']*'")
 _STEP = re.compile(rf"([*/]?)\s*({_OPERAND})\s*")
@@ -54,6 +54,8 @@ class Expression:
                     value //= operand
                 else:
                     value *= operand
+                    if value >= 1 << 63:
+                        raise ConfigError(f"{where}: {choice} is over 63 bits; config.json doesn't fit a model of this kind.")
             return value
         return None
 
@@ -93,5 +95,5 @@ class Constant:
 
 def _positive(value: object, key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise ConfigError(f"{where}: {key} is {value!r}, expected a positive integer.")
+        raise ConfigError(f"{where}: {key} is {shown(value)}, expected a positive integer.")
     return value

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ckptforge.dtypes import BY_NAME
+from ckptforge.errors import shown
 from ckptforge.mapping.axes import Axis, Concat, Pattern, axis_factors
 
 DIMENSIONS = ("ep", "mp")  # expert and model parallel, in the order of the device matrix
@@ -54,18 +55,20 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
     for word in row.cut.split():
         match = _CUT.fullmatch(word)
         if not match:
-            raise ValueError(f"{word!r} isn't of the form 'axis:mp' or 'axis:ep'")
+            raise ValueError(f"{shown(word)} isn't of the form 'axis:mp' or 'axis:ep'")
         if match[1] not in axes:
-            raise ValueError(f"the tensor has no axis {match[1]!r}; it has {' '.join(axes)!r}")
+            raise ValueError(f"the tensor has no axis {shown(match[1])}; it has {' '.join(axes)!r}")
         cuts.append(Cut(match[1], match[2], bool(match[3])))
+    if len(cuts) > len(DIMENSIONS):
+        raise ValueError(f"there are {len(cuts)} cuts, at most one by each of {', '.join(DIMENSIONS)} is possible")
     for what in ([cut.axis for cut in cuts], [cut.dimension for cut in cuts]):
         if len(set(what)) < len(what):
-            raise ValueError(f"{row.cut!r} names {max(what, key=what.count)!r} twice")
+            raise ValueError(f"{shown(row.cut)} names {shown(max(what, key=what.count))} twice")
     for flag in (row.whole_if, row.optimizer):
         if isinstance(flag, str) and flag not in FLAGS:
-            raise ValueError(f"{flag!r} isn't a flag of a parallel configuration; there are {', '.join(FLAGS)}")
+            raise ValueError(f"{shown(flag)} isn't a flag of a parallel configuration; there are {', '.join(FLAGS)}")
     if row.dtype is not None and row.dtype not in BY_NAME:
-        raise ValueError(f"{row.dtype!r} isn't a dtype")
+        raise ValueError(f"{shown(row.dtype)} isn't a dtype")
     return Sharding(tuple(cuts), row.whole_if, row.optimizer, row.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +15,22 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
-from ckptforge.errors import InputNotFoundError, TableError, UsageError
+from ckptforge.errors import TableError, UsageError, shown
+from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern
 from ckptforge.mapping.model_config import Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, ShardRow, parse_sharding, stored_cuts
 
 Family = Literal["huggingface", "mindspore"]
+
+MAX_BYTES = 256 * 1024  # the largest shipped table has 8 kB
+_MAX_ROWS = 256
+_MAX_LAYOUTS = 32
+_MAX_ROW = 1000  # characters
+_MAX_KEY = 200
+_MAX_DEPTH = 8
+# tomllib takes memory by the square of the parts of a dotted key.
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 
 
 class _PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,7 +43,7 @@ class _PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The shape of a TOML table, before its meaning is checked."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*\Z")]
     model_type: Annotated[list[str], msgspec.Meta(min_length=1)]
     constants: list[str] = []
     axes: dict[str, str]
@@ -93,11 +104,7 @@ class Table:
 
 def load_table(path: Path) -> Table:
     """Loads and checks a user's table. Raises `InputNotFoundError`, and `TableError` with the row and the reason."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
-    return parse_table(content, str(path))
+    return parse_table(read_small(path, MAX_BYTES, TableError), str(path))
 
 
 @cache
@@ -113,12 +120,13 @@ def shipped_tables() -> tuple[Table, ...]:
 def parse_table(content: bytes, source: str) -> Table:
     """Checks a table's text. Raises `TableError` with the row and the reason."""
     try:
-        found = tomllib.loads(content.decode("utf-8"))
+        found = tomllib.loads(_text(content, source))
+        _check_bounds(found, source)
         raw = msgspec.convert(found, _File)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TableError(f"{source}: isn't valid TOML: {error}.") from error
     except msgspec.ValidationError as error:
         raise TableError(f"{source}: {_place(found)}{error}.") from error
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and a date that isn't one
+        raise TableError(f"{source}: isn't valid TOML: {error}.") from error
     tensors = {tensor: tuple(axes.split()) for tensor, axes in raw.tensors.items()}
     expressions = dict(_expressions(raw, source))
     for tensor, axes in tensors.items():
@@ -170,6 +178,30 @@ def _place(found: dict[str, Any]) -> str:
                 except msgspec.ValidationError:
                     return f"[{section}] {key}: " if inner is None else f"[{section}.{key}] {inner}: "
     return ""
+
+
+def _text(content: bytes, source: str) -> str:
+    text = content.decode("utf-8")
+    if found := _LONG_KEY.search(text):
+        raise TableError(f"{source}: line {text.count(chr(10), 0, found.start()) + 1}: a key of more than 32 parts.")
+    return text
+
+
+def _check_bounds(found: object, source: str, place: tuple[str, ...] = ()) -> None:
+    """A table is compared row with row and layout with layout, and what stands in it stands in messages."""
+    where = f"{source}: {'.'.join(place) or 'the table'}"
+    inner = list(found.items()) if isinstance(found, dict) else [("", value) for value in found] if isinstance(found, list) else []
+    limit = _MAX_LAYOUTS if place == ("layout",) else _MAX_ROWS
+    if len(inner) > limit or len(place) > _MAX_DEPTH:
+        raise TableError(f"{where} has {len(inner)} entries, at most {limit} are read, {_MAX_DEPTH} deep.")
+    if isinstance(found, str) and len(found) > _MAX_ROW:
+        raise TableError(f"{where} has {len(found)} characters, at most {_MAX_ROW} are read.")
+    if isinstance(found, int) and abs(found) >= 1 << 63:
+        raise TableError(f"{where} is a number of more than 64 bits.")
+    for key, value in inner:
+        if len(key) > _MAX_KEY:
+            raise TableError(f"{where} has the key {shown(key)}, at most {_MAX_KEY} characters are read.")
+        _check_bounds(value, source, (*place, key))
 
 
 def _expressions(raw: _File, source: str) -> Iterator[tuple[str, Expression]]:
@@ -290,6 +322,8 @@ def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]]) -> 
     words = pattern.words
     if stray := [word for word in words if word in ("{", "}")]:
         raise TableError(f"{row}: {pattern.template!r} has a stray {stray[0]!r}.")
+    if "#" in pattern.template or not pattern.template.isprintable():
+        raise TableError(f"{row}: {shown(pattern.template)} has a '#' or an unprintable character, which no name may have.")
     placeholders = pattern.name_axes
     if len(set(placeholders)) < len(placeholders):
         raise TableError(f"{row}: {pattern.template!r} has one axis twice.")

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.errors import ConfigError
+from ckptforge.errors import ConfigError, shown
 from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.binding import recognise_names
 from ckptforge.mapping.sharding import DIMENSIONS, Cut, Sharding, ShardRow, parse_sharding, stored_cuts
@@ -77,12 +77,12 @@ def _rows(config: ParallelConfig, table: Table, layout: Layout) -> dict[str, Sha
     for tensor, content in config.shard.items():
         if tensor not in table.tensors:
             raise ConfigError(
-                f"{config.path}: shard.{tensor}: the mapping {table.name} has no such tensor; it has {', '.join(table.tensors)}."
+                f"{config.path}: shard.{shown(tensor)}: the mapping {table.name} has no such tensor; it has {', '.join(table.tensors)}."
             )
         try:
             rows[tensor] = parse_sharding(msgspec.convert(content, ShardRow), table.tensors[tensor])
         except ValueError as error:  # msgspec's among them
-            raise ConfigError(f"{config.path}: shard.{tensor}: {error}.") from error
+            raise ConfigError(f"{config.path}: shard.{tensor}: {str(error)[:300]}.") from error
     for pattern in layout.patterns if config.shard else ():
         try:
             stored_cuts(pattern, rows)

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ckptforge.boxes import Box
+from ckptforge.errors import shown
+
+MAX_DEVICES = 1 << 17  # of a job; more than any cluster has
+MAX_STAGES = 1024  # of its pipeline
+MAX_DIMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,10 @@ class DeviceLayout:
 
     def problem(self) -> str | None:
         """What makes the layout impossible, or None."""
+        if max(len(self.device_matrix), len(self.tensor_map)) > MAX_DIMS:
+            return f"device matrix or tensor map has more than {MAX_DIMS} axes"
+        if any(not n < 1 << 63 for n in self.device_matrix) or self.devices > MAX_DEVICES:
+            return f"its device matrix is for more than {MAX_DEVICES} devices"
         if any(n < 1 for n in self.device_matrix):
             return f"device matrix {list(self.device_matrix)} has sizes below 1"
         used = [axis for axes in self.tensor_map for axis in axes]
@@ -56,7 +65,7 @@ class DeviceLayout:
         if len(set(used)) < len(used):
             return f"tensor map {self.tensor_map} uses a device axis twice"
         if self.optimizer_shards < -1 or self.optimizer_parts > self.replicas or self.replicas % self.optimizer_parts:
-            return f"optimizer sharding into {self.optimizer_shards} parts doesn't fit {self.replicas} replicas"
+            return f"optimizer sharding into {shown(self.optimizer_shards)} parts doesn't fit {self.replicas} replicas"
         if self.optimizer_parts > 1 and not self.tensor_map:
             return "optimizer sharding of a scalar"
         return None

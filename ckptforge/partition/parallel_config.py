@@ -11,9 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ckptforge.errors import ConfigError, InputNotFoundError
+from ckptforge.errors import ConfigError, FormatError, shown
+from ckptforge.formats.small_files import read_small
+from ckptforge.formats.small_json import parse_object
+from ckptforge.partition.device_layout import MAX_DEVICES, MAX_STAGES
 
-_MAX_BYTES = 4 * 1024 * 1024
+_MAX_BYTES = 256 * 1024  # MindFormers' files have under 20 kB
+_MAX_NODES = 10_000  # keys and values, those that aliases stand for counted each time
 
 # Key of ours → its sections and spellings. Sections are those of MindFormers' files; in a small file they may be left away.
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -96,7 +100,9 @@ class ParallelConfig:
             )
         counts = [[layers // parts + more for more in row] for row in rows]
         if any(count < 0 for row in counts for count in row) or any(not sum(column) for column in zip(*counts, strict=True)):
-            raise ConfigError(f"{self.path}: {layers} layers with offset {self.offset!r} leave a stage of {self.pipeline} without layers.")
+            raise ConfigError(
+                f"{self.path}: {layers} layers with offset {shown(self.offset)} leave a stage of {self.pipeline} without layers."
+            )
         return [stage for row in counts for stage, count in enumerate(row) for _ in range(count)]
 
     def _offsets(self) -> list[list[int]]:
@@ -105,11 +111,11 @@ class ParallelConfig:
             return [[offset] * self.pipeline] * self.interleave
         rows = offset if isinstance(offset, list) and offset and isinstance(offset[0], list) else [offset]
         if not all(isinstance(row, list) and all(map(_is_integer, row)) for row in rows):
-            raise ConfigError(f"{self.path}: offset is {offset!r}, expected an integer, a list of them, or a list of lists.")
+            raise ConfigError(f"{self.path}: offset is {shown(offset)}, expected an integer, a list of them, or a list of lists.")
         if any(len(row) != self.pipeline for row in rows):
-            raise ConfigError(f"{self.path}: offset {offset!r} must hold a number for each of {self.pipeline} pipeline stages.")
+            raise ConfigError(f"{self.path}: offset {shown(offset)} must hold a number for each of {self.pipeline} pipeline stages.")
         if len(rows) not in (1, self.interleave):
-            raise ConfigError(f"{self.path}: offset {offset!r} must hold a list for each of {self.interleave} interleaved parts.")
+            raise ConfigError(f"{self.path}: offset {shown(offset)} must hold a list for each of {self.interleave} interleaved parts.")
         return rows if len(rows) == self.interleave else rows * self.interleave
 
 
@@ -126,26 +132,27 @@ def read_parallel_config(path: Path) -> ParallelConfig:
     def positive(key: str, default: int = 1) -> int:
         value = found.get(key, default)
         if not _is_integer(value) or not 0 < value < 2**20:
-            raise ConfigError(f"{path}: {key} is {value!r}, expected a positive integer.")
+            raise ConfigError(f"{path}: {key} is {shown(value)}, expected a positive integer.")
         return int(value)
 
     def flag(key: str, default: bool) -> bool:
         value = found.get(key, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"{path}: {key} is {value!r}, expected true or false.")
+            raise ConfigError(f"{path}: {key} is {shown(value)}, expected true or false.")
         return value
 
     if found.get("parallel_mode", 1) not in (1, "semi_auto_parallel", "SEMI_AUTO_PARALLEL"):
         raise ConfigError(
-            f"{path}: parallel_mode is {found['parallel_mode']!r}; weights are cut by the configuration only in mode 1, semi_auto_parallel."
+            f"{path}: parallel_mode is {shown(found['parallel_mode'])}; weights are cut by the configuration only in mode 1, "
+            "semi_auto_parallel."
         )
     if positive("context_parallel") > 1:
         raise ConfigError(f"{path}: context_parallel {found['context_parallel']} isn't supported; give the job's strategy files instead.")
     threshold, shards = found.get("parallel_optimizer_threshold", 64), found.get("optimizer_weight_shard_size", -1)
     if not _is_integer(threshold) or threshold < 0:
-        raise ConfigError(f"{path}: parallel_optimizer_threshold is {threshold!r}, expected a number of KB from 0.")
+        raise ConfigError(f"{path}: parallel_optimizer_threshold is {shown(threshold)}, expected a number of KB from 0.")
     if not _is_integer(shards) or (shards != -1 and shards < 1):
-        raise ConfigError(f"{path}: optimizer_weight_shard_size is {shards!r}, expected -1 or a positive integer.")
+        raise ConfigError(f"{path}: optimizer_weight_shard_size is {shown(shards)}, expected -1 or a positive integer.")
     model = positive("model_parallel")
     for key in ("num_heads", "n_kv_heads"):
         if found.get(key) is not None and positive(key) % model:
@@ -167,43 +174,45 @@ def read_parallel_config(path: Path) -> ParallelConfig:
         {"vocab_emb_dp": flag("vocab_emb_dp", True), "parallel_optimizer": flag("parallel_optimizer", False)},
         _mapping(path, content.get("shard"), "shard"),
     )
+    if config.pipeline > MAX_STAGES or interleave > MAX_STAGES:
+        raise ConfigError(f"{path}: pipeline_stage {config.pipeline} or pp_interleave_num {interleave} is more than {MAX_STAGES}.")
+    if config.ranks > MAX_DEVICES:
+        raise ConfigError(
+            f"{path}: data_parallel {config.data} × model_parallel {config.model} × pipeline_stage {config.pipeline} are {config.ranks} "
+            f"devices, more than {MAX_DEVICES}."
+        )
     if shards > config.devices:
         raise ConfigError(f"{path}: optimizer_weight_shard_size {shards} is more than the {config.devices} devices of a stage.")
     return config
 
 
 def _load(path: Path) -> dict[str, Any]:
+    content = read_small(path, _MAX_BYTES, ConfigError)
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: over {_MAX_BYTES} bytes; not a parallel configuration.")
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: isn't text; expected a parallel configuration in YAML or JSON.") from error
-    content = _parse(path, text)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    found = _parse(path, text)
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ConfigError(f"{path}: expected keys and values, such as 'model_parallel: 8'.")
-    return content
+    return found
 
 
 def _parse(path: Path, text: str) -> object:
-    import json
-
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
+        return parse_object(text.encode(), str(path))
+    except FormatError as error:
+        as_json = error
     try:
-        import yaml
+        from ckptforge.partition.bounded_yaml import parse_yaml
     except ImportError as error:
         raise ConfigError(
-            f"{path}: isn't JSON, and reading YAML needs PyYAML: pip install 'ckptforge[yaml]', or write the keys as JSON."
+            f"{as_json} Reading it as YAML needs PyYAML: pip install 'ckptforge[yaml]', or write the keys as JSON."
         ) from error
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path}: isn't valid YAML: {' '.join(str(error).split())}.") from error
+        return parse_yaml(text, _MAX_NODES)
+    except ValueError as error:
+        raise ConfigError(f"{path}: isn't valid YAML: {error}.") from error
 
 
 def _values(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,11 +226,11 @@ def _values(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             if value is None:
                 continue
             if key in found and found[key] != value:
-                raise ConfigError(f"{path}: {origin[key]} is {found[key]!r}, but {spelling} is {value!r}; they mean the same.")
+                raise ConfigError(f"{path}: {origin[key]} is {shown(found[key])}, but {spelling} is {shown(value)}; they mean the same.")
             found[key], origin[key] = value, spelling
     known = {word for key, spellings in _KEYS.items() for word in (key, *spellings)} | set(_SECTIONS)
     if flat and (unknown := [key for key in content if key not in known]):
-        raise ConfigError(f"{path}: {unknown[0]!r} isn't a key of a parallel configuration; there are {', '.join(_KEYS)}.")
+        raise ConfigError(f"{path}: {shown(unknown[0])} isn't a key of a parallel configuration; there are {', '.join(_KEYS)}.")
     if not found:
         raise ConfigError(f"{path}: has none of the keys of a parallel configuration, such as model_parallel.")
     for key in _mapping(path, content.get("parallel_config"), "parallel_config"):
@@ -242,12 +251,12 @@ def _mapping(path: Path, value: object, name: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: {name} is {value!r}, expected keys and values.")
+        raise ConfigError(f"{path}: {name} is {shown(value)}, expected keys and values.")
     return value
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
 def stage_of_layers(config: ParallelConfig, layers: int | None) -> Sequence[int]:

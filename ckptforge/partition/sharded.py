@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptforge.boxes import Box, full_box, uncovered
-from ckptforge.errors import FormatError, listing
+from ckptforge.errors import FormatError, listing, shown
 from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import FileIndex, TensorEntry, read_range
 from ckptforge.formats.mindspore_dir import read_ranks
@@ -58,7 +58,7 @@ def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: St
     for other in holders[1:]:
         if (other.dtype, other.shape) != (first.dtype, first.shape) or not _same_bytes(first, other):
             raise FormatError(
-                f"{directory}: {name!r} isn't in the strategy {strategy.path}, so every rank must hold the same, but {first.path} "
+                f"{directory}: {shown(name)} isn't in the strategy {strategy.path}, so every rank must hold the same, but {first.path} "
                 f"({first.dtype} {list(first.shape)}) and {other.path} ({other.dtype} {list(other.shape)}) differ; "
                 "it isn't the strategy of these shards, or not all of it."
             )
@@ -74,20 +74,20 @@ def _sharded(
     if not present:
         elsewhere = next(file.path for file in files if name in file.tensors)
         raise FormatError(
-            f"{directory}: {name!r} belongs to stage {stage} by {strategy.path}, but only ranks of others hold it ({elsewhere})."
+            f"{directory}: {shown(name)} belongs to stage {stage} by {strategy.path}, but only ranks of others hold it ({elsewhere})."
         )
     first = next(iter(present.values()))
     for entry in present.values():
         if (entry.dtype, entry.shape) != (first.dtype, first.shape):
             raise FormatError(
-                f"{entry.path}: {name!r} is {entry.dtype} {list(entry.shape)}, but {first.dtype} {list(first.shape)} in {first.path}; "
+                f"{entry.path}: {shown(name)} is {entry.dtype} {list(entry.shape)}, but {first.dtype} {list(first.shape)} in {first.path}; "
                 "the ranks of a job have equal parts."
             )
     full = layout.shape_of_whole(first.shape)
     if full is None or (layout.full_shape is not None and full != layout.full_shape):
         expected = layout.full_shape if full is not None else f"{len(layout.tensor_map)} axes"
         raise FormatError(
-            f"{first.path}: {name!r} has shape {list(first.shape)}"
+            f"{first.path}: {shown(name)} has shape {list(first.shape)}"
             + (f", which {strategy.path} makes {list(full)} in all" if full is not None else "")
             + f"; the strategy says {expected}. It isn't the strategy of these shards."
         )
@@ -96,11 +96,11 @@ def _sharded(
         box = layout.box(full, device)
         kept = chosen.setdefault(box, entry)
         if check_replicas and kept is not entry and not _same_bytes(kept, entry):
-            raise FormatError(f"{entry.path}: {name!r} differs from its replica in {kept.path}.")
+            raise FormatError(f"{entry.path}: {shown(name)} differs from its replica in {kept.path}.")
     if wrong := uncovered(full_box(full), list(chosen)):
         lacking = [str(files[stage * strategy.devices + device].path) for device, entry in held.items() if entry is None]
         raise FormatError(
-            f"{directory}: no rank holds part {wrong[1]} of {name!r} {list(full)}; these lack the tensor:\n{listing(lacking)}"
+            f"{directory}: no rank holds part {wrong[1]} of {shown(name)} {list(full)}; these lack the tensor:\n{listing(lacking)}"
         )
     return TensorEntry(name, first.dtype, full, directory, ()), tuple(chosen.items())
 

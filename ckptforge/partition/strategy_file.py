@@ -6,20 +6,27 @@ merged file parameter names are `<stage>-<parameter>`.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptforge.errors import FormatError, InputNotFoundError, listing
-from ckptforge.formats.protobuf import fields, number, record, signed
-from ckptforge.formats.small_json import read_object
-from ckptforge.partition.device_layout import DeviceLayout
+from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
+from ckptforge.formats.entry import check_name
+from ckptforge.formats.protobuf import Message, number, record, signed
+from ckptforge.formats.small_files import entries_of, read_small
+from ckptforge.formats.small_json import parse_object
+from ckptforge.partition.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, DeviceLayout
 
-MAX_BYTES = 1 << 30
-_MERGED = re.compile(r"(\d{1,6})-(.+)", re.DOTALL)
+MAX_BYTES = 1 << 26  # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
+_MAX_ITEMS = 1 << 18  # parameters and operators in a file
+_MAX_PARAMETERS = 1 << 16
+_MAX_FIELDS = 256  # in a parameter's layout
+_MERGED = re.compile(r"([0-9]{1,6})-(.+)", re.DOTALL)
 Stage = dict[str, DeviceLayout]
 
 
@@ -55,13 +62,13 @@ def read_strategy(path: Path) -> Strategy:
     Raises `InputNotFoundError` when there is none, and `FormatError` for files that are damaged, disagree, lack a stage, or
     hold what ckptforge can't honour (manual embedding split).
     """
-    if path.is_dir():
-        paths = sorted(file for file in path.iterdir() if file.suffix in (".ckpt", ".json") and file.is_file())
+    if os.path.isdir(path):
+        paths = [file for file in entries_of(path) if file.suffix in (".ckpt", ".json") and file.is_file()]
         if not paths:
             raise InputNotFoundError(f"{path}: no strategy files (.ckpt or .json) in it.")
         if len({file.suffix for file in paths}) > 1:
             raise FormatError(f"{path}: holds .ckpt and .json strategy files; keep one kind, or name one file.")
-    elif path.is_file():
+    elif os.path.exists(path):
         paths = [path]
     else:
         raise InputNotFoundError(f"{path}: no such strategy file or directory.")
@@ -69,17 +76,18 @@ def read_strategy(path: Path) -> Strategy:
     origin: dict[int, Path] = {}
     seen: set[bytes] = set()
     for file in paths:
-        content = _content(file)
-        if content in seen:
+        content = read_small(file, MAX_BYTES)
+        digest = hashlib.sha256(content).digest()
+        if digest in seen:
             continue  # the ranks of a stage write identical files
-        seen.add(content)
+        seen.add(digest)
         for stage, layouts in _read_file(file, content).items():
             if stage not in stages:
                 stages[stage], origin[stage] = layouts, file
             elif stages[stage] != layouts:
                 name = next(name for name in {**stages[stage], **layouts} if stages[stage].get(name) != layouts.get(name))
                 raise FormatError(
-                    f"{path}: {origin[stage].name} and {file.name} disagree on stage {stage}, for one on parameter {name!r}; "
+                    f"{path}: {origin[stage].name} and {file.name} disagree on stage {stage}, for one on parameter {shown(name)}; "
                     "they are of two jobs. Keep the files of one."
                 )
     return make_strategy(path, stages)
@@ -89,103 +97,100 @@ def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = Fals
     """Checks that stages belong together. Raises `FormatError` for missing stages and different numbers of devices."""
     if not stages or not any(stages.values()):
         raise FormatError(f"{path}: holds no parameter layouts; it isn't a strategy file, or of a job without parallelism.")
-    missing = [stage for stage in range(max(stages) + 1) if stage not in stages]
-    if missing:
-        found = ", ".join(map(str, sorted(stages)))
+    if missing := [stage for stage in range(len(stages)) if stage not in stages]:
+        found = ", ".join(map(str, sorted(stages)[:10])) + (", …" if len(stages) > 10 else "")
         raise FormatError(f"{path}: stage {missing[0]} is missing (there is {found}); give the strategy files of all stages.")
     devices = {layout.devices: name for stage in stages.values() for name, layout in stage.items()}
     if len(devices) > 1:
-        shown = [f"{name}: {count} devices" for count, name in devices.items()]
-        raise FormatError(f"{path}: parameters are laid out for different numbers of devices:\n{listing(shown)}")
+        different = [f"{name}: {count} devices" for count, name in devices.items()]
+        raise FormatError(f"{path}: parameters are laid out for different numbers of devices:\n{listing(different)}")
+    if next(iter(devices)) * len(stages) > MAX_DEVICES:
+        raise FormatError(f"{path}: {len(stages)} stages of {next(iter(devices))} devices are more than {MAX_DEVICES} in all; damaged.")
     return Strategy(path, tuple(stages[stage] for stage in sorted(stages)), next(iter(devices)), computed)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise FormatError(f"{path}: over {MAX_BYTES} bytes; not a strategy file.")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
-
-
 def _read_file(path: Path, content: bytes) -> dict[int, Stage]:
-    own_stage, layouts = _read_json(path) if path.suffix == ".json" else _read_protobuf(path, content)
+    own_stage, layouts = _read_json(path, content) if path.suffix == ".json" else _read_protobuf(Message(content, path))
     stages: dict[int, Stage] = {}
     for name, layout in layouts.items():
+        check_name(name, path)
         if problem := layout.problem():
-            raise FormatError(f"{path}: parameter {name!r}: {problem}.")
+            raise FormatError(f"{path}: parameter {shown(name)}: {problem}.")
         match = _MERGED.fullmatch(name)
         stage, parameter = (int(match[1]), match[2]) if match else (own_stage, name)
+        if not 0 <= stage < MAX_STAGES:
+            raise FormatError(f"{path}: parameter {shown(name)} is of stage {shown(stage)}; damaged, or not a strategy file.")
         stages.setdefault(stage, {})[parameter] = layout
     return stages
 
 
-def _read_protobuf(path: Path, content: bytes) -> tuple[int, Stage]:
+def _read_protobuf(file: Message) -> tuple[int, Stage]:
     own_stage: int | None = None
     layouts: Stage = {}
-    for field, value in fields(content, path):
+    for field, value in file.fields(_MAX_ITEMS):
         if field == 2 and own_stage is None:
-            own_stage = _stage_of_item(path, _bytes(path, value))
+            own_stage = _stage_of_item(_message(file, value))
         elif field == 3:
-            name, layout = _layout_item(path, _bytes(path, value))
+            name, layout = _layout_item(_message(file, value))
             if name in layouts:
-                raise FormatError(f"{path}: parameter {name!r} is laid out twice.")
+                raise FormatError(f"{file.path}: parameter {shown(name)} is laid out twice.")
             layouts[name] = layout
+            if len(layouts) > _MAX_PARAMETERS:
+                raise file.error(f"more than {_MAX_PARAMETERS} parameters")
         elif field not in (1, 2):
-            raise FormatError(f"{path}: field {field} doesn't occur in strategy files; damaged, or another kind of file.")
+            raise file.error(f"a message with field {field}, which doesn't occur in strategy files")
     return own_stage or 0, layouts
 
 
-def _bytes(path: Path, value: int | bytes) -> bytes:
+def _message(outer: Message, value: int | Message) -> Message:
     if isinstance(value, int):
-        raise FormatError(f"{path}: a number stands where a record is expected; damaged, or not a strategy file.")
+        raise outer.error("a message that holds a number in the place of a record")
     return value
 
 
-def _integers(path: Path, message: bytes, field: int = 1) -> tuple[int, ...]:
+def _integers(message: Message) -> tuple[int, ...]:
     found = []
-    for key, value in fields(message, path):
-        if key != field or not isinstance(value, int):
-            raise FormatError(f"{path}: a list of numbers holds something else; damaged, or not a strategy file.")
+    for key, value in message.fields(MAX_DIMS):
+        if key != 1 or not isinstance(value, int):
+            raise message.error("a list of numbers that holds something else")
         found.append(signed(value))
     return tuple(found)
 
 
-def _stage_of_item(path: Path, item: bytes) -> int:
-    for field, value in fields(item, path):
+def _stage_of_item(item: Message) -> int:
+    for field, value in item.fields(_MAX_FIELDS):
         if field == 2:
-            for inner, stage in fields(_bytes(path, value), path):
+            for inner, stage in _message(item, value).fields(_MAX_ITEMS):
                 if inner == 1 and isinstance(stage, int):
-                    return stage
-    raise FormatError(f"{path}: an operator has no stage; damaged, or not a strategy file.")
+                    return signed(stage)
+    raise item.error("an operator without a stage")
 
 
-def _layout_item(path: Path, item: bytes) -> tuple[str, DeviceLayout]:
+def _layout_item(item: Message) -> tuple[str, DeviceLayout]:
     name, message = None, None
-    for field, value in fields(item, path):
+    for field, value in item.fields(_MAX_FIELDS):
         if field == 1:
             try:
-                name = _bytes(path, value).decode("utf-8")
+                name = _message(item, value).data.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise FormatError(f"{path}: a parameter's name isn't UTF-8; damaged, or not a strategy file.") from error
+                raise item.error("a parameter whose name isn't UTF-8") from error
         elif field == 2:
-            message = _bytes(path, value)
+            message = _message(item, value)
     if name is None or message is None:
-        raise FormatError(f"{path}: a parameter lacks its name or its layout; damaged, or not a strategy file.")
+        raise item.error("a parameter without a name or a layout")
     lists: dict[int, list[tuple[int, ...]]] = {1: [], 2: [], 3: [], 4: []}
     numbers = {5: 0, 6: 0, 7: 0}
-    for field, value in fields(message, path):
+    for field, value in message.fields(_MAX_FIELDS):
         if field in lists:
-            lists[field].append(_integers(path, _bytes(path, value)))
+            lists[field].append(_integers(_message(message, value)))
         elif field in numbers and isinstance(value, int):
             numbers[field] = signed(value)
         else:
-            raise FormatError(f"{path}: parameter {name!r}: unexpected field {field}; damaged, or not a strategy file.")
+            raise message.error(f"the layout of {shown(name)} with an unexpected field {field}")
     maps = [axes for axes in lists[2] if axes]
     if len(lists[1]) != 1:
-        raise FormatError(f"{path}: parameter {name!r} has {len(lists[1])} device matrices, expected one.")
-    _refuse_manual_split(path, name, numbers[5], any(lists[3]), any(lists[4]))
+        raise FormatError(f"{item.path}: parameter {shown(name)} has {len(lists[1])} device matrices, expected one.")
+    _refuse_manual_split(item.path, name, numbers[5], any(lists[3]), any(lists[4]))
     return name, _device_layout(
         lists[1][0], maps if len(lists[2]) > 1 else [(axis,) for axis in (maps[0] if maps else ())], numbers[6], numbers[7]
     )
@@ -201,15 +206,19 @@ def _device_layout(
 def _refuse_manual_split(path: Path, name: str, field: int, split_shape: bool, offsets: bool) -> None:
     for found, what in ((field != 0, f"field {field}"), (split_shape, "param_split_shape"), (offsets, "indices_offset")):
         if found:
-            raise FormatError(f"{path}: parameter {name!r} has {what} (a manually split embedding), which ckptforge can't honour.")
+            raise FormatError(f"{path}: parameter {shown(name)} has {what} (a manually split embedding), which ckptforge can't honour.")
 
 
-def _read_json(path: Path) -> tuple[int, Stage]:
-    content = read_object(path)
+def _read_json(path: Path, content: bytes) -> tuple[int, Stage]:
+    found = parse_object(content, str(path))
     try:
-        items = content["parallel_layout_item"]
-        operators = content.get("parallel_strategy_item") or {}
-        own_stage = next((int(operator["stage"]) for operator in operators.values()), 0)
+        items = found["parallel_layout_item"]
+        if len(items) > _MAX_PARAMETERS:
+            raise FormatError(f"{path}: holds more than {_MAX_PARAMETERS} parameters.")
+        operators = found.get("parallel_strategy_item") or {}
+        own_stage = next((operator["stage"] for operator in operators.values()), 0)
+        if not isinstance(own_stage, int) or isinstance(own_stage, bool):
+            raise TypeError(f"an operator has stage {shown(own_stage)}")
         layouts = {name: _json_layout(path, name, item) for name, item in items.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{path}: isn't a strategy file: {type(error).__name__}: {error}.") from error
@@ -221,13 +230,16 @@ def _json_layout(path: Path, name: str, item: dict[str, Any]) -> DeviceLayout:
     matrix, tensor_map, shape = item["dev_matrix"], item["tensor_map"], item.get("tensor_shape")
     for value in (*numbers, *matrix, *tensor_map, *(shape or ())):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"parameter {name!r} holds {value!r} where a number is expected")
+            raise TypeError(f"parameter {shown(name)} holds {shown(value)} where a number is expected")
     _refuse_manual_split(path, name, numbers[0], bool(item.get("param_split_shape")), bool(item.get("indices_offset")))
     full = None if shape is None else tuple(shape)
     layout = _device_layout(tuple(matrix), [(axis,) for axis in tensor_map], numbers[1], numbers[2], full)
+    if full is not None and not all(0 <= n < 1 << 63 for n in full):
+        raise FormatError(f"{path}: parameter {shown(name)} has shape {shown(shape)}, which isn't one of a tensor.")
     if full is not None and (layout.problem() is None and layout.shape_of_parts(full) is None):
         raise FormatError(
-            f"{path}: parameter {name!r} of shape {list(full)} can't be cut by device matrix {matrix} and tensor map {tensor_map}."
+            f"{path}: parameter {shown(name)} of shape {shown(shape)} can't be cut by device matrix {shown(matrix)} and tensor map "
+            f"{shown(tensor_map)}."
         )
     return layout
 

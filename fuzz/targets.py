@@ -1,0 +1,324 @@
+"""One target for each reader: seeds from the tests' fixtures, how they are mutated, and what is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import ckptforge
+from ckptforge.checking import check
+from ckptforge.engine.manifest import written_names
+from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
+from ckptforge.formats.checkpoint import open_checkpoint
+from ckptforge.formats.entry import FileIndex
+from ckptforge.mapping.binding import recognise_names
+from ckptforge.mapping.table import load_table, shipped_tables
+from ckptforge.partition.computed import compute_strategy
+from ckptforge.partition.parallel_config import read_parallel_config
+from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.source import Choices, bind_source, open_source
+from fuzz import mutate, trees
+from fuzz.mutate import Mutator
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+HUB, MINDSPORE = FIXTURES / "peer" / "hf_hub", FIXTURES / "mindspore"
+
+
+@dataclass(frozen=True)
+class Target:
+    """`read` is given an input; it may return or raise a `CkptforgeError`."""
+
+    name: str
+    seeds: Sequence[bytes]
+    mutate: Mutator
+    read: Callable[[bytes], object]
+
+
+def build(name: str, work: Path) -> Target:
+    """The target of that name; it writes into the directory `work`."""
+    return TARGETS[name](work)
+
+
+def _small(pattern: str, limit: int = 1 << 15) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(FIXTURES.glob(pattern)) if path.stat().st_size <= limit]
+
+
+def _well_indexed(index: FileIndex) -> None:
+    """What reading relies on: each tensor's bytes lie in the file, in order, and are as many as it needs."""
+    for entry in index.tensors.values():
+        at = 0
+        for extent in entry.extents:
+            assert extent.start == at and 0 <= extent.offset <= index.size - extent.length
+            at += extent.length
+        assert at == entry.nbytes
+
+
+def _safetensors(work: Path) -> Target:
+    path = work / "x.safetensors"
+    short = [
+        _file(
+            {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "U8", "shape": [], "data_offsets": [8, 9]}},
+            bytes(9),
+        )
+    ]
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        _well_indexed(safetensors.read_index(path))
+
+    mutator = mutate.mixed(mutate.safetensors, mutate.safetensors)
+    return Target("safetensors", [*short, *_small("mindspore/**/*.safetensors", 4096)], mutator, read)
+
+
+def _file(header: dict[str, object], data: bytes) -> bytes:
+    """A safetensors file of that header."""
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+def _ckpt(work: Path) -> Target:
+    path = work / "x.ckpt"
+    seeds = [*_small("mindspore/misc/*.ckpt"), *_small("mindspore/bad/[a-r]*.ckpt"), *_small("mindspore/bad/t*.ckpt", 1024)]
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        _well_indexed(mindspore_ckpt.read_index(path))
+
+    return Target("ckpt", [seed for seed in seeds if seed], mutate.mixed(mutate.protobuf, mutate.protobuf), read)
+
+
+def _strategy(work: Path) -> Target:
+    path = work / "s.ckpt"
+    whole = [*_small("mindspore/strategies/**/*.ckpt"), *_small("peer/real_strategy*.ckpt"), *_small("mindspore/bad/strategy*")]
+    parsed = [fields for seed in whole if (fields := trees.parse(seed))]
+    seeds = [trees.write(fields[at : at + 4]) for fields in parsed for at in (0, len(fields) // 2, len(fields) - 3)]
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        strategy = read_strategy(path)
+        for stage in strategy.stages:
+            for layout in list(stage.values())[:4]:
+                full = layout.shape_of_whole((2,) * len(layout.tensor_map))
+                assert full is not None
+                layout.box(full, strategy.devices - 1)
+
+    return Target("strategy", [*seeds, *whole[-2:]], mutate.mixed(mutate.protobuf, mutate.protobuf), read)
+
+
+def _strategy_json(work: Path) -> Target:
+    path = work / "s.json"
+    seeds = []
+    for file in sorted(MINDSPORE.glob("strategies/*_json/*.json")):
+        content = json.loads(file.read_bytes())
+        content["parallel_layout_item"] = dict(list(content["parallel_layout_item"].items())[:3])
+        content["parallel_strategy_item"] = dict(list(content["parallel_strategy_item"].items())[:2])
+        seeds.append(json.dumps(content).encode())
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        read_strategy(path)
+
+    return Target("strategy-json", seeds, mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+
+
+def _shards(directory: Path, names: Sequence[str]) -> None:
+    directory.mkdir()
+    for i, name in enumerate(names):
+        header: dict[str, object] = {f"model.layers.{i}.w{j}": {"dtype": "U8", "shape": [1], "data_offsets": [j, j + 1]} for j in range(2)}
+        (directory / name).write_bytes(_file(header, bytes(2)))
+
+
+def _index(work: Path) -> Target:
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    directory = work / "hub"
+    _shards(directory, names)
+    weight_map = {f"model.layers.{i}.w{j}": name for i, name in enumerate(names) for j in range(2)}
+    seeds = [json.dumps({"metadata": {"total_size": 4}, "weight_map": weight_map}).encode(), (HUB / huggingface.INDEX).read_bytes()]
+
+    def read(data: bytes) -> None:
+        (directory / huggingface.INDEX).write_bytes(data)
+        open_checkpoint(directory)
+
+    return Target("index", [seeds[0]] * 3 + seeds[1:], mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+
+
+def _unified_map(work: Path) -> Target:
+    names = ["part0.safetensors", "part1.safetensors", "hyper_param.safetensors"]
+    directory = work / "unified"
+    _shards(directory, names)
+    weight_map = {f"model.layers.{i}.w{j}": names[i] for i in range(2) for j in range(2)}
+    seeds = [
+        json.dumps({"metadata": {}, "weight_map": weight_map}).encode(),
+        (MINDSPORE / "unified" / mindspore_dir.UNIFIED_MAP).read_bytes(),
+    ]
+
+    def read(data: bytes) -> None:
+        (directory / mindspore_dir.UNIFIED_MAP).write_bytes(data)
+        open_checkpoint(directory)
+
+    return Target("unified-map", [seeds[0]] * 3 + seeds[1:], mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+
+
+def _config(work: Path) -> Target:
+    directory = work / "hub"
+    directory.mkdir()
+    for path in HUB.glob("model*"):
+        (directory / path.name).symlink_to(path)
+    checkpoint = open_checkpoint(directory)
+
+    def read(data: bytes) -> None:
+        (directory / "config.json").write_bytes(data)
+        bind_source(checkpoint, Choices())
+
+    return Target("config", _small("peer/*/config.json"), mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+
+
+def _manifest(work: Path) -> Target:
+    out = work / "x.ckpt"
+    ckptforge.to_ms(HUB, out)
+    manifest = work / "x.ckpt.manifest.json"
+    content = json.loads(manifest.read_bytes())
+    (output,) = content["outputs"]
+    side = content["hugging_face"]
+    for shard in side["shards"].values():
+        shard["tensors"] = dict(list(shard["tensors"].items())[:2])
+    side["files"] = {name: side["files"][name] for name in ("config.json",)}
+    output["tensors"] = dict(list(output["tensors"].items())[:2])
+    checkpoint = open_checkpoint(out)
+    directory = work / "directory"
+    directory.mkdir()
+    as_directory = directory / "ckptforge.manifest.json"
+    as_directory.symlink_to(manifest)
+
+    def read(data: bytes) -> None:
+        manifest.write_bytes(data)
+        for reading in (
+            lambda: bind_source(checkpoint, Choices()),
+            lambda: written_names(directory),
+            lambda: check(directory, workers=1, memory="64MB"),
+        ):
+            try:
+                reading()
+            except ckptforge.CkptforgeError as error:
+                last: ckptforge.CkptforgeError | None = error
+            else:
+                last = None
+        if last is not None:
+            raise last
+
+    mutator = mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json"))
+    return Target("manifest", [json.dumps(content).encode()], mutator, read)
+
+
+def _table(work: Path) -> Target:
+    path = work / "t.toml"
+    toy = (ROOT / "fuzz" / "toy.toml").read_bytes()
+    shapes = {name: entry.shape for name, entry in open_checkpoint(HUB).tensors.items()}
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        table = load_table(path)
+        for layout in table.layouts.values():
+            recognise_names(layout, shapes)
+            for pattern in layout.patterns:
+                for tensor in pattern.tensors:
+                    axes = [axis for axis in table.tensors[tensor] if axis not in pattern.name_axes]
+                    pattern.place(tensor, axes, lambda _, axis: 2)
+
+    seeds = [toy, toy, toy, (ROOT / "mappings" / "mixtral.toml").read_bytes()]
+    return Target("table", seeds, mutate.mixed(mutate.words("toml"), mutate.words("toml")), read)
+
+
+def _parallel_config(work: Path) -> Target:
+    path = work / "p.yaml"
+    source = open_source(MINDSPORE / "full.ckpt", Choices())
+    tensors = [entry for name, entry in source.checkpoint.tensors.items() if ".layers.0." in name or "layers" not in name]
+    seeds = sorted((ROOT / "fuzz" / "parallel").iterdir())
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        config = read_parallel_config(path)
+        compute_strategy(config, source.table, source.binding.layout, source.binding.sizes, tensors)
+
+    mutator = mutate.mixed(mutate.words("yaml"), mutate.words("yaml"), mutate.json_tree)
+    return Target("parallel-config", [seed.read_bytes() for seed in seeds], mutator, read)
+
+
+def _directory(work: Path) -> Target:
+    """An input is the seed of what is done to a directory: files mutated, removed, renamed, and made into other things."""
+    hub, unified, ranks, strategies = (work / name for name in ("hub", "unified", "ranks", "strategies"))
+    from ckptforge.synthetic import write_model
+
+    write_model(hub, shipped_tables()[0], shipped_tables()[0].example, seed=0)
+    _shards(unified, ["part0.safetensors"])
+    (unified / "param_name_map.json").write_text('{"weight_map": {"model.layers.0.w0": "part0.safetensors"}}')
+    shutil.copytree(MINDSPORE / "sharded" / "dp2mp2", ranks)
+    shutil.copytree(MINDSPORE / "strategies" / "dp2mp2", strategies)
+    mutators: dict[str, Mutator] = {".safetensors": mutate.safetensors, ".json": mutate.json_tree, ".ckpt": mutate.protobuf}
+    at = work / "at"
+
+    def read(data: bytes) -> None:
+        random = Random(data)
+        base = random.choice([hub, hub, unified, ranks])
+        shutil.rmtree(at, ignore_errors=True)
+        shutil.copytree(base, at / "in", symlinks=True, copy_function=os.link)
+        shutil.copytree(strategies, at / "strategies", copy_function=os.link)
+        for _ in range(random.choice([1, 1, 2])):
+            _spoil(random.choice(sorted(path for path in at.rglob("*") if not path.is_dir() or path.is_symlink())), random, mutators)
+        strategy = at / "strategies" if base is ranks and random.random() < 0.7 else None
+        ckptforge.inspect(at / "in", strategy_dir=strategy)
+
+    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read)
+
+
+def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
+    kind = random.randrange(8)
+    if kind == 0 or path.is_symlink() or not path.is_file():
+        path.unlink()
+        made = random.randrange(6)
+        if made == 0:
+            os.mkfifo(path)
+        elif made == 1:
+            path.symlink_to(random.choice(["nowhere", path.name, "/dev/zero", "/proc/self/mem", ".", ".."]))
+        elif made == 2:
+            path.mkdir()
+        elif made == 3:
+            path.touch()
+    elif kind == 1:
+        names = [
+            "config.json",
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "rank_1",
+            "x.ckpt",
+            "rank_99999999999999",
+            "ckptforge.manifest.json",
+        ]
+        target = path.with_name(random.choice([*names, "a\nb", "\udcff.safetensors", path.name + ".x"]))
+        if not os.path.lexists(target):
+            path.rename(target)
+    else:
+        content = path.read_bytes()
+        path.unlink()  # it is a link to the seed
+        path.write_bytes(mutators.get(path.suffix, mutate.mangle)(content, [content], random))
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    "safetensors": _safetensors,
+    "ckpt": _ckpt,
+    "strategy": _strategy,
+    "strategy-json": _strategy_json,
+    "index": _index,
+    "unified-map": _unified_map,
+    "config": _config,
+    "manifest": _manifest,
+    "table": _table,
+    "parallel-config": _parallel_config,
+    "directory": _directory,
+}
