@@ -15,7 +15,7 @@ from ckptforge.mapping.table import shipped_tables
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, raw_safetensors, tiny_config, write_hub, write_safetensors
 
 PEER = FIXTURES / "peer"
-LAYOUTS = {layout.name: layout.family for layout in shipped_tables()[0].layouts.values()}
+LAYOUTS = {layout.name: layout.family for layout in next(table for table in shipped_tables() if table.name == "mixtral").layouts.values()}
 MINDSPORE_LAYOUTS = [name for name, family in LAYOUTS.items() if family == "mindspore"]
 
 
