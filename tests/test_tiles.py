@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.engine import tiles as tiles_module
 from ckptforge.engine import transpose
-from ckptforge.engine.tiles import best_form, inside, spans_of, tiles
+from ckptforge.engine.tiles import best_form, inside, spans_of, strips, tiles
 from ckptforge.engine.transpose import copy_strided
 
 
@@ -39,15 +40,18 @@ def test_any_tiling_assembles_the_tensor(case, data):
     width = math.prod(shape[axis:])
     rows, columns = data.draw(st.integers(1, 7)), data.draw(st.integers(1, width))
     limit = data.draw(st.integers(1, 2 * total))
+    gap = data.draw(st.sampled_from([0, 16, 1000]))  # bytes that are rather read than skipped
     out = np.full(total, -1, np.int64)
     for tile in tiles(shape, width, rows, columns):
         made = np.full(tile.elements, -1, np.int64)
         for part in inside(transfer, tile):
-            spans = spans_of(part, max(part.size, limit))
-            buffer = read(source, part, spans)
-            assert buffer.size == spans.elements <= max(part.size, limit)
-            with patch.multiple(transpose, _ROWS=2, _ROW_BYTES=16, _WORTH=1):  # so that these small tensors have several blocks
-                copy_strided(buffer, made, Transfer(part.shape, 0, spans.strides, part.target, part.to).coalesced())
+            for strip in strips(part, limit, 8):
+                with patch.object(tiles_module, "_READ_CALL", gap):
+                    spans = spans_of(strip, 8)
+                buffer = read(source, strip, spans)
+                assert buffer.size == spans.elements and (gap or buffer.size <= max(limit, spans.length))
+                with patch.multiple(transpose, _ROWS=2, _ROW_BYTES=16, _WORTH=1):  # so that these small tensors have several blocks
+                    copy_strided(buffer, made, Transfer(strip.shape, 0, spans.strides, strip.target, strip.to).coalesced())
         at = 0
         assert len(list(tile.runs())) == tile.run_count
         for first, count in tile.runs():
@@ -67,11 +71,15 @@ def test_the_best_form_fits_and_tiles_everything(case, limit):
     assert sum(tile.elements for tile in found) == math.prod(shape)
 
 
-def test_a_plain_copy_gets_long_rows_and_a_transposition_a_broad_window():
+def test_tiles_are_written_in_long_runs():
     n = 4096
-    plain = Transfer((n * n,), 0, (1,), 0, (1,))
-    width, rows, columns = best_form((n, n), 2, (plain,), 1 << 20)
-    assert rows * columns == 1 << 20 and (columns == width or rows == 1)
-    turned = Transfer((n, n), 0, (1, n), 0, (n, 1))
-    width, rows, columns = best_form((n, n), 2, (turned,), 1 << 20)
-    assert 256 <= rows <= 4096 and 256 <= columns <= 4096
+    for transfer in (Transfer((n * n,), 0, (1,), 0, (1,)), Transfer((n, n), 0, (1, n), 0, (n, 1))):
+        width, rows, columns = best_form((n, n), 2, (transfer,), 1 << 20)
+        assert rows * columns == 1 << 20 and (columns == width or rows == 1)
+
+
+def test_narrow_gaps_are_read_over_and_wide_ones_skipped():
+    near = spans_of(Transfer((100, 64), 0, (128, 1), 0, (64, 1)), 2)
+    assert (near.count, near.length) == (1, 99 * 128 + 64)
+    far = spans_of(Transfer((100, 64), 0, (1 << 20, 1), 0, (64, 1)), 2)
+    assert (far.count, far.length) == (100, 64)

@@ -10,9 +10,9 @@ from ckptforge.errors import UsageError
 
 DEFAULT_MEMORY = 128 * 1024 * 1024
 MIN_MEMORY = 1024 * 1024
-_MAX_TILE_BYTES = 16 * 1024 * 1024
-# A tile of n elements needs n in the target's dtype, up to 2n as read, gaps included, and n more where they are cast.
-READ_FACTOR = 2
+_MAX_TILE_BYTES = 4 * 1024 * 1024
+_MAX_TURNED_BYTES = 32 * 1024 * 1024
+_MAX_STRIP_BYTES = 6 * 1024 * 1024  # as much as stays in a core's caches, or nearly
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,17 @@ class Budget:
     def total(self) -> int:
         return self.workers * self.bytes_each
 
-    def tile_elements(self, source: DType, target: DType) -> int:
-        widest = max(source.itemsize, target.itemsize)
-        buffers = READ_FACTOR + 1 + (source != target)
-        return max(1, min(self.bytes_each // (buffers * widest), _MAX_TILE_BYTES // widest))
+    @property
+    def halved(self) -> Budget:
+        """The budget of tiles where each is held twice, to be compared."""
+        return Budget(self.workers, self.bytes_each // 2)
+
+    def tile_elements(self, target: DType, turned: bool) -> int:
+        """Elements of an output tensor that are made at a time. Where its axes are turned, broad tiles save reading twice;
+        otherwise small ones stay in the cache."""
+        limit = self.bytes_each * 3 // 4
+        return max(1, min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES) // target.itemsize)
+
+    def strip_elements(self, source: DType, target: DType) -> int:
+        """Elements of a source, gaps included, that are read at a time: as read, without gaps, and cast."""
+        return max(1, min(self.bytes_each // 4, _MAX_STRIP_BYTES) // (2 * source.itemsize + target.itemsize))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 LINE = 64  # bytes of a cache line
+_NO_BITS = np.uint8(0)
 
 
 class Buffers:
@@ -36,3 +37,12 @@ class Buffers:
                 fresh.madvise(mmap.MADV_HUGEPAGE)
             self._memory = np.frombuffer(fresh, np.uint8)
         return [self._memory[start : start + size] for start, (size, _) in zip(starts, wanted, strict=True)]
+
+
+def copy_runs(source: Array, target: Array) -> None:
+    """Copies between arrays of one shape and dtype whose last axes are contiguous.
+
+    By numpy's own vector loop: for such runs copyto calls memmove, which is ten times slower (`rep movsb` again) where the target
+    doesn't begin with a cache line; measured 94 µs against 9 µs for 256 KiB.
+    """
+    np.bitwise_or(source.view(np.uint8), _NO_BITS, out=target.view(np.uint8))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
 from ckptforge.engine.audit import CastCount
+from ckptforge.engine.buffers import copy_runs
 
 Array = NDArray[Any]
 STEP = 1 << 17  # elements cast at a time: stays in the cache of a core
@@ -60,7 +61,7 @@ def _by_pieces(cast: Callable[[Array, Array, CastCount], None]) -> Cast:
                 made = place if place.flags.aligned else np.empty_like(place, subok=False)
                 cast(piece if piece.flags.aligned else piece.copy(), made, count)
                 if made is not place:
-                    np.copyto(place, made)
+                    copy_runs(made, place)
         return count
 
     return whole

@@ -68,7 +68,7 @@ def _compare(pairs: Sequence[Pair], budget: Budget, progress: Progress | None, t
     found: dict[str, Difference] = {}
     try:
         workers = [_Comparer(descriptors, budget, against=against, only_equality=exact) for _ in range(budget.workers)]
-        queue = fills((pair.assembly for pair in pairs), budget)
+        queue = fills((pair.assembly for pair in pairs), budget.halved)
         for worker in run_workers(queue, workers, progress, total):
             for name, difference in worker.found.items():
                 found.setdefault(name, Difference()).add(difference)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+from ckptforge.engine.buffers import LINE, Buffers, copy_runs
 from ckptforge.errors import FormatError, OutputError
 from ckptforge.formats.entry import TensorEntry, read_exactly
 
-# Much larger writes make the system find huge runs of free pages, which on virtual machines the host must first provide.
-_WRITE_BYTES = 256 * 1024
+PIECE_BYTES = 256 * 1024  # stays in a core's cache
+# Larger writes make the system look for large runs of free pages, which on virtual machines the host may first have to provide:
+# measured 0.9 s against 1.3 s for 1.6 GB in pieces of 256 KiB.
+_WRITE_BYTES = 64 * 1024
 _UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
@@ -63,15 +66,28 @@ def move_bytes(
     target_fd: int,
     target_at: int,
     length: int,
-    buffer: memoryview,
+    buffers: Buffers,
+    turn: AbstractContextManager[object],
 ) -> None:
-    """Copies one run of bytes from file to file. Raises `FormatError` for the source and `OutputError` for the target."""
+    """Copies one run of bytes from file to file; `turn` is held while the target is written. Raises `FormatError` for the
+    source and `OutputError` for the target.
+
+    The kernel copies page by page, slowly where the two places differ modulo a cache line: there the bytes are shifted here.
+    """
+    alike = (source_at - target_at) % LINE == 0
     while length > 0:
-        count = _kernel_copy(source, source_fd, source_at, target, target_fd, target_at, length)
+        count = None
+        if alike:
+            with turn:
+                count = _kernel_copy(source, source_fd, source_at, target, target_fd, target_at, length)
         if count is None:
-            count = min(length, len(buffer))
-            read_exactly(source_fd, source_at, buffer[:count], source.path)
-            write_exactly(target_fd, target_at, buffer[:count], target.path)
+            count = min(length, PIECE_BYTES - target_at % PIECE_BYTES)
+            read, shifted = buffers.lend((count, source_at), (count, target_at))
+            read_exactly(source_fd, source_at, read.data, source.path)
+            if not alike:
+                copy_runs(read, shifted)
+            with turn:
+                write_exactly(target_fd, target_at, read.data if alike else shifted.data, target.path)
         source_at, target_at, length = source_at + count, target_at + count, length - count
 
 

@@ -15,16 +15,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.engine.audit import Audit
 from ckptforge.engine.blocks import Block, Digests, Hashes, blocks_of, hashes_of, whole_file
-from ckptforge.engine.budget import READ_FACTOR, Budget
-from ckptforge.engine.buffers import LINE, Buffers
+from ckptforge.engine.budget import Budget
+from ckptforge.engine.buffers import Buffers
 from ckptforge.engine.casts import cast_function, numpy_dtype
-from ckptforge.engine.moves import begin_writeback, move_bytes, paired_ranges, write_exactly
+from ckptforge.engine.moves import PIECE_BYTES, begin_writeback, move_bytes, paired_ranges, write_exactly
 from ckptforge.engine.plan import Assembly, Plan
-from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, tiles
+from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, strips, tiles
 from ckptforge.engine.transpose import copy_strided
 from ckptforge.errors import OutputError
 from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_spans
@@ -33,7 +33,6 @@ Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 _MOVE_BYTES = 8 * 1024 * 1024
-_PIECE_BYTES = 256 * 1024
 _MANY_CALLS = 16
 
 
@@ -54,7 +53,6 @@ class Fill:
 
     assembly: Assembly
     tile: Tile
-    max_elements: int
 
     @property
     def target(self) -> TensorEntry:
@@ -134,11 +132,11 @@ def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -
                     for done in range(0, length, _MOVE_BYTES):
                         yield Move(source, source_at + done, target, target_at + done, min(_MOVE_BYTES, length - done))
             continue
-        widest = max((source.dtype for source, _ in assembly.copies), key=lambda dtype: dtype.itemsize)
-        limit = budget.tile_elements(widest, target.dtype)
+        turned = any(transfer.shape and transfer.from_[-1] != 1 for _, transfer in joined)
+        limit = budget.tile_elements(target.dtype, turned)
         width, rows, columns = best_form(target.shape, itemsize, tuple(transfer for _, transfer in assembly.copies), limit)
         for tile in tiles(target.shape, width, rows, columns):
-            yield Fill(assembly, tile, limit)
+            yield Fill(assembly, tile)
 
 
 @dataclass
@@ -150,14 +148,15 @@ class Worker:
     audit: Audit = field(default_factory=Audit)
     digests: dict[Block, bytes] = field(default_factory=dict)
     buffers: Buffers = field(default_factory=Buffers)
+    strip_buffers: Buffers = field(default_factory=Buffers)
 
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
         if isinstance(task, Check):
-            task.file.verify(self.buffers.lend((self.piece_bytes, 0))[0].data)
+            task.file.verify(self.buffers.lend((PIECE_BYTES, 0))[0].data)
             return 0
         if isinstance(task, Block):
-            buffer = self.buffers.lend((self.piece_bytes, task.entry.file_offset(task.start)))[0].data
+            buffer = self.buffers.lend((PIECE_BYTES, task.entry.file_offset(task.start)))[0].data
             fd = self.descriptors.targets.get(task.file) or self.descriptors.source(task.entry.path)
             self.digests[task] = task.digest(fd, buffer)
             return 0
@@ -173,17 +172,11 @@ class Worker:
         for block, digest in self.digests.items():
             digests.setdefault((block.file, block.entry.name), {})[block.start] = digest
 
-    @property
-    def piece_bytes(self) -> int:
-        """What is read at a time where any size will do: it stays in a core's cache."""
-        return min(self.budget.bytes_each, _PIECE_BYTES)
-
     def move(self, task: Move) -> None:
-        source_fd, target_fd = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
-        buffer = self.buffers.lend((self.piece_bytes, task.source_at))[0].data
-        with self.descriptors.writing[task.target.path]:
-            move_bytes(task.source, source_fd, task.source_at, task.target, target_fd, task.target_at, task.nbytes, buffer)
-        begin_writeback(target_fd, task.target_at, task.nbytes)
+        source, target = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
+        turn = self.descriptors.writing[task.target.path]
+        move_bytes(task.source, source, task.source_at, task.target, target, task.target_at, task.nbytes, self.buffers, turn)
+        begin_writeback(target, task.target_at, task.nbytes)
 
     def fill(self, task: Fill) -> None:
         target, tile = task.assembly.target, task.tile
@@ -206,47 +199,54 @@ class Worker:
         task."""
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
-        widest = max(itemsize, *(source.dtype.itemsize for source, _ in task.assembly.copies))
-        cast = any(source.dtype != target.dtype for source, _ in task.assembly.copies)
-        made, read, spare, *others = self.buffers.lend(
-            (tile.elements * itemsize, target.file_offset(next(tile.runs())[0] * itemsize)),
-            (READ_FACTOR * task.max_elements * widest + LINE, 0),
-            (cast * task.max_elements * widest, 0),
-            *more,
-        )
+        made, *others = self.buffers.lend((task.nbytes, target.file_offset(next(tile.runs())[0] * itemsize)), *more)
         out = as_numbers(made, target.dtype)
         for source, transfer in task.assembly.copies:
+            limit = self.budget.strip_elements(source.dtype, target.dtype)
             for part in inside(transfer, tile):
-                self.gather(source, part, target, task.assembly.group, out, read, spare)
+                for strip in strips(part, limit, source.dtype.itemsize):
+                    self.gather(source, strip.coalesced(), target, task.assembly.group, out)
         return [made, *others]
 
-    def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array, read: Array, spare: Array) -> None:
-        """Reads one part of a tile, puts it in its place, and casts it on the way."""
+    def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array) -> None:
+        """Reads one part of a tile, casts it and puts it in its place."""
         itemsize = source.dtype.itemsize
-        spans = spans_of(part, (read.size - LINE) // itemsize)
-        raw = read[source.file_offset(part.source * itemsize) % LINE :][: spans.elements * itemsize]
+        spans = spans_of(part, itemsize)
+        cast = source.dtype != target.dtype
+        read, spare, made = self.strip_buffers.lend(
+            (spans.elements * itemsize, source.file_offset(part.source * itemsize)),
+            (cast * part.size * itemsize, 0),
+            (cast * part.size * target.dtype.itemsize, 0),
+        )
         fd = self.descriptors.source(source.path)
         with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
             starts = ((part.source + start) * itemsize for start in spans.starts())
-            read_spans(source, starts, spans.length * itemsize, raw.data, fd)
-        numbers = as_numbers(raw, source.dtype)
-        packed = Transfer(part.shape, 0, spans.strides, part.target, part.to).coalesced()
-        if source.dtype == target.dtype:
-            copy_strided(numbers, out, packed)
-            return
-        # Casting goes along dense numbers in the target's order: gaps of the source are neither cast nor counted.
-        if not packed.is_move:
-            dense = as_numbers(spare[: part.size * itemsize], source.dtype)
-            copy_strided(numbers, dense, Transfer(packed.shape, packed.source, packed.from_, 0, row_major_strides(packed.shape)))
-            numbers = dense
-            packed = Transfer(packed.shape, 0, row_major_strides(packed.shape), packed.target, packed.to).coalesced()
-        cast = cast_function(source.dtype, target.dtype)
-        if packed.is_move:
-            self.audit.add(group, source.dtype, target.dtype, cast(numbers, out[packed.target : packed.target + packed.size]))
-            return
-        made = as_numbers(read[: part.size * target.dtype.itemsize], target.dtype)
-        self.audit.add(group, source.dtype, target.dtype, cast(numbers, made))
-        copy_strided(made, out, packed)
+            read_spans(source, starts, spans.length * itemsize, read.data, fd)
+        numbers = as_numbers(read, source.dtype)
+        packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
+        if cast:
+            if spans.elements != part.size:  # gaps are neither cast nor counted
+                dense = as_numbers(spare, source.dtype)
+                strides = _without_gaps(packed)
+                copy_strided(numbers, dense, Transfer(part.shape, 0, packed.from_, 0, strides).coalesced())
+                numbers, packed = dense, Transfer(part.shape, 0, strides, part.target, part.to)
+            packed = packed.coalesced()
+            place = out[packed.target : packed.target + packed.size] if packed.is_move else as_numbers(made, target.dtype)
+            self.audit.add(group, source.dtype, target.dtype, cast_function(source.dtype, target.dtype)(numbers, place))
+            if packed.is_move:
+                return
+            numbers = place
+        copy_strided(numbers, out, packed.coalesced())
+
+
+def _without_gaps(transfer: Transfer) -> tuple[int, ...]:
+    """Strides of a source without gaps, its axes nested as they were."""
+    strides = [0] * len(transfer.shape)
+    run = 1
+    for axis in sorted(range(len(transfer.shape)), key=lambda axis: transfer.from_[axis]):
+        strides[axis] = run
+        run *= transfer.shape[axis]
+    return tuple(strides)
 
 
 def as_numbers(raw: Array, dtype: DType) -> Array:

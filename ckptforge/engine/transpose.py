@@ -11,6 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ckptforge.boxes import Transfer
+from ckptforge.engine.buffers import copy_runs
 
 Array = NDArray[Any]
 # Measured best for 2- and 4-byte numbers; the rows of a block lie a cache line further apart than a power of two, as the columns of
@@ -34,7 +35,10 @@ def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
     out = strided(target, transfer.target, transfer.shape, transfer.to)
     numbers = strided(source, transfer.source, transfer.shape, transfer.from_)
     inner = next((axis for axis, stride in enumerate(transfer.from_[:-1]) if stride == 1), None)
-    if not transfer.shape or transfer.from_[-1] == 1 or inner is None or transfer.shape[inner] * transfer.shape[-1] < _WORTH:
+    if transfer.shape and transfer.from_[-1] == transfer.to[-1] == 1:
+        copy_runs(numbers, out)
+        return
+    if inner is None or transfer.from_[-1] == 1 or transfer.shape[inner] * transfer.shape[-1] < _WORTH:
         np.copyto(out, numbers)
         return
     outer: list[Sequence[Any]] = [range(n) if axis != inner else (slice(None),) for axis, n in enumerate(transfer.shape[:-1])]
