@@ -541,6 +541,8 @@ def json_strategy(**changes):
         (json_strategy(dev_matrix=[2] * 100_000), "more than 64 axes"),
         (json_strategy(dev_matrix=[1 << 62] * 60), "more than 131072 devices"),
         (json_strategy(tensor_map=[-1] * 100_000), "more than 64 axes"),
+        (json_strategy(tensor_map=[0, 10**4000]), "names device axes that"),
+        (json_strategy(dev_matrix=[-(10**4000)]), "sizes below 1"),
         (json_strategy(tensor_map=[[0]]), "where a number is expected"),
         (json_strategy(tensor_shape=[-8, 4]), "isn't one of a tensor"),
         (json_strategy(tensor_shape=[1 << 63, 4]), "isn't one of a tensor"),
@@ -564,7 +566,7 @@ def test_bad_json_strategies(tmp_path, content, message):
     (tmp_path / "s.json").write_text(json.dumps(content))
     with pytest.raises(FormatError, match=message) as caught:
         read_strategy(tmp_path / "s.json")
-    assert "s.json" in str(caught.value) and len(str(caught.value)) < 1500
+    assert "s.json" in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_a_stage_that_is_infinite(tmp_path):
