@@ -42,11 +42,12 @@ def run_guided(name: str, runs: int, seconds: float | None, seed: int, keep: Pat
     def read(data: bytes) -> None:
         nonlocal start
         runner.attempt(data, str(report.runs))
-        if report.runs == max(1, runs // 10):
+        took = time.perf_counter() - began
+        if not start and (report.runs * 10 >= runs or (seconds is not None and took * 10 > seconds)):
             start = resident()
-        if report.runs >= runs or (seconds is not None and time.perf_counter() - began > seconds):
+        if report.runs >= runs or (seconds is not None and took > seconds):
             report.grown = max(0, resident() - start) if start else 0
-            report.seconds = time.perf_counter() - began
+            report.seconds = took
             report.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             print(json.dumps(report.to_json()), flush=True)
             runner.directory.cleanup()

@@ -76,9 +76,10 @@ class Runner:
         warm = max(1, int(runs * _WARM))
         with _limits():
             for number in range(runs):
-                if seconds is not None and time.perf_counter() - began > seconds:
+                took = time.perf_counter() - began
+                if seconds is not None and took > seconds:
                     break
-                if number == warm:
+                if not start and (number == warm or (seconds is not None and took > seconds * _WARM)):
                     start = resident()
                 self.attempt(self.input(number), str(number))
             self.report.grown = max(0, resident() - start) if start else 0

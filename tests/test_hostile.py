@@ -482,7 +482,7 @@ BAD_STRATEGY = {
     "a group in a layout": (layout(more=GROUP), "at byte 2[0-9] stands protobuf wire type 3"),
     "an unknown field": (b"\x20\x01", "field 4"),
     "a number for a record": (b"\x18\x01", "a number in the place of a record"),
-    "fields without end": (b"\x08\x01" * 600_000, "over 262144 fields"),
+    "fields without end": (b"\x08\x01" * 600_000, "over 131072 fields"),
     "lists without end": (layout(more=b"\x12\x00" * 100_000), "over 256 fields"),
     "a device matrix without end": (layout(matrix=number(1, 1) * 100_000), "over 64 fields"),
     "a tensor map without end": (layout(tensor_map=number(1, -1) * 100_000), "over 64 fields"),
