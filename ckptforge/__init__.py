@@ -16,6 +16,7 @@ from ckptforge.version import __version__
 
 if TYPE_CHECKING:
     from ckptforge.checking import Check, check
+    from ckptforge.cleaning import clean
     from ckptforge.comparing import Comparison, compare
     from ckptforge.forward.verification import Verification, verify
     from ckptforge.inspection import Inspection, inspect
@@ -33,6 +34,7 @@ __all__ = [
     "Verification",
     "__version__",
     "check",
+    "clean",
     "compare",
     "convert",
     "inspect",
@@ -50,6 +52,7 @@ _HOMES = {
     "Check": "checking",
     "Comparison": "comparing",
     "check": "checking",
+    "clean": "cleaning",
     "compare": "comparing",
     "Inspection": "inspection",
     "Result": "result",

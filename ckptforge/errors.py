@@ -32,6 +32,10 @@ class FormatError(CkptforgeError):
     """A file isn't what its format says it must be: truncated, inconsistent, encrypted, of an unknown dtype."""
 
 
+class ReadError(FormatError):
+    """Reading a file that is what it should be failed: the disk or the network, not the file's contents."""
+
+
 class TableError(CkptforgeError):
     """A mapping table is refused when it is loaded: the message names the row and the reason."""
 
@@ -94,6 +98,10 @@ _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
 _SHORT.maxlong = 60
+
+
+class LeftError(OutputError):
+    """An earlier run left an unfinished output, which is neither resumed nor thrown away unasked."""
 
 
 def listing(names: list[str], limit: int = 10, total: int | None = None) -> str:

@@ -6,16 +6,20 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ckptforge.engine import stream
 from ckptforge.engine.audit import Audit
 from ckptforge.engine.budget import Budget
+from ckptforge.engine.checks import check_output, check_room
+from ckptforge.engine.hashes import tensor_hashes
+from ckptforge.engine.journal import Finished, source_states
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
-from ckptforge.engine.publish import check_output, check_room, staged
+from ckptforge.engine.staging import Request, Staging, staged
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CastOverflowError
+from ckptforge.errors import CastOverflowError, FormatError
+from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
 from ckptforge.result import Result, dry_result
@@ -39,10 +43,12 @@ class Planning(TypedDict, total=False):
 
 
 class Running(TypedDict, total=False):
-    """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output, `no_hash` to
-    leave the hashes of tensors and sources out of the manifest, `command` the command line to be kept there."""
+    """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output, `resume` to
+    go on where an earlier run of the same call stopped, `no_hash` to leave the hashes of tensors and sources out of the manifest (such
+    a run can't be resumed), `command` the command line to be kept there."""
 
     overwrite: bool
+    resume: bool
     allow_overflow: bool
     dry_run: bool
     no_hash: bool
@@ -69,41 +75,68 @@ class Job:
 
 def run_job(job: Job, options: Options) -> Result:
     """Carries a plan out, or only checks it for a dry run. Raises `OutputError`, `CastOverflowError` and read errors."""
+    plan = job.plan
     memory = options.get("memory")
     budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "--memory"))
-    check_output(job.plan, options.get("overwrite", False))
+    overwrite, hashing = options.get("overwrite", False), job.manifest and not options.get("no_hash", False)
+    check_output(plan, overwrite)
     if options.get("dry_run", False):
-        return dry_result(job.plan, budget)
-    check_room(job.plan)
+        return dry_result(plan, budget)
     began = time.monotonic()
-    with staged(job.plan) as staging:
-        hashing = job.manifest and not options.get("no_hash", False)
-        done = stream.run(job.plan, staging.descriptors, budget, options.get("progress"), hashing)
-        audit = done.audit
-        if audit.overflowed and not options.get("allow_overflow", False):
-            raise CastOverflowError(_overflow_message(job.plan, audit))
-        written = list(job.plan.paths)
-        if job.manifest:
-            staging.sync()
-            mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
-            manifest = manifest_path(job.plan.output, job.plan.is_directory)
-            staging.small_files[manifest.name] = manifest_json(
-                job.plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, options.get("command")
-            )
-            written.append(manifest)
+    progress = options.get("progress")
+    request = Request(overwrite, options.get("resume", False), hashing, options.get("command"))
+    manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
+    with staged(plan, request) as staging:
+        if staging.placed:
+            assert staging.journal is not None
+            audit = staging.journal.audit
+        else:
+            check_room(plan, staging.held)
+            sources = source_states(plan)
+            kept = _kept(plan, staging, budget)
+            done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
+            audit = done.audit
+            if audit.overflowed and not options.get("allow_overflow", False):
+                raise CastOverflowError(_overflow_message(plan, audit))
+            _refuse_changed(sources, source_states(plan))
+            if manifest is not None:
+                staging.sync()
+                mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
+                command = staging.journal.head.get("command") if staging.journal else options.get("command")
+                staging.small_files[manifest.name] = manifest_json(
+                    plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command
+                )
     return Result(
-        job.plan.verb,
-        job.plan.output,
-        tuple(written),
-        job.plan.nbytes,
-        job.plan.tensor_count,
+        plan.verb,
+        plan.output,
+        (*plan.paths, *([manifest] if manifest is not None else [])),
+        plan.nbytes,
+        plan.tensor_count,
         audit,
-        job.plan.left_out,
-        job.plan.notes,
-        job.plan.facts,
+        plan.left_out,
+        plan.notes,
+        plan.facts,
         time.monotonic() - began,
         peak_buffers=budget.total,
     )
+
+
+def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Finished]:
+    """The tensors that an earlier run finished and that are on the disk as it wrote them: their hashes are made anew."""
+    if staging.journal is None or not staging.journal.tensors:
+        return {}
+    finished = {entry: staging.journal.tensors[key] for entry in plan.targets if (key := plan.key(entry)) in staging.journal.tensors}
+    files: dict[Path, list[TensorEntry]] = {}
+    for entry in finished:
+        files.setdefault(entry.path, []).append(entry)
+    hashes = tensor_hashes(files, budget, opened=staging.descriptors)
+    return {entry: found for entry, found in finished.items() if hashes[entry.path][entry.name] == found.hash}
+
+
+def _refuse_changed(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+    for old, new in zip(before, after, strict=True):
+        if old != new:
+            raise FormatError(f"{new['path']}: was changed while it was read, so that nothing was written; convert it again.")
 
 
 def _overflow_message(plan: Plan, audit: Audit) -> str:

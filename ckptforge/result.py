@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptforge.engine.audit import Audit
+from ckptforge.engine.audit import Audit, audit_json
 from ckptforge.engine.budget import Budget
-from ckptforge.engine.manifest import audit_json
+from ckptforge.engine.checks import check_room
 from ckptforge.engine.plan import Plan
-from ckptforge.engine.publish import check_room
 from ckptforge.errors import OutputError
 
 

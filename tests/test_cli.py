@@ -2,10 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -107,35 +107,31 @@ def test_a_conversion_imports_neither_torch_nor_mindspore(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_the_run_and_leave_nothing(tmp_path, which, code):
-    write_hub(
-        tmp_path / "hub", tiny_config(hidden_size=512, intermediate_size=1024, num_local_experts=8, num_hidden_layers=6, vocab_size=64)
-    )
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_the_run_which_can_be_resumed(tmp_path, which, code):
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_local_experts": 8, "num_hidden_layers": 4, "vocab_size": 64}
+    write_hub(tmp_path / "hub", tiny_config(**sizes))
     script = (
         "import time, ckptforge.engine.stream as s\nfrom ckptforge.cli import main\nreal = s.write_exactly\n"
         "def slow(*a):\n print('writing', flush=True); time.sleep(0.05); real(*a)\ns.write_exactly = slow\nmain()\n"
     )
-    args = [
-        sys.executable,
-        "-c",
-        script,
-        "to-ms",
-        str(tmp_path / "hub"),
-        str(tmp_path / "out" / "x.ckpt"),
-        "--layout",
-        "gmm",
-        "--memory",
-        "1MiB",
-    ]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    call = ["to-ms", str(tmp_path / "hub"), str(tmp_path / "out" / "x.ckpt"), "--layout", "gmm", "--memory", "1MiB"]
+    process = subprocess.Popen([sys.executable, "-c", script, *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.2)
+    for _ in range(8):
+        process.stdout.readline()
     process.send_signal(which)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
-    assert "Traceback" not in errors and sorted(os.listdir(tmp_path)) == ["hub"]
+    assert "Traceback" not in errors and re.search(r"\d+ of 43 tensors are finished and kept in .*/out/.x.ckpt.ckptforge", errors)
+    assert os.listdir(tmp_path / "out") == [".x.ckpt.ckptforge"]
+    refused = ckpt(*call)
+    assert refused.returncode == 1 and "go on with --resume" in refused.stderr
+    assert ckpt(*call, "--resume").returncode == 0
+    assert ckpt("to-ms", str(tmp_path / "hub"), str(tmp_path / "y.ckpt"), "--layout", "gmm").returncode == 0
+    assert (tmp_path / "out" / "x.ckpt").read_bytes() == (tmp_path / "y.ckpt").read_bytes()
+    assert sorted(os.listdir(tmp_path / "out")) == ["x.ckpt", "x.ckpt.manifest.json"]
+    assert "--resume" not in json.loads((tmp_path / "out" / "x.ckpt.manifest.json").read_text())["command"]
 
 
 def test_inspect_shows_what_is_there():

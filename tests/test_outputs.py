@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import ckptforge
-from ckptforge.engine import moves, publish
+from ckptforge.engine import checks, moves, placing
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, OutputError, UsageError
 from ckptforge.outputs import parse_size
 from tests.helpers import HUB, contents, tiny_config, write_hub
@@ -62,7 +62,7 @@ def test_overwriting_ranks_loses_no_file_of_others(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_replacement_that_fails_half_way_is_taken_back(tmp_path, monkeypatch, stop):
+def test_a_replacement_that_fails_half_way_is_resumed_or_taken_back(tmp_path, monkeypatch, stop):
     ckptforge.to_ms(HUB, tmp_path / "o")
     before = (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes()
     real, calls = os.rename, []
@@ -73,10 +73,18 @@ def test_a_replacement_that_fails_half_way_is_taken_back(tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         real(a, b)
 
-    monkeypatch.setattr(publish.os, "rename", failing)
+    monkeypatch.setattr(placing, "_exchange", lambda a, b: False)  # as on file systems that can't swap two names
+    monkeypatch.setattr(placing.os, "rename", failing)
     with pytest.raises(KeyboardInterrupt):
         ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True)
-    assert names(tmp_path) == ["o"] and (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
+    monkeypatch.setattr(placing.os, "rename", real)
+    assert (tmp_path / "o").exists() == (stop == 1)
+    copy = tmp_path.with_name(tmp_path.name + "-copy")
+    shutil.copytree(tmp_path, copy)
+    ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True, resume=True)
+    assert names(tmp_path) == ["o"] and (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() != before
+    ckptforge.clean(copy)
+    assert names(copy) == ["o"] and (copy / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
 
 
 def test_the_current_directory_is_refused_before_any_work(tmp_path, monkeypatch):
@@ -148,7 +156,7 @@ def test_an_output_that_cannot_be_written_is_said_before_any_work(tmp_path, monk
     with pytest.raises(OutputError, match="exists and is a directory, but the output is a file"):
         (tmp_path / "d.ckpt").mkdir()
         ckptforge.to_ms(HUB, tmp_path / "d.ckpt", overwrite=True)
-    monkeypatch.setattr(publish.os, "access", lambda *_: False)
+    monkeypatch.setattr(checks.os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="no permission to write"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     (tmp_path / "link.ckpt").symlink_to(tmp_path / "file")
@@ -162,7 +170,7 @@ def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
     class Full:
         f_bavail, f_frsize, f_flag = 100, 4096, real.f_flag
 
-    monkeypatch.setattr(publish.os, "statvfs", lambda _: Full)
+    monkeypatch.setattr(checks.os, "statvfs", lambda _: Full)
     with pytest.raises(OutputError, match=r"needs \d+ bytes but only 409600 are free"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     assert "only 409600 are free" in ckptforge.to_ms(HUB, tmp_path / "x.ckpt", dry_run=True).notes[0]
@@ -173,7 +181,7 @@ def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
 def test_a_source_cut_off_while_it_is_read(tmp_path, monkeypatch, layout):
     shutil.copytree(HUB, tmp_path / "hub")
     victim = tmp_path / "hub" / "model-00002-of-00002.safetensors"
-    real = publish.check_output
+    real = checks.check_output
 
     def cut(*args):
         real(*args)

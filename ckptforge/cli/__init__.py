@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 
 def main() -> None:
     """Runs the command line. What a short process is better off without is set before anything heavy is imported."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its waiting threads spin
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.set_threshold(100_000, 50, 50)  # plans are many small objects, none of them in cycles
-    from ckptforge.cli.app import main as run
-
+    try:
+        from ckptforge.cli.app import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
     run()
 
 

@@ -16,7 +16,7 @@ import click
 
 from ckptforge.cli import options as opt
 from ckptforge.cli.progress import bar
-from ckptforge.cli.text import check_text, comparison_text, inspection_text, result_text, verification_text
+from ckptforge.cli.text import check_text, cleaned_text, comparison_text, inspection_text, result_text, verification_text
 from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
@@ -394,7 +394,7 @@ def verify(
         **arguments,
     )
     if report is not None:
-        from ckptforge.engine.publish import write_file
+        from ckptforge.engine.staging import write_file
         from ckptforge.forward.report import html_page
 
         write_file(report, html_page(found).encode())
@@ -451,7 +451,7 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """
     from ckptforge import dropins
 
-    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory", "no_hash", "allow_overflow")}
+    running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash", "allow_overflow")}
     _show_call(dropins.convert_weight, arguments, as_json, quiet, **running)
 
 
@@ -482,8 +482,34 @@ def transform_ckpt(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """MindFormers' transform_ckpt.py, with the same flags: merge, split or reshard, by the strategies given."""
     from ckptforge import dropins
 
-    running = {name: arguments.pop(name) for name in ("overwrite", "dry_run", "workers", "memory", "no_hash")}
+    running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash")}
     _show_call(dropins.transform_ckpt, arguments, as_json, quiet, **running)
+
+
+@cli.command(
+    "clean",
+    cls=_Examples,
+    examples="""
+    ckptforge clean output
+    ckptforge clean output --dry-run
+""",
+)
+@click.argument("directory", type=opt.PATH, metavar="DIR")
+@opt.option("--dry-run", is_flag=True, help="Say what is there and remove nothing.")
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@opt.option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object).")
+def clean(directory: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Remove what interrupted or killed runs left in DIR.
+
+    Those are hidden directories .NAME.ckptforge beside the outputs that were being made. One that a living run holds is let alone.
+    """
+    from ckptforge.cleaning import clean as remove
+
+    found = remove(directory, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), ensure_ascii=False))
+    elif not quiet:
+        click.echo(cleaned_text(found))
 
 
 @cli.command(
@@ -512,34 +538,47 @@ def demo(directory: Path | None, overwrite: bool, as_json: bool) -> None:
 def _fail(error: Exception, as_json: bool) -> NoReturn:
     """Ends with one error on stderr, or as a JSON object on stdout, and its exit code."""
     code = getattr(error, "exit_code", 1)
+    message = " ".join([error.format_message() if isinstance(error, click.ClickException) else str(error), *_notes(error)])
     if as_json:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(json.dumps({"ok": False, "error": {"type": type(error).__name__, "message": message}}, ensure_ascii=False))
     elif isinstance(error, click.ClickException):
         error.show()
     else:
-        click.echo(f"ckptforge: {error}", err=True)
+        click.echo(f"ckptforge: {message}", err=True)
     sys.exit(code)
 
 
-def _stopped(how: str, code: int, as_json: bool) -> NoReturn:
-    message = f"{how}; nothing was left under a final name."
+def _stopped(error: BaseException, how: str, code: int, as_json: bool) -> NoReturn:
+    message = " ".join([f"{how}; nothing was left under a final name.", *_notes(error)])
     if as_json:
-        click.echo(json.dumps({"ok": False, "error": {"type": how.capitalize(), "message": message}}))
+        click.echo(json.dumps({"ok": False, "error": {"type": how.capitalize(), "message": message}}, ensure_ascii=False))
     click.echo(f"ckptforge: {message}", err=True)
     sys.exit(code)
 
 
-class _Terminated(BaseException):
-    """SIGTERM came."""
+def _notes(error: BaseException | None) -> list[str]:
+    """What was noted on an error, or on the one that click made it of."""
+    found: list[str] = []
+    while error is not None:
+        found += getattr(error, "__notes__", [])
+        error = error.__cause__
+    return found
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
+class _Stopped(BaseException):
+    """A signal came that ends the process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise _Stopped(number)
 
 
 def _command_line() -> str:
-    return shlex.join(["ckptforge", *sys.argv[1:]])
+    return shlex.join(["ckptforge", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def main() -> None:
@@ -547,13 +586,15 @@ def main() -> None:
     as_json = "--json" in sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _stop)
     try:
         code = cli.main(prog_name="ckptforge", standalone_mode=False)
-    except (click.Abort, KeyboardInterrupt):
-        _stopped("interrupted", 130, as_json)
-    except _Terminated:
-        _stopped("terminated", 143, as_json)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _stopped(error, "interrupted", 130, as_json)
+    except _Stopped as error:
+        _stopped(error, "terminated", 128 + error.number, as_json)
     except (CkptforgeError, click.ClickException) as error:
         _fail(error, as_json)
     except BrokenPipeError:

@@ -29,12 +29,13 @@ def _all(*options: Decorator) -> Decorator:
 
 
 running = _all(
-    option("--overwrite", is_flag=True, help="Replace an existing output."),
+    option("--overwrite", is_flag=True, help="Replace an existing output, and what an interrupted run left of one."),
+    option("--resume", is_flag=True, help="Go on where an interrupted run of the same command stopped."),
     option("--dry-run", is_flag=True, help="Print the plan (outputs, tensors, bytes, memory, what is left out) and write nothing."),
     option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
     option("--workers", type=int, metavar="N", help="Threads that copy. [default: one per core, at most 8]"),
     option("--memory", metavar="SIZE", help="Buffers of all workers together. [default: 134MB]"),
-    option("--no-hash", is_flag=True, help="Leave the hashes of tensors and sources out of the manifest."),
+    option("--no-hash", is_flag=True, help="Make no hashes: the manifest has none, and the run can't be resumed."),
     option("--quiet", is_flag=True, help="Print nothing but errors (and the JSON object)."),
 )
 

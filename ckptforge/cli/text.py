@@ -9,6 +9,7 @@ from ckptforge.errors import printable
 
 if TYPE_CHECKING:
     from ckptforge.checking import Check
+    from ckptforge.cleaning import Cleaned
     from ckptforge.comparing import Comparison
     from ckptforge.forward.verification import Verification
     from ckptforge.inspection import Inspection
@@ -201,3 +202,17 @@ def _parts_table(parts: list[dict[str, Any]]) -> str:
             shown = " ".join(map(str, ranks[:_SHOWN_RANKS])) + (f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else "")
             rows.append([kind["tensor"] + more if i == 0 else "", str(kind["shape"]) if i == 0 else "", part, shown])
     return table(rows)
+
+
+def cleaned_text(found: Cleaned) -> str:
+    """What `clean` prints."""
+    if not found.left:
+        return f"{printable(found.directory)}: nothing was left there"
+    lines = []
+    for left in found.left:
+        if left.busy is not None:
+            lines.append(f"let alone: {printable(left.busy)}")
+        else:
+            verb = "would remove" if found.dry_run else "removed"
+            lines.append(f"{verb} {printable(left.directory)}: {size(left.bytes)}, {left.finished} tensors finished")
+    return "\n".join(lines)

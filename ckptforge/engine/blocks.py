@@ -7,7 +7,7 @@ A file is hashed as one tensor of all its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ckptforge.formats.entry import Extent, FileIndex, TensorEntry, read_range
 
 BLOCK_BYTES = 8 * 1024 * 1024
 Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
-Digests = dict[tuple[Path, str], dict[int, bytes]]  # file and tensor name → first byte of a block → digest
+Digests = dict[Path, dict[int, bytes]]  # file → first byte of a block → digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,6 @@ def whole_file(file: FileIndex) -> TensorEntry:
     return TensorEntry("", BY_NAME["uint8"], (file.size,), file.path, (Extent(0, 0, file.size),))
 
 
-def hashes_of(entries: Mapping[Path, Iterable[TensorEntry]], digests: Digests) -> Hashes:
-    """The hashes of tensors whose blocks are all in `digests`."""
-    found: Hashes = {}
-    for file, held in entries.items():
-        found[file] = {}
-        for entry in held:
-            blocks = digests.get((file, entry.name), {})
-            assert len(blocks) == -(-entry.nbytes // BLOCK_BYTES)
-            found[file][entry.name] = xxhash.xxh3_128(b"".join(blocks[start] for start in sorted(blocks))).hexdigest()
-    return found
+def hash_of(digests: Mapping[int, bytes]) -> str:
+    """A tensor's hash from the digests of its blocks, by their first bytes."""
+    return xxhash.xxh3_128(b"".join(digests[start] for start in sorted(digests))).hexdigest()

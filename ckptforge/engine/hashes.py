@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ckptforge.engine.blocks import Block, Digests, Hashes, blocks_of, hashes_of
+from ckptforge.engine.blocks import Block, Hashes, blocks_of, hash_of
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.stream import Descriptors, Progress, Worker, run_workers
 from ckptforge.formats.entry import TensorEntry
 
 
-def tensor_hashes(files: Mapping[Path, Iterable[TensorEntry]], budget: Budget, progress: Progress | None = None) -> Hashes:
-    """File → tensor name → hash. Raises the errors of reading."""
+def tensor_hashes(
+    files: Mapping[Path, Iterable[TensorEntry]], budget: Budget, progress: Progress | None = None, opened: Mapping[Path, int] | None = None
+) -> Hashes:
+    """File → tensor name → hash; `opened` are descriptors of files that are open already. Raises the errors of reading."""
     entries = {file: list(held) for file, held in files.items()}
     total = sum(entry.nbytes for held in entries.values() for entry in held)
-    descriptors = Descriptors({})
-    digests: Digests = {}
+    descriptors = Descriptors(opened or {})
+    digests: dict[tuple[Path, str], dict[int, bytes]] = {(file, entry.name): {} for file, held in entries.items() for entry in held}
+
+    def finished(task: object, worker: Worker) -> None:
+        assert isinstance(task, Block)
+        digests[task.file, task.entry.name][task.start] = worker.digest
+
     try:
         queue = (block for file, held in entries.items() for entry in held for block in blocks_of(file, entry))
-        for worker in run_workers(queue, [_Hasher(descriptors, budget) for _ in range(budget.workers)], progress, total):
-            worker.give_digests(digests)
+        run_workers(queue, [_Hasher(descriptors, budget) for _ in range(budget.workers)], progress, total, finished)
     finally:
         descriptors.close()
-    return hashes_of(entries, digests)
+    return {file: {entry.name: hash_of(digests[file, entry.name]) for entry in held} for file, held in entries.items()}
 
 
 class _Hasher(Worker):

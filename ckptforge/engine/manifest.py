@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ckptforge.engine.audit import Audit
+from ckptforge.engine.audit import Audit, audit_json
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.checkpoint import CONFIG
@@ -177,7 +177,7 @@ def manifest_json(
         "sources": [_source_json(source, hashes) for source in plan.sources],
         "outputs": [
             {
-                "file": str(file.path.relative_to(plan.output) if file.path != plan.output else file.path.name),
+                "file": plan.name_of(file.path),
                 "size": file.size,
                 "mtime_ns": mtimes[file.path],
                 "tensors": {
@@ -203,22 +203,6 @@ def _source_json(source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | N
     shown_path = os.fsencode(source.path).decode("utf-8", "backslashreplace")
     found = {"path": shown_path, "size": source.size, "mtime_ns": mtime}
     return found if hashes is None else {**found, "xxh3_128": hashes[source.path][""]}
-
-
-def audit_json(audit: Audit) -> list[dict[str, Any]]:
-    """Cast counts as a list of objects, by tensor group."""
-    return [
-        {
-            "group": group,
-            "from": source,
-            "to": target,
-            "values": count.values,
-            "overflowed": count.overflowed,
-            "underflowed": count.underflowed,
-            "rounded": count.rounded,
-        }
-        for (group, source, target), count in sorted(audit.counts.items())
-    ]
 
 
 def read_manifest(path: Path) -> Manifest:

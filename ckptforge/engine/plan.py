@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,19 @@ class Plan:
         """Every file that will appear, but for the manifest."""
         base = self.output if self.is_directory else self.output.parent
         return (*(file.path for file in self.files), *(base / name for name in self.small_files))
+
+    @property
+    def targets(self) -> Iterator[TensorEntry]:
+        """The tensors to be written."""
+        return (assembly.target for assembly in self.assemblies)
+
+    def name_of(self, path: Path) -> str:
+        """A file's name within the output."""
+        return str(path.relative_to(self.output)) if path != self.output else path.name
+
+    def key(self, entry: TensorEntry) -> tuple[str, str]:
+        """(file, tensor): what an output tensor is known by, wherever the output lies."""
+        return self.name_of(entry.path), entry.name
 
     @property
     def tensor_count(self) -> int:

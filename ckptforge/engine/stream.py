@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.engine.audit import Audit
-from ckptforge.engine.blocks import Block, Digests, Hashes, blocks_of, hashes_of, whole_file
+from ckptforge.engine.blocks import Block, Digests, Hashes, blocks_of, hash_of, whole_file
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.buffers import Buffers
 from ckptforge.engine.casts import cast_function, numpy_dtype
+from ckptforge.engine.journal import Finished, Journal
 from ckptforge.engine.moves import PIECE_BYTES, begin_writeback, move_bytes, paired_ranges, write_exactly
 from ckptforge.engine.plan import Assembly, Plan
 from ckptforge.engine.tiles import Tile, best_form, inside, spans_of, strips, tiles
 from ckptforge.engine.transpose import copy_strided
-from ckptforge.errors import OutputError
 from ckptforge.formats.entry import FileIndex, TensorEntry, open_file, read_spans
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
+Kept = Mapping[TensorEntry, Finished]
 
 _MOVE_BYTES = 8 * 1024 * 1024
 _MANY_CALLS = 16
@@ -77,17 +78,32 @@ class Schedule:
     """A plan cut into what a worker does at a time, in file order, with the checks of stored checksums.
 
     With `hashing` the blocks of sources stand between the tasks, in step with them, and those of an output tensor come when it
-    has been written: either is then still in the page cache, and hashing goes on while another worker writes.
+    has been written: either is then still in the page cache, and hashing goes on while another worker writes. A finished tensor
+    goes into the journal; `kept` are those of an earlier run, which aren't made again.
     """
 
-    def __init__(self, plan: Plan, budget: Budget, hashing: bool) -> None:
+    def __init__(self, plan: Plan, budget: Budget, hashing: bool, journal: Journal | None, kept: Kept) -> None:
+        made = [assembly for assembly in plan.assemblies if assembly.target not in kept]
+        known = journal.sources if journal is not None else {}
+        blocks = ((i, block) for i, file in enumerate(plan.sources) for block in blocks_of(file.path, whole_file(file)))
+        self._plan, self._journal = plan, journal
         self._checks = [Check(file) for file in plan.sources if file.checksum is not None]
-        self._tasks = fills(plan.assemblies, budget, moves=True)
-        self._blocks = (block for file in plan.sources for block in blocks_of(file.path, whole_file(file))) if hashing else iter(())
-        self._share = sum(file.size for file in plan.sources) / max(plan.tensor_bytes, 1)
+        self._tasks = fills(made, budget, moves=True)
+        self._blocks = (block for i, block in blocks if (i, block.start) not in known) if hashing else iter(())
+        self._share = sum(file.size for file in plan.sources) / max(sum(assembly.target.nbytes for assembly in made), 1)
         self._written = self._hashed = 0.0
-        self._unwritten = {assembly.target: assembly.target.nbytes for assembly in plan.assemblies} if hashing else {}
+        self._unfinished = {assembly.target: _Unfinished(assembly.target.nbytes) for assembly in made if assembly.target.nbytes}
         self._ready: deque[Block] = deque()
+        self._hashing = hashing
+        self._sources = {file.path: i for i, file in enumerate(plan.sources)}
+        self.audit = Audit()
+        self.hashes: Hashes = {file.path: {} for file in plan.files}
+        self._source_digests: Digests = {file.path: {} for file in plan.sources}
+        for (i, start), digest in known.items() if hashing else ():
+            self._source_digests[plan.sources[i].path][start] = digest
+        for entry, finished in kept.items():
+            self.audit.merge(finished.audit)
+            self.hashes[entry.path][entry.name] = finished.hash
 
     def __iter__(self) -> Schedule:
         return self
@@ -107,14 +123,54 @@ class Schedule:
             return made
         return next(self._blocks)
 
-    def finished(self, task: object) -> None:
-        """To be told of each task that has been done."""
-        if not isinstance(task, Move | Fill) or not self._unwritten:
-            return
-        target = task.target
-        self._unwritten[target] -= task.nbytes
-        if not self._unwritten[target]:
-            self._ready.extend(blocks_of(target.path, target))
+    def finished(self, task: object, worker: Worker) -> None:
+        """To be told of each task that has been done, and by whom."""
+        if isinstance(task, Block) and task.entry in self._unfinished:
+            self._hashed_block(task, worker.digest)
+        elif isinstance(task, Block):
+            self._source_digests[task.file][task.start] = worker.digest
+            if self._journal is not None:
+                self._journal.add_source(self._sources[task.file], task.start, worker.digest)
+        elif isinstance(task, Move | Fill):
+            self._written_part(task, worker)
+
+    def _written_part(self, task: Move | Fill, worker: Worker) -> None:
+        part = self._unfinished[task.target]
+        part.unwritten -= task.nbytes
+        if isinstance(task, Fill):
+            part.audit.merge(worker.audit)
+            self.audit.merge(worker.audit)
+        if not part.unwritten and self._hashing:
+            self._ready.extend(blocks_of(task.target.path, task.target))
+
+    def _hashed_block(self, block: Block, digest: bytes) -> None:
+        part, entry = self._unfinished[block.entry], block.entry
+        part.digests[block.start] = digest
+        if sum(1 for _ in blocks_of(entry.path, entry)) == len(part.digests):
+            found = hash_of(part.digests)
+            self.hashes[entry.path][entry.name] = found
+            if self._journal is not None:
+                self._journal.add_tensor(self._plan.key(entry), Finished(found, part.audit))
+            del self._unfinished[entry]
+
+    def all_hashes(self) -> Hashes | None:
+        """The hashes of everything read and written, once all is done."""
+        if not self._hashing:
+            return None
+        for file in self._plan.files:
+            self.hashes[file.path].update({name: hash_of({}) for name, entry in file.tensors.items() if not entry.nbytes})
+        for path, digests in self._source_digests.items():
+            self.hashes[path] = {"": hash_of(digests)}
+        return self.hashes
+
+
+@dataclass
+class _Unfinished:
+    """A tensor on its way: the bytes that aren't written yet, what its casts did, and the digests of its blocks."""
+
+    unwritten: int
+    audit: Audit = field(default_factory=Audit)
+    digests: dict[int, bytes] = field(default_factory=dict)
 
 
 def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -> Iterator[Move | Fill]:
@@ -141,12 +197,12 @@ def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -
 
 @dataclass
 class Worker:
-    """One thread's buffers, made once, and its counts."""
+    """One thread's buffers, made once; after a task the counts of its casts, or the digest of its block."""
 
     descriptors: Descriptors
     budget: Budget
     audit: Audit = field(default_factory=Audit)
-    digests: dict[Block, bytes] = field(default_factory=dict)
+    digest: bytes = b""
     buffers: Buffers = field(default_factory=Buffers)
     strip_buffers: Buffers = field(default_factory=Buffers)
 
@@ -158,19 +214,15 @@ class Worker:
         if isinstance(task, Block):
             buffer = self.buffers.lend((PIECE_BYTES, task.entry.file_offset(task.start)))[0].data
             fd = self.descriptors.targets.get(task.file) or self.descriptors.source(task.entry.path)
-            self.digests[task] = task.digest(fd, buffer)
+            self.digest = task.digest(fd, buffer)
             return 0
         if isinstance(task, Move):
             self.move(task)
             return task.nbytes
         assert isinstance(task, Fill)
+        self.audit = Audit()
         self.fill(task)
         return task.nbytes
-
-    def give_digests(self, digests: Digests) -> None:
-        """Puts the digests of its blocks with those of others."""
-        for block, digest in self.digests.items():
-            digests.setdefault((block.file, block.entry.name), {})[block.start] = digest
 
     def move(self, task: Move) -> None:
         source, target = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
@@ -295,34 +347,28 @@ class Done:
     hashes: Hashes | None
 
 
-def run(plan: Plan, targets: Mapping[Path, int], budget: Budget, progress: Progress | None = None, hashing: bool = False) -> Done:
-    """Writes all of a plan's files into the open descriptors `targets`.
+def run(
+    plan: Plan,
+    targets: Mapping[Path, int],
+    budget: Budget,
+    progress: Progress | None = None,
+    hashing: bool = False,
+    journal: Journal | None = None,
+    kept: Kept | None = None,
+) -> Done:
+    """Writes all tensors of a plan into the open descriptors `targets`, but for those `kept`, which are there already.
 
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error of any worker stops
     all and is raised.
     """
-    for file in plan.files:
-        try:
-            os.ftruncate(targets[file.path], file.size)
-        except OSError as error:
-            raise OutputError(f"{file.path}: can't be made {file.size} bytes long: {error.strerror}.") from error
-        for offset, literal in file.literals:
-            write_exactly(targets[file.path], offset, literal, file.path)
     descriptors = Descriptors(targets)
-    audit = Audit()
-    digests: Digests = {}
-    schedule = Schedule(plan, budget, hashing)
+    schedule = Schedule(plan, budget, hashing, journal, kept or {})
     workers = [Worker(descriptors, budget) for _ in range(budget.workers)]
     try:
-        for worker in run_workers(schedule, workers, progress, plan.tensor_bytes, schedule.finished):
-            audit.merge(worker.audit)
-            worker.give_digests(digests)
+        run_workers(schedule, workers, progress, plan.tensor_bytes, schedule.finished, sum(entry.nbytes for entry in kept or ()))
     finally:
         descriptors.close()
-    if not hashing:
-        return Done(audit, None)
-    entries: dict[Path, Iterable[TensorEntry]] = {file.path: file.tensors.values() for file in plan.files}
-    return Done(audit, hashes_of(entries | {file.path: [whole_file(file)] for file in plan.sources}, digests))
+    return Done(schedule.audit, schedule.all_hashes())
 
 
 class Doer(Protocol):
@@ -339,12 +385,12 @@ def run_workers(
     workers: Sequence[W],
     progress: Progress | None,
     total: int,
-    finished: Callable[[object], None] | None = None,
+    finished: Callable[[object, W], None] | None = None,
+    done: int = 0,
 ) -> Sequence[W]:
-    """Each worker takes tasks until there are none; `finished` is told of each that has been done, and may add to the queue.
-    The first error of any stops all and is raised."""
+    """Each worker takes tasks until there are none; `finished` is told of each that has been done, and by whom, and may add to
+    the queue; `done` counts as progress made before. The first error of any stops all and is raised."""
     lock, stop = threading.Lock(), threading.Event()
-    done = 0
 
     def take() -> object:
         with lock:
@@ -357,7 +403,7 @@ def run_workers(
                 written = worker.do(task)
                 with lock:
                     if finished is not None:
-                        finished(task)
+                        finished(task, worker)
                     if written and progress is not None:
                         done += written
                         progress(done, total)

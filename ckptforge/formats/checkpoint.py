@@ -11,6 +11,7 @@ from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.formats import huggingface, mindspore_dir
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.small_files import entries_of, is_there
+from ckptforge.formats.unfinished import refuse_unfinished
 
 CONFIG = "config.json"
 
@@ -43,6 +44,7 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
     `step` picks one of several checkpoints in a directory. Reads indexes only. Raises `InputNotFoundError` and
     `FormatError`.
     """
+    refuse_unfinished(path)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ckptforge.boxes import Box, box_shape, row_major_strides
 from ckptforge.dtypes import DType
-from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.errors import FormatError, InputNotFoundError, ReadError, shown
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
@@ -154,7 +154,7 @@ def read_exactly(fd: int, offset: int, into: memoryview, path: Path) -> None:
         try:
             count = os.preadv(fd, [into[done:]], offset + done)
         except OSError as error:
-            raise FormatError(f"{path}: reading at byte {offset + done} failed: {error.strerror}.") from error
+            raise ReadError(f"{path}: reading at byte {offset + done} failed: {error.strerror}.") from error
         if count == 0:
             raise FormatError(
                 f"{path}: ends at byte {offset + done} where its index promises {len(into) - done} bytes more; "

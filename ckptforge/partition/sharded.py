@@ -10,6 +10,7 @@ from ckptforge.errors import FormatError, listing, shown
 from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import FileIndex, TensorEntry, read_range
 from ckptforge.formats.mindspore_dir import read_ranks
+from ckptforge.formats.unfinished import refuse_unfinished
 from ckptforge.partition.strategy_file import Strategy
 
 Parts = tuple[tuple[Box, TensorEntry], ...]
@@ -24,6 +25,7 @@ def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, c
     Raises `InputNotFoundError` for missing ranks, `FormatError` for whatever shows that strategy and shards don't belong
     together, with the shapes.
     """
+    refuse_unfinished(directory)
     files, notes = read_ranks(directory, step)
     if len(files) != strategy.ranks:
         raise FormatError(

@@ -1,0 +1,94 @@
+"""Removing what runs that were killed left behind."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptforge.engine import journal as journals
+from ckptforge.engine.placing import restore_old
+from ckptforge.engine.staging import lock_directory, output_of, remove_staging, staging_path
+from ckptforge.errors import InputNotFoundError, OutputError
+from ckptforge.formats.unfinished import SUFFIX
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run left: the `directory` it lies in, the `output` it was for, tensors `finished`, and `bytes` of disk. `busy` says why it
+    was let alone, if it was."""
+
+    directory: str
+    output: str
+    finished: int
+    bytes: int
+    busy: str | None = None
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What `clean` found and, but for a dry run and what is busy, removed."""
+
+    directory: str
+    left: list[Left]
+    dry_run: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(left.bytes for left in self.left if left.busy is None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": True, **asdict(self), "bytes": self.bytes}
+
+
+def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
+    """Removes unfinished outputs from a directory: those of files and directories in it, and that of the directory itself.
+
+    One that a living run holds is let alone. Raises `InputNotFoundError` for a directory that isn't there (and isn't an unfinished
+    output either), `OutputError` for what can't be removed.
+    """
+    path = Path(directory)
+    own = staging_path(path) if path.name and path.name != ".." else None
+    found = [own] if own is not None and _is_staging(own) else []
+    if path.is_dir():
+        try:
+            found += sorted(entry for entry in path.iterdir() if _is_staging(entry))
+        except OSError as error:
+            raise InputNotFoundError(f"{path}: can't be listed: {error.strerror}.") from error
+    elif not found:
+        raise InputNotFoundError(f"{path}: no such directory.")
+    return Cleaned(str(path), [_remove(entry, dry_run) for entry in found], dry_run)
+
+
+def _is_staging(path: Path) -> bool:
+    name = path.name
+    if not name.startswith(".") or not name.endswith(SUFFIX) or path.is_symlink() or not path.is_dir():
+        return False
+    return {entry.name for entry in path.iterdir()} <= {"lock", "journal", "out", "old"}
+
+
+def _remove(directory: Path, dry_run: bool) -> Left:
+    output = output_of(directory)
+    try:
+        lock = lock_directory(directory, output)
+    except OutputError as error:
+        return Left(str(directory), str(output), 0, 0, str(error))
+    try:
+        journal = journals.reopen(directory / "journal")
+        finished = len(journal.tensors) if journal is not None else 0
+        if journal is not None:
+            journal.close()
+        left = Left(str(directory), str(output), finished, _disk_bytes(directory))
+        if not dry_run:
+            restore_old(directory, output)
+            remove_staging(directory)
+        return left
+    except OSError as error:
+        raise OutputError(f"{directory}: can't be removed: {error.strerror}.") from error
+    finally:
+        os.close(lock)
+
+
+def _disk_bytes(directory: Path) -> int:
+    return sum(os.lstat(os.path.join(root, name)).st_blocks * 512 for root, _, names in os.walk(directory) for name in names)

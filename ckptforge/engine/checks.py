@@ -1,0 +1,88 @@
+"""What is refused of an output before any work: one that exists, that can't be written, that doesn't fit on the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ckptforge.engine.manifest import written_names
+from ckptforge.engine.placing import names_in
+from ckptforge.engine.plan import Plan
+from ckptforge.errors import OutputError, listing
+
+_SPARE = 1 << 20  # bytes kept free beyond the plan
+
+
+def check_output(plan: Plan, overwrite: bool) -> None:
+    """Refuses, before any work, an output that exists (without `overwrite`), that holds an input, or that can't be written
+    where it is to be. Raises `OutputError`."""
+    output = plan.output
+    is_directory = plan.is_directory
+    try:
+        os.lstat(output)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
+        raise OutputError(f"{output}: can't be written: {getattr(error, 'strerror', None) or error}.") from error
+    resolved = Path(os.path.realpath(output))
+    for source in plan.sources:
+        path = Path(os.path.realpath(source.path))
+        if path == resolved or resolved in path.parents:
+            raise OutputError(f"{output}: holds {source.path}, which is being read; choose another output.")
+    if output.is_symlink():
+        raise OutputError(f"{output}: is a symbolic link; name the file or directory itself.")
+    if not output.name or output.name == ".." or (output.is_dir() and (os.path.ismount(output) or resolved == Path.cwd())):
+        raise OutputError(
+            f"{output}: is the current directory, a parent or a mount point, which can't be replaced whole; name a directory in it."
+        )
+    if os.path.lexists(output):
+        if not output.is_dir() and not output.is_file():
+            raise OutputError(f"{output}: is neither a file nor a directory, and isn't replaced; choose another output.")
+        found, wanted = ("a directory" if yes else "a file" for yes in (output.is_dir(), is_directory))
+        if found != wanted:
+            raise OutputError(f"{output}: exists and is {found}, but the output is {wanted}; choose another name.")
+        if not overwrite and not (is_directory and not any(output.iterdir())):
+            raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
+        if is_directory and (stale := _foreign_checkpoints(plan)):
+            raise OutputError(
+                f"{output}: holds checkpoint files that no manifest there names, and that would not fit the new output:\n{listing(stale)}\n"
+                "Remove them, or choose another output."
+            )
+    parent = _existing_parent(output)
+    if not parent.is_dir():
+        raise OutputError(f"{output}: can't be created: {parent} isn't a directory.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: can't be written: no permission to write in {parent}.")
+    if os.statvfs(parent).f_flag & os.ST_RDONLY:
+        raise OutputError(f"{output}: can't be written: {parent} is on a read-only file system.")
+
+
+def check_room(plan: Plan, held: int = 0) -> None:
+    """Refuses, before any work, an output for which the disk has no room; `held` are bytes that it takes up already. Raises
+    `OutputError`."""
+    parent = _existing_parent(plan.output)
+    disk = os.statvfs(parent)
+    free = disk.f_bavail * disk.f_frsize
+    if plan.nbytes - held + _SPARE > free:
+        raise OutputError(
+            f"{plan.output}: needs {plan.nbytes - held} bytes but only {free} are free in {parent}; make room or choose another disk."
+        )
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    return parent
+
+
+def _foreign_checkpoints(plan: Plan) -> list[str]:
+    """Checkpoint files of an existing output directory that neither its manifest nor the plan names."""
+    if not plan.output.is_dir():
+        return []
+    known = written_names(plan.output) | {str(path.relative_to(plan.output)) for path in plan.paths}
+    return sorted(
+        name
+        for name in names_in(plan.output)
+        if name not in known and (Path(name).suffix in (".ckpt", ".safetensors") or name.endswith(".index.json"))
+    )

@@ -1,0 +1,187 @@
+"""The journal of a run: which tensors are finished, with their hashes, so that another run can go on from there.
+
+One JSON object a line: first what the run is made from (`begin`), then a line for each finished tensor and each hashed block of
+a source, at last one when everything is written and is being put in place. A line that was cut off ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ckptforge.engine.audit import Audit, audit_json, read_audit
+from ckptforge.engine.plan import Plan
+from ckptforge.errors import OutputError, ReadError
+from ckptforge.formats.entry import FileIndex, TensorEntry
+from ckptforge.version import __version__
+
+Key = tuple[str, str]  # file as the plan's output names it, tensor
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A tensor that was written: its hash, and what its casts did."""
+
+    hash: str
+    audit: Audit
+
+
+@dataclass
+class Journal:
+    """An open journal. `sources` are digests by (index of the source, first byte of the block); `publishing` is the inode of what
+    is being put in place, once that has begun."""
+
+    path: Path
+    fd: int
+    head: Mapping[str, Any]
+    tensors: dict[Key, Finished] = field(default_factory=dict)
+    sources: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    publishing: int | None = None
+
+    @property
+    def audit(self) -> Audit:
+        """What the casts of all finished tensors did."""
+        audit = Audit()
+        for finished in self.tensors.values():
+            audit.merge(finished.audit)
+        return audit
+
+    def add_tensor(self, key: Key, finished: Finished) -> None:
+        self.tensors[key] = finished
+        self._add({"file": key[0], "tensor": key[1], "hash": finished.hash, "casts": audit_json(finished.audit)})
+
+    def add_source(self, index: int, start: int, digest: bytes) -> None:
+        self.sources[index, start] = digest
+        self._add({"source": index, "start": start, "digest": digest.hex()})
+
+    def add_publishing(self, inode: int) -> None:
+        self.publishing = inode
+        self._add({"publishing": inode})
+        os.fsync(self.fd)
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        try:
+            os.write(self.fd, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def begin(path: Path, plan: Plan, command: str | None) -> Journal:
+    """A new journal of a plan."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    journal = Journal(path, fd, head_of(plan, command))
+    journal._add(journal.head)
+    return journal
+
+
+def reopen(path: Path) -> Journal | None:
+    """The journal that a run left, cut behind its last whole line; None where there is none or it never got a line."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: can't be opened: {error.strerror}; remove the directory that it lies in.") from error
+    journal: Journal | None = None
+    end = 0
+    with os.fdopen(os.dup(fd), "rb") as lines:
+        for line in lines:
+            try:
+                if not line.endswith(b"\n"):
+                    break
+                content = json.loads(line)
+                if journal is None:
+                    journal = Journal(path, fd, {**content})
+                else:
+                    _read_line(journal, content)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                break
+            end += len(line)
+    if journal is None:
+        os.close(fd)
+        return None
+    os.ftruncate(fd, end)
+    return journal
+
+
+def _read_line(journal: Journal, content: dict[str, Any]) -> None:
+    if "tensor" in content:
+        key = str(content["file"]), str(content["tensor"])
+        journal.tensors[key] = Finished(str(content["hash"]), read_audit(content["casts"]))
+    elif "source" in content:
+        journal.sources[int(content["source"]), int(content["start"])] = bytes.fromhex(content["digest"])
+    else:
+        journal.publishing = int(content["publishing"])
+
+
+def head_of(plan: Plan, command: str | None) -> dict[str, Any]:
+    """What a run is made from: our version, the plan, and the sources as they are now."""
+    return {"ckptforge": __version__, "command": command, "plan": fingerprint(plan), "sources": source_states(plan)}
+
+
+def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
+    """Why a run that is made from `head` can't go on where another stopped; None if it can."""
+    before = journal.head
+    if before.get("ckptforge") != head["ckptforge"]:
+        return f"it was begun by ckptforge {before.get('ckptforge')}, this is {head['ckptforge']}"
+    old, new = before.get("sources"), head["sources"]
+    if not isinstance(old, list) or [isinstance(a, dict) and a.get("path") for a in old] != [b["path"] for b in new]:
+        return "its inputs are other files"
+    for a, b in zip(old, new, strict=True):
+        for key, what in (("size", "size"), ("mtime_ns", "time of change"), ("index", "header")):
+            if a.get(key) != b[key]:
+                return f"the input {b['path']} has changed since: its {what} was {a.get(key)}, now it is {b[key]}"
+    if before.get("plan") != head["plan"]:
+        first, second = (found or "a call from Python" for found in (before.get("command"), head["command"]))
+        return f"it was begun by another command ({first}; this is {second})"
+    return None
+
+
+def source_states(plan: Plan) -> list[dict[str, Any]]:
+    """Path, size, time of change and a hash of the index of each of a plan's sources, as they are now. Raises `OutputError`."""
+    return [_state(file) for file in plan.sources]
+
+
+def _state(file: FileIndex) -> dict[str, Any]:
+    try:
+        found = file.path.stat()
+    except OSError as error:
+        raise ReadError(f"{file.path}: has vanished while it was read: {error.strerror}.") from error
+    index = xxhash.xxh3_64()
+    for entry in file.tensors.values():
+        extents = [(extent.start, extent.offset, extent.length) for extent in entry.extents]
+        index.update(_bytes(entry.name, entry.dtype, entry.shape, extents))
+    return {"path": os.path.abspath(file.path), "size": found.st_size, "mtime_ns": found.st_mtime_ns, "index": index.hexdigest()}
+
+
+def _bytes(*values: object) -> bytes:
+    return "\0".join(map(str, values)).encode(errors="surrogatepass") + b"\n"
+
+
+def fingerprint(plan: Plan) -> str:
+    """A hash of all that decides the bytes of a plan's outputs but the contents of its sources."""
+    state = xxhash.xxh3_64()
+    numbers = {file.path: i for i, file in enumerate(plan.sources)}
+    state.update(_bytes(plan.verb, sorted(plan.small_files.items())))
+    for file in plan.files:
+        state.update(_bytes(plan.name_of(file.path), file.size))
+        for offset, literal in file.literals:
+            state.update(_bytes(offset) + literal)
+    entries: dict[TensorEntry, bytes] = {}
+    for assembly in plan.assemblies:
+        for source, transfer in assembly.copies:
+            if source not in entries:
+                entries[source] = _bytes(numbers[source.path], source.name, source.dtype)
+            # The hash of integers in tuples is the same in every process.
+            state.update(entries[source] + hash(transfer).to_bytes(8, "little", signed=True))
+        state.update(_bytes(assembly.target.name, assembly.target.dtype))
+    return state.hexdigest()

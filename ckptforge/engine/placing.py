@@ -1,0 +1,98 @@
+"""Putting finished outputs in their place: in one step where the system has one, and so that a step that was cut off can be done
+again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+from ckptforge.engine.manifest import written_names
+from ckptforge.errors import OutputError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def place_files(out: Path, output: Path) -> None:
+    """Moves a finished file and those that go with it beside it; the file itself first, so that its manifest is never without it."""
+    for path in sorted(out.iterdir(), key=lambda path: path.name != output.name):
+        os.replace(path, output.parent / path.name)
+    sync_directory(output.parent)
+
+
+def place_directory(staging: Path, output: Path) -> None:
+    """Puts `staging/out` in the place of `output`. What lies in an existing one and isn't part of its checkpoint is kept."""
+    out = staging / "out"
+    if output.is_dir():
+        _take_along(output, out)
+        if not _exchange(out, output):
+            os.rename(output, staging / "old")
+            os.rename(out, output)
+    else:
+        os.rename(out, output)
+    sync_directory(output.parent)
+
+
+def finish_placing(staging: Path, output: Path, is_directory: bool, inode: int) -> None:
+    """Does what is left of a placing that was begun with everything written; `inode` is that of the new `out`.
+
+    Raises `OutputError`.
+    """
+    out = staging / "out"
+    try:
+        if not out.is_dir() or out.stat().st_ino != inode:
+            return  # done: what lies there is the old one, if anything
+        if is_directory:
+            place_directory(staging, output)
+        else:
+            place_files(out, output)
+    except OSError as error:
+        raise OutputError(f"{output}: can't be put in place: {error.strerror}.") from error
+
+
+def restore_old(staging: Path, output: Path) -> None:
+    """Puts an output back that was moved away to be replaced and wasn't."""
+    if (staging / "old").is_dir() and not os.path.lexists(output):
+        os.rename(staging / "old", output)
+
+
+def _take_along(old: Path, new: Path) -> None:
+    """Links, or copies, what in `old` isn't of its checkpoint into `new`, where it stays if `old` goes."""
+    ours = written_names(old)
+    for name in names_in(old):
+        if name in ours or os.path.lexists(new / name):
+            continue
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(old / name, new / name, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(old / name, new / name, follow_symlinks=False)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two names in one step; False where the system can't (renameat2, Linux 3.15, not on every file system)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
+
+
+def names_in(directory: Path) -> list[str]:
+    """Every file and link in a directory, as paths relative to it."""
+    found = []
+    for root, directories, files in os.walk(directory):
+        links = [name for name in directories if (Path(root) / name).is_symlink()]
+        found += [str((Path(root) / name).relative_to(directory)) for name in (*files, *links)]
+    return found
+
+
+def sync_directory(directory: Path) -> None:
+    """Brings a directory's entries to the disk."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

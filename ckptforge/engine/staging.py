@@ -1,0 +1,317 @@
+"""Where outputs lie while they are made: a directory beside the output, locked by the run that writes there.
+
+`.<output>.ckptforge/` holds `lock`, `journal`, `out/` with the files, and `old/` while a directory is being replaced. A lock is
+the kernel's (flock), which a dead process doesn't keep.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptforge.engine import journal as journals
+from ckptforge.engine.journal import Journal
+from ckptforge.engine.moves import write_exactly
+from ckptforge.engine.placing import finish_placing, place_directory, place_files, restore_old, sync_directory
+from ckptforge.engine.plan import Plan
+from ckptforge.errors import LeftError, OutputError, ReadError
+from ckptforge.formats.unfinished import SUFFIX
+
+_TRIES = 100
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+def staging_path(output: Path) -> Path:
+    """The directory in which an output is made."""
+    return output.parent / f".{output.name}{SUFFIX}"
+
+
+def output_of(directory: Path) -> Path:
+    """The output that is made in a staging directory."""
+    return directory.parent / directory.name[1 : -len(SUFFIX)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user wants of a staging directory. `journaled`: keep a journal, without which nothing can be resumed."""
+
+    overwrite: bool = False
+    resume: bool = False
+    journaled: bool = True
+    command: str | None = None
+
+
+@dataclass
+class Staging:
+    """Outputs in the making: an open descriptor for each final path, the small files to be written with them, and the journal.
+
+    `placed` says that an earlier run had finished all and only had to put it in place, which has been done.
+    """
+
+    directory: Path
+    descriptors: dict[Path, int] = field(default_factory=dict)
+    small_files: dict[str, bytes] = field(default_factory=dict)
+    journal: Journal | None = None
+    placed: bool = False
+
+    @property
+    def out(self) -> Path:
+        return self.directory / "out"
+
+    @property
+    def held(self) -> int:
+        """Bytes of disk that the files take up already."""
+        return sum(os.fstat(fd).st_blocks * 512 for fd in self.descriptors.values())
+
+    def sync(self) -> None:
+        """Brings the files to the disk. Raises `OutputError`."""
+        for path, fd in self.descriptors.items():
+            _sync(fd, path)
+
+
+@contextmanager
+def staged(plan: Plan, request: Request) -> Iterator[Staging]:
+    """Opens a plan's files in the staging directory of its output; on a clean exit everything is synced and put in place.
+
+    When the run stops on the way, what it made is kept for `resume` if its journal has something to go on from, and the
+    exception gets a note that says so; otherwise all is removed, with the directories that were made for it. Raises
+    `OutputError` when another run holds the directory, when one left work that isn't asked to be resumed, and when what it
+    left is of other inputs, another command or another version.
+    """
+    output = plan.output
+    _allow_open_files(len(plan.files) + len(plan.sources) + 64)
+    parents = _make_parents(output)
+    staging = Staging(staging_path(output), small_files=dict(plan.small_files))
+    lock: int | None = None
+    kept = False
+    try:
+        lock = lock_directory(staging.directory, output)
+        staging.journal = _journal(staging, plan, request)
+        if staging.journal is not None and staging.journal.publishing is not None:
+            finish_placing(staging.directory, output, plan.is_directory, staging.journal.publishing)
+            staging.placed = True
+            yield staging
+        else:
+            _open_files(staging, plan)
+            yield staging
+            _put_in_place(staging, plan)
+        with suppress(OSError):  # the output is in place; `clean` finds the rest
+            remove_staging(staging.directory)
+    except BaseException as error:
+        journal = staging.journal
+        ours = lock is not None and not isinstance(error, LeftError)
+        kept = not ours or (journal is not None and _worth_keeping(journal, error))
+        if ours and kept and journal is not None:
+            error.add_note(
+                f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
+                f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
+            )
+        if not kept:
+            with suppress(OSError):
+                restore_old(staging.directory, output)
+                remove_staging(staging.directory)
+            for parent in reversed(parents):
+                try:
+                    parent.rmdir()
+                except OSError:
+                    break
+        raise
+    finally:
+        for fd in staging.descriptors.values():
+            os.close(fd)
+        if staging.journal is not None:
+            staging.journal.close()
+        if lock is not None:
+            os.close(lock)
+
+
+def _worth_keeping(journal: Journal, error: BaseException) -> bool:
+    """Whether a run that stopped so can be gone on with: interrupted, or stopped by the disk, with something finished."""
+    stopped = isinstance(error, OutputError | ReadError | OSError | MemoryError) or not isinstance(error, Exception)
+    return stopped and bool(journal.tensors or journal.publishing is not None)
+
+
+def lock_directory(directory: Path, output: Path) -> int:
+    """Makes a staging directory, if it isn't there, and locks it; returns the descriptor that holds the lock.
+
+    Raises `OutputError` where another run holds it, and where it can't be made.
+    """
+    for _ in range(_TRIES):
+        try:
+            if directory.is_symlink():
+                raise OutputError(f"{directory}: is a symbolic link, which no run of ckptforge made; remove it.")
+            directory.mkdir(exist_ok=True)
+            fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            if not directory.parent.is_dir():
+                raise OutputError(f"{output}: can't be written: there is no directory {directory.parent}.") from None
+            continue  # it was removed by the run that held it
+        except OSError as error:
+            raise OutputError(f"{output}: can't be written: {error.strerror} in {output.parent}.") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                holder = os.pread(fd, 200, 0).decode("utf-8", "replace") or "it has not said which"
+                os.close(fd)
+                raise OutputError(f"{output}: another run is writing it ({holder}); let it end, or stop it.") from None
+        try:
+            ours = os.stat(directory / "lock").st_ino == os.fstat(fd).st_ino
+        except FileNotFoundError:
+            ours = False  # the run that held it has removed it
+        if ours:
+            with suppress(OSError):  # only for the message of another run
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+            return fd
+        os.close(fd)
+    raise OutputError(f"{output}: {directory} can't be locked, as it is made and removed by others; let them end.")
+
+
+def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
+    """The journal to go on with, or a new one; what an earlier run left and isn't gone on with is removed."""
+    left = journals.reopen(staging.directory / "journal")
+    if left is not None and left.publishing is not None and not request.resume:
+        # All was written; only the last step is missing, or even that was done.
+        finish_placing(staging.directory, plan.output, plan.is_directory, left.publishing)
+        left.close()
+        _empty(staging.directory)
+        if not request.overwrite:
+            raise OutputError(
+                f"{plan.output}: was finished by an earlier run, and has now been put in place; give --overwrite to replace it."
+            )
+        left = None
+    if left is not None and left.tensors and not request.overwrite and not request.resume:
+        left.close()
+        raise LeftError(
+            f"{plan.output}: an earlier run stopped with {len(left.tensors)} of {plan.tensor_count} tensors finished, in "
+            f"{staging.directory}; go on with --resume, begin anew with --overwrite, or remove them with `ckptforge clean`."
+        )
+    if left is not None and left.tensors and request.resume:
+        if reason := journals.differences(left, journals.head_of(plan, request.command)):
+            left.close()
+            raise LeftError(
+                f"{plan.output}: what an earlier run left in {staging.directory} can't be resumed: {reason}. "
+                "Begin anew with --overwrite, or remove it with `ckptforge clean`."
+            )
+        return left
+    if left is not None and left.publishing is not None:
+        return left
+    if left is not None:
+        left.close()
+    restore_old(staging.directory, plan.output)
+    _empty(staging.directory)
+    return journals.begin(staging.directory / "journal", plan, request.command) if request.journaled else None
+
+
+def remove_staging(directory: Path) -> None:
+    """Removes a staging directory, what is locked by last, so that a run that is killed here leaves one that can be told."""
+    _empty(directory)
+    (directory / "lock").unlink(missing_ok=True)
+    directory.rmdir()
+
+
+def _empty(directory: Path) -> None:
+    """Removes all but the lock."""
+    for path in directory.iterdir():
+        if path.name == "lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _open_files(staging: Staging, plan: Plan) -> None:
+    try:
+        staging.out.mkdir(exist_ok=True)
+        for file in plan.files:
+            path = staging.out / (file.path.relative_to(plan.output) if plan.is_directory else plan.output.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            staging.descriptors[file.path] = fd
+            os.ftruncate(fd, file.size)
+            for offset, literal in file.literals:
+                write_exactly(fd, offset, literal, file.path)
+    except OSError as error:
+        raise OutputError(f"{plan.output}: can't be written: {error.strerror} in {staging.directory}.") from error
+
+
+def _put_in_place(staging: Staging, plan: Plan) -> None:
+    staging.sync()
+    for name, content in staging.small_files.items():
+        _write_small(staging.out / name, content)
+    for root, _, _ in os.walk(staging.out):
+        sync_directory(Path(root))
+    inode = staging.out.stat().st_ino
+    if staging.journal is not None:
+        staging.journal.add_publishing(inode)
+    try:
+        if plan.is_directory:
+            place_directory(staging.directory, plan.output)
+        else:
+            place_files(staging.out, plan.output)
+    except OSError as error:
+        raise OutputError(f"{plan.output}: can't be put in place: {error.strerror}.") from error
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the process's soft limit of open files where a job with many ranks needs more. Raises `OutputError`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise OutputError(f"{count} files must be open at a time, but the system allows {hard} (ulimit -Hn); raise that limit.")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def _make_parents(output: Path) -> list[Path]:
+    """Makes the directories above the output; returns those that were missing, the highest first."""
+    missing = []
+    parent = output.absolute().parent
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output}: its directory can't be created: {error.strerror}.") from error
+    return missing[::-1]
+
+
+def _sync(fd: int, path: Path) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be synced to disk: {error.strerror}; nothing is left under the final name.") from error
+
+
+def _write_small(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        write_exactly(fd, 0, content, path)
+        _sync(fd, path)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes one small file whole or not at all, in the place of an existing one. Raises `OutputError`."""
+    temporary = path.with_name(f".{path.name}.ckptforge-{os.getpid()}.tmp")
+    try:
+        _write_small(temporary, content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

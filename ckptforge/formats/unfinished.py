@@ -1,0 +1,18 @@
+"""Outputs in the making: how the directory is named that holds one, and that nobody reads from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptforge.errors import InputNotFoundError
+
+SUFFIX = ".ckptforge"  # `.NAME.ckptforge` holds the unfinished output NAME
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Raises `InputNotFoundError` for a path in what a run is making, or left behind."""
+    for part in path.absolute().parts:
+        if part.startswith(".") and part.endswith(SUFFIX) and len(part) > len(SUFFIX) + 1:
+            raise InputNotFoundError(
+                f"{path}: is the unfinished output of a run, in {part}; finish it with --resume, or remove it with `ckptforge clean`."
+            )

@@ -1,0 +1,406 @@
+"""Whatever stops a run, the output is whole or not there, and a resumed run ends with the same bytes."""
+
+import errno
+import functools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import ckptforge
+from ckptforge.cli.text import cleaned_text
+from ckptforge.engine import staging
+from ckptforge.errors import FormatError, InputNotFoundError, LeftError, OutputError, ReadError
+from tests.helpers import FIXTURES, HUB
+
+STRATEGIES = FIXTURES / "mindspore" / "strategies"
+SHARDED = FIXTURES / "mindspore" / "sharded"
+# What a run does to the disk; it is stopped before one of these calls.
+CALLS = ["pwrite", "write", "copy_file_range", "rename", "replace", "link", "fsync", "mkdir", "unlink", "rmdir", "ftruncate", "open"]
+
+
+def jobs(tmp_path):
+    """Name → (verb, arguments) without the output."""
+    full = FIXTURES / "mindspore" / "full.ckpt"
+    return {
+        "to_ms": (ckptforge.to_ms, (HUB,), "x.ckpt", {"dtype": "fp16", "layout": "gmm"}),
+        "to_torch": (ckptforge.to_torch, (tmp_path / "dense.ckpt",), "hf", {"max_shard_size": "200KB"}),
+        "merge": (ckptforge.merge, (SHARDED / "mp8",), "m.ckpt", {"strategy_dir": STRATEGIES / "mp8"}),
+        "split": (ckptforge.split, (full,), "ranks", {"strategy_dir": STRATEGIES / "dp4mp2ep2"}),
+    }
+
+
+def tree(path):
+    """Every file below a path with its contents, but for manifests, which hold times."""
+    if path.is_file():
+        return {"": path.read_bytes()}
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file() and "manifest" not in f.name}
+
+
+def in_a_process(action):
+    """Runs `action` in a forked process; returns its exit status as `os.waitpid` gives it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            action()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def at_call(stop, count_only=None):
+    """Replaces the calls of `os` by ones that kill the process before the `stop`-th."""
+    done = [0]
+
+    def wrap(real):
+        @functools.wraps(real)
+        def counted(*args, **kwargs):
+            done[0] += 1
+            if done[0] == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return counted
+
+    for name in CALLS:
+        setattr(os, name, wrap(getattr(os, name)))
+    return done
+
+
+@pytest.mark.parametrize("name", ["to_ms", "to_torch", "merge", "split"])
+def test_kills_at_any_moment(tmp_path, name):
+    """50 a verb; each resumed, some after a second and third kill."""
+    ckptforge.to_ms(HUB, tmp_path / "dense.ckpt")
+    verb, inputs, output, options = jobs(tmp_path)[name]
+    verb(*inputs, tmp_path / "whole" / output, **options)
+    expected = tree(tmp_path / "whole" / output)
+    counted = tmp_path / "count"
+
+    def count():
+        done = at_call(0)
+        verb(*inputs, tmp_path / "counted" / output, **options)
+        counted.write_text(str(done[0]))
+
+    assert in_a_process(count) == 0
+    calls = int(counted.read_text())
+    assert calls > 100
+    chance = random.Random(name)
+    kept = 0
+    for i in range(50):
+        place = tmp_path / f"run{i}"
+        for _ in range(chance.choice([1, 1, 1, 2, 3])):
+            stop = chance.randrange(1, calls + 1)
+
+            def run(stop=stop, place=place):
+                at_call(stop)
+                verb(*inputs, place / output, resume=True, workers=chance.choice([1, 2]), **options)
+
+            status = in_a_process(run)
+            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            if (place / output).exists():
+                assert tree(place / output) == expected
+            assert killed or (place / output).exists()
+            if not killed:
+                break
+        kept += bool(list(place.glob(".*/journal"))) if place.exists() else 0
+        if not (place / output).exists():
+            verb(*inputs, place / output, resume=True, **options)
+        elif list(place.glob(".*")):  # killed while it was cleaning up
+            with pytest.raises(OutputError, match="exists already"):
+                verb(*inputs, place / output, resume=True, **options)
+            ckptforge.clean(place)
+        assert tree(place / output) == expected
+        assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
+        shutil.rmtree(place)
+    assert kept > 25  # or the kills came too early to show anything
+
+
+def test_kills_while_an_output_is_replaced(tmp_path):
+    """The old or the new output is there whole, always, and what isn't ours stays."""
+    new = tree_of_replacement(tmp_path / "new")
+    old = tmp_path / "old"
+    ckptforge.to_ms(HUB, old / "o")
+    (old / "o" / "notes.txt").write_text("mine")
+    before = tree(old / "o")
+    for stop in range(1, 400, 7):
+        place = tmp_path / "run"
+        shutil.copytree(old, place)
+
+        def run(stop=stop, place=place):
+            at_call(stop)
+            ckptforge.to_ms(HUB, place / "o", layout="gmm", overwrite=True)
+
+        in_a_process(run)
+        now = tree(place / "o")
+        assert now in (before, new | {"notes.txt": b"mine"}), sorted(now)
+        ckptforge.clean(place)
+        assert tree(place / "o") == now and [path.name for path in place.iterdir()] == ["o"]
+        shutil.rmtree(place)
+
+
+def tree_of_replacement(path):
+    ckptforge.to_ms(HUB, path, layout="gmm")
+    return tree(path)
+
+
+@pytest.mark.parametrize("damage", ["byte", "short", "gone", "journal"])
+def test_what_is_on_the_disk_is_checked_not_trusted(tmp_path, damage):
+    expected = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm").output.read_bytes()
+    out = tmp_path / "b.ckpt"
+    interrupt(out, after=0.6)
+    work = staging.staging_path(out)
+    if damage == "byte":
+        content = bytearray((work / "out" / "b.ckpt").read_bytes())
+        content[len(content) // 8] ^= 1
+        content[len(content) // 4] ^= 1
+        (work / "out" / "b.ckpt").write_bytes(content)
+    elif damage == "short":
+        os.truncate(work / "out" / "b.ckpt", 50_000)
+    elif damage == "gone":
+        (work / "out" / "b.ckpt").unlink()
+    else:
+        journal = (work / "journal").read_bytes()
+        (work / "journal").write_bytes(journal[: len(journal) * 2 // 3] + b'{"file": 7}\n\xff\x00')
+    ckptforge.to_ms(HUB, out, layout="gmm", resume=True)
+    assert out.read_bytes() == expected
+    assert ckptforge.check(out).problems == []
+
+
+def interrupt(out, after, source=HUB, **options):
+    """Leaves a run of `to_ms` that stopped after a part of its bytes."""
+
+    def progress(done, total):
+        if done > after * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        ckptforge.to_ms(source, out, progress=progress, workers=1, **{"layout": "gmm", **options})
+    assert "--resume goes on from there" in stopped.value.__notes__[0]
+
+
+def test_what_was_finished_is_not_made_again(tmp_path, monkeypatch):
+    out = tmp_path / "b.ckpt"
+    interrupt(out, after=0.6)
+    seen = []
+    real = ckptforge.engine.stream.Worker.fill
+    monkeypatch.setattr(ckptforge.engine.stream.Worker, "fill", lambda self, task: seen.append(task.target.name) or real(self, task))
+    shown = []
+    ckptforge.to_ms(HUB, out, layout="gmm", resume=True, progress=lambda done, total: shown.append((done, total)))
+    assert 0 < len(seen) < 6 and shown[-1][0] == shown[-1][1]
+
+
+def test_a_resumed_run_counts_all_casts(tmp_path):
+    whole = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm", dtype="fp16")
+    interrupt(tmp_path / "b.ckpt", after=0.6, dtype="fp16")
+    resumed = ckptforge.to_ms(HUB, tmp_path / "b.ckpt", layout="gmm", dtype="fp16", resume=True)
+    assert resumed.audit == whole.audit and whole.audit.counts
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("time", "has changed since: its time of change was"),
+        ("size", "has changed since: its size was"),
+        ("command", "begun by another command"),
+        ("version", "begun by ckptforge 0.0.9, this is"),
+        ("path", "its inputs are other files"),
+    ],
+)
+def test_what_does_not_belong_together_is_not_resumed(tmp_path, change, reason, monkeypatch):
+    hub, out = tmp_path / "hub", tmp_path / "b.ckpt"
+    shutil.copytree(HUB, hub)
+    interrupt(out, after=0.6, source=hub)
+    victim = hub / "model-00001-of-00002.safetensors"
+    options = {"layout": "gmm"}
+    if change == "time":
+        os.utime(victim, ns=(1, 1))
+    elif change == "size":
+        content = victim.read_bytes()
+        header = int.from_bytes(content[:8], "little")
+        victim.write_bytes((header + 8).to_bytes(8, "little") + content[8 : 8 + header] + b" " * 8 + content[8 + header :])
+    elif change == "command":
+        options["dtype"] = "fp32"
+    elif change == "version":
+        journal = staging.staging_path(out) / "journal"
+        journal.write_text(journal.read_text().replace(f'"ckptforge":"{ckptforge.__version__}"', '"ckptforge":"0.0.9"', 1))
+    else:
+        hub = hub.rename(tmp_path / "moved")
+    left = tree(staging.staging_path(out))
+    with pytest.raises(LeftError, match=reason):
+        ckptforge.to_ms(hub, out, resume=True, **options)
+    assert tree(staging.staging_path(out)).keys() == left.keys() and not out.exists()
+    ckptforge.to_ms(hub, out, overwrite=True, **options)  # begins anew
+    assert ckptforge.check(out).problems == [] and not staging.staging_path(out).exists()
+
+
+def test_the_second_run_at_one_output_is_refused(tmp_path):
+    out = tmp_path / "x.ckpt"
+    refused = []
+
+    def progress(done, total):
+        if not refused:
+            with pytest.raises(OutputError, match=rf"another run is writing it \(process {os.getpid()} on ") as error:
+                ckptforge.to_ms(HUB, out, overwrite=True)
+            refused.append(error)
+            assert "let alone" in cleaned_text(ckptforge.clean(tmp_path))
+
+    ckptforge.to_ms(HUB, out, progress=progress)
+    assert refused and ckptforge.check(out).problems == []
+
+
+def test_a_dead_process_keeps_no_lock(tmp_path):
+    def killed():
+        at_call(100)
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout="gmm")
+
+    in_a_process(killed)
+    assert (tmp_path / ".x.ckpt.ckptforge" / "lock").exists()
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout="gmm", resume=True)
+
+
+def test_a_full_disk_is_resumable(tmp_path, monkeypatch):
+    """A real one: 600 kB of memory."""
+    expected = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm").output.read_bytes()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        with pytest.raises(OutputError, match=r"needs \d+ bytes but only \d+ are free"):
+            ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm")
+        with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space left on device") as error:
+            patched.setattr("ckptforge.jobs.check_room", lambda *_: None)  # others fill the disk only later
+            ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", workers=1)
+        assert "--resume" in error.value.__notes__[0] and os.listdir(disk) == [".x.ckpt.ckptforge"]
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", resume=True)
+        assert (disk / "x.ckpt").read_bytes() == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_write_errors_are_said_and_resumable(tmp_path, monkeypatch, number):
+    out = tmp_path / "x.ckpt"
+    expected = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm").output.read_bytes()
+    real, calls = os.pwrite, []
+
+    def failing(fd, data, offset):
+        calls.append(len(data))
+        if len(calls) > 38:
+            raise OSError(number, os.strerror(number))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(OutputError, match=os.strerror(number)) as error:
+        ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
+    assert "of 23 tensors are finished" in error.value.__notes__[0] and not out.exists()
+    monkeypatch.setattr(os, "pwrite", real)
+    ckptforge.to_ms(HUB, out, layout="gmm", resume=True)
+    assert out.read_bytes() == expected
+
+
+def test_read_errors_are_said_and_resumable(tmp_path, monkeypatch):
+    out = tmp_path / "x.ckpt"
+    expected = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm").output.read_bytes()
+    real, calls = os.preadv, []
+
+    def failing(fd, buffers, offset):
+        calls.append(offset)
+        if len(calls) > 60:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(ReadError, match=r"model-0000\d-of-00002.safetensors: reading at byte \d+ failed: Input/output error") as error:
+        ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
+    assert "--resume" in error.value.__notes__[0]
+    monkeypatch.setattr(os, "preadv", real)
+    ckptforge.to_ms(HUB, out, layout="gmm", resume=True)
+    assert out.read_bytes() == expected
+
+
+def test_short_reads_and_short_writes_are_gone_on_with(tmp_path, monkeypatch):
+    expected = {layout: ckptforge.to_ms(HUB, tmp_path / f"{layout}.ckpt", layout=layout).output.read_bytes() for layout in ("dense", "gmm")}
+    chance = random.Random(1)
+    read, write, copy = os.preadv, os.pwrite, os.copy_file_range
+    few = lambda n: max(1, n // chance.randrange(1, 9))  # noqa: E731
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][: few(len(buffers[0]))]], at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[: few(len(data))], at))
+    monkeypatch.setattr(os, "copy_file_range", lambda a, b, count, *at: copy(a, b, few(count), *at))
+    for layout, content in expected.items():
+        assert ckptforge.to_ms(HUB, tmp_path / f"{layout}2.ckpt", layout=layout).output.read_bytes() == content
+
+
+def test_an_input_that_changes_while_it_is_read(tmp_path):
+    shutil.copytree(HUB, tmp_path / "hub")
+
+    def progress(done, total):
+        os.utime(tmp_path / "hub" / "model-00002-of-00002.safetensors", ns=(time.time_ns(), time.time_ns()))
+
+    with pytest.raises(FormatError, match="model-00002-of-00002.safetensors: was changed while it was read"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", progress=progress)
+    assert os.listdir(tmp_path) == ["hub"]
+
+
+def test_an_input_that_vanishes_while_it_is_read(tmp_path):
+    shutil.copytree(HUB, tmp_path / "hub")
+
+    def progress(done, total):
+        shutil.rmtree(tmp_path / "hub", ignore_errors=True)
+
+    with pytest.raises((ReadError, InputNotFoundError), match=r"has vanished while it was read|can't be opened"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", progress=progress)
+    assert not (tmp_path / "x.ckpt").exists()
+
+
+def test_unfinished_outputs_are_not_read(tmp_path):
+    interrupt(tmp_path / "x.ckpt", after=0.6)
+    for path in (tmp_path / ".x.ckpt.ckptforge" / "out" / "x.ckpt", tmp_path / ".x.ckpt.ckptforge" / "out"):
+        with pytest.raises(InputNotFoundError, match="is the unfinished output of a run"):
+            ckptforge.inspect(path)
+
+
+def test_clean(tmp_path):
+    assert ckptforge.clean(tmp_path).left == []
+    interrupt(tmp_path / "x.ckpt", after=0.6)
+    (tmp_path / ".mine.ckptforge").mkdir()
+    (tmp_path / ".mine.ckptforge" / "lock").write_text("")
+    (tmp_path / ".mine.ckptforge" / "notes.txt").write_text("not of a run")
+    (tmp_path / ".link.ckptforge").symlink_to(tmp_path / ".x.ckpt.ckptforge")
+    before = sorted(os.listdir(tmp_path))
+    (found,) = ckptforge.clean(tmp_path, dry_run=True).left
+    assert found.finished > 5 and found.bytes > 100_000 and sorted(os.listdir(tmp_path)) == before
+    assert ckptforge.clean(tmp_path / "x.ckpt").bytes > 0  # by the output's own name
+    assert sorted(os.listdir(tmp_path)) == [".link.ckptforge", ".mine.ckptforge"]
+    with pytest.raises(InputNotFoundError):
+        ckptforge.clean(tmp_path / "nowhere")
+
+
+def test_without_hashes_nothing_is_kept(tmp_path):
+    def progress(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", no_hash=True, progress=progress)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_staging_directory_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("p")
+    (tmp_path / ".x.ckpt.ckptforge").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is a symbolic link, which no run"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    assert os.listdir(tmp_path / "elsewhere") == ["precious"]
+
+
+if sys.platform != "linux":
+    pytest.skip("forks and limits", allow_module_level=True)
