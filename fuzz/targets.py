@@ -12,6 +12,8 @@ from random import Random
 
 import ckptforge
 from ckptforge.checking import check
+from ckptforge.engine import journal as journals
+from ckptforge.engine.audit import Audit, CastCount
 from ckptforge.engine.manifest import written_names
 from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
 from ckptforge.formats.checkpoint import open_checkpoint
@@ -216,6 +218,36 @@ def _manifest(work: Path) -> Target:
     return Target("manifest", [json.dumps(content).encode()], mutator, read)
 
 
+def _journal(work: Path) -> Target:
+    path = work / "journal"
+    head = {"ckptforge": "1", "command": None, "plan": "0123", "sources": [{"path": "/a", "size": 1, "mtime_ns": 2, "index": "4567"}]}
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    written = journals.Journal(path, fd, head)
+    written._add(head)
+    audit = Audit({("w1", "float32", "float16"): CastCount(1, 2, 3, 4)})
+    written.add_tensor(("x.ckpt", "a"), journals.Finished("89ab", audit))
+    written.add_source(0, 0, bytes(16))
+    written.add_publishing(7)
+    written.close()
+    seed = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        journal = journals.reopen(path)
+        if journal is not None:
+            journal.close()
+            _ = journal.audit
+            journals.differences(journal, head)
+
+    def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
+        lines = data.split(b"\n")
+        i = random.randrange(len(lines))
+        lines[i] = mutate.json_tree(lines[i], seeds, random) if random.random() < 0.7 else lines[random.randrange(len(lines))]
+        return b"\n".join(lines)
+
+    return Target("journal", [seed], mutate.mixed(mutator, mutator, mutate.words("json")), read)
+
+
 def _table(work: Path) -> Target:
     path = work / "t.toml"
     toy = (ROOT / "fuzz" / "toy.toml").read_bytes()
@@ -318,6 +350,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "unified-map": _unified_map,
     "config": _config,
     "manifest": _manifest,
+    "journal": _journal,
     "table": _table,
     "parallel-config": _parallel_config,
     "directory": _directory,

@@ -15,6 +15,7 @@ import pytest
 
 import ckptforge
 from ckptforge.checking import check
+from ckptforge.engine import journal
 from ckptforge.errors import (
     CkptforgeError,
     ConfigError,
@@ -884,6 +885,24 @@ def test_outputs_that_are_nothing_to_write_to(tmp_path, name, message):
     with pytest.raises(OutputError, match=message):
         ckptforge.to_ms(HUB, tmp_path / name, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "pipe.ckpt"]
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_directory, make_link_to_a_device, make_link_to_itself], ids=lambda make: make.__name__)
+def test_a_journal_that_is_no_file(tmp_path, make):
+    make(tmp_path / "journal")
+    with pytest.raises(OutputError, match="journal"):
+        journal.reopen(tmp_path / "journal")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"publishing": 1e999}', '{"source": 0, "start": 1e999, "digest": ""}', "[" * 100_000, '{"tensor": 1}', "9" * 5000]
+)
+def test_a_journal_ends_before_what_is_no_line_of_it(tmp_path, line):
+    path = tmp_path / "journal"
+    path.write_text(f'{{"plan": "1"}}\n{{"publishing": 7}}\n{line}\n{{"publishing": 8}}\n')
+    found = journal.reopen(path)
+    found.close()
+    assert found.publishing == 7 and path.read_text() == '{"plan": "1"}\n{"publishing": 7}\n'
 
 
 # What the command line makes of it
