@@ -34,12 +34,13 @@ HUB, MINDSPORE = FIXTURES / "peer" / "hf_hub", FIXTURES / "mindspore"
 
 @dataclass(frozen=True)
 class Target:
-    """`read` is given an input; it may return or raise a `CkptforgeError`."""
+    """`read` is given an input; it may return or raise a `CkptforgeError`. `prepare` is done before, and not timed."""
 
     name: str
     seeds: Sequence[bytes]
     mutate: Mutator
     read: Callable[[bytes], object]
+    prepare: Callable[[bytes], None] = lambda data: None
 
 
 def build(name: str, work: Path) -> Target:
@@ -294,8 +295,9 @@ def _directory(work: Path) -> Target:
     shutil.copytree(MINDSPORE / "strategies" / "dp2mp2", strategies)
     mutators: dict[str, Mutator] = {".safetensors": mutate.safetensors, ".json": mutate.json_tree, ".ckpt": mutate.protobuf}
     at = work / "at"
+    strategy: list[Path | None] = [None]
 
-    def read(data: bytes) -> None:
+    def prepare(data: bytes) -> None:
         random = Random(data)
         base = random.choice([hub, hub, unified, ranks])
         shutil.rmtree(at, ignore_errors=True)
@@ -303,10 +305,12 @@ def _directory(work: Path) -> Target:
         shutil.copytree(strategies, at / "strategies", copy_function=os.link)
         for _ in range(random.choice([1, 1, 2])):
             _spoil(random.choice(sorted(path for path in at.rglob("*") if not path.is_dir() or path.is_symlink())), random, mutators)
-        strategy = at / "strategies" if base is ranks and random.random() < 0.7 else None
-        ckptforge.inspect(at / "in", strategy_dir=strategy)
+        strategy[0] = at / "strategies" if base is ranks and random.random() < 0.7 else None
 
-    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read)
+    def read(data: bytes) -> None:
+        ckptforge.inspect(at / "in", strategy_dir=strategy[0])
+
+    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read, prepare)
 
 
 def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
