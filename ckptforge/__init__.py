@@ -1,7 +1,7 @@
 """ckptforge: weight conversion and checkpoint surgery for large models, in constant memory.
 
     import ckptforge
-    result = ckptforge.to_ms("Mixtral-8x7B-v0.1", "mixtral.ckpt", layout="gmm", dtype="fp16")
+    result = ckptforge.to_ms("hf_dir", "model.ckpt", layout="gmm", dtype="fp16")
     print(result.files, result.bytes, result.tensors, result.audit)
 
 The verbs are those of the command line. Bad input raises `CkptforgeError`.

@@ -22,7 +22,6 @@ from ckptforge.synthetic import write_model
 from ckptforge.verbs import convert, to_ms, to_torch
 
 MARK = "ckptforge-demo"
-MODEL = "mixtral"
 
 
 def run_demo(directory: Path | None, overwrite: bool, say: Callable[[str], object]) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def _run(directory: Path, say: Callable[[str], object]) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARK).touch()
     hub, dense, gmm, direct, back = (directory / name for name in ("hub", "dense.ckpt", "gmm.ckpt", "gmm_direct.ckpt", "back"))
-    table = next(table for table in shipped_tables() if table.name == MODEL)
+    table = next(table for table in shipped_tables() if table.demo)
     write_model(hub, table, table.example, shard_bytes=500_000)
     weights = sum(path.stat().st_size for path in hub.glob("*.safetensors"))
     say(f"made a tiny {table.name} of random weights in {hub}: {size(weights)} in {len(list(hub.glob('*.safetensors')))} shards\n")

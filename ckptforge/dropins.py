@@ -1,6 +1,6 @@
 """MindFormers' convert_weight.py and transform_ckpt.py, with their flags, as calls of our own verbs.
 
-Source: MindFormers v1.3.0, `convert_weight.py`, `research/mixtral/convert_weight.py`, `mindformers/tools/transform_ckpt.py`.
+Source: MindFormers v1.3.0, `convert_weight.py`, `research/*/convert_weight.py`, `mindformers/tools/transform_ckpt.py`.
 """
 
 from __future__ import annotations

@@ -130,10 +130,10 @@ def _check_shapes(source: Checkpoint, strategy: Path) -> None:
     contradiction: LayoutError | None = None
     for table in shipped_tables():
         for layout in table.layouts.values():
-            if len(recognise_names(layout, shapes)[1]) * 2 > len(shapes):
+            if len(recognise_names(layout, shapes)[1]) * 10 > len(shapes):
                 continue
             try:
-                bind(table, layout, shapes, dict.fromkeys(table.optional.values(), True), "config.json")
+                bind(table, layout, shapes, dict(condition.met() for condition in table.optional.values()), "config.json")
                 return
             except MissingTensorsError:
                 continue

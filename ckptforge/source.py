@@ -39,7 +39,10 @@ class Source:
         return self.binding.table
 
     def refuse_unmapped(self, allowed: bool) -> None:
-        """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed."""
+        """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed, and always for one that the
+        table says makes a conversion wrong."""
+        if refusal := self.table.refusal(self.binding.layout, self.unmapped):
+            raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {refusal[0]}: {refusal[1]}.")
         if self.unmapped and not allowed:
             places = [f"{name} in {self.checkpoint.tensors[name].path.name}" for name in self.unmapped]
             raise UnmappedTensorsError(

@@ -40,11 +40,13 @@ def write_model(
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     sizes = AxisSizes()
     sizes.learn_config(table, config, "config.json")
-    counts = {axis: size for axis, (size, _) in sizes.known.items()}
+    none = {axis: expression.evaluate(config, "config.json") or 0 for axis, expression in table.axes.items() if expression.may_be_none}
+    counts = {**sizes.lengths, **none}
     stored = BY_NAME[dtype]
     specs = []
     for pattern in table.layout(layout).patterns:
-        if any(config.get(table.optional.get(tensor, "")) for tensor in pattern.tensors):
+        conditions = [table.optional[tensor] for tensor in pattern.tensors if tensor in table.optional]
+        if any(condition.holds(config) for condition in conditions) or 0 in [counts.get(axis, 1) for axis in pattern.name_axes]:
             continue
         shape = pattern.shape(lambda _, axis: counts[axis])
         specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]

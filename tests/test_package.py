@@ -23,6 +23,8 @@ ORDER = [
     "source",
     "outputs",
     "mindspore_outputs",
+    "cleaning",
+    "tables",
     "result",
     "jobs",
     "verbs",

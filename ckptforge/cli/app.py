@@ -16,7 +16,17 @@ import click
 
 from ckptforge.cli import options as opt
 from ckptforge.cli.progress import bar
-from ckptforge.cli.text import check_text, cleaned_text, comparison_text, inspection_text, result_text, verification_text
+from ckptforge.cli.text import (
+    check_text,
+    checked_text,
+    cleaned_text,
+    comparison_text,
+    description_text,
+    inspection_text,
+    result_text,
+    tables_text,
+    verification_text,
+)
 from ckptforge.errors import CkptforgeError
 from ckptforge.version import __version__
 
@@ -61,9 +71,9 @@ def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kw
     "to-ms",
     cls=_Examples,
     examples="""
-    ckptforge to-ms Mixtral-8x7B-v0.1 mixtral.ckpt
-    ckptforge to-ms Mixtral-8x7B-v0.1 mixtral_gmm.ckpt --layout gmm --dtype fp16
-    ckptforge to-ms Mixtral-8x7B-v0.1 model_dir --format safetensors --dry-run
+    ckptforge to-ms hf_dir model.ckpt
+    ckptforge to-ms hf_dir model_gmm.ckpt --layout gmm --dtype fp16
+    ckptforge to-ms hf_dir model_dir --format safetensors --dry-run
 """,
 )
 @click.argument("hf_dir", type=opt.PATH)
@@ -90,8 +100,8 @@ def to_ms(**arguments: Any) -> None:
     "to-torch",
     cls=_Examples,
     examples="""
-    ckptforge to-torch mixtral.ckpt Mixtral-8x7B-restored
-    ckptforge to-torch trained.ckpt my-model --config Mixtral-8x7B-v0.1 --dtype bf16
+    ckptforge to-torch model.ckpt restored
+    ckptforge to-torch trained.ckpt my-model --config hf_dir --dtype bf16
 """,
 )
 @click.argument("ms", type=opt.PATH)
@@ -119,8 +129,8 @@ def to_torch(**arguments: Any) -> None:
     "convert",
     cls=_Examples,
     examples="""
-    ckptforge convert mixtral.ckpt mixtral_gmm.ckpt --to gmm
-    ckptforge convert Mixtral-8x7B-v0.1 mixtral-fused --to fused
+    ckptforge convert model.ckpt model_gmm.ckpt --to gmm
+    ckptforge convert hf_dir fused --to fused
 """,
 )
 @click.argument("source", type=opt.PATH, metavar="IN")
@@ -260,8 +270,8 @@ def strategy(**arguments: Any) -> None:
     "inspect",
     cls=_Examples,
     examples="""
-    ckptforge inspect Mixtral-8x7B-v0.1
-    ckptforge inspect mixtral.ckpt --tensors
+    ckptforge inspect hf_dir
+    ckptforge inspect model.ckpt --tensors
 """,
 )
 @click.argument("path", type=opt.PATH)
@@ -424,8 +434,8 @@ def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, q
     "convert-weight",
     cls=_Examples,
     examples="""
-    ckptforge convert-weight --model mixtral --input_path hf_dir --output_path model.ckpt --dtype fp16
-    ckptforge convert-weight --model mixtral --reversed --input_path model.ckpt --output_path hf_dir/ --dtype fp16
+    ckptforge convert-weight --model NAME --input_path hf_dir --output_path model.ckpt --dtype fp16
+    ckptforge convert-weight --model NAME --reversed --input_path model.ckpt --output_path hf_dir/ --dtype fp16
     ckptforge convert-weight --use_gmm=True --dtype=fp16 --torch_ckpt_dir=hf_dir --mindspore_ckpt_path=model.ckpt
 """,
 )
@@ -486,6 +496,74 @@ def transform_ckpt(as_json: bool, quiet: bool, **arguments: Any) -> None:
     _show_call(dropins.transform_ckpt, arguments, as_json, quiet, **running)
 
 
+@cli.group("mapping")
+def mapping() -> None:
+    """Show and check the mapping tables: which tensors a model has in each layout."""
+
+
+@mapping.command("list")
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def mapping_list(as_json: bool) -> None:
+    """The tables that come with ckptforge, and their layouts."""
+    from dataclasses import asdict
+
+    from ckptforge.tables import list_tables
+
+    found = list_tables()
+    click.echo(json.dumps({"ok": True, "tables": [asdict(one) for one in found]}) if as_json else tables_text(found))
+
+
+@mapping.command(
+    "show",
+    cls=_Examples,
+    examples="""
+    ckptforge mapping show NAME
+    ckptforge mapping show my-table.toml --layout mcore
+""",
+)
+@click.argument("name")
+@opt.option("--layout", metavar="LAYOUT", help="[default: MindSpore's first]")
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def mapping_show(name: str, layout: str | None, as_json: bool) -> None:
+    """Names, axes, operations and sharding of one layout. NAME is a shipped table, or a .toml file."""
+    from dataclasses import asdict
+
+    from ckptforge.tables import describe
+
+    found = describe(name, layout)
+    click.echo(json.dumps({"ok": True, **asdict(found)}, ensure_ascii=False) if as_json else description_text(found))
+
+
+@mapping.command(
+    "check",
+    cls=_Examples,
+    examples="""
+    ckptforge mapping check my-table.toml
+    ckptforge mapping check my-table.toml --config hf_dir/config.json
+""",
+)
+@click.argument("file", metavar="FILE")
+@opt.option("--config", type=opt.PATH, metavar="JSON", help="A config.json, or its directory: count tensors and parameters.")
+@opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def mapping_check(file: str, config: Path | None, as_json: bool) -> None:
+    """Check a table: everything that loading checks, and what a model of a config.json has in each layout.
+
+    FILE is a .toml file, or the name of a shipped table.
+    """
+    from ckptforge.tables import check_table
+
+    found = check_table(file, config)
+    click.echo(json.dumps(found.to_json()) if as_json else checked_text(found))
+
+
+@mapping.command("schema")
+def mapping_schema() -> None:
+    """The JSON schema of tables, for editors."""
+    from ckptforge.tables import table_schema
+
+    click.echo(table_schema())
+
+
 @cli.command(
     "clean",
     cls=_Examples,
@@ -524,7 +602,7 @@ def clean(directory: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
 @opt.option("--overwrite", is_flag=True, help="Replace an earlier demo in DIR.")
 @opt.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def demo(directory: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Make a tiny Mixtral, convert it both ways, check the results, and show what was done.
+    """Make a tiny model, convert it both ways, check the results, and show what was done.
 
     DIR is kept; without it everything happens in a temporary directory.
     """

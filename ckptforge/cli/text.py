@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ckptforge.forward.verification import Verification
     from ckptforge.inspection import Inspection
     from ckptforge.result import Result
+    from ckptforge.tables import Checked, Description, Summary
 
 
 def size(count: int) -> str:
@@ -215,4 +216,31 @@ def cleaned_text(found: Cleaned) -> str:
         else:
             verb = "would remove" if found.dry_run else "removed"
             lines.append(f"{verb} {printable(left.directory)}: {size(left.bytes)}, {left.finished} tensors finished")
+    return "\n".join(lines)
+
+
+def tables_text(found: list[Summary]) -> str:
+    """What `mapping list` prints."""
+    rows = [["table", "model_type", "tensors", "Hugging Face", "MindSpore"]]
+    for one in found:
+        rows.append(
+            [one.name, ", ".join(one.model_types), str(one.tensors), *(" ".join(one.layouts[f]) for f in ("huggingface", "mindspore"))]
+        )
+    return table(rows, right=(2,))
+
+
+def description_text(found: Description) -> str:
+    """What `mapping show` prints."""
+    lines = [f"{found.table}, layout {found.layout} ({found.family}); operations from {found.against}", ""]
+    lines.append(table([["axis", "length by config.json"], *([axis, text] for axis, text in found.axes.items())]))
+    rows = [["tensor", "axes", "operation", "cut"], *([row.name, row.axes, row.operation, row.cut] for row in found.rows)]
+    return "\n".join([*lines, "", table(rows)])
+
+
+def checked_text(found: Checked) -> str:
+    """What `mapping check` prints."""
+    lines = [f"{printable(found.source)}: table {found.table} is right: {len(found.layouts)} layouts, each can be made of each other"]
+    if found.counts:
+        rows = [["layout", "tensors", "parameters"], *([one.layout, f"{one.tensors:,}", f"{one.parameters:,}"] for one in found.counts)]
+        lines += ["", table(rows, right=(1, 2))]
     return "\n".join(lines)

@@ -161,8 +161,8 @@ def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | N
                 axes = table.tensors[tensor]
                 both = set(pattern.name_axes) & set(origin[tensor].name_axes)
                 found = fill(
-                    pieces(pattern, tensor, axes, lengths),
-                    pieces(origin[tensor], tensor, axes, lengths),
+                    pieces(pattern, tensor, axes, lengths, counts),
+                    pieces(origin[tensor], tensor, axes, lengths, counts),
                     [i for i, axis in enumerate(axes) if axis in both],
                 )
                 _gather(copies, absent, found, sources, prefix)

@@ -46,7 +46,7 @@ class Weights:
 
     def read(self, tensor: str, **index: int) -> NDArray[Any]:
         """A tensor in the dtype that it is stored in. Raises `PlanError` for dtypes that aren't floating-point."""
-        name = self.layout.holding(tensor).name(index)
+        name = self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
         spec = self._specs[name]
         if not spec.dtype.floating:
             raise PlanError(f"{self.source.checkpoint.path}: {name} is {spec.dtype}, which the forward check can't compute with.")
@@ -59,7 +59,7 @@ class Weights:
 
     def stacked(self, tensors: tuple[str, ...], **index: int) -> NDArray[np.float32]:
         """Matrices behind one another along their rows, in float32; beside the result, one at a time is in memory."""
-        shapes = [self._specs[self.layout.holding(tensor).name(index)].shape for tensor in tensors]
+        shapes = [self._specs[self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)].shape for tensor in tensors]
         made = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
         row = 0
         for tensor, shape in zip(tensors, shapes, strict=True):

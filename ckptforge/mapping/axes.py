@@ -2,8 +2,10 @@
 
     model.layers.{l}.attention.wq.weight   : (g r d) H
     model.layers.{l}.attention.w_qkv.weight: (g [wq: r d + wk: d + wv: d]) H
+    model.layers.{m+k}.mlp.gate.weight     : e H
 
-`{l}` in the name is an axis whose index stands in the name. `H` is an axis of the tensor; `(g r d)` is one axis made of
+`{l}` in the name is an axis whose index stands in the name; `{m+k}` one whose index stands there with the length of `k` added.
+`H` is an axis of the tensor; `(g r d)` is one axis made of
 factors, the last running fastest; `[wq: … + wk: …]` concatenates parts of several logical tensors along the axis.
 """
 
@@ -21,9 +23,9 @@ from ckptforge.boxes import Grid
 Sizes = Callable[[str, str], int]
 
 _TOKEN = re.compile(r"\s*([A-Za-z_]\w*|[()\[\]:+])")
-_WORD = re.compile(r"\{[A-Za-z_]\w*\}|\d+|[^{}\d]+|[{}]")
+_WORD = re.compile(r"\{[A-Za-z_]\w*(?:\+[A-Za-z_]\w*)?\}|\d+|[^{}\d]+|[{}]")
 _NUMBER = re.compile(r"\d+")
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,18 @@ class Pattern:
     tensors: tuple[str, ...]
 
     @property
+    def axes_text(self) -> str:
+        """The axes as a table writes them."""
+        return " ".join(_axis_text(axis) for axis in self.axes)
+
+    @property
     def name_axes(self) -> tuple[str, ...]:
-        return tuple(_PLACEHOLDER.findall(self.template))
+        return tuple(axis for axis, _ in _PLACEHOLDER.findall(self.template))
+
+    @property
+    def offsets(self) -> dict[str, str]:
+        """Axis of the name → the axis whose length is added to its index there."""
+        return {axis: offset for axis, offset in _PLACEHOLDER.findall(self.template) if offset}
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -68,7 +80,7 @@ class Pattern:
         return "".join("#" if word.isdigit() or word.startswith("{") else word for word in self.words)
 
     def match(self, numbers: Sequence[str]) -> dict[str, int] | None:
-        """The index of a name with this skeleton from its numbers, or None if another number is written in the template."""
+        """The numbers by axis that stand in a name with this skeleton, or None if another is written in the template."""
         index: dict[str, int] = {}
         for word, number in zip((word for word in self.words if word.isdigit() or word.startswith("{")), numbers, strict=True):
             if word.isdigit():
@@ -77,11 +89,12 @@ class Pattern:
             elif len(number) > 6 or number != str(int(number)):
                 return None  # no index, or one with a leading zero, which could not be written back
             else:
-                index[word[1:-1]] = int(number)
+                index[word[1:-1].partition("+")[0]] = int(number)
         return index
 
-    def name(self, index: Mapping[str, int]) -> str:
-        return _PLACEHOLDER.sub(lambda match: str(index[match[1]]), self.template)
+    def name(self, index: Mapping[str, int], lengths: Mapping[str, int]) -> str:
+        """The name at an index; `lengths` of the axes that are added to others."""
+        return _PLACEHOLDER.sub(lambda match: str(index[match[1]] + (lengths[match[2]] if match[2] else 0)), self.template)
 
     def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
         """The runs of factors of one logical tensor that lie directly behind one another in one axis."""
@@ -124,6 +137,15 @@ class Pattern:
 
     def shape(self, size: Sizes) -> tuple[int, ...]:
         return tuple(axis_size(axis, self.tensors[0], size) for axis in self.axes)
+
+
+def _axis_text(axis: Axis) -> str:
+    items = [item if isinstance(item, str) else f"[{' + '.join(map(_part_text, item.parts))}]" for item in axis]
+    return items[0] if len(items) == 1 else f"({' '.join(items)})"
+
+
+def _part_text(part: Part) -> str:
+    return f"{part.tensor}: {' '.join(part.factors)}" if part.factors else part.tensor
 
 
 def skeleton_of(name: str) -> tuple[str, list[str]]:

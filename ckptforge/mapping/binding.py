@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -43,8 +44,14 @@ class Binding:
         return tensor not in self.absent
 
 
-def recognise_names(layout: Layout, names: Mapping[str, Any]) -> tuple[dict[Pattern, dict[tuple[int, ...], str]], list[str]]:
-    """(pattern → index in the name → tensor name, the names that no pattern of the layout has)."""
+Names = dict[Pattern, dict[tuple[int, ...], str]]
+
+
+def recognise_names(layout: Layout, names: Mapping[str, Any], lengths: Mapping[str, int] | None = None) -> tuple[Names, list[str]]:
+    """(pattern → numbers in the name → tensor name, the names that no pattern of the layout has).
+
+    Where several patterns are alike but for what is added to an index, the known `lengths` of axes tell them apart.
+    """
     by_skeleton: dict[str, list[Pattern]] = {}
     for pattern in layout.patterns:
         by_skeleton.setdefault(pattern.skeleton, []).append(pattern)
@@ -52,14 +59,38 @@ def recognise_names(layout: Layout, names: Mapping[str, Any]) -> tuple[dict[Patt
     unknown: list[str] = []
     for name in names:
         skeleton, numbers = skeleton_of(name)
-        for pattern in () if "#" in name else by_skeleton.get(skeleton, ()):
-            index = pattern.match(numbers)
-            if index is not None:
-                found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
-                break
-        else:
+        matching = [
+            (pattern, index)
+            for pattern in (() if "#" in name else by_skeleton.get(skeleton, ()))
+            if (index := pattern.match(numbers)) is not None
+        ]
+        if not matching:
             unknown.append(name)
+            continue
+        pattern, index = next((pair for pair in matching if _in_range(*pair, lengths or {})), matching[-1])
+        found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
     return found, unknown
+
+
+def _in_range(pattern: Pattern, index: Mapping[str, int], lengths: Mapping[str, int]) -> bool:
+    for axis, number in index.items():
+        offset = lengths.get(pattern.offsets.get(axis, ""), 0)
+        if not 0 <= number - offset < lengths.get(axis, number + 1):
+            return False
+    return True
+
+
+def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
+    """Recognised names by the indexes of their axes. Raises `LayoutError` for one below what is added to it."""
+    resolved: Names = {}
+    for pattern, names in found.items():
+        added = [lengths[pattern.offsets[axis]] if axis in pattern.offsets else 0 for axis in pattern.name_axes]
+        for numbers, name in names.items():
+            index = tuple(number - offset for number, offset in zip(numbers, added, strict=True))
+            if any(i < 0 for i in index):
+                raise LayoutError(f"{name} isn't {pattern.template}, whose numbers begin with {max(added)}.", (name,))
+            resolved.setdefault(pattern, {})[index] = name
+    return resolved
 
 
 def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any], where: str) -> Binding:
@@ -68,11 +99,15 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
     `where` names the config in messages. Raises `MissingTensorsError` with the tensors that are missing, and `LayoutError`
     with both sides of a contradiction.
     """
-    found, unknown = recognise_names(layout, shapes)
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)
-    absent = frozenset(_absent(table, layout, found, config))
+    numbered, unknown = recognise_names(layout, shapes, sizes.lengths)
+    if _learn_offsets(sizes, layout, numbered):
+        numbered, unknown = recognise_names(layout, shapes, sizes.lengths)
+    _learn_none(sizes, table, layout, numbered, config, where)
+    found = without_offsets(numbered, sizes.lengths)
     _learn_counts(sizes, found)
+    absent = frozenset(_absent(table, layout, found, config, sizes))
     _check_complete(layout, found, sizes, absent)
     pattern_shapes = {}
     for pattern, names in found.items():
@@ -93,11 +128,45 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
     return Binding(table, layout, sizes, found, absent, left, ignored, pattern_shapes)
 
 
-def _absent(table: Table, layout: Layout, found: Mapping[Pattern, object], config: Mapping[str, Any]) -> Iterator[str]:
-    """Optional tensors that aren't there and needn't be, by what config.json says."""
-    for tensor, key in table.optional.items():
-        if layout.holding(tensor) not in found and config.get(key) is True:
+def _absent(table: Table, layout: Layout, found: Names, config: Mapping[str, Any], sizes: AxisSizes) -> Iterator[str]:
+    """Tensors of an axis that has no length, and optional ones that aren't there and needn't be, by what config.json says."""
+    for tensor, axes in table.tensors.items():
+        condition = table.optional.get(tensor)
+        if 0 in map(sizes.get, axes) or (condition is not None and layout.holding(tensor) not in found and condition.holds(config)):
             yield tensor
+
+
+def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
+    """Where config.json doesn't tell the length of an axis that is added to others: those begin where their own names do, which
+    are like no other's, else behind the names of the axis itself. Whether anything was learnt."""
+    skeletons = Counter(pattern.skeleton for pattern in layout.patterns)
+    unknown = {offset for pattern in layout.patterns for offset in pattern.offsets.values() if sizes.get(offset) is None}
+    for offset in unknown:
+        own = [numbers[p.name_axes.index(offset)] for p, names in numbered.items() if offset in p.name_axes for numbers in names]
+        others = [
+            numbers[pattern.name_axes.index(axis)]
+            for pattern, names in numbered.items()
+            for axis, added in pattern.offsets.items()
+            if added == offset and skeletons[pattern.skeleton] == 1
+            for numbers in names
+        ]
+        if own or others:
+            sizes.learn(offset, min(others) if others else max(own) + 1, "the numbers in names")
+        else:
+            sizes.learn(offset, 0, "the names, in which there is none")
+    return bool(unknown)
+
+
+def _learn_none(sizes: AxisSizes, table: Table, layout: Layout, numbered: Names, config: Mapping[str, Any], where: str) -> None:
+    """The axes of which there may be none: none where no name has one, else as many as config.json says, or the names."""
+    for axis, expression in table.axes.items():
+        if not expression.may_be_none:
+            continue
+        size = expression.evaluate(config, where)
+        if not any(axis in pattern.name_axes for pattern in numbered):
+            sizes.learn(axis, 0, "the names, in which there is none")
+        elif size is not None:
+            sizes.learn(axis, size, f"{where} ({expression.text})")
 
 
 def _learn_counts(sizes: AxisSizes, found: Mapping[Pattern, Mapping[tuple[int, ...], str]]) -> None:
@@ -135,7 +204,7 @@ def _check_complete(
             expected *= extent or 0
         count += expected - len(present)
         if expected > len(present):
-            missing += _first_missing(pattern, [extent or 0 for extent in extents], present)
+            missing += _first_missing(pattern, [extent or 0 for extent in extents], present, sizes.lengths)
     if count:
         raise MissingTensorsError(
             f"layout {layout.name} needs {count} tensors that aren't there:\n{listing(missing, total=count)}\n"
@@ -143,7 +212,7 @@ def _check_complete(
         )
 
 
-def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[int, ...], str]) -> list[str]:
+def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[int, ...], str], lengths: Mapping[str, int]) -> list[str]:
     names: list[str] = []
     for flat in range(math.prod(extents)):  # not itertools.product, which holds its ranges in memory
         index: tuple[int, ...] = ()
@@ -151,7 +220,7 @@ def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[
             flat, i = divmod(flat, extent)
             index = (i, *index)
         if index not in present:
-            names.append(pattern.name(dict(zip(pattern.name_axes, index, strict=True))))
+            names.append(pattern.name(dict(zip(pattern.name_axes, index, strict=True)), lengths))
             if len(names) == 100:
                 break
     return names
@@ -161,19 +230,22 @@ def name_pieces(pattern: Pattern, counts: Mapping[str, int]) -> Iterator[tuple[d
     """Every index of the axes in a pattern's name, and the name it gives."""
     for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
         pinned = dict(zip(pattern.name_axes, index, strict=True))
-        yield pinned, pattern.name(pinned)
+        yield pinned, pattern.name(pinned, counts)
 
 
-def pieces(pattern: Pattern, tensor: str, axes: Sequence[str], lengths: Mapping[str, Mapping[str, int]]) -> list[Piece]:
+def pieces(
+    pattern: Pattern, tensor: str, axes: Sequence[str], lengths: Mapping[str, Mapping[str, int]], counts: Mapping[str, int]
+) -> list[Piece]:
     """The pieces that a pattern cuts a logical tensor with these axes into, one for every name.
 
-    `lengths[tensor]` gives the size of its axes, and those of the tensors that it is concatenated with.
+    `lengths[tensor]` gives the size of its axes, and those of the tensors that it is concatenated with; `counts` those of the
+    axes that stand in names.
     """
     own = lengths[tensor]
     grid = pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
     return [
         Piece(name, tuple((pinned[axis], pinned[axis] + 1) if axis in pinned else (0, own[axis]) for axis in axes), grid)
-        for pinned, name in name_pieces(pattern, own)
+        for pinned, name in name_pieces(pattern, counts)
     ]
 
 

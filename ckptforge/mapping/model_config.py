@@ -10,54 +10,92 @@ from typing import Any
 from ckptforge.errors import ConfigError, shown
 
 _OPERAND = r"(?:[A-Za-z_]\w*|[0-9]{1,9})"
-_TERM = re.compile(rf"{_OPERAND}(?:\s*[*/]\s*{_OPERAND})*")
+_TERM = re.compile(rf"{_OPERAND}(?:\s*[*/+-]\s*{_OPERAND})*")
 _CONSTANT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|'[^']*'")
 _STEP = re.compile(rf"([*/]?)\s*({_OPERAND})\s*")
+_NONE = " or 0"
+_SIGN = re.compile(r"([+-])")
 
 
 @dataclass(frozen=True)
 class Expression:
-    """`a / b or c`: keys of config.json and numbers with `*` and `/`, from left to right; `or` gives the next choice when a
-    key of the first is absent or null."""
+    """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the next choice when a key of the
+    first is absent or null. A last choice of `0` says that there may be none: see `default`."""
 
     text: str
 
     def __post_init__(self) -> None:
         for choice in self.choices:
             if not _TERM.fullmatch(choice):
-                raise ValueError(f"{self.text!r} isn't keys and numbers joined by '*', '/' and 'or'")
+                raise ValueError(f"{self.text!r} isn't keys and numbers joined by '*', '/', '+', '-' and 'or'")
             if all(word.isdigit() for _, word in _STEP.findall(choice)):
                 raise ValueError(f"{self.text!r}: {choice!r} names no key of config.json, so it would hold for every model")
 
     @property
     def choices(self) -> list[str]:
-        return [choice.strip() for choice in self.text.split(" or ")]
+        return [choice.strip() for choice in self.text.removesuffix(_NONE).split(" or ")]
+
+    @property
+    def may_be_none(self) -> bool:
+        """Whether a model may have none of these, whatever config.json says: then its tensors' names tell."""
+        return self.text.endswith(_NONE)
 
     def evaluate(self, config: Mapping[str, Any], where: str) -> int | None:
         """The value, or None when no choice has all its keys.
 
-        Raises `ConfigError` for values that aren't positive integers and for divisions with a remainder.
+        Raises `ConfigError` for values that aren't counts and for divisions with a remainder.
         """
         for choice in self.choices:
-            steps = _STEP.findall(choice)
-            keys = [word for _, word in steps if not word.isdigit()]
+            keys = [word for _, word in _STEP.findall(choice) if not word.isdigit()]
             if any(config.get(key) is None for key in keys):
                 continue
-            value = 1
-            for operator, word in steps:
-                operand = int(word) if word.isdigit() else _positive(config[word], word, where)
-                if operator == "/":
-                    if value % operand:
-                        raise ConfigError(
-                            f"{where}: {choice} = {value} / {operand} isn't whole; config.json doesn't fit a model of this kind."
-                        )
-                    value //= operand
+            value = sign = 0
+            for term in _SIGN.split(f"+{choice}")[1:]:
+                if term in "+-":
+                    sign = 1 if term == "+" else -1
                 else:
-                    value *= operand
-                    if value >= 1 << 63:
-                        raise ConfigError(f"{where}: {choice} is over 63 bits; config.json doesn't fit a model of this kind.")
+                    value += sign * _product(term, config, where)
+            if not 0 <= value < 1 << 63:
+                raise ConfigError(f"{where}: {choice} is {value}, which is no count; config.json doesn't fit a model of this kind.")
             return value
         return None
+
+
+def _product(term: str, config: Mapping[str, Any], where: str) -> int:
+    value = 1
+    for operator, word in _STEP.findall(term):
+        operand = int(word) if word.isdigit() else _count(config[word], word, where)
+        if operator == "/":
+            if not operand or value % operand:
+                raise ConfigError(
+                    f"{where}: {term.strip()} = {value} / {operand} isn't whole; config.json doesn't fit a model of this kind."
+                )
+            value //= operand
+        else:
+            value *= operand
+            if value >= 1 << 63:
+                raise ConfigError(f"{where}: {term.strip()} is over 63 bits; config.json doesn't fit a model of this kind.")
+    return value
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`key` or `not key` of config.json: whether it is true, or is false or absent."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text.removeprefix("not ").isidentifier():
+            raise ValueError(f"{self.text!r} isn't a key of config.json, or 'not' and a key")
+
+    def holds(self, config: Mapping[str, Any]) -> bool:
+        if self.text.startswith("not "):
+            return not config.get(self.text.removeprefix("not "))
+        return config.get(self.text) is True
+
+    def met(self) -> tuple[str, bool]:
+        """(key, value) under which it holds."""
+        return self.text.removeprefix("not "), not self.text.startswith("not ")
 
 
 @dataclass(frozen=True)
@@ -93,7 +131,7 @@ class Constant:
         return None
 
 
-def _positive(value: object, key: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise ConfigError(f"{where}: {key} is {shown(value)}, expected a positive integer.")
+def _count(value: object, key: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ConfigError(f"{where}: {key} is {shown(value)}, expected a count.")
     return value

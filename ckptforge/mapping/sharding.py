@@ -101,10 +101,11 @@ def _leading(axis: Axis) -> set[str]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Where tensors lie in a pipeline: `layers` is the axis that the stages divide; `first` and `last` are the tensors of
+    """Where tensors lie in a pipeline: `layers` are the axes that count layers, each with the axis whose length is added to its
+    index, the first one that of all layers, which the stages divide; `first` and `last` are the tensors of
     the outer stages; `tied` is an optional tensor → the one that stands in for it on its stage when it is absent."""
 
-    layers: str
+    layers: tuple[tuple[str, str | None], ...]
     first: tuple[str, ...]
     last: tuple[str, ...]
     tied: Mapping[str, str]

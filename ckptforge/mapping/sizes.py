@@ -22,9 +22,16 @@ class AxisSizes:
         if before[0] != size:
             raise LayoutError(f"axis {axis} is {before[0]} by {before[1]}, but {size} by {reason}.")
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        return {axis: size for axis, (size, _) in self.known.items()}
+
     def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
+        """What config.json says, but of axes of which there may be none. Raises `ConfigError` for a length of 0 in a shape."""
         for axis, expression in table.axes.items():
-            size = expression.evaluate(config, where)
+            size = None if expression.may_be_none else expression.evaluate(config, where)
+            if size == 0 and axis not in table.counted:
+                raise ConfigError(f"{where}: {expression.text} is 0, expected a positive integer.")
             if size is not None:
                 self.learn(axis, size, f"{where} ({expression.text})")
 

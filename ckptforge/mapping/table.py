@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import msgspec
 from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern
-from ckptforge.mapping.model_config import Constant, Expression
+from ckptforge.mapping.model_config import Condition, Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, ShardRow, parse_sharding, stored_cuts
 
 Family = Literal["huggingface", "mindspore"]
@@ -34,7 +34,7 @@ _LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*
 
 
 class _PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
-    layers: str
+    layers: str | list[str]
     first: list[str] = []
     last: list[str] = []
     tied: dict[str, str] = {}
@@ -53,7 +53,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     shard: dict[str, dict[str, ShardRow]] = {}
     pipeline: _PipelineFile | None = None
     ignored: dict[Family, list[str]] = {}
+    refused: dict[Family, dict[str, str]] = {}
     example: dict[str, Any] = {}
+    demo: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,20 @@ class Table:
     model_types: tuple[str, ...]
     axes: dict[str, Expression]
     tensors: dict[str, tuple[str, ...]]
-    optional: dict[str, str]
+    optional: dict[str, Condition]
     layouts: dict[str, Layout]
     ignored: dict[str, tuple[str, ...]]
     example: dict[str, Any]
     pipeline: Pipeline | None = None
     constants: tuple[Constant, ...] = ()
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    demo: bool = False
+
+    @cached_property
+    def counted(self) -> frozenset[str]:
+        """The axes that stand in names only, never in a shape: their length may be 0."""
+        shaped = {axis for layout in self.layouts.values() for p in layout.patterns for tensor in p.tensors for axis in p.factors(tensor)}
+        return frozenset(self.axes) - shaped
 
     def layout(self, name: str) -> Layout:
         """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
@@ -97,6 +107,11 @@ class Table:
             return self.layouts[name]
         except KeyError:
             raise UsageError(f"layout {name!r} is unknown for {self.name}; it has {', '.join(self.layouts)}.") from None
+
+    def refusal(self, layout: Layout, names: Iterable[str]) -> tuple[str, str] | None:
+        """(tensor, reason) of the first of these names whose presence means that the checkpoint can't be converted."""
+        globs = self.refused.get(layout.family, {})
+        return next(((name, reason) for name in names for glob, reason in globs.items() if fnmatchcase(name, glob)), None)
 
     def is_ignored(self, layout: Layout, tensor_name: str) -> bool:
         return any(fnmatchcase(tensor_name, glob) for glob in self.ignored.get(layout.family, ()))
@@ -115,6 +130,11 @@ def shipped_tables() -> tuple[Table, ...]:
         root = Path(__file__).parents[2] / "mappings"
     files = sorted((file for file in root.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
     return tuple(parse_table(file.read_bytes(), f"mappings/{file.name}") for file in files)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a table's file."""
+    return msgspec.json.schema(_File)
 
 
 def parse_table(content: bytes, source: str) -> Table:
@@ -137,9 +157,14 @@ def parse_table(content: bytes, source: str) -> Table:
             raise TableError(f"{row}: axis {unknown[0]!r} isn't in [axes].")
         if len(set(axes)) < len(axes):
             raise TableError(f"{row}: an axis stands twice in {' '.join(axes)!r}.")
-    for tensor, key in raw.optional.items():
-        if tensor not in tensors or not key.isidentifier():
-            raise TableError(f"{source}: [optional] {tensor} = {key!r}: expected a tensor of [tensors] and a key of config.json.")
+    optional: dict[str, Condition] = {}
+    for tensor, text in raw.optional.items():
+        if tensor not in tensors:
+            raise TableError(f"{source}: [optional] {tensor}: isn't a tensor of [tensors].")
+        try:
+            optional[tensor] = Condition(text)
+        except ValueError as error:
+            raise TableError(f"{source}: [optional] {tensor}: {error}.") from error
     layouts = {name: _layout(name, raw, tensors, source) for name in raw.layout}
     pipeline = _pipeline(raw, tensors, layouts, source)
     if unknown_layouts := [name for name in raw.shard if name not in layouts]:
@@ -156,12 +181,14 @@ def parse_table(content: bytes, source: str) -> Table:
         tuple(raw.model_type),
         expressions,
         tensors,
-        raw.optional,
+        optional,
         layouts,
         ignored,
         raw.example,
         pipeline,
         constants,
+        {family: dict(reasons) for family, reasons in raw.refused.items()},
+        raw.demo,
     )
 
 
@@ -172,7 +199,7 @@ def _place(found: dict[str, Any]) -> str:
         if not isinstance(rows, dict) or section == "example":
             continue
         for key, row in rows.items():
-            for inner in row if isinstance(row, dict) and section in ("layout", "shard") else (None,):
+            for inner in row if isinstance(row, dict) and section in ("layout", "shard", "refused") else (None,):
                 try:
                     msgspec.convert({key: row if inner is None else {inner: row[inner]}}, kind)
                 except msgspec.ValidationError:
@@ -236,7 +263,7 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
             if key in ("family", "extends"):
                 continue
             row = f"{source}: [layout.{ancestor}] {key}"
-            pattern = _row(row, key, text, tensors)
+            pattern = _row(row, key, text, tensors, raw.axes)
             for tensor in pattern.tensors:
                 if tensor in own:
                     raise TableError(f"{row}: tensor {tensor!r} is stored by row {own[tensor][0]!r} already; the layout can't be inverted.")
@@ -253,9 +280,13 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
         raise TableError(f"{source}: [layout.{name}]: family must be huggingface or mindspore, found {family!r}.")
     if lost := [tensor for tensor in tensors if tensor not in rows]:
         raise TableError(f"{source}: [layout.{name}]: no row stores tensor {lost[0]!r}; the layout can't be inverted.")
-    for tensor in raw.optional:
-        if len(rows[tensor].tensors) > 1:
-            raise TableError(f"{source}: [layout.{name}] concatenates {tensor!r}, which [optional] says may be absent; store it by itself.")
+    for tensor, condition in raw.optional.items():
+        alone = [neighbour for neighbour in rows[tensor].tensors if raw.optional.get(neighbour) != condition]
+        if alone:
+            raise TableError(
+                f"{source}: [layout.{name}] concatenates {tensor!r}, which [optional] says may be absent, with {alone[0]!r}, which isn't "
+                "optional alike; store it by itself."
+            )
     ordered: list[Pattern] = []
     for tensor in tensors:
         if rows[tensor] not in ordered:
@@ -295,26 +326,33 @@ def _sharding(
 def _pipeline(raw: _File, tensors: dict[str, tuple[str, ...]], layouts: dict[str, Layout], source: str) -> Pipeline | None:
     if raw.pipeline is None:
         return None
-    found = Pipeline(raw.pipeline.layers, tuple(raw.pipeline.first), tuple(raw.pipeline.last), raw.pipeline.tied)
+    layers = [raw.pipeline.layers] if isinstance(raw.pipeline.layers, str) else raw.pipeline.layers
+    numbers = tuple((axis.strip(), offset.strip() or None) for axis, _, offset in (text.partition("+") for text in layers))
+    for axis in {axis for pair in numbers for axis in pair if axis is not None}:
+        if axis not in raw.axes:
+            raise TableError(f"{source}: [pipeline]: {axis!r} isn't in [axes].")
+    if not numbers or numbers[0][1] is not None:
+        raise TableError(f"{source}: [pipeline]: layers must begin with the axis that counts all layers.")
+    found = Pipeline(numbers, tuple(raw.pipeline.first), tuple(raw.pipeline.last), raw.pipeline.tied)
     for tensor in (*found.first, *found.last, *found.tied, *found.tied.values()):
         if tensor not in tensors:
             raise TableError(f"{source}: [pipeline]: {tensor!r} isn't in [tensors].")
     for tensor, axes in tensors.items():
-        places = (found.layers in axes) + found.first.count(tensor) + found.last.count(tensor)
+        places = sum(axis in axes for axis, _ in numbers) + found.first.count(tensor) + found.last.count(tensor)
         if places != 1:
             raise TableError(
-                f"{source}: [pipeline]: {tensor!r} must have the axis {found.layers!r} of the layers, or stand once in first or last."
+                f"{source}: [pipeline]: {tensor!r} must have the axis {numbers[0][0]!r} of the layers, or stand once in first or last."
             )
     for layout in layouts.values():
         for pattern in layout.patterns if layout.sharding is not None else ():
-            if found.layers in pattern.factors(pattern.tensors[0]):
+            if {axis for axis, _ in numbers} & set(pattern.factors(pattern.tensors[0])):
                 raise TableError(
                     f"{source}: [pipeline]: layout {layout.name} stacks the layers in {pattern.template!r}, which stages can't divide."
                 )
     return found
 
 
-def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]]) -> Pattern:
+def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]], axes: Collection[str]) -> Pattern:
     try:
         pattern = parse_pattern(text, key)
     except ValueError as error:
@@ -328,6 +366,8 @@ def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]]) -> 
     if len(set(placeholders)) < len(placeholders):
         raise TableError(f"{row}: {pattern.template!r} has one axis twice.")
     numeric = [word.isdigit() or word.startswith("{") for word in words]
+    if offset := next((offset for offset in pattern.offsets.values() if offset not in axes), None):
+        raise TableError(f"{row}: {pattern.template!r} adds the length of {offset!r}, which isn't in [axes].")
     if any(a and b for a, b in pairwise(numeric)):
         raise TableError(f"{row}: in {pattern.template!r} two numbers touch, so that a name can't be read back.")
     for tensor in pattern.tensors:
@@ -344,7 +384,8 @@ def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]]) -> 
 
 
 def _can_clash(a: Pattern, b: Pattern) -> bool:
-    """Whether two templates can produce one name: alike in text, and no place where both write different numbers."""
-    if a.skeleton != b.skeleton:
+    """Whether two templates can produce one name: alike in text, and no place where both write different numbers. Those that
+    add something to an index at one place are told apart by the lengths of the axes."""
+    if a.skeleton != b.skeleton or any(x != y and "+" in x + y for x, y in zip(a.words, b.words, strict=True)):
         return False
     return all(x == y or x.startswith("{") or y.startswith("{") for x, y in zip(a.words, b.words, strict=True))

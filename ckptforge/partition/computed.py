@@ -11,7 +11,7 @@ import msgspec
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import ConfigError, shown
 from ckptforge.mapping.axes import Pattern
-from ckptforge.mapping.binding import recognise_names
+from ckptforge.mapping.binding import recognise_names, without_offsets
 from ckptforge.mapping.sharding import DIMENSIONS, Cut, Sharding, ShardRow, parse_sharding, stored_cuts
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.state import companion_prefix, is_state
@@ -46,9 +46,10 @@ def compute_strategy(config: ParallelConfig, table: Table, layout: Layout, sizes
     rows = _rows(config, table, layout)
     _check_experts(config, table, layout, rows, sizes)
     by_name = {tensor.name: tensor for tensor in tensors if not is_state(tensor.name)}
-    found, unknown = recognise_names(layout, by_name)
+    numbered, unknown = recognise_names(layout, by_name, sizes.lengths)
     if unknown:
         raise ConfigError(f"{config.path}: {unknown[0]!r} isn't a tensor of layout {layout.name}, so it can't be said how it is cut.")
+    found = without_offsets(numbered, sizes.lengths)
     present = {tensor for pattern in found for tensor in pattern.tensors}
     stage_of = _stages(config, table, sizes)
     shared = _shared(config, table, present)
@@ -110,11 +111,12 @@ def _stages(config: ParallelConfig, table: Table, sizes: AxisSizes) -> Callable[
         if config.pipeline > 1:
             raise ConfigError(f"{config.path}: the mapping {table.name} doesn't say how stages divide the model ([pipeline]).")
         return lambda pattern, index: 0
-    layer_stage = stage_of_layers(config, sizes.get(pipeline.layers))
+    layer_stage = stage_of_layers(config, sizes.get(pipeline.layers[0][0]))
 
     def stage_of(pattern: Pattern, index: tuple[int, ...]) -> int:
-        if pipeline.layers in pattern.name_axes:
-            return layer_stage[index[pattern.name_axes.index(pipeline.layers)]]
+        for axis, offset in pipeline.layers:
+            if axis in pattern.name_axes:
+                return layer_stage[index[pattern.name_axes.index(axis)] + ((sizes.get(offset) or 0) if offset else 0)]
         return 0 if pattern.tensors[0] in pipeline.first else config.pipeline - 1
 
     return stage_of

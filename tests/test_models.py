@@ -1,0 +1,325 @@
+"""Every shipped table and layout: there and back, against MindFormers' arithmetic, real transformers models, published counts."""
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ckptforge
+from ckptforge.errors import ConfigError, LayoutError, UnmappedTensorsError
+from ckptforge.mapping.table import shipped_tables
+from ckptforge.synthetic import write_model
+from ckptforge.tables import check_table, describe, list_tables, table_schema
+from tests.helpers import FIXTURES, contents, raw_safetensors, write_safetensors
+
+TABLES = {table.name: table for table in shipped_tables()}
+CASES = [(table.name, layout.name) for table in TABLES.values() for layout in table.layouts.values() if layout.name != "hub"]
+
+
+@st.composite
+def configs(draw, name):
+    """A tiny config.json of a table's model, of another size in everything that its tensors depend on."""
+    config = dict(TABLES[name].example)
+    heads = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    config |= {
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "vocab_size": draw(st.integers(1, 9)),
+        "num_key_value_heads": groups,
+        "num_attention_heads": groups * heads,
+        "hidden_size": groups * heads * draw(st.sampled_from([2, 4])),
+        "intermediate_size": draw(st.integers(1, 9)),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    if "head_dim" in config or draw(st.booleans()):
+        config["head_dim"] = draw(st.integers(1, 5))
+    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if key in config:
+            config[key] = draw(st.integers(1, 11))
+    for key in ("moe_intermediate_size", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+        if key in config:
+            config[key] = draw(st.integers(1, 5))
+    if "attention_bias" in config and name == "llama":
+        config["attention_bias"] = draw(st.booleans())
+    if name == "deepseek_v3":
+        config["qk_rope_head_dim"] = 2 * draw(st.integers(1, 3))
+        config["n_shared_experts"] = draw(st.integers(1, 2))
+        config["first_k_dense_replace"] = draw(st.integers(0, config["num_hidden_layers"]))
+        config["num_nextn_predict_layers"] = draw(st.integers(0, 2))
+    return config
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_hub_to_every_layout_and_back(name, layout, data):
+    config = data.draw(configs(name))
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        write_model(work / "hub", TABLES[name], config, seed=data.draw(st.integers(0, 99)))
+        there = work / ("there" if TABLES[name].layouts[layout].family == "huggingface" else "there.ckpt")
+        ckptforge.convert(work / "hub", there, to=layout, from_="hub")
+        for path in work.glob("*manifest.json"):  # so that nothing but the tensors and the config tells
+            path.unlink()
+        (work / "there" / "ckptforge.manifest.json").unlink(missing_ok=True)
+        ckptforge.convert(there, work / "back", to="hub", from_=layout, config=work / "hub")
+        assert contents(work / "back") == contents(work / "hub")
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_layouts_are_told_without_being_named_or_asked_for(name, tmp_path):
+    """By names and shapes alone, or, where contents differ that names don't tell, by an error that says so."""
+    table = TABLES[name]
+    write_model(tmp_path / "hub", table, {**table.example, "num_hidden_layers": 3})
+    for layout in table.layouts.values():
+        if layout.family == "mindspore":
+            ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout.name}.safetensors", layout=layout.name, no_hash=True)
+            (tmp_path / f"{layout.name}.safetensors.manifest.json").unlink()
+            try:
+                ckptforge.to_torch(tmp_path / f"{layout.name}.safetensors", tmp_path / layout.name, config=tmp_path / "hub", model=name)
+            except LayoutError as error:
+                assert f"fit layouts {layout.name}" in str(error) or f"and {layout.name}" in str(error)
+            else:
+                assert contents(tmp_path / layout.name) == contents(tmp_path / "hub")
+
+
+def per_group(q, k, v, groups):
+    """MindFormers' `concat_qkv_weight_megatron`: for each kv group its query heads, its key head, its value head."""
+    parts = [part.reshape(groups, -1, *part.shape[1:]) for part in (q, k, v)]
+    return np.concatenate(parts, 1).reshape(-1, *q.shape[1:])
+
+
+def by_turns(gate, up):
+    """MindFormers' `concat_ffn_weight_megatron`: a row of the gate, a row of up, and so on."""
+    return np.stack([gate, up], 1).reshape(-1, gate.shape[1])
+
+
+def experts(hub, base, count, *names):
+    """MindFormers' `concat_expert_weight`: [gateᵀ | upᵀ] (or downᵀ) of one expert below another."""
+    return np.concatenate([np.concatenate([hub[f"{base}.{e}.{name}_proj.weight"] for name in names]).T for e in range(count)])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3"])
+def test_mcore_is_what_mindformers_converters_make(name, tmp_path):
+    """The arithmetic of MindFormers r1.7.0 … master, `toolkit/weight_convert` and `models/*/utils.py`, written anew in numpy."""
+    table = TABLES[name]
+    config = table.example
+    write_model(tmp_path / "hub", table, config)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="mcore")
+    hub, ms = raw_safetensors(tmp_path / "hub"), raw_safetensors(tmp_path / "ms.safetensors")
+    expected = {
+        "embedding.word_embeddings.weight": hub["model.embed_tokens.weight"],
+        "decoder.final_layernorm.weight": hub["model.norm.weight"],
+        "output_layer.weight": hub["lm_head.weight"],
+    }
+    dense = config.get("first_k_dense_replace", 0 if name == "qwen3_moe" else 99)
+    count = config.get("num_experts") or config.get("n_routed_experts")
+    for layer in range(config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0)):
+        old, new = f"model.layers.{layer}", f"decoder.layers.{layer}"
+        if layer >= config["num_hidden_layers"]:
+            mtp = layer - config["num_hidden_layers"]
+            new = f"mtp.layers.{mtp}.transformer_layer"
+            for a, b in (("enorm", "enorm"), ("hnorm", "hnorm"), ("eh_proj", "eh_proj"), ("shared_head.norm", "final_layernorm")):
+                expected[f"mtp.layers.{mtp}.{b}.weight"] = hub[f"{old}.{a}.weight"]
+        expected[f"{new}.input_layernorm.weight"] = hub[f"{old}.input_layernorm.weight"]
+        expected[f"{new}.pre_mlp_layernorm.weight"] = hub[f"{old}.post_attention_layernorm.weight"]
+        expected[f"{new}.self_attention.linear_proj.weight"] = hub[f"{old}.self_attn.o_proj.weight"]
+        if name == "deepseek_v3":
+            for a, b in (
+                ("q_a_proj", "linear_q_down_proj"),
+                ("q_a_layernorm", "q_layernorm"),
+                ("q_b_proj", "linear_q_up_proj"),
+                ("kv_a_proj_with_mqa", "linear_kv_down_proj"),
+                ("kv_a_layernorm", "kv_layernorm"),
+                ("kv_b_proj", "linear_kv_up_proj"),
+            ):
+                expected[f"{new}.self_attention.{b}.weight"] = hub[f"{old}.self_attn.{a}.weight"]
+        else:
+            for kind in ("weight", "bias") if name == "qwen2" else ("weight",):
+                q, k, v = (hub[f"{old}.self_attn.{x}_proj.{kind}"] for x in "qkv")
+                expected[f"{new}.self_attention.linear_qkv.{kind}"] = per_group(q, k, v, config["num_key_value_heads"])
+            for x in "qk" if name in ("qwen3", "qwen3_moe") else "":
+                expected[f"{new}.self_attention.{x}_layernorm.weight"] = hub[f"{old}.self_attn.{x}_norm.weight"]
+        if layer < dense:
+            expected[f"{new}.mlp.linear_fc1.weight"] = by_turns(*(hub[f"{old}.mlp.{x}_proj.weight"] for x in ("gate", "up")))
+            expected[f"{new}.mlp.linear_fc2.weight"] = hub[f"{old}.mlp.down_proj.weight"]
+            continue
+        expected[f"{new}.mlp.router.weight"] = hub[f"{old}.mlp.gate.weight"]
+        expected[f"{new}.mlp.experts.weight1"] = experts(hub, f"{old}.mlp.experts", count, "gate", "up")
+        expected[f"{new}.mlp.experts.weight2"] = experts(hub, f"{old}.mlp.experts", count, "down")
+        if name == "deepseek_v3":
+            shared = f"{old}.mlp.shared_experts"
+            expected[f"{new}.mlp.router.expert_bias"] = hub[f"{old}.mlp.gate.e_score_correction_bias"]
+            expected[f"{new}.mlp.shared_experts.linear_fc1.weight"] = by_turns(*(hub[f"{shared}.{x}_proj.weight"] for x in ("gate", "up")))
+            expected[f"{new}.mlp.shared_experts.linear_fc2.weight"] = hub[f"{shared}.down_proj.weight"]
+    assert sorted(ms) == sorted(expected)
+    for tensor, numbers in expected.items():
+        assert ms[tensor].shape == numbers.shape and (ms[tensor] == numbers).all(), tensor
+
+
+def test_legacy_rope_rows_are_those_of_mindformers(tmp_path):
+    """`_mla_pt_to_ms` of research/deepseek3/convert_weight.py: of each rotated pair the first ones, then the second ones."""
+    config = TABLES["deepseek_v3"].example
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], config)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="legacy")
+    hub, ms = raw_safetensors(tmp_path / "hub"), raw_safetensors(tmp_path / "ms.safetensors")
+    heads, nope, rope = config["num_attention_heads"], config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    q = hub["model.layers.1.self_attn.q_b_proj.weight"].reshape(heads, nope + rope, -1)
+    turned = q[:, nope:].reshape(heads, rope // 2, 2, -1).transpose(0, 2, 1, 3).reshape(heads * rope, -1)
+    assert (ms["model.layers.1.attention.l2q_pe_proj.weight"] == turned).all()
+    assert (ms["model.layers.1.attention.l2q_nope_proj.weight"] == q[:, :nope].reshape(heads * nope, -1)).all()
+
+
+# name → table, the sizes of the published config.json, parameters, tensors of the hub; DeepSeek-V3 without its MTP layer: 671B
+PUBLISHED = json.loads((FIXTURES / "published.json").read_text())
+
+
+@pytest.mark.parametrize("model", list(PUBLISHED))
+def test_published_counts(model, tmp_path):
+    published = PUBLISHED[model]
+    (tmp_path / "config.json").write_text(json.dumps(published["config"]))
+    counts = check_table(published["table"], tmp_path).counts
+    assert {count.parameters for count in counts} == {published["parameters"]}
+    assert next(count for count in counts if count.layout == "hub").tensors == published["hub_tensors"]
+
+
+def test_the_mtp_layer_is_counted_where_config_has_one(tmp_path):
+    published = PUBLISHED["DeepSeek-V3"]
+    (tmp_path / "config.json").write_text(json.dumps({**published["config"], "num_nextn_predict_layers": 1}))
+    (count,) = (count for count in check_table("deepseek_v3", tmp_path / "config.json").counts if count.layout == "hub")
+    assert count.parameters - published["parameters"] == 11_610_068_224 and count.tensors == 45_395 + 786
+
+
+def test_no_python_names_a_model():
+    """But for the forward check, which knows how one computes."""
+    package = Path(ckptforge.__file__).parent
+    named = [
+        f"{path.relative_to(package)}:{number}"
+        for path in package.rglob("*.py")
+        if "forward" not in path.parts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"mixtral|mistral|qwen|llama|deepseek", line, re.IGNORECASE)
+    ]
+    assert named == []
+
+
+def test_a_checkpoint_without_its_mtp_layer(tmp_path):
+    """As transformers saves it: config.json still says that there is one."""
+    config = {**TABLES["deepseek_v3"].example, "num_nextn_predict_layers": 0}
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], config)
+    (tmp_path / "hub" / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.ckpt", layout="mcore")
+    ckptforge.to_torch(tmp_path / "ms.ckpt", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "hub")
+    part = raw_safetensors(tmp_path / "hub")
+    extra = {name.replace("layers.2.", "layers.3."): numbers for name, numbers in part.items() if name.startswith("model.layers.2.input")}
+    tensors = {name: ("BF16", list(numbers.shape), numbers.tobytes()) for name, numbers in (part | extra).items()}
+    shutil.copytree(tmp_path / "hub", tmp_path / "broken")
+    write_safetensors(tmp_path / "broken" / "model.safetensors", tensors, {"format": "pt"})
+    with pytest.raises(LayoutError, match=r"needs 41 tensors that aren't there:\n  model.layers.3.post_attention_layernorm.weight"):
+        ckptforge.to_ms(tmp_path / "broken", tmp_path / "x.ckpt", layout="mcore")
+
+
+def test_block_scaled_weights_are_refused_whatever_is_allowed(tmp_path):
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
+    part = {name: ("BF16", list(numbers.shape), numbers.tobytes()) for name, numbers in raw_safetensors(tmp_path / "hub").items()}
+    part["model.layers.0.mlp.gate_proj.weight_scale_inv"] = ("F32", [1, 1], b"\0\0\0\0")
+    write_safetensors(tmp_path / "hub" / "model.safetensors", part, {"format": "pt"})
+    with pytest.raises(UnmappedTensorsError, match=r"weight_scale_inv: the weights are FP8 with a scale for each block"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", allow_unmapped=True)
+
+
+def test_a_length_of_zero_is_none_only_where_it_counts_names(tmp_path):
+    table = TABLES["deepseek_v3"]
+    write_model(tmp_path / "hub", table, {**table.example, "first_k_dense_replace": 0})
+    assert ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore").tensors > 20
+    (tmp_path / "hub" / "config.json").write_text(json.dumps({**table.example, "first_k_dense_replace": 0, "kv_lora_rank": 0}))
+    with pytest.raises(ConfigError, match="kv_lora_rank is 0, expected a positive integer"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt", layout="mcore")
+
+
+SPREAD = [(table.name, layout.name) for table in TABLES.values() for layout in table.layouts.values() if layout.sharding is not None]
+JOBS = [
+    {"data_parallel": 2, "model_parallel": 2},
+    {"data_parallel": 2, "model_parallel": 2, "expert_parallel": 2, "enable_parallel_optimizer": True, "parallel_optimizer_threshold": 0},
+    {"pipeline_stage": 2, "data_parallel": 2, "enable_parallel_optimizer": True, "parallel_optimizer_threshold": 0},
+]
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    ("name", "layout"), [(t.name, x.name) for t in TABLES.values() for x in t.layouts.values() if x.sharding is not None]
+)
+def test_splits_by_a_parallel_configuration_merge_again(name, layout, job, tmp_path):
+    table = TABLES[name]
+    has_experts = any(cut.dimension == "ep" for row in (table.layouts[layout].sharding or {}).values() for cut in row.cuts)
+    if "expert_parallel" in job and not has_experts:
+        pytest.skip("a model without experts")
+    config = {**table.example, "num_hidden_layers": 4}
+    write_model(tmp_path / "hub", table, config)
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    options = {"layout": layout, "no_hash": True}
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "whole.safetensors", **options)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", parallel_config=tmp_path / "job.json", **options)
+    ckptforge.strategy(tmp_path / "strategy", parallel_config=tmp_path / "job.json", like=tmp_path / "hub", layout=layout)
+    ckptforge.merge(tmp_path / "ranks", tmp_path / "merged.safetensors", strategy_dir=tmp_path / "strategy")
+    assert contents(tmp_path / "merged.safetensors") == contents(tmp_path / "whole.safetensors")
+
+
+TRANSFORMERS = {
+    "llama": ("LlamaForCausalLM", {}),
+    "llama, biases, tied": ("LlamaForCausalLM", {"attention_bias": True, "tie_word_embeddings": True}),
+    "mistral": ("MistralForCausalLM", {"model_type": "mistral"}),
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen3": ("Qwen3ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {}),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", {}),
+    "mixtral": ("MixtralForCausalLM", {"num_hidden_layers": 3, "num_local_experts": 12}),
+}
+
+
+@pytest.mark.parametrize("case", list(TRANSFORMERS))
+def test_models_of_transformers_compute_the_same_after_there_and_back(case, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    kind, changes = TRANSFORMERS[case]
+    name = "llama" if kind in ("LlamaForCausalLM", "MistralForCausalLM") else case
+    table = TABLES[name]
+    config = {**table.example, **changes, "architectures": [kind], "initializer_range": 0.1}
+    made = transformers.AutoConfig.for_model(**config)
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(made).to(torch.bfloat16)
+    for parameter in model.state_dict().values():  # norms, biases and buffers, too, which begin as ones and zeros
+        parameter.copy_(torch.randn_like(parameter, dtype=torch.float32) * 0.1)
+    model.save_pretrained(tmp_path / "hub")
+    tokens = torch.arange(24).reshape(2, 12) % config["vocab_size"]
+
+    def logits(directory):
+        loaded, info = getattr(transformers, kind).from_pretrained(directory, dtype=torch.bfloat16, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        with torch.no_grad():
+            return loaded.eval()(tokens).logits
+
+    expected = logits(tmp_path / "hub")
+    for layout in table.layouts.values():
+        if layout.family != "mindspore":
+            continue
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout.name}.ckpt", layout=layout.name)
+        ckptforge.to_torch(tmp_path / f"{layout.name}.ckpt", tmp_path / layout.name, layout=layout.name)
+        assert torch.equal(logits(tmp_path / layout.name), expected)
+
+
+def test_tables_are_listed_shown_and_have_a_schema():
+    found = {one.name: one for one in list_tables()}
+    assert found["llama"].model_types == ["llama", "mistral"] and found["qwen3_moe"].layouts["mindspore"] == ["mcore", "pynative"]
+    rows = {row.name: row for row in describe("qwen3_moe", "mcore").rows}
+    row = rows["decoder.layers.{l}.mlp.experts.weight1"]
+    assert (row.axes, row.operation, row.cut) == ("(e H) [w1: I + w3: I]", "stack e, transpose, concatenate", "axis 0 by ep")
+    assert describe("mixtral", "dense").rows[0].operation == "as it is"
+    assert '"forbid"' not in table_schema() and json.loads(table_schema())["$defs"]
