@@ -12,6 +12,8 @@ from random import Random
 
 import ckptforge
 from ckptforge.checking import check
+from ckptforge.engine import journal as journals
+from ckptforge.engine.audit import Audit, CastCount
 from ckptforge.engine.manifest import written_names
 from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
 from ckptforge.formats.checkpoint import open_checkpoint
@@ -32,12 +34,13 @@ HUB, MINDSPORE = FIXTURES / "peer" / "hf_hub", FIXTURES / "mindspore"
 
 @dataclass(frozen=True)
 class Target:
-    """`read` is given an input; it may return or raise a `CkptforgeError`."""
+    """`read` is given an input; it may return or raise a `CkptforgeError`. `prepare` is done before, and not timed."""
 
     name: str
     seeds: Sequence[bytes]
     mutate: Mutator
     read: Callable[[bytes], object]
+    prepare: Callable[[bytes], None] = lambda data: None
 
 
 def build(name: str, work: Path) -> Target:
@@ -216,6 +219,36 @@ def _manifest(work: Path) -> Target:
     return Target("manifest", [json.dumps(content).encode()], mutator, read)
 
 
+def _journal(work: Path) -> Target:
+    path = work / "journal"
+    head = {"ckptforge": "1", "command": None, "plan": "0123", "sources": [{"path": "/a", "size": 1, "mtime_ns": 2, "index": "4567"}]}
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    written = journals.Journal(path, fd, head)
+    written._add(head)
+    audit = Audit({("w1", "float32", "float16"): CastCount(1, 2, 3, 4)})
+    written.add_tensor(("x.ckpt", "a"), journals.Finished("89ab", audit))
+    written.add_source(0, 0, bytes(16))
+    written.add_publishing(7)
+    written.close()
+    seed = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        journal = journals.reopen(path)
+        if journal is not None:
+            journal.close()
+            _ = journal.audit
+            journals.differences(journal, head)
+
+    def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
+        lines = data.split(b"\n")
+        i = random.randrange(len(lines))
+        lines[i] = mutate.json_tree(lines[i], seeds, random) if random.random() < 0.7 else lines[random.randrange(len(lines))]
+        return b"\n".join(lines)
+
+    return Target("journal", [seed], mutate.mixed(mutator, mutator, mutate.words("json")), read)
+
+
 def _table(work: Path) -> Target:
     path = work / "t.toml"
     toy = (ROOT / "fuzz" / "toy.toml").read_bytes()
@@ -262,8 +295,9 @@ def _directory(work: Path) -> Target:
     shutil.copytree(MINDSPORE / "strategies" / "dp2mp2", strategies)
     mutators: dict[str, Mutator] = {".safetensors": mutate.safetensors, ".json": mutate.json_tree, ".ckpt": mutate.protobuf}
     at = work / "at"
+    strategy: list[Path | None] = [None]
 
-    def read(data: bytes) -> None:
+    def prepare(data: bytes) -> None:
         random = Random(data)
         base = random.choice([hub, hub, unified, ranks])
         shutil.rmtree(at, ignore_errors=True)
@@ -271,10 +305,12 @@ def _directory(work: Path) -> Target:
         shutil.copytree(strategies, at / "strategies", copy_function=os.link)
         for _ in range(random.choice([1, 1, 2])):
             _spoil(random.choice(sorted(path for path in at.rglob("*") if not path.is_dir() or path.is_symlink())), random, mutators)
-        strategy = at / "strategies" if base is ranks and random.random() < 0.7 else None
-        ckptforge.inspect(at / "in", strategy_dir=strategy)
+        strategy[0] = at / "strategies" if base is ranks and random.random() < 0.7 else None
 
-    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read)
+    def read(data: bytes) -> None:
+        ckptforge.inspect(at / "in", strategy_dir=strategy[0])
+
+    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read, prepare)
 
 
 def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
@@ -318,6 +354,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "unified-map": _unified_map,
     "config": _config,
     "manifest": _manifest,
+    "journal": _journal,
     "table": _table,
     "parallel-config": _parallel_config,
     "directory": _directory,
