@@ -18,9 +18,12 @@ _NO_MARKS = bytes(set(range(256)) - set(b'",[{'))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_object(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """The JSON object in a file. Raises `InputNotFoundError` if it can't be read, `FormatError` if it is something else."""
-    return parse_object(read_small(path, limit), str(path))
+def read_object(path: Path, limit: int = MAX_BYTES, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; `constants` allows NaN and Infinity.
+
+    Raises `InputNotFoundError` if it can't be read, `FormatError` if it is something else.
+    """
+    return parse_object(read_small(path, limit), str(path), constants)
 
 
 def parse_object(content: bytes, where: str, constants: bool = False) -> dict[str, Any]:
