@@ -50,6 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="REGEX", help="commands whose names in the table it is found in")
     parser.add_argument("--workers", help="handed to every command")
     parser.add_argument("--memory", help="handed to every command")
+    parser.add_argument("--peaks", action="store_true", help="memory is all that matters: no cp, and nothing done before each run")
     parser.add_argument("--directory", help="where the temporary files go: about six times the size of the model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, to be looked at later")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="a plot of time and memory against size")
@@ -71,7 +72,7 @@ def _table(
         for i, gigabytes in enumerate(sizes):
             with tempfile.TemporaryDirectory(dir=args.directory, prefix="ckptforge-benchmark-") as directory:
                 work = Workspace(Path(directory), sizes_of(gigabytes, args.real))
-                results = Results(work, choose(work, args))
+                results = Results(work, choose(work, args), args.peaks)
                 for _ in range(repeats[min(i, len(repeats) - 1)]):
                     results.round()
                 yield from rows(results)
@@ -88,7 +89,8 @@ def _options(args: argparse.Namespace) -> list[str]:
 
 
 def _beside_cp(work: Workspace, args: argparse.Namespace) -> list[Command]:
-    return [*baselines(work), *(command for command in commands(work, _options(args)) if re.search(args.only, command.name))]
+    chosen = (command for command in commands(work, _options(args)) if re.search(args.only, command.name))
+    return [*([] if args.peaks else baselines(work)), *chosen]
 
 
 def _beside_mindspore(work: Workspace, args: argparse.Namespace) -> list[Command]:

@@ -13,18 +13,18 @@ from benchmarks.workspace import FORGE, Workspace
 
 CALLS = Path(__file__).with_name("mindspore_calls.py")
 MODEL, RANKS = "cp", "cp of 8 ranks"
-MINDSPORE_BYTES = 8  # of memory for each of the model's: what its .ckpt path was seen to take, or nearly
+MINDSPORE_SHARES = {"ckpt": 8.0, "safetensors": 4.0}  # bytes of memory for each of the model's: what it was seen to take, or nearly
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, the inputs it reads, about how many times the bytes of the first it writes, and how its time is judged: as a
-    multiple of that of `beside`, which is to be `reach` at most, or at least where it is MindSpore's."""
+    """A command line, the inputs it reads, and how its time is judged: as a multiple of that of `beside`, which is to be `reach` at most,
+    or at least where it is MindSpore's. `shares`: about how many times the bytes of its first input it writes, or takes as memory."""
 
     name: str
     line: Sequence[str]
     inputs: tuple[Path, ...]
-    model_shares: float = 1.0
+    shares: float = 1.0
     beside: str = MODEL
     reach: float | None = None
 
@@ -41,7 +41,7 @@ class Command:
 
     def touched(self) -> int:
         """The memory it is given: as many bytes as it will write, and a GB."""
-        return round(bytes_of(*self.inputs[:1]) * (MINDSPORE_BYTES if self.is_mindspore else self.model_shares)) + 10**9
+        return round(bytes_of(*self.inputs[:1]) * self.shares) + 10**9
 
 
 def synced(baseline: str) -> str:
@@ -93,17 +93,8 @@ def resharding(work: Workspace, options: Sequence[str], kind: str) -> Iterator[C
     yield Command(f"split{end}", split, (work.dense if kind == "ckpt" else work.whole[kind], source), reach=1.5)
     for job, shares, beside in (("mp4", 1.0, MODEL), ("dp4mp2ep2", 2.5, RANKS)):
         target = work.strategy(job)
-        line = [
-            *FORGE,
-            "reshard",
-            str(ranks),
-            str(work.out),
-            "--src_strategy_dir",
-            str(source),
-            "--dst_strategy_dir",
-            str(target),
-            *options,
-        ]
+        strategies = ["--src_strategy_dir", str(source), "--dst_strategy_dir", str(target)]
+        line = [*FORGE, "reshard", str(ranks), str(work.out), *strategies, *options]
         yield Command(f"reshard mp8 → {job}{end}", line, (ranks, source, target), shares, beside, 1.5)
 
 
@@ -117,16 +108,16 @@ def mindspores(work: Workspace, options: Sequence[str]) -> Iterator[Command]:
             inputs = (work.whole[kind], *ours.inputs[1:]) if what == "split" else ours.inputs
             arguments = [str(inputs[0]), str(work.out), "x", *(str(_file(path)) if path else None for path in (source, target))]
             line = _call("transform_checkpoints", arguments, {"output_format": kind}, out=work.out)
-            yield Command(f"MindSpore {ours.name}", line, inputs, ours.model_shares, ours.name, reach)
+            yield Command(f"MindSpore {ours.name}", line, inputs, MINDSPORE_SHARES[kind], ours.name, reach)
     ranks, strategy = work.ranks["safetensors"], work.strategy("mp8")
     unified = [*FORGE, "merge", str(ranks), str(work.out), "--strategy_dir", str(strategy), "--format", "unified", "--quiet", *options]
     yield Command("merge unified", unified, (ranks, strategy))
     line = _call("unified_safetensors", [str(ranks), str(_file(strategy)), str(work.out)], {}, out=work.out)
-    yield Command("MindSpore unified_safetensors", line, (ranks, strategy), beside="merge unified")
+    yield Command("MindSpore unified_safetensors", line, (ranks, strategy), MINDSPORE_SHARES["safetensors"], "merge unified")
     line = [*FORGE, "convert", str(work.dense), str(work.out / "x.ckpt"), "--to", "gmm-v3", "--quiet", *options]
     yield Command("convert gmm-v3", line, (work.dense,))
     line = _call("load_and_save", [str(work.dense), str(work.out / "x.ckpt")], {}, out=work.out)
-    yield Command("MindSpore load, save_checkpoint", line, (work.dense,), beside="convert gmm-v3")
+    yield Command("MindSpore load, save_checkpoint", line, (work.dense,), MINDSPORE_SHARES["safetensors"], "convert gmm-v3")
 
 
 def _file(strategy: Path) -> Path:

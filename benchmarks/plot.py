@@ -1,11 +1,14 @@
-"""A drawing of time and memory against the size of the model."""
+"""A drawing of time and memory against the size of the model: `python -m benchmarks.plot OUT.svg RUN.json...` makes one of several runs."""
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 Series = dict[str, list[tuple[float, float]]]
@@ -125,3 +128,13 @@ class _Axis:
 
     def __call__(self, value: float) -> float:
         return math.log(value / self.low) / math.log(self.high / self.low)
+
+
+def main() -> None:
+    out, *files = sys.argv[1:]
+    runs = [json.loads(Path(file).read_text()) for file in files]
+    Path(out).write_text(draw(*([row for run in runs for row in run[part]] for part in ("results", "mindspore"))))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,9 +20,11 @@ MINDSPORE_TITLES = ("model", "command", "wrote GB", "wall s", "min–max", "user
 
 
 class Results:
-    """The runs of `commands` in a workspace; those that are baselines run before others, not by themselves."""
+    """The runs of `commands` in a workspace; those that are baselines run before others, not by themselves. `bare`: nothing is read or
+    touched before a run."""
 
-    def __init__(self, work: Workspace, commands: Iterable[Command]) -> None:
+    def __init__(self, work: Workspace, commands: Iterable[Command], bare: bool = False) -> None:
+        self.bare = bare
         self.work, self.commands = work, {command.name: command for command in commands}
         self.runs: dict[str, list[Measurement]] = {name: [] for name in self.commands}
         self.written: dict[str, int] = {}
@@ -42,7 +44,8 @@ class Results:
     def _run(self, command: Command) -> None:
         failure = next((why for path in command.inputs if (why := self.work.provide(path))), "")
         self.work.clear()
-        run = Measurement(failure=f"no input: {failure}") if failure else measure(command.line, command.read(), command.touched())
+        before = ((), 0) if self.bare else (command.read(), command.touched())
+        run = Measurement(failure=f"no input: {failure}") if failure else measure(command.line, *before)
         self.runs[command.name].append(run)
         self.written.setdefault(command.name, bytes_of(self.work.out))
         self.work.clear()
