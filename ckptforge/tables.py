@@ -123,7 +123,7 @@ def check_table(path: str | Path, config: str | Path | None = None) -> Checked:
     counts = []
     if config is not None:
         where = Path(config) / "config.json" if Path(config).is_dir() else Path(config)
-        content = read_object(where)
+        content = read_object(where, constants=True)
         counts = [count(table, layout, content, str(where)) for layout in table.layouts.values()]
     return Checked(table.name, table.source, list(table.layouts), counts)
 

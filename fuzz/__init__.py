@@ -10,6 +10,7 @@ SHARES = {
     "unified-map": 3,
     "config": 1,
     "manifest": 2,
+    "journal": 1,
     "table": 2,
     "parallel-config": 2,
     "directory": 1,

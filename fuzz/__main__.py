@@ -68,7 +68,7 @@ def _all(options: argparse.Namespace) -> int:
         for line in lines:
             reports.append(json.loads(line))
             _show(reports[-1], False)
-    total = {key: sum(report[key] for report in reports) for key in ("runs", "refused", "seconds", "grown")}
+    total = {key: sum(report[key] for report in reports) for key in ("runs", "refused", "seconds", "grown", "blocks")}
     _show(
         {"target": "all", **total, "slowest": max(r["slowest"] for r in reports), "peak": max(r["peak"] for r in reports), "failures": []},
         False,
@@ -76,7 +76,7 @@ def _all(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-HEADER = f"{'target':<16} {'inputs':>9} {'refused':>9} {'seconds':>8} {'slowest':>9} {'grown':>9} {'peak':>9}  failures"
+HEADER = f"{'target':<16} {'inputs':>9} {'refused':>9} {'seconds':>8} {'slowest':>9} {'grown':>9} {'blocks':>8} {'peak':>7}  failures"
 
 
 def _show(report: dict[str, Any], as_json: bool) -> None:
@@ -84,7 +84,7 @@ def _show(report: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(report), flush=True)
         return
     counts = f"{report['runs']:>9,} {report['refused']:>9,} {report['seconds']:>8.0f}"
-    costs = f"{report['slowest'] * 1000:>6.0f} ms {report['grown'] / 1e6:>6.1f} MB {report['peak'] / 1e6:>6.0f} MB"
+    costs = f"{report['slowest'] * 1000:>6.0f} ms {report['grown'] / 1e6:>6.1f} MB {report['blocks']:>8,} {report['peak'] / 1e6:>4.0f} MB"
     print(f"{report['target']:<16} {counts} {costs}  {len(report['failures'])}", flush=True)
     for failure in report["failures"][:20]:
         print(f"  {failure}")

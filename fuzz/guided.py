@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import atheris
 def run_guided(name: str, runs: int, seconds: float | None, seed: int, keep: Path) -> NoReturn:
     """Reads `runs` inputs and ends the process, with the report as JSON as the last line."""
     with atheris.instrument_imports(include=["ckptforge"]):
-        from fuzz.run import Runner, resident
+        from fuzz.run import Runner, memory
 
         runner = Runner(name, seed, keep)
     target, report = runner.target, runner.report
@@ -27,7 +26,7 @@ def run_guided(name: str, runs: int, seconds: float | None, seed: int, keep: Pat
     for i, content in enumerate(target.seeds):
         (corpus / str(i)).write_bytes(content)
     began = time.perf_counter()
-    start = 0
+    start: tuple[int, int] | None = None
 
     def mutate(data: bytes, max_size: int, mutation: int) -> bytes:
         random = Random(mutation)
@@ -42,12 +41,12 @@ def run_guided(name: str, runs: int, seconds: float | None, seed: int, keep: Pat
     def read(data: bytes) -> None:
         nonlocal start
         runner.attempt(data, str(report.runs))
-        if report.runs == max(1, runs // 10):
-            start = resident()
-        if report.runs >= runs or (seconds is not None and time.perf_counter() - began > seconds):
-            report.grown = max(0, resident() - start) if start else 0
-            report.seconds = time.perf_counter() - began
-            report.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        took = time.perf_counter() - began
+        if start is None and (report.runs * 10 >= runs or (seconds is not None and took * 10 > seconds)):
+            start = memory()
+        if report.runs >= runs or (seconds is not None and took > seconds):
+            report.measure(start)
+            report.seconds = took
             print(json.dumps(report.to_json()), flush=True)
             runner.directory.cleanup()
             shutil.rmtree(corpus)

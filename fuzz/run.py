@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
@@ -16,6 +17,7 @@ from random import Random
 from typing import Any
 
 from ckptforge.errors import CkptforgeError, printable
+from ckptforge.partition import device_layout
 from fuzz.targets import Target, build
 
 HANG = 1.0  # seconds
@@ -27,7 +29,8 @@ _MESSAGE = 4000  # characters
 
 @dataclass
 class Report:
-    """What came of a run. `seconds` and `slowest` are wall time, `grown` resident bytes from a tenth of the run to its end."""
+    """What came of a run. `seconds` and `slowest` are wall time; `grown` is how many bytes more are resident at the end than after a
+    tenth of the run, `blocks` how many more blocks of memory Python's objects take."""
 
     target: str
     seed: int
@@ -36,8 +39,14 @@ class Report:
     seconds: float = 0.0
     slowest: float = 0.0
     grown: int = 0
+    blocks: int = 0
     peak: int = 0
     failures: list[str] = field(default_factory=list)
+
+    def measure(self, start: tuple[int, int] | None) -> None:
+        """Notes how memory has grown since `start`."""
+        self.grown, self.blocks = (now - before for now, before in zip(memory(), start or memory(), strict=True))
+        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,10 +56,12 @@ class Hang(BaseException):
     """Reading takes so long that it is ended."""
 
 
-def resident() -> int:
-    """Resident bytes of this process."""
+def memory() -> tuple[int, int]:
+    """(resident bytes of this process, blocks that its Python objects take), without what is only kept to be used again."""
+    device_layout._box.cache_clear()
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize(), sys.getallocatedblocks()
 
 
 class Runner:
@@ -72,18 +83,18 @@ class Runner:
     def loop(self, runs: int, seconds: float | None = None) -> Report:
         """Reads that many inputs, or for so long."""
         began = time.perf_counter()
-        start = 0
+        start: tuple[int, int] | None = None
         warm = max(1, int(runs * _WARM))
         with _limits():
             for number in range(runs):
-                if seconds is not None and time.perf_counter() - began > seconds:
+                took = time.perf_counter() - began
+                if seconds is not None and took > seconds:
                     break
-                if number == warm:
-                    start = resident()
+                if start is None and (number == warm or (seconds is not None and took > seconds * _WARM)):
+                    start = memory()
                 self.attempt(self.input(number), str(number))
-            self.report.grown = max(0, resident() - start) if start else 0
+            self.report.measure(start)
         self.report.seconds = time.perf_counter() - began
-        self.report.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return self.report
 
     def attempt(self, data: bytes, label: str) -> None:
@@ -91,6 +102,7 @@ class Runner:
         report = self.report
         report.runs += 1
         problem = None
+        self.target.prepare(data)
         signal.setitimer(signal.ITIMER_REAL, _STOP)
         began = time.perf_counter()
         try:

@@ -12,16 +12,18 @@ from random import Random
 
 import ckptforge
 from ckptforge.checking import check
+from ckptforge.engine import journal as journals
+from ckptforge.engine.audit import Audit, CastCount
 from ckptforge.engine.manifest import written_names
 from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
-from ckptforge.formats.checkpoint import open_checkpoint
+from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import FileIndex
-from ckptforge.mapping.binding import recognise_names
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import read_parallel_config
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.source import Choices, bind_source, open_source
+from ckptforge.synthetic import write_model
 from fuzz import mutate, trees
 from fuzz.mutate import Mutator
 
@@ -32,12 +34,13 @@ HUB, MINDSPORE = FIXTURES / "peer" / "hf_hub", FIXTURES / "mindspore"
 
 @dataclass(frozen=True)
 class Target:
-    """`read` is given an input; it may return or raise a `CkptforgeError`."""
+    """`read` is given an input; it may return or raise a `CkptforgeError`. `prepare` is done before, and not timed."""
 
     name: str
     seeds: Sequence[bytes]
     mutate: Mutator
     read: Callable[[bytes], object]
+    prepare: Callable[[bytes], None] = lambda data: None
 
 
 def build(name: str, work: Path) -> Target:
@@ -166,17 +169,28 @@ def _unified_map(work: Path) -> Target:
 
 
 def _config(work: Path) -> Target:
-    directory = work / "hub"
-    directory.mkdir()
-    for path in HUB.glob("model*"):
-        (directory / path.name).symlink_to(path)
-    checkpoint = open_checkpoint(directory)
+    checkpoints = [_linked(work / "hub", HUB)]
+    seeds = _small("peer/*/config.json") * 2
+    for table in shipped_tables():
+        if table.name in ("deepseek_v3", "qwen3_moe"):
+            write_model(work / table.name, table, table.example)
+            checkpoints.append(open_checkpoint(work / table.name))
+            seeds.append(json.dumps(table.example).encode())
 
     def read(data: bytes) -> None:
-        (directory / "config.json").write_bytes(data)
+        checkpoint = checkpoints[len(data) % len(checkpoints)]
+        (checkpoint.path / "config.json").write_bytes(data)
         bind_source(checkpoint, Choices())
 
-    return Target("config", _small("peer/*/config.json"), mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+    return Target("config", seeds, mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+
+
+def _linked(directory: Path, weights: Path) -> Checkpoint:
+    """A directory with links to weights, in which files can be put beside them."""
+    directory.mkdir()
+    for path in weights.glob("model*"):
+        (directory / path.name).symlink_to(path)
+    return open_checkpoint(directory)
 
 
 def _manifest(work: Path) -> Target:
@@ -216,22 +230,57 @@ def _manifest(work: Path) -> Target:
     return Target("manifest", [json.dumps(content).encode()], mutator, read)
 
 
+def _journal(work: Path) -> Target:
+    path = work / "journal"
+    head = {"ckptforge": "1", "command": None, "plan": "0123", "sources": [{"path": "/a", "size": 1, "mtime_ns": 2, "index": "4567"}]}
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    written = journals.Journal(path, fd, head)
+    written._add(head)
+    audit = Audit({("w1", "float32", "float16"): CastCount(1, 2, 3, 4)})
+    written.add_tensor(("x.ckpt", "a"), journals.Finished("89ab", audit))
+    written.add_source(0, 0, bytes(16))
+    written.add_publishing(7)
+    written.close()
+    seed = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        journal = journals.reopen(path)
+        if journal is not None:
+            journal.close()
+            _ = journal.audit
+            journals.differences(journal, head)
+
+    def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
+        lines = data.split(b"\n")
+        i = random.randrange(len(lines))
+        lines[i] = mutate.json_tree(lines[i], seeds, random) if random.random() < 0.7 else lines[random.randrange(len(lines))]
+        return b"\n".join(lines)
+
+    return Target("journal", [seed], mutate.mixed(mutator, mutator, mutate.words("json")), read)
+
+
 def _table(work: Path) -> Target:
     path = work / "t.toml"
-    toy = (ROOT / "fuzz" / "toy.toml").read_bytes()
-    shapes = {name: entry.shape for name, entry in open_checkpoint(HUB).tensors.items()}
+    toy = ROOT / "fuzz" / "toy.toml"
+    table = load_table(toy)
+    checkpoints = [_linked(work / "hub", HUB)]
+    for layout in table.layouts:
+        write_model(work / "toy" / layout, table, table.example, layout=layout)
+        checkpoints.append(open_checkpoint(work / "toy" / layout))
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
         table = load_table(path)
+        fitting = checkpoints[1:] if table.name == "toy" else checkpoints[:1]
+        bind_source(fitting[len(data) % len(fitting)], Choices(mapping=path))
         for layout in table.layouts.values():
-            recognise_names(layout, shapes)
             for pattern in layout.patterns:
                 for tensor in pattern.tensors:
                     axes = [axis for axis in table.tensors[tensor] if axis not in pattern.name_axes]
                     pattern.place(tensor, axes, lambda _, axis: 2)
 
-    seeds = [toy, toy, toy, (ROOT / "mappings" / "mixtral.toml").read_bytes()]
+    seeds = [toy.read_bytes()] * 4 + [(ROOT / "mappings" / f"{name}.toml").read_bytes() for name in ("mixtral", "qwen3_moe")]
     return Target("table", seeds, mutate.mixed(mutate.words("toml"), mutate.words("toml")), read)
 
 
@@ -253,8 +302,6 @@ def _parallel_config(work: Path) -> Target:
 def _directory(work: Path) -> Target:
     """An input is the seed of what is done to a directory: files mutated, removed, renamed, and made into other things."""
     hub, unified, ranks, strategies = (work / name for name in ("hub", "unified", "ranks", "strategies"))
-    from ckptforge.synthetic import write_model
-
     write_model(hub, shipped_tables()[0], shipped_tables()[0].example, seed=0)
     _shards(unified, ["part0.safetensors"])
     (unified / "param_name_map.json").write_text('{"weight_map": {"model.layers.0.w0": "part0.safetensors"}}')
@@ -262,8 +309,9 @@ def _directory(work: Path) -> Target:
     shutil.copytree(MINDSPORE / "strategies" / "dp2mp2", strategies)
     mutators: dict[str, Mutator] = {".safetensors": mutate.safetensors, ".json": mutate.json_tree, ".ckpt": mutate.protobuf}
     at = work / "at"
+    strategy: list[Path | None] = [None]
 
-    def read(data: bytes) -> None:
+    def prepare(data: bytes) -> None:
         random = Random(data)
         base = random.choice([hub, hub, unified, ranks])
         shutil.rmtree(at, ignore_errors=True)
@@ -271,10 +319,12 @@ def _directory(work: Path) -> Target:
         shutil.copytree(strategies, at / "strategies", copy_function=os.link)
         for _ in range(random.choice([1, 1, 2])):
             _spoil(random.choice(sorted(path for path in at.rglob("*") if not path.is_dir() or path.is_symlink())), random, mutators)
-        strategy = at / "strategies" if base is ranks and random.random() < 0.7 else None
-        ckptforge.inspect(at / "in", strategy_dir=strategy)
+        strategy[0] = at / "strategies" if base is ranks and random.random() < 0.7 else None
 
-    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read)
+    def read(data: bytes) -> None:
+        ckptforge.inspect(at / "in", strategy_dir=strategy[0])
+
+    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read, prepare)
 
 
 def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
@@ -318,6 +368,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "unified-map": _unified_map,
     "config": _config,
     "manifest": _manifest,
+    "journal": _journal,
     "table": _table,
     "parallel-config": _parallel_config,
     "directory": _directory,

@@ -79,6 +79,9 @@ RAW = [
 ]
 
 
+_MANY = 2000  # messages in a message, after some of its fields were repeated
+
+
 class Raw(str):
     """Text that stands in JSON as it is, right or wrong."""
 
@@ -228,6 +231,8 @@ def mutate_fields(fields: list[Field], random: Random) -> None:
             message = left.pop()
             messages.append(message)
             left += [item.inner for item in message if item.inner is not None]
+            if len(messages) > _MANY:
+                return
         message = random.choice(messages)
         if not message:
             message.append(Field(random.randrange(1, 8), 0, random.choice(NUMBERS)))

@@ -15,7 +15,7 @@ from ckptforge.mapping.table import shipped_tables
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, raw_safetensors, tiny_config, write_hub, write_safetensors
 
 PEER = FIXTURES / "peer"
-LAYOUTS = {layout.name: layout.family for layout in shipped_tables()[0].layouts.values()}
+LAYOUTS = {layout.name: layout.family for layout in next(table for table in shipped_tables() if table.name == "mixtral").layouts.values()}
 MINDSPORE_LAYOUTS = [name for name, family in LAYOUTS.items() if family == "mindspore"]
 
 
@@ -77,6 +77,12 @@ def reference(hub, config, layout):
             made[f"{new}.attention.w_qkv.weight"] = np.concatenate(parts)
         else:
             made |= {f"{new}.attention.wq.weight": q, f"{new}.attention.wk.weight": k, f"{new}.attention.wv.weight": v}
+        if layout == "mcore":  # per kv group as in r1.4, under other names; experts below one another
+            made[f"{new}.attention.w_qkv.weight"] = np.concatenate([x.reshape(groups, -1, q.shape[1]) for x in (q, k, v)], axis=1).reshape(
+                -1, q.shape[1]
+            )
+            for name in ("wq", "wk", "wv"):
+                del made[f"{new}.attention.{name}.weight"]
         w1, w2, w3 = (np.stack([hub[f"{old}.block_sparse_moe.experts.{e}.w{n}.weight"] for e in range(E)]) for n in (1, 2, 3))
         router = hub[f"{old}.block_sparse_moe.gate.weight"]
         if layout == "gmm-v3":
@@ -85,9 +91,32 @@ def reference(hub, config, layout):
             made[f"{new}.feed_forward.router_dense.weight"] = router
             continue
         made[f"{new}.feed_forward.router.dense.weight"] = router
+        if layout == "mcore":
+            both = np.concatenate([w1, w3], axis=1).transpose(0, 2, 1)
+            made[f"{new}.feed_forward.w1"] = both.reshape(-1, both.shape[2])
+            made[f"{new}.feed_forward.w2"] = w2.transpose(0, 2, 1).reshape(-1, w2.shape[1])
+            continue
         for n, weight in ((1, w1), (2, w2), (3, w3)):
             made[f"{new}.feed_forward.ffn.w{n}.weight"] = weight.transpose(0, 2, 1) if layout.startswith("gmm") else weight
-    return made
+    return {mcore_name(name): numbers for name, numbers in made.items()} if layout == "mcore" else made
+
+
+def mcore_name(name):
+    """What a tensor of the legacy network is called in an mcore network."""
+    for old, new in (
+        ("model.tok_embeddings.embedding_weight", "embedding.word_embeddings.weight"),
+        ("model.norm_out.", "decoder.final_layernorm."),
+        ("lm_head.", "output_layer."),
+        ("model.layers.", "decoder.layers."),
+        ("attention_norm.", "input_layernorm."),
+        ("ffn_norm.", "pre_mlp_layernorm."),
+        ("attention.w_qkv.", "self_attention.linear_qkv."),
+        ("attention.wo.", "self_attention.linear_proj."),
+        ("feed_forward.router.dense.", "mlp.router."),
+        ("feed_forward.w", "mlp.experts.weight"),
+    ):
+        name = name.replace(old, new)
+    return name
 
 
 @st.composite

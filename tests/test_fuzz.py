@@ -12,4 +12,5 @@ def test_every_input_is_read_or_refused(name):
     runs = SHARES[name] * 150
     report = Runner(name, seed=1, hang=10).loop(runs)
     assert report.failures == [] and report.runs == runs and set(SHARES) == set(TARGETS)
-    assert 0 < report.refused < report.runs  # the mutations neither break everything nor nothing
+    # The mutations neither break everything nor nothing; a journal is read as far as it goes.
+    assert report.refused < report.runs and (report.refused > 0 or name == "journal")

@@ -12,7 +12,8 @@ from ckptforge.formats import mindspore_ckpt
 from ckptforge.mapping.table import shipped_tables
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, raw_safetensors, tiny_config, write_hub
 
-MINDSPORE_LAYOUTS = [layout.name for layout in shipped_tables()[0].layouts.values() if layout.family == "mindspore"]
+MIXTRAL = next(table for table in shipped_tables() if table.name == "mixtral")
+MINDSPORE_LAYOUTS = [layout.name for layout in MIXTRAL.layouts.values() if layout.family == "mindspore"]
 
 
 @pytest.mark.parametrize("layout", ["hub", "fused"])

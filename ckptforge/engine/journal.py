@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,11 @@ import xxhash
 
 from ckptforge.engine.audit import Audit, audit_json, read_audit
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import OutputError, ReadError
+from ckptforge.errors import OutputError, ReadError, shown
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.version import __version__
 
+_MAX_LINE = 1 << 26
 Key = tuple[str, str]  # file as the plan's output names it, tensor
 
 
@@ -86,15 +88,18 @@ def begin(path: Path, plan: Plan, command: str | None) -> Journal:
 def reopen(path: Path) -> Journal | None:
     """The journal that a run left, cut behind its last whole line; None where there is none or it never got a line."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise OutputError(f"{path}: can't be opened: {error.strerror}; remove the directory that it lies in.") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OutputError(f"{path}: isn't a regular file; remove the directory that it lies in.")
     journal: Journal | None = None
     end = 0
     with os.fdopen(os.dup(fd), "rb") as lines:
-        for line in lines:
+        while line := lines.readline(_MAX_LINE):
             try:
                 if not line.endswith(b"\n"):
                     break
@@ -103,7 +108,7 @@ def reopen(path: Path) -> Journal | None:
                     journal = Journal(path, fd, {**content})
                 else:
                     _read_line(journal, content)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
                 break
             end += len(line)
     if journal is None:
@@ -132,16 +137,16 @@ def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
     """Why a run that is made from `head` can't go on where another stopped; None if it can."""
     before = journal.head
     if before.get("ckptforge") != head["ckptforge"]:
-        return f"it was begun by ckptforge {before.get('ckptforge')}, this is {head['ckptforge']}"
+        return f"it was begun by ckptforge {str(before.get('ckptforge'))[:100]}, this is {head['ckptforge']}"
     old, new = before.get("sources"), head["sources"]
     if not isinstance(old, list) or [isinstance(a, dict) and a.get("path") for a in old] != [b["path"] for b in new]:
         return "its inputs are other files"
     for a, b in zip(old, new, strict=True):
         for key, what in (("size", "size"), ("mtime_ns", "time of change"), ("index", "header")):
             if a.get(key) != b[key]:
-                return f"the input {b['path']} has changed since: its {what} was {a.get(key)}, now it is {b[key]}"
+                return f"the input {b['path']} has changed since: its {what} was {shown(a.get(key))}, now it is {b[key]}"
     if before.get("plan") != head["plan"]:
-        first, second = (found or "a call from Python" for found in (before.get("command"), head["command"]))
+        first, second = (str(found or "a call from Python")[:1000] for found in (before.get("command"), head["command"]))
         return f"it was begun by another command ({first}; this is {second})"
     return None
 

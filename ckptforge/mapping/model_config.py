@@ -133,5 +133,5 @@ class Constant:
 
 def _count(value: object, key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise ConfigError(f"{where}: {key} is {shown(value)}, expected a count.")
+        raise ConfigError(f"{where}: {key} is {shown(value)}, expected a positive integer.")
     return value

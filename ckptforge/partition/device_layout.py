@@ -58,12 +58,12 @@ class DeviceLayout:
         if any(not n < 1 << 63 for n in self.device_matrix) or self.devices > MAX_DEVICES:
             return f"its device matrix is for more than {MAX_DEVICES} devices"
         if any(n < 1 for n in self.device_matrix):
-            return f"device matrix {list(self.device_matrix)} has sizes below 1"
+            return f"device matrix {shown(list(self.device_matrix))} has sizes below 1"
         used = [axis for axes in self.tensor_map for axis in axes]
         if any(not 0 <= axis < len(self.device_matrix) for axis in used):
-            return f"tensor map {self.tensor_map} names device axes that {list(self.device_matrix)} doesn't have"
+            return f"tensor map {shown(self.tensor_map)} names device axes that {shown(list(self.device_matrix))} doesn't have"
         if len(set(used)) < len(used):
-            return f"tensor map {self.tensor_map} uses a device axis twice"
+            return f"tensor map {shown(self.tensor_map)} uses a device axis twice"
         if self.optimizer_shards < -1 or self.optimizer_parts > self.replicas or self.replicas % self.optimizer_parts:
             return f"optimizer sharding into {shown(self.optimizer_shards)} parts doesn't fit {self.replicas} replicas"
         if self.optimizer_parts > 1 and not self.tensor_map:

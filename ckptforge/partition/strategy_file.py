@@ -23,7 +23,7 @@ from ckptforge.formats.small_json import parse_object
 from ckptforge.partition.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, DeviceLayout
 
 MAX_BYTES = 1 << 26  # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
-_MAX_ITEMS = 1 << 18  # parameters and operators in a file
+_MAX_ITEMS = 1 << 17  # parameters and operators in a file
 _MAX_PARAMETERS = 1 << 16
 _MAX_FIELDS = 256  # in a parameter's layout
 _MERGED = re.compile(r"([0-9]{1,6})-(.+)", re.DOTALL)
