@@ -6,15 +6,15 @@ own: to one file, and to 1,024 ranks of dp64 mp8 ep8 pp2 with optimizer parallel
 
 from __future__ import annotations
 
+import argparse
 import json
-import statistics
-import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.__main__ import REAL, measure
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.synthetic import write_model
+from benchmarks.measurement import cells, measure, show
+from benchmarks.model import REAL, make
+from benchmarks.workspace import FORGE
 
 MODELS = {
     "8x7B": {**REAL, "num_hidden_layers": 32},
@@ -33,23 +33,25 @@ JOBS = {
 }
 
 
+def rows(work: Path, repeats: int) -> Iterator[list[str]]:
+    for model, sizes in MODELS.items():
+        hub = work / model
+        make(hub, sizes, sparse=True, shard_bytes=5 * 10**9)
+        for job, keys in JOBS.items():
+            command = [*FORGE, "to-ms", str(hub), str(work / "out"), "--dry-run", "--quiet"]
+            if keys is not None:
+                config = work / "job.json"
+                config.write_text(json.dumps(keys))
+                command += ["--parallel_config", str(config)]
+            yield [model, job, *cells([measure(command) for _ in range(repeats)])]
+
+
 def main() -> None:
-    table = next(table for table in shipped_tables() if table.name == "mixtral")
-    print("| model | to | wall s | min–max | cpu s | peak MB |\n|---|---|---|---|---|---|")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as work:
-        for model, sizes in MODELS.items():
-            hub = Path(work) / model
-            write_model(hub, table, {**table.example, **sizes}, shard_bytes=5 * 10**9, sparse=True)
-            for job, keys in JOBS.items():
-                command = [sys.executable, "-m", "ckptforge", "to-ms", str(hub), f"{work}/out", "--dry-run", "--quiet"]
-                if keys is not None:
-                    config = Path(work) / "job.json"
-                    config.write_text(json.dumps(keys))
-                    command += ["--parallel_config", str(config)]
-                taken = [measure(command) for _ in range(5)]
-                wall, cpu, memory = (statistics.median(run[i] for run in taken) for i in range(3))
-                spread = f"{min(run[0] for run in taken):.2f}–{max(run[0] for run in taken):.2f}"
-                print(f"| {model} | {job} | {wall:.2f} | {spread} | {cpu:.2f} | {memory:.0f} |", flush=True)
+        show(["model", "to", "wall s", "min–max", "user + system s", "peak MB"], rows(Path(work), repeats))
 
 
 if __name__ == "__main__":

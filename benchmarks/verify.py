@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import ckptforge
-from benchmarks.__main__ import make
+from benchmarks.model import make, sizes_of
 
 
 def resident() -> float:
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as work:
         hub, gmm = Path(work) / "hub", Path(work) / "gmm.ckpt"
         if os.fork() == 0:  # in a process of its own, so that its memory doesn't count
-            make(hub, 3.0, real=True)
+            make(hub, sizes_of(3.0, real=True))
             ckptforge.to_ms(hub, gmm, layout="gmm")
             os._exit(0)
         if os.wait()[1]:
