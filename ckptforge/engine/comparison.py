@@ -15,7 +15,8 @@ from ckptforge.dtypes import DType
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.casts import STEP, numpy_dtype
 from ckptforge.engine.plan import Assembly, Pair
-from ckptforge.engine.stream import Descriptors, Fill, Progress, Worker, fills, run_workers
+from ckptforge.engine.schedule import Fill, fills
+from ckptforge.engine.stream import Descriptors, Progress, Worker, run_workers
 from ckptforge.formats.entry import TensorEntry, read_range
 
 Array = NDArray[Any]

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.engine.plan import Assembly
-from ckptforge.engine.stream import Fill, Worker, fills
+from ckptforge.engine.schedule import Fill, fills
+from ckptforge.engine.stream import Worker
 
 
 def read_assembly(assembly: Assembly, worker: Worker) -> NDArray[Any]:
