@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from ckptforge.boxes import Grid
@@ -60,21 +61,21 @@ class Pattern:
         """The axes as a table writes them."""
         return " ".join(_axis_text(axis) for axis in self.axes)
 
-    @property
+    @cached_property
     def name_axes(self) -> tuple[str, ...]:
         return tuple(axis for axis, _ in _PLACEHOLDER.findall(self.template))
 
-    @property
+    @cached_property
     def offsets(self) -> dict[str, str]:
         """Axis of the name → the axis whose length is added to its index there."""
         return {axis: offset for axis, offset in _PLACEHOLDER.findall(self.template) if offset}
 
-    @property
+    @cached_property
     def words(self) -> tuple[str, ...]:
         """The template cut into text, numbers and placeholders."""
         return tuple(_WORD.findall(self.template))
 
-    @property
+    @cached_property
     def skeleton(self) -> str:
         """The template with every number and placeholder as `#`; names of this pattern have the same `skeleton_of`."""
         return "".join("#" if word.isdigit() or word.startswith("{") else word for word in self.words)
