@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.engine import journal as journals
-from ckptforge.engine.placing import restore_old
+from ckptforge.engine.placing import refuse_mounts, restore_old
 from ckptforge.engine.staging import lock_directory, output_of, remove_staging, staging_path
 from ckptforge.errors import InputNotFoundError, OutputError
 from ckptforge.formats.unfinished import SUFFIX
@@ -81,6 +81,7 @@ def _remove(directory: Path, dry_run: bool) -> Left:
             journal.close()
         left = Left(str(directory), str(output), finished, _disk_bytes(directory))
         if not dry_run:
+            refuse_mounts(directory)
             restore_old(directory, output)
             remove_staging(directory)
         return left

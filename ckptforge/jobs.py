@@ -87,25 +87,19 @@ def run_job(job: Job, options: Options) -> Result:
     request = Request(overwrite, options.get("resume", False), hashing, options.get("command"))
     manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
     with staged(plan, request) as staging:
-        if staging.placed:
-            assert staging.journal is not None
-            audit = staging.journal.audit
-        else:
-            check_room(plan, staging.held)
-            sources = source_states(plan)
-            kept = _kept(plan, staging, budget)
-            done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
-            audit = done.audit
-            if audit.overflowed and not options.get("allow_overflow", False):
-                raise CastOverflowError(_overflow_message(plan, audit))
-            _refuse_changed(sources, source_states(plan))
-            if manifest is not None:
-                staging.sync()
-                mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
-                command = staging.journal.head.get("command") if staging.journal else options.get("command")
-                staging.small_files[manifest.name] = manifest_json(
-                    plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command
-                )
+        check_room(plan, staging.held)
+        sources = source_states(plan)
+        kept = _kept(plan, staging, budget)
+        done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
+        audit = done.audit
+        if audit.overflowed and not options.get("allow_overflow", False):
+            raise CastOverflowError(_overflow_message(plan, audit))
+        _refuse_changed(sources, source_states(plan))
+        if manifest is not None:
+            staging.sync()
+            mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
+            command = staging.journal.head.get("command") if staging.journal else options.get("command")
+            staging.small_files[manifest.name] = manifest_json(plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command)
     return Result(
         plan.verb,
         plan.output,

@@ -402,5 +402,125 @@ def test_a_staging_directory_that_is_a_link_is_refused(tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == ["precious"]
 
 
+def stopped_while_placed(out, monkeypatch, **options):
+    """Leaves a run of `to_ms` that was stopped when all was written and before it was put in place."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        for name in ("place_files", "place_directory"):
+            patched.setattr(staging, name, raising(KeyboardInterrupt))
+        ckptforge.to_ms(HUB, out, **options)
+    assert "publishing" in (staging.staging_path(out) / "journal").read_text()
+
+
+def raising(error):
+    def stop(*_):
+        raise error
+
+    return stop
+
+
+def test_what_was_written_is_checked_again_before_it_is_put_in_place(tmp_path, monkeypatch):
+    expected = tree(ckptforge.to_ms(HUB, tmp_path / "whole").output)
+    stopped_while_placed(tmp_path / "o", monkeypatch)
+    victim = staging.staging_path(tmp_path / "o") / "out" / "rank_0" / "checkpoint_0.ckpt"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    ckptforge.to_ms(HUB, tmp_path / "o", resume=True)
+    assert tree(tmp_path / "o") == expected
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "o"])
+def test_a_finished_output_of_another_command_is_not_put_in_place(tmp_path, monkeypatch, name):
+    stopped_while_placed(tmp_path / name, monkeypatch)
+    for options in ({"layout": "gmm"}, {"layout": "gmm", "resume": True}):
+        with pytest.raises(LeftError):
+            ckptforge.to_ms(HUB, tmp_path / name, **options)
+    assert sorted(os.listdir(tmp_path)) == [f".{name}.ckptforge"]
+    ckptforge.to_ms(HUB, tmp_path / "y.ckpt")
+    with pytest.raises(LeftError):  # of the other kind
+        ckptforge.to_torch(tmp_path / "y.ckpt", tmp_path / name)
+    assert not (tmp_path / name).exists() and not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "o"])
+def test_an_output_that_appears_during_the_run_is_not_replaced(tmp_path, name):
+    out = tmp_path / name
+
+    def progress(done, total):
+        mine = out if name == "x.ckpt" else out / "rank_0" / "checkpoint_0.ckpt"
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine")
+
+    with pytest.raises(OutputError, match="exists already"):
+        ckptforge.to_ms(HUB, out, progress=progress)
+    assert list(tree(out).values()) == [b"mine"]
+
+
+def test_an_input_that_is_away_for_a_while_costs_nothing(tmp_path):
+    shutil.copytree(HUB, tmp_path / "hub")
+    out = tmp_path / "x.ckpt"
+    interrupt(out, after=0.4, source=tmp_path / "hub")
+
+    def progress(done, total):
+        for shard in (tmp_path / "hub").glob("*.safetensors"):
+            shard.unlink()
+
+    with pytest.raises((ReadError, InputNotFoundError)) as error:
+        ckptforge.to_ms(tmp_path / "hub", out, layout="gmm", resume=True, workers=1, progress=progress)
+    assert "--resume" in error.value.__notes__[0] and (staging.staging_path(out) / "journal").exists()
+
+
+def test_a_users_file_is_taken_along_as_it_is_at_last(tmp_path, monkeypatch):
+    ckptforge.to_ms(HUB, tmp_path / "o")
+    (tmp_path / "o" / "notes").write_text("old")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("ckptforge.engine.placing._exchange", raising(KeyboardInterrupt))
+        ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True)
+    (tmp_path / "o" / "new").write_text("new")
+    os.replace(tmp_path / "o" / "new", tmp_path / "o" / "notes")
+    ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True, resume=True)
+    assert (tmp_path / "o" / "notes").read_text() == "new"
+
+
+def test_what_lies_where_the_manifest_goes_is_said_before_any_work(tmp_path):
+    (tmp_path / "x.ckpt.manifest.json").write_text("mine")
+    with pytest.raises(OutputError, match=r"x.ckpt.manifest.json: would be written with x.ckpt, but is there already"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    assert (tmp_path / "x.ckpt.manifest.json").read_text() == "mine"
+    (tmp_path / "y.ckpt.manifest.json").mkdir()
+    with pytest.raises(OutputError, match="isn't a file"):
+        ckptforge.to_ms(HUB, tmp_path / "y.ckpt", overwrite=True)
+
+
+def test_names_too_long_for_what_goes_beside_them(tmp_path):
+    with pytest.raises(OutputError, match="File name too long"):
+        ckptforge.to_ms(HUB, tmp_path / ("x" * 238 + ".ckpt"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_of_others_by_the_name_of_ours_is_let_alone(tmp_path):
+    (tmp_path / ".o.ckptforge").mkdir()
+    (tmp_path / ".o.ckptforge" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds notes.txt, which no run"):
+        ckptforge.to_ms(HUB, tmp_path / "o")
+    assert (tmp_path / ".o.ckptforge" / "notes.txt").read_text() == "mine"
+
+
+def test_a_mounted_file_system_is_neither_replaced_nor_emptied(tmp_path):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "precious").write_text("p")
+    ckptforge.to_ms(HUB, tmp_path / "o")
+    (tmp_path / "o" / "data").mkdir()
+    if subprocess.run(["mount", "--bind", str(volume), str(tmp_path / "o" / "data")], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        with pytest.raises(OutputError, match=r"o/data is mounted in it"):
+            ckptforge.to_ms(HUB, tmp_path / "o", overwrite=True)
+        assert (volume / "precious").read_text() == "p"
+    finally:
+        subprocess.run(["umount", str(tmp_path / "o" / "data")], check=True)
+
+
 if sys.platform != "linux":
     pytest.skip("forks and limits", allow_module_level=True)

@@ -627,7 +627,9 @@ def _fail(error: Exception, as_json: bool) -> NoReturn:
 
 
 def _stopped(error: BaseException, how: str, code: int, as_json: bool) -> NoReturn:
-    message = " ".join([f"{how}; nothing was left under a final name.", *_notes(error)])
+    notes = _notes(error)
+    placed = any(" is in place and whole" in note for note in notes)
+    message = " ".join([f"{how}." if placed else f"{how}; nothing was left under a final name.", *notes])
     if as_json:
         click.echo(json.dumps({"ok": False, "error": {"type": how.capitalize(), "message": message}}, ensure_ascii=False))
     click.echo(f"ckptforge: {message}", err=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from ckptforge.engine.manifest import written_names
-from ckptforge.engine.placing import names_in
+from ckptforge.engine.manifest import manifest_path, read_manifest, written_names
+from ckptforge.engine.placing import names_in, refuse_mounts
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import OutputError, listing
+from ckptforge.errors import CkptforgeError, OutputError, listing
+from ckptforge.formats.unfinished import SUFFIX
 
 _SPARE = 1 << 20  # bytes kept free beyond the plan
 
@@ -19,9 +21,9 @@ def check_output(plan: Plan, overwrite: bool) -> None:
     output = plan.output
     is_directory = plan.is_directory
     try:
-        os.lstat(output)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
+        for name in (output, output.with_name(f".{output.name}{SUFFIX}"), manifest_path(output, False)) if output.name else (output,):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(name)
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
         raise OutputError(f"{output}: can't be written: {getattr(error, 'strerror', None) or error}.") from error
     resolved = Path(os.path.realpath(output))
@@ -31,7 +33,11 @@ def check_output(plan: Plan, overwrite: bool) -> None:
             raise OutputError(f"{output}: holds {source.path}, which is being read; choose another output.")
     if output.is_symlink():
         raise OutputError(f"{output}: is a symbolic link; name the file or directory itself.")
-    if not output.name or output.name == ".." or (output.is_dir() and (os.path.ismount(output) or resolved == Path.cwd())):
+    if (
+        not output.name
+        or output.name == ".."
+        or (output.is_dir() and (os.path.ismount(output) or resolved in (Path.cwd(), *Path.cwd().parents)))
+    ):
         raise OutputError(
             f"{output}: is the current directory, a parent or a mount point, which can't be replaced whole; name a directory in it."
         )
@@ -43,10 +49,17 @@ def check_output(plan: Plan, overwrite: bool) -> None:
             raise OutputError(f"{output}: exists and is {found}, but the output is {wanted}; choose another name.")
         if not overwrite and not (is_directory and not any(output.iterdir())):
             raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
+        refuse_mounts(output)
         if is_directory and (stale := _foreign_checkpoints(plan)):
             raise OutputError(
                 f"{output}: holds checkpoint files that no manifest there names, and that would not fit the new output:\n{listing(stale)}\n"
                 "Remove them, or choose another output."
+            )
+    for path in () if is_directory else (*plan.paths, manifest_path(output, False)):
+        if path != output and os.path.lexists(path) and not (path.is_file() and (overwrite or _is_manifest(path))):
+            raise OutputError(
+                f"{path}: would be written with {output.name}, but is there already"
+                + ("; give --overwrite to replace it." if path.is_file() else ", and isn't a file; remove it, or choose another output.")
             )
     parent = _existing_parent(output)
     if not parent.is_dir():
@@ -55,6 +68,14 @@ def check_output(plan: Plan, overwrite: bool) -> None:
         raise OutputError(f"{output}: can't be written: no permission to write in {parent}.")
     if os.statvfs(parent).f_flag & os.ST_RDONLY:
         raise OutputError(f"{output}: can't be written: {parent} is on a read-only file system.")
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except CkptforgeError:
+        return False
+    return True
 
 
 def check_room(plan: Plan, held: int = 0) -> None:

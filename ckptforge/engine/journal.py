@@ -176,7 +176,7 @@ def fingerprint(plan: Plan) -> str:
     """A hash of all that decides the bytes of a plan's outputs but the contents of its sources."""
     state = xxhash.xxh3_64()
     numbers = {file.path: i for i, file in enumerate(plan.sources)}
-    state.update(_bytes(plan.verb, sorted(plan.small_files.items())))
+    state.update(_bytes(plan.verb, plan.is_directory, sorted(plan.small_files.items())))
     for file in plan.files:
         state.update(_bytes(plan.name_of(file.path), file.size))
         for offset, literal in file.literals:

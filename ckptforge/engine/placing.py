@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,16 +16,48 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
-def place_files(out: Path, output: Path) -> None:
-    """Moves a finished file and those that go with it beside it; the file itself first, so that its manifest is never without it."""
+def place_files(out: Path, output: Path, overwrite: bool) -> None:
+    """Moves a finished file and those that go with it beside it; the file itself first, so that its manifest is never without it.
+    Raises `FileExistsError` for one that has appeared, unless it may be replaced."""
     for path in sorted(out.iterdir(), key=lambda path: path.name != output.name):
+        if path.name == output.name and not overwrite:
+            try:
+                os.link(path, output)
+                path.unlink()
+                continue
+            except FileExistsError:
+                raise
+            except OSError:
+                pass  # a file system without links
         os.replace(path, output.parent / path.name)
     sync_directory(output.parent)
+
+
+def mounts_under(directory: Path) -> list[str]:
+    """Mount points in or below a directory, which must be neither moved nor emptied with it (proc(5), mountinfo)."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return [
+            os.path.join(root, name) for root, names, _ in os.walk(directory) for name in names if os.path.ismount(os.path.join(root, name))
+        ]
+    base = os.path.realpath(directory)
+    points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in lines]
+    return [point for point in points if point == base or point.startswith(base.rstrip("/") + "/")]
+
+
+def refuse_mounts(directory: Path) -> None:
+    """Raises `OutputError` where another file system is mounted in a directory that is to be replaced or removed."""
+    if directory.is_dir() and (found := mounts_under(directory)):
+        raise OutputError(
+            f"{directory}: {found[0]} is mounted in it, so that it is neither replaced nor removed; unmount it, or choose another."
+        )
 
 
 def place_directory(staging: Path, output: Path) -> None:
     """Puts `staging/out` in the place of `output`. What lies in an existing one and isn't part of its checkpoint is kept."""
     out = staging / "out"
+    refuse_mounts(output)
     if output.is_dir():
         _take_along(output, out)
         if not _exchange(out, output):
@@ -33,23 +66,6 @@ def place_directory(staging: Path, output: Path) -> None:
     else:
         os.rename(out, output)
     sync_directory(output.parent)
-
-
-def finish_placing(staging: Path, output: Path, is_directory: bool, inode: int) -> None:
-    """Does what is left of a placing that was begun with everything written; `inode` is that of the new `out`.
-
-    Raises `OutputError`.
-    """
-    out = staging / "out"
-    try:
-        if not out.is_dir() or out.stat().st_ino != inode:
-            return  # done: what lies there is the old one, if anything
-        if is_directory:
-            place_directory(staging, output)
-        else:
-            place_files(out, output)
-    except OSError as error:
-        raise OutputError(f"{output}: can't be put in place: {error.strerror}.") from error
 
 
 def restore_old(staging: Path, output: Path) -> None:

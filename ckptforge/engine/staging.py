@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptforge.engine import journal as journals
+from ckptforge.engine.checks import check_output
 from ckptforge.engine.journal import Journal
 from ckptforge.engine.moves import write_exactly
-from ckptforge.engine.placing import finish_placing, place_directory, place_files, restore_old, sync_directory
+from ckptforge.engine.placing import names_in, place_directory, place_files, refuse_mounts, restore_old, sync_directory
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import LeftError, OutputError, ReadError
+from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError
 from ckptforge.formats.unfinished import SUFFIX
 
 _TRIES = 100
@@ -52,16 +53,12 @@ class Request:
 
 @dataclass
 class Staging:
-    """Outputs in the making: an open descriptor for each final path, the small files to be written with them, and the journal.
-
-    `placed` says that an earlier run had finished all and only had to put it in place, which has been done.
-    """
+    """Outputs in the making: an open descriptor for each final path, the small files to be written with them, and the journal."""
 
     directory: Path
     descriptors: dict[Path, int] = field(default_factory=dict)
     small_files: dict[str, bytes] = field(default_factory=dict)
     journal: Journal | None = None
-    placed: bool = False
 
     @property
     def out(self) -> Path:
@@ -92,31 +89,29 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
     parents = _make_parents(output)
     staging = Staging(staging_path(output), small_files=dict(plan.small_files))
     lock: int | None = None
-    kept = False
+    kept = placed = False
     try:
         lock = lock_directory(staging.directory, output)
         staging.journal = _journal(staging, plan, request)
-        if staging.journal is not None and staging.journal.publishing is not None:
-            finish_placing(staging.directory, output, plan.is_directory, staging.journal.publishing)
-            staging.placed = True
-            yield staging
-        else:
-            _open_files(staging, plan)
-            yield staging
-            _put_in_place(staging, plan)
-        with suppress(OSError):  # the output is in place; `clean` finds the rest
+        _open_files(staging, plan)
+        yield staging
+        _put_in_place(staging, plan, request)
+        placed = True
+        with suppress(OSError, OutputError):  # `clean` finds the rest
             remove_staging(staging.directory)
     except BaseException as error:
         journal = staging.journal
         ours = lock is not None and not isinstance(error, LeftError)
-        kept = not ours or (journal is not None and _worth_keeping(journal, error))
-        if ours and kept and journal is not None:
+        kept = placed or not ours or (journal is not None and _worth_keeping(journal, error))
+        if placed:
+            error.add_note(f"{output} is in place and whole; `ckptforge clean {output.parent}` removes what is left of the run.")
+        elif ours and kept and journal is not None:
             error.add_note(
                 f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
                 f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
             )
         if not kept:
-            with suppress(OSError):
+            with suppress(OSError, OutputError):
                 restore_old(staging.directory, output)
                 remove_staging(staging.directory)
             for parent in reversed(parents):
@@ -135,8 +130,8 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
 
 
 def _worth_keeping(journal: Journal, error: BaseException) -> bool:
-    """Whether a run that stopped so can be gone on with: interrupted, or stopped by the disk, with something finished."""
-    stopped = isinstance(error, OutputError | ReadError | OSError | MemoryError) or not isinstance(error, Exception)
+    """Whether a run that stopped so can be gone on with: something is finished, and it isn't the input or the cast that is bad."""
+    stopped = isinstance(error, OutputError | ReadError | InputNotFoundError) or not isinstance(error, CkptforgeError)
     return stopped and bool(journal.tensors or journal.publishing is not None)
 
 
@@ -150,6 +145,8 @@ def lock_directory(directory: Path, output: Path) -> int:
             if directory.is_symlink():
                 raise OutputError(f"{directory}: is a symbolic link, which no run of ckptforge made; remove it.")
             directory.mkdir(exist_ok=True)
+            if foreign := {path.name for path in directory.iterdir()} - {"lock", "journal", "out", "old"}:
+                raise OutputError(f"{directory}: holds {min(foreign)}, which no run of ckptforge made; move it, or choose another output.")
             fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
             if not directory.parent.is_dir():
@@ -178,39 +175,46 @@ def lock_directory(directory: Path, output: Path) -> int:
 
 
 def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
-    """The journal to go on with, or a new one; what an earlier run left and isn't gone on with is removed."""
+    """The journal to go on with, or a new one; what an earlier run left and isn't gone on with is removed.
+
+    A run that stopped while its output was put in place is gone on with as any other: what it made is checked again.
+    """
     left = journals.reopen(staging.directory / "journal")
-    if left is not None and left.publishing is not None and not request.resume:
-        # All was written; only the last step is missing, or even that was done.
-        finish_placing(staging.directory, plan.output, plan.is_directory, left.publishing)
-        left.close()
-        _empty(staging.directory)
-        if not request.overwrite:
-            raise OutputError(
-                f"{plan.output}: was finished by an earlier run, and has now been put in place; give --overwrite to replace it."
-            )
+    if left is not None and left.publishing is not None and not _is_there(staging.out, left.publishing):
+        left.close()  # its output was put in place; what lies here is the old one, if anything
         left = None
-    if left is not None and left.tensors and not request.overwrite and not request.resume:
-        left.close()
-        raise LeftError(
-            f"{plan.output}: an earlier run stopped with {len(left.tensors)} of {plan.tensor_count} tensors finished, in "
-            f"{staging.directory}; go on with --resume, begin anew with --overwrite, or remove them with `ckptforge clean`."
-        )
-    if left is not None and left.tensors and request.resume:
-        if reason := journals.differences(left, journals.head_of(plan, request.command)):
+    try:
+        if left is not None and (left.tensors or left.publishing is not None):
+            where = f"with {len(left.tensors)} of {plan.tensor_count} tensors finished, in {staging.directory}"
+            if request.resume:
+                if reason := journals.differences(left, journals.head_of(plan, request.command)):
+                    raise LeftError(
+                        f"{plan.output}: what an earlier run left {where}, can't be resumed: {reason}. "
+                        "Begin anew with --overwrite, or remove it with `ckptforge clean`."
+                    )
+                left.publishing = None
+                return left
+            if not request.overwrite:
+                raise LeftError(
+                    f"{plan.output}: an earlier run stopped {where}; go on with --resume, begin anew with --overwrite, or remove them "
+                    "with `ckptforge clean`."
+                )
+    except BaseException:
+        if left is not None:
             left.close()
-            raise LeftError(
-                f"{plan.output}: what an earlier run left in {staging.directory} can't be resumed: {reason}. "
-                "Begin anew with --overwrite, or remove it with `ckptforge clean`."
-            )
-        return left
-    if left is not None and left.publishing is not None:
-        return left
+        raise
     if left is not None:
         left.close()
     restore_old(staging.directory, plan.output)
     _empty(staging.directory)
     return journals.begin(staging.directory / "journal", plan, request.command) if request.journaled else None
+
+
+def _is_there(directory: Path, inode: int) -> bool:
+    try:
+        return directory.stat().st_ino == inode
+    except FileNotFoundError:
+        return False
 
 
 def remove_staging(directory: Path) -> None:
@@ -221,7 +225,8 @@ def remove_staging(directory: Path) -> None:
 
 
 def _empty(directory: Path) -> None:
-    """Removes all but the lock."""
+    """Removes all but the lock. Raises `OutputError` where something is mounted in it."""
+    refuse_mounts(directory)
     for path in directory.iterdir():
         if path.name == "lock":
             continue
@@ -234,6 +239,10 @@ def _empty(directory: Path) -> None:
 def _open_files(staging: Staging, plan: Plan) -> None:
     try:
         staging.out.mkdir(exist_ok=True)
+        planned = {plan.name_of(file.path) for file in plan.files}
+        for name in names_in(staging.out):
+            if name not in planned:  # of an earlier try to put it in place
+                (staging.out / name).unlink()
         for file in plan.files:
             path = staging.out / (file.path.relative_to(plan.output) if plan.is_directory else plan.output.name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +255,8 @@ def _open_files(staging: Staging, plan: Plan) -> None:
         raise OutputError(f"{plan.output}: can't be written: {error.strerror} in {staging.directory}.") from error
 
 
-def _put_in_place(staging: Staging, plan: Plan) -> None:
+def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
+    check_output(plan, request.overwrite)  # again: it may have appeared since
     staging.sync()
     for name, content in staging.small_files.items():
         _write_small(staging.out / name, content)
@@ -259,7 +269,7 @@ def _put_in_place(staging: Staging, plan: Plan) -> None:
         if plan.is_directory:
             place_directory(staging.directory, plan.output)
         else:
-            place_files(staging.out, plan.output)
+            place_files(staging.out, plan.output, request.overwrite)
     except OSError as error:
         raise OutputError(f"{plan.output}: can't be put in place: {error.strerror}.") from error
 

@@ -53,7 +53,8 @@ class Worker:
             return 0
         if isinstance(task, Block):
             buffer = self.buffers.lend((PIECE_BYTES, task.entry.file_offset(task.start)))[0].data
-            fd = self.descriptors.targets.get(task.file) or self.descriptors.source(task.entry.path)
+            held = self.descriptors.targets.get(task.file)
+            fd = self.descriptors.source(task.entry.path) if held is None else held
             self.digest = task.digest(fd, buffer)
             return 0
         if isinstance(task, Move):
@@ -252,9 +253,8 @@ def run_workers(
             raise
 
     with ThreadPoolExecutor(len(workers), thread_name_prefix="ckptforge") as pool:
-        futures = [pool.submit(work, worker) for worker in workers]
         try:
-            for future in futures:
+            for future in [pool.submit(work, worker) for worker in workers]:
                 future.result()
         except BaseException:
             stop.set()
