@@ -522,5 +522,22 @@ def test_a_mounted_file_system_is_neither_replaced_nor_emptied(tmp_path):
         subprocess.run(["umount", str(tmp_path / "o" / "data")], check=True)
 
 
+def test_half_a_line_of_the_journal_loses_nothing_before_it(tmp_path, monkeypatch):
+    out = tmp_path / "x.ckpt"
+    real, lines = os.write, []
+
+    def short(fd, data):
+        lines.append(data)
+        return real(fd, data[: len(data) // 2] if len(lines) == 25 and data.startswith(b"{") else data)
+
+    with monkeypatch.context() as patched, pytest.raises(OutputError, match="journal: can't be written: No space left"):
+        patched.setattr(os, "write", short)
+        ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
+    content = (staging.staging_path(out) / "journal").read_bytes()
+    assert content.endswith(b"\n") and content.count(b"\n") == 24
+    ckptforge.to_ms(HUB, out, layout="gmm", resume=True)
+    assert ckptforge.check(out).problems == []
+
+
 if sys.platform != "linux":
     pytest.skip("forks and limits", allow_module_level=True)

@@ -6,6 +6,7 @@ a source, at last one when everything is written and is being put in place. A li
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -68,8 +69,12 @@ class Journal:
         os.fsync(self.fd)
 
     def _add(self, line: Mapping[str, Any]) -> None:
+        content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         try:
-            os.write(self.fd, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            end = os.fstat(self.fd).st_size
+            if os.write(self.fd, content) != len(content):  # a disk that is nearly full: what follows would be lost behind half a line
+                os.ftruncate(self.fd, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
 
