@@ -9,21 +9,22 @@ from typing import Any
 
 from ckptforge.engine import journal as journals
 from ckptforge.engine.placing import refuse_mounts, restore_old
-from ckptforge.engine.staging import lock_directory, output_of, remove_staging, staging_path
+from ckptforge.engine.staging import is_complete, lock_directory, output_of, remove_staging, staging_path, temporary_of
 from ckptforge.errors import InputNotFoundError, OutputError
 from ckptforge.formats.unfinished import SUFFIX
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a run left: the `directory` it lies in, the `output` it was for, tensors `finished`, and `bytes` of disk. `busy` says why it
-    was let alone, if it was."""
+    """What a run left: the `directory` (or small file) it is, the `output` it was for, tensors `finished`, and `bytes` of disk.
+    `complete`: the output was whole and only had to be put in place. `busy` says why it was let alone, if it was."""
 
     directory: str
     output: str
     finished: int
     bytes: int
     busy: str | None = None
+    complete: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,18 @@ def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
     """
     path = Path(directory)
     own = staging_path(path) if path.name and path.name != ".." else None
+    small: list[Path] = []
     found = [own] if own is not None and _is_staging(own) else []
     if path.is_dir():
         try:
-            found += sorted(entry for entry in path.iterdir() if _is_staging(entry))
+            entries = sorted(path.iterdir())
+            found += [entry for entry in entries if _is_staging(entry)]
+            small = [entry for entry in entries if temporary_of(entry) is not None and entry.is_file() and not entry.is_symlink()]
         except OSError as error:
             raise InputNotFoundError(f"{path}: can't be listed: {error.strerror}.") from error
     elif not found:
         raise InputNotFoundError(f"{path}: no such directory.")
-    return Cleaned(str(path), [_remove(entry, dry_run) for entry in found], dry_run)
+    return Cleaned(str(path), [_remove(entry, dry_run) for entry in found] + [_remove_small(entry, dry_run) for entry in small], dry_run)
 
 
 def _is_staging(path: Path) -> bool:
@@ -77,9 +81,10 @@ def _remove(directory: Path, dry_run: bool) -> Left:
     try:
         journal = journals.reopen(directory / "journal")
         finished = len(journal.tensors) if journal is not None else 0
+        complete = journal is not None and is_complete(directory, journal)
         if journal is not None:
             journal.close()
-        left = Left(str(directory), str(output), finished, _disk_bytes(directory))
+        left = Left(str(directory), str(output), finished, _disk_bytes(directory), None, complete)
         if not dry_run:
             refuse_mounts(directory)
             restore_old(directory, output)
@@ -89,6 +94,31 @@ def _remove(directory: Path, dry_run: bool) -> Left:
         raise OutputError(f"{directory}: can't be removed: {error.strerror}.") from error
     finally:
         os.close(lock)
+
+
+def _remove_small(path: Path, dry_run: bool) -> Left:
+    found = temporary_of(path)
+    assert found is not None
+    output, process = found
+    if _lives(process):
+        return Left(str(path), str(output), 0, 0, f"{output}: process {process} may be writing it.")
+    try:
+        left = Left(str(path), str(output), 0, path.lstat().st_blocks * 512)
+        if not dry_run:
+            path.unlink()
+        return left
+    except OSError as error:
+        raise OutputError(f"{path}: can't be removed: {error.strerror}.") from error
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _disk_bytes(directory: Path) -> int:

@@ -6,19 +6,19 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ckptforge.engine import stream
 from ckptforge.engine.audit import Audit
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.checks import check_output, check_room
 from ckptforge.engine.hashes import tensor_hashes
-from ckptforge.engine.journal import Finished, source_states
+from ckptforge.engine.journal import Finished
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.staging import Request, Staging, staged
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CastOverflowError, FormatError
+from ckptforge.errors import CastOverflowError
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
@@ -88,13 +88,13 @@ def run_job(job: Job, options: Options) -> Result:
     manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
     with staged(plan, request) as staging:
         check_room(plan, staging.held)
-        sources = source_states(plan)
         kept = _kept(plan, staging, budget)
         done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
         audit = done.audit
         if audit.overflowed and not options.get("allow_overflow", False):
             raise CastOverflowError(_overflow_message(plan, audit))
-        _refuse_changed(sources, source_states(plan))
+        for source in plan.sources:
+            source.refuse_changed()
         if manifest is not None:
             staging.sync()
             mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
@@ -125,12 +125,6 @@ def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Fin
         files.setdefault(entry.path, []).append(entry)
     hashes = tensor_hashes(files, budget, opened=staging.descriptors)
     return {entry: found for entry, found in finished.items() if hashes[entry.path][entry.name] == found.hash}
-
-
-def _refuse_changed(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
-    for old, new in zip(before, after, strict=True):
-        if old != new:
-            raise FormatError(f"{new['path']}: was changed while it was read, so that nothing was written; convert it again.")
 
 
 def _overflow_message(plan: Plan, audit: Audit) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -541,3 +542,102 @@ def test_half_a_line_of_the_journal_loses_nothing_before_it(tmp_path, monkeypatc
 
 if sys.platform != "linux":
     pytest.skip("forks and limits", allow_module_level=True)
+
+
+def test_a_replaced_directory_keeps_its_modes_and_empty_directories(tmp_path):
+    out = tmp_path / "o"
+    ckptforge.to_ms(HUB, out)
+    (out / "logs" / "empty").mkdir(parents=True)
+    (out / "logs").chmod(0o750)
+    (out / "rank_0").chmod(0o711)
+    out.chmod(0o700)
+    ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True)
+    assert (out / "logs" / "empty").is_dir()
+    assert [path.stat().st_mode & 0o777 for path in (out, out / "rank_0", out / "logs")] == [0o700, 0o711, 0o750]
+    (tmp_path / "x.ckpt").write_bytes(b"")
+    (tmp_path / "x.ckpt").chmod(0o640)
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
+    assert (tmp_path / "x.ckpt").stat().st_mode & 0o777 == 0o640
+
+
+def test_an_input_that_changes_between_its_index_and_the_run(tmp_path, monkeypatch):
+    shutil.copytree(HUB, tmp_path / "hub")
+    real = staging.lock_directory
+
+    def lock(*args):
+        os.utime(tmp_path / "hub" / "model-00001-of-00002.safetensors")
+        return real(*args)
+
+    monkeypatch.setattr(staging, "lock_directory", lock)
+    with pytest.raises(FormatError, match="model-00001-of-00002.safetensors: was changed while it was read"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+
+
+@pytest.mark.parametrize("name", ["open", "mkdir", "fsync", "rename", "replace", "link", "ftruncate", "pwrite", "write", "chmod"])
+@pytest.mark.parametrize("output", ["new/x.ckpt", "new/dir", "dir"])
+def test_errors_of_the_system_are_ours_wherever_they_come(tmp_path, monkeypatch, name, output):
+    """The n-th call fails, for every n."""
+    ckptforge.to_ms(HUB, tmp_path / "whole.ckpt")
+    (tmp_path / "dir").mkdir()
+    real = getattr(os, name)
+    for n in range(1, 200):
+        count = [0]
+
+        def failing(*args, count=count, n=n, **kwargs):
+            count[0] += 1
+            if count[0] == n:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch, suppress(ckptforge.CkptforgeError):
+            patch.setattr(os, name, failing)
+            ckptforge.to_ms(HUB, tmp_path / output, layout="gmm", overwrite=True, workers=1)
+        if count[0] < n:
+            break
+        ckptforge.clean(tmp_path)
+        for path in ((tmp_path / "new"), tmp_path / "new" / "dir"):
+            if path.exists():
+                ckptforge.clean(path)
+    else:
+        pytest.fail(f"{name} is called without end")
+    assert (tmp_path / output).exists()
+
+
+def test_a_check_of_a_stored_crc_ends_when_the_run_does(tmp_path):
+    index = ckptforge.formats.mindspore_ckpt.read_index(FIXTURES / "mindspore" / "bad" / "crc_mismatch.ckpt")
+    index.verify(memoryview(bytearray(64)), lambda: True)
+    with pytest.raises(FormatError, match="crc32"):
+        index.verify(memoryview(bytearray(64)), lambda: False)
+
+
+def test_clean_finds_small_files_of_dead_processes_and_says_what_was_whole(tmp_path, monkeypatch):
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    dead, ours = (tmp_path / f".report.html.ckptforge-{pid}.tmp" for pid in (child.stdout.strip(), os.getpid()))
+    dead.write_text("x")
+    ours.write_text("x")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "place_files", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    text = cleaned_text(ckptforge.clean(tmp_path))
+    assert "x.ckpt.ckptforge" in text and "whole, but not put in place" in text and f"process {os.getpid()} may be writing it" in text
+    assert [path.name for path in tmp_path.iterdir()] == [ours.name]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ETXTBSY, 524, None])
+def test_where_the_kernel_does_not_copy_the_bytes_are_read_and_written(tmp_path, monkeypatch, number):
+    ckptforge.to_ms(HUB, tmp_path / "a.ckpt")
+
+    def refuse(*_):
+        if number is None:
+            return 0  # as old kernels do in /proc and the like
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    ckptforge.to_ms(HUB, tmp_path / "b.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -19,10 +19,15 @@ def bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     terminal = shutil.get_terminal_size()  # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
     cols, rows = terminal.columns, terminal.lines
 
-    with tqdm(unit="B", unit_scale=True, desc="copying", file=sys.stderr, leave=False, ncols=cols, nrows=rows) as shown:
+    shown = tqdm(unit="B", unit_scale=True, desc="copying", file=sys.stderr, leave=False, ncols=cols, nrows=rows)
 
-        def progress(done: int, total: int) -> None:
-            shown.total = total
+    def progress(done: int, total: int) -> None:
+        shown.total = total
+        with suppress(OSError):  # a terminal that was closed stops no run
             shown.update(done - shown.n)
 
+    try:
         yield progress
+    finally:
+        with suppress(OSError):
+            shown.close()

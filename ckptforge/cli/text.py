@@ -215,7 +215,8 @@ def cleaned_text(found: Cleaned) -> str:
             lines.append(f"let alone: {printable(left.busy)}")
         else:
             verb = "would remove" if found.dry_run else "removed"
-            lines.append(f"{verb} {printable(left.directory)}: {size(left.bytes)}, {left.finished} tensors finished")
+            state = "whole, but not put in place" if left.complete else f"{left.finished} tensors finished"
+            lines.append(f"{verb} {printable(left.directory)}: {size(left.bytes)}, {state}")
     return "\n".join(lines)
 
 

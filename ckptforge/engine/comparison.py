@@ -70,7 +70,7 @@ def _compare(pairs: Sequence[Pair], budget: Budget, progress: Progress | None, t
     try:
         workers = [_Comparer(descriptors, budget, against=against, only_equality=exact) for _ in range(budget.workers)]
         queue = fills((pair.assembly for pair in pairs), budget.halved)
-        for worker in run_workers(queue, workers, progress, total):
+        for worker in run_workers(queue, workers, descriptors.stop, progress, total):
             for name, difference in worker.found.items():
                 found.setdefault(name, Difference()).add(difference)
     finally:
@@ -220,7 +220,7 @@ def fingerprints(assemblies: Iterable[Assembly], budget: Budget) -> dict[str, Fi
     found: dict[str, list[int]] = {}
     try:
         workers = [_Printer(descriptors, budget) for _ in range(budget.workers)]
-        for worker in run_workers(fills(assemblies, budget), workers, None, 0):
+        for worker in run_workers(fills(assemblies, budget), workers, descriptors.stop, None, 0):
             for name, (straight, transposed) in worker.sums.items():
                 sums = found.setdefault(name, [0, 0])
                 sums[0] = (sums[0] + straight) % 2**64

@@ -26,7 +26,7 @@ def tensor_hashes(
 
     try:
         queue = (block for file, held in entries.items() for entry in held for block in blocks_of(file, entry))
-        run_workers(queue, [_Hasher(descriptors, budget) for _ in range(budget.workers)], progress, total, finished)
+        run_workers(queue, [_Hasher(descriptors, budget) for _ in range(budget.workers)], descriptors.stop, progress, total, finished)
     finally:
         descriptors.close()
     return {file: {entry.name: hash_of(digests[file, entry.name]) for entry in held} for file, held in entries.items()}

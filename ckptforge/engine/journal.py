@@ -19,7 +19,7 @@ import xxhash
 
 from ckptforge.engine.audit import Audit, audit_json, read_audit
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import OutputError, ReadError, shown
+from ckptforge.errors import OutputError, shown
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.version import __version__
 
@@ -66,7 +66,10 @@ class Journal:
     def add_publishing(self, inode: int) -> None:
         self.publishing = inode
         self._add({"publishing": inode})
-        os.fsync(self.fd)
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be synced to disk: {error.strerror}.") from error
 
     def _add(self, line: Mapping[str, Any]) -> None:
         content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
@@ -83,8 +86,11 @@ class Journal:
 
 
 def begin(path: Path, plan: Plan, command: str | None) -> Journal:
-    """A new journal of a plan."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    """A new journal of a plan. Raises `OutputError`."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
     journal = Journal(path, fd, head_of(plan, command))
     journal._add(journal.head)
     return journal
@@ -134,8 +140,8 @@ def _read_line(journal: Journal, content: dict[str, Any]) -> None:
 
 
 def head_of(plan: Plan, command: str | None) -> dict[str, Any]:
-    """What a run is made from: our version, the plan, and the sources as they are now."""
-    return {"ckptforge": __version__, "command": command, "plan": fingerprint(plan), "sources": source_states(plan)}
+    """What a run is made from: our version, the plan, and the sources as they were when their indexes were read."""
+    return {"ckptforge": __version__, "command": command, "plan": fingerprint(plan), "sources": [_state(file) for file in plan.sources]}
 
 
 def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
@@ -156,21 +162,12 @@ def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
     return None
 
 
-def source_states(plan: Plan) -> list[dict[str, Any]]:
-    """Path, size, time of change and a hash of the index of each of a plan's sources, as they are now. Raises `OutputError`."""
-    return [_state(file) for file in plan.sources]
-
-
 def _state(file: FileIndex) -> dict[str, Any]:
-    try:
-        found = file.path.stat()
-    except OSError as error:
-        raise ReadError(f"{file.path}: has vanished while it was read: {error.strerror}.") from error
     index = xxhash.xxh3_64()
     for entry in file.tensors.values():
         extents = [(extent.start, extent.offset, extent.length) for extent in entry.extents]
         index.update(_bytes(entry.name, entry.dtype, entry.shape, extents))
-    return {"path": os.path.abspath(file.path), "size": found.st_size, "mtime_ns": found.st_mtime_ns, "index": index.hexdigest()}
+    return {"path": os.path.abspath(file.path), "size": file.size, "mtime_ns": file.mtime_ns, "index": index.hexdigest()}
 
 
 def _bytes(*values: object) -> bytes:

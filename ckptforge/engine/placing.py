@@ -7,6 +7,8 @@ import ctypes
 import os
 import re
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from ckptforge.engine.manifest import written_names
@@ -29,6 +31,7 @@ def place_files(out: Path, output: Path, overwrite: bool) -> None:
                 raise
             except OSError:
                 pass  # a file system without links
+        keep_mode(output.parent / path.name, path)
         os.replace(path, output.parent / path.name)
     sync_directory(output.parent)
 
@@ -55,7 +58,8 @@ def refuse_mounts(directory: Path) -> None:
 
 
 def place_directory(staging: Path, output: Path) -> None:
-    """Puts `staging/out` in the place of `output`. What lies in an existing one and isn't part of its checkpoint is kept."""
+    """Puts `staging/out` in the place of `output`. What lies in an existing one and isn't part of its checkpoint is kept, and so are
+    the modes and owners of its directories."""
     out = staging / "out"
     refuse_mounts(output)
     if output.is_dir():
@@ -85,6 +89,27 @@ def _take_along(old: Path, new: Path) -> None:
             os.link(old / name, new / name, follow_symlinks=False)
         except OSError:
             shutil.copy2(old / name, new / name, follow_symlinks=False)
+    for root, _, _ in os.walk(old):
+        other = new / os.path.relpath(root, old)
+        if not os.listdir(root):
+            other.mkdir(parents=True, exist_ok=True)
+    for root, _, _ in os.walk(old):
+        other = new / os.path.relpath(root, old)
+        if other.is_dir():
+            keep_mode(Path(root), other)
+
+
+def keep_mode(old: Path, new: Path) -> None:
+    """Gives `new` the mode and, where that is allowed, the owner of what it is about to replace, if there is anything."""
+    try:
+        state = old.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(state.st_mode):
+        return
+    with suppress(OSError):
+        os.chown(new, state.st_uid, state.st_gid)
+    os.chmod(new, state.st_mode & 0o777)
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ckptforge.engine.audit import Audit
-from ckptforge.engine.blocks import Block, Digests, Hashes, blocks_of, hash_of, whole_file
+from ckptforge.engine.blocks import BLOCK_BYTES, Block, Digests, Hashes, blocks_of, hash_of, whole_file
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.journal import Finished, Journal
 from ckptforge.engine.moves import paired_ranges
@@ -84,7 +84,7 @@ class Schedule:
         self._blocks = (block for i, block in blocks if (i, block.start) not in known) if hashing else iter(())
         self._share = sum(file.size for file in plan.sources) / max(sum(assembly.target.nbytes for assembly in made), 1)
         self._written = self._hashed = 0.0
-        self._unfinished = {assembly.target: _Unfinished(assembly.target.nbytes) for assembly in made if assembly.target.nbytes}
+        self._unfinished = {a.target: _Unfinished(a.target.nbytes, -(-a.target.nbytes // BLOCK_BYTES)) for a in made if a.target.nbytes}
         self._ready: deque[Block] = deque()
         self._hashing = hashing
         self._sources = {file.path: i for i, file in enumerate(plan.sources)}
@@ -138,7 +138,7 @@ class Schedule:
     def _hashed_block(self, block: Block, digest: bytes) -> None:
         part, entry = self._unfinished[block.entry], block.entry
         part.digests[block.start] = digest
-        if sum(1 for _ in blocks_of(entry.path, entry)) == len(part.digests):
+        if part.blocks == len(part.digests):
             found = hash_of(part.digests)
             self.hashes[entry.path][entry.name] = found
             if self._journal is not None:
@@ -158,9 +158,11 @@ class Schedule:
 
 @dataclass
 class _Unfinished:
-    """A tensor on its way: the bytes that aren't written yet, what its casts did, and the digests of its blocks."""
+    """A tensor on its way: the bytes that aren't written yet, what its casts did, how many blocks it has and the digests of those that
+    are hashed."""
 
     unwritten: int
+    blocks: int
     audit: Audit = field(default_factory=Audit)
     digests: dict[int, bytes] = field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import resource
 import shutil
 import socket
@@ -28,6 +29,7 @@ from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, Outp
 from ckptforge.formats.unfinished import SUFFIX
 
 _TRIES = 100
+_TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DOTALL)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -92,33 +94,35 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
     kept = placed = False
     try:
         lock = lock_directory(staging.directory, output)
-        staging.journal = _journal(staging, plan, request)
-        _open_files(staging, plan)
+        with _said(plan.output, f"can't be written in {staging.directory}"):
+            staging.journal = _journal(staging, plan, request)
+            _open_files(staging, plan)
         yield staging
-        _put_in_place(staging, plan, request)
+        with _said(plan.output, "can't be put in place"):
+            _put_in_place(staging, plan, request)
         placed = True
         with suppress(OSError, OutputError):  # `clean` finds the rest
             remove_staging(staging.directory)
     except BaseException as error:
         journal = staging.journal
         ours = lock is not None and not isinstance(error, LeftError)
-        kept = placed or not ours or (journal is not None and _worth_keeping(journal, error))
+        kept = placed or (ours and journal is not None and _worth_keeping(journal, error))
         if placed:
             error.add_note(f"{output} is in place and whole; `ckptforge clean {output.parent}` removes what is left of the run.")
-        elif ours and kept and journal is not None:
+        elif kept and journal is not None:
             error.add_note(
                 f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
                 f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
             )
-        if not kept:
+        if ours and not kept:
             with suppress(OSError, OutputError):
                 restore_old(staging.directory, output)
                 remove_staging(staging.directory)
-            for parent in reversed(parents):
-                try:
-                    parent.rmdir()
-                except OSError:
-                    break
+        for parent in reversed(parents):  # those that hold nothing
+            try:
+                parent.rmdir()
+            except OSError:
+                break
         raise
     finally:
         for fd in staging.descriptors.values():
@@ -127,6 +131,16 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
             staging.journal.close()
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def _said(output: Path, what: str) -> Iterator[None]:
+    """Raises `OutputError` for the system's errors."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise OutputError(f"{output}: {what}: {error.strerror}{where}.") from error
 
 
 def _worth_keeping(journal: Journal, error: BaseException) -> bool:
@@ -180,7 +194,7 @@ def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
     A run that stopped while its output was put in place is gone on with as any other: what it made is checked again.
     """
     left = journals.reopen(staging.directory / "journal")
-    if left is not None and left.publishing is not None and not _is_there(staging.out, left.publishing):
+    if left is not None and left.publishing is not None and not is_complete(staging.directory, left):
         left.close()  # its output was put in place; what lies here is the old one, if anything
         left = None
     try:
@@ -210,9 +224,10 @@ def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
     return journals.begin(staging.directory / "journal", plan, request.command) if request.journaled else None
 
 
-def _is_there(directory: Path, inode: int) -> bool:
+def is_complete(directory: Path, journal: Journal) -> bool:
+    """Whether a staging directory holds an output that only had to be put in place."""
     try:
-        return directory.stat().st_ino == inode
+        return (directory / "out").stat().st_ino == journal.publishing
     except FileNotFoundError:
         return False
 
@@ -237,22 +252,19 @@ def _empty(directory: Path) -> None:
 
 
 def _open_files(staging: Staging, plan: Plan) -> None:
-    try:
-        staging.out.mkdir(exist_ok=True)
-        planned = {plan.name_of(file.path) for file in plan.files}
-        for name in names_in(staging.out):
-            if name not in planned:  # of an earlier try to put it in place
-                (staging.out / name).unlink()
-        for file in plan.files:
-            path = staging.out / (file.path.relative_to(plan.output) if plan.is_directory else plan.output.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            staging.descriptors[file.path] = fd
-            os.ftruncate(fd, file.size)
-            for offset, literal in file.literals:
-                write_exactly(fd, offset, literal, file.path)
-    except OSError as error:
-        raise OutputError(f"{plan.output}: can't be written: {error.strerror} in {staging.directory}.") from error
+    staging.out.mkdir(exist_ok=True)
+    planned = {plan.name_of(file.path) for file in plan.files}
+    for name in names_in(staging.out):
+        if name not in planned:  # of an earlier try to put it in place
+            (staging.out / name).unlink()
+    for file in plan.files:
+        path = staging.out / (file.path.relative_to(plan.output) if plan.is_directory else plan.output.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        staging.descriptors[file.path] = fd
+        os.ftruncate(fd, file.size)
+        for offset, literal in file.literals:
+            write_exactly(fd, offset, literal, file.path)
 
 
 def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
@@ -265,13 +277,10 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
     inode = staging.out.stat().st_ino
     if staging.journal is not None:
         staging.journal.add_publishing(inode)
-    try:
-        if plan.is_directory:
-            place_directory(staging.directory, plan.output)
-        else:
-            place_files(staging.out, plan.output, request.overwrite)
-    except OSError as error:
-        raise OutputError(f"{plan.output}: can't be put in place: {error.strerror}.") from error
+    if plan.is_directory:
+        place_directory(staging.directory, plan.output)
+    else:
+        place_files(staging.out, plan.output, request.overwrite)
 
 
 def _allow_open_files(count: int) -> None:
@@ -315,9 +324,20 @@ def _write_small(path: Path, content: bytes) -> None:
         os.close(fd)
 
 
+def temporary_path(path: Path) -> Path:
+    """Where this process writes a small file before it takes its name."""
+    return path.with_name(f".{path.name}{SUFFIX}-{os.getpid()}.tmp")
+
+
+def temporary_of(path: Path) -> tuple[Path, int] | None:
+    """(the file, the process) that a temporary path is of; None for another path."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return (path.with_name(match[1]), int(match[2])) if match else None
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes one small file whole or not at all, in the place of an existing one. Raises `OutputError`."""
-    temporary = path.with_name(f".{path.name}.ckptforge-{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         _write_small(temporary, content)
         os.replace(temporary, path)

@@ -49,7 +49,7 @@ class Worker:
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
         if isinstance(task, Check):
-            task.file.verify(self.buffers.lend((PIECE_BYTES, 0))[0].data)
+            task.file.verify(self.buffers.lend((PIECE_BYTES, 0))[0].data, self.descriptors.stop.is_set)
             return 0
         if isinstance(task, Block):
             buffer = self.buffers.lend((PIECE_BYTES, task.entry.file_offset(task.start)))[0].data
@@ -149,10 +149,11 @@ def as_numbers(raw: Array, dtype: DType) -> Array:
 
 @dataclass
 class Descriptors:
-    """Open files, shared by all workers."""
+    """Open files, shared by all workers, and whether these are to stop."""
 
     targets: Mapping[Path, int]
     sources: dict[Path, int] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     # Held over loops of many short system calls: two threads in such loops spend their time handing over the interpreter.
     many_calls: threading.Lock = field(default_factory=threading.Lock)
@@ -206,7 +207,7 @@ def run(
     schedule = Schedule(plan, budget, hashing, journal, kept or {})
     workers = [Worker(descriptors, budget) for _ in range(budget.workers)]
     try:
-        run_workers(schedule, workers, progress, plan.tensor_bytes, schedule.finished, sum(entry.nbytes for entry in kept or ()))
+        run_workers(schedule, workers, descriptors.stop, progress, plan.tensor_bytes, schedule.finished, sum(e.nbytes for e in kept or ()))
     finally:
         descriptors.close()
     return Done(schedule.audit, schedule.all_hashes())
@@ -224,14 +225,15 @@ W = TypeVar("W", bound=Doer)
 def run_workers(
     queue: Iterator[object],
     workers: Sequence[W],
+    stop: threading.Event,
     progress: Progress | None,
     total: int,
     finished: Callable[[object, W], None] | None = None,
     done: int = 0,
 ) -> Sequence[W]:
     """Each worker takes tasks until there are none; `finished` is told of each that has been done, and by whom, and may add to
-    the queue; `done` counts as progress made before. The first error of any stops all and is raised."""
-    lock, stop = threading.Lock(), threading.Event()
+    the queue; `done` counts as progress made before. The first error of any sets `stop`, which ends all, and is raised."""
+    lock = threading.Lock()
 
     def take() -> object:
         with lock:

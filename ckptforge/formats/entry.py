@@ -7,7 +7,7 @@ import os
 import stat
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -76,18 +76,29 @@ class Checksum:
 
 @dataclass(frozen=True)
 class FileIndex:
-    """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user should hear of."""
+    """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user should hear of; `size` (bytes) and
+    `mtime_ns` are those it had when the index was read."""
 
     path: Path
     format: str
     size: int
+    mtime_ns: int
     tensors: dict[str, TensorEntry]
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checksum: Checksum | None = None
 
-    def verify(self, buffer: memoryview) -> None:
-        """Reads the whole file through `buffer` and compares its stored checksum, if it has one.
+    def refuse_changed(self) -> None:
+        """Raises `FormatError` where the file isn't what it was when its index was read, `ReadError` where it has vanished."""
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise ReadError(f"{self.path}: has vanished while it was read: {error.strerror}.") from error
+        if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise FormatError(f"{self.path}: was changed while it was read, so that nothing was written; convert it again.")
+
+    def verify(self, buffer: memoryview, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Reads the whole file through `buffer` and compares its stored checksum, if it has one; ends early when `stopped`.
 
         Raises `FormatError` when they differ.
         """
@@ -102,6 +113,8 @@ class FileIndex:
                     continue
                 offset, length = part
                 for at in range(offset, offset + length, len(buffer)):
+                    if stopped():
+                        return
                     piece = buffer[: min(len(buffer), offset + length - at)]
                     read_exactly(fd, at, piece, self.path)
                     crc = zlib.crc32(piece, crc)

@@ -102,7 +102,7 @@ def read_index(path: Path) -> FileIndex:
     """
     fd = open_file(path)
     try:
-        size = os.fstat(fd).st_size
+        size, mtime_ns = (state := os.fstat(fd)).st_size, state.st_mtime_ns
         if size == 0:
             raise FormatError(f"{path}: the file is empty (0 bytes).")
         cursor = _Cursor(fd, path, size)
@@ -129,7 +129,7 @@ def read_index(path: Path) -> FileIndex:
     notes = [f"{path}: {shown(tag)} is stored twice; as in MindSpore, the later one counts." for tag in [*twice][:_NOTES]]
     if len(twice) > _NOTES:
         notes.append(f"{path}: {len(twice) - _NOTES} more tensors are stored twice.")
-    return FileIndex(path, "mindspore ckpt", size, tensors, {}, tuple(notes), tail)
+    return FileIndex(path, "mindspore ckpt", size, mtime_ns, tensors, {}, tuple(notes), tail)
 
 
 def _values(cursor: _Cursor, end: int) -> Iterator[_Value]:

@@ -43,7 +43,7 @@ def read_index(path: Path) -> FileIndex:
     """
     fd = open_file(path)
     try:
-        size = os.fstat(fd).st_size
+        size, mtime_ns = (state := os.fstat(fd)).st_size, state.st_mtime_ns
         if size < 8:
             raise FormatError(f"{path}: {size} bytes are too few for a safetensors file, which begins with 8 bytes of length.")
         prefix = bytearray(8)
@@ -76,7 +76,8 @@ def read_index(path: Path) -> FileIndex:
         raise FormatError(f"{path}: the tensors end at byte {end} but the file has {size}: {size - end} bytes belong to no tensor.")
     is_mindspore = metadata.get("format") == "ms"
     name = "mindspore safetensors" if is_mindspore else "safetensors"
-    return FileIndex(path, name, size, {entry.name: entry for entry in entries}, metadata, (), _checksum(path, metadata, entries))
+    tensors = {entry.name: entry for entry in entries}
+    return FileIndex(path, name, size, mtime_ns, tensors, metadata, (), _checksum(path, metadata, entries))
 
 
 def _checksum(path: Path, metadata: Mapping[str, str], entries: list[TensorEntry]) -> Checksum | None:
