@@ -631,13 +631,15 @@ def test_clean_finds_small_files_of_dead_processes_and_says_what_was_whole(tmp_p
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ETXTBSY, 524, None])
 def test_where_the_kernel_does_not_copy_the_bytes_are_read_and_written(tmp_path, monkeypatch, number):
-    ckptforge.to_ms(HUB, tmp_path / "a.ckpt")
+    calls = []
 
-    def refuse(*_):
+    def refuse(*at):
+        calls.append(at)
         if number is None:
             return 0  # as old kernels do in /proc and the like
         raise OSError(number, "refused")
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
-    ckptforge.to_ms(HUB, tmp_path / "b.ckpt")
-    assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
+    ckptforge.convert(HUB, tmp_path / "a", to="hub")
+    expected = {path.name: path.read_bytes() for path in HUB.glob("*.safetensors")}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.safetensors")} == expected and calls
