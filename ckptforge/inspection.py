@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights
 from ckptforge.errors import CkptforgeError, InputNotFoundError
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
 from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import is_state
+from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import Strategy, read_strategy
 from ckptforge.source import Choices, Source, bind_source
@@ -79,10 +81,12 @@ def inspect(
             )
         checkpoint = open_checkpoint(path / rank_files[0]["file"])
         return _describe(path, checkpoint, None, "shards of one model: the layout is told from the merged tensors", rank_files)
-    return _bound(path, open_checkpoint(path, step), choices, rank_files)
+    return _bound(path, open_weights(path, step), choices, rank_files)
 
 
 def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
+    if holds_only_factors(checkpoint):
+        return _adapter(path, checkpoint, choices, ranks)
     try:
         source = bind_source(checkpoint, choices)
     except InputNotFoundError:
@@ -90,6 +94,26 @@ def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dic
     except CkptforgeError as error:
         return _describe(path, checkpoint, None, str(error), ranks)
     return _describe(path, checkpoint, source, None, ranks)
+
+
+def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
+    """An adapter alone: every model and layout that has its names."""
+    tables = shipped_tables() if choices.mapping is None else (load_table(choices.mapping),)
+    found: list[Adapter] = []
+    reason = None
+    for table in adapter_tables(tables, checkpoint, {}, choices.model):
+        try:
+            found.append(describe_adapter(checkpoint, table))
+        except CkptforgeError as error:
+            reason = str(error)
+    described = _describe(path, checkpoint, None, reason if not found else None, ranks)
+    if not found:
+        return described
+    count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
+    scale = "its lora_alpha isn't recorded" if found[0].config is None else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
+    note = f"a LoRA adapter of {count} weights, rank {', '.join(map(str, adapted))}, {scale}."
+    names = [" or ".join(dict.fromkeys(names)) for names in ([a.table.name for a in found], [a.layout.name for a in found])]
+    return replace(described, model=names[0], layout=names[1], notes=[note, *described.notes])
 
 
 def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ class Planning(TypedDict, total=False):
 
     `dtype`: keep, fp16, bf16, fp32 or fp64. `model`, `mapping`: a table's name, a table's file. `allow_unmapped`: leave
     tensors out that the table doesn't know. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
+    `merge_lora`: add this LoRA adapter (a directory of PEFT's, or a MindSpore checkpoint with its factors) to the weights; `adapter`:
+    convert only the adapter in a checkpoint; `lora_alpha` of an adapter that doesn't say it.
     """
 
     dtype: str
@@ -40,6 +42,9 @@ class Planning(TypedDict, total=False):
     allow_unmapped: bool
     weights_only: bool
     step: int | None
+    merge_lora: PathLike | None
+    adapter: bool
+    lora_alpha: float | None
 
 
 class Running(TypedDict, total=False):

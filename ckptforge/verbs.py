@@ -9,20 +9,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from ckptforge.adapters.adapter import holds_only_factors, is_lora, open_weights
+from ckptforge.adapters.jobs import AdapterChoices, adapter_job
+from ckptforge.adapters.merging import merge_adapter
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine.conversion import Conversion, PlacedFile
 from ckptforge.engine.conversion import convert as convert_tensors
 from ckptforge.engine.manifest import HuggingFaceSide
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import LayoutError, UsageError, shown
+from ckptforge.errors import LayoutError, UnmappedTensorsError, UsageError, shown
+from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.state import companion_prefix
-from ckptforge.mapping.table import Layout, Table
+from ckptforge.mapping.table import Layout, Table, load_table, shipped_tables
 from ckptforge.mindspore_outputs import Spread
 from ckptforge.outputs import HuggingFaceTarget, parse_size
 from ckptforge.partition.computed import compute_strategy
+from ckptforge.partition.sharded import open_sharded
+from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.result import Result
-from ckptforge.source import Choices, Source, open_source
+from ckptforge.source import Choices, Source, bind_source
 
 
 def to_ms(
@@ -129,11 +135,15 @@ def _to_ms(
     parallel_config: PathLike | None = None,
     config: PathLike | None = None,
 ) -> Job:
-    source = _open(hf_dir, options, config=_path(config), family="huggingface", layout_option="--model")
+    spread = Spread(Path(out), format, prefix, _path(strategy_dir), _path(parallel_config))
+    checkpoint = _input(hf_dir, options)
+    if _wants_adapter(checkpoint, options):
+        return _adapter_job("to-ms", checkpoint, options, spread, "huggingface", target=layout, config=_path(config))
+    source = _bind(checkpoint, options, config=_path(config), family="huggingface", layout_option="--model")
     target = source.table.layout(layout)
     if target.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")
-    return _mindspore_job("to-ms", source, target, Spread(Path(out), format, prefix, _path(strategy_dir), _path(parallel_config)), options)
+    return _mindspore_job("to-ms", source, target, spread, options)
 
 
 def _to_torch(
@@ -149,8 +159,11 @@ def _to_torch(
     allow_no_config: bool = False,
 ) -> Job:
     chosen = None if layout == "auto" else layout
-    strategy = _path(strategy_dir)
-    source = _open(ms, options, layout=chosen, config=_path(config), strategy=strategy, family="mindspore", layout_option="--layout")
+    checkpoint = _input(ms, options, _path(strategy_dir))
+    if _wants_adapter(checkpoint, options):
+        spread, target_name = Spread(Path(out_dir), None, ""), hf_layout or "hub"
+        return _adapter_job("to-torch", checkpoint, options, spread, "mindspore", target=target_name, layout=chosen, config=_path(config))
+    source = _bind(checkpoint, options, layout=chosen, config=_path(config), family="mindspore", layout_option="--layout")
     if source.binding.layout.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-torch reads {_names(source.table, 'mindspore')}.")
     recorded = source.hugging_face.layout if source.hugging_face else None
@@ -176,9 +189,13 @@ def _convert(
     dst_strategy_dir: PathLike | None = None,
     dst_parallel_config: PathLike | None = None,
 ) -> Job:
-    source = _open(source_path, options, layout=from_, config=_path(config), strategy=_path(src_strategy_dir), layout_option="--from")
-    target = source.table.layout(to)
     spread = Spread(Path(out), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
+    checkpoint = _input(source_path, options, _path(src_strategy_dir))
+    if _wants_adapter(checkpoint, options):
+        named = {"target": to, "layout": from_, "layout_option": "--from"}
+        return _adapter_job("convert", checkpoint, options, spread, None, config=_path(config), **named)
+    source = _bind(checkpoint, options, layout=from_, config=_path(config), layout_option="--from")
+    target = source.table.layout(to)
     if target.family == "mindspore":
         return _mindspore_job("convert", source, target, spread, options)
     if spread.strategy is not None or spread.parallel_config is not None:
@@ -186,11 +203,47 @@ def _convert(
     return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
 
 
-def _open(path: PathLike, options: Options, **choices: Any) -> Source:
-    shared: dict[str, Any] = {"model": options.get("model"), "mapping": _path(options.get("mapping")), "step": options.get("step")}
-    source = open_source(Path(path), Choices(**shared, **choices))
+def _input(path: PathLike, options: Options, strategy: Path | None = None) -> Checkpoint:
+    if strategy is None:
+        return open_weights(Path(path), options.get("step"))
+    return open_sharded(Path(path), read_strategy(strategy), options.get("step"))
+
+
+def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
+    source = bind_source(checkpoint, Choices(model=options.get("model"), mapping=_path(options.get("mapping")), **choices))
+    alpha, adapter = options.get("lora_alpha"), options.get("merge_lora")
+    if adapter is not None:
+        source = merge_adapter(source, open_weights(Path(adapter)), alpha)
+    elif alpha is not None:
+        raise UsageError("--lora-alpha is of an adapter: give that with --merge-lora, or --adapter to convert the input's own.")
+    elif (found := [name for name in source.unmapped if is_lora(name)]) and not options.get("allow_unmapped"):
+        raise UnmappedTensorsError(
+            f"{checkpoint.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. Merge them into the weights with "
+            f"--merge-lora {checkpoint.path}, convert them alone with --adapter, or leave them out with --allow-unmapped."
+        )
     source.refuse_unmapped(options.get("allow_unmapped", False))
     return source
+
+
+def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
+    """Whether an input is an adapter, or only its adapter is wanted."""
+    if not options.get("adapter") and not holds_only_factors(checkpoint):
+        return False
+    if options.get("merge_lora") is not None:
+        raise UsageError(f"{checkpoint.path}: is an adapter itself; --merge-lora adds one to a model.")
+    return True
+
+
+def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Spread, family: str | None, **choices: Any) -> Job:
+    found = "huggingface" if checkpoint.format == "peft adapter" else "mindspore"
+    if family not in (None, found):
+        other = "to-ms" if found == "huggingface" else "to-torch"
+        raise UsageError(f"{checkpoint.path}: is an adapter of {found}; use `ckptforge {other}`, or convert.")
+    mapping = _path(options.get("mapping"))
+    tables = shipped_tables() if mapping is None else (load_table(mapping),)
+    dtype = parse_target(options.get("dtype"))
+    chosen = AdapterChoices(model=options.get("model"), alpha=options.get("lora_alpha"), dtype=dtype, **choices)
+    return adapter_job(verb, checkpoint, tables, chosen, spread)
 
 
 def _path(path: PathLike | None) -> Path | None:
@@ -205,7 +258,8 @@ def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, op
     dtype = parse_target(options.get("dtype"))
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
-    if source.binding.layout.family == "mindspore" and not options.get("weights_only"):
+    merged = options.get("merge_lora") is not None  # optimizer state isn't that of the sums
+    if source.binding.layout.family == "mindspore" and not options.get("weights_only") and not merged:
         _add_state(conversion, source, target)
     elif source.state:
         left_out["optimizer state and counters"] = list(source.state)

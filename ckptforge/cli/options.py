@@ -57,8 +57,15 @@ mapping = _all(
     option("--mapping", type=PATH, metavar="FILE", help="A mapping table of your own."),
 )
 
+lora = _all(
+    option("--merge-lora", type=PATH, metavar="ADAPTER", help="Add this LoRA adapter to the weights, in float32."),
+    option("--adapter", is_flag=True, help="Convert only the LoRA adapter that the input holds beside its weights."),
+    option("--lora-alpha", type=float, metavar="X", help="lora_alpha of an adapter that doesn't say it (MindSpore's)."),
+)
+
 planning = _all(
     casting,
+    lora,
     option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
     mapping,
 )

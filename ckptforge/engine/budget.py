@@ -49,6 +49,8 @@ class Budget:
         limit = self.bytes_each * 3 // 4
         return max(1, min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES) // target.itemsize)
 
-    def strip_elements(self, source: DType, target: DType) -> int:
-        """Elements of a source, gaps included, that are read at a time: as read, without gaps, and cast."""
-        return max(1, min(self.bytes_each // 4, _MAX_STRIP_BYTES) // (2 * source.itemsize + target.itemsize))
+    def strip_elements(self, source: DType, target: DType, summed: DType | None = None) -> int:
+        """Elements of a source, gaps included, that are read at a time: as read, as `summed` with what is added, without gaps, and
+        cast."""
+        each = source.itemsize + target.itemsize + (source.itemsize if summed is None else 2 * summed.itemsize)
+        return max(1, min(self.bytes_each // 4, _MAX_STRIP_BYTES) // each)

@@ -33,12 +33,14 @@ class PlacedFile:
 
 @dataclass
 class Conversion:
-    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them."""
+    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them, `zeroed` the
+    targets that are 0 where nothing fills them."""
 
     specs: list[TensorSpec]
     copies: dict[str, Copies]
     groups: dict[str, str]
     used: list[TensorEntry]
+    zeroed: set[str] = field(default_factory=set)
 
     def keep(self, entry: TensorEntry, dtype: DType | None = None) -> None:
         """Adds a source tensor as it is, but for a cast."""
@@ -68,7 +70,7 @@ class Conversion:
                 copies = lowered[entry.name]
                 if box is not None:
                     copies = [(source, part) for source, copy in copies for part in within_target(copy, shapes[entry.name], box)]
-                found.append(Assembly(entry, self.groups[entry.name], tuple(copies)))
+                found.append(Assembly(entry, self.groups[entry.name], tuple(copies), entry.name in self.zeroed))
         whole = not any(output.boxes for output in outputs)
         prove_complete(found, _parts(self.used, shards) if whole else ())
         return tuple(found)

@@ -17,11 +17,13 @@ from ckptforge.mapping.binding import Piece
 
 @dataclass(frozen=True)
 class Assembly:
-    """One output tensor, and the transfers that fill it, each from one source tensor. `group` names its kind for the audit."""
+    """One output tensor, and the transfers that fill it, each from one source tensor; with `zeroed`, what they leave is 0. `group`
+    names its kind for the audit."""
 
     target: TensorEntry
     group: str
     copies: tuple[tuple[TensorEntry, Transfer], ...]
+    zeroed: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
             last_to = transfer.target + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.to, strict=True))
             if transfer.size and (last_from >= source.elements or last_to >= assembly.target.elements):
                 raise PlanError(f"{assembly.target.name}: a copy from {source.name} reaches outside; this is a defect of the mapping.")
-        if written != assembly.target.elements:
+        if written != assembly.target.elements and not assembly.zeroed:
             raise PlanError(
                 f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping."
             )

@@ -22,17 +22,19 @@ from ckptforge.engine.budget import Budget
 from ckptforge.engine.buffers import Buffers
 from ckptforge.engine.casts import cast_function, numpy_dtype
 from ckptforge.engine.journal import Journal
+from ckptforge.engine.low_rank import Addend, working_dtype
 from ckptforge.engine.moves import PIECE_BYTES, begin_writeback, move_bytes, write_exactly
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.schedule import Check, Fill, Kept, Move, Schedule
-from ckptforge.engine.tiles import inside, spans_of, strips
+from ckptforge.engine.tiles import Spans, inside, spans_of, strips
 from ckptforge.engine.transpose import copy_strided
-from ckptforge.formats.entry import TensorEntry, open_file, read_spans
+from ckptforge.formats.entry import LowRank, TensorEntry, open_file, read_range, read_spans
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 _MANY_CALLS = 16
+_ADDENDS = 4  # whose factors a worker keeps in memory
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Worker:
     digest: bytes = b""
     buffers: Buffers = field(default_factory=Buffers)
     strip_buffers: Buffers = field(default_factory=Buffers)
+    addends: dict[int, Addend] = field(default_factory=dict)  # by the identity of what they are of, which the plan keeps
 
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
@@ -94,8 +97,11 @@ class Worker:
         itemsize = target.dtype.itemsize
         made, *others = self.buffers.lend((task.nbytes, target.file_offset(next(tile.runs())[0] * itemsize)), *more)
         out = as_numbers(made, target.dtype)
+        if task.assembly.zeroed:
+            made[:] = 0
         for source, transfer in task.assembly.copies:
-            limit = self.budget.strip_elements(source.dtype, target.dtype)
+            summed = None if source.plus is None else working_dtype(source.dtype)
+            limit = self.budget.strip_elements(source.dtype, target.dtype, summed)
             for part in inside(transfer, tile):
                 for strip in strips(part, limit, source.dtype.itemsize):
                     self.gather(source, strip.coalesced(), target, task.assembly.group, out)
@@ -105,31 +111,52 @@ class Worker:
         """Reads one part of a tile, casts it and puts it in its place."""
         itemsize = source.dtype.itemsize
         spans = spans_of(part, itemsize)
-        cast = source.dtype != target.dtype
-        read, spare, made = self.strip_buffers.lend(
+        dtype = source.dtype if source.plus is None else working_dtype(source.dtype)
+        cast = dtype != target.dtype
+        read, spare, made, summed = self.strip_buffers.lend(
             (spans.elements * itemsize, source.file_offset(part.source * itemsize)),
-            (cast * part.size * itemsize, 0),
+            (cast * part.size * dtype.itemsize, 0),
             (cast * part.size * target.dtype.itemsize, 0),
+            ((source.plus is not None) * spans.elements * dtype.itemsize, 0),
         )
         fd = self.descriptors.source(source.path)
         with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
             starts = ((part.source + start) * itemsize for start in spans.starts())
             read_spans(source, starts, spans.length * itemsize, read.data, fd)
         numbers = as_numbers(read, source.dtype)
+        if source.plus is not None:
+            numbers = self.sum(source, source.plus, numbers, as_numbers(summed, dtype), part.source, spans)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if cast:
             if spans.elements != part.size:  # gaps are neither cast nor counted
-                dense = as_numbers(spare, source.dtype)
+                dense = as_numbers(spare, dtype)
                 strides = _without_gaps(packed)
                 copy_strided(numbers, dense, Transfer(part.shape, 0, packed.from_, 0, strides).coalesced())
                 numbers, packed = dense, Transfer(part.shape, 0, strides, part.target, part.to)
             packed = packed.coalesced()
             place = out[packed.target : packed.target + packed.size] if packed.is_move else as_numbers(made, target.dtype)
-            self.audit.add(group, source.dtype, target.dtype, cast_function(source.dtype, target.dtype)(numbers, place))
+            self.audit.add(group, dtype, target.dtype, cast_function(dtype, target.dtype)(numbers, place))
             if packed.is_move:
                 return
             numbers = place
         copy_strided(numbers, out, packed.coalesced())
+
+    def sum(self, source: TensorEntry, plus: LowRank, numbers: Array, out: Array, start: int, spans: Spans) -> Array:
+        """What was read of a matrix with what is added to it, in the dtype that sums have."""
+        dtype = working_dtype(source.dtype)
+        if id(plus) not in self.addends:
+            while len(self.addends) >= _ADDENDS:
+                del self.addends[next(iter(self.addends))]
+            self.addends[id(plus)] = Addend(plus, dtype, self.read_whole)
+        cast_function(source.dtype, dtype)(numbers, out)
+        self.addends[id(plus)].add(out, start, spans)
+        return out
+
+    def read_whole(self, entry: TensorEntry) -> Array:
+        """The bytes of a small tensor."""
+        raw = np.empty(entry.nbytes, np.uint8)
+        read_range(entry, 0, raw.data, self.descriptors.source(entry.path))
+        return raw
 
 
 def _without_gaps(transfer: Transfer) -> tuple[int, ...]:

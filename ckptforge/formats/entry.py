@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from ckptforge.boxes import Box, box_shape, row_major_strides
+from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, InputNotFoundError, ReadError, shown
 
@@ -32,13 +32,14 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents."""
+    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. `plus` is added to it where it is read."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     path: Path
     extents: tuple[Extent, ...]
+    plus: LowRank | None = None
 
     @property
     def elements(self) -> int:
@@ -64,6 +65,25 @@ class TensorEntry:
                 start += take
                 length -= take
             index += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B to those of the whole matrix."""
+
+    a: TensorEntry
+    b: TensorEntry
+    scale: float
+    rows: Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is to be added to a matrix: products, each to some of its rows. The matrix, or the part of it that lies in one file, is
+    `box` of the whole."""
+
+    products: tuple[Product, ...]
+    box: Box
 
 
 @dataclass(frozen=True)

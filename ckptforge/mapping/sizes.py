@@ -84,13 +84,16 @@ class AxisSizes:
         known = sorted(factor for factor in axis_factors(axis) if factor in self.known)
         return " and ".join(f"{factor} is {self.known[factor][0]} by {self.known[factor][1]}" for factor in known)
 
-    def telling(self, table: Table, tensor: str, source: Pattern, target: Pattern, shape: tuple[int, ...]) -> dict[str, int]:
-        """The length of every axis of a logical tensor that is to go from one pattern to another; `shape` is the source's.
+    def telling(
+        self, table: Table, tensor: str, source: Pattern, target: Pattern, shape: tuple[int, ...], axes: Sequence[str] | None = None
+    ) -> dict[str, int]:
+        """The length of every axis of a logical tensor, or of some `axes`, that is to go from one pattern to another; `shape` is the
+        source's.
 
         Where factors aren't known but stay together on both sides, their product does: it is given to the last, 1 to the
         others. Raises `ConfigError`, naming the keys of config.json, where they must be told apart.
         """
-        found = {axis: self.get(axis) for axis in table.tensors[tensor]}
+        found = {axis: self.get(axis) for axis in (table.tensors[tensor] if axes is None else axes)}
         for run in shared_runs(source, target, tensor):
             if any(found[axis] is None for axis in run):
                 product = self._run_product(source, tensor, run, shape)

@@ -18,6 +18,7 @@ import msgspec
 from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern
+from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns_of
 from ckptforge.mapping.model_config import Condition, Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, ShardRow, parse_sharding, stored_cuts
 
@@ -40,6 +41,11 @@ class _PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
     tied: dict[str, str] = {}
 
 
+class _LoraFile(msgspec.Struct, forbid_unknown_fields=True):
+    modules: list[str]
+    names: dict[str, Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]]
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The shape of a TOML table, before its meaning is checked."""
 
@@ -52,6 +58,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     layout: Annotated[dict[str, dict[str, str]], msgspec.Meta(min_length=1)]
     shard: dict[str, dict[str, ShardRow]] = {}
     pipeline: _PipelineFile | None = None
+    lora: _LoraFile | None = None
     ignored: dict[Family, list[str]] = {}
     refused: dict[Family, dict[str, str]] = {}
     example: dict[str, Any] = {}
@@ -94,6 +101,7 @@ class Table:
     constants: tuple[Constant, ...] = ()
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     demo: bool = False
+    lora: Lora = field(default_factory=dict)
 
     @cached_property
     def counted(self) -> frozenset[str]:
@@ -189,6 +197,7 @@ def parse_table(content: bytes, source: str) -> Table:
         constants,
         {family: dict(reasons) for family, reasons in raw.refused.items()},
         raw.demo,
+        _lora(raw, layouts, source),
     )
 
 
@@ -349,6 +358,35 @@ def _pipeline(raw: _File, tensors: dict[str, tuple[str, ...]], layouts: dict[str
                 raise TableError(
                     f"{source}: [pipeline]: layout {layout.name} stacks the layers in {pattern.template!r}, which stages can't divide."
                 )
+    return found
+
+
+def _lora(raw: _File, layouts: dict[str, Layout], source: str) -> dict[str, tuple[AdaptedWeight, ...]]:
+    if raw.lora is None:
+        return {}
+    for tensor in raw.lora.modules:
+        if tensor not in raw.tensors:
+            raise TableError(f"{source}: [lora] modules: {tensor!r} isn't in [tensors].")
+    for name, templates in raw.lora.names.items():
+        row = f"{source}: [lora.names] {name}"
+        if name not in layouts:
+            raise TableError(f"{row}: there is no layout of that name.")
+        if any(template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}#") for template in templates):
+            raise TableError(f"{row}: each name must hold {{}} once, where the weight's name goes, and no other brace.")
+        if templates[0] == templates[1]:
+            raise TableError(f"{row}: both factors have one name.")
+    names = {name: next((raw.lora.names[a] for a in _lineage(name, raw, source)[::-1] if a in raw.lora.names), None) for name in layouts}
+    first = next((layout for layout in layouts.values() if layout.family == "huggingface" and names[layout.name]), None)
+    if first is None:
+        raise TableError(f"{source}: [lora.names] names no layout of Hugging Face, whose matrices say what is a row and what a column.")
+    try:
+        columns = columns_of(raw.lora.modules, first.patterns)
+    except ValueError as error:
+        raise TableError(f"{source}: [lora] modules: {error}.") from error
+    found = {}
+    for name, pair in names.items():
+        if pair is not None:
+            found[name] = tuple(adapted_weights(raw.lora.modules, pair, layouts[name].patterns, columns))
     return found
 
 

@@ -1,0 +1,208 @@
+"""Adapters as they are stored: which factors there are, and what their products are multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptforge.adapters.factors import Factors, Index
+from ckptforge.engine.manifest import HuggingFaceSide, find_manifest, hugging_face_side
+from ckptforge.errors import ConfigError, FormatError, LayoutError, ModelUnknownError, UnmappedTensorsError, UsageError, listing, shown
+from ckptforge.formats import peft
+from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
+from ckptforge.formats.entry import TensorEntry
+from ckptforge.mapping.binding import Names, recognise_names, without_offsets
+from ckptforge.mapping.lora import WEIGHT
+from ckptforge.mapping.state import is_state
+from ckptforge.mapping.table import Layout, Table
+
+_MARK = "lora_"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors that it is adapted by."""
+
+    path: Path
+    checkpoint: Checkpoint
+    table: Table
+    layout: Layout
+    factors: tuple[Factors, ...]
+    unknown: tuple[str, ...]
+    config: peft.AdapterConfig | None
+    side: HuggingFaceSide | None
+    by_tensor: Mapping[tuple[str, Index], Factors] = field(default_factory=dict)
+
+    @property
+    def scales(self) -> list[float]:
+        return sorted({one.scale for one in self.factors})
+
+
+def is_lora(name: str) -> bool:
+    """Whether a tensor is a factor of an adapter, by its name, in whatever layout."""
+    return _MARK in name.lower()
+
+
+def holds_only_factors(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is an adapter, without the weights that it is for."""
+    names = [name for name in checkpoint.tensors if not is_state(name)]
+    return checkpoint.format == "peft adapter" or (bool(names) and all(map(is_lora, names)))
+
+
+def open_weights(path: Path, step: int | None = None) -> Checkpoint:
+    """The tensors of an adapter: of a directory of PEFT's, or of a checkpoint that holds factors, perhaps with the weights."""
+    if not peft.is_adapter(path):
+        return open_checkpoint(path, step)
+    file = peft.read_weights(path)
+    return Checkpoint(path, "peft adapter", (file,), dict(file.tensors), path, file.notes)
+
+
+def read_adapter(
+    checkpoint: Checkpoint,
+    table: Table,
+    lengths: Mapping[str, int],
+    alpha: float | None,
+    layout: str | None = None,
+    option: str = "--layout",
+) -> Adapter:
+    """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes, `layout` settles which of several.
+
+    Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for factors that the table doesn't
+    know, `FormatError` for ones that don't fit each other, `UsageError` where nothing tells the scale.
+    """
+    path = checkpoint.path
+    is_peft = checkpoint.format == "peft adapter"
+    names = [name for name in checkpoint.tensors if is_peft or (is_lora(name) and not is_state(name))]
+    if not names:
+        raise LayoutError(f"{path}: holds no factors of an adapter (no tensor named *{_MARK}*).")
+    family = "huggingface" if is_peft else "mindspore"
+    side, config, recorded = _kept(checkpoint)
+    chosen, found, unknown = _recognise(checkpoint, table, names, lengths, family, (layout, recorded), option)
+    if unknown:
+        raise UnmappedTensorsError(
+            f"{path}: {len(unknown)} tensors of the adapter aren't known to the mapping {table.name} in layout {chosen.name}:\n"
+            f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such an adapter with peft itself."
+        )
+    factors = tuple(_pair(checkpoint, table, chosen, found, config, alpha, lengths))
+    by_tensor = {(tensor, one.index): one for one in factors for tensor in one.weight.weight.tensors}
+    return Adapter(path, checkpoint, table, chosen, factors, tuple(unknown), config, side, by_tensor)
+
+
+def describe_adapter(checkpoint: Checkpoint, table: Table) -> Adapter:
+    """The same without knowing the model's sizes or the scale."""
+    unknown = {offset: 0 for weights in table.lora.values() for weight in weights for offset in weight.weight.offsets.values()}
+    return read_adapter(checkpoint, table, unknown, None if _kept(checkpoint)[1] is not None else 1.0)
+
+
+def _recognise(
+    checkpoint: Checkpoint,
+    table: Table,
+    names: list[str],
+    lengths: Mapping[str, int],
+    family: str,
+    preferred: tuple[str | None, ...],
+    option: str,
+) -> tuple[Layout, Names, list[str]]:
+    """The layout whose names most factors have, those found, and the names that it doesn't know."""
+    best: dict[str, tuple[Layout, Names, list[str]]] = {}
+    for name, weights in table.lora.items():
+        known = table.layouts[name]
+        if known.family != family or not weights:
+            continue
+        patterns = tuple(pattern for weight in weights for pattern in (weight.a, weight.b))
+        numbered, unknown = recognise_names(Layout(name, family, patterns), dict.fromkeys(names), lengths)
+        if lost := {offset for pattern in numbered for offset in pattern.offsets.values()} - set(lengths):
+            raise ConfigError(
+                f"{checkpoint.path}: to read the adapter {table.axes[min(lost)].text} must be known; give the model's config.json with "
+                "--config."
+            )
+        best[name] = known, without_offsets(numbered, lengths), unknown
+    for choice in preferred:
+        if choice in best and len(best[choice][2]) < len(names):
+            return best[choice]
+    fewest = min((len(unknown) for _, _, unknown in best.values()), default=len(names))
+    if fewest == len(names):
+        raise LayoutError(
+            f"{checkpoint.path}: the adapter's tensors fit no layout of {table.name} ({', '.join(best) or 'its table has no [lora]'}), the "
+            f"first is {shown(names[0])}."
+        )
+    fitting = [one for one in best.values() if len(one[2]) == fewest]
+    if len({tuple(sorted((p.template, p.axes_text) for p in found)) for _, found, _ in fitting}) > 1:
+        raise LayoutError(
+            f"{checkpoint.path}: the adapter's tensors fit layouts {' and '.join(one[0].name for one in fitting)} alike, which order the "
+            f"rows of a weight in different ways. Name the right one with {option}."
+        )
+    return fitting[0]
+
+
+def _kept(checkpoint: Checkpoint) -> tuple[HuggingFaceSide | None, peft.AdapterConfig | None, str | None]:
+    """adapter_config.json and what goes with it, from beside the factors or from the manifest of a conversion, and the layout that
+    this wrote."""
+    if checkpoint.format == "peft adapter":
+        side = hugging_face_side(checkpoint.path, checkpoint.files, "hub")
+        return side, peft.parse_config(side.files[peft.CONFIG], str(checkpoint.path / peft.CONFIG)), None
+    manifest = find_manifest(checkpoint.path, checkpoint.files)
+    layout = manifest.layout if manifest is not None and manifest.untouched(checkpoint.files) else None
+    if manifest is None or manifest.hugging_face is None or peft.CONFIG not in manifest.hugging_face.files:
+        return None, None, layout
+    side = manifest.hugging_face
+    return side, peft.parse_config(side.files[peft.CONFIG], f"{peft.CONFIG} in {manifest.path}"), layout
+
+
+def _pair(
+    checkpoint: Checkpoint,
+    table: Table,
+    layout: Layout,
+    found: Names,
+    config: peft.AdapterConfig | None,
+    alpha: float | None,
+    lengths: Mapping[str, int],
+) -> Iterator[Factors]:
+    tensors, path = checkpoint.tensors, checkpoint.path
+    for weight in table.lora[layout.name]:
+        firsts, seconds = found.get(weight.a, {}), found.get(weight.b, {})
+        for numbers in sorted({*firsts, *seconds}):
+            index = dict(zip(weight.weight.name_axes, numbers, strict=True))
+            module = weight.weight.name(index, lengths).removesuffix(WEIGHT)
+            if numbers not in firsts or numbers not in seconds:
+                there = firsts.get(numbers) or seconds[numbers]
+                raise FormatError(f"{path}: {there} is there without the other factor of {module}; the adapter is damaged.")
+            a, b = tensors[firsts[numbers]], tensors[seconds[numbers]]
+            if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+                raise FormatError(
+                    f"{path}: {a.name} has shape {list(a.shape)} and {b.name} {list(b.shape)}; expected (r, in) and (out, r) with one r."
+                )
+            if not a.dtype.floating or not b.dtype.floating:
+                raise FormatError(f"{path}: {a.name} is {a.dtype} and {b.name} {b.dtype}; expected floating-point numbers.")
+            yield Factors(weight, tuple(sorted(index.items())), a, b, _scale(path, config, alpha, layout, module, a))
+
+
+def _scale(path: Path, config: peft.AdapterConfig | None, alpha: float | None, layout: Layout, module: str, a: TensorEntry) -> float:
+    rank = a.shape[0]
+    if alpha is not None:
+        return alpha / rank
+    if config is None:
+        raise UsageError(f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with --lora-alpha.")
+    if config.rank(module if layout.family == "huggingface" else "") != rank:
+        raise FormatError(f"{path}: {a.name} has rank {rank}, but {config.where} says {config.rank(module)}.")
+    return config.scale(module if layout.family == "huggingface" else "")
+
+
+def adapter_tables(tables: Iterable[Table], checkpoint: Checkpoint, config: Mapping[str, Any], model: str | None) -> list[Table]:
+    """The tables that may be an adapter's model's: the one named, else those of config.json's model_type or of the manifest, else all
+    that know its names. Raises `UsageError` and `ModelUnknownError`."""
+    tables = list(tables)
+    manifest = find_manifest(checkpoint.path, checkpoint.files) if checkpoint.format != "peft adapter" else None
+    model = model or (manifest.model if manifest is not None and manifest.model in {table.name for table in tables} else None)
+    if model is not None:
+        named = [table for table in tables if table.name == model]
+        if not named:
+            raise UsageError(f"model {model!r} is unknown; tables: {', '.join(table.name for table in tables)}.")
+        return named
+    by_type = [table for table in tables if config.get("model_type") in table.model_types]
+    found = by_type or [table for table in tables if table.lora]
+    if not found:
+        raise ModelUnknownError(f"{checkpoint.path}: no mapping table has a [lora] section; name one with --mapping.")
+    return found

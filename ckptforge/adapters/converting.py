@@ -1,0 +1,142 @@
+"""Adapters in another layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ckptforge.adapters.adapter import Adapter
+from ckptforge.adapters.factors import Factors, row_lengths, row_transfer
+from ckptforge.boxes import Transfer
+from ckptforge.dtypes import DType
+from ckptforge.engine.conversion import Conversion
+from ckptforge.errors import LayoutError, PlanError, listing
+from ckptforge.formats.entry import TensorEntry, read_range
+from ckptforge.formats.layout import TensorSpec
+from ckptforge.mapping.lora import WEIGHT, AdaptedWeight
+from ckptforge.mapping.sizes import AxisSizes
+from ckptforge.mapping.table import Layout
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An adapter in another layout: its tensors, the names of the weights that have one, and the rank and the scale that all have, or
+    None where they have several."""
+
+    conversion: Conversion
+    modules: tuple[str, ...]
+    rank: int | None
+    scale: float | None
+
+
+def convert_adapter(adapter: Adapter, target: Layout, sizes: AxisSizes, dtype: DType | None) -> Converted:
+    """The factors of every weight of `target`.
+
+    Where weights that have adapters of their own are one there, that gets A's behind one another and B's on the diagonal: the same
+    product, of a rank that is the sum. MindFormers has one rank and one alpha for all weights: smaller adapters get rows and columns
+    of zeros. Raises `PlanError` where scales differ, and `LayoutError` for weights that can't have an adapter in `target`.
+    """
+    weights = adapter.table.lora.get(target.name, ())
+    held = {tensor for weight in weights for tensor in weight.weight.tensors}
+    if lost := sorted({one.a.name for (tensor, _), one in adapter.by_tensor.items() if tensor not in held}):
+        raise LayoutError(
+            f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n{listing(lost)}\n"
+            "Merge it while converting the model, with --merge-lora."
+        )
+    stacks: list[_Stack] = []
+    for weight in weights:
+        for index in sorted({index for tensor, index in adapter.by_tensor if tensor in weight.weight.tensors}):
+            found = {t: adapter.by_tensor[t, index] for t in weight.weight.tensors if (t, index) in adapter.by_tensor}
+            stacks.append(_stack(weight, dict(index), found))
+    scales, ranks = {one.scale for one in adapter.factors}, {stack.rank for stack in stacks}
+    if len(scales) > 1 and target.family == "mindspore":
+        raise PlanError(
+            f"{adapter.path}: its modules have different scales ({', '.join(f'{scale:g}' for scale in sorted(scales)[:5])}), but "
+            "MindFormers has one lora_alpha for all; merge it with --merge-lora."
+        )
+    conversion = Conversion([], {}, {}, [])
+    for stack in stacks:
+        stack.add_to(conversion, adapter, sizes, max(ranks) if target.family == "mindspore" else stack.rank, dtype)
+    conversion.used += [one.b for one in adapter.factors]
+    modules = tuple(stack.weight.weight.name(stack.index, sizes.lengths).removesuffix(WEIGHT) for stack in stacks)
+    rank = max(ranks) if target.family == "mindspore" or len(ranks) == 1 else None
+    return Converted(conversion, modules, rank, next(iter(scales)) if len(scales) == 1 else None)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """What one weight takes up: the adapters of its parts, and at which rank each begins."""
+
+    weight: AdaptedWeight
+    index: dict[str, int]
+    found: Mapping[str, Factors]
+    starts: Mapping[str, int]
+    blocks: tuple[Factors, ...]
+
+    @property
+    def rank(self) -> int:
+        return sum(one.rank for one in self.blocks)
+
+    def add_to(self, conversion: Conversion, adapter: Adapter, sizes: AxisSizes, rank: int, dtype: DType | None) -> None:
+        """Adds A of shape (rank, in) and B of shape (out, rank)."""
+        first = self.blocks[0]
+        columns = first.a.shape[1]
+        if wrong := [one for one in self.blocks if one.a.shape[1] != columns]:
+            raise LayoutError(f"{adapter.path}: {first.a.name} has {columns} columns, but {wrong[0].a.name} {wrong[0].a.shape[1]}.")
+        above: list[tuple[TensorEntry, Transfer]] = []
+        for tensor, one in self.found.items():
+            if any(one is block for block in self.blocks) and one.a not in [entry for entry, _ in above]:
+                above.append((one.a, Transfer((one.rank, columns), 0, (columns, 1), self.starts[tensor] * columns, (columns, 1))))
+        alike = first.rows_as(self.weight)
+        lengths = {} if alike else row_lengths(adapter.table, sizes, self.found, self.weight)
+        rows = first.b.shape[0] if alike else self.weight.rows.shape(lambda part, axis: lengths[part][axis])[0]
+        beside: list[tuple[TensorEntry, Transfer]] = []
+        for tensor, one in self.found.items():
+            moved = row_transfer(tensor, one, self.weight, lengths)
+            from_, to = (*(stride * one.rank for stride in moved.from_), 1), (*(stride * rank for stride in moved.to), 1)
+            place = moved.target * rank + self.starts[tensor]
+            beside.append((one.b, Transfer((*moved.shape, one.rank), moved.source * one.rank, from_, place, to)))
+            if alike:
+                break  # all rows at once
+        written = {name: sum(transfer.size for _, transfer in copies) for name, copies in (("A", above), ("B", beside))}
+        for pattern, kind, shape, copies in ((self.weight.a, "A", (rank, columns), above), (self.weight.b, "B", (rows, rank), beside)):
+            name = pattern.name(self.index, sizes.lengths)
+            dtypes = {entry.dtype for entry, _ in copies}
+            if len(dtypes) > 1 and dtype is None:
+                raise PlanError(
+                    f"{name} is made of tensors of different dtypes ({', '.join(sorted(map(str, dtypes)))}); cast them with --dtype."
+                )
+            conversion.specs.append(TensorSpec(name, dtype or copies[0][0].dtype, shape))
+            conversion.copies[name] = [(entry, transfer.ordered()) for entry, transfer in copies]
+            conversion.groups[name] = f"{'+'.join(self.weight.weight.tensors)} {kind}"
+            if written[kind] < shape[0] * shape[1]:
+                conversion.zeroed.add(name)
+
+
+def _stack(weight: AdaptedWeight, index: dict[str, int], found: Mapping[str, Factors]) -> _Stack:
+    """Adapters with one A, be it one tensor or equal ones, share their ranks."""
+    blocks: list[tuple[Factors, int]] = []
+    starts: dict[str, int] = {}
+    for tensor, one in found.items():
+        start = next((start for other, start in blocks if one is other or _equal(one.a, other.a)), None)
+        if start is None:
+            start = sum(other.rank for other, _ in blocks)
+            blocks.append((one, start))
+        starts[tensor] = start
+    return _Stack(weight, index, found, starts, tuple(one for one, _ in blocks))
+
+
+def _equal(a: TensorEntry, b: TensorEntry) -> bool:
+    """Whether two tensors hold the same bytes; parts of several files aren't looked into."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.extents or not b.extents:
+        return False
+    left, right = bytearray(min(_PIECE, a.nbytes)), bytearray(min(_PIECE, a.nbytes))
+    for start in range(0, a.nbytes, _PIECE):
+        size = min(_PIECE, a.nbytes - start)
+        for entry, buffer in ((a, left), (b, right)):
+            read_range(entry, start, memoryview(buffer)[:size])
+        if left[:size] != right[:size]:
+            return False
+    return True

@@ -1,0 +1,165 @@
+"""Jobs that convert an adapter: PEFT's directory to MindSpore's names, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter
+from ckptforge.adapters.converting import Converted, convert_adapter
+from ckptforge.dtypes import DType
+from ckptforge.engine.conversion import PlacedFile
+from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide
+from ckptforge.engine.plan import Plan
+from ckptforge.errors import CkptforgeError, ConfigError, ModelUnknownError, PlanError, UnmappedTensorsError, UsageError
+from ckptforge.formats import peft, safetensors
+from ckptforge.formats.checkpoint import CONFIG, Checkpoint
+from ckptforge.formats.small_files import read_small
+from ckptforge.formats.small_json import parse_object
+from ckptforge.jobs import Job
+from ckptforge.mapping.axes import Pattern
+from ckptforge.mapping.sizes import AxisSizes
+from ckptforge.mapping.state import is_state
+from ckptforge.mapping.table import Layout, Table
+from ckptforge.mindspore_outputs import Spread
+from ckptforge.partition.parallel_config import ParallelConfig
+from ckptforge.partition.strategy_file import Strategy
+
+_Found = tuple[Adapter, Layout, Converted]
+
+
+@dataclass(frozen=True)
+class AdapterChoices:
+    """What a user says of an adapter: its model, the layouts it has and is to have, its alpha, the model's config.json, the dtype."""
+
+    target: str
+    layout: str | None = None
+    layout_option: str = "--layout"
+    model: str | None = None
+    config: Path | None = None
+    alpha: float | None = None
+    dtype: DType | None = None
+
+
+def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choices: AdapterChoices, spread: Spread) -> Job:
+    """The job. Raises the errors of reading and converting an adapter, and `ModelUnknownError` where it would be another for another
+    model."""
+    adapter, target, converted = _convert(checkpoint, list(tables), choices)
+    rank, scale = converted.rank, converted.scale
+    notes = [*checkpoint.notes]
+    if target.family == "mindspore":
+        assert rank is not None and scale is not None
+        place = spread.place(_no_strategy)
+        files, small = place.lay_out(converted.conversion.specs)
+        output, side = place.output, _side(adapter, rank, scale)
+        notes.append(f"its job needs lora_rank {rank} and lora_alpha {scale * rank:g}.")
+    else:
+        if spread.strategy is not None or spread.parallel_config is not None:
+            raise UsageError(f"{target.name} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
+        output, side = spread.out, None
+        files, small = _directory(adapter, converted, output)
+    left_out: dict[str, list[str]] = {}
+    factors = {entry.name for one in adapter.factors for entry in (one.a, one.b)}
+    for name in checkpoint.tensors:
+        if name not in factors:
+            left_out.setdefault("optimizer state and counters" if is_state(name) else "not of the adapter", []).append(name)
+    facts = {
+        "model": adapter.table.name,
+        "from": adapter.layout.name,
+        "to": target.name,
+        "source_format": checkpoint.format,
+        "source_tensors": len(checkpoint.tensors),
+        "dtype": choices.dtype.name if choices.dtype else "keep",
+        "lora_rank": rank,
+        "lora_alpha": None if scale is None or rank is None else scale * rank,
+    }
+    assemblies = converted.conversion.assemblies(files, checkpoint.shards)
+    layouts = tuple(file.layout for file in files)
+    plan = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, tuple(notes), facts)
+    return Job(plan, adapter.table, target, side)
+
+
+def _no_strategy(_: ParallelConfig) -> Strategy:
+    raise UsageError("an adapter can't be cut by a parallel configuration; give the strategy of its job.")
+
+
+def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoices) -> _Found:
+    config, where = _model_config(choices.config)
+    candidates = adapter_tables(tables, checkpoint, config, choices.model)
+    found: list[_Found] = []
+    errors: list[CkptforgeError] = []
+    for table in candidates:
+        try:
+            target = table.layout(choices.target)
+            sizes = AxisSizes()
+            sizes.learn_config(table, config, where)
+            adapter = read_adapter(checkpoint, table, sizes.lengths, choices.alpha, choices.layout, choices.layout_option)
+            _learn_shapes(sizes, adapter)
+            found.append((adapter, target, convert_adapter(adapter, target, sizes, choices.dtype)))
+        except CkptforgeError as error:
+            errors.append(error)
+    if not found:
+        raise min(errors, key=lambda error: isinstance(error, UnmappedTensorsError))  # what another model lacks is no news
+    first = found[0][2].conversion
+    if any((one.conversion.specs, one.conversion.copies) != (first.specs, first.copies) for _, _, one in found):
+        raise ModelUnknownError(
+            f"{checkpoint.path}: the adapter fits the models {', '.join(adapter.table.name for adapter, _, _ in found)}, which "
+            f"{choices.target} holds in different ways; name its own with --model, or give its config.json with --config."
+        )
+    return found[0]
+
+
+def _model_config(given: Path | None) -> tuple[Mapping[str, Any], str]:
+    if given is None:
+        return {}, CONFIG
+    path = given / CONFIG if given.is_dir() else given
+    return parse_object(read_small(path, MAX_SMALL_FILE, ConfigError), str(path), constants=True), str(path)
+
+
+def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:
+    """Checks the factors' shapes against each other and against config.json."""
+    shapes: list[tuple[Pattern, str, tuple[int, ...]]] = []
+    for one in adapter.factors:
+        columns = Pattern(one.weight.weight.template, one.weight.weight.axes[1:], one.weight.weight.tensors)
+        shapes += [(one.weight.rows, one.b.name, one.b.shape[:1]), (columns, one.a.name, one.a.shape[1:])]
+    sizes.learn_shapes(shapes)
+
+
+def _side(adapter: Adapter, rank: int, scale: float) -> HuggingFaceSide | None:
+    """What is kept for the way back, with an adapter_config.json that holds for what is written."""
+    if adapter.side is None or adapter.config is None:
+        return None
+    if _holds(adapter.config, rank, scale):
+        return adapter.side
+    changed = peft.config_json((), rank, scale * rank, adapter.config)
+    return replace(adapter.side, files={**adapter.side.files, peft.CONFIG: changed})
+
+
+def _holds(config: peft.AdapterConfig, rank: int, scale: float) -> bool:
+    """Whether a config says the rank and scale of every module, without patterns."""
+    if config.content.get("rank_pattern") or config.content.get("alpha_pattern"):
+        return False
+    return config.rank("") == rank and abs(config.scale("") - scale) <= 1e-12 * abs(scale)
+
+
+def _directory(adapter: Adapter, converted: Converted, output: Path) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
+    """The files of a directory of PEFT's: as they were, where the factors are the same."""
+    side, config, specs = adapter.side, adapter.config, converted.conversion.specs
+    small = {} if side is None else {name: content for name, content in side.files.items() if name != peft.CONFIG}
+    if side is not None and config is not None and adapter.layout.family == "huggingface":
+        small[peft.CONFIG] = side.files[peft.CONFIG]
+    elif converted.rank is None or converted.scale is None:
+        raise PlanError(f"{adapter.path}: its modules have different ranks or scales; nothing tells PEFT which module has which.")
+    elif side is not None and config is not None and _holds(config, converted.rank, converted.scale):
+        small[peft.CONFIG] = side.files[peft.CONFIG]
+    else:
+        small[peft.CONFIG] = peft.config_json(converted.modules, converted.rank, converted.scale * converted.rank, config)
+    recorded = {} if side is None else side.shards.get(peft.WEIGHTS, {})
+    by_name = {spec.name: spec for spec in specs}
+    if recorded.get("tensors") == {name: spec.dtype.safetensors for name, spec in by_name.items()}:
+        layout = safetensors.lay_out(output / peft.WEIGHTS, [by_name[name] for name in recorded["tensors"]], recorded["metadata"])
+    else:
+        layout = safetensors.lay_out(output / peft.WEIGHTS, safetensors.library_order(specs), {"format": "pt"})
+    return (PlacedFile(layout),), small

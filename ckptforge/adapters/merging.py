@@ -1,0 +1,92 @@
+"""Adding an adapter to a checkpoint's weights where they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ckptforge.adapters.adapter import read_adapter
+from ckptforge.adapters.factors import Factors, Index, Lengths, row_lengths, row_transfer
+from ckptforge.boxes import full_box
+from ckptforge.errors import LayoutError, UsageError, listing
+from ckptforge.formats.checkpoint import Checkpoint
+from ckptforge.formats.entry import LowRank, Product, TensorEntry
+from ckptforge.mapping.lora import AdaptedWeight
+from ckptforge.mapping.sizes import AxisSizes
+from ckptforge.mapping.table import Table
+from ckptforge.source import Source
+
+
+def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -> Source:
+    """A checkpoint to whose weights an adapter is added where they are read, in float32.
+
+    Raises what `read_adapter` raises, and `LayoutError` for factors that the checkpoint has no weight for, or whose shapes don't fit.
+    """
+    binding = source.binding
+    adapter = read_adapter(checkpoint, source.table, binding.sizes.lengths, alpha, binding.layout.name)
+    if checkpoint.shards:
+        raise UsageError(f"{adapter.path}: an adapter in ranks can't be merged; join it first with `ckptforge merge`.")
+    weights = {weight.weight: weight for weight in source.table.lora.get(binding.layout.name, ())}
+    used: set[tuple[str, Index]] = set()
+    tensors, shards = dict(source.checkpoint.tensors), dict(source.checkpoint.shards)
+    merged = 0
+    for pattern, names in binding.names.items():
+        for numbers, name in names.items():
+            index = tuple(sorted(zip(pattern.name_axes, numbers, strict=True)))
+            adapted = {t: adapter.by_tensor[t, index] for t in pattern.tensors if (t, index) in adapter.by_tensor}
+            if not adapted or pattern not in weights:
+                continue
+            entry = tensors[name]
+            products = tuple(_products(adapted, weights[pattern], entry, binding.sizes, source.table))
+            used.update((tensor, index) for tensor in adapted)
+            merged += 1
+            tensors[name] = replace(entry, plus=LowRank(products, full_box(entry.shape)))
+            if name in shards:
+                shards[name] = tuple((box, replace(part, plus=LowRank(products, box))) for box, part in shards[name])
+    if lost := [f"{one.a.name} for {tensor}" for (tensor, index), one in adapter.by_tensor.items() if (tensor, index) not in used]:
+        raise LayoutError(
+            f"{adapter.path}: {source.checkpoint.path}, in layout {binding.layout.name}, has no matrix that can take up\n{listing(lost)}\n"
+            "Is it an adapter of this model? Experts that are stacked take none: merge into the Hugging Face directory."
+        )
+    files = {file.path: file for file in (*source.checkpoint.files, *adapter.checkpoint.files)}
+    own = set(checkpoint.tensors) if os.path.realpath(checkpoint.path) == os.path.realpath(source.checkpoint.path) else set()
+    factors = {entry.name for one in adapter.factors for entry in (one.a, one.b)} & own
+    note = f"the adapter {adapter.path} is merged into {merged} weights."
+    changed = replace(
+        source.checkpoint, tensors=tensors, shards=shards, files=tuple(files.values()), notes=(*source.checkpoint.notes, note)
+    )
+    unmapped = tuple(name for name in source.unmapped if name not in factors)
+    return replace(source, checkpoint=changed, unmapped=unmapped)
+
+
+def _products(
+    adapted: Mapping[str, Factors], weight: AdaptedWeight, entry: TensorEntry, sizes: AxisSizes, table: Table
+) -> Iterator[Product]:
+    lengths: Lengths = {}
+    for tensor, one in adapted.items():
+        if one.a.shape[1] != entry.shape[1]:
+            raise LayoutError(
+                f"{one.a.path}: {one.a.name} has shape {list(one.a.shape)}, but {entry.name} in {entry.path} has {entry.shape[1]} columns."
+            )
+        if not one.rows_as(weight):
+            lengths = lengths or row_lengths(table, sizes, adapted, weight)
+        rows = row_transfer(tensor, one, weight, lengths)
+        last_from, last_to = (
+            first + sum((n - 1) * stride for n, stride in zip(rows.shape, strides, strict=True))
+            for first, strides in ((rows.source, rows.from_), (rows.target, rows.to))
+        )
+        all_read = len(one.weight.rows.tensors) > 1 or rows.size == one.b.shape[0]
+        if (
+            last_from >= one.b.shape[0]
+            or last_to >= entry.shape[0]
+            or not all_read
+            or (one.rows_as(weight) and last_to + 1 < entry.shape[0])
+        ):
+            raise LayoutError(
+                f"{one.b.path}: {one.b.name} has shape {list(one.b.shape)}, whose rows don't fit those of {tensor} in {entry.name} "
+                f"{list(entry.shape)} of {entry.path}; is it an adapter of this model?"
+            )
+        yield Product(one.a, one.b, one.scale, rows)
+        if one.rows_as(weight):
+            return  # all rows at once

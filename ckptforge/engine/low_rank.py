@@ -1,0 +1,110 @@
+"""Adding scale · B·A to a matrix where it is read.
+
+Products are made in tiles at fixed places of the matrix, each by one multiplication of the same form: how BLAS orders a sum
+depends on that form, and the result must not depend on how a run cuts its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforge.boxes import box_shape
+from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.engine.casts import cast_function, numpy_dtype
+from ckptforge.engine.tiles import Spans
+from ckptforge.formats.entry import LowRank, TensorEntry
+
+Array = NDArray[Any]
+_ROWS, _COLUMNS = 16, 512
+
+
+def working_dtype(source: DType) -> DType:
+    """What a sum is computed in: float32, or float64 for a matrix of that."""
+    return BY_NAME["float64" if source.name == "float64" else "float32"]
+
+
+class Addend:
+    """What is to be added to one matrix, its factors in memory. `read` gives the bytes of a tensor."""
+
+    def __init__(self, plus: LowRank, dtype: DType, read: Callable[[TensorEntry], Array]) -> None:
+        (first_row, _), (first_column, _) = plus.box
+        self._corner, self._columns = (first_row, first_column), box_shape(plus.box)[1]
+        self._dtype = numpy_dtype(dtype)
+        self._products: list[tuple[Array, Array, float, Array]] = []
+        end = max(plus.box[0][1], *(int(_rows(p.rows.target, p.rows.shape, p.rows.to).max()) + 1 for p in plus.products))
+        for product in plus.products:
+            a, b = (_numbers(read(factor), factor, dtype) for factor in (product.a, product.b))
+            rank, columns = a.shape
+            wide = np.zeros((rank, -(-columns // _COLUMNS) * _COLUMNS), self._dtype)
+            wide[:, :columns] = a
+            tall = np.zeros((-(-end // _ROWS) * _ROWS, rank), self._dtype)
+            rows = _rows(product.rows.target, product.rows.shape, product.rows.to)
+            tall[rows] = b[_rows(product.rows.source, product.rows.shape, product.rows.from_)]
+            touched: Array = np.zeros(len(tall) // _ROWS, bool)
+            touched[rows // _ROWS] = True
+            self._products.append((wide, tall, product.scale, touched))
+
+    def add(self, numbers: Array, start: int, spans: Spans) -> None:
+        """Adds to what was read of the matrix: `numbers` are its `spans`, counted from element `start`."""
+        for at, row, count, c0, c1 in _windows(start, spans, self._columns):
+            self._add(numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0), row + self._corner[0], c0 + self._corner[1])
+
+    def _add(self, window: Array, row: int, column: int) -> None:
+        bottom, right = row + window.shape[0], column + window.shape[1]
+        for i in range(row // _ROWS * _ROWS, bottom, _ROWS):
+            r0, r1 = max(i, row), min(i + _ROWS, bottom)
+            for j in range(column // _COLUMNS * _COLUMNS, right, _COLUMNS):
+                c0, c1 = max(j, column), min(j + _COLUMNS, right)
+                place = window[r0 - row : r1 - row, c0 - column : c1 - column]
+                place += self._tile(i, j)[r0 - i : r1 - i, c0 - j : c1 - j]
+
+    def _tile(self, i: int, j: int) -> Array:
+        made = np.zeros((_ROWS, _COLUMNS), self._dtype)
+        for a, b, scale, touched in self._products:
+            if touched[i // _ROWS]:
+                product = b[i : i + _ROWS] @ a[:, j : j + _COLUMNS]
+                product *= self._dtype.type(scale)
+                made += product
+        return made
+
+
+def _windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(place in the buffer, first row, rows, columns c0 to c1) of windows that spans are, those of neighbouring rows joined."""
+    held: tuple[int, int, int, int, int] | None = None
+    at = 0
+    for offset in spans.starts():
+        flat, left = start + offset, spans.length
+        while left:
+            row, c0 = divmod(flat, columns)
+            count = left // columns if c0 == 0 and left >= columns else 1
+            c1 = columns if count > 1 else min(columns, c0 + left)
+            if held is not None and held[3:] == (c0, c1) and held[1] + held[2] == row:
+                held = (held[0], held[1], held[2] + count, c0, c1)
+            else:
+                if held is not None:
+                    yield held
+                held = (at, row, count, c0, c1)
+            taken = count * (c1 - c0)
+            at, flat, left = at + taken, flat + taken, left - taken
+    if held is not None:
+        yield held
+
+
+def _rows(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.intp]:
+    rows = np.array(offset)
+    for n, stride in zip(shape, strides, strict=True):
+        rows = rows[..., None] + np.arange(n) * stride
+    return rows.reshape(-1)
+
+
+def _numbers(raw: Array, entry: TensorEntry, dtype: DType) -> Array:
+    numbers = raw.view(numpy_dtype(entry.dtype))
+    if entry.dtype != dtype:
+        out = np.empty(numbers.size, numpy_dtype(dtype))
+        cast_function(entry.dtype, dtype)(numbers, out)
+        numbers = out
+    return numbers.reshape(entry.shape)

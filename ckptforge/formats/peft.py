@@ -1,0 +1,127 @@
+"""PEFT's adapter directories: `adapter_config.json`, and the factors in `adapter_model.safetensors`.
+
+Convention of the peft library (peft/tuners/lora/config.py and layer.py): a module's adapter adds scale · B·A, scale = lora_alpha / r, or
+lora_alpha / √r with use_rslora; alpha_pattern and rank_pattern give a module's own by the end of its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.formats import safetensors
+from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.small_files import is_there
+from ckptforge.formats.small_json import parse_object
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_BINARY = "adapter_model.bin"
+_MODULE = re.compile(r"[A-Za-z0-9_.]+")
+# What changes an adapter's meaning, and the values under which it doesn't.
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "use_dora": (None, False),
+    "fan_in_fan_out": (None, False),
+    "lora_bias": (None, False),
+    "bias": (None, "none"),
+    "modules_to_save": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal", "lora_ga"),
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What adapter_config.json says of an adapter's size and scale; `where` names it in messages."""
+
+    where: str
+    content: Mapping[str, Any]
+
+    def rank(self, module: str) -> int:
+        """r of a module of that name."""
+        found = self._own("rank_pattern", module, self.content.get("r", 8))
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < 1 << 31:
+            raise FormatError(f"{self.where}: r is {shown(found)}, expected a positive integer.")
+        return found
+
+    def scale(self, module: str) -> float:
+        """What B·A of a module of that name is multiplied with."""
+        alpha = number(self._own("alpha_pattern", module, self.content.get("lora_alpha", 8)), f"{self.where}: lora_alpha")
+        rank = self.rank(module)
+        return alpha / math.sqrt(rank) if self.content.get("use_rslora") else alpha / rank
+
+    def _own(self, patterns: str, module: str, default: object) -> object:
+        found = self.content.get(patterns) or {}
+        if not isinstance(found, dict):
+            raise FormatError(f"{self.where}: {patterns} is {shown(found)}, expected an object of module names.")
+        for key, value in found.items():
+            name = key.replace("\\.", ".").removeprefix("^")
+            if not _MODULE.fullmatch(name):
+                raise FormatError(f"{self.where}: {patterns} has {shown(key)}; only names of modules, whole or their ends, are understood.")
+            if module == name or (not key.startswith("^") and module.endswith("." + name)):
+                return value
+        return default
+
+
+def number(value: object, what: str) -> float:
+    """A finite number that isn't 0. Raises `FormatError`, which says what it is of."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < abs(value) < 1e9:
+        raise FormatError(f"{what} is {shown(value)}, expected a number.")
+    return float(value)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a directory of PEFT's."""
+    return path.is_dir() and is_there(path / CONFIG)
+
+
+def read_weights(directory: Path) -> FileIndex:
+    """The factors. Raises `InputNotFoundError` where they aren't there as safetensors."""
+    if is_there(directory / WEIGHTS):
+        return safetensors.read_index(directory / WEIGHTS)
+    if is_there(directory / _BINARY):
+        raise InputNotFoundError(f"{directory}: holds {_BINARY}, which isn't read; save the adapter with safe_serialization=True.")
+    raise InputNotFoundError(f"{directory}: has {CONFIG} but no {WEIGHTS}.")
+
+
+def parse_config(content: bytes, where: str) -> AdapterConfig:
+    """adapter_config.json. Raises `FormatError` for an adapter that is more than B·A added to weights."""
+    found = parse_object(content, where)
+    if found.get("peft_type") != "LORA":
+        raise FormatError(f"{where}: peft_type is {shown(found.get('peft_type'))}; only LORA is understood.")
+    for key, plain in _PLAIN.items():
+        value = found.get(key)
+        if not any(value == one and type(value) is type(one) for one in plain):
+            raise FormatError(f"{where}: {key} is {shown(value)}, which a plain LoRA doesn't have; merge this adapter with peft itself.")
+    return AdapterConfig(where, found)
+
+
+def config_json(modules: Sequence[str], rank: int, alpha: float, like: AdapterConfig | None) -> bytes:
+    """An adapter_config.json of one rank and scale, for `modules` unless they are those of `like`, as is all else that it says."""
+    fixed: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    if modules:
+        fixed["target_modules"] = sorted({name.rpartition(".")[2] for name in modules})
+    base: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+    }
+    return (json.dumps({**base, **(like.content if like is not None else {}), **fixed}, indent=2, ensure_ascii=False) + "\n").encode()
