@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine.budget import Budget
-from ckptforge.engine.comparison import Difference, differing, fingerprints
+from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
 from ckptforge.engine.stream import Progress
 from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError
@@ -116,6 +116,7 @@ def compare(
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
     _share_sizes(one.source, other.source)
     conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
+    left_a += [f"{copy}, which isn't the copy of {name} that it should be" for copy, name in unlike(_copies(one.source), budget).items()]
     found, equal_bytes = _differences(conversion, one.checkpoint, other.checkpoint, left_b, budget, progress)
     causes = _causes(one.source, other.source, found, dtype, budget)
     constants, unknown = _constants(one.source, other.source)
@@ -135,6 +136,11 @@ def compare(
         causes,
         [*one.checkpoint.notes, *other.checkpoint.notes, *notes, *unknown],
     )
+
+
+def _copies(source: Source) -> list[tuple[TensorEntry, TensorEntry]]:
+    tensors = source.checkpoint.tensors
+    return [(tensors[copy], tensors[original]) for copy, original in source.binding.copies.items()]
 
 
 def _path(path: PathLike | None) -> Path | None:
@@ -179,11 +185,11 @@ def _through_mapping(
     """(A in B's layout, names only in A, names only in B, notes)."""
     target = other.binding.layout
     mine, theirs = one.checkpoint.tensors, other.checkpoint.tensors
-    conversion = convert(one.binding, target, mine, dtype)
+    conversion = convert(one.binding, target, mine, dtype, copied=other.binding.copies.__contains__)
     only_b = [*other.unmapped]
     notes = []
     made = {spec.name for spec in conversion.specs}
-    stored = {name for names in other.binding.names.values() for name in names.values()}
+    stored = {*other.binding.copies, *(name for names in other.binding.names.values() for name in names.values())}
     only_b += sorted(stored - made)
     only_a = [*one.unmapped, *sorted(made - stored)]
     conversion.specs = [spec for spec in conversion.specs if spec.name in stored]

@@ -12,13 +12,14 @@ from ckptforge.engine import stream
 from ckptforge.engine.audit import Audit
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.checks import check_output, check_room
+from ckptforge.engine.comparison import unlike
 from ckptforge.engine.hashes import tensor_hashes
 from ckptforge.engine.journal import Finished
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.staging import Request, Staging, staged
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CastOverflowError
+from ckptforge.errors import CastOverflowError, FormatError
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
@@ -93,6 +94,7 @@ def run_job(job: Job, options: Options) -> Result:
     manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
     with staged(plan, request) as staging:
         check_room(plan, staging.held)
+        _refuse_unlike(plan, budget)
         kept = _kept(plan, staging, budget)
         done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
         audit = done.audit
@@ -130,6 +132,16 @@ def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Fin
         files.setdefault(entry.path, []).append(entry)
     hashes = tensor_hashes(files, budget, opened=staging.descriptors)
     return {entry: found for entry, found in finished.items() if hashes[entry.path][entry.name] == found.hash}
+
+
+def _refuse_unlike(plan: Plan, budget: Budget) -> None:
+    if found := unlike(plan.alike, budget) if plan.alike else {}:
+        (name, original), *_ = found.items()
+        path = next(copy.path for copy, _ in plan.alike if copy.name == name)
+        raise FormatError(
+            f"{path}: {name} should be a copy of {original}, and holds something else; nothing was written. Give --allow-unmapped to leave "
+            "it out."
+        )
 
 
 def _overflow_message(plan: Plan, audit: Audit) -> str:

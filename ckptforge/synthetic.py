@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,15 @@ def write_model(
             continue
         shape = pattern.shape(lambda _, axis: counts[axis])
         specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+    copies: dict[str, str] = {}
+    for pattern in table.layout(layout).copies:
+        original = next((spec for spec in specs if spec.name == table.layout(layout).holding(pattern.tensors[0]).template), None)
+        if original is not None:
+            copies |= {name: original.name for _, name in name_pieces(pattern, counts)}
+            specs += [TensorSpec(name, stored, original.shape) for _, name in name_pieces(pattern, counts)]
     shards = {name: safetensors.library_order(tensors) for name, tensors in huggingface.cut_into_shards(specs, shard_bytes).items()}
     if len(shards) > 1:
         (directory / huggingface.INDEX).write_bytes(huggingface.index_json(shards))
-    random = np.random.default_rng(seed)
     cast = cast_function(BY_NAME["float32"], stored) if dtype != "float32" else None
     for name, tensors in shards.items():
         laid_out = safetensors.lay_out(directory / name, tensors, {"format": "pt"})
@@ -64,6 +70,7 @@ def write_model(
                 file.truncate(laid_out.size)
                 continue
             for tensor in tensors:
+                random = np.random.default_rng((seed, zlib.crc32(copies.get(tensor.name, tensor.name).encode())))
                 left = tensor.nbytes // stored.itemsize
                 while left:
                     count = min(left, _PIECE)

@@ -111,6 +111,10 @@ def describe(name: str | Path, layout: str | None = None) -> Description:
         Row(pattern.template, pattern.axes_text, list(pattern.tensors), _operation(pattern, first), _cut(pattern, chosen))
         for pattern in chosen.patterns
     ]
+    rows += [
+        Row(copy.template, copy.axes_text, list(copy.tensors), f"a copy of {chosen.holding(copy.tensors[0]).template}", "")
+        for copy in chosen.copies
+    ]
     return Description(table.name, chosen.name, chosen.family, first.name, {axis: e.text for axis, e in table.axes.items()}, rows)
 
 

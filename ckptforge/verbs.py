@@ -19,6 +19,7 @@ from ckptforge.engine.manifest import HuggingFaceSide
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.formats.checkpoint import Checkpoint
+from ckptforge.formats.entry import TensorEntry
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.state import companion_prefix
 from ckptforge.mapping.table import Layout, Table, load_table, shipped_tables
@@ -29,6 +30,8 @@ from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.result import Result
 from ckptforge.source import Choices, Source, bind_source
+
+Alike = tuple[tuple[TensorEntry, TensorEntry], ...]
 
 
 def to_ms(
@@ -266,8 +269,8 @@ def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, op
     place = spread.place(lambda config: compute_strategy(config, source.table, target, source.binding.sizes, conversion.specs))
     files, small = place.lay_out(conversion.specs)
     side = source.hugging_face
-    notes = place.notes(conversion.specs)
-    return _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes)
+    notes, alike = place.notes(conversion.specs), _alike(source, options, left_out)
+    return _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes, alike)
 
 
 def _hugging_face_job(
@@ -280,14 +283,35 @@ def _hugging_face_job(
     allow_no_config: bool = False,
 ) -> Job:
     dtype = parse_target(options.get("dtype"))
-    conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
+    recorded = _recorded_names(source, target)
+    copied = (lambda _: True) if recorded is None else recorded.__contains__
+    conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype, copied=copied)
     left_out = _left_out(source)
     if source.state:
         left_out["optimizer state and counters"] = list(source.state)
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max_shard_size")
     place = HuggingFaceTarget(out, source.hugging_face, limit, allow_no_config)
     files, small = place.lay_out(conversion.specs, target.name)
-    return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype, place.notes())
+    alike = _alike(source, options, left_out)
+    return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype, place.notes(), alike)
+
+
+def _recorded_names(source: Source, target: Layout) -> set[str] | None:
+    """The tensors that the original directory had in this layout; None where that isn't known."""
+    side = source.hugging_face
+    if side is None or side.layout != target.name or not side.shards:
+        return None
+    return {name for shard in side.shards.values() for name in shard["tensors"]}
+
+
+def _alike(source: Source, options: Options, left_out: dict[str, list[str]]) -> Alike:
+    """The copies in a source with what they should be equal to: they aren't used, so that must be checked."""
+    if not source.binding.copies:
+        return ()
+    compared = not options.get("allow_unmapped")
+    left_out[f"copies of other tensors, {'equal to them' if compared else 'not compared'}"] = list(source.binding.copies)
+    tensors = source.checkpoint.tensors
+    return tuple((tensors[copy], tensors[original]) for copy, original in source.binding.copies.items() if compared)
 
 
 def _left_out(source: Source) -> dict[str, list[str]]:
@@ -334,7 +358,8 @@ def _job(
     small: dict[str, bytes],
     side: HuggingFaceSide | None,
     dtype: DType | None,
-    notes: tuple[str, ...] = (),
+    notes: tuple[str, ...],
+    alike: Alike,
 ) -> Job:
     checkpoint = source.checkpoint
     notes = (*checkpoint.notes, *(source.hugging_face.skipped if source.hugging_face else ()), *notes)
@@ -348,5 +373,5 @@ def _job(
     }
     assemblies = conversion.assemblies(files, checkpoint.shards)
     layouts = tuple(file.layout for file in files)
-    made = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, notes, facts)
+    made = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, notes, facts, alike)
     return Job(made, source.table, target, side)

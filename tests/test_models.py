@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import ConfigError, LayoutError, UnmappedTensorsError
-from ckptforge.mapping.table import shipped_tables
+from ckptforge.errors import ConfigError, FormatError, LayoutError, TableError, UnmappedTensorsError
+from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.synthetic import write_model
 from ckptforge.tables import check_table, describe, list_tables, table_schema
 from tests.helpers import FIXTURES, contents, raw_safetensors, write_safetensors
@@ -323,3 +323,77 @@ def test_tables_are_listed_shown_and_have_a_schema():
     assert (row.axes, row.operation, row.cut) == ("(e H) [w1: I + w3: I]", "stack e, transpose, concatenate", "axis 0 by ep")
     assert describe("mixtral", "dense").rows[0].operation == "as it is"
     assert '"forbid"' not in table_schema() and json.loads(table_schema())["$defs"]
+
+
+@pytest.fixture
+def with_copies(tmp_path):
+    """A tiny DeepSeek-V3 as published ones are: each MTP layer holds the embedding and the head once more."""
+    config = {**TABLES["deepseek_v3"].example, "num_nextn_predict_layers": 2}
+    write_model(tmp_path / "plain", TABLES["deepseek_v3"], config)
+    tensors = {name: ("BF16", list(n.shape), n.tobytes()) for name, n in raw_safetensors(tmp_path / "plain").items()}
+    for layer in (config["num_hidden_layers"], config["num_hidden_layers"] + 1):
+        tensors[f"model.layers.{layer}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+        tensors[f"model.layers.{layer}.shared_head.head.weight"] = tensors["lm_head.weight"]
+    (tmp_path / "hub").mkdir()
+    shutil.copy(tmp_path / "plain" / "config.json", tmp_path / "hub")
+    write_safetensors(tmp_path / "hub" / "model.safetensors", dict(sorted(tensors.items())), {"format": "pt"})
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("layout", [name for table, name in CASES if table == "deepseek_v3"])
+def test_copies_are_compared_on_the_way_in_and_written_on_the_way_out(tmp_path, with_copies, layout):
+    there = tmp_path / ("there" if layout == "fused" else "there.ckpt")
+    result = ckptforge.convert(with_copies, there, to=layout)
+    assert len(result.left_out["copies of other tensors, equal to them"]) == 4
+    ckptforge.convert(there, tmp_path / "back", to="hub", from_=layout)
+    assert contents(tmp_path / "back") == contents(with_copies)
+    for path in tmp_path.glob("*manifest.json"):
+        path.unlink()
+    (there / "ckptforge.manifest.json" if there.is_dir() else there.with_name("none")).unlink(missing_ok=True)
+    ckptforge.convert(there, tmp_path / "again", to="hub", from_=layout, config=with_copies)
+    assert contents(tmp_path / "again") == contents(with_copies)
+    assert ckptforge.compare(with_copies, there, layout_b=layout, config=with_copies).equal
+
+
+def test_a_directory_without_copies_comes_back_without(tmp_path, with_copies):
+    plain = with_copies.parent / "plain"
+    ckptforge.to_ms(plain, tmp_path / "x.ckpt", layout="mcore")
+    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(plain)
+
+
+def test_what_should_be_a_copy_and_is_not(tmp_path, with_copies):
+    path = with_copies / "model.safetensors"
+    tensors = {name: ("BF16", list(n.shape), n.tobytes()) for name, n in raw_safetensors(path).items()}
+    (copy,) = [name for name in tensors if name.endswith("head.weight") and ".4." in name]
+    dtype, shape, data = tensors[copy]
+    write_safetensors(path, {**tensors, copy: (dtype, shape, data[:-1] + bytes([data[-1] ^ 1]))}, {"format": "pt"})
+    with pytest.raises(FormatError, match=r"4.shared_head.head.weight should be a copy of lm_head.weight"):
+        ckptforge.to_ms(with_copies, tmp_path / "x.ckpt", layout="mcore")
+    assert not (tmp_path / "x.ckpt").exists()
+    result = ckptforge.to_ms(with_copies, tmp_path / "x.ckpt", layout="mcore", allow_unmapped=True)
+    assert len(result.left_out["copies of other tensors, not compared"]) == 4
+    found = ckptforge.compare(with_copies, tmp_path / "x.ckpt")
+    assert not found.equal and copy in found.only_in_a[0]
+    write_safetensors(path, {**tensors, copy: (dtype, [shape[0], shape[1] - 1], data[: -2 * shape[0]])}, {"format": "pt"})
+    with pytest.raises(LayoutError, match="of the same kind"):
+        ckptforge.to_ms(with_copies, tmp_path / "y.ckpt", layout="mcore")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('[copies.none]\nnorm = "x.{l}"\n', "no layout of that name"),
+        ('[copies.hub]\nwq = "x.{l}"\n', "isn't a tensor that the layout stores by itself"),
+        ('[copies.hub]\nwhat = "x.{l}"\n', "isn't a tensor that the layout stores by itself"),
+        ('[copies.hub]\nnorm = "x.{q}"\n', "'q' must be an axis"),
+        ('[copies.hub]\nnorm = "x.{H}"\n', "'H' must be an axis"),
+        ('[copies.hub]\nnorm = "lm_head.weight"\n', "can produce the same name"),
+        ('[copies.hub]\nnorm = "x.{l"\n', "stray"),
+    ],
+)
+def test_bad_copies(tmp_path, rows, message):
+    text = (Path(__file__).parents[1] / "mappings" / "llama.toml").read_text()
+    (tmp_path / "t.toml").write_text(text.replace("[ignored]", rows + "\n[ignored]"))
+    with pytest.raises(TableError, match=message):
+        load_table(tmp_path / "t.toml")

@@ -46,6 +46,11 @@ def blocks_of(file: Path, entry: TensorEntry) -> Iterator[Block]:
         yield Block(file, entry, start, min(BLOCK_BYTES, entry.nbytes - start))
 
 
+def block_count(entry: TensorEntry) -> int:
+    """How many blocks a tensor has."""
+    return -(-entry.nbytes // BLOCK_BYTES)
+
+
 def whole_file(file: FileIndex) -> TensorEntry:
     """A file's bytes as one tensor, so that files are hashed as tensors are."""
     return TensorEntry("", BY_NAME["uint8"], (file.size,), file.path, (Extent(0, 0, file.size),))

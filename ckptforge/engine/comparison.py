@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Box, Transfer
+from ckptforge.boxes import Box, Transfer, row_major_strides
 from ckptforge.dtypes import DType
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.casts import STEP, numpy_dtype
@@ -61,6 +62,18 @@ def differing(pairs: Sequence[Pair], budget: Budget, progress: Progress | None =
     unequal = _compare(pairs, budget, progress, total, exact=True)
     again = [pair for pair in pairs if pair.entry.name in unequal]
     return _compare(again, budget, None, total, exact=False) if again else {}
+
+
+def unlike(pairs: Sequence[tuple[TensorEntry, TensorEntry]], budget: Budget) -> dict[str, str]:
+    """Name of a first tensor → that of the second, of whole tensors that should hold the same and don't."""
+    made = []
+    for copy, original in pairs:
+        strides = row_major_strides(original.shape)
+        whole = Transfer(original.shape, 0, strides, 0, strides).ordered()
+        target = TensorEntry(copy.name, original.dtype, original.shape, Path(), ())
+        made.append(Pair(Assembly(target, original.name, ((original, whole),)), copy, None))
+    found = differing(made, budget)
+    return {copy.name: original.name for copy, original in pairs if copy.name in found or copy.shape != original.shape}
 
 
 def _compare(pairs: Sequence[Pair], budget: Budget, progress: Progress | None, total: int, exact: bool) -> dict[str, Difference]:

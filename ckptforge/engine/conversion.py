@@ -33,8 +33,8 @@ class PlacedFile:
 
 @dataclass
 class Conversion:
-    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them, `zeroed` the
-    targets that are 0 where nothing fills them."""
+    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them, as often as
+    they do, `zeroed` the targets that are 0 where nothing fills them."""
 
     specs: list[TensorSpec]
     copies: dict[str, Copies]
@@ -49,6 +49,13 @@ class Conversion:
         self.copies[entry.name] = [(entry, Transfer(entry.shape, 0, strides, 0, strides).ordered())] if entry.elements else []
         self.groups[entry.name] = skeleton_of(entry.name)[0]
         self.used.append(entry)
+
+    def repeat(self, original: str, name: str) -> None:
+        """Adds a target tensor that is another once more."""
+        spec = next(spec for spec in self.specs if spec.name == original)
+        self.specs.append(replace(spec, name=name))
+        self.copies[name], self.groups[name] = self.copies[original], self.groups[original]
+        self.used += dict.fromkeys(source for source, _ in self.copies[original])
 
     def extend(self, other: Conversion) -> None:
         self.specs += other.specs
@@ -126,12 +133,19 @@ def identity(sources: Sources, names: Sequence[str], cast: Callable[[TensorEntry
     return conversion
 
 
-def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | None, prefix: str = "") -> Conversion:
+def convert(
+    binding: Binding,
+    target: Layout,
+    sources: Sources,
+    dtype: DType | None,
+    prefix: str = "",
+    copied: Callable[[str], bool] = lambda _: True,
+) -> Conversion:
     """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None.
 
-    With a `prefix`, the same for the tensors that bear it before their weight's name (optimizer state); those whose
-    sources are all absent are left away. Raises `PlanError` when tensors that become one differ in dtype, and
-    `ConfigError` when a size is needed that nothing tells.
+    Of the copies that `target` has of some tensors, those are made that are `copied`. With a `prefix`, the same for the tensors
+    that bear it before their weight's name (optimizer state); those whose sources are all absent are left away. Raises
+    `PlanError` when tensors that become one differ in dtype, and `ConfigError` when a size is needed that nothing tells.
     """
     table = binding.table
     tensors = [tensor for tensor in table.tensors if binding.holds(tensor)]
@@ -177,7 +191,14 @@ def convert(binding: Binding, target: Layout, sources: Sources, dtype: DType | N
         if full in copies:
             specs.append(TensorSpec(full, _target_dtype(full, copies[full], dtype), shapes[pattern]))
     used = [sources[prefix + name] for names in binding.names.values() for name in names.values() if prefix + name in sources]
-    return Conversion(specs, copies, groups, used)
+    conversion = Conversion(specs, copies, groups, used)
+    for pattern in target.copies if not prefix else ():
+        if pattern.tensors[0] in tensors:
+            original = target.holding(pattern.tensors[0]).template
+            for _, name in name_pieces(pattern, counts):
+                if copied(name):
+                    conversion.repeat(original, name)
+    return conversion
 
 
 def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:

@@ -41,7 +41,8 @@ class Plan:
     """A whole job: outputs to write, what fills them, and what of the input is left out and why.
 
     `output` is the file or directory that appears; `files` have paths in or at it; `small_files` are written beside the
-    tensors as they are. `facts` describe the job for people.
+    tensors as they are. `facts` describe the job for people. `alike` are pairs of source tensors that must hold the same, as only the
+    second is used.
     """
 
     verb: str
@@ -53,6 +54,7 @@ class Plan:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    alike: tuple[tuple[TensorEntry, TensorEntry], ...] = ()
 
     @property
     def is_directory(self) -> bool:
@@ -145,6 +147,8 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
             raise PlanError(
                 f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping."
             )
-    for source in used:
-        if read[source] != source.elements:
-            raise PlanError(f"{source.name}: {read[source]} of {source.elements} elements are used; this is a defect of the mapping.")
+    for source, times in Counter(used).items():
+        if read[source] != source.elements * times:
+            raise PlanError(
+                f"{source.name}: {read[source]} of {source.elements * times} elements are used; this is a defect of the mapping."
+            )

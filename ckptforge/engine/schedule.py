@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ckptforge.engine.audit import Audit
-from ckptforge.engine.blocks import BLOCK_BYTES, Block, Digests, Hashes, blocks_of, hash_of, whole_file
+from ckptforge.engine.blocks import Block, Digests, Hashes, block_count, blocks_of, hash_of, whole_file
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.journal import Finished, Journal
 from ckptforge.engine.moves import paired_ranges
@@ -84,7 +84,7 @@ class Schedule:
         self._blocks = (block for i, block in blocks if (i, block.start) not in known) if hashing else iter(())
         self._share = sum(file.size for file in plan.sources) / max(sum(assembly.target.nbytes for assembly in made), 1)
         self._written = self._hashed = 0.0
-        self._unfinished = {a.target: _Unfinished(a.target.nbytes, -(-a.target.nbytes // BLOCK_BYTES)) for a in made if a.target.nbytes}
+        self._unfinished = {a.target: _Unfinished(a.target.nbytes, block_count(a.target)) for a in made if a.target.nbytes}
         self._ready: deque[Block] = deque()
         self._hashing = hashing
         self._sources = {file.path: i for i, file in enumerate(plan.sources)}

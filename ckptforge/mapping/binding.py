@@ -29,7 +29,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Binding:
-    """A checkpoint read as `layout`: sizes of the axes, stored names by pattern and index, and names the table doesn't know."""
+    """A checkpoint read as `layout`: sizes of the axes, stored names by pattern and index, and names the table doesn't know; `copies`
+    is the name of each copy → that of the tensor that it should be equal to."""
 
     table: Table
     layout: Layout
@@ -39,6 +40,7 @@ class Binding:
     unknown: tuple[str, ...]
     ignored: tuple[str, ...]
     shapes: dict[Pattern, tuple[int, ...]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
 
     def holds(self, tensor: str) -> bool:
         return tensor not in self.absent
@@ -53,7 +55,7 @@ def recognise_names(layout: Layout, names: Mapping[str, Any], lengths: Mapping[s
     Where several patterns are alike but for what is added to an index, the known `lengths` of axes tell them apart.
     """
     by_skeleton: dict[str, list[Pattern]] = {}
-    for pattern in layout.patterns:
+    for pattern in (*layout.patterns, *layout.copies):
         by_skeleton.setdefault(pattern.skeleton, []).append(pattern)
     found: dict[Pattern, dict[tuple[int, ...], str]] = {}
     unknown: list[str] = []
@@ -123,9 +125,18 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
                 )
         pattern_shapes[pattern] = shapes[first]
     sizes.learn_shapes([(pattern, next(iter(names.values())), pattern_shapes[pattern]) for pattern, names in found.items()])
+    originals = {pattern: found.get(layout.holding(pattern.tensors[0]), {}).get(()) for pattern in layout.copies}
+    copies: dict[str, str] = {}
+    for pattern, original in originals.items():
+        for name in found.pop(pattern, {}).values():
+            if original is None:
+                unknown.append(name)
+            else:
+                copies[name] = original
+        pattern_shapes.pop(pattern, None)
     ignored = tuple(name for name in unknown if table.is_ignored(layout, name))
     left = tuple(name for name in unknown if name not in set(ignored))
-    return Binding(table, layout, sizes, found, absent, left, ignored, pattern_shapes)
+    return Binding(table, layout, sizes, found, absent, left, ignored, pattern_shapes, copies)
 
 
 def _absent(table: Table, layout: Layout, found: Names, config: Mapping[str, Any], sizes: AxisSizes) -> Iterator[str]:

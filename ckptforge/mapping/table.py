@@ -56,6 +56,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tensors: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
     optional: dict[str, str] = {}
     layout: Annotated[dict[str, dict[str, str]], msgspec.Meta(min_length=1)]
+    copies: dict[str, dict[str, str]] = {}
     shard: dict[str, dict[str, ShardRow]] = {}
     pipeline: _PipelineFile | None = None
     lora: _LoraFile | None = None
@@ -69,13 +70,15 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Layout:
     """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one.
 
-    `sharding` is how the network that holds this layout spreads each logical tensor; None where the table doesn't say.
+    `sharding` is how the network that holds this layout spreads each logical tensor; None where the table doesn't say. `copies` are
+    tensors that hold once more what a logical tensor holds.
     """
 
     name: str
     family: str
     patterns: tuple[Pattern, ...]
     sharding: dict[str, Sharding] | None = None
+    copies: tuple[Pattern, ...] = ()
 
     def holding(self, tensor: str) -> Pattern:
         return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
@@ -175,8 +178,9 @@ def parse_table(content: bytes, source: str) -> Table:
             raise TableError(f"{source}: [optional] {tensor}: {error}.") from error
     layouts = {name: _layout(name, raw, tensors, source) for name in raw.layout}
     pipeline = _pipeline(raw, tensors, layouts, source)
-    if unknown_layouts := [name for name in raw.shard if name not in layouts]:
-        raise TableError(f"{source}: [shard.{unknown_layouts[0]}]: there is no layout of that name.")
+    for section, named in (("shard", raw.shard), ("copies", raw.copies)):
+        if unknown_layouts := [name for name in named if name not in layouts]:
+            raise TableError(f"{source}: [{section}.{unknown_layouts[0]}]: there is no layout of that name.")
     ignored: dict[str, tuple[str, ...]] = {family: tuple(globs) for family, globs in raw.ignored.items()}
     try:
         constants = tuple(Constant(text) for text in raw.constants)
@@ -208,7 +212,7 @@ def _place(found: dict[str, Any]) -> str:
         if not isinstance(rows, dict) or section == "example":
             continue
         for key, row in rows.items():
-            for inner in row if isinstance(row, dict) and section in ("layout", "shard", "refused") else (None,):
+            for inner in row if isinstance(row, dict) and section in ("layout", "shard", "refused", "copies") else (None,):
                 try:
                     msgspec.convert({key: row if inner is None else {inner: row[inner]}}, kind)
                 except msgspec.ValidationError:
@@ -307,7 +311,26 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
                     f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} can produce the same name; "
                     "the layout is ambiguous."
                 )
-    return Layout(name, family, tuple(ordered), _sharding(name, raw, tensors, tuple(ordered), source))
+    return Layout(name, family, tuple(ordered), _sharding(name, raw, tensors, tuple(ordered), source), _copies(name, raw, ordered, source))
+
+
+def _copies(name: str, raw: _File, patterns: list[Pattern], source: str) -> tuple[Pattern, ...]:
+    """The [copies] rows of a layout and of those that it extends."""
+    found: dict[str, Pattern] = {}
+    for ancestor in _lineage(name, raw, source):
+        for tensor, template in raw.copies.get(ancestor, {}).items():
+            row = f"{source}: [copies.{ancestor}] {tensor}"
+            original = next((pattern for pattern in patterns if pattern.tensors == (tensor,)), None)
+            if original is None or original.name_axes:
+                raise TableError(f"{row}: isn't a tensor that the layout stores by itself, as one of its name.")
+            copy = Pattern(template, original.axes, original.tensors)
+            _check_template(row, copy, raw.axes)
+            if lost := [axis for axis in copy.name_axes if axis not in raw.axes or axis in raw.tensors[tensor].split()]:
+                raise TableError(f"{row}: {lost[0]!r} must be an axis of [axes] that the tensor itself doesn't have.")
+            if clash := next((other for other in (*patterns, *found.values()) if _can_clash(copy, other)), None):
+                raise TableError(f"{row}: {template!r} and {clash.template!r} can produce the same name; the layout is ambiguous.")
+            found[tensor] = copy
+    return tuple(found.values())
 
 
 def _sharding(
@@ -395,6 +418,22 @@ def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]], axe
         pattern = parse_pattern(text, key)
     except ValueError as error:
         raise TableError(f"{row}: {error}.") from error
+    _check_template(row, pattern, axes)
+    placeholders = pattern.name_axes
+    for tensor in pattern.tensors:
+        if tensor not in tensors:
+            raise TableError(f"{row}: {tensor!r} isn't in [tensors].")
+        found = [*placeholders, *pattern.factors(tensor)]
+        if lost := [axis for axis in tensors[tensor] if axis not in found]:
+            raise TableError(f"{row}: axis {lost[0]!r} of tensor {tensor!r} is lost; the layout can't be inverted.")
+        if extra := [axis for axis in found if axis not in tensors[tensor]]:
+            raise TableError(f"{row}: tensor {tensor!r} has no axis {extra[0]!r}; it has {' '.join(tensors[tensor])!r}.")
+        if len(set(found)) < len(found):
+            raise TableError(f"{row}: an axis of tensor {tensor!r} stands twice.")
+    return pattern
+
+
+def _check_template(row: str, pattern: Pattern, axes: Collection[str]) -> None:
     words = pattern.words
     if stray := [word for word in words if word in ("{", "}")]:
         raise TableError(f"{row}: {pattern.template!r} has a stray {stray[0]!r}.")
@@ -408,17 +447,6 @@ def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]], axe
         raise TableError(f"{row}: {pattern.template!r} adds the length of {offset!r}, which isn't in [axes].")
     if any(a and b for a, b in pairwise(numeric)):
         raise TableError(f"{row}: in {pattern.template!r} two numbers touch, so that a name can't be read back.")
-    for tensor in pattern.tensors:
-        if tensor not in tensors:
-            raise TableError(f"{row}: {tensor!r} isn't in [tensors].")
-        found = [*placeholders, *pattern.factors(tensor)]
-        if lost := [axis for axis in tensors[tensor] if axis not in found]:
-            raise TableError(f"{row}: axis {lost[0]!r} of tensor {tensor!r} is lost; the layout can't be inverted.")
-        if extra := [axis for axis in found if axis not in tensors[tensor]]:
-            raise TableError(f"{row}: tensor {tensor!r} has no axis {extra[0]!r}; it has {' '.join(tensors[tensor])!r}.")
-        if len(set(found)) < len(found):
-            raise TableError(f"{row}: an axis of tensor {tensor!r} stands twice.")
-    return pattern
 
 
 def _can_clash(a: Pattern, b: Pattern) -> bool:
