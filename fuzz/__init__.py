@@ -13,5 +13,6 @@ SHARES = {
     "journal": 1,
     "table": 2,
     "parallel-config": 2,
+    "adapter": 1,
     "directory": 1,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import ckptforge
+from ckptforge.adapters.adapter import open_weights, read_adapter
 from ckptforge.checking import check
 from ckptforge.engine import journal as journals
 from ckptforge.engine.audit import Audit, CastCount
@@ -299,6 +300,45 @@ def _parallel_config(work: Path) -> Target:
     return Target("parallel-config", [seed.read_bytes() for seed in seeds], mutator, read)
 
 
+def _adapter(work: Path) -> Target:
+    """adapter_config.json, and the names, shapes and types of factors in a header of safetensors."""
+    table = next(table for table in shipped_tables() if table.lora and not any("+" in p.template for p in table.layout("hub").patterns))
+    path = work / "lora"
+    path.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "bias": "none",
+        "use_rslora": False,
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 8},
+        "modules_to_save": None,
+        "init_lora_weights": True,
+    }
+    header = {}
+    for weight in table.lora["hub"][:2]:
+        for pattern, shape in ((weight.a, [2, 1]), (weight.b, [1, 2])):
+            at = 4 * len(header)
+            header[pattern.name({"l": 0}, {})] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 4]}
+    weights = json.dumps(header).encode()
+    files = {b"c": json.dumps(config).encode(), b"w": weights}
+
+    def read(data: bytes) -> None:
+        for kind, content in files.items():
+            chosen = data[1:] if data[:1] == kind else content
+            if kind == b"c":
+                (path / "adapter_config.json").write_bytes(chosen)
+            else:
+                (path / "adapter_model.safetensors").write_bytes(len(chosen).to_bytes(8, "little") + chosen + bytes(4 * len(header)))
+        read_adapter(open_weights(path), table, {}, None)
+
+    def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
+        return data[:1] + mutate.mixed(mutate.json_tree, mutate.words("json"))(data[1:], [seed[1:] for seed in seeds], random)
+
+    return Target("adapter", [kind + content for kind, content in files.items()], mutator, read)
+
+
 def _directory(work: Path) -> Target:
     """An input is the seed of what is done to a directory: files mutated, removed, renamed, and made into other things."""
     hub, unified, ranks, strategies = (work / name for name in ("hub", "unified", "ranks", "strategies"))
@@ -371,5 +411,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "journal": _journal,
     "table": _table,
     "parallel-config": _parallel_config,
+    "adapter": _adapter,
     "directory": _directory,
 }

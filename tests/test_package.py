@@ -27,6 +27,7 @@ ORDER = [
     "tables",
     "result",
     "jobs",
+    "adapters",
     "verbs",
     "resharding",
     "strategies",

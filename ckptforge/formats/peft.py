@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def number(value: object, what: str) -> float:
 
 def is_adapter(path: Path) -> bool:
     """Whether a path is a directory of PEFT's."""
-    return path.is_dir() and is_there(path / CONFIG)
+    return os.path.isdir(path) and os.path.lexists(path / CONFIG)
 
 
 def read_weights(directory: Path) -> FileIndex:
