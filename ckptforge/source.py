@@ -78,7 +78,8 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     manifest = find_manifest(path, checkpoint.files)
     side = _hugging_face_side(checkpoint, manifest, choices.config)
     config, config_source = _config(checkpoint, manifest, side, choices.config)
-    tables = shipped_tables() if choices.mapping is None else (load_table(choices.mapping),)
+    named = choices.model or (manifest.model if manifest is not None else None)
+    tables = shipped_tables(named, config.get("model_type")) if choices.mapping is None else (load_table(choices.mapping),)
     hints = Hints(
         config,
         config_source,

@@ -148,3 +148,13 @@ def test_config_expressions():
         ask.evaluate({"hidden": 13, "heads": 4}, "config.json")
     with pytest.raises(ConfigError, match="heads is 'four'"):
         ask.evaluate({"hidden": 13, "heads": "four"}, "config.json")
+
+
+def test_tables_are_chosen_without_reading_them():
+    every = shipped_tables()
+    assert len(every) > 3
+    for table in every:
+        assert shipped_tables(table.name) == (table,) and shipped_tables("nothing") == every
+        assert all(table in shipped_tables(None, model_type) for model_type in table.model_types)
+        assert len(shipped_tables(None, table.model_types[0])) == sum(table.model_types[0] in other.model_types for other in every)
+    assert shipped_tables(None, "nothing") == shipped_tables(None, 7) == shipped_tables(None, "") == every

@@ -133,14 +133,32 @@ def load_table(path: Path) -> Table:
     return parse_table(read_small(path, MAX_BYTES, TableError), str(path))
 
 
+def shipped_tables(model: object = None, model_type: object = None) -> tuple[Table, ...]:
+    """The tables that come with ckptforge, by name. Where one of them is named `model`, or is for the `model_type` of a config.json,
+    only those that are: reading all takes longer than reading most checkpoints' indexes."""
+    files = _shipped_files()
+    chosen = [file for file in files if file[0] == f"{model}.toml"]
+    if not chosen and model is None:
+        chosen = [file for file in files if isinstance(model_type, str) and f'"{model_type}"' in file[2]]
+    return tuple(_shipped_table(name, content) for name, content, _ in chosen or files)
+
+
 @cache
-def shipped_tables() -> tuple[Table, ...]:
-    """The tables that come with ckptforge, by name."""
+def _shipped_table(name: str, content: bytes) -> Table:
+    return parse_table(content, f"mappings/{name}")
+
+
+@cache
+def _shipped_files() -> tuple[tuple[str, bytes, str], ...]:
+    """(file name, contents, the line with model_type) of each."""
     root = resources.files("ckptforge") / "mappings"
     if not root.is_dir():  # a source tree, where the tables stand beside the package
         root = Path(__file__).parents[2] / "mappings"
     files = sorted((file for file in root.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    return tuple(parse_table(file.read_bytes(), f"mappings/{file.name}") for file in files)
+    texts = [(file.name, file.read_bytes()) for file in files]
+    return tuple(
+        (name, text, next((line for line in text.decode().split("\n") if line.startswith("model_type ")), "")) for name, text in texts
+    )
 
 
 def schema() -> dict[str, Any]:
