@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptforge.engine import journal as journals
-from ckptforge.engine.placing import refuse_mounts, restore_old
-from ckptforge.engine.staging import is_complete, lock_directory, output_of, remove_staging, staging_path, temporary_of
-from ckptforge.errors import InputNotFoundError, OutputError
+from ckptforge.engine.placing import finish_files, refuse_mounts, restore_old
+from ckptforge.engine.staging import PARTS, is_complete, lock_directory, output_of, remove_staging, staging_path, temporary_of
+from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError
 from ckptforge.formats.unfinished import SUFFIX
 
 
@@ -69,7 +70,10 @@ def _is_staging(path: Path) -> bool:
     name = path.name
     if not name.startswith(".") or not name.endswith(SUFFIX) or path.is_symlink() or not path.is_dir():
         return False
-    return {entry.name for entry in path.iterdir()} <= {"lock", "journal", "out", "old"}
+    try:
+        return {entry.name for entry in path.iterdir() if not entry.name.startswith(".nfs")} <= PARTS
+    except OSError:  # another user's, or it is being removed
+        return False
 
 
 def _remove(directory: Path, dry_run: bool) -> Left:
@@ -81,19 +85,27 @@ def _remove(directory: Path, dry_run: bool) -> Left:
     try:
         journal = journals.reopen(directory / "journal")
         finished = len(journal.tensors) if journal is not None else 0
-        complete = journal is not None and is_complete(directory, journal)
+        complete = journal is not None and is_complete(directory, journal) and not output.exists()
         if journal is not None:
             journal.close()
         left = Left(str(directory), str(output), finished, _disk_bytes(directory), None, complete)
         if not dry_run:
             refuse_mounts(directory)
             restore_old(directory, output)
+            if journal is not None and is_complete(directory, journal):
+                finish_files(directory / "out", output)
             remove_staging(directory)
         return left
     except OSError as error:
-        raise OutputError(f"{directory}: can't be removed: {error.strerror}.") from error
+        where = f" ({error.filename})" if error.filename else ""
+        return Left(str(directory), str(output), 0, 0, f"{directory} can't be removed: {error.strerror}{where}.")
+    except CkptforgeError as error:
+        return Left(str(directory), str(output), 0, 0, str(error))
     finally:
         os.close(lock)
+        with suppress(OSError):  # where open files keep their directory, as on NFS
+            if not dry_run and not os.listdir(directory):
+                directory.rmdir()
 
 
 def _remove_small(path: Path, dry_run: bool) -> Left:

@@ -11,10 +11,13 @@ from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
+from ckptforge.engine.manifest import MAX_SMALL_FILE
 from ckptforge.engine.stream import Progress
 from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError
+from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
+from ckptforge.formats.small_files import read_small
 from ckptforge.jobs import PathLike
 from ckptforge.mapping.binding import recognise_names
 from ckptforge.mapping.state import companion_prefix, is_state
@@ -234,6 +237,7 @@ def _by_name(
     )
     found, count = _differences(conversion, one.checkpoint, other.checkpoint, [], budget, progress)
     notes = [*one.checkpoint.notes, *other.checkpoint.notes, "compared by name, without a mapping."]
+    scales = _scales(one.checkpoint.path, other.checkpoint.path)
     return Comparison(
         str(one.checkpoint.path),
         str(other.checkpoint.path),
@@ -242,13 +246,23 @@ def _by_name(
         after_cast,
         len(names),
         count,
-        not (found or only_a or only_b),
+        not (found or only_a or only_b or scales),
         found,
         only_a,
         only_b,
+        scales,
         causes=_rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget),
         notes=notes,
     )
+
+
+def _scales(one: Path, other: Path) -> dict[str, tuple[Any, Any]]:
+    """What two adapters of PEFT's say differently of what their products are multiplied with."""
+    if not (peft.is_adapter(one) and peft.is_adapter(other)):
+        return {}
+    a, b = (peft.parse_config(read_small(path / peft.CONFIG, MAX_SMALL_FILE), str(path / peft.CONFIG)).content for path in (one, other))
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    return {key: (a.get(key), b.get(key)) for key in keys if (a.get(key) or None) != (b.get(key) or None)}
 
 
 def _differences(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights
-from ckptforge.errors import CkptforgeError, InputNotFoundError
+from ckptforge.errors import CkptforgeError, InputNotFoundError, ModelUnknownError
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
 from ckptforge.mapping.axes import skeleton_of
@@ -81,7 +81,7 @@ def inspect(
             )
         checkpoint = open_checkpoint(path / rank_files[0]["file"])
         return _describe(path, checkpoint, None, "shards of one model: the layout is told from the merged tensors", rank_files)
-    return _bound(path, open_weights(path, step), choices, rank_files)
+    return _bound(path, open_weights(path, step, model_first=True), choices, rank_files)
 
 
 def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
@@ -101,7 +101,11 @@ def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[d
     tables = shipped_tables() if choices.mapping is None else (load_table(choices.mapping),)
     found: list[Adapter] = []
     reason = None
-    for table in adapter_tables(tables, checkpoint, {}, choices.model):
+    try:
+        candidates = adapter_tables(tables, checkpoint, {}, choices.model)
+    except ModelUnknownError as error:
+        candidates, reason = [], str(error)
+    for table in candidates:
         try:
             found.append(describe_adapter(checkpoint, table))
         except CkptforgeError as error:

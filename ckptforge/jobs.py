@@ -15,9 +15,10 @@ from ckptforge.engine.checks import check_output, check_room
 from ckptforge.engine.comparison import unlike
 from ckptforge.engine.hashes import tensor_hashes
 from ckptforge.engine.journal import Finished
+from ckptforge.engine.low_rank import factor_bytes
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
-from ckptforge.engine.staging import Request, Staging, staged
+from ckptforge.engine.staging import Request, Staging, finish_placing, staged, staging_path
 from ckptforge.engine.stream import Progress
 from ckptforge.errors import CastOverflowError, FormatError
 from ckptforge.formats.entry import TensorEntry
@@ -84,7 +85,12 @@ def run_job(job: Job, options: Options) -> Result:
     plan = job.plan
     memory = options.get("memory")
     budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "--memory"))
+    budget = budget.holding(_held(plan))
     overwrite, hashing = options.get("overwrite", False), job.manifest and not options.get("no_hash", False)
+    if options.get("resume", False) and not options.get("dry_run", False) and finish_placing(plan.output):
+        notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
+        files = (*plan.paths, manifest_path(plan.output, False))
+        return Result(plan.verb, plan.output, files, plan.nbytes, plan.tensor_count, Audit(), plan.left_out, notes, plan.facts, 0.0)
     check_output(plan, overwrite)
     if options.get("dry_run", False):
         return dry_result(plan, budget)
@@ -115,11 +121,22 @@ def run_job(job: Job, options: Options) -> Result:
         plan.tensor_count,
         audit,
         plan.left_out,
-        plan.notes,
+        (*plan.notes, *_remains(plan.output)),
         plan.facts,
         time.monotonic() - began,
         peak_buffers=budget.total,
     )
+
+
+def _remains(output: Path) -> list[str]:
+    left = staging_path(output)
+    return [f"{left} couldn't be removed wholly; see `ckptforge clean {output.parent}`."] if left.exists() else []
+
+
+def _held(plan: Plan) -> int:
+    """Bytes that a worker must hold beside its buffers: the factors of the largest adapter."""
+    merged = {id(source.plus): source for assembly in plan.assemblies for source, _ in assembly.copies if source.plus is not None}
+    return max((factor_bytes(source.plus, source.dtype) for source in merged.values() if source.plus is not None), default=0)
 
 
 def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Finished]:

@@ -5,6 +5,7 @@ Every verb takes the keyword arguments of `Planning` and `Running` beside its ow
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -141,7 +142,7 @@ def _to_ms(
     spread = Spread(Path(out), format, prefix, _path(strategy_dir), _path(parallel_config))
     checkpoint = _input(hf_dir, options)
     if _wants_adapter(checkpoint, options):
-        return _adapter_job("to-ms", checkpoint, options, spread, "huggingface", target=layout, config=_path(config))
+        return _adapter_job("to-ms", checkpoint, options, spread, "huggingface", target=layout, config=_path(config), family="mindspore")
     source = _bind(checkpoint, options, config=_path(config), family="huggingface", layout_option="--model")
     target = source.table.layout(layout)
     if target.family != "mindspore":
@@ -165,7 +166,8 @@ def _to_torch(
     checkpoint = _input(ms, options, _path(strategy_dir))
     if _wants_adapter(checkpoint, options):
         spread, target_name = Spread(Path(out_dir), None, ""), hf_layout or "hub"
-        return _adapter_job("to-torch", checkpoint, options, spread, "mindspore", target=target_name, layout=chosen, config=_path(config))
+        named = {"target": target_name, "layout": chosen, "family": "huggingface"}
+        return _adapter_job("to-torch", checkpoint, options, spread, "mindspore", config=_path(config), **named)
     source = _bind(checkpoint, options, layout=chosen, config=_path(config), family="mindspore", layout_option="--layout")
     if source.binding.layout.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-torch reads {_names(source.table, 'mindspore')}.")
@@ -195,7 +197,7 @@ def _convert(
     spread = Spread(Path(out), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
     checkpoint = _input(source_path, options, _path(src_strategy_dir))
     if _wants_adapter(checkpoint, options):
-        named = {"target": to, "layout": from_, "layout_option": "--from"}
+        named = {"target": to, "layout": from_, "advice": "Name the right one with --from."}
         return _adapter_job("convert", checkpoint, options, spread, None, config=_path(config), **named)
     source = _bind(checkpoint, options, layout=from_, config=_path(config), layout_option="--from")
     target = source.table.layout(to)
@@ -208,24 +210,37 @@ def _convert(
 
 def _input(path: PathLike, options: Options, strategy: Path | None = None) -> Checkpoint:
     if strategy is None:
-        return open_weights(Path(path), options.get("step"))
+        return open_weights(Path(path), options.get("step"), model_first=not options.get("adapter"))
     return open_sharded(Path(path), read_strategy(strategy), options.get("step"))
 
 
 def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
     source = bind_source(checkpoint, Choices(model=options.get("model"), mapping=_path(options.get("mapping")), **choices))
-    alpha, adapter = options.get("lora_alpha"), options.get("merge_lora")
+    alpha, adapter = _alpha(options), options.get("merge_lora")
     if adapter is not None:
-        source = merge_adapter(source, open_weights(Path(adapter)), alpha)
+        same = os.path.realpath(adapter) == os.path.realpath(checkpoint.path)
+        source = merge_adapter(source, open_weights(Path(adapter), options.get("step") if same else None), alpha)
     elif alpha is not None:
         raise UsageError("--lora-alpha is of an adapter: give that with --merge-lora, or --adapter to convert the input's own.")
     elif (found := [name for name in source.unmapped if is_lora(name)]) and not options.get("allow_unmapped"):
+        if checkpoint.shards:
+            raise UnmappedTensorsError(
+                f"{checkpoint.path}: holds the factors of a LoRA adapter in ranks, such as {shown(found[0])}. Join the ranks first with "
+                "`ckptforge merge`, or leave the factors out with --allow-unmapped."
+            )
         raise UnmappedTensorsError(
             f"{checkpoint.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. Merge them into the weights with "
             f"--merge-lora {checkpoint.path}, convert them alone with --adapter, or leave them out with --allow-unmapped."
         )
     source.refuse_unmapped(options.get("allow_unmapped", False))
     return source
+
+
+def _alpha(options: Options) -> float | None:
+    alpha = options.get("lora_alpha")
+    if alpha is not None and not 0 < abs(alpha) < 1e9:
+        raise UsageError(f"--lora-alpha {alpha}: expected a number that isn't 0.")
+    return alpha
 
 
 def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
@@ -237,15 +252,15 @@ def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
     return True
 
 
-def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Spread, family: str | None, **choices: Any) -> Job:
+def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Spread, reads: str | None, **choices: Any) -> Job:
     found = "huggingface" if checkpoint.format == "peft adapter" else "mindspore"
-    if family not in (None, found):
+    if reads not in (None, found):
         other = "to-ms" if found == "huggingface" else "to-torch"
         raise UsageError(f"{checkpoint.path}: is an adapter of {found}; use `ckptforge {other}`, or convert.")
     mapping = _path(options.get("mapping"))
     tables = shipped_tables() if mapping is None else (load_table(mapping),)
     dtype = parse_target(options.get("dtype"))
-    chosen = AdapterChoices(model=options.get("model"), alpha=options.get("lora_alpha"), dtype=dtype, **choices)
+    chosen = AdapterChoices(model=options.get("model"), alpha=_alpha(options), dtype=dtype, **choices)
     return adapter_job(verb, checkpoint, tables, chosen, spread)
 
 
@@ -308,8 +323,8 @@ def _alike(source: Source, options: Options, left_out: dict[str, list[str]]) -> 
     """The copies in a source with what they should be equal to: they aren't used, so that must be checked."""
     if not source.binding.copies:
         return ()
-    compared = not options.get("allow_unmapped")
-    left_out[f"copies of other tensors, {'equal to them' if compared else 'not compared'}"] = list(source.binding.copies)
+    compared = not options.get("allow_unmapped") and not source.checkpoint.shards
+    left_out["copies of other tensors" + ("" if compared else ", not compared")] = list(source.binding.copies)
     tensors = source.checkpoint.tensors
     return tuple((tensors[copy], tensors[original]) for copy, original in source.binding.copies.items() if compared)
 

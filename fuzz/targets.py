@@ -255,7 +255,10 @@ def _journal(work: Path) -> Target:
     def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
         lines = data.split(b"\n")
         i = random.randrange(len(lines))
-        lines[i] = mutate.json_tree(lines[i], seeds, random) if random.random() < 0.7 else lines[random.randrange(len(lines))]
+        if random.random() < 0.7 and lines[i]:  # with a hash that is right, so that what it holds is read
+            lines[i] = journals.journal_line(mutate.json_tree(lines[i].partition(b" ")[2], seeds, random))[:-1]
+        else:
+            lines[i] = lines[random.randrange(len(lines))]
         return b"\n".join(lines)
 
     return Target("journal", [seed], mutate.mixed(mutator, mutator, mutate.words("json")), read)

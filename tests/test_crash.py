@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -15,7 +16,7 @@ import pytest
 
 import ckptforge
 from ckptforge.cli.text import cleaned_text
-from ckptforge.engine import staging
+from ckptforge.engine import checks, placing, staging, stream
 from ckptforge.errors import FormatError, InputNotFoundError, LeftError, OutputError, ReadError
 from tests.helpers import FIXTURES, HUB
 
@@ -183,7 +184,7 @@ def interrupt(out, after, source=HUB, **options):
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         ckptforge.to_ms(source, out, progress=progress, workers=1, **{"layout": "gmm", **options})
-    assert "--resume goes on from there" in stopped.value.__notes__[0]
+    assert "--resume goes on from there" in stopped.value.__notes__[-1]
 
 
 def test_what_was_finished_is_not_made_again(tmp_path, monkeypatch):
@@ -230,7 +231,9 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path, change, reason, 
         options["dtype"] = "fp32"
     elif change == "version":
         journal = staging.staging_path(out) / "journal"
-        journal.write_text(journal.read_text().replace(f'"ckptforge":"{ckptforge.__version__}"', '"ckptforge":"0.0.9"', 1))
+        first, *rest = (line.partition(b" ")[2] for line in journal.read_bytes().splitlines())
+        old = first.replace(f'"ckptforge":"{ckptforge.__version__}"'.encode(), b'"ckptforge":"0.0.9"')
+        journal.write_bytes(b"".join(map(staging.journals.journal_line, (old, *rest))))
     else:
         hub = hub.rename(tmp_path / "moved")
     left = tree(staging.staging_path(out))
@@ -279,7 +282,7 @@ def test_a_full_disk_is_resumable(tmp_path, monkeypatch):
         with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space left on device") as error:
             patched.setattr("ckptforge.jobs.check_room", lambda *_: None)  # others fill the disk only later
             ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", workers=1)
-        assert "--resume" in error.value.__notes__[0] and os.listdir(disk) == [".x.ckpt.ckptforge"]
+        assert "--resume" in error.value.__notes__[-1] and os.listdir(disk) == [".x.ckpt.ckptforge"]
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", resume=True)
         assert (disk / "x.ckpt").read_bytes() == expected
@@ -302,7 +305,7 @@ def test_write_errors_are_said_and_resumable(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "pwrite", failing)
     with pytest.raises(OutputError, match=os.strerror(number)) as error:
         ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
-    assert "of 23 tensors are finished" in error.value.__notes__[0] and not out.exists()
+    assert "of 23 tensors are finished" in error.value.__notes__[-1] and not out.exists()
     monkeypatch.setattr(os, "pwrite", real)
     ckptforge.to_ms(HUB, out, layout="gmm", resume=True)
     assert out.read_bytes() == expected
@@ -322,7 +325,7 @@ def test_read_errors_are_said_and_resumable(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "preadv", failing)
     with pytest.raises(ReadError, match=r"model-0000\d-of-00002.safetensors: reading at byte \d+ failed: Input/output error") as error:
         ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
-    assert "--resume" in error.value.__notes__[0]
+    assert "--resume" in error.value.__notes__[-1]
     monkeypatch.setattr(os, "preadv", real)
     ckptforge.to_ms(HUB, out, layout="gmm", resume=True)
     assert out.read_bytes() == expected
@@ -468,7 +471,7 @@ def test_an_input_that_is_away_for_a_while_costs_nothing(tmp_path):
 
     with pytest.raises((ReadError, InputNotFoundError)) as error:
         ckptforge.to_ms(tmp_path / "hub", out, layout="gmm", resume=True, workers=1, progress=progress)
-    assert "--resume" in error.value.__notes__[0] and (staging.staging_path(out) / "journal").exists()
+    assert "--resume" in error.value.__notes__[-1] and (staging.staging_path(out) / "journal").exists()
 
 
 def test_a_users_file_is_taken_along_as_it_is_at_last(tmp_path, monkeypatch):
@@ -516,7 +519,7 @@ def test_a_mounted_file_system_is_neither_replaced_nor_emptied(tmp_path):
     if subprocess.run(["mount", "--bind", str(volume), str(tmp_path / "o" / "data")], capture_output=True).returncode:
         pytest.skip("may not mount")
     try:
-        with pytest.raises(OutputError, match=r"o/data is mounted in it"):
+        with pytest.raises(OutputError, match=r"is mounted there, at .*o/data"):
             ckptforge.to_ms(HUB, tmp_path / "o", overwrite=True)
         assert (volume / "precious").read_text() == "p"
     finally:
@@ -529,7 +532,7 @@ def test_half_a_line_of_the_journal_loses_nothing_before_it(tmp_path, monkeypatc
 
     def short(fd, data):
         lines.append(data)
-        return real(fd, data[: len(data) // 2] if len(lines) == 25 and data.startswith(b"{") else data)
+        return real(fd, data[: len(data) // 2] if len(lines) == 25 and b' {"' in data else data)
 
     with monkeypatch.context() as patched, pytest.raises(OutputError, match="journal: can't be written: No space left"):
         patched.setattr(os, "write", short)
@@ -643,3 +646,257 @@ def test_where_the_kernel_does_not_copy_the_bytes_are_read_and_written(tmp_path,
     ckptforge.convert(HUB, tmp_path / "a", to="hub")
     expected = {path.name: path.read_bytes() for path in HUB.glob("*.safetensors")}
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.safetensors")} == expected and calls
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EMFILE, "too many")])
+@pytest.mark.parametrize("place", ["head_of", "reopen"])
+def test_what_stops_a_run_that_has_not_begun_removes_nothing(tmp_path, monkeypatch, resume, error, place):
+    out = tmp_path / "x.ckpt"
+    interrupt(out, after=0.4)
+    before = tree(staging.staging_path(out) / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.journals, place, raising(error))
+        with pytest.raises((KeyboardInterrupt, OutputError)):
+            ckptforge.to_ms(HUB, out, layout="gmm", resume=resume)
+    assert tree(staging.staging_path(out) / "out") == before
+    ckptforge.to_ms(HUB, out, layout="gmm", resume=True, workers=1)
+
+
+def killed_between_renames(output):
+    """As SIGKILL leaves it where the system can't swap names: the old one is away, the new one not there."""
+
+    def run():
+        placing._exchange = lambda a, b: False
+        real, calls = os.rename, []
+
+        def rename(a, b):
+            calls.append(a)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(a, b)
+
+        os.rename = rename
+        ckptforge.to_ms(HUB, output, layout="gmm", overwrite=True)
+
+    ckptforge.to_ms(HUB, output)
+    (output / "notes.txt").write_text("mine")
+    assert os.WIFSIGNALED(in_a_process(run)) and not output.exists()
+
+
+@pytest.mark.parametrize("then", ["resume", "overwrite", "clean"])
+@pytest.mark.parametrize("appeared", [None, "empty", "full"])
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, then, appeared):
+    out = tmp_path / "o"
+    killed_between_renames(out)
+    if appeared:
+        out.mkdir()
+        if appeared == "full":
+            (out / "new.txt").write_text("new")
+    actions = {
+        "resume": lambda: ckptforge.to_ms(HUB, out, layout="gmm", resume=True, overwrite=True),
+        "overwrite": lambda: ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True),
+        "clean": lambda: ckptforge.clean(tmp_path),
+    }
+    if appeared == "full":
+        if then == "clean":
+            assert "was stopped while it replaced" in cleaned_text(actions[then]())
+        else:
+            with pytest.raises(OutputError, match="was stopped while it replaced"):
+                actions[then]()
+        assert (out / "new.txt").read_text() == "new"
+        assert (staging.staging_path(out) / "old" / "notes.txt").read_text() == "mine"
+        return
+    actions[then]()
+    assert (out / "notes.txt").read_text() == "mine" and os.listdir(tmp_path) == ["o"]
+
+
+def test_a_directory_that_cannot_be_listed_is_not_lost(tmp_path, monkeypatch):
+    out = tmp_path / "o"
+    ckptforge.to_ms(HUB, out)
+    (out / "private").mkdir()
+    (out / "private" / "notes.txt").write_text("mine")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("private"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        with pytest.raises(OutputError, match="private"):
+            ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True)
+    assert (out / "private" / "notes.txt").read_text() == "mine" and os.listdir(tmp_path) == ["o"]
+
+
+def test_a_signal_after_the_output_took_its_name_says_so(tmp_path, monkeypatch):
+    for name in ("x.ckpt", "o"):
+        with monkeypatch.context() as patch:
+            patch.setattr(staging, "sync_directory", lambda path: raising(KeyboardInterrupt)() if path == tmp_path else None)
+            with pytest.raises(KeyboardInterrupt) as error:
+                ckptforge.to_ms(HUB, tmp_path / name)
+        (note,) = error.value.__notes__
+        assert "is in place and whole" in note and (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("then", ["resume", "clean"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_between_a_file_and_its_manifest(tmp_path, then, overwrite):
+    out, manifest = tmp_path / "x.ckpt", tmp_path / "x.ckpt.manifest.json"
+    if overwrite:
+        ckptforge.to_ms(HUB, out)
+
+    def run():
+        real = os.replace
+
+        def replace(a, b):
+            if str(b).endswith("manifest.json"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(a, b)
+
+        os.replace = replace
+        ckptforge.to_ms(HUB, out, layout="gmm", overwrite=overwrite)
+
+    assert os.WIFSIGNALED(in_a_process(run))
+    assert out.exists() and not manifest.exists()
+    if then == "resume":
+        result = ckptforge.to_ms(HUB, out, layout="gmm", overwrite=overwrite, resume=True)
+        assert manifest in result.files and "only the manifest" in result.notes[-1]
+    else:
+        ckptforge.clean(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["x.ckpt", "x.ckpt.manifest.json"]
+    assert ckptforge.check(out).equal and ckptforge.inspect(out).layout == "gmm"
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    hub = os.fsdecode(os.fsencode(tmp_path) + b"/h\xff")
+    shutil.copytree(HUB, hub)
+    command = [sys.executable, "-m", "ckptforge", "to-ms", hub, str(tmp_path / "x.ckpt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "x.ckpt.manifest.json").exists(), done.stderr
+    with pytest.raises(OutputError, match="isn't Unicode"):
+        ckptforge.to_ms(HUB, hub + ".ckpt")
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_threads_that_cannot_be_started(tmp_path, monkeypatch, started):
+    real, count = stream.ThreadPoolExecutor.submit, [0]
+
+    def submit(*args):
+        count[0] += 1
+        if count[0] > started:
+            raise RuntimeError("can't start new thread")
+        return real(*args)
+
+    monkeypatch.setattr(stream.ThreadPoolExecutor, "submit", submit)
+    if started:
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", workers=4)
+        monkeypatch.undo()
+        ckptforge.to_ms(HUB, tmp_path / "y.ckpt")
+        assert (tmp_path / "x.ckpt").read_bytes() == (tmp_path / "y.ckpt").read_bytes()
+    else:
+        with pytest.raises(OutputError, match="no thread can be started"):
+            ckptforge.to_ms(HUB, tmp_path / "x.ckpt", workers=4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_several_signals_in_a_row_end_as_one(tmp_path, number):
+    code = f"""
+import os, signal, sys
+from ckptforge.engine import stream
+from ckptforge.cli.app import main
+real = stream.Worker.do
+def do(self, task):
+    for _ in range(3):
+        os.kill(os.getpid(), {int(number)})
+    return real(self, task)
+stream.Worker.do = do
+sys.argv = ["ckptforge", "to-ms", {str(HUB)!r}, {str(tmp_path / "x.ckpt")!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 128 + number and "Traceback" not in done.stderr
+    assert "Nothing was left under a final name" in done.stderr and not (tmp_path / "x.ckpt").exists()
+
+
+def test_a_second_interrupt_waits_for_the_workers_too():
+    """Or they would go on writing into files that others have opened meanwhile."""
+    ended = []
+
+    class Slow:
+        def do(self, task):
+            time.sleep(0.4)
+            ended.append(task)
+            return 0
+
+    def interrupting(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupting)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            stream.run_workers(iter(range(100)), [Slow(), Slow()], threading.Event(), None, 0)
+        assert len(ended) == 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_line_of_the_journal_that_is_not_as_it_was_written_ends_it(tmp_path):
+    expected = tree(ckptforge.to_ms(HUB, tmp_path / "whole.ckpt", layout="gmm").output)
+    out = tmp_path / "x.ckpt"
+    interrupt(out, after=0.5)
+    path = staging.staging_path(out) / "journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = [i for i, line in enumerate(lines) if b'"source":' in line][:1] or [len(lines) - 1]
+    for i in changed:
+        lines[i] = lines[i].replace(b'"source":0', b'"source":9').replace(b'"source":1', b'"source":8').replace(b'"values":', b'"values":1')
+    path.write_bytes(b"".join(lines))
+    ckptforge.to_ms(HUB, out, layout="gmm", resume=True, workers=1)
+    assert tree(out) == expected and ckptforge.check(out).equal
+
+
+@pytest.mark.parametrize("name", ["rank_0", "rank_0/checkpoint_0.ckpt"])
+def test_what_lies_where_the_output_has_something_of_another_kind(tmp_path, name):
+    out = tmp_path / "o"
+    out.mkdir()
+    if name == "rank_0":
+        (out / name).write_text("mine")
+    else:
+        (out / name).mkdir(parents=True)
+    with pytest.raises(OutputError, match="move it away"):
+        ckptforge.to_ms(HUB, out, overwrite=True)
+
+
+def test_our_own_files_may_be_links_nowhere(tmp_path):
+    out = tmp_path / "x.ckpt"
+    interrupt(out, after=0.4)
+    kept = staging.staging_path(out) / "out"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").write_text("mine")
+    shutil.rmtree(kept)
+    kept.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        ckptforge.to_ms(HUB, out, layout="gmm", resume=True, workers=1)
+    assert (tmp_path / "elsewhere" / "mine.txt").read_text() == "mine"
+
+
+def test_modes_that_hinder_nobody(tmp_path, monkeypatch):
+    """A file of mode 0400, stopped after its replacement got that; a directory without permission to write."""
+    out = tmp_path / "x.ckpt"
+    ckptforge.to_ms(HUB, out)
+    out.chmod(0o400)
+    with monkeypatch.context() as patch:
+        patch.setattr(placing.os, "replace", raising(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True)
+    ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True, resume=True)
+    assert out.stat().st_mode & 0o777 == 0o400
+    ckptforge.to_ms(HUB, tmp_path / "o")
+    with monkeypatch.context() as patch:
+        patch.setattr(checks.os, "access", lambda path, mode: path != tmp_path / "o")
+        with pytest.raises(OutputError, match="no permission to write in it"):
+            ckptforge.to_ms(HUB, tmp_path / "o", overwrite=True)

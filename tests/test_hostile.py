@@ -899,10 +899,14 @@ def test_a_journal_that_is_no_file(tmp_path, make):
 )
 def test_a_journal_ends_before_what_is_no_line_of_it(tmp_path, line):
     path = tmp_path / "journal"
-    path.write_text(f'{{"plan": "1"}}\n{{"publishing": 7}}\n{line}\n{{"publishing": 8}}\n')
-    found = journal.reopen(path)
-    found.close()
-    assert found.publishing == 7 and path.read_text() == '{"plan": "1"}\n{"publishing": 7}\n'
+    first, last = (
+        b"".join(map(journal.journal_line, lines)) for lines in ([b'{"plan": "1"}', b'{"publishing": 7}'], [b'{"publishing": 8}'])
+    )
+    for bad in (journal.journal_line(line.encode()), line.encode() + b"\n", b"0" * 16 + b' {"publishing": 9}\n'):
+        path.write_bytes(first + bad + last)
+        found = journal.reopen(path)
+        found.close()
+        assert found.publishing == 7 and path.read_bytes() == first
 
 
 # What the command line makes of it

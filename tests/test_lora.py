@@ -66,7 +66,8 @@ def write_adapter(path, shapes, rank=4, alpha=8, seed=0, integers=True, dtype=np
             tensors[f"{module}.lora_{which}.weight"] = (kind, list(factor.shape), factor.tobytes())
         products[weight] = (b.astype(np.float32) @ a.astype(np.float32)) * np.float32(alpha / r)
     path.mkdir()
-    said = {"peft_type": "LORA", "r": 4 if callable(rank) else rank, "lora_alpha": alpha, "bias": "none", "target_modules": ["q_proj"]}
+    said = {"peft_type": "LORA", "r": 4 if callable(rank) else rank, "lora_alpha": alpha, "bias": "none"}
+    said["target_modules"] = sorted({weight.split(".")[-2] for weight in shapes})
     (path / "adapter_config.json").write_text(json.dumps({**said, **config}))
     write_safetensors(path / "adapter_model.safetensors", tensors, {"format": "pt"})
     return products
@@ -320,6 +321,147 @@ def test_merging_into_ranks_and_out_of_ranks(tmp_path, models, layout):
     assert_same(tmp_path / "y", expected)
 
 
+def test_factors_are_part_of_the_memory(tmp_path, models):
+    shapes = weights_of("llama", raw_safetensors(models["llama"]), ["q_proj.weight"])
+    products = write_adapter(tmp_path / "lora", shapes, rank=500)
+    call = {"to": "hub", "merge_lora": tmp_path / "lora", "workers": 4}
+    with pytest.raises(UsageError, match="--memory of 2097152 bytes is too little: the factors"):
+        ckptforge.convert(models["llama"], tmp_path / "x", **call, memory="2MiB")
+    ckptforge.convert(models["llama"], tmp_path / "x", **call, memory="4MiB")
+    found = raw_safetensors(tmp_path / "x")
+    assert found and products
+
+
+def test_the_recorded_layout_of_an_adapter_counts_not_that_of_the_base(tmp_path, models):
+    """Two orders of rows under one name."""
+    hub = raw_safetensors(models["llama"])
+    expected = with_products(hub, write_adapter(tmp_path / "lora", weights_of("llama", hub)))
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense-qkv-r1.3", config=models["llama"])
+    ckptforge.to_ms(models["llama"], tmp_path / "b.ckpt", layout="dense-qkv-r1.4")
+    ckptforge.to_torch(tmp_path / "b.ckpt", tmp_path / "x", layout="dense-qkv-r1.4", merge_lora=tmp_path / "l.ckpt")
+    assert_same(tmp_path / "x", expected)
+    for path in ("l.ckpt.manifest.json", "b.ckpt.manifest.json"):
+        (tmp_path / path).unlink()
+    with pytest.raises(LayoutError, match="Convert it first, with `ckptforge to-torch"):
+        ckptforge.to_ms(models["llama"], tmp_path / "y.ckpt", merge_lora=tmp_path / "l.ckpt", lora_alpha=24)
+
+
+def test_adapters_of_related_layouts_fit(tmp_path, models):
+    hub = raw_safetensors(models["llama"])
+    expected = with_products(hub, write_adapter(tmp_path / "lora", weights_of("llama", hub)))
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense", model="llama")
+    ckptforge.to_ms(models["llama"], tmp_path / "b.ckpt", layout="dense-qkv-r1.4")
+    ckptforge.to_torch(tmp_path / "b.ckpt", tmp_path / "x", merge_lora=tmp_path / "l.ckpt")
+    assert_same(tmp_path / "x", expected)
+
+
+def test_a_fused_adapter_of_another_model_is_refused(tmp_path, models):
+    config = {**TABLES["llama"].example, "num_key_value_heads": 4}
+    write_model(tmp_path / "other", TABLES["llama"], config)
+    write_adapter(
+        tmp_path / "lora", weights_of("llama", raw_safetensors(tmp_path / "other"), ["q_proj.weight", "k_proj.weight", "v_proj.weight"])
+    )
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="mcore", config=tmp_path / "other")
+    with pytest.raises(LayoutError, match="is it an adapter of this model"):
+        ckptforge.convert(models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / "l.ckpt")
+
+
+def test_rows_without_an_adapter_keep_their_zeros_signs(tmp_path):
+    write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
+    path = tmp_path / "hub" / "model.safetensors"
+    tensors = {n: ("BF16", list(w.shape), bytes(w.nbytes) if "norm" in n else b"\0\x80" * w.size) for n, w in raw_safetensors(path).items()}
+    write_safetensors(path, tensors, {"format": "pt"})
+    hub = raw_safetensors(path)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "b.ckpt", layout="mcore")
+    products = write_adapter(tmp_path / "lora", weights_of("llama", hub, ["q_proj.weight"]))
+    ckptforge.to_torch(tmp_path / "b.ckpt", tmp_path / "x", merge_lora=tmp_path / "lora")
+    found = raw_safetensors(tmp_path / "x")
+    assert all(np.array_equal(found[name], hub[name]) for name in hub if name not in products)
+
+
+def test_alpha_that_is_no_number_or_known_already(tmp_path, models):
+    write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", model="llama")
+    for alpha in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(UsageError, match="expected a number"):
+            ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "x", lora_alpha=alpha)
+    for adapter in ("lora", "l.ckpt"):
+        with pytest.raises(UsageError, match="leave --lora-alpha away"):
+            ckptforge.convert(models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / adapter, lora_alpha=3)
+
+
+def test_steps_of_a_job_belong_together(tmp_path, models):
+    hub = raw_safetensors(models["llama"])
+    kinds = {2: "BF16", 4: "F32"}
+    ckptforge.to_ms(models["llama"], tmp_path / "w.safetensors", layout="dense")
+    (tmp_path / "job").mkdir()
+    expected = {}
+    for step in (100, 200):
+        expected[step] = with_products(hub, write_adapter(tmp_path / f"lora{step}", weights_of("llama", hub), seed=step))
+        ckptforge.to_ms(tmp_path / f"lora{step}", tmp_path / "l.safetensors", layout="dense", model="llama", overwrite=True)
+        both = {**raw_safetensors(tmp_path / "w.safetensors"), **raw_safetensors(tmp_path / "l.safetensors")}
+        tensors = {name: (kinds[n.dtype.itemsize], list(n.shape), n.tobytes()) for name, n in both.items()}
+        write_safetensors(tmp_path / "job" / f"llama-1_{step}.safetensors", tensors, {"format": "ms"})
+    options = {"layout": "dense", "merge_lora": tmp_path / "job", "lora_alpha": 8, "config": models["llama"]}
+    ckptforge.to_torch(tmp_path / "job", tmp_path / "x", step=100, **options)
+    assert_same(tmp_path / "x", expected[100])
+    result = ckptforge.to_torch(tmp_path / "job", tmp_path / "y", **options)
+    assert_same(tmp_path / "y", expected[200])
+    assert any("200" in note for note in result.notes)
+
+
+def test_a_model_beside_its_adapter(tmp_path, models):
+    hub = raw_safetensors(models["llama"])
+    expected = with_products(hub, write_adapter(tmp_path / "lora", weights_of("llama", hub)))
+    for path in models["llama"].iterdir():
+        (tmp_path / "lora" / path.name).write_bytes(path.read_bytes())
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "model.ckpt")
+    ckptforge.to_torch(tmp_path / "model.ckpt", tmp_path / "x")
+    assert_same(tmp_path / "x", hub)
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "merged.ckpt", merge_lora=tmp_path / "lora")
+    ckptforge.to_torch(tmp_path / "merged.ckpt", tmp_path / "y")
+    assert_same(tmp_path / "y", expected)
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "adapter.ckpt", adapter=True, model="llama")
+    assert ckptforge.inspect(tmp_path / "adapter.ckpt").layout == "dense"
+    (tmp_path / "lora" / "adapter_model.safetensors").unlink()
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "again.ckpt")
+
+
+def test_links_and_what_is_no_file(tmp_path, models):
+    write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
+    (tmp_path / "links").mkdir()
+    for path in (tmp_path / "lora").iterdir():
+        (tmp_path / "links" / path.name).symlink_to(path)
+    ckptforge.convert(models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / "links")
+    (tmp_path / "links" / "adapter_config.json").unlink()
+    (tmp_path / "links" / "adapter_config.json").symlink_to("nowhere")
+    with pytest.raises(InputNotFoundError, match="adapter_config.json"):
+        ckptforge.convert(models["llama"], tmp_path / "y", to="hub", merge_lora=tmp_path / "links")
+
+
+def test_compare_tells_adapters_of_other_scales(tmp_path, models):
+    shapes = weights_of("llama", raw_safetensors(models["llama"]))
+    write_adapter(tmp_path / "a", shapes)
+    write_adapter(tmp_path / "b", shapes, alpha=16)
+    write_adapter(tmp_path / "c", shapes)
+    assert ckptforge.compare(tmp_path / "a", tmp_path / "c").equal
+    found = ckptforge.compare(tmp_path / "a", tmp_path / "b")
+    assert not found.equal and found.constants == {"lora_alpha": (8, 16)}
+
+
+def test_layouts_of_the_wrong_side(tmp_path, models):
+    write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", model="llama")
+    with pytest.raises(UsageError, match="is a layout of huggingface"):
+        ckptforge.to_ms(tmp_path / "lora", tmp_path / "x", layout="hub", model="llama")
+    with pytest.raises(UsageError, match="is a layout of mindspore"):
+        ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "x", hf_layout="dense")
+    with pytest.raises(UsageError, match="'nonsense' is unknown"):
+        ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "x", layout="nonsense")
+    with pytest.raises(LayoutError, match="isn't of layout mcore"):
+        ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "x", layout="mcore")
+
+
 def test_optimizer_state_does_not_stay_with_sums(tmp_path, models):
     write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
     ckptforge.to_ms(models["llama"], tmp_path / "w.safetensors", layout="dense")
@@ -352,7 +494,8 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
             ckptforge.to_ms(models["llama"], tmp_path / "x.ckpt", **call, progress=stop, overwrite=True, workers=1)
         changed = dict(call)
         if change == "alpha":
-            changed["lora_alpha"] = 99
+            config = tmp_path / "lora" / "adapter_config.json"
+            config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
         elif change == "factor":
             weights = tmp_path / "lora" / "adapter_model.safetensors"
             weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
@@ -376,6 +519,11 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"what_comes_next": True}, "what_comes_next is True"),
+        ({"what_comes_next": False, "peft_version": "0.21", "qalora_group_size": 16, "layers_pattern": "h"}, None),
+        ({"lora_alpha": 10**400}, "lora_alpha is"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a number"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_alpha": 1e400}, "lora_alpha is inf|isn't valid JSON"),
@@ -412,7 +560,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
     write_adapter(tmp_path / "low", {w: (out - 8, columns) for w, (out, columns) in shapes.items()})
     refused(LayoutError, "is it an adapter of this model", tmp_path / "low")
     write_adapter(tmp_path / "deep", {w.replace("layers.1", "layers.7"): shape for w, shape in shapes.items()})
-    refused(LayoutError, "has no matrix that can take up", tmp_path / "deep")
+    refused(LayoutError, "whose number is 7, but the model has only 2", tmp_path / "deep")
     write_adapter(tmp_path / "head", {**shapes, "lm_head.weight": (256, 64)})
     refused(UnmappedTensorsError, "lm_head", tmp_path / "head")
     refused(LayoutError, "holds no factors of an adapter", models["llama"])
@@ -465,13 +613,14 @@ def tables_with(lora):
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ('[lora]\nmodules = ["w9"]\n[lora.names]\nhub = ["{}.a", "{}.b"]\n', "'w9' isn't in"),
-        ('[lora]\nmodules = ["norm"]\n[lora.names]\nhub = ["{}.a", "{}.b"]\n', "isn't a matrix"),
-        ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.a"]\n', "names"),
-        ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["a", "{}.b"]\n', "must hold"),
-        ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.a", "{}.a"]\n', "one name"),
-        ('[lora]\nmodules = ["wq"]\n[lora.names]\nnone = ["{}.a", "{}.b"]\n', "no layout of that name"),
-        ('[lora]\nmodules = ["wq"]\n[lora.names]\ndense = ["{}.a", "{}.b"]\n', "no layout of Hugging Face"),
+        ('[lora]\nmodules = ["w9"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_b"]\n', "'w9' isn't in"),
+        ('[lora]\nmodules = ["norm"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_b"]\n', "isn't a matrix"),
+        ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.lora_a"]\n', "names"),
+        ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["lora_a", "{}.lora_b"]\n', "must hold"),
+        ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_a"]\n', "one name"),
+        ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.a", "{}.b"]\n', "must hold lora_"),
+        ('[lora]\nmodules = ["wq"]\n[lora.names]\nnone = ["{}.lora_a", "{}.lora_b"]\n', "no layout of that name"),
+        ('[lora]\nmodules = ["wq"]\n[lora.names]\ndense = ["{}.lora_a", "{}.lora_b"]\n', "no layout of Hugging Face"),
     ],
 )
 def test_bad_lora_sections(tmp_path, lora, message):

@@ -64,6 +64,7 @@ def test_overwriting_ranks_loses_no_file_of_others(tmp_path):
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_replacement_that_fails_half_way_is_resumed_or_taken_back(tmp_path, monkeypatch, stop):
     ckptforge.to_ms(HUB, tmp_path / "o")
+    (tmp_path / "o" / "notes.txt").write_text("mine")
     before = (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes()
     real, calls = os.rename, []
 
@@ -78,13 +79,15 @@ def test_a_replacement_that_fails_half_way_is_resumed_or_taken_back(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True)
     monkeypatch.setattr(placing.os, "rename", real)
-    assert (tmp_path / "o").exists() == (stop == 1)
+    assert (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
     copy = tmp_path.with_name(tmp_path.name + "-copy")
     shutil.copytree(tmp_path, copy)
     ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True, resume=True)
     assert names(tmp_path) == ["o"] and (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() != before
+    assert (tmp_path / "o" / "notes.txt").read_text() == "mine"
     ckptforge.clean(copy)
     assert names(copy) == ["o"] and (copy / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
+    assert (copy / "o" / "notes.txt").read_text() == "mine"
 
 
 def test_the_current_directory_is_refused_before_any_work(tmp_path, monkeypatch):

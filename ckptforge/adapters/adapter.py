@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ckptforge.adapters.factors import Factors, Index
-from ckptforge.engine.manifest import HuggingFaceSide, find_manifest, hugging_face_side
+from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, find_manifest, hugging_face_side
 from ckptforge.errors import ConfigError, FormatError, LayoutError, ModelUnknownError, UnmappedTensorsError, UsageError, listing, shown
-from ckptforge.formats import peft
+from ckptforge.formats import huggingface, peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
+from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.mapping.binding import Names, recognise_names, without_offsets
 from ckptforge.mapping.lora import WEIGHT
 from ckptforge.mapping.state import is_state
@@ -51,9 +52,12 @@ def holds_only_factors(checkpoint: Checkpoint) -> bool:
     return checkpoint.format == "peft adapter" or (bool(names) and all(map(is_lora, names)))
 
 
-def open_weights(path: Path, step: int | None = None) -> Checkpoint:
-    """The tensors of an adapter: of a directory of PEFT's, or of a checkpoint that holds factors, perhaps with the weights."""
-    if not peft.is_adapter(path):
+def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Checkpoint:
+    """The tensors of an adapter: of a directory of PEFT's, or of a checkpoint that holds factors, perhaps with the weights.
+
+    With `model_first` a directory that holds a model beside an adapter of PEFT's is read as the model.
+    """
+    if not peft.is_adapter(path) or (model_first and huggingface.holds_model(path)):
         return open_checkpoint(path, step)
     file = peft.read_weights(path)
     return Checkpoint(path, "peft adapter", (file,), dict(file.tensors), path, file.notes)
@@ -65,9 +69,11 @@ def read_adapter(
     lengths: Mapping[str, int],
     alpha: float | None,
     layout: str | None = None,
-    option: str = "--layout",
+    like: str | None = None,
+    advice: str = "Name the right one with --layout.",
 ) -> Adapter:
-    """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes, `layout` settles which of several.
+    """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes. `layout` is the one that they must
+    have; of several that fit, the one that a manifest recorded is taken, else `like`.
 
     Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for factors that the table doesn't
     know, `FormatError` for ones that don't fit each other, `UsageError` where nothing tells the scale.
@@ -79,7 +85,7 @@ def read_adapter(
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor named *{_MARK}*).")
     family = "huggingface" if is_peft else "mindspore"
     side, config, recorded = _kept(checkpoint)
-    chosen, found, unknown = _recognise(checkpoint, table, names, lengths, family, (layout, recorded), option)
+    chosen, found, unknown = _recognise(checkpoint, table, names, lengths, family, layout, (recorded, like), advice)
     if unknown:
         raise UnmappedTensorsError(
             f"{path}: {len(unknown)} tensors of the adapter aren't known to the mapping {table.name} in layout {chosen.name}:\n"
@@ -102,8 +108,9 @@ def _recognise(
     names: list[str],
     lengths: Mapping[str, int],
     family: str,
+    named: str | None,
     preferred: tuple[str | None, ...],
-    option: str,
+    advice: str,
 ) -> tuple[Layout, Names, list[str]]:
     """The layout whose names most factors have, those found, and the names that it doesn't know."""
     best: dict[str, tuple[Layout, Names, list[str]]] = {}
@@ -119,20 +126,25 @@ def _recognise(
                 "--config."
             )
         best[name] = known, without_offsets(numbered, lengths), unknown
-    for choice in preferred:
-        if choice in best and len(best[choice][2]) < len(names):
-            return best[choice]
+    if named is not None:
+        if table.layout(named).family != family or named not in best or len(best[named][2]) == len(names):
+            raise LayoutError(f"{checkpoint.path}: the adapter isn't of layout {named}; its first tensor is {shown(names[0])}.")
+        return best[named]
     fewest = min((len(unknown) for _, _, unknown in best.values()), default=len(names))
     if fewest == len(names):
         raise LayoutError(
             f"{checkpoint.path}: the adapter's tensors fit no layout of {table.name} ({', '.join(best) or 'its table has no [lora]'}), the "
             f"first is {shown(names[0])}."
         )
+    for choice in preferred:
+        if choice in best and len(best[choice][2]) == fewest:
+            return best[choice]
     fitting = [one for one in best.values() if len(one[2]) == fewest]
+    fitting = [one for one in fitting if not one[0].by_name_only] or fitting
     if len({tuple(sorted((p.template, p.axes_text) for p in found)) for _, found, _ in fitting}) > 1:
         raise LayoutError(
             f"{checkpoint.path}: the adapter's tensors fit layouts {' and '.join(one[0].name for one in fitting)} alike, which order the "
-            f"rows of a weight in different ways. Name the right one with {option}."
+            f"rows of a weight in different ways. {advice}"
         )
     return fitting[0]
 
@@ -141,8 +153,10 @@ def _kept(checkpoint: Checkpoint) -> tuple[HuggingFaceSide | None, peft.AdapterC
     """adapter_config.json and what goes with it, from beside the factors or from the manifest of a conversion, and the layout that
     this wrote."""
     if checkpoint.format == "peft adapter":
-        side = hugging_face_side(checkpoint.path, checkpoint.files, "hub")
-        return side, peft.parse_config(side.files[peft.CONFIG], str(checkpoint.path / peft.CONFIG)), None
+        where = checkpoint.path / peft.CONFIG
+        is_there(where)
+        side, content = hugging_face_side(checkpoint.path, checkpoint.files, "hub"), read_small(where, MAX_SMALL_FILE)
+        return replace(side, files={**side.files, peft.CONFIG: content}), peft.parse_config(content, str(where)), None
     manifest = find_manifest(checkpoint.path, checkpoint.files)
     layout = manifest.layout if manifest is not None and manifest.untouched(checkpoint.files) else None
     if manifest is None or manifest.hugging_face is None or peft.CONFIG not in manifest.hugging_face.files:
@@ -166,6 +180,11 @@ def _pair(
         for numbers in sorted({*firsts, *seconds}):
             index = dict(zip(weight.weight.name_axes, numbers, strict=True))
             module = weight.weight.name(index, lengths).removesuffix(WEIGHT)
+            if beyond := next((axis for axis, i in index.items() if i >= lengths.get(axis, i + 1)), None):
+                raise LayoutError(
+                    f"{path}: holds the adapter of {module}, whose number is {index[beyond]}, but the model has only {lengths[beyond]} "
+                    f"({table.axes[beyond].text}); is it an adapter of this model?"
+                )
             if numbers not in firsts or numbers not in seconds:
                 there = firsts.get(numbers) or seconds[numbers]
                 raise FormatError(f"{path}: {there} is there without the other factor of {module}; the adapter is damaged.")
@@ -181,10 +200,12 @@ def _pair(
 
 def _scale(path: Path, config: peft.AdapterConfig | None, alpha: float | None, layout: Layout, module: str, a: TensorEntry) -> float:
     rank = a.shape[0]
-    if alpha is not None:
-        return alpha / rank
     if config is None:
-        raise UsageError(f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with --lora-alpha.")
+        if alpha is None:
+            raise UsageError(f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with --lora-alpha.")
+        return alpha / rank
+    if alpha is not None:
+        raise UsageError(f"{path}: {config.where} says the adapter's scale; leave --lora-alpha away.")
     if config.rank(module if layout.family == "huggingface" else "") != rank:
         raise FormatError(f"{path}: {a.name} has rank {rank}, but {config.where} says {config.rank(module)}.")
     return config.scale(module if layout.family == "huggingface" else "")
@@ -205,4 +226,11 @@ def adapter_tables(tables: Iterable[Table], checkpoint: Checkpoint, config: Mapp
     found = by_type or [table for table in tables if table.lora]
     if not found:
         raise ModelUnknownError(f"{checkpoint.path}: no mapping table has a [lora] section; name one with --mapping.")
-    return found
+    unknown = {table.name: _fewest_unknown(checkpoint, table) for table in found}
+    return [table for table in found if unknown[table.name] == min(unknown.values())]
+
+
+def _fewest_unknown(checkpoint: Checkpoint, table: Table) -> int:
+    names = dict.fromkeys(name for name in checkpoint.tensors if is_lora(name) and not is_state(name))
+    patterns = [tuple(pattern for weight in weights for pattern in (weight.a, weight.b)) for weights in table.lora.values()]
+    return min((len(recognise_names(Layout("", "", held), names)[1]) for held in patterns), default=len(names))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckptforge.adapters.adapter import Adapter
-from ckptforge.adapters.factors import Factors, row_lengths, row_transfer
+from ckptforge.adapters.factors import Factors, row_count, row_lengths, row_transfer
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import Conversion
@@ -91,7 +91,7 @@ class _Stack:
                 above.append((one.a, Transfer((one.rank, columns), 0, (columns, 1), self.starts[tensor] * columns, (columns, 1))))
         alike = first.rows_as(self.weight)
         lengths = {} if alike else row_lengths(adapter.table, sizes, self.found, self.weight)
-        rows = first.b.shape[0] if alike else self.weight.rows.shape(lambda part, axis: lengths[part][axis])[0]
+        rows = first.b.shape[0] if alike else row_count(self.weight, lengths)
         beside: list[tuple[TensorEntry, Transfer]] = []
         for tensor, one in self.found.items():
             moved = row_transfer(tensor, one, self.weight, lengths)

@@ -47,6 +47,11 @@ def row_lengths(table: Table, sizes: AxisSizes, found: Mapping[str, Factors], we
     return lengths
 
 
+def row_count(weight: AdaptedWeight, lengths: Lengths) -> int:
+    """Rows of a weight, and so of its B."""
+    return weight.rows.shape(lambda part, axis: lengths[part][axis])[0]
+
+
 def row_transfer(tensor: str, one: Factors, weight: AdaptedWeight, lengths: Lengths) -> Transfer:
     """Rows of B → rows of a weight in another layout, for the part of a logical tensor; for all where both order them alike."""
     if one.rows_as(weight):

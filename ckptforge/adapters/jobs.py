@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
 from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import CkptforgeError, ConfigError, ModelUnknownError, PlanError, UnmappedTensorsError, UsageError
+from ckptforge.errors import CkptforgeError, ConfigError, ModelUnknownError, PlanError, UsageError
 from ckptforge.formats import peft, safetensors
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint
 from ckptforge.formats.small_files import read_small
@@ -32,11 +32,13 @@ _Found = tuple[Adapter, Layout, Converted]
 
 @dataclass(frozen=True)
 class AdapterChoices:
-    """What a user says of an adapter: its model, the layouts it has and is to have, its alpha, the model's config.json, the dtype."""
+    """What a user says of an adapter: its model, the layouts it has and is to have, its alpha, the model's config.json, the dtype;
+    `family` is what the command writes."""
 
     target: str
     layout: str | None = None
-    layout_option: str = "--layout"
+    advice: str = "Name the right one with --layout."
+    family: str | None = None
     model: str | None = None
     config: Path | None = None
     alpha: float | None = None
@@ -48,13 +50,13 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
     model."""
     adapter, target, converted = _convert(checkpoint, list(tables), choices)
     rank, scale = converted.rank, converted.scale
-    notes = [*checkpoint.notes]
+    notes = [*checkpoint.notes, *(adapter.side.skipped if adapter.side is not None else ())]
     if target.family == "mindspore":
         assert rank is not None and scale is not None
         place = spread.place(_no_strategy)
         files, small = place.lay_out(converted.conversion.specs)
         output, side = place.output, _side(adapter, rank, scale)
-        notes.append(f"its job needs lora_rank {rank} and lora_alpha {scale * rank:g}.")
+        notes.append(f"its job needs lora_rank {rank} and lora_alpha {scale * rank:.15g}.")
     else:
         if spread.strategy is not None or spread.parallel_config is not None:
             raise UsageError(f"{target.name} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
@@ -93,15 +95,17 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
     for table in candidates:
         try:
             target = table.layout(choices.target)
+            if choices.family not in (None, target.family):
+                raise UsageError(f"{choices.target} is a layout of {target.family}, which this command doesn't write.")
             sizes = AxisSizes()
             sizes.learn_config(table, config, where)
-            adapter = read_adapter(checkpoint, table, sizes.lengths, choices.alpha, choices.layout, choices.layout_option)
+            adapter = read_adapter(checkpoint, table, sizes.lengths, choices.alpha, choices.layout, None, choices.advice)
             _learn_shapes(sizes, adapter)
             found.append((adapter, target, convert_adapter(adapter, target, sizes, choices.dtype)))
         except CkptforgeError as error:
             errors.append(error)
     if not found:
-        raise min(errors, key=lambda error: isinstance(error, UnmappedTensorsError))  # what another model lacks is no news
+        raise errors[0]
     first = found[0][2].conversion
     if any((one.conversion.specs, one.conversion.copies) != (first.specs, first.copies) for _, _, one in found):
         raise ModelUnknownError(
@@ -137,8 +141,11 @@ def _side(adapter: Adapter, rank: int, scale: float) -> HuggingFaceSide | None:
     return replace(adapter.side, files={**adapter.side.files, peft.CONFIG: changed})
 
 
-def _holds(config: peft.AdapterConfig, rank: int, scale: float) -> bool:
-    """Whether a config says the rank and scale of every module, without patterns."""
+def _holds(config: peft.AdapterConfig, rank: int, scale: float, modules: Sequence[str] = ()) -> bool:
+    """Whether a config says the rank and scale of every module, without patterns, and names the modules."""
+    targets = config.content.get("target_modules")
+    if isinstance(targets, list) and not set(peft.ends(modules)) <= {str(name).rpartition(".")[2] for name in targets}:
+        return False
     if config.content.get("rank_pattern") or config.content.get("alpha_pattern"):
         return False
     return config.rank("") == rank and abs(config.scale("") - scale) <= 1e-12 * abs(scale)
@@ -152,7 +159,7 @@ def _directory(adapter: Adapter, converted: Converted, output: Path) -> tuple[tu
         small[peft.CONFIG] = side.files[peft.CONFIG]
     elif converted.rank is None or converted.scale is None:
         raise PlanError(f"{adapter.path}: its modules have different ranks or scales; nothing tells PEFT which module has which.")
-    elif side is not None and config is not None and _holds(config, converted.rank, converted.scale):
+    elif side is not None and config is not None and _holds(config, converted.rank, converted.scale, converted.modules):
         small[peft.CONFIG] = side.files[peft.CONFIG]
     else:
         small[peft.CONFIG] = peft.config_json(converted.modules, converted.rank, converted.scale * converted.rank, config)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ckptforge.adapters.adapter import read_adapter
-from ckptforge.adapters.factors import Factors, Index, Lengths, row_lengths, row_transfer
+from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer
 from ckptforge.boxes import full_box
-from ckptforge.errors import LayoutError, UsageError, listing
+from ckptforge.errors import LayoutError, listing
 from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import LowRank, Product, TensorEntry
 from ckptforge.mapping.lora import AdaptedWeight
@@ -24,9 +23,8 @@ def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -
     Raises what `read_adapter` raises, and `LayoutError` for factors that the checkpoint has no weight for, or whose shapes don't fit.
     """
     binding = source.binding
-    adapter = read_adapter(checkpoint, source.table, binding.sizes.lengths, alpha, binding.layout.name)
-    if checkpoint.shards:
-        raise UsageError(f"{adapter.path}: an adapter in ranks can't be merged; join it first with `ckptforge merge`.")
+    advice = f"Convert it first, with `ckptforge to-torch {checkpoint.path} DIR --layout LAYOUT`."
+    adapter = read_adapter(checkpoint, source.table, binding.sizes.lengths, alpha, None, binding.layout.name, advice)
     weights = {weight.weight: weight for weight in source.table.lora.get(binding.layout.name, ())}
     used: set[tuple[str, Index]] = set()
     tensors, shards = dict(source.checkpoint.tensors), dict(source.checkpoint.shards)
@@ -50,13 +48,13 @@ def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -
             "Is it an adapter of this model? Experts that are stacked take none: merge into the Hugging Face directory."
         )
     files = {file.path: file for file in (*source.checkpoint.files, *adapter.checkpoint.files)}
-    own = set(checkpoint.tensors) if os.path.realpath(checkpoint.path) == os.path.realpath(source.checkpoint.path) else set()
-    factors = {entry.name for one in adapter.factors for entry in (one.a, one.b)} & own
+    factors = {entry for one in adapter.factors for entry in (one.a, one.b)}
     note = f"the adapter {adapter.path} is merged into {merged} weights."
+    added = [note for note in checkpoint.notes if note not in source.checkpoint.notes]
     changed = replace(
-        source.checkpoint, tensors=tensors, shards=shards, files=tuple(files.values()), notes=(*source.checkpoint.notes, note)
+        source.checkpoint, tensors=tensors, shards=shards, files=tuple(files.values()), notes=(*source.checkpoint.notes, *added, note)
     )
-    unmapped = tuple(name for name in source.unmapped if name not in factors)
+    unmapped = tuple(name for name in source.unmapped if source.checkpoint.tensors[name] not in factors)
     return replace(source, checkpoint=changed, unmapped=unmapped)
 
 
@@ -64,6 +62,8 @@ def _products(
     adapted: Mapping[str, Factors], weight: AdaptedWeight, entry: TensorEntry, sizes: AxisSizes, table: Table
 ) -> Iterator[Product]:
     lengths: Lengths = {}
+    if not entry.dtype.floating:
+        raise LayoutError(f"{entry.path}: {entry.name} is {entry.dtype}, to which nothing can be added.")
     for tensor, one in adapted.items():
         if one.a.shape[1] != entry.shape[1]:
             raise LayoutError(
@@ -76,11 +76,11 @@ def _products(
             first + sum((n - 1) * stride for n, stride in zip(rows.shape, strides, strict=True))
             for first, strides in ((rows.source, rows.from_), (rows.target, rows.to))
         )
-        all_read = len(one.weight.rows.tensors) > 1 or rows.size == one.b.shape[0]
+        whole = rows.size if one.rows_as(weight) else row_count(one.weight, lengths)
         if (
             last_from >= one.b.shape[0]
             or last_to >= entry.shape[0]
-            or not all_read
+            or whole != one.b.shape[0]
             or (one.rows_as(weight) and last_to + 1 < entry.shape[0])
         ):
             raise LayoutError(

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -627,12 +628,11 @@ def _fail(error: Exception, as_json: bool) -> NoReturn:
 
 
 def _stopped(error: BaseException, how: str, code: int, as_json: bool) -> NoReturn:
-    notes = _notes(error)
-    placed = any(" is in place and whole" in note for note in notes)
-    message = " ".join([f"{how}." if placed else f"{how}; nothing was left under a final name.", *notes])
-    if as_json:
-        click.echo(json.dumps({"ok": False, "error": {"type": how.capitalize(), "message": message}}, ensure_ascii=False))
-    click.echo(f"ckptforge: {message}", err=True)
+    message = " ".join([f"{how}.", *_notes(error)])
+    with suppress(OSError):  # after a hangup there may be nobody to tell
+        if as_json:
+            click.echo(json.dumps({"ok": False, "error": {"type": how.capitalize(), "message": message}}, ensure_ascii=False))
+        click.echo(f"ckptforge: {message}", err=True)
     sys.exit(code)
 
 
@@ -645,6 +645,9 @@ def _notes(error: BaseException | None) -> list[str]:
     return found
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class _Stopped(BaseException):
     """A signal came that ends the process."""
 
@@ -654,7 +657,10 @@ class _Stopped(BaseException):
 
 
 def _stop(number: int, _: object) -> NoReturn:
-    raise _Stopped(number)
+    for other in _SIGNALS:  # those that follow, as wrappers send several, find a run that is ending
+        if signal.getsignal(other) is _stop:
+            signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
 
 
 def _command_line() -> str:
@@ -666,7 +672,7 @@ def main() -> None:
     as_json = "--json" in sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _stop)
     try:

@@ -10,6 +10,7 @@ from ckptforge.errors import UsageError
 
 DEFAULT_MEMORY = 128 * 1024 * 1024
 MIN_MEMORY = 1024 * 1024
+_MIN_BUFFERS = 256 * 1024  # of a worker that holds something else, too
 _MAX_TILE_BYTES = 4 * 1024 * 1024
 _MAX_TURNED_BYTES = 32 * 1024 * 1024
 _MAX_STRIP_BYTES = 6 * 1024 * 1024  # as much as stays in a core's caches, or nearly
@@ -17,10 +18,11 @@ _MAX_STRIP_BYTES = 6 * 1024 * 1024  # as much as stays in a core's caches, or ne
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many workers, and how many bytes of buffers each has."""
+    """How many workers, how many bytes of buffers each has, and how many it may hold beside them."""
 
     workers: int
     bytes_each: int
+    held: int = 0
 
     @classmethod
     def of(cls, workers: int | None, memory: int | None) -> Budget:
@@ -36,7 +38,17 @@ class Budget:
 
     @property
     def total(self) -> int:
-        return self.workers * self.bytes_each
+        return self.workers * (self.bytes_each + self.held)
+
+    def holding(self, held: int) -> Budget:
+        """The budget where each worker keeps so many bytes beside its buffers, with fewer workers if need be. Raises `UsageError` where
+        that isn't enough for one."""
+        workers = min(self.workers, self.total // (held + _MIN_BUFFERS)) if held else self.workers
+        if not workers:
+            raise UsageError(
+                f"--memory of {self.total} bytes is too little: the factors of a weight's adapter take {held}, buffers at least {_MIN_BUFFERS}."
+            )
+        return Budget(workers, self.total // workers - held, held)
 
     @property
     def halved(self) -> Budget:

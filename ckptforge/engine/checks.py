@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckptforge.engine.manifest import manifest_path, read_manifest, written_names
@@ -15,15 +16,33 @@ from ckptforge.formats.unfinished import SUFFIX
 _SPARE = 1 << 20  # bytes kept free beyond the plan
 
 
+@contextmanager
+def said(output: Path, what: str) -> Iterator[None]:
+    """Raises `OutputError` for the system's errors."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise OutputError(f"{output}: {what}: {error.strerror}{where}.") from error
+
+
 def check_output(plan: Plan, overwrite: bool) -> None:
     """Refuses, before any work, an output that exists (without `overwrite`), that holds an input, or that can't be written
     where it is to be. Raises `OutputError`."""
+    with said(plan.output, "can't be written"):
+        _check_output(plan, overwrite)
+
+
+def _check_output(plan: Plan, overwrite: bool) -> None:
     output = plan.output
     is_directory = plan.is_directory
     try:
         for name in (output, output.with_name(f".{output.name}{SUFFIX}"), manifest_path(output, False)) if output.name else (output,):
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.lstat(name)
+        output.name.encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{output}: can't be written: the name isn't Unicode, and its manifest couldn't hold it.") from error
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
         raise OutputError(f"{output}: can't be written: {getattr(error, 'strerror', None) or error}.") from error
     resolved = Path(os.path.realpath(output))
@@ -50,11 +69,14 @@ def check_output(plan: Plan, overwrite: bool) -> None:
         if not overwrite and not (is_directory and not any(output.iterdir())):
             raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
         refuse_mounts(output)
+        if is_directory and not os.access(output, os.W_OK | os.X_OK):
+            raise OutputError(f"{output}: can't be replaced: no permission to write in it.")
         if is_directory and (stale := _foreign_checkpoints(plan)):
             raise OutputError(
                 f"{output}: holds checkpoint files that no manifest there names, and that would not fit the new output:\n{listing(stale)}\n"
                 "Remove them, or choose another output."
             )
+        _refuse_collisions(plan)
     for path in () if is_directory else (*plan.paths, manifest_path(output, False)):
         if path != output and os.path.lexists(path) and not (path.is_file() and (overwrite or _is_manifest(path))):
             raise OutputError(
@@ -70,6 +92,16 @@ def check_output(plan: Plan, overwrite: bool) -> None:
         raise OutputError(f"{output}: can't be written: {parent} is on a read-only file system.")
 
 
+def _refuse_collisions(plan: Plan) -> None:
+    """Refuses a file of the user's where the plan has a directory, and the other way round."""
+    for path in plan.paths if plan.is_directory else ():
+        for parent in path.relative_to(plan.output).parents:
+            if parent.name and (plan.output / parent).exists() and not (plan.output / parent).is_dir():
+                raise OutputError(f"{plan.output / parent}: is a file where the output has a directory; move it away.")
+        if path.is_dir():
+            raise OutputError(f"{path}: is a directory where the output has a file; move it away.")
+
+
 def _is_manifest(path: Path) -> bool:
     try:
         read_manifest(path)
@@ -82,7 +114,8 @@ def check_room(plan: Plan, held: int = 0) -> None:
     """Refuses, before any work, an output for which the disk has no room; `held` are bytes that it takes up already. Raises
     `OutputError`."""
     parent = _existing_parent(plan.output)
-    disk = os.statvfs(parent)
+    with said(plan.output, "can't be written"):
+        disk = os.statvfs(parent)
     free = disk.f_bavail * disk.f_frsize
     if plan.nbytes - held + _SPARE > free:
         raise OutputError(

@@ -68,6 +68,8 @@ def unlike(pairs: Sequence[tuple[TensorEntry, TensorEntry]], budget: Budget) -> 
     """Name of a first tensor → that of the second, of whole tensors that should hold the same and don't."""
     made = []
     for copy, original in pairs:
+        if copy.shape != original.shape:
+            continue
         strides = row_major_strides(original.shape)
         whole = Transfer(original.shape, 0, strides, 0, strides).ordered()
         target = TensorEntry(copy.name, original.dtype, original.shape, Path(), ())

@@ -33,14 +33,15 @@ class PlacedFile:
 
 @dataclass
 class Conversion:
-    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them, as often as
-    they do, `zeroed` the targets that are 0 where nothing fills them."""
+    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them, `zeroed` the
+    targets that are 0 where nothing fills them, `repeated` those that are others once more."""
 
     specs: list[TensorSpec]
     copies: dict[str, Copies]
     groups: dict[str, str]
     used: list[TensorEntry]
     zeroed: set[str] = field(default_factory=set)
+    repeated: set[str] = field(default_factory=set)
 
     def keep(self, entry: TensorEntry, dtype: DType | None = None) -> None:
         """Adds a source tensor as it is, but for a cast."""
@@ -55,7 +56,7 @@ class Conversion:
         spec = next(spec for spec in self.specs if spec.name == original)
         self.specs.append(replace(spec, name=name))
         self.copies[name], self.groups[name] = self.copies[original], self.groups[original]
-        self.used += dict.fromkeys(source for source, _ in self.copies[original])
+        self.repeated.add(name)
 
     def extend(self, other: Conversion) -> None:
         self.specs += other.specs
@@ -79,7 +80,9 @@ class Conversion:
                     copies = [(source, part) for source, copy in copies for part in within_target(copy, shapes[entry.name], box)]
                 found.append(Assembly(entry, self.groups[entry.name], tuple(copies), entry.name in self.zeroed))
         whole = not any(output.boxes for output in outputs)
-        prove_complete(found, _parts(self.used, shards) if whole else ())
+        once = [assembly for assembly in found if assembly.target.name not in self.repeated]
+        prove_complete(once, _parts(self.used, shards) if whole else ())
+        prove_complete([assembly for assembly in found if assembly.target.name in self.repeated], ())
         return tuple(found)
 
     def against(self, names: Sequence[str], others: Sources, shards: Shards, other_shards: Shards) -> list[Pair]:
@@ -195,6 +198,8 @@ def convert(
     for pattern in target.copies if not prefix else ():
         if pattern.tensors[0] in tensors:
             original = target.holding(pattern.tensors[0]).template
+            if not all(axis in counts for axis in pattern.name_axes):
+                continue
             for _, name in name_pieces(pattern, counts):
                 if copied(name):
                     conversion.repeat(original, name)

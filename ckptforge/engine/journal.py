@@ -1,7 +1,8 @@
 """The journal of a run: which tensors are finished, with their hashes, so that another run can go on from there.
 
-One JSON object a line: first what the run is made from (`begin`), then a line for each finished tensor and each hashed block of
-a source, at last one when everything is written and is being put in place. A line that was cut off ends it.
+Each line is the XXH3 (64 bits, hexadecimal) of a JSON object, a space, and the object: first what the run is made from (`begin`), then
+one for each finished tensor and each hashed block of a source, at last one when everything is written and is being put in place. A
+line that isn't whole ends it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Journal:
             raise OutputError(f"{self.path}: can't be synced to disk: {error.strerror}.") from error
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        content = journal_line(json.dumps(line, separators=(",", ":")).encode())
         try:
             end = os.fstat(self.fd).st_size
             if os.write(self.fd, content) != len(content):  # a disk that is nearly full: what follows would be lost behind half a line
@@ -83,6 +84,11 @@ class Journal:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def journal_line(content: bytes) -> bytes:
+    """A line of a journal."""
+    return xxhash.xxh3_64(content).hexdigest().encode() + b" " + content + b"\n"
 
 
 def begin(path: Path, plan: Plan, command: str | None) -> Journal:
@@ -112,9 +118,10 @@ def reopen(path: Path) -> Journal | None:
     with os.fdopen(os.dup(fd), "rb") as lines:
         while line := lines.readline(_MAX_LINE):
             try:
-                if not line.endswith(b"\n"):
+                text = line.partition(b" ")[2]
+                if line != journal_line(text[:-1]):
                     break
-                content = json.loads(line)
+                content = json.loads(text)
                 if journal is None:
                     journal = Journal(path, fd, {**content})
                 else:

@@ -27,6 +27,19 @@ def working_dtype(source: DType) -> DType:
     return BY_NAME["float64" if source.name == "float64" else "float32"]
 
 
+def factor_bytes(plus: LowRank, source: DType) -> int:
+    """Memory that the factors take, as numbers."""
+    rows, columns = _height(plus), max(product.a.shape[1] for product in plus.products) + _COLUMNS
+    held = sum(product.a.shape[0] for product in plus.products) * (rows + columns) * working_dtype(source).itemsize
+    return 2 * held  # as much again while they are read
+
+
+def _height(plus: LowRank) -> int:
+    """Rows of the whole matrix, up to a multiple of those of a tile."""
+    last = max(p.rows.target + sum((n - 1) * s for n, s in zip(p.rows.shape, p.rows.to, strict=True)) for p in plus.products)
+    return -(-max(plus.box[0][1], last + 1) // _ROWS) * _ROWS
+
+
 class Addend:
     """What is to be added to one matrix, its factors in memory. `read` gives the bytes of a tensor."""
 
@@ -35,17 +48,16 @@ class Addend:
         self._corner, self._columns = (first_row, first_column), box_shape(plus.box)[1]
         self._dtype = numpy_dtype(dtype)
         self._products: list[tuple[Array, Array, float, Array]] = []
-        end = max(plus.box[0][1], *(int(_rows(p.rows.target, p.rows.shape, p.rows.to).max()) + 1 for p in plus.products))
         for product in plus.products:
             a, b = (_numbers(read(factor), factor, dtype) for factor in (product.a, product.b))
             rank, columns = a.shape
             wide = np.zeros((rank, -(-columns // _COLUMNS) * _COLUMNS), self._dtype)
             wide[:, :columns] = a
-            tall = np.zeros((-(-end // _ROWS) * _ROWS, rank), self._dtype)
+            tall = np.zeros((_height(plus), rank), self._dtype)
             rows = _rows(product.rows.target, product.rows.shape, product.rows.to)
             tall[rows] = b[_rows(product.rows.source, product.rows.shape, product.rows.from_)]
-            touched: Array = np.zeros(len(tall) // _ROWS, bool)
-            touched[rows // _ROWS] = True
+            touched: Array = np.zeros(len(tall), bool)
+            touched[rows] = True
             self._products.append((wide, tall, product.scale, touched))
 
     def add(self, numbers: Array, start: int, spans: Spans) -> None:
@@ -63,12 +75,13 @@ class Addend:
                 place += self._tile(i, j)[r0 - i : r1 - i, c0 - j : c1 - j]
 
     def _tile(self, i: int, j: int) -> Array:
-        made = np.zeros((_ROWS, _COLUMNS), self._dtype)
+        made = np.full((_ROWS, _COLUMNS), -0.0, self._dtype)  # which changes nothing, not even a zero
         for a, b, scale, touched in self._products:
-            if touched[i // _ROWS]:
+            rows = touched[i : i + _ROWS]
+            if rows.any():
                 product = b[i : i + _ROWS] @ a[:, j : j + _COLUMNS]
                 product *= self._dtype.type(scale)
-                made += product
+                made[rows] += product[rows]
         return made
 
 

@@ -170,7 +170,7 @@ def manifest_json(
     content = {
         "ckptforge": __version__,
         "verb": plan.verb,
-        "command": command,
+        "command": None if command is None else _unicode(command),
         "model": table.name if table else None,
         "layout": layout.name if layout else None,
         "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()} if table else None,
@@ -200,9 +200,13 @@ def _source_json(source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | N
         mtime = source.path.stat().st_mtime_ns
     except OSError:
         mtime = None
-    shown_path = os.fsencode(source.path).decode("utf-8", "backslashreplace")
-    found = {"path": shown_path, "size": source.size, "mtime_ns": mtime}
+    found = {"path": _unicode(str(source.path)), "size": source.size, "mtime_ns": mtime}
     return found if hashes is None else {**found, "xxh3_128": hashes[source.path][""]}
+
+
+def _unicode(text: str) -> str:
+    """What may hold names of files that aren't Unicode, with escapes for them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_manifest(path: Path) -> Manifest:

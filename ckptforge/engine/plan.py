@@ -147,8 +147,6 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
             raise PlanError(
                 f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping."
             )
-    for source, times in Counter(used).items():
-        if read[source] != source.elements * times:
-            raise PlanError(
-                f"{source.name}: {read[source]} of {source.elements * times} elements are used; this is a defect of the mapping."
-            )
+    for source in used:
+        if read[source] != source.elements:
+            raise PlanError(f"{source.name}: {read[source]} of {source.elements} elements are used; this is a defect of the mapping.")

@@ -11,7 +11,6 @@ import fcntl
 import os
 import re
 import resource
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -20,14 +19,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptforge.engine import journal as journals
-from ckptforge.engine.checks import check_output
+from ckptforge.engine.checks import check_output, said
 from ckptforge.engine.journal import Journal
 from ckptforge.engine.moves import write_exactly
-from ckptforge.engine.placing import names_in, place_directory, place_files, refuse_mounts, restore_old, sync_directory
+from ckptforge.engine.placing import (
+    finish_files,
+    names_in,
+    place_directory,
+    place_files,
+    refuse_mounts,
+    remove_tree,
+    restore_old,
+    sync_directory,
+)
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError
 from ckptforge.formats.unfinished import SUFFIX
 
+PARTS = {"lock", "journal", "out", "old"}
 _TRIES = 100
 _TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DOTALL)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -55,12 +64,14 @@ class Request:
 
 @dataclass
 class Staging:
-    """Outputs in the making: an open descriptor for each final path, the small files to be written with them, and the journal."""
+    """Outputs in the making: an open descriptor for each final path, the small files to be written with them, and the journal. `begun`:
+    what lies in the directory is this run's; before, it is another's and not to be touched."""
 
     directory: Path
     descriptors: dict[Path, int] = field(default_factory=dict)
     small_files: dict[str, bytes] = field(default_factory=dict)
     journal: Journal | None = None
+    begun: bool = False
 
     @property
     def out(self) -> Path:
@@ -94,29 +105,36 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
     kept = placed = False
     try:
         lock = lock_directory(staging.directory, output)
-        with _said(plan.output, f"can't be written in {staging.directory}"):
+        with said(plan.output, f"can't be written in {staging.directory}"):
             staging.journal = _journal(staging, plan, request)
             _open_files(staging, plan)
         yield staging
-        with _said(plan.output, "can't be put in place"):
+        with said(plan.output, "can't be put in place"):
             _put_in_place(staging, plan, request)
         placed = True
+        with said(plan.output, "is in place, but its directory can't be synced to disk"):
+            sync_directory(plan.output.absolute().parent)
         with suppress(OSError, OutputError):  # `clean` finds the rest
             remove_staging(staging.directory)
     except BaseException as error:
         journal = staging.journal
-        ours = lock is not None and not isinstance(error, LeftError)
+        ours = lock is not None and staging.begun
+        placed = placed or _is_placed(staging)
         kept = placed or (ours and journal is not None and _worth_keeping(journal, error))
         if placed:
             error.add_note(f"{output} is in place and whole; `ckptforge clean {output.parent}` removes what is left of the run.")
-        elif kept and journal is not None:
+        elif not isinstance(error, CkptforgeError):
+            error.add_note("Nothing was left under a final name.")
+        if kept and not placed and journal is not None:
             error.add_note(
                 f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
                 f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
             )
-        if ours and not kept:
+        if ours and not placed:
             with suppress(OSError, OutputError):
                 restore_old(staging.directory, output)
+        with suppress(OSError, OutputError):
+            if lock is not None and not kept and (staging.begun or os.listdir(staging.directory) == ["lock"]):
                 remove_staging(staging.directory)
         for parent in reversed(parents):  # those that hold nothing
             try:
@@ -131,16 +149,17 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
             staging.journal.close()
         if lock is not None:
             os.close(lock)
+            if staging.begun and not os.path.lexists(staging.directory / "journal"):
+                with suppress(OSError):  # NFS keeps open files until they are closed, and their directory with them
+                    staging.directory.rmdir()
 
 
-@contextmanager
-def _said(output: Path, what: str) -> Iterator[None]:
-    """Raises `OutputError` for the system's errors."""
+def _is_placed(staging: Staging) -> bool:
+    """Whether the files have their final names."""
     try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise OutputError(f"{output}: {what}: {error.strerror}{where}.") from error
+        return bool(staging.descriptors) and all(os.path.samestat(os.fstat(fd), os.stat(path)) for path, fd in staging.descriptors.items())
+    except OSError:
+        return False
 
 
 def _worth_keeping(journal: Journal, error: BaseException) -> bool:
@@ -159,7 +178,7 @@ def lock_directory(directory: Path, output: Path) -> int:
             if directory.is_symlink():
                 raise OutputError(f"{directory}: is a symbolic link, which no run of ckptforge made; remove it.")
             directory.mkdir(exist_ok=True)
-            if foreign := {path.name for path in directory.iterdir()} - {"lock", "journal", "out", "old"}:
+            if foreign := {path.name for path in directory.iterdir() if not path.name.startswith(".nfs")} - PARTS:
                 raise OutputError(f"{directory}: holds {min(foreign)}, which no run of ckptforge made; move it, or choose another output.")
             fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
@@ -204,8 +223,10 @@ def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
                 if reason := journals.differences(left, journals.head_of(plan, request.command)):
                     raise LeftError(
                         f"{plan.output}: what an earlier run left {where}, can't be resumed: {reason}. "
-                        "Begin anew with --overwrite, or remove it with `ckptforge clean`."
+                        "Begin anew with --overwrite and without --resume, or remove it with `ckptforge clean`."
                     )
+                restore_old(staging.directory, plan.output)
+                staging.begun = True
                 left.publishing = None
                 return left
             if not request.overwrite:
@@ -220,6 +241,7 @@ def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
     if left is not None:
         left.close()
     restore_old(staging.directory, plan.output)
+    staging.begun = True
     _empty(staging.directory)
     return journals.begin(staging.directory / "journal", plan, request.command) if request.journaled else None
 
@@ -232,6 +254,28 @@ def is_complete(directory: Path, journal: Journal) -> bool:
         return False
 
 
+def finish_placing(output: Path) -> bool:
+    """Puts the manifest of an output that is a file in its place, where a run was stopped between the two; whether that was so. Raises
+    `OutputError`."""
+    directory = staging_path(output)
+    if not (directory / "journal").is_file():
+        return False
+    lock = lock_directory(directory, output)
+    try:
+        with said(output, "can't be put in place"):
+            journal = journals.reopen(directory / "journal")
+            if journal is None:
+                return False
+            journal.close()
+            if not is_complete(directory, journal) or not finish_files(directory / "out", output):
+                return False
+            sync_directory(output.absolute().parent)
+            remove_staging(directory)
+        return True
+    finally:
+        os.close(lock)
+
+
 def remove_staging(directory: Path) -> None:
     """Removes a staging directory, what is locked by last, so that a run that is killed here leaves one that can be told."""
     _empty(directory)
@@ -240,18 +284,22 @@ def remove_staging(directory: Path) -> None:
 
 
 def _empty(directory: Path) -> None:
-    """Removes all but the lock. Raises `OutputError` where something is mounted in it."""
+    """Removes all but the lock. Raises `OutputError` where something is mounted in it, or it holds what a run moved away."""
     refuse_mounts(directory)
+    if (directory / "old").is_dir() and (directory / "out").exists():
+        raise OutputError(f"{directory / 'old'}: is what a run was stopped in replacing; move it back, or away.")
     for path in directory.iterdir():
         if path.name == "lock":
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+            remove_tree(path)
+        elif not path.name.startswith(".nfs"):
             path.unlink(missing_ok=True)
 
 
 def _open_files(staging: Staging, plan: Plan) -> None:
+    if staging.out.is_symlink():
+        raise OutputError(f"{staging.out}: is a symbolic link, which no run of ckptforge made; remove it.")
     staging.out.mkdir(exist_ok=True)
     planned = {plan.name_of(file.path) for file in plan.files}
     for name in names_in(staging.out):
@@ -260,6 +308,8 @@ def _open_files(staging: Staging, plan: Plan) -> None:
     for file in plan.files:
         path = staging.out / (file.path.relative_to(plan.output) if plan.is_directory else plan.output.name)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o600)  # it may have got the mode of what it was to replace
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         staging.descriptors[file.path] = fd
         os.ftruncate(fd, file.size)
@@ -268,7 +318,10 @@ def _open_files(staging: Staging, plan: Plan) -> None:
 
 
 def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
-    check_output(plan, request.overwrite)  # again: it may have appeared since
+    try:
+        check_output(plan, request.overwrite)  # again: it may have appeared since
+    except CkptforgeError as error:
+        raise OutputError(str(error)) from error
     staging.sync()
     for name, content in staging.small_files.items():
         _write_small(staging.out / name, content)
@@ -344,4 +397,5 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

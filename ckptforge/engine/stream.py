@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,19 +22,19 @@ from ckptforge.engine.budget import Budget
 from ckptforge.engine.buffers import Buffers
 from ckptforge.engine.casts import cast_function, numpy_dtype
 from ckptforge.engine.journal import Journal
-from ckptforge.engine.low_rank import Addend, working_dtype
+from ckptforge.engine.low_rank import Addend, factor_bytes, working_dtype
 from ckptforge.engine.moves import PIECE_BYTES, begin_writeback, move_bytes, write_exactly
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.schedule import Check, Fill, Kept, Move, Schedule
 from ckptforge.engine.tiles import Spans, inside, spans_of, strips
 from ckptforge.engine.transpose import copy_strided
+from ckptforge.errors import OutputError
 from ckptforge.formats.entry import LowRank, TensorEntry, open_file, read_range, read_spans
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 _MANY_CALLS = 16
-_ADDENDS = 4  # whose factors a worker keeps in memory
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Worker:
     digest: bytes = b""
     buffers: Buffers = field(default_factory=Buffers)
     strip_buffers: Buffers = field(default_factory=Buffers)
-    addends: dict[int, Addend] = field(default_factory=dict)  # by the identity of what they are of, which the plan keeps
+    addends: dict[int, tuple[int, Addend]] = field(default_factory=dict)  # by the identity of what they are of, which the plan keeps
 
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
@@ -145,11 +145,12 @@ class Worker:
         """What was read of a matrix with what is added to it, in the dtype that sums have."""
         dtype = working_dtype(source.dtype)
         if id(plus) not in self.addends:
-            while len(self.addends) >= _ADDENDS:
+            need = factor_bytes(plus, source.dtype)
+            while self.addends and sum(held for held, _ in self.addends.values()) + need > self.budget.held:
                 del self.addends[next(iter(self.addends))]
-            self.addends[id(plus)] = Addend(plus, dtype, self.read_whole)
+            self.addends[id(plus)] = need, Addend(plus, dtype, self.read_whole)
         cast_function(source.dtype, dtype)(numbers, out)
-        self.addends[id(plus)].add(out, start, spans)
+        self.addends[id(plus)][1].add(out, start, spans)
         return out
 
     def read_whole(self, entry: TensorEntry) -> Array:
@@ -281,11 +282,22 @@ def run_workers(
             stop.set()
             raise
 
+    futures: list[Future[None]] = []
     with ThreadPoolExecutor(len(workers), thread_name_prefix="ckptforge") as pool:
         try:
-            for future in [pool.submit(work, worker) for worker in workers]:
+            for worker in workers:
+                try:
+                    futures.append(pool.submit(work, worker))
+                except RuntimeError as error:  # no more threads: those that there are do it
+                    if not futures:
+                        raise OutputError(f"no thread can be started: {error}; raise the system's limit of processes.") from error
+                    break
+            for future in futures:
                 future.result()
         except BaseException:
             stop.set()
+            while not all(future.done() for future in futures):  # a second interrupt must not close files that are being written
+                with suppress(BaseException):
+                    wait(futures)
             raise
     return workers

@@ -7,6 +7,7 @@ Conventions of `huggingface_hub` and transformers: `model.safetensors`, or `mode
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,11 @@ def read_directory(directory: Path) -> list[FileIndex]:
     files = [safetensors.read_index(path) for path in paths]
     _check_distinct(files)
     return files
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether a model's weights lie there under the names that transformers looks for."""
+    return os.path.lexists(directory / SINGLE) or os.path.lexists(directory / INDEX)
 
 
 def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:

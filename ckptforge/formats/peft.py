@@ -25,7 +25,14 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _BINARY = "adapter_model.bin"
 _MODULE = re.compile(r"[A-Za-z0-9_.]+")
-# What changes an adapter's meaning, and the values under which it doesn't.
+# What doesn't change what a trained adapter adds.
+_HARMLESS = {
+    *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules", "task_type"),
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version", "lora_dropout", "layers_to_transform"),
+    *("layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    *("qalora_group_size", "runtime_config", "ensure_weight_tying"),
+}
+# What does, and the values under which it doesn't.
 _PLAIN: dict[str, tuple[object, ...]] = {
     "use_dora": (None, False),
     "fan_in_fan_out": (None, False),
@@ -35,7 +42,7 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
     "layer_replication": (None, []),
-    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal", "lora_ga"),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),  # others change the base
 }
 
 
@@ -74,7 +81,7 @@ class AdapterConfig:
 
 def number(value: object, what: str) -> float:
     """A finite number that isn't 0. Raises `FormatError`, which says what it is of."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < abs(value) < 1e9:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < abs(value) < 1e9:
         raise FormatError(f"{what} is {shown(value)}, expected a number.")
     return float(value)
 
@@ -98,11 +105,16 @@ def parse_config(content: bytes, where: str) -> AdapterConfig:
     found = parse_object(content, where)
     if found.get("peft_type") != "LORA":
         raise FormatError(f"{where}: peft_type is {shown(found.get('peft_type'))}; only LORA is understood.")
-    for key, plain in _PLAIN.items():
-        value = found.get(key)
-        if not any(value == one and type(value) is type(one) for one in plain):
+    for key, value in found.items():
+        plain = _PLAIN.get(key, (None, False, [], {}))
+        if key not in _HARMLESS and not any(value == one and type(value) is type(one) for one in plain):
             raise FormatError(f"{where}: {key} is {shown(value)}, which a plain LoRA doesn't have; merge this adapter with peft itself.")
     return AdapterConfig(where, found)
+
+
+def ends(modules: Sequence[str]) -> list[str]:
+    """The last parts of modules' names, by which PEFT finds them."""
+    return sorted({name.rpartition(".")[2] for name in modules})
 
 
 def config_json(modules: Sequence[str], rank: int, alpha: float, like: AdapterConfig | None) -> bytes:
@@ -116,7 +128,7 @@ def config_json(modules: Sequence[str], rank: int, alpha: float, like: AdapterCo
         "alpha_pattern": {},
     }
     if modules:
-        fixed["target_modules"] = sorted({name.rpartition(".")[2] for name in modules})
+        fixed["target_modules"] = ends(modules)
     base: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,

@@ -151,7 +151,8 @@ def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
     """Where config.json doesn't tell the length of an axis that is added to others: those begin where their own names do, which
     are like no other's, else behind the names of the axis itself. Whether anything was learnt."""
     skeletons = Counter(pattern.skeleton for pattern in layout.patterns)
-    unknown = {offset for pattern in layout.patterns for offset in pattern.offsets.values() if sizes.get(offset) is None}
+    patterns = (*layout.patterns, *layout.copies)
+    unknown = {offset for pattern in patterns for offset in pattern.offsets.values() if sizes.get(offset) is None}
     for offset in unknown:
         own = [numbers[p.name_axes.index(offset)] for p, names in numbered.items() if offset in p.name_axes for numbers in names]
         others = [

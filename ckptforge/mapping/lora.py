@@ -23,6 +23,7 @@ from ckptforge.mapping.axes import Axis, Concat, Pattern
 
 WEIGHT = ".weight"
 RANK = "rank"
+Columns = tuple[Axis, frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ Lora = Mapping[str, tuple[AdaptedWeight, ...]]  # by layout
 
 
 def adapted_weights(
-    modules: Sequence[str], names: Sequence[str], patterns: Sequence[Pattern], columns: Mapping[str, Axis]
+    modules: Sequence[str], names: Sequence[str], patterns: Sequence[Pattern], columns: Mapping[str, Columns]
 ) -> Iterator[AdaptedWeight]:
     """The weights of a layout that may have an adapter there: those that hold nothing but modules and whose columns are `columns`,
     which leaves out what is stored (in, out) and what holds several matrices."""
     for pattern in patterns:
         if not set(pattern.tensors) <= set(modules) or not pattern.template.endswith(WEIGHT) or len(pattern.axes) != 2:
             continue
-        if any(pattern.axes[1] != columns[tensor] for tensor in pattern.tensors):
+        if any((pattern.axes[1], frozenset(pattern.name_axes)) != columns[tensor] for tensor in pattern.tensors):
             continue
         a, b = (template.replace("{}", pattern.template.removesuffix(WEIGHT)) for template in names)
         yield AdaptedWeight(
@@ -58,12 +59,12 @@ def adapted_weights(
         )
 
 
-def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str, Axis]:
-    """Module → the axis of its columns. Raises `ValueError` for one that isn't a matrix."""
-    found: dict[str, Axis] = {}
+def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str, Columns]:
+    """Module → the axis of its columns, and those in its name. Raises `ValueError` for one that isn't a matrix."""
+    found: dict[str, Columns] = {}
     for tensor in modules:
         pattern = next(pattern for pattern in patterns if tensor in pattern.tensors)
         if len(pattern.axes) != 2 or any(isinstance(item, Concat) for item in pattern.axes[1]) or not pattern.template.endswith(WEIGHT):
             raise ValueError(f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of rows and columns named …{WEIGHT}")
-        found[tensor] = pattern.axes[1]
+        found[tensor] = pattern.axes[1], frozenset(pattern.name_axes)
     return found

@@ -61,7 +61,11 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
 
     Raises `LayoutError` when none fits, with the reason of the nearest, and when several do.
     """
-    candidates = [layout for layout in table.layouts.values() if family in (None, layout.family)]
+    candidates = [
+        layout
+        for layout in table.layouts.values()
+        if family in (None, layout.family) and (not layout.by_name_only or layout.name in (hints.layout, hints.recorded_layout))
+    ]
     if hints.layout is not None:
         layout = table.layout(hints.layout)
         try:
@@ -80,7 +84,9 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
             f"the tensors fit layouts {' and '.join(fitting)} alike: their names and shapes are the same, only what is in them differs. "
             f"Name the right one with {hints.option}."
         )
-    if elsewhere := _fitting(table, shapes, hints, [layout for layout in table.layouts.values() if layout not in candidates]):
+    if elsewhere := _fitting(
+        table, shapes, hints, [layout for layout in table.layouts.values() if layout not in candidates and not layout.by_name_only]
+    ):
         raise LayoutError(
             f"the tensors are in layout {' or '.join(elsewhere)}, which this command doesn't read: it reads "
             f"{', '.join(layout.name for layout in candidates)}. Use `ckptforge convert`, or the command for the other direction."

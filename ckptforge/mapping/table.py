@@ -71,7 +71,8 @@ class Layout:
     """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one.
 
     `sharding` is how the network that holds this layout spreads each logical tensor; None where the table doesn't say. `copies` are
-    tensors that hold once more what a logical tensor holds.
+    tensors that hold once more what a logical tensor holds. `by_name_only`: names and shapes are those of another layout, which is
+    meant unless a user or a manifest names this one.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Layout:
     patterns: tuple[Pattern, ...]
     sharding: dict[str, Sharding] | None = None
     copies: tuple[Pattern, ...] = ()
+    by_name_only: bool = False
 
     def holding(self, tensor: str) -> Pattern:
         return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
@@ -227,7 +229,7 @@ def _place(found: dict[str, Any]) -> str:
     """The row of a table that msgspec refuses, whose messages don't name the keys of mappings."""
     for section, kind in get_type_hints(_File).items():
         rows = found.get(section)
-        if not isinstance(rows, dict) or section == "example":
+        if not isinstance(rows, dict) or section in ("example", "lora"):
             continue
         for key, row in rows.items():
             for inner in row if isinstance(row, dict) and section in ("layout", "shard", "refused", "copies") else (None,):
@@ -291,7 +293,7 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
         family = raw.layout[ancestor].get("family", family)
         own: dict[str, tuple[str, Pattern]] = {}
         for key, text in raw.layout[ancestor].items():
-            if key in ("family", "extends"):
+            if key in ("family", "extends", "told"):
                 continue
             row = f"{source}: [layout.{ancestor}] {key}"
             pattern = _row(row, key, text, tensors, raw.axes)
@@ -329,7 +331,11 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
                     f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} can produce the same name; "
                     "the layout is ambiguous."
                 )
-    return Layout(name, family, tuple(ordered), _sharding(name, raw, tensors, tuple(ordered), source), _copies(name, raw, ordered, source))
+    told = raw.layout[name].get("told", "by names and shapes")
+    if told not in ("by names and shapes", "by name only"):
+        raise TableError(f"{source}: [layout.{name}]: told must be 'by name only', or left away, found {told!r}.")
+    sharding, copies = _sharding(name, raw, tensors, tuple(ordered), source), _copies(name, raw, ordered, source)
+    return Layout(name, family, tuple(ordered), sharding, copies, told == "by name only")
 
 
 def _copies(name: str, raw: _File, patterns: list[Pattern], source: str) -> tuple[Pattern, ...]:
@@ -354,7 +360,10 @@ def _copies(name: str, raw: _File, patterns: list[Pattern], source: str) -> tupl
 def _sharding(
     name: str, raw: _File, tensors: dict[str, tuple[str, ...]], patterns: tuple[Pattern, ...], source: str
 ) -> dict[str, Sharding] | None:
-    """The [shard] rows of a layout and of those that it extends."""
+    """The [shard] rows of a layout and of those that it extends; none for one that is told by name only and has none of its own, as
+    what its network's devices hold differs from the layout whose names it has."""
+    if "told" in raw.layout[name] and name not in raw.shard:
+        return None
     lineage = [ancestor for ancestor in _lineage(name, raw, source) if ancestor in raw.shard]
     rows: dict[str, Sharding] = {}
     for ancestor in lineage:
@@ -414,6 +423,8 @@ def _lora(raw: _File, layouts: dict[str, Layout], source: str) -> dict[str, tupl
             raise TableError(f"{row}: there is no layout of that name.")
         if any(template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}#") for template in templates):
             raise TableError(f"{row}: each name must hold {{}} once, where the weight's name goes, and no other brace.")
+        if any("lora_" not in template.lower() for template in templates):
+            raise TableError(f"{row}: a factor's name must hold lora_, by which it is told from a weight.")
         if templates[0] == templates[1]:
             raise TableError(f"{row}: both factors have one name.")
     names = {name: next((raw.lora.names[a] for a in _lineage(name, raw, source)[::-1] if a in raw.lora.names), None) for name in layouts}
