@@ -46,7 +46,7 @@ class Budget:
         workers = min(self.workers, self.total // (held + _MIN_BUFFERS)) if held else self.workers
         if not workers:
             raise UsageError(
-                f"--memory of {self.total} bytes is too little: the factors of a weight's adapter take {held}, buffers at least {_MIN_BUFFERS}."
+                f"--memory of {self.total} bytes is too little: the factors of a weight's adapter take {held}, buffers {_MIN_BUFFERS}."
             )
         return Budget(workers, self.total // workers - held, held)
 
