@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptforge.boxes import Box, Transfer, row_major_strides, within_source, within_target
 from ckptforge.dtypes import DType
-from ckptforge.engine.plan import Assembly, Pair, fill, prove_complete
+from ckptforge.engine.plan import Assembly, Pair, fill, prove_complete, prove_filled
 from ckptforge.errors import MissingTensorsError, PlanError, listing
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.layout import FileLayout, TensorSpec
@@ -69,21 +69,41 @@ class Conversion:
 
         `shards` are the parts of source tensors that don't lie in one piece. Raises `PlanError`.
         """
-        lowered = {name: _from_shards(copies, shards) for name, copies in self.copies.items()}
-        found: list[Assembly] = []
+        lowered = {name: tuple(_from_shards(copies, shards)) for name, copies in self.copies.items()}
+        if not any(output.boxes for output in outputs):
+            found = [
+                Assembly(entry, self.groups[entry.name], lowered[entry.name], entry.name in self.zeroed)
+                for output in outputs
+                for entry in output.layout.tensors.values()
+            ]
+            prove_complete([a for a in found if a.target.name not in self.repeated], _parts(self.used, shards))
+            prove_complete([a for a in found if a.target.name in self.repeated], ())
+            return tuple(found)
+        return tuple(self._cut(outputs, lowered))
+
+    def _cut(self, outputs: Sequence[PlacedFile], lowered: Mapping[str, tuple[tuple[TensorEntry, Transfer], ...]]) -> Iterator[Assembly]:
+        """The assemblies of ranks. What is alike, as layers and replicas are, is cut and proved once."""
         shapes = {spec.name: spec.shape for spec in self.specs}
+        alike: dict[tuple[object, ...], int] = {}
+        kinds: dict[str, int] = {}
+        for name, copies in lowered.items():
+            key = (shapes[name], name in self.zeroed, tuple((source.elements, transfer) for source, transfer in copies))
+            kinds[name] = alike.setdefault(key, len(alike))
+        cuts: dict[tuple[int, Box | None], tuple[tuple[Transfer, ...], ...]] = {}
         for output in outputs:
             for entry in output.layout.tensors.values():
-                box = output.boxes.get(entry.name)
-                copies = lowered[entry.name]
-                if box is not None:
-                    copies = [(source, part) for source, copy in copies for part in within_target(copy, shapes[entry.name], box)]
-                found.append(Assembly(entry, self.groups[entry.name], tuple(copies), entry.name in self.zeroed))
-        whole = not any(output.boxes for output in outputs)
-        once = [assembly for assembly in found if assembly.target.name not in self.repeated]
-        prove_complete(once, _parts(self.used, shards) if whole else ())
-        prove_complete([assembly for assembly in found if assembly.target.name in self.repeated], ())
-        return tuple(found)
+                name = entry.name
+                box, copies = output.boxes.get(name), lowered[name]
+                parts = cuts.get((kinds[name], box))
+                proved = parts is not None
+                if parts is None:
+                    parts = tuple((copy,) if box is None else within_target(copy, shapes[name], box) for _, copy in copies)
+                    cuts[kinds[name], box] = parts
+                pairs = tuple([(source, part) for (source, _), cut in zip(copies, parts, strict=True) for part in cut])
+                assembly = Assembly(entry, self.groups[name], pairs, name in self.zeroed)
+                if not proved:
+                    prove_filled(assembly)
+                yield assembly
 
     def against(self, names: Sequence[str], others: Sources, shards: Shards, other_shards: Shards) -> list[Pair]:
         """The target tensors of these names beside tensors of the same names and shapes that are there already, part by part."""

@@ -94,8 +94,13 @@ class Plan:
 
     def casts(self) -> dict[str, int]:
         """ "from → to" → number of source tensors that are cast so."""
-        pairs = {(source, assembly.target.dtype) for assembly in self.assemblies for source, _ in assembly.copies}
-        return dict(Counter(f"{source.dtype} → {target}" for source, target in pairs if source.dtype != target))
+        pairs = {
+            (id(source), assembly.target.dtype): source.dtype
+            for assembly in self.assemblies
+            for source, _ in assembly.copies
+            if source.dtype != assembly.target.dtype
+        }
+        return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
 
 
 def fill(targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[int]) -> dict[str, list[tuple[str, Box, Transfer]]]:
@@ -128,6 +133,20 @@ def fill(targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[in
     return found
 
 
+def prove_filled(assembly: Assembly) -> None:
+    """As many elements of an output are written as it has, all inside it and from inside their sources. Raises `PlanError`."""
+    written, elements = 0, assembly.target.elements
+    for source, transfer in assembly.copies:
+        size = transfer.size
+        written += size
+        last_from = transfer.source + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.from_, strict=True))
+        last_to = transfer.target + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.to, strict=True))
+        if size and (last_from >= source.elements or last_to >= elements):
+            raise PlanError(f"{assembly.target.name}: a copy from {source.name} reaches outside; this is a defect of the mapping.")
+    if written != elements and not assembly.zeroed:
+        raise PlanError(f"{assembly.target.name}: {written} of {elements} elements are filled; this is a defect of the mapping.")
+
+
 def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) -> None:
     """Every element of every output is written once by count, inside it; every element of every used source is read.
 
@@ -135,18 +154,9 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
     """
     read: Counter[TensorEntry] = Counter()
     for assembly in assemblies:
-        written = 0
+        prove_filled(assembly)
         for source, transfer in assembly.copies:
-            written += transfer.size
             read[source] += transfer.size
-            last_from = transfer.source + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.from_, strict=True))
-            last_to = transfer.target + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.to, strict=True))
-            if transfer.size and (last_from >= source.elements or last_to >= assembly.target.elements):
-                raise PlanError(f"{assembly.target.name}: a copy from {source.name} reaches outside; this is a defect of the mapping.")
-        if written != assembly.target.elements and not assembly.zeroed:
-            raise PlanError(
-                f"{assembly.target.name}: {written} of {assembly.target.elements} elements are filled; this is a defect of the mapping."
-            )
     for source in used:
         if read[source] != source.elements:
             raise PlanError(f"{source.name}: {read[source]} of {source.elements} elements are used; this is a defect of the mapping.")

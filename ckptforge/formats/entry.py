@@ -41,6 +41,9 @@ class TensorEntry:
     extents: tuple[Extent, ...]
     plus: LowRank | None = None
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.path))  # plans of many ranks hash millions of times
+
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
