@@ -521,7 +521,8 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
-        ({"what_comes_next": True}, "what_comes_next is True"),
+        ({"what_comes_next": True}, "'what_comes_next' is True"),
+        ({"x" * 5000: True}, r"adapter_config.json: 'x{50,99}\.\.\.x{50,99}' is True"),  # found by fuzzing
         ({"what_comes_next": False, "peft_version": "0.21", "qalora_group_size": 16, "layers_pattern": "h"}, None),
         ({"lora_alpha": 10**400}, "lora_alpha is"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a number"),

@@ -108,7 +108,8 @@ def parse_config(content: bytes, where: str) -> AdapterConfig:
     for key, value in found.items():
         plain = _PLAIN.get(key, (None, False, [], {}))
         if key not in _HARMLESS and not any(value == one and type(value) is type(one) for one in plain):
-            raise FormatError(f"{where}: {key} is {shown(value)}, which a plain LoRA doesn't have; merge this adapter with peft itself.")
+            name = key if key in _PLAIN else shown(key)
+            raise FormatError(f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't have; merge this adapter with peft itself.")
     return AdapterConfig(where, found)
 
 
