@@ -87,7 +87,7 @@ def run_job(job: Job, options: Options) -> Result:
     budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "--memory"))
     budget = budget.holding(_held(plan))
     overwrite, hashing = options.get("overwrite", False), job.manifest and not options.get("no_hash", False)
-    if options.get("resume", False) and not options.get("dry_run", False) and finish_placing(plan.output):
+    if options.get("resume", False) and not options.get("dry_run", False) and finish_placing(plan, options.get("command")):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
         files = (*plan.paths, manifest_path(plan.output, False))
         return Result(plan.verb, plan.output, files, plan.nbytes, plan.tensor_count, Audit(), plan.left_out, notes, plan.facts, 0.0)

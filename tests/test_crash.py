@@ -761,6 +761,8 @@ def test_a_kill_between_a_file_and_its_manifest(tmp_path, then, overwrite):
     assert os.WIFSIGNALED(in_a_process(run))
     assert out.exists() and not manifest.exists()
     if then == "resume":
+        with pytest.raises(OutputError):  # another command's
+            ckptforge.to_ms(HUB, out, layout="dense", resume=True)
         result = ckptforge.to_ms(HUB, out, layout="gmm", overwrite=overwrite, resume=True)
         assert manifest in result.files and "only the manifest" in result.notes[-1]
     else:

@@ -254,9 +254,10 @@ def is_complete(directory: Path, journal: Journal) -> bool:
         return False
 
 
-def finish_placing(output: Path) -> bool:
-    """Puts the manifest of an output that is a file in its place, where a run was stopped between the two; whether that was so. Raises
-    `OutputError`."""
+def finish_placing(plan: Plan, command: str | None) -> bool:
+    """Puts the manifest of an output that is a file in its place, where a run of the same plan was stopped between the two; whether that
+    was so. Raises `OutputError`."""
+    output = plan.output
     directory = staging_path(output)
     if not (directory / "journal").is_file():
         return False
@@ -267,7 +268,9 @@ def finish_placing(output: Path) -> bool:
             if journal is None:
                 return False
             journal.close()
-            if not is_complete(directory, journal) or not finish_files(directory / "out", output):
+            if not is_complete(directory, journal) or journals.differences(journal, journals.head_of(plan, command)):
+                return False
+            if not finish_files(directory / "out", output):
                 return False
             sync_directory(output.absolute().parent)
             remove_staging(directory)
