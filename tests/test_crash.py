@@ -806,14 +806,17 @@ def test_threads_that_cannot_be_started(tmp_path, monkeypatch, started):
 def test_several_signals_in_a_row_end_as_one(tmp_path, number):
     code = f"""
 import os, signal, sys
-from ckptforge.engine import stream
+from ckptforge.cli import app
 from ckptforge.cli.app import main
-real = stream.Worker.do
-def do(self, task):
-    for _ in range(3):
+from ckptforge.engine import staging, stream
+def signalling(real):
+    def signalled(*args):
         os.kill(os.getpid(), {int(number)})
-    return real(self, task)
-stream.Worker.do = do
+        return real(*args)
+    return signalled
+stream.Worker.do = signalling(stream.Worker.do)
+staging.remove_staging = signalling(staging.remove_staging)
+app._notes = signalling(app._notes)
 sys.argv = ["ckptforge", "to-ms", {str(HUB)!r}, {str(tmp_path / "x.ckpt")!r}]
 main()
 """

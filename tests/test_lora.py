@@ -373,7 +373,7 @@ def test_rows_without_an_adapter_keep_their_zeros_signs(tmp_path):
     write_safetensors(path, tensors, {"format": "pt"})
     hub = raw_safetensors(path)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "b.ckpt", layout="mcore")
-    products = write_adapter(tmp_path / "lora", weights_of("llama", hub, ["q_proj.weight"]))
+    products = write_adapter(tmp_path / "lora", weights_of("llama", hub, ["k_proj.weight"]))
     ckptforge.to_torch(tmp_path / "b.ckpt", tmp_path / "x", merge_lora=tmp_path / "lora")
     found = raw_safetensors(tmp_path / "x")
     assert all(np.array_equal(found[name], hub[name]) for name in hub if name not in products)
