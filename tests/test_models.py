@@ -347,8 +347,13 @@ def test_models_of_transformers_of_any_size(kind, data):
             config |= {"num_experts_per_tok": min(2, config[key]), "n_group": 1, "topk_group": 1}
     if name == "deepseek_v3":
         config |= {"num_nextn_predict_layers": 0, "head_dim": config["qk_rope_head_dim"], "tie_word_embeddings": False}
+        config |= {"num_key_value_heads": config["num_attention_heads"], "n_routed_experts": config["n_routed_experts"] + 1}
     if name in ("qwen2", "deepseek_v3"):  # classes that take it from the hidden size, or of another meaning
         config["hidden_size"] = config["num_attention_heads"] * config["head_dim"]
+    for key in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
+        if key in config and name in ("mixtral", "qwen3_moe", "deepseek_v3"):  # what torch's grouped multiplication needs
+            config[key] = 8 * data.draw(st.integers(1, 3))
+    config.pop("attention_bias" if name == "mistral" else "", None)
     torch.manual_seed(data.draw(st.integers(0, 99)))
     made = transformers.AutoConfig.for_model(**config)
     model = getattr(transformers, kind)(made).to(torch.bfloat16).eval()
@@ -453,3 +458,12 @@ def test_bad_copies(tmp_path, rows, message):
     (tmp_path / "t.toml").write_text(text.replace("[ignored]", rows + "\n[ignored]"))
     with pytest.raises(TableError, match=message):
         load_table(tmp_path / "t.toml")
+
+
+def test_layouts_that_differ_only_in_what_a_model_lacks_are_one(tmp_path):
+    """Without any layer of experts, one by one and stacked are the same."""
+    config = {**TABLES["deepseek_v3"].example, "num_nextn_predict_layers": 0}
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], {**config, "first_k_dense_replace": config["num_hidden_layers"]})
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
+    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "hub")

@@ -77,8 +77,8 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
     fitting = _fitting(table, shapes, hints, candidates)
     if hints.recorded_layout in fitting:
         return fitting[hints.recorded_layout]
-    if len(fitting) == 1:
-        return next(iter(fitting.values()))
+    if len({frozenset((pattern.template, pattern.axes) for pattern in binding.names) for binding in fitting.values()}) == 1:
+        return next(iter(fitting.values()))  # one, or several that differ in what this model doesn't have
     if fitting:
         raise LayoutError(
             f"the tensors fit layouts {' and '.join(fitting)} alike: their names and shapes are the same, only what is in them differs. "
