@@ -54,7 +54,7 @@ def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
     own = staging_path(path) if path.name and path.name != ".." else None
     small: list[Path] = []
     found = [own] if own is not None and _is_staging(own) else []
-    if path.is_dir():
+    if os.path.isdir(path):
         try:
             entries = sorted(path.iterdir())
             found += [entry for entry in entries if _is_staging(entry)]
@@ -68,12 +68,16 @@ def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
 
 def _is_staging(path: Path) -> bool:
     name = path.name
-    if not name.startswith(".") or not name.endswith(SUFFIX) or path.is_symlink() or not path.is_dir():
-        return False
     try:
-        return {entry.name for entry in path.iterdir() if not entry.name.startswith(".nfs")} <= PARTS
+        return _looks_so(path, name)
     except OSError:  # another user's, or it is being removed
         return False
+
+
+def _looks_so(path: Path, name: str) -> bool:
+    if not name.startswith(".") or not name.endswith(SUFFIX) or path.is_symlink() or not path.is_dir():
+        return False
+    return {entry.name for entry in path.iterdir() if not entry.name.startswith(".nfs")} <= PARTS
 
 
 def _remove(directory: Path, dry_run: bool) -> Left:

@@ -905,3 +905,61 @@ def test_modes_that_hinder_nobody(tmp_path, monkeypatch):
         patch.setattr(checks.os, "access", lambda path, mode: path != tmp_path / "o")
         with pytest.raises(OutputError, match="no permission to write in it"):
             ckptforge.to_ms(HUB, tmp_path / "o", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "o"])
+@pytest.mark.parametrize("what", ["all", "out"])
+def test_what_is_removed_under_a_run_is_not_put_in_place(tmp_path, name, what):
+    """As those do who clean up temporary directories; the old output stays."""
+    ckptforge.to_ms(HUB, tmp_path / name)
+    before = tree(tmp_path / name)
+
+    def progress(done, total):
+        directory = staging.staging_path(tmp_path / name)
+        shutil.rmtree(directory if what == "all" else directory / "out", ignore_errors=True)
+
+    with pytest.raises(OutputError, match="was removed or replaced while it was written"):
+        ckptforge.to_ms(HUB, tmp_path / name, layout="gmm", overwrite=True, progress=progress)
+    assert tree(tmp_path / name) == before
+
+
+def test_a_journal_that_cannot_be_read_is_not_thrown_away_unasked(tmp_path):
+    out = tmp_path / "x.ckpt"
+    interrupt(out, after=0.5)
+    path = staging.staging_path(out) / "journal"
+    path.write_bytes(b"0" + path.read_bytes())
+    for resume in (False, True):
+        with pytest.raises(LeftError, match="its journal can't be read"):
+            ckptforge.to_ms(HUB, out, layout="gmm", resume=resume)
+    ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True)
+
+
+def test_what_appears_in_a_directory_while_it_is_replaced_is_taken_along(tmp_path, monkeypatch):
+    out = tmp_path / "o"
+    ckptforge.to_ms(HUB, out)
+    real = placing._exchange
+
+    def exchange(a, b):
+        (out / "late.txt").write_text("mine")
+        return real(a, b)
+
+    monkeypatch.setattr(placing, "_exchange", exchange)
+    ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True)
+    assert (out / "late.txt").read_text() == "mine"
+
+
+def test_errors_of_closing_hide_nothing(tmp_path, monkeypatch):
+    real = os.close
+
+    def close(fd):
+        real(fd)
+        raise OSError(errno.EDQUOT, "quota")
+
+    def progress(done, total):
+        monkeypatch.setattr(staging.os, "close", close)
+        raise OutputError("the first")
+
+    with pytest.raises(OutputError, match="the first"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", progress=progress)
+    monkeypatch.undo()
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)

@@ -55,6 +55,8 @@ def _unlink(paths: Iterable[Path]) -> None:
 def finish_files(out: Path, output: Path) -> bool:
     """Puts the manifest of a file in its place where a run was stopped between the two; False where that isn't so."""
     manifest = out / manifest_path(output, False).name
+    if output.is_file() and (out / output.name).exists() and os.path.samefile(out / output.name, output):
+        (out / output.name).unlink()  # it was linked, and not yet unlinked
     if (out / output.name).exists() or not manifest.is_file() or not output.is_file():
         return False
     found, written = output.stat(), read_manifest(manifest)
@@ -105,6 +107,7 @@ def place_directory(staging: Path, output: Path) -> None:
         except BaseException:
             restore_old(staging, output)
             raise
+    _take_along(old, output)  # again: what has appeared meanwhile
     with suppress(OSError):
         for root, _, files in _walk(old):
             for name in (".", *files):
@@ -169,7 +172,7 @@ def remove_tree(directory: Path) -> None:
             return
         for one in (os.path.dirname(path), path):
             with suppress(OSError):
-                if not os.path.islink(one):
+                if os.path.isdir(one) and not os.path.islink(one):
                     os.chmod(one, os.stat(one).st_mode | 0o700)
         if function in (os.open, os.scandir, os.lstat):
             shutil.rmtree(path)

@@ -106,7 +106,7 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
     try:
         lock = lock_directory(staging.directory, output)
         with said(plan.output, f"can't be written in {staging.directory}"):
-            staging.journal = _journal(staging, plan, request)
+            _take_over(staging, plan, request)
             _open_files(staging, plan)
         yield staging
         with said(plan.output, "can't be put in place"):
@@ -118,14 +118,15 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
             remove_staging(staging.directory)
     except BaseException as error:
         journal = staging.journal
-        ours = lock is not None and staging.begun
+        held = lock is not None and _same(lock, staging.directory / "lock")
+        ours = held and staging.begun
         placed = placed or _is_placed(staging)
         kept = placed or (ours and journal is not None and _worth_keeping(journal, error))
         if placed:
             error.add_note(f"{output} is in place and whole; `ckptforge clean {output.parent}` removes what is left of the run.")
         elif not isinstance(error, CkptforgeError):
             error.add_note("Nothing was left under a final name.")
-        if kept and not placed and journal is not None:
+        if kept and not placed and journal is not None and journal.path.exists():
             error.add_note(
                 f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
                 f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
@@ -134,7 +135,8 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
             with suppress(OSError, OutputError):
                 restore_old(staging.directory, output)
         with suppress(OSError, OutputError):
-            if lock is not None and not kept and (staging.begun or os.listdir(staging.directory) == ["lock"]):
+            if not kept and held and (ours or os.listdir(staging.directory) == ["lock"]):
+                _close(staging)
                 remove_staging(staging.directory)
         for parent in reversed(parents):  # those that hold nothing
             try:
@@ -143,15 +145,25 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
                 break
         raise
     finally:
-        for fd in staging.descriptors.values():
-            os.close(fd)
-        if staging.journal is not None:
-            staging.journal.close()
+        _close(staging)
         if lock is not None:
-            os.close(lock)
+            with suppress(OSError):
+                os.close(lock)
             if staging.begun and not os.path.lexists(staging.directory / "journal"):
                 with suppress(OSError):  # NFS keeps open files until they are closed, and their directory with them
                     staging.directory.rmdir()
+
+
+def _close(staging: Staging) -> None:
+    """Closes the files and the journal. Errors say nothing that syncing hasn't said."""
+    while staging.descriptors:
+        _, fd = staging.descriptors.popitem()
+        with suppress(OSError):
+            os.close(fd)
+    if staging.journal is not None:
+        with suppress(OSError):
+            staging.journal.close()
+        staging.journal = None
 
 
 def _is_placed(staging: Staging) -> bool:
@@ -207,14 +219,20 @@ def lock_directory(directory: Path, output: Path) -> int:
     raise OutputError(f"{output}: {directory} can't be locked, as it is made and removed by others; let them end.")
 
 
-def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
-    """The journal to go on with, or a new one; what an earlier run left and isn't gone on with is removed.
+def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
+    """Gets the journal to go on with, or a new one; what an earlier run left and isn't gone on with is removed.
 
     A run that stopped while its output was put in place is gone on with as any other: what it made is checked again.
     """
-    left = journals.reopen(staging.directory / "journal")
-    if left is not None and left.publishing is not None and not is_complete(staging.directory, left):
-        left.close()  # its output was put in place; what lies here is the old one, if anything
+    path = staging.directory / "journal"
+    left = journals.reopen(path)
+    if left is None and path.exists() and path.stat().st_size and not request.overwrite:
+        raise LeftError(
+            f"{plan.output}: what an earlier run left, in {staging.directory}, can't be resumed: its journal can't be read. "
+            "Begin anew with --overwrite, or remove it with `ckptforge clean`."
+        )
+    if left is not None and left.publishing is not None and _was_placed(staging, plan, left.publishing):
+        left.close()  # what lies here is the old one, if anything
         left = None
     try:
         if left is not None and (left.tensors or left.publishing is not None):
@@ -226,9 +244,9 @@ def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
                         "Begin anew with --overwrite and without --resume, or remove it with `ckptforge clean`."
                     )
                 restore_old(staging.directory, plan.output)
-                staging.begun = True
                 left.publishing = None
-                return left
+                staging.journal, staging.begun = left, True
+                return
             if not request.overwrite:
                 raise LeftError(
                     f"{plan.output}: an earlier run stopped {where}; go on with --resume, begin anew with --overwrite, or remove them "
@@ -243,7 +261,15 @@ def _journal(staging: Staging, plan: Plan, request: Request) -> Journal | None:
     restore_old(staging.directory, plan.output)
     staging.begun = True
     _empty(staging.directory)
-    return journals.begin(staging.directory / "journal", plan, request.command) if request.journaled else None
+    if request.journaled:
+        staging.journal = journals.begin(staging.directory / "journal", plan, request.command)
+
+
+def _was_placed(staging: Staging, plan: Plan, inode: int) -> bool:
+    """Whether the output of a run that began to put it in place got there: its directory is gone, or has the final name."""
+    if not staging.out.exists():
+        return True
+    return plan.is_directory and plan.output.exists() and plan.output.stat().st_ino == inode
 
 
 def is_complete(directory: Path, journal: Journal) -> bool:
@@ -259,7 +285,7 @@ def finish_placing(plan: Plan, command: str | None) -> bool:
     was so. Raises `OutputError`."""
     output = plan.output
     directory = staging_path(output)
-    if not (directory / "journal").is_file():
+    if not os.path.isfile(directory / "journal"):
         return False
     lock = lock_directory(directory, output)
     try:
@@ -273,17 +299,23 @@ def finish_placing(plan: Plan, command: str | None) -> bool:
             if not finish_files(directory / "out", output):
                 return False
             sync_directory(output.absolute().parent)
+        with suppress(OSError, OutputError):
             remove_staging(directory)
         return True
     finally:
-        os.close(lock)
+        with suppress(OSError):
+            os.close(lock)
+        with suppress(OSError):
+            if not os.listdir(directory):
+                directory.rmdir()
 
 
 def remove_staging(directory: Path) -> None:
     """Removes a staging directory, what is locked by last, so that a run that is killed here leaves one that can be told."""
     _empty(directory)
     (directory / "lock").unlink(missing_ok=True)
-    directory.rmdir()
+    if not any(name.startswith(".nfs") for name in os.listdir(directory)):  # open files; they go, and it, when they are closed
+        directory.rmdir()
 
 
 def _empty(directory: Path) -> None:
@@ -326,6 +358,7 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
     except CkptforgeError as error:
         raise OutputError(str(error)) from error
     staging.sync()
+    _refuse_replaced(staging, plan)
     for name, content in staging.small_files.items():
         _write_small(staging.out / name, content)
     for root, _, _ in os.walk(staging.out):
@@ -333,10 +366,26 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
     inode = staging.out.stat().st_ino
     if staging.journal is not None:
         staging.journal.add_publishing(inode)
+    _refuse_replaced(staging, plan)
     if plan.is_directory:
         place_directory(staging.directory, plan.output)
     else:
         place_files(staging.out, plan.output, request.overwrite)
+
+
+def _refuse_replaced(staging: Staging, plan: Plan) -> None:
+    """Raises `OutputError` where what lies under the names that are about to be placed isn't what was written."""
+    for path, fd in staging.descriptors.items():
+        name = staging.out / (path.relative_to(plan.output) if plan.is_directory else plan.output.name)
+        if not _same(fd, name):
+            raise OutputError(f"{name}: was removed or replaced while it was written; nothing is left under the final name.")
+
+
+def _same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except OSError:
+        return False
 
 
 def _allow_open_files(count: int) -> None:

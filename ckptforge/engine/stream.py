@@ -206,7 +206,8 @@ class Descriptors:
     def close(self) -> None:
         """Closes the sources; the targets are another's."""
         for fd in self.sources.values():
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
 
 
 @dataclass(frozen=True)
@@ -278,10 +279,12 @@ def run_workers(
                     if written and progress is not None:
                         done += written
                         progress(done, total)
-        except BaseException:
+        except BaseException as error:
+            errors.append(error)
             stop.set()
             raise
 
+    errors: list[BaseException] = []
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(len(workers), thread_name_prefix="ckptforge") as pool:
         try:
@@ -300,4 +303,6 @@ def run_workers(
                 with suppress(BaseException):
                     wait(futures)
             raise
+    if errors:  # of one that wasn't started at once
+        raise errors[0]
     return workers
