@@ -19,7 +19,7 @@ from ckptforge.engine.tiles import Spans
 from ckptforge.formats.entry import LowRank, TensorEntry
 
 Array = NDArray[Any]
-_ROWS, _COLUMNS = 16, 512
+_ROWS, _COLUMNS = 32, 1024  # large enough for the calls to cost little, small enough for a core's cache
 
 
 def working_dtype(source: DType) -> DType:
@@ -71,17 +71,26 @@ class Addend:
             r0, r1 = max(i, row), min(i + _ROWS, bottom)
             for j in range(column // _COLUMNS * _COLUMNS, right, _COLUMNS):
                 c0, c1 = max(j, column), min(j + _COLUMNS, right)
-                place = window[r0 - row : r1 - row, c0 - column : c1 - column]
-                place += self._tile(i, j)[r0 - i : r1 - i, c0 - j : c1 - j]
+                tile = self._tile(i, j)
+                if tile is not None:
+                    place = window[r0 - row : r1 - row, c0 - column : c1 - column]
+                    place += tile[r0 - i : r1 - i, c0 - j : c1 - j]
 
-    def _tile(self, i: int, j: int) -> Array:
-        made = np.full((_ROWS, _COLUMNS), -0.0, self._dtype)  # which changes nothing, not even a zero
+    def _tile(self, i: int, j: int) -> Array | None:
+        """What is to be added to a tile; None for nothing."""
+        made: Array | None = None
         for a, b, scale, touched in self._products:
             rows = touched[i : i + _ROWS]
-            if rows.any():
-                product = b[i : i + _ROWS] @ a[:, j : j + _COLUMNS]
-                product *= self._dtype.type(scale)
-                made[rows] += product[rows]
+            if not rows.any():
+                continue
+            product = b[i : i + _ROWS] @ a[:, j : j + _COLUMNS]
+            product *= self._dtype.type(scale)
+            if made is None and rows.all():
+                made = product
+                continue
+            if made is None:
+                made = np.full((_ROWS, _COLUMNS), -0.0, self._dtype)  # which changes nothing, not even a zero
+            made[rows] += product[rows]
         return made
 
 
