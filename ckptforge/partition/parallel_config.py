@@ -17,7 +17,7 @@ from ckptforge.formats.small_json import parse_object
 from ckptforge.partition.device_layout import MAX_DEVICES, MAX_STAGES
 
 _MAX_BYTES = 256 * 1024  # MindFormers' files have under 20 kB
-_MAX_NODES = 10_000  # keys and values, those that aliases stand for counted each time
+_MAX_NODES = 5_000  # keys and values, those that aliases stand for counted each time
 
 # Key of ours → its sections and spellings. Sections are those of MindFormers' files; in a small file they may be left away.
 _KEYS: dict[str, tuple[str, ...]] = {
