@@ -102,6 +102,16 @@ class Transfer:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def last_source(self) -> int:
+        """The last flat element that is read, of a transfer that isn't empty."""
+        return self.source + sum((n - 1) * s for n, s in zip(self.shape, self.from_, strict=True))
+
+    @property
+    def last_target(self) -> int:
+        """The last flat element that is written, of a transfer that isn't empty."""
+        return self.target + sum((n - 1) * s for n, s in zip(self.shape, self.to, strict=True))
+
     def sub(self, box: Box) -> Transfer:
         """The transfer of a box of this one's box."""
         start = tuple(lo for lo, _ in box)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptforge.engine import journal as journals
+from ckptforge.engine.lock import PARTS, lock_directory, names_of, unlock
 from ckptforge.engine.placing import finish_files, refuse_mounts, restore_old
-from ckptforge.engine.staging import PARTS, is_complete, lock_directory, output_of, remove_staging, staging_path, temporary_of
+from ckptforge.engine.single_file import temporary_of
+from ckptforge.engine.staging import empty_staging, is_complete, output_of, staging_path
 from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError
 from ckptforge.formats.unfinished import SUFFIX
 
@@ -18,7 +19,8 @@ from ckptforge.formats.unfinished import SUFFIX
 @dataclass(frozen=True)
 class Left:
     """What a run left: the `directory` (or small file) it is, the `output` it was for, tensors `finished`, and `bytes` of disk.
-    `complete`: the output was whole and only had to be put in place. `busy` says why it was let alone, if it was."""
+    `complete`: the output was whole and only had to be put in place. `busy` says why it was let alone, if it was; `failed`: not because
+    a run may hold it."""
 
     directory: str
     output: str
@@ -26,6 +28,7 @@ class Left:
     bytes: int
     busy: str | None = None
     complete: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,20 @@ class Cleaned:
     def bytes(self) -> int:
         return sum(left.bytes for left in self.left if left.busy is None)
 
+    @property
+    def ok(self) -> bool:
+        """Whether all was removed but what living runs may hold."""
+        return not any(left.failed for left in self.left)
+
     def to_json(self) -> dict[str, Any]:
-        return {"ok": True, **asdict(self), "bytes": self.bytes}
+        return {"ok": self.ok, **asdict(self), "bytes": self.bytes}
 
 
 def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
     """Removes unfinished outputs from a directory: those of files and directories in it, and that of the directory itself.
 
-    One that a living run holds is let alone. Raises `InputNotFoundError` for a directory that isn't there (and isn't an unfinished
-    output either), `OutputError` for what can't be removed.
+    One that a living run holds is let alone, and what can't be removed is reported. Raises `InputNotFoundError` for a directory that isn't
+    there (and isn't an unfinished output either).
     """
     path = Path(directory)
     own = staging_path(path) if path.name and path.name != ".." else None
@@ -68,16 +76,12 @@ def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
 
 def _is_staging(path: Path) -> bool:
     name = path.name
+    if not name.startswith(".") or not name.endswith(SUFFIX):
+        return False
     try:
-        return _looks_so(path, name)
+        return not path.is_symlink() and path.is_dir() and names_of(path) <= PARTS
     except OSError:  # another user's, or it is being removed
         return False
-
-
-def _looks_so(path: Path, name: str) -> bool:
-    if not name.startswith(".") or not name.endswith(SUFFIX) or path.is_symlink() or not path.is_dir():
-        return False
-    return {entry.name for entry in path.iterdir() if not entry.name.startswith(".nfs")} <= PARTS
 
 
 def _remove(directory: Path, dry_run: bool) -> Left:
@@ -98,18 +102,15 @@ def _remove(directory: Path, dry_run: bool) -> Left:
             restore_old(directory, output)
             if journal is not None and is_complete(directory, journal):
                 finish_files(directory / "out", output)
-            remove_staging(directory)
+            empty_staging(directory)
         return left
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return Left(str(directory), str(output), 0, 0, f"{directory} can't be removed: {error.strerror}{where}.")
+        return Left(str(directory), str(output), 0, 0, f"{directory} can't be removed: {error.strerror}{where}.", failed=True)
     except CkptforgeError as error:
-        return Left(str(directory), str(output), 0, 0, str(error))
+        return Left(str(directory), str(output), 0, 0, str(error), failed=True)
     finally:
-        os.close(lock)
-        with suppress(OSError):  # where open files keep their directory, as on NFS
-            if not dry_run and not os.listdir(directory):
-                directory.rmdir()
+        unlock(lock, directory)
 
 
 def _remove_small(path: Path, dry_run: bool) -> Left:
@@ -124,7 +125,7 @@ def _remove_small(path: Path, dry_run: bool) -> Left:
             path.unlink()
         return left
     except OSError as error:
-        raise OutputError(f"{path}: can't be removed: {error.strerror}.") from error
+        return Left(str(path), str(output), 0, 0, f"{path} can't be removed: {error.strerror}.", failed=True)
 
 
 def _lives(process: int) -> bool:

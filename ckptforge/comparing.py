@@ -11,13 +11,11 @@ from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
-from ckptforge.engine.manifest import MAX_SMALL_FILE
 from ckptforge.engine.stream import Progress
 from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError
 from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
-from ckptforge.formats.small_files import read_small
 from ckptforge.jobs import PathLike
 from ckptforge.mapping.binding import recognise_names
 from ckptforge.mapping.state import companion_prefix, is_state
@@ -260,7 +258,7 @@ def _scales(one: Path, other: Path) -> dict[str, tuple[Any, Any]]:
     """What two adapters of PEFT's say differently of what their products are multiplied with."""
     if not (peft.is_adapter(one) and peft.is_adapter(other)):
         return {}
-    a, b = (peft.parse_config(read_small(path / peft.CONFIG, MAX_SMALL_FILE), str(path / peft.CONFIG)).content for path in (one, other))
+    a, b = (peft.read_config(path)[1].content for path in (one, other))
     keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
     return {key: (a.get(key), b.get(key)) for key in keys if (a.get(key) or None) != (b.get(key) or None)}
 

@@ -13,7 +13,7 @@ from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
 from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import is_state
-from ckptforge.mapping.table import load_table, shipped_tables
+from ckptforge.mapping.table import candidate_tables
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import Strategy, read_strategy
 from ckptforge.source import Choices, Source, bind_source
@@ -98,11 +98,10 @@ def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dic
 
 def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
     """An adapter alone: every model and layout that has its names."""
-    tables = shipped_tables() if choices.mapping is None else (load_table(choices.mapping),)
     found: list[Adapter] = []
     reason = None
     try:
-        candidates = adapter_tables(tables, checkpoint, {}, choices.model)
+        candidates = adapter_tables(candidate_tables(choices.mapping), checkpoint, {}, choices.model)
     except ModelUnknownError as error:
         candidates, reason = [], str(error)
     for table in candidates:

@@ -12,11 +12,11 @@ from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, Manifest,
 from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, UnmappedTensorsError, listing
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from ckptforge.formats.small_files import is_there, read_small
-from ckptforge.formats.small_json import parse_object
+from ckptforge.formats.small_json import parse_object, read_object
 from ckptforge.mapping.binding import Binding
 from ckptforge.mapping.recognition import Hints, choose_table, recognise
 from ckptforge.mapping.state import is_state
-from ckptforge.mapping.table import Table, load_table, shipped_tables
+from ckptforge.mapping.table import Table, candidate_tables
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 
@@ -65,6 +65,13 @@ class Choices:
     strategy: Path | None = None
 
 
+def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
+    """(a config.json as an object, its path): of a file, or of the directory that holds it. Raises `InputNotFoundError` and
+    `FormatError`."""
+    path = given / CONFIG if os.path.isdir(given) else given
+    return read_object(path, _MAX_CONFIG, constants=True), str(path)
+
+
 def open_source(path: Path, choices: Choices) -> Source:
     """Opens a checkpoint and finds its layout. Raises the errors of `open_checkpoint`, of the tables and of binding."""
     if choices.strategy is not None:
@@ -79,7 +86,7 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     side = _hugging_face_side(checkpoint, manifest, choices.config)
     config, config_source = _config(checkpoint, manifest, side, choices.config)
     named = choices.model or (manifest.model if manifest is not None else None)
-    tables = shipped_tables(named, config.get("model_type")) if choices.mapping is None else (load_table(choices.mapping),)
+    tables = candidate_tables(choices.mapping, named, config.get("model_type"))
     hints = Hints(
         config,
         config_source,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import UsageError
-from ckptforge.formats.small_json import read_object
 from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.binding import name_pieces
 from ckptforge.mapping.sharding import Sharding, stored_cuts
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Layout, Table, load_table, schema, shipped_tables
+from ckptforge.source import read_model_config
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,12 @@ def check_table(path: str | Path, config: str | Path | None = None) -> Checked:
     table = find_table(path)
     counts = []
     if config is not None:
-        where = Path(config) / "config.json" if Path(config).is_dir() else Path(config)
-        content = read_object(where, constants=True)
-        counts = [count(table, layout, content, str(where)) for layout in table.layouts.values()]
+        content, where = read_model_config(Path(config))
+        counts = [count(table, layout, content, where) for layout in table.layouts.values()]
     return Checked(table.name, table.source, list(table.layouts), counts)
 
 
-def count(table: Table, layout: Layout, config: dict[str, Any], where: str) -> Count:
+def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
     """Stored tensors and parameters of a model in a layout. Raises `ConfigError` where the config doesn't tell a length."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)

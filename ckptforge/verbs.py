@@ -23,7 +23,7 @@ from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.state import companion_prefix
-from ckptforge.mapping.table import Layout, Table, load_table, shipped_tables
+from ckptforge.mapping.table import Layout, Table, candidate_tables
 from ckptforge.mindspore_outputs import Spread
 from ckptforge.outputs import HuggingFaceTarget, parse_size
 from ckptforge.partition.computed import compute_strategy
@@ -257,8 +257,7 @@ def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Sp
     if reads not in (None, found):
         other = "to-ms" if found == "huggingface" else "to-torch"
         raise UsageError(f"{checkpoint.path}: is an adapter of {found}; use `ckptforge {other}`, or convert.")
-    mapping = _path(options.get("mapping"))
-    tables = shipped_tables() if mapping is None else (load_table(mapping),)
+    tables = candidate_tables(_path(options.get("mapping")))
     dtype = parse_target(options.get("dtype"))
     chosen = AdapterChoices(model=options.get("model"), alpha=_alpha(options), dtype=dtype, **choices)
     return adapter_job(verb, checkpoint, tables, chosen, spread)

@@ -815,7 +815,7 @@ def signalling(real):
         return real(*args)
     return signalled
 stream.Worker.do = signalling(stream.Worker.do)
-staging.remove_staging = signalling(staging.remove_staging)
+staging.empty_staging = signalling(staging.empty_staging)
 app._notes = signalling(app._notes)
 sys.argv = ["ckptforge", "to-ms", {str(HUB)!r}, {str(tmp_path / "x.ckpt")!r}]
 main()

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.adapters.factors import Factors, Index
-from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, find_manifest, hugging_face_side
+from ckptforge.engine.manifest import HuggingFaceSide, find_manifest, hugging_face_side
 from ckptforge.errors import ConfigError, FormatError, LayoutError, ModelUnknownError, UnmappedTensorsError, UsageError, listing, shown
 from ckptforge.formats import huggingface, peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
-from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.mapping.binding import Names, recognise_names, without_offsets
 from ckptforge.mapping.lora import WEIGHT
 from ckptforge.mapping.state import is_state
@@ -31,7 +30,6 @@ class Adapter:
     table: Table
     layout: Layout
     factors: tuple[Factors, ...]
-    unknown: tuple[str, ...]
     config: peft.AdapterConfig | None
     side: HuggingFaceSide | None
     by_tensor: Mapping[tuple[str, Index], Factors] = field(default_factory=dict)
@@ -93,7 +91,7 @@ def read_adapter(
         )
     factors = tuple(_pair(checkpoint, table, chosen, found, config, alpha, lengths))
     by_tensor = {(tensor, one.index): one for one in factors for tensor in one.weight.weight.tensors}
-    return Adapter(path, checkpoint, table, chosen, factors, tuple(unknown), config, side, by_tensor)
+    return Adapter(path, checkpoint, table, chosen, factors, config, side, by_tensor)
 
 
 def describe_adapter(checkpoint: Checkpoint, table: Table) -> Adapter:
@@ -153,10 +151,9 @@ def _kept(checkpoint: Checkpoint) -> tuple[HuggingFaceSide | None, peft.AdapterC
     """adapter_config.json and what goes with it, from beside the factors or from the manifest of a conversion, and the layout that
     this wrote."""
     if checkpoint.format == "peft adapter":
-        where = checkpoint.path / peft.CONFIG
-        is_there(where)
-        side, content = hugging_face_side(checkpoint.path, checkpoint.files, "hub"), read_small(where, MAX_SMALL_FILE)
-        return replace(side, files={**side.files, peft.CONFIG: content}), peft.parse_config(content, str(where)), None
+        content, config = peft.read_config(checkpoint.path)
+        side = hugging_face_side(checkpoint.path, checkpoint.files, "hub")
+        return replace(side, files={**side.files, peft.CONFIG: content}), config, None
     manifest = find_manifest(checkpoint.path, checkpoint.files)
     layout = manifest.layout if manifest is not None and manifest.untouched(checkpoint.files) else None
     if manifest is None or manifest.hugging_face is None or peft.CONFIG not in manifest.hugging_face.files:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ckptforge.adapters.adapter import Adapter
-from ckptforge.adapters.factors import Factors, row_count, row_lengths, row_transfer
+from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, row_transfer
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
+from ckptforge.engine.budget import Budget
 from ckptforge.engine.conversion import Conversion
+from ckptforge.engine.hashes import tensor_hashes
 from ckptforge.errors import LayoutError, PlanError, listing
-from ckptforge.formats.entry import TensorEntry, read_range
+from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.mapping.lora import WEIGHT, AdaptedWeight
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Layout
-
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ def convert_adapter(adapter: Adapter, target: Layout, sizes: AxisSizes, dtype: D
             f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n{listing(lost)}\n"
             "Merge it while converting the model, with --merge-lora."
         )
-    stacks: list[_Stack] = []
+    parts: list[tuple[AdaptedWeight, Index, dict[str, Factors]]] = []
     for weight in weights:
         for index in sorted({index for tensor, index in adapter.by_tensor if tensor in weight.weight.tensors}):
             found = {t: adapter.by_tensor[t, index] for t in weight.weight.tensors if (t, index) in adapter.by_tensor}
-            stacks.append(_stack(weight, dict(index), found))
+            parts.append((weight, index, found))
+    contents = _contents([one.a for _, _, found in parts if len(found) > 1 for one in found.values()])
+    stacks = [_stack(weight, dict(index), found, contents) for weight, index, found in parts]
     scales, ranks = {one.scale for one in adapter.factors}, {stack.rank for stack in stacks}
     if len(scales) > 1 and target.family == "mindspore":
         raise PlanError(
@@ -115,28 +118,21 @@ class _Stack:
                 conversion.zeroed.add(name)
 
 
-def _stack(weight: AdaptedWeight, index: dict[str, int], found: Mapping[str, Factors]) -> _Stack:
+def _contents(entries: Iterable[TensorEntry]) -> dict[TensorEntry, str]:
+    """Hashes of tensors that lie in one file; parts of several aren't looked into."""
+    files: dict[Path, dict[TensorEntry, None]] = {}
+    for entry in entries:
+        if entry.extents:
+            files.setdefault(entry.path, {})[entry] = None
+    hashes = tensor_hashes(files, Budget.of(None, None))
+    return {entry: hashes[path][entry.name] for path, held in files.items() for entry in held}
+
+
+def _stack(weight: AdaptedWeight, index: dict[str, int], found: Mapping[str, Factors], contents: Mapping[TensorEntry, str]) -> _Stack:
     """Adapters with one A, be it one tensor or equal ones, share their ranks."""
-    blocks: list[tuple[Factors, int]] = []
+    blocks: dict[object, tuple[Factors, int]] = {}
     starts: dict[str, int] = {}
     for tensor, one in found.items():
-        start = next((start for other, start in blocks if one is other or _equal(one.a, other.a)), None)
-        if start is None:
-            start = sum(other.rank for other, _ in blocks)
-            blocks.append((one, start))
-        starts[tensor] = start
-    return _Stack(weight, index, found, starts, tuple(one for one, _ in blocks))
-
-
-def _equal(a: TensorEntry, b: TensorEntry) -> bool:
-    """Whether two tensors hold the same bytes; parts of several files aren't looked into."""
-    if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.extents or not b.extents:
-        return False
-    left, right = bytearray(min(_PIECE, a.nbytes)), bytearray(min(_PIECE, a.nbytes))
-    for start in range(0, a.nbytes, _PIECE):
-        size = min(_PIECE, a.nbytes - start)
-        for entry, buffer in ((a, left), (b, right)):
-            read_range(entry, start, memoryview(buffer)[:size])
-        if left[:size] != right[:size]:
-            return False
-    return True
+        same = (one.a.shape, one.a.dtype, contents.get(one.a, one.a.name))
+        _, starts[tensor] = blocks.setdefault(same, (one, sum(other.rank for other, _ in blocks.values())))
+    return _Stack(weight, index, found, starts, tuple(one for one, _ in blocks.values()))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter
 from ckptforge.adapters.converting import Converted, convert_adapter
 from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
-from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide
+from ckptforge.engine.manifest import HuggingFaceSide
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import CkptforgeError, ConfigError, ModelUnknownError, PlanError, UsageError
+from ckptforge.errors import CkptforgeError, ModelUnknownError, PlanError, UsageError
 from ckptforge.formats import peft, safetensors
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint
-from ckptforge.formats.small_files import read_small
-from ckptforge.formats.small_json import parse_object
 from ckptforge.jobs import Job
 from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.sizes import AxisSizes
@@ -26,6 +23,7 @@ from ckptforge.mapping.table import Layout, Table
 from ckptforge.mindspore_outputs import Spread
 from ckptforge.partition.parallel_config import ParallelConfig
 from ckptforge.partition.strategy_file import Strategy
+from ckptforge.source import read_model_config
 
 _Found = tuple[Adapter, Layout, Converted]
 
@@ -88,7 +86,7 @@ def _no_strategy(_: ParallelConfig) -> Strategy:
 
 
 def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoices) -> _Found:
-    config, where = _model_config(choices.config)
+    config, where = ({}, CONFIG) if choices.config is None else read_model_config(choices.config)
     candidates = adapter_tables(tables, checkpoint, config, choices.model)
     found: list[_Found] = []
     errors: list[CkptforgeError] = []
@@ -113,13 +111,6 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
             f"{choices.target} holds in different ways; name its own with --model, or give its config.json with --config."
         )
     return found[0]
-
-
-def _model_config(given: Path | None) -> tuple[Mapping[str, Any], str]:
-    if given is None:
-        return {}, CONFIG
-    path = given / CONFIG if given.is_dir() else given
-    return parse_object(read_small(path, MAX_SMALL_FILE, ConfigError), str(path), constants=True), str(path)
 
 
 def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:

@@ -72,16 +72,12 @@ def _products(
         if not one.rows_as(weight):
             lengths = lengths or row_lengths(table, sizes, adapted, weight)
         rows = row_transfer(tensor, one, weight, lengths)
-        last_from, last_to = (
-            first + sum((n - 1) * stride for n, stride in zip(rows.shape, strides, strict=True))
-            for first, strides in ((rows.source, rows.from_), (rows.target, rows.to))
-        )
         whole = rows.size if one.rows_as(weight) else row_count(one.weight, lengths)
         if (
-            last_from >= one.b.shape[0]
-            or last_to >= entry.shape[0]
+            rows.last_source >= one.b.shape[0]
+            or rows.last_target >= entry.shape[0]
             or whole != one.b.shape[0]
-            or (one.rows_as(weight) and last_to + 1 < entry.shape[0])
+            or (one.rows_as(weight) and whole != entry.shape[0])
         ):
             raise LayoutError(
                 f"{one.b.path}: {one.b.name} has shape {list(one.b.shape)}, whose rows don't fit those of {tensor} in {entry.name} "

@@ -405,7 +405,7 @@ def verify(
         **arguments,
     )
     if report is not None:
-        from ckptforge.engine.staging import write_file
+        from ckptforge.engine.single_file import write_file
         from ckptforge.forward.report import html_page
 
         write_file(report, html_page(found).encode())
@@ -589,6 +589,8 @@ def clean(directory: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
         click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     elif not quiet:
         click.echo(cleaned_text(found))
+    if not found.ok:
+        sys.exit(1)
 
 
 @cli.command(

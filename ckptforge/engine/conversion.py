@@ -63,6 +63,8 @@ class Conversion:
         self.copies.update(other.copies)
         self.groups.update(other.groups)
         self.used += other.used
+        self.zeroed |= other.zeroed
+        self.repeated |= other.repeated
 
     def assemblies(self, outputs: Sequence[PlacedFile], shards: Shards) -> tuple[Assembly, ...]:
         """The assemblies for files that hold the target tensors or boxes of them; coverage is proved.
@@ -215,14 +217,11 @@ def convert(
             specs.append(TensorSpec(full, _target_dtype(full, copies[full], dtype), shapes[pattern]))
     used = [sources[prefix + name] for names in binding.names.values() for name in names.values() if prefix + name in sources]
     conversion = Conversion(specs, copies, groups, used)
-    for pattern in target.copies if not prefix else ():
-        if pattern.tensors[0] in tensors:
-            original = target.holding(pattern.tensors[0]).template
-            if not all(axis in counts for axis in pattern.name_axes):
-                continue
-            for _, name in name_pieces(pattern, counts):
+    for copy in target.copies if not prefix else ():
+        if copy.tensors[0] in tensors and all(axis in counts for axis in copy.name_axes):
+            for _, name in name_pieces(copy, counts):
                 if copied(name):
-                    conversion.repeat(original, name)
+                    conversion.repeat(target.holding(copy.tensors[0]).template, name)
     return conversion
 
 

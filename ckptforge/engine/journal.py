@@ -195,9 +195,11 @@ def fingerprint(plan: Plan) -> str:
         for source, transfer in assembly.copies:
             if source not in entries:
                 entries[source] = _bytes(numbers[source.path], source.name, source.dtype)
-                for product in source.plus.products if source.plus is not None else ():
-                    factors = [(numbers[factor.path], factor.name) for factor in (product.a, product.b)]
-                    entries[source] += _bytes(factors, product.scale, product.rows, source.plus and source.plus.box)
+                if source.plus is not None:
+                    entries[source] += _bytes(source.plus.box)
+                    for product in source.plus.products:
+                        factors = [(numbers[factor.path], factor.name) for factor in (product.a, product.b)]
+                        entries[source] += _bytes(factors, product.scale, product.rows)
             # The hash of integers in tuples is the same in every process.
             state.update(entries[source] + hash(transfer).to_bytes(8, "little", signed=True))
         state.update(_bytes(assembly.target.name, assembly.target.dtype))

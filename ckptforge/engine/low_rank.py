@@ -36,7 +36,7 @@ def factor_bytes(plus: LowRank, source: DType) -> int:
 
 def _height(plus: LowRank) -> int:
     """Rows of the whole matrix, up to a multiple of those of a tile."""
-    last = max(p.rows.target + sum((n - 1) * s for n, s in zip(p.rows.shape, p.rows.to, strict=True)) for p in plus.products)
+    last = max(product.rows.last_target for product in plus.products)
     return -(-max(plus.box[0][1], last + 1) // _ROWS) * _ROWS
 
 

@@ -139,9 +139,7 @@ def prove_filled(assembly: Assembly) -> None:
     for source, transfer in assembly.copies:
         size = transfer.size
         written += size
-        last_from = transfer.source + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.from_, strict=True))
-        last_to = transfer.target + sum((n - 1) * s for n, s in zip(transfer.shape, transfer.to, strict=True))
-        if size and (last_from >= source.elements or last_to >= elements):
+        if size and (transfer.last_source >= source.elements or transfer.last_target >= elements):
             raise PlanError(f"{assembly.target.name}: a copy from {source.name} reaches outside; this is a defect of the mapping.")
     if written != elements and not assembly.zeroed:
         raise PlanError(f"{assembly.target.name}: {written} of {elements} elements are filled; this is a defect of the mapping.")

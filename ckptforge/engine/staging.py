@@ -6,13 +6,8 @@ the kernel's (flock), which a dead process doesn't keep.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import re
 import resource
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +16,7 @@ from pathlib import Path
 from ckptforge.engine import journal as journals
 from ckptforge.engine.checks import check_output, said
 from ckptforge.engine.journal import Journal
+from ckptforge.engine.lock import is_same, lock_directory, names_of, unlock
 from ckptforge.engine.moves import write_exactly
 from ckptforge.engine.placing import (
     finish_files,
@@ -33,13 +29,9 @@ from ckptforge.engine.placing import (
     sync_directory,
 )
 from ckptforge.engine.plan import Plan
+from ckptforge.engine.single_file import sync, write_small
 from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError
 from ckptforge.formats.unfinished import SUFFIX
-
-PARTS = {"lock", "journal", "out", "old"}
-_TRIES = 100
-_TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DOTALL)
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def staging_path(output: Path) -> Path:
@@ -85,7 +77,7 @@ class Staging:
     def sync(self) -> None:
         """Brings the files to the disk. Raises `OutputError`."""
         for path, fd in self.descriptors.items():
-            _sync(fd, path)
+            sync(fd, path)
 
 
 @contextmanager
@@ -102,7 +94,7 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
     parents = _make_parents(output)
     staging = Staging(staging_path(output), small_files=dict(plan.small_files))
     lock: int | None = None
-    kept = placed = False
+    placed = False
     try:
         lock = lock_directory(staging.directory, output)
         with said(plan.output, f"can't be written in {staging.directory}"):
@@ -115,43 +107,48 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
         with said(plan.output, "is in place, but its directory can't be synced to disk"):
             sync_directory(plan.output.absolute().parent)
         with suppress(OSError, OutputError):  # `clean` finds the rest
-            remove_staging(staging.directory)
+            empty_staging(staging.directory)
     except BaseException as error:
-        journal = staging.journal
-        held = lock is not None and _same(lock, staging.directory / "lock")
-        ours = held and staging.begun
         placed = placed or _is_placed(staging)
-        kept = placed or (ours and journal is not None and _worth_keeping(journal, error))
-        if placed:
-            error.add_note(f"{output} is in place and whole; `ckptforge clean {output.parent}` removes what is left of the run.")
-        elif not isinstance(error, CkptforgeError):
-            error.add_note("Nothing was left under a final name.")
-        if kept and not placed and journal is not None and journal.path.exists():
-            error.add_note(
-                f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
-                f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
-            )
-        if ours and not placed:
-            with suppress(OSError, OutputError):
-                restore_old(staging.directory, output)
+        held = lock is not None and is_same(lock, staging.directory / "lock")
+        kept = held and _worth_keeping(staging, error)
+        for note in _notes(staging, plan, error, placed, kept):
+            error.add_note(note)
         with suppress(OSError, OutputError):
-            if not kept and held and (ours or os.listdir(staging.directory) == ["lock"]):
-                _close(staging)
-                remove_staging(staging.directory)
-        for parent in reversed(parents):  # those that hold nothing
-            try:
-                parent.rmdir()
-            except OSError:
-                break
+            if held and not placed:
+                _give_up(staging, output, kept)
         raise
     finally:
         _close(staging)
         if lock is not None:
-            with suppress(OSError):
-                os.close(lock)
-            if staging.begun and not os.path.lexists(staging.directory / "journal"):
-                with suppress(OSError):  # NFS keeps open files until they are closed, and their directory with them
-                    staging.directory.rmdir()
+            unlock(lock, staging.directory)
+        for parent in reversed(parents):
+            with suppress(OSError):  # those that hold something stay
+                parent.rmdir()
+
+
+def _notes(staging: Staging, plan: Plan, error: BaseException, placed: bool, kept: bool) -> Iterator[str]:
+    """What a user needs to know of a run that stopped."""
+    output, journal = plan.output, staging.journal
+    if placed:
+        yield f"{output} is in place and whole; `ckptforge clean {output.parent}` removes what is left of the run."
+        return
+    if not isinstance(error, CkptforgeError):
+        yield "Nothing was left under a final name."
+    if kept and journal is not None and journal.path.exists():
+        yield (
+            f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
+            f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
+        )
+
+
+def _give_up(staging: Staging, output: Path, kept: bool) -> None:
+    """Puts back what was moved away, and removes what isn't `kept`: nothing that this run hasn't taken over, but an empty directory."""
+    if staging.begun:
+        restore_old(staging.directory, output)
+    if not kept and (staging.begun or names_of(staging.directory) == {"lock"}):
+        _close(staging)
+        empty_staging(staging.directory)
 
 
 def _close(staging: Staging) -> None:
@@ -174,49 +171,11 @@ def _is_placed(staging: Staging) -> bool:
         return False
 
 
-def _worth_keeping(journal: Journal, error: BaseException) -> bool:
+def _worth_keeping(staging: Staging, error: BaseException) -> bool:
     """Whether a run that stopped so can be gone on with: something is finished, and it isn't the input or the cast that is bad."""
+    journal = staging.journal if staging.begun else None
     stopped = isinstance(error, OutputError | ReadError | InputNotFoundError) or not isinstance(error, CkptforgeError)
-    return stopped and bool(journal.tensors or journal.publishing is not None)
-
-
-def lock_directory(directory: Path, output: Path) -> int:
-    """Makes a staging directory, if it isn't there, and locks it; returns the descriptor that holds the lock.
-
-    Raises `OutputError` where another run holds it, and where it can't be made.
-    """
-    for _ in range(_TRIES):
-        try:
-            if directory.is_symlink():
-                raise OutputError(f"{directory}: is a symbolic link, which no run of ckptforge made; remove it.")
-            directory.mkdir(exist_ok=True)
-            if foreign := {path.name for path in directory.iterdir() if not path.name.startswith(".nfs")} - PARTS:
-                raise OutputError(f"{directory}: holds {min(foreign)}, which no run of ckptforge made; move it, or choose another output.")
-            fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:
-            if not directory.parent.is_dir():
-                raise OutputError(f"{output}: can't be written: there is no directory {directory.parent}.") from None
-            continue  # it was removed by the run that held it
-        except OSError as error:
-            raise OutputError(f"{output}: can't be written: {error.strerror} in {output.parent}.") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                holder = os.pread(fd, 200, 0).decode("utf-8", "replace") or "it has not said which"
-                os.close(fd)
-                raise OutputError(f"{output}: another run is writing it ({holder}); let it end, or stop it.") from None
-        try:
-            ours = os.stat(directory / "lock").st_ino == os.fstat(fd).st_ino
-        except FileNotFoundError:
-            ours = False  # the run that held it has removed it
-        if ours:
-            with suppress(OSError):  # only for the message of another run
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
-            return fd
-        os.close(fd)
-    raise OutputError(f"{output}: {directory} can't be locked, as it is made and removed by others; let them end.")
+    return stopped and journal is not None and bool(journal.tensors or journal.publishing is not None)
 
 
 def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
@@ -300,22 +259,17 @@ def finish_placing(plan: Plan, command: str | None) -> bool:
                 return False
             sync_directory(output.absolute().parent)
         with suppress(OSError, OutputError):
-            remove_staging(directory)
+            empty_staging(directory)
         return True
     finally:
-        with suppress(OSError):
-            os.close(lock)
-        with suppress(OSError):
-            if not os.listdir(directory):
-                directory.rmdir()
+        unlock(lock, directory)
 
 
-def remove_staging(directory: Path) -> None:
-    """Removes a staging directory, what is locked by last, so that a run that is killed here leaves one that can be told."""
+def empty_staging(directory: Path) -> None:
+    """Empties a staging directory, what is locked by last, so that a run that is killed here leaves one that can be told; `unlock`
+    removes it."""
     _empty(directory)
     (directory / "lock").unlink(missing_ok=True)
-    if not any(name.startswith(".nfs") for name in os.listdir(directory)):  # open files; they go, and it, when they are closed
-        directory.rmdir()
 
 
 def _empty(directory: Path) -> None:
@@ -323,12 +277,10 @@ def _empty(directory: Path) -> None:
     refuse_mounts(directory)
     if (directory / "old").is_dir() and (directory / "out").exists():
         raise OutputError(f"{directory / 'old'}: is what a run was stopped in replacing; move it back, or away.")
-    for path in directory.iterdir():
-        if path.name == "lock":
-            continue
+    for path in (directory / name for name in names_of(directory) - {"lock"}):
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
-        elif not path.name.startswith(".nfs"):
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -360,7 +312,7 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
     staging.sync()
     _refuse_replaced(staging, plan)
     for name, content in staging.small_files.items():
-        _write_small(staging.out / name, content)
+        write_small(staging.out / name, content)
     for root, _, _ in os.walk(staging.out):
         sync_directory(Path(root))
     inode = staging.out.stat().st_ino
@@ -377,15 +329,8 @@ def _refuse_replaced(staging: Staging, plan: Plan) -> None:
     """Raises `OutputError` where what lies under the names that are about to be placed isn't what was written."""
     for path, fd in staging.descriptors.items():
         name = staging.out / (path.relative_to(plan.output) if plan.is_directory else plan.output.name)
-        if not _same(fd, name):
+        if not is_same(fd, name):
             raise OutputError(f"{name}: was removed or replaced while it was written; nothing is left under the final name.")
-
-
-def _same(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except OSError:
-        return False
 
 
 def _allow_open_files(count: int) -> None:
@@ -410,44 +355,3 @@ def _make_parents(output: Path) -> list[Path]:
     except OSError as error:
         raise OutputError(f"{output}: its directory can't be created: {error.strerror}.") from error
     return missing[::-1]
-
-
-def _sync(fd: int, path: Path) -> None:
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be synced to disk: {error.strerror}; nothing is left under the final name.") from error
-
-
-def _write_small(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        write_exactly(fd, 0, content, path)
-        _sync(fd, path)
-    finally:
-        os.close(fd)
-
-
-def temporary_path(path: Path) -> Path:
-    """Where this process writes a small file before it takes its name."""
-    return path.with_name(f".{path.name}{SUFFIX}-{os.getpid()}.tmp")
-
-
-def temporary_of(path: Path) -> tuple[Path, int] | None:
-    """(the file, the process) that a temporary path is of; None for another path."""
-    match = _TEMPORARY.fullmatch(path.name)
-    return (path.with_name(match[1]), int(match[2])) if match else None
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes one small file whole or not at all, in the place of an existing one. Raises `OutputError`."""
-    temporary = temporary_path(path)
-    try:
-        _write_small(temporary, content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

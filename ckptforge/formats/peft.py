@@ -18,19 +18,42 @@ from typing import Any
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.entry import FileIndex
-from ckptforge.formats.small_files import is_there
+from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _BINARY = "adapter_model.bin"
+_MAX_CONFIG = 16 * 1024 * 1024
 _MODULE = re.compile(r"[A-Za-z0-9_.]+")
 # What doesn't change what a trained adapter adds.
 _HARMLESS = {
-    *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules", "task_type"),
-    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version", "lora_dropout", "layers_to_transform"),
-    *("layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-    *("qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "lora_dropout",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
 }
 # What does, and the values under which it doesn't.
 _PLAIN: dict[str, tuple[object, ...]] = {
@@ -111,6 +134,14 @@ def parse_config(content: bytes, where: str) -> AdapterConfig:
             name = key if key in _PLAIN else shown(key)
             raise FormatError(f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't have; merge this adapter with peft itself.")
     return AdapterConfig(where, found)
+
+
+def read_config(directory: Path) -> tuple[bytes, AdapterConfig]:
+    """A directory's adapter_config.json, as it is and parsed. Raises `InputNotFoundError` and `FormatError`."""
+    path = directory / CONFIG
+    is_there(path)
+    content = read_small(path, _MAX_CONFIG)
+    return content, parse_config(content, str(path))
 
 
 def ends(modules: Sequence[str]) -> list[str]:

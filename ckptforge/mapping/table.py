@@ -145,6 +145,11 @@ def shipped_tables(model: object = None, model_type: object = None) -> tuple[Tab
     return tuple(_shipped_table(name, content) for name, content, _ in chosen or files)
 
 
+def candidate_tables(given: Path | None, model: object = None, model_type: object = None) -> tuple[Table, ...]:
+    """The table in a user's file, else the shipped ones that may be meant."""
+    return shipped_tables(model, model_type) if given is None else (load_table(given),)
+
+
 @cache
 def _shipped_table(name: str, content: bytes) -> Table:
     return parse_table(content, f"mappings/{name}")
