@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights
-from ckptforge.errors import CkptforgeError, InputNotFoundError, ModelUnknownError
+from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights, read_kept
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
 from ckptforge.mapping.axes import skeleton_of
@@ -101,19 +101,20 @@ def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[d
     found: list[Adapter] = []
     reason = None
     try:
-        candidates = adapter_tables(candidate_tables(choices.mapping), checkpoint, {}, choices.model)
-    except ModelUnknownError as error:
-        candidates, reason = [], str(error)
+        kept = read_kept(checkpoint)
+        candidates = adapter_tables(candidate_tables(choices.mapping), checkpoint, kept, {}, choices.model)
+    except (ModelUnknownError, FormatError) as error:
+        return _describe(path, checkpoint, None, str(error), ranks)
     for table in candidates:
         try:
-            found.append(describe_adapter(checkpoint, table))
+            found.append(describe_adapter(checkpoint, kept, table))
         except CkptforgeError as error:
             reason = str(error)
     described = _describe(path, checkpoint, None, reason if not found else None, ranks)
     if not found:
         return described
     count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
-    scale = "its lora_alpha isn't recorded" if found[0].config is None else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
+    scale = "its lora_alpha isn't recorded" if kept.config is None else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
     note = f"a LoRA adapter of {count} weights, rank {', '.join(map(str, adapted))}, {scale}."
     names = [" or ".join(dict.fromkeys(names)) for names in ([a.table.name for a in found], [a.layout.name for a in found])]
     return replace(described, model=names[0], layout=names[1], notes=[note, *described.notes])

@@ -14,7 +14,8 @@ from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.binding import name_pieces
 from ckptforge.mapping.sharding import Sharding, stored_cuts
 from ckptforge.mapping.sizes import AxisSizes
-from ckptforge.mapping.table import Layout, Table, load_table, schema, shipped_tables
+from ckptforge.mapping.table import Layout, Table, load_table, shipped_tables
+from ckptforge.mapping.table_file import schema
 from ckptforge.source import read_model_config
 
 

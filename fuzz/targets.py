@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import ckptforge
-from ckptforge.adapters.adapter import open_weights, read_adapter
+from ckptforge.adapters.adapter import open_weights, read_adapter, read_kept
 from ckptforge.checking import check
 from ckptforge.engine import journal as journals
 from ckptforge.engine.audit import Audit, CastCount
@@ -334,7 +334,8 @@ def _adapter(work: Path) -> Target:
                 (path / "adapter_config.json").write_bytes(chosen)
             else:
                 (path / "adapter_model.safetensors").write_bytes(len(chosen).to_bytes(8, "little") + chosen + bytes(4 * len(header)))
-        read_adapter(open_weights(path), table, {}, None)
+        checkpoint = open_weights(path)
+        read_adapter(checkpoint, read_kept(checkpoint), table, {}, None)
 
     def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
         return data[:1] + mutate.mixed(mutate.json_tree, mutate.words("json"))(data[1:], [seed[1:] for seed in seeds], random)

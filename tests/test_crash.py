@@ -742,20 +742,26 @@ def test_a_signal_after_the_output_took_its_name_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("then", ["resume", "clean"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_kill_between_a_file_and_its_manifest(tmp_path, then, overwrite):
+@pytest.mark.parametrize("moment", ["the file is there", "its manifest is next"])
+def test_a_kill_between_a_file_and_its_manifest(tmp_path, then, overwrite, moment):
     out, manifest = tmp_path / "x.ckpt", tmp_path / "x.ckpt.manifest.json"
     if overwrite:
         ckptforge.to_ms(HUB, out)
 
     def run():
-        real = os.replace
+        replace, link = os.replace, os.link
 
-        def replace(a, b):
-            if str(b).endswith("manifest.json"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(a, b)
+        def killing(real):
+            def called(a, b, **kwargs):
+                before = moment == "its manifest is next" and str(b).endswith("manifest.json")
+                if not before:
+                    real(a, b, **kwargs)
+                if before or (moment == "the file is there" and str(b) == str(out)):
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-        os.replace = replace
+            return called
+
+        os.replace, os.link = killing(replace), killing(link)
         ckptforge.to_ms(HUB, out, layout="gmm", overwrite=overwrite)
 
     assert os.WIFSIGNALED(in_a_process(run))
@@ -963,3 +969,19 @@ def test_errors_of_closing_hide_nothing(tmp_path, monkeypatch):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", progress=progress)
     monkeypatch.undo()
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
+
+
+def test_clean_ends_with_1_for_what_cannot_be_removed(tmp_path, monkeypatch):
+    interrupt(tmp_path / "x.ckpt", after=0.5)
+    real = os.unlink
+
+    def unlink(path, *args, **kwargs):
+        if str(path).endswith("journal"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        found = ckptforge.clean(tmp_path)
+    assert not found.ok and not found.to_json()["ok"] and "can't be removed: Permission denied" in cleaned_text(found)
+    assert ckptforge.clean(tmp_path).ok and os.listdir(tmp_path) == []

@@ -22,6 +22,17 @@ _MARK = "lora_"
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What is known of an adapter beside its factors: adapter_config.json and the small files that go with it, from beside them or from
+    the manifest of a conversion, and the model and the layout that this wrote."""
+
+    side: HuggingFaceSide | None = None
+    config: peft.AdapterConfig | None = None
+    model: str | None = None
+    layout: str | None = None
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors that it is adapted by."""
 
@@ -30,8 +41,7 @@ class Adapter:
     table: Table
     layout: Layout
     factors: tuple[Factors, ...]
-    config: peft.AdapterConfig | None
-    side: HuggingFaceSide | None
+    kept: Kept
     by_tensor: Mapping[tuple[str, Index], Factors] = field(default_factory=dict)
 
     @property
@@ -61,8 +71,25 @@ def open_weights(path: Path, step: int | None = None, model_first: bool = False)
     return Checkpoint(path, "peft adapter", (file,), dict(file.tensors), path, file.notes)
 
 
+def read_kept(checkpoint: Checkpoint) -> Kept:
+    """Raises `FormatError` for an adapter_config.json of what isn't a plain LoRA."""
+    if checkpoint.format == "peft adapter":
+        content, config = peft.read_config(checkpoint.path)
+        side = hugging_face_side(checkpoint.path, checkpoint.files, "hub")
+        return Kept(replace(side, files={**side.files, peft.CONFIG: content}), config)
+    manifest = find_manifest(checkpoint.path, checkpoint.files)
+    if manifest is None:
+        return Kept()
+    layout, beside = manifest.layout if manifest.untouched(checkpoint.files) else None, manifest.hugging_face
+    if beside is None or peft.CONFIG not in beside.files:
+        return Kept(None, None, manifest.model, layout)
+    config = peft.parse_config(beside.files[peft.CONFIG], f"{peft.CONFIG} in {manifest.path}")
+    return Kept(beside, config, manifest.model, layout)
+
+
 def read_adapter(
     checkpoint: Checkpoint,
+    kept: Kept,
     table: Table,
     lengths: Mapping[str, int],
     alpha: float | None,
@@ -82,22 +109,21 @@ def read_adapter(
     if not names:
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor named *{_MARK}*).")
     family = "huggingface" if is_peft else "mindspore"
-    side, config, recorded = _kept(checkpoint)
-    chosen, found, unknown = _recognise(checkpoint, table, names, lengths, family, layout, (recorded, like), advice)
+    chosen, found, unknown = _recognise(checkpoint, table, names, lengths, family, layout, (kept.layout, like), advice)
     if unknown:
         raise UnmappedTensorsError(
             f"{path}: {len(unknown)} tensors of the adapter aren't known to the mapping {table.name} in layout {chosen.name}:\n"
             f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such an adapter with peft itself."
         )
-    factors = tuple(_pair(checkpoint, table, chosen, found, config, alpha, lengths))
+    factors = tuple(_pair(checkpoint, table, chosen, found, kept.config, alpha, lengths))
     by_tensor = {(tensor, one.index): one for one in factors for tensor in one.weight.weight.tensors}
-    return Adapter(path, checkpoint, table, chosen, factors, config, side, by_tensor)
+    return Adapter(path, checkpoint, table, chosen, factors, kept, by_tensor)
 
 
-def describe_adapter(checkpoint: Checkpoint, table: Table) -> Adapter:
+def describe_adapter(checkpoint: Checkpoint, kept: Kept, table: Table) -> Adapter:
     """The same without knowing the model's sizes or the scale."""
     unknown = {offset: 0 for weights in table.lora.values() for weight in weights for offset in weight.weight.offsets.values()}
-    return read_adapter(checkpoint, table, unknown, None if _kept(checkpoint)[1] is not None else 1.0)
+    return read_adapter(checkpoint, kept, table, unknown, 1.0 if kept.config is None else None)
 
 
 def _recognise(
@@ -147,21 +173,6 @@ def _recognise(
     return fitting[0]
 
 
-def _kept(checkpoint: Checkpoint) -> tuple[HuggingFaceSide | None, peft.AdapterConfig | None, str | None]:
-    """adapter_config.json and what goes with it, from beside the factors or from the manifest of a conversion, and the layout that
-    this wrote."""
-    if checkpoint.format == "peft adapter":
-        content, config = peft.read_config(checkpoint.path)
-        side = hugging_face_side(checkpoint.path, checkpoint.files, "hub")
-        return replace(side, files={**side.files, peft.CONFIG: content}), config, None
-    manifest = find_manifest(checkpoint.path, checkpoint.files)
-    layout = manifest.layout if manifest is not None and manifest.untouched(checkpoint.files) else None
-    if manifest is None or manifest.hugging_face is None or peft.CONFIG not in manifest.hugging_face.files:
-        return None, None, layout
-    side = manifest.hugging_face
-    return side, peft.parse_config(side.files[peft.CONFIG], f"{peft.CONFIG} in {manifest.path}"), layout
-
-
 def _pair(
     checkpoint: Checkpoint,
     table: Table,
@@ -208,12 +219,13 @@ def _scale(path: Path, config: peft.AdapterConfig | None, alpha: float | None, l
     return config.scale(module if layout.family == "huggingface" else "")
 
 
-def adapter_tables(tables: Iterable[Table], checkpoint: Checkpoint, config: Mapping[str, Any], model: str | None) -> list[Table]:
+def adapter_tables(
+    tables: Iterable[Table], checkpoint: Checkpoint, kept: Kept, config: Mapping[str, Any], model: str | None
+) -> list[Table]:
     """The tables that may be an adapter's model's: the one named, else those of config.json's model_type or of the manifest, else all
     that know its names. Raises `UsageError` and `ModelUnknownError`."""
     tables = list(tables)
-    manifest = find_manifest(checkpoint.path, checkpoint.files) if checkpoint.format != "peft adapter" else None
-    model = model or (manifest.model if manifest is not None and manifest.model in {table.name for table in tables} else None)
+    model = model or (kept.model if kept.model in {table.name for table in tables} else None)
     if model is not None:
         named = [table for table in tables if table.name == model]
         if not named:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter
+from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter, read_kept
 from ckptforge.adapters.converting import Converted, convert_adapter
 from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
@@ -48,7 +48,7 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
     model."""
     adapter, target, converted = _convert(checkpoint, list(tables), choices)
     rank, scale = converted.rank, converted.scale
-    notes = [*checkpoint.notes, *(adapter.side.skipped if adapter.side is not None else ())]
+    notes = [*checkpoint.notes, *(adapter.kept.side.skipped if adapter.kept.side is not None else ())]
     if target.family == "mindspore":
         assert rank is not None and scale is not None
         place = spread.place(_no_strategy)
@@ -87,7 +87,8 @@ def _no_strategy(_: ParallelConfig) -> Strategy:
 
 def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoices) -> _Found:
     config, where = ({}, CONFIG) if choices.config is None else read_model_config(choices.config)
-    candidates = adapter_tables(tables, checkpoint, config, choices.model)
+    kept = read_kept(checkpoint)
+    candidates = adapter_tables(tables, checkpoint, kept, config, choices.model)
     found: list[_Found] = []
     errors: list[CkptforgeError] = []
     for table in candidates:
@@ -97,7 +98,7 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
                 raise UsageError(f"{choices.target} is a layout of {target.family}, which this command doesn't write.")
             sizes = AxisSizes()
             sizes.learn_config(table, config, where)
-            adapter = read_adapter(checkpoint, table, sizes.lengths, choices.alpha, choices.layout, None, choices.advice)
+            adapter = read_adapter(checkpoint, kept, table, sizes.lengths, choices.alpha, choices.layout, None, choices.advice)
             _learn_shapes(sizes, adapter)
             found.append((adapter, target, convert_adapter(adapter, target, sizes, choices.dtype)))
         except CkptforgeError as error:
@@ -124,12 +125,12 @@ def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:
 
 def _side(adapter: Adapter, rank: int, scale: float) -> HuggingFaceSide | None:
     """What is kept for the way back, with an adapter_config.json that holds for what is written."""
-    if adapter.side is None or adapter.config is None:
+    if adapter.kept.side is None or adapter.kept.config is None:
         return None
-    if _holds(adapter.config, rank, scale):
-        return adapter.side
-    changed = peft.config_json((), rank, scale * rank, adapter.config)
-    return replace(adapter.side, files={**adapter.side.files, peft.CONFIG: changed})
+    if _holds(adapter.kept.config, rank, scale):
+        return adapter.kept.side
+    changed = peft.config_json((), rank, scale * rank, adapter.kept.config)
+    return replace(adapter.kept.side, files={**adapter.kept.side.files, peft.CONFIG: changed})
 
 
 def _holds(config: peft.AdapterConfig, rank: int, scale: float, modules: Sequence[str] = ()) -> bool:
@@ -144,7 +145,7 @@ def _holds(config: peft.AdapterConfig, rank: int, scale: float, modules: Sequenc
 
 def _directory(adapter: Adapter, converted: Converted, output: Path) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
     """The files of a directory of PEFT's: as they were, where the factors are the same."""
-    side, config, specs = adapter.side, adapter.config, converted.conversion.specs
+    side, config, specs = adapter.kept.side, adapter.kept.config, converted.conversion.specs
     small = {} if side is None else {name: content for name, content in side.files.items() if name != peft.CONFIG}
     if side is not None and config is not None and adapter.layout.family == "huggingface":
         small[peft.CONFIG] = side.files[peft.CONFIG]

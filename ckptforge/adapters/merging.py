@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ckptforge.adapters.adapter import read_adapter
+from ckptforge.adapters.adapter import read_adapter, read_kept
 from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer
 from ckptforge.boxes import full_box
 from ckptforge.errors import LayoutError, listing
@@ -24,7 +24,7 @@ def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -
     """
     binding = source.binding
     advice = f"Convert it first, with `ckptforge to-torch {checkpoint.path} DIR --layout LAYOUT`."
-    adapter = read_adapter(checkpoint, source.table, binding.sizes.lengths, alpha, None, binding.layout.name, advice)
+    adapter = read_adapter(checkpoint, read_kept(checkpoint), source.table, binding.sizes.lengths, alpha, None, binding.layout.name, advice)
     weights = {weight.weight: weight for weight in source.table.lora.get(binding.layout.name, ())}
     used: set[tuple[str, Index]] = set()
     tensors, shards = dict(source.checkpoint.tensors), dict(source.checkpoint.shards)

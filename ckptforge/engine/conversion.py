@@ -217,12 +217,18 @@ def convert(
             specs.append(TensorSpec(full, _target_dtype(full, copies[full], dtype), shapes[pattern]))
     used = [sources[prefix + name] for names in binding.names.values() for name in names.values() if prefix + name in sources]
     conversion = Conversion(specs, copies, groups, used)
-    for copy in target.copies if not prefix else ():
-        if copy.tensors[0] in tensors and all(axis in counts for axis in copy.name_axes):
+    if not prefix:
+        _repeat(conversion, target, binding, counts, copied)
+    return conversion
+
+
+def _repeat(conversion: Conversion, target: Layout, binding: Binding, counts: Mapping[str, int], copied: Callable[[str], bool]) -> None:
+    """Adds the copies that `target` has of tensors."""
+    for copy in target.copies:
+        if binding.holds(copy.tensors[0]) and all(axis in counts for axis in copy.name_axes):
             for _, name in name_pieces(copy, counts):
                 if copied(name):
                     conversion.repeat(target.holding(copy.tensors[0]).template, name)
-    return conversion
 
 
 def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,59 +9,15 @@ from functools import cache, cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
-
-import msgspec
+from typing import Any
 
 from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern
 from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns_of
 from ckptforge.mapping.model_config import Condition, Constant, Expression
-from ckptforge.mapping.sharding import Pipeline, Sharding, ShardRow, parse_sharding, stored_cuts
-
-Family = Literal["huggingface", "mindspore"]
-
-MAX_BYTES = 256 * 1024  # the largest shipped table has 8 kB
-_MAX_ROWS = 256
-_MAX_LAYOUTS = 32
-_MAX_ROW = 1000  # characters
-_MAX_KEY = 200
-_MAX_DEPTH = 8
-# tomllib takes memory by the square of the parts of a dotted key.
-_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
-
-
-class _PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
-    layers: str | list[str]
-    first: list[str] = []
-    last: list[str] = []
-    tied: dict[str, str] = {}
-
-
-class _LoraFile(msgspec.Struct, forbid_unknown_fields=True):
-    modules: list[str]
-    names: dict[str, Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]]
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The shape of a TOML table, before its meaning is checked."""
-
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*\Z")]
-    model_type: Annotated[list[str], msgspec.Meta(min_length=1)]
-    constants: list[str] = []
-    axes: dict[str, str]
-    tensors: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
-    optional: dict[str, str] = {}
-    layout: Annotated[dict[str, dict[str, str]], msgspec.Meta(min_length=1)]
-    copies: dict[str, dict[str, str]] = {}
-    shard: dict[str, dict[str, ShardRow]] = {}
-    pipeline: _PipelineFile | None = None
-    lora: _LoraFile | None = None
-    ignored: dict[Family, list[str]] = {}
-    refused: dict[Family, dict[str, str]] = {}
-    example: dict[str, Any] = {}
-    demo: bool = False
+from ckptforge.mapping.sharding import Pipeline, Sharding, parse_sharding, stored_cuts
+from ckptforge.mapping.table_file import MAX_BYTES, TableFile, read_table_file
 
 
 @dataclass(frozen=True)
@@ -168,21 +122,9 @@ def _shipped_files() -> tuple[tuple[str, bytes, str], ...]:
     )
 
 
-def schema() -> dict[str, Any]:
-    """The JSON schema of a table's file."""
-    return msgspec.json.schema(_File)
-
-
 def parse_table(content: bytes, source: str) -> Table:
     """Checks a table's text. Raises `TableError` with the row and the reason."""
-    try:
-        found = tomllib.loads(_text(content, source))
-        _check_bounds(found, source)
-        raw = msgspec.convert(found, _File)
-    except msgspec.ValidationError as error:
-        raise TableError(f"{source}: {_place(found)}{error}.") from error
-    except (ValueError, RecursionError) as error:  # also a number of too many digits, and a date that isn't one
-        raise TableError(f"{source}: isn't valid TOML: {error}.") from error
+    raw = read_table_file(content, source)
     tensors = {tensor: tuple(axes.split()) for tensor, axes in raw.tensors.items()}
     expressions = dict(_expressions(raw, source))
     for tensor, axes in tensors.items():
@@ -230,46 +172,7 @@ def parse_table(content: bytes, source: str) -> Table:
     )
 
 
-def _place(found: dict[str, Any]) -> str:
-    """The row of a table that msgspec refuses, whose messages don't name the keys of mappings."""
-    for section, kind in get_type_hints(_File).items():
-        rows = found.get(section)
-        if not isinstance(rows, dict) or section in ("example", "lora"):
-            continue
-        for key, row in rows.items():
-            for inner in row if isinstance(row, dict) and section in ("layout", "shard", "refused", "copies") else (None,):
-                try:
-                    msgspec.convert({key: row if inner is None else {inner: row[inner]}}, kind)
-                except msgspec.ValidationError:
-                    return f"[{section}] {key}: " if inner is None else f"[{section}.{key}] {inner}: "
-    return ""
-
-
-def _text(content: bytes, source: str) -> str:
-    text = content.decode("utf-8")
-    if found := _LONG_KEY.search(text):
-        raise TableError(f"{source}: line {text.count(chr(10), 0, found.start()) + 1}: a key of more than 32 parts.")
-    return text
-
-
-def _check_bounds(found: object, source: str, place: tuple[str, ...] = ()) -> None:
-    """A table is compared row with row and layout with layout, and what stands in it stands in messages."""
-    where = f"{source}: {'.'.join(place) or 'the table'}"
-    inner = list(found.items()) if isinstance(found, dict) else [("", value) for value in found] if isinstance(found, list) else []
-    limit = _MAX_LAYOUTS if place == ("layout",) else _MAX_ROWS
-    if len(inner) > limit or len(place) > _MAX_DEPTH:
-        raise TableError(f"{where} has {len(inner)} entries, at most {limit} are read, {_MAX_DEPTH} deep.")
-    if isinstance(found, str) and len(found) > _MAX_ROW:
-        raise TableError(f"{where} has {len(found)} characters, at most {_MAX_ROW} are read.")
-    if isinstance(found, int) and abs(found) >= 1 << 63:
-        raise TableError(f"{where} is a number of more than 64 bits.")
-    for key, value in inner:
-        if len(key) > _MAX_KEY:
-            raise TableError(f"{where} has the key {shown(key)}, at most {_MAX_KEY} characters are read.")
-        _check_bounds(value, source, (*place, key))
-
-
-def _expressions(raw: _File, source: str) -> Iterator[tuple[str, Expression]]:
+def _expressions(raw: TableFile, source: str) -> Iterator[tuple[str, Expression]]:
     for axis, text in raw.axes.items():
         if not axis.isidentifier():
             raise TableError(f"{source}: [axes] {axis}: the name must be an identifier.")
@@ -279,7 +182,7 @@ def _expressions(raw: _File, source: str) -> Iterator[tuple[str, Expression]]:
             raise TableError(f"{source}: [axes] {axis}: {error}.") from error
 
 
-def _lineage(name: str, raw: _File, source: str) -> list[str]:
+def _lineage(name: str, raw: TableFile, source: str) -> list[str]:
     """The layouts that `name` is made of, from the one that extends none to itself."""
     chain = [name]
     while parent := raw.layout[chain[-1]].get("extends"):
@@ -291,7 +194,7 @@ def _lineage(name: str, raw: _File, source: str) -> list[str]:
     return chain[::-1]
 
 
-def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: str) -> Layout:
+def _layout(name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], source: str) -> Layout:
     family = None
     rows: dict[str, Pattern] = {}  # logical tensor → the pattern that holds it
     for ancestor in _lineage(name, raw, source):
@@ -343,7 +246,7 @@ def _layout(name: str, raw: _File, tensors: dict[str, tuple[str, ...]], source: 
     return Layout(name, family, tuple(ordered), sharding, copies, told == "by name only")
 
 
-def _copies(name: str, raw: _File, patterns: list[Pattern], source: str) -> tuple[Pattern, ...]:
+def _copies(name: str, raw: TableFile, patterns: list[Pattern], source: str) -> tuple[Pattern, ...]:
     """The [copies] rows of a layout and of those that it extends."""
     found: dict[str, Pattern] = {}
     for ancestor in _lineage(name, raw, source):
@@ -363,7 +266,7 @@ def _copies(name: str, raw: _File, patterns: list[Pattern], source: str) -> tupl
 
 
 def _sharding(
-    name: str, raw: _File, tensors: dict[str, tuple[str, ...]], patterns: tuple[Pattern, ...], source: str
+    name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], patterns: tuple[Pattern, ...], source: str
 ) -> dict[str, Sharding] | None:
     """The [shard] rows of a layout and of those that it extends; none for one that is told by name only and has none of its own, as
     what its network's devices hold differs from the layout whose names it has."""
@@ -387,7 +290,7 @@ def _sharding(
     return rows if lineage else None
 
 
-def _pipeline(raw: _File, tensors: dict[str, tuple[str, ...]], layouts: dict[str, Layout], source: str) -> Pipeline | None:
+def _pipeline(raw: TableFile, tensors: dict[str, tuple[str, ...]], layouts: dict[str, Layout], source: str) -> Pipeline | None:
     if raw.pipeline is None:
         return None
     layers = [raw.pipeline.layers] if isinstance(raw.pipeline.layers, str) else raw.pipeline.layers
@@ -416,7 +319,7 @@ def _pipeline(raw: _File, tensors: dict[str, tuple[str, ...]], layouts: dict[str
     return found
 
 
-def _lora(raw: _File, layouts: dict[str, Layout], source: str) -> dict[str, tuple[AdaptedWeight, ...]]:
+def _lora(raw: TableFile, layouts: dict[str, Layout], source: str) -> dict[str, tuple[AdaptedWeight, ...]]:
     if raw.lora is None:
         return {}
     for tensor in raw.lora.modules:
