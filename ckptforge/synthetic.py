@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ckptforge.dtypes import BY_NAME
+from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.engine.casts import cast_function, numpy_dtype
 from ckptforge.formats import huggingface, safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.mapping.binding import name_pieces
 from ckptforge.mapping.sizes import AxisSizes
-from ckptforge.mapping.table import Table
+from ckptforge.mapping.table import Layout, Table
 
 _PIECE = 1 << 20
 
@@ -44,19 +44,7 @@ def write_model(
     none = {axis: expression.evaluate(config, "config.json") or 0 for axis, expression in table.axes.items() if expression.may_be_none}
     counts = {**sizes.lengths, **none}
     stored = BY_NAME[dtype]
-    specs = []
-    for pattern in table.layout(layout).patterns:
-        conditions = [table.optional[tensor] for tensor in pattern.tensors if tensor in table.optional]
-        if any(condition.holds(config) for condition in conditions) or 0 in [counts.get(axis, 1) for axis in pattern.name_axes]:
-            continue
-        shape = pattern.shape(lambda _, axis: counts[axis])
-        specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
-    copies: dict[str, str] = {}
-    for pattern in table.layout(layout).copies:
-        original = next((spec for spec in specs if spec.name == table.layout(layout).holding(pattern.tensors[0]).template), None)
-        if original is not None:
-            copies |= {name: original.name for _, name in name_pieces(pattern, counts)}
-            specs += [TensorSpec(name, stored, original.shape) for _, name in name_pieces(pattern, counts)]
+    specs, copies = _specs(table, table.layout(layout), config, counts, stored)
     shards = {name: safetensors.library_order(tensors) for name, tensors in huggingface.cut_into_shards(specs, shard_bytes).items()}
     if len(shards) > 1:
         (directory / huggingface.INDEX).write_bytes(huggingface.index_json(shards))
@@ -82,3 +70,23 @@ def write_model(
                         cast(numbers, made)
                     file.write(made.view(np.uint8).data)
                     left -= count
+
+
+def _specs(
+    table: Table, layout: Layout, config: Mapping[str, Any], counts: Mapping[str, int], stored: DType
+) -> tuple[list[TensorSpec], dict[str, str]]:
+    """The tensors of a model, and the name of each copy among them → that of its original."""
+    specs: list[TensorSpec] = []
+    for pattern in layout.patterns:
+        conditions = [table.optional[tensor] for tensor in pattern.tensors if tensor in table.optional]
+        if any(condition.holds(config) for condition in conditions) or 0 in [counts.get(axis, 1) for axis in pattern.name_axes]:
+            continue
+        shape = pattern.shape(lambda _, axis: counts[axis])
+        specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+    copies: dict[str, str] = {}
+    for pattern in layout.copies:
+        original = next((spec for spec in specs if spec.name == layout.holding(pattern.tensors[0]).template), None)
+        if original is not None:
+            copies |= {name: original.name for _, name in name_pieces(pattern, counts)}
+            specs += [TensorSpec(name, stored, original.shape) for _, name in name_pieces(pattern, counts)]
+    return specs, copies
