@@ -8,9 +8,9 @@ Slices, stacks, transposes, concatenations and factored axes are all grids.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import product
 
 Box = tuple[tuple[int, int], ...]
@@ -190,7 +190,8 @@ def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Tr
     """The parts of a transfer whose source elements lie in a box of the source tensor, which has this shape; in them the
     source is counted in the box's own row-major elements.
 
-    Each axis of the transfer must run along one axis of the tensor, as those of layouts do.
+    Where each axis of the transfer runs along one axis of the tensor, as those of most layouts do, there are few; else some for each
+    run of the box's elements in the tensor.
     """
     full, local = row_major_strides(shape), row_major_strides(box_shape(box))
     groups: list[list[int]] = [[] for _ in shape]
@@ -201,6 +202,8 @@ def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Tr
     for unit in full:
         start, rest = divmod(rest, unit) if unit else (0, rest)
         starts.append(start)
+    if not all(map(partial(_along, transfer), groups, shape, full, starts)):
+        return list(_run_by_run(transfer, shape, box))
     choices = [
         boxes_in_range(
             [transfer.shape[i] for i in group], [transfer.from_[i] // full[axis] for i in group], box[axis][0] - start, box[axis][1] - start
@@ -224,6 +227,29 @@ def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Tr
             source += (index - box[axis][0]) * local[axis]
         found.append(Transfer(sub.shape, source, tuple(from_), sub.target, sub.to))
     return found
+
+
+def _along(transfer: Transfer, group: Sequence[int], length: int, unit: int, start: int) -> bool:
+    """Whether some axes of a transfer, together and from `start` on, stay within one axis of the source."""
+    last = sum((transfer.shape[i] - 1) * transfer.from_[i] for i in group)
+    return all(transfer.from_[i] % unit == 0 for i in group) and start * unit + last < length * unit
+
+
+def _run_by_run(transfer: Transfer, shape: Sequence[int], box: Box) -> Iterator[Transfer]:
+    full = row_major_strides(shape)
+    inner = len(shape)  # the axes from here on are whole, so that the box's elements lie behind one another
+    while inner and box[inner - 1] == (0, shape[inner - 1]):
+        inner -= 1
+    inner = max(inner - 1, 0)
+    length = math.prod(box_shape(box[inner:]))
+    order = sorted((i for i, n in enumerate(transfer.shape) if n != 1), key=lambda i: -transfer.from_[i])
+    sizes, strides = [transfer.shape[i] for i in order], [transfer.from_[i] for i in order]
+    for run, index in enumerate(product(*(range(*side) for side in box[:inner]))):
+        lo = sum(i * unit for i, unit in zip((*index, *(side[0] for side in box[inner:])), full, strict=True))
+        for part in boxes_in_range(sizes, strides, lo - transfer.source, lo + length - transfer.source):
+            chosen = dict(zip(order, part, strict=True))
+            sub = transfer.sub(tuple(chosen.get(i, (0, 1)) for i in range(len(transfer.shape))))
+            yield replace(sub, source=sub.source - lo + run * length)
 
 
 @lru_cache(maxsize=1 << 14)

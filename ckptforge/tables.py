@@ -173,6 +173,8 @@ def _operation(pattern: Pattern, first: Layout) -> str:
         steps.append("concatenate")
     if len(pattern.tensors) == 1 and len(origins[0].tensors) > 1:
         steps.append("split")
+    if pattern.reshaped:
+        steps.append("reshape")
     return ", ".join(dict.fromkeys(steps)) or "as it is"
 
 

@@ -133,6 +133,8 @@ def factored(draw):
     flat = [n for factors in sizes for n in factors]
     order = draw(st.permutations(range(len(flat))))
     shape = tuple(flat[i] for i in order)
+    if draw(st.booleans()):  # the same numbers in another shape
+        tensor = draw(st.permutations(flat))
     return tensor, Transfer(shape, 0, tuple(strides[i] for i in order), 0, row_major_strides(shape))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import ConfigError, FormatError, LayoutError, TableError, UnmappedTensorsError
+from ckptforge.errors import ConfigError, FormatError, LayoutError, PlanError, TableError, UnmappedTensorsError
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.synthetic import write_model
 from ckptforge.tables import check_table, describe, list_tables, table_schema
@@ -177,6 +177,60 @@ def test_mcore_is_what_mindformers_converters_make(name, tmp_path):
     assert sorted(ms) == sorted(expected)
     for tensor, numbers in expected.items():
         assert ms[tensor].shape == numbers.shape and (ms[tensor] == numbers).all(), tensor
+
+
+def test_experts_whose_shape_is_not_the_order_of_their_numbers(tmp_path):
+    """MindFormers r1.6.0, FFNGroupedGEMM.construct: weight1 (H, E·2M) and weight2 (E·M, H) are reshaped to (E, H, 2M) and (E, M, H); SwiGlu
+    takes the first half of linear_fc1's rows as the gate."""
+    config = TABLES["deepseek_v3"].example
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], config)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="mcore-r1.6")
+    hub, ms = raw_safetensors(tmp_path / "hub"), raw_safetensors(tmp_path / "ms.safetensors")
+    count, hidden, width = config["n_routed_experts"], config["hidden_size"], config["moe_intermediate_size"]
+    for old, new in (("model.layers.1", "decoder.layers.1"), ("model.layers.3", "mtp.layers.0.transformer_layer")):
+        weight1, weight2 = (ms[f"{new}.mlp.experts.weight{i}"] for i in "12")
+        assert weight1.shape == (hidden, count * 2 * width) and weight2.shape == (count * width, hidden)
+        for expert in range(count):
+            gate, up, down = (hub[f"{old}.mlp.experts.{expert}.{x}_proj.weight"] for x in ("gate", "up", "down"))
+            assert (weight1.reshape(count, hidden, 2 * width)[expert] == np.concatenate([gate, up]).T).all()
+            assert (weight2.reshape(count, width, hidden)[expert] == down.T).all()
+        gate, up = (hub[f"{old}.mlp.shared_experts.{x}_proj.weight"] for x in ("gate", "up"))
+        assert (ms[f"{new}.mlp.shared_experts.linear_fc1.weight"] == np.concatenate([gate, up])).all()
+    with pytest.raises(ckptforge.CkptforgeError, match="shard"):
+        (tmp_path / "p.json").write_text(json.dumps({"model_parallel": 2}))
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", layout="mcore-r1.6", parallel_config=tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    ("devices", "tensor_map"), [([2, 2], [0, -1]), ([2, 2], [-1, 1]), ([2, 2], [0, 1]), ([4], [0, -1]), ([4], [-1, 0])], ids=str
+)
+def test_ranks_that_cut_a_shape_across_the_order_of_its_numbers(devices, tensor_map, tmp_path):
+    table = TABLES["deepseek_v3"]
+    config = {**table.example, "hidden_size": 8, "n_routed_experts": 6, "moe_intermediate_size": 2, "num_hidden_layers": 2}
+    write_model(tmp_path / "hub", table, config)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.ckpt", layout="mcore-r1.6")
+    whole = contents(tmp_path / "ms.ckpt")
+    item = {"dev_matrix": devices, "opt_weight_shard_size": 0, "opt_weight_shard_step": 0, "field": 0}
+    items = {
+        name: {**item, "tensor_map": tensor_map if name.endswith("weight1") else [-1] * len(shape), "tensor_shape": shape}
+        for name, (_, shape, _) in whole.items()
+    }
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "rank_0.json").write_text(json.dumps({"current_stage": 0, "parallel_layout_item": items}))
+    ckptforge.split(tmp_path / "ms.ckpt", tmp_path / "split", strategy_dir=tmp_path / "strategy")
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", layout="mcore-r1.6", strategy_dir=tmp_path / "strategy")
+    for rank in range(4):
+        assert contents(tmp_path / "split" / f"rank_{rank}") == contents(tmp_path / "ranks" / f"rank_{rank}")
+    ckptforge.to_torch(tmp_path / "ranks", tmp_path / "back", strategy_dir=tmp_path / "strategy", config=tmp_path / "hub")
+    assert contents(tmp_path / "back") == contents(tmp_path / "hub")
+
+
+def test_a_tile_with_a_hole_is_an_error(tmp_path, monkeypatch):
+    """What no table of ours leads to: tiles of a width that the axes run across."""
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
+    monkeypatch.setattr("ckptforge.engine.schedule.best_form", lambda total, *_: (total // 64, 1, total // 64))
+    with pytest.raises(PlanError, match="aren't filled; this is a defect"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="mcore-r1.6")
 
 
 def test_legacy_rope_rows_are_those_of_mindformers(tmp_path):

@@ -60,6 +60,11 @@ def test_a_good_table_loads_and_inherits():
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : () I H"', "holds nothing"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I ? H"', "unexpected '\\?'"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I Q H"', "has no axis 'Q'"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as H"', "doesn't have the same axes before and behind 'as'"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as (H I) as H I"', "more than one 'as'"),
+        ('extends = "a"', 'extends = "a"\nsharding = "none"', r"\[layout.b\]: sharding must be 'not known'"),
+        ("[layout.b]", '[shard.b]\nnorm = {}\n[layout.b]\nsharding = "not known"', r"sharding must be 'not known', without \[shard.b\]"),
+        ("[up: I + gate: I] H", "[up: I + gate: I] H as (H [up: I + gate: I])\"\n[shard.b]\nup.cut=\"I:mp", "another shape than the order"),
         ("[up: I + gate: I] H", "[up: I] H", "needs two parts"),
         ("[up: I + gate: I] H", "[up: I + up: I] H", "with itself"),
         ("[up: I + gate: I] H", "[up: I + gate: I H]", "axis 'H' of tensor 'up' is lost"),
@@ -115,7 +120,9 @@ def test_shipped_layouts_place_every_element_once(table):
             assert (seen == 1).all(), (layout.name, pattern.template)
 
 
-@given(st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from("[]()+: "), min_size=0, max_size=8))
+@given(
+    st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from(["[", "]", "(", ")", "+", ":", " ", " as "]), min_size=0, max_size=8)
+)
 def test_the_parser_only_raises_value_errors(names, marks):
     text = " ".join(f"{mark} {name}" for name, mark in zip(names, [*marks, "", "", "", ""], strict=False))
     with contextlib.suppress(ValueError):

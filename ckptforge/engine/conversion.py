@@ -237,7 +237,7 @@ def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:
     return (
         all(origin is first for origin in origins)
         and first.tensors == pattern.tensors
-        and first.axes == pattern.axes
+        and (first.axes, first.shape_axes) == (pattern.axes, pattern.shape_axes)
         and first.name_axes == pattern.name_axes
     )
 

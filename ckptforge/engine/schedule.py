@@ -185,6 +185,6 @@ def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -
             continue
         turned = any(transfer.shape and transfer.from_[-1] != 1 for _, transfer in joined)
         limit = budget.tile_elements(target.dtype, turned)
-        width, rows, columns = best_form(target.shape, itemsize, tuple(transfer for _, transfer in assembly.copies), limit)
-        for tile in tiles(target.shape, width, rows, columns):
+        width, rows, columns = best_form(target.elements, itemsize, tuple(transfer for _, transfer in assembly.copies), limit)
+        for tile in tiles(target.elements, width, rows, columns):
             yield Fill(assembly, tile)

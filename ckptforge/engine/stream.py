@@ -28,7 +28,7 @@ from ckptforge.engine.plan import Plan
 from ckptforge.engine.schedule import Check, Fill, Kept, Move, Schedule
 from ckptforge.engine.tiles import Spans, inside, spans_of, strips
 from ckptforge.engine.transpose import copy_strided
-from ckptforge.errors import OutputError
+from ckptforge.errors import OutputError, PlanError
 from ckptforge.formats.entry import LowRank, TensorEntry, open_file, read_range, read_spans
 
 Array = NDArray[Any]
@@ -99,12 +99,16 @@ class Worker:
         out = as_numbers(made, target.dtype)
         if task.assembly.zeroed:
             made[:] = 0
+        left = tile.elements
         for source, transfer in task.assembly.copies:
             summed = None if source.plus is None else working_dtype(source.dtype)
             limit = self.budget.strip_elements(source.dtype, target.dtype, summed)
             for part in inside(transfer, tile):
+                left -= part.size
                 for strip in strips(part, limit, source.dtype.itemsize):
                     self.gather(source, strip.coalesced(), target, task.assembly.group, out)
+        if left and not task.assembly.zeroed:
+            raise PlanError(f"{target.name}: {left} elements of {tile} aren't filled; this is a defect of ckptforge, please report it.")
         return [made, *others]
 
     def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array) -> None:

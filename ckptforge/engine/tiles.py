@@ -8,7 +8,7 @@ copy gets one long row, a transposition a window that is broad on both sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -114,8 +114,7 @@ def strips(transfer: Transfer, max_elements: int, itemsize: int) -> Iterator[Tra
 def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
     """The parts of an ordered transfer that land in a tile, their targets counted in the tile's own row-major elements.
 
-    The tile's width must be the size of some last axes of the output tensor, so that each of the transfer's axes runs
-    either along rows or along columns.
+    The tile's width must be one that `fits` the transfer.
     """
     split = sum(stride >= tile.width for stride in transfer.to)
     row, column = divmod(transfer.target, tile.width)
@@ -132,21 +131,29 @@ def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
         yield Transfer(part.shape, part.source, part.from_, target, to).coalesced()
 
 
-def tiles(shape: Sequence[int], width: int, rows: int, columns: int) -> Iterator[Tile]:
+def fits(transfer: Transfer, width: int) -> bool:
+    """Whether each of an ordered transfer's axes runs either along rows of `width` elements, or along columns."""
+    along = [(n, stride) for n, stride in zip(transfer.shape, transfer.to, strict=True) if stride < width]
+    across = transfer.to[: len(transfer.to) - len(along)]
+    return all(stride % width == 0 for stride in across) and transfer.target % width + sum((n - 1) * s for n, s in along) < width
+
+
+def tiles(elements: int, width: int, rows: int, columns: int) -> Iterator[Tile]:
     """All tiles of `rows × columns` of an output tensor, those at its edges smaller."""
-    height = math.prod(shape) // width if width else 0
+    height = elements // width if width else 0
     for r0 in range(0, height, rows):
         for c0 in range(0, width, columns):
             yield Tile(width, r0, min(r0 + rows, height), c0, min(c0 + columns, width))
 
 
 @lru_cache(maxsize=4096)
-def best_form(shape: tuple[int, ...], itemsize: int, transfers: tuple[Transfer, ...], max_elements: int) -> tuple[int, int, int]:
+def best_form(total: int, itemsize: int, transfers: tuple[Transfer, ...], max_elements: int) -> tuple[int, int, int]:
     """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one in the middle."""
-    total = math.prod(shape)
     best, best_cost = (total, 1, min(total, max_elements)), math.inf
-    for axis in range(len(shape) + 1):
-        width = math.prod(shape[axis:])
+    strides = {stride for transfer in transfers for stride in transfer.to if total % stride == 0}
+    for width in sorted({1, total} | strides, reverse=True):
+        if not all(fits(transfer, width) for transfer in transfers):
+            continue
         height = total // width
         whole = max_elements // width  # rows of whole width
         counts = {min(1 << i, height) for i in range(max_elements.bit_length())} | ({min(whole, height)} if whole else set())

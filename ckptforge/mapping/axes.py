@@ -7,16 +7,21 @@
 `{l}` in the name is an axis whose index stands in the name; `{m+k}` one whose index stands there with the length of `k` added.
 `H` is an axis of the tensor; `(g r d)` is one axis made of
 factors, the last running fastest; `[wq: … + wk: …]` concatenates parts of several logical tensors along the axis.
+
+    model.layers.{l}.experts.weight1       : e H [w1: M + w3: M] as H (e [w1: M + w3: M])
+
+Before `as` stands the order of the numbers, behind it the shape that they are given where that isn't the order's.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from ckptforge.boxes import Grid
 
@@ -50,16 +55,23 @@ Axis = tuple[Item, ...]
 
 @dataclass(frozen=True)
 class Pattern:
-    """One kind of stored tensor: name template, axes, and the logical tensors it holds, in order."""
+    """One kind of stored tensor: name template, axes in the order of the numbers, and the logical tensors it holds, in order;
+    `reshaped` is what the axes of its shape are made of, where they aren't those."""
 
     template: str
     axes: tuple[Axis, ...]
     tensors: tuple[str, ...]
+    reshaped: tuple[Axis, ...] = ()
+
+    @property
+    def shape_axes(self) -> tuple[Axis, ...]:
+        """What each axis of the shape is made of."""
+        return self.reshaped or self.axes
 
     @property
     def axes_text(self) -> str:
         """The axes as a table writes them."""
-        return " ".join(_axis_text(axis) for axis in self.axes)
+        return f"{_axes_text(self.axes)} as {_axes_text(self.reshaped)}" if self.reshaped else _axes_text(self.axes)
 
     @cached_property
     def name_axes(self) -> tuple[str, ...]:
@@ -137,7 +149,11 @@ class Pattern:
         return Grid(offset, tuple(strides.get(factor, 0) for factor in order))
 
     def shape(self, size: Sizes) -> tuple[int, ...]:
-        return tuple(axis_size(axis, self.tensors[0], size) for axis in self.axes)
+        return tuple(axis_size(axis, self.tensors[0], size) for axis in self.shape_axes)
+
+
+def _axes_text(axes: tuple[Axis, ...]) -> str:
+    return " ".join(map(_axis_text, axes))
 
 
 def _axis_text(axis: Axis) -> str:
@@ -198,7 +214,7 @@ def _followers(pattern: Pattern, tensor: str) -> dict[str, str]:
 
 
 def parse_pattern(text: str, owner: str) -> Pattern:
-    """Parses `name : axes`. Without a concatenation the tensor is that of `owner`.
+    """Parses `name : axes`, or `name : axes as axes`. Without a concatenation the tensor is that of `owner`.
 
     Raises `ValueError` with what is wrong and where.
     """
@@ -206,19 +222,30 @@ def parse_pattern(text: str, owner: str) -> Pattern:
     template = template.strip()
     if not separator or not template or " " in template:
         raise ValueError(f"{text!r} isn't of the form 'tensor.name : axes'")
-    tokens = _tokens(axes_text)
-    axes: list[Axis] = []
-    position = 0
-    while position < len(tokens):
-        axis, position = _parse_axis(tokens, position, axes_text)
-        axes.append(axis)
+    ordered, *shaped = re.split(r"\sas\s", axes_text)
+    axes = _parse_axes(ordered)
+    if len(shaped) > 1:
+        raise ValueError(f"{text!r} has more than one 'as'")
+    reshaped = _parse_axes(shaped[0]) if shaped else ()
+    if shaped and Counter(chain(*axes)) != Counter(chain(*reshaped)):
+        raise ValueError(f"{text!r} doesn't have the same axes before and behind 'as'")
     concats = [item for axis in axes for item in axis if isinstance(item, Concat)]
     if len(concats) > 1:
         raise ValueError(f"{text!r} has {len(concats)} concatenations; a tensor can have one")
     tensors = tuple(part.tensor for part in concats[0].parts) if concats else (owner,)
     if len(set(tensors)) < len(tensors):
         raise ValueError(f"{text!r} concatenates one tensor with itself")
-    return Pattern(template, tuple(axes), tensors)
+    return Pattern(template, axes, tensors, reshaped)
+
+
+def _parse_axes(text: str) -> tuple[Axis, ...]:
+    tokens = _tokens(text)
+    axes: list[Axis] = []
+    position = 0
+    while position < len(tokens):
+        axis, position = _parse_axis(tokens, position, text)
+        axes.append(axis)
+    return tuple(axes)
 
 
 def _tokens(text: str) -> list[str]:

@@ -114,9 +114,9 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
     pattern_shapes = {}
     for pattern, names in found.items():
         first = next(iter(names.values()))
-        if len(shapes[first]) != len(pattern.axes):
+        if len(shapes[first]) != len(pattern.shape_axes):
             raise LayoutError(
-                f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {len(pattern.axes)} axes.", (first,)
+                f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {len(pattern.shape_axes)} axes.", (first,)
             )
         for name in names.values():
             if shapes[name] != shapes[first]:

@@ -49,7 +49,7 @@ def adapted_weights(
     """The weights of a layout that may have an adapter there: those that hold nothing but modules and whose columns are `columns`,
     which leaves out what is stored (in, out) and what holds several matrices."""
     for pattern in patterns:
-        if not set(pattern.tensors) <= set(modules) or not pattern.template.endswith(WEIGHT) or len(pattern.axes) != 2:
+        if not set(pattern.tensors) <= set(modules) or not pattern.template.endswith(WEIGHT) or len(pattern.axes) != 2 or pattern.reshaped:
             continue
         if any((pattern.axes[1], frozenset(pattern.name_axes)) != columns[tensor] for tensor in pattern.tensors):
             continue
@@ -64,7 +64,8 @@ def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str,
     found: dict[str, Columns] = {}
     for tensor in modules:
         pattern = next(pattern for pattern in patterns if tensor in pattern.tensors)
-        if len(pattern.axes) != 2 or any(isinstance(item, Concat) for item in pattern.axes[1]) or not pattern.template.endswith(WEIGHT):
+        concatenated = any(isinstance(item, Concat) for item in pattern.axes[-1])
+        if len(pattern.axes) != 2 or concatenated or pattern.reshaped or not pattern.template.endswith(WEIGHT):
             raise ValueError(f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of rows and columns named …{WEIGHT}")
         found[tensor] = pattern.axes[1], frozenset(pattern.name_axes)
     return found

@@ -79,6 +79,8 @@ def stored_cuts(pattern: Pattern, rows: Mapping[str, Sharding]) -> dict[int, Cut
     for tensor in pattern.tensors:
         for cut in rows.get(tensor, Sharding()).cuts:
             places = [i for i, axis in enumerate(pattern.axes) if cut.axis in axis_factors(axis)]
+            if pattern.reshaped:
+                raise ValueError(f"{pattern.template!r} has another shape than the order of its numbers, of which no axis can be cut")
             if not places:
                 raise ValueError(f"axis {cut.axis!r} stands in the name {pattern.template!r}, where nothing can be cut")
             if cut.axis not in _leading(pattern.axes[places[0]]):

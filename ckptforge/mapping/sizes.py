@@ -44,7 +44,9 @@ class AxisSizes:
         An axis of several unknown factors stays open: it matters only if its factors must be told apart.
         """
         open_axes = [
-            (pattern, axis, size, name, shape) for pattern, name, shape in shapes for axis, size in zip(pattern.axes, shape, strict=True)
+            (pattern, axis, size, name, shape)
+            for pattern, name, shape in shapes
+            for axis, size in zip(pattern.shape_axes, shape, strict=True)
         ]
         # Plain axes first: what they say is easiest to name in a message.
         open_axes.sort(key=lambda item: len(axis_factors(item[1])))
@@ -109,8 +111,8 @@ class AxisSizes:
         return {axis: size for axis, size in found.items() if size is not None}
 
     def _run_product(self, source: Pattern, tensor: str, run: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
-        for axis, size in zip(source.axes, shape, strict=True):
-            if run[0] in axis_factors(axis) and not any(isinstance(item, Concat) for item in axis):
+        for axis, size in zip(source.shape_axes, shape, strict=True):
+            if set(run) <= axis_factors(axis) and not any(isinstance(item, Concat) for item in axis):
                 others = [self.get(factor) for factor in axis_factors(axis) - set(run)]
                 if all(others):
                     return size // math.prod(other for other in others if other is not None)

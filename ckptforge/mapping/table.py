@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from importlib import resources
@@ -201,7 +201,7 @@ def _layout(name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], sour
         family = raw.layout[ancestor].get("family", family)
         own: dict[str, tuple[str, Pattern]] = {}
         for key, text in raw.layout[ancestor].items():
-            if key in ("family", "extends", "told"):
+            if key in ("family", "extends", "told", "sharding"):
                 continue
             row = f"{source}: [layout.{ancestor}] {key}"
             pattern = _row(row, key, text, tensors, raw.axes)
@@ -255,7 +255,7 @@ def _copies(name: str, raw: TableFile, patterns: list[Pattern], source: str) -> 
             original = next((pattern for pattern in patterns if pattern.tensors == (tensor,)), None)
             if original is None or original.name_axes:
                 raise TableError(f"{row}: isn't a tensor that the layout stores by itself, as one of its name.")
-            copy = Pattern(template, original.axes, original.tensors)
+            copy = replace(original, template=template)
             _check_template(row, copy, raw.axes)
             if lost := [axis for axis in copy.name_axes if axis not in raw.axes or axis in raw.tensors[tensor].split()]:
                 raise TableError(f"{row}: {lost[0]!r} must be an axis of [axes] that the tensor itself doesn't have.")
@@ -268,9 +268,11 @@ def _copies(name: str, raw: TableFile, patterns: list[Pattern], source: str) -> 
 def _sharding(
     name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], patterns: tuple[Pattern, ...], source: str
 ) -> dict[str, Sharding] | None:
-    """The [shard] rows of a layout and of those that it extends; none for one that is told by name only and has none of its own, as
-    what its network's devices hold differs from the layout whose names it has."""
-    if "told" in raw.layout[name] and name not in raw.shard:
+    """The [shard] rows of a layout and of those that it extends; none for one whose network is said to spread it in another way."""
+    said = raw.layout[name].get("sharding")
+    if said not in (None, "not known") or (said and name in raw.shard):
+        raise TableError(f"{source}: [layout.{name}]: sharding must be 'not known', without [shard.{name}], or left away, found {said!r}.")
+    if said:
         return None
     lineage = [ancestor for ancestor in _lineage(name, raw, source) if ancestor in raw.shard]
     rows: dict[str, Sharding] = {}
