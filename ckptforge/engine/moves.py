@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from ckptforge.engine.buffers import LINE, Buffers, copy_runs
+from ckptforge.engine.buffers import LINE, Buffers, copy_runs, slow_to_copy
 from ckptforge.errors import OutputError
 from ckptforge.formats.entry import TensorEntry, read_exactly
 
@@ -70,10 +70,10 @@ def move_bytes(
     """Copies one run of bytes from file to file; `turn` is held while the target is written. Raises `FormatError` for the
     source and `OutputError` for the target.
 
-    The kernel copies page by page, slowly where the two places differ modulo a cache line: there the bytes are shifted here.
+    Where the kernel would be slow, the bytes are shifted here.
     """
-    alike = (source_at - target_at) % LINE == 0
-    kernel = alike and hasattr(os, "copy_file_range")
+    kernel = not slow_to_copy(source_at, target_at) and hasattr(os, "copy_file_range")
+    shifting = slow_to_copy(source_at, target_at, LINE)
     while length > 0:
         count = 0
         if kernel:
@@ -84,10 +84,10 @@ def move_bytes(
             count = min(length, PIECE_BYTES - target_at % PIECE_BYTES)
             read, shifted = buffers.lend((count, source_at), (count, target_at))
             read_exactly(source_fd, source_at, read.data, source.path)
-            if not alike:
+            if shifting:
                 copy_runs(read, shifted)
             with turn:
-                write_exactly(target_fd, target_at, read.data if alike else shifted.data, target.path)
+                write_exactly(target_fd, target_at, shifted.data if shifting else read.data, target.path)
         source_at, target_at, length = source_at + count, target_at + count, length - count
 
 
