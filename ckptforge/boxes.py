@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
+
+import msgspec
+from msgspec.structs import replace
 
 Box = tuple[tuple[int, int], ...]
 
@@ -76,8 +78,7 @@ def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(msgspec.Struct, frozen=True):
     """Where a box lies in a tensor; offset and strides in elements."""
 
     offset: int
@@ -88,8 +89,7 @@ class Grid:
         return self.offset + sum(i * stride for i, stride in zip(start, self.strides, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True):
     """Two grids over one box of `shape`: element i of the box goes from flat `source + i·from_` to flat `target + i·to`."""
 
     shape: tuple[int, ...]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.hashes import tensor_hashes
@@ -20,8 +22,7 @@ from ckptforge.jobs import PathLike
 from ckptforge.outputs import parse_size
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """What `compare OUT` found: `problems` are sentences, empty where every tensor is what the manifest says."""
 
     path: str

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge import resharding, verbs
 from ckptforge.errors import UsageError
 from ckptforge.result import Result
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A call of a verb: the same as `ckptforge NAME ARGUMENTS --OPTION VALUE …` on the command line."""
 
     name: str
     verb: Callable[..., Result]
     arguments: tuple[str, ...]
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def command(self) -> str:

@@ -5,13 +5,12 @@ Sources: the safetensors format description (dtype strings), MindSpore `train/se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from ckptforge.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class DType:
+class DType(msgspec.Struct, frozen=True):
     """One dtype: `itemsize` bytes per element; a name is None where that format has no such dtype.
 
     `mindspore_loads` is False for types that MindSpore's save_checkpoint writes and its load_checkpoint refuses.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
+
+import msgspec
 
 from ckptforge.engine import stream
 from ckptforge.engine.audit import Audit
@@ -69,8 +70,7 @@ class Options(Planning, Running, total=False):
     """The keyword arguments that every verb takes."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """A plan with what its manifest needs; `manifest` is False for outputs that other programs read whole directories of."""
 
     plan: Plan

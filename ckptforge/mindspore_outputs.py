@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ckptforge.boxes import box_shape
 from ckptforge.engine.conversion import PlacedFile
@@ -22,8 +23,7 @@ UNIFIED_PART_BYTES = 3 << 30  # MindSpore's unified_safetensors
 SmallFiles = dict[str, bytes]
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(msgspec.Struct, frozen=True):
     """How a user wants the output spread: `strategy` or `parallel_config` for rank directories, else one file or one
     directory of unified safetensors, by `format`."""
 
@@ -49,8 +49,7 @@ class Spread:
         return RankTarget.of(self.out, self.format, self.prefix, compute(read_parallel_config(self.parallel_config)))
 
 
-@dataclass(frozen=True)
-class MindSporeTarget:
+class MindSporeTarget(msgspec.Struct, frozen=True):
     """One file of MindSpore's: `path` is the file; `output` the same, or the directory it lies in."""
 
     output: Path
@@ -87,8 +86,7 @@ def _mindspore_file(path: Path, specs: Sequence[TensorSpec], is_ckpt: bool) -> F
     return safetensors.lay_out(path, safetensors.library_order(specs), {"format": "ms"})
 
 
-@dataclass(frozen=True)
-class RankTarget:
+class RankTarget(msgspec.Struct, frozen=True):
     """The rank directories of a job: `rank_<r>/<prefix><r>.ckpt` (or `.safetensors`) in a directory."""
 
     output: Path
@@ -158,8 +156,7 @@ class RankTarget:
         return found
 
 
-@dataclass(frozen=True)
-class UnifiedTarget:
+class UnifiedTarget(msgspec.Struct, frozen=True):
     """MindSpore's unified safetensors: `part<i>.safetensors` of about 3 GiB, `param_name_map.json` with the file of each
     tensor, and counters and scales in `hyper_param.safetensors`."""
 

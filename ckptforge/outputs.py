@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
@@ -36,8 +37,7 @@ def parse_size(text: str | int, option: str) -> int:
     return size
 
 
-@dataclass(frozen=True)
-class HuggingFaceTarget:
+class HuggingFaceTarget(msgspec.Struct, frozen=True):
     """A Hugging Face directory. `max_shard_size` None restores the recorded files where the tensors are the same, else 5 GB.
     `allow_no_config`: write the weights alone where no config.json is known."""
 

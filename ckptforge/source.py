@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
 from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, UnmappedTensorsError, listing
@@ -23,8 +25,7 @@ from ckptforge.partition.strategy_file import read_strategy
 _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what nothing knows."""
 
     checkpoint: Checkpoint
@@ -51,8 +52,7 @@ class Source:
             )
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(msgspec.Struct, frozen=True):
     """What a user says about an input: the model, the layout, a table or a config of their own, the step."""
 
     model: str | None = None

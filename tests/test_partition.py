@@ -2,12 +2,12 @@
 
 import math
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import ckptforge
 from ckptforge.boxes import full_box, uncovered

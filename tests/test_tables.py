@@ -64,7 +64,7 @@ def test_a_good_table_loads_and_inherits():
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as (H I) as H I"', "more than one 'as'"),
         ('extends = "a"', 'extends = "a"\nsharding = "none"', r"\[layout.b\]: sharding must be 'not known'"),
         ("[layout.b]", '[shard.b]\nnorm = {}\n[layout.b]\nsharding = "not known"', r"sharding must be 'not known', without \[shard.b\]"),
-        ("[up: I + gate: I] H", "[up: I + gate: I] H as (H [up: I + gate: I])\"\n[shard.b]\nup.cut=\"I:mp", "another shape than the order"),
+        ("[up: I + gate: I] H", '[up: I + gate: I] H as (H [up: I + gate: I])"\n[shard.b]\nup.cut="I:mp', "another shape than the order"),
         ("[up: I + gate: I] H", "[up: I] H", "needs two parts"),
         ("[up: I + gate: I] H", "[up: I + up: I] H", "with itself"),
         ("[up: I + gate: I] H", "[up: I + gate: I H]", "axis 'H' of tensor 'up' is lost"),

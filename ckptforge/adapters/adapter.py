@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from ckptforge.adapters.factors import Factors, Index
 from ckptforge.engine.manifest import HuggingFaceSide, find_manifest, hugging_face_side
@@ -21,8 +23,7 @@ from ckptforge.mapping.table import Layout, Table
 _MARK = "lora_"
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """What is known of an adapter beside its factors: adapter_config.json and the small files that go with it, from beside them or from
     the manifest of a conversion, and the model and the layout that this wrote."""
 
@@ -32,8 +33,7 @@ class Kept:
     layout: str | None = None
 
 
-@dataclass(frozen=True)
-class Adapter:
+class Adapter(msgspec.Struct, frozen=True):
     """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors that it is adapted by."""
 
     path: Path
@@ -42,7 +42,7 @@ class Adapter:
     layout: Layout
     factors: tuple[Factors, ...]
     kept: Kept
-    by_tensor: Mapping[tuple[str, Index], Factors] = field(default_factory=dict)
+    by_tensor: Mapping[tuple[str, Index], Factors] = msgspec.field(default_factory=dict)
 
     @property
     def scales(self) -> list[float]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, row_transfer
@@ -21,8 +22,7 @@ from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Layout
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(msgspec.Struct, frozen=True):
     """An adapter in another layout: its tensors, the names of the weights that have one, and the rank and the scale that all have, or
     None where they have several."""
 
@@ -68,8 +68,7 @@ def convert_adapter(adapter: Adapter, target: Layout, sizes: AxisSizes, dtype: D
     return Converted(conversion, modules, rank, next(iter(scales)) if len(scales) == 1 else None)
 
 
-@dataclass(frozen=True)
-class _Stack:
+class _Stack(msgspec.Struct, frozen=True):
     """What one weight takes up: the adapters of its parts, and at which rank each begins."""
 
     weight: AdaptedWeight

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from ckptforge.boxes import Transfer
 from ckptforge.formats.entry import TensorEntry
@@ -15,8 +16,7 @@ Lengths = dict[str, dict[str, int]]  # logical tensor → axis → length
 Index = tuple[tuple[str, int], ...]  # (axis, number) of the axes in a weight's name, sorted
 
 
-@dataclass(frozen=True)
-class Factors:
+class Factors(msgspec.Struct, frozen=True):
     """The adapter of one stored weight: A of shape (r, in), B of shape (out, r), and what their product is multiplied with."""
 
     weight: AdaptedWeight

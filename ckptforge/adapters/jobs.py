@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter, read_kept
 from ckptforge.adapters.converting import Converted, convert_adapter
@@ -28,8 +30,7 @@ from ckptforge.source import read_model_config
 _Found = tuple[Adapter, Layout, Converted]
 
 
-@dataclass(frozen=True)
-class AdapterChoices:
+class AdapterChoices(msgspec.Struct, frozen=True):
     """What a user says of an adapter: its model, the layouts it has and is to have, its alpha, the model's config.json, the dtype;
     `family` is what the command writes."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ckptforge.adapters.adapter import read_adapter, read_kept
 from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer

@@ -8,9 +8,9 @@ A file is hashed as one tensor of all its bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import xxhash
 
 from ckptforge.dtypes import BY_NAME
@@ -21,8 +21,7 @@ Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
 Digests = dict[Path, dict[int, bytes]]  # file → first byte of a block → digest
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(msgspec.Struct, frozen=True):
     """A run of a tensor's bytes, at most `BLOCK_BYTES` from byte `start`; `file` is the path that the tensor is known under."""
 
     file: Path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import UsageError
@@ -16,8 +17,7 @@ _MAX_TURNED_BYTES = 32 * 1024 * 1024
 _MAX_STRIP_BYTES = 6 * 1024 * 1024  # as much as stays in a core's caches, or nearly
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True):
     """How many workers, how many bytes of buffers each has, and how many it may hold beside them."""
 
     workers: int

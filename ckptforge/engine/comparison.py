@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -221,8 +222,7 @@ def _source_of(transfer: Transfer, flat: int) -> int | None:
     return at if rest == 0 else None
 
 
-@dataclass(frozen=True)
-class Fingerprint:
+class Fingerprint(msgspec.Struct, frozen=True):
     """64 bits that stand for a tensor's contents, and for those of its transpose (of matrices, else the same)."""
 
     straight: int

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from ckptforge.boxes import Box, Transfer, row_major_strides, within_source, within_target
 from ckptforge.dtypes import DType
@@ -23,12 +26,11 @@ Absent = dict[str, list[str]]
 Shards = Mapping[str, tuple[tuple[Box | None, TensorEntry], ...]]
 
 
-@dataclass(frozen=True)
-class PlacedFile:
+class PlacedFile(msgspec.Struct, frozen=True):
     """A file to be written, and which box of the full tensor each of its tensors is; no box: all of it."""
 
     layout: FileLayout
-    boxes: Mapping[str, Box] = field(default_factory=dict)
+    boxes: Mapping[str, Box] = msgspec.field(default_factory=dict)
 
 
 @dataclass

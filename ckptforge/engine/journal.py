@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import xxhash
+from msgspec.structs import astuple
 
 from ckptforge.engine.audit import Audit, audit_json, read_audit
 from ckptforge.engine.plan import Plan
@@ -28,8 +30,7 @@ _MAX_LINE = 1 << 26
 Key = tuple[str, str]  # file as the plan's output names it, tensor
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """A tensor that was written: its hash, and what its casts did."""
 
     hash: str
@@ -200,7 +201,7 @@ def fingerprint(plan: Plan) -> str:
                     for product in source.plus.products:
                         factors = [(numbers[factor.path], factor.name) for factor in (product.a, product.b)]
                         entries[source] += _bytes(factors, product.scale, product.rows)
-            # The hash of integers in tuples is the same in every process.
-            state.update(entries[source] + hash(transfer).to_bytes(8, "little", signed=True))
+            # The hash of integers in tuples is the same in every process, that of a transfer isn't.
+            state.update(entries[source] + hash(astuple(transfer)).to_bytes(8, "little", signed=True))
         state.update(_bytes(assembly.target.name, assembly.target.dtype))
     return state.hexdigest()

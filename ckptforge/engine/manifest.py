@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.engine.audit import Audit, audit_json
 from ckptforge.engine.plan import Plan
@@ -42,15 +43,14 @@ _MODEL_FILES = [
 ]
 
 
-@dataclass(frozen=True)
-class HuggingFaceSide:
+class HuggingFaceSide(msgspec.Struct, frozen=True):
     """What a Hugging Face directory is beside its weights: small files by name, and how its weights are cut into files.
 
     `shards` is file name → {"metadata": …, "tensors": {name: safetensors dtype}} in the order of the file.
     """
 
-    files: dict[str, bytes] = field(default_factory=dict)
-    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, bytes] = msgspec.field(default_factory=dict)
+    shards: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
     layout: str | None = None
     skipped: tuple[str, ...] = ()
 
@@ -124,8 +124,7 @@ def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str
     return HuggingFaceSide(small, shards, layout, skipped)
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True):
     """A manifest as read back: the layout that was written, its files' sizes, and the Hugging Face side."""
 
     path: Path

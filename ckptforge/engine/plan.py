@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.boxes import Box, Transfer, box_shape, intersect, uncovered
 from ckptforge.errors import PlanError
@@ -15,8 +16,7 @@ from ckptforge.formats.layout import FileLayout
 from ckptforge.mapping.binding import Piece
 
 
-@dataclass(frozen=True)
-class Assembly:
+class Assembly(msgspec.Struct, frozen=True):
     """One output tensor, and the transfers that fill it, each from one source tensor; with `zeroed`, what they leave is 0. `group`
     names its kind for the audit."""
 
@@ -26,8 +26,7 @@ class Assembly:
     zeroed: bool = False
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(msgspec.Struct, frozen=True):
     """A tensor, or the part of it that lies in one file, as one side would make it (`assembly`), and as the other side has it
     (`entry`); `box` is its part of the tensor, None for all of it."""
 
@@ -36,8 +35,7 @@ class Pair:
     box: Box | None
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """A whole job: outputs to write, what fills them, and what of the input is left out and why.
 
     `output` is the file or directory that appears; `files` have paths in or at it; `small_files` are written beside the
@@ -50,10 +48,10 @@ class Plan:
     files: tuple[FileLayout, ...]
     assemblies: tuple[Assembly, ...]
     sources: tuple[FileIndex, ...]
-    small_files: dict[str, bytes] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    small_files: dict[str, bytes] = msgspec.field(default_factory=dict)
+    left_out: dict[str, list[str]] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = msgspec.field(default_factory=dict)
     alike: tuple[tuple[TensorEntry, TensorEntry], ...] = ()
 
     @property

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from ckptforge.engine.audit import Audit
 from ckptforge.engine.blocks import Block, Digests, Hashes, block_count, blocks_of, hash_of, whole_file
 from ckptforge.engine.budget import Budget
@@ -20,8 +22,7 @@ Kept = Mapping[TensorEntry, Finished]
 _MOVE_BYTES = 8 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(msgspec.Struct, frozen=True):
     """Bytes that go over as they are."""
 
     source: TensorEntry
@@ -31,8 +32,7 @@ class Move:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(msgspec.Struct, frozen=True):
     """A tile of an output tensor to be put together from its sources."""
 
     assembly: Assembly
@@ -47,8 +47,7 @@ class Fill:
         return self.tile.elements * self.target.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """A source file whose stored checksum is to be compared with its contents."""
 
     file: FileIndex

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from ckptforge.engine import journal as journals
 from ckptforge.engine.checks import check_output, said
 from ckptforge.engine.journal import Journal
@@ -44,8 +46,7 @@ def output_of(directory: Path) -> Path:
     return directory.parent / directory.name[1 : -len(SUFFIX)]
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What a user wants of a staging directory. `journaled`: keep a journal, without which nothing can be resumed."""
 
     overwrite: bool = False

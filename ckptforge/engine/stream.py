@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -214,8 +215,7 @@ class Descriptors:
                 os.close(fd)
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """What a run did: the counts of its casts, and the hashes of what was read and written if they were wanted."""
 
     audit: Audit

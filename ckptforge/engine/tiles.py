@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+
+import msgspec
 
 from ckptforge.boxes import Transfer, boxes_in_range
 
@@ -21,8 +22,7 @@ _READ_CALL = 16_384
 _WRITE_CALL = 131_072
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(msgspec.Struct, frozen=True):
     """A window of an output tensor of `width` columns: rows [r0, r1), columns [c0, c1)."""
 
     width: int
@@ -52,8 +52,7 @@ class Tile:
         return 1 if self.columns == self.width else self.r1 - self.r0
 
 
-@dataclass(frozen=True, slots=True)
-class Spans:
+class Spans(msgspec.Struct, frozen=True):
     """How the source of a transfer is read: spans of `length` elements, put behind one another into a buffer.
 
     `outer` are the (size, stride) of the axes that start a span each; in the buffer the transfer's axes have `strides`.

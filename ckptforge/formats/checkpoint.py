@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from ckptforge.boxes import Box
 from ckptforge.errors import FormatError, InputNotFoundError, shown
@@ -16,8 +17,7 @@ from ckptforge.formats.unfinished import refuse_unfinished
 CONFIG = "config.json"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True):
     """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank directories there are.
 
     In a sharded checkpoint `tensors` are the full tensors, without extents, and `shards[name]` the (box, entry) of the parts
@@ -31,7 +31,7 @@ class Checkpoint:
     directory: Path
     notes: tuple[str, ...] = ()
     ranks: int = 0
-    shards: dict[str, tuple[tuple[Box, TensorEntry], ...]] = field(default_factory=dict)
+    shards: dict[str, tuple[tuple[Box, TensorEntry], ...]] = msgspec.field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -8,9 +8,10 @@ import stat
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+
+import msgspec
 
 from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
 from ckptforge.dtypes import DType
@@ -21,8 +22,7 @@ MAX_NAME = 1 << 16  # bytes
 MAX_DIMS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(msgspec.Struct, frozen=True):
     """`length` bytes of a tensor, from its byte `start`, lie at byte `offset` of the file."""
 
     start: int
@@ -30,8 +30,7 @@ class Extent:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(msgspec.Struct, frozen=True):
     """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. `plus` is added to it where it is read."""
 
     name: str
@@ -70,8 +69,7 @@ class TensorEntry:
             index += 1
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(msgspec.Struct, frozen=True):
     """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B to those of the whole matrix."""
 
     a: TensorEntry
@@ -80,8 +78,7 @@ class Product:
     rows: Transfer
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(msgspec.Struct, frozen=True):
     """What is to be added to a matrix: products, each to some of its rows. The matrix, or the part of it that lies in one file, is
     `box` of the whole."""
 
@@ -89,16 +86,14 @@ class LowRank:
     box: Box
 
 
-@dataclass(frozen=True)
-class Checksum:
+class Checksum(msgspec.Struct, frozen=True):
     """A crc32 stored in a file: over `parts` in order, each either bytes or an (offset, length) of the file."""
 
     expected: int
     parts: tuple[bytes | tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class FileIndex:
+class FileIndex(msgspec.Struct, frozen=True):
     """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user should hear of; `size` (bytes) and
     `mtime_ns` are those it had when the index was read."""
 
@@ -107,7 +102,7 @@ class FileIndex:
     size: int
     mtime_ns: int
     tensors: dict[str, TensorEntry]
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checksum: Checksum | None = None
 

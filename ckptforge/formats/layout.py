@@ -7,15 +7,15 @@ tensors can then be written in any order, in pieces, by several workers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ckptforge.dtypes import DType
 from ckptforge.formats.entry import TensorEntry
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(msgspec.Struct, frozen=True):
     """A tensor to be written."""
 
     name: str
@@ -27,8 +27,7 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class FileLayout:
+class FileLayout(msgspec.Struct, frozen=True):
     """A file to be written: `size` bytes, `literals` as (offset, bytes), and `tensors` with the extents to fill."""
 
     path: Path

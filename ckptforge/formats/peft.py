@@ -11,9 +11,10 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.formats import safetensors
@@ -69,8 +70,7 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(msgspec.Struct, frozen=True):
     """What adapter_config.json says of an adapter's size and scale; `where` names it in messages."""
 
     where: str

@@ -19,9 +19,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
+
+import msgspec
 
 from ckptforge.boxes import Grid
 
@@ -34,16 +35,14 @@ _NUMBER = re.compile(r"\d+")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """What one logical tensor contributes to a concatenation: an axis of these factors (none: one row)."""
 
     tensor: str
     factors: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Concat:
+class Concat(msgspec.Struct, frozen=True):
     """Parts of several logical tensors behind one another in one axis."""
 
     parts: tuple[Part, ...]
@@ -53,8 +52,7 @@ Item = str | Concat
 Axis = tuple[Item, ...]
 
 
-@dataclass(frozen=True)
-class Pattern:
+class Pattern(msgspec.Struct, frozen=True, dict=True):
     """One kind of stored tensor: name template, axes in the order of the numbers, and the logical tensors it holds, in order;
     `reshaped` is what the axes of its shape are made of, where they aren't those."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
+
+import msgspec
 
 from ckptforge.boxes import Box, Grid, full_box, row_major_strides
 from ckptforge.errors import LayoutError, MissingTensorsError, listing
@@ -18,8 +19,7 @@ from ckptforge.mapping.table import Layout, Table
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """A box of a logical tensor, its axes in the table's order, and where it lies in the stored tensor `name`."""
 
     name: str
@@ -27,8 +27,7 @@ class Piece:
     grid: Grid
 
 
-@dataclass(frozen=True)
-class Binding:
+class Binding(msgspec.Struct, frozen=True):
     """A checkpoint read as `layout`: sizes of the axes, stored names by pattern and index, and names the table doesn't know; `copies`
     is the name of each copy → that of the tensor that it should be equal to."""
 
@@ -39,8 +38,8 @@ class Binding:
     absent: frozenset[str]
     unknown: tuple[str, ...]
     ignored: tuple[str, ...]
-    shapes: dict[Pattern, tuple[int, ...]] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
+    shapes: dict[Pattern, tuple[int, ...]] = msgspec.field(default_factory=dict)
+    copies: dict[str, str] = msgspec.field(default_factory=dict)
 
     def holds(self, tensor: str) -> bool:
         return tensor not in self.absent

@@ -16,8 +16,9 @@ Language Models", 2021). In a table:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+
+import msgspec
 
 from ckptforge.mapping.axes import Axis, Concat, Pattern
 
@@ -26,8 +27,7 @@ RANK = "rank"
 Columns = tuple[Axis, frozenset[str]]
 
 
-@dataclass(frozen=True)
-class AdaptedWeight:
+class AdaptedWeight(msgspec.Struct, frozen=True, dict=True):
     """A stored weight that may have an adapter: its pattern, and those of A and B."""
 
     weight: Pattern

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ckptforge.errors import ConfigError, shown
 
@@ -17,8 +18,7 @@ _NONE = " or 0"
 _SIGN = re.compile(r"([+-])")
 
 
-@dataclass(frozen=True)
-class Expression:
+class Expression(msgspec.Struct, frozen=True):
     """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the next choice when a key of the
     first is absent or null. A last choice of `0` says that there may be none: see `default`."""
 
@@ -78,8 +78,7 @@ def _product(term: str, config: Mapping[str, Any], where: str) -> int:
     return value
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(msgspec.Struct, frozen=True):
     """`key` or `not key` of config.json: whether it is true, or is false or absent."""
 
     text: str
@@ -98,8 +97,7 @@ class Condition:
         return self.text.removeprefix("not "), not self.text.startswith("not ")
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(msgspec.Struct, frozen=True):
     """`a or b.c or 'd'`: a value of config.json that changes what a model computes, not the shapes of its tensors: a key, one in an
     inner object, or a literal for configs that don't say it. The first choice names it."""
 

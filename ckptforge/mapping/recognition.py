@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ckptforge.errors import CkptforgeError, LayoutError, ModelUnknownError, UsageError, listing
 from ckptforge.mapping.binding import Binding, Shapes, bind, recognise_names
 from ckptforge.mapping.table import Table
 
 
-@dataclass(frozen=True)
-class Hints:
+class Hints(msgspec.Struct, frozen=True):
     """What is known beside the tensors. `option` is what a user gives to name the layout, for messages."""
 
     config: Mapping[str, Any]

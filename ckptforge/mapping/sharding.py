@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -26,8 +25,7 @@ class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
     dtype: str | None = None
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(msgspec.Struct, frozen=True):
     """An axis of a logical tensor that a parallel dimension cuts; `optional`: only where it divides."""
 
     axis: str
@@ -35,8 +33,7 @@ class Cut:
     optional: bool
 
 
-@dataclass(frozen=True)
-class Sharding:
+class Sharding(msgspec.Struct, frozen=True):
     """How one logical tensor is spread.
 
     `whole_if` names a flag under which it isn't cut. `optimizer` says whether optimizer parallelism may cut it once more:
@@ -101,8 +98,7 @@ def _leading(axis: Axis) -> set[str]:
     return {first}
 
 
-@dataclass(frozen=True)
-class Pipeline:
+class Pipeline(msgspec.Struct, frozen=True):
     """Where tensors lie in a pipeline: `layers` are the axes that count layers, each with the axis whose length is added to its
     index, the first one that of all layers, which the stages divide; `first` and `last` are the tensors of
     the outer stages; `tied` is an optional tensor → the one that stands in for it on its stage when it is absent."""

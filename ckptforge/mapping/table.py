@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
@@ -20,8 +22,7 @@ from ckptforge.mapping.sharding import Pipeline, Sharding, parse_sharding, store
 from ckptforge.mapping.table_file import MAX_BYTES, TableFile, read_table_file
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one.
 
     `sharding` is how the network that holds this layout spreads each logical tensor; None where the table doesn't say. `copies` are
@@ -40,8 +41,7 @@ class Layout:
         return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(msgspec.Struct, frozen=True, dict=True):
     """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json,
     `pipeline` says where tensors lie when the layers are divided among stages, `constants` what else of config.json the model computes
     with."""
@@ -58,9 +58,9 @@ class Table:
     example: dict[str, Any]
     pipeline: Pipeline | None = None
     constants: tuple[Constant, ...] = ()
-    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    refused: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
     demo: bool = False
-    lora: Lora = field(default_factory=dict)
+    lora: Lora = msgspec.field(default_factory=dict)
 
     @cached_property
     def counted(self) -> frozenset[str]:

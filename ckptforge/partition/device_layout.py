@@ -6,8 +6,9 @@ Source: MindSpore's `node_strategy.proto` and the runtime's slicing in `parallel
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from ckptforge.boxes import Box
 from ckptforge.errors import shown
@@ -17,8 +18,7 @@ MAX_STAGES = 1024  # of its pipeline
 MAX_DIMS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceLayout:
+class DeviceLayout(msgspec.Struct, frozen=True):
     """A grid of devices, row-major, and the device axes that split each tensor axis.
 
     `tensor_map[i]` are device axes, numbered from the right, the first the major one; empty: not split. Device axes in no

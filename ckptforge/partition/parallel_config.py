@@ -6,10 +6,11 @@ Source: MindFormers v1.0.2 … v1.7.0, `TransformerOpParallelConfig`, `LayerSett
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.formats.small_files import read_small
@@ -46,8 +47,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 _SECTIONS = ("parallel_config", "parallel", "moe_config", "model", "shard")
 
 
-@dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(msgspec.Struct, frozen=True):
     """Degrees of data, model, expert and pipeline parallelism, and what else decides how weights are cut.
 
     `threshold` in KB, `optimizer_shards` -1 for as many parts as there are replicas, `flags` what [shard] rows may depend
@@ -67,8 +67,8 @@ class ParallelConfig:
     interleave: int = 1
     layers: int | None = None
     experts: int | None = None
-    flags: Mapping[str, bool] = field(default_factory=dict)
-    shard: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, bool] = msgspec.field(default_factory=dict)
+    shard: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def devices(self) -> int:

@@ -11,9 +11,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
 from ckptforge.formats.entry import check_name
@@ -30,8 +31,7 @@ _MERGED = re.compile(r"([0-9]{1,6})-(.+)", re.DOTALL)
 Stage = dict[str, DeviceLayout]
 
 
-@dataclass(frozen=True)
-class Strategy:
+class Strategy(msgspec.Struct, frozen=True):
     """`stages[k]` is parameter → layout of pipeline stage k; global rank = stage · devices + device.
 
     `path` is where it comes from; `computed` whether it was made for the tensors at hand instead of read from strategy files.
