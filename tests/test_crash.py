@@ -304,7 +304,7 @@ def test_write_errors_are_said_and_resumable(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(os, "pwrite", failing)
     expected = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm", workers=1).output.read_bytes()
-    most = len(calls) * 3 // 2
+    most = len(calls) * 15 // 8
     with pytest.raises(OutputError, match=os.strerror(number)) as error:
         ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
     assert "of 23 tensors are finished" in error.value.__notes__[-1] and not out.exists()
