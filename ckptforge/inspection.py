@@ -141,7 +141,9 @@ def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
 
 
 def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason: str | None, ranks: list[dict[str, Any]]) -> Inspection:
-    notes = list(checkpoint.notes)
+    read = source.checkpoint if source else checkpoint
+    scales = {entry.scaled.scale.name for entry in read.tensors.values() if entry.scaled is not None}
+    notes = list(read.notes)
     buffer = memoryview(bytearray(1 << 20))
     for file in checkpoint.files:
         if file.checksum is not None and file.size <= _VERIFY_UP_TO:
@@ -162,7 +164,7 @@ def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason:
         layout=source.binding.layout.name if source else None,
         layout_reason=reason,
         tensors=len(checkpoint.tensors),
-        parameters=sum(entry.elements for name, entry in checkpoint.tensors.items() if not is_state(name)),
+        parameters=sum(entry.elements for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in scales),
         bytes=checkpoint.nbytes,
         dtypes=dtypes,
         axes={axis: size for axis, (size, _) in source.binding.sizes.known.items()} if source else {},

@@ -21,6 +21,7 @@ from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Table, candidate_tables
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.scaling import read_scaled, without_scales
 
 _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
@@ -110,6 +111,10 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         raise type(error)(f"{path}: {error}") from error
     if side is not None and side.layout is None and binding.layout.family == "huggingface":
         side = replace(side, layout=binding.layout.name)
+    scaled, binding = read_scaled(checkpoint, binding, config, config_source)
+    if scaled is not checkpoint and side is not None:
+        side = without_scales(side, binding.table.block_scaled[binding.layout.family])
+    checkpoint = scaled
     state = tuple(name for name in checkpoint.tensors if is_state(name))
     return Source(checkpoint, binding, config, side, state, binding.unknown)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ckptforge.boxes import full_box
@@ -53,6 +55,30 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int], bytes
         offset += len(data)
     raw = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"".join(data for _, _, data in tensors.values()))
+
+
+def eight_bits(directory: Path, block: tuple[int, int], seed: int = 0) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The matrices of a model's layers as eight-bit floats with a scale for each block, as DeepSeek publishes its weights; what they
+    stand for, as dtype and bytes by name."""
+    rng = np.random.default_rng(seed)
+    config = json.loads((directory / "config.json").read_text())
+    stored, meant = {}, {}
+    for name, (dtype, shape, data) in contents(directory).items():
+        if not re.search(r"(proj|_proj_with_mqa)\.weight$", name) or "eh_proj" in name:
+            stored[name], meant[name] = ("BF16", list(shape), data), (dtype, shape, data)
+            continue
+        codes = rng.integers(0, 256, shape, np.uint8)
+        codes[(codes & 0x7F) == 0x7F] = 0  # NaN
+        scales = rng.uniform(1e-4, 3e-3, [-(-n // step) for n, step in zip(shape, block, strict=True)]).astype(np.float32)
+        spread = np.kron(scales, np.ones(block, np.float32))[: shape[0], : shape[1]]
+        values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * spread
+        stored[name] = ("F8_E4M3", list(shape), codes.tobytes())
+        stored[f"{name}_scale_inv"] = ("F32", list(scales.shape), scales.tobytes())
+        meant[name] = ("bfloat16", shape, values.astype(ml_dtypes.bfloat16).tobytes())
+    write_safetensors(directory / "model.safetensors", stored, {"format": "pt"})
+    config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(block)}
+    (directory / "config.json").write_text(json.dumps(config))
+    return stored, meant
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -20,7 +21,7 @@ from ckptforge.engine.tiles import Spans
 from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, LayoutError, PlanError, UnmappedTensorsError, UsageError
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.synthetic import write_model
-from tests.helpers import raw_safetensors, write_safetensors
+from tests.helpers import eight_bits, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 PREFIX = "base_model.model."
@@ -99,6 +100,20 @@ def test_merging_on_either_side_is_the_sum_rounded_once(tmp_path, models, name, 
     ckptforge.to_ms(models[name], tmp_path / "y.ckpt", layout=layout)
     ckptforge.to_torch(tmp_path / "y.ckpt", tmp_path / "y", layout=layout, merge_lora=tmp_path / "lora")
     assert_same(tmp_path / "y", expected)
+
+
+def test_a_sum_with_scaled_weights_is_rounded_once(tmp_path, models):
+    shutil.copytree(models["deepseek_v3"], tmp_path / "hub")
+    eight_bits(tmp_path / "hub", (16, 24))
+    ckptforge.convert(tmp_path / "hub", tmp_path / "wide", to="hub", dtype="fp32")
+    wide = {name: bits.view(np.float32) for name, bits in raw_safetensors(tmp_path / "wide").items()}
+    dense = {name: numbers.shape for name, numbers in wide.items() if re.match(r"model\.layers\.0\..*proj.*weight", name)}
+    products = write_adapter(tmp_path / "lora", dense)
+    assert len(products) > 5
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", merge_lora=tmp_path / "lora", dtype="bf16")
+    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "x")
+    summed = {name: numbers + products[name] if name in products else numbers for name, numbers in wide.items()}
+    assert_same(tmp_path / "x", {name: numbers.astype(BF16).view("u2") for name, numbers in summed.items()})
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3"])
@@ -192,7 +207,7 @@ def test_windows_are_the_elements_that_were_read(columns, start, outer, length):
     spans = Spans(tuple(outer), length, ())
     expected = [start + offset + i for offset in spans.starts() for i in range(length)]
     found = [None] * len(expected)
-    for at, row, count, c0, c1 in low_rank._windows(start, spans, columns):
+    for at, row, count, c0, c1 in low_rank.windows(start, spans, columns):
         assert 0 <= c0 < c1 <= columns
         for i in range(count * (c1 - c0)):
             assert found[at + i] is None

@@ -17,7 +17,7 @@ import pytest
 import ckptforge
 from ckptforge.mapping.table import shipped_tables
 from ckptforge.synthetic import write_model
-from tests.helpers import contents
+from tests.helpers import contents, eight_bits
 
 SOURCES = os.environ.get("MINDFORMERS")
 pytestmark = pytest.mark.skipif(SOURCES is None, reason="MINDFORMERS isn't set to a checkout of its sources")
@@ -91,6 +91,24 @@ def test_deepseek_to_mcore(tmp_path):
     )
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "ours.safetensors", layout="mcore")
     assert contents(tmp_path / "ours.safetensors") == merged(tmp_path / "theirs")
+
+
+def test_deepseek_in_eight_bits(tmp_path):
+    table = TABLES["deepseek_v3"]
+    write_model(tmp_path / "hub", table, {**table.example, "hidden_size": 320, "intermediate_size": 200})
+    eight_bits(tmp_path / "hub", (128, 128))
+    (tmp_path / "theirs").mkdir()
+    run(
+        "toolkit/weight_convert/deepseekv3/convert_deepseekv3_hf_weight.py",
+        "converter.convert_hf_to_ms(hub, out, {**config, 'dtype': ms.bfloat16})",
+        hub=str(tmp_path / "hub"),
+        out=str(tmp_path / "theirs"),
+        config=keys({**table.example, "hidden_size": 320, "intermediate_size": 200}),
+    )
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ours.safetensors", layout="mcore")
+    ours, theirs = contents(tmp_path / "ours.safetensors"), merged(tmp_path / "theirs")
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in ours if ours[name] != theirs[name] and not name.endswith("expert_bias")] == []  # theirs is float32
 
 
 @pytest.mark.parametrize(("name", "folder"), [("deepseek_v3", "deepseekv3"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3_moe")])

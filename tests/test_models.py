@@ -16,7 +16,7 @@ from ckptforge.errors import ConfigError, FormatError, LayoutError, PlanError, T
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.synthetic import write_model
 from ckptforge.tables import check_table, describe, list_tables, table_schema
-from tests.helpers import FIXTURES, contents, raw_safetensors, write_safetensors
+from tests.helpers import FIXTURES, contents, eight_bits, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 CASES = [(table.name, layout.name) for table in TABLES.values() for layout in table.layouts.values() if layout.name != "hub"]
@@ -296,13 +296,74 @@ def test_a_checkpoint_without_its_mtp_layer(tmp_path):
         ckptforge.to_ms(tmp_path / "broken", tmp_path / "x.ckpt", layout="mcore")
 
 
-def test_block_scaled_weights_are_refused_whatever_is_allowed(tmp_path):
+@pytest.mark.parametrize("block", [(128, 128), (16, 24), (7, 5), (1, 1)])
+def test_block_scaled_weights_are_read_as_what_they_stand_for(tmp_path, block):
     write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
-    part = {name: ("BF16", list(numbers.shape), numbers.tobytes()) for name, numbers in raw_safetensors(tmp_path / "hub").items()}
-    part["model.layers.0.mlp.gate_proj.weight_scale_inv"] = ("F32", [1, 1], b"\0\0\0\0")
-    write_safetensors(tmp_path / "hub" / "model.safetensors", part, {"format": "pt"})
-    with pytest.raises(UnmappedTensorsError, match=r"weight_scale_inv: the weights are FP8 with a scale for each block"):
-        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", allow_unmapped=True)
+    _, meant = eight_bits(tmp_path / "hub", block)
+    result = ckptforge.convert(tmp_path / "hub", tmp_path / "bf16", to="hub")
+    assert contents(tmp_path / "bf16") == meant
+    assert any(f"stored with a scale for each block of {block[0]} × {block[1]}" in note for note in result.notes)
+    assert "quantization_config" not in json.loads((tmp_path / "bf16" / "config.json").read_text())
+    for layout in ("mcore", "legacy", "mcore-r1.6"):
+        for memory in ("128MiB", "1MiB"):
+            ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}.ckpt", layout=layout, memory=memory, overwrite=True)
+            ckptforge.to_torch(tmp_path / f"{layout}.ckpt", tmp_path / "back", overwrite=True)
+            assert contents(tmp_path / "back") == meant
+        assert ckptforge.compare(tmp_path / "hub", tmp_path / f"{layout}.ckpt").equal
+    assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
+    wide = ckptforge.convert(tmp_path / "hub", tmp_path / "fp32", to="hub", dtype="fp32")
+    assert {dtype for dtype, _, _ in contents(tmp_path / "fp32").values()} == {"float32"} and not any(
+        count.rounded for count in wide.audit.counts.values()
+    )
+    assert any(count.rounded for (_, source, target), count in result.audit.counts.items() if (source, target) == ("float32", "bfloat16"))
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_block_scaled_weights_of_every_model(tmp_path, name):
+    write_model(tmp_path / "hub", TABLES[name], TABLES[name].example)
+    _, meant = eight_bits(tmp_path / "hub", (16, 24))
+    layout = next(layout.name for layout in TABLES[name].layouts.values() if layout.family == "mindspore")
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.safetensors", layout=layout)
+    ckptforge.to_torch(tmp_path / "x.safetensors", tmp_path / "back")
+    assert contents(tmp_path / "back") == meant
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda stored, name: stored.update({f"{name}_scale_inv": ("F32", [3, 1], bytes(12))}),
+            r"scales should be floats of shape \[\d, \d\], but",
+        ),
+        (lambda stored, name: stored.update({f"{name}_scale_inv": ("I32", [6, 3], bytes(72))}), "scales should be floats"),
+        (
+            lambda stored, name: stored.update({name: ("BF16", [96, 64], bytes(96 * 64 * 2))}),
+            "expected a matrix of eight-bit floats, as",
+        ),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(tmp_path, change, message):
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
+    stored, _ = eight_bits(tmp_path / "hub", (16, 24))
+    change(stored, "model.layers.0.mlp.gate_proj.weight")
+    write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
+    with pytest.raises(FormatError, match=r"model.safetensors: 'model.layers.0.mlp.gate_proj.weight' is .*" + message):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
+
+
+def test_scales_without_the_size_of_a_block_or_without_a_weight(tmp_path):
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
+    stored, _ = eight_bits(tmp_path / "hub", (16, 24))
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    for broken in ({}, {"weight_block_size": [16]}, {"weight_block_size": [16, 0]}, {"weight_block_size": [True, 24]}, 7):
+        (tmp_path / "hub" / "config.json").write_text(json.dumps({**config, "quantization_config": broken}))
+        with pytest.raises(ConfigError, match=r"config.json: .* but quantization_config.weight_block_size isn't two positive integers"):
+            ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    stored["model.layers.0.mlp.other.weight_scale_inv"] = ("F32", [1, 1], bytes(4))
+    write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
+    with pytest.raises(UnmappedTensorsError, match=r"1 tensors aren't known .*\n.*mlp.other.weight_scale_inv"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
 
 
 def test_a_length_of_zero_is_none_only_where_it_counts_names(tmp_path):

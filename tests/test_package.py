@@ -20,6 +20,7 @@ ORDER = [
     "mapping",
     "partition",
     "engine",
+    "scaling",
     "source",
     "outputs",
     "mindspore_outputs",

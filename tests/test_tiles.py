@@ -1,6 +1,7 @@
 """Tiles and spans against brute force: every element arrives, once, whatever the form of the tile."""
 
 import math
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -8,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.dtypes import BY_NAME
 from ckptforge.engine import tiles as tiles_module
 from ckptforge.engine import transpose
-from ckptforge.engine.tiles import best_form, fits, inside, spans_of, strips, tiles
+from ckptforge.engine.block_scale import Scales
+from ckptforge.engine.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles
 from ckptforge.engine.transpose import copy_strided
+from ckptforge.formats.entry import BlockScale, TensorEntry
 
 
 @st.composite
@@ -83,3 +87,21 @@ def test_narrow_gaps_are_read_over_and_wide_ones_skipped():
     assert (near.count, near.length) == (1, 99 * 128 + 64)
     far = spans_of(Transfer((100, 64), 0, (1 << 20, 1), 0, (64, 1)), 2)
     assert (far.count, far.length) == (100, 64)
+
+
+@given(st.data())
+def test_any_part_of_a_matrix_gets_its_own_scales(data):
+    rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    block = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+    shape = -(-rows // block[0]), -(-columns // block[1])
+    scales = np.arange(1, math.prod(shape) + 1, dtype=np.float32)
+    entry = TensorEntry("scales", BY_NAME["float32"], shape, Path(), ())
+    spread = np.kron(scales.reshape(shape), np.ones(block, np.float32))[:rows, :columns].reshape(-1)
+    start = data.draw(st.integers(0, rows * columns - 1))
+    length = data.draw(st.integers(1, rows * columns - start))
+    stride = data.draw(st.integers(length, rows * columns))
+    count = data.draw(st.integers(1, (rows * columns - start - length) // stride + 1))
+    spans = Spans(((count, stride),), length, (length, 1))
+    numbers = np.ones(spans.elements, np.float32)
+    Scales(BlockScale(entry, block, BY_NAME["bfloat16"]), columns, lambda _: scales.view(np.uint8)).apply(numbers, start, spans)
+    assert (numbers == np.concatenate([spread[start + i : start + i + length] for i in spans.starts()])).all()

@@ -63,7 +63,7 @@ def _products(
     adapted: Mapping[str, Factors], weight: AdaptedWeight, entry: TensorEntry, sizes: AxisSizes, table: Table
 ) -> Iterator[Product]:
     lengths: Lengths = {}
-    if not entry.dtype.floating:
+    if not entry.value_dtype.floating:
         raise LayoutError(f"{entry.path}: {entry.name} is {entry.dtype}, to which nothing can be added.")
     for tensor, one in adapted.items():
         if one.a.shape[1] != entry.shape[1]:

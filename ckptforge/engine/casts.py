@@ -26,12 +26,13 @@ Array = NDArray[Any]
 STEP = 1 << 19
 _SIGN = np.uint16(0x8000)
 _LONG_RUN = 1024
+_OTHERS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")  # that numpy itself doesn't have
 _EXACT, _ROUNDED, _UNDERFLOW, _OVERFLOW = 0, 1, 2, 3
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """The numpy dtype of a castable dtype."""
-    return np.dtype(ml_dtypes.bfloat16 if dtype.name == "bfloat16" else dtype.name)
+    return np.dtype(getattr(ml_dtypes, dtype.name) if dtype.name in _OTHERS else dtype.name)
 
 
 Cast = Callable[[Array, Array], CastCount]
@@ -42,6 +43,8 @@ def cast_function(source: DType, target: DType) -> Cast:
     """The function that casts a flat array of `source` into one of `target`, both as numpy dtypes, and counts."""
     if source.itemsize == target.itemsize == 2:
         return _table_cast(source, target)
+    if source.itemsize == 1:
+        return _byte_cast(source, target)
     convert = _f64_to_bf16 if (source.name, target.name) == ("float64", "bfloat16") else _plain
     widening = target.itemsize > source.itemsize
 
@@ -95,6 +98,16 @@ def _count(numbers: Array, made: Array, count: CastCount) -> None:
     count.overflowed += overflowed
     count.underflowed += underflowed
     count.rounded += changed - overflowed - underflowed
+
+
+def _byte_cast(source: DType, target: DType) -> Cast:
+    """From floats of eight bits to wider ones, which hold all of them."""
+    table = np.arange(1 << 8, dtype=np.uint8).view(numpy_dtype(source)).astype(numpy_dtype(target))
+
+    def cast(numbers: Array, out: Array, count: CastCount) -> None:
+        np.take(table, numbers.view(np.uint8), out=out, mode="clip")
+
+    return _by_pieces(cast)
 
 
 class _Scratch(threading.local):

@@ -47,7 +47,7 @@ class Conversion:
 
     def keep(self, entry: TensorEntry, dtype: DType | None = None) -> None:
         """Adds a source tensor as it is, but for a cast."""
-        self.specs.append(TensorSpec(entry.name, dtype or entry.dtype, entry.shape))
+        self.specs.append(TensorSpec(entry.name, dtype or entry.value_dtype, entry.shape))
         strides = row_major_strides(entry.shape)
         self.copies[entry.name] = [(entry, Transfer(entry.shape, 0, strides, 0, strides).ordered())] if entry.elements else []
         self.groups[entry.name] = skeleton_of(entry.name)[0]
@@ -264,11 +264,11 @@ def _refuse_partial(copies: dict[str, Copies], absent: Absent) -> None:
 
 
 def _target_dtype(name: str, copies: Copies, dtype: DType | None) -> DType:
-    dtypes = {entry.dtype: entry for entry, _ in copies}
+    dtypes = {entry.value_dtype: entry for entry, _ in copies}
     if dtype is not None and all(found.floating for found in dtypes):
         return dtype
     if len(dtypes) > 1:
-        found = "; ".join(f"{entry.name} is {entry.dtype} in {entry.path}" for entry in dtypes.values())
+        found = "; ".join(f"{entry.name} is {entry.value_dtype} in {entry.path}" for entry in dtypes.values())
         raise PlanError(f"{name} is made of tensors of different dtypes: {found}. Cast them all with --dtype.")
     return next(iter(dtypes))
 

@@ -196,6 +196,9 @@ def fingerprint(plan: Plan) -> str:
         for source, transfer in assembly.copies:
             if source not in entries:
                 entries[source] = _bytes(numbers[source.path], source.name, source.dtype)
+                if source.scaled is not None:
+                    scale = source.scaled.scale
+                    entries[source] += _bytes(numbers[scale.path], scale.name, source.scaled.block)
                 if source.plus is not None:
                     entries[source] += _bytes(source.plus.box)
                     for product in source.plus.products:

@@ -49,7 +49,7 @@ class Addend:
         self._dtype = numpy_dtype(dtype)
         self._products: list[tuple[Array, Array, float, Array]] = []
         for product in plus.products:
-            a, b = (_numbers(read(factor), factor, dtype) for factor in (product.a, product.b))
+            a, b = (numbers_of(read(factor), factor, dtype) for factor in (product.a, product.b))
             rank, columns = a.shape
             wide = np.zeros((rank, -(-columns // _COLUMNS) * _COLUMNS), self._dtype)
             wide[:, :columns] = a
@@ -62,7 +62,7 @@ class Addend:
 
     def add(self, numbers: Array, start: int, spans: Spans) -> None:
         """Adds to what was read of the matrix: `numbers` are its `spans`, counted from element `start`."""
-        for at, row, count, c0, c1 in _windows(start, spans, self._columns):
+        for at, row, count, c0, c1 in windows(start, spans, self._columns):
             self._add(numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0), row + self._corner[0], c0 + self._corner[1])
 
     def _add(self, window: Array, row: int, column: int) -> None:
@@ -94,7 +94,7 @@ class Addend:
         return made
 
 
-def _windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
+def windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
     """(place in the buffer, first row, rows, columns c0 to c1) of windows that spans are, those of neighbouring rows joined."""
     held: tuple[int, int, int, int, int] | None = None
     at = 0
@@ -123,7 +123,8 @@ def _rows(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> NDAr
     return rows.reshape(-1)
 
 
-def _numbers(raw: Array, entry: TensorEntry, dtype: DType) -> Array:
+def numbers_of(raw: Array, entry: TensorEntry, dtype: DType) -> Array:
+    """The bytes of a tensor as numbers of `dtype`, in its shape."""
     numbers = raw.view(numpy_dtype(entry.dtype))
     if entry.dtype != dtype:
         out = np.empty(numbers.size, numpy_dtype(dtype))

@@ -174,7 +174,7 @@ def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -
             continue
         joined = [(source, transfer.coalesced()) for source, transfer in assembly.copies]
         itemsize = target.dtype.itemsize
-        as_it_is = (source.dtype == target.dtype and source.plus is None and transfer.is_move for source, transfer in joined)
+        as_it_is = (source.dtype == target.dtype and not source.computed and transfer.is_move for source, transfer in joined)
         if moves and not assembly.zeroed and all(as_it_is):
             for source, transfer in joined:
                 runs = paired_ranges(source, transfer.source * itemsize, target, transfer.target * itemsize, transfer.size * itemsize)

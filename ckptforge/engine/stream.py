@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.engine.audit import Audit
+from ckptforge.engine.block_scale import Scales
 from ckptforge.engine.blocks import Block, Hashes
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.buffers import Buffers
@@ -36,6 +37,7 @@ Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 _MANY_CALLS = 16
+_SCALES = 16  # matrices whose scales a worker keeps
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Worker:
     buffers: Buffers = field(default_factory=Buffers)
     strip_buffers: Buffers = field(default_factory=Buffers)
     addends: dict[int, tuple[int, Addend]] = field(default_factory=dict)  # by the identity of what they are of, which the plan keeps
+    scales: dict[int, Scales] = field(default_factory=dict)  # likewise
 
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
@@ -102,7 +105,7 @@ class Worker:
             made[:] = 0
         left = tile.elements
         for source, transfer in task.assembly.copies:
-            summed = None if source.plus is None else working_dtype(source.dtype)
+            summed = working_dtype(source.dtype) if source.computed else None
             limit = self.budget.strip_elements(source.dtype, target.dtype, summed)
             for part in inside(transfer, tile):
                 left -= part.size
@@ -116,21 +119,21 @@ class Worker:
         """Reads one part of a tile, casts it and puts it in its place."""
         itemsize = source.dtype.itemsize
         spans = spans_of(part, itemsize)
-        dtype = source.dtype if source.plus is None else working_dtype(source.dtype)
+        dtype = working_dtype(source.dtype) if source.computed else source.dtype
         cast = dtype != target.dtype
         read, spare, made, summed = self.strip_buffers.lend(
             (spans.elements * itemsize, source.file_offset(part.source * itemsize)),
             (cast * part.size * dtype.itemsize, 0),
             (cast * part.size * target.dtype.itemsize, 0),
-            ((source.plus is not None) * spans.elements * dtype.itemsize, 0),
+            (source.computed * spans.elements * dtype.itemsize, 0),
         )
         fd = self.descriptors.source(source.path)
         with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
             starts = ((part.source + start) * itemsize for start in spans.starts())
             read_spans(source, starts, spans.length * itemsize, read.data, fd)
         numbers = as_numbers(read, source.dtype)
-        if source.plus is not None:
-            numbers = self.sum(source, source.plus, numbers, as_numbers(summed, dtype), part.source, spans)
+        if source.computed:
+            numbers = self.compute(source, numbers, as_numbers(summed, dtype), part.source, spans)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if cast:
             if spans.elements != part.size:  # gaps are neither cast nor counted
@@ -146,17 +149,29 @@ class Worker:
             numbers = place
         copy_strided(numbers, out, packed.coalesced())
 
-    def sum(self, source: TensorEntry, plus: LowRank, numbers: Array, out: Array, start: int, spans: Spans) -> Array:
-        """What was read of a matrix with what is added to it, in the dtype that sums have."""
+    def compute(self, source: TensorEntry, numbers: Array, out: Array, start: int, spans: Spans) -> Array:
+        """What was read of a matrix times its scales and with what is added to it, in the dtype that sums have."""
+        dtype = working_dtype(source.dtype)
+        cast_function(source.dtype, dtype)(numbers, out)
+        if source.scaled is not None:
+            if id(source.scaled) not in self.scales:
+                if len(self.scales) == _SCALES:
+                    self.scales.clear()
+                self.scales[id(source.scaled)] = Scales(source.scaled, source.shape[1], self.read_whole)
+            self.scales[id(source.scaled)].apply(out, start, spans)
+        if source.plus is not None:
+            self.add(source, source.plus, out, start, spans)
+        return out
+
+    def add(self, source: TensorEntry, plus: LowRank, out: Array, start: int, spans: Spans) -> None:
+        """Adds to what was read of a matrix."""
         dtype = working_dtype(source.dtype)
         if id(plus) not in self.addends:
             need = factor_bytes(plus, source.dtype)
             while self.addends and sum(held for held, _ in self.addends.values()) + need > self.budget.held:
                 del self.addends[next(iter(self.addends))]
             self.addends[id(plus)] = need, Addend(plus, dtype, self.read_whole)
-        cast_function(source.dtype, dtype)(numbers, out)
         self.addends[id(plus)][1].add(out, start, spans)
-        return out
 
     def read_whole(self, entry: TensorEntry) -> Array:
         """The bytes of a small tensor."""

@@ -31,7 +31,8 @@ class Extent(msgspec.Struct, frozen=True):
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
-    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. `plus` is added to it where it is read."""
+    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. Where it is read, it is multiplied by the
+    numbers of `scaled`, and `plus` is added to it."""
 
     name: str
     dtype: DType
@@ -39,6 +40,17 @@ class TensorEntry(msgspec.Struct, frozen=True):
     path: Path
     extents: tuple[Extent, ...]
     plus: LowRank | None = None
+    scaled: BlockScale | None = None
+
+    @property
+    def computed(self) -> bool:
+        """Whether its numbers aren't those in the file."""
+        return self.plus is not None or self.scaled is not None
+
+    @property
+    def value_dtype(self) -> DType:
+        """The dtype of the numbers that it stands for."""
+        return self.dtype if self.scaled is None else self.scaled.dtype
 
     def __hash__(self) -> int:
         return hash((self.name, self.path))  # plans of many ranks hash millions of times
@@ -67,6 +79,14 @@ class TensorEntry(msgspec.Struct, frozen=True):
                 start += take
                 length -= take
             index += 1
+
+
+class BlockScale(msgspec.Struct, frozen=True):
+    """The numbers of `scale`, one for each block of (rows, columns) of a matrix; what comes out of it is taken for `dtype`."""
+
+    scale: TensorEntry
+    block: tuple[int, int]
+    dtype: DType
 
 
 class Product(msgspec.Struct, frozen=True):

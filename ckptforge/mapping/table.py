@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern
+from ckptforge.mapping.block_scaled import BlockScaled, parse_block_scaled
 from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns_of
 from ckptforge.mapping.model_config import Condition, Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, parse_sharding, stored_cuts
@@ -61,6 +62,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     refused: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
     demo: bool = False
     lora: Lora = msgspec.field(default_factory=dict)
+    block_scaled: Mapping[str, BlockScaled] = msgspec.field(default_factory=dict)
 
     @cached_property
     def counted(self) -> frozenset[str]:
@@ -169,7 +171,16 @@ def parse_table(content: bytes, source: str) -> Table:
         {family: dict(reasons) for family, reasons in raw.refused.items()},
         raw.demo,
         _lora(raw, layouts, source),
+        dict(_block_scaled(raw, source)),
     )
+
+
+def _block_scaled(raw: TableFile, source: str) -> Iterator[tuple[str, BlockScaled]]:
+    for family, row in raw.block_scaled.items():
+        try:
+            yield family, parse_block_scaled(row)
+        except ValueError as error:
+            raise TableError(f"{source}: [block_scaled.{family}]: {error}.") from error
 
 
 def _expressions(raw: TableFile, source: str) -> Iterator[tuple[str, Expression]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 
 from ckptforge.errors import TableError, shown
+from ckptforge.mapping.block_scaled import BlockScaledRow
 from ckptforge.mapping.sharding import ShardRow
 
 Family = Literal["huggingface", "mindspore"]
@@ -55,6 +56,7 @@ class TableFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     lora: LoraFile | None = None
     ignored: dict[Family, list[str]] = {}
     refused: dict[Family, dict[str, str]] = {}
+    block_scaled: dict[Family, BlockScaledRow] = {}
     example: dict[str, Any] = {}
     demo: bool = False
 
