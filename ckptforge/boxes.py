@@ -236,7 +236,7 @@ def _along(transfer: Transfer, group: Sequence[int], length: int, unit: int, sta
 
 
 def _run_by_run(transfer: Transfer, shape: Sequence[int], box: Box) -> Iterator[Transfer]:
-    full = row_major_strides(shape)
+    full, local = row_major_strides(shape), row_major_strides(box_shape(box))
     inner = len(shape)  # the axes from here on are whole, so that the box's elements lie behind one another
     while inner and box[inner - 1] == (0, shape[inner - 1]):
         inner -= 1
@@ -244,12 +244,15 @@ def _run_by_run(transfer: Transfer, shape: Sequence[int], box: Box) -> Iterator[
     length = math.prod(box_shape(box[inner:]))
     order = sorted((i for i, n in enumerate(transfer.shape) if n != 1), key=lambda i: -transfer.from_[i])
     sizes, strides = [transfer.shape[i] for i in order], [transfer.from_[i] for i in order]
-    for run, index in enumerate(product(*(range(*side) for side in box[:inner]))):
+    met = (transfer.source // full[0], transfer.last_source // full[0] + 1)
+    sides = [(max(lo, met[0]), min(hi, met[1])) if not axis else (lo, hi) for axis, (lo, hi) in enumerate(box[:inner])]
+    for index in product(*(range(*side) for side in sides)):
+        start = sum((i - lo) * unit for i, (lo, _), unit in zip(index, box, local, strict=False))
         lo = sum(i * unit for i, unit in zip((*index, *(side[0] for side in box[inner:])), full, strict=True))
         for part in boxes_in_range(sizes, strides, lo - transfer.source, lo + length - transfer.source):
             chosen = dict(zip(order, part, strict=True))
             sub = transfer.sub(tuple(chosen.get(i, (0, 1)) for i in range(len(transfer.shape))))
-            yield replace(sub, source=sub.source - lo + run * length)
+            yield replace(sub, source=sub.source - lo + start)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ class Check(msgspec.Struct, frozen=True):
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        return {"ok": self.equal, "verb": "compare", **asdict(self)}
+        return {"ok": self.equal, "verb": "compare", **msgspec.structs.asdict(self)}
 
 
 def check(path: PathLike, *, workers: int | None = None, memory: int | str | None = None, progress: Progress | None = None) -> Check:

@@ -12,7 +12,7 @@ from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError
+from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, UsageError
 from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
@@ -115,6 +115,10 @@ def compare(
     dtype = parse_target(after_cast)
     if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
+    if other.source.is_scaled:
+        if one.source.is_scaled:
+            return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
+        raise UsageError(f"{b}: its weights are stored with scales of their blocks, which are undone in A only: name it first.")
     _share_sizes(one.source, other.source)
     conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
     left_a += [f"{copy}, which isn't the copy of {name} that it should be" for copy, name in unlike(_copies(one.source), budget).items()]
@@ -135,7 +139,7 @@ def compare(
         left_b,
         constants,
         causes,
-        [*one.checkpoint.notes, *other.checkpoint.notes, *notes, *unknown],
+        [*one.source.checkpoint.notes, *other.checkpoint.notes, *notes, *unknown],
     )
 
 

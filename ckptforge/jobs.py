@@ -11,6 +11,7 @@ import msgspec
 
 from ckptforge.engine import stream
 from ckptforge.engine.audit import Audit
+from ckptforge.engine.block_scale import scale_bytes
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.checks import check_output, check_room
 from ckptforge.engine.comparison import unlike
@@ -28,6 +29,7 @@ from ckptforge.outputs import parse_size
 from ckptforge.result import Result, dry_result
 
 PathLike = str | Path
+_MATRICES, _SMALL = 16, 256 * 1024  # whose scales are kept at a time, if they take no more bytes
 
 
 class Planning(TypedDict, total=False):
@@ -134,9 +136,12 @@ def _remains(output: Path) -> list[str]:
 
 
 def _held(plan: Plan) -> int:
-    """Bytes that a worker must hold beside its buffers: the factors of the largest adapter."""
-    merged = {id(source.plus): source for assembly in plan.assemblies for source, _ in assembly.copies if source.plus is not None}
-    return max((factor_bytes(source.plus, source.dtype) for source in merged.values() if source.plus is not None), default=0)
+    """Bytes that a worker must hold beside its buffers: the factors of the largest adapter, and scales, of more than one matrix where
+    they are small."""
+    computed = {source for assembly in plan.assemblies for source, _ in assembly.copies if source.computed}
+    factors = max((factor_bytes(source.plus, source.dtype) for source in computed if source.plus is not None), default=0)
+    scales = max((scale_bytes(source.scaled) for source in computed if source.scaled is not None), default=0)
+    return factors + max(scales, min(_MATRICES * scales, _SMALL))
 
 
 def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Finished]:

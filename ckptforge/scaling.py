@@ -13,7 +13,6 @@ from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint
 from ckptforge.formats.entry import BlockScale, TensorEntry
 from ckptforge.mapping.binding import Binding
-from ckptforge.mapping.block_scaled import BlockScaled
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
 
@@ -25,10 +24,28 @@ def read_scaled(checkpoint: Checkpoint, binding: Binding, config: Mapping[str, A
     """
     row = binding.table.block_scaled.get(binding.layout.family)
     known = (name for names in binding.names.values() for name in names.values())
-    pairs = {name: row.scale_of(name) for name in known if row.scale_of(name) in checkpoint.tensors} if row is not None else {}
-    if row is None or not pairs:
+    if row is None:
         return checkpoint, binding
+    eight, pairs = [], {}
+    for name in known:
+        if row.scale_of(name) in checkpoint.tensors:
+            pairs[name] = row.scale_of(name)
+        elif checkpoint.tensors[name].dtype.name in _EIGHT_BITS:
+            eight.append(name)
     block = row.block_of(config)
+    if eight and (pairs or block is not None):
+        entry = checkpoint.tensors[eight[0]]
+        raise FormatError(
+            f"{entry.path}: {shown(entry.name)} is {entry.dtype}, but there is no {shown(row.scale_of(entry.name))}, by which it would be "
+            f"multiplied ({len(eight)} such weights); is a file missing?"
+        )
+    if not pairs:
+        return checkpoint, binding
+    if cut := next((name for name in pairs if name in checkpoint.shards), None):
+        raise FormatError(
+            f"{checkpoint.path}: {shown(cut)} is stored with scales of its blocks and cut into ranks, which isn't read; merge the ranks "
+            "first, with `ckptforge merge`."
+        )
     if block is None:
         raise ConfigError(
             f"{where}: the weights of {checkpoint.path} have scales of their blocks, but {row.block} isn't two positive integers, expected "
@@ -56,11 +73,20 @@ def _check(entry: TensorEntry, scale: TensorEntry, block: tuple[int, int]) -> No
         )
 
 
-def without_scales(side: HuggingFaceSide, row: BlockScaled) -> HuggingFaceSide:
-    """What stands beside the weights, with a config.json that doesn't say that they are stored with scales."""
-    config = json.loads(side.files[CONFIG]) if CONFIG in side.files else {}
-    if row.block_keys[0] not in config:
+def without_scales(side: HuggingFaceSide, binding: Binding, checkpoint: Checkpoint) -> HuggingFaceSide:
+    """What stands beside the weights, with a config.json that doesn't say that they are stored with scales, unless they are left in
+    eight bits: no output is."""
+    row = binding.table.block_scaled.get("huggingface")
+    known = (checkpoint.tensors[name] for names in binding.names.values() for name in names.values())
+    if row is None or CONFIG not in side.files or any(entry.value_dtype.name in _EIGHT_BITS for entry in known):
         return side
-    del config[row.block_keys[0]]
+    config: Any = json.loads(side.files[CONFIG])
+    *outer, last, _ = row.block_keys
+    inner = config
+    for key in outer:
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or last not in inner:
+        return side
+    del inner[last]
     content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     return replace(side, files={**side.files, CONFIG: content})

@@ -40,6 +40,11 @@ class Source(msgspec.Struct, frozen=True):
     def table(self) -> Table:
         return self.binding.table
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether any weight is stored with scales of its blocks."""
+        return any(entry.scaled is not None for entry in self.checkpoint.tensors.values())
+
     def refuse_unmapped(self, allowed: bool) -> None:
         """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed, and always for one that the
         table says makes a conversion wrong."""
@@ -111,10 +116,9 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         raise type(error)(f"{path}: {error}") from error
     if side is not None and side.layout is None and binding.layout.family == "huggingface":
         side = replace(side, layout=binding.layout.name)
-    scaled, binding = read_scaled(checkpoint, binding, config, config_source)
-    if scaled is not checkpoint and side is not None:
-        side = without_scales(side, binding.table.block_scaled[binding.layout.family])
-    checkpoint = scaled
+    checkpoint, binding = read_scaled(checkpoint, binding, config, config_source)
+    if side is not None:
+        side = without_scales(side, binding, checkpoint)
     state = tuple(name for name in checkpoint.tensors if is_state(name))
     return Source(checkpoint, binding, config, side, state, binding.unknown)
 

@@ -70,7 +70,7 @@ def eight_bits(directory: Path, block: tuple[int, int], seed: int = 0) -> tuple[
         codes = rng.integers(0, 256, shape, np.uint8)
         codes[(codes & 0x7F) == 0x7F] = 0  # NaN
         scales = rng.uniform(1e-4, 3e-3, [-(-n // step) for n, step in zip(shape, block, strict=True)]).astype(np.float32)
-        spread = np.kron(scales, np.ones(block, np.float32))[: shape[0], : shape[1]]
+        spread = np.kron(scales, np.ones(np.minimum(block, shape), np.float32))[: shape[0], : shape[1]]
         values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * spread
         stored[name] = ("F8_E4M3", list(shape), codes.tobytes())
         stored[f"{name}_scale_inv"] = ("F32", list(scales.shape), scales.tobytes())

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -174,6 +175,16 @@ def test_figures_are_those_of_numpy(tmp_path, square):
     assert one.relative_l2 == pytest.approx(np.linalg.norm((x - y)[finite]) / np.linalg.norm(x[finite]), rel=1e-12)
 
 
+def test_tensors_of_several_tiles_and_other_dtypes(tmp_path):
+    numbers = np.arange(1 << 20, dtype=np.float32)
+    write_safetensors(tmp_path / "wide.safetensors", {"x": ("F32", [1024, 1024], numbers.tobytes())})
+    narrow = numbers.astype(ml_dtypes.bfloat16)
+    write_safetensors(tmp_path / "narrow.safetensors", {"x": ("BF16", [1024, 1024], narrow.tobytes())})
+    found = ckptforge.compare(tmp_path / "wide.safetensors", tmp_path / "narrow.safetensors", memory="1MiB")
+    assert found.differences[0].count == int((narrow.astype(np.float32) != numbers).sum())
+    assert ckptforge.compare(tmp_path / "narrow.safetensors", tmp_path / "wide.safetensors", memory="1MiB").differences
+
+
 def test_tensors_on_one_side_and_state(tmp_path):
     full = MINDSPORE / "full.ckpt"
     ckptforge.convert(full, tmp_path / "w.ckpt", to="dense", weights_only=True)
@@ -244,6 +255,8 @@ def test_an_output_against_its_manifest(tmp_path, form):
         ckptforge.to_ms(HUB, out, dtype="fp32")
     found = ckptforge.check(out)
     assert found.equal and found.tensors == sum(len(contents(path)) for path in weight_files(out))
+    said = json.loads(ckpt("compare", out, "--json").stdout)
+    assert said["ok"] and said["verb"] == "compare" and said["tensors"] == found.tensors and said["problems"] == []
     file = weight_files(out)[-1]
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

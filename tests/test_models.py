@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import ConfigError, FormatError, LayoutError, PlanError, TableError, UnmappedTensorsError
+from ckptforge.errors import ConfigError, FormatError, LayoutError, PlanError, TableError, UnmappedTensorsError, UsageError
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.synthetic import write_model
 from ckptforge.tables import check_table, describe, list_tables, table_schema
@@ -349,6 +349,77 @@ def test_scales_that_do_not_fit_are_refused(tmp_path, change, message):
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
     with pytest.raises(FormatError, match=r"model.safetensors: 'model.layers.0.mlp.gate_proj.weight' is .*" + message):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
+
+
+def test_a_weight_whose_scales_are_missing_is_refused(tmp_path):
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
+    stored, _ = eight_bits(tmp_path / "hub", (16, 24))
+    del stored["model.layers.1.self_attn.o_proj.weight_scale_inv"]
+    write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
+    with pytest.raises(FormatError, match=r"o_proj.weight' is float8_e4m3fn, but there is no '.*scale_inv'.*\(1 such weights\)"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+    stored["model.layers.1.self_attn.o_proj.weight_scale_inv"] = ("F32", [4, 2], np.full(8, 1e36, "f4").tobytes())
+    write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
+    with pytest.raises(FormatError, match="o_proj.weight_scale_inv holds scales that aren't finite, or make numbers that aren't"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+
+
+def test_scaled_weights_in_ranks_are_refused(tmp_path):
+    write_model(tmp_path / "hub", TABLES["qwen3"], TABLES["qwen3"].example)
+    stored, _ = eight_bits(tmp_path / "hub", (16, 24))
+    item = {"dev_matrix": [2], "opt_weight_shard_size": 0, "opt_weight_shard_step": 0, "field": 0}
+    items = {name: {**item, "tensor_map": [-1] * len(shape), "tensor_shape": shape} for name, (_, shape, _) in stored.items()}
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "rank_0.json").write_text(json.dumps({"current_stage": 0, "parallel_layout_item": items}))
+    for rank in range(2):
+        (tmp_path / "ranks" / f"rank_{rank}").mkdir(parents=True)
+        shutil.copy(tmp_path / "hub" / "model.safetensors", tmp_path / "ranks" / f"rank_{rank}" / "x.safetensors")
+    with pytest.raises(FormatError, match=r"is stored with scales of its blocks and cut into ranks.*ckptforge merge"):
+        ckptforge.convert(
+            tmp_path / "ranks", tmp_path / "x.ckpt", to="mcore", from_="hub", src_strategy_dir=tmp_path / "s", config=tmp_path / "hub"
+        )
+
+
+def test_a_config_that_says_eight_bits_is_not_kept_for_wider_weights(tmp_path):
+    """As where a trained checkpoint goes back with the config.json of the published model."""
+    table = TABLES["deepseek_v3"]
+    write_model(tmp_path / "hub", table, table.example)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", no_hash=True)
+    (tmp_path / "x.ckpt.manifest.json").unlink()
+    config = {**table.example, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back", config=tmp_path / "config.json")
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == table.example
+    assert contents(tmp_path / "back") == contents(tmp_path / "hub")
+
+
+def test_scaled_weights_are_compared(tmp_path):
+    write_model(tmp_path / "hub", TABLES["qwen3"], TABLES["qwen3"].example)
+    stored, _ = eight_bits(tmp_path / "hub", (16, 24))
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
+    assert ckptforge.compare(tmp_path / "hub", tmp_path / "x.ckpt").equal and ckptforge.compare(tmp_path / "hub", tmp_path / "hub").equal
+    with pytest.raises(UsageError, match="undone in A only: name it first"):
+        ckptforge.compare(tmp_path / "x.ckpt", tmp_path / "hub")
+    shutil.copytree(tmp_path / "hub", tmp_path / "other")
+    name = "model.layers.0.mlp.gate_proj.weight_scale_inv"
+    kind, shape, data = stored[name]
+    stored[name] = (kind, shape, b"\0\0\0\x38" + data[4:])
+    write_safetensors(tmp_path / "other" / "model.safetensors", stored, {"format": "pt"})
+    for found in (ckptforge.compare(tmp_path / "other", tmp_path / "x.ckpt"), ckptforge.compare(tmp_path / "other", tmp_path / "hub")):
+        assert len(found.differences) == 1
+
+
+def test_scales_are_part_of_the_memory(tmp_path):
+    write_model(tmp_path / "hub", TABLES["qwen3"], {**TABLES["qwen3"].example, "hidden_size": 512, "intermediate_size": 1024})
+    _, meant = eight_bits(tmp_path / "hub", (1, 1))
+    with pytest.raises(UsageError, match="--memory of 1048576 bytes is too little"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", memory="1MiB")
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", memory="16MiB")
+    assert contents(tmp_path / "x") == meant
+    write_model(tmp_path / "far", TABLES["qwen3"], TABLES["qwen3"].example)
+    _, meant = eight_bits(tmp_path / "far", (128, 2**31 - 1))
+    ckptforge.convert(tmp_path / "far", tmp_path / "y", to="hub")
+    assert contents(tmp_path / "y") == meant
 
 
 def test_scales_without_the_size_of_a_block_or_without_a_weight(tmp_path):

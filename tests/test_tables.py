@@ -101,6 +101,26 @@ def test_bad_tables_are_refused_with_row_and_reason(old, new, message):
         parse_table(GOOD.replace(old, new, 1).encode(), "toy.toml")
 
 
+def test_a_layout_that_extends_one_of_unknown_sharding_has_none_either():
+    extra = """
+[shard.b]
+norm = { optimizer = false }
+[layout.c]
+extends = "b"
+sharding = "not known"
+[layout.d]
+extends = "c"
+[layout.e]
+extends = "c"
+[shard.e]
+up = { cut = "I:mp" }
+gate = { cut = "I:mp" }
+"""
+    table = parse_table((GOOD + extra).encode(), "toy.toml")
+    assert table.layout("b").sharding is not None and table.layout("c").sharding is table.layout("d").sharding is None
+    assert set(table.layout("e").sharding) == {"up", "gate"}
+
+
 def test_half_an_inherited_concatenation_is_refused():
     extra = '[layout.c]\nextends = "b"\nup = "layers.{l}.u : I H"\n'
     with pytest.raises(TableError, match="stores 'up' anew but not 'gate'"):

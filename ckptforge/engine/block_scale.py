@@ -15,9 +15,16 @@ from numpy.typing import NDArray
 from ckptforge.dtypes import BY_NAME
 from ckptforge.engine.low_rank import numbers_of, windows
 from ckptforge.engine.tiles import Spans
+from ckptforge.errors import FormatError
 from ckptforge.formats.entry import BlockScale, TensorEntry
 
 Array = NDArray[Any]
+_LARGEST = np.float32(57344)  # of eight bits, float8_e5m2's
+
+
+def scale_bytes(scaled: BlockScale) -> int:
+    """Memory that the scales of one matrix take, as numbers and while they are read."""
+    return scaled.scale.nbytes + 4 * scaled.scale.elements
 
 
 class Scales:
@@ -25,7 +32,10 @@ class Scales:
 
     def __init__(self, scaled: BlockScale, columns: int, read: Callable[[TensorEntry], Array]) -> None:
         self._scales = numbers_of(read(scaled.scale), scaled.scale, BY_NAME["float32"])
-        (self._rows, self._block), self._columns = scaled.block, columns
+        self._rows, self._block, self._columns = scaled.block[0], min(scaled.block[1], columns), columns
+        with np.errstate(all="ignore"):
+            if not np.isfinite(self._scales * _LARGEST).all():
+                raise FormatError(f"{scaled.scale.path}: {scaled.scale.name} holds scales that aren't finite, or make numbers that aren't.")
 
     def apply(self, numbers: Array, start: int, spans: Spans) -> None:
         """Multiplies what was read of the matrix: `numbers`, in float32, are its `spans`, counted from element `start`."""

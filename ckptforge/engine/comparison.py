@@ -73,7 +73,7 @@ def unlike(pairs: Sequence[tuple[TensorEntry, TensorEntry]], budget: Budget) -> 
             continue
         strides = row_major_strides(original.shape)
         whole = Transfer(original.shape, 0, strides, 0, strides).ordered()
-        target = TensorEntry(copy.name, original.dtype, original.shape, Path(), ())
+        target = TensorEntry(copy.name, original.value_dtype, original.shape, Path(), ())
         made.append(Pair(Assembly(target, original.name, ((original, whole),)), copy, None))
     found = differing(made, budget)
     return {copy.name: original.name for copy, original in pairs if copy.name in found or copy.shape != original.shape}

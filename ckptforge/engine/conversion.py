@@ -120,7 +120,7 @@ class Conversion:
                 copies = lowered
                 if box is not None:
                     copies = [(source, part) for source, copy in lowered for part in within_target(copy, whole.shape, box)]
-                target = replace(entry, dtype=dtypes[name])
+                target = replace(entry, dtype=dtypes[name], extents=())
                 pairs.append(Pair(Assembly(target, self.groups[name], tuple(copies)), entry, box))
         return pairs
 

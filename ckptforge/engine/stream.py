@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.engine.audit import Audit
-from ckptforge.engine.block_scale import Scales
+from ckptforge.engine.block_scale import Scales, scale_bytes
 from ckptforge.engine.blocks import Block, Hashes
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.buffers import Buffers
 from ckptforge.engine.casts import cast_function, numpy_dtype
+from ckptforge.engine.held import Held
 from ckptforge.engine.journal import Journal
 from ckptforge.engine.low_rank import Addend, factor_bytes, working_dtype
 from ckptforge.engine.moves import PIECE_BYTES, begin_writeback, move_bytes, write_exactly
@@ -31,13 +32,12 @@ from ckptforge.engine.schedule import Check, Fill, Kept, Move, Schedule
 from ckptforge.engine.tiles import Spans, inside, spans_of, strips
 from ckptforge.engine.transpose import copy_strided
 from ckptforge.errors import OutputError, PlanError
-from ckptforge.formats.entry import LowRank, TensorEntry, open_file, read_range, read_spans
+from ckptforge.formats.entry import TensorEntry, open_file, read_range, read_spans
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 
 _MANY_CALLS = 16
-_SCALES = 16  # matrices whose scales a worker keeps
 
 
 @dataclass
@@ -50,8 +50,10 @@ class Worker:
     digest: bytes = b""
     buffers: Buffers = field(default_factory=Buffers)
     strip_buffers: Buffers = field(default_factory=Buffers)
-    addends: dict[int, tuple[int, Addend]] = field(default_factory=dict)  # by the identity of what they are of, which the plan keeps
-    scales: dict[int, Scales] = field(default_factory=dict)  # likewise
+    held: Held = field(init=False)  # factors and scales, by their entries in the plan
+
+    def __post_init__(self) -> None:
+        self.held = Held(self.budget.held)
 
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
@@ -153,25 +155,13 @@ class Worker:
         """What was read of a matrix times its scales and with what is added to it, in the dtype that sums have."""
         dtype = working_dtype(source.dtype)
         cast_function(source.dtype, dtype)(numbers, out)
-        if source.scaled is not None:
-            if id(source.scaled) not in self.scales:
-                if len(self.scales) == _SCALES:
-                    self.scales.clear()
-                self.scales[id(source.scaled)] = Scales(source.scaled, source.shape[1], self.read_whole)
-            self.scales[id(source.scaled)].apply(out, start, spans)
-        if source.plus is not None:
-            self.add(source, source.plus, out, start, spans)
+        if (scaled := source.scaled) is not None:
+            scales = self.held.get(scaled, scale_bytes(scaled), lambda: Scales(scaled, source.shape[1], self.read_whole))
+            scales.apply(out, start, spans)
+        if (plus := source.plus) is not None:
+            addend = self.held.get(plus, factor_bytes(plus, source.dtype), lambda: Addend(plus, dtype, self.read_whole))
+            addend.add(out, start, spans)
         return out
-
-    def add(self, source: TensorEntry, plus: LowRank, out: Array, start: int, spans: Spans) -> None:
-        """Adds to what was read of a matrix."""
-        dtype = working_dtype(source.dtype)
-        if id(plus) not in self.addends:
-            need = factor_bytes(plus, source.dtype)
-            while self.addends and sum(held for held, _ in self.addends.values()) + need > self.budget.held:
-                del self.addends[next(iter(self.addends))]
-            self.addends[id(plus)] = need, Addend(plus, dtype, self.read_whole)
-        self.addends[id(plus)][1].add(out, start, spans)
 
     def read_whole(self, entry: TensorEntry) -> Array:
         """The bytes of a small tensor."""

@@ -64,8 +64,8 @@ def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str,
     found: dict[str, Columns] = {}
     for tensor in modules:
         pattern = next(pattern for pattern in patterns if tensor in pattern.tensors)
-        concatenated = any(isinstance(item, Concat) for item in pattern.axes[-1])
-        if len(pattern.axes) != 2 or concatenated or pattern.reshaped or not pattern.template.endswith(WEIGHT):
+        plain = len(pattern.axes) == 2 and not pattern.reshaped and not any(isinstance(item, Concat) for item in pattern.axes[1])
+        if not plain or not pattern.template.endswith(WEIGHT):
             raise ValueError(f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of rows and columns named …{WEIGHT}")
         found[tensor] = pattern.axes[1], frozenset(pattern.name_axes)
     return found

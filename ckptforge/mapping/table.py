@@ -279,13 +279,13 @@ def _copies(name: str, raw: TableFile, patterns: list[Pattern], source: str) -> 
 def _sharding(
     name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], patterns: tuple[Pattern, ...], source: str
 ) -> dict[str, Sharding] | None:
-    """The [shard] rows of a layout and of those that it extends; none for one whose network is said to spread it in another way."""
+    """The [shard] rows of a layout and of those that it extends, up to one whose network is said to spread it in another way."""
     said = raw.layout[name].get("sharding")
     if said not in (None, "not known") or (said and name in raw.shard):
         raise TableError(f"{source}: [layout.{name}]: sharding must be 'not known', without [shard.{name}], or left away, found {said!r}.")
-    if said:
-        return None
-    lineage = [ancestor for ancestor in _lineage(name, raw, source) if ancestor in raw.shard]
+    chain = _lineage(name, raw, source)
+    unknown = [i for i, ancestor in enumerate(chain) if "sharding" in raw.layout[ancestor]]
+    lineage = [ancestor for ancestor in chain[unknown[-1] + 1 if unknown else 0 :] if ancestor in raw.shard]
     rows: dict[str, Sharding] = {}
     for ancestor in lineage:
         for tensor, row in raw.shard[ancestor].items():
