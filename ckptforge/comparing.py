@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,15 @@ def compare(
     dtype = parse_target(after_cast)
     if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
-    if other.source.is_scaled:
-        if one.source.is_scaled:
-            return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
-        raise UsageError(f"{b}: its weights are stored with scales of their blocks, which are undone in A only: name it first.")
+    if other.source.blocks and other.source.blocks == one.source.blocks:
+        found_by_name = _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
+        constants, _ = _constants(one.source, other.source)
+        return replace(found_by_name, constants=constants, equal=found_by_name.equal and not constants)
+    if other.source.blocks:
+        raise UsageError(
+            f"{b}: its weights are stored with scales of their blocks, which are undone in A only: name it first, or, where both have such "
+            "scales of different blocks, convert it."
+        )
     _share_sizes(one.source, other.source)
     conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
     left_a += [f"{copy}, which isn't the copy of {name} that it should be" for copy, name in unlike(_copies(one.source), budget).items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -28,8 +28,8 @@ def read_scaled(checkpoint: Checkpoint, binding: Binding, config: Mapping[str, A
         return checkpoint, binding
     eight, pairs = [], {}
     for name in known:
-        if row.scale_of(name) in checkpoint.tensors:
-            pairs[name] = row.scale_of(name)
+        if (scale := row.scale_of(name)) in checkpoint.tensors:
+            pairs[name] = scale
         elif checkpoint.tensors[name].dtype.name in _EIGHT_BITS:
             eight.append(name)
     block = row.block_of(config)
@@ -73,20 +73,18 @@ def _check(entry: TensorEntry, scale: TensorEntry, block: tuple[int, int]) -> No
         )
 
 
-def without_scales(side: HuggingFaceSide, binding: Binding, checkpoint: Checkpoint) -> HuggingFaceSide:
-    """What stands beside the weights, with a config.json that doesn't say that they are stored with scales, unless they are left in
-    eight bits: no output is."""
+def without_scales(side: HuggingFaceSide, binding: Binding, config: Mapping[str, Any]) -> HuggingFaceSide:
+    """What stands beside weights that aren't in eight bits, or are read as what they stand for, with a config.json (`config`, parsed) that
+    doesn't say that they have scales."""
     row = binding.table.block_scaled.get("huggingface")
-    known = (checkpoint.tensors[name] for names in binding.names.values() for name in names.values())
-    if row is None or CONFIG not in side.files or any(entry.value_dtype.name in _EIGHT_BITS for entry in known):
+    if row is None or CONFIG not in side.files or row.block_of(config) is None:
         return side
-    config: Any = json.loads(side.files[CONFIG])
-    *outer, last, _ = row.block_keys
-    inner = config
-    for key in outer:
-        inner = inner.get(key) if isinstance(inner, dict) else None
-    if not isinstance(inner, dict) or last not in inner:
-        return side
-    del inner[last]
-    content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    return replace(side, files={**side.files, CONFIG: content})
+    content = json.dumps(_without(config, row.block_keys[:-1]), indent=2, ensure_ascii=False) + "\n"
+    return replace(side, files={**side.files, CONFIG: content.encode()})
+
+
+def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """An object without what lies at these keys, one within the other."""
+    first, *inner = keys
+    kept = {key: value for key, value in config.items() if key != first or inner}
+    return {**kept, first: _without(config[first], inner)} if inner else kept

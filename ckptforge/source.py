@@ -41,9 +41,9 @@ class Source(msgspec.Struct, frozen=True):
         return self.binding.table
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether any weight is stored with scales of its blocks."""
-        return any(entry.scaled is not None for entry in self.checkpoint.tensors.values())
+    def blocks(self) -> frozenset[tuple[int, int]]:
+        """The sizes of the blocks that weights are stored with scales of."""
+        return frozenset(entry.scaled.block for entry in self.checkpoint.tensors.values() if entry.scaled is not None)
 
     def refuse_unmapped(self, allowed: bool) -> None:
         """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed, and always for one that the
@@ -118,7 +118,7 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         side = replace(side, layout=binding.layout.name)
     checkpoint, binding = read_scaled(checkpoint, binding, config, config_source)
     if side is not None:
-        side = without_scales(side, binding, checkpoint)
+        side = without_scales(side, binding, config)
     state = tuple(name for name in checkpoint.tensors if is_state(name))
     return Source(checkpoint, binding, config, side, state, binding.unknown)
 

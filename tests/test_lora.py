@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.cli.text import inspection_text
-from ckptforge.engine import low_rank
-from ckptforge.engine.tiles import Spans
+from ckptforge.engine.tiles import Spans, windows
 from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, LayoutError, PlanError, UnmappedTensorsError, UsageError
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.synthetic import write_model
@@ -207,7 +206,7 @@ def test_windows_are_the_elements_that_were_read(columns, start, outer, length):
     spans = Spans(tuple(outer), length, ())
     expected = [start + offset + i for offset in spans.starts() for i in range(length)]
     found = [None] * len(expected)
-    for at, row, count, c0, c1 in low_rank.windows(start, spans, columns):
+    for at, row, count, c0, c1 in windows(start, spans, columns):
         assert 0 <= c0 < c1 <= columns
         for i in range(count * (c1 - c0)):
             assert found[at + i] is None

@@ -78,35 +78,33 @@ def keys(config: dict) -> dict:
     return {**{new: config.get(old) for new, old in names.items()}, **{name: config.get(name) for name in same.split()}, "max_worker": 2}
 
 
+def both_in_mcore(work: Path, config: dict, dtype: str) -> tuple[dict, dict]:
+    """What we and what they make of the hub directory in `work`."""
+    (work / "theirs").mkdir()
+    run(
+        "toolkit/weight_convert/deepseekv3/convert_deepseekv3_hf_weight.py",
+        f"converter.convert_hf_to_ms(hub, out, {{**config, 'dtype': ms.{dtype}}})",
+        hub=str(work / "hub"),
+        out=str(work / "theirs"),
+        config=keys(config),
+    )
+    ckptforge.to_ms(work / "hub", work / "ours.safetensors", layout="mcore")
+    return contents(work / "ours.safetensors"), merged(work / "theirs")
+
+
 def test_deepseek_to_mcore(tmp_path):
     table = TABLES["deepseek_v3"]
     write_model(tmp_path / "hub", table, table.example, dtype="float32")
-    (tmp_path / "theirs").mkdir()
-    run(
-        "toolkit/weight_convert/deepseekv3/convert_deepseekv3_hf_weight.py",
-        "converter.convert_hf_to_ms(hub, out, {**config, 'dtype': ms.float32})",
-        hub=str(tmp_path / "hub"),
-        out=str(tmp_path / "theirs"),
-        config=keys(table.example),
-    )
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ours.safetensors", layout="mcore")
-    assert contents(tmp_path / "ours.safetensors") == merged(tmp_path / "theirs")
+    ours, theirs = both_in_mcore(tmp_path, table.example, "float32")
+    assert ours == theirs
 
 
 def test_deepseek_in_eight_bits(tmp_path):
     table = TABLES["deepseek_v3"]
-    write_model(tmp_path / "hub", table, {**table.example, "hidden_size": 320, "intermediate_size": 200})
+    config = {**table.example, "hidden_size": 320, "intermediate_size": 200}
+    write_model(tmp_path / "hub", table, config)
     eight_bits(tmp_path / "hub", (128, 128))
-    (tmp_path / "theirs").mkdir()
-    run(
-        "toolkit/weight_convert/deepseekv3/convert_deepseekv3_hf_weight.py",
-        "converter.convert_hf_to_ms(hub, out, {**config, 'dtype': ms.bfloat16})",
-        hub=str(tmp_path / "hub"),
-        out=str(tmp_path / "theirs"),
-        config=keys({**table.example, "hidden_size": 320, "intermediate_size": 200}),
-    )
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ours.safetensors", layout="mcore")
-    ours, theirs = contents(tmp_path / "ours.safetensors"), merged(tmp_path / "theirs")
+    ours, theirs = both_in_mcore(tmp_path, config, "bfloat16")
     assert sorted(ours) == sorted(theirs)
     assert [name for name in ours if ours[name] != theirs[name] and not name.endswith("expert_bias")] == []  # theirs is float32
 

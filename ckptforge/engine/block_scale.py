@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.engine.low_rank import numbers_of, windows
-from ckptforge.engine.tiles import Spans
+from ckptforge.engine.low_rank import numbers_of
+from ckptforge.engine.tiles import Spans, windows
 from ckptforge.errors import FormatError
 from ckptforge.formats.entry import BlockScale, TensorEntry
 

@@ -6,7 +6,7 @@ depends on that form, and the result must not depend on how a run cuts its work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ckptforge.boxes import box_shape
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.engine.casts import cast_function, numpy_dtype
-from ckptforge.engine.tiles import Spans
+from ckptforge.engine.tiles import Spans, windows
 from ckptforge.formats.entry import LowRank, TensorEntry
 
 Array = NDArray[Any]
@@ -92,28 +92,6 @@ class Addend:
                 made = np.full((_ROWS, _COLUMNS), -0.0, self._dtype)  # which changes nothing, not even a zero
             made[rows] += product[rows]
         return made
-
-
-def windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """(place in the buffer, first row, rows, columns c0 to c1) of windows that spans are, those of neighbouring rows joined."""
-    held: tuple[int, int, int, int, int] | None = None
-    at = 0
-    for offset in spans.starts():
-        flat, left = start + offset, spans.length
-        while left:
-            row, c0 = divmod(flat, columns)
-            count = left // columns if c0 == 0 and left >= columns else 1
-            c1 = columns if count > 1 else min(columns, c0 + left)
-            if held is not None and held[3:] == (c0, c1) and held[1] + held[2] == row:
-                held = (held[0], held[1], held[2] + count, c0, c1)
-            else:
-                if held is not None:
-                    yield held
-                held = (at, row, count, c0, c1)
-            taken = count * (c1 - c0)
-            at, flat, left = at + taken, flat + taken, left - taken
-    if held is not None:
-        yield held
 
 
 def _rows(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.intp]:

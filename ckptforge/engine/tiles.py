@@ -94,6 +94,28 @@ def spans_of(transfer: Transfer, itemsize: int) -> Spans:
     return Spans(tuple((transfer.shape[axis], transfer.from_[axis]) for axis in axes[:level]), length, tuple(strides))
 
 
+def windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(place in the buffer, first row, rows, columns c0 to c1) of windows that spans are, those of neighbouring rows joined."""
+    held: tuple[int, int, int, int, int] | None = None
+    at = 0
+    for offset in spans.starts():
+        flat, left = start + offset, spans.length
+        while left:
+            row, c0 = divmod(flat, columns)
+            count = left // columns if c0 == 0 and left >= columns else 1
+            c1 = columns if count > 1 else min(columns, c0 + left)
+            if held is not None and held[3:] == (c0, c1) and held[1] + held[2] == row:
+                held = (held[0], held[1], held[2] + count, c0, c1)
+            else:
+                if held is not None:
+                    yield held
+                held = (at, row, count, c0, c1)
+            taken = count * (c1 - c0)
+            at, flat, left = at + taken, flat + taken, left - taken
+    if held is not None:
+        yield held
+
+
 def strips(transfer: Transfer, max_elements: int, itemsize: int) -> Iterator[Transfer]:
     """The parts of a transfer that are read at a time, gaps included into at most `max_elements`: cut along the source's slowest
     axes, in its order."""
