@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ckptforge.mapping.binding import Binding
 from ckptforge.mapping.recognition import Hints, choose_table, recognise
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Table, candidate_tables
+from ckptforge.mapping.unmapped import undroppable
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.scaling import read_scaled, without_scales
@@ -47,15 +48,20 @@ class Source(msgspec.Struct, frozen=True):
 
     def refuse_unmapped(self, allowed: bool) -> None:
         """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed, and always for one that the
-        table says makes a conversion wrong."""
+        table says makes a conversion wrong, or without which the model would be another one."""
         if refusal := self.table.refusal(self.binding.layout, self.unmapped):
             raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {refusal[0]}: {refusal[1]}.")
+        if kept := undroppable(self.unmapped):
+            kind, names = kept
+            raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice}")
         if self.unmapped and not allowed:
-            places = [f"{name} in {self.checkpoint.tensors[name].path.name}" for name in self.unmapped]
             raise UnmappedTensorsError(
                 f"{self.checkpoint.path}: {len(self.unmapped)} tensors aren't known to the mapping {self.table.name} in layout "
-                f"{self.binding.layout.name}:\n{listing(places)}\nGive --allow-unmapped to leave them out."
+                f"{self.binding.layout.name}:\n{self._places(self.unmapped)}\nGive --allow-unmapped to leave them out."
             )
+
+    def _places(self, names: Sequence[str]) -> str:
+        return listing([f"{name} in {self.checkpoint.tensors[name].path.name}" for name in names])
 
 
 class Choices(msgspec.Struct, frozen=True):
