@@ -88,9 +88,11 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
         return files, small
 
     def _recorded(self, specs: Sequence[TensorSpec], layout: str) -> dict[str, list[TensorSpec]] | None:
-        """The recorded files with these tensors in the recorded order, if they are the same tensors of the same dtypes."""
+        """The recorded files with these tensors in the recorded order, if they are the same tensors of the same dtypes, each once."""
         if self.side is None or not self.side.shards or self.side.layout != layout:
             return None
+        if any(shard.get("passed_over") for shard in self.side.shards.values()):
+            return None  # the files were larger than what would be written
         by_name = {spec.name: spec for spec in specs}
         recorded = {name: stored for shard in self.side.shards.values() for name, stored in shard["tensors"].items()}
         if recorded != {name: spec.dtype.safetensors for name, spec in by_name.items()}:

@@ -280,10 +280,6 @@ def bad_directories():
         lines = [line for line in index.read_text().splitlines() if "model.norm.weight" not in line]
         index.write_text("\n".join(lines).replace(",\n  }", "\n  }"))
 
-    def duplicate(path):
-        (path / "model.safetensors.index.json").unlink()
-        shutil.copy(path / "model-00001-of-00002.safetensors", path / "more.safetensors")
-
     def truncated(path):
         os.truncate(path / "model-00001-of-00002.safetensors", 100_000)
 
@@ -310,7 +306,6 @@ def bad_directories():
         missing_shard_without_index: "shards are missing:\n  model-00001-of-00002",
         wrong_file: "'lm_head.weight' should be in model-00001-of-00002.safetensors but lies in model-00002",
         not_listed: "aren't listed:\n  model.norm.weight in",
-        duplicate: "is also in model-00001-of-00002.safetensors",
         truncated: "lie outside the|header should have",
         outside: "isn't the name of a file in this directory",
         index_not_json: "isn't valid JSON",

@@ -46,7 +46,8 @@ _MODEL_FILES = [
 class HuggingFaceSide(msgspec.Struct, frozen=True):
     """What a Hugging Face directory is beside its weights: small files by name, and how its weights are cut into files.
 
-    `shards` is file name → {"metadata": …, "tensors": {name: safetensors dtype}} in the order of the file.
+    `shards` is file name → {"metadata": …, "tensors": {name: safetensors dtype}} in the order of the file, with "passed_over", the
+    names of tensors that it holds too but that are read from another file.
     """
 
     files: dict[str, bytes] = msgspec.field(default_factory=dict)
@@ -117,6 +118,7 @@ def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str
         file.path.name: {
             "metadata": dict(file.metadata),
             "tensors": {name: entry.dtype.safetensors for name, entry in file.tensors.items()},
+            **({"passed_over": list(file.passed_over)} if file.passed_over else {}),
         }
         for file in files
         if is_file_name(file.path.name)

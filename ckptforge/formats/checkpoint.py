@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.boxes import Box
-from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.formats import huggingface, mindspore_dir
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.small_files import entries_of, is_there
@@ -95,14 +95,7 @@ def _looks_hugging_face(directory: Path) -> bool:
 
 
 def _collect(path: Path, files: list[FileIndex], directory: Path, notes: list[str] | None = None, ranks: int = 0) -> Checkpoint:
-    tensors: dict[str, TensorEntry] = {}
-    for file in files:
-        for name, entry in file.tensors.items():
-            if name in tensors:
-                raise FormatError(
-                    f"{file.path}: tensor {shown(name)} is also in {tensors[name].path.name}; each tensor must be in one file."
-                )
-            tensors[name] = entry
+    tensors = {name: entry for file in files for name, entry in file.tensors.items()}
     if not tensors:
         raise FormatError(f"{path}: holds no tensors.")
     noted = [*(notes or []), *(note for file in files for note in file.notes)]

@@ -20,6 +20,7 @@ from ckptforge.errors import FormatError, InputNotFoundError, ReadError, shown
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
 MAX_DIMS = 64
+_PIECE = 1 << 20  # bytes that are compared at a time
 
 
 class Extent(msgspec.Struct, frozen=True):
@@ -115,7 +116,8 @@ class Checksum(msgspec.Struct, frozen=True):
 
 class FileIndex(msgspec.Struct, frozen=True):
     """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user should hear of; `size` (bytes) and
-    `mtime_ns` are those it had when the index was read."""
+    `mtime_ns` are those it had when the index was read. `passed_over` are tensors that it holds too, but that are read from another
+    file."""
 
     path: Path
     format: str
@@ -125,6 +127,7 @@ class FileIndex(msgspec.Struct, frozen=True):
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checksum: Checksum | None = None
+    passed_over: tuple[str, ...] = ()
 
     def refuse_changed(self) -> None:
         """Raises `FormatError` where the file isn't what it was when its index was read, `ReadError` where it has vanished."""
@@ -269,3 +272,15 @@ def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
             done += run
     finally:
         os.close(fd)
+
+
+def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
+    """Whether two tensors of as many bytes hold the same, read piece by piece. Raises the errors of reading."""
+    buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]
+    for start in range(0, a.nbytes, _PIECE):
+        length = min(_PIECE, a.nbytes - start)
+        for entry, buffer in zip((a, b), buffers, strict=True):
+            read_range(entry, start, buffer[:length])
+        if buffers[0][:length] != buffers[1][:length]:
+            return False
+    return True

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
 from ckptforge.formats import safetensors
+from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.formats.small_files import entries_of, is_file_name, is_there
@@ -25,10 +26,11 @@ _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]+)-of-(?P<count>[0-9]+)\
 
 
 def read_directory(directory: Path) -> list[FileIndex]:
-    """The indexes of a directory's weight files, the sharding checked against its index file where there is one.
+    """The indexes of a directory's weight files, the sharding checked against its index file where there is one. Of a tensor that
+    several files hold, the one that the index names is read; see `without_duplicates`.
 
     Raises `InputNotFoundError` for missing shards and directories without safetensors, `FormatError` when files and index
-    disagree or two files hold one tensor.
+    disagree, or two files hold different tensors of one name and no index says which is meant.
     """
     indexes = sorted(directory.glob("*.safetensors.index.json"))
     chosen = next((path for path in indexes if path.name == INDEX), indexes[0] if len(indexes) == 1 else None)
@@ -44,9 +46,7 @@ def read_directory(directory: Path) -> list[FileIndex]:
         hint = f" It holds {other[0]}: save the model as safetensors first (save_pretrained)." if other else ""
         raise InputNotFoundError(f"{directory}: no .safetensors files in it.{hint}")
     _check_shard_names(directory, paths)
-    files = [safetensors.read_index(path) for path in paths]
-    _check_distinct(files)
-    return files
+    return without_duplicates([safetensors.read_index(path) for path in paths], {})
 
 
 def holds_model(directory: Path) -> bool:
@@ -69,12 +69,12 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             "Get them from where the model came from."
         )
     files = [safetensors.read_index(directory / name) for name in names]
-    _check_distinct(files)
     where = {tensor: file.path.name for file in files for tensor in file.tensors}
+    held = {file.path.name: file.tensors for file in files}
     for tensor, name in weight_map.items():
         if tensor not in where:
             raise FormatError(f"{index_path}: tensor {shown(tensor)} should be in {name}, but no shard holds it.")
-        if where[tensor] != name:
+        if tensor not in held[name]:
             raise FormatError(
                 f"{index_path}: tensor {shown(tensor)} should be in {name} but lies in {where[tensor]}; get index and shards anew."
             )
@@ -83,7 +83,7 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
         raise FormatError(
             f"{index_path}: {len(unlisted)} tensors of its shards aren't listed:\n{listing(unlisted)}\nGet index and shards anew."
         )
-    return files
+    return without_duplicates(files, weight_map, index_path)
 
 
 def _check_shard_names(directory: Path, paths: list[Path]) -> None:
@@ -95,17 +95,6 @@ def _check_shard_names(directory: Path, paths: list[Path]) -> None:
         if count <= 99_999 and len(numbers) < count:
             missing = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1) if i not in numbers]
             raise InputNotFoundError(f"{directory}: shards are missing:\n{listing(missing)}\nGet them from where the model came from.")
-
-
-def _check_distinct(files: Sequence[FileIndex]) -> None:
-    holder: dict[str, Path] = {}
-    for file in files:
-        for tensor in file.tensors:
-            if tensor in holder:
-                raise FormatError(
-                    f"{file.path}: tensor {shown(tensor)} is also in {holder[tensor].name}; remove the one that doesn't belong."
-                )
-            holder[tensor] = file.path
 
 
 def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
+from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.small_files import entries_of, is_file_name, is_there
 from ckptforge.formats.small_json import read_object
@@ -46,7 +47,8 @@ def is_unified(directory: Path) -> bool:
 
 
 def read_unified(directory: Path) -> list[FileIndex]:
-    """The files of MindSpore's `unified_safetensors`: the parts named by `param_name_map.json`, and the hyper parameters."""
+    """The files of MindSpore's `unified_safetensors`: the parts named by `param_name_map.json`, and the hyper parameters. Of a tensor
+    that several hold, the one in the file that the map names; see `without_duplicates`."""
     map_path = directory / UNIFIED_MAP
     weight_map = read_object(map_path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -57,12 +59,13 @@ def read_unified(directory: Path) -> list[FileIndex]:
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise InputNotFoundError(f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}")
     files = [safetensors.read_index(directory / name) for name in names]
-    held = {tensor: file.path.name for file in files for tensor in file.tensors}
-    wrong = [f"{tensor}: {name}" for tensor, name in weight_map.items() if held.get(tensor) != name]
-    if wrong:
+    held = {file.path.name: file.tensors for file in files}
+    if wrong := [f"{tensor}: {name}" for tensor, name in weight_map.items() if tensor not in held[name]]:
         raise FormatError(f"{map_path}: tensors that aren't in the file it names:\n{listing(wrong)}")
     hyper = directory / HYPER_PARAMETERS
-    return [*files, safetensors.read_index(hyper)] if hyper.is_file() and hyper.name not in names else files
+    if hyper.is_file() and hyper.name not in names:
+        files.append(safetensors.read_index(hyper))
+    return without_duplicates(files, weight_map, map_path)
 
 
 def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | None]:

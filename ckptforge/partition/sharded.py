@@ -8,13 +8,12 @@ from pathlib import Path
 from ckptforge.boxes import Box, full_box, uncovered
 from ckptforge.errors import FormatError, listing, shown
 from ckptforge.formats.checkpoint import Checkpoint
-from ckptforge.formats.entry import FileIndex, TensorEntry, read_range
+from ckptforge.formats.entry import FileIndex, TensorEntry, same_bytes
 from ckptforge.formats.mindspore_dir import read_ranks
 from ckptforge.formats.unfinished import refuse_unfinished
 from ckptforge.partition.strategy_file import Strategy
 
 Parts = tuple[tuple[Box, TensorEntry], ...]
-_PIECE = 1 << 20
 
 
 def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False) -> Checkpoint:
@@ -58,7 +57,7 @@ def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: St
     holders = [file.tensors[name] for file in files if name in file.tensors]
     first = holders[0]
     for other in holders[1:]:
-        if (other.dtype, other.shape) != (first.dtype, first.shape) or not _same_bytes(first, other):
+        if (other.dtype, other.shape) != (first.dtype, first.shape) or not same_bytes(first, other):
             raise FormatError(
                 f"{directory}: {shown(name)} isn't in the strategy {strategy.path}, so every rank must hold the same, but {first.path} "
                 f"({first.dtype} {list(first.shape)}) and {other.path} ({other.dtype} {list(other.shape)}) differ; "
@@ -97,7 +96,7 @@ def _sharded(
     for device, entry in present.items():
         box = layout.box(full, device)
         kept = chosen.setdefault(box, entry)
-        if check_replicas and kept is not entry and not _same_bytes(kept, entry):
+        if check_replicas and kept is not entry and not same_bytes(kept, entry):
             raise FormatError(f"{entry.path}: {shown(name)} differs from its replica in {kept.path}.")
     if wrong := uncovered(full_box(full), list(chosen)):
         lacking = [str(files[stage * strategy.devices + device].path) for device, entry in held.items() if entry is None]
@@ -105,14 +104,3 @@ def _sharded(
             f"{directory}: no rank holds part {wrong[1]} of {shown(name)} {list(full)}; these lack the tensor:\n{listing(lacking)}"
         )
     return TensorEntry(name, first.dtype, full, directory, ()), tuple(chosen.items())
-
-
-def _same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
-    buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]
-    for start in range(0, a.nbytes, _PIECE):
-        length = min(_PIECE, a.nbytes - start)
-        for entry, buffer in zip((a, b), buffers, strict=True):
-            read_range(entry, start, buffer[:length])
-        if buffers[0][:length] != buffers[1][:length]:
-            return False
-    return True
