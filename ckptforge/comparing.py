@@ -19,7 +19,7 @@ from ckptforge.formats.entry import TensorEntry
 from ckptforge.jobs import PathLike
 from ckptforge.mapping.binding import recognise_names
 from ckptforge.mapping.state import companion_prefix, is_state
-from ckptforge.mapping.table import Layout
+from ckptforge.mapping.table import Layout, names_that_keep_dtype, shipped_tables
 from ckptforge.outputs import parse_size
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
@@ -220,7 +220,7 @@ def _through_mapping(
         only_b += [name for name in state_b if name not in set(state_made)]
         only_a += [name for name in state_made if name not in theirs]
         conversion.specs = [spec for spec in conversion.specs if not is_state(spec.name) or spec.name in theirs]
-    return conversion, only_a, only_b, notes
+    return conversion, only_a, only_b, [*conversion.uncast_notes(dtype, "--after-cast"), *notes]
 
 
 def _by_name(
@@ -234,16 +234,14 @@ def _by_name(
             f"{one.checkpoint.path} and {other.checkpoint.path} have no tensor name in common, and no mapping knows both"
             + (f":\n{reasons}" if reasons else ".")
         )
-
-    def cast(entry: TensorEntry) -> DType:
-        return dtype if dtype is not None and entry.dtype.floating and not is_state(entry.name) else entry.dtype
-
-    conversion = identity(mine, names, cast)
+    kept = names_that_keep_dtype(shipped_tables(), names) if dtype is not None else frozenset()
+    conversion = identity(mine, names, dtype, kept)
     only_a, only_b = (
         [name for name in x if name not in y and not (weights_only and is_state(name))] for x, y in ((mine, theirs), (theirs, mine))
     )
     found, count = _differences(conversion, one.checkpoint, other.checkpoint, [], budget, progress)
-    notes = [*one.checkpoint.notes, *other.checkpoint.notes, "compared by name, without a mapping."]
+    uncast = conversion.uncast_notes(dtype, "--after-cast")
+    notes = [*one.checkpoint.notes, *other.checkpoint.notes, *uncast, "compared by name, without a mapping."]
     scales = _scales(one.checkpoint.path, other.checkpoint.path)
     return Comparison(
         str(one.checkpoint.path),

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from ckptforge.dtypes import DType, parse_target
+from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import identity
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
-from ckptforge.formats.entry import TensorEntry
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.binding import bind, recognise_names
 from ckptforge.mapping.state import is_state
-from ckptforge.mapping.table import shipped_tables
+from ckptforge.mapping.table import candidate_tables, names_that_keep_dtype, shipped_tables
 from ckptforge.mindspore_outputs import RankTarget, Spread
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import ParallelConfig
@@ -94,11 +93,8 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
     dtype = parse_target(options.get("dtype"))
     state = [name for name in source.tensors if is_state(name)]
     dropped = set(state) if options.get("weights_only") else set()
-
-    def cast(entry: TensorEntry) -> DType:
-        return dtype if dtype is not None and entry.dtype.floating and not is_state(entry.name) else entry.dtype
-
-    conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], cast)
+    kept = _kept(source, options) if dtype is not None else frozenset()
+    conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept)
 
     def compute(config: ParallelConfig) -> Strategy:
         mapping = options.get("mapping")
@@ -118,9 +114,16 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
         "dtype": dtype.name if dtype else "keep",
     }
     layouts = tuple(file.layout for file in files)
-    notes = (*source.notes, *place.notes(conversion.specs))
+    notes = (*source.notes, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
     plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, small, left_out, notes, facts)
     return Job(plan)
+
+
+def _kept(source: Checkpoint, options: Options) -> frozenset[str]:
+    """The tensors that keep their dtype by the user's table, else by the shipped ones."""
+    mapping = options.get("mapping")
+    tables = candidate_tables(None if mapping is None else Path(mapping), options.get("model"))
+    return names_that_keep_dtype(tables, source.tensors)
 
 
 def _check_shapes(source: Checkpoint, strategy: Path) -> None:

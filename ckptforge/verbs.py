@@ -277,13 +277,14 @@ def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, op
     left_out = _left_out(source)
     merged = options.get("merge_lora") is not None  # optimizer state isn't that of the sums
     if source.binding.layout.family == "mindspore" and not options.get("weights_only") and not merged:
-        _add_state(conversion, source, target)
+        _add_state(conversion, source, target, left_out)
     elif source.state:
         left_out["optimizer state and counters"] = list(source.state)
     place = spread.place(lambda config: compute_strategy(config, source.table, target, source.binding.sizes, conversion.specs))
     files, small = place.lay_out(conversion.specs)
     side = source.hugging_face
-    notes, alike = place.notes(conversion.specs), _alike(source, options, left_out)
+    notes = (*conversion.uncast_notes(dtype), *place.notes(conversion.specs))
+    alike = _alike(source, options, left_out)
     return _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes, alike)
 
 
@@ -307,7 +308,8 @@ def _hugging_face_job(
     place = HuggingFaceTarget(out, source.hugging_face, limit, allow_no_config)
     files, small = place.lay_out(conversion.specs, target.name)
     alike = _alike(source, options, left_out)
-    return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype, place.notes(), alike)
+    notes = (*conversion.uncast_notes(dtype), *place.notes())
+    return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype, notes, alike)
 
 
 def _recorded_names(source: Source, target: Layout) -> set[str] | None:
@@ -337,16 +339,23 @@ def _left_out(source: Source) -> dict[str, list[str]]:
     return left_out
 
 
-def _add_state(conversion: Conversion, source: Source, target: Layout) -> None:
-    """Optimizer state follows its weight's layout and name; counters and scales are kept as they are."""
+def _add_state(conversion: Conversion, source: Source, target: Layout, left_out: dict[str, list[str]]) -> None:
+    """Optimizer state follows its weight's layout and name, and is left out where its weight isn't written;
+    counters and scales are kept as they are."""
     tensors = source.checkpoint.tensors
     weights = {name for names in source.binding.names.values() for name in names.values()}
     prefixes: list[str] = []
+    orphans: set[str] = set()
     for name in source.state:
         prefix = companion_prefix(name)
-        if prefix is None or name.removeprefix(prefix) not in weights:
+        if prefix is None:
             continue
-        weight = tensors[name.removeprefix(prefix)]
+        weight = tensors.get(name.removeprefix(prefix))
+        if weight is None or weight.name not in weights:
+            what = "weights that aren't there" if weight is None else "tensors that are left out"
+            left_out.setdefault(f"optimizer state of {what}", []).append(name)
+            orphans.add(name)
+            continue
         if tensors[name].shape != weight.shape:
             raise LayoutError(
                 f"{shown(name)} has shape {list(tensors[name].shape)}, but its weight {shown(weight.name)} has {list(weight.shape)}."
@@ -357,7 +366,7 @@ def _add_state(conversion: Conversion, source: Source, target: Layout) -> None:
         conversion.extend(convert_tensors(source.binding, target, tensors, None, prefix))
     taken = {entry.name for entry in conversion.used}
     for name in source.state:
-        if name not in taken:
+        if name not in taken and name not in orphans:
             conversion.keep(tensors[name])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,6 +19,7 @@ from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.mapping.axes import Pattern, skeleton_of
 from ckptforge.mapping.binding import Binding, name_pieces, pieces, whole_pieces
+from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Layout
 
 Sources = dict[str, TensorEntry]
@@ -36,7 +38,8 @@ class PlacedFile(msgspec.Struct, frozen=True):
 @dataclass
 class Conversion:
     """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them, `zeroed` the
-    targets that are 0 where nothing fills them, `repeated` those that are others once more."""
+    targets that are 0 where nothing fills them, `repeated` those that are others once more, `uncast` those
+    that a cast of the weights left as they are."""
 
     specs: list[TensorSpec]
     copies: dict[str, Copies]
@@ -44,6 +47,7 @@ class Conversion:
     used: list[TensorEntry]
     zeroed: set[str] = field(default_factory=set)
     repeated: set[str] = field(default_factory=set)
+    uncast: list[TensorSpec] = field(default_factory=list)
 
     def keep(self, entry: TensorEntry, dtype: DType | None = None) -> None:
         """Adds a source tensor as it is, but for a cast."""
@@ -67,6 +71,16 @@ class Conversion:
         self.used += other.used
         self.zeroed |= other.zeroed
         self.repeated |= other.repeated
+        self.uncast += other.uncast
+
+    def uncast_notes(self, dtype: DType | None, option: str = "--dtype") -> tuple[str, ...]:
+        """A sentence about the tensors that a cast to `dtype`, by an option, left as they are."""
+        if dtype is None or not self.uncast:
+            return ()
+        counts = sorted(Counter(spec.dtype.name for spec in self.uncast).items())
+        found = " and ".join(f"{n} tensor{'s' if n > 1 else ''} in {name}" for name, n in counts)
+        example = f"{'such as ' if len(self.uncast) > 1 else ''}{self.uncast[0].name}"
+        return (f"{option} {dtype.name} left {found}, as the model's table says: {example}.",)
 
     def assemblies(self, outputs: Sequence[PlacedFile], shards: Shards) -> tuple[Assembly, ...]:
         """The assemblies for files that hold the target tensors or boxes of them; coverage is proved.
@@ -152,11 +166,16 @@ def _parts(used: Sequence[TensorEntry], shards: Shards) -> Iterator[TensorEntry]
         yield from (part for _, part in shards.get(source.name, ((None, source),)))
 
 
-def identity(sources: Sources, names: Sequence[str], cast: Callable[[TensorEntry], DType]) -> Conversion:
-    """These tensors as they are, but for a cast of each to the dtype that `cast` gives."""
+def identity(sources: Sources, names: Sequence[str], dtype: DType | None, kept: frozenset[str]) -> Conversion:
+    """These tensors as they are, but for a cast to `dtype`, unless that is None, of the floating-point weights that
+    aren't `kept`."""
     conversion = Conversion([], {}, {}, [])
     for name in names:
-        conversion.keep(sources[name], cast(sources[name]))
+        entry = sources[name]
+        castable = dtype is not None and entry.dtype.floating and not is_state(name)
+        conversion.keep(entry, dtype if castable and name not in kept else entry.dtype)
+        if castable and name in kept and entry.dtype != dtype:
+            conversion.uncast.append(conversion.specs[-1])
     return conversion
 
 
@@ -168,7 +187,8 @@ def convert(
     prefix: str = "",
     copied: Callable[[str], bool] = lambda _: True,
 ) -> Conversion:
-    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None.
+    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None, but for those
+    that keep theirs by the table.
 
     Of the copies that `target` has of some tensors, those are made that are `copied`. With a `prefix`, the same for the tensors
     that bear it before their weight's name (optimizer state); those whose sources are all absent are left away. Raises
@@ -212,13 +232,16 @@ def convert(
         for _, name in name_pieces(pattern, counts):
             groups[prefix + name] = "+".join(pattern.tensors)
     _refuse_partial(copies, absent)
-    specs = []
+    specs, uncast = [], []
     for pattern, name in _in_order(wanted, lambda pattern: list(name_pieces(pattern, counts))):
         full = prefix + name
         if full in copies:
-            specs.append(TensorSpec(full, _target_dtype(full, copies[full], dtype), shapes[pattern]))
+            kept = table.keeps_dtype(pattern)
+            specs.append(TensorSpec(full, _target_dtype(full, copies[full], None if kept else dtype), shapes[pattern]))
+            if kept and dtype is not None and specs[-1].dtype.floating and specs[-1].dtype != dtype:
+                uncast.append(specs[-1])
     used = [sources[prefix + name] for names in binding.names.values() for name in names.values() if prefix + name in sources]
-    conversion = Conversion(specs, copies, groups, used)
+    conversion = Conversion(specs, copies, groups, used, uncast=uncast)
     if not prefix:
         _repeat(conversion, target, binding, counts, copied)
     return conversion

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
-from ckptforge.mapping.axes import Pattern, parse_pattern
+from ckptforge.mapping.axes import Pattern, parse_pattern, skeleton_of
 from ckptforge.mapping.block_scaled import BlockScaled, parse_block_scaled
 from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns_of
 from ckptforge.mapping.model_config import Condition, Constant, Expression
@@ -45,7 +45,7 @@ class Layout(msgspec.Struct, frozen=True):
 class Table(msgspec.Struct, frozen=True, dict=True):
     """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json,
     `pipeline` says where tensors lie when the layers are divided among stages, `constants` what else of config.json the model computes
-    with."""
+    with, `keep_dtype` the tensors that a cast of the weights leaves in their dtype."""
 
     name: str
     source: str
@@ -63,12 +63,23 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     demo: bool = False
     lora: Lora = msgspec.field(default_factory=dict)
     block_scaled: Mapping[str, BlockScaled] = msgspec.field(default_factory=dict)
+    keep_dtype: frozenset[str] = frozenset()
 
     @cached_property
     def counted(self) -> frozenset[str]:
         """The axes that stand in names only, never in a shape: their length may be 0."""
         shaped = {axis for layout in self.layouts.values() for p in layout.patterns for tensor in p.tensors for axis in p.factors(tensor)}
         return frozenset(self.axes) - shaped
+
+    @cached_property
+    def kept_patterns(self) -> tuple[Pattern, ...]:
+        """How the tensors that keep their dtype are stored, in whatever layout."""
+        found = {p: None for layout in self.layouts.values() for p in layout.patterns if self.keeps_dtype(p)}
+        return tuple(found)
+
+    def keeps_dtype(self, pattern: Pattern) -> bool:
+        """Whether a cast of the weights leaves what is stored so in its dtype."""
+        return pattern.tensors[0] in self.keep_dtype
 
     def layout(self, name: str) -> Layout:
         """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
@@ -84,6 +95,20 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     def is_ignored(self, layout: Layout, tensor_name: str) -> bool:
         return any(fnmatchcase(tensor_name, glob) for glob in self.ignored.get(layout.family, ()))
+
+
+def names_that_keep_dtype(tables: Iterable[Table], names: Iterable[str]) -> frozenset[str]:
+    """Those of the names of stored tensors that a table has, in any of its layouts, for a tensor that
+    keeps its dtype: for commands that need no table, and so don't know which model it is."""
+    by_skeleton: dict[str, list[Pattern]] = {}
+    for pattern in {pattern for table in tables for pattern in table.kept_patterns}:
+        by_skeleton.setdefault(pattern.skeleton, []).append(pattern)
+    found = set()
+    for name in names if by_skeleton else ():
+        skeleton, numbers = skeleton_of(name)
+        if any(pattern.match(numbers) is not None for pattern in by_skeleton.get(skeleton, ())):
+            found.add(name)
+    return frozenset(found)
 
 
 def load_table(path: Path) -> Table:
@@ -172,7 +197,22 @@ def parse_table(content: bytes, source: str) -> Table:
         raw.demo,
         _lora(raw, layouts, source),
         dict(_block_scaled(raw, source)),
+        _keep_dtype(raw, layouts, source),
     )
+
+
+def _keep_dtype(raw: TableFile, layouts: dict[str, Layout], source: str) -> frozenset[str]:
+    kept = frozenset(raw.keep_dtype)
+    if unknown := sorted(kept - set(raw.tensors)):
+        raise TableError(f"{source}: keep_dtype: {unknown[0]!r} isn't in [tensors].")
+    for layout in layouts.values():
+        for pattern in layout.patterns:
+            if 0 < len(kept.intersection(pattern.tensors)) < len(pattern.tensors):
+                raise TableError(
+                    f"{source}: keep_dtype: layout {layout.name} stores {', '.join(pattern.tensors)} in "
+                    f"one, {pattern.template!r}; name all of them or none."
+                )
+    return kept
 
 
 def _block_scaled(raw: TableFile, source: str) -> Iterator[tuple[str, BlockScaled]]:

@@ -46,6 +46,7 @@ class TableFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*\Z")]
     model_type: Annotated[list[str], msgspec.Meta(min_length=1)]
     constants: list[str] = []
+    keep_dtype: list[str] = []
     axes: dict[str, str]
     tensors: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
     optional: dict[str, str] = {}
