@@ -12,7 +12,7 @@ from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, UsageError
+from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, UsageError, counted
 from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
@@ -205,9 +205,8 @@ def _through_mapping(
     conversion.specs = [spec for spec in conversion.specs if spec.name in stored]
     state_a, state_b = ([] if weights_only else list(source.state) for source in (one, other))
     if bool(state_a) != bool(state_b):
-        notes.append(
-            f"only {'A' if state_a else 'B'} has optimizer state and counters ({len(state_a or state_b)} tensors), which weren't compared."
-        )
+        side, count = ("A", len(state_a)) if state_a else ("B", len(state_b))
+        notes.append(f"only {side} has optimizer state and counters ({counted(count, 'tensor')}), which weren't compared.")
     elif state_a:
         prefixes = dict.fromkeys(prefix for name in state_a if (prefix := companion_prefix(name)))
         for prefix in prefixes:

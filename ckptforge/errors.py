@@ -104,6 +104,30 @@ class LeftError(OutputError):
     """An earlier run left an unfinished output, which is neither resumed nor thrown away unasked."""
 
 
+_SINGULAR = {"are": "is", "aren't": "isn't", "have": "has", "were": "was", "weren't": "wasn't", "don't": "doesn't"}
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """A number with its noun, in the plural unless it is one: "1 tensor", "2 axes", "1,024 ranks of a job". `verb` follows,
+    given in the plural: "are", "aren't", "differ" …"""
+    if count == 1:
+        return f"1 {noun}" + (f" {_SINGULAR.get(verb, verb + 's')}" if verb else "")
+    head, of, rest = noun.partition(" of ")
+    head, that, rest = (head, of, rest) if of else noun.partition(" that")
+    if head.endswith("axis"):
+        plural = f"{head[:-2]}es"
+    elif head.endswith("y") and head[-2] not in "aeiou":
+        plural = f"{head[:-1]}ies"
+    else:
+        plural = f"{head}{'es' if head.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+    return f"{count:,} {plural}{that}{rest}" + (f" {verb}" if verb else "")
+
+
+def install_hint(*extras: str) -> str:
+    """The command that installs optional packages, for messages: in a clone, as the project is installed from one."""
+    return f"pip install '.[{','.join(extras)}]' in a clone of ckptforge"
+
+
 def listing(names: list[str], limit: int = 10, total: int | None = None) -> str:
     """`names` as indented lines for a message, cut after `limit` with the number left out; `total` if there are more."""
     lines = [f"  {printable(name if len(name) <= 300 else name[:299] + '…')}" for name in names[:limit]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights, read_kept
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError, counted
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
 from ckptforge.mapping.axes import skeleton_of
@@ -115,7 +115,7 @@ def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[d
         return described
     count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
     scale = "its lora_alpha isn't recorded" if kept.config is None else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
-    note = f"a LoRA adapter of {count} weights, rank {', '.join(map(str, adapted))}, {scale}."
+    note = f"a LoRA adapter of {counted(count, 'weight')}, rank {', '.join(map(str, adapted))}, {scale}."
     names = [" or ".join(dict.fromkeys(names)) for names in ([a.table.name for a in found], [a.layout.name for a in found])]
     return replace(described, model=names[0], layout=names[1], notes=[note, *described.notes])
 

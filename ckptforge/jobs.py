@@ -22,7 +22,7 @@ from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_p
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.staging import Request, Staging, finish_placing, staged, staging_path
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CastOverflowError, FormatError
+from ckptforge.errors import CastOverflowError, FormatError, counted
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
@@ -168,12 +168,12 @@ def _refuse_unlike(plan: Plan, budget: Budget) -> None:
 
 def _overflow_message(plan: Plan, audit: Audit) -> str:
     worst = [
-        f"{group}: {count.overflowed} of {count.values} ({source} → {target})"
+        f"{group}: {count.overflowed:,} of {count.values:,} ({source} → {target})"
         for (group, source, target), count in sorted(audit.counts.items())
         if count.overflowed
     ]
     return (
-        f"{plan.output}: {audit.overflowed} finite values would become infinite, and nothing was written:\n  "
+        f"{plan.output}: {counted(audit.overflowed, 'finite value')} would become infinite, and nothing was written:\n  "
         + "\n  ".join(worst)
         + "\nChoose a dtype with a larger range (bf16, fp32), or give --allow-overflow."
     )

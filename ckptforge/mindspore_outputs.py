@@ -10,7 +10,7 @@ import msgspec
 
 from ckptforge.boxes import box_shape
 from ckptforge.engine.conversion import PlacedFile
-from ckptforge.errors import PlanError, UsageError, shown
+from ckptforge.errors import PlanError, UsageError, counted, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.mindspore_dir import HYPER_PARAMETERS, UNIFIED_MAP
@@ -99,7 +99,7 @@ class RankTarget(msgspec.Struct, frozen=True):
         """Raises `UsageError` when OUT names a file."""
         _check_prefix(prefix)
         if out.suffix in (".ckpt", ".safetensors"):
-            raise UsageError(f"{out}: a strategy of {strategy.ranks} ranks needs a directory to write to, not a file.")
+            raise UsageError(f"{out}: a strategy of {counted(strategy.ranks, 'rank')} needs a directory to write to, not a file.")
         return cls(out, prefix, file_format in (None, "ckpt"), strategy)
 
     def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -111,7 +111,8 @@ class RankTarget(msgspec.Struct, frozen=True):
         ]
         if not lacking or self.strategy.computed:
             return ()
-        return (f"{len(lacking)} parameters of {self.strategy.path} aren't in the input and so in no rank, such as {lacking[0]}.",)
+        parameters = counted(len(lacking), f"parameter of {self.strategy.path}", "aren't")
+        return (f"{parameters} in the input and so in no rank, such as {lacking[0]}.",)
 
     def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[tuple[PlacedFile, ...], SmallFiles]:
         """A file for each rank: the tensors of its stage, cut, and whole those that no stage has.

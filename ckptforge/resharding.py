@@ -8,7 +8,7 @@ from typing import Unpack
 from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import identity
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError
+from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError, counted
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.binding import bind, recognise_names
@@ -107,8 +107,8 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
     left_out = {"optimizer state and counters": state} if dropped else {}
     facts = {
         "model": None,
-        "from": f"{source.ranks} ranks" if source.shards else "one",
-        "to": f"{len(files)} ranks" if isinstance(place, RankTarget) else "one",
+        "from": counted(source.ranks, "rank") if source.shards else "one",
+        "to": counted(len(files), "rank") if isinstance(place, RankTarget) else "one",
         "source_format": source.format,
         "source_tensors": len(source.tensors),
         "dtype": dtype.name if dtype else "keep",

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ckptforge.engine.manifest import HuggingFaceSide
-from ckptforge.errors import ConfigError, FormatError, shown
+from ckptforge.errors import ConfigError, FormatError, counted, shown
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint
 from ckptforge.formats.entry import BlockScale, TensorEntry
 from ckptforge.mapping.binding import Binding
@@ -56,7 +56,8 @@ def read_scaled(checkpoint: Checkpoint, binding: Binding, config: Mapping[str, A
         _check(tensors[name], tensors[scale], block)
         tensors[name] = replace(tensors[name], scaled=BlockScale(tensors[scale], block, row.dtype))
     taken = set(pairs.values())
-    note = f"{len(pairs)} weights are stored with a scale for each block of {block[0]} × {block[1]}: read as value × scale, in float32."
+    weights = counted(len(pairs), "weight", "are")
+    note = f"{weights} stored with a scale for each block of {block[0]} × {block[1]}: read as value × scale, in float32."
     binding = replace(binding, unknown=tuple(name for name in binding.unknown if name not in taken))
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note)), binding
 

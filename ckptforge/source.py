@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
-from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, UnmappedTensorsError, listing
+from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, UnmappedTensorsError, counted, listing
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object, read_object
@@ -55,8 +55,9 @@ class Source(msgspec.Struct, frozen=True):
             kind, names = kept
             raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice}")
         if self.unmapped and not allowed:
+            unknown = counted(len(self.unmapped), "tensor", "aren't")
             raise UnmappedTensorsError(
-                f"{self.checkpoint.path}: {len(self.unmapped)} tensors aren't known to the mapping {self.table.name} in layout "
+                f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in layout "
                 f"{self.binding.layout.name}:\n{self._places(self.unmapped)}\nGive --allow-unmapped to leave them out."
             )
 

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import convert
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import UsageError
+from ckptforge.errors import UsageError, counted
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import companion_prefix
@@ -60,7 +60,7 @@ def strategy(
     facts = {
         "model": table.name,
         "from": target.name,
-        "to": f"{computed.ranks} ranks in {len(computed.stages)} stages" if len(computed.stages) > 1 else f"{computed.ranks} ranks",
+        "to": counted(computed.ranks, "rank") + (f" in {len(computed.stages)} stages" if len(computed.stages) > 1 else ""),
         "source_format": source.checkpoint.format,
         "source_tensors": len(source.checkpoint.tensors),
         "dtype": "keep",

@@ -319,7 +319,7 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.1.w2.weight"
 
 def test_a_missing_expert_is_named(tmp_path):
     edit_hub(tmp_path / "hub", lambda tensors: tensors.pop(EXPERT))
-    with pytest.raises(MissingTensorsError, match=rf"needs 1 tensors that aren't there:\n  {re.escape(EXPERT)}"):
+    with pytest.raises(MissingTensorsError, match=rf"needs 1 tensor that isn't there:\n  {re.escape(EXPERT)}"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
 
 
@@ -367,7 +367,7 @@ def test_shapes_that_contradict_the_config(tmp_path):
 
 def test_unmapped_tensors_are_listed_or_left_out_on_request(tmp_path):
     edit_hub(tmp_path / "hub", lambda tensors: tensors.update({"model.extra": ("F32", [1], bytes(4))}))
-    with pytest.raises(ckptforge.CkptforgeError, match=r"1 tensors aren't known.*\n  model.extra in model.safetensors\n.*--allow-unmapped"):
+    with pytest.raises(ckptforge.CkptforgeError, match=r"1 tensor isn't known.*\n  model.extra in model.safetensors\n.*--allow-unmapped"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", allow_unmapped=True)
     assert result.left_out == {"not known to the mapping": ["model.extra"]}

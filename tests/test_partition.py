@@ -223,7 +223,7 @@ def test_a_merge_casts_weights_and_only_those(tmp_path):
 @pytest.mark.parametrize(
     ("shards", "strategy", "message"),
     [
-        ("mp8", "mp4", "holds 8 ranks, but .* 4 \\(1 stages of 4 devices\\)"),
+        ("mp8", "mp4", "holds 8 ranks, but .* 4 \\(1 stage of 4 devices\\)"),
         ("mp8", "dp4mp2ep2", "contradict each other"),
         ("mp8", "mp8_gmm", "contradict each other"),
         ("dp4mp2ep2_opt2", "dp4mp2ep2", "contradict each other"),

@@ -11,7 +11,17 @@ from msgspec.structs import replace
 
 from ckptforge.adapters.factors import Factors, Index
 from ckptforge.engine.manifest import HuggingFaceSide, find_manifest, hugging_face_side
-from ckptforge.errors import ConfigError, FormatError, LayoutError, ModelUnknownError, UnmappedTensorsError, UsageError, listing, shown
+from ckptforge.errors import (
+    ConfigError,
+    FormatError,
+    LayoutError,
+    ModelUnknownError,
+    UnmappedTensorsError,
+    UsageError,
+    counted,
+    listing,
+    shown,
+)
 from ckptforge.formats import huggingface, peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
@@ -111,8 +121,9 @@ def read_adapter(
     family = "huggingface" if is_peft else "mindspore"
     chosen, found, unknown = _recognise(checkpoint, table, names, lengths, family, layout, (kept.layout, like), advice)
     if unknown:
+        tensors = counted(len(unknown), "tensor of the adapter", "aren't")
         raise UnmappedTensorsError(
-            f"{path}: {len(unknown)} tensors of the adapter aren't known to the mapping {table.name} in layout {chosen.name}:\n"
+            f"{path}: {tensors} known to the mapping {table.name} in layout {chosen.name}:\n"
             f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such an adapter with peft itself."
         )
     factors = tuple(_pair(checkpoint, table, chosen, found, kept.config, alpha, lengths))

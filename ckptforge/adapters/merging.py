@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ckptforge.adapters.adapter import read_adapter, read_kept
 from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer
 from ckptforge.boxes import full_box
-from ckptforge.errors import LayoutError, listing
+from ckptforge.errors import LayoutError, counted, listing
 from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import LowRank, Product, TensorEntry
 from ckptforge.mapping.lora import AdaptedWeight
@@ -50,7 +50,7 @@ def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -
         )
     files = {file.path: file for file in (*source.checkpoint.files, *adapter.checkpoint.files)}
     factors = {entry for one in adapter.factors for entry in (one.a, one.b)}
-    note = f"the adapter {adapter.path} is merged into {merged} weights."
+    note = f"the adapter {adapter.path} is merged into {counted(merged, 'weight')}."
     added = [note for note in checkpoint.notes if note not in source.checkpoint.notes]
     changed = replace(
         source.checkpoint, tensors=tensors, shards=shards, files=tuple(files.values()), notes=(*source.checkpoint.notes, *added, note)

@@ -32,7 +32,7 @@ from ckptforge.engine.placing import (
 )
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.single_file import sync, write_small
-from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError
+from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError, counted
 from ckptforge.formats.unfinished import SUFFIX
 
 
@@ -137,8 +137,9 @@ def _notes(staging: Staging, plan: Plan, error: BaseException, placed: bool, kep
     if not isinstance(error, CkptforgeError):
         yield "Nothing was left under a final name."
     if kept and journal is not None and journal.path.exists():
+        are = "is" if len(journal.tensors) == 1 else "are"
         yield (
-            f"{len(journal.tensors)} of {plan.tensor_count} tensors are finished and kept in {staging.directory}: "
+            f"{len(journal.tensors)} of {counted(plan.tensor_count, 'tensor')} {are} finished and kept in {staging.directory}: "
             f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
         )
 
@@ -196,7 +197,7 @@ def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
         left = None
     try:
         if left is not None and (left.tensors or left.publishing is not None):
-            where = f"with {len(left.tensors)} of {plan.tensor_count} tensors finished, in {staging.directory}"
+            where = f"with {len(left.tensors)} of {counted(plan.tensor_count, 'tensor')} finished, in {staging.directory}"
             if request.resume:
                 if reason := journals.differences(left, journals.head_of(plan, request.command)):
                     raise LeftError(
@@ -340,7 +341,7 @@ def _allow_open_files(count: int) -> None:
     if soft == resource.RLIM_INFINITY or count <= soft:
         return
     if hard != resource.RLIM_INFINITY and count > hard:
-        raise OutputError(f"{count} files must be open at a time, but the system allows {hard} (ulimit -Hn); raise that limit.")
+        raise OutputError(f"{counted(count, 'file')} must be open at a time, but the system allows {hard} (ulimit -Hn); raise that limit.")
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
+from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.entry import FileIndex
@@ -64,8 +64,9 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             raise FormatError(f"{index_path}: {shown(name)} isn't the name of a file in this directory.")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         raise InputNotFoundError(
-            f"{directory}: {len(missing)} of {len(names)} shards named by {index_path.name} are missing:\n{listing(missing)}\n"
+            f"{directory}: {len(missing)} of {counted(len(names), 'shard')} named by {index_path.name} {are} missing:\n{listing(missing)}\n"
             "Get them from where the model came from."
         )
     files = [safetensors.read_index(directory / name) for name in names]
@@ -80,9 +81,8 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             )
     unlisted = [f"{tensor} in {name}" for tensor, name in where.items() if tensor not in weight_map]
     if unlisted:
-        raise FormatError(
-            f"{index_path}: {len(unlisted)} tensors of its shards aren't listed:\n{listing(unlisted)}\nGet index and shards anew."
-        )
+        tensors = counted(len(unlisted), "tensor of its shards", "aren't")
+        raise FormatError(f"{index_path}: {tensors} listed:\n{listing(unlisted)}\nGet index and shards anew.")
     return without_duplicates(files, weight_map, index_path)
 
 

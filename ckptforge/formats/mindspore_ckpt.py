@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptforge.dtypes import BY_MINDSPORE
-from ckptforge.errors import FormatError, PlanError, shown
+from ckptforge.errors import FormatError, PlanError, counted, shown
 from ckptforge.formats.entry import (
     MAX_DIMS,
     MAX_NAME,
@@ -128,7 +128,7 @@ def read_index(path: Path) -> FileIndex:
         os.close(fd)
     notes = [f"{path}: {shown(tag)} is stored twice; as in MindSpore, the later one counts." for tag in [*twice][:_NOTES]]
     if len(twice) > _NOTES:
-        notes.append(f"{path}: {len(twice) - _NOTES} more tensors are stored twice.")
+        notes.append(f"{path}: {counted(len(twice) - _NOTES, 'more tensor', 'are')} stored twice.")
     return FileIndex(path, "mindspore ckpt", size, mtime_ns, tensors, {}, tuple(notes), tail)
 
 

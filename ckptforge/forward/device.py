@@ -7,7 +7,7 @@ import re
 from importlib.util import find_spec
 from typing import Any
 
-from ckptforge.errors import UsageError, VerifyError
+from ckptforge.errors import UsageError, VerifyError, install_hint
 
 
 def parse_device(text: str) -> tuple[str, int]:
@@ -23,11 +23,9 @@ def import_mindspore() -> Any:
     import numpy
 
     if find_spec("mindspore") is None:
-        raise VerifyError("the forward check needs mindspore: pip install 'ckptforge[mindspore,torch]'.")
+        raise VerifyError(f"the forward check needs mindspore: {install_hint('torch', 'mindspore')}.")
     if int(numpy.__version__.split(".")[0]) >= 2:
-        raise VerifyError(
-            f"MindSpore computes only with numpy 1, but numpy {numpy.__version__} is installed: pip install 'ckptforge[mindspore]'."
-        )
+        raise VerifyError(f"MindSpore computes only with numpy 1, but numpy {numpy.__version__} is installed: {install_hint('mindspore')}.")
     os.environ.setdefault("GLOG_v", "3")
     import mindspore
 

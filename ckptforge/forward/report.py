@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 
+from ckptforge.errors import counted
 from ckptforge.forward.verification import LayerCheck, Verification
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 220, 60, 14
@@ -61,7 +62,9 @@ def html_page(found: Verification) -> str:
     titles, *table = rows(found)
     cells = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
-    heading = html.escape(f"{found.hf_dir} and {found.ms} ({found.layout}, {found.device}, {found.compute}, {found.tokens} tokens)")
+    heading = html.escape(
+        f"{found.hf_dir} and {found.ms} ({found.layout}, {found.device}, {found.compute}, {counted(found.tokens, 'token')})"
+    )
     style = "body{font:14px sans-serif;margin:2em;max-width:60em}td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>ckptforge verify</title><style>{style}</style>"
@@ -101,7 +104,7 @@ def _coverage(layers: Sequence[LayerCheck]) -> str:
     cells = "".join(
         f"<rect x='{_LEFT + e * cell}' y='{k * cell}' width='{cell - 1}' height='{cell - 1}' "
         f"fill='{'#c33' if not count else f'rgba(34,119,170,{0.15 + 0.85 * count / most:.2f})'}'>"
-        f"<title>layer {layer.layer}, expert {e}: {count} tokens</title></rect>"
+        f"<title>layer {layer.layer}, expert {e}: {counted(count, 'token')}</title></rect>"
         for k, layer in enumerate(layers)
         for e, count in enumerate(layer.reached)
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.errors import VerifyError
+from ckptforge.errors import VerifyError, install_hint
 from ckptforge.forward.precision import FLOAT32, Precision
 from ckptforge.forward.weights import Weights
 
@@ -38,7 +38,7 @@ class TorchForward:
             from transformers import MixtralConfig
             from transformers.models.mixtral import modeling_mixtral
         except ImportError as error:
-            raise VerifyError(f"the forward check needs torch and transformers: pip install 'ckptforge[torch]' ({error}).") from error
+            raise VerifyError(f"the forward check needs torch and transformers: {install_hint('torch')} ({error}).") from error
         self.torch, self.modeling, self.weights = torch, modeling_mixtral, weights
         self.dtype = getattr(torch, precision.name)
         self.config = MixtralConfig(**{key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")})

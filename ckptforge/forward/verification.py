@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from ckptforge.errors import UsageError, VerifyError
+from ckptforge.errors import UsageError, VerifyError, counted
 from ckptforge.forward.device import import_mindspore, select_device
 from ckptforge.forward.mindspore_forward import MindSporeForward
 from ckptforge.forward.network import Network, network_of
@@ -228,7 +228,7 @@ def _tokens(network: Network, hidden: int, tokens: int | Sequence[int] | None, t
     if ids.size == 0 or ids.min() < 0 or ids.max() >= network.vocab:
         raise UsageError(f"token ids must be from 0 to {network.vocab - 1}.")
     if ids.shape[1] > limit:
-        raise UsageError(f"{ids.shape[1]} tokens are more than the {limit} positions of the model.")
+        raise UsageError(f"{counted(ids.shape[1], 'token', 'are')} more than the {counted(limit, 'position')} of the model.")
     return ids
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.boxes import Box, Grid, full_box, row_major_strides
-from ckptforge.errors import LayoutError, MissingTensorsError, listing
+from ckptforge.errors import LayoutError, MissingTensorsError, counted, listing
 from ckptforge.mapping.axes import Pattern, skeleton_of
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Layout, Table
@@ -115,7 +115,8 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
         first = next(iter(names.values()))
         if len(shapes[first]) != len(pattern.shape_axes):
             raise LayoutError(
-                f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {len(pattern.shape_axes)} axes.", (first,)
+                f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {counted(len(pattern.shape_axes), 'axis')}.",
+                (first,),
             )
         for name in names.values():
             if shapes[name] != shapes[first]:
@@ -217,8 +218,9 @@ def _check_complete(
         if expected > len(present):
             missing += _first_missing(pattern, [extent or 0 for extent in extents], present, sizes.lengths)
     if count:
+        needed = counted(count, "tensor that", "aren't")
         raise MissingTensorsError(
-            f"layout {layout.name} needs {count} tensors that aren't there:\n{listing(missing, total=count)}\n"
+            f"layout {layout.name} needs {needed} there:\n{listing(missing, total=count)}\n"
             "Get the files that hold them; tensors that config.json can declare absent (tied embeddings) need a config.json that does."
         )
 

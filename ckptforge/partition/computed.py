@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.errors import ConfigError, shown
+from ckptforge.errors import ConfigError, counted, shown
 from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.binding import recognise_names, without_offsets
 from ckptforge.mapping.sharding import DIMENSIONS, Cut, Sharding, ShardRow, parse_sharding, stored_cuts
@@ -101,7 +101,7 @@ def _check_experts(config: ParallelConfig, table: Table, layout: Layout, rows: M
     for axis in sorted(expert_axes):
         count = sizes.get(axis)
         if count is not None and config.experts not in (None, count):
-            raise ConfigError(f"{config.path}: expert_num is {config.experts}, but the model has {count} experts.")
+            raise ConfigError(f"{config.path}: expert_num is {config.experts}, but the model has {counted(count, 'expert')}.")
 
 
 def _stages(config: ParallelConfig, table: Table, sizes: AxisSizes) -> Callable[[Pattern, tuple[int, ...]], int]:

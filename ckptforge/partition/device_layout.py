@@ -11,7 +11,7 @@ from functools import lru_cache
 import msgspec
 
 from ckptforge.boxes import Box
-from ckptforge.errors import shown
+from ckptforge.errors import counted, shown
 
 MAX_DEVICES = 1 << 17  # of a job; more than any cluster has
 MAX_STAGES = 1024  # of its pipeline
@@ -65,7 +65,7 @@ class DeviceLayout(msgspec.Struct, frozen=True):
         if len(set(used)) < len(used):
             return f"tensor map {shown(self.tensor_map)} uses a device axis twice"
         if self.optimizer_shards < -1 or self.optimizer_parts > self.replicas or self.replicas % self.optimizer_parts:
-            return f"optimizer sharding into {shown(self.optimizer_shards)} parts doesn't fit {self.replicas} replicas"
+            return f"optimizer sharding into {shown(self.optimizer_shards)} parts doesn't fit {counted(self.replicas, 'replica')}"
         if self.optimizer_parts > 1 and not self.tensor_map:
             return "optimizer sharding of a scalar"
         return None

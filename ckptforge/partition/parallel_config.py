@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import ConfigError, FormatError, shown
+from ckptforge.errors import ConfigError, FormatError, counted, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.formats.small_json import parse_object
 from ckptforge.partition.device_layout import MAX_DEVICES, MAX_STAGES
@@ -93,15 +93,16 @@ class ParallelConfig(msgspec.Struct, frozen=True):
         rows = self._offsets()
         total = sum(map(sum, rows))
         if total != layers % parts:
-            what = f"{self.pipeline} stages" + (f" × {self.interleave} interleaved" if self.interleave > 1 else "")
+            what = counted(self.pipeline, "stage") + (f" × {self.interleave} interleaved" if self.interleave > 1 else "")
             raise ConfigError(
-                f"{self.path}: the offsets sum to {total}, but {layers} layers leave {layers % parts} over {what}; "
+                f"{self.path}: the offsets sum to {total}, but {counted(layers, 'layer')} leave {layers % parts} over {what}; "
                 f"offset must sum to {layers % parts}."
             )
         counts = [[layers // parts + more for more in row] for row in rows]
         if any(count < 0 for row in counts for count in row) or any(not sum(column) for column in zip(*counts, strict=True)):
             raise ConfigError(
-                f"{self.path}: {layers} layers with offset {shown(self.offset)} leave a stage of {self.pipeline} without layers."
+                f"{self.path}: {counted(layers, 'layer')} with offset {shown(self.offset)} leave one of "
+                f"{counted(self.pipeline, 'stage')} without layers."
             )
         return [stage for row in counts for stage, count in enumerate(row) for _ in range(count)]
 
@@ -264,5 +265,5 @@ def stage_of_layers(config: ParallelConfig, layers: int | None) -> Sequence[int]
     if layers is None:
         return ()
     if config.layers not in (None, layers):
-        raise ConfigError(f"{config.path}: num_layers is {config.layers}, but the model has {layers} layers.")
+        raise ConfigError(f"{config.path}: num_layers is {config.layers}, but the model has {counted(layers, 'layer')}.")
     return config.layers_by_stage(layers)

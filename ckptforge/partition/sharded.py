@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptforge.boxes import Box, full_box, uncovered
-from ckptforge.errors import FormatError, listing, shown
+from ckptforge.errors import FormatError, counted, listing, shown
 from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import FileIndex, TensorEntry, same_bytes
 from ckptforge.formats.mindspore_dir import read_ranks
@@ -28,8 +28,8 @@ def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, c
     files, notes = read_ranks(directory, step)
     if len(files) != strategy.ranks:
         raise FormatError(
-            f"{directory}: holds {len(files)} ranks, but {strategy.path} is of a job with {strategy.ranks} "
-            f"({len(strategy.stages)} stages of {strategy.devices} devices); it isn't the strategy of these shards."
+            f"{directory}: holds {counted(len(files), 'rank')}, but {strategy.path} is of a job with {strategy.ranks} "
+            f"({counted(len(strategy.stages), 'stage')} of {counted(strategy.devices, 'device')}); it isn't the strategy of these shards."
         )
     tensors: dict[str, TensorEntry] = {}
     shards: dict[str, Parts] = {}
@@ -86,7 +86,7 @@ def _sharded(
             )
     full = layout.shape_of_whole(first.shape)
     if full is None or (layout.full_shape is not None and full != layout.full_shape):
-        expected = layout.full_shape if full is not None else f"{len(layout.tensor_map)} axes"
+        expected = layout.full_shape if full is not None else counted(len(layout.tensor_map), "axis")
         raise FormatError(
             f"{first.path}: {shown(name)} has shape {list(first.shape)}"
             + (f", which {strategy.path} makes {list(full)} in all" if full is not None else "")

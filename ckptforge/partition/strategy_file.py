@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
+from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
 from ckptforge.formats.entry import check_name
 from ckptforge.formats.protobuf import Message, number, record, signed
 from ckptforge.formats.small_files import entries_of, read_small
@@ -102,10 +102,12 @@ def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = Fals
         raise FormatError(f"{path}: stage {missing[0]} is missing (there is {found}); give the strategy files of all stages.")
     devices = {layout.devices: name for stage in stages.values() for name, layout in stage.items()}
     if len(devices) > 1:
-        different = [f"{name}: {count} devices" for count, name in devices.items()]
+        different = [f"{name}: {counted(count, 'device')}" for count, name in devices.items()]
         raise FormatError(f"{path}: parameters are laid out for different numbers of devices:\n{listing(different)}")
     if next(iter(devices)) * len(stages) > MAX_DEVICES:
-        raise FormatError(f"{path}: {len(stages)} stages of {next(iter(devices))} devices are more than {MAX_DEVICES} in all; damaged.")
+        raise FormatError(
+            f"{path}: {counted(len(stages), 'stage')} of {counted(next(iter(devices)), 'device')}: more than {MAX_DEVICES} in all; damaged."
+        )
     return Strategy(path, tuple(stages[stage] for stage in sorted(stages)), next(iter(devices)), computed)
 
 
