@@ -292,7 +292,7 @@ def test_a_checkpoint_without_its_mtp_layer(tmp_path):
     tensors = {name: ("BF16", list(numbers.shape), numbers.tobytes()) for name, numbers in (part | extra).items()}
     shutil.copytree(tmp_path / "hub", tmp_path / "broken")
     write_safetensors(tmp_path / "broken" / "model.safetensors", tensors, {"format": "pt"})
-    with pytest.raises(LayoutError, match=r"needs 41 tensor that isn't there:\n  model.layers.3.post_attention_layernorm.weight"):
+    with pytest.raises(LayoutError, match=r"needs 41 tensors that aren't there:\n  model.layers.3.post_attention_layernorm.weight"):
         ckptforge.to_ms(tmp_path / "broken", tmp_path / "x.ckpt", layout="mcore")
 
 

@@ -1,7 +1,10 @@
 """What the program prints: counts, tables, colours."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ckptforge.cli.table import facts, shortened, table
 from ckptforge.errors import counted, install_hint
 
 
@@ -29,3 +32,70 @@ def test_one_is_singular_and_all_else_plural(count, words, text):
 
 def test_hints_name_the_clone_and_no_project_of_an_index():
     assert install_hint("torch", "mindspore") == "pip install '.[torch,mindspore]' in a clone of ckptforge"
+
+
+STRATEGY = [
+    ["tensor", "stages", "shape", "device matrix", "tensor map", "optimizer", "part of a rank"],
+    ["model.layers.0.feed_forward.router.dense.weight (+1 alike)", "0-1", "[8, 64]", "[8]", "[-1, -1]", "-", "[8, 64]"],
+    ["lm_head.weight", "1", "[256, 64]", "[8]", "[-1, -1]", "all replicas", "[256, 64]"],
+]
+
+
+def test_a_table_is_whole_in_a_pipe_and_in_terminals_that_are_wide_enough(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = table(STRATEGY)
+    assert [len(line.split("  ")) > 6 for line in whole.splitlines()] == [True] * 3 and max(map(len, whole.splitlines())) > 120
+    assert table(STRATEGY, width=200) == whole
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, table(STRATEGY).splitlines())) <= 80
+
+
+def test_a_name_that_is_too_long_stands_on_a_line_of_its_own():
+    made = table([["name", "n"], ["a.name.of.a.tensor", "1"], ["b", "22"]], right=(1,), width=12)
+    assert made == "name       n\na.name…ensor\n           1\nb         22"
+    lines = table(STRATEGY, width=90).splitlines()
+    assert lines[1] == STRATEGY[1][0] and lines[2].startswith(" " * 10) and lines[2].split() == "0-1 [8, 64] [8] [-1, -1] - [8, 64]".split()
+
+
+def test_a_last_column_of_words_goes_on_in_its_column():
+    rows = [["table", "layouts"], ["one", "dense gmm gmm-v3 dense-qkv-r1.3"], ["two", "mcore"]]
+    assert table(rows, width=31) == "table  layouts\none    dense gmm gmm-v3\n       dense-qkv-r1.3\ntwo    mcore"
+    assert facts([("axes", "l=2, e=8, V=256, H=64, I=128")], width=30) == "axes  l=2, e=8, V=256, H=64,\n      I=128"
+
+
+def test_rows_become_blocks_where_columns_have_no_room():
+    assert table(STRATEGY, width=44).splitlines()[:4] == [
+        "model.layers.0.feed_fo…nse.weight (+1 alike)",
+        "    stages: 0-1; shape: [8, 64];",
+        "    device matrix: [8];",
+        "    tensor map: [-1, -1]; optimizer: -;",
+    ]
+
+
+words = st.lists(st.text("abc.0123456789", min_size=1, max_size=30), max_size=6).map(" ".join)
+
+
+@given(st.data(), st.integers(30, 130))
+def test_no_line_is_wider_than_the_terminal_and_no_number_is_lost(data, width):
+    columns = data.draw(st.integers(1, 7))
+    rows = data.draw(st.lists(st.lists(words, min_size=columns, max_size=columns), min_size=2, max_size=5))
+    right = data.draw(st.sets(st.integers(1, max(1, columns - 1))))
+    made = table(rows, tuple(right), width)
+    assert all(len(line) <= width for line in made.splitlines())
+    for row in rows[1:]:
+        for word in " ".join(row[1:]).split():
+            assert "…" in made or word in made
+
+
+@given(st.text(max_size=60), st.integers(3, 40))
+def test_names_are_shortened_in_the_middle(text, width):
+    short = shortened(text, width)
+    assert len(short) == min(len(text), width)
+    if len(text) > width:
+        assert short.count("…") == text[: short.index("…")].count("…") + short[short.index("…") :].count("…")
+        head, tail = short[: (width - 1) - (width - 1) // 2], short[len(short) - (width - 1) // 2 :]
+        assert text.startswith(head) and text.endswith(tail)
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal():
+    assert "\x1b" not in table([["tensor"], ["evil\x1b[2J"]], width=80) and "\\x1b" in table([["tensor"], ["evil\x1b[2J"]], width=80)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.errors import printable
+from ckptforge.cli.table import facts, table
+from ckptforge.errors import counted, printable
 
 if TYPE_CHECKING:
     from ckptforge.checking import Check
@@ -27,38 +27,26 @@ def size(count: int) -> str:
     return f"{value:.4g} TB"
 
 
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Columns as wide as their longest cell; those in `right` are set flush right."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
 def result_text(result: Result) -> str:
     """What a verb did, or would do."""
-    facts = result.facts
+    about = result.facts
     verb = "would write" if result.dry_run else "wrote"
-    if "cuts" in facts:
+    if "cuts" in about:
         return _strategy_text(result)
     lines = [
-        f"{facts['model'] or 'any model'}: {facts['from']} → {facts['to']}, {facts['source_tensors']} tensors of {facts['source_format']}",
-        f"{verb} {result.output}: {result.tensors} tensors, {size(result.bytes)}"
+        f"{about['model'] or 'any model'}: {about['from']} → {about['to']}, "
+        f"{counted(about['source_tensors'], 'tensor')} of {about['source_format']}",
+        f"{verb} {result.output}: {counted(result.tensors, 'tensor')}, {size(result.bytes)}"
         + ("" if result.dry_run else f" in {result.seconds:.2f} s"),
     ]
     if result.dry_run:
         lines += [f"  {path}" for path in result.files]
-        lines += [f"casts: {pair}, {count} tensors" for pair, count in facts["planned_casts"].items()]
+        lines += [f"casts: {pair}, {counted(count, 'tensor')}" for pair, count in about["planned_casts"].items()]
         lines.append(f"memory: {size(result.peak_buffers)} of buffers at most, whatever the size of the model")
     casts = result.audit.counts
     if casts:
         lines.append("")
-        rows = [["cast", "dtypes", "values", "overflowed", "underflowed to 0", "rounded"]]
+        rows = [["cast", "dtypes", "values", "overflowed", "underflowed", "rounded"]]
         for (group, source, target), count in sorted(casts.items()):
             rows.append(
                 [group, f"{source} → {target}", *(f"{n:,}" for n in (count.values, count.overflowed, count.underflowed, count.rounded))]
@@ -66,16 +54,16 @@ def result_text(result: Result) -> str:
         lines.append(table(rows, right=(2, 3, 4, 5)))
     for reason, names in result.left_out.items():
         shown = ", ".join(map(printable, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        lines.append(f"left out, {reason}: {len(names)} tensors ({shown})")
+        lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({shown})")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
 
 
 def _strategy_text(result: Result) -> str:
     """The strategy files that were made, and how they cut each kind of tensor."""
-    facts = result.facts
+    about = result.facts
     rows = [["tensor", "stages", "shape", "device matrix", "tensor map", "optimizer", "part of a rank"]]
-    for cut in facts["cuts"]:
+    for cut in about["cuts"]:
         stages = cut["stages"]
         rows.append(
             [
@@ -88,8 +76,8 @@ def _strategy_text(result: Result) -> str:
         )
     verb = "would write" if result.dry_run else "wrote"
     lines = [
-        f"{facts['model']}, layout {facts['from']}, for {facts['to']}",
-        f"{verb} {result.output}: {len(result.files)} strategy file{'s'[: len(result.files) != 1]}",
+        f"{about['model']}, layout {about['from']}, for {about['to']}",
+        f"{verb} {result.output}: {counted(len(result.files), 'strategy file')}",
     ]
     lines += [f"  {path}" for path in result.files]
     return "\n".join([*lines, "", table(rows), *(f"note: {note}" for note in result.notes)])
@@ -98,20 +86,23 @@ def _strategy_text(result: Result) -> str:
 def inspection_text(found: Inspection, with_tensors: bool) -> str:
     """What `inspect` found; `with_tensors` adds a line for every tensor."""
     rows = [
-        ["path", found.path],
-        ["format", found.format],
-        ["model", found.model or "not recognised"],
-        ["layout", found.layout or "not recognised"],
-        ["tensors", f"{found.tensors:,}" + (f" ({found.state} of them optimizer state and counters)" if found.state else "")],
-        ["parameters", f"{found.parameters:,}"],
-        ["bytes", f"{found.bytes:,} ({size(found.bytes)})"],
-        ["dtypes", ", ".join(f"{name}: {count['tensors']} tensors, {size(count['bytes'])}" for name, count in found.dtypes.items())],
+        ("path", found.path),
+        ("format", found.format),
+        ("model", found.model or "not recognised"),
+        ("layout", found.layout or "not recognised"),
+        ("tensors", f"{found.tensors:,}" + (f" ({found.state} of them optimizer state and counters)" if found.state else "")),
+        ("parameters", f"{found.parameters:,}"),
+        ("bytes", f"{found.bytes:,} ({size(found.bytes)})"),
+        (
+            "dtypes",
+            ", ".join(f"{name}: {counted(count['tensors'], 'tensor')}, {size(count['bytes'])}" for name, count in found.dtypes.items()),
+        ),
     ]
     if found.axes:
-        rows.append(["axes", ", ".join(f"{axis}={length}" for axis, length in found.axes.items())])
+        rows.append(("axes", ", ".join(f"{axis}={length}" for axis, length in found.axes.items())))
     if found.ranks:
-        rows.append(["ranks", f"{len(found.ranks)} (tensors, parameters and bytes above are those of rank {found.ranks[0]['rank']})"])
-    lines = [table(rows)]
+        rows.append(("ranks", f"{len(found.ranks)} (tensors, parameters and bytes above are those of rank {found.ranks[0]['rank']})"))
+    lines = [facts(rows)]
     files = found.ranks or found.files
     lines += [
         "",
@@ -126,7 +117,7 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
     if found.layout_reason:
         lines += ["", f"layout: {found.layout_reason}"]
     if found.unmapped:
-        lines += ["", f"not known to the mapping: {len(found.unmapped)} tensors, such as {', '.join(found.unmapped[:3])}"]
+        lines += ["", f"not known to the mapping: {counted(len(found.unmapped), 'tensor')}, such as {', '.join(found.unmapped[:3])}"]
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join(lines)
 
@@ -138,45 +129,50 @@ def comparison_text(found: Comparison) -> str:
     """What `compare` found; the last line is the verdict."""
     how = f"as {found.through}, {found.layouts[0]} against {found.layouts[1]}" if found.through else "by name"
     cast = f", A cast to {found.after_cast}" if found.after_cast else ""
-    lines = [f"A  {found.a}", f"B  {found.b}", f"compared {found.tensors} tensors of B, {size(found.bytes)}, {how}{cast}"]
+    lines = [f"A  {found.a}", f"B  {found.b}", f"compared {counted(found.tensors, 'tensor')} of B, {size(found.bytes)}, {how}{cast}"]
     if found.differences:
-        rows = [["tensor of B", "what", "differ", "of", "max abs", "relative L2", "first in B", "which is, in A"]]
+        rows = [["tensor of B", "difference", "values", "max abs", "relative L2", "first in B", "is in A"]]
         for one in found.differences[:_SHOWN_DIFFERENCES]:
-            figures = ["", "", "", "", "", ""]
+            figures = [""] * 5
             if one.count:
                 norm = "" if one.relative_l2 is None else f"{one.relative_l2:.3g}"
                 origin = f"{one.source} {list(one.source_index or ())}" if one.source else ""
-                figures = [f"{one.count:,}", f"{one.elements:,}", f"{one.max_abs:.3g}", norm, str(list(one.index or ())), origin]
+                figures = [f"{one.count:,} of {one.elements:,}", f"{one.max_abs:.3g}", norm, str(list(one.index or ())), origin]
             what = one.what
             if one.count and one.dtypes[0] != one.dtypes[1]:
                 what += f" ({one.dtypes[0]}, {one.dtypes[1]})"
             if one.nonfinite:
                 what += f", {one.nonfinite:,} of them not finite"
             rows.append([one.name, what, *figures])
-        lines += ["", table(rows, right=(2, 3))]
+        lines += ["", table(rows, right=(2,))]
         if len(found.differences) > _SHOWN_DIFFERENCES:
             lines.append(f"… and {len(found.differences) - _SHOWN_DIFFERENCES} more")
     for side, names in (("A", found.only_in_a), ("B", found.only_in_b)):
         if names:
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            lines.append(f"only in {side}: {len(names)} tensors ({shown})")
+            lines.append(f"only in {side}: {counted(len(names), 'tensor')} ({shown})")
     lines += [f"config.json: {key} is {mine!r} in A, {theirs!r} in B" for key, (mine, theirs) in found.constants.items()]
     lines += [f"likely cause: {cause}" for cause in found.causes]
     lines += [f"note: {note}" for note in found.notes]
     if found.equal:
         return "\n".join([*lines, "the same: every tensor has the same bits" + (" after the cast" if found.after_cast else "")])
+    are = "is" if len(found.only_in_a) + len(found.only_in_b) == 1 else "are"
     missing = len(found.only_in_a) + len(found.only_in_b)
-    configs = f"; the configs differ in {len(found.constants)} keys" if found.constants else ""
-    return "\n".join([*lines, f"different: {len(found.differences)} tensors differ, {missing} are only on one side{configs}"])
+    configs = f"; the configs differ in {counted(len(found.constants), 'key')}" if found.constants else ""
+    return "\n".join(
+        [*lines, f"different: {counted(len(found.differences), 'tensor', 'differ')}, {missing} {are} only on one side{configs}"]
+    )
 
 
 def check_text(found: Check) -> str:
     """What comparing with a manifest found; the last line is the verdict."""
-    lines = [f"{found.path} against {found.manifest}: {found.files} files, {found.tensors} tensors, {size(found.bytes)}"]
+    lines = [
+        f"{found.path} against {found.manifest}: {counted(found.files, 'file')}, {counted(found.tensors, 'tensor')}, {size(found.bytes)}"
+    ]
     lines += found.problems[:_SHOWN_DIFFERENCES]
     if (more := len(found.problems) - _SHOWN_DIFFERENCES) > 0:
         lines.append(f"… and {more} more")
-    verdict = "the same: every tensor is what was written" if found.equal else f"different: {len(found.problems)} problems"
+    verdict = "the same: every tensor is what was written" if found.equal else f"different: {counted(len(found.problems), 'problem')}"
     return "\n".join([*lines, verdict])
 
 
@@ -184,7 +180,7 @@ def verification_text(found: Verification) -> str:
     """What the forward check found; the last line is the verdict."""
     from ckptforge.forward.report import rows, summary
 
-    how = f"{found.tokens} tokens, {found.layout}, {found.device}, {found.compute}"
+    how = f"{counted(found.tokens, 'token')}, {found.layout}, {found.device}, {found.compute}"
     return "\n".join([f"torch      {found.hf_dir}", f"mindspore  {found.ms} ({how})", "", table(rows(found)), "", *summary(found)])
 
 
@@ -212,10 +208,10 @@ def cleaned_text(found: Cleaned) -> str:
     lines = []
     for left in found.left:
         if left.busy is not None:
-            lines.append(f"let alone: {printable(left.busy)}")
+            lines.append(f"left alone: {printable(left.busy)}")
         else:
             verb = "would remove" if found.dry_run else "removed"
-            state = "whole, but not put in place" if left.complete else f"{left.finished} tensors finished"
+            state = "whole, but not put in place" if left.complete else f"{counted(left.finished, 'tensor')} finished"
             lines.append(f"{verb} {printable(left.directory)}: {size(left.bytes)}, {state}")
     return "\n".join(lines)
 
@@ -240,7 +236,9 @@ def description_text(found: Description) -> str:
 
 def checked_text(found: Checked) -> str:
     """What `mapping check` prints."""
-    lines = [f"{printable(found.source)}: table {found.table} is right: {len(found.layouts)} layouts, each can be made of each other"]
+    lines = [
+        f"{printable(found.source)}: table {found.table} is right: {counted(len(found.layouts), 'layout')}, each can be made of each other"
+    ]
     if found.counts:
         rows = [["layout", "tensors", "parameters"], *([one.layout, f"{one.tensors:,}", f"{one.parameters:,}"] for one in found.counts)]
         lines += ["", table(rows, right=(1, 2))]

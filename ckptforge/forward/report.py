@@ -23,7 +23,7 @@ def summary(found: Verification) -> list[str]:
         )
     if found.generated:
         lines += [f"{who} continues: {' '.join(map(str, ids))}" for who, ids in zip(("torch", "mindspore"), found.generated, strict=True)]
-    lines += [f"experts that no token reached, so that nothing is proved of them: {text}" for text in found.unreached]
+    lines += [f"experts not reached by any token (not verified): {text}" for text in found.unreached]
     lines += [f"note: {note}" for note in found.notes]
     if found.passed:
         lines.append("passed: MindSpore computes what transformers computes")
@@ -36,7 +36,7 @@ def summary(found: Verification) -> list[str]:
 
 def rows(found: Verification) -> list[list[str]]:
     """The table of layers, titles first."""
-    made = [["layer", "worst token", "router", "gate", "", "other experts, within margin", "beyond", "least margin", "tokens by expert"]]
+    made = [["layer", "worst token", "router", "gate", "", "other experts", "beyond margin", "least margin", "tokens by expert"]]
     for layer in found.layers:
         counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
         verdict = "ok" if layer.passed else "FAILED"
