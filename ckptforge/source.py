@@ -11,8 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
-from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, UnmappedTensorsError, counted, listing
+from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, MissingTensorsError, UnmappedTensorsError, counted, listing
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from ckptforge.formats.huggingface import shard_of
 from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object, read_object
 from ckptforge.mapping.binding import Binding
@@ -95,6 +96,8 @@ def open_source(path: Path, choices: Choices) -> Source:
 def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
     path = checkpoint.path
+    if (shard := shard_of(path)) and not os.path.isdir(path):
+        raise MissingTensorsError(f"{path}: {shard}.")
     manifest = find_manifest(path, checkpoint.files)
     side = _hugging_face_side(checkpoint, manifest, choices.config)
     config, config_source = _config(checkpoint, manifest, side, choices.config)

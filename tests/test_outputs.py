@@ -311,7 +311,7 @@ def bad_directories():
         index_not_json: "isn't valid JSON",
         index_wrong: "weight_map must map",
         config_not_json: "config.json.*isn't valid JSON",
-        only_bin: "pytorch_model.bin: save the model as safetensors",
+        only_bin: "pytorch_model.bin, which is empty",
     }
 
 
@@ -329,7 +329,7 @@ def test_missing_and_empty_inputs(tmp_path):
     for path, message in ((tmp_path / "none", "No such file"), (tmp_path / "empty", "is empty")):
         with pytest.raises(InputNotFoundError, match=message):
             ckptforge.to_ms(path, tmp_path / "x.ckpt")
-    with pytest.raises(FormatError, match="must end in .ckpt or .safetensors"):
+    with pytest.raises(FormatError, match="is a JSON text: name a file of tensors"):
         ckptforge.to_ms(HUB / "config.json", tmp_path / "x.ckpt")
     os.mkfifo(tmp_path / "pipe.ckpt")
     with pytest.raises(InputNotFoundError, match="neither a file nor a directory"):

@@ -13,6 +13,7 @@ from ckptforge.formats import huggingface, mindspore_dir
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.small_files import entries_of, is_there
 from ckptforge.formats.unfinished import refuse_unfinished
+from ckptforge.formats.whereabouts import explain_missing, refuse_newer_mindformers, refuse_weightless
 
 CONFIG = "config.json"
 
@@ -48,11 +49,13 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputNotFoundError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputNotFoundError(f"{path}: {reason}.{explain_missing(path)}") from error
     if not stat.S_ISDIR(mode):
         if not stat.S_ISREG(mode):
             raise InputNotFoundError(f"{path}: is neither a file nor a directory.")
-        return _collect(path, [mindspore_dir.read_file(path)], path.parent)
+        shard = huggingface.shard_of(path)
+        return _collect(path, [mindspore_dir.read_file(path)], path.parent, [f"{path}: {shard}."] if shard else [])
     try:
         return _open_directory(path, step)
     except OSError as error:
@@ -64,6 +67,8 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
         raise InputNotFoundError(f"{directory}: the directory is empty.")
     if mindspore_dir.is_unified(directory):
         return _collect(directory, mindspore_dir.read_unified(directory), directory)
+    refuse_newer_mindformers(directory)
+    refuse_weightless(directory)
     ranks = mindspore_dir.rank_directories(directory)
     if ranks:
         if list(ranks) != [0]:

@@ -17,7 +17,7 @@ from ckptforge.formats import safetensors
 from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.layout import TensorSpec
-from ckptforge.formats.small_files import entries_of, is_file_name, is_there
+from ckptforge.formats.small_files import is_file_name, is_there
 from ckptforge.formats.small_json import read_object
 
 INDEX = "model.safetensors.index.json"
@@ -42,11 +42,34 @@ def read_directory(directory: Path) -> list[FileIndex]:
         return [safetensors.read_index(directory / SINGLE)]
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
-        other = sorted(path.name for path in entries_of(directory) if path.suffix in (".bin", ".pt", ".pth"))
-        hint = f" It holds {other[0]}: save the model as safetensors first (save_pretrained)." if other else ""
-        raise InputNotFoundError(f"{directory}: no .safetensors files in it.{hint}")
+        raise InputNotFoundError(f"{directory}: no .safetensors files in it.")
     _check_shard_names(directory, paths)
     return without_duplicates([safetensors.read_index(path) for path in paths], {})
+
+
+def shard_of(path: Path) -> str | None:
+    """In words, that a file is one of several of a model, by its name or by an index beside it; None for one that is by itself."""
+    match = _SHARD_NAME.fullmatch(path.name)
+    if match and int(match["count"]) > 1:
+        return f"is one shard of {int(match['count'])} of a model; name the directory, {path.parent}, for all of it"
+    index = path.parent / INDEX
+    if path.suffix != ".safetensors" or not index.is_file():
+        return None
+    try:
+        files = set(weight_map_of(index).values())
+    except FormatError:
+        return None
+    if path.name in files and len(files) > 1:
+        return f"is one shard of {len(files)} of a model, by {INDEX}; name the directory, {path.parent}, for all of it"
+    return None
+
+
+def weight_map_of(index: Path) -> dict[str, str]:
+    """Tensor → name of its file, as an index says. Raises `FormatError`."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError(f"{index}: weight_map must map tensor names to file names.")
+    return weight_map
 
 
 def holds_model(directory: Path) -> bool:
@@ -55,9 +78,7 @@ def holds_model(directory: Path) -> bool:
 
 
 def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
-    weight_map = read_object(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise FormatError(f"{index_path}: weight_map must map tensor names to file names.")
+    weight_map = weight_map_of(index_path)
     names = sorted(set(weight_map.values()))
     for name in names:
         if not is_file_name(name):

@@ -30,6 +30,7 @@ from ckptforge.formats.entry import (
 )
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
+from ckptforge.formats.sniff import naming_others
 
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
 _NOTES = 10
@@ -93,6 +94,7 @@ class _Cursor:
         return number, wire, value, at
 
 
+@naming_others
 def read_index(path: Path) -> FileIndex:
     """The index of one `.ckpt`, following MindSpore's loading rules, no tensor data read.
 

@@ -12,6 +12,8 @@ from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.small_files import entries_of, is_file_name, is_there
 from ckptforge.formats.small_json import read_object
+from ckptforge.formats.sniff import explained
+from ckptforge.formats.whereabouts import explain_directory
 
 UNIFIED_MAP = "param_name_map.json"
 HYPER_PARAMETERS = "hyper_param.safetensors"
@@ -25,7 +27,7 @@ def read_file(path: Path) -> FileIndex:
         return mindspore_ckpt.read_index(path)
     if path.suffix == ".safetensors":
         return safetensors.read_index(path)
-    raise FormatError(f"{path}: the name must end in .ckpt or .safetensors, which tells the format.")
+    raise explained(path, FormatError(f"{path}: the name must end in .ckpt or .safetensors, by which the format is known."))
 
 
 def rank_directories(directory: Path) -> dict[int, Path]:
@@ -105,7 +107,7 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
     """
     ranks = rank_directories(directory)
     if not ranks:
-        raise InputNotFoundError(f"{directory}: no rank_<r> directories in it.")
+        raise InputNotFoundError(f"{directory}: no rank_<r> directories in it.{explain_directory(directory)}")
     if missing := max(ranks) + 1 - len(ranks):
         first = islice((f"rank_{rank}" for rank in count() if rank not in ranks), min(missing, 10))
         raise InputNotFoundError(f"{directory}: ranks are missing:\n{listing(list(first), total=missing)}")

@@ -28,6 +28,7 @@ from ckptforge.formats.entry import (
     read_exactly,
 )
 from ckptforge.formats.layout import FileLayout, TensorSpec
+from ckptforge.formats.sniff import naming_others
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
@@ -36,6 +37,7 @@ _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
 _ORDER = ["U64", "I64", "C64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"]
 
 
+@naming_others
 def read_index(path: Path) -> FileIndex:
     """The index of one file, every rule of the format checked, no tensor data read.
 

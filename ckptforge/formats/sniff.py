@@ -1,0 +1,177 @@
+"""What a file is that no reader of ckptforge understands, by its first bytes, and what to do with it.
+
+Magic numbers are those of the formats' own specifications: Git LFS pointers (git-lfs, docs/spec.md), ZIP local headers, pickle opcodes,
+GGUF, NumPy, HDF5, ONNX and MindIR (protobuf), tar (POSIX ustar), gzip, Zstandard, xz, bzip2, LZ4, 7z.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import msgspec
+
+from ckptforge.errors import CkptforgeError, FormatError, ReadError, shown
+from ckptforge.formats.entry import FileIndex, open_file
+
+_HEAD = 4096
+_TORCH = (
+    "load it with torch.load(path, weights_only=True) and save the tensors with safetensors.torch.save_file, or save the model with "
+    "save_pretrained, which writes safetensors"
+)
+_UNPACK = "unpack it first"
+_AGAIN = "download the file again"
+_LFS = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/")
+_LFS_SIZE = re.compile(rb"^size ([0-9]{1,18})$", re.MULTILINE)
+_PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x8a\x0a|\x95|[}\](c\x8c\x58]|ccollections|Mq?)")
+_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"GGUF", "a GGUF file (llama.cpp), mostly of quantised weights", "take the model's safetensors from where it was published"),
+    (b"lmgg", "a GGML file (llama.cpp)", "take the model's safetensors from where it was published"),
+    (b"tjgg", "a GGML file (llama.cpp)", "take the model's safetensors from where it was published"),
+    (b"\x93NUMPY", "a NumPy array (.npy)", "save the tensors by name with safetensors.numpy.save_file"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow weights)", "save the model as safetensors (save_pretrained)"),
+    (b"\x1f\x8b", "compressed with gzip", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
+    (b"\xfd7zXZ\x00", "compressed with xz", _UNPACK),
+    (b"BZh", "compressed with bzip2", _UNPACK),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+)
+_MARKUP = re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|\?xml|error|center|h1)\b", re.IGNORECASE | re.DOTALL)
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
+
+
+class Found(msgspec.Struct, frozen=True):
+    """`what` a file is, and what to do, both as parts of a sentence."""
+
+    what: str
+    advice: str
+
+
+def identify(path: Path) -> Found | None:
+    """What a regular file is, by its first bytes; None for what isn't recognised. Raises `InputNotFoundError` if it can't be opened."""
+    fd = open_file(path)
+    try:
+        size = os.fstat(fd).st_size
+        head = os.pread(fd, _HEAD, 0)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    if not head:
+        return Found("empty (0 bytes)", f"{_AGAIN}, or write it again: a download or a save was interrupted")
+    for recognise in (_pointer, _archive, _magic, _protobuf, _text):
+        if found := recognise(head):
+            return found
+    return _checkpoint(head, size)
+
+
+def naming_others(read: Callable[[Path], FileIndex]) -> Callable[[Path], FileIndex]:
+    """A reader whose `FormatError`s say what the file is where it is of another kind."""
+
+    @wraps(read)
+    def reader(path: Path) -> FileIndex:
+        try:
+            return read(path)
+        except ReadError:
+            raise
+        except FormatError as error:
+            if (better := explained(path, error)) is error:
+                raise
+            raise better from error
+
+    return reader
+
+
+def explained(path: Path, error: CkptforgeError) -> CkptforgeError:
+    """`FormatError` with what the file is, or the error itself where that isn't known or the file has changed."""
+    try:
+        found = identify(path)
+    except CkptforgeError:
+        return error
+    if found is None or found == {".safetensors": _SAFETENSORS, ".ckpt": _CKPT}.get(path.suffix):
+        return error
+    return FormatError(f"{path}: is {found.what}: {found.advice}.")
+
+
+def _pointer(head: bytes) -> Found | None:
+    if not _LFS.match(head):
+        return None
+    size = _LFS_SIZE.search(head)
+    of = f", in place of the file itself of {int(size[1]):,} bytes" if size else ""
+    return Found(f"a Git LFS pointer{of}", "run `git lfs pull` in its repository, or download the model with `hf download`")
+
+
+def _archive(head: bytes) -> Found | None:
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        if name.endswith((b"/data.pkl", b"/version", b"/byteorder", b"/.format_version")) or b"/data.pkl" in head:
+            return Found("a PyTorch file (.pth, .pt, .bin, or .ckpt of Lightning: a zip with a pickle)", _TORCH)
+        if name.endswith(b".npy"):
+            return Found("a NumPy archive (.npz)", "save the tensors by name with safetensors.numpy.save_file")
+        return Found("a zip archive", _UNPACK)
+    if head.startswith(_TORCH_MAGIC):
+        return Found("a PyTorch file of the old format (.pth, .pt, .bin: a pickle)", _TORCH)
+    if _PICKLE.match(head):
+        return Found("a Python pickle (.pth, .pt, .bin, .pkl)", f"{_TORCH}; a pickle from a stranger can run any program")
+    return Found("a tar archive", _UNPACK) if head[257:262] == b"ustar" else None
+
+
+def _magic(head: bytes) -> Found | None:
+    return next((Found(what, advice) for magic, what, advice in _MAGIC if head.startswith(magic)), None)
+
+
+_STRATEGY = Found("a strategy file of MindSpore, not a checkpoint", "give it with --strategy-dir, and the checkpoint in its place")
+
+
+def _protobuf(head: bytes) -> Found | None:
+    if b"\x12\x09MindSpore" in head[:64] and head[:1] == b"\x0a":
+        return Found("a MindIR graph of MindSpore", "save the network's parameters with mindspore.save_checkpoint")
+    at = 2 if head[:1] == b"\x08" and head[1:2] < b"\x80" else 0
+    if head[at : at + 1] not in (b"\x12", b"\x1a"):
+        return None
+    body = at + 1
+    while body < len(head) and head[body] & 0x80:
+        body += 1
+    inner = head[body + 1 : body + 2]
+    if inner == b"\x0a":
+        return _STRATEGY
+    if at and inner.isalnum():
+        return Found("an ONNX graph", "convert the model's own safetensors")
+    return None
+
+
+def _text(head: bytes) -> Found | None:
+    if _MARKUP.match(head):
+        return Found("a web page, mostly the error page of a server, saved in place of the file", f"{_AGAIN}, logged in if that is needed")
+    text = head.decode("utf-8", "ignore")
+    if not _TEXT.fullmatch(head) or len(text.encode()) < len(head) - 3 or not any(c.isalpha() for c in text[:80]):
+        return None
+    if b'"parallel_layout_item"' in head or b'"parallel_strategy_item"' in head:
+        return _STRATEGY
+    if b'"weight_map"' in head:
+        return Found("the index of a model in several files", "name the directory that holds the index and the files")
+    if head.lstrip()[:1] in (b"{", b"["):
+        return Found("a JSON text", "name a file of tensors (.ckpt or .safetensors), or the directory that holds them")
+    first = text.strip().split("\n")[0]
+    return Found(
+        f"a text, which begins with {shown(first[:80])}",
+        "name a file of tensors (.ckpt or .safetensors); if this should be one, download it again",
+    )
+
+
+_SAFETENSORS = Found("a safetensors file under another name", "rename it, or make a link to it, so that the name ends in .safetensors")
+_CKPT = Found("a MindSpore checkpoint under another name", "rename it, or make a link to it, so that the name ends in .ckpt")
+
+
+def _checkpoint(head: bytes, size: int) -> Found | None:
+    if 2 <= int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] in (b"{", b" "):
+        return _SAFETENSORS
+    at = 1
+    while at < 10 and at < len(head) and head[at] & 0x80:
+        at += 1
+    return _CKPT if head[:1] == b"\x0a" and head[at + 1 : at + 2] == b"\x0a" else None
