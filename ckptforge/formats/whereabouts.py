@@ -35,8 +35,8 @@ _OTHER_WEIGHTS = (
 )
 _LOOKED_AT = 256  # entries of a directory
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
-_HUB_URL = re.compile(r"(?:huggingface\.co/|hf-mirror\.com/)?([\w.-]+/[\w.-]+)")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+.*")
+_HUB_URL = re.compile(r"(?:hf:/+|https?:/+(?:huggingface\.co|hf-mirror\.com)/)([\w.-]+)/([\w.-]+)")
 _TRACKER = "latest_checkpointed_iteration.txt"
 _ITERATION = re.compile(r"iteration_[0-9]+")
 _RANK = re.compile(r"rank_[0-9]+")
@@ -46,9 +46,9 @@ _PARTS = re.compile(r"(?:.+-)?(?:model|opt)-[0-9]{7}-([0-9]{7})\.safetensors")
 def explain_missing(path: Path) -> str:
     """What a path that doesn't exist may mean: a sentence with a space before it, or nothing."""
     text = str(path)
-    if url := _URL.match(text):
-        hub = _HUB_URL.match(url[2]) if url[1] in ("hf", "http", "https") else None
-        how = f": `hf download {hub[1]} --local-dir {hub[1].split('/')[1]}`" if hub and (url[1] == "hf" or "/" in hub[0][:17]) else ""
+    if _URL.match(text):
+        hub = _HUB_URL.match(text)
+        how = f": `hf download {hub[1]}/{hub[2]} --local-dir {hub[2]}`" if hub else ""
         return f" It is an address, and only files and directories are read: download it first{how}."
     if _HUB_ID.fullmatch(text) and not path.parent.exists():
         return f" If it is the id of a model on the Hugging Face hub, download it first: `hf download {text} --local-dir {path.name}`."
@@ -60,8 +60,8 @@ def refuse_newer_mindformers(directory: Path) -> None:
     entries = _entries(directory)
     names = {entry.name for entry in entries}
     iterations = [entry.name for entry in entries if _ITERATION.fullmatch(entry.name) and entry.is_dir()]
-    parts = [match for entry in entries if (match := _PARTS.fullmatch(entry.name))]
-    if _TRACKER not in names and not iterations and not any(int(match[1]) > 1 for match in parts):
+    parts = [match for entry in entries if (match := _PARTS.fullmatch(entry.name)) and int(match[1]) > 1]
+    if _TRACKER not in names and not iterations and not parts:
         return
     found = f", with {', '.join(iterations[:3])}{', …' if len(iterations) > 3 else ''}" if iterations else ""
     raise FormatError(
