@@ -32,8 +32,9 @@ def strategy(
     """Writes the strategy files of a job, one for each pipeline stage, as `ckpt_strategy_rank_<first rank>.<format>`.
 
     `like` is a model of this kind and size, of Hugging Face or MindSpore, whole; `layout` the one that the job's network
-    holds: by default that of `like`, or dense where that is of Hugging Face. `format` is ckpt or json. Returns a `Result`
-    whose `facts["cuts"]` say how each kind of tensor is cut. Raises `ConfigError` with the rule that is broken.
+    holds: by default that of `like`, or, where that is of Hugging Face, the first MindSpore layout in the table. `format` is
+    ckpt or json. Returns a `Result` whose `facts["cuts"]` say how each kind of tensor is cut. Raises `ConfigError` with the
+    rule that is broken.
     """
     parallel = read_parallel_config(Path(parallel_config))
     shared: dict[str, Any] = {"model": options.get("model"), "step": options.get("step")}
@@ -47,7 +48,8 @@ def strategy(
     source = open_source(Path(like), choices)
     source.refuse_unmapped(options.get("allow_unmapped", False))
     table = source.table
-    target = table.layout(layout or ("dense" if source.binding.layout.family == "huggingface" else source.binding.layout.name))
+    own = source.binding.layout
+    target, said = table.mindspore_layout(layout or (own.name if own.family == "mindspore" else None))
     if target.family != "mindspore":
         raise UsageError(f"--layout {target.name} is a layout of Hugging Face, which has no ranks.")
     specs = convert(source.binding, target, source.checkpoint.tensors, parse_target(options.get("dtype"))).specs
@@ -66,7 +68,7 @@ def strategy(
         "dtype": "keep",
         "cuts": _cuts(computed),
     }
-    plan = Plan("strategy", Path(out_dir), (), (), source.checkpoint.files, files, {}, source.checkpoint.notes, facts)
+    plan = Plan("strategy", Path(out_dir), (), (), source.checkpoint.files, files, {}, (*source.checkpoint.notes, *said), facts)
     return run_job(Job(plan, manifest=False), options)
 
 

@@ -104,11 +104,9 @@ def describe(name: str | Path, layout: str | None = None) -> Description:
     """One layout of a table, by default the first of MindSpore's: names, axes, operations from the first layout, sharding."""
     table = find_table(name)
     first = next(iter(table.layouts.values()))
-    chosen = (
-        table.layout(layout)
-        if layout is not None
-        else next((found for found in table.layouts.values() if found.family == "mindspore"), first)
-    )
+    chosen = first if layout is None else table.layout(layout)
+    if layout is None and any(found.family == "mindspore" for found in table.layouts.values()):
+        chosen = table.first_layout("mindspore")
     rows = [
         Row(pattern.template, pattern.axes_text, list(pattern.tensors), _operation(pattern, first), _cut(pattern, chosen))
         for pattern in chosen.patterns

@@ -39,7 +39,7 @@ def to_ms(
     hf_dir: PathLike,
     out: PathLike,
     *,
-    layout: str = "dense",
+    layout: str | None = None,
     format: str | None = None,
     prefix: str = "checkpoint_",
     strategy_dir: PathLike | None = None,
@@ -48,7 +48,8 @@ def to_ms(
     **options: Unpack[Options],
 ) -> Result:
     """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory; with a strategy or a
-    parallel configuration, to the rank directories of its job. Returns a `Result`."""
+    parallel configuration, to the rank directories of its job. `layout` is by default the first of MindSpore's in the model's
+    table. Returns a `Result`."""
     own: dict[str, Any] = {
         "layout": layout,
         "format": format,
@@ -132,7 +133,7 @@ def _to_ms(
     out: PathLike,
     options: Options,
     *,
-    layout: str = "dense",
+    layout: str | None = None,
     format: str | None = None,
     prefix: str = "checkpoint_",
     strategy_dir: PathLike | None = None,
@@ -144,10 +145,10 @@ def _to_ms(
     if _wants_adapter(checkpoint, options):
         return _adapter_job("to-ms", checkpoint, options, spread, "huggingface", target=layout, config=_path(config), family="mindspore")
     source = _bind(checkpoint, options, config=_path(config), family="huggingface", layout_option="--model")
-    target = source.table.layout(layout)
+    target, said = source.table.mindspore_layout(layout)
     if target.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")
-    return _mindspore_job("to-ms", source, target, spread, options)
+    return _mindspore_job("to-ms", source, target, spread, options, said)
 
 
 def _to_torch(
@@ -165,15 +166,14 @@ def _to_torch(
     chosen = None if layout == "auto" else layout
     checkpoint = _input(ms, options, _path(strategy_dir))
     if _wants_adapter(checkpoint, options):
-        spread, target_name = Spread(Path(out_dir), None, ""), hf_layout or "hub"
-        named = {"target": target_name, "layout": chosen, "family": "huggingface"}
+        spread, named = Spread(Path(out_dir), None, ""), {"target": hf_layout, "layout": chosen, "family": "huggingface"}
         return _adapter_job("to-torch", checkpoint, options, spread, "mindspore", config=_path(config), **named)
     source = _bind(checkpoint, options, layout=chosen, config=_path(config), family="mindspore", layout_option="--layout")
     if source.binding.layout.family != "mindspore":
         raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-torch reads {_names(source.table, 'mindspore')}.")
     recorded = source.hugging_face.layout if source.hugging_face else None
-    hf_layout = hf_layout or (recorded if recorded in source.table.layouts else None) or "hub"
-    target = source.table.layout(hf_layout)
+    hf_layout = hf_layout or (recorded if recorded in source.table.layouts else None)
+    target = source.table.first_layout("huggingface") if hf_layout is None else source.table.layout(hf_layout)
     if target.family != "huggingface":
         raise UsageError(f"--hf_layout {hf_layout} is a layout of MindSpore; to-torch writes {_names(source.table, 'huggingface')}.")
     return _hugging_face_job("to-torch", source, target, Path(out_dir), max_shard_size, options, allow_no_config)
@@ -271,7 +271,7 @@ def _names(table: Table, family: str) -> str:
     return ", ".join(layout.name for layout in table.layouts.values() if layout.family == family)
 
 
-def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, options: Options) -> Job:
+def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, options: Options, said: tuple[str, ...] = ()) -> Job:
     dtype = parse_target(options.get("dtype"))
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
@@ -283,7 +283,7 @@ def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, op
     place = spread.place(lambda config: compute_strategy(config, source.table, target, source.binding.sizes, conversion.specs))
     files, small = place.lay_out(conversion.specs)
     side = source.hugging_face
-    notes = (*conversion.uncast_notes(dtype), *place.notes(conversion.specs))
+    notes = (*said, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
     alike = _alike(source, options, left_out)
     return _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes, alike)
 

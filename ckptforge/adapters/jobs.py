@@ -32,9 +32,9 @@ _Found = tuple[Adapter, Layout, Converted]
 
 class AdapterChoices(msgspec.Struct, frozen=True):
     """What a user says of an adapter: its model, the layouts it has and is to have, its alpha, the model's config.json, the dtype;
-    `family` is what the command writes."""
+    `family` is what the command writes, of which the table's first layout is meant where no `target` is named."""
 
-    target: str
+    target: str | None
     layout: str | None = None
     advice: str = "Name the right one with --layout."
     family: str | None = None
@@ -51,6 +51,7 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
     rank, scale = converted.rank, converted.scale
     notes = [*checkpoint.notes, *(adapter.kept.side.skipped if adapter.kept.side is not None else ())]
     if target.family == "mindspore":
+        notes += adapter.table.mindspore_layout(choices.target)[1]
         assert rank is not None and scale is not None
         place = spread.place(_no_strategy)
         files, small = place.lay_out(converted.conversion.specs)
@@ -94,9 +95,9 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
     errors: list[CkptforgeError] = []
     for table in candidates:
         try:
-            target = table.layout(choices.target)
+            target = _target(table, choices)
             if choices.family not in (None, target.family):
-                raise UsageError(f"{choices.target} is a layout of {target.family}, which this command doesn't write.")
+                raise UsageError(f"{target.name} is a layout of {target.family}, which this command doesn't write.")
             sizes = AxisSizes()
             sizes.learn_config(table, config, where)
             adapter = read_adapter(checkpoint, kept, table, sizes.lengths, choices.alpha, choices.layout, None, choices.advice)
@@ -109,10 +110,18 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
     first = found[0][2].conversion
     if any((one.conversion.specs, one.conversion.copies) != (first.specs, first.copies) for _, _, one in found):
         raise ModelUnknownError(
-            f"{checkpoint.path}: the adapter fits the models {', '.join(adapter.table.name for adapter, _, _ in found)}, which "
-            f"{choices.target} holds in different ways; name its own with --model, or give its config.json with --config."
+            f"{checkpoint.path}: the adapter fits the models {', '.join(adapter.table.name for adapter, _, _ in found)}, whose layouts "
+            f"({', '.join(dict.fromkeys(target.name for _, target, _ in found))}) hold it in different ways; name its own with --model, or "
+            "give its config.json with --config."
         )
     return found[0]
+
+
+def _target(table: Table, choices: AdapterChoices) -> Layout:
+    if choices.target is not None:
+        return table.layout(choices.target)
+    assert choices.family is not None
+    return table.first_layout(choices.family)
 
 
 def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:

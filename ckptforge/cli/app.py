@@ -79,7 +79,7 @@ def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kw
 )
 @click.argument("hf_dir", type=opt.PATH)
 @click.argument("out", type=opt.PATH)
-@opt.option("--layout", default="dense", show_default=True, metavar="dense|gmm|gmm-v3|…", help="How MindSpore is to hold the model.")
+@opt.layout
 @opt.strategy("--strategy-dir", "Write the rank directories of the job with this strategy.")
 @opt.parallel_config()
 @opt.mindspore_output
@@ -247,7 +247,11 @@ def reshard(**arguments: Any) -> None:
 @click.argument("out_dir", type=opt.PATH)
 @opt.parallel_config(required=True)
 @opt.option("--like", type=opt.PATH, required=True, metavar="HF_DIR_OR_MS", help="A model of the kind and size that the job holds.")
-@opt.option("--layout", metavar="dense|gmm|gmm-v3|…", help="How the job's network holds it. [default: as MS does, dense for HF_DIR]")
+@opt.option(
+    "--layout",
+    metavar="dense|gmm|mcore|…",
+    help="How the job's network holds it. [default: as MS does; for HF_DIR the first MindSpore layout in `ckptforge mapping list`]",
+)
 @opt.option("--format", type=click.Choice(["ckpt", "json"]), default="ckpt", show_default=True, help="Format of the strategy files.")
 @opt.option(
     "--dtype", default="keep", show_default=True, metavar="keep|fp16|bf16|fp32", help="The dtype that the job holds its weights in."

@@ -108,3 +108,8 @@ mindspore_output = _all(
 own_layout = option("--layout", metavar="LAYOUT", help="The layout of the input, for a parallel configuration. [default: told from it]")
 shards = option("--max-shard-size", metavar="SIZE", help="Largest weight file. [default: as the original directory had it, else 5GB]")
 config = option("--config", type=PATH, metavar="HF_DIR", help="Where config.json and tokenizer are, if the checkpoint has no manifest.")
+layout = option(
+    "--layout",
+    metavar="dense|gmm|mcore|…",
+    help="How MindSpore is to hold the model. [default: the model's first MindSpore layout in `ckptforge mapping list`]",
+)

@@ -88,6 +88,22 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         except KeyError:
             raise UsageError(f"layout {name!r} is unknown for {self.name}; it has {', '.join(self.layouts)}.") from None
 
+    def first_layout(self, family: str) -> Layout:
+        """The layout of a family that is written where none is named: the first in the table. Raises `UsageError` where it has none."""
+        found = next((layout for layout in self.layouts.values() if layout.family == family), None)
+        if found is None:
+            raise UsageError(f"the mapping {self.name} has no layout of family {family}; it has {', '.join(self.layouts)}.")
+        return found
+
+    def mindspore_layout(self, name: str | None) -> tuple[Layout, tuple[str, ...]]:
+        """The layout of MindSpore's to write: the named one, or the first; and a sentence where nobody named it. Raises `UsageError`."""
+        if name is not None:
+            return self.layout(name), ()
+        chosen = self.first_layout("mindspore")
+        if sum(layout.family == "mindspore" for layout in self.layouts.values()) == 1:
+            return chosen, (f"layout {chosen.name}, the only MindSpore layout of {self.name}.",)
+        return chosen, (f"layout {chosen.name}, the first of {self.name}'s MindSpore layouts; --layout picks another.",)
+
     def refusal(self, layout: Layout, names: Iterable[str]) -> tuple[str, str] | None:
         """(tensor, reason) of the first of these names whose presence means that the checkpoint can't be converted."""
         globs = self.refused.get(layout.family, {})
