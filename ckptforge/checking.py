@@ -19,6 +19,7 @@ from ckptforge.formats.small_files import is_file_name
 from ckptforge.formats.small_json import read_object
 from ckptforge.jobs import PathLike
 from ckptforge.outputs import parse_size
+from ckptforge.spelling import flag
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ def check(path: PathLike, *, workers: int | None = None, memory: int | str | Non
 
     Raises `InputNotFoundError` when there is no manifest, `FormatError` for one that is damaged or holds no hashes.
     """
-    budget = Budget.of(workers, None if memory is None else parse_size(memory, "--memory"))
+    budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
     path = Path(path)
     manifest = manifest_path(path, os.path.isdir(path))
     if not manifest.is_file():
@@ -88,7 +89,7 @@ def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
             for tensor, stored in tensors.items():
                 if len(stored) < 3:
                     raise FormatError(
-                        f"{manifest}: holds no hash of {shown(tensor)}, as it was written with --no-hash or by an older ckptforge."
+                        f"{manifest}: holds no hash of {shown(tensor)}, as it was written with {flag('no_hash')} or by an older ckptforge."
                     )
                 if not isinstance(stored[2], str):
                     raise TypeError("a hash is not a text")

@@ -24,6 +24,7 @@ from ckptforge.outputs import parse_size
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.source import Choices, Source, bind_source
+from ckptforge.spelling import option
 
 _ROUNDINGS = ("fp16", "bf16")
 
@@ -108,10 +109,10 @@ def compare(
     Where no mapping knows the models, tensors are compared by name. Optimizer state counts where both sides have some.
     Raises the errors of opening, of the tables and of binding; a difference is no error.
     """
-    budget = Budget.of(workers, None if memory is None else parse_size(memory, "--memory"))
+    budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
     shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config)}
-    one = _open(Path(a), _path(strategy_dir_a), Choices(**shared, layout=layout_a, layout_option="--layout_a"))
-    other = _open(Path(b), _path(strategy_dir_b), Choices(**shared, layout=layout_b, layout_option="--layout_b"))
+    one = _open(Path(a), _path(strategy_dir_a), Choices(**shared, layout=layout_a, layout_option="layout_a"))
+    other = _open(Path(b), _path(strategy_dir_b), Choices(**shared, layout=layout_b, layout_option="layout_b"))
     dtype = parse_target(after_cast)
     if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
@@ -219,7 +220,7 @@ def _through_mapping(
         only_b += [name for name in state_b if name not in set(state_made)]
         only_a += [name for name in state_made if name not in theirs]
         conversion.specs = [spec for spec in conversion.specs if not is_state(spec.name) or spec.name in theirs]
-    return conversion, only_a, only_b, [*conversion.uncast_notes(dtype, "--after-cast"), *notes]
+    return conversion, only_a, only_b, [*conversion.uncast_notes(dtype, "after_cast"), *notes]
 
 
 def _by_name(
@@ -239,7 +240,7 @@ def _by_name(
         [name for name in x if name not in y and not (weights_only and is_state(name))] for x, y in ((mine, theirs), (theirs, mine))
     )
     found, count = _differences(conversion, one.checkpoint, other.checkpoint, [], budget, progress)
-    uncast = conversion.uncast_notes(dtype, "--after-cast")
+    uncast = conversion.uncast_notes(dtype, "after_cast")
     notes = [*one.checkpoint.notes, *other.checkpoint.notes, *uncast, "compared by name, without a mapping."]
     scales = _scales(one.checkpoint.path, other.checkpoint.path)
     return Comparison(
@@ -344,7 +345,8 @@ def _other_layout(one: Source, other: Source, names: Sequence[str], dtype: DType
         if not differing(conversion.against(names, theirs, one.checkpoint.shards, other.checkpoint.shards), budget):
             return [
                 f"B is what A is in layout {layout.name}; it was read as {other.binding.layout.name}. "
-                f"The names and shapes of both are the same, so say which it is with --layout_b {layout.name}, or convert it again."
+                "The names and shapes of both are the same, so say which it is with "
+                f"{option('layout_b', layout.name)}, or convert it again."
             ]
     return []
 

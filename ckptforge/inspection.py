@@ -65,7 +65,7 @@ def inspect(
     Raises `InputNotFoundError` and `FormatError` for what can't be read; an unknown model or layout is no error.
     """
     path = Path(path)
-    choices = Choices(model=model, mapping=None if mapping is None else Path(mapping), layout_option="--from")
+    choices = Choices(model=model, mapping=None if mapping is None else Path(mapping), layout_option="from_")
     if strategy_dir is not None:
         strategy = read_strategy(Path(strategy_dir))
         sharded = open_sharded(path, strategy, step)

@@ -27,6 +27,7 @@ from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
 from ckptforge.result import Result, dry_result
+from ckptforge.spelling import command, flag
 
 PathLike = str | Path
 _MATRICES, _SMALL = 16, 256 * 1024  # whose scales are kept at a time, if they take no more bytes
@@ -86,7 +87,7 @@ def run_job(job: Job, options: Options) -> Result:
     """Carries a plan out, or only checks it for a dry run. Raises `OutputError`, `CastOverflowError` and read errors."""
     plan = job.plan
     memory = options.get("memory")
-    budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "--memory"))
+    budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "memory"))
     budget = budget.holding(_held(plan))
     overwrite, hashing = options.get("overwrite", False), job.manifest and not options.get("no_hash", False)
     if options.get("resume", False) and not options.get("dry_run", False) and finish_placing(plan, options.get("command")):
@@ -132,7 +133,7 @@ def run_job(job: Job, options: Options) -> Result:
 
 def _remains(output: Path) -> list[str]:
     left = staging_path(output)
-    return [f"{left} couldn't be removed wholly; see `ckptforge clean {output.parent}`."] if left.exists() else []
+    return [f"{left} couldn't be removed wholly; see {command('clean', output.parent)}."] if left.exists() else []
 
 
 def _held(plan: Plan) -> int:
@@ -161,7 +162,8 @@ def _refuse_unlike(plan: Plan, budget: Budget) -> None:
         (name, original), *_ = found.items()
         path = next(copy.path for copy, _ in plan.alike if copy.name == name)
         raise FormatError(
-            f"{path}: {name} should be a copy of {original}, and holds something else; nothing was written. Give --allow-unmapped to leave "
+            f"{path}: {name} should be a copy of {original}, and holds something else; nothing "
+            f"was written. Give {flag('allow_unmapped')} to leave "
             "it out."
         )
 
@@ -175,5 +177,5 @@ def _overflow_message(plan: Plan, audit: Audit) -> str:
     return (
         f"{plan.output}: {counted(audit.overflowed, 'finite value')} would become infinite, and nothing was written:\n  "
         + "\n  ".join(worst)
-        + "\nChoose a dtype with a larger range (bf16, fp32), or give --allow-overflow."
+        + f"\nChoose a dtype with a larger range (bf16, fp32), or give {flag('allow_overflow')}."
     )

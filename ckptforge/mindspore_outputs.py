@@ -18,6 +18,7 @@ from ckptforge.mapping.state import companion_prefix, is_state
 from ckptforge.partition.device_layout import DeviceLayout
 from ckptforge.partition.parallel_config import ParallelConfig, read_parallel_config
 from ckptforge.partition.strategy_file import Strategy, read_strategy
+from ckptforge.spelling import option
 
 UNIFIED_PART_BYTES = 3 << 30  # MindSpore's unified_safetensors
 SmallFiles = dict[str, bytes]
@@ -42,7 +43,7 @@ class Spread(msgspec.Struct, frozen=True):
                 return UnifiedTarget.of(self.out)
             return MindSporeTarget.of(self.out, self.format, self.prefix)
         if self.format == "unified":
-            raise UsageError("--format unified holds whole tensors; it can't be split into ranks.")
+            raise UsageError(f"{option('format', 'unified')} holds whole tensors; it can't be split into ranks.")
         if self.strategy is not None:
             return RankTarget.of(self.out, self.format, self.prefix, read_strategy(self.strategy))
         assert self.parallel_config is not None
@@ -66,7 +67,7 @@ class MindSporeTarget(msgspec.Struct, frozen=True):
         ending = out.suffix.removeprefix(".")
         if ending in ("ckpt", "safetensors"):
             if file_format not in (None, ending):
-                raise UsageError(f"--format {file_format} contradicts the ending of {out}; leave one away.")
+                raise UsageError(f"{option('format', file_format)} contradicts the ending of {out}; leave one away.")
             return cls(out, out, ending == "ckpt")
         file_format = file_format or "ckpt"
         return cls(out, out / "rank_0" / f"{prefix}0.{file_format}", file_format == "ckpt")
@@ -167,7 +168,7 @@ class UnifiedTarget(msgspec.Struct, frozen=True):
     def of(cls, out: Path) -> UnifiedTarget:
         """Raises `UsageError` when OUT names a file."""
         if out.suffix in (".ckpt", ".safetensors"):
-            raise UsageError(f"{out}: --format unified needs a directory to write to, not a file.")
+            raise UsageError(f"{out}: {option('format', 'unified')} needs a directory to write to, not a file.")
         return cls(out)
 
     def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -196,4 +197,4 @@ class UnifiedTarget(msgspec.Struct, frozen=True):
 
 def _check_prefix(prefix: str) -> None:
     if "/" in prefix or prefix.startswith(".") or "\0" in prefix:
-        raise UsageError(f"--prefix {prefix!r}: must be the beginning of a file name, without '/'.")
+        raise UsageError(f"{option('prefix', prefix)}: must be the beginning of a file name, without '/'.")

@@ -18,22 +18,23 @@ from ckptforge.formats import huggingface, safetensors
 from ckptforge.formats.checkpoint import CONFIG
 from ckptforge.formats.huggingface import INDEX
 from ckptforge.formats.layout import TensorSpec
+from ckptforge.spelling import flag, option
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
-def parse_size(text: str | int, option: str) -> int:
+def parse_size(text: str | int, name: str) -> int:
     """Bytes of `5GB` (10⁹), `512MiB` (2²⁰) or a plain number. Raises `UsageError`, naming the option."""
     match = _SIZE.fullmatch(str(text).strip())
     if not match:
-        raise UsageError(f"{option} {text!r}: expected a size such as 512MB, 5GB or 1GiB.")
+        raise UsageError(f"{option(name, text)}: expected a size such as 512MB, 5GB or 1GiB.")
     if len(match[1]) > 18:
-        raise UsageError(f"{option} {text!r}: too large.")
+        raise UsageError(f"{option(name, text)}: too large.")
     base = 1024 if match[3] else 1000
     size = int(float(match[1]) * base ** "KMGT".find(match[2].upper()) * base) if match[2] else int(float(match[1]))
     if size < 1:
-        raise UsageError(f"{option} {text!r}: must be positive.")
+        raise UsageError(f"{option(name, text)}: must be positive.")
     return size
 
 
@@ -62,7 +63,8 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
         if not self.has_config and not self.allow_no_config:
             raise ConfigError(
                 f"{self.output}: {CONFIG} is missing, without which the directory can't be loaded, and the checkpoint has no manifest that "
-                "holds it. Give the Hugging Face directory (or its config.json) with --config HF_DIR, or --allow-no-config to write the "
+                "holds it. Give the Hugging Face directory (or its config.json) with "
+                f"{option('config')}, or {flag('allow_no_config')} to write the "
                 "weights alone."
             )
         kept = self.side.files if self.side is not None else {}

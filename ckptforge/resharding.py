@@ -21,6 +21,7 @@ from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import Strategy, read_strategy
 from ckptforge.result import Result
 from ckptforge.source import Choices, bind_source
+from ckptforge.spelling import option
 
 
 def merge(
@@ -52,7 +53,7 @@ def split(
     """Splits one checkpoint into the rank directories of a job, by its strategy, or by a parallel configuration, for which
     a mapping must know the model; `layout` is the checkpoint's, where that is in doubt. Returns a `Result`."""
     if strategy_dir is None and parallel_config is None:
-        raise UsageError("split needs --strategy_dir or --parallel_config, which say how to cut.")
+        raise UsageError(f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how to cut.")
     source = open_checkpoint(Path(ms), options.get("step"))
     spread = Spread(Path(out_dir), format, prefix, _path(strategy_dir), _path(parallel_config))
     return run_job(_job("split", source, spread, options, layout), options)
@@ -73,7 +74,7 @@ def reshard(
 ) -> Result:
     """From the rank directories of one job to those of another, in one pass. Returns a `Result`."""
     if dst_strategy_dir is None and dst_parallel_config is None:
-        raise UsageError("reshard needs --dst_strategy_dir or --dst_parallel_config, which say how to cut.")
+        raise UsageError(f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which say how to cut.")
     source = _sharded(ms_dir, src_strategy_dir, check_replicas, options)
     spread = Spread(Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
     return run_job(_job("reshard", source, spread, options, layout), options)
@@ -98,7 +99,7 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
 
     def compute(config: ParallelConfig) -> Strategy:
         mapping = options.get("mapping")
-        choices = Choices(options.get("model"), layout, None if mapping is None else Path(mapping), layout_option="--layout")
+        choices = Choices(options.get("model"), layout, None if mapping is None else Path(mapping), layout_option="layout")
         bound = bind_source(source, choices).binding
         return compute_strategy(config, bound.table, bound.layout, bound.sizes, conversion.specs)
 

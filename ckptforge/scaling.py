@@ -13,6 +13,7 @@ from ckptforge.errors import ConfigError, FormatError, counted, shown
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint
 from ckptforge.formats.entry import BlockScale, TensorEntry
 from ckptforge.mapping.binding import Binding
+from ckptforge.spelling import command, option
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
 
@@ -44,12 +45,12 @@ def read_scaled(checkpoint: Checkpoint, binding: Binding, config: Mapping[str, A
     if cut := next((name for name in pairs if name in checkpoint.shards), None):
         raise FormatError(
             f"{checkpoint.path}: {shown(cut)} is stored with scales of its blocks and cut into ranks, which isn't read; merge the ranks "
-            "first, with `ckptforge merge`."
+            f"first, with {command('merge')}."
         )
     if block is None:
         raise ConfigError(
             f"{where}: the weights of {checkpoint.path} have scales of their blocks, but {row.block} isn't two positive integers, expected "
-            "the rows and columns of a block; give the model's own config.json with --config."
+            f"the rows and columns of a block; give the model's own config.json with {option('config')}."
         )
     tensors = dict(checkpoint.tensors)
     for name, scale in pairs.items():

@@ -24,6 +24,7 @@ from ckptforge.mapping.unmapped import undroppable
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.scaling import read_scaled, without_scales
+from ckptforge.spelling import flag
 
 _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
@@ -59,7 +60,7 @@ class Source(msgspec.Struct, frozen=True):
             unknown = counted(len(self.unmapped), "tensor", "aren't")
             raise UnmappedTensorsError(
                 f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in layout "
-                f"{self.binding.layout.name}:\n{self._places(self.unmapped)}\nGive --allow-unmapped to leave them out."
+                f"{self.binding.layout.name}:\n{self._places(self.unmapped)}\nGive {flag('allow_unmapped')} to leave them out."
             )
 
     def _places(self, names: Sequence[str]) -> str:
@@ -75,7 +76,7 @@ class Choices(msgspec.Struct, frozen=True):
     config: Path | None = None
     step: int | None = None
     family: str | None = None
-    layout_option: str = "--from"
+    layout_option: str = "from_"
     strategy: Path | None = None
 
 

@@ -17,6 +17,7 @@ from ckptforge.partition.parallel_config import read_parallel_config
 from ckptforge.partition.strategy_file import Strategy, strategy_bytes
 from ckptforge.result import Result
 from ckptforge.source import Choices, open_source
+from ckptforge.spelling import option
 
 
 def strategy(
@@ -43,7 +44,7 @@ def strategy(
         **shared,
         mapping=None if mapping is None else Path(mapping),
         config=None if config is None else Path(config),
-        layout_option="--layout",
+        layout_option="layout",
     )
     source = open_source(Path(like), choices)
     source.refuse_unmapped(options.get("allow_unmapped", False))
@@ -51,7 +52,7 @@ def strategy(
     own = source.binding.layout
     target, said = table.mindspore_layout(layout or (own.name if own.family == "mindspore" else None))
     if target.family != "mindspore":
-        raise UsageError(f"--layout {target.name} is a layout of Hugging Face, which has no ranks.")
+        raise UsageError(f"{option('layout', target.name)} is a layout of Hugging Face, which has no ranks.")
     specs = convert(source.binding, target, source.checkpoint.tensors, parse_target(options.get("dtype"))).specs
     computed = compute_strategy(parallel, table, target, source.binding.sizes, specs)
     as_json = format == "json"

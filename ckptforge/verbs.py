@@ -31,6 +31,7 @@ from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.result import Result
 from ckptforge.source import Choices, Source, bind_source
+from ckptforge.spelling import command, flag, option
 
 Alike = tuple[tuple[TensorEntry, TensorEntry], ...]
 
@@ -144,10 +145,10 @@ def _to_ms(
     checkpoint = _input(hf_dir, options)
     if _wants_adapter(checkpoint, options):
         return _adapter_job("to-ms", checkpoint, options, spread, "huggingface", target=layout, config=_path(config), family="mindspore")
-    source = _bind(checkpoint, options, config=_path(config), family="huggingface", layout_option="--model")
+    source = _bind(checkpoint, options, config=_path(config), family="huggingface", layout_option="model")
     target, said = source.table.mindspore_layout(layout)
     if target.family != "mindspore":
-        raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")
+        raise UsageError(f"{option('layout', layout)} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")
     return _mindspore_job("to-ms", source, target, spread, options, said)
 
 
@@ -168,14 +169,16 @@ def _to_torch(
     if _wants_adapter(checkpoint, options):
         spread, named = Spread(Path(out_dir), None, ""), {"target": hf_layout, "layout": chosen, "family": "huggingface"}
         return _adapter_job("to-torch", checkpoint, options, spread, "mindspore", config=_path(config), **named)
-    source = _bind(checkpoint, options, layout=chosen, config=_path(config), family="mindspore", layout_option="--layout")
+    source = _bind(checkpoint, options, layout=chosen, config=_path(config), family="mindspore", layout_option="layout")
     if source.binding.layout.family != "mindspore":
-        raise UsageError(f"--layout {layout} is a layout of Hugging Face; to-torch reads {_names(source.table, 'mindspore')}.")
+        raise UsageError(f"{option('layout', layout)} is a layout of Hugging Face; to-torch reads {_names(source.table, 'mindspore')}.")
     recorded = source.hugging_face.layout if source.hugging_face else None
     hf_layout = hf_layout or (recorded if recorded in source.table.layouts else None)
     target = source.table.first_layout("huggingface") if hf_layout is None else source.table.layout(hf_layout)
     if target.family != "huggingface":
-        raise UsageError(f"--hf_layout {hf_layout} is a layout of MindSpore; to-torch writes {_names(source.table, 'huggingface')}.")
+        raise UsageError(
+            f"{option('hf_layout', hf_layout)} is a layout of MindSpore; to-torch writes {_names(source.table, 'huggingface')}."
+        )
     return _hugging_face_job("to-torch", source, target, Path(out_dir), max_shard_size, options, allow_no_config)
 
 
@@ -197,14 +200,14 @@ def _convert(
     spread = Spread(Path(out), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
     checkpoint = _input(source_path, options, _path(src_strategy_dir))
     if _wants_adapter(checkpoint, options):
-        named = {"target": to, "layout": from_, "advice": "Name the right one with --from."}
+        named = {"target": to, "layout": from_, "advice": f"Name the right one with {option('from_')}."}
         return _adapter_job("convert", checkpoint, options, spread, None, config=_path(config), **named)
-    source = _bind(checkpoint, options, layout=from_, config=_path(config), layout_option="--from")
+    source = _bind(checkpoint, options, layout=from_, config=_path(config), layout_option="from_")
     target = source.table.layout(to)
     if target.family == "mindspore":
         return _mindspore_job("convert", source, target, spread, options)
     if spread.strategy is not None or spread.parallel_config is not None:
-        raise UsageError(f"--to {to} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
+        raise UsageError(f"{option('to', to)} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
     return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
 
 
@@ -221,16 +224,20 @@ def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
         same = os.path.realpath(adapter) == os.path.realpath(checkpoint.path)
         source = merge_adapter(source, open_weights(Path(adapter), options.get("step") if same else None), alpha)
     elif alpha is not None:
-        raise UsageError("--lora-alpha is of an adapter: give that with --merge-lora, or --adapter to convert the input's own.")
+        raise UsageError(
+            f"{option('lora_alpha')} is of an adapter: give that with {option('merge_lora')}, or "
+            f"{flag('adapter')} to convert the input's own."
+        )
     elif (found := [name for name in source.unmapped if is_lora(name)]) and not options.get("allow_unmapped"):
         if checkpoint.shards:
             raise UnmappedTensorsError(
                 f"{checkpoint.path}: holds the factors of a LoRA adapter in ranks, such as {shown(found[0])}. Join the ranks first with "
-                "`ckptforge merge`, or leave the factors out with --allow-unmapped."
+                f"{command('merge')}, or leave the factors out with {flag('allow_unmapped')}."
             )
         raise UnmappedTensorsError(
             f"{checkpoint.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. Merge them into the weights with "
-            f"--merge-lora {checkpoint.path}, convert them alone with --adapter, or leave them out with --allow-unmapped."
+            f"{option('merge_lora', checkpoint.path)}, convert them alone with {flag('adapter')}, "
+            f"or leave them out with {flag('allow_unmapped')}."
         )
     source.refuse_unmapped(options.get("allow_unmapped", False))
     return source
@@ -239,7 +246,7 @@ def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
 def _alpha(options: Options) -> float | None:
     alpha = options.get("lora_alpha")
     if alpha is not None and not 0 < abs(alpha) < 1e9:
-        raise UsageError(f"--lora-alpha {alpha}: expected a number that isn't 0.")
+        raise UsageError(f"{option('lora_alpha', alpha)}: expected a number that isn't 0.")
     return alpha
 
 
@@ -248,7 +255,7 @@ def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
     if not options.get("adapter") and not holds_only_factors(checkpoint):
         return False
     if options.get("merge_lora") is not None:
-        raise UsageError(f"{checkpoint.path}: is an adapter itself; --merge-lora adds one to a model.")
+        raise UsageError(f"{checkpoint.path}: is an adapter itself; {option('merge_lora')} adds one to a model.")
     return True
 
 
@@ -304,7 +311,7 @@ def _hugging_face_job(
     left_out = _left_out(source)
     if source.state:
         left_out["optimizer state and counters"] = list(source.state)
-    limit = None if max_shard_size is None else parse_size(max_shard_size, "--max_shard_size")
+    limit = None if max_shard_size is None else parse_size(max_shard_size, "max_shard_size")
     place = HuggingFaceTarget(out, source.hugging_face, limit, allow_no_config)
     files, small = place.lay_out(conversion.specs, target.name)
     alike = _alike(source, options, left_out)

@@ -187,7 +187,7 @@ def interrupt(out, after, source=HUB, **options):
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         ckptforge.to_ms(source, out, progress=progress, workers=1, **{"layout": "gmm", **options})
-    assert "--resume goes on from there" in stopped.value.__notes__[-1]
+    assert "resume=True goes on from there" in stopped.value.__notes__[-1]
 
 
 def test_what_was_finished_is_not_made_again(tmp_path, monkeypatch):
@@ -285,7 +285,7 @@ def test_a_full_disk_is_resumable(tmp_path, monkeypatch):
         with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space left on device") as error:
             patched.setattr("ckptforge.jobs.check_room", lambda *_: None)  # others fill the disk only later
             ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", workers=1)
-        assert "--resume" in error.value.__notes__[-1] and os.listdir(disk) == [".x.ckpt.ckptforge"]
+        assert "resume=True" in error.value.__notes__[-1] and os.listdir(disk) == [".x.ckpt.ckptforge"]
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", resume=True)
         assert (disk / "x.ckpt").read_bytes() == expected
@@ -329,7 +329,7 @@ def test_read_errors_are_said_and_resumable(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "preadv", failing)
     with pytest.raises(ReadError, match=r"model-0000\d-of-00002.safetensors: reading at byte \d+ failed: Input/output error") as error:
         ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
-    assert "--resume" in error.value.__notes__[-1]
+    assert "resume=True" in error.value.__notes__[-1]
     monkeypatch.setattr(os, "preadv", real)
     ckptforge.to_ms(HUB, out, layout="gmm", resume=True)
     assert out.read_bytes() == expected
@@ -475,7 +475,7 @@ def test_an_input_that_is_away_for_a_while_costs_nothing(tmp_path):
 
     with pytest.raises((ReadError, InputNotFoundError)) as error:
         ckptforge.to_ms(tmp_path / "hub", out, layout="gmm", resume=True, workers=1, progress=progress)
-    assert "--resume" in error.value.__notes__[-1] and (staging.staging_path(out) / "journal").exists()
+    assert "resume=True" in error.value.__notes__[-1] and (staging.staging_path(out) / "journal").exists()
 
 
 def test_a_users_file_is_taken_along_as_it_is_at_last(tmp_path, monkeypatch):

@@ -412,7 +412,7 @@ def test_scaled_weights_are_compared(tmp_path):
 def test_scales_are_part_of_the_memory(tmp_path):
     write_model(tmp_path / "hub", TABLES["qwen3"], {**TABLES["qwen3"].example, "hidden_size": 512, "intermediate_size": 1024})
     _, meant = eight_bits(tmp_path / "hub", (1, 1))
-    with pytest.raises(UsageError, match="--memory of 1048576 bytes is too little"):
+    with pytest.raises(UsageError, match="memory of 1048576 bytes is too little"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", memory="1MiB")
     ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", memory="16MiB")
     assert contents(tmp_path / "x") == meant

@@ -19,7 +19,7 @@ def names(path):
 
 def test_an_existing_output_is_refused_then_replaced(tmp_path):
     (tmp_path / "x.ckpt").write_bytes(b"old")
-    with pytest.raises(OutputError, match="x.ckpt: exists already; give --overwrite"):
+    with pytest.raises(OutputError, match="x.ckpt: exists already; give overwrite=True"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     assert (tmp_path / "x.ckpt").read_bytes() == b"old" and names(tmp_path) == ["x.ckpt"]
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
@@ -225,7 +225,7 @@ def test_directory_outputs_and_names(tmp_path):
     assert names(tmp_path / "ms" / "rank_0") == ["mixtral_0.safetensors"]
     with pytest.raises(UsageError, match="contradicts the ending"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", format="safetensors")
-    with pytest.raises(UsageError, match="--prefix"):
+    with pytest.raises(UsageError, match="prefix"):
         ckptforge.to_ms(HUB, tmp_path / "y", prefix="../evil")
 
 
@@ -348,9 +348,9 @@ def test_bad_sizes(text):
 
 
 def test_too_little_memory_and_no_workers_are_wrong_usage(tmp_path):
-    with pytest.raises(UsageError, match="--memory"):
+    with pytest.raises(UsageError, match="memory"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", memory="10KB")
-    with pytest.raises(UsageError, match="--workers 0"):
+    with pytest.raises(UsageError, match="workers=0"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", workers=0)
 
 
@@ -378,7 +378,7 @@ def test_what_is_not_carried_along_is_said(tmp_path):
 def test_a_config_for_weights_that_lack_one(tmp_path):
     shutil.copytree(HUB, tmp_path / "hub")
     (tmp_path / "hub/config.json").unlink()
-    with pytest.raises(CkptforgeError, match="--config"):
+    with pytest.raises(CkptforgeError, match="config"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="dense-qkv-r1.4")
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="dense-qkv-r1.4", config=HUB)
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")

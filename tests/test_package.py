@@ -13,6 +13,7 @@ import ckptforge
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
+    "spelling",
     "version",
     "dtypes",
     "boxes",
@@ -85,3 +86,23 @@ def test_public_names_exist():
         assert getattr(ckptforge, name) is not None
     with pytest.raises(AttributeError):
         ckptforge.nonsense  # noqa: B018
+
+
+def test_messages_below_the_command_line_spell_no_option_themselves():
+    """They are read by Python callers, too: `ckptforge.spelling` says how an option or a command is called there."""
+    package = Path(ckptforge.__file__).parent
+    literal = re.compile(r"(?<![\w-])--(?!local-dir)[a-z][a-z]|`ckptforge [a-z]")  # --local-dir is hf's
+    found = []
+    for path in package.rglob("*.py"):
+        # The drop-ins have MindFormers' own flags, the demo shows command lines.
+        if "cli" in path.relative_to(package).parts or path.name in ("spelling.py", "dropins.py", "demo.py"):
+            continue
+        tree = ast.parse(path.read_text())
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)}
+        found += [
+            f"{path.relative_to(package)}:{node.lineno}: {node.value}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs and literal.search(node.value)
+        ]
+    assert not found, "\n".join(found)

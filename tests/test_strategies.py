@@ -344,7 +344,7 @@ def test_what_goes_together(tmp_path):
         ckptforge.strategy(tmp_path / "o", parallel_config=config, like=HUB, layout="fused")
     with pytest.raises(UsageError, match="has no ranks"):
         ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "o", to="hub", dst_parallel_config=config)
-    with pytest.raises(UsageError, match="needs --strategy_dir or"):
+    with pytest.raises(UsageError, match="needs strategy_dir or"):
         ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "o")
     with pytest.raises(UsageError, match="can't be split into ranks"):
         ckptforge.to_ms(HUB, tmp_path / "o", parallel_config=config, format="unified")

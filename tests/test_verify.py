@@ -283,7 +283,7 @@ class Recorder:
 def test_the_device_is_selected_before_anything_else(monkeypatch, tmp_path):
     fake = Recorder(present=False)
     monkeypatch.setattr(verification, "import_mindspore", lambda: fake)
-    with pytest.raises(VerifyError, match="--device ascend:2: MindSpore can't use it: Unsupported"):
+    with pytest.raises(VerifyError, match="device='ascend:2': MindSpore can't use it: Unsupported"):
         ckptforge.verify(tmp_path / "none", tmp_path / "none", device="ascend:2")
     assert fake.calls == [("set_device", "Ascend", 2)]
     fake = Recorder(present=True)

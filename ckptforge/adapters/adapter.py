@@ -29,6 +29,7 @@ from ckptforge.mapping.binding import Names, recognise_names, without_offsets
 from ckptforge.mapping.lora import WEIGHT
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Layout, Table
+from ckptforge.spelling import option
 
 _MARK = "lora_"
 
@@ -105,7 +106,7 @@ def read_adapter(
     alpha: float | None,
     layout: str | None = None,
     like: str | None = None,
-    advice: str = "Name the right one with --layout.",
+    advice: str | None = None,
 ) -> Adapter:
     """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes. `layout` is the one that they must
     have; of several that fit, the one that a manifest recorded is taken, else `like`.
@@ -119,7 +120,9 @@ def read_adapter(
     if not names:
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor named *{_MARK}*).")
     family = "huggingface" if is_peft else "mindspore"
-    chosen, found, unknown = _recognise(checkpoint, table, names, lengths, family, layout, (kept.layout, like), advice)
+    chosen, found, unknown = _recognise(
+        checkpoint, table, names, lengths, family, layout, (kept.layout, like), advice or f"Name the right one with {option('layout')}."
+    )
     if unknown:
         tensors = counted(len(unknown), "tensor of the adapter", "aren't")
         raise UnmappedTensorsError(
@@ -158,7 +161,7 @@ def _recognise(
         if lost := {offset for pattern in numbered for offset in pattern.offsets.values()} - set(lengths):
             raise ConfigError(
                 f"{checkpoint.path}: to read the adapter {table.axes[min(lost)].text} must be known; give the model's config.json with "
-                "--config."
+                f"{option('config')}."
             )
         best[name] = known, without_offsets(numbered, lengths), unknown
     if named is not None:
@@ -221,10 +224,12 @@ def _scale(path: Path, config: peft.AdapterConfig | None, alpha: float | None, l
     rank = a.shape[0]
     if config is None:
         if alpha is None:
-            raise UsageError(f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with --lora-alpha.")
+            raise UsageError(
+                f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with {option('lora_alpha')}."
+            )
         return alpha / rank
     if alpha is not None:
-        raise UsageError(f"{path}: {config.where} says the adapter's scale; leave --lora-alpha away.")
+        raise UsageError(f"{path}: {config.where} says the adapter's scale; leave {option('lora_alpha')} away.")
     if config.rank(module if layout.family == "huggingface" else "") != rank:
         raise FormatError(f"{path}: {a.name} has rank {rank}, but {config.where} says {config.rank(module)}.")
     return config.scale(module if layout.family == "huggingface" else "")
@@ -245,7 +250,7 @@ def adapter_tables(
     by_type = [table for table in tables if config.get("model_type") in table.model_types]
     found = by_type or [table for table in tables if table.lora]
     if not found:
-        raise ModelUnknownError(f"{checkpoint.path}: no mapping table has a [lora] section; name one with --mapping.")
+        raise ModelUnknownError(f"{checkpoint.path}: no mapping table has a [lora] section; name one with {option('mapping')}.")
     unknown = {table.name: _fewest_unknown(checkpoint, table) for table in found}
     return [table for table in found if unknown[table.name] == min(unknown.values())]
 

@@ -20,6 +20,7 @@ from ckptforge.formats.layout import TensorSpec
 from ckptforge.mapping.lora import WEIGHT, AdaptedWeight
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Layout
+from ckptforge.spelling import option
 
 
 class Converted(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ def convert_adapter(adapter: Adapter, target: Layout, sizes: AxisSizes, dtype: D
     if lost := sorted({one.a.name for (tensor, _), one in adapter.by_tensor.items() if tensor not in held}):
         raise LayoutError(
             f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n{listing(lost)}\n"
-            "Merge it while converting the model, with --merge-lora."
+            f"Merge it while converting the model, with {option('merge_lora')}."
         )
     parts: list[tuple[AdaptedWeight, Index, dict[str, Factors]]] = []
     for weight in weights:
@@ -57,7 +58,7 @@ def convert_adapter(adapter: Adapter, target: Layout, sizes: AxisSizes, dtype: D
     if len(scales) > 1 and target.family == "mindspore":
         raise PlanError(
             f"{adapter.path}: its modules have different scales ({', '.join(f'{scale:g}' for scale in sorted(scales)[:5])}), but "
-            "MindFormers has one lora_alpha for all; merge it with --merge-lora."
+            f"MindFormers has one lora_alpha for all; merge it with {option('merge_lora')}."
         )
     conversion = Conversion([], {}, {}, [])
     for stack in stacks:
@@ -108,7 +109,8 @@ class _Stack(msgspec.Struct, frozen=True):
             dtypes = {entry.dtype for entry, _ in copies}
             if len(dtypes) > 1 and dtype is None:
                 raise PlanError(
-                    f"{name} is made of tensors of different dtypes ({', '.join(sorted(map(str, dtypes)))}); cast them with --dtype."
+                    f"{name} is made of tensors of different dtypes "
+                    f"({', '.join(sorted(map(str, dtypes)))}); cast them with {option('dtype')}."
                 )
             conversion.specs.append(TensorSpec(name, dtype or copies[0][0].dtype, shape))
             conversion.copies[name] = [(entry, transfer.ordered()) for entry, transfer in copies]

@@ -26,6 +26,7 @@ from ckptforge.mindspore_outputs import Spread
 from ckptforge.partition.parallel_config import ParallelConfig
 from ckptforge.partition.strategy_file import Strategy
 from ckptforge.source import read_model_config
+from ckptforge.spelling import option
 
 _Found = tuple[Adapter, Layout, Converted]
 
@@ -36,7 +37,7 @@ class AdapterChoices(msgspec.Struct, frozen=True):
 
     target: str | None
     layout: str | None = None
-    advice: str = "Name the right one with --layout."
+    advice: str | None = None
     family: str | None = None
     model: str | None = None
     config: Path | None = None
@@ -111,8 +112,9 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
     if any((one.conversion.specs, one.conversion.copies) != (first.specs, first.copies) for _, _, one in found):
         raise ModelUnknownError(
             f"{checkpoint.path}: the adapter fits the models {', '.join(adapter.table.name for adapter, _, _ in found)}, whose layouts "
-            f"({', '.join(dict.fromkeys(target.name for _, target, _ in found))}) hold it in different ways; name its own with --model, or "
-            "give its config.json with --config."
+            f"({', '.join(dict.fromkeys(target.name for _, target, _ in found))}) hold it in "
+            f"different ways; name its own with {option('model')}, or "
+            f"give its config.json with {option('config')}."
         )
     return found[0]
 

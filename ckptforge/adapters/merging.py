@@ -16,6 +16,7 @@ from ckptforge.mapping.lora import AdaptedWeight
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Table
 from ckptforge.source import Source
+from ckptforge.spelling import command
 
 
 def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -> Source:
@@ -24,7 +25,7 @@ def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -
     Raises what `read_adapter` raises, and `LayoutError` for factors that the checkpoint has no weight for, or whose shapes don't fit.
     """
     binding = source.binding
-    advice = f"Convert it first, with `ckptforge to-torch {checkpoint.path} DIR --layout LAYOUT`."
+    advice = f"Convert it first, with {command('to_torch', checkpoint.path, 'DIR', layout='LAYOUT')}."
     adapter = read_adapter(checkpoint, read_kept(checkpoint), source.table, binding.sizes.lengths, alpha, None, binding.layout.name, advice)
     weights = {weight.weight: weight for weight in source.table.lora.get(binding.layout.name, ())}
     used: set[tuple[str, Index]] = set()

@@ -29,6 +29,7 @@ from ckptforge.cli.text import (
     verification_text,
 )
 from ckptforge.errors import CkptforgeError
+from ckptforge.spelling import command_line
 from ckptforge.version import __version__
 
 
@@ -48,7 +49,8 @@ class _Examples(click.Command):
 
 @click.group(context_settings=opt.CONTEXT)
 @click.version_option(__version__, prog_name="ckptforge")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context, /) -> None:
     """Weight conversion and checkpoint surgery for large models.
 
     Moves models between Hugging Face and MindSpore, and between the layouts of either, in constant memory at the speed of
@@ -57,6 +59,7 @@ def cli() -> None:
     \b
     Exit codes: 0 done; 1 bad input, or a check that failed; 2 wrong usage; 130 interrupted.
     """
+    context.with_resource(command_line())
 
 
 def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import UsageError
+from ckptforge.spelling import option
 
 DEFAULT_MEMORY = 128 * 1024 * 1024
 MIN_MEMORY = 1024 * 1024
@@ -30,9 +31,9 @@ class Budget(msgspec.Struct, frozen=True):
         memory = DEFAULT_MEMORY if memory is None else memory
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
         if workers < 1:
-            raise UsageError(f"--workers {workers}: at least one is needed.")
+            raise UsageError(f"{option('workers', workers)}: at least one is needed.")
         if memory < MIN_MEMORY:
-            raise UsageError(f"--memory of {memory} bytes is too little: at least 1 MiB is needed.")
+            raise UsageError(f"{option('memory')} of {memory} bytes is too little: at least 1 MiB is needed.")
         workers = min(workers, memory // MIN_MEMORY)
         return cls(workers, memory // workers)
 
@@ -46,7 +47,8 @@ class Budget(msgspec.Struct, frozen=True):
         workers = min(self.workers, self.total // (held + _MIN_BUFFERS)) if held else self.workers
         if not workers:
             raise UsageError(
-                f"--memory of {self.total} bytes is too little: the factors of a weight's adapter take {held}, buffers {_MIN_BUFFERS}."
+                f"{option('memory')} of {self.total} bytes is too little: the factors of a "
+                f"weight's adapter take {held}, buffers {_MIN_BUFFERS}."
             )
         return Budget(workers, self.total // workers - held, held)
 

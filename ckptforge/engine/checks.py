@@ -12,6 +12,7 @@ from ckptforge.engine.placing import names_in, refuse_mounts
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import CkptforgeError, OutputError, listing
 from ckptforge.formats.unfinished import SUFFIX
+from ckptforge.spelling import flag
 
 _SPARE = 1 << 20  # bytes kept free beyond the plan
 
@@ -67,7 +68,7 @@ def _check_output(plan: Plan, overwrite: bool) -> None:
         if found != wanted:
             raise OutputError(f"{output}: exists and is {found}, but the output is {wanted}; choose another name.")
         if not overwrite and not (is_directory and not any(output.iterdir())):
-            raise OutputError(f"{output}: exists already; give --overwrite to replace it.")
+            raise OutputError(f"{output}: exists already; give {flag('overwrite')} to replace it.")
         refuse_mounts(output)
         if is_directory and not os.access(output, os.W_OK | os.X_OK):
             raise OutputError(f"{output}: can't be replaced: no permission to write in it.")
@@ -81,7 +82,11 @@ def _check_output(plan: Plan, overwrite: bool) -> None:
         if path != output and os.path.lexists(path) and not (path.is_file() and (overwrite or _is_manifest(path))):
             raise OutputError(
                 f"{path}: would be written with {output.name}, but is there already"
-                + ("; give --overwrite to replace it." if path.is_file() else ", and isn't a file; remove it, or choose another output.")
+                + (
+                    f"; give {flag('overwrite')} to replace it."
+                    if path.is_file()
+                    else ", and isn't a file; remove it, or choose another output."
+                )
             )
     parent = _existing_parent(output)
     if not parent.is_dir():

@@ -21,6 +21,7 @@ from ckptforge.mapping.axes import Pattern, skeleton_of
 from ckptforge.mapping.binding import Binding, name_pieces, pieces, whole_pieces
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Layout
+from ckptforge.spelling import flag, option
 
 Sources = dict[str, TensorEntry]
 Copies = list[tuple[TensorEntry, Transfer]]
@@ -73,14 +74,14 @@ class Conversion:
         self.repeated |= other.repeated
         self.uncast += other.uncast
 
-    def uncast_notes(self, dtype: DType | None, option: str = "--dtype") -> tuple[str, ...]:
-        """A sentence about the tensors that a cast to `dtype`, by an option, left as they are."""
+    def uncast_notes(self, dtype: DType | None, keyword: str = "dtype") -> tuple[str, ...]:
+        """A sentence about the tensors that a cast to `dtype`, by the option `keyword`, left as they are."""
         if dtype is None or not self.uncast:
             return ()
         counts = sorted(Counter(spec.dtype.name for spec in self.uncast).items())
         found = " and ".join(f"{n} tensor{'s' if n > 1 else ''} in {name}" for name, n in counts)
         example = f"{'such as ' if len(self.uncast) > 1 else ''}{self.uncast[0].name}"
-        return (f"{option} {dtype.name} left {found}, as the model's table says: {example}.",)
+        return (f"{option(keyword, dtype.name)} left {found}, as the model's table says: {example}.",)
 
     def assemblies(self, outputs: Sequence[PlacedFile], shards: Shards) -> tuple[Assembly, ...]:
         """The assemblies for files that hold the target tensors or boxes of them; coverage is proved.
@@ -282,7 +283,8 @@ def _refuse_partial(copies: dict[str, Copies], absent: Absent) -> None:
     for name, missing in absent.items():
         if name in copies:
             raise MissingTensorsError(
-                f"{name} can't be made, as some of its parts are missing:\n{listing(missing)}\nGive --weights-only to drop such state."
+                f"{name} can't be made, as some of its parts are "
+                f"missing:\n{listing(missing)}\nGive {flag('weights_only')} to drop such state."
             )
 
 
@@ -292,7 +294,7 @@ def _target_dtype(name: str, copies: Copies, dtype: DType | None) -> DType:
         return dtype
     if len(dtypes) > 1:
         found = "; ".join(f"{entry.name} is {entry.value_dtype} in {entry.path}" for entry in dtypes.values())
-        raise PlanError(f"{name} is made of tensors of different dtypes: {found}. Cast them all with --dtype.")
+        raise PlanError(f"{name} is made of tensors of different dtypes: {found}. Cast them all with {option('dtype')}.")
     return next(iter(dtypes))
 
 

@@ -34,6 +34,7 @@ from ckptforge.engine.plan import Plan
 from ckptforge.engine.single_file import sync, write_small
 from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError, counted
 from ckptforge.formats.unfinished import SUFFIX
+from ckptforge.spelling import command, flag
 
 
 def staging_path(output: Path) -> Path:
@@ -132,7 +133,7 @@ def _notes(staging: Staging, plan: Plan, error: BaseException, placed: bool, kep
     """What a user needs to know of a run that stopped."""
     output, journal = plan.output, staging.journal
     if placed:
-        yield f"{output} is in place and whole; `ckptforge clean {output.parent}` removes what is left of the run."
+        yield f"{output} is in place and whole; {command('clean', output.parent)} removes what is left of the run."
         return
     if not isinstance(error, CkptforgeError):
         yield "Nothing was left under a final name."
@@ -140,7 +141,7 @@ def _notes(staging: Staging, plan: Plan, error: BaseException, placed: bool, kep
         are = "is" if len(journal.tensors) == 1 else "are"
         yield (
             f"{len(journal.tensors)} of {counted(plan.tensor_count, 'tensor')} {are} finished and kept in {staging.directory}: "
-            f"the same command with --resume goes on from there, `ckptforge clean {output.parent}` removes them."
+            f"the same command with {flag('resume')} goes on from there, {command('clean', output.parent)} removes them."
         )
 
 
@@ -190,7 +191,7 @@ def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
     if left is None and path.exists() and path.stat().st_size and not request.overwrite:
         raise LeftError(
             f"{plan.output}: what an earlier run left, in {staging.directory}, can't be resumed: its journal can't be read. "
-            "Begin anew with --overwrite, or remove it with `ckptforge clean`."
+            f"Begin anew with {flag('overwrite')}, or remove it with {command('clean')}."
         )
     if left is not None and left.publishing is not None and _was_placed(staging, plan, left.publishing):
         left.close()  # what lies here is the old one, if anything
@@ -202,7 +203,7 @@ def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
                 if reason := journals.differences(left, journals.head_of(plan, request.command)):
                     raise LeftError(
                         f"{plan.output}: what an earlier run left {where}, can't be resumed: {reason}. "
-                        "Begin anew with --overwrite and without --resume, or remove it with `ckptforge clean`."
+                        f"Begin anew with {flag('overwrite')} and without {flag('resume')}, or remove it with {command('clean')}."
                     )
                 restore_old(staging.directory, plan.output)
                 left.publishing = None
@@ -210,8 +211,9 @@ def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
                 return
             if not request.overwrite:
                 raise LeftError(
-                    f"{plan.output}: an earlier run stopped {where}; go on with --resume, begin anew with --overwrite, or remove them "
-                    "with `ckptforge clean`."
+                    f"{plan.output}: an earlier run stopped {where}; go on with {flag('resume')}, "
+                    f"begin anew with {flag('overwrite')}, or remove them "
+                    f"with {command('clean')}."
                 )
     except BaseException:
         if left is not None:

@@ -14,6 +14,7 @@ from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.small_files import entries_of, is_there
 from ckptforge.formats.unfinished import refuse_unfinished
 from ckptforge.formats.whereabouts import explain_missing, refuse_newer_mindformers, refuse_weightless
+from ckptforge.spelling import option
 
 CONFIG = "config.json"
 
@@ -74,7 +75,7 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
         if list(ranks) != [0]:
             raise FormatError(
                 f"{directory}: holds {len(ranks)} rank directories, the shards of one model; give the strategy of their job with "
-                "--strategy_dir, or name the directory of one rank if each holds the whole model."
+                f"{option('strategy_dir')}, or name the directory of one rank if each holds the whole model."
             )
         chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
         return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [], len(ranks))

@@ -31,6 +31,7 @@ from ckptforge.formats.entry import (
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
 from ckptforge.formats.sniff import naming_others
+from ckptforge.spelling import option
 
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
 _NOTES = 10
@@ -263,7 +264,9 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec]) -> FileLayout:
         if tensor.name in entries:
             raise PlanError(f"{path}: tensor {tensor.name!r} would be written twice.")
         if dtype.mindspore is None or not dtype.mindspore_loads:
-            raise PlanError(f"{path}: tensor {tensor.name!r} is {dtype}, which MindSpore can't load from a .ckpt; cast it with --dtype.")
+            raise PlanError(
+                f"{path}: tensor {tensor.name!r} is {dtype}, which MindSpore can't load from a .ckpt; cast it with {option('dtype')}."
+            )
         dims = (0,) if dtype.name == "str" else tensor.shape
         head = b"".join(b"\x08" + encode_varint(n) for n in dims) + record(2, dtype.mindspore.encode())
         extents = []

@@ -14,6 +14,7 @@ from ckptforge.formats.small_files import entries_of, is_file_name, is_there
 from ckptforge.formats.small_json import read_object
 from ckptforge.formats.sniff import explained
 from ckptforge.formats.whereabouts import explain_directory
+from ckptforge.spelling import option
 
 UNIFIED_MAP = "param_name_map.json"
 HYPER_PARAMETERS = "hyper_param.safetensors"
@@ -97,7 +98,7 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     chosen = [path for path in paths if steps[path] == best]
     if len(chosen) > 1:
         raise FormatError(f"{directory}: {chosen[0].name} and {chosen[1].name} have the same epoch and step; give the file itself.")
-    return chosen[0], f"{directory}: of {len(paths)} checkpoints the last is taken, {chosen[0].name} (--step picks another)."
+    return chosen[0], f"{directory}: of {len(paths)} checkpoints the last is taken, {chosen[0].name} ({option('step')} picks another)."
 
 
 def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list[str]]:
@@ -122,6 +123,6 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
         other = next(rank for rank in steps if steps[rank] != steps[0])
         raise FormatError(
             f"{directory}: the ranks are at different steps: {files[0].path.name} of rank 0, {files[other].path.name} of rank {other}; "
-            "name a step that all have with --step."
+            f"name a step that all have with {option('step')}."
         )
     return files, notes

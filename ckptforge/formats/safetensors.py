@@ -29,6 +29,7 @@ from ckptforge.formats.entry import (
 )
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.sniff import naming_others
+from ckptforge.spelling import flag
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
@@ -235,7 +236,7 @@ def _stored_dtype(tensor: TensorSpec) -> str:
         return "I8"
     if tensor.dtype.safetensors is None:
         raise PlanError(
-            f"tensor {tensor.name!r}: safetensors has no dtype {tensor.dtype}; write a .ckpt, or leave it out with --weights-only."
+            f"tensor {tensor.name!r}: safetensors has no dtype {tensor.dtype}; write a .ckpt, or leave it out with {flag('weights_only')}."
         )
     return tensor.dtype.safetensors
 

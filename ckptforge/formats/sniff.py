@@ -16,6 +16,7 @@ import msgspec
 
 from ckptforge.errors import CkptforgeError, FormatError, ReadError, shown
 from ckptforge.formats.entry import FileIndex, open_file
+from ckptforge.spelling import option
 
 _HEAD = 4096
 _TORCH = (
@@ -125,7 +126,11 @@ def _magic(head: bytes) -> Found | None:
     return next((Found(what, advice) for magic, what, advice in _MAGIC if head.startswith(magic)), None)
 
 
-_STRATEGY = Found("a strategy file of MindSpore, not a checkpoint", "give it with --strategy-dir, and the checkpoint in its place")
+def _strategy() -> Found:
+    return Found(
+        "a strategy file of MindSpore, not a checkpoint",
+        f"give it with {option('strategy_dir')}, and the checkpoint in its place",
+    )
 
 
 def _protobuf(head: bytes) -> Found | None:
@@ -139,7 +144,7 @@ def _protobuf(head: bytes) -> Found | None:
         body += 1
     inner = head[body + 1 : body + 2]
     if inner == b"\x0a":
-        return _STRATEGY
+        return _strategy()
     if at and inner.isalnum():
         return Found("an ONNX graph", "convert the model's own safetensors")
     return None
@@ -152,7 +157,7 @@ def _text(head: bytes) -> Found | None:
     if not _TEXT.fullmatch(head) or len(text.encode()) < len(head) - 3 or not any(c.isalpha() for c in text[:80]):
         return None
     if b'"parallel_layout_item"' in head or b'"parallel_strategy_item"' in head:
-        return _STRATEGY
+        return _strategy()
     if b'"weight_map"' in head:
         return Found("the index of a model in several files", "name the directory that holds the index and the files")
     if head.lstrip()[:1] in (b"{", b"["):

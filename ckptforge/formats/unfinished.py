@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforge.errors import InputNotFoundError
+from ckptforge.spelling import command, flag
 
 SUFFIX = ".ckptforge"  # `.NAME.ckptforge` holds the unfinished output NAME
 
@@ -14,5 +15,6 @@ def refuse_unfinished(path: Path) -> None:
     for part in path.absolute().parts:
         if part.startswith(".") and part.endswith(SUFFIX) and len(part) > len(SUFFIX) + 1:
             raise InputNotFoundError(
-                f"{path}: is the unfinished output of a run, in {part}; finish it with --resume, or remove it with `ckptforge clean`."
+                f"{path}: is the unfinished output of a run, in {part}; finish it with "
+                f"{flag('resume')}, or remove it with {command('clean')}."
             )

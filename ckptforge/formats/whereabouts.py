@@ -14,6 +14,7 @@ from pathlib import Path
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, listing
 from ckptforge.formats.small_files import read_small
 from ckptforge.formats.sniff import identify
+from ckptforge.spelling import option
 
 WEIGHTS = (".ckpt", ".safetensors")
 _OTHER_WEIGHTS = (
@@ -112,7 +113,7 @@ def _run(directory: Path) -> str | None:
     strategy = directory / "strategy"
     for name in ("checkpoint", "checkpoint_network"):
         if (directory / name).is_dir() and (strategy.is_dir() or holds_weights(directory / name)):
-            cut = f", with --strategy-dir {strategy} if it was cut among ranks" if strategy.is_dir() else ""
+            cut = f", with {option('strategy_dir', strategy)} if it was cut among ranks" if strategy.is_dir() else ""
             return f"It is the output directory of a training job; name {directory / name}{cut}."
     return None
 

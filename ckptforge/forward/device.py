@@ -8,13 +8,14 @@ from importlib.util import find_spec
 from typing import Any
 
 from ckptforge.errors import UsageError, VerifyError, install_hint
+from ckptforge.spelling import option
 
 
 def parse_device(text: str) -> tuple[str, int]:
     """(`CPU` or `Ascend`, number) of `cpu`, `ascend` or `ascend:3`. Raises `UsageError`."""
     match = re.fullmatch(r"cpu|ascend(?::(\d{1,4}))?", text.lower())
     if not match:
-        raise UsageError(f"--device {text!r}: expected cpu, ascend or ascend:N.")
+        raise UsageError(f"{option('device', text)}: expected cpu, ascend or ascend:N.")
     return ("CPU", 0) if text.lower() == "cpu" else ("Ascend", int(match[1] or 0))
 
 
@@ -39,7 +40,8 @@ def select_device(mindspore: Any, text: str) -> str:
         mindspore.set_device(name, number)
     except (RuntimeError, ValueError, TypeError) as error:
         raise VerifyError(
-            f"--device {text}: MindSpore can't use it: {' '.join(str(error).split())[:300]} Nothing was computed; use --device cpu, or run "
+            f"{option('device', text)}: MindSpore can't use it: "
+            f"{' '.join(str(error).split())[:300]} Nothing was computed; use {option('device', 'cpu')}, or run "
             "where the device and its driver are."
         ) from error
     if name == "CPU":

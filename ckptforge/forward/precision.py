@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptforge.errors import UsageError
+from ckptforge.spelling import option
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ PRECISIONS = {
 }
 
 
-def precision_of(option: str) -> Precision:
-    """Raises `UsageError` for another option than fp32, fp16 and bf16."""
-    if option not in PRECISIONS:
-        raise UsageError(f"--compute {option!r}: expected {', '.join(PRECISIONS)}.")
-    return PRECISIONS[option]
+def precision_of(name: str) -> Precision:
+    """Raises `UsageError` for another than fp32, fp16 and bf16."""
+    if name not in PRECISIONS:
+        raise UsageError(f"{option('compute', name)}: expected {', '.join(PRECISIONS)}.")
+    return PRECISIONS[name]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ckptforge.errors import counted
 from ckptforge.forward.verification import LayerCheck, Verification
+from ckptforge.spelling import command
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 220, 60, 14
 
@@ -30,7 +31,7 @@ def summary(found: Verification) -> list[str]:
     else:
         bad = [str(layer.layer) for layer in found.layers if not layer.passed]
         where = f"layers {', '.join(bad)}" if bad else "the logits"
-        lines.append(f"FAILED: {where} beyond the gate; `ckptforge compare` says what differs")
+        lines.append(f"FAILED: {where} beyond the gate; {command('compare')} says what differs")
     return lines
 
 

@@ -27,6 +27,7 @@ from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
 from ckptforge.jobs import PathLike
 from ckptforge.source import Choices, Source, open_source
+from ckptforge.spelling import option
 
 _NOISE_FACTOR = 10.0
 _SMALL = 1024  # up to this hidden size tokens cost little
@@ -117,7 +118,7 @@ def verify(
     precision = precision_of(compute)
     mindspore = import_mindspore()
     chosen_device = select_device(mindspore, device)
-    hub = open_source(Path(hf_dir), Choices(family="huggingface", layout_option="--layout"))
+    hub = open_source(Path(hf_dir), Choices(family="huggingface", layout_option="layout"))
     checkpoint = _open_mindspore(Path(ms), Path(hf_dir), strategy_dir, layout)
     with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
         network, torch_side, mindspore_side = _sides(mindspore, chosen_device, precision, reference, weights)
@@ -164,9 +165,9 @@ def _wanted(network: Network, layers: Sequence[int] | None) -> list[int]:
     if layers is None:
         return list(range(network.layers))
     if bad := [i for i in layers if not 0 <= i < network.layers]:
-        raise UsageError(f"--layers {bad[0]}: the model has layers 0 to {network.layers - 1}.")
+        raise UsageError(f"{option('layers', bad[0])}: the model has layers 0 to {network.layers - 1}.")
     if list(layers) != sorted(set(layers)) or not layers:
-        raise UsageError(f"--layers {','.join(map(str, layers))}: expected different layers in order.")
+        raise UsageError(f"{option('layers', ','.join(map(str, layers)))}: expected different layers in order.")
     return list(layers)
 
 
@@ -197,7 +198,7 @@ def _run(
 def _open_mindspore(ms: Path, hf_dir: Path, strategy_dir: PathLike | None, layout: str | None) -> Source:
     """With the config that goes with it, of which its manifest tells; the reference's where it has none."""
     choices = Choices(
-        layout=layout, strategy=None if strategy_dir is None else Path(strategy_dir), family="mindspore", layout_option="--layout"
+        layout=layout, strategy=None if strategy_dir is None else Path(strategy_dir), family="mindspore", layout_option="layout"
     )
     source = open_source(ms, choices)
     return source if source.config else open_source(ms, replace(choices, config=hf_dir))
@@ -208,20 +209,20 @@ def _tokens(network: Network, hidden: int, tokens: int | Sequence[int] | None, t
     limit = network.positions
     if text is not None:
         if tokens is not None:
-            raise UsageError("--tokens and --text both say what to run; give one.")
+            raise UsageError(f"{option('tokens')} and {option('text')} both say what to run; give one.")
         try:
             from transformers import AutoTokenizer
 
             found = AutoTokenizer.from_pretrained(str(hf_dir))(text)["input_ids"]
         except (OSError, ValueError, ImportError) as error:
             raise UsageError(
-                f"--text needs a tokenizer in {hf_dir}, which can't be loaded: {' '.join(str(error).split())[:200]}"
+                f"{option('text')} needs a tokenizer in {hf_dir}, which can't be loaded: {' '.join(str(error).split())[:200]}"
             ) from error
         ids = np.array([found], np.int64)
     elif tokens is None or isinstance(tokens, int):
         count = tokens if tokens is not None else min(limit, 256 if hidden <= _SMALL else 32)
         if count < 1:
-            raise UsageError(f"--tokens {count}: at least one is needed.")
+            raise UsageError(f"{option('tokens', count)}: at least one is needed.")
         ids = np.random.default_rng(0).integers(0, network.vocab, (1, count))
     else:
         ids = np.array([list(tokens)], np.int64)

@@ -15,6 +15,7 @@ from ckptforge.engine.memory import read_assembly
 from ckptforge.engine.stream import Descriptors, Worker
 from ckptforge.errors import PlanError
 from ckptforge.source import Source
+from ckptforge.spelling import option
 
 _BLOCK_BYTES = 32 << 20
 
@@ -41,7 +42,7 @@ class Weights:
         """The length of an axis. Raises `PlanError` where nothing tells it."""
         found = self.source.binding.sizes.get(axis)
         if found is None:
-            raise PlanError(f"{self.source.checkpoint.path}: the length of axis {axis} isn't known; give --config.")
+            raise PlanError(f"{self.source.checkpoint.path}: the length of axis {axis} isn't known; give {option('config')}.")
         return found
 
     def read(self, tensor: str, **index: int) -> NDArray[Any]:

@@ -10,17 +10,18 @@ import msgspec
 from ckptforge.errors import CkptforgeError, LayoutError, ModelUnknownError, UsageError, listing
 from ckptforge.mapping.binding import Binding, Shapes, bind, recognise_names
 from ckptforge.mapping.table import Table
+from ckptforge.spelling import command, option
 
 
 class Hints(msgspec.Struct, frozen=True):
-    """What is known beside the tensors. `option` is what a user gives to name the layout, for messages."""
+    """What is known beside the tensors. `option` is the keyword that names the layout, for messages."""
 
     config: Mapping[str, Any]
     config_source: str
     model: str | None = None
     layout: str | None = None
     recorded_layout: str | None = None
-    option: str = "--from"
+    option: str = "from_"
 
 
 def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
@@ -47,7 +48,7 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
         raise ModelUnknownError(
             f"no mapping table fits this checkpoint: {seen}, and of {len(shapes)} tensor names at most {best} are known "
             f"(tables: {known}). Its first tensors:\n{listing(sorted(shapes), 5)}\n"
-            "Name a table with --model, or give your own with --mapping."
+            f"Name a table with {option('model')}, or give your own with {option('mapping')}."
         )
     return fitting[0]
 
@@ -82,14 +83,14 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
     if fitting:
         raise LayoutError(
             f"the tensors fit layouts {' and '.join(fitting)} alike: their names and shapes are the same, only what is in them differs. "
-            f"Name the right one with {hints.option}."
+            f"Name the right one with {option(hints.option)}."
         )
     if elsewhere := _fitting(
         table, shapes, hints, [layout for layout in table.layouts.values() if layout not in candidates and not layout.by_name_only]
     ):
         raise LayoutError(
             f"the tensors are in layout {' or '.join(elsewhere)}, which this command doesn't read: it reads "
-            f"{', '.join(layout.name for layout in candidates)}. Use `ckptforge convert`, or the command for the other direction."
+            f"{', '.join(layout.name for layout in candidates)}. Use {command('convert')}, or the command for the other direction."
         )
     nearest = max(candidates, key=lambda layout: _recognised(table, layout.name, shapes))
     try:

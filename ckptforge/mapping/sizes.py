@@ -9,6 +9,7 @@ from typing import Any
 from ckptforge.errors import ConfigError, LayoutError
 from ckptforge.mapping.axes import Axis, Concat, Pattern, axis_factors, axis_size, shared_runs
 from ckptforge.mapping.table import Table
+from ckptforge.spelling import option
 
 
 class AxisSizes:
@@ -106,7 +107,7 @@ class AxisSizes:
             raise ConfigError(
                 f"{source.template}: to store {tensor} as {target.template!r} the lengths of its axes {', '.join(unknown)} "
                 "are needed, which the shapes don't tell; they come from config.json "
-                f"({keys}), which is absent or lacks them. Put it beside the tensors, or give it with --config."
+                f"({keys}), which is absent or lacks them. Put it beside the tensors, or give it with {option('config')}."
             )
         return {axis: size for axis, size in found.items() if size is not None}
 

@@ -21,6 +21,7 @@ from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns
 from ckptforge.mapping.model_config import Condition, Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, parse_sharding, stored_cuts
 from ckptforge.mapping.table_file import MAX_BYTES, TableFile, read_table_file
+from ckptforge.spelling import option
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -102,7 +103,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         chosen = self.first_layout("mindspore")
         if sum(layout.family == "mindspore" for layout in self.layouts.values()) == 1:
             return chosen, (f"layout {chosen.name}, the only MindSpore layout of {self.name}.",)
-        return chosen, (f"layout {chosen.name}, the first of {self.name}'s MindSpore layouts; --layout picks another.",)
+        return chosen, (f"layout {chosen.name}, the first of {self.name}'s MindSpore layouts; {option('layout')} picks another.",)
 
     def refusal(self, layout: Layout, names: Iterable[str]) -> tuple[str, str] | None:
         """(tensor, reason) of the first of these names whose presence means that the checkpoint can't be converted."""

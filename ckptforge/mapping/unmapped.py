@@ -26,7 +26,7 @@ HEAD = Kind(
 _TOWER = Kind(
     "tower",
     "a part for images, audio or video beside the language model",
-    "Give --allow-unmapped to convert the language model alone.",
+    "Without it the language model alone is converted.",
     droppable=True,
 )
 # Module names in transformers, trl, OpenRLHF and ColossalAI. lm_head and output_layer aren't among them.

@@ -1,0 +1,64 @@
+"""How messages spell options and commands: as keywords for a Python caller, with dashes for a user of the command line.
+
+A message is spelled when it is made, by what is running, so that nothing has to be told apart from paths and names afterwards.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_UNSET = object()
+_on_command_line = False  # of the whole process: threads of a command belong to it
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Messages made within are for the command line."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def flag(name: str) -> str:
+    """A switch, on: `--allow-unmapped` or `allow_unmapped=True`."""
+    return _dashes(name) if _on_command_line else f"{name}=True"
+
+
+def option(name: str, value: object = _UNSET) -> str:
+    """An option, with the value that it has or should have: `--layout-b gmm` or `layout_b='gmm'`."""
+    if value is _UNSET:
+        return _dashes(name) if _on_command_line else name
+    return f"{_dashes(name)} {_word(value)}" if _on_command_line else f"{name}={_literal(value)}"
+
+
+def command(verb: str, *arguments: object, **options: object) -> str:
+    """A call in backquotes: `ckptforge to-torch DIR OUT --layout gmm` or `ckptforge.to_torch('DIR', 'OUT', layout='gmm')`.
+
+    Without arguments it names the verb: `ckptforge merge` or `ckptforge.merge`.
+    """
+    if _on_command_line:
+        words = ["ckptforge", verb.replace("_", "-"), *map(_word, arguments)]
+        words += [flag(name) if value is True else option(name, value) for name, value in options.items()]
+        return f"`{' '.join(words)}`"
+    if not arguments and not options:
+        return f"`ckptforge.{verb}`"
+    given = [*map(_literal, arguments), *(option(name, value) for name, value in options.items())]
+    return f"`ckptforge.{verb}({', '.join(given)})`"
+
+
+def _dashes(name: str) -> str:
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
+def _word(value: object) -> str:
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+
+
+def _literal(value: object) -> str:
+    return repr(str(value) if isinstance(value, Path) else value)
