@@ -50,7 +50,7 @@ def test_a_router_bias_stays_float32_in_every_layout(tmp_path, hub, layout):
     assert sorted(data for _, _, data in biases(found).values()) == sorted(data for _, _, data in biases(before).values())
     assert len(biases(found)) == 3 and {kind for kind, _, _ in biases(found).values()} == {"float32"}
     assert {kind for name, (kind, _, _) in found.items() if name not in biases(found)} == {"bfloat16"}
-    (note,) = [note for note in result.notes if "--dtype bfloat16 left 3 tensors in float32" in note]
+    (note,) = [note for note in result.notes if "dtype='bfloat16' left 3 tensors in float32" in note]
     assert next(iter(biases(found))) in note
     assert ckptforge.compare(hub, out, after_cast="bf16", layout_b=layout).equal
     ckptforge.convert(out, tmp_path / "back", to="hub", from_=layout, dtype="bf16")
@@ -85,7 +85,7 @@ def test_merge_split_and_reshard_leave_it_too(tmp_path, hub, layout):
         ]
     ):
         result = verb(source, tmp_path / f"o{number}", dtype="bf16", **options)
-        assert any("--dtype bfloat16 left 3 tensors in float32" in note for note in result.notes)
+        assert any("dtype='bfloat16' left 3 tensors in float32" in note for note in result.notes)
         kinds = {}
         for file in sorted((tmp_path / f"o{number}").rglob("*.ckpt")):
             for name, (kind, _, data) in contents(file).items():

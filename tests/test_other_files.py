@@ -71,7 +71,7 @@ OTHERS = {
     "message": (b"Entry not found", "a text, which begins with 'Entry not found'"),
     "json": (b'{"error": "Repository not found"}', "a JSON text"),
     "index": (b'{"metadata": {}, "weight_map": {"a": "b"}}', "the index of a model in several files: name the directory"),
-    "strategy": ((MINDSPORE / "strategies" / "mp8" / "rank_0.ckpt").read_bytes(), r"a strategy file of MindSpore, .*--strategy-dir"),
+    "strategy": ((MINDSPORE / "strategies" / "mp8" / "rank_0.ckpt").read_bytes(), r"a strategy file of MindSpore, .*strategy_dir"),
     "strategy2": ((MINDSPORE / "strategies" / "pp2mp2_merged.ckpt").read_bytes(), "a strategy file of MindSpore"),
     "strategy3": ((MINDSPORE / "strategies" / "mp8_json" / "rank_0.json").read_bytes(), "a strategy file of MindSpore"),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(20), "an ONNX graph"),
@@ -143,7 +143,7 @@ def test_the_root_of_the_hubs_cache_names_its_snapshots(tmp_path):
         InputNotFoundError, match=r"cache of the Hugging Face hub; name the snapshot:\n.*/snapshots/aaa\n.*/snapshots/bbb \(main\)"
     ):
         open_checkpoint(root)
-    with pytest.raises(InputNotFoundError, match="modelsorg__name"):
+    with pytest.raises(InputNotFoundError, match="models--org--name"):
         open_checkpoint(tmp_path)
 
 
