@@ -18,6 +18,7 @@ from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.jobs import PathLike
 from ckptforge.mapping.binding import recognise_names
+from ckptforge.mapping.constants import Used, constants_for, differing_constants
 from ckptforge.mapping.state import companion_prefix, is_state
 from ckptforge.mapping.table import Layout, names_that_keep_dtype, shipped_tables
 from ckptforge.outputs import parse_size
@@ -55,9 +56,9 @@ class Comparison:
     """What `compare` found. `equal`: every tensor has the same bits, or the same values after the named cast, and the constants of
     the configs are the same.
 
-    `constants` are those of config.json that differ, with A's value and B's, by the keys that the mapping names. `through` is the
-    mapping that tensors were compared through, None where they were compared by their names; `causes` are likely reasons for the
-    differences, in words.
+    `constants` are the keys of config.json by which A and B compute something else, with A's value and B's, absent ones filled in
+    as transformers does; those of rope_parameters are called rope_scaling.KEY too. `through` is the mapping that tensors were
+    compared through, None where they were compared by their names; `causes` are likely reasons for the differences, in words.
     """
 
     a: str
@@ -180,14 +181,27 @@ def _share_sizes(one: Source, other: Source) -> None:
 
 def _constants(one: Source, other: Source) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
     """(constants of config.json that differ, a note where they can't be compared)."""
-    constants = one.table.constants
-    if not constants:
+    listed = one.table.constants
+    names = [constant.name for constant in listed]
+    used = [_used(source) for source in (one, other)]
+    names += [key for side in used[:1] if side is not None for key in side.constants.defaults]
+    if not names:
         return {}, []
     if lacking := [side for side, source in (("A", one), ("B", other)) if not source.config]:
-        names = ", ".join(constant.name for constant in constants[:3])
-        return {}, [f"no config.json is known of {' and '.join(lacking)}, so {names} and the like weren't compared."]
-    values = {constant.name: (constant.value(one.config), constant.value(other.config)) for constant in constants}
-    return {name: (mine, theirs) for name, (mine, theirs) in values.items() if mine != theirs}, []
+        return {}, [f"no config.json is known of {' and '.join(lacking)}, so {', '.join(names[:3])} and the like weren't compared."]
+    values = {constant.name: (constant.value(one.config), constant.value(other.config)) for constant in listed}
+    found = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+    mine, theirs = used
+    return found | ({} if mine is None or theirs is None else differing_constants(mine, theirs)), []
+
+
+def _used(source: Source) -> Used | None:
+    constants = constants_for(source.table.model_constants, source.config)
+    if constants is None:
+        return None
+    pipeline = source.table.pipeline
+    layers = source.binding.sizes.get(pipeline.layers[0][0]) if pipeline is not None else None
+    return Used(constants=constants, config=source.config, layers=layers or 0)
 
 
 def _through_mapping(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptforge.cli.table import facts, table
-from ckptforge.errors import counted, printable
+from ckptforge.errors import counted, printable, shown
 
 if TYPE_CHECKING:
     from ckptforge.checking import Check
@@ -53,8 +53,8 @@ def result_text(result: Result) -> str:
             )
         lines.append(table(rows, right=(2, 3, 4, 5)))
     for reason, names in result.left_out.items():
-        shown = ", ".join(map(printable, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({shown})")
+        some = ", ".join(map(printable, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({some})")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
 
@@ -149,9 +149,9 @@ def comparison_text(found: Comparison) -> str:
             lines.append(f"… and {len(found.differences) - _SHOWN_DIFFERENCES} more")
     for side, names in (("A", found.only_in_a), ("B", found.only_in_b)):
         if names:
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            lines.append(f"only in {side}: {counted(len(names), 'tensor')} ({shown})")
-    lines += [f"config.json: {key} is {mine!r} in A, {theirs!r} in B" for key, (mine, theirs) in found.constants.items()]
+            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            lines.append(f"only in {side}: {counted(len(names), 'tensor')} ({some})")
+    lines += [f"config.json: {key} is {shown(mine)} in A, {shown(theirs)} in B" for key, (mine, theirs) in found.constants.items()]
     lines += [f"likely cause: {cause}" for cause in found.causes]
     lines += [f"note: {note}" for note in found.notes]
     if found.equal:
@@ -196,8 +196,8 @@ def _parts_table(parts: list[dict[str, Any]]) -> str:
             held.setdefault("[" + ", ".join(f"{lo}:{hi}" for lo, hi in box) + "]", []).append(rank)
         more = f" (+{kind['count'] - 1} alike)" if kind["count"] > 1 else ""
         for i, (part, ranks) in enumerate(held.items()):
-            shown = " ".join(map(str, ranks[:_SHOWN_RANKS])) + (f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else "")
-            rows.append([kind["tensor"] + more if i == 0 else "", str(kind["shape"]) if i == 0 else "", part, shown])
+            some = " ".join(map(str, ranks[:_SHOWN_RANKS])) + (f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else "")
+            rows.append([kind["tensor"] + more if i == 0 else "", str(kind["shape"]) if i == 0 else "", part, some])
     return table(rows)
 
 

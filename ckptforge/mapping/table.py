@@ -17,6 +17,7 @@ from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern, skeleton_of
 from ckptforge.mapping.block_scaled import BlockScaled, parse_block_scaled
+from ckptforge.mapping.constants import ModelConstants, parse_constants
 from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns_of
 from ckptforge.mapping.model_config import Condition, Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, parse_sharding, stored_cuts
@@ -45,8 +46,8 @@ class Layout(msgspec.Struct, frozen=True):
 
 class Table(msgspec.Struct, frozen=True, dict=True):
     """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json,
-    `pipeline` says where tensors lie when the layers are divided among stages, `constants` what else of config.json the model computes
-    with, `keep_dtype` the tensors that a cast of the weights leaves in their dtype."""
+    `pipeline` says where tensors lie when the layers are divided among stages, `constants` and, by model_type, `model_constants` what
+    else of config.json the model computes with, `keep_dtype` the tensors that a cast of the weights leaves in their dtype."""
 
     name: str
     source: str
@@ -65,6 +66,8 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     lora: Lora = msgspec.field(default_factory=dict)
     block_scaled: Mapping[str, BlockScaled] = msgspec.field(default_factory=dict)
     keep_dtype: frozenset[str] = frozenset()
+    model_constants: Mapping[str, ModelConstants] = msgspec.field(default_factory=dict)
+    defaults_from: str = ""
 
     @cached_property
     def counted(self) -> frozenset[str]:
@@ -215,6 +218,8 @@ def parse_table(content: bytes, source: str) -> Table:
         _lora(raw, layouts, source),
         dict(_block_scaled(raw, source)),
         _keep_dtype(raw, layouts, source),
+        _model_constants(raw, source),
+        raw.defaults_from,
     )
 
 
@@ -230,6 +235,12 @@ def _keep_dtype(raw: TableFile, layouts: dict[str, Layout], source: str) -> froz
                     f"one, {pattern.template!r}; name all of them or none."
                 )
     return kept
+
+
+def _model_constants(raw: TableFile, source: str) -> dict[str, ModelConstants]:
+    if raw.window and raw.pipeline is None:
+        raise TableError(f"{source}: [window] needs [pipeline], which says what axis the layers are.")
+    return parse_constants(raw.defaults, raw.rope, raw.window, raw.model_type, source)
 
 
 def _block_scaled(raw: TableFile, source: str) -> Iterator[tuple[str, BlockScaled]]:

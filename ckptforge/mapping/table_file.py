@@ -10,6 +10,8 @@ import msgspec
 
 from ckptforge.errors import TableError, shown
 from ckptforge.mapping.block_scaled import BlockScaledRow
+from ckptforge.mapping.constants import WindowRow
+from ckptforge.mapping.rope import RopeRow
 from ckptforge.mapping.sharding import ShardRow
 
 Family = Literal["huggingface", "mindspore"]
@@ -20,6 +22,7 @@ _MAX_LAYOUTS = 32
 _MAX_ROW = 1000  # characters
 _MAX_KEY = 200
 _MAX_DEPTH = 8
+_NESTED = ("layout", "shard", "refused", "copies", "defaults")
 # tomllib takes memory by the square of the parts of a dotted key.
 _LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 
@@ -47,6 +50,10 @@ class TableFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model_type: Annotated[list[str], msgspec.Meta(min_length=1)]
     constants: list[str] = []
     keep_dtype: list[str] = []
+    defaults_from: str = ""
+    defaults: dict[str, dict[str, Any]] = {}
+    rope: RopeRow | None = None
+    window: dict[str, WindowRow] = {}
     axes: dict[str, str]
     tensors: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
     optional: dict[str, str] = {}
@@ -86,7 +93,7 @@ def _place(found: dict[str, Any]) -> str:
         if not isinstance(rows, dict) or section in ("example", "lora"):
             continue
         for key, row in rows.items():
-            for inner in row if isinstance(row, dict) and section in ("layout", "shard", "refused", "copies") else (None,):
+            for inner in row if isinstance(row, dict) and section in _NESTED else (None,):
                 try:
                     msgspec.convert({key: row if inner is None else {inner: row[inner]}}, kind)
                 except msgspec.ValidationError:
