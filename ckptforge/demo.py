@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ckptforge.cli.text import comparison_text, result_text, size, verification_text
 from ckptforge.comparing import compare
+from ckptforge.engine.output_name import refuse_name
 from ckptforge.errors import OutputError, VerifyError
 from ckptforge.mapping.table import shipped_tables
 from ckptforge.resharding import merge
@@ -32,6 +33,7 @@ def run_demo(directory: Path | None, overwrite: bool, say: Callable[[str], objec
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="ckptforge-demo-") as temporary:
             return _run(Path(temporary) / "demo", say)
+    refuse_name(directory, directory=True)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not (overwrite and (directory / MARK).is_file()):
             raise OutputError(f"{directory}: exists already; choose another place, or give --overwrite if it is an earlier demo.")

@@ -93,8 +93,6 @@ def _to_ms(model: str | None, source: str, out: str, dtype: str, use_gmm: bool) 
 
 
 def _to_torch(model: str | None, source: str, out: str, dtype: str, strategy_dir: str | None) -> Call:
-    if Path(out).suffix == ".safetensors":
-        raise UsageError(f"--output_path {out}: name a directory, which gets the safetensors, their index and config.json.")
     strategy = None if strategy_dir == "None" or Path(source).is_file() else strategy_dir  # of a whole checkpoint there is none
     options = {"strategy_dir": strategy, "dtype": dtype, "model": model, "allow_no_config": True}
     return Call("to-torch", verbs.to_torch, (source, out), _given(options))

@@ -10,6 +10,7 @@ import msgspec
 
 from ckptforge.boxes import box_shape
 from ckptforge.engine.conversion import PlacedFile
+from ckptforge.engine.output_name import refuse_name
 from ckptforge.errors import PlanError, UsageError, counted, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import FileLayout, TensorSpec
@@ -26,7 +27,8 @@ SmallFiles = dict[str, bytes]
 
 class Spread(msgspec.Struct, frozen=True):
     """How a user wants the output spread: `strategy` or `parallel_config` for rank directories, else one file or one
-    directory of unified safetensors, by `format`."""
+    directory of unified safetensors, by `format`. Made before anything is read: raises `UsageError` for a name that isn't right
+    for what is written."""
 
     out: Path
     format: str | None
@@ -34,13 +36,17 @@ class Spread(msgspec.Struct, frozen=True):
     strategy: Path | None = None
     parallel_config: Path | None = None
 
+    def __post_init__(self) -> None:
+        split = self.strategy is not None or self.parallel_config is not None
+        refuse_name(self.out, directory=split or self.format == "unified")
+
     def place(self, compute: Callable[[ParallelConfig], Strategy]) -> MindSporeTarget | RankTarget | UnifiedTarget:
         """The target; `compute` makes the strategy of a parallel configuration. Raises `UsageError`, and what reading raises."""
         if self.strategy is not None and self.parallel_config is not None:
             raise UsageError("a strategy and a parallel configuration both say how to split; give one.")
         if self.strategy is None and self.parallel_config is None:
             if self.format == "unified":
-                return UnifiedTarget.of(self.out)
+                return UnifiedTarget(self.out)
             return MindSporeTarget.of(self.out, self.format, self.prefix)
         if self.format == "unified":
             raise UsageError(f"{option('format', 'unified')} holds whole tensors; it can't be split into ranks.")
@@ -97,10 +103,8 @@ class RankTarget(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, out: Path, file_format: str | None, prefix: str, strategy: Strategy) -> RankTarget:
-        """Raises `UsageError` when OUT names a file."""
+        """Raises `UsageError` for a prefix that isn't the beginning of a file's name."""
         _check_prefix(prefix)
-        if out.suffix in (".ckpt", ".safetensors"):
-            raise UsageError(f"{out}: a strategy of {counted(strategy.ranks, 'rank')} needs a directory to write to, not a file.")
         return cls(out, prefix, file_format in (None, "ckpt"), strategy)
 
     def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -163,13 +167,6 @@ class UnifiedTarget(msgspec.Struct, frozen=True):
     tensor, and counters and scales in `hyper_param.safetensors`."""
 
     output: Path
-
-    @classmethod
-    def of(cls, out: Path) -> UnifiedTarget:
-        """Raises `UsageError` when OUT names a file."""
-        if out.suffix in (".ckpt", ".safetensors"):
-            raise UsageError(f"{out}: {option('format', 'unified')} needs a directory to write to, not a file.")
-        return cls(out)
 
     def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
         """Nothing to say."""

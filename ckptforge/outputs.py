@@ -13,6 +13,7 @@ import msgspec
 from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
 from ckptforge.engine.manifest import HuggingFaceSide
+from ckptforge.engine.output_name import refuse_name
 from ckptforge.errors import ConfigError, UsageError
 from ckptforge.formats import huggingface, safetensors
 from ckptforge.formats.checkpoint import CONFIG
@@ -46,6 +47,9 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
     side: HuggingFaceSide | None
     max_shard_size: int | None
     allow_no_config: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_name(self.output, directory=True)
 
     @property
     def has_config(self) -> bool:

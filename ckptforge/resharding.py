@@ -35,8 +35,9 @@ def merge(
     **options: Unpack[Options],
 ) -> Result:
     """Merges the rank directories of a job into one checkpoint. `check_replicas` compares all replicas. Returns a `Result`."""
+    spread = Spread(Path(out), format, prefix)
     source = _sharded(ms_dir, strategy_dir, check_replicas, options)
-    return run_job(_job("merge", source, Spread(Path(out), format, prefix), options), options)
+    return run_job(_job("merge", source, spread, options), options)
 
 
 def split(
@@ -54,8 +55,8 @@ def split(
     a mapping must know the model; `layout` is the checkpoint's, where that is in doubt. Returns a `Result`."""
     if strategy_dir is None and parallel_config is None:
         raise UsageError(f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how to cut.")
-    source = open_checkpoint(Path(ms), options.get("step"))
     spread = Spread(Path(out_dir), format, prefix, _path(strategy_dir), _path(parallel_config))
+    source = open_checkpoint(Path(ms), options.get("step"))
     return run_job(_job("split", source, spread, options, layout), options)
 
 
@@ -75,8 +76,8 @@ def reshard(
     """From the rank directories of one job to those of another, in one pass. Returns a `Result`."""
     if dst_strategy_dir is None and dst_parallel_config is None:
         raise UsageError(f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which say how to cut.")
-    source = _sharded(ms_dir, src_strategy_dir, check_replicas, options)
     spread = Spread(Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
+    source = _sharded(ms_dir, src_strategy_dir, check_replicas, options)
     return run_job(_job("reshard", source, spread, options, layout), options)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import convert
+from ckptforge.engine.output_name import refuse_name
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import UsageError, counted
 from ckptforge.jobs import Job, Options, PathLike, run_job
@@ -37,6 +38,7 @@ def strategy(
     ckpt or json. Returns a `Result` whose `facts["cuts"]` say how each kind of tensor is cut. Raises `ConfigError` with the
     rule that is broken.
     """
+    refuse_name(Path(out_dir), directory=True)
     parallel = read_parallel_config(Path(parallel_config))
     shared: dict[str, Any] = {"model": options.get("model"), "step": options.get("step")}
     mapping = options.get("mapping")

@@ -17,6 +17,7 @@ from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine.conversion import Conversion, PlacedFile
 from ckptforge.engine.conversion import convert as convert_tensors
 from ckptforge.engine.manifest import HuggingFaceSide
+from ckptforge.engine.output_name import refuse_name
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.formats.checkpoint import Checkpoint
@@ -164,6 +165,7 @@ def _to_torch(
     strategy_dir: PathLike | None = None,
     allow_no_config: bool = False,
 ) -> Job:
+    refuse_name(Path(out_dir), directory=True)
     chosen = None if layout == "auto" else layout
     checkpoint = _input(ms, options, _path(strategy_dir))
     if _wants_adapter(checkpoint, options):

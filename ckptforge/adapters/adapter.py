@@ -25,6 +25,7 @@ from ckptforge.errors import (
 from ckptforge.formats import huggingface, peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
+from ckptforge.formats.mindspore_dir import refuse_step
 from ckptforge.mapping.binding import Names, recognise_names, without_offsets
 from ckptforge.mapping.lora import WEIGHT
 from ckptforge.mapping.state import is_state
@@ -78,6 +79,7 @@ def open_weights(path: Path, step: int | None = None, model_first: bool = False)
     """
     if not peft.is_adapter(path) or (model_first and huggingface.holds_model(path)):
         return open_checkpoint(path, step)
+    refuse_step(step, path, "an adapter of PEFT's")
     file = peft.read_weights(path)
     return Checkpoint(path, "peft adapter", (file,), dict(file.tensors), path, file.notes)
 

@@ -13,6 +13,7 @@ from ckptforge.adapters.converting import Converted, convert_adapter
 from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
 from ckptforge.engine.manifest import HuggingFaceSide
+from ckptforge.engine.output_name import refuse_name
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import CkptforgeError, ModelUnknownError, PlanError, UsageError
 from ckptforge.formats import peft, safetensors
@@ -61,6 +62,7 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
     else:
         if spread.strategy is not None or spread.parallel_config is not None:
             raise UsageError(f"{target.name} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
+        refuse_name(spread.out, directory=True)
         output, side = spread.out, None
         files, small = _directory(adapter, converted, output)
     left_out: dict[str, list[str]] = {}

@@ -394,11 +394,14 @@ def verify(
     Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer gets the reference's input
     and must give its output; then the logits, end to end. Exit code 0: passed; 1: not.
     """
+    from ckptforge.engine.output_name import refuse_address
     from ckptforge.errors import OutputError
     from ckptforge.forward.device import parse_device
     from ckptforge.forward.verification import verify as check
 
     parse_device(arguments["device"])
+    if report is not None:
+        refuse_address(report)
     if report is not None and report.exists() and not overwrite:
         raise OutputError(f"{report}: exists already; give --overwrite to replace it.")
     say = (lambda text: click.echo(text, err=True)) if not quiet and sys.stderr.isatty() else (lambda text: None)

@@ -44,8 +44,9 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
     """Opens a Hugging Face directory, a `.ckpt` or `.safetensors` file, or a directory with one of them.
 
     `step` picks one of several checkpoints in a directory. Reads indexes only. Raises `InputNotFoundError` and
-    `FormatError`.
+    `FormatError`, and `UsageError` for a negative step.
     """
+    mindspore_dir.check_step(step)
     refuse_unfinished(path)
     try:
         mode = path.stat().st_mode
@@ -55,6 +56,7 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
     if not stat.S_ISDIR(mode):
         if not stat.S_ISREG(mode):
             raise InputNotFoundError(f"{path}: is neither a file nor a directory.")
+        mindspore_dir.refuse_step(step, path, "one file")
         shard = huggingface.shard_of(path)
         return _collect(path, [mindspore_dir.read_file(path)], path.parent, [f"{path}: {shard}."] if shard else [])
     try:
@@ -67,6 +69,7 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
     if not entries_of(directory):
         raise InputNotFoundError(f"{directory}: the directory is empty.")
     if mindspore_dir.is_unified(directory):
+        mindspore_dir.refuse_step(step, directory, "a directory of unified safetensors")
         return _collect(directory, mindspore_dir.read_unified(directory), directory)
     refuse_newer_mindformers(directory)
     refuse_weightless(directory)
@@ -80,6 +83,7 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
         chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
         return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [], len(ranks))
     if _looks_hugging_face(directory):
+        mindspore_dir.refuse_step(step, directory, "a Hugging Face directory")
         return _collect(directory, huggingface.read_directory(directory), directory)
     chosen, note = mindspore_dir.choose_checkpoint(directory, step)
     return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [])

@@ -16,6 +16,7 @@ import msgspec
 from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, InputNotFoundError, ReadError, shown
+from ckptforge.formats.address import refuse_address
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
@@ -173,6 +174,7 @@ def open_file(path: Path) -> int:
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
             regular = stat.S_ISREG(os.fstat(fd).st_mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL, or what the system's encoding lacks
+        refuse_address(path)
         raise InputNotFoundError(f"{path}: can't be opened: {getattr(error, 'strerror', None) or error}.") from error
     if fd is None or not regular:
         if fd is not None:

@@ -6,7 +6,7 @@ import re
 from itertools import count, islice
 from pathlib import Path
 
-from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
+from ckptforge.errors import FormatError, InputNotFoundError, UsageError, listing, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.entry import FileIndex
@@ -71,6 +71,22 @@ def read_unified(directory: Path) -> list[FileIndex]:
     return without_duplicates(files, weight_map, map_path)
 
 
+def check_step(step: int | None) -> None:
+    """Raises `UsageError` for a step that none can be."""
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
+        raise UsageError(f"{option('step', step)}: expected the number of a training step, which isn't negative.")
+
+
+def refuse_step(step: int | None, path: Path, what: str) -> None:
+    """Raises `InputNotFoundError` where a step is named of something, `what`, that holds only one."""
+    check_step(step)
+    if step is not None:
+        raise InputNotFoundError(
+            f"{path}: is {what}, where there is no step to choose: leave {option('step', step)} away, or name the directory that holds the "
+            "checkpoints of several steps."
+        )
+
+
 def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | None]:
     """The checkpoint of a directory: the only one, or that with the highest (epoch, step) in its name, or that of `step`.
 
@@ -81,6 +97,7 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     if not paths:
         raise InputNotFoundError(f"{directory}: no .ckpt or .safetensors file in it.")
     steps = {path: (int(match[1]), int(match[2])) for path in paths if (match := _STEP.fullmatch(path.name))}
+    check_step(step)
     if step is not None:
         steps = {path: found for path, found in steps.items() if found[1] == step}
         if not steps:

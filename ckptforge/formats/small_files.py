@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
+from ckptforge.formats.address import refuse_address
 from ckptforge.formats.entry import open_file
 
 _PIECE = 1 << 20
@@ -59,4 +60,5 @@ def entries_of(directory: Path) -> list[Path]:
     try:
         return sorted(directory.iterdir())
     except OSError as error:
+        refuse_address(directory)
         raise InputNotFoundError(f"{directory}: can't be listed: {error.strerror}.") from error

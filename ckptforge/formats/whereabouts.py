@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, listing
+from ckptforge.formats.address import address
 from ckptforge.formats.small_files import read_small
 from ckptforge.formats.sniff import identify
 from ckptforge.spelling import option
 
 WEIGHTS = (".ckpt", ".safetensors")
-_OTHER_WEIGHTS = (
+OTHER_WEIGHTS = (
     ".bin",
     ".pt",
     ".pth",
@@ -36,7 +37,6 @@ _OTHER_WEIGHTS = (
 )
 _LOOKED_AT = 256  # entries of a directory
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+.*")
 _HUB_URL = re.compile(r"(?:hf:/+|https?:/+(?:huggingface\.co|hf-mirror\.com)/)([\w.-]+)/([\w.-]+)")
 _TRACKER = "latest_checkpointed_iteration.txt"
 _ITERATION = re.compile(r"iteration_[0-9]+")
@@ -47,7 +47,7 @@ _PARTS = re.compile(r"(?:.+-)?(?:model|opt)-[0-9]{7}-([0-9]{7})\.safetensors")
 def explain_missing(path: Path) -> str:
     """What a path that doesn't exist may mean: a sentence with a space before it, or nothing."""
     text = str(path)
-    if _URL.match(text):
+    if address(path) is not None:
         hub = _HUB_URL.match(text)
         how = f": `hf download {hub[1]}/{hub[2]} --local-dir {hub[2]}`" if hub else ""
         return f" It is an address, and only files and directories are read: download it first{how}."
@@ -128,7 +128,7 @@ def _one_down(directory: Path) -> str | None:
 
 def _other_weights(directory: Path) -> str | None:
     files = [path for path in _entries(directory) if path.is_file()]
-    other = [path for path in files if path.suffix in _OTHER_WEIGHTS]
+    other = [path for path in files if path.suffix in OTHER_WEIGHTS]
     for path in other:
         try:
             found = identify(path)

@@ -21,6 +21,7 @@ from ckptforge.formats.entry import check_name
 from ckptforge.formats.protobuf import Message, number, record, signed
 from ckptforge.formats.small_files import entries_of, read_small
 from ckptforge.formats.small_json import parse_object
+from ckptforge.formats.whereabouts import explain_missing
 from ckptforge.partition.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, DeviceLayout
 
 MAX_BYTES = 1 << 26  # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
@@ -71,7 +72,7 @@ def read_strategy(path: Path) -> Strategy:
     elif os.path.exists(path):
         paths = [path]
     else:
-        raise InputNotFoundError(f"{path}: no such strategy file or directory.")
+        raise InputNotFoundError(f"{path}: no such strategy file or directory.{explain_missing(path)}")
     stages: dict[int, Stage] = {}
     origin: dict[int, Path] = {}
     seen: set[bytes] = set()
