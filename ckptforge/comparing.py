@@ -12,7 +12,7 @@ from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, UsageError, counted
+from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, QuantisedError, UsageError, counted
 from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
@@ -117,14 +117,14 @@ def compare(
     dtype = parse_target(after_cast)
     if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
-    if other.source.blocks and other.source.blocks == one.source.blocks:
+    if other.source.quantised and other.source.quantised == one.source.quantised:
         found_by_name = _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
         constants, _ = _constants(one.source, other.source)
         return replace(found_by_name, constants=constants, equal=found_by_name.equal and not constants)
-    if other.source.blocks:
+    if other.source.quantised:
         raise UsageError(
-            f"{b}: its weights are stored with scales of their blocks, which are undone in A only: name it first, or, where both have such "
-            "scales of different blocks, convert it."
+            f"{b}: its weights are quantised, which is undone in A only: name it first, or, where both are quantised in different ways, "
+            "convert it."
         )
     _share_sizes(one.source, other.source)
     conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
@@ -163,7 +163,7 @@ def _open(path: Path, strategy: Path | None, choices: Choices) -> _Side:
     checkpoint = open_checkpoint(path) if strategy is None else open_sharded(path, read_strategy(strategy))
     try:
         return _Side(checkpoint, bind_source(checkpoint, choices))
-    except (ModelUnknownError, MissingTensorsError) as error:
+    except (ModelUnknownError, MissingTensorsError, QuantisedError) as error:
         if choices.layout is not None or choices.model is not None or choices.mapping is not None:
             raise
         return _Side(checkpoint, None, str(error))

@@ -46,8 +46,8 @@ DTYPES: tuple[DType, ...] = (
     DType("qint4x2", 1, None, "Int4", "int8"),
     DType("complex64", 8, "C64", "Complex64", "complex64", mindspore_loads=False),
     DType("complex128", 16, None, "Complex128", "complex128", mindspore_loads=False),
-    DType("float8_e4m3fn", 1, "F8_E4M3", "Float8E4M3FN", "float8_e4m3fn", mindspore_loads=False),
-    DType("float8_e5m2", 1, "F8_E5M2", "Float8E5M2", "float8_e5m2", mindspore_loads=False),
+    DType("float8_e4m3fn", 1, "F8_E4M3", "Float8E4M3FN", "float8_e4m3fn", floating=True, mindspore_loads=False),
+    DType("float8_e5m2", 1, "F8_E5M2", "Float8E5M2", "float8_e5m2", floating=True, mindspore_loads=False),
     DType("float8_e8m0", 1, "F8_E8M0", None, "float8_e8m0fnu"),
     DType("hifloat8", 1, None, "HiFloat8", None, mindspore_loads=False),
     # A text, stored as UTF-32-LE in 4-byte code points.
@@ -57,7 +57,6 @@ DTYPES: tuple[DType, ...] = (
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES if dtype.safetensors}
 BY_MINDSPORE = {dtype.mindspore: dtype for dtype in DTYPES if dtype.mindspore}
-CASTABLE = tuple(dtype for dtype in DTYPES if dtype.floating)
 SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -69,6 +68,6 @@ def parse_target(name: str | None) -> DType | None:
     if name is None or name == "keep":
         return None
     dtype = BY_NAME.get(SHORT_NAMES.get(name, name))
-    if dtype is None or not dtype.floating:
+    if dtype is None or dtype.name not in SHORT_NAMES.values():
         raise UsageError(f"dtype {name!r} is unknown: use keep, {', '.join(sorted(SHORT_NAMES))}.")
     return dtype

@@ -61,6 +61,10 @@ class UnmappedTensorsError(CkptforgeError):
     """Tensors of the checkpoint that the mapping table doesn't know; the message lists them."""
 
 
+class QuantisedError(CkptforgeError):
+    """The weights are quantised in a way that can't be undone, or are integers that nothing says the meaning of."""
+
+
 class ConfigError(CkptforgeError):
     """config.json is missing, unreadable, lacks a needed value, or contradicts the tensors."""
 

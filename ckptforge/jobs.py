@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,7 +12,6 @@ import msgspec
 
 from ckptforge.engine import stream
 from ckptforge.engine.audit import Audit
-from ckptforge.engine.block_scale import scale_bytes
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.checks import check_output, check_room
 from ckptforge.engine.comparison import unlike
@@ -20,6 +20,7 @@ from ckptforge.engine.journal import Finished
 from ckptforge.engine.low_rank import factor_bytes
 from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_path
 from ckptforge.engine.plan import Plan
+from ckptforge.engine.scales import scale_bytes
 from ckptforge.engine.staging import Request, Staging, finish_placing, staged, staging_path
 from ckptforge.engine.stream import Progress
 from ckptforge.errors import CastOverflowError, FormatError, counted
@@ -37,7 +38,8 @@ class Planning(TypedDict, total=False):
     """Arguments that shape the plan.
 
     `dtype`: keep, fp16, bf16, fp32 or fp64. `model`, `mapping`: a table's name, a table's file. `allow_unmapped`: leave
-    tensors out that the table doesn't know. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
+    tensors out that the table doesn't know, but for heads and parts of quantised weights; `drop`: globs of such names that are left out
+    all the same. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
     `merge_lora`: add this LoRA adapter (a directory of PEFT's, or a MindSpore checkpoint with its factors) to the weights; `adapter`:
     convert only the adapter in a checkpoint; `lora_alpha` of an adapter that doesn't say it.
     """
@@ -46,6 +48,7 @@ class Planning(TypedDict, total=False):
     model: str | None
     mapping: PathLike | None
     allow_unmapped: bool
+    drop: Sequence[str]
     weights_only: bool
     step: int | None
     merge_lora: PathLike | None
@@ -140,7 +143,7 @@ def _held(plan: Plan) -> int:
     """Bytes that a worker must hold beside its buffers: the factors of the largest adapter, and scales, of more than one matrix where
     they are small."""
     computed = {source for assembly in plan.assemblies for source, _ in assembly.copies if source.computed}
-    factors = max((factor_bytes(source.plus, source.dtype) for source in computed if source.plus is not None), default=0)
+    factors = max((factor_bytes(source.plus, source.working_dtype) for source in computed if source.plus is not None), default=0)
     scales = max((scale_bytes(source.scaled) for source in computed if source.scaled is not None), default=0)
     return factors + max(scales, min(_MATRICES * scales, _SMALL))
 

@@ -19,6 +19,7 @@ from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import ParallelConfig
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import Strategy, read_strategy
+from ckptforge.quantisation.undo import refuse_scaled
 from ckptforge.result import Result
 from ckptforge.source import Choices, bind_source
 from ckptforge.spelling import option
@@ -95,6 +96,8 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
     dtype = parse_target(options.get("dtype"))
     state = [name for name in source.tensors if is_state(name)]
     dropped = set(state) if options.get("weights_only") else set()
+    if dtype is not None:
+        refuse_scaled(source)
     kept = _kept(source, options) if dtype is not None else frozenset()
     conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept)
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from ckptforge.dtypes import DType
 from ckptforge.engine.manifest import MAX_SMALL_FILE, HuggingFaceSide, Manifest, find_manifest, hugging_face_side, small_files_of
-from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, MissingTensorsError, UnmappedTensorsError, counted, listing
+from ckptforge.errors import (
+    CkptforgeError,
+    ConfigError,
+    LayoutError,
+    MissingTensorsError,
+    QuantisedError,
+    UnmappedTensorsError,
+    UsageError,
+    counted,
+    listing,
+    shown,
+)
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from ckptforge.formats.huggingface import shard_of
 from ckptforge.formats.small_files import is_there, read_small
@@ -23,14 +36,15 @@ from ckptforge.mapping.table import Table, candidate_tables
 from ckptforge.mapping.unmapped import undroppable
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
-from ckptforge.scaling import read_scaled, without_scales
-from ckptforge.spelling import flag
+from ckptforge.quantisation.undo import undo, without_quantisation
+from ckptforge.spelling import flag, option
 
 _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what nothing knows."""
+    """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what nothing knows, `activations` scales that
+    only a quantised model needs."""
 
     checkpoint: Checkpoint
     binding: Binding
@@ -38,33 +52,64 @@ class Source(msgspec.Struct, frozen=True):
     hugging_face: HuggingFaceSide | None
     state: tuple[str, ...]
     unmapped: tuple[str, ...]
+    activations: tuple[str, ...] = ()
 
     @property
     def table(self) -> Table:
         return self.binding.table
 
     @property
-    def blocks(self) -> frozenset[tuple[int, int]]:
-        """The sizes of the blocks that weights are stored with scales of."""
-        return frozenset(entry.scaled.block for entry in self.checkpoint.tensors.values() if entry.scaled is not None)
+    def quantised(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
+        """Name → how a quantised weight is stored: its dtype, and how many elements share a scale, by axis."""
+        tensors = self.checkpoint.tensors
+        return {name: (entry.dtype, entry.scaled.block) for name, entry in tensors.items() if entry.scaled is not None}
 
-    def refuse_unmapped(self, allowed: bool) -> None:
+    def refuse_unmapped(self, allowed: bool, drop: Sequence[str] = ()) -> None:
         """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed, and always for one that the
-        table says makes a conversion wrong, or without which the model would be another one."""
-        if refusal := self.table.refusal(self.binding.layout, self.unmapped):
+        table says makes a conversion wrong, or without which the model would be another one, unless a glob in `drop` names it.
+        Raises `UsageError` for a glob that names none."""
+        for glob in drop:
+            if not any(fnmatchcase(name, glob) for name in self.unmapped):
+                raise UsageError(
+                    f"{option('drop', glob)}: no tensor that the mapping {self.table.name} doesn't know has that name"
+                    + (f"; there are\n{self._places(self.unmapped)}" if self.unmapped else ".")
+                )
+        unmapped = [name for name in self.unmapped if not any(fnmatchcase(name, glob) for glob in drop)]
+        if refusal := self.table.refusal(self.binding.layout, unmapped):
             raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {refusal[0]}: {refusal[1]}.")
-        if kept := undroppable(self.unmapped):
+        if kept := undroppable(unmapped):
             kind, names = kept
-            raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice}")
-        if self.unmapped and not allowed:
-            unknown = counted(len(self.unmapped), "tensor", "aren't")
+            raise UnmappedTensorsError(
+                f"{self.checkpoint.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice} "
+                f"To leave them out all the same, name them with {option('drop')}."
+            )
+        if unmapped and not allowed:
+            unknown = counted(len(unmapped), "tensor", "aren't")
             raise UnmappedTensorsError(
                 f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in layout "
-                f"{self.binding.layout.name}:\n{self._places(self.unmapped)}\nGive {flag('allow_unmapped')} to leave them out."
+                f"{self.binding.layout.name}:\n{self._places(unmapped)}\nGive {flag('allow_unmapped')} to leave them out."
             )
 
     def _places(self, names: Sequence[str]) -> str:
         return listing([f"{name} in {self.checkpoint.tensors[name].path.name}" for name in names])
+
+    def refuse_codes(self, dtype: DType | None) -> None:
+        """Raises `QuantisedError` for weights of integers, and for eight-bit floats without scales that aren't cast to `dtype`:
+        whatever reads them would take codes for weights."""
+        tensors = self.checkpoint.tensors
+        weights = [tensors[name] for names in self.binding.names.values() for name in names.values()]
+        if codes := [entry for entry in weights if not entry.value_dtype.floating]:
+            raise QuantisedError(
+                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} {list(codes[0].shape)}, expected floating-point numbers "
+                f"({counted(len(codes), 'such weight')}). Integers are codes of a quantised weight, and no scales stand beside it; take "
+                "the model before it was quantised."
+            )
+        if dtype is None and (codes := [entry for entry in weights if entry.value_dtype.itemsize == 1]):
+            raise QuantisedError(
+                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} {list(codes[0].shape)}, without scales "
+                f"({counted(len(codes), 'such weight')}). If these numbers are the weights, cast them with "
+                f"{option('dtype', 'bf16')}; if they were made with scales, take the files that hold those."
+            )
 
 
 class Choices(msgspec.Struct, frozen=True):
@@ -116,7 +161,10 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         hints = replace(hints, model=manifest.model)
     if choices.mapping is not None and choices.model is None:
         hints = replace(hints, model=tables[0].name)
-    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name)}
+    undone = undo(checkpoint, config, config_source)
+    checkpoint = undone.checkpoint
+    beside = {*undone.taken, *undone.activations}
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in beside}
     try:
         binding = recognise(choose_table(tables, shapes, hints), shapes, hints, choices.family)
     except LayoutError as error:
@@ -127,11 +175,10 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         raise type(error)(f"{path}: {error}") from error
     if side is not None and side.layout is None and binding.layout.family == "huggingface":
         side = replace(side, layout=binding.layout.name)
-    checkpoint, binding = read_scaled(checkpoint, binding, config, config_source)
     if side is not None:
-        side = without_scales(side, binding, config)
+        side = replace(side, files=without_quantisation(side.files, config))
     state = tuple(name for name in checkpoint.tensors if is_state(name))
-    return Source(checkpoint, binding, config, side, state, binding.unknown)
+    return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
 
 
 def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None) -> HuggingFaceSide | None:

@@ -241,7 +241,8 @@ def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
             f"{option('merge_lora', checkpoint.path)}, convert them alone with {flag('adapter')}, "
             f"or leave them out with {flag('allow_unmapped')}."
         )
-    source.refuse_unmapped(options.get("allow_unmapped", False))
+    source.refuse_unmapped(options.get("allow_unmapped", False), options.get("drop", ()))
+    source.refuse_codes(parse_target(options.get("dtype")))
     return source
 
 
@@ -343,6 +344,8 @@ def _left_out(source: Source) -> dict[str, list[str]]:
     left_out: dict[str, list[str]] = {}
     if source.unmapped:
         left_out["not known to the mapping"] = list(source.unmapped)
+    if source.activations:
+        left_out["scales of activations, which only the quantised model uses"] = list(source.activations)
     if source.binding.ignored:
         left_out["recomputed by the network"] = list(source.binding.ignored)
     return left_out

@@ -338,7 +338,7 @@ def test_block_scaled_weights_of_every_model(tmp_path, name):
         (lambda stored, name: stored.update({f"{name}_scale_inv": ("I32", [6, 3], bytes(72))}), "scales should be floats"),
         (
             lambda stored, name: stored.update({name: ("BF16", [96, 64], bytes(96 * 64 * 2))}),
-            "expected a matrix of eight-bit floats, as",
+            "expected float8_e4m3fn or float8_e5m2, as",
         ),
     ],
 )
@@ -433,7 +433,7 @@ def test_scales_without_the_size_of_a_block_or_without_a_weight(tmp_path):
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
     stored["model.layers.0.mlp.other.weight_scale_inv"] = ("F32", [1, 1], bytes(4))
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
-    with pytest.raises(UnmappedTensorsError, match=r"1 tensor isn't known .*\n.*mlp.other.weight_scale_inv"):
+    with pytest.raises(UnmappedTensorsError, match=r"parts of quantised weights .* belong to no weight.*\n.*other.weight_scale_inv"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
 
 

@@ -12,10 +12,10 @@ from ckptforge.boxes import Transfer, row_major_strides
 from ckptforge.dtypes import BY_NAME
 from ckptforge.engine import tiles as tiles_module
 from ckptforge.engine import transpose
-from ckptforge.engine.block_scale import Scales
+from ckptforge.engine.scales import Scales
 from ckptforge.engine.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles
 from ckptforge.engine.transpose import copy_strided
-from ckptforge.formats.entry import BlockScale, TensorEntry
+from ckptforge.formats.entry import Scaled, TensorEntry
 
 
 @st.composite
@@ -103,5 +103,7 @@ def test_any_part_of_a_matrix_gets_its_own_scales(data):
     count = data.draw(st.integers(1, (rows * columns - start - length) // stride + 1))
     spans = Spans(((count, stride),), length, (length, 1))
     numbers = np.ones(spans.elements, np.float32)
-    Scales(BlockScale(entry, block, BY_NAME["bfloat16"]), columns, lambda _: scales.view(np.uint8)).apply(numbers, start, spans)
+    scaled = Scaled(scale=entry, block=block, dtype=BY_NAME["bfloat16"])
+    matrix = TensorEntry("matrix", BY_NAME["float8_e4m3fn"], (rows, columns), Path(), (), scaled=scaled)
+    Scales(matrix, scaled, lambda _: scales.view(np.uint8)).apply(numbers, start, spans)
     assert (numbers == np.concatenate([spread[start + i : start + i + length] for i in spans.starts()])).all()

@@ -67,6 +67,12 @@ planning = _all(
     casting,
     lora,
     option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
+    option(
+        "--drop",
+        multiple=True,
+        metavar="GLOB",
+        help="Leave out unknown tensors of these names, also heads and scales, which --allow-unmapped keeps.",
+    ),
     mapping,
 )
 

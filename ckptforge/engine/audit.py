@@ -10,18 +10,21 @@ from ckptforge.dtypes import DType
 
 @dataclass
 class CastCount:
-    """What casts did to `values` numbers: finite made infinite, nonzero made zero, or rounded otherwise. NaN counts as none."""
+    """What casts did to `values` numbers: finite made infinite, nonzero made zero, or rounded otherwise; NaN counts as none of these.
+    `undefined` are infinities that a scale of 0 made NaN."""
 
     values: int = 0
     overflowed: int = 0
     underflowed: int = 0
     rounded: int = 0
+    undefined: int = 0
 
     def add(self, other: CastCount) -> None:
         self.values += other.values
         self.overflowed += other.overflowed
         self.underflowed += other.underflowed
         self.rounded += other.rounded
+        self.undefined += other.undefined
 
 
 @dataclass
@@ -53,6 +56,7 @@ def audit_json(audit: Audit) -> list[dict[str, Any]]:
             "overflowed": count.overflowed,
             "underflowed": count.underflowed,
             "rounded": count.rounded,
+            **({"undefined": count.undefined} if count.undefined else {}),
         }
         for (group, source, target), count in sorted(audit.counts.items())
     ]
@@ -62,6 +66,7 @@ def read_audit(content: list[dict[str, Any]]) -> Audit:
     """The audit that `audit_json` wrote. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
     audit = Audit()
     for row in content:
-        count = CastCount(*(int(row[key]) for key in ("values", "overflowed", "underflowed", "rounded")))
+        figures = {key: int(row[key]) for key in ("values", "overflowed", "underflowed", "rounded")}
+        count = CastCount(**figures, undefined=int(row.get("undefined", 0)))
         audit.counts[str(row["group"]), str(row["from"]), str(row["to"])] = count
     return audit

@@ -196,9 +196,10 @@ def fingerprint(plan: Plan) -> str:
         for source, transfer in assembly.copies:
             if source not in entries:
                 entries[source] = _bytes(numbers[source.path], source.name, source.dtype)
-                if source.scaled is not None:
-                    scale = source.scaled.scale
-                    entries[source] += _bytes(numbers[scale.path], scale.name, source.scaled.block)
+                if (scaled := source.scaled) is not None:
+                    tensors = [scaled.scale, *([] if scaled.offset is None else [scaled.offset])]
+                    places = [(numbers[tensor.path], tensor.name) for tensor in tensors]
+                    entries[source] += _bytes(places, scaled.block, scaled.exponents, scaled.dtype)
                 if source.plus is not None:
                     entries[source] += _bytes(source.plus.box)
                     for product in source.plus.products:

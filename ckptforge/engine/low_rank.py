@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.boxes import box_shape
-from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.dtypes import DType
 from ckptforge.engine.casts import cast_function, numpy_dtype
 from ckptforge.engine.tiles import Spans, windows
 from ckptforge.formats.entry import LowRank, TensorEntry
@@ -22,15 +22,10 @@ Array = NDArray[Any]
 _ROWS, _COLUMNS = 32, 1024  # large enough for the calls to cost little, small enough for a core's cache
 
 
-def working_dtype(source: DType) -> DType:
-    """What a sum is computed in: float32, or float64 for a matrix of that."""
-    return BY_NAME["float64" if source.name == "float64" else "float32"]
-
-
-def factor_bytes(plus: LowRank, source: DType) -> int:
-    """Memory that the factors take, as numbers."""
+def factor_bytes(plus: LowRank, dtype: DType) -> int:
+    """Memory that the factors take, as numbers of the dtype that sums have."""
     rows, columns = _height(plus), max(product.a.shape[1] for product in plus.products) + _COLUMNS
-    held = sum(product.a.shape[0] for product in plus.products) * (rows + columns) * working_dtype(source).itemsize
+    held = sum(product.a.shape[0] for product in plus.products) * (rows + columns) * dtype.itemsize
     return 2 * held  # as much again while they are read
 
 

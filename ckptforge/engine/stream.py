@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
-from ckptforge.engine.audit import Audit
-from ckptforge.engine.block_scale import Scales, scale_bytes
+from ckptforge.engine.audit import Audit, CastCount
 from ckptforge.engine.blocks import Block, Hashes
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.buffers import Buffers
 from ckptforge.engine.casts import cast_function, numpy_dtype
 from ckptforge.engine.held import Held
 from ckptforge.engine.journal import Journal
-from ckptforge.engine.low_rank import Addend, factor_bytes, working_dtype
+from ckptforge.engine.low_rank import Addend, factor_bytes
 from ckptforge.engine.moves import PIECE_BYTES, begin_writeback, move_bytes, write_exactly
 from ckptforge.engine.plan import Plan
+from ckptforge.engine.scales import Scales, scale_bytes
 from ckptforge.engine.schedule import Check, Fill, Kept, Move, Schedule
 from ckptforge.engine.tiles import Spans, inside, spans_of, strips
 from ckptforge.engine.transpose import copy_strided
@@ -107,7 +107,7 @@ class Worker:
             made[:] = 0
         left = tile.elements
         for source, transfer in task.assembly.copies:
-            summed = working_dtype(source.dtype) if source.computed else None
+            summed = source.working_dtype if source.computed else None
             limit = self.budget.strip_elements(source.dtype, target.dtype, summed)
             for part in inside(transfer, tile):
                 left -= part.size
@@ -121,7 +121,7 @@ class Worker:
         """Reads one part of a tile, casts it and puts it in its place."""
         itemsize = source.dtype.itemsize
         spans = spans_of(part, itemsize)
-        dtype = working_dtype(source.dtype) if source.computed else source.dtype
+        dtype = source.working_dtype if source.computed else source.dtype
         cast = dtype != target.dtype
         read, spare, made, summed = self.strip_buffers.lend(
             (spans.elements * itemsize, source.file_offset(part.source * itemsize)),
@@ -135,7 +135,7 @@ class Worker:
             read_spans(source, starts, spans.length * itemsize, read.data, fd)
         numbers = as_numbers(read, source.dtype)
         if source.computed:
-            numbers = self.compute(source, numbers, as_numbers(summed, dtype), part.source, spans)
+            numbers = self.compute(source, numbers, as_numbers(summed, dtype), part.source, spans, group)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if cast:
             if spans.elements != part.size:  # gaps are neither cast nor counted
@@ -151,15 +151,16 @@ class Worker:
             numbers = place
         copy_strided(numbers, out, packed.coalesced())
 
-    def compute(self, source: TensorEntry, numbers: Array, out: Array, start: int, spans: Spans) -> Array:
-        """What was read of a matrix times its scales and with what is added to it, in the dtype that sums have."""
-        dtype = working_dtype(source.dtype)
+    def compute(self, source: TensorEntry, numbers: Array, out: Array, start: int, spans: Spans, group: str) -> Array:
+        """What was read of a tensor as what it stands for and with what is added to it, in the dtype that sums have."""
+        dtype = source.working_dtype
         cast_function(source.dtype, dtype)(numbers, out)
         if (scaled := source.scaled) is not None:
-            scales = self.held.get(scaled, scale_bytes(scaled), lambda: Scales(scaled, source.shape[1], self.read_whole))
-            scales.apply(out, start, spans)
+            scales = self.held.get(scaled, scale_bytes(scaled), lambda: Scales(source, scaled, self.read_whole))
+            if undefined := scales.apply(out, start, spans):
+                self.audit.add(group, source.dtype, dtype, CastCount(undefined, undefined=undefined))
         if (plus := source.plus) is not None:
-            addend = self.held.get(plus, factor_bytes(plus, source.dtype), lambda: Addend(plus, dtype, self.read_whole))
+            addend = self.held.get(plus, factor_bytes(plus, dtype), lambda: Addend(plus, dtype, self.read_whole))
             addend.add(out, start, spans)
         return out
 
@@ -181,7 +182,10 @@ def _without_gaps(transfer: Transfer) -> tuple[int, ...]:
 
 
 def as_numbers(raw: Array, dtype: DType) -> Array:
-    """Bytes as numbers: of the dtype itself if it can be cast, else of any of its size."""
+    """Bytes as numbers: of the dtype itself if it can be cast, else of any of its size; those of eight bits as bytes, which are cast by
+    a table."""
+    if dtype.itemsize == 1:
+        return raw.view(np.uint8)
     return raw.view(numpy_dtype(dtype) if dtype.floating else np.dtype(f"V{dtype.itemsize}"))
 
 

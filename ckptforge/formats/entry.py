@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
-from ckptforge.dtypes import DType
+from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import FormatError, InputNotFoundError, ReadError, shown
 from ckptforge.formats.address import refuse_address
 
@@ -33,8 +33,8 @@ class Extent(msgspec.Struct, frozen=True):
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
-    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. Where it is read, it is multiplied by the
-    numbers of `scaled`, and `plus` is added to it."""
+    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. Where it is read, it becomes what it stands
+    for by `scaled`, and `plus` is added to it."""
 
     name: str
     dtype: DType
@@ -42,7 +42,7 @@ class TensorEntry(msgspec.Struct, frozen=True):
     path: Path
     extents: tuple[Extent, ...]
     plus: LowRank | None = None
-    scaled: BlockScale | None = None
+    scaled: Scaled | None = None
 
     @property
     def computed(self) -> bool:
@@ -53,6 +53,12 @@ class TensorEntry(msgspec.Struct, frozen=True):
     def value_dtype(self) -> DType:
         """The dtype of the numbers that it stands for."""
         return self.dtype if self.scaled is None else self.scaled.dtype
+
+    @property
+    def working_dtype(self) -> DType:
+        """What its numbers are computed in: float32, or float64 where the tensor or its scales are of that."""
+        scale = self if self.scaled is None else self.scaled.scale
+        return BY_NAME["float64" if "float64" in (self.dtype.name, scale.dtype.name) else "float32"]
 
     def __hash__(self) -> int:
         return hash((self.name, self.path))  # plans of many ranks hash millions of times
@@ -83,12 +89,16 @@ class TensorEntry(msgspec.Struct, frozen=True):
             index += 1
 
 
-class BlockScale(msgspec.Struct, frozen=True):
-    """The numbers of `scale`, one for each block of (rows, columns) of a matrix; what comes out of it is taken for `dtype`."""
+class Scaled(msgspec.Struct, frozen=True, kw_only=True):
+    """What the numbers of a quantised tensor stand for: (number - offset) · scale, with one scale, and one offset, for each block of
+    `block` elements by axis; blocks at the edges may be smaller. What comes out is taken for `dtype`. With `exponents` a scale is the
+    byte of a power of two, 2 ** (byte - 127)."""
 
     scale: TensorEntry
-    block: tuple[int, int]
+    block: tuple[int, ...]
     dtype: DType
+    offset: TensorEntry | None = None
+    exponents: bool = False
 
 
 class Product(msgspec.Struct, frozen=True):

@@ -30,9 +30,9 @@ _LFS_SIZE = re.compile(rb"^size ([0-9]{1,18})$", re.MULTILINE)
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x8a\x0a|\x95|[}\](c\x8c\x58]|ccollections|Mq?)")
 _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"GGUF", "a GGUF file (llama.cpp), mostly of quantised weights", "take the model's safetensors from where it was published"),
-    (b"lmgg", "a GGML file (llama.cpp)", "take the model's safetensors from where it was published"),
-    (b"tjgg", "a GGML file (llama.cpp)", "take the model's safetensors from where it was published"),
+    (b"GGUF", "a GGUF file (ggml), mostly of quantised weights", "take the model's safetensors from where it was published"),
+    (b"lmgg", "a GGML file", "take the model's safetensors from where it was published"),
+    (b"tjgg", "a GGML file", "take the model's safetensors from where it was published"),
     (b"\x93NUMPY", "a NumPy array (.npy)", "save the tensors by name with safetensors.numpy.save_file"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow weights)", "save the model as safetensors (save_pretrained)"),
     (b"\x1f\x8b", "compressed with gzip", _UNPACK),

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern, skeleton_of
-from ckptforge.mapping.block_scaled import BlockScaled, parse_block_scaled
 from ckptforge.mapping.constants import ModelConstants, parse_constants
 from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns_of
 from ckptforge.mapping.model_config import Condition, Constant, Expression
@@ -64,7 +63,6 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     refused: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
     demo: bool = False
     lora: Lora = msgspec.field(default_factory=dict)
-    block_scaled: Mapping[str, BlockScaled] = msgspec.field(default_factory=dict)
     keep_dtype: frozenset[str] = frozenset()
     model_constants: Mapping[str, ModelConstants] = msgspec.field(default_factory=dict)
     defaults_from: str = ""
@@ -216,7 +214,6 @@ def parse_table(content: bytes, source: str) -> Table:
         {family: dict(reasons) for family, reasons in raw.refused.items()},
         raw.demo,
         _lora(raw, layouts, source),
-        dict(_block_scaled(raw, source)),
         _keep_dtype(raw, layouts, source),
         _model_constants(raw, source),
         raw.defaults_from,
@@ -241,14 +238,6 @@ def _model_constants(raw: TableFile, source: str) -> dict[str, ModelConstants]:
     if raw.window and raw.pipeline is None:
         raise TableError(f"{source}: [window] needs [pipeline], which says what axis the layers are.")
     return parse_constants(raw.defaults, raw.rope, raw.window, raw.model_type, source)
-
-
-def _block_scaled(raw: TableFile, source: str) -> Iterator[tuple[str, BlockScaled]]:
-    for family, row in raw.block_scaled.items():
-        try:
-            yield family, parse_block_scaled(row)
-        except ValueError as error:
-            raise TableError(f"{source}: [block_scaled.{family}]: {error}.") from error
 
 
 def _expressions(raw: TableFile, source: str) -> Iterator[tuple[str, Expression]]:

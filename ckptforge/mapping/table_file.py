@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 
 from ckptforge.errors import TableError, shown
-from ckptforge.mapping.block_scaled import BlockScaledRow
 from ckptforge.mapping.constants import WindowRow
 from ckptforge.mapping.rope import RopeRow
 from ckptforge.mapping.sharding import ShardRow
@@ -64,7 +63,6 @@ class TableFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     lora: LoraFile | None = None
     ignored: dict[Family, list[str]] = {}
     refused: dict[Family, dict[str, str]] = {}
-    block_scaled: dict[Family, BlockScaledRow] = {}
     example: dict[str, Any] = {}
     demo: bool = False
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from ckptforge.quantisation import companions
+
 
 class Kind(msgspec.Struct, frozen=True):
     """A kind of tensor. `what` says in words what such a tensor is, `advice` what to do; those that aren't `droppable` are refused even
@@ -22,6 +24,11 @@ HEAD = Kind(
     "head",
     "the head of a model that isn't a language model (a reward, value, classification or question-answering model)",
     "Only causal language models, with lm_head or tied embeddings, are converted; without this head the model would be another one.",
+)
+_QUANTISED = Kind(
+    "quantised",
+    "parts of quantised weights (scales, zero points, codes) that belong to no weight that was found",
+    "Without them the weights would be wrong: take the model before it was quantised.",
 )
 _TOWER = Kind(
     "tower",
@@ -47,7 +54,7 @@ def kind_of(name: str) -> Kind | None:
         return _TOWER
     if _HEAD.fullmatch(name) and not _IN_LAYERS.fullmatch(name):
         return HEAD
-    return None
+    return None if companions.kind_of(name) is None else _QUANTISED
 
 
 def of_kind(names: Iterable[str], kind: Kind) -> list[str]:

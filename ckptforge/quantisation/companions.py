@@ -1,0 +1,74 @@
+"""The tensors that stand beside a quantised weight, told by their names.
+
+Sources: transformers' quantizers and integrations, compressed-tensors' `compressors`, NVIDIA ModelOpt's and MindStudio
+ModelSlim's exported files, AutoGPTQ, AutoAWQ and bitsandbytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+SCALES = ("_scale_inv", "_scale")  # behind a weight's name
+OFFSETS = ("_zero_point", "_offset")
+
+# The last part of a name → what it is. The first that fits is taken.
+_KINDS = (
+    (
+        "a scale of activations",
+        r"(?:.*_)?(?:input|output|activation|act|[qkv]|kv|kv_cache|attn)_(?:global_)?"
+        r"(?:scale|scale_ub|zero_point|offset)|kv_cache_(?:scale|offset)",
+    ),
+    ("a zero point", r"(?:.*_)?(?:zero_points?|qzeros|zeros)|weight_offset"),
+    ("a scale", r"(?:.*_)?(?:scale_inv|scales?|scale_2|global_scale|pre_quant_scale|deq_scale|absmax|SCB|quant_bias)"),
+    (
+        "packed codes or a part of them",
+        r"qweight|(?:weight_)?g_idx|weight_packed|weight_shape|(?:nested_)?quant_map|weight_format|codes|codebooks|"
+        r"bitmask|.*_blocks|W_q|_data|weight_qdata",
+    ),
+)
+_QUANT_STATE = re.compile(r".*\.quant_state\..*", re.DOTALL)
+_COMPILED = tuple((kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _KINDS)
+# Last parts of names that only one kind of program writes.
+_WRITERS = (
+    ("GPTQ or AWQ", {"qweight", "qzeros"}),
+    ("bitsandbytes", {"absmax", "quant_map", "nested_absmax", "SCB"}),
+    ("compressed-tensors", {"weight_packed"}),
+    ("AQLM", {"codebooks"}),
+    ("HQQ", {"W_q"}),
+)
+
+
+def kind_of(name: str) -> str | None:
+    """What a tensor of a quantised model is beside the weights, by its name; None for what looks like none of these."""
+    if _QUANT_STATE.fullmatch(name):
+        return "packed codes or a part of them"
+    last = name.rpartition(".")[2]
+    return next((kind for kind, pattern in _COMPILED if pattern.fullmatch(last)), None)
+
+
+def is_of_activations(name: str) -> bool:
+    """Whether only the quantised model's activations need a tensor."""
+    return kind_of(name) == "a scale of activations"
+
+
+def scale_of(weight: str, names: Collection[str]) -> str | None:
+    """The name of a weight's scales among `names`."""
+    return next((weight + ending for ending in SCALES if weight + ending in names), None)
+
+
+def offset_of(weight: str, names: Collection[str]) -> str | None:
+    """The name of a weight's offsets, or zero points, among `names`."""
+    return next((weight + ending for ending in OFFSETS if weight + ending in names), None)
+
+
+def writer_of(names: Iterable[str]) -> tuple[str, str] | None:
+    """(which program quantises so, the name that shows it), where names show it."""
+    for name in names:
+        last = name.rpartition(".")[2]
+        for writer, endings in _WRITERS:
+            if last in endings:
+                return writer, name
+        if _QUANT_STATE.fullmatch(name):
+            return "bitsandbytes", name
+    return None

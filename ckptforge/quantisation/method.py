@@ -1,0 +1,181 @@
+"""How a model's weights are quantised, as the files beside them say it.
+
+Sources: `quantization_config` of config.json as transformers 5.24 reads it (utils/quantization_config.py), the
+configuration of compressed-tensors 0.15 (`QuantizationConfig`), NVIDIA ModelOpt's hf_quant_config.json, and MindStudio
+ModelSlim's quant_model_description.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ckptforge.errors import shown
+from ckptforge.formats.small_files import is_there
+from ckptforge.formats.small_json import read_object
+
+DESCRIPTIONS = ("quant_model_description.json", "quantization_description.json")
+MODEL_OPT = "hf_quant_config.json"
+KEYS = ("quantization_config", "compression_config")
+_FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
+_INTEGERS = frozenset({"int8"})
+_MICROSCALED = 32  # elements that share an exponent, in every MX format
+# MindStudio's types of weights that (number - offset) · scale undoes; the others need more than the weight, or are packed.
+_ASCEND = {
+    "W8A8_DYNAMIC": _INTEGERS,
+    "W8A16": _INTEGERS,
+    "W4A4_DYNAMIC": _INTEGERS,
+    "WFP8AFP8_DYNAMIC": _FLOATS,
+    "W8A8_MXFP8": _FLOATS,
+}
+_PLAIN = "FLOAT"
+
+
+class Method(msgspec.Struct, frozen=True, kw_only=True):
+    """A way in which weights are quantised. `where` names the file that says it; `codes` the dtypes that their numbers may
+    have; `blocks` the [rows, columns] that may share a scale, `groups` the elements of a row that may. `unread` says why it
+    can't be undone; `types` is MindStudio's type of each weight."""
+
+    name: str
+    where: str
+    codes: frozenset[str] = _FLOATS
+    blocks: tuple[tuple[int, int], ...] = ()
+    groups: tuple[int, ...] = ()
+    exponents: bool = False
+    unread: str | None = None
+    types: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    def refusal(self, weight: str) -> str | None:
+        """Why one weight can't be undone, where others can."""
+        kind = self.types.get(weight)
+        if kind is None or kind in _ASCEND or kind == _PLAIN:
+            return None
+        return f"its type is {shown(kind)}; {', '.join(_ASCEND)} are read"
+
+    def codes_of(self, weight: str) -> frozenset[str]:
+        """The dtypes that a weight's numbers may have."""
+        return _ASCEND.get(self.types.get(weight, ""), self.codes)
+
+    def are_exponents(self, weight: str) -> bool:
+        """Whether scales in bytes are those of powers of two."""
+        return self.exponents or "MX" in self.types.get(weight, "")
+
+
+def find_method(config: Mapping[str, Any], where: str, directory: Path) -> Method | None:
+    """The method that config.json (`config`, from `where`), or a file in the model's directory, names; None where none does.
+
+    Raises `FormatError` for a file that isn't what it should be.
+    """
+    for name in DESCRIPTIONS:
+        if is_there(directory / name):
+            return _ascend(read_object(directory / name), str(directory / name))
+    inner = config.get("text_config")
+    for holder in (config, inner if isinstance(inner, Mapping) else {}):
+        for key in KEYS:
+            if isinstance(found := holder.get(key), Mapping) and found:
+                return _of_config(found, f"{key} in {where}")
+    if is_there(directory / MODEL_OPT):
+        found = read_object(directory / MODEL_OPT).get("quantization")
+        if isinstance(found, Mapping):
+            return _model_opt(found, str(directory / MODEL_OPT))
+    return None
+
+
+def _of_config(found: Mapping[str, Any], where: str) -> Method:
+    method = found.get("quant_method")
+    if method is None and ("config_groups" in found or "format" in found):
+        method = "compressed-tensors"
+    readers = {"fp8": _fp8, "mxfp8": _fp8, "fbgemm_fp8": _plain, "compressed-tensors": _compressed, "modelopt": _model_opt}
+    if isinstance(method, str) and method in readers:
+        return readers[method](found, where)
+    if method is None:
+        return Method(name="a method without a name", where=where, blocks=tuple(_blocks(found.get("weight_block_size"))))
+    return Method(name=method if isinstance(method, str) else shown(method), where=where, unread="that method isn't read")
+
+
+def _plain(found: Mapping[str, Any], where: str) -> Method:
+    return Method(name=str(found["quant_method"]), where=where)
+
+
+def _fp8(found: Mapping[str, Any], where: str) -> Method:
+    name = str(found["quant_method"])
+    microscaled = name == "mxfp8"
+    return Method(
+        name=name,
+        where=where,
+        blocks=((1, _MICROSCALED),) if microscaled else tuple(_blocks(found.get("weight_block_size"))),
+        exponents=microscaled or found.get("scale_fmt") == "ue8m0",
+        unread="experts in fp4 are packed" if found.get("expert_dtype", "fp8") != "fp8" else None,
+    )
+
+
+_COMPRESSED = {"float-quantized": _FLOATS, "int-quantized": _INTEGERS, "naive-quantized": _FLOATS | _INTEGERS, "dense": frozenset()}
+
+
+def _compressed(found: Mapping[str, Any], where: str) -> Method:
+    groups = found.get("config_groups")
+    schemes = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
+    kinds = [found.get("format")] if found.get("format") not in (None, "mixed-precision") else []
+    kinds += [scheme["format"] for scheme in schemes if scheme.get("format") is not None]
+    kinds = kinds or ["naive-quantized"]
+    arguments = [weights for scheme in schemes if isinstance(weights := scheme.get("weights"), Mapping)]
+    return Method(
+        name=f"compressed-tensors, {', '.join(dict.fromkeys(map(str, kinds)))}",
+        where=where,
+        codes=frozenset().union(*(_COMPRESSED.get(str(kind), frozenset()) for kind in kinds)),
+        blocks=tuple(dict.fromkeys(block for one in arguments for block in _blocks(one.get("block_structure")))),
+        groups=tuple({one["group_size"] for one in arguments if _is_count(one.get("group_size"))}),
+        unread=_compressed_refusal(found, kinds, arguments),
+    )
+
+
+def _compressed_refusal(found: Mapping[str, Any], kinds: list[Any], arguments: list[Mapping[str, Any]]) -> str | None:
+    if other := [kind for kind in kinds if kind not in _COMPRESSED]:
+        return f"the format {shown(other[0])} isn't read, only {', '.join(_COMPRESSED)} are"
+    transforms = found.get("transform_config")
+    if isinstance(transforms, Mapping) and transforms.get("config_groups"):
+        return "its weights are rotated by transforms (transform_config)"
+    sparsity = found.get("sparsity_config")
+    if isinstance(sparsity, Mapping) and sparsity.get("format") not in (None, "dense"):
+        return f"its weights are stored sparse ({shown(sparsity['format'])})"
+    if any(one.get("actorder") in ("group", "Group", True) for one in arguments):
+        return "its columns are grouped in another order (actorder)"
+    if any(one.get("num_bits") not in (None, 8) for one in arguments):
+        return "its weights have other than 8 bits"
+    return None
+
+
+def _model_opt(found: Mapping[str, Any], where: str) -> Method:
+    algorithm = found.get("quant_algo")
+    read = algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN")
+    unread = None if read else f"quant_algo {shown(algorithm)} isn't read, only FP8 is"
+    return Method(name=f"modelopt, {shown(algorithm)}", where=where, unread=unread)
+
+
+def _ascend(found: Mapping[str, Any], where: str) -> Method:
+    types = {name: kind for name, kind in found.items() if isinstance(kind, str) and ("." in name or name.endswith("weight"))}
+    optional, group = found.get("optional"), found.get("group_size")
+    return Method(
+        name=f"MindStudio ModelSlim, {shown(found.get('model_quant_type'))}",
+        where=where,
+        codes=_INTEGERS | _FLOATS,
+        groups=(*((group,) if _is_count(group) else ()), _MICROSCALED),
+        unread=f"it needs more than the weights ({', '.join(map(shown, optional))})"
+        if optional and isinstance(optional, Mapping)
+        else None,
+        types=types,
+    )
+
+
+def _blocks(value: object) -> Iterator[tuple[int, int]]:
+    """[rows, columns], also as compressed-tensors' "128x128"; nothing where it is something else."""
+    numbers = [int(word) for word in value.split("x") if word.isdecimal()] if isinstance(value, str) and len(value) < 30 else value
+    if isinstance(numbers, list) and len(numbers) == 2 and all(map(_is_count, numbers)):
+        yield numbers[0], numbers[1]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 31

@@ -1,0 +1,246 @@
+"""A checkpoint whose weights are quantised, as one of what they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.errors import ConfigError, FormatError, QuantisedError, counted, shown
+from ckptforge.formats.checkpoint import CONFIG, Checkpoint
+from ckptforge.formats.entry import Scaled, TensorEntry
+from ckptforge.quantisation.companions import is_of_activations, kind_of, offset_of, scale_of, writer_of
+from ckptforge.quantisation.method import DESCRIPTIONS, KEYS, MODEL_OPT, Method, find_method
+from ckptforge.spelling import command, option
+
+_EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
+_ADVICE = "Take the model before it was quantised, or dequantise it first with the program that quantised it."
+_WEIGHTS = ("bfloat16", "float16", "float32")
+
+
+class Undone(msgspec.Struct, frozen=True):
+    """A checkpoint with its quantised weights as what they stand for. `taken` are the scales and offsets by which they are
+    computed, `activations` those that only the quantised model needs."""
+
+    checkpoint: Checkpoint
+    taken: frozenset[str] = frozenset()
+    activations: tuple[str, ...] = ()
+
+
+def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undone:
+    """The checkpoint with every quantised weight computed from its numbers and scales; `where` names config.json.
+
+    Raises `QuantisedError`, which names the method, for weights that can't be undone, `FormatError` for scales that don't fit
+    their weight or are missing, and `ConfigError` where nothing says how large a block is.
+    """
+    tensors = checkpoint.tensors
+    method = None
+    if all(file.path.suffix == ".safetensors" for file in checkpoint.files):
+        method = find_method(config, where, checkpoint.directory)
+    _refuse_unread(checkpoint, method)
+    weights = [
+        name
+        for name, entry in tensors.items()
+        if scale_of(name, tensors) is not None and (method is not None or entry.dtype.name in _EIGHT_BITS)
+    ]
+    if not weights and (method is None or not method.codes):
+        return Undone(checkpoint)
+    _refuse_without_scales(checkpoint, method, weights)
+    if not weights:
+        return Undone(checkpoint)
+    if cut := next((name for name in weights if name in checkpoint.shards), None):
+        raise FormatError(
+            f"{checkpoint.path}: {shown(cut)} is stored with scales of its blocks and cut into ranks, which isn't read; merge the ranks "
+            "first, with "
+            f"{command('merge')}."
+        )
+    dtype = _dtype_of(config)
+    scaled = {name: _scaled(tensors, name, method, where, dtype) for name in weights}
+    read = {name: replace(entry, scaled=scaled.get(name)) if name in scaled else entry for name, entry in tensors.items()}
+    beside = {tensor.name for one in scaled.values() for tensor in (one.scale, one.offset) if tensor is not None}
+    notes = tuple(_notes(tensors, scaled, method))
+    changed = replace(checkpoint, tensors=read, notes=(*checkpoint.notes, *notes))
+    activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
+    return Undone(changed, frozenset(beside), activations)
+
+
+def _refuse_unread(checkpoint: Checkpoint, method: Method | None) -> None:
+    """Raises `QuantisedError` where the method isn't one that can be undone, and the tensors show that it was used."""
+    names = checkpoint.tensors
+    writer = writer_of(names)
+    if method is not None and method.unread is not None:
+        sign = next((name for name, entry in names.items() if _is_sign(name, entry)), None)
+        if sign is not None:
+            entry = names[sign]
+            raise QuantisedError(
+                f"{checkpoint.path}: the weights are quantised: {method.where} says {method.name}, and {shown(sign)} is {entry.dtype} "
+                f"{list(entry.shape)}. {method.unread[0].upper()}{method.unread[1:]}. {_ADVICE}"
+            )
+    elif writer is not None:
+        raise QuantisedError(
+            f"{checkpoint.path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} shows, which isn't read. {_ADVICE}"
+        )
+
+
+def _is_sign(name: str, entry: TensorEntry) -> bool:
+    """Whether a tensor shows that weights are quantised: a companion of one, or codes."""
+    return kind_of(name) is not None or (not entry.dtype.floating and len(entry.shape) > 1) or entry.dtype.name in _EIGHT_BITS
+
+
+def _refuse_without_scales(checkpoint: Checkpoint, method: Method | None, weights: list[str]) -> None:
+    scaled = set(weights)
+    names = checkpoint.tensors
+    lacking = [name for name, entry in names.items() if entry.dtype.name in _EIGHT_BITS and name not in scaled and kind_of(name) is None]
+    for name in lacking:
+        if method is not None and (refusal := method.refusal(name)) is not None:
+            raise _not_undone(names[name], method, refusal)
+    if lacking:
+        entry = names[lacking[0]]
+        ending = next((scale[len(name) :] for name in weights if (scale := scale_of(name, names)) is not None), "_scale")
+        said = "" if method is None else f" ({method.where} says {method.name})"
+        raise FormatError(
+            f"{entry.path}: {shown(entry.name)} is {entry.dtype}, but there is no {shown(entry.name + ending)}, by which it would be "
+            f"multiplied ({counted(len(lacking), 'such weight')}){said}; is a file missing?"
+        )
+
+
+def _scaled(tensors: Mapping[str, TensorEntry], name: str, method: Method | None, where: str, dtype: DType) -> Scaled:
+    entry, scale = tensors[name], tensors[str(scale_of(name, tensors))]
+    offset = None if (found := offset_of(name, tensors)) is None else tensors[found]
+    _check_codes(entry, scale, method, name)
+    exponents = method is not None and method.are_exponents(name) and scale.dtype.name == "uint8"
+    if not (scale.dtype.floating or scale.dtype.name == "float8_e8m0" or exponents):
+        raise FormatError(
+            f"{_described(entry)}: its scales should be floats, but {shown(scale.name)} in {scale.path} is {scale.dtype} "
+            f"{list(scale.shape)}."
+        )
+    block = _block(entry, scale, method, where)
+    grid = tuple(-(-n // step) for n, step in zip(entry.shape, block, strict=True))
+    if offset is not None and (_grid_of(entry.shape, offset.shape) != grid or not (offset.dtype.floating or "int" in offset.dtype.name)):
+        raise FormatError(
+            f"{_described(entry)}: its offsets should be as many as its scales, {list(scale.shape)}, but {shown(offset.name)} in "
+            f"{offset.path} is {offset.dtype} {list(offset.shape)}."
+        )
+    return Scaled(scale=scale, block=block, dtype=dtype, offset=offset, exponents=exponents)
+
+
+def _not_undone(entry: TensorEntry, method: Method, why: str) -> QuantisedError:
+    return QuantisedError(f"{_described(entry)}, quantised by {method.name} ({method.where}): {why}. {_ADVICE}")
+
+
+def _described(entry: TensorEntry) -> str:
+    return f"{entry.path}: {shown(entry.name)} is {entry.dtype} {list(entry.shape)}"
+
+
+def _check_codes(entry: TensorEntry, scale: TensorEntry, method: Method | None, name: str) -> None:
+    if method is not None and (refusal := method.refusal(name)) is not None:
+        raise _not_undone(entry, method, refusal)
+    allowed = ("float8_e4m3fn", "float8_e5m2") if method is None else method.codes_of(name)
+    if entry.dtype.name not in allowed:
+        said = "no config.json or description says how" if method is None else f"{method.where} says {method.name}"
+        raise FormatError(
+            f"{_described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as {scale.path} has scales of it, "
+            f"{shown(scale.name)} ({said})."
+        )
+
+
+def _block(entry: TensorEntry, scale: TensorEntry, method: Method | None, where: str) -> tuple[int, ...]:
+    """How many elements share a scale, by axis. The shape of the scales says it where there is one for the whole tensor, or one
+    for each row or column; else the method must, and fit."""
+    shape, held = entry.shape, _grid_of(entry.shape, scale.shape)
+    blocks = () if method is None else method.blocks
+    groups = () if method is None else method.groups
+    choices = {(1,) * (len(shape) - 2) + block for block in blocks if len(shape) > 1}
+    choices |= {(1,) * (len(shape) - 1) + (group,) for group in groups}
+    fitting = {choice for choice in choices if tuple(-(-n // step) for n, step in zip(shape, choice, strict=True)) == held}
+    if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
+        return next(iter(fitting))
+    plain = held is not None and all(count in (1, n) for count, n in zip(held, shape, strict=True))
+    if plain and held is not None and (not blocks or not scale.shape or scale.shape == (1,)):
+        return tuple(max(n, 1) if count == 1 else 1 for count, n in zip(held, shape, strict=True))
+    if not choices and len(shape) > 1 and len(scale.shape) == len(shape):
+        raise ConfigError(
+            f"{where}: {_described(entry)} with scales of shape {list(scale.shape)}, but quantization_config.weight_block_size isn't two "
+            "positive integers, expected the rows and columns of a block; give the model's own config.json with "
+            f"{option('config')}."
+        )
+    expected = [[-(-n // step) for n, step in zip(shape, choice, strict=True)] for choice in sorted(choices)]
+    raise FormatError(
+        f"{_described(entry)}: {_sizes(blocks, groups)}its scales should be floats of shape "
+        f"{' or '.join(map(str, expected or ([], [shape[0] if shape else 1, 1])))}, but {shown(scale.name)} in {scale.path} is "
+        f"{scale.dtype} {list(scale.shape)}."
+    )
+
+
+def _sizes(blocks: tuple[tuple[int, int], ...], groups: tuple[int, ...]) -> str:
+    if blocks:
+        return f"with blocks of {' or '.join(f'{rows} × {columns}' for rows, columns in blocks)} "
+    return f"with groups of {' or '.join(map(str, groups))} " if groups else ""
+
+
+def _grid_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...] | None:
+    """How many scales there are along each axis of a tensor; None where their shape can't tell."""
+    if scales in ((), (1,)):
+        return (1,) * len(shape)
+    if len(scales) == len(shape):
+        return scales
+    if len(scales) == 1 and len(shape) == 2 and scales[0] == shape[0]:
+        return scales[0], 1
+    return None
+
+
+def _dtype_of(config: Mapping[str, Any]) -> DType:
+    """What dequantised weights are taken for: the model's own dtype, by config.json."""
+    inner = config.get("text_config")
+    for holder in (config, inner if isinstance(inner, Mapping) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if holder.get(key) in _WEIGHTS:
+                return BY_NAME[holder[key]]
+    return BY_NAME["bfloat16"]
+
+
+def _notes(tensors: Mapping[str, TensorEntry], scaled: Mapping[str, Scaled], method: Method | None) -> Iterator[str]:
+    """A sentence for each kind of scales."""
+    kinds = Counter((_kind(tensors[name].shape, one.block), one.offset is not None) for name, one in scaled.items())
+    by = "" if method is None else f" ({method.name})"
+    for (kind, shifted), count in kinds.items():
+        formula = "(value - offset) × scale" if shifted else "value × scale"
+        yield f"{counted(count, 'weight', 'are')} stored with {kind}{by}: read as {formula}, in float32."
+
+
+def _kind(shape: tuple[int, ...], block: tuple[int, ...]) -> str:
+    if block == shape:
+        return "one scale"
+    if len(shape) > 1 and block[-1] == shape[-1] and all(step == 1 for step in block[:-1]):
+        return "a scale for each row"
+    return f"a scale for each block of {' × '.join(map(str, block[-2:]))}"
+
+
+def refuse_scaled(checkpoint: Checkpoint) -> None:
+    """Raises `QuantisedError` for eight-bit floats with scales beside them, which a cast would take for the weights."""
+    names = checkpoint.tensors
+    for name, entry in names.items():
+        if entry.dtype.itemsize == 1 and entry.dtype.floating and (scale := scale_of(name, names)) is not None:
+            raise QuantisedError(
+                f"{_described(entry)} with scales beside it, {shown(scale)}: a cast would take codes for weights. "
+                f"Leave {option('dtype')} away, and cast where the model is converted, which undoes the scales."
+            )
+
+
+def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, bytes]:
+    """Small files that stand beside weights which aren't quantised: config.json (`config`, parsed) without what says that they
+    are, and without the files that describe how."""
+    kept = {name: content for name, content in files.items() if name not in (*DESCRIPTIONS, MODEL_OPT)}
+    dropped = (*KEYS, "quantize") if any(name in files for name in DESCRIPTIONS) else KEYS
+    inner = config.get("text_config")
+    plain = {key: value for key, value in config.items() if key not in dropped}
+    if isinstance(inner, Mapping) and any(key in inner for key in dropped):
+        plain["text_config"] = {key: value for key, value in inner.items() if key not in dropped}
+    if CONFIG in kept and plain != dict(config):
+        kept[CONFIG] = (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
+    return kept
