@@ -19,7 +19,7 @@ def test_to_ms_takes_the_first_mindspore_layout_of_the_table_and_says_so(tmp_pat
     write_model(tmp_path / "hub", TABLES[name], TABLES[name].example)
     result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     assert result.facts["to"] == USUAL[name]
-    assert f"layout {USUAL[name]}, the first of {name}'s MindSpore layouts; --layout picks another." in result.notes
+    assert f"layout {USUAL[name]}, the first of {name}'s MindSpore layouts; layout picks another." in result.notes
     named = ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt", layout=USUAL[name])
     assert not any("--layout picks" in note for note in named.notes)
     assert contents(tmp_path / "x.ckpt") == contents(tmp_path / "y.ckpt")
@@ -31,7 +31,7 @@ def test_a_strategy_like_a_hub_directory_is_of_the_same_layout(tmp_path, name):
     write_model(tmp_path / "hub", TABLES[name], TABLES[name].example)
     (tmp_path / "job.json").write_text(json.dumps({"model_parallel": 2}))
     result = ckptforge.strategy(tmp_path / "s", parallel_config=tmp_path / "job.json", like=tmp_path / "hub")
-    assert result.facts["from"] == USUAL[name] and any("--layout picks another" in note for note in result.notes)
+    assert result.facts["from"] == USUAL[name] and any("layout picks another" in note for note in result.notes)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     like = ckptforge.strategy(tmp_path / "t", parallel_config=tmp_path / "job.json", like=tmp_path / "x.ckpt")
     assert like.facts["cuts"] == result.facts["cuts"] and not any("--layout picks" in note for note in like.notes)
