@@ -85,6 +85,11 @@ class OutputError(CkptforgeError):
     """The output exists already, can't be written, or doesn't fit on the disk."""
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """`error.add_note`, which Python 3.10 hasn't: there the notes are kept, but its tracebacks don't show them."""
+    setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010
+
+
 def printable(text: str) -> str:
     """`text` with control characters and whatever else a terminal shouldn't be sent as escapes."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING
 
 from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import identity
@@ -23,6 +23,9 @@ from ckptforge.quantisation.undo import refuse_scaled
 from ckptforge.result import Result
 from ckptforge.source import Choices, bind_source
 from ckptforge.spelling import option
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def merge(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import convert
@@ -19,6 +19,9 @@ from ckptforge.partition.strategy_file import Strategy, strategy_bytes
 from ckptforge.result import Result
 from ckptforge.source import Choices, open_source
 from ckptforge.spelling import option
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def strategy(

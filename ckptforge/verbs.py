@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from ckptforge.adapters.adapter import holds_only_factors, is_lora, open_weights
 from ckptforge.adapters.jobs import AdapterChoices, adapter_job
@@ -33,6 +33,9 @@ from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.result import Result
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.spelling import command, flag, option
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Alike = tuple[tuple[TensorEntry, TensorEntry], ...]
 

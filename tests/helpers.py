@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,10 @@ def write_hub(directory: Path, config: dict[str, Any], dtype: str = "BF16", seed
         write_safetensors(directory / name, part, {"format": "pt"})
         weight_map |= dict.fromkeys(part, name)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def with_default_signals():
+    """In a child before it starts: signals as in a terminal, also where the tests run under nohup or in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import ckptforge
-from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub
+from tests.helpers import HUB, MINDSPORE, contents, tiny_config, with_default_signals, write_hub
 
 
 def ckpt(*args, **kwargs):
@@ -116,7 +116,12 @@ def test_signals_end_the_run_which_can_be_resumed(tmp_path, which, code):
         "def slow(*a):\n print('writing', flush=True); time.sleep(0.05); real(*a)\ns.write_exactly = slow\nmain()\n"
     )
     call = ["to-ms", str(tmp_path / "hub"), str(tmp_path / "out" / "x.ckpt"), "--layout", "gmm", "--memory", "1MiB"]
-    process = subprocess.Popen([sys.executable, "-c", script, *call], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script, *call],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=with_default_signals,
+    )
     assert process.stdout is not None
     for _ in range(8):
         process.stdout.readline()

@@ -19,7 +19,7 @@ import ckptforge
 from ckptforge.cli.text import cleaned_text
 from ckptforge.engine import checks, placing, staging, stream
 from ckptforge.errors import FormatError, InputNotFoundError, LeftError, OutputError, ReadError
-from tests.helpers import FIXTURES, HUB
+from tests.helpers import FIXTURES, HUB, with_default_signals
 
 STRATEGIES = FIXTURES / "mindspore" / "strategies"
 SHARDED = FIXTURES / "mindspore" / "sharded"
@@ -830,7 +830,7 @@ app._notes = signalling(app._notes)
 sys.argv = ["ckptforge", "to-ms", {str(HUB)!r}, {str(tmp_path / "x.ckpt")!r}]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=with_default_signals)
     assert done.returncode == 128 + number and "Traceback" not in done.stderr
     assert "Nothing was left under a final name" in done.stderr and not (tmp_path / "x.ckpt").exists()
 

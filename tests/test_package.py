@@ -2,13 +2,18 @@
 
 import ast
 import re
-import tomllib
+import sys
 from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
 
 import ckptforge
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
@@ -55,7 +60,7 @@ def test_the_mappings_of_an_installed_package_are_those_of_the_tree():
 def test_the_light_install_is_light():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=~ ]", requirement)[0] for requirement in project["dependencies"]}
-    assert names == {"click", "ml_dtypes", "numpy", "msgspec", "safetensors", "tqdm", "xxhash"}
+    assert names == {"click", "ml_dtypes", "numpy", "msgspec", "safetensors", "tomli", "tqdm", "xxhash"}
 
 
 def test_the_version_is_that_of_the_package():

@@ -32,7 +32,7 @@ from ckptforge.engine.placing import (
 )
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.single_file import sync, write_small
-from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError, counted
+from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError, add_note, counted
 from ckptforge.formats.unfinished import SUFFIX
 from ckptforge.spelling import command, flag
 
@@ -115,7 +115,7 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
         held = lock is not None and is_same(lock, staging.directory / "lock")
         kept = held and _worth_keeping(staging, error)
         for note in _notes(staging, plan, error, placed, kept):
-            error.add_note(note)
+            add_note(error, note)
         with suppress(OSError, OutputError):
             if held and not placed:
                 _give_up(staging, output, kept)

@@ -186,7 +186,7 @@ class _Header:
         return FormatError(f"{self.path}: the safetensors header isn't JSON ({why}); damaged, or another kind of file.")
 
 
-_PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f\x7f-\U0010ffff]*+)"[ \t\n\r]*:[ \t\n\r]*')  # the usual one, read at once
+_PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f\x7f-\U0010ffff]*)"[ \t\n\r]*:[ \t\n\r]*')  # the usual one, read at once
 _SPACES = " \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder(object_pairs_hook=list)

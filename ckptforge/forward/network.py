@@ -75,4 +75,5 @@ def causal_mask(network: Network, length: int) -> NDArray[np.float32]:
     seen = distance >= 0
     if network.window is not None:
         seen &= distance < network.window
-    return np.where(seen, np.float32(0), np.finfo(np.float32).min)
+    mask: NDArray[np.float32] = np.where(seen, np.float32(0), np.finfo(np.float32).min)
+    return mask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import tomllib
+import sys
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
@@ -12,6 +12,11 @@ from ckptforge.errors import TableError, shown
 from ckptforge.mapping.constants import WindowRow
 from ckptforge.mapping.rope import RopeRow
 from ckptforge.mapping.sharding import ShardRow
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Family = Literal["huggingface", "mindspore"]
 
@@ -23,7 +28,8 @@ _MAX_KEY = 200
 _MAX_DEPTH = 8
 _NESTED = ("layout", "shard", "refused", "copies", "defaults")
 # tomllib takes memory by the square of the parts of a dotted key.
-_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
+# (?=(…))\1 is a possessive match, for which Python 3.10 has no sign.
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?=((?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*))\1){32}""")
 
 
 class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
