@@ -116,7 +116,8 @@ def test_signals_end_the_run_which_can_be_resumed(tmp_path, which, code):
         "def slow(*a):\n print('writing', flush=True); time.sleep(0.05); real(*a)\ns.write_exactly = slow\nmain()\n"
     )
     call = ["to-ms", str(tmp_path / "hub"), str(tmp_path / "out" / "x.ckpt"), "--layout", "gmm", "--memory", "1MiB"]
-    process = subprocess.Popen([sys.executable, "-c", script, *call],
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *call],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
