@@ -26,6 +26,9 @@ from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.spelling import option
+from ckptforge.tied import differing as differing_ties
+from ckptforge.tied import notes as tied_notes
+from ckptforge.tied import stored_heads, tied
 
 _ROUNDINGS = ("fp16", "bf16")
 
@@ -120,6 +123,7 @@ def compare(
     if other.source.quantised and other.source.quantised == one.source.quantised:
         found_by_name = _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
         constants, _ = _constants(one.source, other.source)
+        constants |= _heads(one.source, other.source, budget)
         return replace(found_by_name, constants=constants, equal=found_by_name.equal and not constants)
     if other.source.quantised:
         raise UsageError(
@@ -132,6 +136,9 @@ def compare(
     found, equal_bytes = _differences(conversion, one.checkpoint, other.checkpoint, left_b, budget, progress)
     causes = _causes(one.source, other.source, found, dtype, budget)
     constants, unknown = _constants(one.source, other.source)
+    constants |= _heads(one.source, other.source, budget)
+    for side in (one.source, other.source):
+        unknown += [f"{side.checkpoint.path}: {note}" for note in tied_notes(tied(side), budget)]
     return Comparison(
         str(a),
         str(b),
@@ -202,6 +209,19 @@ def _used(source: Source) -> Used | None:
     pipeline = source.table.pipeline
     layers = source.binding.sizes.get(pipeline.layers[0][0]) if pipeline is not None else None
     return Used(constants=constants, config=source.config, layers=layers or 0)
+
+
+def _heads(one: Source, other: Source, budget: Budget) -> dict[str, tuple[bool, bool]]:
+    """Keys of config.json by which one side uses another tensor in place of a stored one that differs from it, and the other side
+    doesn't: key → whether it says so in A and in B."""
+    ties = [{pair.key: pair for pair in tied(side)} for side in (one, other)]
+    found = {}
+    for key in ties[0].keys() ^ ties[1].keys():
+        if all(side.config and key in stored_heads(side) for side in (one, other)) and differing_ties(
+            tuple(pair[key] for pair in ties if key in pair), budget
+        ):
+            found[key] = key in ties[0], key in ties[1]
+    return found
 
 
 def _through_mapping(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights, read_kept
+from ckptforge.engine.budget import Budget
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError, counted
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
@@ -17,6 +18,8 @@ from ckptforge.mapping.table import candidate_tables
 from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import Strategy, read_strategy
 from ckptforge.source import Choices, Source, bind_source
+from ckptforge.tied import notes as tied_notes
+from ckptforge.tied import tied
 
 _VERIFY_UP_TO = 256 * 1024 * 1024
 
@@ -144,6 +147,9 @@ def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason:
     read = source.checkpoint if source else checkpoint
     scales = {entry.scaled.scale.name for entry in read.tensors.values() if entry.scaled is not None}
     notes = list(read.notes)
+    if source is not None and (pairs := tied(source)):
+        small = all(pair.stored.nbytes <= _VERIFY_UP_TO for pair in pairs)
+        notes += tied_notes(pairs, Budget.of(1, None) if small else None)
     buffer = memoryview(bytearray(1 << 20))
     for file in checkpoint.files:
         if file.checksum is not None and file.size <= _VERIFY_UP_TO:

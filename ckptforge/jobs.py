@@ -29,6 +29,8 @@ from ckptforge.mapping.table import Layout, Table
 from ckptforge.outputs import parse_size
 from ckptforge.result import Result, dry_result
 from ckptforge.spelling import command, flag
+from ckptforge.tied import Tied
+from ckptforge.tied import notes as tied_notes
 
 PathLike = str | Path
 _MATRICES, _SMALL = 16, 256 * 1024  # whose scales are kept at a time, if they take no more bytes
@@ -42,6 +44,7 @@ class Planning(TypedDict, total=False):
     all the same. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
     `merge_lora`: add this LoRA adapter (a directory of PEFT's, or a MindSpore checkpoint with its factors) to the weights; `adapter`:
     convert only the adapter in a checkpoint; `lora_alpha` of an adapter that doesn't say it.
+    `trim_vocab`: cut off rows of the embedding and the head beyond vocab_size.
     """
 
     dtype: str
@@ -54,6 +57,7 @@ class Planning(TypedDict, total=False):
     merge_lora: PathLike | None
     adapter: bool
     lora_alpha: float | None
+    trim_vocab: bool
 
 
 class Running(TypedDict, total=False):
@@ -77,13 +81,15 @@ class Options(Planning, Running, total=False):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A plan with what its manifest needs; `manifest` is False for outputs that other programs read whole directories of."""
+    """A plan with what its manifest needs; `manifest` is False for outputs that other programs read whole directories of. `tied` are
+    stored tensors that config.json says aren't used."""
 
     plan: Plan
     table: Table | None = None
     layout: Layout | None = None
     side: HuggingFaceSide | None = None
     manifest: bool = True
+    tied: tuple[Tied, ...] = ()
 
 
 def run_job(job: Job, options: Options) -> Result:
@@ -99,7 +105,7 @@ def run_job(job: Job, options: Options) -> Result:
         return Result(plan.verb, plan.output, files, plan.nbytes, plan.tensor_count, Audit(), plan.left_out, notes, plan.facts, 0.0)
     check_output(plan, overwrite)
     if options.get("dry_run", False):
-        return dry_result(plan, budget)
+        return dry_result(plan, budget, tied_notes(job.tied, None))
     began = time.monotonic()
     progress = options.get("progress")
     request = Request(overwrite, options.get("resume", False), hashing, options.get("command"))
@@ -107,6 +113,7 @@ def run_job(job: Job, options: Options) -> Result:
     with staged(plan, request) as staging:
         check_room(plan, staging.held)
         _refuse_unlike(plan, budget)
+        said = tied_notes(job.tied, budget)
         kept = _kept(plan, staging, budget)
         done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
         audit = done.audit
@@ -127,7 +134,7 @@ def run_job(job: Job, options: Options) -> Result:
         plan.tensor_count,
         audit,
         plan.left_out,
-        (*plan.notes, *_remains(plan.output)),
+        (*plan.notes, *said, *_remains(plan.output)),
         plan.facts,
         time.monotonic() - began,
         peak_buffers=budget.total,

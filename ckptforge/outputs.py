@@ -55,10 +55,13 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
     def has_config(self) -> bool:
         return self.side is not None and CONFIG in self.side.files
 
-    def notes(self) -> tuple[str, ...]:
-        """A sentence about a config.json that isn't written."""
-        if self.has_config:
-            return ()
+    def notes(self, specs: Sequence[TensorSpec], cast: DType | None) -> tuple[str, ...]:
+        """A sentence about a config.json that isn't written, or that said another dtype than the weights had without a `cast`."""
+        if self.side is not None and self.has_config:
+            changed = {} if cast is not None else _other_dtypes(json.loads(self.side.files[CONFIG]), specs)
+            return tuple(
+                f"{CONFIG} said {key} {before}, but the weights are {now}; it says that now." for key, (before, now) in changed.items()
+            )
         return (f"{CONFIG} isn't known and so not written; put the model's own beside the weights before loading them.",)
 
     def lay_out(self, specs: Sequence[TensorSpec], layout: str) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
@@ -110,18 +113,22 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
         return {name: [by_name[tensor] for tensor in shard["tensors"]] for name, shard in self.side.shards.items()}
 
 
-def _with_dtype(config: bytes, specs: Sequence[TensorSpec]) -> bytes:
-    """config.json with the dtype that most of the weights have, so that from_pretrained doesn't cast them back; the very
-    same bytes if it says so already."""
+def _other_dtypes(config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, tuple[Any, str]]:
+    """Key of config.json → (the dtype that it says, the one that most of the weights have), where these differ."""
     sizes: dict[DType, int] = {}
     for spec in specs:
         if spec.dtype.floating:
             sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
-    parsed: Mapping[str, Any] = json.loads(config)
     if not sizes:
-        return config
+        return {}
     main = max(sizes, key=lambda dtype: sizes[dtype]).name
-    keys = [key for key in ("dtype", "torch_dtype") if parsed.get(key) is not None]
-    if all(parsed[key] == main for key in keys):
+    return {key: (config[key], main) for key in ("dtype", "torch_dtype") if config.get(key) not in (None, main)}
+
+
+def _with_dtype(config: bytes, specs: Sequence[TensorSpec]) -> bytes:
+    """config.json with the dtype that most of the weights have, so that from_pretrained doesn't cast them back; the very
+    same bytes if it says so already."""
+    parsed: Mapping[str, Any] = json.loads(config)
+    if not (changed := _other_dtypes(parsed, specs)):
         return config
-    return (json.dumps({**parsed, **dict.fromkeys(keys, main)}, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps({**parsed, **{key: now for key, (_, now) in changed.items()}}, indent=2, ensure_ascii=False) + "\n").encode()

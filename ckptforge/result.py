@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ class Result:
         }
 
 
-def dry_result(plan: Plan, budget: Budget) -> Result:
+def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
     """The result of a plan that isn't carried out; a note says where the disk has no room for it."""
-    notes = list(plan.notes)
+    notes = [*plan.notes, *said]
     try:
         check_room(plan)
     except OutputError as error:

@@ -29,7 +29,7 @@ from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from ckptforge.formats.huggingface import shard_of
 from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object, read_object
-from ckptforge.mapping.binding import Binding
+from ckptforge.mapping.binding import Binding, Shapes
 from ckptforge.mapping.recognition import Hints, choose_table, recognise
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Table, candidate_tables
@@ -38,6 +38,7 @@ from ckptforge.partition.sharded import open_sharded
 from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.spelling import flag, option
+from ckptforge.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 
 _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
@@ -123,6 +124,7 @@ class Choices(msgspec.Struct, frozen=True):
     family: str | None = None
     layout_option: str = "from_"
     strategy: Path | None = None
+    trim_vocab: bool = False
 
 
 def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
@@ -164,12 +166,17 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     undone = undo(checkpoint, config, config_source)
     checkpoint = undone.checkpoint
     beside = {*undone.taken, *undone.activations}
-    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in beside}
+    shapes: Shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in beside}
     try:
-        binding = recognise(choose_table(tables, shapes, hints), shapes, hints, choices.family)
+        table = choose_table(tables, shapes, hints)
+        if choices.trim_vocab:
+            checkpoint, shapes = _trim(checkpoint, table, shapes, hints, choices.family)
+        binding = recognise(table, shapes, hints, choices.family)
     except LayoutError as error:
         names = error.tensors if os.path.isdir(path) else ()
         places = "".join(f" {name} lies in {checkpoint.tensors[name].path.name}." for name in names)
+        if padded := _padding(checkpoint, table, shapes, hints, choices.family):
+            raise LayoutError(f"{path}: {refusal(padded, config_source)}", padded.names) from error
         raise type(error)(f"{path}: {error}{places}") from error
     except CkptforgeError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -179,6 +186,29 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         side = replace(side, files=without_quantisation(side.files, config))
     state = tuple(name for name in checkpoint.tensors if is_state(name))
     return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
+
+
+def _padding(checkpoint: Checkpoint, table: Table, shapes: Shapes, hints: Hints, family: str | None) -> Padding | None:
+    """The padding of a vocabulary, where that is all in which a checkpoint and its config.json differ."""
+    unsaid = {key: value for key, value in hints.config.items() if key != KEY}
+    try:
+        return padding_of(recognise(table, shapes, replace(hints, config=unsaid), family), checkpoint.tensors, hints.config)
+    except CkptforgeError:
+        return None
+
+
+def _trim(checkpoint: Checkpoint, table: Table, shapes: Shapes, hints: Hints, family: str | None) -> tuple[Checkpoint, Shapes]:
+    """The checkpoint without the padding of its vocabulary, and the shapes of its tensors. Raises `ConfigError` where nothing says
+    how many tokens there are."""
+    if KEY not in hints.config:
+        raise ConfigError(f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the model's config.json with {option('config')}.")
+    padding = _padding(checkpoint, table, shapes, hints, family)
+    if padding is None:
+        return replace(
+            checkpoint, notes=(*checkpoint.notes, f"no tensor has more rows than {KEY} {hints.config[KEY]}: nothing is cut off.")
+        ), shapes
+    changed = trimmed(checkpoint, padding)
+    return changed, {name: changed.tensors[name].shape for name in shapes}
 
 
 def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None) -> HuggingFaceSide | None:

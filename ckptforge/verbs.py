@@ -33,6 +33,7 @@ from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.result import Result
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.spelling import command, flag, option
+from ckptforge.tied import tied
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -223,7 +224,8 @@ def _input(path: PathLike, options: Options, strategy: Path | None = None) -> Ch
 
 
 def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
-    source = bind_source(checkpoint, Choices(model=options.get("model"), mapping=_path(options.get("mapping")), **choices))
+    own: dict[str, Any] = {"model": options.get("model"), "mapping": _path(options.get("mapping"))}
+    source = bind_source(checkpoint, Choices(**own, **choices, trim_vocab=options.get("trim_vocab", False)))
     alpha, adapter = _alpha(options), options.get("merge_lora")
     if adapter is not None:
         same = os.path.realpath(adapter) == os.path.realpath(checkpoint.path)
@@ -321,7 +323,7 @@ def _hugging_face_job(
     place = HuggingFaceTarget(out, source.hugging_face, limit, allow_no_config)
     files, small = place.lay_out(conversion.specs, target.name)
     alike = _alike(source, options, left_out)
-    notes = (*conversion.uncast_notes(dtype), *place.notes())
+    notes = (*conversion.uncast_notes(dtype), *place.notes(conversion.specs, dtype))
     return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype, notes, alike)
 
 
@@ -412,4 +414,4 @@ def _job(
     assemblies = conversion.assemblies(files, checkpoint.shards)
     layouts = tuple(file.layout for file in files)
     made = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, notes, facts, alike)
-    return Job(made, source.table, target, side)
+    return Job(made, source.table, target, side, tied=tied(source))

@@ -67,6 +67,7 @@ planning = _all(
     casting,
     lora,
     option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know, instead of refusing."),
+    option("--trim-vocab", is_flag=True, help="Cut off rows of the embedding and the head beyond config.json's vocab_size."),
     option(
         "--drop",
         multiple=True,
