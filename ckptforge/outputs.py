@@ -14,7 +14,7 @@ from ckptforge.dtypes import DType
 from ckptforge.engine.conversion import PlacedFile
 from ckptforge.engine.manifest import HuggingFaceSide
 from ckptforge.engine.output_name import refuse_name
-from ckptforge.errors import ConfigError, UsageError
+from ckptforge.errors import ConfigError, UsageError, shown
 from ckptforge.formats import huggingface, safetensors
 from ckptforge.formats.checkpoint import CONFIG
 from ckptforge.formats.huggingface import INDEX
@@ -60,7 +60,8 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
         if self.side is not None and self.has_config:
             changed = {} if cast is not None else _other_dtypes(json.loads(self.side.files[CONFIG]), specs)
             return tuple(
-                f"{CONFIG} said {key} {before}, but the weights are {now}; it says that now." for key, (before, now) in changed.items()
+                f"{CONFIG} said {key} {shown(before)}, but the weights are {now}; the one that is written says {now}."
+                for key, (before, now) in changed.items()
             )
         return (f"{CONFIG} isn't known and so not written; put the model's own beside the weights before loading them.",)
 
