@@ -28,6 +28,11 @@ def box_shape(box: Box) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in box)
 
 
+def box_text(box: Box) -> str:
+    """A box as an index is written: `[0:512, 0:128]`."""
+    return f"[{', '.join(f'{lo}:{hi}' for lo, hi in box)}]"
+
+
 def volume(box: Box) -> int:
     """Number of elements; 0 if any range is empty."""
     return math.prod(max(0, stop - start) for start, stop in box)

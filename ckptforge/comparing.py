@@ -22,8 +22,7 @@ from ckptforge.mapping.constants import Used, constants_for, differing_constants
 from ckptforge.mapping.state import companion_prefix, is_state
 from ckptforge.mapping.table import Layout, names_that_keep_dtype, shipped_tables
 from ckptforge.outputs import parse_size
-from ckptforge.partition.sharded import open_sharded
-from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.ranks import in_ranks, open_ranks
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.spelling import option
 from ckptforge.tied import differing as differing_ties
@@ -96,6 +95,8 @@ def compare(
     *,
     strategy_dir_a: PathLike | None = None,
     strategy_dir_b: PathLike | None = None,
+    parallel_config_a: PathLike | None = None,
+    parallel_config_b: PathLike | None = None,
     layout_a: str | None = None,
     layout_b: str | None = None,
     after_cast: str | None = None,
@@ -115,8 +116,10 @@ def compare(
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
     shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config)}
-    one = _open(Path(a), _path(strategy_dir_a), Choices(**shared, layout=layout_a, layout_option="layout_a"))
-    other = _open(Path(b), _path(strategy_dir_b), Choices(**shared, layout=layout_b, layout_option="layout_b"))
+    cut_a: dict[str, Any] = {"strategy": _path(strategy_dir_a), "parallel_config": _path(parallel_config_a)}
+    cut_b: dict[str, Any] = {"strategy": _path(strategy_dir_b), "parallel_config": _path(parallel_config_b)}
+    one = _open(Path(a), Choices(**shared, **cut_a, layout=layout_a, layout_option="layout_a", option="{}_a"))
+    other = _open(Path(b), Choices(**shared, **cut_b, layout=layout_b, layout_option="layout_b", option="{}_b"))
     dtype = parse_target(after_cast)
     if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
@@ -166,8 +169,8 @@ def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _open(path: Path, strategy: Path | None, choices: Choices) -> _Side:
-    checkpoint = open_checkpoint(path) if strategy is None else open_sharded(path, read_strategy(strategy))
+def _open(path: Path, choices: Choices) -> _Side:
+    checkpoint = open_ranks(path, choices) if in_ranks(path, choices) else open_checkpoint(path)
     try:
         return _Side(checkpoint, bind_source(checkpoint, choices))
     except (ModelUnknownError, MissingTensorsError, QuantisedError) as error:

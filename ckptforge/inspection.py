@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights, read_kept
 from ckptforge.engine.budget import Budget
+from ckptforge.engine.manifest import find_manifest
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError, counted
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
-from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories
+from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories, read_file, read_ranks
 from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import candidate_tables
-from ckptforge.partition.sharded import open_sharded
-from ckptforge.partition.strategy_file import Strategy, read_strategy
+from ckptforge.partition.sharded import join_ranks
+from ckptforge.partition.strategy_file import Strategy
+from ckptforge.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.tied import notes as tied_notes
 from ckptforge.tied import tied
@@ -62,29 +65,51 @@ def inspect(
     mapping: str | Path | None = None,
     step: int | None = None,
     strategy_dir: str | Path | None = None,
+    parallel_config: str | Path | None = None,
+    layout: str | None = None,
+    config: str | Path | None = None,
 ) -> Inspection:
     """Looks into a checkpoint of any kind without reading its tensors; stored checksums of files up to 256 MiB are checked.
 
     Raises `InputNotFoundError` and `FormatError` for what can't be read; an unknown model or layout is no error.
     """
     path = Path(path)
-    choices = Choices(model=model, mapping=None if mapping is None else Path(mapping), layout_option="from_")
-    if strategy_dir is not None:
-        strategy = read_strategy(Path(strategy_dir))
-        sharded = open_sharded(path, strategy, step)
-        return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
-    ranks = rank_directories(path) if os.path.isdir(path) else {}
-    rank_files: list[dict[str, Any]] = []
-    if len(ranks) > 1 or (ranks and list(ranks) != [0]):
-        for rank, directory in ranks.items():
-            chosen, _ = choose_checkpoint(directory, step)
-            opened = open_checkpoint(chosen)
-            rank_files.append(
-                {"rank": rank, "file": f"{directory.name}/{chosen.name}", "bytes": opened.files[0].size, "tensors": len(opened.tensors)}
-            )
-        checkpoint = open_checkpoint(path / rank_files[0]["file"])
-        return _describe(path, checkpoint, None, "shards of one model: the layout is told from the merged tensors", rank_files)
-    return _bound(path, open_weights(path, step, model_first=True), choices, rank_files)
+    given = {"mapping": mapping, "config": config, "strategy": strategy_dir, "parallel_config": parallel_config}
+    paths: dict[str, Any] = {name: Path(value) for name, value in given.items() if value is not None}
+    choices = Choices(model=model, layout=layout, step=step, layout_option="layout", **paths)
+    if not in_ranks(path, choices):
+        return _bound(path, open_weights(path, step, model_first=True), choices, [])
+    if choices.strategy is None and choices.parallel_config is None:
+        try:
+            strategy = recorded_strategy(path, read_ranks(path, step)[0])
+        except CkptforgeError as error:  # such as ranks that are missing, or at different steps
+            return _first_rank(path, step, f"shards of one model: {error}")
+        if isinstance(strategy, str):
+            return _first_rank(path, step, f"shards of one model, and {strategy}. {ways_to_say(choices)}")
+    ranks, strategy = read_job(path, choices)
+    sharded = _first_stage_first(join_ranks(path, ranks, strategy))
+    return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
+
+
+def _first_stage_first(checkpoint: Checkpoint) -> Checkpoint:
+    """A sharded checkpoint with its tensors as the ranks hold them, from the first on."""
+    names = dict.fromkeys(name for file in checkpoint.files for name in file.tensors)
+    return msgspec.structs.replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
+
+
+def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
+    """The files of ranks whose cut isn't known: each with its size, and what the first holds."""
+    files = {rank: read_file(choose_checkpoint(directory, step)[0]) for rank, directory in rank_directories(path).items()}
+    ranks = [
+        {"rank": rank, "file": f"{file.path.parent.name}/{file.path.name}", "bytes": file.size, "tensors": len(file.tensors)}
+        for rank, file in files.items()
+    ]
+    described = _describe(path, open_checkpoint(next(iter(files.values())).path), None, reason, ranks)
+    try:
+        manifest = find_manifest(path, tuple(files.values()))
+    except CkptforgeError:  # which the reason says
+        manifest = None
+    return replace(described, model=None if manifest is None else manifest.model)
 
 
 def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:

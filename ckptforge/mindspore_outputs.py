@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.boxes import box_shape
 from ckptforge.engine.conversion import PlacedFile
 from ckptforge.engine.output_name import refuse_name
+from ckptforge.engine.plan import Plan
 from ckptforge.errors import PlanError, UsageError, counted, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import FileLayout, TensorSpec
@@ -23,6 +25,14 @@ from ckptforge.spelling import option
 
 UNIFIED_PART_BYTES = 3 << 30  # MindSpore's unified_safetensors
 SmallFiles = dict[str, bytes]
+
+
+def cut_by(plan: Plan, place: MindSporeTarget | RankTarget | UnifiedTarget) -> Plan:
+    """A plan whose output is cut as its target says, with the numbers of ranks and stages for its result."""
+    if place.strategy is None:
+        return plan
+    extent = {"ranks": place.strategy.ranks, "stages": len(place.strategy.stages)}
+    return replace(plan, strategy=place.strategy, facts={**plan.facts, **extent})
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -57,11 +67,12 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class MindSporeTarget(msgspec.Struct, frozen=True):
-    """One file of MindSpore's: `path` is the file; `output` the same, or the directory it lies in."""
+    """One file of MindSpore's: `path` is the file; `output` the same, or the directory it lies in. It isn't cut by a `strategy`."""
 
     output: Path
     path: Path
     is_ckpt: bool
+    strategy: None = None
 
     @classmethod
     def of(cls, out: Path, file_format: str | None, prefix: str) -> MindSporeTarget:
@@ -167,6 +178,7 @@ class UnifiedTarget(msgspec.Struct, frozen=True):
     tensor, and counters and scales in `hyper_param.safetensors`."""
 
     output: Path
+    strategy: None = None
 
     def notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
         """Nothing to say."""

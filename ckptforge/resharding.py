@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import identity
+from ckptforge.engine.manifest import DIRECTORY_NAME
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError, counted
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
@@ -14,15 +15,15 @@ from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.binding import bind, recognise_names
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import candidate_tables, names_that_keep_dtype, shipped_tables
-from ckptforge.mindspore_outputs import RankTarget, Spread
+from ckptforge.mindspore_outputs import RankTarget, Spread, cut_by
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import ParallelConfig
-from ckptforge.partition.sharded import open_sharded
-from ckptforge.partition.strategy_file import Strategy, read_strategy
+from ckptforge.partition.strategy_file import Strategy
 from ckptforge.quantisation.undo import refuse_scaled
+from ckptforge.ranks import in_ranks, open_ranks
 from ckptforge.result import Result
 from ckptforge.source import Choices, bind_source
-from ckptforge.spelling import option
+from ckptforge.spelling import command, option
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,15 +33,21 @@ def merge(
     ms_dir: PathLike,
     out: PathLike,
     *,
-    strategy_dir: PathLike,
+    strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
     format: str | None = None,
     prefix: str = "checkpoint_",
     check_replicas: bool = False,
+    layout: str | None = None,
+    config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Merges the rank directories of a job into one checkpoint. `check_replicas` compares all replicas. Returns a `Result`."""
+    """Merges the rank directories of a job into one checkpoint, by its strategy, or by its parallel configuration, for which a mapping
+    must know the model (`layout` is the ranks' and `config` the model's config.json, where the parts leave it in doubt), or, for ranks
+    that ckptforge wrote, by their manifest. `check_replicas` compares all replicas. Returns a `Result`."""
     spread = Spread(Path(out), format, prefix)
-    source = _sharded(ms_dir, strategy_dir, check_replicas, options)
+    cut: dict[str, Any] = {"strategy": _path(strategy_dir), "parallel_config": _path(parallel_config), "option": "{}"}
+    source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
     return run_job(_job("merge", source, spread, options), options)
 
 
@@ -59,8 +66,15 @@ def split(
     a mapping must know the model; `layout` is the checkpoint's, where that is in doubt. Returns a `Result`."""
     if strategy_dir is None and parallel_config is None:
         raise UsageError(f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how to cut.")
+    if in_ranks(Path(ms), Choices()):
+        raise UsageError(f"{ms}: is cut into ranks already; {command('reshard')} cuts them in another way.")
     spread = Spread(Path(out_dir), format, prefix, _path(strategy_dir), _path(parallel_config))
     source = open_checkpoint(Path(ms), options.get("step"))
+    if source.format == "hugging face directory":
+        raise UsageError(
+            f"{ms}: is a model of Hugging Face, whose tensors no MindSpore job holds as they are; {command('to_ms')} with "
+            f"{option('strategy_dir')} or {option('parallel_config')} converts it to rank directories."
+        )
     return run_job(_job("split", source, spread, options, layout), options)
 
 
@@ -68,34 +82,43 @@ def reshard(
     ms_dir: PathLike,
     out_dir: PathLike,
     *,
-    src_strategy_dir: PathLike,
+    src_strategy_dir: PathLike | None = None,
+    src_parallel_config: PathLike | None = None,
     dst_strategy_dir: PathLike | None = None,
     dst_parallel_config: PathLike | None = None,
     format: str | None = None,
     prefix: str = "checkpoint_",
     check_replicas: bool = False,
     layout: str | None = None,
+    config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """From the rank directories of one job to those of another, in one pass. Returns a `Result`."""
+    """From the rank directories of one job to those of another, in one pass. How the source is cut is found as `merge` finds it.
+    Returns a `Result`."""
     if dst_strategy_dir is None and dst_parallel_config is None:
         raise UsageError(f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which say how to cut.")
     spread = Spread(Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
-    source = _sharded(ms_dir, src_strategy_dir, check_replicas, options)
-    return run_job(_job("reshard", source, spread, options, layout), options)
+    cut: dict[str, Any] = {"strategy": _path(src_strategy_dir), "parallel_config": _path(src_parallel_config), "option": "src_{}"}
+    source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
+    return run_job(_job("reshard", source, spread, options, layout, config), options)
 
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _sharded(ms_dir: PathLike, strategy_dir: PathLike, check_replicas: bool, options: Options) -> Checkpoint:
-    source = open_sharded(Path(ms_dir), read_strategy(Path(strategy_dir)), options.get("step"), check_replicas)
-    _check_shapes(source, Path(strategy_dir))
+def _choices(options: Options, layout: str | None, config: PathLike | None, **cut: Any) -> Choices:
+    mapping, step = _path(options.get("mapping")), options.get("step")
+    return Choices(options.get("model"), layout, mapping, _path(config), step, layout_option="layout", **cut)
+
+
+def _sharded(ms_dir: PathLike, choices: Choices, check_replicas: bool) -> Checkpoint:
+    source = open_ranks(Path(ms_dir), choices, check_replicas)
+    _check_shapes(source, choices.strategy or choices.parallel_config or Path(ms_dir) / DIRECTORY_NAME)
     return source
 
 
-def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout: str | None = None) -> Job:
+def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout: str | None = None, given: PathLike | None = None) -> Job:
     dtype = parse_target(options.get("dtype"))
     state = [name for name in source.tensors if is_state(name)]
     dropped = set(state) if options.get("weights_only") else set()
@@ -105,9 +128,7 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
     conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept)
 
     def compute(config: ParallelConfig) -> Strategy:
-        mapping = options.get("mapping")
-        choices = Choices(options.get("model"), layout, None if mapping is None else Path(mapping), layout_option="layout")
-        bound = bind_source(source, choices).binding
+        bound = bind_source(source, _choices(options, layout, given)).binding
         return compute_strategy(config, bound.table, bound.layout, bound.sizes, conversion.specs)
 
     place = spread.place(compute)
@@ -124,7 +145,7 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
     layouts = tuple(file.layout for file in files)
     notes = (*source.notes, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
     plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, small, left_out, notes, facts)
-    return Job(plan)
+    return Job(cut_by(plan, place))
 
 
 def _kept(source: Checkpoint, options: Options) -> frozenset[str]:

@@ -25,7 +25,7 @@ from ckptforge.errors import (
     listing,
     shown,
 )
-from ckptforge.formats.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from ckptforge.formats.checkpoint import CONFIG, Checkpoint
 from ckptforge.formats.huggingface import shard_of
 from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object, read_object
@@ -34,8 +34,6 @@ from ckptforge.mapping.recognition import Hints, choose_table, recognise
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Table, candidate_tables
 from ckptforge.mapping.unmapped import undroppable
-from ckptforge.partition.sharded import open_sharded
-from ckptforge.partition.strategy_file import read_strategy
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.spelling import flag, option
 from ckptforge.vocabulary import KEY, Padding, padding_of, refusal, trimmed
@@ -114,7 +112,8 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Choices(msgspec.Struct, frozen=True):
-    """What a user says about an input: the model, the layout, a table or a config of their own, the step."""
+    """What a user says about an input: the model, the layout, a table or a config of their own, the step; of rank directories the
+    strategy or the parallel configuration of their job. `option` makes the names of one side's: `src_{}`, `{}_a`."""
 
     model: str | None = None
     layout: str | None = None
@@ -125,6 +124,8 @@ class Choices(msgspec.Struct, frozen=True):
     layout_option: str = "from_"
     strategy: Path | None = None
     trim_vocab: bool = False
+    parallel_config: Path | None = None
+    option: str = "{}"
 
 
 def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
@@ -134,15 +135,18 @@ def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
     return read_object(path, _MAX_CONFIG, constants=True), str(path)
 
 
-def open_source(path: Path, choices: Choices) -> Source:
-    """Opens a checkpoint and finds its layout. Raises the errors of `open_checkpoint`, of the tables and of binding."""
-    if choices.strategy is not None:
-        return bind_source(open_sharded(path, read_strategy(choices.strategy), choices.step), choices)
-    return bind_source(open_checkpoint(path, choices.step), choices)
+class Known(msgspec.Struct, frozen=True):
+    """What is known of a checkpoint beside its tensors: its config.json, the tables that may be meant, and hints which."""
+
+    config: Mapping[str, Any]
+    config_source: str
+    side: HuggingFaceSide | None
+    tables: Sequence[Table]
+    hints: Hints
 
 
-def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
-    """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
+def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
+    """Of a checkpoint, whose tensors may still be missing. Raises the errors of reading a manifest, config.json and tables."""
     path = checkpoint.path
     if (shard := shard_of(path)) and not os.path.isdir(path):
         raise MissingTensorsError(f"{path}: {shard}.")
@@ -163,12 +167,19 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         hints = replace(hints, model=manifest.model)
     if choices.mapping is not None and choices.model is None:
         hints = replace(hints, model=tables[0].name)
+    return Known(config, config_source, side, tables, hints)
+
+
+def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
+    """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
+    path, known = checkpoint.path, known_of(checkpoint, choices)
+    config, config_source, side, hints = known.config, known.config_source, known.side, known.hints
     undone = undo(checkpoint, config, config_source)
     checkpoint = undone.checkpoint
     beside = {*undone.taken, *undone.activations}
     shapes: Shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in beside}
     try:
-        table = choose_table(tables, shapes, hints)
+        table = choose_table(known.tables, shapes, hints)
         if choices.trim_vocab:
             checkpoint, shapes = _trim(checkpoint, table, shapes, hints, choices.family)
         binding = recognise(table, shapes, hints, choices.family)

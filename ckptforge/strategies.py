@@ -9,15 +9,16 @@ from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import convert
 from ckptforge.engine.output_name import refuse_name
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import UsageError, counted
+from ckptforge.errors import UsageError
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import companion_prefix
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import read_parallel_config
 from ckptforge.partition.strategy_file import Strategy, strategy_bytes
+from ckptforge.ranks import open_source
 from ckptforge.result import Result
-from ckptforge.source import Choices, open_source
+from ckptforge.source import Choices
 from ckptforge.spelling import option
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def strategy(
     facts = {
         "model": table.name,
         "from": target.name,
-        "to": counted(computed.ranks, "rank") + (f" in {len(computed.stages)} stages" if len(computed.stages) > 1 else ""),
+        "to": computed.extent,
         "source_format": source.checkpoint.format,
         "source_tensors": len(source.checkpoint.tensors),
         "dtype": "keep",

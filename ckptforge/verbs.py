@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from ckptforge.adapters.adapter import holds_only_factors, is_lora, open_weights
 from ckptforge.adapters.jobs import AdapterChoices, adapter_job
 from ckptforge.adapters.merging import merge_adapter
@@ -25,11 +27,10 @@ from ckptforge.formats.entry import TensorEntry
 from ckptforge.jobs import Job, Options, PathLike, run_job
 from ckptforge.mapping.state import companion_prefix
 from ckptforge.mapping.table import Layout, Table, candidate_tables
-from ckptforge.mindspore_outputs import Spread
+from ckptforge.mindspore_outputs import Spread, cut_by
 from ckptforge.outputs import HuggingFaceTarget, parse_size
 from ckptforge.partition.computed import compute_strategy
-from ckptforge.partition.sharded import open_sharded
-from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.ranks import in_ranks, open_ranks
 from ckptforge.result import Result
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.spelling import command, flag, option
@@ -76,6 +77,7 @@ def to_torch(
     config: PathLike | None = None,
     hf_layout: str | None = None,
     strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
     allow_no_config: bool = False,
     **options: Unpack[Options],
 ) -> Result:
@@ -87,6 +89,7 @@ def to_torch(
         "config": config,
         "hf_layout": hf_layout,
         "strategy_dir": strategy_dir,
+        "parallel_config": parallel_config,
         "allow_no_config": allow_no_config,
     }
     return run_job(_to_torch(ms, out_dir, options, **own), options)
@@ -103,6 +106,7 @@ def convert(
     max_shard_size: int | str | None = None,
     config: PathLike | None = None,
     src_strategy_dir: PathLike | None = None,
+    src_parallel_config: PathLike | None = None,
     dst_strategy_dir: PathLike | None = None,
     dst_parallel_config: PathLike | None = None,
     **options: Unpack[Options],
@@ -116,6 +120,7 @@ def convert(
         "max_shard_size": max_shard_size,
         "config": config,
         "src_strategy_dir": src_strategy_dir,
+        "src_parallel_config": src_parallel_config,
         "dst_strategy_dir": dst_strategy_dir,
         "dst_parallel_config": dst_parallel_config,
     }
@@ -167,11 +172,13 @@ def _to_torch(
     config: PathLike | None = None,
     hf_layout: str | None = None,
     strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
     allow_no_config: bool = False,
 ) -> Job:
     refuse_name(Path(out_dir), directory=True)
     chosen = None if layout == "auto" else layout
-    checkpoint = _input(ms, options, _path(strategy_dir))
+    cut: dict[str, Any] = {"strategy": _path(strategy_dir), "parallel_config": _path(parallel_config)}
+    checkpoint = _input(ms, options, **cut, layout=chosen, config=_path(config), layout_option="layout")
     if _wants_adapter(checkpoint, options):
         spread, named = Spread(Path(out_dir), None, ""), {"target": hf_layout, "layout": chosen, "family": "huggingface"}
         return _adapter_job("to-torch", checkpoint, options, spread, "mindspore", config=_path(config), **named)
@@ -200,11 +207,13 @@ def _convert(
     max_shard_size: int | str | None = None,
     config: PathLike | None = None,
     src_strategy_dir: PathLike | None = None,
+    src_parallel_config: PathLike | None = None,
     dst_strategy_dir: PathLike | None = None,
     dst_parallel_config: PathLike | None = None,
 ) -> Job:
     spread = Spread(Path(out), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
-    checkpoint = _input(source_path, options, _path(src_strategy_dir))
+    cut: dict[str, Any] = {"strategy": _path(src_strategy_dir), "parallel_config": _path(src_parallel_config), "option": "src_{}"}
+    checkpoint = _input(source_path, options, **cut, layout=from_, config=_path(config), layout_option="from_")
     if _wants_adapter(checkpoint, options):
         named = {"target": to, "layout": from_, "advice": f"Name the right one with {option('from_')}."}
         return _adapter_job("convert", checkpoint, options, spread, None, config=_path(config), **named)
@@ -217,10 +226,11 @@ def _convert(
     return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
 
 
-def _input(path: PathLike, options: Options, strategy: Path | None = None) -> Checkpoint:
-    if strategy is None:
-        return open_weights(Path(path), options.get("step"), model_first=not options.get("adapter"))
-    return open_sharded(Path(path), read_strategy(strategy), options.get("step"))
+def _input(path: PathLike, options: Options, **choices: Any) -> Checkpoint:
+    chosen = Choices(model=options.get("model"), mapping=_path(options.get("mapping")), step=options.get("step"), **choices)
+    if in_ranks(Path(path), chosen):
+        return open_ranks(Path(path), chosen)
+    return open_weights(Path(path), options.get("step"), model_first=not options.get("adapter"))
 
 
 def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
@@ -300,7 +310,8 @@ def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, op
     side = source.hugging_face
     notes = (*said, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
     alike = _alike(source, options, left_out)
-    return _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes, alike)
+    job = _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes, alike)
+    return replace(job, plan=cut_by(job.plan, place))
 
 
 def _hugging_face_job(

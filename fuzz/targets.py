@@ -23,7 +23,8 @@ from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import read_parallel_config
 from ckptforge.partition.strategy_file import read_strategy
-from ckptforge.source import Choices, bind_source, open_source
+from ckptforge.ranks import open_ranks, open_source
+from ckptforge.source import Choices, bind_source
 from ckptforge.synthetic import write_model
 from fuzz import mutate, trees
 from fuzz.mutate import Mutator
@@ -210,13 +211,16 @@ def _manifest(work: Path) -> Target:
     directory.mkdir()
     as_directory = directory / "ckptforge.manifest.json"
     as_directory.symlink_to(manifest)
+    ranks, cut = _ranks_manifest(work)
 
     def read(data: bytes) -> None:
         manifest.write_bytes(data)
+        (ranks / as_directory.name).write_bytes(data)
         for reading in (
             lambda: bind_source(checkpoint, Choices()),
             lambda: written_names(directory),
             lambda: check(directory, workers=1, memory="64MB"),
+            lambda: open_ranks(ranks, Choices()),
         ):
             try:
                 reading()
@@ -228,7 +232,19 @@ def _manifest(work: Path) -> Target:
             raise last
 
     mutator = mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json"))
-    return Target("manifest", [json.dumps(content).encode()], mutator, read)
+    return Target("manifest", [json.dumps(content).encode(), cut, cut], mutator, read)
+
+
+def _ranks_manifest(work: Path) -> tuple[Path, bytes]:
+    """Rank directories, and the manifest that says how they are cut, without what the other seed holds."""
+    ranks, job = work / "ranks", work / "job.json"
+    job.write_text('{"mp": 2, "pp": 2}')
+    ckptforge.split(MINDSPORE / "full.ckpt", ranks, parallel_config=job)
+    content = json.loads((ranks / "ckptforge.manifest.json").read_bytes())
+    for output in content["outputs"]:
+        output["tensors"] = dict(list(output["tensors"].items())[:1])
+    content["cut"]["rows"] = [row for row in content["cut"]["rows"] if "adam" not in row.get("kind", "")][:16]
+    return ranks, json.dumps(content).encode()
 
 
 def _journal(work: Path) -> Target:

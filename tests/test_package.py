@@ -29,6 +29,7 @@ ORDER = [
     "engine",
     "vocabulary",
     "source",
+    "ranks",
     "tied",
     "outputs",
     "mindspore_outputs",
@@ -62,7 +63,7 @@ def test_the_mappings_of_an_installed_package_are_those_of_the_tree():
 def test_the_light_install_is_light():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=~ ]", requirement)[0] for requirement in project["dependencies"]}
-    assert names == {"click", "ml_dtypes", "numpy", "msgspec", "safetensors", "tomli", "tqdm", "xxhash"}
+    assert names == {"click", "ml_dtypes", "numpy", "msgspec", "pyyaml", "safetensors", "tomli", "tqdm", "xxhash"}
 
 
 def test_the_version_is_that_of_the_package():

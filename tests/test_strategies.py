@@ -286,17 +286,36 @@ def test_mp8_gmm_and_back(tmp_path):
         ({"pp": 2, "offset": "no"}, "expected an integer, a list"),
         ({"pp": 2, "num_layers": 4}, "num_layers is 4, but the model has 2 layers"),
         ({"dp": 2, "expert_num": 4}, "expert_num is 4, but the model has 8 experts"),
+        ({"dp": 2, "num_heads": 16}, "num_heads is 16, but the model has 8 .num_attention_heads"),
+        ({"dp": 2, "n_kv_heads": 4}, "n_kv_heads is 4, but the model has 2 .num_key_value_heads"),
+        ({"dp": 2, "num_heads": 8, "n_kv_heads": 3}, "num_heads 8 isn't a multiple of n_kv_heads 3"),
+        ({"model": {"model_config": {"num_attention_heads": 4}}, "parallel_config": {"mp": 2}}, "num_heads is 4, but the model has 8"),
         ({"dp": 0}, "data_parallel is 0, expected a positive integer"),
         ({"dp": True}, "data_parallel is True, expected a positive integer"),
         ({"mp": "8"}, "model_parallel is '8', expected a positive integer"),
         ({"vocab_emb_dp": 1}, "vocab_emb_dp is 1, expected true or false"),
         ({"cp": 2}, "context_parallel 2 isn't supported"),
-        ({"parallel_mode": 0}, "parallel_mode is 0"),
+        ({"parallel_mode": 0}, "parallel_mode is 0, expected|parallel_mode is 0; .* semi_auto_parallel.$"),
+        ({"mp": 2, "parallel_mode": "MANUAL_PARALLEL"}, "loads the hub's safetensors by itself"),
         ({"optimizer_weight_shard_size": 0}, "optimizer_weight_shard_size is 0"),
         ({"optimizer_weight_shard_size": 3, "dp": 2}, "3 is more than the 2 devices"),
         ({"parallel_optimizer_threshold": -1}, "parallel_optimizer_threshold is -1"),
-        ({"model_paralel": 8}, "'model_paralel' isn't a key"),
-        ({"parallel_config": {"model_paralel": 8, "data_parallel": 1}}, "did you mean model_parallel"),
+        ({"model_paralel": 8}, "model_paralel isn't a key of MindFormers; did you mean model_parallel"),
+        ({"parallel_config": {"model_paralel": 8, "data_parallel": 1}}, "did you mean parallel_config.model_parallel"),
+        ({"parallel_confg": {"model_parallel": 2}}, "parallel_confg isn't a key of MindFormers; did you mean parallel_config"),
+        ({"paralel_config": {"mp": 2}, "model": {}, "seed": 0}, "did you mean parallel_config"),
+        ({"Parallel-Config": {"mp": 2}, "model": {}}, "did you mean parallel_config"),
+        ({"parallel_config": {"mp": 2}, "moe_cofnig": {"expert_num": 3}}, "did you mean moe_config"),
+        ({"parallel_config": {"mp": 2}, "parallel": {"enable_paralel_optimizer": True}}, "did you mean parallel.enable_parallel_optimizer"),
+        (
+            {"parallel_config": {"mp": 2}, "parallel": {"parallel_optimizer_config": {"parallel_optimizer_treshold": 1}}},
+            "did you mean parallel.parallel_optimizer_config.parallel_optimizer_threshold",
+        ),
+        ({"parallel_config": {"mp": 2}, "model": {"model_confg": {}}}, "did you mean model.model_config"),
+        ({"parallel_config": {"mp": 2}, "model": {"model_config": {"num_layer": 3}}}, "did you mean model.model_config.num_layers"),
+        ({"parallel": {"parallel_mode": 1}, "seed": 0, "trainer": {}}, "says no degree of parallelism"),
+        ({"model": {"model_config": {"num_layers": 2}}}, "says no degree of parallelism"),
+        ({"moe_config": {"other": 8}, "run_mode": "predict"}, "has none of the keys"),
         ({"parallel_config": 3}, "parallel_config is 3, expected keys and values"),
         ({"dp": 2, "data_parallel": 4}, "dp is 2, but data_parallel is 4"),
         ({"other": 1}, "'other' isn't a key"),
@@ -313,6 +332,27 @@ def test_broken_rules_are_named(tmp_path, keys, message):
     with pytest.raises(ConfigError, match=message) as caught:
         ckptforge.strategy(tmp_path / "out", parallel_config=config, like=HUB)
     assert str(config) in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_what_mindformers_files_hold_beside_is_no_slip_of_the_pen(tmp_path):
+    """Sections and keys of MindFormers' own files, of which some are much like those that are read."""
+    sections = {"use_parallel": True, "model_config": {}, "pet_config": {}, "runner_config": {}, "parallel_speed_up_json": ""}
+    inner = {"micro_batch_num": 4, "optimizer_shard": 1, "use_seq_parallel": False, "expert_model_parallel": 1, "mp_comm_recompute": 1}
+    model = {"num_hidden_groups": 1, "n_heads": 8, "model_type": "x", "offset": [0], "num_layers": 2, "seq_length": 1}
+    file = configuration(tmp_path / "c.json", **sections, parallel_config={"data_parallel": 2, **inner}, model={"model_config": model})
+    assert read_parallel_config(file).ranks == 2
+
+
+def test_heads_that_no_config_tells_must_fit_the_shapes(tmp_path):
+    """wk of the fixture is (2 · 8, 32) and wq (4 · 8, 32); its checkpoint has no config.json beside it."""
+    full = MINDSPORE / "full.ckpt"
+    for heads, kv_heads, fits in ((4, 2, True), (8, 4, True), (4, 4, False), (16, 2, False), (12, 6, False)):
+        config = configuration(tmp_path / "c.json", dp=2, num_heads=heads, n_kv_heads=kv_heads)
+        if fits:
+            assert ckptforge.strategy(tmp_path / "s", parallel_config=config, like=full, dry_run=True).tensors == 0
+        else:
+            with pytest.raises(ConfigError, match="num_heads or n_kv_heads aren't the model's"):
+                ckptforge.strategy(tmp_path / "s", parallel_config=config, like=full, dry_run=True)
 
 
 def test_configurations_that_are_something_else(tmp_path):

@@ -23,7 +23,7 @@ from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Layout, Table
-from ckptforge.mindspore_outputs import Spread
+from ckptforge.mindspore_outputs import Spread, cut_by
 from ckptforge.partition.parallel_config import ParallelConfig
 from ckptforge.partition.strategy_file import Strategy
 from ckptforge.source import read_model_config
@@ -52,6 +52,7 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
     adapter, target, converted = _convert(checkpoint, list(tables), choices)
     rank, scale = converted.rank, converted.scale
     notes = [*checkpoint.notes, *(adapter.kept.side.skipped if adapter.kept.side is not None else ())]
+    place = None
     if target.family == "mindspore":
         notes += adapter.table.mindspore_layout(choices.target)[1]
         assert rank is not None and scale is not None
@@ -83,7 +84,7 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
     assemblies = converted.conversion.assemblies(files, checkpoint.shards)
     layouts = tuple(file.layout for file in files)
     plan = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, tuple(notes), facts)
-    return Job(plan, adapter.table, target, side)
+    return Job(plan if place is None else cut_by(plan, place), adapter.table, target, side)
 
 
 def _no_strategy(_: ParallelConfig) -> Strategy:

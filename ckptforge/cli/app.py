@@ -113,6 +113,7 @@ def to_ms(**arguments: Any) -> None:
 @opt.option("--layout", default="auto", show_default=True, metavar="auto|dense|gmm|…", help="The layout that MS has.")
 @opt.option("--hf-layout", metavar="hub|fused", help="The layout to write. [default: as the original directory had it, else hub]")
 @opt.strategy("--strategy-dir", "MS holds the rank directories of the job with this strategy.")
+@opt.source_config("--parallel-config", "MS")
 @opt.shards
 @opt.config
 @opt.option("--allow-no-config", is_flag=True, help="Write the weights alone where no config.json is known.")
@@ -142,6 +143,7 @@ def to_torch(**arguments: Any) -> None:
 @opt.option("--to", required=True, metavar="LAYOUT", help="The layout to write.")
 @opt.option("--from", "from_", metavar="LAYOUT", help="The layout of IN. [default: told from names and shapes]")
 @opt.strategy("--src-strategy-dir", "IN holds the rank directories of the job with this strategy.")
+@opt.source_config("--src-parallel-config", "IN")
 @opt.strategy("--dst-strategy-dir", "Write the rank directories of the job with this strategy.")
 @opt.parallel_config("--dst-parallel-config")
 @opt.mindspore_output
@@ -168,15 +170,20 @@ def convert(**arguments: Any) -> None:
 )
 @click.argument("ms_dir", type=opt.PATH)
 @click.argument("out", type=opt.PATH)
-@opt.strategy("--strategy-dir", "The strategy of the job: a file, or the directory of its ranks' files.", required=True)
+@opt.strategy("--strategy-dir", "The strategy of the job: a file, or the directory of its ranks' files.")
+@opt.source_config("--parallel-config", "MS_DIR")
+@opt.own_layout
 @opt.check_replicas
 @opt.mindspore_output
 @opt.casting
+@opt.source_model
+@opt.mapping
 @opt.running
 def merge(**arguments: Any) -> None:
     """Merge the rank directories of a training job into one checkpoint.
 
-    MS_DIR holds rank_<r>/ directories. Works for any model; optimizer state and counters are kept.
+    MS_DIR holds rank_<r>/ directories. Works for any model by a strategy; by the job's parallel configuration for those that a
+    mapping knows; and of ranks that ckptforge wrote the manifest says how they are cut. Optimizer state and counters are kept.
     """
     from ckptforge import resharding
 
@@ -220,13 +227,15 @@ def split(**arguments: Any) -> None:
 )
 @click.argument("ms_dir", type=opt.PATH)
 @click.argument("out_dir", type=opt.PATH)
-@opt.strategy("--src-strategy-dir", "The strategy that MS_DIR was made under.", required=True)
+@opt.strategy("--src-strategy-dir", "The strategy that MS_DIR was made under. [default: what its manifest says]")
+@opt.source_config("--src-parallel-config", "MS_DIR")
 @opt.strategy("--dst-strategy-dir", "The strategy of the target job.")
 @opt.parallel_config("--dst-parallel-config")
 @opt.own_layout
 @opt.check_replicas
 @opt.mindspore_output
 @opt.casting
+@opt.source_model
 @opt.mapping
 @opt.running
 def reshard(**arguments: Any) -> None:
@@ -284,6 +293,9 @@ def strategy(**arguments: Any) -> None:
 )
 @click.argument("path", type=opt.PATH)
 @opt.strategy("--strategy-dir", "PATH holds the rank directories of the job with this strategy: shows which rank holds what.")
+@opt.source_config("--parallel-config", "PATH")
+@opt.own_layout
+@opt.source_model
 @opt.option("--tensors", is_flag=True, help="List every tensor.")
 @opt.option("--model", metavar="NAME", help="The mapping to use. [default: told from config.json or the tensor names]")
 @opt.option("--mapping", type=opt.PATH, metavar="FILE", help="A mapping table of your own.")
@@ -311,6 +323,8 @@ def inspect(path: Path, tensors: bool, as_json: bool, **arguments: Any) -> None:
 @click.argument("b", type=opt.PATH, required=False, metavar="[B]")
 @opt.strategy("--strategy-dir-a", "A holds the rank directories of the job with this strategy.")
 @opt.strategy("--strategy-dir-b", "The same for B.")
+@opt.source_config("--parallel-config-a", "A")
+@opt.source_config("--parallel-config-b", "B")
 @opt.option("--layout-a", metavar="LAYOUT", help="The layout of A. [default: told from names and shapes]")
 @opt.option("--layout-b", metavar="LAYOUT", help="The layout of B.")
 @opt.option("--after-cast", metavar="fp16|bf16|fp32", help="Cast A's floating-point weights to this first.")
@@ -364,6 +378,7 @@ def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, q
 @click.argument("hf_dir", type=opt.PATH)
 @click.argument("ms", type=opt.PATH)
 @opt.strategy("--strategy-dir", "MS holds the rank directories of the job with this strategy.")
+@opt.source_config("--parallel-config", "MS")
 @opt.option("--layout", metavar="dense|gmm|…", help="The layout that MS has. [default: told from names and shapes]")
 @opt.option("--device", default="cpu", show_default=True, metavar="cpu|ascend[:N]", help="Where MindSpore computes.")
 @opt.option("--compute", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Precision on both sides.")

@@ -86,6 +86,12 @@ def parallel_config(name: str = "--parallel-config", required: bool = False) -> 
     return option(name, type=PATH, metavar="FILE", help=text, required=required)
 
 
+def source_config(name: str, source: str) -> Decorator:
+    """An option that names the parallel configuration of a source."""
+    text = f"{source} holds the rank directories of the job with this parallel configuration, of a model that a mapping knows."
+    return option(name, type=PATH, metavar="FILE", help=text)
+
+
 def strategy(name: str, text: str, required: bool = False) -> Decorator:
     """An option that names a strategy."""
     return option(name, type=PATH, metavar="DIR_OR_FILE", help=text, required=required)
@@ -113,6 +119,9 @@ mindspore_output = _all(
 )
 
 own_layout = option("--layout", metavar="LAYOUT", help="The layout of the input, for a parallel configuration. [default: told from it]")
+source_model = option(
+    "--config", type=PATH, metavar="HF_DIR", help="Where config.json is, if a parallel configuration of the input needs it."
+)
 shards = option("--max-shard-size", metavar="SIZE", help="Largest weight file. [default: as the original directory had it, else 5GB]")
 config = option("--config", type=PATH, metavar="HF_DIR", help="Where config.json and tokenizer are, if the checkpoint has no manifest.")
 layout = option(

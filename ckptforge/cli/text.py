@@ -36,7 +36,7 @@ def result_text(result: Result) -> str:
     lines = [
         f"{about['model'] or 'any model'}: {about['from']} → {about['to']}, "
         f"{counted(about['source_tensors'], 'tensor')} of {about['source_format']}",
-        f"{verb} {result.output}: {counted(result.tensors, 'tensor')}, {size(result.bytes)}"
+        f"{verb} {result.output}: {_extent(about)}{counted(result.tensors, 'tensor')}, {size(result.bytes)}"
         + ("" if result.dry_run else f" in {result.seconds:.2f} s"),
     ]
     if result.dry_run:
@@ -57,6 +57,14 @@ def result_text(result: Result) -> str:
         lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({some})")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
+
+
+def _extent(facts: dict[str, Any]) -> str:
+    """How many ranks and stages were written, and nothing for an output that isn't cut."""
+    ranks, stages = facts.get("ranks", 0), facts.get("stages", 1)
+    if not ranks:
+        return ""
+    return counted(ranks, "rank") + (f" in {stages} stages, " if stages > 1 else ", ")
 
 
 def _strategy_text(result: Result) -> str:

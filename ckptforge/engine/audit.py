@@ -29,7 +29,7 @@ class CastCount:
 
 @dataclass
 class Audit:
-    """Cast counts by (tensor group, from dtype, to dtype)."""
+    """Cast counts by (tensor group, from dtype, to dtype). What several ranks hold alike counts once."""
 
     counts: dict[tuple[str, str, str], CastCount] = field(default_factory=dict)
 

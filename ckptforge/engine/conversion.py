@@ -109,6 +109,7 @@ class Conversion:
             key = (shapes[name], name in self.zeroed, tuple((source.elements, transfer) for source, transfer in copies))
             kinds[name] = alike.setdefault(key, len(alike))
         cuts: dict[tuple[int, Box | None], tuple[tuple[Transfer, ...], ...]] = {}
+        seen: set[tuple[str, Box | None]] = set()
         for output in outputs:
             for entry in output.layout.tensors.values():
                 name = entry.name
@@ -119,7 +120,8 @@ class Conversion:
                     parts = tuple((copy,) if box is None else within_target(copy, shapes[name], box) for _, copy in copies)
                     cuts[kinds[name], box] = parts
                 pairs = tuple([(source, part) for (source, _), cut in zip(copies, parts, strict=True) for part in cut])
-                assembly = Assembly(entry, self.groups[name], pairs, name in self.zeroed)
+                assembly = Assembly(entry, self.groups[name], pairs, name in self.zeroed, (name, box) in seen)
+                seen.add((name, box))
                 if not proved:
                     prove_filled(assembly)
                 yield assembly

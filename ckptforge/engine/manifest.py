@@ -15,13 +15,15 @@ import msgspec
 
 from ckptforge.engine.audit import Audit, audit_json
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import FormatError, printable, shown
 from ckptforge.formats.checkpoint import CONFIG
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.huggingface import INDEX
 from ckptforge.formats.small_files import entries_of, is_file_name, is_there, read_small
 from ckptforge.formats.small_json import read_object
 from ckptforge.mapping.table import Layout, Table
+from ckptforge.partition.cut import Cut, cut_json, cut_of, read_cut
+from ckptforge.partition.strategy_file import Strategy
 from ckptforge.version import __version__
 
 DIRECTORY_NAME = "ckptforge.manifest.json"
@@ -127,7 +129,8 @@ def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """A manifest as read back: the layout that was written, its files' sizes, and the Hugging Face side."""
+    """A manifest as read back: the layout that was written, its files' sizes, the Hugging Face side, and how ranks are cut. `files`
+    are the outputs' names with their directories."""
 
     path: Path
     layout: str | None
@@ -135,6 +138,8 @@ class Manifest(msgspec.Struct, frozen=True):
     sizes: dict[str, int]
     mtimes: dict[str, int]
     hugging_face: HuggingFaceSide | None
+    files: tuple[str, ...] = ()
+    cut: Cut | None = None
 
     def describes(self, files: tuple[FileIndex, ...]) -> bool:
         """Whether these files have the sizes that were written; a single one may have been renamed with its manifest."""
@@ -147,6 +152,23 @@ class Manifest(msgspec.Struct, frozen=True):
         if len(files) == 1 and len(self.mtimes) == 1:
             return next(iter(self.mtimes.values())) == files[0].path.stat().st_mtime_ns
         return all(self.mtimes.get(file.path.name) == file.path.stat().st_mtime_ns for file in files)
+
+    def distrust(self, directory: Path, files: tuple[FileIndex, ...]) -> str | None:
+        """Why the cut of rank directories can't be taken from here; None where it can: these are all the files that were written, at
+        their places and untouched since."""
+        if self.cut is None:
+            return "its manifest doesn't say how they are cut"
+        found = {str(file.path.relative_to(directory)): file for file in files}
+        if other := next((name for name in found if name not in self.files), None):
+            return f"{printable(other)} isn't one of the {len(self.files)} files that its manifest names"
+        if missing := next((name for name in self.files if name not in found), None):
+            return f"{printable(missing)}, which its manifest names, isn't among the {len(found)} files there"
+        for name, file in found.items():
+            if self.sizes.get(file.path.name) != file.size:
+                return f"{printable(name)} has {file.size} bytes, {self.sizes.get(file.path.name)} were written"
+            if self.mtimes.get(file.path.name) != file.mtime_ns:
+                return f"{printable(name)} was changed, or copied without its time (cp -p and rsync -t keep it), since it was written"
+        return None
 
 
 def manifest_path(output: Path, is_directory: bool) -> Path:
@@ -191,9 +213,15 @@ def manifest_json(
         "small_files": sorted(plan.small_files),
         "left_out": plan.left_out,
         "casts": audit_json(audit),
+        "cut": None if plan.strategy is None else cut_json(cut_of(plan.strategy, _held(plan, plan.strategy))),
         "hugging_face": side.to_json() if side else None,
     }
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _held(plan: Plan, strategy: Strategy) -> list[list[str]]:
+    """The tensors of each stage, whose ranks hold the same ones."""
+    return [list(plan.files[stage * strategy.devices].tensors) for stage in range(len(strategy.stages))]
 
 
 def _source_json(source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None) -> dict[str, Any]:
@@ -217,7 +245,10 @@ def read_manifest(path: Path) -> Manifest:
         sizes = {Path(output["file"]).name: integer(output["size"]) for output in content["outputs"]}
         mtimes = {Path(output["file"]).name: integer(output.get("mtime_ns", -1)) for output in content["outputs"]}
         hugging_face = None if content["hugging_face"] is None else _hugging_face(path, content["hugging_face"])
-        return Manifest(path, _text_or_none(content["layout"]), _text_or_none(content["model"]), sizes, mtimes, hugging_face)
+        files = tuple(str(output["file"]) for output in content["outputs"])
+        cut = None if content.get("cut") is None else read_cut(content["cut"])
+        layout, model = _text_or_none(content["layout"]), _text_or_none(content["model"])
+        return Manifest(path, layout, model, sizes, mtimes, hugging_face, files, cut)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
             f"{path}: isn't a manifest of ckptforge ({type(error).__name__}: {error}); remove it, or convert anew."

@@ -9,21 +9,23 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.boxes import Box, Transfer, box_shape, intersect, uncovered
+from ckptforge.boxes import Box, Transfer, box_shape, box_text, intersect, uncovered
 from ckptforge.errors import PlanError
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.layout import FileLayout
 from ckptforge.mapping.binding import Piece
+from ckptforge.partition.strategy_file import Strategy
 
 
 class Assembly(msgspec.Struct, frozen=True):
     """One output tensor, and the transfers that fill it, each from one source tensor; with `zeroed`, what they leave is 0. `group`
-    names its kind for the audit."""
+    names its kind for the audit, in which a `replica`, the same numbers once more in another file, doesn't count."""
 
     target: TensorEntry
     group: str
     copies: tuple[tuple[TensorEntry, Transfer], ...]
     zeroed: bool = False
+    replica: bool = False
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -40,7 +42,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     `output` is the file or directory that appears; `files` have paths in or at it; `small_files` are written beside the
     tensors as they are. `facts` describe the job for people. `alike` are pairs of source tensors that must hold the same, as only the
-    second is used.
+    second is used. `strategy` is what cuts the outputs where they are the files of ranks.
     """
 
     verb: str
@@ -53,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = msgspec.field(default_factory=dict)
     alike: tuple[tuple[TensorEntry, TensorEntry], ...] = ()
+    strategy: Strategy | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -127,7 +130,8 @@ def fill(targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[in
             )
             found.setdefault(target.name, []).append((source.name, common, transfer.ordered()))
         if wrong := uncovered(target.box, parts):
-            raise PlanError(f"{target.name}: the sources {wrong[0]} at box {wrong[1]} of {target.box}; this is a defect of the mapping.")
+            where = f"{box_text(wrong[1])} of {box_text(target.box)}"
+            raise PlanError(f"{target.name}: the sources {wrong[0]} at box {where}; this is a defect of the mapping.")
     return found
 
 

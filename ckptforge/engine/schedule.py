@@ -128,7 +128,7 @@ class Schedule:
     def _written_part(self, task: Move | Fill, worker: Outcome) -> None:
         part = self._unfinished[task.target]
         part.unwritten -= task.nbytes
-        if isinstance(task, Fill):
+        if isinstance(task, Fill) and not task.assembly.replica:
             part.audit.merge(worker.audit)
             self.audit.merge(worker.audit)
         if not part.unwritten and self._hashing:

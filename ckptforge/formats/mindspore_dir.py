@@ -129,11 +129,11 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
     if missing := max(ranks) + 1 - len(ranks):
         first = islice((f"rank_{rank}" for rank in count() if rank not in ranks), min(missing, 10))
         raise InputNotFoundError(f"{directory}: ranks are missing:\n{listing(list(first), total=missing)}")
-    files, notes, steps = [], [], {}
+    files, several, steps = [], [], {}
     for rank, path in ranks.items():
         chosen, note = choose_checkpoint(path, step)
         files.append(read_file(chosen))
-        notes += [note] if note else []
+        several += [f"{path.name}/{chosen.name}"] if note else []
         match = _STEP.fullmatch(chosen.name)
         steps[rank] = (int(match[1]), int(match[2])) if match else None
     if len(set(steps.values())) > 1:
@@ -142,4 +142,7 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
             f"{directory}: the ranks are at different steps: {files[0].path.name} of rank 0, {files[other].path.name} of rank {other}; "
             f"name a step that all have with {option('step')}."
         )
-    return files, notes
+    if not several:
+        return files, []
+    where = f"in {len(several)} of {len(ranks)} ranks" if len(several) < len(ranks) else f"in {len(ranks)} ranks"
+    return files, [f"{directory}: {where} the last of several checkpoints is taken, such as {several[0]} ({option('step')} picks another)."]

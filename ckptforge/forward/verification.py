@@ -26,7 +26,8 @@ from ckptforge.forward.precision import Precision, precision_of
 from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
 from ckptforge.jobs import PathLike
-from ckptforge.source import Choices, Source, open_source
+from ckptforge.ranks import open_source
+from ckptforge.source import Choices, Source
 from ckptforge.spelling import option
 
 _NOISE_FACTOR = 10.0
@@ -99,6 +100,7 @@ def verify(
     ms: PathLike,
     *,
     strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
     layout: str | None = None,
     device: str = "cpu",
     compute: str = "fp32",
@@ -119,7 +121,7 @@ def verify(
     mindspore = import_mindspore()
     chosen_device = select_device(mindspore, device)
     hub = open_source(Path(hf_dir), Choices(family="huggingface", layout_option="layout"))
-    checkpoint = _open_mindspore(Path(ms), Path(hf_dir), strategy_dir, layout)
+    checkpoint = _open_mindspore(Path(ms), Path(hf_dir), strategy_dir, parallel_config, layout)
     with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
         network, torch_side, mindspore_side = _sides(mindspore, chosen_device, precision, reference, weights)
         ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
@@ -195,10 +197,14 @@ def _run(
     return checks, _end_check(torch_side, mindspore_side, precision, ids, routes, given, running) if whole else None
 
 
-def _open_mindspore(ms: Path, hf_dir: Path, strategy_dir: PathLike | None, layout: str | None) -> Source:
+def _open_mindspore(ms: Path, hf_dir: Path, strategy_dir: PathLike | None, parallel_config: PathLike | None, layout: str | None) -> Source:
     """With the config that goes with it, of which its manifest tells; the reference's where it has none."""
     choices = Choices(
-        layout=layout, strategy=None if strategy_dir is None else Path(strategy_dir), family="mindspore", layout_option="layout"
+        layout=layout,
+        strategy=None if strategy_dir is None else Path(strategy_dir),
+        parallel_config=None if parallel_config is None else Path(parallel_config),
+        family="mindspore",
+        layout_option="layout",
     )
     source = open_source(ms, choices)
     return source if source.config else open_source(ms, replace(choices, config=hf_dir))

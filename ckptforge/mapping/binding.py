@@ -94,20 +94,29 @@ def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
     return resolved
 
 
+def read_names(
+    table: Table, layout: Layout, names: Mapping[str, Any], config: Mapping[str, Any], where: str
+) -> tuple[AxisSizes, Names, list[str]]:
+    """(the lengths that config.json and names tell, pattern → index → name, names that the layout doesn't have). Raises
+    `LayoutError` where they contradict each other."""
+    sizes = AxisSizes()
+    sizes.learn_config(table, config, where)
+    numbered, unknown = recognise_names(layout, names, sizes.lengths)
+    if _learn_offsets(sizes, layout, numbered):
+        numbered, unknown = recognise_names(layout, names, sizes.lengths)
+    _learn_none(sizes, table, layout, numbered, config, where)
+    found = without_offsets(numbered, sizes.lengths)
+    _learn_counts(sizes, found)
+    return sizes, found, unknown
+
+
 def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any], where: str) -> Binding:
     """Reads tensors as a layout: all that it needs are there, and names, shapes and config.json agree on every axis.
 
     `where` names the config in messages. Raises `MissingTensorsError` with the tensors that are missing, and `LayoutError`
     with both sides of a contradiction.
     """
-    sizes = AxisSizes()
-    sizes.learn_config(table, config, where)
-    numbered, unknown = recognise_names(layout, shapes, sizes.lengths)
-    if _learn_offsets(sizes, layout, numbered):
-        numbered, unknown = recognise_names(layout, shapes, sizes.lengths)
-    _learn_none(sizes, table, layout, numbered, config, where)
-    found = without_offsets(numbered, sizes.lengths)
-    _learn_counts(sizes, found)
+    sizes, found, unknown = read_names(table, layout, shapes, config, where)
     absent = frozenset(_absent(table, layout, found, config, sizes))
     _check_complete(layout, found, sizes, absent)
     pattern_shapes = {}

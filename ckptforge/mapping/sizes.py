@@ -18,6 +18,12 @@ class AxisSizes:
     def __init__(self) -> None:
         self.known: dict[str, tuple[int, str]] = {}
 
+    def copy(self) -> AxisSizes:
+        """The same lengths, to try others with."""
+        copied = AxisSizes()
+        copied.known = dict(self.known)
+        return copied
+
     def learn(self, axis: str, size: int, reason: str) -> None:
         before = self.known.setdefault(axis, (size, reason))
         if before[0] != size:

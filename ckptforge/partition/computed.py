@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.errors import ConfigError, counted, shown
+from ckptforge.errors import ConfigError, LayoutError, counted, shown
 from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.binding import recognise_names, without_offsets
 from ckptforge.mapping.sharding import DIMENSIONS, Cut, Sharding, ShardRow, parse_sharding, stored_cuts
@@ -19,8 +20,11 @@ from ckptforge.mapping.table import Layout, Table
 from ckptforge.partition.device_layout import DeviceLayout
 from ckptforge.partition.parallel_config import ParallelConfig, stage_of_layers
 from ckptforge.partition.strategy_file import Stage, Strategy, make_strategy
+from ckptforge.spelling import option
 
 _TERMS = {"mp": "model_parallel", "ep": "expert_parallel"}
+_HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"  # of config.json, as tables name their axes by them
+Shaped = tuple[Pattern, str, tuple[int, ...]]
 
 
 class Stored(Protocol):
@@ -43,29 +47,60 @@ def compute_strategy(config: ParallelConfig, table: Table, layout: Layout, sizes
     tensor allows it, is at least as large as the threshold, divides, and isn't shared by stages.
     Raises `ConfigError` with the rule that is broken.
     """
-    rows = _rows(config, table, layout)
-    _check_experts(config, table, layout, rows, sizes)
+    cutter = Cutter.of(config, table, layout, sizes)
+    _check_experts(config, layout, cutter.rows, sizes)
+    _check_heads(config, table, sizes)
     by_name = {tensor.name: tensor for tensor in tensors if not is_state(tensor.name)}
     numbered, unknown = recognise_names(layout, by_name, sizes.lengths)
     if unknown:
         raise ConfigError(f"{config.path}: {unknown[0]!r} isn't a tensor of layout {layout.name}, so it can't be said how it is cut.")
     found = without_offsets(numbered, sizes.lengths)
-    present = {tensor for pattern in found for tensor in pattern.tensors}
+    first = [(pattern, next(iter(names.values()))) for pattern, names in found.items()]
+    _check_shapes(config, table, sizes, [(pattern, name, by_name[name].shape) for pattern, name in first])
     stage_of = _stages(config, table, sizes)
-    shared = _shared(config, table, present)
+    cutter = cutter.sharing(table, found)
     stages: list[Stage] = [{} for _ in range(config.pipeline)]
     for pattern, names in found.items():
-        row = rows.get(pattern.tensors[0], Sharding())
-        cuts = {} if row.whole_if is not None and config.flags[row.whole_if] else stored_cuts(pattern, rows)
         for index, name in names.items():
-            cut_by = _cut_by(config, pattern, cuts, sizes, by_name[name])
-            made = _device_layout(config, row, cut_by, by_name[name], bool(shared & set(pattern.tensors)))
-            stages[stage_of(pattern, index)][name] = made
+            stages[stage_of(pattern, index)][name] = cutter.layout_of(pattern, by_name[name])
     prefixes = dict.fromkeys(["adam_m.", "adam_v.", *(["accu_grads."] if config.pipeline > 1 else [])])
     prefixes.update(dict.fromkeys(prefix for tensor in tensors if (prefix := companion_prefix(tensor.name))))
     for stage in stages:
         stage.update({prefix + name: made for prefix in prefixes for name, made in stage.items()})
     return make_strategy(config.path, dict(enumerate(stages)), computed=True)
+
+
+class Cutter(msgspec.Struct, frozen=True):
+    """The rules by which a job cuts the tensors of a layout: a row for each logical tensor, and those that stages share."""
+
+    config: ParallelConfig
+    rows: Mapping[str, Sharding]
+    sizes: AxisSizes
+    shared: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, config: ParallelConfig, table: Table, layout: Layout, sizes: AxisSizes) -> Cutter:
+        """Raises `ConfigError` where it isn't known how the layout is spread, and for rows of the file's own that are wrong."""
+        return cls(config, _rows(config, table, layout), sizes)
+
+    def sharing(self, table: Table, found: Iterable[Pattern]) -> Cutter:
+        """The same for a model that has the tensors of these patterns, some of which stages may share."""
+        present = {tensor for pattern in found for tensor in pattern.tensors}
+        return replace(self, shared=frozenset(_shared(self.config, table, present)))
+
+    def row(self, pattern: Pattern) -> Sharding:
+        """How the tensors of a pattern are spread."""
+        return self.rows.get(pattern.tensors[0], Sharding())
+
+    def cuts(self, pattern: Pattern) -> dict[int, Cut]:
+        """The axes of a stored tensor that may be cut."""
+        row = self.row(pattern)
+        return {} if row.whole_if is not None and self.config.flags[row.whole_if] else stored_cuts(pattern, self.rows)
+
+    def layout_of(self, pattern: Pattern, tensor: Stored) -> DeviceLayout:
+        """How a tensor is cut. Raises `ConfigError` where it can't be."""
+        cut_by = _cut_by(self.config, pattern, self.cuts(pattern), self.sizes, tensor)
+        return _device_layout(self.config, self.row(pattern), cut_by, tensor, bool(self.shared & set(pattern.tensors)))
 
 
 def _rows(config: ParallelConfig, table: Table, layout: Layout) -> dict[str, Sharding]:
@@ -92,7 +127,7 @@ def _rows(config: ParallelConfig, table: Table, layout: Layout) -> dict[str, Sha
     return rows
 
 
-def _check_experts(config: ParallelConfig, table: Table, layout: Layout, rows: Mapping[str, Sharding], sizes: AxisSizes) -> None:
+def _check_experts(config: ParallelConfig, layout: Layout, rows: Mapping[str, Sharding], sizes: AxisSizes) -> None:
     expert_axes = {cut.axis for row in rows.values() for cut in row.cuts if cut.dimension == "ep"}
     if not expert_axes and config.expert > 1:
         raise ConfigError(
@@ -102,6 +137,42 @@ def _check_experts(config: ParallelConfig, table: Table, layout: Layout, rows: M
         count = sizes.get(axis)
         if count is not None and config.experts not in (None, count):
             raise ConfigError(f"{config.path}: expert_num is {config.experts}, but the model has {counted(count, 'expert')}.")
+
+
+def _check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
+    """Compares the numbers of heads that the file says with the model's, as far as they are known."""
+    if config.heads is not None and config.kv_heads is not None and config.heads % config.kv_heads:
+        raise ConfigError(f"{config.path}: num_heads {config.heads} isn't a multiple of n_kv_heads {config.kv_heads}.")
+    axes = {expression.choices[0]: axis for axis, expression in table.axes.items()}
+    lengths = {text: sizes.get(axis) for text, axis in axes.items()}
+    kv_heads, groups = lengths.get(_KV_HEADS), lengths.get(f"{_HEADS} / {_KV_HEADS}")
+    heads = lengths.get(_HEADS) or (kv_heads * groups if kv_heads and groups else None)
+    for key, said, there in (("num_heads", config.heads, heads), ("n_kv_heads", config.kv_heads, kv_heads)):
+        if said is not None and there is not None and said != there:
+            what = _HEADS if key == "num_heads" else _KV_HEADS
+            raise ConfigError(f"{config.path}: {key} is {said}, but the model has {there} ({what}).")
+
+
+def learn_heads(sizes: AxisSizes, config: ParallelConfig, table: Table) -> bool:
+    """Adds what the numbers of heads that the file says tell of axes that aren't known. Whether there were any."""
+    said = {key: count for key, count in ((_HEADS, config.heads), (_KV_HEADS, config.kv_heads)) if count is not None}
+    if not said or (_KV_HEADS not in said and any(_KV_HEADS in expression.text for expression in table.axes.values())):
+        return False
+    lengths = {axis: expression.evaluate(said, str(config.path)) for axis, expression in table.axes.items() if sizes.get(axis) is None}
+    for axis, length in lengths.items():
+        if length is not None:
+            sizes.learn(axis, length, f"num_heads and n_kv_heads of {config.path}")
+    return any(length is not None for length in lengths.values())
+
+
+def _check_shapes(config: ParallelConfig, table: Table, sizes: AxisSizes, shapes: Sequence[Shaped]) -> None:
+    """Where the model's heads aren't known, those that the file says must at least fit the shapes."""
+    trial = sizes.copy()
+    try:
+        if learn_heads(trial, config, table):
+            trial.learn_shapes(shapes)
+    except LayoutError as error:
+        raise ConfigError(f"{config.path}: its num_heads or n_kv_heads aren't the model's: {error}") from error
 
 
 def _stages(config: ParallelConfig, table: Table, sizes: AxisSizes) -> Callable[[Pattern, tuple[int, ...]], int]:
@@ -136,14 +207,16 @@ def _cut_by(config: ParallelConfig, pattern: Pattern, cuts: Mapping[int, Cut], s
         degree = config.degree(cut.dimension)
         known = sizes.get(cut.axis)
         length = known if known is not None else tensor.shape[i]
+        if cut.optional and known is None and pattern.axes[i] != (cut.axis,) and degree > 1 and not length % degree:
+            raise ConfigError(
+                f"{config.path}: whether {_TERMS[cut.dimension]} {degree} cuts {tensor.name} depends on {cut.axis}, which its shape "
+                f"{list(tensor.shape)} doesn't tell; give the model's config.json with {option('config')}."
+            )
         if length % degree or tensor.shape[i] % degree:
             if cut.optional:
                 continue
-            what = f"{cut.axis} = {length}" if known is not None else f"axis {i} of"
-            raise ConfigError(
-                f"{config.path}: {_TERMS[cut.dimension]} {degree} does not divide {what}{', which cuts' if known is not None else ''} "
-                f"{tensor.name} {list(tensor.shape)}."
-            )
+            told = f"{cut.axis} = {length}, by {sizes.known[cut.axis][1]}, which cuts" if known is not None else f"axis {i} of"
+            raise ConfigError(f"{config.path}: {_TERMS[cut.dimension]} {degree} does not divide {told} {tensor.name} {list(tensor.shape)}.")
         found[i] = cut.dimension
     return found
 

@@ -5,8 +5,8 @@ Source: MindFormers v1.0.2 … v1.7.0, `TransformerOpParallelConfig`, `LayerSett
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ _MAX_NODES = 5_000  # keys and values, those that aliases stand for counted each
 
 # Key of ours → its sections and spellings. Sections are those of MindFormers' files; in a small file they may be left away.
 _KEYS: dict[str, tuple[str, ...]] = {
-    "data_parallel": ("parallel_config.data_parallel", "dp"),
-    "model_parallel": ("parallel_config.model_parallel", "mp"),
-    "expert_parallel": ("parallel_config.expert_parallel", "ep"),
-    "pipeline_stage": ("parallel_config.pipeline_stage", "parallel.pipeline_stages", "pp"),
-    "context_parallel": ("parallel_config.context_parallel", "cp"),
+    "data_parallel": ("parallel_config.data_parallel", "parallel_config.dp", "dp"),
+    "model_parallel": ("parallel_config.model_parallel", "parallel_config.mp", "mp"),
+    "expert_parallel": ("parallel_config.expert_parallel", "parallel_config.ep", "ep"),
+    "pipeline_stage": ("parallel_config.pipeline_stage", "parallel.pipeline_stages", "parallel_config.pp", "pp"),
+    "context_parallel": ("parallel_config.context_parallel", "parallel_config.cp", "cp"),
     "vocab_emb_dp": ("parallel_config.vocab_emb_dp",),
     "parallel_mode": ("parallel.parallel_mode",),
     "enable_parallel_optimizer": ("parallel.enable_parallel_optimizer",),
@@ -38,13 +38,14 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "pipeline_interleave": ("parallel.pipeline_config.pipeline_interleave",),
     "pp_interleave_num": ("model.model_config.pp_interleave_num", "parallel_config.pp_interleave_num"),
     "offset": ("model.model_config.offset",),
-    "num_layers": ("model.model_config.num_layers",),
-    "num_heads": ("model.model_config.num_heads",),
-    "n_kv_heads": ("model.model_config.n_kv_heads",),
+    "num_layers": ("model.model_config.num_layers", "model.model_config.num_hidden_layers"),
+    "num_heads": ("model.model_config.num_heads", "model.model_config.num_attention_heads"),
+    "n_kv_heads": ("model.model_config.n_kv_heads", "model.model_config.num_key_value_heads"),
     "parallel_optimizer": ("model.model_config.parallel_optimizer",),
     "expert_num": ("moe_config.expert_num", "model.model_config.moe_config.expert_num"),
 }
 _SECTIONS = ("parallel_config", "parallel", "moe_config", "model", "shard")
+_DEGREES = ("data_parallel", "model_parallel", "expert_parallel", "pipeline_stage", "context_parallel")
 
 
 class ParallelConfig(msgspec.Struct, frozen=True):
@@ -66,6 +67,8 @@ class ParallelConfig(msgspec.Struct, frozen=True):
     offset: Any = 0
     interleave: int = 1
     layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
     experts: int | None = None
     flags: Mapping[str, bool] = msgspec.field(default_factory=dict)
     shard: Mapping[str, Any] = msgspec.field(default_factory=dict)
@@ -142,11 +145,7 @@ def read_parallel_config(path: Path) -> ParallelConfig:
             raise ConfigError(f"{path}: {key} is {shown(value)}, expected true or false.")
         return value
 
-    if found.get("parallel_mode", 1) not in (1, "semi_auto_parallel", "SEMI_AUTO_PARALLEL"):
-        raise ConfigError(
-            f"{path}: parallel_mode is {shown(found['parallel_mode'])}; weights are cut by the configuration only in mode 1, "
-            "semi_auto_parallel."
-        )
+    _check_mode(path, found.get("parallel_mode", 1))
     if positive("context_parallel") > 1:
         raise ConfigError(f"{path}: context_parallel {found['context_parallel']} isn't supported; give the job's strategy files instead.")
     threshold, shards = found.get("parallel_optimizer_threshold", 64), found.get("optimizer_weight_shard_size", -1)
@@ -159,22 +158,27 @@ def read_parallel_config(path: Path) -> ParallelConfig:
         if found.get(key) is not None and positive(key) % model:
             raise ConfigError(f"{path}: model_parallel {model} does not divide {key} {found[key]}.")
     interleave = positive("pp_interleave_num") if flag("pipeline_interleave", False) else 1
+    counts = {"layers": "num_layers", "heads": "num_heads", "kv_heads": "n_kv_heads", "experts": "expert_num"}
     config = ParallelConfig(
-        path,
-        positive("data_parallel"),
-        model,
-        positive("expert_parallel"),
-        positive("pipeline_stage"),
-        flag("enable_parallel_optimizer", False),
-        threshold,
-        shards,
-        found.get("offset", 0),
-        interleave,
-        positive("num_layers") if found.get("num_layers") is not None else None,
-        positive("expert_num") if found.get("expert_num") is not None else None,
-        {"vocab_emb_dp": flag("vocab_emb_dp", True), "parallel_optimizer": flag("parallel_optimizer", False)},
-        _mapping(path, content.get("shard"), "shard"),
+        path=path,
+        data=positive("data_parallel"),
+        model=model,
+        expert=positive("expert_parallel"),
+        pipeline=positive("pipeline_stage"),
+        optimizer=flag("enable_parallel_optimizer", False),
+        threshold=threshold,
+        optimizer_shards=shards,
+        offset=found.get("offset", 0),
+        interleave=interleave,
+        flags={"vocab_emb_dp": flag("vocab_emb_dp", True), "parallel_optimizer": flag("parallel_optimizer", False)},
+        shard=_mapping(path, content.get("shard"), "shard"),
+        **{name: positive(key) for name, key in counts.items() if found.get(key) is not None},
     )
+    if not any(key in found for key in _DEGREES):
+        raise ConfigError(
+            f"{path}: says no degree of parallelism, so it would be a job of 1 rank; it has {', '.join(found)}. Give one of "
+            f"{', '.join(_DEGREES[:-1])}, in the section parallel_config or without sections."
+        )
     if config.pipeline > MAX_STAGES or interleave > MAX_STAGES:
         raise ConfigError(f"{path}: pipeline_stage {config.pipeline} or pp_interleave_num {interleave} is more than {MAX_STAGES}.")
     if config.ranks > MAX_DEVICES:
@@ -185,6 +189,21 @@ def read_parallel_config(path: Path) -> ParallelConfig:
     if shards > config.devices:
         raise ConfigError(f"{path}: optimizer_weight_shard_size {shards} is more than the {config.devices} devices of a stage.")
     return config
+
+
+def _check_mode(path: Path, mode: object) -> None:
+    said = mode.lower() if isinstance(mode, str) else mode
+    if said in (1, "semi_auto_parallel"):
+        return
+    advice = ""
+    if said == "manual_parallel":
+        advice = (
+            " A job in manual parallel (MindFormers r1.6 and later, for inference) loads the hub's safetensors by itself and cuts them "
+            "while it loads: name the Hugging Face directory in its pretrained_model_dir, and convert nothing."
+        )
+    raise ConfigError(
+        f"{path}: parallel_mode is {shown(mode)}; weights are cut by the configuration only in mode 1, semi_auto_parallel.{advice}"
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -200,16 +219,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, text: str) -> object:
-    try:
+    with suppress(FormatError):
         return parse_object(text.encode(), str(path))
-    except FormatError as error:
-        as_json = error
-    try:
-        from ckptforge.partition.bounded_yaml import parse_yaml
-    except ImportError as error:
-        raise ConfigError(
-            f"{as_json} Reading it as YAML needs PyYAML: pip install 'ckptforge[yaml]', or write the keys as JSON."
-        ) from error
+    from ckptforge.partition.bounded_yaml import parse_yaml  # not needed for JSON
+
     try:
         return parse_yaml(text, _MAX_NODES)
     except ValueError as error:
@@ -220,7 +233,6 @@ def _values(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Our keys with their values; a key that stands at two places must say the same."""
     found: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    flat = not any(section in content for section in _SECTIONS[:-1])
     for key, spellings in _KEYS.items():
         for spelling in (*spellings, key):
             value = _at(path, content, spelling)
@@ -229,15 +241,72 @@ def _values(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             if key in found and found[key] != value:
                 raise ConfigError(f"{path}: {origin[key]} is {shown(found[key])}, but {spelling} is {shown(value)}; they mean the same.")
             found[key], origin[key] = value, spelling
-    known = {word for key, spellings in _KEYS.items() for word in (key, *spellings)} | set(_SECTIONS)
-    if flat and (unknown := [key for key in content if key not in known]):
-        raise ConfigError(f"{path}: {shown(unknown[0])} isn't a key of a parallel configuration; there are {', '.join(_KEYS)}.")
+    _refuse_unknown(path, content)
     if not found:
         raise ConfigError(f"{path}: has none of the keys of a parallel configuration, such as model_parallel.")
-    for key in _mapping(path, content.get("parallel_config"), "parallel_config"):
-        if key not in known and (near := get_close_matches(str(key), _KEYS, 1, 0.85)):
-            raise ConfigError(f"{path}: parallel_config.{key} isn't a key of MindFormers; did you mean {near[0]}?")
     return found
+
+
+def _refuse_unknown(path: Path, content: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for a key that is nearly one that is read, and in a file without sections for any that isn't one: of
+    those that MindFormers' files have, most say nothing of how weights are cut."""
+    sections = _sections()
+    flat = not any(section in content for section in _SECTIONS[:-1])
+    for place, keys in _places(content, sections):
+        prefix = f"{place}." if place else ""
+        for key in keys:
+            near = None if key in sections[place] else nearest(str(key), sections[place])
+            if near is not None:
+                raise ConfigError(f"{path}: {prefix}{shown(str(key))[1:-1]} isn't a key of MindFormers; did you mean {prefix}{near}?")
+            if flat and not place and key not in sections[""]:
+                raise ConfigError(f"{path}: {shown(key)} isn't a key of a parallel configuration; there are {', '.join(_KEYS)}.")
+
+
+def _sections() -> dict[str, set[str]]:
+    """Section, as a path with dots, → the keys that are read of it; "" for the file itself."""
+    found: dict[str, set[str]] = {"": {*_KEYS, *_SECTIONS}}
+    for spelling in (spelling for spellings in _KEYS.values() for spelling in spellings):
+        *outer, key = spelling.split(".")
+        for depth in range(len(outer)):
+            found.setdefault(".".join(outer[:depth]), set()).add(outer[depth])
+        found.setdefault(".".join(outer), set()).add(key)
+    return found
+
+
+def _places(content: Mapping[str, Any], sections: Mapping[str, set[str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(section, what stands in it), for those that are read of."""
+    for place in sections:
+        inner: Any = content
+        for section in place.split(".") if place else ():
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            yield place, inner
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of some words that another is a slip of the pen from: one letter too many, too few, wrong or changed with the next, two
+    such slips in long words; dashes and capitals don't count."""
+    plain = word.lower().replace("-", "_")
+    distances = {other: _slips(plain, other) for other in words if len(other) > 3 and abs(len(other) - len(plain)) <= 2}
+    near = [other for other, slips in distances.items() if slips <= (2 if len(other) >= _LONG else 1)]
+    return min(near, key=lambda other: (distances[other], other), default=None)
+
+
+_LONG = 12  # letters
+
+
+def _slips(a: str, b: str) -> int:
+    """The distance of Damerau and Levenshtein, of neighbours that change places once."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        before, above, row = row, before, [i]
+        for j, other in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other))
+            if i > 1 and j > 1 and (letter, a[i - 2]) == (b[j - 2], other):
+                cost = min(cost, above[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def _at(path: Path, content: Mapping[str, Any], spelling: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptforge.boxes import Box, full_box, uncovered
+from ckptforge.boxes import Box, box_text, full_box, uncovered
 from ckptforge.errors import FormatError, counted, listing, shown
 from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import FileIndex, TensorEntry, same_bytes
@@ -17,15 +17,20 @@ Parts = tuple[tuple[Box, TensorEntry], ...]
 
 
 def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False) -> Checkpoint:
-    """Opens `rank_<r>` directories under the strategy that they were made under.
+    """Opens `rank_<r>` directories under the strategy that they were made under. See `join_ranks`."""
+    refuse_unfinished(directory)
+    return join_ranks(directory, read_ranks(directory, step), strategy, check_replicas)
+
+
+def join_ranks(directory: Path, ranks: tuple[list[FileIndex], list[str]], strategy: Strategy, check_replicas: bool = False) -> Checkpoint:
+    """The files of ranks, and notes about their choice, as one set of full tensors under the strategy that they were made under.
 
     Of replicas the lowest rank's is read; a rank may lack a replica (redundancy removed), if some rank has each part.
     `check_replicas` compares all of them. Tensors that the strategy doesn't know must be the same on all ranks.
     Raises `InputNotFoundError` for missing ranks, `FormatError` for whatever shows that strategy and shards don't belong
     together, with the shapes.
     """
-    refuse_unfinished(directory)
-    files, notes = read_ranks(directory, step)
+    files, notes = ranks[0], [*ranks[1]]
     if len(files) != strategy.ranks:
         raise FormatError(
             f"{directory}: holds {counted(len(files), 'rank')}, but {strategy.path} is of a job with {strategy.ranks} "
@@ -40,9 +45,15 @@ def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, c
         else:
             whole, parts = _sharded(directory, name, stage, files, strategy, check_replicas)
         tensors[name], shards[name] = whole, parts
-    notes += [note for file in files for note in file.notes]
+    notes += _once([note for file in files for note in file.notes], len(files))
     kind = f"{files[0].format} in ranks"
     return Checkpoint(directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards)
+
+
+def _once(notes: list[str], ranks: int) -> list[str]:
+    """The notes of the first file that has any, for all: those of a job's ranks are alike."""
+    first = [note for note in notes if note.partition(": ")[0] == notes[0].partition(": ")[0]]
+    return first if len(first) == len(notes) else [*first, f"{len(notes) - len(first)} such notes more, of the files of {ranks} ranks."]
 
 
 def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
@@ -101,6 +112,7 @@ def _sharded(
     if wrong := uncovered(full_box(full), list(chosen)):
         lacking = [str(files[stage * strategy.devices + device].path) for device, entry in held.items() if entry is None]
         raise FormatError(
-            f"{directory}: no rank holds part {wrong[1]} of {shown(name)} {list(full)}; these lack the tensor:\n{listing(lacking)}"
+            f"{directory}: no rank holds part {box_text(wrong[1])} of {shown(name)} {list(full)}"
+            + (f"; these lack the tensor:\n{listing(lacking)}" if lacking else "; it isn't the strategy of these shards.")
         )
     return TensorEntry(name, first.dtype, full, directory, ()), tuple(chosen.items())

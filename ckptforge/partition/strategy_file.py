@@ -48,6 +48,11 @@ class Strategy(msgspec.Struct, frozen=True):
         """Ranks of the job."""
         return self.devices * len(self.stages)
 
+    @property
+    def extent(self) -> str:
+        """How many ranks and stages there are, in words."""
+        return counted(self.ranks, "rank") + (f" in {len(self.stages)} stages" if len(self.stages) > 1 else "")
+
     def stage_of(self, rank: int) -> int:
         """The stage of a global rank."""
         return rank // self.devices
