@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -385,7 +387,7 @@ def test_a_part_that_no_rank_holds_is_named_as_an_index_is_written(tmp_path):
 
 
 def test_the_commands_name_their_options_and_say_what_was_written(tmp_path):
-    config = configuration(tmp_path / "c.json", dp=2, mp=2, pp=2)
+    config = configuration(tmp_path / "c.json", dp=2, mp=2, ep=2, pp=2)
     ranks, run = tmp_path / "ranks", CliRunner()
 
     def ckpt(*words):
@@ -395,7 +397,8 @@ def test_the_commands_name_their_options_and_say_what_was_written(tmp_path):
     written = json.loads(ckpt("merge", ranks, tmp_path / "m.ckpt", "--json").output)
     assert written["ok"] and written["tensors"] == 23 and "ranks" not in written
     (ranks / "ckptforge.manifest.json").unlink()
-    refused = json.loads(ckpt("compare", HUB, ranks, "--json").output)["error"]["message"]
+    command = [sys.executable, "-m", "ckptforge", "compare", str(HUB), str(ranks), "--json"]
+    refused = json.loads(subprocess.run(command, capture_output=True, check=False).stdout)["error"]["message"]
     assert "--strategy-dir-b, or its parallel configuration with --parallel-config-b" in refused
     for words in (
         ("merge", ranks, tmp_path / "m2.ckpt", "--parallel-config", config),

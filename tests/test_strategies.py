@@ -254,7 +254,7 @@ def test_a_mindformers_yaml(tmp_path):
     assert (config.data, config.model, config.expert, config.pipeline, config.ranks) == (8, 1, 8, 2, 16)
     assert (config.optimizer, config.threshold, config.flags["vocab_emb_dp"], config.layers, config.experts) == (True, 64, True, 2, 8)
     file.write_text(MINDFORMERS_YAML.replace("threshold: 64", "threshold: 0"))
-    result = ckptforge.to_ms(HUB, tmp_path / "ranks", parallel_config=file)
+    result = ckptforge.to_ms(HUB, tmp_path / "ranks", parallel_config=file, layout="dense")
     assert len(list((tmp_path / "ranks").glob("rank_*"))) == 16 and not result.notes
     ckptforge.strategy(tmp_path / "strategy", parallel_config=file, like=HUB)
     ckptforge.to_torch(tmp_path / "ranks", tmp_path / "back", strategy_dir=tmp_path / "strategy")
@@ -281,7 +281,7 @@ def test_mp8_gmm_and_back(tmp_path):
         ({"dp": 2, "num_heads": 8, "mp": 3}, "model_parallel 3 does not divide num_heads 8"),
         ({"pp": 3}, "2 layers with offset 0|offset must sum to 2"),
         ({"pp": 2, "offset": [1, 0]}, "offset must sum to 0"),
-        ({"pp": 2, "offset": [-1, 1]}, "leave a stage of 2 without layers"),
+        ({"pp": 2, "offset": [-1, 1]}, "leave one of 2 stages without layers"),
         ({"pp": 2, "offset": [0]}, "a number for each of 2 pipeline stages"),
         ({"pp": 2, "offset": "no"}, "expected an integer, a list"),
         ({"pp": 2, "num_layers": 4}, "num_layers is 4, but the model has 2 layers"),
