@@ -144,8 +144,9 @@ def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[d
     count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
     scale = "its lora_alpha isn't recorded" if kept.config is None else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
     note = f"a LoRA adapter of {counted(count, 'weight')}, rank {', '.join(map(str, adapted))}, {scale}."
+    notes = [note, *(f"it holds {text}." for text in found[0].whole_texts), *found[0].notes]
     names = [" or ".join(dict.fromkeys(names)) for names in ([a.table.name for a in found], [a.layout.name for a in found])]
-    return replace(described, model=names[0], layout=names[1], notes=[note, *described.notes])
+    return replace(described, model=names[0], layout=names[1], notes=[*notes, *described.notes])
 
 
 def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ class Planning(TypedDict, total=False):
     tensors out that the table doesn't know, but for heads and parts of quantised weights; `drop`: globs of such names that are left out
     all the same. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
     `merge_lora`: add this LoRA adapter (a directory of PEFT's, or a MindSpore checkpoint with its factors) to the weights; `adapter`:
-    convert only the adapter in a checkpoint; `lora_alpha` of an adapter that doesn't say it.
+    convert only the adapter in a checkpoint; `lora_alpha` where an adapter doesn't say it, or in the place of what it says.
     `trim_vocab`: cut off rows of the embedding and the head beyond vocab_size.
     """
 

@@ -26,6 +26,7 @@ from ckptforge.errors import (
     shown,
 )
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint
+from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.huggingface import shard_of
 from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object, read_object
@@ -43,7 +44,7 @@ _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 class Source(msgspec.Struct, frozen=True):
     """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what nothing knows, `activations` scales that
-    only a quantised model needs."""
+    only a quantised model needs, `unmerged` the tensors before an adapter was added."""
 
     checkpoint: Checkpoint
     binding: Binding
@@ -52,6 +53,7 @@ class Source(msgspec.Struct, frozen=True):
     state: tuple[str, ...]
     unmapped: tuple[str, ...]
     activations: tuple[str, ...] = ()
+    unmerged: Mapping[str, TensorEntry] | None = None
 
     @property
     def table(self) -> Table:

@@ -263,8 +263,8 @@ def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
 
 def _alpha(options: Options) -> float | None:
     alpha = options.get("lora_alpha")
-    if alpha is not None and not 0 < abs(alpha) < 1e9:
-        raise UsageError(f"{option('lora_alpha', alpha)}: expected a number that isn't 0.")
+    if alpha is not None and not abs(alpha) < 1e9:
+        raise UsageError(f"{option('lora_alpha', alpha)}: expected a number.")
     return alpha
 
 
@@ -352,7 +352,7 @@ def _alike(source: Source, options: Options, left_out: dict[str, list[str]]) -> 
         return ()
     compared = not options.get("allow_unmapped") and not source.checkpoint.shards
     left_out["copies of other tensors" + ("" if compared else ", not compared")] = list(source.binding.copies)
-    tensors = source.checkpoint.tensors
+    tensors = source.unmerged or source.checkpoint.tensors
     return tuple((tensors[copy], tensors[original]) for copy, original in source.binding.copies.items() if compared)
 
 

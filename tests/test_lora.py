@@ -38,9 +38,11 @@ def models(tmp_path_factory):
 
 
 def weights_of(name, hub, kinds=None):
-    """The weights of a model that a table says may have an adapter, without experts; `kinds` are the ends of their names."""
+    """The matrices of a model that a table says may have an adapter, without experts; `kinds` are the ends of their names."""
     shapes = {}
-    for adapted in TABLES[name].lora["hub"]:
+    for adapted in TABLES[name].lora.weights["hub"]:
+        if adapted.turned:
+            continue
         parts = re.split(r"\{[a-z+]+\}", adapted.weight.template)
         pattern = re.compile(r"\d+".join(map(re.escape, parts)))
         for weight, numbers in hub.items():
@@ -61,9 +63,12 @@ def write_adapter(path, shapes, rank=4, alpha=8, seed=0, integers=True, dtype=np
         else:
             a, b = random.standard_normal((r, columns)).astype(dtype), random.standard_normal((out, r)).astype(dtype)
         module = PREFIX + weight.removesuffix(".weight")
-        for which, factor in (("A", a), ("B", b)):
+        factors = {"lora_A.weight": a, "lora_B.weight": b}
+        if "embed" in weight:  # stored as the factors of its transpose
+            factors = {"lora_embedding_A": b.T, "lora_embedding_B": a.T}
+        for which, factor in factors.items():
             kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[factor.dtype.name]
-            tensors[f"{module}.lora_{which}.weight"] = (kind, list(factor.shape), factor.tobytes())
+            tensors[f"{module}.{which}"] = (kind, list(factor.shape), factor.tobytes())
         products[weight] = (b.astype(np.float32) @ a.astype(np.float32)) * np.float32(alpha / r)
     path.mkdir()
     said = {"peft_type": "LORA", "r": 4 if callable(rank) else rank, "lora_alpha": alpha, "bias": "none"}
@@ -74,11 +79,12 @@ def write_adapter(path, shapes, rank=4, alpha=8, seed=0, integers=True, dtype=np
 
 
 def with_products(hub, products, dtype=BF16):
-    """What merging must give: summed in float32, rounded once."""
+    """What merging must give: summed in float32, rounded once. The copies in MTP layers are those of the sums."""
     found = {}
     for name, bits in hub.items():
         numbers = bits.view(BF16).astype(np.float32)
-        found[name] = (numbers + products[name] if name in products else numbers).astype(dtype).view(f"u{np.dtype(dtype).itemsize}")
+        original = re.sub(r".*\.shared_head\.head\.", "lm_head.", re.sub(r"layers\.\d+\.embed_tokens", "embed_tokens", name))
+        found[name] = (numbers + products[original] if original in products else numbers).astype(dtype).view(f"u{np.dtype(dtype).itemsize}")
     return found
 
 
@@ -105,7 +111,7 @@ def test_a_sum_with_scaled_weights_is_rounded_once(tmp_path, models):
     shutil.copytree(models["deepseek_v3"], tmp_path / "hub")
     eight_bits(tmp_path / "hub", (16, 24))
     ckptforge.convert(tmp_path / "hub", tmp_path / "wide", to="hub", dtype="fp32")
-    wide = {name: bits.view(np.float32) for name, bits in raw_safetensors(tmp_path / "wide").items()}
+    wide = {name: bits.view(np.float32 if bits.itemsize == 4 else BF16) for name, bits in raw_safetensors(tmp_path / "wide").items()}
     dense = {name: numbers.shape for name, numbers in wide.items() if re.match(r"model\.layers\.0\..*proj.*weight", name)}
     products = write_adapter(tmp_path / "lora", dense)
     assert len(products) > 5
@@ -221,11 +227,11 @@ def test_an_adapter_in_another_layout_is_the_same_product(tmp_path, models, name
     expected = with_products(hub, products)
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout=layout, config=models[name])
     ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back", config=models[name])
-    there, here = ({adapted.weight.tensors for adapted in TABLES[name].lora[side]} for side in (layout, "hub"))
+    there, here = ({adapted.weight.tensors for adapted in TABLES[name].lora.weights[side]} for side in (layout, "hub"))
     fused = any(len(tensors) > 1 for tensors in there - here)
     for adapter in (tmp_path / "l.ckpt", tmp_path / "back"):
-        ckptforge.convert(models[name], tmp_path / f"m-{adapter.name}", to="hub", merge_lora=adapter)
-        assert_same(tmp_path / f"m-{adapter.name}", expected)
+        ckptforge.convert(models[name], tmp_path / f"m-{adapter.stem}", to="hub", merge_lora=adapter)
+        assert_same(tmp_path / f"m-{adapter.stem}", expected)
     if not fused:
         before = raw_safetensors(tmp_path / "lora")
         after = raw_safetensors(tmp_path / "back")
@@ -285,8 +291,8 @@ def test_rslora_and_ranks_that_differ(tmp_path, models):
     result = ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", model="llama")
     assert (result.facts["lora_rank"], result.facts["lora_alpha"]) == (16, 32)
     for adapter in ("lora", "l.ckpt"):
-        ckptforge.convert(models["llama"], tmp_path / f"m-{adapter}", to="hub", merge_lora=tmp_path / adapter)
-        assert_same(tmp_path / f"m-{adapter}", expected)
+        ckptforge.convert(models["llama"], tmp_path / f"m-{Path(adapter).stem}", to="hub", merge_lora=tmp_path / adapter)
+        assert_same(tmp_path / f"m-{Path(adapter).stem}", expected)
 
 
 def test_a_checkpoint_of_a_lora_job_holds_weights_and_adapter(tmp_path, models):
@@ -317,7 +323,7 @@ def test_a_checkpoint_of_a_lora_job_holds_weights_and_adapter(tmp_path, models):
     assert_same(tmp_path / "adapter", raw_safetensors(tmp_path / "lora"))
     said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (said["r"], said["lora_alpha"], said["peft_type"]) == (4, 8, "LORA")
-    assert set(said["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(said["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
 
 
 @pytest.mark.parametrize("layout", ["dense", "mcore"])
@@ -393,15 +399,45 @@ def test_rows_without_an_adapter_keep_their_zeros_signs(tmp_path):
     assert all(np.array_equal(found[name], hub[name]) for name in hub if name not in products)
 
 
-def test_alpha_that_is_no_number_or_known_already(tmp_path, models):
+def test_alpha_that_is_no_number(tmp_path, models):
     write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
-    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", model="llama")
-    for alpha in (float("nan"), float("inf"), 0.0):
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense", model="llama")
+    for alpha in (float("nan"), float("inf")):
         with pytest.raises(UsageError, match="expected a number"):
             ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "x", lora_alpha=alpha)
+
+
+def test_a_given_alpha_overrides_what_the_adapter_says(tmp_path, models):
+    hub = raw_safetensors(models["llama"])
+    products = write_adapter(tmp_path / "lora", weights_of("llama", hub))
+    expected = with_products(hub, {weight: product * 2 for weight, product in products.items()})
+    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense", model="llama")
     for adapter in ("lora", "l.ckpt"):
-        with pytest.raises(UsageError, match="leave lora_alpha away"):
-            ckptforge.convert(models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / adapter, lora_alpha=3)
+        result = ckptforge.convert(
+            models["llama"], tmp_path / f"x-{Path(adapter).stem}", to="hub", merge_lora=tmp_path / adapter, lora_alpha=16
+        )
+        assert_same(tmp_path / f"x-{Path(adapter).stem}", expected)
+        assert any("lora_alpha=16 is taken in the place of the lora_alpha 8 of" in note for note in result.notes)
+    assert not any("lora_alpha=" in n for n in ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "same", lora_alpha=8).notes)
+    ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back", lora_alpha=16)
+    assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["lora_alpha"] == 16
+    result = ckptforge.to_ms(tmp_path / "lora", tmp_path / "m.ckpt", layout="dense", model="llama", lora_alpha=16)
+    assert result.facts["lora_alpha"] == 16
+    ckptforge.convert(models["llama"], tmp_path / "y", to="hub", merge_lora=tmp_path / "m.ckpt")
+    assert_same(tmp_path / "y", expected)
+
+
+def test_an_alpha_of_zero_does_nothing_and_says_so(tmp_path, models):
+    hub = raw_safetensors(models["llama"])
+    write_adapter(tmp_path / "lora", weights_of("llama", hub), alpha=0)
+    for options in ({}, {"lora_alpha": 0}):
+        result = ckptforge.convert(models["llama"], tmp_path / f"x{len(options)}", to="hub", merge_lora=tmp_path / "lora", **options)
+        assert_same(tmp_path / f"x{len(options)}", hub)
+        assert any("lora_alpha is 0, so that the adapter does nothing" in note for note in result.notes)
+        assert any("merged into 0 weights" in note for note in result.notes)
+    assert "does nothing" in inspection_text(ckptforge.inspect(tmp_path / "lora"), False)
+    result = ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense", model="llama")
+    assert result.facts["lora_alpha"] == 0 and any("does nothing" in note for note in result.notes)
 
 
 def test_steps_of_a_job_belong_together(tmp_path, models):
@@ -528,9 +564,10 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
     [
         ({"peft_type": "IA3"}, "only LORA is understood"),
         ({"use_dora": True}, "use_dora is True"),
-        ({"bias": "all"}, "bias is 'all'"),
+        ({"bias": "all"}, None),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "names 'lm_head' in modules_to_save, but adapter_model.safetensors holds no weight of it"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head', expected a list"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
@@ -540,13 +577,13 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
         ({"what_comes_next": False, "peft_version": "0.21", "qalora_group_size": 16, "layers_pattern": "h"}, None),
         ({"lora_alpha": 10**400}, "lora_alpha is"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a number"),
-        ({"lora_alpha": 0}, "lora_alpha is 0"),
+        ({"lora_alpha": 0}, None),
         ({"lora_alpha": 1e400}, "lora_alpha is inf|isn't valid JSON"),
         ({"r": 5}, "has rank 4, but .* says 5"),
         ({"r": "many"}, "r is 'many'"),
         ({"rank_pattern": []}, None),
         ({"rank_pattern": [1]}, "rank_pattern"),
-        ({"alpha_pattern": {"(a+)+b": 3}}, "only names of modules"),
+        ({"alpha_pattern": {"(a+)+b": 3}}, None),
     ],
 )
 def test_adapters_that_are_not_plain_are_refused(tmp_path, models, config, message):
@@ -576,8 +613,8 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
     refused(LayoutError, "is it an adapter of this model", tmp_path / "low")
     write_adapter(tmp_path / "deep", {w.replace("layers.1", "layers.7"): shape for w, shape in shapes.items()})
     refused(LayoutError, "whose number is 7, but the model has only 2", tmp_path / "deep")
-    write_adapter(tmp_path / "head", {**shapes, "lm_head.weight": (256, 64)})
-    refused(UnmappedTensorsError, "lm_head", tmp_path / "head")
+    write_adapter(tmp_path / "head", {**shapes, "score.weight": (256, 64)})
+    refused(UnmappedTensorsError, "score", tmp_path / "head")
     refused(LayoutError, "holds no factors of an adapter", models["llama"])
     refused(InputNotFoundError, "No such file", tmp_path / "none")
     (tmp_path / "bin").mkdir()
@@ -612,7 +649,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
 def test_inspect_tells_an_adapter(tmp_path, models):
     write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
     text = inspection_text(ckptforge.inspect(tmp_path / "lora"), False)
-    assert "a LoRA adapter of 14 weights, rank 4, scale 2." in text and "llama or qwen2 or qwen3" in text
+    assert "a LoRA adapter of 15 weights, rank 4, scale 2." in text and "llama or qwen2 or qwen3" in text
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="mcore", config=models["llama"])
     assert ckptforge.inspect(tmp_path / "l.ckpt").layout == "mcore"
     (tmp_path / "l.ckpt.manifest.json").unlink()

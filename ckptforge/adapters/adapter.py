@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ckptforge.formats import huggingface, peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.mindspore_dir import refuse_step
+from ckptforge.formats.peft_names import of_the_base, plain_names, whole_weight
 from ckptforge.mapping.binding import Names, recognise_names, without_offsets
 from ckptforge.mapping.lora import WEIGHT
 from ckptforge.mapping.state import is_state
@@ -46,7 +47,8 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors that it is adapted by."""
+    """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors that it is adapted by, `whole` the
+    weights that it holds whole, by their names in the model."""
 
     path: Path
     checkpoint: Checkpoint
@@ -55,6 +57,20 @@ class Adapter(msgspec.Struct, frozen=True):
     factors: tuple[Factors, ...]
     kept: Kept
     by_tensor: Mapping[tuple[str, Index], Factors] = msgspec.field(default_factory=dict)
+    whole: Mapping[str, TensorEntry] = msgspec.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole_texts(self) -> list[str]:
+        """What it holds whole, in words."""
+        trained = [name for name, entry in self.whole.items() if not of_the_base(entry.name)]
+        along = [name for name in self.whole if name not in set(trained)]
+        kinds = (("whole, as training left them", trained), ("of the base model, stored along", along))
+        return [
+            f"{counted(len(names), 'weight')} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            for what, names in kinds
+            if names
+        ]
 
     @property
     def scales(self) -> list[float]:
@@ -81,7 +97,8 @@ def open_weights(path: Path, step: int | None = None, model_first: bool = False)
         return open_checkpoint(path, step)
     refuse_step(step, path, "an adapter of PEFT's")
     file = peft.read_weights(path)
-    return Checkpoint(path, "peft adapter", (file,), dict(file.tensors), path, file.notes)
+    tensors, notes = plain_names(file.path, file.tensors)
+    return Checkpoint(path, "peft adapter", (file,), tensors, path, (*file.notes, *notes))
 
 
 def read_kept(checkpoint: Checkpoint) -> Kept:
@@ -118,27 +135,74 @@ def read_adapter(
     """
     path = checkpoint.path
     is_peft = checkpoint.format == "peft adapter"
-    names = [name for name in checkpoint.tensors if is_peft or (is_lora(name) and not is_state(name))]
+    names = [name for name in checkpoint.tensors if is_lora(name) and not is_state(name)]
     if not names:
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor named *{_MARK}*).")
+    kept, notes = _with_alpha(path, kept, alpha)
     family = "huggingface" if is_peft else "mindspore"
     chosen, found, unknown = _recognise(
         checkpoint, table, names, lengths, family, layout, (kept.layout, like), advice or f"Name the right one with {option('layout')}."
     )
-    if unknown:
+    others = {name: e for name, e in checkpoint.tensors.items() if is_peft and not is_lora(name)}
+    whole, strange = _whole(chosen, others, lengths)
+    if unknown := [*unknown, *strange]:
         tensors = counted(len(unknown), "tensor of the adapter", "aren't")
         raise UnmappedTensorsError(
             f"{path}: {tensors} known to the mapping {table.name} in layout {chosen.name}:\n"
             f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such an adapter with peft itself."
         )
+    if kept.config is not None and is_peft:
+        _check_saved(path, kept.config, whole)
     factors = tuple(_pair(checkpoint, table, chosen, found, kept.config, alpha, lengths))
     by_tensor = {(tensor, one.index): one for one in factors for tensor in one.weight.weight.tensors}
-    return Adapter(path, checkpoint, table, chosen, factors, kept, by_tensor)
+    said = kept.config.notes if kept.config is not None else ()
+    return Adapter(path, checkpoint, table, chosen, factors, kept, by_tensor, whole, (*notes, *said, *_idle(factors)))
+
+
+def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tuple[str, ...]]:
+    """(what is known, with the lora_alpha that a user gives in the place of that of adapter_config.json, a note with both)."""
+    if kept.config is None and alpha is None:
+        raise UsageError(f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with {option('lora_alpha')}.")
+    if kept.config is None or alpha is None or kept.config.content.get("lora_alpha", peft.DEFAULT) == alpha:
+        return kept, ()
+    config = kept.config.with_alpha(alpha)
+    given, said = option("lora_alpha", config.content["lora_alpha"]), shown(kept.config.content.get("lora_alpha", peft.DEFAULT))
+    note = f"{given} is taken in the place of the lora_alpha {said} of {config.where}."
+    if config.content.get("alpha_pattern"):
+        note += " The modules that its alpha_pattern names keep theirs."
+    side = kept.side
+    if side is not None:
+        side = replace(side, files={**side.files, peft.CONFIG: config.json()})
+    return replace(kept, config=config, side=side), (note,)
+
+
+def _whole(layout: Layout, others: Mapping[str, TensorEntry], lengths: Mapping[str, int]) -> tuple[dict[str, TensorEntry], list[str]]:
+    """(the weights that are stored whole, by their names in the model, the tensors that are none)."""
+    names = {whole_weight(name): name for name in others}
+    _, unknown = recognise_names(layout, dict.fromkeys(names), lengths)
+    return {name: others[stored] for name, stored in names.items() if name not in set(unknown)}, [names[name] for name in unknown]
+
+
+def _check_saved(path: Path, config: peft.AdapterConfig, whole: Mapping[str, TensorEntry]) -> None:
+    modules = [name.rpartition(".")[0] for name in whole]
+    for saved in config.saved_modules:
+        if not any(module == saved or module.endswith(f".{saved}") for module in modules):
+            raise FormatError(f"{path}: {config.where} names {shown(saved)} in modules_to_save, but {peft.WEIGHTS} holds no weight of it.")
+
+
+def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
+    """A sentence about those whose product counts nothing."""
+    idle = [one for one in factors if not one.scale]
+    if not idle:
+        return ()
+    if len(idle) == len(factors):
+        return ("lora_alpha is 0, so that the adapter does nothing.",)
+    return (f"lora_alpha is 0 for {len(idle)} of {len(factors)} modules, such as that of {idle[0].a.name}, which do nothing.",)
 
 
 def describe_adapter(checkpoint: Checkpoint, kept: Kept, table: Table) -> Adapter:
     """The same without knowing the model's sizes or the scale."""
-    unknown = {offset: 0 for weights in table.lora.values() for weight in weights for offset in weight.weight.offsets.values()}
+    unknown = {offset: 0 for weights in table.lora.weights.values() for weight in weights for offset in weight.weight.offsets.values()}
     return read_adapter(checkpoint, kept, table, unknown, 1.0 if kept.config is None else None)
 
 
@@ -154,7 +218,7 @@ def _recognise(
 ) -> tuple[Layout, Names, list[str]]:
     """The layout whose names most factors have, those found, and the names that it doesn't know."""
     best: dict[str, tuple[Layout, Names, list[str]]] = {}
-    for name, weights in table.lora.items():
+    for name, weights in table.lora.weights.items():
         known = table.layouts[name]
         if known.family != family or not weights:
             continue
@@ -199,7 +263,7 @@ def _pair(
     lengths: Mapping[str, int],
 ) -> Iterator[Factors]:
     tensors, path = checkpoint.tensors, checkpoint.path
-    for weight in table.lora[layout.name]:
+    for weight in table.lora.weights[layout.name]:
         firsts, seconds = found.get(weight.a, {}), found.get(weight.b, {})
         for numbers in sorted({*firsts, *seconds}):
             index = dict(zip(weight.weight.name_axes, numbers, strict=True))
@@ -213,27 +277,25 @@ def _pair(
                 there = firsts.get(numbers) or seconds[numbers]
                 raise FormatError(f"{path}: {there} is there without the other factor of {module}; the adapter is damaged.")
             a, b = tensors[firsts[numbers]], tensors[seconds[numbers]]
-            if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+            low, high = (b, a) if weight.turned else (a, b)  # of shapes (r, …) and (…, r)
+            if len(a.shape) != 2 or len(b.shape) != 2 or low.shape[0] != high.shape[1] or not low.shape[0]:
+                expected = "(r, vocabulary) and (hidden, r)" if weight.turned else "(r, in) and (out, r)"
                 raise FormatError(
-                    f"{path}: {a.name} has shape {list(a.shape)} and {b.name} {list(b.shape)}; expected (r, in) and (out, r) with one r."
+                    f"{path}: {low.name} has shape {list(low.shape)} and {high.name} {list(high.shape)}; expected {expected} with one r."
                 )
             if not a.dtype.floating or not b.dtype.floating:
                 raise FormatError(f"{path}: {a.name} is {a.dtype} and {b.name} {b.dtype}; expected floating-point numbers.")
-            yield Factors(weight, tuple(sorted(index.items())), a, b, _scale(path, config, alpha, layout, module, a))
+            yield Factors(weight, tuple(sorted(index.items())), a, b, _scale(path, config, alpha, layout, module, low))
 
 
-def _scale(path: Path, config: peft.AdapterConfig | None, alpha: float | None, layout: Layout, module: str, a: TensorEntry) -> float:
-    rank = a.shape[0]
+def _scale(path: Path, config: peft.AdapterConfig | None, alpha: float | None, layout: Layout, module: str, low: TensorEntry) -> float:
+    """What a product is multiplied with; `low` is the factor whose rows are the rank."""
+    rank = low.shape[0]
     if config is None:
-        if alpha is None:
-            raise UsageError(
-                f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with {option('lora_alpha')}."
-            )
+        assert alpha is not None
         return alpha / rank
-    if alpha is not None:
-        raise UsageError(f"{path}: {config.where} says the adapter's scale; leave {option('lora_alpha')} away.")
     if config.rank(module if layout.family == "huggingface" else "") != rank:
-        raise FormatError(f"{path}: {a.name} has rank {rank}, but {config.where} says {config.rank(module)}.")
+        raise FormatError(" ".join((f"{path}: {low.name} has rank {rank}, but {config.where} says {config.rank(module)}.", *config.notes)))
     return config.scale(module if layout.family == "huggingface" else "")
 
 
@@ -250,7 +312,7 @@ def adapter_tables(
             raise UsageError(f"model {model!r} is unknown; tables: {', '.join(table.name for table in tables)}.")
         return named
     by_type = [table for table in tables if config.get("model_type") in table.model_types]
-    found = by_type or [table for table in tables if table.lora]
+    found = by_type or [table for table in tables if table.lora.weights]
     if not found:
         raise ModelUnknownError(f"{checkpoint.path}: no mapping table has a [lora] section; name one with {option('mapping')}.")
     unknown = {table.name: _fewest_unknown(checkpoint, table) for table in found}
@@ -259,5 +321,5 @@ def adapter_tables(
 
 def _fewest_unknown(checkpoint: Checkpoint, table: Table) -> int:
     names = dict.fromkeys(name for name in checkpoint.tensors if is_lora(name) and not is_state(name))
-    patterns = [tuple(pattern for weight in weights for pattern in (weight.a, weight.b)) for weights in table.lora.values()]
+    patterns = [tuple(pattern for weight in weights for pattern in (weight.a, weight.b)) for weights in table.lora.weights.values()]
     return min((len(recognise_names(Layout("", "", held), names)[1]) for held in patterns), default=len(names))

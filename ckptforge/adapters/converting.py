@@ -17,6 +17,7 @@ from ckptforge.engine.hashes import tensor_hashes
 from ckptforge.errors import LayoutError, PlanError, listing
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.layout import TensorSpec
+from ckptforge.formats.peft_names import of_the_base
 from ckptforge.mapping.lora import WEIGHT, AdaptedWeight
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Layout
@@ -40,7 +41,12 @@ def convert_adapter(adapter: Adapter, target: Layout, sizes: AxisSizes, dtype: D
     product, of a rank that is the sum. MindFormers has one rank and one alpha for all weights: smaller adapters get rows and columns
     of zeros. Raises `PlanError` where scales differ, and `LayoutError` for weights that can't have an adapter in `target`.
     """
-    weights = adapter.table.lora.get(target.name, ())
+    if trained := [entry.name for entry in adapter.whole.values() if not of_the_base(entry.name)]:
+        raise PlanError(
+            f"{adapter.path}: holds weights that were trained whole, beside its factors:\n{listing(trained)}\nAn adapter in layout "
+            f"{target.name} has none. Merge it while converting the model, with {option('merge_lora')}."
+        )
+    weights = adapter.table.lora.weights.get(target.name, ())
     held = {tensor for weight in weights for tensor in weight.weight.tensors}
     if lost := sorted({one.a.name for (tensor, _), one in adapter.by_tensor.items() if tensor not in held}):
         raise LayoutError(
@@ -85,26 +91,30 @@ class _Stack(msgspec.Struct, frozen=True):
     def add_to(self, conversion: Conversion, adapter: Adapter, sizes: AxisSizes, rank: int, dtype: DType | None) -> None:
         """Adds A of shape (rank, in) and B of shape (out, rank)."""
         first = self.blocks[0]
-        columns = first.a.shape[1]
-        if wrong := [one for one in self.blocks if one.a.shape[1] != columns]:
-            raise LayoutError(f"{adapter.path}: {first.a.name} has {columns} columns, but {wrong[0].a.name} {wrong[0].a.shape[1]}.")
+        columns = first.columns
+        if wrong := [one for one in self.blocks if one.columns != columns]:
+            raise LayoutError(f"{adapter.path}: {first.a.name} has {columns} columns, but {wrong[0].a.name} {wrong[0].columns}.")
+        turned = self.weight.turned
         above: list[tuple[TensorEntry, Transfer]] = []
         for tensor, one in self.found.items():
             if any(one is block for block in self.blocks) and one.a not in [entry for entry, _ in above]:
-                above.append((one.a, Transfer((one.rank, columns), 0, (columns, 1), self.starts[tensor] * columns, (columns, 1))))
-        alike = first.rows_as(self.weight)
-        lengths = {} if alike else row_lengths(adapter.table, sizes, self.found, self.weight)
-        rows = first.b.shape[0] if alike else row_count(self.weight, lengths)
+                from_, to = _strides(one.rank, columns, one.turned), _strides(rank, columns, turned)
+                above.append((one.a, Transfer((one.rank, columns), 0, from_, self.starts[tensor] * to[0], to)))
+        alike = first.rows_as(self.weight.rows)
+        lengths = {} if alike else row_lengths(adapter.table, sizes, self.found, self.weight.rows)
+        rows = first.height if alike else row_count(self.weight.rows, lengths)
         beside: list[tuple[TensorEntry, Transfer]] = []
         for tensor, one in self.found.items():
-            moved = row_transfer(tensor, one, self.weight, lengths)
-            from_, to = (*(stride * one.rank for stride in moved.from_), 1), (*(stride * rank for stride in moved.to), 1)
-            place = moved.target * rank + self.starts[tensor]
-            beside.append((one.b, Transfer((*moved.shape, one.rank), moved.source * one.rank, from_, place, to)))
+            moved = row_transfer(tensor, one, self.weight.rows, lengths)
+            (from_row, from_rank), (to_row, to_rank) = _strides(one.height, one.rank, one.turned), _strides(rows, rank, turned)
+            out_of, into = (*(n * from_row for n in moved.from_), from_rank), (*(n * to_row for n in moved.to), to_rank)
+            place = moved.target * to_row + self.starts[tensor] * to_rank
+            beside.append((one.b, Transfer((*moved.shape, one.rank), moved.source * from_row, out_of, place, into)))
             if alike:
                 break  # all rows at once
         written = {name: sum(transfer.size for _, transfer in copies) for name, copies in (("A", above), ("B", beside))}
-        for pattern, kind, shape, copies in ((self.weight.a, "A", (rank, columns), above), (self.weight.b, "B", (rows, rank), beside)):
+        for pattern, kind, sides, copies in ((self.weight.a, "A", (rank, columns), above), (self.weight.b, "B", (rows, rank), beside)):
+            shape = (sides[1], sides[0]) if turned else sides
             name = pattern.name(self.index, sizes.lengths)
             dtypes = {entry.dtype for entry, _ in copies}
             if len(dtypes) > 1 and dtype is None:
@@ -117,6 +127,11 @@ class _Stack(msgspec.Struct, frozen=True):
             conversion.groups[name] = f"{'+'.join(self.weight.weight.tensors)} {kind}"
             if written[kind] < shape[0] * shape[1]:
                 conversion.zeroed.add(name)
+
+
+def _strides(rows: int, columns: int, turned: bool) -> tuple[int, int]:
+    """Those of a matrix of (rows, columns), which is stored so, or as its transpose."""
+    return (1, rows) if turned else (columns, 1)
 
 
 def _contents(entries: Iterable[TensorEntry]) -> dict[TensorEntry, str]:

@@ -51,7 +51,7 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
     model."""
     adapter, target, converted = _convert(checkpoint, list(tables), choices)
     rank, scale = converted.rank, converted.scale
-    notes = [*checkpoint.notes, *(adapter.kept.side.skipped if adapter.kept.side is not None else ())]
+    notes = [*checkpoint.notes, *adapter.notes, *(adapter.kept.side.skipped if adapter.kept.side is not None else ())]
     place = None
     if target.family == "mindspore":
         notes += adapter.table.mindspore_layout(choices.target)[1]
@@ -67,10 +67,11 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
         output, side = spread.out, None
         files, small = _directory(adapter, converted, output)
     left_out: dict[str, list[str]] = {}
-    factors = {entry.name for one in adapter.factors for entry in (one.a, one.b)}
-    for name in checkpoint.tensors:
-        if name not in factors:
-            left_out.setdefault("optimizer state and counters" if is_state(name) else "not of the adapter", []).append(name)
+    factors = {entry for one in adapter.factors for entry in (one.a, one.b)}
+    for name, entry in checkpoint.tensors.items():
+        if entry not in factors:
+            what = "weights of the base model" if entry in adapter.whole.values() else "not of the adapter"
+            left_out.setdefault("optimizer state and counters" if is_state(name) else what, []).append(name)
     facts = {
         "model": adapter.table.name,
         "from": adapter.layout.name,
@@ -134,7 +135,7 @@ def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:
     shapes: list[tuple[Pattern, str, tuple[int, ...]]] = []
     for one in adapter.factors:
         columns = Pattern(one.weight.weight.template, one.weight.weight.axes[1:], one.weight.weight.tensors)
-        shapes += [(one.weight.rows, one.b.name, one.b.shape[:1]), (columns, one.a.name, one.a.shape[1:])]
+        shapes += [(one.weight.rows, one.b.name, (one.height,)), (columns, one.a.name, (one.columns,))]
     sizes.learn_shapes(shapes)
 
 

@@ -60,7 +60,12 @@ mapping = _all(
 lora = _all(
     option("--merge-lora", type=PATH, metavar="ADAPTER", help="Add this LoRA adapter to the weights, in float32."),
     option("--adapter", is_flag=True, help="Convert only the LoRA adapter that the input holds beside its weights."),
-    option("--lora-alpha", type=float, metavar="X", help="lora_alpha of an adapter that doesn't say it (MindSpore's)."),
+    option(
+        "--lora-alpha",
+        type=float,
+        metavar="X",
+        help="lora_alpha, where the adapter doesn't say it (MindSpore's), or in the place of what it says.",
+    ),
 )
 
 planning = _all(

@@ -24,8 +24,8 @@ _ROWS, _COLUMNS = 32, 1024  # large enough for the calls to cost little, small e
 
 def factor_bytes(plus: LowRank, dtype: DType) -> int:
     """Memory that the factors take, as numbers of the dtype that sums have."""
-    rows, columns = _height(plus), max(product.a.shape[1] for product in plus.products) + _COLUMNS
-    held = sum(product.a.shape[0] for product in plus.products) * (rows + columns) * dtype.itemsize
+    rows, columns = _height(plus), max(product.columns for product in plus.products) + _COLUMNS
+    held = sum(product.rank for product in plus.products) * (rows + columns) * dtype.itemsize
     return 2 * held  # as much again while they are read
 
 
@@ -45,6 +45,8 @@ class Addend:
         self._products: list[tuple[Array, Array, float, Array]] = []
         for product in plus.products:
             a, b = (numbers_of(read(factor), factor, dtype) for factor in (product.a, product.b))
+            if product.turned:
+                a, b = a.T, b.T
             rank, columns = a.shape
             wide = np.zeros((rank, -(-columns // _COLUMNS) * _COLUMNS), self._dtype)
             wide[:, :columns] = a

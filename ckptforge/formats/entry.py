@@ -102,12 +102,22 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Product(msgspec.Struct, frozen=True):
-    """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B to those of the whole matrix."""
+    """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B to those of the whole matrix.
+    `turned`: both are stored as their transposes."""
 
     a: TensorEntry
     b: TensorEntry
     scale: float
     rows: Transfer
+    turned: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1 if self.turned else 0]
+
+    @property
+    def columns(self) -> int:
+        return self.a.shape[0 if self.turned else 1]
 
 
 class LowRank(msgspec.Struct, frozen=True):

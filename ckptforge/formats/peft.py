@@ -1,7 +1,7 @@
 """PEFT's adapter directories: `adapter_config.json`, and the factors in `adapter_model.safetensors`.
 
 Convention of the peft library (peft/tuners/lora/config.py and layer.py): a module's adapter adds scale · B·A, scale = lora_alpha / r, or
-lora_alpha / √r with use_rslora; alpha_pattern and rank_pattern give a module's own by the end of its name.
+lora_alpha / √r with use_rslora; alpha_pattern and rank_pattern give a module's own (`module_pattern.py`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ import msgspec
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.module_pattern import ModulePatterns
 from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _BINARY = "adapter_model.bin"
+DEFAULT = 8  # of r and of lora_alpha
 _MAX_CONFIG = 16 * 1024 * 1024
-_MODULE = re.compile(r"[A-Za-z0-9_.]+")
 # What doesn't change what a trained adapter adds.
 _HARMLESS = {
     "peft_type",
@@ -39,6 +40,8 @@ _HARMLESS = {
     "exclude_modules",
     "task_type",
     "base_model_name_or_path",
+    "modules_to_save",  # these and biases are weights that the file holds whole
+    "bias",
     "revision",
     "inference_mode",
     "auto_mapping",
@@ -61,8 +64,6 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "use_dora": (None, False),
     "fan_in_fan_out": (None, False),
     "lora_bias": (None, False),
-    "bias": (None, "none"),
-    "modules_to_save": (None, []),
     "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
     "layer_replication": (None, []),
@@ -70,7 +71,7 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 }
 
 
-class AdapterConfig(msgspec.Struct, frozen=True):
+class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
     """What adapter_config.json says of an adapter's size and scale; `where` names it in messages."""
 
     where: str
@@ -78,33 +79,55 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     def rank(self, module: str) -> int:
         """r of a module of that name."""
-        found = self._own("rank_pattern", module, self.content.get("r", 8))
+        found = self._own("rank_pattern", module, self.content.get("r", DEFAULT))
         if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < 1 << 31:
             raise FormatError(f"{self.where}: r is {shown(found)}, expected a positive integer.")
         return found
 
     def scale(self, module: str) -> float:
         """What B·A of a module of that name is multiplied with."""
-        alpha = number(self._own("alpha_pattern", module, self.content.get("lora_alpha", 8)), f"{self.where}: lora_alpha")
+        alpha = number(self._own("alpha_pattern", module, self.content.get("lora_alpha", DEFAULT)), f"{self.where}: lora_alpha")
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.content.get("use_rslora") else alpha / rank
 
-    def _own(self, patterns: str, module: str, default: object) -> object:
-        found = self.content.get(patterns) or {}
-        if not isinstance(found, dict):
-            raise FormatError(f"{self.where}: {patterns} is {shown(found)}, expected an object of module names.")
-        for key, value in found.items():
-            name = key.replace("\\.", ".").removeprefix("^")
-            if not _MODULE.fullmatch(name):
-                raise FormatError(f"{self.where}: {patterns} has {shown(key)}; only names of modules, whole or their ends, are understood.")
-            if module == name or (not key.startswith("^") and module.endswith("." + name)):
-                return value
-        return default
+    @property
+    def saved_modules(self) -> list[str]:
+        """The modules whose weights the adapter holds whole, by the ends of their names. Raises `FormatError`."""
+        found = self.content.get("modules_to_save") or []
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise FormatError(f"{self.where}: modules_to_save is {shown(found)}, expected a list of names.")
+        return found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should hear of the modules that were asked for."""
+        return tuple(note for patterns in self._patterns.values() for note in patterns.notes)
+
+    def with_alpha(self, alpha: float) -> AdapterConfig:
+        """The same with another lora_alpha."""
+        return AdapterConfig(self.where, {**self.content, "lora_alpha": _plain(alpha)})
+
+    def json(self) -> bytes:
+        """It as a file."""
+        return _as_json(self.content)
+
+    def _own(self, field: str, module: str, default: object) -> object:
+        return self._patterns[field].value(module, default)
+
+    @cached_property
+    def _patterns(self) -> dict[str, ModulePatterns]:
+        fields = ("rank_pattern", "alpha_pattern")
+        return {field: ModulePatterns(self.where, field, self.content.get(field) or {}) for field in fields}
+
+
+def _plain(number: float) -> float:
+    """A number as PEFT writes it: whole ones without a point."""
+    return int(number) if number == int(number) else number
 
 
 def number(value: object, what: str) -> float:
-    """A finite number that isn't 0. Raises `FormatError`, which says what it is of."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < abs(value) < 1e9:
+    """A finite number. Raises `FormatError`, which says what it is of."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
         raise FormatError(f"{what} is {shown(value)}, expected a number.")
     return float(value)
 
@@ -154,7 +177,7 @@ def config_json(modules: Sequence[str], rank: int, alpha: float, like: AdapterCo
     fixed: dict[str, Any] = {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_alpha": _plain(alpha),
         "use_rslora": False,
         "rank_pattern": {},
         "alpha_pattern": {},
@@ -169,4 +192,8 @@ def config_json(modules: Sequence[str], rank: int, alpha: float, like: AdapterCo
         "inference_mode": True,
         "lora_dropout": 0.0,
     }
-    return (json.dumps({**base, **(like.content if like is not None else {}), **fixed}, indent=2, ensure_ascii=False) + "\n").encode()
+    return _as_json({**base, **(like.content if like is not None else {}), **fixed})
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -17,7 +17,7 @@ from ckptforge.errors import TableError, UsageError, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern, skeleton_of
 from ckptforge.mapping.constants import ModelConstants, parse_constants
-from ckptforge.mapping.lora import AdaptedWeight, Lora, adapted_weights, columns_of
+from ckptforge.mapping.lora import AdaptedWeight, Lora, adaptable, adapted_weights, columns_of
 from ckptforge.mapping.model_config import Condition, Constant, Expression
 from ckptforge.mapping.sharding import Pipeline, Sharding, parse_sharding, stored_cuts
 from ckptforge.mapping.table_file import MAX_BYTES, TableFile, read_table_file
@@ -62,7 +62,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     constants: tuple[Constant, ...] = ()
     refused: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
     demo: bool = False
-    lora: Lora = msgspec.field(default_factory=dict)
+    lora: Lora = Lora()
     keep_dtype: frozenset[str] = frozenset()
     model_constants: Mapping[str, ModelConstants] = msgspec.field(default_factory=dict)
     defaults_from: str = ""
@@ -389,14 +389,45 @@ def _pipeline(raw: TableFile, tensors: dict[str, tuple[str, ...]], layouts: dict
     return found
 
 
-def _lora(raw: TableFile, layouts: dict[str, Layout], source: str) -> dict[str, tuple[AdaptedWeight, ...]]:
+def _lora(raw: TableFile, layouts: dict[str, Layout], source: str) -> Lora:
     if raw.lora is None:
-        return {}
-    for tensor in raw.lora.modules:
-        if tensor not in raw.tensors:
-            raise TableError(f"{source}: [lora] modules: {tensor!r} isn't in [tensors].")
-    for name, templates in raw.lora.names.items():
-        row = f"{source}: [lora.names] {name}"
+        return Lora()
+    if both := sorted(set(raw.lora.modules) & set(raw.lora.embeddings)):
+        raise TableError(f"{source}: [lora]: {both[0]!r} stands in modules and in embeddings.")
+    weights: dict[str, tuple[AdaptedWeight, ...]] = {}
+    matrices: dict[str, frozenset[Pattern]] = dict.fromkeys(layouts, frozenset())
+    for section, tensors, templates in (
+        ("names", raw.lora.modules, raw.lora.names),
+        ("embedding_names", raw.lora.embeddings, raw.lora.embedding_names),
+    ):
+        key = "modules" if section == "names" else "embeddings"
+        if unknown := [tensor for tensor in tensors if tensor not in raw.tensors]:
+            raise TableError(f"{source}: [lora] {key}: {unknown[0]!r} isn't in [tensors].")
+        _check_factor_names(templates, layouts, f"{source}: [lora.{section}]")
+        names = {name: next((templates[a] for a in _lineage(name, raw, source)[::-1] if a in templates), None) for name in layouts}
+        first = next((layout for layout in layouts.values() if layout.family == "huggingface" and names[layout.name]), None)
+        if first is None and (tensors or section == "names"):
+            raise TableError(
+                f"{source}: [lora.{section}] names no layout of Hugging Face, whose matrices say what is a row and what a column."
+            )
+        if first is None:
+            continue
+        try:
+            columns = columns_of(tensors, first.patterns)
+        except ValueError as error:
+            raise TableError(f"{source}: [lora] {key}: {error}.") from error
+        for name, pair in names.items():
+            found = adaptable(tensors, layouts[name].patterns, columns)
+            matrices[name] |= found
+            ordered = (pattern for pattern in layouts[name].patterns if pattern in found)
+            if pair is not None:
+                weights[name] = (*weights.get(name, ()), *adapted_weights(ordered, pair, section != "names"))
+    return Lora(weights, matrices, frozenset(raw.lora.embeddings))
+
+
+def _check_factor_names(names: Mapping[str, list[str]], layouts: Collection[str], section: str) -> None:
+    for name, templates in names.items():
+        row = f"{section} {name}"
         if name not in layouts:
             raise TableError(f"{row}: there is no layout of that name.")
         if any(template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}#") for template in templates):
@@ -405,19 +436,6 @@ def _lora(raw: TableFile, layouts: dict[str, Layout], source: str) -> dict[str, 
             raise TableError(f"{row}: a factor's name must hold lora_, by which it is told from a weight.")
         if templates[0] == templates[1]:
             raise TableError(f"{row}: both factors have one name.")
-    names = {name: next((raw.lora.names[a] for a in _lineage(name, raw, source)[::-1] if a in raw.lora.names), None) for name in layouts}
-    first = next((layout for layout in layouts.values() if layout.family == "huggingface" and names[layout.name]), None)
-    if first is None:
-        raise TableError(f"{source}: [lora.names] names no layout of Hugging Face, whose matrices say what is a row and what a column.")
-    try:
-        columns = columns_of(raw.lora.modules, first.patterns)
-    except ValueError as error:
-        raise TableError(f"{source}: [lora] modules: {error}.") from error
-    found = {}
-    for name, pair in names.items():
-        if pair is not None:
-            found[name] = tuple(adapted_weights(raw.lora.modules, pair, layouts[name].patterns, columns))
-    return found
 
 
 def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]], axes: Collection[str]) -> Pattern:

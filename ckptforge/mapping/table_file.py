@@ -46,6 +46,8 @@ class LoraFile(msgspec.Struct, forbid_unknown_fields=True):
 
     modules: list[str]
     names: dict[str, Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]]
+    embeddings: list[str] = []
+    embedding_names: dict[str, Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]] = {}
 
 
 class TableFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
