@@ -19,6 +19,7 @@ from ckptforge.engine.manifest import written_names
 from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import FileIndex
+from ckptforge.mapping.constants import Used, constants_for, differing_constants
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import read_parallel_config
@@ -182,7 +183,10 @@ def _config(work: Path) -> Target:
     def read(data: bytes) -> None:
         checkpoint = checkpoints[len(data) % len(checkpoints)]
         (checkpoint.path / "config.json").write_bytes(data)
-        bind_source(checkpoint, Choices())
+        source = bind_source(checkpoint, Choices())
+        if (constants := constants_for(source.table.model_constants, source.config)) is not None:
+            mine, theirs = (Used(constants=constants, config=config, layers=2) for config in (source.config, source.table.example))
+            differing_constants(mine, theirs)
 
     return Target("config", seeds, mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
 

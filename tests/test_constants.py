@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.mapping.constants import constants_for
+from ckptforge.errors import TableError
+from ckptforge.mapping.constants import Used, constants_for, differing_constants
 from ckptforge.mapping.model_config import Expression
 from ckptforge.mapping.rope import Rope, alike, rope_parameters, rotation
-from ckptforge.mapping.table import shipped_tables
+from ckptforge.mapping.table import parse_table, shipped_tables
 from ckptforge.synthetic import write_model
 
 TABLES = {model_type: table for table in shipped_tables() for model_type in table.model_types}
@@ -407,3 +408,121 @@ def test_two_spellings_of_one_rope_compute_the_same(config, data):
     for spelling in spellings:
         for parameters in rope_parameters(spelling, defaults, ROPE).values():
             assert alike(rotation(parameters, 8, ROPE), expected)
+
+
+def differences(mine, theirs, layers=3):
+    used = []
+    for config in (mine, theirs):
+        table = TABLES.get(config.get("model_type"), TABLES["llama"])
+        used.append(Used(constants=constants_for(table.model_constants, config), config=config, layers=layers))
+    return differing_constants(*used)
+
+
+def test_ropes_of_each_layer_type_are_compared_one_by_one():
+    full, sliding = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}
+    config = {**CONFIGS["qwen3"], "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+    assert differences(config, copy.deepcopy(config)) == {}
+    other = {**config, "rope_parameters": {"full_attention": {"rope_theta": 1e5}, "sliding_attention": {**sliding, "factor": 4.0}}}
+    assert differences(config, other) == {
+        "rope_scaling.full_attention.rope_theta": (1e6, 1e5),
+        "rope_scaling.sliding_attention.factor": (8.0, 4.0),
+    }
+    flat = {**CONFIGS["qwen3"], "rope_theta": 1e6}
+    assert set(differences(config, flat)) == {
+        "rope_scaling.sliding_attention.rope_type",
+        "rope_scaling.sliding_attention.rope_theta",
+        "rope_scaling.sliding_attention.factor",
+    }
+    same = {**flat, "rope_parameters": {"full_attention": full, "sliding_attention": {"rope_type": "default"}}}
+    assert differences(same, flat) == {}
+
+
+def test_model_types_of_one_table_are_compared_as_each_computes():
+    mistral, llama = ({**SIZES, "model_type": name} for name in ("mistral", "llama"))
+    assert differences({**mistral, "sliding_window": None, "attention_bias": True}, llama) == {}
+    assert differences(mistral, llama) == {"sliding_window": (4096, None)}
+    assert differences({**mistral, "sliding_window": None}, {**llama, "mlp_bias": True}) == {"mlp_bias": (False, True)}
+
+
+def test_a_config_without_model_type_is_of_its_architecture_or_of_the_first_type():
+    untyped = {**SIZES, "rms_norm_eps": 1e-6}
+    as_mistral = {**untyped, "architectures": ["MistralForCausalLM"]}
+    assert differences({**untyped, "model_type": "mistral"}, as_mistral) == {}
+    assert differences({**untyped, "model_type": "llama"}, untyped) == {}
+    assert set(differences(untyped, as_mistral)) == {"sliding_window"}
+
+
+def test_a_rope_type_that_is_not_known_is_compared_key_by_key():
+    config = {**CONFIGS["llama"], "rope_scaling": {"rope_type": "spiral", "turns": 3}}
+    assert differences(config, copy.deepcopy(config)) == {}
+    other = {**config, "rope_scaling": {"rope_type": "spiral", "turns": 4}}
+    assert differences(config, other) == {"rope_scaling.turns": (3, 4)}
+    assert "rope_scaling.rope_type" in differences(config, CONFIGS["llama"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = sorted({key for config in CONFIGS.values() for key in config} | {"rope_parameters", "layer_types"})
+ROPE_KEYS = sorted({key for keys in ROPES.values() for key in keys} | {"rope_type", "type", "rope_theta"})
+WILD = st.sampled_from(list(CONFIGS)).flatmap(
+    lambda name: st.builds(
+        lambda changes, rope: {**CONFIGS[name], **changes, "rope_scaling": {**(CONFIGS[name].get("rope_scaling") or {}), **rope}},
+        st.dictionaries(st.sampled_from([key for key in KEYS if key != "model_type"]), JSON, max_size=3),
+        st.dictionaries(st.sampled_from(ROPE_KEYS), JSON, max_size=3),
+    )
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(WILD, WILD)
+def test_whatever_stands_in_a_config_is_compared(mine, theirs):
+    assert differences(mine, copy.deepcopy(mine)) == {}
+    assert differences(mine, theirs) == {key: pair[::-1] for key, pair in differences(theirs, mine).items()}
+
+
+TOY = """
+name = "toy"
+model_type = ["toy", "tiny"]
+[axes]
+l = "layers"
+H = "hidden"
+[tensors]
+norm = "l H"
+[layout.a]
+family = "huggingface"
+norm = "layers.{l}.norm : H"
+[pipeline]
+layers = "l"
+[defaults.toy]
+rope_theta = 1e4
+max_position_embeddings = 64
+[defaults.tiny]
+rope_theta = 1e4
+max_position_embeddings = 64
+[rope]
+dim = "hidden / heads"
+[window]
+tiny = { size = "window" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[defaults.tiny]", "[defaults.other]", r"\[defaults\] other: isn't in model_type, which has toy, tiny"),
+        ("tiny = {", "other = {", r"\[window\] other: isn't in model_type"),
+        ("[defaults.tiny]\nrope_theta = 1e4\nmax_position_embeddings = 64", "", r"\[defaults.tiny\] is missing"),
+        ("max_position_embeddings = 64\n[rope]", "[rope]", r"\[defaults.tiny\] has no max_position_embeddings, which \[rope\] needs"),
+        ('dim = "hidden / heads"', 'dim = "hidden /"', r"\[rope\] dim: 'hidden /' isn't keys and numbers"),
+        ('dim = "hidden / heads"', 'dim = "hidden / heads"\nbase = 3', "base"),
+        ('size = "window"', 'length = "window"', r"length"),
+        ('[pipeline]\nlayers = "l"', "", r"\[window\] needs \[pipeline\]"),
+    ],
+)
+def test_bad_defaults_are_refused_with_row_and_reason(old, new, message):
+    assert old in TOY and parse_table(TOY.encode(), "toy.toml").model_constants["tiny"].window.size == "window"
+    with pytest.raises(TableError, match=message):
+        parse_table(TOY.replace(old, new, 1).encode(), "toy.toml")

@@ -128,7 +128,10 @@ def _rotations(one: Used, other: Used) -> Found:
     )
     found: Found = {}
     for layer_type in dict.fromkeys((*mine, *theirs)) if {*mine} == {*theirs} else _layer_types(mine, theirs):
-        a, b = (parameters.get(layer_type, parameters.get("", {})) for parameters in (mine, theirs))
+        a, b = (
+            parameters.get(layer_type) or parameters.get("") or {LONGEST: side.value(LONGEST)}
+            for side, parameters in ((one, mine), (other, theirs))
+        )
         prefix = f"{PREFIX}{layer_type}." if layer_type else PREFIX
         for key in _telling(a, b, _rotation_of(one), _rotation_of(other)):
             name = key if key == LONGEST or (key == THETA and not layer_type) else prefix + key

@@ -30,6 +30,7 @@ _READ = {
     "llama3": (*_SCALED, _ORIGINAL, "low_freq_factor", "high_freq_factor", LONGEST),
 }
 _DEFAULTS = {_PARTIAL: 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True}
+_ALIASES = {"mrope": "default"}  # of a text without pictures; transformers 5 saves it so
 _MAX_DIM = 1 << 12
 _MAX_NESTED = 16
 
@@ -71,6 +72,7 @@ def _standard(given: Mapping[str, Any], config: Mapping[str, Any], defaults: Map
     outer = {key: config[key] for key in KEYS if config.get(key) is not None}
     said = {**defaults, **outer, **{key: value for key, value in given.items() if value is not None and key != LONGEST}}
     kind = said.get(_TYPE) or given.get("type") or "default"
+    kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     if _ORIGINAL in outer and given.get(_ORIGINAL) != outer[_ORIGINAL]:
         said[_ORIGINAL] = outer[_ORIGINAL]  # beside the parameters it counts more than among them
     if "truncate" in given:
