@@ -526,3 +526,16 @@ def test_bad_defaults_are_refused_with_row_and_reason(old, new, message):
     assert old in TOY and parse_table(TOY.encode(), "toy.toml").model_constants["tiny"].window.size == "window"
     with pytest.raises(TableError, match=message):
         parse_table(TOY.replace(old, new, 1).encode(), "toy.toml")
+
+
+def test_heads_of_a_config_without_head_dim_are_those_of_the_class(tmp_path):
+    """128 for Qwen3, whatever the hidden size is."""
+    transformers = pytest.importorskip("transformers")
+    said = {**SIZES, "model_type": "qwen3", "head_dim": 128}
+    unsaid = {key: value for key, value in said.items() if key != "head_dim"}
+    assert transformers.AutoConfig.for_model(**unsaid).head_dim == 128
+    write_model(tmp_path / "said", TABLES["qwen3"], said)
+    beside(tmp_path / "said", tmp_path / "unsaid", unsaid)
+    for one, other in (("said", "unsaid"), ("unsaid", "said")):
+        found = ckptforge.compare(tmp_path / one, tmp_path / other)
+        assert found.equal and found.through == "qwen3"
