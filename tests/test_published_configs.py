@@ -45,8 +45,7 @@ PUBLISHED = {
  "sliding_window": null, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0",
  "use_cache": true, "vocab_size": 64}""",
     "Qwen2.5": QWEN2_5,
-    "Qwen2.5 with yarn": QWEN2_5[:-1]
-    + ', "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}}',
+    "Qwen2.5 with yarn": QWEN2_5[:-1] + ', "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}}',
     "Qwen3": """{
  "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 3, "eos_token_id": 5,
  "head_dim": 16, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02, "intermediate_size": 48,
