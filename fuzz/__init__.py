@@ -9,6 +9,7 @@ SHARES = {
     "index": 3,
     "unified-map": 3,
     "config": 1,
+    "quantisation": 2,
     "manifest": 2,
     "journal": 1,
     "table": 2,

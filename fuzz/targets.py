@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,11 +20,14 @@ from ckptforge.engine.manifest import written_names
 from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.small_json import parse_object
 from ckptforge.mapping.constants import Used, constants_for, differing_constants
 from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import read_parallel_config
 from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.quantisation.method import DESCRIPTIONS, MODEL_OPT
+from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.ranks import open_ranks, open_source
 from ckptforge.source import Choices, bind_source
 from ckptforge.synthetic import write_model
@@ -189,6 +193,57 @@ def _config(work: Path) -> Target:
             differing_constants(mine, theirs)
 
     return Target("config", seeds, mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+
+
+_METHODS: tuple[dict[str, object], ...] = (
+    {"quant_method": "fp8", "weight_block_size": [2, 3], "scale_fmt": "ue8m0", "modules_to_not_convert": ["head"]},
+    {
+        "quant_method": "compressed-tensors",
+        "format": "naive-quantized",
+        "config_groups": {"g": {"weights": {"num_bits": 8, "strategy": "group", "group_size": 3, "block_structure": "2x3"}}},
+    },
+    {"quant_method": "modelopt", "quant_algo": "FP8"},
+    {"quant_method": "gptq", "bits": 4},
+)
+
+
+def _quantisation(work: Path) -> Target:
+    """What says how weights are quantised: a byte that says which file, and its contents."""
+    whole = {"c.weight": ("F8_E5M2", [4]), "c.weight_scale": ("F32", [])}
+    blocks = {"a.weight": ("F8_E4M3", [4, 6]), "a.weight_scale": ("F32", [2, 2])}
+    shifted = {"b.weight": ("I8", [4, 6]), "b.weight_scale": ("BF16", [4, 1]), "b.weight_offset": ("F32", [4, 1])}
+    checkpoints = {}
+    for kind, tensors in ((b"\0", whole | blocks), (b"\1", shifted), (b"\2", whole)):
+        header, at = {}, 0
+        for name, (dtype, shape) in tensors.items():
+            nbytes = math.prod(shape) * {"F32": 4, "BF16": 2}.get(dtype, 1)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + nbytes]}
+            at += nbytes
+        (work / f"model{kind[0]}.safetensors").write_bytes(_file(header, bytes(at)))
+        checkpoints[kind] = open_checkpoint(work / f"model{kind[0]}.safetensors")
+    description = {"model_quant_type": "W8A8", "group_size": 3, "b.weight": "W8A16", "optional": {}}
+    seeds = [b"\0" + json.dumps({"torch_dtype": "float16", "quantization_config": one}).encode() for one in _METHODS]
+    seeds += [b"\1" + json.dumps(description).encode()] * 2 + [b"\2" + json.dumps({"quantization": _METHODS[2]}).encode()]
+    inner = mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json"))
+
+    def read(data: bytes) -> None:
+        for name in (*DESCRIPTIONS, MODEL_OPT):
+            (work / name).unlink(missing_ok=True)
+        config = {}
+        if data[:1] == b"\0":
+            config = parse_object(data[1:], str(work / "config.json"), constants=True)
+        else:
+            (work / (DESCRIPTIONS[0] if data[:1] == b"\1" else MODEL_OPT)).write_bytes(data[1:])
+        without_quantisation({"config.json": b"{}"}, config)
+        undone = undo(checkpoints.get(data[:1], checkpoints[b"\0"]), config, str(work / "config.json"))
+        for entry in undone.checkpoint.tensors.values():
+            if entry.scaled is not None:
+                assert len(entry.scaled.block) == len(entry.shape) and min(entry.scaled.block) > 0
+
+    def mutator(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
+        return data[:1] + inner(data[1:], [other[1:] for other in others], random)
+
+    return Target("quantisation", seeds, mutator, read)
 
 
 def _linked(directory: Path, weights: Path) -> Checkpoint:
@@ -431,6 +486,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "index": _index,
     "unified-map": _unified_map,
     "config": _config,
+    "quantisation": _quantisation,
     "manifest": _manifest,
     "journal": _journal,
     "table": _table,

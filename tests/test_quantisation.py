@@ -362,3 +362,20 @@ def test_codes_of_another_dtype_than_the_method_has_are_refused(tmp_path):
     quantise(tmp_path / "hub", change, {"quant_method": "fp8", "weight_block_size": [128, 128]})
     with pytest.raises(FormatError, match="is int8.*expected float8_e4m3fn or float8_e5m2"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("value", [["naive-quantized"], {}, "x" * 5000, 7, None])
+def test_what_config_json_says_may_be_anything(tmp_path, value):
+    """Found by fuzzing: a list where a name should stand, and names of any length."""
+    write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
+
+    def change(name, shape):
+        stored = {name: ("F8_E4M3", list(shape), bytes(int(np.prod(shape)))), f"{name}_scale": ("F32", [], bytes(4))}
+        return stored, np.zeros(shape)
+
+    for method in ({"quant_method": value}, {"quant_method": "compressed-tensors", "format": value, "config_groups": {"g": value}}):
+        quantise(tmp_path / "hub", change, method)
+        try:
+            ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", dry_run=True)
+        except ckptforge.CkptforgeError as error:
+            assert len(str(error)) < 2000

@@ -93,7 +93,7 @@ def _of_config(found: Mapping[str, Any], where: str) -> Method:
         return readers[method](found, where)
     if method is None:
         return Method(name="a method without a name", where=where, blocks=tuple(_blocks(found.get("weight_block_size"))))
-    return Method(name=method if isinstance(method, str) else shown(method), where=where, unread="that method isn't read")
+    return Method(name=_word(method), where=where, unread="that method isn't read")
 
 
 def _plain(found: Mapping[str, Any], where: str) -> Method:
@@ -123,7 +123,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
     kinds = kinds or ["naive-quantized"]
     arguments = [weights for scheme in schemes if isinstance(weights := scheme.get("weights"), Mapping)]
     return Method(
-        name=f"compressed-tensors, {', '.join(dict.fromkeys(map(str, kinds)))}",
+        name=f"compressed-tensors, {', '.join(dict.fromkeys(map(_word, kinds[:4])))}",
         where=where,
         codes=frozenset().union(*(_COMPRESSED.get(str(kind), frozenset()) for kind in kinds)),
         blocks=tuple(dict.fromkeys(block for one in arguments for block in _blocks(one.get("block_structure")))),
@@ -133,7 +133,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
 
 
 def _compressed_refusal(found: Mapping[str, Any], kinds: list[Any], arguments: list[Mapping[str, Any]]) -> str | None:
-    if other := [kind for kind in kinds if kind not in _COMPRESSED]:
+    if other := [kind for kind in kinds if not isinstance(kind, str) or kind not in _COMPRESSED]:
         return f"the format {shown(other[0])} isn't read, only {', '.join(_COMPRESSED)} are"
     transforms = found.get("transform_config")
     if isinstance(transforms, Mapping) and transforms.get("config_groups"):
@@ -168,6 +168,11 @@ def _ascend(found: Mapping[str, Any], where: str) -> Method:
         else None,
         types=types,
     )
+
+
+def _word(value: object) -> str:
+    """A name that stood in a file, as it is, unless it is no name."""
+    return value if isinstance(value, str) and len(value) < 40 else shown(value)
 
 
 def _blocks(value: object) -> Iterator[tuple[int, int]]:
