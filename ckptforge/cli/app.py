@@ -29,6 +29,7 @@ from ckptforge.cli.text import (
     verification_text,
 )
 from ckptforge.errors import CkptforgeError
+from ckptforge.mindformers_flags import CONVERT_OTHERS, TRANSFORM_OTHERS
 from ckptforge.spelling import command_line
 from ckptforge.version import __version__
 
@@ -444,9 +445,9 @@ def verify(
     context.exit(0 if found.passed else 1)
 
 
-def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, quiet: bool, **running: Any) -> None:
+def _show_call(make: Callable[[], Any], as_json: bool, quiet: bool, **running: Any) -> None:
     """Runs what a drop-in's flags mean, and says which command of ours that is."""
-    call = make(**flags)
+    call = make()
     with bar(quiet) as progress:
         result = call.run(progress=progress, command=_command_line(), **running)
     if as_json:
@@ -465,30 +466,51 @@ def _show_call(make: Callable[..., Any], flags: dict[str, Any], as_json: bool, q
     ckptforge convert-weight --use_gmm=True --dtype=fp16 --torch_ckpt_dir=hf_dir --mindspore_ckpt_path=model.ckpt
 """,
 )
-@opt.option("--model", metavar="NAME", help="The mapping to use.")
+@opt.option("--model", metavar="NAME", help="The mapping to use, or MindFormers' name of it.")
 @opt.option("--input-path", metavar="PATH", help="A Hugging Face directory; with --reversed a MindSpore checkpoint.")
 @opt.option("--output-path", metavar="PATH", help="The .ckpt file; with --reversed a directory.")
 @opt.option("--reversed", is_flag=True, help="From MindSpore to Hugging Face.")
 @opt.option("--strategy-dir", metavar="DIR", help="With --reversed: the strategy of the rank directories in --input_path.")
-@opt.option("--torch-ckpt-dir", "--torch-ckpt-idr", "torch_ckpt_dir", metavar="DIR", help="A Hugging Face directory.")
-@opt.option("--mindspore-ckpt-path", metavar="FILE", help="The .ckpt file to write.")
-@opt.option("--pre-ckpt-path", metavar="FILE", help="A MindSpore checkpoint to bring into the GMM layout.")
+@opt.option(
+    "--torch-ckpt-dir",
+    "--torch-ckpt-idr",
+    "--torch-ckpt-path",
+    "--huggingface-ckpt-path",
+    "torch_ckpt_dir",
+    metavar="DIR",
+    help="A Hugging Face directory.",
+)
+@opt.option("--mindspore-ckpt-path", metavar="FILE", help="The .ckpt file to write; with --reversed to read.")
+@opt.option("--pre-ckpt-path", metavar="FILE", help="A MindSpore checkpoint to bring into another layout.")
 @opt.option("--use-gmm", type=bool, metavar="True|False", help="Write the GMM layout. [default: True from --pre_ckpt_path, else False]")
+@opt.option("--qkv-concat", type=bool, metavar="True|False", help="Write joined q, k and v; --layout says in which order.")
+@opt.option(
+    "--layout",
+    metavar="dense|gmm|mcore|…",
+    help="How MindSpore is to hold the model; with --reversed how it does. [default: the model's first MindSpore layout in "
+    "`ckptforge mapping list`; with --reversed told from names and shapes]",
+)
 @opt.option(
     "--dtype", type=click.Choice(["fp16", "bf16", "fp32"]), help="[default: fp32 with --input_path, fp16 with --torch_ckpt_dir, else kept]"
 )
+@opt.option("--save-format", type=click.Choice(["ckpt", "safetensors"]), help="Format of an output directory.")
+@opt.option("--config", "--config-path", metavar="PATH", help="A config.json or its directory; MindFormers' YAML isn't needed.")
+@opt.others(CONVERT_OTHERS)
 @opt.option("--allow-overflow", is_flag=True, help="Write infinities where a cast makes them out of finite values.")
 @opt.running
 def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """MindFormers' convert_weight.py, with the same flags.
 
-    Those of the unified script (--input_path, --output_path, --reversed, --strategy_dir) and of the script for inference
-    (--torch_ckpt_dir, --pre_ckpt_path, --mindspore_ckpt_path, --use_gmm).
+    Those of the unified script (--input_path, --output_path, --reversed, --strategy_dir) and of the scripts of one model
+    (--torch_ckpt_dir, --pre_ckpt_path, --mindspore_ckpt_path, --use_gmm). Flags that aren't needed here, such as sizes, are
+    taken with a note; those that can't be honoured are refused with the reason.
     """
     from ckptforge import dropins
 
     running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash", "allow_overflow")}
-    _show_call(dropins.convert_weight, arguments, as_json, quiet, **running)
+    others = opt.given(arguments, CONVERT_OTHERS)
+    flags = dropins.ConvertFlags(**arguments, others=others)
+    _show_call(lambda: dropins.convert_weight(flags), as_json, quiet, **running)
 
 
 @cli.command(
@@ -496,8 +518,10 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     cls=_Examples,
     examples="""
     ckptforge transform-ckpt --src_ckpt_strategy output/strategy/ --src_ckpt_dir output/checkpoint/ --dst_ckpt_dir merged --prefix model_
+    ckptforge transform-ckpt --src_checkpoint model.ckpt --dst_checkpoint sliced --dst_strategy output/strategy/
 """,
 )
+@click.argument("words", nargs=-1, metavar="[SRC SRC_STRATEGY DST DST_STRATEGY WORLD_SIZE PROCESS_NUM [PREFIX]]")
 @opt.option(
     "--src-ckpt-strategy",
     "--src-strategy",
@@ -508,18 +532,42 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @opt.option(
     "--dst-ckpt-strategy", "--dst-strategy", "dst_ckpt_strategy", metavar="DIR_OR_FILE", help="The strategy of the output; None: merge."
 )
-@opt.option("--src-ckpt-dir", "--src-checkpoint", "src_ckpt_dir", required=True, metavar="DIR", help="The rank_<r> directories to read.")
 @opt.option(
-    "--dst-ckpt-dir", "--dst-checkpoint-dir", "dst_ckpt_dir", required=True, metavar="DIR", help="Where rank_<r>/<prefix><r>.ckpt go."
+    "--src-ckpt-dir",
+    "--src-checkpoint",
+    "--src-checkpoint-dir",
+    "--src-ckpt-path-or-dir",
+    "src_ckpt_dir",
+    metavar="PATH",
+    help="The rank_<r> directories to read, or a whole checkpoint.",
+)
+@opt.option(
+    "--dst-ckpt-dir",
+    "--dst-checkpoint",
+    "--dst-checkpoint-dir",
+    "dst_ckpt_dir",
+    metavar="DIR",
+    help="Where rank_<r>/<prefix><r>.ckpt go. [default: transformed_checkpoint]",
 )
 @opt.option("--prefix", default="checkpoint_", show_default=True, metavar="P", help="Beginning of the output files' names.")
+@opt.option(
+    "--save-format", "--format", "--output-format", "save_format", type=click.Choice(["ckpt", "safetensors"]), help="[default: ckpt]"
+)
+@opt.others(TRANSFORM_OTHERS)
 @opt.running
-def transform_ckpt(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """MindFormers' transform_ckpt.py, with the same flags: merge, split or reshard, by the strategies given."""
+def transform_ckpt(words: tuple[str, ...], as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """MindFormers' transform_ckpt.py and transform_checkpoint.py, with the same flags: merge, split or reshard, by the
+    strategies given.
+
+    The arguments of transform_checkpoint.sh are taken too. One call writes all ranks, straight into DST: --rank_id,
+    --world_size, --transform_process_num and the like are taken with a note.
+    """
     from ckptforge import dropins
 
     running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash")}
-    _show_call(dropins.transform_ckpt, arguments, as_json, quiet, **running)
+    others = opt.given(arguments, TRANSFORM_OTHERS)
+    flags = dropins.TransformFlags(**arguments, others=others)
+    _show_call(lambda: dropins.transform_ckpt(flags.with_words(words)), as_json, quiet, **running)
 
 
 @cli.group("mapping")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ def _all(*options: Decorator) -> Decorator:
         return function
 
     return decorate
+
+
+def others(flags: Iterable[str]) -> Decorator:
+    """Options of MindFormers' scripts that help doesn't list."""
+    return _all(*(option(f"--{flag.replace('_', '-')}", metavar="VALUE", hidden=True) for flag in flags))
+
+
+def given(arguments: dict[str, Any], flags: Iterable[str]) -> dict[str, str]:
+    """Takes the options of `others` out of a command's arguments: those that were given."""
+    values = {flag: arguments.pop(flag) for flag in flags}
+    return {flag: value for flag, value in values.items() if value is not None}
 
 
 running = _all(

@@ -46,7 +46,8 @@ class Layout(msgspec.Struct, frozen=True):
 class Table(msgspec.Struct, frozen=True, dict=True):
     """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json,
     `pipeline` says where tensors lie when the layers are divided among stages, `constants` and, by model_type, `model_constants` what
-    else of config.json the model computes with, `keep_dtype` the tensors that a cast of the weights leaves in their dtype."""
+    else of config.json the model computes with, `keep_dtype` the tensors that a cast of the weights leaves in their dtype,
+    `aliases` other names that MindFormers' scripts have for the model."""
 
     name: str
     source: str
@@ -66,6 +67,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     keep_dtype: frozenset[str] = frozenset()
     model_constants: Mapping[str, ModelConstants] = msgspec.field(default_factory=dict)
     defaults_from: str = ""
+    aliases: tuple[str, ...] = ()
 
     @cached_property
     def counted(self) -> frozenset[str]:
@@ -217,6 +219,7 @@ def parse_table(content: bytes, source: str) -> Table:
         _keep_dtype(raw, layouts, source),
         _model_constants(raw, source),
         raw.defaults_from,
+        aliases=tuple(raw.aliases),
     )
 
 

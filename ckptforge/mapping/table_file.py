@@ -55,6 +55,7 @@ class TableFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*\Z")]
     model_type: Annotated[list[str], msgspec.Meta(min_length=1)]
+    aliases: list[str] = []
     constants: list[str] = []
     keep_dtype: list[str] = []
     defaults_from: str = ""
