@@ -379,3 +379,25 @@ def test_what_config_json_says_may_be_anything(tmp_path, value):
             ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", dry_run=True)
         except ckptforge.CkptforgeError as error:
             assert len(str(error)) < 2000
+
+
+def test_blocks_that_config_json_leaves_out_have_the_default_size(tmp_path):
+    """FineGrainedFP8Config's [128, 128]; null is no block."""
+    table = TABLES["llama"]
+    rng = np.random.default_rng(2)
+
+    def change(name, shape):
+        grid = tuple(-(-n // 128) for n in shape)
+        numbers, scales = codes_of(rng, "F8_E4M3", shape), scales_of(rng, "F32", grid)
+        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale_inv": ("F32", list(grid), scales.tobytes())}
+        return stored, numbers.astype(np.float32) * spread(scales, shape, (128, 128))
+
+    write_model(tmp_path / "hub", table, {**table.example, "intermediate_size": 300})
+    meant = quantise(tmp_path / "hub", change, {"quant_method": "fp8"})
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+    assert contents(tmp_path / "x") == meant
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"] = None
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ckptforge.CkptforgeError, match="weight_block_size isn't two positive integers"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "y", to="hub")

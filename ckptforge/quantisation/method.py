@@ -22,6 +22,7 @@ MODEL_OPT = "hf_quant_config.json"
 KEYS = ("quantization_config", "compression_config")
 _FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
 _INTEGERS = frozenset({"int8"})
+_FP8_BLOCK = [128, 128]  # transformers' FineGrainedFP8Config
 _MICROSCALED = 32  # elements that share an exponent, in every MX format
 # MindStudio's types of weights that (number - offset) · scale undoes; the others need more than the weight, or are packed.
 _ASCEND = {
@@ -36,14 +37,15 @@ _PLAIN = "FLOAT"
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
     """A way in which weights are quantised. `where` names the file that says it; `codes` the dtypes that their numbers may
-    have; `blocks` the [rows, columns] that may share a scale, `groups` the elements of a row that may. `unread` says why it
-    can't be undone; `types` is MindStudio's type of each weight."""
+    have; `blocks` the [rows, columns] that may share a scale, `groups` the elements of a row that may; `assumed`: nobody says
+    so, it is the method's default. `unread` says why it can't be undone; `types` is MindStudio's type of each weight."""
 
     name: str
     where: str
     codes: frozenset[str] = _FLOATS
     blocks: tuple[tuple[int, int], ...] = ()
     groups: tuple[int, ...] = ()
+    assumed: bool = False
     exponents: bool = False
     unread: str | None = None
     types: Mapping[str, str] = msgspec.field(default_factory=dict)
@@ -106,7 +108,8 @@ def _fp8(found: Mapping[str, Any], where: str) -> Method:
     return Method(
         name=name,
         where=where,
-        blocks=((1, _MICROSCALED),) if microscaled else tuple(_blocks(found.get("weight_block_size"))),
+        blocks=((1, _MICROSCALED),) if microscaled else tuple(_blocks(found.get("weight_block_size", _FP8_BLOCK))),
+        assumed="weight_block_size" not in found,
         exponents=microscaled or found.get("scale_fmt") == "ue8m0",
         unread="experts in fp4 are packed" if found.get("expert_dtype", "fp8") != "fp8" else None,
     )

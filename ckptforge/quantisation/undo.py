@@ -161,7 +161,8 @@ def _block(entry: TensorEntry, scale: TensorEntry, method: Method | None, where:
     if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
         return next(iter(fitting))
     plain = held is not None and all(count in (1, n) for count, n in zip(held, shape, strict=True))
-    if plain and held is not None and (not blocks or not scale.shape or scale.shape == (1,)):
+    assumed = method is None or method.assumed or not blocks
+    if plain and held is not None and (assumed or not scale.shape or scale.shape == (1,)):
         return tuple(max(n, 1) if count == 1 else 1 for count, n in zip(held, shape, strict=True))
     if not choices and len(shape) > 1 and len(scale.shape) == len(shape):
         raise ConfigError(
