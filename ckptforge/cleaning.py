@@ -19,7 +19,7 @@ from ckptforge.formats.unfinished import SUFFIX
 @dataclass(frozen=True)
 class Left:
     """What a run left: the `directory` (or small file) it is, the `output` it was for, tensors `finished`, and `bytes` of disk.
-    `complete`: the output was whole and only had to be put in place. `busy` says why it was let alone, if it was; `failed`: not because
+    `complete`: the output was whole and only had to be put in place. `busy` says why it was left alone, if it was; `failed`: not because
     a run may hold it."""
 
     directory: str
@@ -55,8 +55,8 @@ class Cleaned:
 def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
     """Removes unfinished outputs from a directory: those of files and directories in it, and that of the directory itself.
 
-    One that a living run holds is let alone, and what can't be removed is reported. Raises `InputNotFoundError` for a directory that isn't
-    there (and isn't an unfinished output either).
+    One that a running process uses is left alone, and what can't be removed is reported. Raises `InputNotFoundError` for a
+    directory that isn't there (and isn't an unfinished output either).
     """
     path = Path(directory)
     own = staging_path(path) if path.name and path.name != ".." else None

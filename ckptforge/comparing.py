@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from ckptforge.tied import differing as differing_ties
 from ckptforge.tied import notes as tied_notes
 from ckptforge.tied import stored_heads, tied
 
+_log = logging.getLogger(__name__)
 _ROUNDINGS = ("fp16", "bf16")
 
 
@@ -136,6 +138,8 @@ def compare(
     _share_sizes(one.source, other.source)
     conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
     left_a += [f"{copy}, which isn't the copy of {name} that it should be" for copy, name in unlike(_copies(one.source), budget).items()]
+    layouts = (one.source.binding.layout.name, other.source.binding.layout.name)
+    _log.info("comparing %s of B through %s, %s with %s", counted(len(conversion.specs), "tensor"), one.source.table.name, *layouts)
     found, equal_bytes = _differences(conversion, one.checkpoint, other.checkpoint, left_b, budget, progress)
     causes = _causes(one.source, other.source, found, dtype, budget)
     constants, unknown = _constants(one.source, other.source)
@@ -273,6 +277,7 @@ def _by_name(
         )
     kept = names_that_keep_dtype(shipped_tables(), names) if dtype is not None else frozenset()
     conversion = identity(mine, names, dtype, kept)
+    _log.info("comparing %s by name, as no mapping knows both sides", counted(len(names), "tensor"))
     only_a, only_b = (
         [name for name in x if name not in y and not (weights_only and is_state(name))] for x, y in ((mine, theirs), (theirs, mine))
     )

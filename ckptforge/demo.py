@@ -3,108 +3,177 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from ckptforge.cli.text import comparison_text, result_text, size, verification_text
-from ckptforge.comparing import compare
+from ckptforge import comparing, resharding, strategies, verbs
+from ckptforge.cli.text import comparison_text, size, verification_text
+from ckptforge.dropins import Call
+from ckptforge.engine.audit import Audit
 from ckptforge.engine.output_name import refuse_name
-from ckptforge.errors import OutputError, VerifyError
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.resharding import merge
-from ckptforge.result import Result
-from ckptforge.strategies import strategy
+from ckptforge.errors import OutputError, VerifyError, counted, install_hint
+from ckptforge.mapping.table import Table, shipped_tables
 from ckptforge.synthetic import write_model
-from ckptforge.verbs import convert, to_ms, to_torch
 
 MARK = "ckptforge-demo"
+JOB = {"data_parallel": 4, "model_parallel": 2, "expert_parallel": 4}
+Say = Callable[[str], object]
 
 
-def run_demo(directory: Path | None, overwrite: bool, say: Callable[[str], object]) -> dict[str, Any]:
-    """Runs the demo in `directory`, or in a temporary one; `say` takes the lines to print.
+def run_demo(directory: Path | None, overwrite: bool, say: Say) -> dict[str, Any]:
+    """Runs the demo in `directory`, which is kept, or in a temporary one; `say` takes the lines to print.
 
     Raises `OutputError` when the directory holds something else.
     """
     if directory is None:
+        say("Everything here happens in a temporary directory: nothing is kept. `ckptforge demo DIR` keeps it.\n")
         with tempfile.TemporaryDirectory(prefix="ckptforge-demo-") as temporary:
-            return _run(Path(temporary) / "demo", say)
-    refuse_name(directory, directory=True)
+            found = _run(Path(temporary) / "demo", say)
+        say("next: `ckptforge demo DIR` keeps these files, and the commands can be pasted there.")
+    else:
+        refuse_name(directory, directory=True)
+        _make_room(directory, overwrite)
+        say(f"Everything is kept in {directory}, where these commands can be pasted again.\n")
+        found = _run(directory, say)
+        say(f"next: cd {directory}, and paste a command; `ckptforge inspect hub` shows what a checkpoint holds.")
+    say("`ckptforge to-ms --help` and the README go on with models of your own.")
+    return {"directory": None if directory is None else str(directory), **found}
+
+
+def _make_room(directory: Path, overwrite: bool) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not (overwrite and (directory / MARK).is_file()):
             raise OutputError(f"{directory}: exists already; choose another place, or give --overwrite if it is an earlier demo.")
         import shutil
 
         shutil.rmtree(directory)
-    return _run(directory, say)
 
 
-def _run(directory: Path, say: Callable[[str], object]) -> dict[str, Any]:
+def _run(directory: Path, say: Say) -> dict[str, Any]:
+    """Runs the commands that it shows, in the directory, as they would run there."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARK).touch()
-    hub, dense, gmm, direct, back = (directory / name for name in ("hub", "dense.ckpt", "gmm.ckpt", "gmm_direct.ckpt", "back"))
     table = next(table for table in shipped_tables() if table.demo)
-    write_model(hub, table, table.example, shard_bytes=500_000)
-    weights = sum(path.stat().st_size for path in hub.glob("*.safetensors"))
-    say(f"made a tiny {table.name} of random weights in {hub}: {size(weights)} in {len(list(hub.glob('*.safetensors')))} shards\n")
-
-    def show(command: str, result: Result) -> None:
-        say(f"$ ckptforge {command}\n{result_text(result)}\n")
-
-    show("to-ms hub dense.ckpt", to_ms(hub, dense))
-    show("convert dense.ckpt gmm.ckpt --to gmm --dtype fp16", convert(dense, gmm, to="gmm", dtype="fp16"))
-    show("to-ms hub gmm_direct.ckpt --layout gmm --dtype fp16", to_ms(hub, direct, layout="gmm", dtype="fp16"))
-    show("to-torch dense.ckpt back", to_torch(dense, back))
-    job = directory / "job.json"
-    job.write_text(json.dumps({"data_parallel": 4, "model_parallel": 2, "expert_parallel": 4}) + "\n")
-    ranks, strategies, merged = (directory / name for name in ("ranks", "strategy", "merged.ckpt"))
-    show("to-ms hub ranks --parallel_config job.json", to_ms(hub, ranks, parallel_config=job))
-    say("$ ckptforge strategy strategy --parallel_config job.json --like hub")
-    say(result_text(strategy(strategies, parallel_config=job, like=hub)) + "\n")
-    show("merge ranks merged.ckpt --strategy_dir strategy", merge(ranks, merged, strategy_dir=strategies))
-    proof = compare(hub, ranks, strategy_dir_b=strategies)
-    say(f"$ ckptforge compare hub ranks --strategy_dir_b strategy\n{comparison_text(proof)}\n")
-    checks = {
-        "hub and the 8 ranks hold the same numbers": proof.equal,
-        "hub → 8 ranks → merged is byte for byte hub → dense": merged.read_bytes() == dense.read_bytes(),
-        "hub → dense → gmm is byte for byte hub → gmm": gmm.read_bytes() == direct.read_bytes(),
-        "hub → dense → hub gives every file back byte for byte": all(
-            path.read_bytes() == (back / path.name).read_bytes() for path in hub.iterdir()
-        ),
-        "the safetensors library reads every tensor that came back": _names(hub) == _names(back),
-    }
-    verified = _verified(hub, gmm_bf16 := directory / "gmm_bf16.ckpt", say)
-    if verified is not None:
-        checks[f"MindSpore computes from {gmm_bf16.name} what transformers computes from hub"] = verified
+    with _inside(directory):
+        demo = _Demo(table, say)
+        demo.convert()
+        demo.shard()
+        checks = demo.checks()
     for what, right in checks.items():
         say(f"{'ok' if right else 'FAILED'}: {what}")
+    if demo.skipped:
+        say(f"skipped: {demo.skipped}")
+    say("")
     if not all(checks.values()):
         raise OutputError(f"{directory}: the demo's own checks failed; please report this.")
-    return {"ok": True, "directory": str(directory), "checks": checks}
+    return {"commands": demo.commands, "checks": checks, "skipped": demo.skipped}
 
 
-def _verified(hub: Path, out: Path, say: Callable[[str], object]) -> bool | None:
-    """Whether the forward check passes; None where what it needs isn't installed, which is said."""
-    lacking = [name for name in ("mindspore", "torch", "transformers") if find_spec(name) is None]
-    if lacking:
-        say(f"skipped: ckptforge verify, as {', '.join(lacking)} isn't installed (pip install 'ckptforge[mindspore,torch]')\n")
-        return None
-    from ckptforge.forward.device import import_mindspore
-    from ckptforge.forward.verification import verify
+class _Demo:
+    """The commands of the demo in the current directory, shown as they are run."""
 
+    def __init__(self, table: Table, say: Say) -> None:
+        self.say, self.commands, self.skipped = say, list[str](), ""
+        self.hub, self.ranks_equal = Path("hub"), False
+        write_model(self.hub, table, table.example, shard_bytes=500_000)
+        shards = list(self.hub.glob("*.safetensors"))
+        weights = sum(path.stat().st_size for path in shards)
+        say(f"hub: a tiny {table.name} of random weights, {size(weights)} in {counted(len(shards), 'shard')}")
+        Path("job.json").write_text(json.dumps(JOB) + "\n")
+        say(f"job.json: {json.dumps(JOB)}\n")
+
+    def run(self, name: str, verb: Callable[..., Any], *arguments: str, **options: Any) -> Any:
+        call = Call(name, verb, arguments, options)
+        self.commands.append(call.command)
+        self.say(f"$ {call.command}")
+        return call.run()
+
+    def convert(self) -> None:
+        again = {"overwrite": True}
+        result = self.run("to-ms", verbs.to_ms, "hub", "dense.ckpt", **again)
+        self.say(f"  {result.facts['source_tensors']} tensors become {result.tensors}, {size(result.bytes)}: experts are stacked")
+        result = self.run("convert", verbs.convert, "dense.ckpt", "gmm.ckpt", to="gmm", dtype="fp16", **again)
+        self.say(f"  {_casts(result.audit)}")
+        self.run("to-ms", verbs.to_ms, "hub", "gmm_direct.ckpt", layout="gmm", dtype="fp16", **again)
+        self.run("to-torch", verbs.to_torch, "dense.ckpt", "back", **again)
+
+    def shard(self) -> None:
+        again = {"overwrite": True}
+        result = self.run("to-ms", verbs.to_ms, "hub", "ranks", parallel_config="job.json", **again)
+        ranks = len({path.parent for path in result.files if path.parent.name.startswith("rank_")})
+        self.say(f"  {counted(ranks, 'rank')}, {counted(result.tensors, 'tensor')}, {size(result.bytes)} in all")
+        self.run("strategy", strategies.strategy, "strategy", parallel_config="job.json", like="hub", **again)
+        self.run("merge", resharding.merge, "ranks", "merged.ckpt", strategy_dir="strategy", **again)
+        proof = self.run("compare", comparing.compare, "hub", "ranks", strategy_dir_b="strategy")
+        self.say(f"  {comparison_text(proof).splitlines()[-1]}")
+        self.ranks_equal = proof.equal
+
+    def checks(self) -> dict[str, bool]:
+        """What must hold of the files, and does it."""
+        merged, dense, gmm, direct = (Path(f"{name}.ckpt").read_bytes() for name in ("merged", "dense", "gmm", "gmm_direct"))
+        back = Path("back")
+        found = {
+            "hub and the ranks hold the same numbers": self.ranks_equal,
+            "hub → ranks → merged is byte for byte hub → dense": merged == dense,
+            "hub → dense → gmm is byte for byte hub → gmm": gmm == direct,
+            "hub → dense → hub gives every file back byte for byte": all(
+                path.read_bytes() == (back / path.name).read_bytes() for path in self.hub.iterdir()
+            ),
+            "the safetensors library reads every tensor that came back": _names(self.hub) == _names(back),
+        }
+        verified = self.verify()
+        self.say("")
+        return (
+            found if verified is None else {**found, "MindSpore computes from gmm_bf16.ckpt what transformers computes from hub": verified}
+        )
+
+    def verify(self) -> bool | None:
+        """Whether the forward check passes; None where what it needs isn't installed, which is said."""
+        lacking = [name for name in ("mindspore", "torch", "transformers") if find_spec(name) is None]
+        if lacking:
+            names = ", ".join(lacking[:-1]) + " and " * (len(lacking) > 1) + lacking[-1]
+            are = "isn't" if len(lacking) == 1 else "aren't"
+            self.skipped = f"ckptforge verify: {names} {are} installed ({install_hint('torch', 'mindspore')})"
+            return None
+        from ckptforge.forward.device import import_mindspore
+        from ckptforge.forward.verification import verify
+
+        try:
+            import_mindspore()
+        except VerifyError as error:
+            self.skipped = f"ckptforge verify: {error}"
+            return None
+        self.run("to-ms", verbs.to_ms, "hub", "gmm_bf16.ckpt", layout="gmm", overwrite=True)
+        found = self.run("verify", verify, "hub", "gmm_bf16.ckpt")
+        self.say(f"  {verification_text(found).splitlines()[-1]}")
+        return bool(found.passed)
+
+
+def _casts(audit: Audit) -> str:
+    """What the casts of a run did, in one line."""
+    counts = audit.counts.values()
+    values, rounded, lost, over = (
+        sum(getattr(count, what) for count in counts) for what in ("values", "rounded", "underflowed", "overflowed")
+    )
+    return f"{values:,} values cast: {rounded:,} rounded, {lost:,} underflowed to 0, {over:,} overflowed"
+
+
+@contextmanager
+def _inside(directory: Path) -> Iterator[None]:
+    """Runs what is in it in a directory."""
+    before = os.getcwd()
+    os.chdir(directory)
     try:
-        import_mindspore()
-    except VerifyError as error:
-        say(f"skipped: ckptforge verify: {error}\n")
-        return None
-    to_ms(hub, out, layout="gmm")
-    found = verify(hub, out)
-    say(f"$ ckptforge verify hub {out.name}\n{verification_text(found)}\n")
-    return found.passed
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _names(directory: Path) -> dict[str, list[int]]:

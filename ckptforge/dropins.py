@@ -19,7 +19,6 @@ from ckptforge.errors import UsageError
 from ckptforge.mapping.table import shipped_tables
 from ckptforge.mindformers_flags import CONVERT_NOT_NEEDED, CONVERT_REFUSED, TRANSFORM_NOT_NEEDED, TRANSFORM_REFUSED, not_needed, refuse
 from ckptforge.partition.strategy_file import read_strategy
-from ckptforge.result import Result
 
 _TRANSFORMED = "transformed_checkpoint"  # where transform_checkpoint.py writes without --dst_checkpoint_dir
 
@@ -29,7 +28,7 @@ class Call(msgspec.Struct, frozen=True):
     flags that it has no counterpart of."""
 
     name: str
-    verb: Callable[..., Result]
+    verb: Callable[..., Any]
     arguments: tuple[str, ...]
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -43,10 +42,10 @@ class Call(msgspec.Struct, frozen=True):
             words += [name] if value is True else [name, str(value)]
         return shlex.join(words)
 
-    def run(self, **running: Any) -> Result:
-        """Carries the call out, with the arguments of `Running`."""
+    def run(self, **running: Any) -> Any:
+        """Carries the call out, with the arguments of `Running`; what the verb returns."""
         result = self.verb(*self.arguments, **self.options, **running)
-        return dataclasses.replace(result, notes=(*result.notes, *self.notes))
+        return dataclasses.replace(result, notes=(*result.notes, *self.notes)) if self.notes else result
 
 
 class ConvertFlags(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ckptforge.errors import UsageError
+from ckptforge.errors import UsageError, nearest
 
 
 class DType(msgspec.Struct, frozen=True):
@@ -69,5 +69,5 @@ def parse_target(name: str | None) -> DType | None:
         return None
     dtype = BY_NAME.get(SHORT_NAMES.get(name, name))
     if dtype is None or dtype.name not in SHORT_NAMES.values():
-        raise UsageError(f"dtype {name!r} is unknown: use keep, {', '.join(sorted(SHORT_NAMES))}.")
+        raise UsageError(f"dtype {name!r} is unknown: use keep, {', '.join(sorted(SHORT_NAMES))}.{nearest(name, ['keep', *SHORT_NAMES])}")
     return dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from reprlib import Repr
 
 # What would move a terminal's cursor, garble a line or can't be encoded: control characters, turns of direction, lone surrogates.
@@ -130,6 +131,15 @@ def counted(count: int, noun: str, verb: str = "") -> str:
     else:
         plural = f"{head}{'es' if head.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
     return f"{count:,} {plural}{that}{rest}" + (f" {verb}" if verb else "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " Did you mean 'gmm'?" with the known word that is most like another, to be put behind a message; "" if none is."""
+    from difflib import get_close_matches
+
+    by_folded = {name.casefold(): name for name in known}  # a value in other letters is the nearest, too
+    found = get_close_matches(word.casefold(), by_folded, 1)
+    return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
 
 
 def install_hint(*extras: str) -> str:

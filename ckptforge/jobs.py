@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from ckptforge.tied import Tied
 from ckptforge.tied import notes as tied_notes
 
 PathLike = str | Path
+_log = logging.getLogger(__name__)
 _MATRICES, _SMALL = 16, 256 * 1024  # whose scales are kept at a time, if they take no more bytes
 
 
@@ -103,6 +105,9 @@ def run_job(job: Job, options: Options) -> Result:
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
         files = (*plan.paths, manifest_path(plan.output, False))
         return Result(plan.verb, plan.output, files, plan.nbytes, plan.tensor_count, Audit(), plan.left_out, notes, plan.facts, 0.0)
+    made, tensors = counted(len(plan.files), "file"), counted(plan.tensor_count, "tensor")
+    _log.info("plan: %s with %s, %s bytes, from %s", made, tensors, f"{plan.nbytes:,}", counted(len(plan.sources), "file"))
+    _log.info("budget: %s with %s bytes of buffers each", counted(budget.workers, "worker"), f"{budget.bytes_each:,}")
     check_output(plan, overwrite)
     if options.get("dry_run", False):
         return dry_result(plan, budget, tied_notes(job.tied, None))
@@ -115,7 +120,9 @@ def run_job(job: Job, options: Options) -> Result:
         _refuse_unlike(plan, budget)
         said = tied_notes(job.tied, budget)
         kept = _kept(plan, staging, budget)
+        _log.info("checked: the output, the room on its disk; %s of %s finished before", len(kept), tensors)
         done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
+        _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
         if audit.overflowed and not options.get("allow_overflow", False):
             raise CastOverflowError(_overflow_message(plan, audit))
@@ -126,6 +133,7 @@ def run_job(job: Job, options: Options) -> Result:
             mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
             command = staging.journal.head.get("command") if staging.journal else options.get("command")
             staging.small_files[manifest.name] = manifest_json(plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command)
+    _log.info("synced and put in place after %.2f s", time.monotonic() - began)
     return Result(
         plan.verb,
         plan.output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -39,6 +40,7 @@ from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.spelling import flag, option
 from ckptforge.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 
+_log = logging.getLogger(__name__)
 _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 
@@ -157,6 +159,8 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
     config, config_source = _config(checkpoint, manifest, side, choices.config)
     named = choices.model or (manifest.model if manifest is not None else None)
     tables = candidate_tables(choices.mapping, named, config.get("model_type"))
+    if manifest is not None and not manifest.untouched(checkpoint.files):
+        _log.info("the files aren't the very ones that were written with the manifest: its layout isn't relied on")
     hints = Hints(
         config,
         config_source,
@@ -198,6 +202,7 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     if side is not None:
         side = replace(side, files=without_quantisation(side.files, config))
     state = tuple(name for name in checkpoint.tensors if is_state(name))
+    _log_choice(binding, choices, hints)
     return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
 
 
@@ -222,6 +227,27 @@ def _trim(checkpoint: Checkpoint, table: Table, shapes: Shapes, hints: Hints, fa
         ), shapes
     changed = trimmed(checkpoint, padding)
     return changed, {name: changed.tensors[name].shape for name in shapes}
+
+
+def _log_choice(binding: Binding, choices: Choices, hints: Hints) -> None:
+    """Says which model and layout a checkpoint is read as, and by what that was known."""
+    model_type = hints.config.get("model_type")
+    if choices.model is not None or choices.mapping is not None:
+        why = "as was asked for"
+    elif hints.model is not None:
+        why = "as its manifest says"
+    elif model_type in binding.table.model_types:
+        why = f"by model_type {model_type!r} in {hints.config_source}"
+    else:
+        why = "by the names of its tensors"
+    _log.info("model %s (%s): %s", binding.table.name, binding.table.source, why)
+    if choices.layout is not None:
+        why = "as was asked for"
+    elif binding.layout.name == hints.recorded_layout:
+        why = "as its manifest says"
+    else:
+        why = "the only one that fits its names and shapes"
+    _log.info("layout %s: %s", binding.layout.name, why)
 
 
 def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None) -> HuggingFaceSide | None:

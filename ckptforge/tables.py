@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptforge.errors import UsageError
+from ckptforge.errors import UsageError, nearest
 from ckptforge.mapping.axes import Pattern
 from ckptforge.mapping.binding import name_pieces
 from ckptforge.mapping.sharding import Sharding, stored_cuts
@@ -97,7 +97,7 @@ def find_table(name: str | Path) -> Table:
         return by_name[str(name)]
     if Path(name).suffix == ".toml":
         return load_table(Path(name))
-    raise UsageError(f"{name}: is neither a shipped table ({', '.join(by_name)}) nor a .toml file.")
+    raise UsageError(f"{name}: is neither a shipped table ({', '.join(by_name)}) nor a .toml file.{nearest(str(name), by_name)}")
 
 
 def describe(name: str | Path, layout: str | None = None) -> Description:

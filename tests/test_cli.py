@@ -3,13 +3,18 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
+from click.testing import CliRunner
 
 import ckptforge
+from ckptforge import demo
+from ckptforge.cli.app import cli
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, with_default_signals, write_hub
 
 
@@ -132,7 +137,7 @@ def test_signals_end_the_run_which_can_be_resumed(tmp_path, which, code):
     assert "Traceback" not in errors and re.search(r"\d+ of 43 tensors are finished and kept in .*/out/.x.ckpt.ckptforge", errors)
     assert os.listdir(tmp_path / "out") == [".x.ckpt.ckptforge"]
     refused = ckpt(*call)
-    assert refused.returncode == 1 and "go on with --resume" in refused.stderr
+    assert refused.returncode == 1 and "continue with --resume" in refused.stderr
     assert ckpt(*call, "--resume").returncode == 0
     assert ckpt("to-ms", str(tmp_path / "hub"), str(tmp_path / "y.ckpt"), "--layout", "gmm").returncode == 0
     assert (tmp_path / "out" / "x.ckpt").read_bytes() == (tmp_path / "y.ckpt").read_bytes()
@@ -166,12 +171,62 @@ def test_the_demo_does_what_it_says(tmp_path):
     done = ckpt("demo", tmp_path / "demo")
     assert done.returncode == 0 and done.stdout.count("ok: ") == 5 + ("$ ckptforge verify" in done.stdout) and "FAILED" not in done.stdout
     assert ("skipped: ckptforge verify" in done.stdout) != ("passed: MindSpore computes" in done.stdout)
-    assert (tmp_path / "demo" / "gmm.ckpt").is_file()
+    assert (
+        "is kept in" in done.stdout
+        and len(done.stdout.splitlines()) < 36
+        and max(map(len, done.stdout.splitlines())) < 100 + len(str(tmp_path))
+    )
+    assert (tmp_path / "demo" / "gmm.ckpt").is_file() and (tmp_path / "demo" / "job.json").read_text().strip() in done.stdout
     assert ckpt("demo", tmp_path / "demo").returncode == 1
-    assert json.loads(ckpt("demo", tmp_path / "demo", "--overwrite", "--json").stdout)["ok"] is True
+    found = json.loads(ckpt("demo", tmp_path / "demo", "--overwrite", "--json").stdout)
+    assert found["ok"] is True and all(found["checks"].values()) and found["directory"] == str(tmp_path / "demo")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("")
     assert ckpt("demo", tmp_path / "mine", "--overwrite").returncode == 1 and (tmp_path / "mine" / "file").exists()
+
+
+@pytest.fixture
+def without_verify(monkeypatch):
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+
+
+def test_the_commands_of_the_demo_are_those_that_it_ran_and_can_be_pasted(tmp_path, without_verify, monkeypatch):
+    lines = []
+    found = demo.run_demo(tmp_path / "demo", False, lines.append)
+    assert [line[2:] for line in lines if line.startswith("$ ")] == found["commands"]
+    verbs = [command.split()[1] for command in found["commands"]]
+    assert verbs == ["to-ms", "convert", "to-ms", "to-torch", "to-ms", "strategy", "merge", "compare"]
+    written = {name: (tmp_path / "demo" / name).read_bytes() for name in ("dense.ckpt", "gmm.ckpt", "merged.ckpt")}
+    monkeypatch.chdir(tmp_path / "demo")
+    for command in found["commands"]:
+        program, *words = shlex.split(command)
+        assert program == "ckptforge" and CliRunner().invoke(cli, words).exit_code == 0, command
+    assert written == {name: (tmp_path / "demo" / name).read_bytes() for name in written}
+    assert len("\n".join(lines).splitlines()) <= 28
+
+
+def test_the_demo_without_a_directory_keeps_nothing_and_says_so(tmp_path, without_verify, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lines = []
+    found = demo.run_demo(None, False, lines.append)
+    assert "nothing is kept" in lines[0] and "`ckptforge demo DIR`" in lines[0] and found["directory"] is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_demo_lacks_is_said_in_words(monkeypatch):
+    said = []
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name != "torch" else object())
+    runner = demo._Demo.__new__(demo._Demo)
+    assert runner.verify() is None
+    said.append(runner.skipped)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "mindspore" else object())
+    runner.verify()
+    said.append(runner.skipped)
+    hint = "(pip install '.[torch,mindspore]' in a clone of ckptforge)"
+    assert said == [
+        f"ckptforge verify: mindspore and transformers aren't installed {hint}",
+        f"ckptforge verify: mindspore isn't installed {hint}",
+    ]
 
 
 def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):

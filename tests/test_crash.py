@@ -187,7 +187,7 @@ def interrupt(out, after, source=HUB, **options):
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         ckptforge.to_ms(source, out, progress=progress, workers=1, **{"layout": "gmm", **options})
-    assert "resume=True goes on from there" in stopped.value.__notes__[-1]
+    assert "resume=True continues from there" in stopped.value.__notes__[-1]
 
 
 def test_what_was_finished_is_not_made_again(tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_the_second_run_at_one_output_is_refused(tmp_path):
             with pytest.raises(OutputError, match=rf"another run is writing it \(process {os.getpid()} on ") as error:
                 ckptforge.to_ms(HUB, out, overwrite=True)
             refused.append(error)
-            assert "let alone" in cleaned_text(ckptforge.clean(tmp_path))
+            assert "left alone" in cleaned_text(ckptforge.clean(tmp_path))
 
     ckptforge.to_ms(HUB, out, progress=progress)
     assert refused and ckptforge.check(out).problems == []
@@ -816,8 +816,8 @@ def test_threads_that_cannot_be_started(tmp_path, monkeypatch, started):
 def test_several_signals_in_a_row_end_as_one(tmp_path, number):
     code = f"""
 import os, signal, sys
-from ckptforge.cli import app
-from ckptforge.cli.app import main
+from ckptforge.cli import entry
+from ckptforge.cli.entry import main
 from ckptforge.engine import staging, stream
 def signalling(real):
     def signalled(*args):
@@ -826,13 +826,13 @@ def signalling(real):
     return signalled
 stream.Worker.do = signalling(stream.Worker.do)
 staging.empty_staging = signalling(staging.empty_staging)
-app._notes = signalling(app._notes)
+entry._notes = signalling(entry._notes)
 sys.argv = ["ckptforge", "to-ms", {str(HUB)!r}, {str(tmp_path / "x.ckpt")!r}]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=with_default_signals)
     assert done.returncode == 128 + number and "Traceback" not in done.stderr
-    assert "Nothing was left under a final name" in done.stderr and not (tmp_path / "x.ckpt").exists()
+    assert "No output was created" in done.stderr and not (tmp_path / "x.ckpt").exists()
 
 
 def test_a_second_interrupt_waits_for_the_workers_too():

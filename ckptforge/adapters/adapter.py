@@ -20,6 +20,7 @@ from ckptforge.errors import (
     UsageError,
     counted,
     listing,
+    nearest,
     shown,
 )
 from ckptforge.formats import huggingface, peft
@@ -309,7 +310,8 @@ def adapter_tables(
     if model is not None:
         named = [table for table in tables if table.name == model]
         if not named:
-            raise UsageError(f"model {model!r} is unknown; tables: {', '.join(table.name for table in tables)}.")
+            names = [table.name for table in tables]
+            raise UsageError(f"model {model!r} is unknown; tables: {', '.join(names)}.{nearest(model, names)}")
         return named
     by_type = [table for table in tables if config.get("model_type") in table.model_types]
     found = by_type or [table for table in tables if table.lora.weights]

@@ -12,7 +12,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its waiting threads spin
     gc.set_threshold(100_000, 50, 50)  # plans are many small objects, none of them in cycles
     try:
-        from ckptforge.cli.app import main as run
+        from ckptforge.cli.entry import main as run
     except KeyboardInterrupt:
         sys.exit(130)
     run()

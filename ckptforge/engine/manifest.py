@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ import msgspec
 
 from ckptforge.engine.audit import Audit, audit_json
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import FormatError, printable, shown
+from ckptforge.errors import FormatError, counted, printable, shown
 from ckptforge.formats.checkpoint import CONFIG
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.huggingface import INDEX
@@ -43,6 +44,7 @@ _MODEL_FILES = [
     "processor_config.json",
     "*.jinja",
 ]
+_log = logging.getLogger(__name__)
 
 
 class HuggingFaceSide(msgspec.Struct, frozen=True):
@@ -160,9 +162,9 @@ class Manifest(msgspec.Struct, frozen=True):
             return "its manifest doesn't say how they are cut"
         found = {str(file.path.relative_to(directory)): file for file in files}
         if other := next((name for name in found if name not in self.files), None):
-            return f"{printable(other)} isn't one of the {len(self.files)} files that its manifest names"
+            return f"{printable(other)} isn't among the {counted(len(self.files), 'file')} that its manifest names"
         if missing := next((name for name in self.files if name not in found), None):
-            return f"{printable(missing)}, which its manifest names, isn't among the {len(found)} files there"
+            return f"{printable(missing)}, which its manifest names, isn't among the {counted(len(found), 'file')} there"
         for name, file in found.items():
             if self.sizes.get(file.path.name) != file.size:
                 return f"{printable(name)} has {file.size} bytes, {self.sizes.get(file.path.name)} were written"
@@ -296,7 +298,10 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
         if is_there(candidate):
             manifest = read_manifest(candidate)
             if manifest.describes(files):
+                _log.info("manifest %s: of this checkpoint", candidate)
                 return manifest
+            _log.info("manifest %s: of files of other sizes, not used", candidate)
+    _log.info("no manifest goes with %s", path)
     return None
 
 

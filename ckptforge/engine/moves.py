@@ -26,9 +26,7 @@ def write_exactly(fd: int, offset: int, data: memoryview | bytes, path: Path) ->
         try:
             done += os.pwrite(fd, view[done : done + _WRITE_BYTES], offset + done)
         except OSError as error:
-            raise OutputError(
-                f"{path}: writing at byte {offset + done} failed: {error.strerror}; nothing is left under the final name."
-            ) from error
+            raise OutputError(f"{path}: writing at byte {offset + done} failed: {error.strerror}; no output was created.") from error
 
 
 def begin_writeback(fd: int, offset: int, length: int) -> None:

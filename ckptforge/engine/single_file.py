@@ -19,7 +19,7 @@ def sync(fd: int, path: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        raise OutputError(f"{path}: can't be synced to disk: {error.strerror}; nothing is left under the final name.") from error
+        raise OutputError(f"{path}: can't be synced to disk: {error.strerror}; no output was created.") from error
 
 
 def write_small(path: Path, content: bytes) -> None:

@@ -136,12 +136,12 @@ def _notes(staging: Staging, plan: Plan, error: BaseException, placed: bool, kep
         yield f"{output} is in place and whole; {command('clean', output.parent)} removes what is left of the run."
         return
     if not isinstance(error, CkptforgeError):
-        yield "Nothing was left under a final name."
+        yield "No output was created."
     if kept and journal is not None and journal.path.exists():
         are = "is" if len(journal.tensors) == 1 else "are"
         yield (
             f"{len(journal.tensors)} of {counted(plan.tensor_count, 'tensor')} {are} finished and kept in {staging.directory}: "
-            f"the same command with {flag('resume')} goes on from there, {command('clean', output.parent)} removes them."
+            f"the same command with {flag('resume')} continues from there, {command('clean', output.parent)} removes them."
         )
 
 
@@ -191,7 +191,7 @@ def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
     if left is None and path.exists() and path.stat().st_size and not request.overwrite:
         raise LeftError(
             f"{plan.output}: what an earlier run left, in {staging.directory}, can't be resumed: its journal can't be read. "
-            f"Begin anew with {flag('overwrite')}, or remove it with {command('clean')}."
+            f"Start over with {flag('overwrite')}, or remove it with {command('clean')}."
         )
     if left is not None and left.publishing is not None and _was_placed(staging, plan, left.publishing):
         left.close()  # what lies here is the old one, if anything
@@ -203,7 +203,7 @@ def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
                 if reason := journals.differences(left, journals.head_of(plan, request.command)):
                     raise LeftError(
                         f"{plan.output}: what an earlier run left {where}, can't be resumed: {reason}. "
-                        f"Begin anew with {flag('overwrite')} and without {flag('resume')}, or remove it with {command('clean')}."
+                        f"Start over with {flag('overwrite')} and without {flag('resume')}, or remove it with {command('clean')}."
                     )
                 restore_old(staging.directory, plan.output)
                 left.publishing = None
@@ -211,8 +211,8 @@ def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
                 return
             if not request.overwrite:
                 raise LeftError(
-                    f"{plan.output}: an earlier run stopped {where}; go on with {flag('resume')}, "
-                    f"begin anew with {flag('overwrite')}, or remove them "
+                    f"{plan.output}: an earlier run stopped {where}; continue with {flag('resume')}, "
+                    f"start over with {flag('overwrite')}, or remove them "
                     f"with {command('clean')}."
                 )
     except BaseException:
@@ -334,7 +334,7 @@ def _refuse_replaced(staging: Staging, plan: Plan) -> None:
     for path, fd in staging.descriptors.items():
         name = staging.out / (path.relative_to(plan.output) if plan.is_directory else plan.output.name)
         if not is_same(fd, name):
-            raise OutputError(f"{name}: was removed or replaced while it was written; nothing is left under the final name.")
+            raise OutputError(f"{name}: was removed or replaced while it was written; no output was created.")
 
 
 def _allow_open_files(count: int) -> None:

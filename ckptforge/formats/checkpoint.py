@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 from pathlib import Path
 
 import msgspec
 
 from ckptforge.boxes import Box
-from ckptforge.errors import FormatError, InputNotFoundError
+from ckptforge.errors import FormatError, InputNotFoundError, counted
 from ckptforge.formats import huggingface, mindspore_dir
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.small_files import entries_of, is_there
@@ -17,6 +18,7 @@ from ckptforge.formats.whereabouts import explain_missing, refuse_newer_mindform
 from ckptforge.spelling import option
 
 CONFIG = "config.json"
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -76,8 +78,9 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
     ranks = mindspore_dir.rank_directories(directory)
     if ranks:
         if list(ranks) != [0]:
+            held = counted(len(ranks), "rank directory")
             raise FormatError(
-                f"{directory}: holds {len(ranks)} rank directories, the shards of one model; give the strategy of their job with "
+                f"{directory}: holds {held}, the shards of one model; give the strategy of their job with "
                 f"{option('strategy_dir')}, or name the directory of one rank if each holds the whole model."
             )
         chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
@@ -111,4 +114,8 @@ def _collect(path: Path, files: list[FileIndex], directory: Path, notes: list[st
     noted = [*(notes or []), *(note for file in files for note in file.notes)]
     hugging_face = path.is_dir() and files[0].format == "safetensors"
     kind = "hugging face directory" if hugging_face else files[0].format
-    return Checkpoint(path, kind, tuple(files), tensors, directory, tuple(noted), ranks)
+    found = Checkpoint(path, kind, tuple(files), tensors, directory, tuple(noted), ranks)
+    _log.info(
+        "opened %s: %s, %s in %s, %s bytes", path, kind, counted(len(tensors), "tensor"), counted(len(files), "file"), f"{found.nbytes:,}"
+    )
+    return found

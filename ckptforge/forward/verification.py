@@ -8,6 +8,7 @@ is let off only where the router's choice was closer than twice the difference o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from ckptforge.ranks import open_source
 from ckptforge.source import Choices, Source
 from ckptforge.spelling import option
 
+_log = logging.getLogger(__name__)
 _NOISE_FACTOR = 10.0
 _SMALL = 1024  # up to this hidden size tokens cost little
 Say = Callable[[str], object]
@@ -190,6 +192,7 @@ def _run(
         got, other_logits, other_experts = mindspore_side.layer(i, given, experts)
         checks.append(_layer_check(i, precision.layer_gate, expected, got, logits, other_logits, experts, other_experts))
         say(f"layer {i}: worst token {checks[-1].worst:.2e}")
+        _log.info("layer %d: worst token %.2e", i, checks[-1].worst)
         if whole:
             running, _, _ = mindspore_side.layer(i, running, experts)
             routes.append(experts)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import CkptforgeError, LayoutError, ModelUnknownError, UsageError, listing
+from ckptforge.errors import CkptforgeError, LayoutError, ModelUnknownError, UsageError, listing, nearest
 from ckptforge.mapping.binding import Binding, Shapes, bind, recognise_names
 from ckptforge.mapping.table import Table
 from ckptforge.spelling import command, option
@@ -33,7 +33,7 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
     if hints.model is not None:
         by_name = [table for table in tables if table.name == hints.model]
         if not by_name:
-            raise UsageError(f"model {hints.model!r} is unknown; tables: {known}.")
+            raise UsageError(f"model {hints.model!r} is unknown; tables: {known}.{nearest(hints.model, (table.name for table in tables))}")
         return by_name[0]
     model_type = hints.config.get("model_type")
     by_type = [table for table in tables if model_type in table.model_types]

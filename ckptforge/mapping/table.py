@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.errors import TableError, UsageError, shown
+from ckptforge.errors import TableError, UsageError, nearest, shown
 from ckptforge.formats.small_files import read_small
 from ckptforge.mapping.axes import Pattern, parse_pattern, skeleton_of
 from ckptforge.mapping.constants import ModelConstants, parse_constants
@@ -90,7 +90,9 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         try:
             return self.layouts[name]
         except KeyError:
-            raise UsageError(f"layout {name!r} is unknown for {self.name}; it has {', '.join(self.layouts)}.") from None
+            raise UsageError(
+                f"layout {name!r} is unknown for {self.name}; it has {', '.join(self.layouts)}.{nearest(name, self.layouts)}"
+            ) from None
 
     def first_layout(self, family: str) -> Layout:
         """The layout of a family that is written where none is named: the first in the table. Raises `UsageError` where it has none."""
@@ -436,7 +438,7 @@ def _check_factor_names(names: Mapping[str, list[str]], layouts: Collection[str]
         if any(template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}#") for template in templates):
             raise TableError(f"{row}: each name must hold {{}} once, where the weight's name goes, and no other brace.")
         if any("lora_" not in template.lower() for template in templates):
-            raise TableError(f"{row}: a factor's name must hold lora_, by which it is told from a weight.")
+            raise TableError(f"{row}: a factor's name must hold lora_, which distinguishes it from a weight.")
         if templates[0] == templates[1]:
             raise TableError(f"{row}: both factors have one name.")
 

@@ -187,7 +187,7 @@ def read_parallel_config(path: Path) -> ParallelConfig:
             f"devices, more than {MAX_DEVICES}."
         )
     if shards > config.devices:
-        raise ConfigError(f"{path}: optimizer_weight_shard_size {shards} is more than the {config.devices} devices of a stage.")
+        raise ConfigError(f"{path}: optimizer_weight_shard_size {shards} is more than the {counted(config.devices, 'device of a stage')}.")
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ckptforge.formats.mindspore_dir import read_ranks
 from ckptforge.formats.unfinished import refuse_unfinished
 from ckptforge.partition.strategy_file import Strategy
 
+_log = logging.getLogger(__name__)
 Parts = tuple[tuple[Box, TensorEntry], ...]
 
 
@@ -47,13 +49,19 @@ def join_ranks(directory: Path, ranks: tuple[list[FileIndex], list[str]], strate
         tensors[name], shards[name] = whole, parts
     notes += _once([note for file in files for note in file.notes], len(files))
     kind = f"{files[0].format} in ranks"
+    held = f"{counted(len(tensors), 'tensor')} in {counted(len(files), 'rank')}, {counted(len(strategy.stages), 'stage')}"
+    _log.info("opened %s: %s, %s, by strategy %s", directory, kind, held, strategy.path)
     return Checkpoint(directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards)
 
 
 def _once(notes: list[str], ranks: int) -> list[str]:
     """The notes of the first file that has any, for all: those of a job's ranks are alike."""
     first = [note for note in notes if note.partition(": ")[0] == notes[0].partition(": ")[0]]
-    return first if len(first) == len(notes) else [*first, f"{len(notes) - len(first)} such notes more, of the files of {ranks} ranks."]
+    return (
+        first
+        if len(first) == len(notes)
+        else [*first, f"{counted(len(notes) - len(first), 'such note')} more, of the files of {counted(ranks, 'rank')}."]
+    )
 
 
 def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:

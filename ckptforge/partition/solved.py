@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, listing, shown
+from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, counted, listing, shown
 from ckptforge.mapping.axes import Concat, Pattern
 from ckptforge.mapping.binding import Names, bind, read_names
 from ckptforge.mapping.sizes import AxisSizes
@@ -70,8 +70,9 @@ def _solve(config: ParallelConfig, model: Model, layout: Layout, parts: Sequence
     weights = {part.name: part for part in parts if not is_state(part.name)}
     sizes, found, unknown = read_names(table, layout, weights, model.config, model.where)
     if strange := [name for name in unknown if not table.is_ignored(layout, name)]:
+        strangers = counted(len(strange), "tensor", "aren't")
         raise ConfigError(
-            f"{config.path}: {len(strange)} tensors aren't of layout {layout.name}, so that it can't be said how they are cut; give the "
+            f"{config.path}: {strangers} of layout {layout.name}, so that nothing says how to cut them; give the "
             f"strategy files of the job:\n{listing(strange)}"
         )
     cutter = Cutter.of(config, table, layout, sizes)

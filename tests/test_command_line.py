@@ -1,0 +1,221 @@
+"""How the command line speaks: suggestions, colours, --verbose, progress in logs, completion."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+from ckptforge.cli import entry
+from ckptforge.cli.app import cli
+from ckptforge.cli.progress import Lines, duration
+from tests.helpers import HUB, tiny_config, write_hub
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger():
+    logger = logging.getLogger("ckptforge")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before[0], before[1], before[2]
+
+
+def run(capsys, monkeypatch, *words):
+    """(exit code, stdout, stderr) of a command in this process, errors as the entry point prints them."""
+    monkeypatch.setattr(sys, "argv", ["ckptforge", *map(str, words)])
+    monkeypatch.setattr(entry.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        (["tosm"], "'to-ms'"),
+        (["to-mss", "a", "b"], "'to-ms'"),
+        (["to-ms", "a", "b", "--layuot", "gmm"], "'--layout'"),
+        (["to-ms", "a", "b", "--verbos"], "'--verbose'"),
+        (["to-ms", HUB, "b", "--layout", "gm"], "'gmm'"),
+        (["to-ms", HUB, "b", "--layout", "GMM"], "'gmm'"),
+        (["to-ms", HUB, "b", "--dtype", "bfl16"], "'bf16'"),
+        (["to-ms", HUB, "b", "--model", "mixtrl"], "'mixtral'"),
+        (["convert", HUB, "b", "--to", "fussed"], "'fused'"),
+        (["split", "a", "b", "--format", "ckp"], "'ckpt'"),
+        (["mapping", "show", "mixtrall"], "'mixtral'"),
+        (["mapping", "lst"], "'list'"),
+    ],
+)
+def test_the_nearest_name_is_suggested_for_commands_options_and_values(tmp_path, capsys, monkeypatch, words, suggested):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert (code, out) == (2, "") and err.rstrip().endswith(f"Did you mean {suggested}?")
+
+
+@pytest.mark.parametrize("option", ["--overwrit", "--over-write", "--allow-unmaped", "--alow-overflow", "--no-hsh", "--weights-onli"])
+def test_nothing_that_overwrites_or_allows_is_suggested(capsys, monkeypatch, option):
+    code, _, err = run(capsys, monkeypatch, "to-ms", "a", "b", option)
+    assert code == 2 and f"No such option '{option}'" in err
+    assert not re.search("mean '--(overwrite|allow|no-|weights)", err)
+
+
+def test_no_command_shows_the_help_and_version_the_version(capsys, monkeypatch):
+    assert "Commands:" in "".join(run(capsys, monkeypatch)[1:])
+    assert run(capsys, monkeypatch, "version")[:2] == (0, "ckptforge 0.1.0\n") == run(capsys, monkeypatch, "--version")[:2]
+
+
+def test_help_ends_with_how_options_are_written():
+    text = CliRunner().invoke(cli, ["--help"]).output
+    assert text.rstrip().endswith("Options are written with - or with _: --dry-run and --dry_run are the same.")
+
+
+def test_help_texts_spell_options_with_dashes():
+    def commands(group, path):
+        for name in group.commands:
+            command = group.commands[name]
+            yield [*path, name]
+            if hasattr(command, "commands"):
+                yield from commands(command, [*path, name])
+
+    for path in commands(cli, []):
+        if path not in (["convert-weight"], ["transform-ckpt"]):  # MindFormers' own flags
+            text = CliRunner().invoke(cli, [*path, "--help"]).output
+            assert not re.search(r"--\w+_\w", text), (path, re.findall(r"--\w+_\w+", text))
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_a_terminal", "red"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "0"}, False, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_errors_and_differences_are_red_on_a_terminal(tmp_path, capsys, monkeypatch, environment, on_a_terminal, red):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: on_a_terminal)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: on_a_terminal)
+    code, _, err = run(capsys, monkeypatch, "inspect", tmp_path / "none", "--quiet")
+    assert code == 1 and err.startswith("\x1b[31mckptforge: ") == red and ("\x1b" in err) == red
+    assert run(capsys, monkeypatch, "nonsense")[2].splitlines()[-1].startswith("\x1b[31mError") == red
+    write_hub(tmp_path / "a", tiny_config(), seed=1)
+    write_hub(tmp_path / "b", tiny_config(), seed=2)
+    code, out, _ = run(capsys, monkeypatch, "compare", tmp_path / "a", tmp_path / "b")
+    assert code == 1 and out.splitlines()[-1].startswith("\x1b[31mdifferent: ") == red and ("\x1b" in out) == red
+
+
+def test_verbose_says_what_is_found_and_why_on_stderr(tmp_path, capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "to-ms", HUB, tmp_path / "x.ckpt", "--verbose", "--json")
+    assert code == 0 and json.loads(out)["ok"] and all(re.match(r"\[ *\d+\.\d\d s\] ", line) for line in err.splitlines())
+    for word in (
+        "opened",
+        "hugging face directory",
+        "65 tensors",
+        "model mixtral",
+        "model_type",
+        "layout hub",
+        "manifest",
+        "plan",
+        "workers",
+        "copied",
+    ):
+        assert word in err, word
+    code, _, err = run(capsys, monkeypatch, "inspect", tmp_path / "x.ckpt", "--verbose")
+    assert "manifest" in err and "x.ckpt.manifest.json" in err and "layout dense" in err
+
+
+def test_nothing_is_logged_unasked_and_libraries_see_the_logger(tmp_path, caplog):
+    import ckptforge
+
+    with caplog.at_level(logging.DEBUG, "ckptforge"):
+        ckptforge.inspect(HUB)
+    assert any("layout hub" in record.getMessage() for record in caplog.records)
+    done = subprocess.run([sys.executable, "-c", f"import ckptforge; ckptforge.inspect({str(HUB)!r})"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("command", ["to-ms", "convert", "merge", "inspect", "compare", "verify", "clean", "strategy"])
+def test_quiet_and_verbose_exclude_one_another(capsys, monkeypatch, command):
+    for words in (["--quiet", "--verbose"], ["--verbose", "--quiet"]):
+        code, out, err = run(capsys, monkeypatch, command, *words)
+        assert (code, out) == (2, "") and "--quiet and --verbose exclude one another" in err
+
+
+GB = 10**9
+
+
+def test_a_log_gets_a_line_every_half_minute_and_short_runs_none():
+    now, log = [100.0], io.StringIO()
+    progress = Lines("copying", log, lambda: now[0])
+    for second in range(30):
+        now[0] = 100.0 + second
+        progress(second * GB // 2, 94 * GB)
+    assert log.getvalue() == ""
+    for second in range(30, 100):
+        now[0] = 100.0 + second
+        progress(second * GB // 2, 94 * GB)
+    assert log.getvalue().splitlines() == [
+        "copying: 15 GB of 94 GB (15 %), 500 MB/s, 2 min 38 s left",
+        "copying: 30 GB of 94 GB (31 %), 500 MB/s, 2 min 8 s left",
+        "copying: 45 GB of 94 GB (47 %), 500 MB/s, 1 min 38 s left",
+    ]
+    progress(94 * GB, 94 * GB)
+    assert len(log.getvalue().splitlines()) == 3
+
+
+def test_what_an_earlier_run_had_finished_does_not_count_as_speed():
+    now, log = [0.0], io.StringIO()
+    progress = Lines("comparing", log, lambda: now[0])
+    progress(50 * GB, 100 * GB)
+    now[0] = 100.0
+    progress(60 * GB, 100 * GB)
+    assert log.getvalue() == "comparing: 60 GB of 100 GB (60 %), 100 MB/s, 6 min 40 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (160, "2 min 40 s"), (3600, "1 h"), (7261, "2 h 1 min"), (90000, "1 d 1 h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def completed(*words, incomplete):
+    return {item.value for item in ShellComplete(cli, {}, "ckptforge", "_X").get_completions(list(map(str, words)), incomplete)}
+
+
+def test_values_are_completed():
+    assert {"dense", "gmm", "gmm-v3"} <= completed("to-ms", HUB, "x.ckpt", "--layout", incomplete="")
+    assert not {"hub", "legacy"} & completed("to-ms", HUB, "x.ckpt", "--layout", incomplete="")  # MindSpore's of this model
+    assert completed("convert", HUB, "x", "--to", incomplete="fu") == {"fused"}
+    assert completed("to-ms", "x", "y", "--dtype", incomplete="f") == {"fp16", "fp32", "fp64"}
+    assert completed("compare", "x", "y", "--after-cast", incomplete="b") == {"bf16"}
+    assert completed("inspect", "x", "--model", incomplete="qwen3") == {"qwen3", "qwen3_moe"}
+    assert completed("to-ms", "x", "y", "--model", "llama", "--layout", incomplete="m") == {"mcore"}
+    assert "to-ms" in completed(incomplete="to")
+
+
+def test_completion_needs_no_numpy():
+    code = (
+        "import sys\nfrom click.shell_completion import ShellComplete\nfrom ckptforge.cli.app import cli\n"
+        "found = ShellComplete(cli, {}, 'ckptforge', '_X').get_completions(['to-ms', 'a', 'b', '--layout'], 'gm')\n"
+        "assert found and not {'numpy', 'torch', 'mindspore'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

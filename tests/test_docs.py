@@ -1,0 +1,49 @@
+"""The pages in docs: tables that hang together, and commands that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from ckptforge.cli.app import cli
+
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"), key=lambda path: path.name)
+DROP_INS = ("convert-weight", "transform-ckpt")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_row_of_a_table_has_a_cell_for_each_title(page):
+    for table in re.findall(r"((?:^\|.*\|\n)+)", page.read_text(), re.M):
+        rows = [re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "code", row)) for row in table.splitlines()]
+        assert {len(row) for row in rows} == {len(rows[0])}, rows[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_on_the_pages_exist_and_are_spelled_with_dashes(page):
+    text = page.read_text()
+    for words in re.findall(r"^(?:\$ )?ckptforge ([^\n#]*)|`ckptforge ([^`]*)`", text, re.M):
+        name, *rest = "".join(words).split()
+        if name.startswith("-") or name in ("COMMAND", "…"):
+            continue
+        command: click.Command = cli.commands[name]
+        if isinstance(command, click.Group) and rest:
+            command = command.commands[rest[0]]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        given = re.findall(r"--[a-z][a-z_-]*", " ".join(rest))
+        if name in DROP_INS:  # MindFormers' own flags, as its guides spell them
+            given = [option.replace("_", "-") for option in given]
+        assert set(given) <= known, (page.name, words, set(given) - known)
+
+
+def test_the_processor_time_of_a_benchmark_is_not_its_memory():
+    """The columns of every table of runs hold what their titles say."""
+    text = next(page for page in PAGES if page.stem == "benchmarks").read_text()
+    for table in re.findall(r"((?:^\|.*\|\n)+)", text, re.M):
+        titles, _, *rows = [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()]
+        shapes = {"peak MB": r"\d+", "user + system s": r"[\d.]+ \+ [\d.]+", "wall s": r"[\d.]+", "wrote GB": r"[\d.]+"}
+        for title, shape in shapes.items():
+            if title in titles:
+                assert all(re.fullmatch(shape, row[titles.index(title)]) for row in rows), (titles, title)
