@@ -119,6 +119,17 @@ def test_without_an_index_other_copies_are_refused_with_both_files(tmp_path, mod
     assert not (tmp_path / "x.ckpt").exists()
 
 
+def test_one_file_beside_shards_is_said(tmp_path, model):
+    shutil.copy(model / A, model / "model.safetensors")
+    found = ckptforge.inspect(model)
+    assert [file["file"] for file in found.files] == [A, B]
+    assert [note for note in found.notes if "not model.safetensors beside them, which transformers would read instead" in note]
+    (model / INDEX).unlink()
+    found = ckptforge.inspect(model)
+    assert [file["file"] for file in found.files] == ["model.safetensors"]
+    assert [note for note in found.notes if f"no shard beside it, such as {A}, as there is no index" in note]
+
+
 def test_in_unified_safetensors_the_map_decides(tmp_path):
     shutil.copytree(MINDSPORE / "unified", tmp_path / "u")
     meant = contents(tmp_path / "u")

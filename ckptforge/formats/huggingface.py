@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.duplicates import without_duplicates
@@ -39,7 +41,9 @@ def read_directory(directory: Path) -> list[FileIndex]:
     if indexes:
         raise FormatError(f"{directory}: {len(indexes)} index files ({', '.join(p.name for p in indexes)}) and none is {INDEX}; keep one.")
     if is_there(directory / SINGLE):
-        return [safetensors.read_index(directory / SINGLE)]
+        shards = [path.name for path in sorted(directory.glob("*.safetensors")) if _SHARD_NAME.fullmatch(path.name)]
+        note = f"{SINGLE} is read, and no shard beside it, such as {shards[0]}, as there is no index." if shards else None
+        return _noted([safetensors.read_index(directory / SINGLE)], note)
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
         raise InputNotFoundError(f"{directory}: no .safetensors files in it.")
@@ -104,7 +108,13 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
     if unlisted:
         tensors = counted(len(unlisted), "tensor of its shards", "aren't")
         raise FormatError(f"{index_path}: {tensors} listed:\n{listing(unlisted)}\nGet index and shards anew.")
-    return without_duplicates(files, weight_map, index_path)
+    single = directory / SINGLE
+    note = f"the shards of {index_path.name} are read, and not {SINGLE} beside them, which transformers would read instead."
+    return _noted(without_duplicates(files, weight_map, index_path), note if single.is_file() and SINGLE not in held else None)
+
+
+def _noted(files: list[FileIndex], note: str | None) -> list[FileIndex]:
+    return files if note is None else [replace(files[0], notes=(*files[0].notes, note)), *files[1:]]
 
 
 def _check_shard_names(directory: Path, paths: list[Path]) -> None:
