@@ -4,20 +4,40 @@
     result = ckptforge.to_ms("hf_dir", "model.ckpt", layout="gmm", dtype="fp16")
     print(result.files, result.bytes, result.tensors, result.audit)
 
-The verbs are those of the command line. Bad input raises `CkptforgeError`.
+The functions are the commands of the command line, their keywords its options. Bad input raises `CkptforgeError`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.errors import CkptforgeError
+from ckptforge import errors as _errors
 from ckptforge.version import __version__
 
 if TYPE_CHECKING:
     from ckptforge.checking import Check, check
-    from ckptforge.cleaning import clean
+    from ckptforge.cleaning import Cleaned, clean
     from ckptforge.comparing import Comparison, compare
+    from ckptforge.engine.plan import Plan
+    from ckptforge.errors import (
+        CastOverflowError,
+        CkptforgeError,
+        ConfigError,
+        FormatError,
+        InputNotFoundError,
+        LayoutError,
+        LeftError,
+        MissingTensorsError,
+        ModelUnknownError,
+        OutputError,
+        PlanError,
+        QuantisedError,
+        ReadError,
+        TableError,
+        UnmappedTensorsError,
+        UsageError,
+        VerifyError,
+    )
     from ckptforge.forward.verification import Verification, verify
     from ckptforge.inspection import Inspection, inspect
     from ckptforge.resharding import merge, reshard, split
@@ -26,12 +46,30 @@ if TYPE_CHECKING:
     from ckptforge.verbs import convert, plan, to_ms, to_torch
 
 __all__ = [
+    "CastOverflowError",
     "Check",
     "CkptforgeError",
+    "Cleaned",
     "Comparison",
+    "ConfigError",
+    "FormatError",
+    "InputNotFoundError",
     "Inspection",
+    "LayoutError",
+    "LeftError",
+    "MissingTensorsError",
+    "ModelUnknownError",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "QuantisedError",
+    "ReadError",
     "Result",
+    "TableError",
+    "UnmappedTensorsError",
+    "UsageError",
     "Verification",
+    "VerifyError",
     "__version__",
     "check",
     "clean",
@@ -50,13 +88,15 @@ __all__ = [
 
 _HOMES = {
     "Check": "checking",
+    "Cleaned": "cleaning",
     "Comparison": "comparing",
+    "Inspection": "inspection",
+    "Plan": "engine.plan",
+    "Result": "result",
+    "Verification": "forward.verification",
     "check": "checking",
     "clean": "cleaning",
     "compare": "comparing",
-    "Inspection": "inspection",
-    "Result": "result",
-    "Verification": "forward.verification",
     "convert": "verbs",
     "inspect": "inspection",
     "merge": "resharding",
@@ -71,9 +111,16 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Verbs are imported when first used, so that `import ckptforge` and `--help` need no numpy."""
-    if name not in _HOMES:
+    """What is public is imported when it is first used, so that `import ckptforge` and `--help` need no numpy."""
+    if name not in __all__:
         raise AttributeError(f"module 'ckptforge' has no attribute {name!r}")
+    if name not in _HOMES:
+        return getattr(_errors, name)
     from importlib import import_module
 
     return getattr(import_module(f"ckptforge.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """For tab completion and `help`: what is public."""
+    return list(__all__)

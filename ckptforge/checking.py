@@ -12,13 +12,14 @@ from ckptforge.engine.budget import Budget
 from ckptforge.engine.hashes import tensor_hashes
 from ckptforge.engine.manifest import DIRECTORY_NAME, MAX_MANIFEST, integer, manifest_path
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, shown
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, brief, counted, shown
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.mindspore_dir import read_file
 from ckptforge.formats.small_files import is_file_name
 from ckptforge.formats.small_json import read_object
-from ckptforge.jobs import PathLike
+from ckptforge.options import PathLike
 from ckptforge.outputs import parse_size
+from ckptforge.public import public
 from ckptforge.spelling import flag
 
 
@@ -36,12 +37,23 @@ class Check(msgspec.Struct, frozen=True):
     def equal(self) -> bool:
         return not self.problems
 
+    def __bool__(self) -> bool:
+        return self.equal
+
+    def __repr__(self) -> str:
+        found = "equal" if self.equal else f"different, {counted(len(self.problems), 'problem')}"
+        return f"<Check of {brief(self.path)}: {found}, {counted(self.tensors, 'tensor')}>"
+
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.equal, "verb": "compare", **msgspec.structs.asdict(self)}
 
 
+@public
 def check(path: PathLike, *, workers: int | None = None, memory: int | str | None = None, progress: Progress | None = None) -> Check:
-    """Compares the files of an output with its manifest: names, dtypes, shapes and the hashes of the bytes.
+    """Compares the files of an output with its manifest: names, dtypes, shapes and the hashes of the bytes. Returns a `Check`.
+
+    Arguments:
+        path: an output of ckptforge: a file, or a directory.
 
     Raises `InputNotFoundError` when there is no manifest, `FormatError` for one that is damaged or holds no hashes.
     """

@@ -12,8 +12,10 @@ from ckptforge.engine.lock import PARTS, lock_directory, names_of, unlock
 from ckptforge.engine.placing import finish_files, refuse_mounts, restore_old
 from ckptforge.engine.single_file import temporary_of
 from ckptforge.engine.staging import empty_staging, is_complete, output_of, staging_path
-from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError
+from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError, brief, counted
 from ckptforge.formats.unfinished import SUFFIX
+from ckptforge.options import PathLike
+from ckptforge.public import public
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Left:
     failed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cleaned:
     """What `clean` found and, but for a dry run and what is busy, removed."""
 
@@ -48,15 +50,24 @@ class Cleaned:
         """Whether all was removed but what living runs may hold."""
         return not any(left.failed for left in self.left)
 
+    def __repr__(self) -> str:
+        return f"<Cleaned {brief(self.directory)}: {counted(len(self.left), 'output')} left by runs, {self.bytes} bytes>"
+
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self), "bytes": self.bytes}
 
 
-def clean(directory: str | Path, *, dry_run: bool = False) -> Cleaned:
-    """Removes unfinished outputs from a directory: those of files and directories in it, and that of the directory itself.
+@public
+def clean(directory: PathLike, *, dry_run: bool = False) -> Cleaned:
+    """Removes what interrupted or killed runs left of outputs in a directory, and of the directory itself. Returns a `Cleaned`.
 
-    One that a running process uses is left alone, and what can't be removed is reported. Raises `InputNotFoundError` for a
-    directory that isn't there (and isn't an unfinished output either).
+    What a running process uses is left alone; what can't be removed is reported.
+
+    Arguments:
+        directory: where the outputs were being made, or the unfinished output itself.
+        dry_run: say what is there and remove nothing.
+
+    Raises `InputNotFoundError` for a directory that isn't there.
     """
     path = Path(directory)
     own = staging_path(path) if path.name and path.name != ".." else None

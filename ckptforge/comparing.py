@@ -13,16 +13,17 @@ from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, QuantisedError, UsageError, counted
+from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, QuantisedError, UsageError, brief, counted
 from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
-from ckptforge.jobs import PathLike
 from ckptforge.mapping.binding import recognise_names
 from ckptforge.mapping.constants import Used, constants_for, differing_constants
 from ckptforge.mapping.state import companion_prefix, is_state
 from ckptforge.mapping.table import Layout, names_that_keep_dtype, shipped_tables
+from ckptforge.options import PathLike
 from ckptforge.outputs import parse_size
+from ckptforge.public import public
 from ckptforge.ranks import in_ranks, open_ranks
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.spelling import option
@@ -55,7 +56,7 @@ class TensorDifference:
     source_index: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What `compare` found. `equal`: every tensor has the same bits, or the same values after the named cast, and the constants of
     the configs are the same.
@@ -80,6 +81,13 @@ class Comparison:
     causes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return self.equal
+
+    def __repr__(self) -> str:
+        found = "equal" if self.equal else f"different, {counted(len(self.differences), 'tensor')} of {self.tensors}"
+        return f"<Comparison of {brief(self.a)} and {brief(self.b)}: {found}>"
+
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.equal, "verb": "compare", **asdict(self)}
 
@@ -91,6 +99,7 @@ class _Side:
     reason: str = ""
 
 
+@public
 def compare(
     a: PathLike,
     b: PathLike,
@@ -110,10 +119,22 @@ def compare(
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compares two checkpoints tensor by tensor, bit by bit: A, brought into B's layout in passing, with B.
+    """Compares two checkpoints of any format, layout and split, tensor by tensor, bit by bit. Returns a `Comparison`.
 
-    `after_cast` (fp16, bf16, fp32) casts A's floating-point weights first; where dtypes differ then, values are compared.
-    Where no mapping knows the models, tensors are compared by name. Optimizer state counts where both sides have some.
+    A is brought into B's layout in passing; the `Comparison` is true where both are equal. Where no mapping knows the models,
+    tensors are compared by name. Optimizer state counts where both sides have some.
+
+    Arguments:
+        a: any checkpoint.
+        b: any other.
+        strategy_dir_a: the strategy of A, where it is rank directories: a file, or a directory.
+        strategy_dir_b: the same for B.
+        layout_a: the layout of A; by default detected from names and shapes.
+        layout_b: the same for B.
+        after_cast: "fp16", "bf16" or "fp32": cast A's floating-point weights first; where dtypes differ then, values are
+            compared.
+        weights_only: ignore optimizer state and counters.
+
     Raises the errors of opening, of the tables and of binding; a difference is no error.
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))

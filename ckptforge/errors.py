@@ -104,6 +104,12 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
+def brief(path: object, limit: int = 60) -> str:
+    """A path for a line of a program's own, its end where it is long."""
+    text = printable(str(path))
+    return text if len(text) <= limit else f"…{text[1 - limit :]}"
+
+
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights, read_kept
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.manifest import find_manifest
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError, counted
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError, brief, counted
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.mindspore_dir import choose_checkpoint, rank_directories, read_file, read_ranks
 from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import candidate_tables
+from ckptforge.options import PathLike
 from ckptforge.partition.sharded import join_ranks
 from ckptforge.partition.strategy_file import Strategy
+from ckptforge.public import public
 from ckptforge.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
 from ckptforge.source import Choices, Source, bind_source
 from ckptforge.tied import notes as tied_notes
@@ -27,7 +29,14 @@ from ckptforge.tied import tied
 _VERIFY_UP_TO = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True)
+class Entry(NamedTuple):
+    """A tensor's dtype, by its name, and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What `inspect` found. `layout` is None where it can't be told, and `layout_reason` says why.
 
@@ -51,27 +60,39 @@ class Inspection:
     state: int
     unmapped: list[str]
     notes: list[str]
-    entries: dict[str, list[Any]] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return {"ok": True, **asdict(self)}
+        entries = {name: [entry.dtype, list(entry.shape)] for name, entry in self.entries.items()}
+        return {"ok": True, **asdict(self), "entries": entries}
+
+    def __repr__(self) -> str:
+        what = " ".join(name for name in (self.model, self.layout) if name) or "not recognised"
+        return f"<Inspection of {brief(self.path)}: {brief(what)}, {counted(self.tensors, 'tensor')}, {self.bytes} bytes>"
 
 
+@public
 def inspect(
-    path: str | Path,
+    path: PathLike,
     *,
     model: str | None = None,
-    mapping: str | Path | None = None,
+    mapping: PathLike | None = None,
     step: int | None = None,
-    strategy_dir: str | Path | None = None,
-    parallel_config: str | Path | None = None,
+    strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
     layout: str | None = None,
-    config: str | Path | None = None,
+    config: PathLike | None = None,
 ) -> Inspection:
-    """Looks into a checkpoint of any kind without reading its tensors; stored checksums of files up to 256 MiB are checked.
+    """Says what is in a checkpoint of any kind, without reading its tensors. Returns an `Inspection`.
 
-    Raises `InputNotFoundError` and `FormatError` for what can't be read; an unknown model or layout is no error.
+    Stored checksums of files up to 256 MiB are checked. An unknown model or layout is no error.
+
+    Arguments:
+        path: any checkpoint: a file, or a directory of any kind.
+        strategy_dir: the strategy of rank directories: shows which rank holds what.
+
+    Raises `InputNotFoundError` and `FormatError` for what can't be read.
     """
     path = Path(path)
     given = {"mapping": mapping, "config": config, "strategy": strategy_dir, "parallel_config": parallel_config}
@@ -205,5 +226,5 @@ def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason:
         state=len(state),
         unmapped=list(source.unmapped) if source else [],
         notes=notes,
-        entries={name: [entry.dtype.name, list(entry.shape)] for name, entry in checkpoint.tensors.items()},
+        entries={name: Entry(entry.dtype.name, entry.shape) for name, entry in checkpoint.tensors.items()},
     )

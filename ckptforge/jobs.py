@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import msgspec
 
@@ -23,63 +21,18 @@ from ckptforge.engine.manifest import HuggingFaceSide, manifest_json, manifest_p
 from ckptforge.engine.plan import Plan
 from ckptforge.engine.scales import scale_bytes
 from ckptforge.engine.staging import Request, Staging, finish_placing, staged, staging_path
-from ckptforge.engine.stream import Progress
-from ckptforge.errors import CastOverflowError, FormatError, counted
+from ckptforge.errors import CastOverflowError, FormatError, brief, counted
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.mapping.table import Layout, Table
+from ckptforge.options import Running
 from ckptforge.outputs import parse_size
 from ckptforge.result import Result, dry_result
 from ckptforge.spelling import command, flag
 from ckptforge.tied import Tied
 from ckptforge.tied import notes as tied_notes
 
-PathLike = str | Path
 _log = logging.getLogger(__name__)
 _MATRICES, _SMALL = 16, 256 * 1024  # whose scales are kept at a time, if they take no more bytes
-
-
-class Planning(TypedDict, total=False):
-    """Arguments that shape the plan.
-
-    `dtype`: keep, fp16, bf16, fp32 or fp64. `model`, `mapping`: a table's name, a table's file. `allow_unmapped`: leave
-    tensors out that the table doesn't know, but for heads and parts of quantised weights; `drop`: globs of such names that are left out
-    all the same. `weights_only`: drop optimizer state. `step`: which of several checkpoints.
-    `merge_lora`: add this LoRA adapter (a directory of PEFT's, or a MindSpore checkpoint with its factors) to the weights; `adapter`:
-    convert only the adapter in a checkpoint; `lora_alpha` where an adapter doesn't say it, or in the place of what it says.
-    `trim_vocab`: cut off rows of the embedding and the head beyond vocab_size.
-    """
-
-    dtype: str
-    model: str | None
-    mapping: PathLike | None
-    allow_unmapped: bool
-    drop: Sequence[str]
-    weights_only: bool
-    step: int | None
-    merge_lora: PathLike | None
-    adapter: bool
-    lora_alpha: float | None
-    trim_vocab: bool
-
-
-class Running(TypedDict, total=False):
-    """Arguments that shape the run: `memory` in bytes (or "512MB"), `progress(done, total)` in bytes of output, `resume` to
-    go on where an earlier run of the same call stopped, `no_hash` to leave the hashes of tensors and sources out of the manifest (such
-    a run can't be resumed), `command` the command line to be kept there."""
-
-    overwrite: bool
-    resume: bool
-    allow_overflow: bool
-    dry_run: bool
-    no_hash: bool
-    command: str | None
-    workers: int | None
-    memory: int | str | None
-    progress: Progress | None
-
-
-class Options(Planning, Running, total=False):
-    """The keyword arguments that every verb takes."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -93,8 +46,11 @@ class Job(msgspec.Struct, frozen=True):
     manifest: bool = True
     tied: tuple[Tied, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Job of {self.plan.verb}: {brief(self.plan.output)}>"
 
-def run_job(job: Job, options: Options) -> Result:
+
+def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it for a dry run. Raises `OutputError`, `CastOverflowError` and read errors."""
     plan = job.plan
     memory = options.get("memory")

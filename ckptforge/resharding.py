@@ -11,14 +11,16 @@ from ckptforge.engine.manifest import DIRECTORY_NAME
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError, counted
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
-from ckptforge.jobs import Job, Options, PathLike, run_job
+from ckptforge.jobs import Job, run_job
 from ckptforge.mapping.binding import bind, recognise_names
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import candidate_tables, names_that_keep_dtype, shipped_tables
 from ckptforge.mindspore_outputs import RankTarget, Spread, cut_by
+from ckptforge.options import Format, Mapped, PathLike
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import ParallelConfig
 from ckptforge.partition.strategy_file import Strategy
+from ckptforge.public import public
 from ckptforge.quantisation.undo import refuse_scaled
 from ckptforge.ranks import in_ranks, open_ranks
 from ckptforge.result import Result
@@ -29,41 +31,53 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@public
 def merge(
     ms_dir: PathLike,
     out: PathLike,
     *,
     strategy_dir: PathLike | None = None,
     parallel_config: PathLike | None = None,
-    format: str | None = None,
+    format: Format | None = None,
     prefix: str = "checkpoint_",
     check_replicas: bool = False,
     layout: str | None = None,
     config: PathLike | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Mapped],
 ) -> Result:
-    """Merges the rank directories of a job into one checkpoint, by its strategy, or by its parallel configuration, for which a mapping
-    must know the model (`layout` is the ranks' and `config` the model's config.json, where the parts leave it in doubt), or, for ranks
-    that ckptforge wrote, by their manifest. `check_replicas` compares all replicas. Returns a `Result`."""
+    """Merges the rank directories of a job into one checkpoint, of any model. Returns a `Result`.
+
+    How they are cut is said by the strategy of the job, by its parallel configuration (for models that a mapping knows), or, for
+    ranks that ckptforge wrote, by their manifest.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError` (also for a strategy that isn't that of the shards), `PlanError`,
+    `CastOverflowError` and `OutputError`; nothing is written then.
+    """
     spread = Spread(Path(out), format, prefix)
     cut: dict[str, Any] = {"strategy": _path(strategy_dir), "parallel_config": _path(parallel_config), "option": "{}"}
     source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
     return run_job(_job("merge", source, spread, options), options)
 
 
+@public
 def split(
     ms: PathLike,
     out_dir: PathLike,
     *,
     strategy_dir: PathLike | None = None,
     parallel_config: PathLike | None = None,
-    format: str | None = None,
+    format: Format | None = None,
     prefix: str = "checkpoint_",
     layout: str | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Mapped],
 ) -> Result:
-    """Splits one checkpoint into the rank directories of a job, by its strategy, or by a parallel configuration, for which
-    a mapping must know the model; `layout` is the checkpoint's, where that is in doubt. Returns a `Result`."""
+    """Splits one checkpoint into the rank directories of a job. Returns a `Result`.
+
+    By a strategy for any model, by a parallel configuration for those that a mapping knows; one of both is needed.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`, `PlanError`, `CastOverflowError` and
+    `OutputError`; nothing is written then.
+    """
     if strategy_dir is None and parallel_config is None:
         raise UsageError(f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how to cut.")
     if in_ranks(Path(ms), Choices()):
@@ -78,6 +92,7 @@ def split(
     return run_job(_job("split", source, spread, options, layout), options)
 
 
+@public
 def reshard(
     ms_dir: PathLike,
     out_dir: PathLike,
@@ -86,15 +101,21 @@ def reshard(
     src_parallel_config: PathLike | None = None,
     dst_strategy_dir: PathLike | None = None,
     dst_parallel_config: PathLike | None = None,
-    format: str | None = None,
+    format: Format | None = None,
     prefix: str = "checkpoint_",
     check_replicas: bool = False,
     layout: str | None = None,
     config: PathLike | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Mapped],
 ) -> Result:
-    """From the rank directories of one job to those of another, in one pass. How the source is cut is found as `merge` finds it.
-    Returns a `Result`."""
+    """Turns the rank directories of one job into those of another, in one pass. Returns a `Result`.
+
+    The numbers of devices need not divide each other. One of `dst_strategy_dir` and `dst_parallel_config` is needed;
+    how the source is cut is found as `merge` finds it.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`, `PlanError`, `CastOverflowError` and
+    `OutputError`; nothing is written then.
+    """
     if dst_strategy_dir is None and dst_parallel_config is None:
         raise UsageError(f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which say how to cut.")
     spread = Spread(Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
@@ -107,7 +128,7 @@ def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _choices(options: Options, layout: str | None, config: PathLike | None, **cut: Any) -> Choices:
+def _choices(options: Mapped, layout: str | None, config: PathLike | None, **cut: Any) -> Choices:
     mapping, step = _path(options.get("mapping")), options.get("step")
     return Choices(options.get("model"), layout, mapping, _path(config), step, layout_option="layout", **cut)
 
@@ -118,7 +139,7 @@ def _sharded(ms_dir: PathLike, choices: Choices, check_replicas: bool) -> Checkp
     return source
 
 
-def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout: str | None = None, given: PathLike | None = None) -> Job:
+def _job(verb: str, source: Checkpoint, spread: Spread, options: Mapped, layout: str | None = None, given: PathLike | None = None) -> Job:
     dtype = parse_target(options.get("dtype"))
     state = [name for name in source.tensors if is_state(name)]
     dropped = set(state) if options.get("weights_only") else set()
@@ -148,7 +169,7 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Options, layout
     return Job(cut_by(plan, place))
 
 
-def _kept(source: Checkpoint, options: Options) -> frozenset[str]:
+def _kept(source: Checkpoint, options: Mapped) -> frozenset[str]:
     """The tensors that keep their dtype by the user's table, else by the shipped ones."""
     mapping = options.get("mapping")
     tables = candidate_tables(None if mapping is None else Path(mapping), options.get("model"))

@@ -11,10 +11,10 @@ from ckptforge.engine.audit import Audit, audit_json
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.checks import check_room
 from ckptforge.engine.plan import Plan
-from ckptforge.errors import OutputError
+from ckptforge.errors import OutputError, brief, counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """`files` that were written (or would be, for a dry run), `bytes` and `tensors` in them, and what the casts did.
 
@@ -33,6 +33,11 @@ class Result:
     seconds: float
     dry_run: bool = False
     peak_buffers: int = 0
+
+    def __repr__(self) -> str:
+        how = "dry run" if self.dry_run else f"{self.seconds:.2f} s"
+        written = f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes in {counted(len(self.files), 'file')}"
+        return f"<Result of {self.verb}: {brief(self.output)}, {written}, {how}>"
 
     def to_json(self) -> dict[str, Any]:
         return {

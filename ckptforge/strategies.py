@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ckptforge.dtypes import parse_target
 from ckptforge.engine.conversion import convert
 from ckptforge.engine.output_name import refuse_name
 from ckptforge.engine.plan import Plan
 from ckptforge.errors import UsageError
-from ckptforge.jobs import Job, Options, PathLike, run_job
+from ckptforge.jobs import Job, run_job
 from ckptforge.mapping.axes import skeleton_of
 from ckptforge.mapping.state import companion_prefix
+from ckptforge.options import Modelled, PathLike
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import read_parallel_config
 from ckptforge.partition.strategy_file import Strategy, strategy_bytes
+from ckptforge.public import public
 from ckptforge.ranks import open_source
 from ckptforge.result import Result
 from ckptforge.source import Choices
@@ -25,22 +27,30 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@public
 def strategy(
     out_dir: PathLike,
     *,
     parallel_config: PathLike,
     like: PathLike,
     layout: str | None = None,
-    format: str = "ckpt",
+    format: Literal["ckpt", "json"] = "ckpt",
     config: PathLike | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Modelled],
 ) -> Result:
-    """Writes the strategy files of a job, one for each pipeline stage, as `ckpt_strategy_rank_<first rank>.<format>`.
+    """Writes the strategy files of a job without compiling its network. Returns a `Result`.
 
-    `like` is a model of this kind and size, of Hugging Face or MindSpore, whole; `layout` the one that the job's network
-    holds: by default that of `like`, or, where that is of Hugging Face, the first MindSpore layout in the table. `format` is
-    ckpt or json. Returns a `Result` whose `facts["cuts"]` say how each kind of tensor is cut. Raises `ConfigError` with the
-    rule that is broken.
+    One file for each pipeline stage, `ckpt_strategy_rank_<first rank>.<format>`; `facts["cuts"]` of the result say how each kind
+    of tensor is cut.
+
+    Arguments:
+        like: a model of the kind and size that the job holds, of Hugging Face or MindSpore, whole.
+        layout: the layout that the job's network holds; by default that of `like`, or, where that is of Hugging Face,
+            the first MindSpore layout in the table.
+        format: "ckpt" (protobuf) or "json".
+        dtype: the dtype that the job holds its weights in: "keep", "fp16", "bf16", "fp32" or "fp64".
+
+    Raises `ConfigError` with the rule that is broken, the errors of opening `like`, and `OutputError`.
     """
     refuse_name(Path(out_dir), directory=True)
     parallel = read_parallel_config(Path(parallel_config))

@@ -1,6 +1,6 @@
 """The verbs of ckptforge as functions: each makes a plan and carries it out. No printing; errors are `CkptforgeError`s.
 
-Every verb takes the keyword arguments of `Planning` and `Running` beside its own.
+Every verb takes the keyword arguments of `Options` beside its own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from ckptforge.engine.plan import Plan
 from ckptforge.errors import LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import TensorEntry
-from ckptforge.jobs import Job, Options, PathLike, run_job
+from ckptforge.jobs import Job, run_job
 from ckptforge.mapping.state import companion_prefix
 from ckptforge.mapping.table import Layout, Table, candidate_tables
 from ckptforge.mindspore_outputs import Spread, cut_by
+from ckptforge.options import Format, Options, PathLike
 from ckptforge.outputs import HuggingFaceTarget, parse_size
 from ckptforge.partition.computed import compute_strategy
+from ckptforge.public import check_call, public
 from ckptforge.ranks import in_ranks, open_ranks
 from ckptforge.result import Result
 from ckptforge.source import Choices, Source, bind_source
@@ -42,21 +44,30 @@ if TYPE_CHECKING:
 Alike = tuple[tuple[TensorEntry, TensorEntry], ...]
 
 
+@public
 def to_ms(
     hf_dir: PathLike,
     out: PathLike,
     *,
     layout: str | None = None,
-    format: str | None = None,
+    format: Format | None = None,
     prefix: str = "checkpoint_",
     strategy_dir: PathLike | None = None,
     parallel_config: PathLike | None = None,
     config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a Hugging Face directory to one MindSpore checkpoint, `out` a file or a directory; with a strategy or a
-    parallel configuration, to the rank directories of its job. `layout` is by default the first of MindSpore's in the model's
-    table. Returns a `Result`."""
+    """Converts a Hugging Face directory to a MindSpore checkpoint, or to the rank directories of a job. Returns a `Result`.
+
+    Arguments:
+        layout: the layout to write, such as "dense", "gmm" or "mcore"; by default the first of MindSpore's in the
+            model's table, which a note then names.
+        strategy_dir: write the rank directories of the job with this strategy: a file, or a directory.
+        parallel_config: write the rank directories of this job: a MindFormers YAML, or a file of the same keys.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`, `MissingTensorsError`,
+    `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
+    """
     own: dict[str, Any] = {
         "layout": layout,
         "format": format,
@@ -68,6 +79,7 @@ def to_ms(
     return run_job(_to_ms(hf_dir, out, options, **own), options)
 
 
+@public
 def to_torch(
     ms: PathLike,
     out_dir: PathLike,
@@ -81,8 +93,19 @@ def to_torch(
     allow_no_config: bool = False,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a MindSpore checkpoint, or the rank directories of a job with its strategy, to a Hugging Face directory that
-    `from_pretrained` loads. `allow_no_config` writes the weights alone where no config.json is known. Returns a `Result`."""
+    """Converts a MindSpore checkpoint, or the rank directories of a job, to a Hugging Face directory. Returns a `Result`.
+
+    `from_pretrained` loads the directory as it is. Optimizer state and counters are left out.
+
+    Arguments:
+        layout: the layout of the input, "auto" for the one that its names and shapes fit.
+        hf_layout: "hub" or "fused"; by default as the original directory had it, else hub.
+        strategy_dir: the strategy of the rank directories: a file, or a directory.
+        allow_no_config: write the weights alone where no config.json is known.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`, `MissingTensorsError`,
+    `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
+    """
     own: dict[str, Any] = {
         "layout": layout,
         "max_shard_size": max_shard_size,
@@ -95,13 +118,14 @@ def to_torch(
     return run_job(_to_torch(ms, out_dir, options, **own), options)
 
 
+@public
 def convert(
     source: PathLike,
     out: PathLike,
     *,
     to: str,
     from_: str | None = None,
-    format: str | None = None,
+    format: Format | None = None,
     prefix: str = "checkpoint_",
     max_shard_size: int | str | None = None,
     config: PathLike | None = None,
@@ -111,8 +135,18 @@ def convert(
     dst_parallel_config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a checkpoint of any layout to any other layout of its table; from rank directories with their strategy,
-    and to those of a strategy or a parallel configuration. Returns a `Result`."""
+    """Converts a checkpoint of any layout to any other layout of its model. Returns a `Result`.
+
+    Optimizer state follows its weights from one MindSpore layout to another.
+
+    Arguments:
+        source: any checkpoint: a Hugging Face directory, a MindSpore file or directory, rank directories.
+        to: the layout to write.
+        from_: the layout of the input; by default detected from names and shapes.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`, `MissingTensorsError`,
+    `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
+    """
     own: dict[str, Any] = {
         "from_": from_,
         "format": format,
@@ -127,16 +161,29 @@ def convert(
     return run_job(_convert(source, out, options, to=to, **own), options)
 
 
+@public
 def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
-    """The plan that `to-ms`, `to-torch` or `convert` would carry out, made from indexes alone, with the verb's arguments.
+    """Makes the plan that `to_ms`, `to_torch` or `convert` would carry out, from indexes alone. Returns a `Plan`.
 
-    Raises `UsageError` for another verb, and whatever the verb itself would refuse.
+    Arguments:
+        verb: "to-ms", "to-torch" or "convert".
+        source: the input of the verb.
+        out: the output of the verb.
+
+    Other keywords are those of the verb. Raises `UsageError` for another verb, and whatever the verb itself would refuse.
     """
-    planners: dict[str, Callable[..., Job]] = {"to-ms": _to_ms, "to-torch": _to_torch, "convert": _convert}
+    planners: dict[str, tuple[Callable[..., Result], Callable[..., Job]]] = {
+        "to-ms": (to_ms, _to_ms),
+        "to-torch": (to_torch, _to_torch),
+        "convert": (convert, _convert),
+    }
+    verb = verb.replace("_", "-")
     if verb not in planners:
         raise UsageError(f"there is no plan for {verb!r}: use {', '.join(planners)}.")
+    function, planner = planners[verb]
+    check_call(function, source, out, **arguments)
     options = {key: arguments.pop(key) for key in list(arguments) if key in Options.__annotations__}
-    return planners[verb](source, out, options, **arguments).plan
+    return planner(source, out, options, **arguments).plan
 
 
 def _to_ms(

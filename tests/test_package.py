@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
     "spelling",
+    "options",
+    "public",
     "version",
     "dtypes",
     "boxes",

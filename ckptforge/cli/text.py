@@ -121,7 +121,10 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
     if found.parts:
         lines += ["", _parts_table(found.parts)]
     if with_tensors:
-        lines += ["", table([["tensor", "dtype", "shape"], *([name, entry[0], str(entry[1])] for name, entry in found.entries.items())])]
+        lines += [
+            "",
+            table([["tensor", "dtype", "shape"], *([name, entry.dtype, str(list(entry.shape))] for name, entry in found.entries.items())]),
+        ]
     if found.layout_reason:
         lines += ["", f"layout: {found.layout_reason}"]
     if found.unmapped:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.boxes import Box, Transfer, box_shape, box_text, intersect, uncovered
-from ckptforge.errors import PlanError
+from ckptforge.errors import PlanError, brief, counted
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.formats.layout import FileLayout
 from ckptforge.mapping.binding import Piece
@@ -56,6 +56,9 @@ class Plan(msgspec.Struct, frozen=True):
     facts: dict[str, Any] = msgspec.field(default_factory=dict)
     alike: tuple[tuple[TensorEntry, TensorEntry], ...] = ()
     strategy: Strategy | None = None
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self.verb}: {brief(self.output)}, {counted(self.tensor_count, 'tensor')}, {self.nbytes} bytes>"
 
     @property
     def is_directory(self) -> bool:

@@ -19,14 +19,15 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from ckptforge.errors import UsageError, VerifyError, counted
+from ckptforge.errors import UsageError, VerifyError, brief, counted
 from ckptforge.forward.device import import_mindspore, select_device
 from ckptforge.forward.mindspore_forward import MindSporeForward
 from ckptforge.forward.network import Network, network_of
 from ckptforge.forward.precision import Precision, precision_of
 from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
-from ckptforge.jobs import PathLike
+from ckptforge.options import PathLike
+from ckptforge.public import public
 from ckptforge.ranks import open_source
 from ckptforge.source import Choices, Source
 from ckptforge.spelling import option
@@ -73,7 +74,7 @@ class EndCheck:
         return self.relative_l2 <= self.gate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """What `verify` found. `end` is None where only a sample of the layers was checked."""
 
@@ -93,10 +94,18 @@ class Verification:
     def passed(self) -> bool:
         return all(layer.passed for layer in self.layers) and (self.end is None or self.end.passed)
 
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        found = "passed" if self.passed else "failed"
+        return f"<Verification of {brief(self.ms)} by {brief(self.hf_dir)}: {found}, {counted(len(self.layers), 'layer')}>"
+
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.passed, "verb": "verify", **asdict(self)}
 
 
+@public
 def verify(
     hf_dir: PathLike,
     ms: PathLike,
@@ -110,14 +119,25 @@ def verify(
     tokens: int | Sequence[int] | None = None,
     text: str | None = None,
     generate: int = 0,
-    say: Say = lambda _: None,
+    say: Say | None = None,
 ) -> Verification:
-    """Runs the same tokens through both models, `tokens` a number of random ones or the ids themselves, `text` instead where
-    the directory has a tokenizer. `compute` is fp32, fp16 or bf16, on both sides. `layers` checks a sample: each then gets the
-    output of the one checked before it.
+    """Runs the same tokens through transformers and through MindSpore, and compares. Returns a `Verification`.
 
-    Raises `UsageError` for layers and tokens that the model doesn't have, `VerifyError` for missing extras, a device that isn't
-    there and models of different sizes, and the errors of opening.
+    Needs torch, transformers and mindspore. The `Verification` is true where it passed.
+
+    Arguments:
+        strategy_dir: the strategy of `ms`, where it is rank directories: a file, or a directory.
+        layout: the layout of `ms`; by default detected from names and shapes.
+        device: where MindSpore computes: "cpu", "ascend" or "ascend:N".
+        compute: the precision on both sides: "fp32", "fp16" or "bf16".
+        layers: numbers of layers, in order: check only these, each with the output of the one checked before it.
+        tokens: how many random tokens, or their ids; by default 256 for small models, else 32.
+        text: tokens from a text instead, by the tokenizer in `hf_dir`.
+        generate: continue greedily by so many tokens on both sides.
+        say: called with a line of text for each layer.
+
+    Raises `UsageError` for layers and tokens that the model doesn't have, `VerifyError` for missing packages, a device that
+    isn't there and models of different sizes, and the errors of opening.
     """
     precision = precision_of(compute)
     mindspore = import_mindspore()
@@ -128,7 +148,7 @@ def verify(
         network, torch_side, mindspore_side = _sides(mindspore, chosen_device, precision, reference, weights)
         ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
         wanted = _wanted(network, layers)
-        checks, end = _run(torch_side, mindspore_side, precision, ids, wanted, len(wanted) == network.layers, say)
+        checks, end = _run(torch_side, mindspore_side, precision, ids, wanted, len(wanted) == network.layers, say or (lambda _: None))
         generated = [_generate(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)] if generate else []
     notes = [] if end else ["a sample of layers: each gets the output of the one checked before it, and the logits aren't compared."]
     if chosen_device == "Ascend":
