@@ -129,6 +129,8 @@ def compare(
         b: any other.
         strategy_dir_a: the strategy of A, where it is rank directories: a file, or a directory.
         strategy_dir_b: the same for B.
+        parallel_config_a: the parallel configuration of A, in place of its strategy.
+        parallel_config_b: the same for B.
         layout_a: the layout of A; by default detected from names and shapes.
         layout_b: the same for B.
         after_cast: "fp16", "bf16" or "fp32": cast A's floating-point weights first; where dtypes differ then, values are

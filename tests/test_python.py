@@ -110,7 +110,7 @@ def test_a_keyword_of_another_function_is_refused(tmp_path):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", check_replicas=True)
     with pytest.raises(TypeError, match=r"merge\(\) has no keyword 'check_replica'; did you mean 'check_replicas'\?"):
         ckptforge.merge(HUB, tmp_path / "x.ckpt", strategy_dir="s", check_replica=True)
-    for keyword in ("merge_lora", "allow_unmapped", "layout", "config"):
+    for keyword in ("merge_lora", "allow_unmapped", "lora_alpha"):
         with pytest.raises(TypeError, match="has no keyword"):
             ckptforge.merge(HUB, tmp_path / "x.ckpt", strategy_dir="s", **{keyword: None})
     with pytest.raises(TypeError, match=r"strategy\(\) has no keyword 'weights_only'"):
