@@ -170,12 +170,12 @@ def test_flags_that_name_a_layout_agree():
     inference = ConvertFlags(pre_ckpt_path="a", mindspore_ckpt_path="b.ckpt", layout="gmm-v3")
     assert convert_weight(inference).options == {"to": "gmm-v3"}
     for wrong in ({"use_gmm": True, "layout": "dense"}, {"use_gmm": False, "layout": "gmm-v3"}, {"use_gmm": True, "layout": "mcore"}):
-        with pytest.raises(UsageError, match="use_gmm=.* contradicts layout"):
+        with pytest.raises(UsageError, match="--use_gmm=.* contradicts --layout"):
             convert_weight(flags_of(**wrong))
     for wrong in ({"qkv_concat": True, "layout": "dense"}, {"qkv_concat": False, "layout": "dense-qkv-r1.3"}):
-        with pytest.raises(UsageError, match="qkv_concat=.* contradicts layout"):
+        with pytest.raises(UsageError, match="--qkv_concat=.* contradicts --layout"):
             convert_weight(flags_of(**wrong))
-    with pytest.raises(UsageError, match="Name the layout of your version with layout"):
+    with pytest.raises(UsageError, match="Name the layout of your version with --layout"):
         convert_weight(flags_of(qkv_concat=True))
 
 
