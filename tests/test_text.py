@@ -1,11 +1,19 @@
 """What the program prints: counts, tables, colours."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ckptforge
+from ckptforge.checking import Check
 from ckptforge.cli.table import facts, shortened, table
+from ckptforge.cli.text import check_text
 from ckptforge.errors import counted, install_hint
+from ckptforge.forward.report import rows
+from ckptforge.forward.verification import LayerCheck, Verification
 
 
 @pytest.mark.parametrize(
@@ -101,3 +109,20 @@ def test_names_are_shortened_in_the_middle(text, width):
 
 def test_control_characters_of_names_do_not_reach_the_terminal():
     assert "\x1b" not in table([["tensor"], ["evil\x1b[2J"]], width=80) and "\\x1b" in table([["tensor"], ["evil\x1b[2J"]], width=80)
+
+
+def test_results_count_in_the_right_number():
+    found = Check(path="x", manifest="m", files=1, tensors=1, bytes=4, problems=["x: is missing."])
+    assert check_text(found).splitlines()[0] == "x against m: 1 file, 1 tensor, 4 B" and check_text(found).endswith("different: 1 problem")
+
+
+def test_no_message_names_a_project_that_is_on_no_index():
+    package = Path(ckptforge.__file__).parent
+    assert not [path for path in package.rglob("*.py") if re.search(r"pip install '?ckptforge", path.read_text())]
+
+
+def test_the_table_of_layers_fits_a_terminal():
+    layer = LayerCheck(layer=0, worst=1e-6, router=1e-6, gate=2e-5, flips_within=0, flips_beyond=0, least_margin=0.1, reached=[33] * 8)
+    found = Verification("hf", "ms", "gmm", "CPU", "fp32", 3, [layer], None, [], [], [])
+    made = table(rows(found), width=80).splitlines()
+    assert made[0].split()[:4] == ["layer", "worst", "router", "gate"] and max(map(len, made)) <= 80

@@ -21,7 +21,7 @@ from ckptforge.errors import printable
 
 _GAP = 2
 _INDENT = 4
-_NARROW = 24  # what a wrapped last column, and a first one, must have left
+_NARROW = 12  # what a wrapped last column, and a first one, must have left
 
 Row = Sequence[str]
 
@@ -106,7 +106,7 @@ def _hung(row: Row, widths: Sequence[int], right: Sequence[int], limit: int) -> 
 def _block(titles: Row, row: Row, limit: int) -> list[str]:
     """A row as a block of lines."""
     room = limit - _INDENT
-    pairs = [f"{title}: {cell}" for title, cell in zip(titles[1:], row[1:], strict=True) if cell]
+    pairs = [f"{title}: {cell}" if title else cell for title, cell in zip(titles[1:], row[1:], strict=True) if cell]
     pairs = [f"{pair};" for pair in pairs[:-1]] + pairs[-1:]
     lines = _lines_of_words([word for pair in pairs for word in ([pair] if len(pair) <= room else pair.split(" "))], room)
     return [shortened(row[0], limit), *(" " * _INDENT + line for line in lines)]

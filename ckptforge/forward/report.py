@@ -36,8 +36,9 @@ def summary(found: Verification) -> list[str]:
 
 
 def rows(found: Verification) -> list[list[str]]:
-    """The table of layers, titles first."""
-    made = [["layer", "worst token", "router", "gate", "", "other experts", "beyond margin", "least margin", "tokens by expert"]]
+    """The table of layers, titles first: the worst token's relative L2, the router's, the gate of both; tokens that would have chosen
+    other experts within the margin and beyond it; the least margin; tokens that reached each expert."""
+    made = [["layer", "worst", "router", "gate", "", "rerouted", "beyond", "margin", "tokens by expert"]]
     for layer in found.layers:
         counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
         verdict = "ok" if layer.passed else "FAILED"
