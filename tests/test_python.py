@@ -275,3 +275,22 @@ def test_a_tensor_of_an_inspection_has_dtype_and_shape():
     name = "model.layers.0.block_sparse_moe.gate.weight"
     assert found.entries[name].dtype == "bfloat16" and found.entries[name].shape == (8, 64)
     assert found.to_json()["entries"][name] == ["bfloat16", [8, 64]]
+
+
+def test_the_page_on_python_names_all_that_is_public():
+    page = Path(__file__).parents[1] / "docs" / "python.md"
+    if not page.is_file():
+        pytest.skip("running without the docs")
+    text = page.read_text()
+    rows = {line.split("(")[0].removeprefix("| `"): line for line in text.splitlines() if re.match(r"\| `\w+\(", line)}
+    shared = re.findall(r"^\| `(\w+)` \|", text[text.index("## Shared") : text.index("## Results")], re.M)
+    assert set(rows) == set(FUNCTIONS)
+    for name, row in rows.items():
+        known = [one.name for one in parameters(name) if one.kind is not one.VAR_KEYWORD]
+        named = re.findall(r"\w+", row)
+        if "all shared" in row:
+            but = re.findall(r"`(\w+)`", row.partition("all shared")[2].partition("|")[0])
+            named = [one for one in [*named, *shared] if one not in but]
+        assert set(known) <= set(named), set(known) - set(named)
+    for name in ckptforge.__all__:
+        assert name.startswith("_") or name in text, name
