@@ -131,6 +131,8 @@ CHANGING = [
     ("yarn", inner(truncate=False), ["rope_scaling.truncate"]),
     ("yarn", inner(attention_factor=1.0), ["rope_scaling.attention_factor"]),
     ("yarn", inner(original_max_position_embeddings=1024), ["rope_scaling.original_max_position_embeddings"]),
+    # Beside the parameters it counts more than among them.
+    ("yarn", {"original_max_position_embeddings": 1024}, ["rope_scaling.original_max_position_embeddings"]),
     ("mistral", {"sliding_window": 4}, ["sliding_window"]),
     ("mistral", {"sliding_window": None}, ["sliding_window"]),
     ("mistral", {"sliding_window": DROP}, ["sliding_window"]),  # MistralConfig's 4096
@@ -148,6 +150,7 @@ CHANGING = [
     ("qwen3_moe", {"num_experts_per_tok": 1}, ["num_experts_per_tok"]),
     ("qwen3_moe", {"sliding_window": 4}, ["sliding_window"]),
     ("deepseek", {"rope_interleave": False}, ["rope_interleave"]),
+    ("deepseek", {"rope_interleave": None}, ["rope_interleave"]),
     ("deepseek", {"n_group": 2}, ["n_group"]),
     ("deepseek", {"topk_group": 4}, ["topk_group"]),
     ("deepseek", {"routed_scaling_factor": 1.0}, ["routed_scaling_factor"]),
@@ -450,6 +453,13 @@ def test_a_config_without_model_type_is_of_its_architecture_or_of_the_first_type
     assert differences({**untyped, "model_type": "mistral"}, as_mistral) == {}
     assert differences({**untyped, "model_type": "llama"}, untyped) == {}
     assert set(differences(untyped, as_mistral)) == {"sliding_window"}
+
+
+def test_null_is_false_and_a_window_that_is_off_has_no_length():
+    config = CONFIGS["deepseek"]
+    assert differences({**config, "norm_topk_prob": None}, {**config, "norm_topk_prob": False}) == {}
+    off = {**CONFIGS["qwen2"], "use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}
+    assert differences(off, {**off, "sliding_window": 4}) == {}
 
 
 def test_a_rope_type_that_is_not_known_is_compared_key_by_key():

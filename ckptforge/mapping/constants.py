@@ -1,4 +1,4 @@
-"""What else of config.json a model computes with than the shapes of its tensors, and where two configs compute something else."""
+"""What of config.json, beside sizes, a model computes with, and where two configs compute differently."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _SAME_FUNCTION = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "g
 
 
 class WindowRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """[window] of a table's file: the keys of config.json that say how far back a layer's attention looks.
+    """[window] of a table's file: the keys of config.json that say how far back a layer attends.
 
-    `size` is the length of the window, null for none; `switch` must be true for it to be used; `layer_types` says for each
-    layer whether it has the window, else all have, or those from `first_layer` on.
+    `size` is the length of the window in tokens, null for none; `switch` must be true for it to be
+    used; `layer_types` says for each layer whether it has the window, else all have, or those from
+    `first_layer` on.
     """
 
     size: str
@@ -39,7 +40,8 @@ class WindowRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ModelConstants(msgspec.Struct, frozen=True):
-    """What a model of one model_type computes with: keys of config.json, with the values that stand for absent ones."""
+    """What a model of one model_type computes with: keys of config.json, with the values that stand
+    for absent ones."""
 
     defaults: Values
     rope: Rope | None = None
@@ -66,7 +68,8 @@ class Used(msgspec.Struct, frozen=True):
 def parse_constants(
     defaults: Mapping[str, Values], rope: RopeRow | None, window: Mapping[str, WindowRow], model_types: Collection[str], source: str
 ) -> dict[str, ModelConstants]:
-    """[defaults], [rope] and [window] of a table, by model_type. Raises `TableError` with the row and the reason."""
+    """[defaults], [rope] and [window] of a table, by model_type. Raises `TableError` with the row
+    and the reason."""
     for section, rows in (("defaults", defaults), ("window", window)):
         if unknown := [name for name in rows if name not in model_types]:
             raise TableError(f"{source}: [{section}] {unknown[0]}: isn't in model_type, which has {', '.join(model_types)}.")
@@ -83,7 +86,8 @@ def parse_constants(
 
 
 def constants_for(constants: Mapping[str, ModelConstants], config: Values) -> ModelConstants | None:
-    """Those of the config's model_type, else of the class in `architectures`, else the first; None where there are none."""
+    """Those of the config's model_type, else of the class in `architectures`, else the first; None
+    where there are none."""
     if (named := constants.get(str(config.get("model_type")))) is not None:
         return named
     classes = config.get("architectures")
@@ -93,10 +97,10 @@ def constants_for(constants: Mapping[str, ModelConstants], config: Values) -> Mo
 
 
 def differing_constants(one: Used, other: Used) -> Found:
-    """key → both values, absent ones filled in, of everything by which two configs compute something else.
+    """key → both values, absent ones filled in, of all by which two configs compute differently.
 
-    Where several keys make up one thing, the rotation or the windows, only those are named by which it differs. Its parameters
-    are called rope_scaling.KEY in every spelling.
+    Where several keys make up one thing, the rotation or the windows, only those are named by which
+    it differs. The rotation's parameters are called rope_scaling.KEY in every spelling.
     """
     return {**_plain(one, other), **_rotations(one, other), **_windows(one, other)}
 
@@ -105,7 +109,8 @@ def _plain(one: Used, other: Used) -> Found:
     found = {}
     mine, theirs = one.constants.plain, other.constants.plain
     for key in {**mine, **theirs}:
-        default = mine.get(key, theirs.get(key))  # a model_type that doesn't read a key computes as the other's default does
+        # A model_type that doesn't read a key computes as the other's default does.
+        default = mine.get(key, theirs.get(key))
         values = (one.value(key) if key in mine else default, other.value(key) if key in theirs else default)
         if not alike(_meaning(values[0], default), _meaning(values[1], default)):
             found[key] = values
@@ -191,7 +196,8 @@ def _windows_of(side: Used) -> Callable[[Values], Any]:
 
 
 def _telling(mine: Values, theirs: Values, compute_mine: Callable[[Values], Any], compute_theirs: Callable[[Values], Any]) -> list[str]:
-    """The keys by which two configs compute something else: that, taken from one into the other, change what it computes."""
+    """The keys by which two configs compute differently: those that, taken from one into the other,
+    change what it computes."""
     here, there = compute_mine(mine), compute_theirs(theirs)
     if alike(here, there):
         return []

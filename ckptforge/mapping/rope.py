@@ -1,4 +1,4 @@
-"""Rotary position embeddings: what a config.json's parameters compute, in whatever spelling and with whatever left out.
+"""Rotary position embeddings: what a config.json's parameters compute, in any spelling.
 
 Spellings, defaults and formulas are those of transformers 5.24.0, modeling_rope_utils.py.
 """
@@ -45,8 +45,8 @@ class RopeRow(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Rope(msgspec.Struct, frozen=True):
-    """`dim` numbers of a head are rotated. `scales_softmax`: the attention's scores are multiplied by the square of yarn's
-    mscale_all_dim, where there is one, too."""
+    """`dim` numbers of a head are rotated. `scales_softmax`: where there is an mscale_all_dim, the
+    attention's scores are multiplied by the square of the scale that it gives."""
 
     dim: Expression
     scales_softmax: bool
@@ -55,8 +55,9 @@ class Rope(msgspec.Struct, frozen=True):
 def rope_parameters(config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope) -> dict[str, Parameters]:
     """What the rotation of each layer type reads, by its name, or that of all layers, by ''.
 
-    `rope_scaling` {type or rope_type, …} beside `rope_theta`, as transformers 4 writes it, and `rope_parameters`, as 5 does, come out
-    alike. Keys that the rope type doesn't read aren't there, but for LONGEST; those of a fixed default always are.
+    `rope_scaling` {type or rope_type, …} beside `rope_theta`, as transformers 4 writes it, and
+    `rope_parameters`, as 5 does, come out alike. Keys that the rope type doesn't read aren't there,
+    but for LONGEST; those of a fixed default always are.
     """
     given: Any = next((config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), {})
     if not isinstance(given, Mapping):
@@ -85,10 +86,11 @@ def _standard(given: Mapping[str, Any], config: Mapping[str, Any], defaults: Map
 
 
 def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, ...]:
-    """What the parameters make of positions: the inverse frequencies, the factors of the attention, and where they change with the
-    length of the text. Equal for whatever computes the same.
+    """What the parameters make of positions: the inverse frequencies, the factors of the attention,
+    and where they change with the length of the text. Equal for whatever computes the same.
 
-    Parameters that no formula here is for (another rope type, missing or wrong values, an unknown `dim`) stand for themselves.
+    Parameters that no formula here is for (another rope type, missing or wrong values, an unknown
+    `dim`) stand for themselves.
     """
     try:
         if dim is None or not 0 < dim <= _MAX_DIM:
@@ -144,7 +146,7 @@ def _proportional(p: Parameters, dim: int) -> tuple[Any, ...]:
 
 
 def _dynamic(p: Parameters, dim: int) -> tuple[Any, ...]:
-    """The base grows with a text longer than LONGEST: nothing but the numbers themselves says how."""
+    """The base grows with a text longer than LONGEST: the numbers themselves say how."""
     return ("dynamic", 1.0 * p[THETA], 1.0 * p["factor"], 1.0 * p[LONGEST], _rotated(p, dim))
 
 
