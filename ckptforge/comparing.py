@@ -163,7 +163,7 @@ def compare(
     left_a += [f"{copy}, which isn't the copy of {name} that it should be" for copy, name in unlike(_copies(one.source), budget).items()]
     layouts = (one.source.binding.layout.name, other.source.binding.layout.name)
     _log.info("comparing %s of B through %s, %s with %s", counted(len(conversion.specs), "tensor"), one.source.table.name, *layouts)
-    found, equal_bytes = _differences(conversion, one.checkpoint, other.checkpoint, left_b, budget, progress)
+    found, equal_bytes = _differences(conversion, one.source.checkpoint, other.source.checkpoint, left_b, budget, progress)
     causes = _causes(one.source, other.source, found, dtype, budget)
     constants, unknown = _constants(one.source, other.source)
     constants |= _heads(one.source, other.source, budget)
@@ -183,7 +183,7 @@ def compare(
         left_b,
         constants,
         causes,
-        [*one.source.checkpoint.notes, *other.checkpoint.notes, *notes, *unknown],
+        [*one.source.checkpoint.notes, *other.source.checkpoint.notes, *notes, *unknown],
     )
 
 

@@ -141,6 +141,11 @@ def _sharded(ms_dir: PathLike, choices: Choices, check_replicas: bool) -> Checkp
 
 def _job(verb: str, source: Checkpoint, spread: Spread, options: Mapped, layout: str | None = None, given: PathLike | None = None) -> Job:
     dtype = parse_target(options.get("dtype"))
+    bound = None
+    if spread.parallel_config is not None and spread.strategy is None:
+        bound = bind_source(source, _choices(options, layout, given))
+        if any(entry.stored for entry in bound.checkpoint.tensors.values()):
+            source = bound.checkpoint  # its job has the layout's own names
     state = [name for name in source.tensors if is_state(name)]
     dropped = set(state) if options.get("weights_only") else set()
     if dtype is not None:
@@ -149,8 +154,8 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Mapped, layout:
     conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept)
 
     def compute(config: ParallelConfig) -> Strategy:
-        bound = bind_source(source, _choices(options, layout, given)).binding
-        return compute_strategy(config, bound.table, bound.layout, bound.sizes, conversion.specs)
+        assert bound is not None
+        return compute_strategy(config, bound.table, bound.binding.layout, bound.binding.sizes, conversion.specs)
 
     place = spread.place(compute)
     files, small = place.lay_out(conversion.specs)

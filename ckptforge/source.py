@@ -32,10 +32,12 @@ from ckptforge.formats.huggingface import shard_of
 from ckptforge.formats.small_files import is_there, read_small
 from ckptforge.formats.small_json import parse_object, read_object
 from ckptforge.mapping.binding import Binding, Shapes
-from ckptforge.mapping.recognition import Hints, choose_table, recognise
+from ckptforge.mapping.model_config import language_part
+from ckptforge.mapping.recognition import Hints, Identified, identify, recognise
 from ckptforge.mapping.state import is_state
 from ckptforge.mapping.table import Table, candidate_tables
-from ckptforge.mapping.unmapped import undroppable
+from ckptforge.mapping.unmapped import HEAD, of_kind, other_task, undroppable
+from ckptforge.naming import language_side, renamed, side_renamed
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.spelling import flag, option
 from ckptforge.vocabulary import KEY, Padding, padding_of, refusal, trimmed
@@ -94,7 +96,7 @@ class Source(msgspec.Struct, frozen=True):
             )
 
     def _places(self, names: Sequence[str]) -> str:
-        return listing([f"{name} in {self.checkpoint.tensors[name].path.name}" for name in names])
+        return listing([f"{entry.label} in {entry.path.name}" for entry in map(self.checkpoint.tensors.__getitem__, names)])
 
     def refuse_codes(self, dtype: DType | None) -> None:
         """Raises `QuantisedError` for weights of integers, and for eight-bit floats without scales that aren't cast to `dtype`:
@@ -140,13 +142,15 @@ def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of a checkpoint beside its tensors: its config.json, the tables that may be meant, and hints which."""
+    """What is known of a checkpoint beside its tensors: what its config.json says of the language model, the tables that may
+    be meant, and hints which; `described` is all of config.json."""
 
     config: Mapping[str, Any]
     config_source: str
     side: HuggingFaceSide | None
     tables: Sequence[Table]
     hints: Hints
+    described: Mapping[str, Any]
 
 
 def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
@@ -156,7 +160,9 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
         raise MissingTensorsError(f"{path}: {shard}.")
     manifest = find_manifest(path, checkpoint.files)
     side = _hugging_face_side(checkpoint, manifest, choices.config)
-    config, config_source = _config(checkpoint, manifest, side, choices.config)
+    described, described_in = _config(checkpoint, manifest, side, choices.config)
+    part = language_part(described, described_in)
+    config, config_source = part.config, part.where
     named = choices.model or (manifest.model if manifest is not None else None)
     tables = candidate_tables(choices.mapping, named, config.get("model_type"))
     if manifest is not None and not manifest.untouched(checkpoint.files):
@@ -173,60 +179,80 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
         hints = replace(hints, model=manifest.model)
     if choices.mapping is not None and choices.model is None:
         hints = replace(hints, model=tables[0].name)
-    return Known(config, config_source, side, tables, hints)
+    return Known(config, config_source, side, tables, hints, described)
 
 
 def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
     path, known = checkpoint.path, known_of(checkpoint, choices)
-    config, config_source, side, hints = known.config, known.config_source, known.side, known.hints
+    config, config_source, side = known.config, known.config_source, known.side
     undone = undo(checkpoint, config, config_source)
     checkpoint = undone.checkpoint
     beside = {*undone.taken, *undone.activations}
     shapes: Shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in beside}
     try:
-        table = choose_table(known.tables, shapes, hints)
-        if choices.trim_vocab:
-            checkpoint, shapes = _trim(checkpoint, table, shapes, hints, choices.family)
-        binding = recognise(table, shapes, hints, choices.family)
+        checkpoint, identified = _identified(checkpoint, shapes, known, choices)
     except LayoutError as error:
         names = error.tensors if os.path.isdir(path) else ()
-        places = "".join(f" {name} lies in {checkpoint.tensors[name].path.name}." for name in names)
-        if padded := _padding(checkpoint, table, shapes, hints, choices.family):
-            raise LayoutError(f"{path}: {refusal(padded, config_source)}", padded.names) from error
+        places = "".join(f" {name} lies in {checkpoint.tensors[name].path.name}." for name in names if name in checkpoint.tensors)
         raise type(error)(f"{path}: {error}{places}") from error
     except CkptforgeError as error:
         raise type(error)(f"{path}: {error}") from error
-    if side is not None and side.layout is None and binding.layout.family == "huggingface":
-        side = replace(side, layout=binding.layout.name)
+    binding = identified.binding
+    if task := other_task(known.described):
+        heads = of_kind(binding.unknown, HEAD)
+        there = f", and {shown(heads[0])} is there" if heads else ""
+        raise MissingTensorsError(f"{path}: {config_source} says {task}, which isn't a causal language model{there}. {HEAD.advice}")
     if side is not None:
-        side = replace(side, files=without_quantisation(side.files, config))
+        if side.layout is None and binding.layout.family == "huggingface":
+            side = replace(side, layout=binding.layout.name)
+        side = replace(side, files=without_quantisation(side.files, known.described))
+        side, notes = language_side(side if identified.renaming is None else side_renamed(side, identified.renaming), binding.table)
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
     state = tuple(name for name in checkpoint.tensors if is_state(name))
     _log_choice(binding, choices, hints)
     return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
 
 
-def _padding(checkpoint: Checkpoint, table: Table, shapes: Shapes, hints: Hints, family: str | None) -> Padding | None:
-    """The padding of a vocabulary, where that is all in which a checkpoint and its config.json differ."""
-    unsaid = {key: value for key, value in hints.config.items() if key != KEY}
+def _identified(checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: Choices) -> tuple[Checkpoint, Identified]:
+    """A checkpoint under the names of its layout, without the padding of its vocabulary where that is wanted, and what it is."""
+    hints = known.hints
+    if choices.trim_vocab and KEY not in hints.config:
+        raise ConfigError(f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the model's config.json with {option('config')}.")
     try:
-        return padding_of(recognise(table, shapes, replace(hints, config=unsaid), family), checkpoint.tensors, hints.config)
+        identified = identify(known.tables, shapes, hints, choices.family)
+    except LayoutError as error:
+        if (found := _padded(checkpoint, shapes, known, choices.family)) is None:
+            raise
+        checkpoint, identified, padding = found
+        if not choices.trim_vocab:
+            raise LayoutError(refusal(padding, known.config_source), padding.names) from error
+        checkpoint = trimmed(checkpoint, padding)
+        kept = {name: checkpoint.tensors[name].shape for name in map(identified.renamed, shapes)}
+        return checkpoint, replace(identified, binding=recognise(identified.binding.table, kept, hints, choices.family))
+    if choices.trim_vocab:
+        note = f"no tensor has more rows than {KEY} {hints.config[KEY]}: nothing is cut off."
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
+    return _as_identified(checkpoint, identified), identified
+
+
+def _padded(checkpoint: Checkpoint, shapes: Shapes, known: Known, family: str | None) -> tuple[Checkpoint, Identified, Padding] | None:
+    """The same and the padding of its vocabulary, where that is all in which a checkpoint and its config.json differ."""
+    unsaid = {key: value for key, value in known.config.items() if key != KEY}
+    try:
+        identified = identify(known.tables, shapes, replace(known.hints, config=unsaid), family)
+        checkpoint = _as_identified(checkpoint, identified)
+        padding = padding_of(identified.binding, checkpoint.tensors, known.config)
     except CkptforgeError:
         return None
+    return None if padding is None else (checkpoint, identified, padding)
 
 
-def _trim(checkpoint: Checkpoint, table: Table, shapes: Shapes, hints: Hints, family: str | None) -> tuple[Checkpoint, Shapes]:
-    """The checkpoint without the padding of its vocabulary, and the shapes of its tensors. Raises `ConfigError` where nothing says
-    how many tokens there are."""
-    if KEY not in hints.config:
-        raise ConfigError(f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the model's config.json with {option('config')}.")
-    padding = _padding(checkpoint, table, shapes, hints, family)
-    if padding is None:
-        return replace(
-            checkpoint, notes=(*checkpoint.notes, f"no tensor has more rows than {KEY} {hints.config[KEY]}: nothing is cut off.")
-        ), shapes
-    changed = trimmed(checkpoint, padding)
-    return changed, {name: changed.tensors[name].shape for name in shapes}
+def _as_identified(checkpoint: Checkpoint, identified: Identified) -> Checkpoint:
+    """A checkpoint under the names that the layout has, with what a user should hear of."""
+    if identified.note and identified.binding.layout.family == "huggingface":
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, f"{checkpoint.path}: {identified.note}"))
+    return checkpoint if identified.renaming is None else renamed(checkpoint, identified.renaming)
 
 
 def _log_choice(binding: Binding, choices: Choices, hints: Hints) -> None:

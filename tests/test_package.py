@@ -30,6 +30,7 @@ ORDER = [
     "partition",
     "engine",
     "vocabulary",
+    "naming",
     "source",
     "ranks",
     "tied",

@@ -82,11 +82,11 @@ def _products(adapted: Mapping[str, Factors], into: Pattern, entry: TensorEntry,
     """The products for one matrix, whose rows are `into`."""
     lengths: Lengths = {}
     if not entry.value_dtype.floating:
-        raise LayoutError(f"{entry.path}: {entry.name} is {entry.dtype}, to which nothing can be added.")
+        raise LayoutError(f"{entry.path}: {entry.label} is {entry.dtype}, to which nothing can be added.")
     for tensor, one in adapted.items():
         if one.columns != entry.shape[1]:
             raise LayoutError(
-                f"{one.a.path}: {one.a.name} has shape {list(one.a.shape)}, but {entry.name} in {entry.path} has {entry.shape[1]} columns."
+                f"{one.a.path}: {one.a.name} has shape {list(one.a.shape)}, but {entry.label} in {entry.path} has {entry.shape[1]} columns."
             )
         alike = one.rows_as(into)
         if not alike:
@@ -100,7 +100,7 @@ def _products(adapted: Mapping[str, Factors], into: Pattern, entry: TensorEntry,
             or (alike and whole != entry.shape[0])
         ):
             raise LayoutError(
-                f"{one.b.path}: {one.b.name} has shape {list(one.b.shape)}, whose rows don't fit those of {tensor} in {entry.name} "
+                f"{one.b.path}: {one.b.name} has shape {list(one.b.shape)}, whose rows don't fit those of {tensor} in {entry.label} "
                 f"{list(entry.shape)} of {entry.path}; is it an adapter of this model?"
             )
         yield Product(one.a, one.b, one.scale, rows, one.turned)

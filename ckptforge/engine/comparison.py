@@ -207,7 +207,7 @@ def _origin(assembly: Assembly, flat: int) -> tuple[str, Index] | None:
     for source, transfer in assembly.copies:
         at = _source_of(transfer, flat)
         if at is not None:
-            return source.name, _index(at, source.shape, None)
+            return source.label, _index(at, source.shape, None)
     return None
 
 

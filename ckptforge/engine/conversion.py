@@ -295,7 +295,7 @@ def _target_dtype(name: str, copies: Copies, dtype: DType | None) -> DType:
     if dtype is not None and all(found.floating for found in dtypes):
         return dtype
     if len(dtypes) > 1:
-        found = "; ".join(f"{entry.name} is {entry.value_dtype} in {entry.path}" for entry in dtypes.values())
+        found = "; ".join(f"{entry.label} is {entry.value_dtype} in {entry.path}" for entry in dtypes.values())
         raise PlanError(f"{name} is made of tensors of different dtypes: {found}. Cast them all with {option('dtype')}.")
     return next(iter(dtypes))
 

@@ -43,6 +43,12 @@ class TensorEntry(msgspec.Struct, frozen=True):
     extents: tuple[Extent, ...]
     plus: LowRank | None = None
     scaled: Scaled | None = None
+    stored: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name that it is stored under, for messages; `name` may be that without what a wrapper put before it."""
+        return self.stored or self.name
 
     @property
     def computed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 import msgspec
 
 from ckptforge.boxes import Box, Grid, full_box, row_major_strides
-from ckptforge.errors import LayoutError, MissingTensorsError, counted, listing
+from ckptforge.errors import LayoutError, MissingTensorsError, counted, listing, shown
 from ckptforge.mapping.axes import Pattern, skeleton_of
 from ckptforge.mapping.sizes import AxisSizes
 from ckptforge.mapping.table import Layout, Table
+from ckptforge.mapping.unmapped import HEAD, of_kind, other_task
+from ckptforge.spelling import option
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -118,7 +121,8 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
     """
     sizes, found, unknown = read_names(table, layout, shapes, config, where)
     absent = frozenset(_absent(table, layout, found, config, sizes))
-    _check_complete(layout, found, sizes, absent)
+    if missing := _missing(layout, found, sizes, absent):
+        raise MissingTensorsError(_missing_text(table, layout, missing, unknown, config, where))
     pattern_shapes = {}
     for pattern, names in found.items():
         first = next(iter(names.values()))
@@ -206,32 +210,58 @@ def _learn_counts(sizes: AxisSizes, found: Mapping[Pattern, Mapping[tuple[int, .
             raise LayoutError(f"{name} has {axis} = {i}, but there should be only {size}, by {sizes.known[axis][1]}.", (name,))
 
 
-def _check_complete(
+def _missing(
     layout: Layout, found: Mapping[Pattern, Mapping[tuple[int, ...], str]], sizes: AxisSizes, absent: frozenset[str]
-) -> None:
-    missing: list[str] = []
-    count = 0
+) -> dict[Pattern, tuple[int, list[str]]]:
+    """How many tensors of each pattern aren't there, and the first of them."""
+    missing: dict[Pattern, tuple[int, list[str]]] = {}
     for pattern in layout.patterns:
         if set(pattern.tensors) <= absent:
             continue
         present = found.get(pattern, {})
         extents = [sizes.get(axis) for axis in pattern.name_axes]
         if None in extents:
-            missing.append(pattern.template)
-            count += 1
+            missing[pattern] = (1, [pattern.template])
             continue
-        expected = 1
-        for extent in extents:
-            expected *= extent or 0
-        count += expected - len(present)
+        expected = math.prod(extent or 0 for extent in extents)
         if expected > len(present):
-            missing += _first_missing(pattern, [extent or 0 for extent in extents], present, sizes.lengths)
-    if count:
-        needed = counted(count, "tensor that", "aren't")
-        raise MissingTensorsError(
-            f"layout {layout.name} needs {needed} there:\n{listing(missing, total=count)}\n"
-            "Get the files that hold them; tensors that config.json can declare absent (tied embeddings) need a config.json that does."
+            names = _first_missing(pattern, [extent or 0 for extent in extents], present, sizes.lengths)
+            missing[pattern] = (expected - len(present), names)
+    return missing
+
+
+def _missing_text(
+    table: Table,
+    layout: Layout,
+    missing: Mapping[Pattern, tuple[int, list[str]]],
+    unknown: Sequence[str],
+    config: Mapping[str, Any],
+    where: str,
+) -> str:
+    """Which tensors a layout needs and what that means: of another model, tied elsewhere, or lost."""
+    count = sum(number for number, _ in missing.values())
+    names = [name for _, names in missing.values() for name in names]
+    needed = counted(count, "tensor that", "aren't")
+    text = f"layout {layout.name} needs {needed} there:\n{listing(names, total=count)}\n"
+    if heads := of_kind(unknown, HEAD):
+        return f"{text}There is {shown(heads[0])} instead, {HEAD.what}. {HEAD.advice}"
+    if other := other_task(config):
+        return f"{text}{where} says {other}, which isn't a causal language model. {HEAD.advice}"
+    tensors = [tensor for pattern in missing for tensor in pattern.tensors]
+    if not set(tensors) <= set(table.optional):
+        known = "" if config else f" There is no config.json, which tells how many there are of each: give it with {option('config')}."
+        return f"{text}Add the files that hold them.{known}"
+    keys = dict.fromkeys(table.optional[tensor].met() for tensor in tensors)
+    conditions = " and ".join(f"{key} {json.dumps(value)}" for key, value in keys)
+    if not config:
+        return (
+            f"{text}Add the files that hold them. If the model has none, its own config.json says so, by {conditions}: it isn't there, "
+            f"give it with {option('config')}."
         )
+    return (
+        f"{text}Add the files that hold them: by {where} the model has them, as {conditions} doesn't stand there. Don't put it there for "
+        "this, it would be another model."
+    )
 
 
 def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[int, ...], str], lengths: Mapping[str, int]) -> list[str]:

@@ -133,3 +133,40 @@ def _count(value: object, key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise ConfigError(f"{where}: {key} is {shown(value)}, expected a positive integer.")
     return value
+
+
+class LanguagePart(msgspec.Struct, frozen=True):
+    """What a config.json says of the language model in it: `config`, and `where` it stands for messages. `beside` are the keys of other
+    models that it describes, such as a vision tower."""
+
+    config: Mapping[str, Any]
+    where: str
+    beside: tuple[str, ...] = ()
+
+
+_OWN = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config", "pad_token_id", "bos_token_id", "eos_token_id")
+_INNER = re.compile(r"(?:text|llm|language|language_model)_config")
+_OF_A_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "depth", "embed_dim", "d_model")
+
+
+def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
+    """The language model of a config.json, which is all of it unless an inner object is for that (`text_config` and the like of
+    vision-language models; such as stand in `thinker_config` too). What only the outer object says of both is taken along."""
+    beside = tuple(key for key, value in config.items() if _is_of_another_model(key, value))
+    for key, value in config.items():
+        if isinstance(value, Mapping) and _INNER.fullmatch(key) and any(name in value for name in _OF_A_MODEL):
+            outer = {name: config[name] for name in _OWN if config.get(name) is not None}
+            tied = {"tie_word_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}
+            return LanguagePart({**outer, **value, **tied}, f"{where} ({key})", beside)
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key == "thinker_config":
+            inner = language_part(value, f"{where} ({key})")
+            if inner.config is not value:
+                return LanguagePart(inner.config, inner.where, (*inner.beside, *(name for name in beside if name != key)))
+    return LanguagePart(config, where, beside)
+
+
+def _is_of_another_model(key: str, value: object) -> bool:
+    if not key.endswith("_config") or not isinstance(value, Mapping) or _INNER.fullmatch(key):
+        return False
+    return key != "quantization_config" and any(name in value for name in _OF_A_MODEL)

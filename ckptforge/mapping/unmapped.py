@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,18 @@ _TOWERS = re.compile(
     r"talker|token2wav|code2wav|patch_embed)\.(?:.*)"
 )
 _IN_LAYERS = re.compile(r"(?:.*\.)?(?:layers|blocks|h)\.[0-9]+\..*")
+
+
+_TASK = re.compile(
+    r"\w+(?:For(?:Sequence|Token|Image|Audio)\w*Classification|ForQuestionAnswering|ForMultipleChoice|ForMaskedLM|ForReward\w*|"
+    r"ForScor\w+|ForRegression|RewardModel|ValueModel|CriticModel|WithValueHead|ForEmbedding)"
+)
+
+
+def other_task(config: Mapping[str, Any]) -> str:
+    """The class in config.json's architectures that is of a model with another head than a language model's; empty if none is."""
+    names = config.get("architectures")
+    return next((name for name in (names if isinstance(names, list) else ()) if isinstance(name, str) and _TASK.fullmatch(name)), "")
 
 
 def kind_of(name: str) -> Kind | None:
