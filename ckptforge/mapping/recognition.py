@@ -9,7 +9,17 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, UsageError, counted, listing, nearest, shown
+from ckptforge.errors import (
+    CkptforgeError,
+    LayoutError,
+    MissingTensorsError,
+    ModelUnknownError,
+    UsageError,
+    counted,
+    listing,
+    nearest,
+    shown,
+)
 from ckptforge.mapping.binding import Binding, Shapes, bind, recognise_names
 from ckptforge.mapping.prefixes import Renaming, adapted, common_prefix, renamings
 from ckptforge.mapping.table import Layout, Table, shipped_tables
