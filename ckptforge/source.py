@@ -210,7 +210,7 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         side, notes = language_side(side if identified.renaming is None else side_renamed(side, identified.renaming), binding.table)
         checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
     state = tuple(name for name in checkpoint.tensors if is_state(name))
-    _log_choice(binding, choices, hints)
+    _log_choice(binding, choices, known.hints)
     return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
 
 
@@ -238,6 +238,8 @@ def _identified(checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: C
 
 def _padded(checkpoint: Checkpoint, shapes: Shapes, known: Known, family: str | None) -> tuple[Checkpoint, Identified, Padding] | None:
     """The same and the padding of its vocabulary, where that is all in which a checkpoint and its config.json differ."""
+    if KEY not in known.config:
+        return None
     unsaid = {key: value for key, value in known.config.items() if key != KEY}
     try:
         identified = identify(known.tables, shapes, replace(known.hints, config=unsaid), family)
