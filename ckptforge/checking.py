@@ -93,9 +93,11 @@ def check(path: PathLike, *, workers: int | None = None, memory: int | str | Non
 def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
     content = read_object(manifest, MAX_MANIFEST)
     found = []
+    by_name: dict[str, dict[str, list[Any]]] = {}
     try:
         for output in content["outputs"]:
-            name, tensors = output["file"], output["tensors"]
+            name = output["file"]
+            tensors = by_name[name] = _like(output, by_name) if "like" in output else output["tensors"]
             if not all(map(is_file_name, name.split("/"))):
                 raise FormatError(f"{manifest}: {shown(name)} isn't a file of this output.")
             for tensor, stored in tensors.items():
@@ -109,3 +111,12 @@ def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{manifest}: isn't a manifest of ckptforge ({type(error).__name__}: {error}).") from error
     return found
+
+
+def _like(output: dict[str, Any], by_name: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """The tensors of an output that has those of an earlier one. Raises `ValueError` where it doesn't have a hash for each."""
+    tensors = by_name[output["like"]]
+    if "hashes" not in output:
+        return {name: stored[:2] for name, stored in tensors.items()}
+    hashes = output["hashes"].split(" ") if tensors else []
+    return {name: [*stored[:2], found] for (name, stored), found in zip(tensors.items(), hashes, strict=True)}

@@ -294,10 +294,32 @@ def test_the_cut_of_many_ranks_takes_no_more_than_that_of_few(tmp_path):
         manifest = read_manifest(tmp_path / name / "ckptforge.manifest.json")
         assert manifest.cut.ranks == keys["dp"] * keys["pp"] == len(manifest.files)
         sizes.append(len(json.dumps(cut_json(manifest.cut))))
+        assert manifest.path.stat().st_size < 40_000 + 150 * len(manifest.files)
     assert sizes[1] < 1.1 * sizes[0] < 4000
     ckptforge.merge(tmp_path / "many", tmp_path / "merged.ckpt")
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "dense.ckpt")
     assert contents(tmp_path / "merged.ckpt") == contents(tmp_path / "dense.ckpt")
+
+
+def test_every_rank_is_checked_against_the_manifest(tmp_path):
+    """Ranks of a stage are recorded like its first, with hashes of their own."""
+    ranks = tmp_path / "ranks"
+    ckptforge.to_ms(HUB, ranks, parallel_config=configuration(tmp_path / "c.json", dp=2, mp=2, ep=2), format="safetensors")
+    found = ckptforge.check(ranks)
+    assert found.equal and (found.files, found.tensors) == (4, 92)
+    outputs = json.loads((ranks / "ckptforge.manifest.json").read_text())["outputs"]
+    assert [output.get("like") for output in outputs] == [None] + ["rank_0/checkpoint_0.safetensors"] * 3
+    for rank in (0, 3):
+        file = ranks / f"rank_{rank}/checkpoint_{rank}.safetensors"
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert [str(file) in problem and "has other bytes" in problem for problem in ckptforge.check(ranks).problems] == [True]
+        file.write_bytes(content)
+    path = ranks / "ckptforge.manifest.json"
+    for wrong in ({"like": "x"}, {"hashes": "a"}, {"hashes": 3}, {"like": ["x"]}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "outputs": [outputs[0], {**outputs[1], **wrong}]}))
+        with pytest.raises(FormatError, match="isn't a manifest of ckptforge"):
+            ckptforge.check(ranks)
 
 
 WRONG_CUTS = [
