@@ -133,8 +133,16 @@ class RankTarget(msgspec.Struct, frozen=True):
     def lay_out(self, specs: Sequence[TensorSpec]) -> tuple[tuple[PlacedFile, ...], SmallFiles]:
         """A file for each rank: the tensors of its stage, cut, and whole those that no stage has.
 
-        Raises `PlanError` for tensors that the strategy can't cut.
+        Raises `PlanError` for tensors that the strategy can't cut, and for a strategy of none of them.
         """
+        known = {name for stage in self.strategy.stages for name in stage}
+        weights = [spec.name for spec in specs if not is_state(spec.name)]
+        if weights and known.isdisjoint(weights):
+            raise PlanError(
+                f"{self.strategy.path}: is a strategy of none of the {counted(len(weights), 'tensor')}, such as {shown(weights[0])}, but of such "
+                f"as {shown(next(iter(self.strategy.stages[0]), ''))}; every rank would hold the whole model. It isn't a strategy for "
+                "this model or layout."
+            )
         ending = "ckpt" if self.is_ckpt else "safetensors"
         held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]
         laid_out: dict[int, FileLayout] = {}

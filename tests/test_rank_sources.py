@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import ckptforge
 from ckptforge.cli.app import cli
 from ckptforge.engine.manifest import read_manifest
-from ckptforge.errors import CkptforgeError, ConfigError, FormatError, LayoutError, ModelUnknownError, UsageError
+from ckptforge.errors import CkptforgeError, ConfigError, FormatError, LayoutError, ModelUnknownError, PlanError, UsageError
 from ckptforge.partition.cut import cut_json, cut_of, read_cut
 from ckptforge.partition.strategy_file import make_strategy
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub
@@ -399,6 +399,13 @@ def test_what_isnt_in_ranks_or_of_mindspore_is_said(tmp_path):
     with pytest.raises(FormatError, match="src_strategy_dir, or its parallel configuration with src_parallel_config"):
         ckptforge.reshard(SHARDED / "mp8", tmp_path / "o", dst_parallel_config=config)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_strategy_of_none_of_the_tensors_is_refused(tmp_path):
+    """In another layout's names every rank would hold the whole model."""
+    ckptforge.to_ms(HUB, tmp_path / "mcore.ckpt", layout="mcore")
+    with pytest.raises(PlanError, match="is a strategy of none of the [0-9]+ tensors"):
+        ckptforge.split(tmp_path / "mcore.ckpt", tmp_path / "o", strategy_dir=STRATEGIES / "mp8")
 
 
 def test_a_part_that_no_rank_holds_is_named_as_an_index_is_written(tmp_path):

@@ -27,6 +27,9 @@ def size(count: int) -> str:
     return f"{value:.4g} TB"
 
 
+_SHOWN_FILES = 8  # of a dry run; its JSON has all
+
+
 def result_text(result: Result) -> str:
     """What a verb did, or would do."""
     about = result.facts
@@ -40,7 +43,9 @@ def result_text(result: Result) -> str:
         + ("" if result.dry_run else f" in {result.seconds:.2f} s"),
     ]
     if result.dry_run:
-        lines += [f"  {path}" for path in result.files]
+        lines += [f"  {path}" for path in result.files[:_SHOWN_FILES]]
+        if (more := len(result.files) - _SHOWN_FILES) > 0:
+            lines.append(f"  … and {more} more")
         lines += [f"casts: {pair}, {counted(count, 'tensor')}" for pair, count in about["planned_casts"].items()]
         lines.append(f"memory: {size(result.peak_buffers)} of buffers at most, whatever the size of the model")
     casts = result.audit.counts
