@@ -138,10 +138,10 @@ class RankTarget(msgspec.Struct, frozen=True):
         known = {name for stage in self.strategy.stages for name in stage}
         weights = [spec.name for spec in specs if not is_state(spec.name)]
         if weights and known.isdisjoint(weights):
+            other = next(iter(self.strategy.stages[0]), "")
             raise PlanError(
-                f"{self.strategy.path}: is a strategy of none of the {counted(len(weights), 'tensor')}, such as {shown(weights[0])}, but of such "
-                f"as {shown(next(iter(self.strategy.stages[0]), ''))}; every rank would hold the whole model. It isn't a strategy for "
-                "this model or layout."
+                f"{self.strategy.path}: is a strategy of none of the {counted(len(weights), 'tensor')}, such as {shown(weights[0])}, but of "
+                f"others, such as {shown(other)}, so that every rank would hold the whole model; it isn't a strategy for this model or layout."
             )
         ending = "ckpt" if self.is_ckpt else "safetensors"
         held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]
