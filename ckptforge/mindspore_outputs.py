@@ -140,8 +140,9 @@ class RankTarget(msgspec.Struct, frozen=True):
         if weights and known.isdisjoint(weights):
             other = next(iter(self.strategy.stages[0]), "")
             raise PlanError(
-                f"{self.strategy.path}: is a strategy of none of the {counted(len(weights), 'tensor')}, such as {shown(weights[0])}, but of "
-                f"others, such as {shown(other)}, so that every rank would hold the whole model; it isn't a strategy for this model or layout."
+                f"{self.strategy.path}: is a strategy of none of the {counted(len(weights), 'tensor')}, such as {shown(weights[0])}, but "
+                f"of others, such as {shown(other)}, so that every rank would hold the whole model; it isn't a strategy for this model or "
+                "layout."
             )
         ending = "ckpt" if self.is_ckpt else "safetensors"
         held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]
