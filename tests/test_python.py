@@ -232,8 +232,13 @@ def test_mypy_sees_real_types_and_a_misspelt_keyword(tmp_path):
         "try:\n    pass\nexcept ckptforge.OutputError as error:\n    reveal_type(error)\n"
     )
     here = Path(ckptforge.__file__).parents[1]
+    # What `verify` imports is large, and not needed here.
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = True\nfollow_imports = silent\n"
+        "[mypy-torch.*,transformers.*,mindspore.*,tomli.*]\nfollow_imports = skip\nignore_missing_imports = True\n"
+    )
     found = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", tmp_path / "cache", "mine.py"],
+        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", "mine.py"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
