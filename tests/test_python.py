@@ -117,7 +117,7 @@ def test_a_keyword_of_another_function_is_refused(tmp_path):
         ckptforge.strategy(tmp_path / "s", parallel_config="p.yaml", like=HUB, weights_only=True)
     with pytest.raises(TypeError, match=r"to_torch\(\) has no keyword 'prefix'"):
         ckptforge.plan("to-torch", HUB, tmp_path / "x", prefix="a")
-    with pytest.raises(TypeError, match="missing a required argument: 'to'"):
+    with pytest.raises(TypeError, match="missing a required .*argument: 'to'"):
         ckptforge.plan("convert", HUB, tmp_path / "x")
 
 
@@ -165,11 +165,12 @@ def test_values_of_numpy_and_other_paths_are_fine(tmp_path):
 def test_every_keyword_is_in_the_docstring_with_what_it_means(name):
     function = getattr(ckptforge, name)
     text = pydoc.plain(pydoc.render_doc(function))
+    shown = text[: text.index("Arguments:")]
     for one in parameters(name):
         if one.kind is not one.VAR_KEYWORD:
-            assert one.name in text.split("\n")[2], "in the signature"
+            assert re.search(rf"\b{one.name}: ", shown), "in the signature"
             assert re.search(rf"^ +{one.name}: \S", text, re.M), one.name
-    assert "Raises" in text and "Unpack" not in text.split("\n")[2]
+    assert "Raises" in text and "Unpack" not in shown
 
 
 def test_options_of_the_command_line_are_keywords_of_the_same_name():
