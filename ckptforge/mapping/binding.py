@@ -243,14 +243,14 @@ def _missing_text(
     names = [name for _, names in missing.values() for name in names]
     needed = counted(count, "tensor that", "aren't")
     text = f"layout {layout.name} needs {needed} there:\n{listing(names, total=count)}\n"
-    if heads := of_kind(unknown, HEAD):
-        return f"{text}There is {shown(heads[0])} instead, {HEAD.what}. {HEAD.advice}"
-    if other := other_task(config):
-        return f"{text}{where} says {other}, which isn't a causal language model. {HEAD.advice}"
     tensors = [tensor for pattern in missing for tensor in pattern.tensors]
     if not set(tensors) <= set(table.optional):
         known = "" if config else f" There is no config.json, which tells how many there are of each: give it with {option('config')}."
         return f"{text}Add the files that hold them.{known}"
+    if heads := of_kind(unknown, HEAD):
+        return f"{text}There is {shown(heads[0])} instead, {HEAD.what}. {HEAD.advice}"
+    if other := other_task(config):
+        return f"{text}{where} says {other}, which isn't a causal language model. {HEAD.advice}"
     keys = dict.fromkeys(table.optional[tensor].met() for tensor in tensors)
     conditions = " and ".join(f"{key} {json.dumps(value)}" for key, value in keys)
     if not config:

@@ -75,7 +75,9 @@ def renamings(layouts: Iterable[Layout], names: Sequence[str]) -> Iterator[Renam
         if whole > votes.get(_AS_IT_IS, (0, layout))[0] and any(name != stored for stored, name in plain.items()):
             votes[_AS_IT_IS] = (whole, layout)
     seen: list[Mapping[str, str]] = []
-    for head, (_, layout) in sorted(votes.items(), key=lambda item: (-item[1][0], item[0].is_ragged))[:_KEPT]:
+    most = max((count for count, _ in votes.values()), default=0)
+    likely = [(head, vote) for head, vote in votes.items() if vote[0] * 2 >= most]
+    for head, (_, layout) in sorted(likely, key=lambda item: (-item[1][0], item[0].is_ragged))[:_KEPT]:
         renaming = _renaming(head, layout, plain)
         if renaming is not None and renaming.names not in seen:
             seen += [] if renaming.flaw else [renaming.names]
