@@ -267,14 +267,14 @@ def test_the_mtp_layer_is_counted_where_config_has_one(tmp_path):
 
 
 def test_no_python_names_a_model():
-    """But for the forward check, which knows how one computes."""
+    """But for the forward check, which knows how one computes, and a kind of rope that is called llama3."""
     package = Path(ckptforge.__file__).parent
     named = [
         f"{path.relative_to(package)}:{number}"
         for path in package.rglob("*.py")
         if "forward" not in path.parts
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if re.search(r"mixtral|mistral|qwen|llama|deepseek", line, re.IGNORECASE)
+        if re.search(r"mixtral|mistral|qwen|llama(?!3)|deepseek", line, re.IGNORECASE)
     ]
     assert named == []
 
@@ -356,7 +356,7 @@ def test_a_weight_whose_scales_are_missing_is_refused(tmp_path):
     stored, _ = eight_bits(tmp_path / "hub", (16, 24))
     del stored["model.layers.1.self_attn.o_proj.weight_scale_inv"]
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
-    with pytest.raises(FormatError, match=r"o_proj.weight' is float8_e4m3fn, but there is no '.*scale_inv'.*\(1 such weights\)"):
+    with pytest.raises(FormatError, match=r"o_proj.weight' is float8_e4m3fn, but there is no '.*scale_inv'.*\(1 such weight\)"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
     stored["model.layers.1.self_attn.o_proj.weight_scale_inv"] = ("F32", [4, 2], np.full(8, 1e36, "f4").tobytes())
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
