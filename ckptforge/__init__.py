@@ -110,15 +110,20 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """What is public is imported when it is first used, so that `import ckptforge` and `--help` need no numpy."""
-    if name not in __all__:
-        raise AttributeError(f"module 'ckptforge' has no attribute {name!r}")
-    if name not in _HOMES:
-        return getattr(_errors, name)
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker is to find misspelt names
 
-    return getattr(import_module(f"ckptforge.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """What is public is imported when it is first used, so that `import ckptforge` and `--help` need no numpy."""
+        if name not in __all__:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, __all__, 1)
+            raise AttributeError(f"module 'ckptforge' has no attribute {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if name not in _HOMES:
+            return getattr(_errors, name)
+        from importlib import import_module
+
+        return getattr(import_module(f"ckptforge.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

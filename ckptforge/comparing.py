@@ -17,6 +17,7 @@ from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, M
 from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
+from ckptforge.formats.layout import TensorSpec
 from ckptforge.mapping.binding import recognise_names
 from ckptforge.mapping.constants import Used, constants_for, differing_constants
 from ckptforge.mapping.state import companion_prefix, is_state
@@ -487,13 +488,25 @@ def _some(names: Sequence[str]) -> str:
     return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
 
 
+def _cast_side(specs: Sequence[TensorSpec], conversion: Conversion, other: Checkpoint, dtype: DType) -> list[str]:
+    """Whether the cast that was asked for changes nothing in A, as it is B that holds the wider numbers."""
+    held = {source.value_dtype for spec in specs for source, _ in conversion.copies.get(spec.name, ())}
+    wider = {other.tensors[spec.name].dtype for spec in specs}
+    if not specs or held != {dtype} or any(one.itemsize <= dtype.itemsize for one in wider):
+        return []
+    names = " and ".join(sorted(one.name for one in wider))
+    return [f"A is {dtype} already, and B is {names}: {option('after_cast')} casts A, so name B first."]
+
+
 def _rounded(
     found: Sequence[TensorDifference], conversion: Conversion, one: Checkpoint, other: Checkpoint, dtype: DType | None, budget: Budget
 ) -> list[str]:
     """Whether the differing tensors of B hold A's values rounded to a smaller dtype."""
     names = {difference.name for difference in found if difference.count}
     specs = [spec for spec in conversion.specs if spec.name in names and spec.dtype.floating]
-    if dtype is not None or not specs:
+    if dtype is not None:
+        return _cast_side(specs, conversion, other, dtype)
+    if not specs:
         return []
     for rounding in _ROUNDINGS:
         smaller = parse_target(rounding)

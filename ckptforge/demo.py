@@ -36,14 +36,14 @@ def run_demo(directory: Path | None, overwrite: bool, say: Say) -> dict[str, Any
         say("Everything here happens in a temporary directory: nothing is kept. `ckptforge demo DIR` keeps it.\n")
         with tempfile.TemporaryDirectory(prefix="ckptforge-demo-") as temporary:
             found = _run(Path(temporary) / "demo", say)
-        say("next: `ckptforge demo DIR` keeps these files, and the commands can be pasted there.")
+        say("next: `ckptforge demo DIR` keeps these files.")
     else:
         refuse_name(directory, directory=True)
         _make_room(directory, overwrite)
-        say(f"Everything is kept in {directory}, where these commands can be pasted again.\n")
+        say(f"Everything is kept in {directory}. To run a command there again, add --overwrite.\n")
         found = _run(directory, say)
-        say(f"next: cd {directory}, and paste a command; `ckptforge inspect hub` shows what a checkpoint holds.")
-    say("`ckptforge to-ms --help` and the README go on with models of your own.")
+        say(f"next: `cd {directory} && ckptforge inspect hub` shows what a checkpoint holds.")
+    say("For your own models, see `ckptforge to-ms --help` and the README.")
     return {"directory": None if directory is None else str(directory), **found}
 
 
@@ -96,21 +96,19 @@ class _Demo:
         return call.run()
 
     def convert(self) -> None:
-        again = {"overwrite": True}
-        result = self.run("to-ms", verbs.to_ms, "hub", "dense.ckpt", **again)
+        result = self.run("to-ms", verbs.to_ms, "hub", "dense.ckpt")
         self.say(f"  {result.facts['source_tensors']} tensors become {result.tensors}, {size(result.bytes)}: experts are stacked")
-        result = self.run("convert", verbs.convert, "dense.ckpt", "gmm.ckpt", to="gmm", dtype="fp16", **again)
+        result = self.run("convert", verbs.convert, "dense.ckpt", "gmm.ckpt", to="gmm", dtype="fp16")
         self.say(f"  {_casts(result.audit)}")
-        self.run("to-ms", verbs.to_ms, "hub", "gmm_direct.ckpt", layout="gmm", dtype="fp16", **again)
-        self.run("to-torch", verbs.to_torch, "dense.ckpt", "back", **again)
+        self.run("to-ms", verbs.to_ms, "hub", "gmm_direct.ckpt", layout="gmm", dtype="fp16")
+        self.run("to-torch", verbs.to_torch, "dense.ckpt", "back")
 
     def shard(self) -> None:
-        again = {"overwrite": True}
-        result = self.run("to-ms", verbs.to_ms, "hub", "ranks", parallel_config="job.json", **again)
+        result = self.run("to-ms", verbs.to_ms, "hub", "ranks", parallel_config="job.json")
         ranks = len({path.parent for path in result.files if path.parent.name.startswith("rank_")})
         self.say(f"  {counted(ranks, 'rank')}, {counted(result.tensors, 'tensor')}, {size(result.bytes)} in all")
-        self.run("strategy", strategies.strategy, "strategy", parallel_config="job.json", like="hub", **again)
-        self.run("merge", resharding.merge, "ranks", "merged.ckpt", strategy_dir="strategy", **again)
+        self.run("strategy", strategies.strategy, "strategy", parallel_config="job.json", like="hub")
+        self.run("merge", resharding.merge, "ranks", "merged.ckpt", strategy_dir="strategy")
         proof = self.run("compare", comparing.compare, "hub", "ranks", strategy_dir_b="strategy")
         self.say(f"  {comparison_text(proof).splitlines()[-1]}")
         self.ranks_equal = proof.equal

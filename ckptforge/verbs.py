@@ -41,6 +41,7 @@ from ckptforge.tied import tied
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_FAMILIES = {"huggingface": "PEFT's", "mindspore": "MindSpore's"}
 Alike = tuple[tuple[TensorEntry, TensorEntry], ...]
 
 
@@ -326,9 +327,9 @@ def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
 
 def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Spread, reads: str | None, **choices: Any) -> Job:
     found = "huggingface" if checkpoint.format == "peft adapter" else "mindspore"
-    if reads not in (None, found):
-        other = "to-ms" if found == "huggingface" else "to-torch"
-        raise UsageError(f"{checkpoint.path}: is an adapter of {found}; use `ckptforge {other}`, or convert.")
+    if reads not in (None, found) and any(map(is_lora, checkpoint.tensors)):
+        other = "to_ms" if found == "huggingface" else "to_torch"
+        raise UsageError(f"{checkpoint.path}: holds an adapter in {_FAMILIES[found]} names; use {command(other)} or {command('convert')}.")
     tables = candidate_tables(_path(options.get("mapping")))
     dtype = parse_target(options.get("dtype"))
     chosen = AdapterChoices(model=options.get("model"), alpha=_alpha(options), dtype=dtype, **choices)

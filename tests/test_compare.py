@@ -341,3 +341,11 @@ def test_outputs_without_hashes(tmp_path):
         (tmp_path / "x.ckpt.manifest.json").write_text(content)
         with pytest.raises(CkptforgeError, match="x.ckpt.manifest.json"):
             ckptforge.check(tmp_path / "x.ckpt")
+
+
+def test_a_cast_of_the_wrong_side_is_said(tmp_path):
+    write_hub(tmp_path / "wide", tiny_config(), dtype="F32")
+    ckptforge.convert(tmp_path / "wide", tmp_path / "narrow", to="hub", dtype="bf16", allow_overflow=True)
+    found = ckptforge.compare(tmp_path / "narrow", tmp_path / "wide", after_cast="bf16")
+    assert not found.equal and any("name B first" in cause for cause in found.causes)
+    assert ckptforge.compare(tmp_path / "wide", tmp_path / "narrow", after_cast="bf16").equal

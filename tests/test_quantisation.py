@@ -401,3 +401,13 @@ def test_blocks_that_config_json_leaves_out_have_the_default_size(tmp_path):
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ckptforge.CkptforgeError, match="weight_block_size isn't two positive integers"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "y", to="hub")
+
+
+@pytest.mark.parametrize("method", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8", "weight_block_size": [128, 128]}])
+def test_a_method_that_was_not_used_is_said(tmp_path, method):
+    write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
+    (tmp_path / "hub" / "config.json").write_text(json.dumps({**TABLES["llama"].example, "quantization_config": method}))
+    result = ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+    assert any(f"says {method['quant_method']}, but no weight is quantised" in note for note in result.notes)
+    assert "quantization_config" not in json.loads((tmp_path / "x" / "config.json").read_text())
+    assert contents(tmp_path / "x") == contents(tmp_path / "hub")

@@ -48,11 +48,10 @@ def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undon
         for name, entry in tensors.items()
         if scale_of(name, tensors) is not None and (method is not None or entry.dtype.name in _EIGHT_BITS)
     ]
-    if not weights and (method is None or not method.codes):
-        return Undone(checkpoint)
-    _refuse_without_scales(checkpoint, method, weights)
+    if weights or (method is not None and method.codes):
+        _refuse_without_scales(checkpoint, method, weights)
     if not weights:
-        return Undone(checkpoint)
+        return Undone(checkpoint if method is None else _not_quantised(checkpoint, method))
     if cut := next((name for name in weights if name in checkpoint.shards), None):
         raise FormatError(
             f"{checkpoint.path}: {shown(cut)} is stored with scales of its blocks and cut into ranks, which isn't read; merge the ranks "
@@ -67,6 +66,11 @@ def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undon
     changed = replace(checkpoint, tensors=read, notes=(*checkpoint.notes, *notes))
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
     return Undone(changed, frozenset(beside), activations)
+
+
+def _not_quantised(checkpoint: Checkpoint, method: Method) -> Checkpoint:
+    note = f"{method.where} says {method.name}, but no weight is quantised; a config.json that is written doesn't say so."
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _refuse_unread(checkpoint: Checkpoint, method: Method | None) -> None:
