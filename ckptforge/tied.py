@@ -56,6 +56,8 @@ def differing(pairs: tuple[Tied, ...], budget: Budget) -> list[Tied]:
     from ckptforge.engine.comparison import unlike  # which needs numpy, inspect mostly doesn't
 
     comparable = [pair for pair in pairs if pair.stored.extents and pair.used.extents]
+    if not comparable:
+        return []
     found = unlike([(pair.stored, pair.used) for pair in comparable], budget)
     return [pair for pair in comparable if pair.stored.name in found]
 

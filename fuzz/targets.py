@@ -397,7 +397,7 @@ def _adapter(work: Path) -> Target:
         "init_lora_weights": True,
     }
     header = {}
-    for weight in table.lora["hub"][:2]:
+    for weight in table.lora.weights["hub"][:2]:
         for pattern, shape in ((weight.a, [2, 1]), (weight.b, [1, 2])):
             at = 4 * len(header)
             header[pattern.name({"l": 0}, {})] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 4]}

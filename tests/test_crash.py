@@ -444,9 +444,10 @@ def test_a_finished_output_of_another_command_is_not_put_in_place(tmp_path, monk
         with pytest.raises(LeftError):
             ckptforge.to_ms(HUB, tmp_path / name, **options)
     assert sorted(os.listdir(tmp_path)) == [f".{name}.ckptforge"]
-    ckptforge.to_ms(HUB, tmp_path / "y.ckpt")
-    with pytest.raises(LeftError):  # of the other kind
-        ckptforge.to_torch(tmp_path / "y.ckpt", tmp_path / name)
+    if name == "o":
+        ckptforge.to_ms(HUB, tmp_path / "y.ckpt")
+        with pytest.raises(LeftError):  # of the other kind
+            ckptforge.to_torch(tmp_path / "y.ckpt", tmp_path / name)
     assert not (tmp_path / name).exists() and not (tmp_path / "config.json").exists()
 
 

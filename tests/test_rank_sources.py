@@ -240,8 +240,8 @@ def older(ranks):
     [
         (touched, "rank_2/checkpoint_2.ckpt was changed, or copied without its time"),
         (grown, "rank_1/checkpoint_1.ckpt has [0-9]+ bytes, [0-9]+ were written"),
-        (swapped, "rank_0/checkpoint_1.ckpt isn't one of the 4 files that its manifest names"),
-        (trained_on, "rank_0/job-1_20.ckpt isn't one of the 4 files"),
+        (swapped, "rank_0/checkpoint_1.ckpt isn't among the 4 files that its manifest names"),
+        (trained_on, "rank_0/job-1_20.ckpt isn't among the 4 files"),
         (half, "which its manifest names, isn't among the 2 files there"),
         (without, "there is no manifest of ckptforge's"),
         (older, "its manifest doesn't say how they are cut"),

@@ -101,7 +101,7 @@ def test_the_logits_are_those_that_were_recorded(heavy, tmp_path):
     tokens = next(array for array in recorded.values() if array.dtype == np.int64)
     logits = next(array for array in recorded.values() if array.dtype == np.float32 and array.shape == (*tokens.shape, 256))
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout="gmm")
-    source = verification._open_mindspore(tmp_path / "x.ckpt", HUB, None, None)
+    source = verification._open_mindspore(tmp_path / "x.ckpt", HUB, None, None, None)
     weights = verification.Weights(source)
     side = verification.MindSporeForward(heavy, weights, verification.network_of(weights, source.config, "x"))
     hidden = side.embed(tokens)
