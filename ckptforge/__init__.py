@@ -1,10 +1,12 @@
-"""ckptforge: weight conversion and checkpoint surgery for large models, in constant memory.
+"""ckptforge converts model weights between Hugging Face and MindSpore/MindFormers, and reshards any MindSpore checkpoint for another
+parallel configuration: in one pass, in constant memory, without torch or mindspore.
 
     import ckptforge
     result = ckptforge.to_ms("hf_dir", "model.ckpt", layout="gmm", dtype="fp16")
     print(result.files, result.bytes, result.tensors, result.audit)
 
-The functions are the commands of the command line, their keywords its options. Bad input raises `CkptforgeError`.
+Most functions are commands of the command line, and their keywords its options; `plan` and `check` are `--dry-run` and `compare OUT`.
+Bad input raises `CkptforgeError`.
 """
 
 from __future__ import annotations

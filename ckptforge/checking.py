@@ -109,7 +109,7 @@ def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
                     raise TypeError("a hash is not a text")
             found.append((str(name), integer(output["size"]), dict(tensors)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(f"{manifest}: isn't a manifest of ckptforge ({type(error).__name__}: {error}).") from error
+        raise FormatError(f"{manifest}: isn't a ckptforge manifest ({type(error).__name__}: {error}).") from error
     return found
 
 

@@ -134,7 +134,7 @@ def compare(
         parallel_config_b: the same for B.
         layout_a: the layout of A; by default detected from names and shapes.
         layout_b: the same for B.
-        after_cast: "fp16", "bf16" or "fp32": cast A's floating-point weights first; where dtypes differ then, values are
+        after_cast: "fp16", "bf16", "fp32" or "fp64": cast A's floating-point weights first; where dtypes differ then, values are
             compared.
         weights_only: ignore optimizer state and counters.
 
@@ -146,7 +146,7 @@ def compare(
     cut_b: dict[str, Any] = {"strategy": _path(strategy_dir_b), "parallel_config": _path(parallel_config_b)}
     one = _open(Path(a), Choices(**shared, **cut_a, layout=layout_a, layout_option="layout_a", option="{}_a"))
     other = _open(Path(b), Choices(**shared, **cut_b, layout=layout_b, layout_option="layout_b", option="{}_b"))
-    dtype = parse_target(after_cast)
+    dtype = parse_target(after_cast, "after_cast")
     if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
     if other.source.quantised and other.source.quantised == one.source.quantised:

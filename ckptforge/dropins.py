@@ -106,9 +106,9 @@ def _layout(flags: ConvertFlags) -> str | None:
         return "gmm" if flags.use_gmm else None
     words = layout.split("-")
     if flags.use_gmm is not None and flags.use_gmm != ("gmm" in words):
-        raise UsageError(f"--use_gmm={flags.use_gmm} contradicts --layout {layout}; leave one of them away.")
+        raise UsageError(f"--use_gmm={flags.use_gmm} contradicts --layout {layout}; omit one of them.")
     if flags.qkv_concat is not None and words[0] in ("dense", "gmm") and flags.qkv_concat != ("qkv" in words):
-        raise UsageError(f"--qkv_concat={flags.qkv_concat} contradicts --layout {layout}; leave one of them away.")
+        raise UsageError(f"--qkv_concat={flags.qkv_concat} contradicts --layout {layout}; omit one of them.")
     return layout
 
 
@@ -121,7 +121,7 @@ def _unified(flags: ConvertFlags) -> Call:
         given = {name: getattr(flags, name) for name in ("torch_ckpt_dir", "mindspore_ckpt_path", "pre_ckpt_path")}
         if mixed := [name for name, value in given.items() if value is not None]:
             raise UsageError(
-                f"--{mixed[0]} is of the script for inference, --input_path and --output_path of the unified one; use one's flags."
+                f"--{mixed[0]} belongs to the inference script, --input_path and --output_path to the unified one; use the flags of one."
             )
     if source is None or out is None:
         raise UsageError("convert-weight needs --input_path and --output_path.")
@@ -218,8 +218,8 @@ def transform_ckpt(flags: TransformFlags) -> Call:
         raise UsageError("transform-ckpt needs --src_ckpt_strategy, --dst_ckpt_strategy or both.")
     if src is not None and Path(source).is_file():
         raise UsageError(
-            f"{source}: is one file, and a source strategy is of rank directories. Name the directory that holds rank_0, rank_1, …; if the "
-            "file holds the whole model, leave --src_strategy away."
+            f"{source}: is one file, but a source strategy describes rank directories. Name the directory that holds rank_0, "
+            "rank_1, …; if the file holds the whole model, omit --src_strategy."
         )
     _check_processes(flags.others, dst)
     notes = not_needed(flags.others, TRANSFORM_NOT_NEEDED)
@@ -251,6 +251,6 @@ def _check_processes(given: Mapping[str, str], dst: str | None) -> None:
         raise UsageError(f"--transform_process_num {numbers['transform_process_num']} doesn't divide --world_size {world_size}.")
     if dst is not None and (ranks := read_strategy(Path(dst)).ranks) != world_size:
         raise UsageError(
-            f"--world_size {world_size}: {dst} is the strategy of a job with {ranks} ranks, and so many are written; give the strategy of "
-            "the job that is to load them, or leave --world_size away."
+            f"--world_size {world_size}: {dst} is the strategy of a {ranks}-rank job, so {ranks} ranks would be written; give the "
+            "strategy of the job that is to load them, or omit --world_size."
         )

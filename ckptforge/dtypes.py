@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from ckptforge.errors import UsageError, nearest
+from ckptforge.spelling import option
 
 
 class DType(msgspec.Struct, frozen=True):
@@ -60,8 +61,8 @@ BY_MINDSPORE = {dtype.mindspore: dtype for dtype in DTYPES if dtype.mindspore}
 SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def parse_target(name: str | None) -> DType | None:
-    """The dtype that a `--dtype` value asks for: None for `keep`, else the float type (`fp16` or `float16`, …).
+def parse_target(name: str | None, asked: str = "dtype") -> DType | None:
+    """The dtype that the option `asked` asks for: None for `keep`, else the float type (`fp16` or `float16`, …).
 
     Raises `UsageError` for any other value.
     """
@@ -69,5 +70,6 @@ def parse_target(name: str | None) -> DType | None:
         return None
     dtype = BY_NAME.get(SHORT_NAMES.get(name, name))
     if dtype is None or dtype.name not in SHORT_NAMES.values():
-        raise UsageError(f"dtype {name!r} is unknown: use keep, {', '.join(sorted(SHORT_NAMES))}.{nearest(name, ['keep', *SHORT_NAMES])}")
+        words = [*(["keep"] if asked == "dtype" else []), *sorted(SHORT_NAMES)]
+        raise UsageError(f"{option(asked)} {name!r} is unknown: use {', '.join(words)}.{nearest(name, words)}")
     return dtype

@@ -20,7 +20,7 @@ class CkptforgeError(Exception):
 
 
 class UsageError(CkptforgeError):
-    """The call itself is wrong: an option's value, or options that exclude one another."""
+    """The call itself is wrong: an option's value, or options that can't be used together."""
 
     exit_code = 2
 
@@ -140,11 +140,12 @@ def counted(count: int, noun: str, verb: str = "") -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'gmm'?" with the known word that is most like another, to be put behind a message; "" if none is."""
+    """ " Did you mean 'gmm'?" with the known word that is most like another, to be put after a message; "" if none is. Dashes before a
+    word don't count, so that options aren't alike by them."""
     from difflib import get_close_matches
 
-    by_folded = {name.casefold(): name for name in known}  # a value in other letters is the nearest, too
-    found = get_close_matches(word.casefold(), by_folded, 1)
+    by_folded = {name.casefold().lstrip("-"): name for name in known}  # a value in other letters is the nearest, too
+    found = get_close_matches(word.casefold().lstrip("-"), by_folded, 1)
     return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
 
 

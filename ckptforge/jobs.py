@@ -76,7 +76,7 @@ def run_job(job: Job, options: Running) -> Result:
         _refuse_unlike(plan, budget)
         said = tied_notes(job.tied, budget)
         kept = _kept(plan, staging, budget)
-        _log.info("checked: the output, the room on its disk; %s of %s finished before", len(kept), tensors)
+        _log.info("checked output path and disk space; %s of %s finished before", len(kept), tensors)
         done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
@@ -89,7 +89,7 @@ def run_job(job: Job, options: Running) -> Result:
             mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
             command = staging.journal.head.get("command") if staging.journal else options.get("command")
             staging.small_files[manifest.name] = manifest_json(plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command)
-    _log.info("synced and put in place after %.2f s", time.monotonic() - began)
+    _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
     return Result(
         plan.verb,
         plan.output,

@@ -67,7 +67,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class MindSporeTarget(msgspec.Struct, frozen=True):
-    """One file of MindSpore's: `path` is the file; `output` the same, or the directory it lies in. It isn't cut by a `strategy`."""
+    """One MindSpore file: `path` is the file; `output` the same, or the directory it lies in. It isn't cut by a `strategy`."""
 
     output: Path
     path: Path
@@ -84,7 +84,7 @@ class MindSporeTarget(msgspec.Struct, frozen=True):
         ending = out.suffix.removeprefix(".")
         if ending in ("ckpt", "safetensors"):
             if file_format not in (None, ending):
-                raise UsageError(f"{option('format', file_format)} contradicts the ending of {out}; leave one away.")
+                raise UsageError(f"{option('format', file_format)} contradicts the ending of {out}; omit one of them.")
             return cls(out, out, ending == "ckpt")
         file_format = file_format or "ckpt"
         return cls(out, out / "rank_0" / f"{prefix}0.{file_format}", file_format == "ckpt")
@@ -140,9 +140,8 @@ class RankTarget(msgspec.Struct, frozen=True):
         if weights and known.isdisjoint(weights):
             other = next(iter(self.strategy.stages[0]), "")
             raise PlanError(
-                f"{self.strategy.path}: is a strategy of none of the {counted(len(weights), 'tensor')}, such as {shown(weights[0])}, but "
-                f"of others, such as {shown(other)}, so that every rank would hold the whole model; it isn't a strategy for this model or "
-                "layout."
+                f"{self.strategy.path}: covers none of the {counted(len(weights), 'tensor')} (such as {shown(weights[0])}); it describes "
+                f"others (such as {shown(other)}), so every rank would hold the whole model. It isn't a strategy for this model or layout."
             )
         ending = "ckpt" if self.is_ckpt else "safetensors"
         held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]

@@ -94,7 +94,7 @@ def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy |
     manifest that is damaged."""
     path = directory / DIRECTORY_NAME
     if not is_there(path):
-        return "there is no manifest of ckptforge's that says how they are cut"
+        return "there is no ckptforge manifest that says how they are cut"
     manifest = read_manifest(path)
     if (reason := manifest.distrust(directory, tuple(files))) is not None:
         return reason

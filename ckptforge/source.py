@@ -86,7 +86,7 @@ class Source(msgspec.Struct, frozen=True):
             kind, names = kept
             raise UnmappedTensorsError(
                 f"{self.checkpoint.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice} "
-                f"To leave them out all the same, name them with {option('drop')}."
+                f"To drop them anyway, name them with {option('drop')}."
             )
         if unmapped and not allowed:
             unknown = counted(len(unmapped), "tensor", "aren't")

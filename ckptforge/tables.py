@@ -101,7 +101,7 @@ def find_table(name: str | Path) -> Table:
 
 
 def describe(name: str | Path, layout: str | None = None) -> Description:
-    """One layout of a table, by default the first of MindSpore's: names, axes, operations from the first layout, sharding."""
+    """One layout of a table, by default the first MindSpore one: names, axes, operations from the first layout, sharding."""
     table = find_table(name)
     first = next(iter(table.layouts.values()))
     chosen = first if layout is None else table.layout(layout)

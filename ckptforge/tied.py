@@ -21,7 +21,7 @@ class Tied(msgspec.Struct, frozen=True):
         """What is to be said where the two differ."""
         return (
             f"config.json ties {self.stored.name} to {self.used.name} ({self.key}), but the files hold two that differ. Programs that "
-            f"believe config.json use {self.used.name} for both: if the head was trained, set {self.key} to false in the "
+            f"trust config.json use {self.used.name} for both: if the head was trained, set {self.key} to false in the "
             "output's config.json."
         )
 

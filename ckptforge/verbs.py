@@ -61,7 +61,7 @@ def to_ms(
     """Converts a Hugging Face directory to a MindSpore checkpoint, or to the rank directories of a job. Returns a `Result`.
 
     Arguments:
-        layout: the layout to write, such as "dense", "gmm" or "mcore"; by default the first of MindSpore's in the
+        layout: the layout to write, such as "dense", "gmm" or "mcore"; by default the first MindSpore one in the
             model's table, which a note then names.
         strategy_dir: write the rank directories of the job with this strategy: a file, or a directory.
         parallel_config: write the rank directories of this job: a MindFormers YAML, or a file of the same keys.
@@ -270,7 +270,7 @@ def _convert(
     if target.family == "mindspore":
         return _mindspore_job("convert", source, target, spread, options)
     if spread.strategy is not None or spread.parallel_config is not None:
-        raise UsageError(f"{option('to', to)} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
+        raise UsageError(f"{option('to', to)} is a Hugging Face layout, which has no ranks; omit the target strategy.")
     return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
 
 
@@ -290,7 +290,7 @@ def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
         source = merge_adapter(source, open_weights(Path(adapter), options.get("step") if same else None), alpha)
     elif alpha is not None:
         raise UsageError(
-            f"{option('lora_alpha')} is of an adapter: give that with {option('merge_lora')}, or "
+            f"{option('lora_alpha')} applies only to an adapter: give that with {option('merge_lora')}, or "
             f"{flag('adapter')} to convert the input's own."
         )
     elif (found := [name for name in source.unmapped if is_lora(name)]) and not options.get("allow_unmapped"):

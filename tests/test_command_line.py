@@ -154,7 +154,7 @@ def test_nothing_is_logged_unasked_and_libraries_see_the_logger(tmp_path, caplog
 def test_quiet_and_verbose_exclude_one_another(capsys, monkeypatch, command):
     for words in (["--quiet", "--verbose"], ["--verbose", "--quiet"]):
         code, out, err = run(capsys, monkeypatch, command, *words)
-        assert (code, out) == (2, "") and "--quiet and --verbose exclude one another" in err
+        assert (code, out) == (2, "") and "--quiet and --verbose can't be used together" in err
 
 
 GB = 10**9

@@ -112,7 +112,7 @@ def test_from_mindspore_to_gmm_for_inference(tmp_path):
     [
         (["convert-weight"], "needs --input_path"),
         (["convert-weight", "--input_path", "a"], "needs --input_path and --output_path"),
-        (["convert-weight", "--input_path", "a", "--output_path", "b", "--torch_ckpt_dir", "c"], "use one's flags"),
+        (["convert-weight", "--input_path", "a", "--output_path", "b", "--torch_ckpt_dir", "c"], "use the flags of one"),
         (["convert-weight", "--input_path", "a", "--output_path", "b", "--strategy_dir", "s"], "goes with --reversed"),
         (["convert-weight", "--torch_ckpt_dir", "a", "--pre_ckpt_path", "b", "--mindspore_ckpt_path", "c"], "one of"),
         (["convert-weight", "--reversed", "--input_path", "a", "--output_path", "b.safetensors"], "name a directory"),
@@ -267,13 +267,13 @@ def test_transform_ckpt_writes_where_and_what_the_scripts_write(tmp_path, monkey
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"others": {"world_size": "8"}}, "is the strategy of a job with 4 ranks"),
+        ({"others": {"world_size": "8"}}, "is the strategy of a 4-rank job"),
         ({"others": {"world_size": "4", "transform_process_num": "3"}}, "doesn't divide --world_size 4"),
         ({"others": {"world_size": "4", "rank_id": "4"}}, "the last is 3"),
         ({"others": {"transform_process_num": "0"}}, "at least 1"),
         ({"others": {"rank_id": "-1"}}, "at least 0"),
         ({"others": {"lora_scaling": "2.0"}}, "--merge-lora MERGED --lora-alpha ALPHA"),
-        ({"src_ckpt_strategy": "s"}, "is one file, and a source strategy is of rank directories"),
+        ({"src_ckpt_strategy": "s"}, "is one file, but a source strategy describes rank directories"),
     ],
 )
 def test_flags_of_transform_ckpt_that_can_not_be(flags, message):

@@ -253,7 +253,7 @@ def test_manifests_of_the_wrong_types(tmp_path, changes):
     manifest = {"outputs": [], "layout": None, "model": None, "hugging_face": None, **changes}
     content = json.dumps(manifest).replace("Infinity", "1e999").encode()
     _, read = as_manifest(tmp_path, content)
-    with pytest.raises(FormatError, match=r"x.ckpt.manifest.json: isn't a manifest of ckptforge"):
+    with pytest.raises(FormatError, match=r"x.ckpt.manifest.json: isn't a ckptforge manifest"):
         read()
 
 
@@ -482,7 +482,7 @@ BAD_STRATEGY = {
     "64 bits": (b"\x09" + bytes(8), "wire type 1"),
     "a group in a layout": (layout(more=GROUP), "at byte 2[0-9] stands protobuf wire type 3"),
     "an unknown field": (b"\x20\x01", "field 4"),
-    "a number for a record": (b"\x18\x01", "a number in the place of a record"),
+    "a number for a record": (b"\x18\x01", "a number instead of a record"),
     "fields without end": (b"\x08\x01" * 600_000, "over 131072 fields"),
     "lists without end": (layout(more=b"\x12\x00" * 100_000), "over 256 fields"),
     "a device matrix without end": (layout(matrix=number(1, 1) * 100_000), "over 64 fields"),

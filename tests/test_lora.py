@@ -417,7 +417,7 @@ def test_a_given_alpha_overrides_what_the_adapter_says(tmp_path, models):
             models["llama"], tmp_path / f"x-{Path(adapter).stem}", to="hub", merge_lora=tmp_path / adapter, lora_alpha=16
         )
         assert_same(tmp_path / f"x-{Path(adapter).stem}", expected)
-        assert any("lora_alpha=16 is taken in the place of the lora_alpha 8 of" in note for note in result.notes)
+        assert any("lora_alpha=16 overrides the lora_alpha 8 of" in note for note in result.notes)
     assert not any("lora_alpha=" in n for n in ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "same", lora_alpha=8).notes)
     ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back", lora_alpha=16)
     assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["lora_alpha"] == 16
@@ -637,7 +637,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
     write_adapter(tmp_path / "lora", shapes)
     with pytest.raises(UsageError, match="is an adapter itself"):
         ckptforge.to_ms(tmp_path / "lora", tmp_path / "x.ckpt", merge_lora=tmp_path / "lora")
-    with pytest.raises(UsageError, match="is of an adapter"):
+    with pytest.raises(UsageError, match="applies only to an adapter"):
         ckptforge.to_ms(models["llama"], tmp_path / "x.ckpt", lora_alpha=3)
     with pytest.raises(UsageError, match="use `ckptforge to-ms`"):
         ckptforge.to_torch(tmp_path / "lora", tmp_path / "x")

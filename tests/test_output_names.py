@@ -115,7 +115,7 @@ def every_call(source, out, step):
 
 def test_a_step_of_what_holds_one_checkpoint_is_refused(tmp_path):
     for call in every_call(FULL, tmp_path, 7):
-        with pytest.raises(InputNotFoundError, match="is one file, where there is no step to choose: leave step=7 away"):
+        with pytest.raises(InputNotFoundError, match="is one file, where there is no step to choose: omit step=7"):
             call()
     for source, what in ((HUB, "a Hugging Face directory"), (MINDSPORE / "unified", "a directory of unified safetensors")):
         with pytest.raises(InputNotFoundError, match=f"is {what}, where there is no step"):

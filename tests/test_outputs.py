@@ -239,7 +239,7 @@ def test_a_changed_checkpoint_does_not_get_the_manifest_of_another(tmp_path):
 
 def test_a_broken_manifest_is_an_error(tmp_path):
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
-    for content, message in (("{", "isn't valid JSON"), ("{}", "isn't a manifest"), ('{"outputs": [{}]}', "isn't a manifest")):
+    for content, message in (("{", "isn't valid JSON"), ("{}", "isn't a ckptforge manifest"), ('{"outputs": [{}]}', "isn't a ckptforge manifest")):
         (tmp_path / "x.ckpt.manifest.json").write_text(content)
         with pytest.raises(FormatError, match=message):
             ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf")
@@ -329,7 +329,7 @@ def test_missing_and_empty_inputs(tmp_path):
     for path, message in ((tmp_path / "none", "No such file"), (tmp_path / "empty", "is empty")):
         with pytest.raises(InputNotFoundError, match=message):
             ckptforge.to_ms(path, tmp_path / "x.ckpt")
-    with pytest.raises(FormatError, match="is a JSON text: name a file of tensors"):
+    with pytest.raises(FormatError, match="is a JSON file: name a file of tensors"):
         ckptforge.to_ms(HUB / "config.json", tmp_path / "x.ckpt")
     os.mkfifo(tmp_path / "pipe.ckpt")
     with pytest.raises(InputNotFoundError, match="neither a file nor a directory"):

@@ -60,7 +60,7 @@ def test_a_good_table_loads_and_inherits():
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : () I H"', "holds nothing"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I ? H"', "unexpected '\\?'"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I Q H"', "has no axis 'Q'"),
-        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as H"', "doesn't have the same axes before and behind 'as'"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as H"', "doesn't have the same axes before and after 'as'"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as (H I) as H I"', "more than one 'as'"),
         ('extends = "a"', 'extends = "a"\nsharding = "none"', r"\[layout.b\]: sharding must be 'not known'"),
         ("[layout.b]", '[shard.b]\nnorm = {}\n[layout.b]\nsharding = "not known"', r"sharding must be 'not known', without \[shard.b\]"),
@@ -115,7 +115,7 @@ gate = { cut = "I:mp" }
 
 def test_half_an_inherited_concatenation_is_refused():
     extra = '[layout.c]\nextends = "b"\nup = "layers.{l}.u : I H"\n'
-    with pytest.raises(TableError, match="stores 'up' anew but not 'gate'"):
+    with pytest.raises(TableError, match="redefines 'up' but not 'gate'"):
         parse_table((GOOD + extra).encode(), "toy.toml")
 
 

@@ -125,4 +125,4 @@ def test_the_table_of_layers_fits_a_terminal():
     layer = LayerCheck(layer=0, worst=1e-6, router=1e-6, gate=2e-5, flips_within=0, flips_beyond=0, least_margin=0.1, reached=[33] * 8)
     found = Verification("hf", "ms", "gmm", "CPU", "fp32", 3, [layer], None, [], [], [])
     made = table(rows(found), width=80).splitlines()
-    assert made[0].split()[:4] == ["layer", "worst", "router", "gate"] and max(map(len, made)) <= 80
+    assert made[0].split()[:4] == ["layer", "worst", "router", "tolerance"] and max(map(len, made)) <= 80

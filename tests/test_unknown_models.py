@@ -302,13 +302,13 @@ def test_without_model_type_the_architectures_tell(tmp_path):
     for architectures in (["MistralForCausalLM"], ["LlamaForCausalLM"], None):
         path = put(tmp_path / "x", tensors, {**config, "architectures": architectures})
         found = ckptforge.inspect(path)
-        assert found.model == "llama" and any("has no model_type: read as llama" in note for note in found.notes)
+        assert found.model == "llama" and any("has no model_type: treated as llama" in note for note in found.notes)
 
 
 def test_a_model_type_that_is_none_of_the_tables_is_not_passed_over(tmp_path):
     tensors, config = example(MIXTRAL)
     put(tmp_path / "x", tensors, {**config, "model_type": "gemma"})
-    with pytest.raises(ModelUnknownError, match=r"model_type 'gemma', which none is for.*names of mixtral.*model='mixtral'"):
+    with pytest.raises(ModelUnknownError, match=r"model_type 'gemma', which no table supports.*names of mixtral.*model='mixtral'"):
         ckptforge.to_ms(tmp_path / "x", tmp_path / "x.ckpt")
     ckptforge.to_ms(tmp_path / "x", tmp_path / "x.ckpt", model="mixtral")
     put(tmp_path / "x", tensors, {**config, "model_type": "llama"})

@@ -90,7 +90,7 @@ def holds_only_factors(checkpoint: Checkpoint) -> bool:
 
 
 def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Checkpoint:
-    """The tensors of an adapter: of a directory of PEFT's, or of a checkpoint that holds factors, perhaps with the weights.
+    """The tensors of an adapter: of a PEFT directory, or of a checkpoint that holds factors, perhaps with the weights.
 
     With `model_first` a directory that holds a model beside an adapter of PEFT's is read as the model.
     """
@@ -161,14 +161,14 @@ def read_adapter(
 
 
 def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tuple[str, ...]]:
-    """(what is known, with the lora_alpha that a user gives in the place of that of adapter_config.json, a note with both)."""
+    """(what is known, with the lora_alpha that a user gives, which overrides that of adapter_config.json, a note with both)."""
     if kept.config is None and alpha is None:
         raise UsageError(f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with {option('lora_alpha')}.")
     if kept.config is None or alpha is None or kept.config.content.get("lora_alpha", peft.DEFAULT) == alpha:
         return kept, ()
     config = kept.config.with_alpha(alpha)
     given, said = option("lora_alpha", config.content["lora_alpha"]), shown(kept.config.content.get("lora_alpha", peft.DEFAULT))
-    note = f"{given} is taken in the place of the lora_alpha {said} of {config.where}."
+    note = f"{given} overrides the lora_alpha {said} of {config.where}."
     if config.content.get("alpha_pattern"):
         note += " The modules that its alpha_pattern names keep theirs."
     side = kept.side

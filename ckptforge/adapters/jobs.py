@@ -59,10 +59,10 @@ def adapter_job(verb: str, checkpoint: Checkpoint, tables: Iterable[Table], choi
         place = spread.place(_no_strategy)
         files, small = place.lay_out(converted.conversion.specs)
         output, side = place.output, _side(adapter, rank, scale)
-        notes.append(f"its job needs lora_rank {rank} and lora_alpha {scale * rank:.15g}.")
+        notes.append(f"set lora_rank: {rank} and lora_alpha: {scale * rank:.15g} in the job's pet_config.")
     else:
         if spread.strategy is not None or spread.parallel_config is not None:
-            raise UsageError(f"{target.name} is a layout of Hugging Face, which has no ranks; leave the target strategy away.")
+            raise UsageError(f"{target.name} is a Hugging Face layout, which has no ranks; omit the target strategy.")
         refuse_name(spread.out, directory=True)
         output, side = spread.out, None
         files, small = _directory(adapter, converted, output)
@@ -160,7 +160,7 @@ def _holds(config: peft.AdapterConfig, rank: int, scale: float, modules: Sequenc
 
 
 def _directory(adapter: Adapter, converted: Converted, output: Path) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
-    """The files of a directory of PEFT's: as they were, where the factors are the same."""
+    """The files of a PEFT directory: as they were, where the factors are the same."""
     side, config, specs = adapter.kept.side, adapter.kept.config, converted.conversion.specs
     small = {} if side is None else {name: content for name, content in side.files.items() if name != peft.CONFIG}
     if side is not None and config is not None and adapter.layout.family == "huggingface":

@@ -44,7 +44,7 @@ def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -
     files = {file.path: file for file in (*source.checkpoint.files, *adapter.checkpoint.files)}
     notes = [note for note in (*checkpoint.notes, *adapter.notes) if note not in source.checkpoint.notes]
     notes.append(f"the adapter {adapter.path} is merged into {counted(merged, 'weight')}.")
-    notes += [f"the adapter's {text}; taken in the place of the model's." for text in adapter.whole_texts]
+    notes += [f"the adapter's {text}, which replaces the model's." for text in adapter.whole_texts]
     changed = replace(
         source.checkpoint, tensors=tensors, shards=shards, files=tuple(files.values()), notes=(*source.checkpoint.notes, *notes)
     )

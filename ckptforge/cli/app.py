@@ -26,12 +26,13 @@ from ckptforge.cli.text import (
     verification_text,
 )
 from ckptforge.mindformers_flags import CONVERT_OTHERS, TRANSFORM_OTHERS
-from ckptforge.spelling import command_line
+from ckptforge.spelling import command_line, option
 from ckptforge.version import __version__
 
 _VERSION = f"ckptforge {__version__}"
 _EPILOG = """\b
-Exit codes: 0 done; 1 bad input, or a check that failed; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 bad input, or a check that failed; 2 wrong usage;
+128 + the number of the signal that ended it (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP).
 Options are written with - or with _: --dry-run and --dry_run are the same."""
 
 
@@ -126,7 +127,7 @@ def to_torch(**arguments: Any) -> None:
     """Convert a MindSpore checkpoint to a Hugging Face directory.
 
     MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with from_pretrained as it stands.
-    Optimizer state and counters are left out, and said.
+    Optimizer state and counters are dropped and reported.
     """
     from ckptforge import verbs
 
@@ -342,20 +343,20 @@ def inspect(path: Path, tensors: bool, as_json: bool, quiet: bool, **arguments: 
 @opt.source_config("--parallel-config-b", "B")
 @opt.option("--layout-a", metavar="LAYOUT", shell_complete=layouts(), help="The layout of A. [default: detected from names and shapes]")
 @opt.option("--layout-b", metavar="LAYOUT", shell_complete=layouts(), help="The layout of B.")
-@opt.option("--after-cast", metavar="fp16|bf16|fp32", shell_complete=dtypes(), help="Cast A's floating-point weights to this first.")
+@opt.option("--after-cast", metavar="fp16|bf16|fp32|fp64", shell_complete=dtypes(), help="Cast A's floating-point weights to this first.")
 @opt.option("--weights-only", is_flag=True, help="Ignore optimizer state and counters.")
 @opt.config
 @opt.mapping
 @opt.as_json()
 @opt.option("--workers", type=int, metavar="N", help="Number of worker threads. [default: one per core, at most 8]")
-@opt.option("--memory", metavar="SIZE", help="Memory for the buffers of all workers. [default: 134MB]")
+@opt.option("--memory", metavar="SIZE", help="Memory for the buffers of all workers. [default: 128MiB]")
 @opt.saying()
 @click.pass_context
 def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Compare two checkpoints tensor by tensor, bit by bit, through the mapping.
 
     A and B may have any format, layout and split: A is brought into B's layout in passing. Without B, A is an output of
-    ckptforge's and is compared with its manifest. Exit code 0: the same; 1: not.
+    ckptforge and is compared with its manifest. Exit code 0: the same; 1: not.
     """
     with progressing.shown(quiet, "comparing") as progress:
         if b is None:
@@ -363,7 +364,7 @@ def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, q
 
             running = {name: arguments.pop(name) for name in ("workers", "memory")}
             if given := [name for name, value in arguments.items() if value]:
-                raise click.UsageError(f"--{given[0]} needs a second checkpoint.")
+                raise click.UsageError(f"{option(given[0])} needs a second checkpoint, B.", context)
             found: Any = check(a, progress=progress, **running)
             text = check_text(found)
         else:

@@ -42,7 +42,7 @@ def as_json() -> Decorator:
 
 
 def saying() -> Decorator:
-    """--quiet and --verbose, which exclude one another."""
+    """--quiet and --verbose, which can't be used together."""
     return _all(
         option("--quiet", is_flag=True, callback=_exclusive, help="Print nothing but errors (and the JSON object)."),
         option(
@@ -62,7 +62,7 @@ def is_verbose(ctx: click.Context) -> bool:
 
 def _exclusive(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     if value and ctx.meta.setdefault("ckptforge.saying", param.name) != param.name:
-        raise click.UsageError("--quiet and --verbose exclude one another.", ctx)
+        raise click.UsageError("--quiet and --verbose can't be used together.", ctx)
     return value
 
 
@@ -99,7 +99,7 @@ running = _all(
     option("--dry-run", is_flag=True, help="Print the plan (outputs, tensors, bytes, memory, what is left out) and write nothing."),
     as_json(),
     option("--workers", type=int, metavar="N", help="Number of worker threads. [default: one per core, at most 8]"),
-    option("--memory", metavar="SIZE", help="Memory for the buffers of all workers. [default: 134MB]"),
+    option("--memory", metavar="SIZE", help="Memory for the buffers of all workers. [default: 128MiB]"),
     option("--no-hash", is_flag=True, help="Compute no hashes: the manifest has none, and the run can't be resumed."),
     saying(),
 )
@@ -149,7 +149,7 @@ planning = _all(
         "--drop",
         multiple=True,
         metavar="GLOB",
-        help="Leave out unknown tensors of these names, also heads and scales, which --allow-unmapped keeps.",
+        help="Leave out unknown tensors of these names, also heads and scales, which --allow-unmapped refuses.",
     ),
     mapping,
 )

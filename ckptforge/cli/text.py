@@ -134,7 +134,7 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         lines += ["", f"layout: {found.layout_reason}"]
     if found.unmapped:
         lines += ["", f"not known to the mapping: {counted(len(found.unmapped), 'tensor')}, such as {', '.join(found.unmapped[:3])}"]
-    lines += [f"note: {note}" for note in found.notes]
+    lines += [f"note: {note}" for note in found.notes if note != found.layout_reason]
     return "\n".join(lines)
 
 
@@ -252,9 +252,9 @@ def description_text(found: Description) -> str:
 
 def checked_text(found: Checked) -> str:
     """What `mapping check` prints."""
-    lines = [
-        f"{printable(found.source)}: table {found.table} is right: {counted(len(found.layouts), 'layout')}, each can be made of each other"
-    ]
+    count = len(found.layouts)
+    convertible = "" if count == 1 else f", each convertible to the other{'s' if count > 2 else ''}"
+    lines = [f"{printable(found.source)}: table {found.table} is valid: {counted(count, 'layout')}{convertible}"]
     if found.counts:
         rows = [["layout", "tensors", "parameters"], *([one.layout, f"{one.tensors:,}", f"{one.parameters:,}"] for one in found.counts)]
         lines += ["", table(rows, right=(1, 2))]

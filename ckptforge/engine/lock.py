@@ -42,7 +42,7 @@ def lock_directory(directory: Path, output: Path) -> int:
             if error.errno not in _NO_LOCKS:
                 holder = os.pread(fd, 200, 0).decode("utf-8", "replace") or "it has not said which"
                 os.close(fd)
-                raise OutputError(f"{output}: another run is writing it ({holder}); let it end, or stop it.") from None
+                raise OutputError(f"{output}: another run is writing it ({holder}); wait for it to finish, or stop it.") from None
         try:
             ours = os.stat(directory / "lock").st_ino == os.fstat(fd).st_ino
         except FileNotFoundError:
@@ -53,7 +53,7 @@ def lock_directory(directory: Path, output: Path) -> int:
                 os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
             return fd
         os.close(fd)
-    raise OutputError(f"{output}: {directory} can't be locked, as it is made and removed by others; let them end.")
+    raise OutputError(f"{output}: {directory} can't be locked, as other runs keep making and removing it; wait for them to finish.")
 
 
 def unlock(fd: int, directory: Path) -> None:

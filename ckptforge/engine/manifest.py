@@ -150,7 +150,7 @@ class Manifest(msgspec.Struct, frozen=True):
         return all(self.sizes.get(file.path.name) == file.size for file in files)
 
     def untouched(self, files: tuple[FileIndex, ...]) -> bool:
-        """Whether these files are the very ones that were written, by their times: what is in them can be believed."""
+        """Whether these files are the very ones that were written, by their times: what is in them can be trusted."""
         if len(files) == 1 and len(self.mtimes) == 1:
             return next(iter(self.mtimes.values())) == files[0].path.stat().st_mtime_ns
         return all(self.mtimes.get(file.path.name) == file.path.stat().st_mtime_ns for file in files)
@@ -256,9 +256,7 @@ def read_manifest(path: Path) -> Manifest:
         layout, model = _text_or_none(content["layout"]), _text_or_none(content["model"])
         return Manifest(path, layout, model, sizes, mtimes, hugging_face, files, cut)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(
-            f"{path}: isn't a manifest of ckptforge ({type(error).__name__}: {error}); remove it, or convert anew."
-        ) from error
+        raise FormatError(f"{path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); remove it, or convert again.") from error
 
 
 def _hugging_face(path: Path, side: dict[str, Any]) -> HuggingFaceSide:
@@ -305,7 +303,7 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
                 _log.info("manifest %s: of this checkpoint", candidate)
                 return manifest
             _log.info("manifest %s: of files of other sizes, not used", candidate)
-    _log.info("no manifest goes with %s", path)
+    _log.info("no manifest found for %s", path)
     return None
 
 

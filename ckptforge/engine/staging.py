@@ -280,7 +280,7 @@ def _empty(directory: Path) -> None:
     """Removes all but the lock. Raises `OutputError` where something is mounted in it, or it holds what a run moved away."""
     refuse_mounts(directory)
     if (directory / "old").is_dir() and (directory / "out").exists():
-        raise OutputError(f"{directory / 'old'}: is what a run was stopped in replacing; move it back, or away.")
+        raise OutputError(f"{directory / 'old'}: holds the old output of an interrupted run; restore it or move it elsewhere.")
     for path in (directory / name for name in names_of(directory) - {"lock"}):
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)

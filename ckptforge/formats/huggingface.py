@@ -102,14 +102,14 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             raise FormatError(f"{index_path}: tensor {shown(tensor)} should be in {name}, but no shard holds it.")
         if tensor not in held[name]:
             raise FormatError(
-                f"{index_path}: tensor {shown(tensor)} should be in {name} but lies in {where[tensor]}; get index and shards anew."
+                f"{index_path}: tensor {shown(tensor)} should be in {name} but lies in {where[tensor]}; get the index and the shards again."
             )
     unlisted = [f"{tensor} in {name}" for tensor, name in where.items() if tensor not in weight_map]
     if unlisted:
         tensors = counted(len(unlisted), "tensor of its shards", "aren't")
-        raise FormatError(f"{index_path}: {tensors} listed:\n{listing(unlisted)}\nGet index and shards anew.")
+        raise FormatError(f"{index_path}: {tensors} listed:\n{listing(unlisted)}\nGet the index and the shards again.")
     single = directory / SINGLE
-    note = f"the shards of {index_path.name} are read, and not {SINGLE} beside them, which transformers would read instead."
+    note = f"reading the shards of {index_path.name}, not {SINGLE} beside them, which transformers would load."
     return _noted(without_duplicates(files, weight_map, index_path), note if single.is_file() and SINGLE not in held else None)
 
 

@@ -6,13 +6,13 @@ import re
 from itertools import count, islice
 from pathlib import Path
 
-from ckptforge.errors import FormatError, InputNotFoundError, UsageError, listing, shown
+from ckptforge.errors import FormatError, InputNotFoundError, UsageError, counted, listing, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.small_files import entries_of, is_file_name, is_there
 from ckptforge.formats.small_json import read_object
-from ckptforge.formats.sniff import explained
+from ckptforge.formats.sniff import STRATEGY_FILE, explained, identify
 from ckptforge.formats.whereabouts import explain_directory
 from ckptforge.spelling import option
 
@@ -82,7 +82,7 @@ def refuse_step(step: int | None, path: Path, what: str) -> None:
     check_step(step)
     if step is not None:
         raise InputNotFoundError(
-            f"{path}: is {what}, where there is no step to choose: leave {option('step', step)} away, or name the directory that holds the "
+            f"{path}: is {what}, where there is no step to choose: omit {option('step', step)}, or name the directory that holds the "
             "checkpoints of several steps."
         )
 
@@ -107,6 +107,11 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
         return paths[0], None
     unnumbered = [path.name for path in paths if path not in steps]
     if unnumbered:
+        if (found := identify(paths[0])) is not None and found.what == STRATEGY_FILE:
+            raise FormatError(
+                f"{directory}: holds {counted(len(paths), 'file')}, of which {paths[0].name} is {found.what}: "
+                f"give the directory with {option('strategy_dir')}, and the checkpoint in its place."
+            )
         raise FormatError(
             f"{directory}: {len(paths)} checkpoints, and these names have no -<epoch>_<step> to choose by; "
             f"give the file itself:\n{listing(unnumbered)}"

@@ -133,7 +133,7 @@ def number(value: object, what: str) -> float:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is a directory of PEFT's."""
+    """Whether a path is a PEFT directory."""
     return os.path.isdir(path) and os.path.lexists(path / CONFIG)
 
 

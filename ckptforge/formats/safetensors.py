@@ -125,7 +125,7 @@ class _Header:
             if len(specs) > MAX_TENSORS:
                 raise FormatError(f"{self.path}: holds more than {MAX_TENSORS} tensors.")
         if self._peek():
-            raise self._not_json(f"something behind the object, at character {self.at}")
+            raise self._not_json(f"something after the object, at character {self.at}")
         return metadata, specs
 
     def _strings(self) -> dict[str, str]:
@@ -219,7 +219,7 @@ def _entry(path: Path, name: str, text: str, metadata: Mapping[str, str], data: 
         raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets.")
     begin, end = offsets
     if begin > end or end > size - data:
-        raise wrong(f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated or damaged, get the file anew.")
+        raise wrong(f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated or damaged, get the file again.")
     needed = bytes_needed(dtype, tuple(shape), path, name)
     if needed != end - begin:
         raise wrong(f"{dtype} {shape} needs {needed} bytes but its offsets hold {end - begin}.")

@@ -18,6 +18,7 @@ from ckptforge.errors import CkptforgeError, FormatError, ReadError, shown
 from ckptforge.formats.entry import FileIndex, open_file
 from ckptforge.spelling import option
 
+STRATEGY_FILE = "a MindSpore strategy file, not a checkpoint"
 _HEAD = 4096
 _TORCH = (
     "load it with torch.load(path, weights_only=True) and save the tensors with safetensors.torch.save_file, or save the model with "
@@ -128,7 +129,7 @@ def _magic(head: bytes) -> Found | None:
 
 def _strategy() -> Found:
     return Found(
-        "a strategy file of MindSpore, not a checkpoint",
+        STRATEGY_FILE,
         f"give it with {option('strategy_dir')}, and the checkpoint in its place",
     )
 
@@ -161,10 +162,10 @@ def _text(head: bytes) -> Found | None:
     if b'"weight_map"' in head:
         return Found("the index of a model in several files", "name the directory that holds the index and the files")
     if head.lstrip()[:1] in (b"{", b"["):
-        return Found("a JSON text", "name a file of tensors (.ckpt or .safetensors), or the directory that holds them")
+        return Found("a JSON file", "name a file of tensors (.ckpt or .safetensors), or the directory that holds them")
     first = text.strip().split("\n")[0]
     return Found(
-        f"a text, which begins with {shown(first[:80])}",
+        f"a text file starting with {shown(first[:80])}",
         "name a file of tensors (.ckpt or .safetensors); if this should be one, download it again",
     )
 

@@ -44,14 +44,14 @@ _RANK = re.compile(r"rank_[0-9]+")
 _PARTS = re.compile(r"(?:.+-)?(?:model|opt)-[0-9]{7}-([0-9]{7})\.safetensors")
 
 
-def explain_missing(path: Path) -> str:
-    """What a path that doesn't exist may mean: a sentence with a space before it, or nothing."""
+def explain_missing(path: Path, model: bool = True) -> str:
+    """What a path that doesn't exist may mean: a sentence with a space before it, or nothing. A `model` may be an id of the hub."""
     text = str(path)
     if address(path) is not None:
         hub = _HUB_URL.match(text)
         how = f": `hf download {hub[1]}/{hub[2]} --local-dir {hub[2]}`" if hub else ""
         return f" It is an address, and only files and directories are read: download it first{how}."
-    if _HUB_ID.fullmatch(text) and not path.parent.exists():
+    if model and _HUB_ID.fullmatch(text) and not path.parent.exists():
         return f" If it is the id of a model on the Hugging Face hub, download it first: `hf download {text} --local-dir {path.name}`."
     return ""
 

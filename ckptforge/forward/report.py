@@ -14,12 +14,12 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 220, 60, 14
 
 
 def summary(found: Verification) -> list[str]:
-    """Sentences behind the table, the verdict last."""
+    """Sentences after the table, the verdict last."""
     lines = []
     if found.end is not None:
         noise = f" (ten times the reference's own noise, {found.end.noise:.1e})" if found.end.noise is not None else ""
         lines.append(
-            f"logits end to end: relative L2 {found.end.relative_l2:.1e}, gate {found.end.gate:.1e}{noise}; "
+            f"logits end to end: relative L2 {found.end.relative_l2:.1e}, tolerance {found.end.gate:.1e}{noise}; "
             f"top-1 agreement {found.end.top1:.1%}, KL {found.end.kl:.1e}"
         )
     if found.generated:
@@ -31,14 +31,14 @@ def summary(found: Verification) -> list[str]:
     else:
         bad = [str(layer.layer) for layer in found.layers if not layer.passed]
         where = f"layers {', '.join(bad)}" if bad else "the logits"
-        lines.append(f"FAILED: {where} beyond the gate; {command('compare')} says what differs")
+        lines.append(f"FAILED: {where} beyond the tolerance; {command('compare')} says what differs")
     return lines
 
 
 def rows(found: Verification) -> list[list[str]]:
-    """The table of layers, titles first: the worst token's relative L2, the router's, the gate of both; tokens that would have chosen
+    """The table of layers, titles first: the worst token's relative L2, the router's, the tolerance of both; tokens that would have chosen
     other experts within the margin and beyond it; the least margin; tokens that reached each expert."""
-    made = [["layer", "worst", "router", "gate", "", "rerouted", "beyond", "margin", "tokens by expert"]]
+    made = [["layer", "worst", "router", "tolerance", "", "rerouted", "beyond", "margin", "tokens by expert"]]
     for layer in found.layers:
         counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
         verdict = "ok" if layer.passed else "FAILED"
@@ -76,7 +76,7 @@ def html_page(found: Verification) -> str:
 
 
 def _errors(layers: Sequence[LayerCheck]) -> str:
-    """Worst token of each layer on a logarithmic scale, with the gate as a line."""
+    """Worst token of each layer on a logarithmic scale, with the tolerance as a line."""
     low, high = -9.0, 1.0
 
     def y(value: float) -> float:

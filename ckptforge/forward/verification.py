@@ -42,8 +42,8 @@ Array = NDArray[Any]
 @dataclass(frozen=True)
 class LayerCheck:
     """One layer with the reference's input and experts: the worst token's relative L2, the router logits' (of the worst token,
-    against the largest), the gate of both, tokens that would have chosen other experts within and beyond the margin, the least router
-    margin, and how many tokens reached each expert."""
+    against the largest), the tolerance of both (`gate`), tokens that would have chosen other experts within and beyond the
+    margin, the least router margin, and how many tokens reached each expert."""
 
     layer: int
     worst: float
@@ -61,7 +61,8 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class EndCheck:
-    """Logits end to end: relative L2 against its gate, the reference's own noise where it was needed, and what isn't gated."""
+    """Logits end to end: relative L2 against its tolerance (`gate`), the reference's own noise where it was needed, and
+    figures without a tolerance."""
 
     relative_l2: float
     gate: float

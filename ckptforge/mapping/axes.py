@@ -226,7 +226,7 @@ def parse_pattern(text: str, owner: str) -> Pattern:
         raise ValueError(f"{text!r} has more than one 'as'")
     reshaped = _parse_axes(shaped[0]) if shaped else ()
     if shaped and Counter(chain(*axes)) != Counter(chain(*reshaped)):
-        raise ValueError(f"{text!r} doesn't have the same axes before and behind 'as'")
+        raise ValueError(f"{text!r} doesn't have the same axes before and after 'as'")
     concats = [item for axis in axes for item in axis if isinstance(item, Concat)]
     if len(concats) > 1:
         raise ValueError(f"{text!r} has {len(concats)} concatenations; a tensor can have one")

@@ -78,12 +78,12 @@ def _known_by(table: Table, hints: Hints) -> str:
     if hints.model is not None or hints.config.get("model_type") in table.model_types:
         return ""
     if not hints.config:
-        return f"there is no config.json: read as {table.name}, whose names the tensors have."
-    return f"{hints.config_source} has no model_type: read as {table.name}, by {_clue(table, hints)}."
+        return f"there is no config.json: treated as {table.name}, from the tensor names."
+    return f"{hints.config_source} has no model_type: treated as {table.name}, from {_clue(table, hints)}."
 
 
 def _clue(table: Table, hints: Hints) -> str:
-    return "its architectures" if _has_class(table, hints.config) else "the tensors' names"
+    return "its architectures" if _has_class(table, hints.config) else "the tensor names"
 
 
 def _renamed(
@@ -107,7 +107,7 @@ def _renamed(
             found.append((identified, renaming))
         elif flawed is None:
             said = renaming.said.replace(", which is", ", which would be")
-            flawed = LayoutError(f"{said}, but {renaming.flaw}. Save the model anew without what stands before its names.")
+            flawed = LayoutError(f"{said}, but {renaming.flaw}. Save the model again without that prefix.")
     whole = [one for one in found if not any(one[1].names.items() < other.names.items() for _, other in found)]
     if len(whole) > 1:
         listed = "\n".join(f"  {renaming.said}" for _, renaming in whole)
@@ -176,7 +176,7 @@ def _unknown(
     best, layout = known[closest[0].name]
     names = " and ".join(table.name for table in closest)
     tables = ", ".join(table.name for table in candidates)
-    seen = f"{hints.config_source} has model_type {shown(model_type)}, which none is for" if model_type else "no model_type is known"
+    seen = f"{hints.config_source} has model_type {shown(model_type)}, which no table supports" if model_type else "no model_type is known"
     if not hints.config:
         seen = "there is no config.json"
     if best == len(shapes):
@@ -196,7 +196,7 @@ def _unknown(
     near = f"; nearest is {names}, layout {layout.name}" if best else ""
     return (
         f"no mapping table fits this checkpoint: {seen}, and of {counted(len(shapes), 'tensor name')} at most {best} are known "
-        f"(tables: {tables}){near}.{begin} Its first tensors that aren't known:\n{listing(unknown, 5)}{expects}\n"
+        f"(tables: {tables}){near}.{begin} First unknown tensors:\n{listing(unknown, 5)}{expects}\n"
         f"Name a table with {option('model')}, give the model's config.json with {option('config')}, or your own table with "
         f"{option('mapping')}."
     )

@@ -102,7 +102,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         return found
 
     def mindspore_layout(self, name: str | None) -> tuple[Layout, tuple[str, ...]]:
-        """The layout of MindSpore's to write: the named one, or the first; and a sentence where nobody named it. Raises `UsageError`."""
+        """The MindSpore layout to write: the named one, or the first; and a sentence where nobody named it. Raises `UsageError`."""
         if name is not None:
             return self.layout(name), ()
         chosen = self.first_layout("mindspore")
@@ -286,7 +286,7 @@ def _layout(name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], sour
         for tensor, pattern in rows.items():
             if id(pattern) in replaced and tensor not in own:
                 raise TableError(
-                    f"{source}: [layout.{ancestor}] stores {replaced[id(pattern)]!r} anew but not {tensor!r}, which the inherited row "
+                    f"{source}: [layout.{ancestor}] redefines {replaced[id(pattern)]!r} but not {tensor!r}, which the inherited row "
                     f"{pattern.template!r} holds with it."
                 )
         rows.update({tensor: pattern for tensor, (_, pattern) in own.items()})
@@ -314,7 +314,7 @@ def _layout(name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], sour
                 )
     told = raw.layout[name].get("told", "by names and shapes")
     if told not in ("by names and shapes", "by name only"):
-        raise TableError(f"{source}: [layout.{name}]: told must be 'by name only', or left away, found {told!r}.")
+        raise TableError(f"{source}: [layout.{name}]: told must be 'by name only', or omitted, found {told!r}.")
     sharding, copies = _sharding(name, raw, tensors, tuple(ordered), source), _copies(name, raw, ordered, source)
     return Layout(name, family, tuple(ordered), sharding, copies, told == "by name only")
 
@@ -344,7 +344,7 @@ def _sharding(
     """The [shard] rows of a layout and of those that it extends, up to one whose network is said to spread it in another way."""
     said = raw.layout[name].get("sharding")
     if said not in (None, "not known") or (said and name in raw.shard):
-        raise TableError(f"{source}: [layout.{name}]: sharding must be 'not known', without [shard.{name}], or left away, found {said!r}.")
+        raise TableError(f"{source}: [layout.{name}]: sharding must be 'not known', without [shard.{name}], or omitted, found {said!r}.")
     chain = _lineage(name, raw, source)
     unknown = [i for i, ancestor in enumerate(chain) if "sharding" in raw.layout[ancestor]]
     lineage = [ancestor for ancestor in chain[unknown[-1] + 1 if unknown else 0 :] if ancestor in raw.shard]

@@ -13,7 +13,7 @@ from ckptforge.quantisation import companions
 
 class Kind(msgspec.Struct, frozen=True):
     """A kind of tensor. `what` says in words what such a tensor is, `advice` what to do; those that aren't `droppable` are refused even
-    under `--allow-unmapped`, as the model without them would be another one."""
+    under `--allow-unmapped`, as without them it would not be the same model."""
 
     name: str
     what: str
@@ -24,7 +24,7 @@ class Kind(msgspec.Struct, frozen=True):
 HEAD = Kind(
     "head",
     "the head of a model that isn't a language model (a reward, value, classification or question-answering model)",
-    "Only causal language models, with lm_head or tied embeddings, are converted; without this head the model would be another one.",
+    "Only causal language models, with lm_head or tied embeddings, are converted; without this head it would not be the same model.",
 )
 _QUANTISED = Kind(
     "quantised",

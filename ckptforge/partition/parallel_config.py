@@ -20,7 +20,7 @@ from ckptforge.partition.device_layout import MAX_DEVICES, MAX_STAGES
 _MAX_BYTES = 256 * 1024  # MindFormers' files have under 20 kB
 _MAX_NODES = 5_000  # keys and values, those that aliases stand for counted each time
 
-# Key of ours → its sections and spellings. Sections are those of MindFormers' files; in a small file they may be left away.
+# Key of ours → its sections and spellings. Sections are those of MindFormers' files; a small file may omit them.
 _KEYS: dict[str, tuple[str, ...]] = {
     "data_parallel": ("parallel_config.data_parallel", "parallel_config.dp", "dp"),
     "model_parallel": ("parallel_config.model_parallel", "parallel_config.mp", "mp"),

@@ -50,7 +50,7 @@ def join_ranks(directory: Path, ranks: tuple[list[FileIndex], list[str]], strate
     notes += _once([note for file in files for note in file.notes], len(files))
     kind = f"{files[0].format} in ranks"
     held = f"{counted(len(tensors), 'tensor')} in {counted(len(files), 'rank')}, {counted(len(strategy.stages), 'stage')}"
-    _log.info("opened %s: %s, %s, by strategy %s", directory, kind, held, strategy.path)
+    _log.info("opened %s: %s, %s, sharding from %s", directory, kind, held, strategy.path)
     return Checkpoint(directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards)
 
 

@@ -77,7 +77,7 @@ def read_strategy(path: Path) -> Strategy:
     elif os.path.exists(path):
         paths = [path]
     else:
-        raise InputNotFoundError(f"{path}: no such strategy file or directory.{explain_missing(path)}")
+        raise InputNotFoundError(f"{path}: no such strategy file or directory; check the path.{explain_missing(path, model=False)}")
     stages: dict[int, Stage] = {}
     origin: dict[int, Path] = {}
     seen: set[bytes] = set()
@@ -152,7 +152,7 @@ def _read_protobuf(file: Message) -> tuple[int, Stage]:
 
 def _message(outer: Message, value: int | Message) -> Message:
     if isinstance(value, int):
-        raise outer.error("a message that holds a number in the place of a record")
+        raise outer.error("a message that holds a number instead of a record")
     return value
 
 

@@ -233,7 +233,7 @@ def refuse_scaled(checkpoint: Checkpoint) -> None:
         if entry.dtype.itemsize == 1 and entry.dtype.floating and (scale := scale_of(name, names)) is not None:
             raise QuantisedError(
                 f"{_described(entry)} with scales beside it, {shown(scale)}: a cast would take codes for weights. "
-                f"Leave {option('dtype')} away, and cast where the model is converted, which undoes the scales."
+                f"Omit {option('dtype')}, and cast where the model is converted, which undoes the scales."
             )
 
 
