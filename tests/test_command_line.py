@@ -150,8 +150,26 @@ def test_nothing_is_logged_unasked_and_libraries_see_the_logger(tmp_path, caplog
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.parametrize("words", [("to-ms", "a", "b", "--over"), ("demo", "--model"), ("inspect", "a", "--x")])
+def test_options_are_alike_by_their_words_and_not_by_their_dashes(capsys, monkeypatch, words):
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert (code, out) == (2, "") and err.rstrip().endswith(f"No such option '{words[-1]}'.")
+
+
+def test_after_cast_is_spelled_with_dashes_and_has_no_keep(capsys, monkeypatch):
+    _, _, err = run(capsys, monkeypatch, "compare", HUB, "--after-cast", "fp16")
+    assert "--after-cast needs a second checkpoint" in err
+    code, _, err = run(capsys, monkeypatch, "compare", HUB, HUB, "--after-cast", "fp61")
+    assert code == 2 and "--after-cast 'fp61' is unknown: use bf16, fp16, fp32, fp64." in err
+
+
+def test_inspect_says_once_that_a_file_is_one_shard(capsys, monkeypatch):
+    _, out, _ = run(capsys, monkeypatch, "inspect", HUB / "model-00001-of-00002.safetensors")
+    assert out.count("is one shard of 2") == 1
+
+
 @pytest.mark.parametrize("command", ["to-ms", "convert", "merge", "inspect", "compare", "verify", "clean", "strategy"])
-def test_quiet_and_verbose_exclude_one_another(capsys, monkeypatch, command):
+def test_quiet_and_verbose_can_not_be_used_together(capsys, monkeypatch, command):
     for words in (["--quiet", "--verbose"], ["--verbose", "--quiet"]):
         code, out, err = run(capsys, monkeypatch, command, *words)
         assert (code, out) == (2, "") and "--quiet and --verbose can't be used together" in err

@@ -120,6 +120,17 @@ def test_checkpoints_are_no_files_of_another_kind(tmp_path):
         open_checkpoint(tmp_path / "x.ckpt")
 
 
+def test_a_directory_of_strategy_files_is_said_to_be_one():
+    directory = MINDSPORE / "strategies" / "pp2mp2"
+    with pytest.raises(FormatError, match="holds 2 files, of which rank_0.ckpt is a MindSpore strategy file.*strategy_dir"):
+        ckptforge.inspect(directory)
+
+
+def test_a_strategy_that_is_not_there_is_no_model_of_the_hub(tmp_path):
+    with pytest.raises(InputNotFoundError, match="no such strategy file or directory; check the path.$"):
+        ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "out", strategy_dir="outputt/strategy")
+
+
 def test_one_shard_is_said_to_be_one(tmp_path):
     path = HUB / "model-00001-of-00002.safetensors"
     with pytest.raises(CkptforgeError, match=f"is one shard of 2 of a model; name the directory, {HUB}"):

@@ -239,7 +239,11 @@ def test_a_changed_checkpoint_does_not_get_the_manifest_of_another(tmp_path):
 
 def test_a_broken_manifest_is_an_error(tmp_path):
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
-    for content, message in (("{", "isn't valid JSON"), ("{}", "isn't a ckptforge manifest"), ('{"outputs": [{}]}', "isn't a ckptforge manifest")):
+    for content, message in (
+        ("{", "isn't valid JSON"),
+        ("{}", "isn't a ckptforge manifest"),
+        ('{"outputs": [{}]}', "isn't a ckptforge manifest"),
+    ):
         (tmp_path / "x.ckpt.manifest.json").write_text(content)
         with pytest.raises(FormatError, match=message):
             ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf")
