@@ -117,7 +117,7 @@ _SHORT.maxlong = 60
 
 
 class LeftError(OutputError):
-    """An earlier run left an unfinished output, which is neither resumed nor thrown away unasked."""
+    """An earlier run left an unfinished output, which is neither resumed nor discarded unasked."""
 
 
 _SINGULAR = {"are": "is", "aren't": "isn't", "have": "has", "were": "was", "weren't": "wasn't", "don't": "doesn't"}

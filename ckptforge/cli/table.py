@@ -2,7 +2,7 @@
 
 A table that is wider than the terminal is brought into its width in this order:
 
-1. text in the last column goes on in further lines of its column;
+1. text in the last column wraps within its column;
 2. a first cell that is too long for its column stands on a line of its own, with the rest of its row beneath;
 3. each row becomes a block: its first cell, and beneath it `title: value`, as many on a line as fit.
 
@@ -56,7 +56,7 @@ def table(rows: Sequence[Row], right: Sequence[int] = (), width: int | None = No
 
 
 def facts(rows: Sequence[tuple[str, str]], width: int | None = None) -> str:
-    """Names and what they are, one below the other; what is too long goes on in further lines, indented."""
+    """Names and what they are, one below the other; what is too long wraps, indented."""
     rows = [(name, printable(value)) for name, value in rows]
     limit = width_of_output() if width is None else width
     start = max(len(name) for name, _ in rows) + _GAP
@@ -90,7 +90,7 @@ def _line(row: Row, widths: Sequence[int], right: Sequence[int]) -> str:
 
 
 def _wrapped(row: Row, widths: Sequence[int], right: Sequence[int]) -> list[str]:
-    """A row whose last cell goes on in further lines."""
+    """A row whose last cell wraps."""
     first, *more = _lines_of_words(row[-1].split(" "), widths[-1])
     start = " " * (_sum(widths[:-1]) + _GAP)
     return [_line([*row[:-1], first], widths, right), *(start + line for line in more)]
