@@ -639,7 +639,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
         ckptforge.to_ms(tmp_path / "lora", tmp_path / "x.ckpt", merge_lora=tmp_path / "lora")
     with pytest.raises(UsageError, match="applies only to an adapter"):
         ckptforge.to_ms(models["llama"], tmp_path / "x.ckpt", lora_alpha=3)
-    with pytest.raises(UsageError, match="use `ckptforge to-ms`"):
+    with pytest.raises(UsageError, match="use `ckptforge.to_ms`"):
         ckptforge.to_torch(tmp_path / "lora", tmp_path / "x")
     with pytest.raises(ConfigError, match="config"):
         ckptforge.to_ms(tmp_path / "lora", tmp_path / "x.ckpt", layout="mcore")

@@ -243,11 +243,11 @@ def older(ranks):
         (swapped, "rank_0/checkpoint_1.ckpt isn't among the 4 files that its manifest names"),
         (trained_on, "rank_0/job-1_20.ckpt isn't among the 4 files"),
         (half, "which its manifest names, isn't among the 2 files there"),
-        (without, "there is no manifest of ckptforge's"),
+        (without, "there is no ckptforge manifest"),
         (older, "its manifest doesn't say how they are cut"),
     ],
 )
-def test_a_manifest_is_only_believed_of_what_was_written(tmp_path, change, reason):
+def test_a_manifest_is_only_trusted_for_what_was_written(tmp_path, change, reason):
     ranks = tmp_path / "ranks"
     ckptforge.to_ms(HUB, ranks, parallel_config=configuration(tmp_path / "c.json", dp=2, mp=2))
     ckptforge.merge(ranks, tmp_path / "before.ckpt")
