@@ -161,7 +161,7 @@ class Transfer(msgspec.Struct, frozen=True):
 def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:
     """Boxes of a grid whose flat elements (from offset 0) lie in [lo, hi): at most 2·rank - 1 of them, disjoint.
 
-    Strides must be sorted downwards and nested: each at least the span of the axes behind it, as in any row-major
+    Strides must be sorted downwards and nested: each at least the span of the axes after it, as in any row-major
     tensor and in its slices. A range of a factored axis, such as a shard of `(g r d)`, becomes boxes on its factors.
     """
     if any(n == 0 for n in shape):
@@ -242,7 +242,7 @@ def _along(transfer: Transfer, group: Sequence[int], length: int, unit: int, sta
 
 def _run_by_run(transfer: Transfer, shape: Sequence[int], box: Box) -> Iterator[Transfer]:
     full, local = row_major_strides(shape), row_major_strides(box_shape(box))
-    inner = len(shape)  # the axes from here on are whole, so that the box's elements lie behind one another
+    inner = len(shape)  # the axes from here on are whole, so that the box's elements lie one after another
     while inner and box[inner - 1] == (0, shape[inner - 1]):
         inner -= 1
     inner = max(inner - 1, 0)

@@ -35,7 +35,7 @@ class Left:
 
 @dataclass(frozen=True, repr=False)
 class Cleaned:
-    """What `clean` found and, but for a dry run and what is busy, removed."""
+    """What `clean` found and, except for a dry run and what is busy, removed."""
 
     directory: str
     left: list[Left]

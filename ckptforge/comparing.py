@@ -138,7 +138,9 @@ def compare(
             compared.
         weights_only: ignore optimizer state and counters.
 
-    Raises the errors of opening, of the tables and of binding; a difference is no error.
+    Raises `InputNotFoundError` and `FormatError` for what can't be read, `TableError`, `ModelUnknownError`, `LayoutError`,
+    `ConfigError` and `MissingTensorsError` where a model or layout that you named doesn't fit, and `UsageError` for options
+    that can't be. A difference is no error.
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
     shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config)}

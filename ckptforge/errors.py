@@ -87,7 +87,7 @@ class OutputError(CkptforgeError):
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """`error.add_note`, which Python 3.10 hasn't: there the notes are kept, but its tracebacks don't show them."""
+    """`error.add_note`, which Python 3.10 lacks: there the notes are kept, but its tracebacks don't show them."""
     setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010
 
 

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """What `inspect` found. `layout` is None where it can't be told, and `layout_reason` says why.
+    """What `inspect` found. `layout` is None where it can't be detected, and `layout_reason` says why.
 
     `dtypes` is name → {tensors, bytes}; `files` are {file, bytes, tensors}; `ranks` those of rank directories, of which
     `tensors` and what follows from them describe the first; with a strategy they are the full tensors, and `parts` says for
@@ -171,7 +171,7 @@ def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[d
 
 
 def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
-    """A row for each kind of tensor (names alike but for numbers, the same cut): full shape, and each rank's box of it."""
+    """A row for each kind of tensor (names alike except for numbers, the same cut): full shape, and each rank's box of it."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, entry in checkpoint.tensors.items():
         stage = strategy.first_stage(name)

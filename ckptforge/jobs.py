@@ -120,7 +120,7 @@ def _held(plan: Plan) -> int:
 
 
 def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Finished]:
-    """The tensors that an earlier run finished and that are on the disk as it wrote them: their hashes are made anew."""
+    """The tensors that an earlier run finished and that are on the disk as it wrote them: their hashes are made again."""
     if staging.journal is None or not staging.journal.tensors:
         return {}
     finished = {entry: staging.journal.tensors[key] for entry in plan.targets if (key := plan.key(entry)) in staging.journal.tensors}

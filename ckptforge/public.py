@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Unpack:
-    """Stands for typing.Unpack, which Python 3.10 hasn't: `Unpack[Options]` is `Options` here."""
+    """Stands for typing.Unpack, which Python 3.10 lacks: `Unpack[Options]` is `Options` here."""
 
     def __class_getitem__(cls, item: Any) -> Any:
         return item

@@ -1,6 +1,6 @@
 """How messages spell options and commands: as keywords for a Python caller, with dashes for a user of the command line.
 
-A message is spelled when it is made, by what is running, so that nothing has to be told apart from paths and names afterwards.
+A message is spelled when it is made, by what is running, so that nothing has to be distinguished from paths and names afterwards.
 """
 
 from __future__ import annotations

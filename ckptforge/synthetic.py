@@ -35,7 +35,7 @@ def write_model(
     """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table and a config.
 
     A directory that exists is an error of the system's. Streams, so that the model can be larger than the memory. `sparse` leaves
-    holes in the place of the numbers, so that it can be larger than the disk.
+    holes instead of the numbers, so that it can be larger than the disk.
     """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -132,14 +132,14 @@ def check_table(path: str | Path, config: str | Path | None = None) -> Checked:
 
 
 def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
-    """Stored tensors and parameters of a model in a layout. Raises `ConfigError` where the config doesn't tell a length."""
+    """Stored tensors and parameters of a model in a layout. Raises `ConfigError` where the config doesn't give a length."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)
     lengths = sizes.lengths | {
         axis: expression.evaluate(config, where) or 0 for axis, expression in table.axes.items() if expression.may_be_none
     }
     if unknown := [axis for axis in table.axes if axis not in lengths]:
-        raise UsageError(f"{where}: doesn't tell the length of axis {unknown[0]} ({table.axes[unknown[0]].text}).")
+        raise UsageError(f"{where}: doesn't give the length of axis {unknown[0]} ({table.axes[unknown[0]].text}).")
     tensors = parameters = 0
     for pattern in layout.patterns:
         if any(table.optional[tensor].holds(config) for tensor in pattern.tensors if tensor in table.optional):

@@ -283,7 +283,7 @@ def test_without_config_json_the_only_table_that_fits_is_taken(tmp_path):
         path = put(tmp_path / name, tensors, None)
         found = ckptforge.inspect(path)
         if "num_nextn_predict_layers" in config:  # only config.json tells the last layers from MTP's
-            assert "There is no config.json, which tells how many there are of each: give it with" in found.layout_reason
+            assert "There is no config.json, which says how many there are of each: give it with" in found.layout_reason
         else:
             assert found.model == name and any("there is no config.json" in note for note in found.notes), name
         first = next(layout.name for layout in table.layouts.values() if layout.family == "mindspore")

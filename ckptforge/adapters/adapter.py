@@ -132,7 +132,7 @@ def read_adapter(
     have; of several that fit, the one that a manifest recorded is taken, else `like`.
 
     Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for factors that the table doesn't
-    know, `FormatError` for ones that don't fit each other, `UsageError` where nothing tells the scale.
+    know, `FormatError` for ones that don't fit each other, `UsageError` where the scale isn't recorded.
     """
     path = checkpoint.path
     is_peft = checkpoint.format == "peft adapter"
@@ -163,7 +163,9 @@ def read_adapter(
 def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tuple[str, ...]]:
     """(what is known, with the lora_alpha that a user gives, which overrides that of adapter_config.json, a note with both)."""
     if kept.config is None and alpha is None:
-        raise UsageError(f"{path}: nothing there tells the adapter's lora_alpha; give that of its training with {option('lora_alpha')}.")
+        raise UsageError(
+            f"{path}: the adapter's lora_alpha isn't recorded there; give the one it was trained with, with {option('lora_alpha')}."
+        )
     if kept.config is None or alpha is None or kept.config.content.get("lora_alpha", peft.DEFAULT) == alpha:
         return kept, ()
     config = kept.config.with_alpha(alpha)

@@ -37,7 +37,7 @@ class Converted(msgspec.Struct, frozen=True):
 def convert_adapter(adapter: Adapter, target: Layout, sizes: AxisSizes, dtype: DType | None) -> Converted:
     """The factors of every weight of `target`.
 
-    Where weights that have adapters of their own are one there, that gets A's behind one another and B's on the diagonal: the same
+    Where weights that have adapters of their own are one there, that gets the A's concatenated and the B's on the diagonal: the same
     product, of a rank that is the sum. MindFormers has one rank and one alpha for all weights: smaller adapters get rows and columns
     of zeros. Raises `PlanError` where scales differ, and `LayoutError` for weights that can't have an adapter in `target`.
     """

@@ -166,7 +166,7 @@ def _directory(adapter: Adapter, converted: Converted, output: Path) -> tuple[tu
     if side is not None and config is not None and adapter.layout.family == "huggingface":
         small[peft.CONFIG] = side.files[peft.CONFIG]
     elif converted.rank is None or converted.scale is None:
-        raise PlanError(f"{adapter.path}: its modules have different ranks or scales; nothing tells PEFT which module has which.")
+        raise PlanError(f"{adapter.path}: its modules have different ranks or scales; PEFT has no record of which module has which.")
     elif side is not None and config is not None and _holds(config, converted.rank, converted.scale, converted.modules):
         small[peft.CONFIG] = side.files[peft.CONFIG]
     else:

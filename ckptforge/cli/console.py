@@ -52,7 +52,7 @@ def print_error(text: str) -> None:
 
 
 def red(text: str) -> str:
-    """`text` in red; `click.echo` takes that away again where there are no colours."""
+    """`text` in red; `click.echo` removes that again where there are no colours."""
     return click.style(text, fg="red")
 
 

@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]
 @contextmanager
 def shown(quiet: bool, word: str) -> Iterator[Progress | None]:
     """A `progress(done, total)` function, in bytes, that writes to stderr: a bar on a terminal, else lines. None where nothing
-    is to be said. `word` is what goes on: "copying", "comparing"."""
+    is to be said. `word` is what is being done: "copying", "comparing"."""
     if quiet:
         yield None
     elif sys.stderr.isatty():

@@ -42,7 +42,7 @@ class Difference:
 
     @property
     def relative_l2(self) -> float | None:
-        """‖a - b‖₂ / ‖a‖₂; None where a is all zeros or numbers can't be told."""
+        """‖a - b‖₂ / ‖a‖₂; None where a is all zeros or the numbers aren't known."""
         return math.sqrt(self.square / self.reference) if self.reference > 0 else None
 
     def add(self, other: Difference) -> None:

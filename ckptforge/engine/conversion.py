@@ -51,7 +51,7 @@ class Conversion:
     uncast: list[TensorSpec] = field(default_factory=list)
 
     def keep(self, entry: TensorEntry, dtype: DType | None = None) -> None:
-        """Adds a source tensor as it is, but for a cast."""
+        """Adds a source tensor as it is, except for a cast."""
         self.specs.append(TensorSpec(entry.name, dtype or entry.value_dtype, entry.shape))
         strides = row_major_strides(entry.shape)
         self.copies[entry.name] = [(entry, Transfer(entry.shape, 0, strides, 0, strides).ordered())] if entry.elements else []
@@ -170,7 +170,7 @@ def _parts(used: Sequence[TensorEntry], shards: Shards) -> Iterator[TensorEntry]
 
 
 def identity(sources: Sources, names: Sequence[str], dtype: DType | None, kept: frozenset[str]) -> Conversion:
-    """These tensors as they are, but for a cast to `dtype`, unless that is None, of the floating-point weights that
+    """These tensors as they are, except for a cast to `dtype`, unless that is None, of the floating-point weights that
     aren't `kept`."""
     conversion = Conversion([], {}, {}, [])
     for name in names:
@@ -190,7 +190,7 @@ def convert(
     prefix: str = "",
     copied: Callable[[str], bool] = lambda _: True,
 ) -> Conversion:
-    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None, but for those
+    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None, except those
     that keep theirs by the table.
 
     Of the copies that `target` has of some tensors, those are made that are `copied`. With a `prefix`, the same for the tensors

@@ -1,4 +1,4 @@
-"""The journal of a run: which tensors are finished, with their hashes, so that another run can go on from there.
+"""The journal of a run: which tensors are finished, with their hashes, so that another run can continue from there.
 
 Each line is the XXH3 (64 bits, hexadecimal) of a JSON object, a space, and the object: first what the run is made from (`begin`), then
 one for each finished tensor and each hashed block of a source, at last one when everything is written and is being put in place. A
@@ -104,7 +104,7 @@ def begin(path: Path, plan: Plan, command: str | None) -> Journal:
 
 
 def reopen(path: Path) -> Journal | None:
-    """The journal that a run left, cut behind its last whole line; None where there is none or it never got a line."""
+    """The journal that a run left, cut after its last whole line; None where there is none or it never got a line."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def head_of(plan: Plan, command: str | None) -> dict[str, Any]:
 
 
 def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
-    """Why a run that is made from `head` can't go on where another stopped; None if it can."""
+    """Why a run that is made from `head` can't continue where another stopped; None if it can."""
     before = journal.head
     if before.get("ckptforge") != head["ckptforge"]:
         return f"it was begun by ckptforge {str(before.get('ckptforge'))[:100]}, this is {head['ckptforge']}"

@@ -65,7 +65,7 @@ def unlock(fd: int, directory: Path) -> None:
 
 
 def names_of(directory: Path) -> set[str]:
-    """What lies in a staging directory, but for what NFS keeps there of removed files that are open. Raises `OSError`."""
+    """What lies in a staging directory, except what NFS keeps there of removed files that are open. Raises `OSError`."""
     return {name for name in os.listdir(directory) if not name.startswith(".nfs")}
 
 

@@ -66,7 +66,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every file that will appear, but for the manifest."""
+        """Every file that will appear, except the manifest."""
         base = self.output if self.is_directory else self.output.parent
         return (*(file.path for file in self.files), *(base / name for name in self.small_files))
 

@@ -115,7 +115,7 @@ class Schedule:
         return next(self._blocks)
 
     def finished(self, task: object, worker: Outcome) -> None:
-        """To be told of each task that has been done, and by whom."""
+        """To be notified of each task that has been done, and by whom."""
         if isinstance(task, Block) and task.entry in self._unfinished:
             self._hashed_block(task, worker.digest)
         elif isinstance(task, Block):

@@ -182,7 +182,7 @@ def _worth_keeping(staging: Staging, error: BaseException) -> bool:
 
 
 def _take_over(staging: Staging, plan: Plan, request: Request) -> None:
-    """Gets the journal to go on with, or a new one; what an earlier run left and isn't gone on with is removed.
+    """Gets the journal to continue with, or a new one; what an earlier run left and isn't continued is removed.
 
     A run that stopped while its output was put in place is gone on with as any other: what it made is checked again.
     """
@@ -270,7 +270,7 @@ def finish_placing(plan: Plan, command: str | None) -> bool:
 
 
 def empty_staging(directory: Path) -> None:
-    """Empties a staging directory, what is locked by last, so that a run that is killed here leaves one that can be told; `unlock`
+    """Empties a staging directory, what is locked by last, so that a run that is killed here leaves one that can be recognised; `unlock`
     removes it."""
     _empty(directory)
     (directory / "lock").unlink(missing_ok=True)

@@ -240,7 +240,7 @@ def run(
     journal: Journal | None = None,
     kept: Kept | None = None,
 ) -> Done:
-    """Writes all tensors of a plan into the open descriptors `targets`, but for those `kept`, which are there already.
+    """Writes all tensors of a plan into the open descriptors `targets`, except those `kept`, which are there already.
 
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error of any worker stops
     all and is raised.
@@ -273,7 +273,7 @@ def run_workers(
     finished: Callable[[object, W], None] | None = None,
     done: int = 0,
 ) -> Sequence[W]:
-    """Each worker takes tasks until there are none; `finished` is told of each that has been done, and by whom, and may add to
+    """Each worker takes tasks until there are none; `finished` is notified of each that has been done, and by whom, and may add to
     the queue; `done` counts as progress made before. The first error of any sets `stop`, which ends all, and is raised."""
     lock = threading.Lock()
 

@@ -53,7 +53,7 @@ class Tile(msgspec.Struct, frozen=True):
 
 
 class Spans(msgspec.Struct, frozen=True):
-    """How the source of a transfer is read: spans of `length` elements, put behind one another into a buffer.
+    """How the source of a transfer is read: spans of `length` elements, put one after another into a buffer.
 
     `outer` are the (size, stride) of the axes that start a span each; in the buffer the transfer's axes have `strides`.
     """

@@ -259,7 +259,7 @@ def read_range(entry: TensorEntry, start: int, into: memoryview, fd: int | None 
 
 
 def read_spans(entry: TensorEntry, starts: Iterable[int], length: int, into: memoryview, fd: int) -> None:
-    """Fills `into` with spans of `length` bytes of a tensor, one behind the other, from each of its bytes `starts`."""
+    """Fills `into` with spans of `length` bytes of a tensor, one after the other, from each of its bytes `starts`."""
     at = 0
     base = entry.extents[0].offset if len(entry.extents) == 1 else None
     for start in starts:

@@ -67,7 +67,7 @@ class _Cursor:
         return self._window[offset - self._start : offset - self._start + length]
 
     def varint(self, offset: int, end: int) -> tuple[int, int]:
-        """(value, offset behind it); at most 10 bytes, inside `end`."""
+        """(value, offset after it); at most 10 bytes, inside `end`."""
         if offset < end and 0 <= offset - self._start < len(self._window) and (byte := self._window[offset - self._start]) < 0x80:
             return byte, offset + 1  # most are of one byte
         raw = self.bytes(offset, min(10, end - offset))

@@ -108,7 +108,7 @@ class _Name:
         self._having: dict[re.Pattern[str], int] = {}
 
     def having(self, one: re.Pattern[str]) -> int:
-        """The places behind which stands a character that `one` matches."""
+        """The places after which stands a character that `one` matches."""
         if one not in self._having:
             self._having[one] = sum(1 << i for i, character in enumerate(self.text) if one.fullmatch(character))
         return self._having[one]

@@ -72,7 +72,7 @@ class Message(msgspec.Struct, frozen=True):
                 raise self.error(f"protobuf wire type {key & 7}, which doesn't occur in such files", begin)
 
     def error(self, found: str, at: int = 0) -> FormatError:
-        """What is wrong `at` bytes behind the message's begin."""
+        """What is wrong `at` bytes after the message's start."""
         return FormatError(f"{self.path}: at byte {self.start + at} stands {found}; damaged, or another kind of file.")
 
     def _varint(self, at: int) -> tuple[int, int]:

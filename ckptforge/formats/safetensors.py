@@ -139,7 +139,7 @@ class _Header:
         return found
 
     def _members(self, what: str) -> Iterator[str]:
-        """The keys of an object; the caller moves behind each value."""
+        """The keys of an object; the caller moves past each value."""
         self._take("{")
         seen: set[str] = set()
         while self._peek() != "}" or seen:
@@ -159,7 +159,7 @@ class _Header:
         self._take("}")
 
     def _peek(self) -> str:
-        """The next character behind spaces; none at the end."""
+        """The next character after spaces; none at the end."""
         found = self.text[self.at : self.at + 1]
         if found in _SPACES and (space := _SPACE.match(self.text, self.at)):
             self.at = space.end()

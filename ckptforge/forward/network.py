@@ -61,7 +61,7 @@ def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Netwo
 
 
 def rotary(network: Network, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of the rotary embedding, (length, head_dim), the frequencies twice behind one another, in float32."""
+    """cos and sin of the rotary embedding, (length, head_dim), the frequencies repeated twice, in float32."""
     d = network.head_dim
     frequencies = (1.0 / (np.float32(network.theta) ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d)))).astype(np.float32)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]

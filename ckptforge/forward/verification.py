@@ -331,7 +331,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _generate(side: TorchForward | MindSporeForward, network: Network, prompt: Array, count: int) -> list[int]:
-    """Greedy continuation, computed anew for each token."""
+    """Greedy continuation, computed again for each token."""
     ids = prompt
     for _ in range(count):
         hidden = side.embed(ids[:, -network.positions :])

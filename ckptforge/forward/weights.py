@@ -59,7 +59,7 @@ class Weights:
         return np.asarray(self.read(tensor, **index), np.float32)
 
     def stacked(self, tensors: tuple[str, ...], **index: int) -> NDArray[np.float32]:
-        """Matrices behind one another along their rows, in float32; beside the result, one at a time is in memory."""
+        """Matrices one after another along their rows, in float32; beside the result, one at a time is in memory."""
         shapes = [self._specs[self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)].shape for tensor in tensors]
         made = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
         row = 0

@@ -43,7 +43,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Concat(msgspec.Struct, frozen=True):
-    """Parts of several logical tensors behind one another in one axis."""
+    """Parts of several logical tensors one after another in one axis."""
 
     parts: tuple[Part, ...]
 
@@ -108,7 +108,7 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         return _PLACEHOLDER.sub(lambda match: str(index[match[1]] + (lengths[match[2]] if match[2] else 0)), self.template)
 
     def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
-        """The runs of factors of one logical tensor that lie directly behind one another in one axis."""
+        """The runs of factors of one logical tensor that lie directly one after another in one axis."""
         for axis in self.axes:
             run: list[str] = []
             for item in axis:

@@ -54,7 +54,7 @@ Names = dict[Pattern, dict[tuple[int, ...], str]]
 def recognise_names(layout: Layout, names: Mapping[str, Any], lengths: Mapping[str, int] | None = None) -> tuple[Names, list[str]]:
     """(pattern → numbers in the name → tensor name, the names that no pattern of the layout has).
 
-    Where several patterns are alike but for what is added to an index, the known `lengths` of axes tell them apart.
+    Where several patterns are alike except for what is added to an index, the known `lengths` of axes distinguish them.
     """
     by_skeleton: dict[str, list[Pattern]] = {}
     for pattern in (*layout.patterns, *layout.copies):
@@ -245,7 +245,7 @@ def _missing_text(
     text = f"layout {layout.name} needs {needed} there:\n{listing(names, total=count)}\n"
     tensors = [tensor for pattern in missing for tensor in pattern.tensors]
     if not set(tensors) <= set(table.optional):
-        known = "" if config else f" There is no config.json, which tells how many there are of each: give it with {option('config')}."
+        known = "" if config else f" There is no config.json, which says how many there are of each: give it with {option('config')}."
         return f"{text}Add the files that hold them.{known}"
     if heads := of_kind(unknown, HEAD):
         return f"{text}There is {shown(heads[0])} instead, {HEAD.what}. {HEAD.advice}"

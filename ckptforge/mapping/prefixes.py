@@ -32,7 +32,7 @@ class Renaming(msgspec.Struct, frozen=True):
     flaw: str = ""
 
     def of_state(self, names: Iterable[str]) -> dict[str, str]:
-        """The same for optimizer state, whose names hold their weight's behind a prefix."""
+        """The same for optimizer state, whose names hold their weight's after a prefix."""
         found = {}
         for name in names:
             prefix = next((prefix for prefix in COMPANION_PREFIXES if name.startswith(prefix)), "")

@@ -1,4 +1,4 @@
-"""Which model and which layout a checkpoint is, told by config.json, by the tensors' names and, at last, by their shapes."""
+"""Which model and which layout a checkpoint is, detected from config.json, from the tensors' names and, last, from their shapes."""
 
 from __future__ import annotations
 

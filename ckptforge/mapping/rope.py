@@ -103,7 +103,7 @@ def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, 
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two rotations are the same but for the rounding of float64."""
+    """Whether two rotations are the same except for the rounding of float64."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, float) and isinstance(other, float):

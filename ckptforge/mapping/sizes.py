@@ -112,7 +112,7 @@ class AxisSizes:
             keys = "; ".join(f"{axis} = {table.axes[axis].text}" for axis in unknown)
             raise ConfigError(
                 f"{source.template}: to store {tensor} as {target.template!r} the lengths of its axes {', '.join(unknown)} "
-                "are needed, which the shapes don't tell; they come from config.json "
+                "are needed, which the shapes don't give; they come from config.json "
                 f"({keys}), which is absent or lacks them. Put it beside the tensors, or give it with {option('config')}."
             )
         return {axis: size for axis, size in found.items() if size is not None}

@@ -210,7 +210,7 @@ def _cut_by(config: ParallelConfig, pattern: Pattern, cuts: Mapping[int, Cut], s
         if cut.optional and known is None and pattern.axes[i] != (cut.axis,) and degree > 1 and not length % degree:
             raise ConfigError(
                 f"{config.path}: whether {_TERMS[cut.dimension]} {degree} cuts {tensor.name} depends on {cut.axis}, which its shape "
-                f"{list(tensor.shape)} doesn't tell; give the model's config.json with {option('config')}."
+                f"{list(tensor.shape)} doesn't show; give the model's config.json with {option('config')}."
             )
         if length % degree or tensor.shape[i] % degree:
             if cut.optional:

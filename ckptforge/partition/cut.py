@@ -27,7 +27,7 @@ class LayoutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the tensors of a `kind` (names alike but for numbers, which stand as `#`), or those of some `names`, are cut in
+    """How the tensors of a `kind` (names alike except for numbers, which stand as `#`), or those of some `names`, are cut in
     `stages`, first and last of each run; no layout: every rank holds the same."""
 
     stages: tuple[tuple[int, int], ...]

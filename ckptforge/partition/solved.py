@@ -142,7 +142,7 @@ class _Search:
             inner = cut.optional and config.degree(cut.dimension) > 1 and pattern.axes[axis] != (cut.axis,)
             if inner and self.cutter.sizes.get(cut.axis) is None:
                 raise ConfigError(
-                    f"{config.path}: whether {part.name} is cut depends on {cut.axis}, which parts don't tell; give the model's "
+                    f"{config.path}: whether {part.name} is cut depends on {cut.axis}, which the parts don't show; give the model's "
                     f"config.json with {option('config')}, or the job's strategy files."
                 )
         choices = [[(i, cut.dimension), None] if cut.optional else [(i, cut.dimension)] for i, cut in cuts.items()]
@@ -239,7 +239,7 @@ class _Search:
             for pattern, shapes in left.items()
         ]
         return ConfigError(
-            f"{self.cutter.config.path}: the parts alone don't tell how these tensors are cut:\n{listing(lines)}\n"
+            f"{self.cutter.config.path}: the parts alone don't show how these tensors are cut:\n{listing(lines)}\n"
             f"Give the model's config.json with {option('config')}, or the job's strategy files."
         )
 

@@ -1,4 +1,4 @@
-"""The tensors that stand beside a quantised weight, told by their names.
+"""The tensors that stand beside a quantised weight, recognised by their names.
 
 Sources: transformers' quantizers and integrations, compressed-tensors' `compressors`, NVIDIA ModelOpt's and MindStudio
 ModelSlim's exported files, AutoGPTQ, AutoAWQ and bitsandbytes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-SCALES = ("_scale_inv", "_scale")  # behind a weight's name
+SCALES = ("_scale_inv", "_scale")  # after a weight's name
 OFFSETS = ("_zero_point", "_offset")
 
 # The last part of a name → what it is. The first that fits is taken.
