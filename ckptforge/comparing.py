@@ -138,9 +138,10 @@ def compare(
             compared.
         weights_only: ignore optimizer state and counters.
 
-    Raises `InputNotFoundError` and `FormatError` for what can't be read, `TableError`, `ModelUnknownError`, `LayoutError`,
-    `ConfigError` and `MissingTensorsError` where a model or layout that you named doesn't fit, and `UsageError` for options
-    that can't be. A difference is no error.
+    Raises `InputNotFoundError` and `FormatError` for what can't be read, `ConfigError` for a config.json that is wrong,
+    `LayoutError` for a layout that is ambiguous and for models of different sizes, `ModelUnknownError` and
+    `MissingTensorsError` where a model, mapping or layout that was named doesn't fit, `TableError` for the mapping, and
+    `UsageError` for arguments that can't be. A difference is no error.
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
     shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config)}
