@@ -331,7 +331,7 @@ def _by_name(
 
 
 def _scales(one: Path, other: Path) -> dict[str, tuple[Any, Any]]:
-    """What two adapters of PEFT's say differently of what their products are multiplied with."""
+    """What two PEFT adapters say differently of what their products are multiplied with."""
     if not (peft.is_adapter(one) and peft.is_adapter(other)):
         return {}
     a, b = (peft.read_config(path)[1].content for path in (one, other))

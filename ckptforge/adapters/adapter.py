@@ -92,11 +92,11 @@ def holds_only_factors(checkpoint: Checkpoint) -> bool:
 def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Checkpoint:
     """The tensors of an adapter: of a PEFT directory, or of a checkpoint that holds factors, perhaps with the weights.
 
-    With `model_first` a directory that holds a model beside an adapter of PEFT's is read as the model.
+    With `model_first` a directory that holds a model beside a PEFT adapter is read as the model.
     """
     if not peft.is_adapter(path) or (model_first and huggingface.holds_model(path)):
         return open_checkpoint(path, step)
-    refuse_step(step, path, "an adapter of PEFT's")
+    refuse_step(step, path, "a PEFT adapter")
     file = peft.read_weights(path)
     tensors, notes = plain_names(file.path, file.tensors)
     return Checkpoint(path, "peft adapter", (file,), tensors, path, (*file.notes, *notes))
