@@ -8,12 +8,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace as choices_with
+
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.engine.budget import Budget
 from ckptforge.engine.comparison import Difference, differing, fingerprints, unlike
 from ckptforge.engine.conversion import Conversion, convert, identity
 from ckptforge.engine.stream import Progress
-from ckptforge.errors import CkptforgeError, LayoutError, MissingTensorsError, ModelUnknownError, QuantisedError, UsageError, brief, counted
+from ckptforge.errors import (
+    CkptforgeError,
+    LayoutError,
+    MissingTensorsError,
+    ModelUnknownError,
+    QuantisedError,
+    UsageError,
+    brief,
+    counted,
+    shown,
+)
 from ckptforge.formats import peft
 from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
@@ -26,7 +38,7 @@ from ckptforge.options import PathLike
 from ckptforge.outputs import parse_size
 from ckptforge.public import public
 from ckptforge.ranks import in_ranks, open_ranks
-from ckptforge.source import Choices, Source, bind_source
+from ckptforge.source import Choices, Source, bind_source, known_of
 from ckptforge.spelling import option
 from ckptforge.tied import differing as differing_ties
 from ckptforge.tied import notes as tied_notes
@@ -98,6 +110,7 @@ class _Side:
     checkpoint: Checkpoint
     source: Source | None
     reason: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @public
@@ -116,6 +129,7 @@ def compare(
     model: str | None = None,
     mapping: PathLike | None = None,
     weights_only: bool = False,
+    trim_vocab: bool = False,
     workers: int | None = None,
     memory: int | str | None = None,
     progress: Progress | None = None,
@@ -144,7 +158,7 @@ def compare(
     `UsageError` for arguments that can't be. A difference is no error.
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
-    shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config)}
+    shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config), "trim_vocab": trim_vocab}
     cut_a: dict[str, Any] = {"strategy": _path(strategy_dir_a), "parallel_config": _path(parallel_config_a)}
     cut_b: dict[str, Any] = {"strategy": _path(strategy_dir_b), "parallel_config": _path(parallel_config_b)}
     one = _open(Path(a), Choices(**shared, **cut_a, layout=layout_a, layout_option="layout_a", option="{}_a"))
@@ -165,6 +179,12 @@ def compare(
     _share_sizes(one.source, other.source)
     conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
     left_a += [f"{copy}, which isn't the copy of {name} that it should be" for copy, name in unlike(_copies(one.source), budget).items()]
+    if needless := _needless(other.source, left_b, budget):
+        left_b = [name for name in left_b if name not in needless]
+        notes.append(f"only B holds {', '.join(needless)}, which config.json ties to the embedding, and which is the same.")
+    elif one.source.binding.layout is other.source.binding.layout and (needless := _needless(one.source, left_a, budget)):
+        left_a = [name for name in left_a if name not in needless]
+        notes.append(f"only A holds {', '.join(needless)}, which config.json ties to the embedding, and which is the same.")
     layouts = (one.source.binding.layout.name, other.source.binding.layout.name)
     _log.info("comparing %s of B through %s, %s with %s", counted(len(conversion.specs), "tensor"), one.source.table.name, *layouts)
     found, equal_bytes = _differences(conversion, one.source.checkpoint, other.source.checkpoint, left_b, budget, progress)
@@ -202,12 +222,24 @@ def _path(path: PathLike | None) -> Path | None:
 
 def _open(path: Path, choices: Choices) -> _Side:
     checkpoint = open_ranks(path, choices) if in_ranks(path, choices) else open_checkpoint(path)
+    own = _config_of(checkpoint, choices_with(choices, config=None))
+    if own:
+        choices = choices_with(choices, config=None)  # what lies beside a side, or in its manifest, is its own
+    config = own or _config_of(checkpoint, choices)
     try:
-        return _Side(checkpoint, bind_source(checkpoint, choices))
+        return _Side(checkpoint, bind_source(checkpoint, choices), config=config)
     except (ModelUnknownError, MissingTensorsError, QuantisedError) as error:
         if choices.layout is not None or choices.model is not None or choices.mapping is not None:
             raise
-        return _Side(checkpoint, None, str(error))
+        return _Side(checkpoint, None, str(error), config)
+
+
+def _config_of(checkpoint: Checkpoint, choices: Choices) -> Mapping[str, Any]:
+    """The config.json of a checkpoint, empty where none is known."""
+    try:
+        return known_of(checkpoint, choices).described
+    except CkptforgeError:
+        return {}
 
 
 def _share_sizes(one: Source, other: Source) -> None:
@@ -256,6 +288,13 @@ def _heads(one: Source, other: Source, budget: Budget) -> dict[str, tuple[bool, 
         ):
             found[key] = key in ties[0], key in ties[1]
     return found
+
+
+def _needless(source: Source, names: Sequence[str], budget: Budget) -> list[str]:
+    """Those of the names that are heads which config.json ties to the embedding, and that hold the same."""
+    pairs = tuple(pair for pair in tied(source) if pair.stored.name in names and pair.stored.extents and pair.used.extents)
+    unequal = {pair.stored.name for pair in differing_ties(pairs, budget)}
+    return [pair.stored.name for pair in pairs if pair.stored.name not in unequal]
 
 
 def _through_mapping(
@@ -312,6 +351,8 @@ def _by_name(
     uncast = conversion.uncast_notes(dtype, "after_cast")
     notes = [*one.checkpoint.notes, *other.checkpoint.notes, *uncast, "compared by name, without a mapping."]
     scales = _scales(one.checkpoint.path, other.checkpoint.path)
+    configs, uncompared = _configs(one, other)
+    scales, notes = {**scales, **configs}, [*notes, *uncompared]
     return Comparison(
         str(one.checkpoint.path),
         str(other.checkpoint.path),
@@ -328,6 +369,24 @@ def _by_name(
         causes=_rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget),
         notes=notes,
     )
+
+
+_SAYS_NOTHING = {"torch_dtype", "dtype", "transformers_version", "_name_or_path", "architectures", "use_cache", "auto_map"}
+
+
+def _configs(one: _Side, other: _Side) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+    """Of two checkpoints that no mapping knows: model types that differ, and a note of other keys of config.json that do."""
+    a, b = one.config, other.config
+    if (not a and not b) or (one.source is not None and other.source is not None and one.source.table is other.source.table):
+        return {}, []
+    if not a or not b:
+        return {}, [f"no config.json is known of {'B' if a else 'A'}, so the configs weren't compared."]
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _SAYS_NOTHING)
+    found = {key: (a.get(key), b.get(key)) for key in keys if key == "model_type"}
+    rest = [key for key in keys if key not in found]
+    listed = ", ".join(map(shown, rest[:8])) + (f" and {len(rest) - 8} more" if len(rest) > 8 else "")
+    note = f"config.json differs in {listed}; without a mapping it isn't known which of them change what is computed."
+    return found, [note] if rest else []
 
 
 def _scales(one: Path, other: Path) -> dict[str, tuple[Any, Any]]:

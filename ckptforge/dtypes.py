@@ -61,6 +61,14 @@ BY_MINDSPORE = {dtype.mindspore: dtype for dtype in DTYPES if dtype.mindspore}
 SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+def holds(wide: DType, narrow: DType) -> bool:
+    """Whether every number of one floating-point dtype is one of another."""
+    if wide == narrow:
+        return True
+    order = {"float8_e4m3fn": 0, "float8_e5m2": 0, "float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
+    return order.get(wide.name, -1) > order.get(narrow.name, 9)
+
+
 def parse_target(name: str | None, asked: str = "dtype") -> DType | None:
     """The dtype that the option `asked` asks for: None for `keep`, else the float type (`fp16` or `float16`, …).
 

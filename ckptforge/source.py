@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from ckptforge.mapping.binding import Binding, Shapes
 from ckptforge.mapping.model_config import language_part
 from ckptforge.mapping.recognition import Hints, Identified, identify, recognise
 from ckptforge.mapping.state import is_state
-from ckptforge.mapping.table import Table, candidate_tables
+from ckptforge.mapping.table import Table, candidate_tables, shipped_tables
 from ckptforge.mapping.unmapped import HEAD, of_kind, other_task, undroppable
 from ckptforge.naming import language_side, renamed, side_renamed
 from ckptforge.quantisation.undo import undo, without_quantisation
@@ -43,6 +44,7 @@ from ckptforge.spelling import flag, option
 from ckptforge.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 
 _log = logging.getLogger(__name__)
+_IN_LAYER = re.compile(r"\.[0-9]+\.")
 _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 
@@ -92,8 +94,25 @@ class Source(msgspec.Struct, frozen=True):
             unknown = counted(len(unmapped), "tensor", "aren't")
             raise UnmappedTensorsError(
                 f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in layout "
-                f"{self.binding.layout.name}:\n{self._places(unmapped)}\nGive {flag('allow_unmapped')} to leave them out."
+                f"{self.binding.layout.name}:\n{self._places(unmapped)}\n{self._advice(unmapped)}"
             )
+
+    def _advice(self, unmapped: Sequence[str]) -> str:
+        """What to do about tensors that the table doesn't know."""
+        names = [name for pattern in self.binding.names.values() for name in pattern.values()] + list(unmapped)
+        family = self.binding.layout.family
+        fitting = [table.name for table in shipped_tables() if table.name != self.table.name and table.knows(names, family)]
+        if fitting:
+            return (
+                f"The mapping {' and '.join(fitting)} knows all names: is it a model of that kind? Then give its own config.json with "
+                f"{option('config')}, or {option('model', fitting[0])}."
+            )
+        if in_layers := [name for name in unmapped if _IN_LAYER.search(name)]:
+            return (
+                f"{in_layers[0]} lies in a layer: a model that computes with it isn't the same without it. If nothing computes with "
+                f"them, {flag('allow_unmapped')} leaves them out."
+            )
+        return f"Give {flag('allow_unmapped')} to leave them out."
 
     def _places(self, names: Sequence[str]) -> str:
         return listing([f"{entry.label} in {entry.path.name}" for entry in map(self.checkpoint.tensors.__getitem__, names)])
@@ -209,9 +228,29 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
         side = replace(side, files=without_quantisation(side.files, known.described))
         side, notes = language_side(side if identified.renaming is None else side_renamed(side, identified.renaming), binding.table)
         checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *_undeclared(binding, config, config_source)))
     state = tuple(name for name in checkpoint.tensors if is_state(name))
     _log_choice(binding, choices, known.hints)
     return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
+
+
+def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iterator[str]:
+    """A sentence for each key by which config.json says that tensors aren't there that are. Heads that are tied to the embedding
+    are compared with it instead."""
+    table = binding.table
+    tied = table.pipeline.tied if table.pipeline is not None else {}
+    present: dict[str, list[str]] = {}
+    for pattern, names in binding.names.items():
+        for tensor in pattern.tensors:
+            condition = table.optional.get(tensor)
+            if condition is not None and tensor not in tied and config and condition.holds(config):
+                present.setdefault(condition.text.removeprefix("not "), []).extend(names.values())
+    for key, names_there in present.items():
+        verb = "is" if len(names_there) == 1 else "are"
+        yield (
+            f"{where} has {key} {shown(config.get(key))}, but {counted(len(names_there), 'tensor')} such as {names_there[0]} {verb} there "
+            f"and {verb} kept. Programs that follow config.json compute without them: set {key} if the model was trained with them."
+        )
 
 
 def _identified(checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: Choices) -> tuple[Checkpoint, Identified]:

@@ -328,6 +328,11 @@ def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
 def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Spread, reads: str | None, **choices: Any) -> Job:
     found = "huggingface" if checkpoint.format == "peft adapter" else "mindspore"
     if reads not in (None, found) and any(map(is_lora, checkpoint.tensors)):
+        if any(name.startswith("base_model.model.") for name in checkpoint.tensors):
+            raise UsageError(
+                f"{checkpoint.path}: holds the factors of a PEFT adapter, but no adapter_config.json beside them, which says its scale; "
+                "take the whole directory that save_pretrained wrote."
+            )
         other = "to_ms" if found == "huggingface" else "to_torch"
         raise UsageError(f"{checkpoint.path}: holds an adapter in {_FAMILIES[found]} names; use {command(other)} or {command('convert')}.")
     tables = candidate_tables(_path(options.get("mapping")))

@@ -15,7 +15,7 @@ from ckptforge.formats.entry import Extent, TensorEntry
 from ckptforge.mapping.binding import Binding
 from ckptforge.mapping.state import COMPANION_PREFIXES
 from ckptforge.mapping.table import Table
-from ckptforge.spelling import flag, option
+from ckptforge.spelling import command, flag, option
 
 KEY = "vocab_size"
 
@@ -66,7 +66,8 @@ def padding_of(binding: Binding, tensors: Mapping[str, TensorEntry], config: Map
 def refusal(padding: Padding, where: str) -> str:
     """The sentence that refuses a padded vocabulary; `where` names config.json."""
     return (
-        f"{padding.text} ({where}): rows that pad the vocabulary. Cut them off with {flag('trim_vocab')}, or keep them by giving the "
+        f"{padding.text} ({where}): rows that pad the vocabulary. Cut them off with {flag('trim_vocab')} of {command('to_ms')}, "
+        f"{command('to_torch')}, {command('convert')} or {command('compare')}, or keep them by giving the "
         f"config.json of the padded model, with {KEY} {padding.rows}, with {option('config')}."
     )
 

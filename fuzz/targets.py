@@ -26,7 +26,7 @@ from ckptforge.mapping.table import load_table, shipped_tables
 from ckptforge.partition.computed import compute_strategy
 from ckptforge.partition.parallel_config import read_parallel_config
 from ckptforge.partition.strategy_file import read_strategy
-from ckptforge.quantisation.method import DESCRIPTIONS, MODEL_OPT
+from ckptforge.quantisation.method import MODEL_OPT
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.ranks import open_ranks, open_source
 from ckptforge.source import Choices, bind_source
@@ -195,6 +195,7 @@ def _config(work: Path) -> Target:
     return Target("config", seeds, mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
 
 
+_DESCRIPTION = "quant_model_description.json"
 _METHODS: tuple[dict[str, object], ...] = (
     {"quant_method": "fp8", "weight_block_size": [2, 3], "scale_fmt": "ue8m0", "modules_to_not_convert": ["head"]},
     {
@@ -227,13 +228,13 @@ def _quantisation(work: Path) -> Target:
     inner = mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json"))
 
     def read(data: bytes) -> None:
-        for name in (*DESCRIPTIONS, MODEL_OPT):
+        for name in (_DESCRIPTION, MODEL_OPT):
             (work / name).unlink(missing_ok=True)
         config = {}
         if data[:1] == b"\0":
             config = parse_object(data[1:], str(work / "config.json"), constants=True)
         else:
-            (work / (DESCRIPTIONS[0] if data[:1] == b"\1" else MODEL_OPT)).write_bytes(data[1:])
+            (work / (_DESCRIPTION if data[:1] == b"\1" else MODEL_OPT)).write_bytes(data[1:])
         without_quantisation({"config.json": b"{}"}, config)
         undone = undo(checkpoints.get(data[:1], checkpoints[b"\0"]), config, str(work / "config.json"))
         for entry in undone.checkpoint.tensors.values():

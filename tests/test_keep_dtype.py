@@ -60,9 +60,11 @@ def test_a_router_bias_stays_float32_in_every_layout(tmp_path, hub, layout):
     assert config["torch_dtype"] == "bfloat16"
 
 
-def test_what_is_stored_in_bfloat16_stays_so(tmp_path):
+def test_what_is_stored_in_bfloat16_is_only_widened(tmp_path):
     write_model(tmp_path / "hub", TABLE, TABLE.example)
-    result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", dtype="fp32")
+    result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "w.ckpt", layout="mcore", dtype="fp32")
+    assert {kind for kind, _, _ in contents(tmp_path / "w.ckpt").values()} == {"float32"}
+    result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", dtype="fp16", allow_overflow=True)
     assert {kind for kind, _, _ in biases(contents(tmp_path / "x.ckpt")).values()} == {"bfloat16"}
     assert any("left 3 tensors in bfloat16" in note for note in result.notes)
     result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt", layout="mcore", dtype="bf16")

@@ -411,3 +411,54 @@ def test_a_method_that_was_not_used_is_said(tmp_path, method):
     assert any(f"says {method['quant_method']}, but no weight is quantised" in note for note in result.notes)
     assert "quantization_config" not in json.loads((tmp_path / "x" / "config.json").read_text())
     assert contents(tmp_path / "x") == contents(tmp_path / "hub")
+
+
+def test_descriptions_may_have_the_type_in_their_name(tmp_path):
+    write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
+    rng = np.random.default_rng(4)
+    types = {}
+
+    def change(name, shape):
+        types[name] = "W8A16"
+        numbers, scales = codes_of(rng, "I8", shape), scales_of(rng, "F32", (shape[0], 1))
+        stored = {name: ("I8", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", [shape[0], 1], scales.tobytes())}
+        return stored, numbers.astype(np.float32) * scales
+
+    meant = quantise(tmp_path / "hub", change, None)
+    (tmp_path / "hub" / "quant_model_description_w8a16.json").write_text(description(types))
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+    assert contents(tmp_path / "x") == meant and not (tmp_path / "x" / "quant_model_description_w8a16.json").exists()
+
+
+def test_one_model_may_have_blocks_and_channels(tmp_path):
+    write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
+    rng = np.random.default_rng(6)
+
+    def change(name, shape):
+        block = (16, 16) if ".mlp." in name else (1, shape[1])
+        grid = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
+        numbers, scales = codes_of(rng, "F8_E4M3", shape), scales_of(rng, "F32", grid)
+        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", list(grid), scales.tobytes())}
+        return stored, numbers.astype(np.float32) * spread(scales, shape, block)
+
+    groups = {"g0": {"weights": {"strategy": "block", "block_structure": [16, 16]}}, "g1": {"weights": {"strategy": "channel"}}}
+    meant = quantise(tmp_path / "hub", change, {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": groups})
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+    assert contents(tmp_path / "x") == meant
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_stacked_experts_may_have_a_scale_each_or_one_for_each_row(tmp_path, axes):
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, table.example)
+    ckptforge.convert(tmp_path / "hub", tmp_path / "fused", to="fused")
+    rng = np.random.default_rng(8)
+
+    def change(name, shape):
+        numbers, scales = codes_of(rng, "F8_E4M3", shape), scales_of(rng, "F32", shape[:axes])
+        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", list(shape[:axes]), scales.tobytes())}
+        return stored, numbers.astype(np.float32) * scales.reshape(*shape[:axes], *(1,) * (3 - axes))
+
+    meant = quantise(tmp_path / "fused", change, {"quant_method": "fbgemm_fp8"}, r"experts\.(gate_up|down)_proj$")
+    ckptforge.convert(tmp_path / "fused", tmp_path / "plain", to="fused")
+    assert contents(tmp_path / "plain") == meant

@@ -344,6 +344,7 @@ def inspect(path: Path, tensors: bool, as_json: bool, quiet: bool, **arguments: 
 @opt.option("--layout-a", metavar="LAYOUT", shell_complete=layouts(), help="The layout of A. [default: detected from names and shapes]")
 @opt.option("--layout-b", metavar="LAYOUT", shell_complete=layouts(), help="The layout of B.")
 @opt.option("--after-cast", metavar="fp16|bf16|fp32|fp64", shell_complete=dtypes(), help="Cast A's floating-point weights to this first.")
+@opt.trim_vocab
 @opt.option("--weights-only", is_flag=True, help="Ignore optimizer state and counters.")
 @opt.config
 @opt.mapping

@@ -140,11 +140,13 @@ lora = _all(
     ),
 )
 
+trim_vocab = option("--trim-vocab", is_flag=True, help="Cut off rows of the embedding and the head beyond config.json's vocab_size.")
+
 planning = _all(
     casting,
     lora,
     option("--allow-unmapped", is_flag=True, help="Leave out tensors that the mapping doesn't know instead of refusing."),
-    option("--trim-vocab", is_flag=True, help="Cut off rows of the embedding and the head beyond config.json's vocab_size."),
+    trim_vocab,
     option(
         "--drop",
         multiple=True,

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import Box, Transfer, row_major_strides, within_source, within_target
-from ckptforge.dtypes import DType
+from ckptforge.dtypes import DType, holds
 from ckptforge.engine.plan import Assembly, Pair, fill, prove_complete, prove_filled
 from ckptforge.errors import MissingTensorsError, PlanError, listing
 from ckptforge.formats.entry import TensorEntry
@@ -176,8 +176,9 @@ def identity(sources: Sources, names: Sequence[str], dtype: DType | None, kept: 
     for name in names:
         entry = sources[name]
         castable = dtype is not None and entry.dtype.floating and not is_state(name)
-        conversion.keep(entry, dtype if castable and name not in kept else entry.dtype)
-        if castable and name in kept and entry.dtype != dtype:
+        cast = dtype is not None and castable and (name not in kept or holds(dtype, entry.dtype))
+        conversion.keep(entry, dtype if cast else entry.dtype)
+        if castable and not cast:
             conversion.uncast.append(conversion.specs[-1])
     return conversion
 
@@ -240,7 +241,8 @@ def convert(
         full = prefix + name
         if full in copies:
             kept = table.keeps_dtype(pattern)
-            specs.append(TensorSpec(full, _target_dtype(full, copies[full], None if kept else dtype), shapes[pattern]))
+            widened = kept and dtype is not None and all(holds(dtype, source.value_dtype) for source, _ in copies[full])
+            specs.append(TensorSpec(full, _target_dtype(full, copies[full], None if kept and not widened else dtype), shapes[pattern]))
             if kept and dtype is not None and specs[-1].dtype.floating and specs[-1].dtype != dtype:
                 uncast.append(specs[-1])
     used = [sources[prefix + name] for names in binding.names.values() for name in names.values() if prefix + name in sources]

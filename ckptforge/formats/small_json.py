@@ -50,6 +50,8 @@ def parse_object(content: bytes, where: str, constants: bool = False) -> dict[st
     except UnicodeEncodeError as error:
         raise FormatError(f"{where}: isn't valid JSON (half of a surrogate pair in a text).") from error
     except (ValueError, RecursionError) as error:
+        if content.startswith(b"version https://git-lfs"):
+            raise FormatError(f"{where}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.") from error
         raise FormatError(f"{where}: isn't valid JSON ({error}).") from error
     if not isinstance(found, dict):
         raise FormatError(f"{where}: holds a JSON {type(found).__name__}, expected an object.")

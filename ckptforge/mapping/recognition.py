@@ -71,7 +71,7 @@ def identify(tables: Sequence[Table], shapes: Shapes, hints: Hints, family: str 
     identified, reason = _renamed(tables, shapes, hints, family)
     if identified is not None:
         return identified
-    raise reason or _contradiction(tables, shapes, hints, family) or first
+    raise reason or _contradiction(tables, shapes, hints, family, isinstance(first, MissingTensorsError)) or first
 
 
 def _known_by(table: Table, hints: Hints) -> str:
@@ -202,8 +202,9 @@ def _unknown(
     )
 
 
-def _contradiction(tables: Sequence[Table], shapes: Shapes, hints: Hints, family: str | None) -> ModelUnknownError | None:
-    """That config.json names a model, and the tensors are those of another."""
+def _contradiction(tables: Sequence[Table], shapes: Shapes, hints: Hints, family: str | None, lacking: bool) -> ModelUnknownError | None:
+    """That config.json names a model, and the tensors are those of another: which knows more of them, or, where the model that is
+    named lacks some (`lacking`), has no more than these."""
     model_type, meant = hints.config.get("model_type"), _possible(tables, hints)
     if hints.model is not None or len(meant) != 1 or model_type not in meant[0].model_types:
         return None
@@ -211,7 +212,7 @@ def _contradiction(tables: Sequence[Table], shapes: Shapes, hints: Hints, family
     for table in shipped_tables():
         if table.name not in {other.name for other in tables}:
             known, other = _best(table, shapes)[0], _best(meant[0], shapes)[0]
-            if known == len(shapes) > other and _fitting(table, shapes, plain, _readable(table, plain, family)):
+            if known == len(shapes) and (other < known or lacking) and _fitting(table, shapes, plain, _readable(table, plain, family)):
                 return ModelUnknownError(
                     f"{hints.config_source} has model_type {shown(model_type)}, but the tensors are those of {table.name}. Give the "
                     f"model's own config.json with {option('config')}; or, if only model_type is wrong in it, name the table with "

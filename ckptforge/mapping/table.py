@@ -115,6 +115,12 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         globs = self.refused.get(layout.family, {})
         return next(((name, reason) for name in names for glob, reason in globs.items() if fnmatchcase(name, glob)), None)
 
+    def knows(self, names: Iterable[str], family: str) -> bool:
+        """Whether one of the family's layouts has all of these names."""
+        known = {name: skeleton_of(name)[0] for name in names}
+        layouts = [layout for layout in self.layouts.values() if layout.family == family]
+        return any(set(known.values()) <= {p.skeleton for p in (*layout.patterns, *layout.copies)} for layout in layouts)
+
     def is_ignored(self, layout: Layout, tensor_name: str) -> bool:
         return any(fnmatchcase(tensor_name, glob) for glob in self.ignored.get(layout.family, ()))
 

@@ -28,7 +28,7 @@ HEAD = Kind(
 )
 _QUANTISED = Kind(
     "quantised",
-    "parts of quantised weights (scales, zero points, codes) that belong to no weight that was found",
+    "parts of quantised weights (scales, zero points, codes) that belong to no quantised weight",
     "Without them the weights would be wrong: take the model before it was quantised.",
 )
 _TOWER = Kind(
@@ -40,7 +40,7 @@ _TOWER = Kind(
 # Module names in transformers, trl, OpenRLHF and ColossalAI. lm_head and output_layer aren't among them.
 _HEAD = re.compile(
     r"(?:.*\.)?(?:score|scores|classifier|qa_outputs|span_classifier|summary|v_head|value_head|reward_head|rm_head|regression_head|"
-    r"ranking_head|critic_head|classification_head|(?!lm_head)[a-z]+_head)(?:\.\w+)*"
+    r"ranking_head|critic_head|classification_head|(?!lm_head)[a-z]+_head|head|critic|regression_layer|embed_out|cls|pooler)(?:\.\w+)*|lm_head\.bias"
 )
 _TOWERS = re.compile(
     r"(?:.*\.)?(?:visual|vision\w*|image\w*|audio\w*|speech\w*|video\w*|multi_modal\w*|multimodal\w*|mm_\w+|connector|"

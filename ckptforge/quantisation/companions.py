@@ -24,7 +24,7 @@ _KINDS = (
     (
         "packed codes or a part of them",
         r"qweight|(?:weight_)?g_idx|weight_packed|weight_shape|(?:nested_)?quant_map|weight_format|codes|codebooks|"
-        r"bitmask|.*_blocks|W_q|_data|weight_qdata",
+        r"bitmask|.*_blocks|W_q|_data|_?weight:?_qdata",
     ),
 )
 _QUANT_STATE = re.compile(r".*\.quant_state\..*", re.DOTALL)
@@ -36,6 +36,8 @@ _WRITERS = (
     ("compressed-tensors", {"weight_packed"}),
     ("AQLM", {"codebooks"}),
     ("HQQ", {"W_q"}),
+    ("torchao", {"weight_qdata", "_weight_qdata", "weight:_qdata"}),
+    ("ModelOpt in NVFP4", {"weight_scale_2"}),
 )
 
 

@@ -8,16 +8,17 @@ ModelSlim's quant_model_description.json.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ckptforge.errors import shown
-from ckptforge.formats.small_files import is_there
+from ckptforge.formats.small_files import entries_of, is_there
 from ckptforge.formats.small_json import read_object
 
-DESCRIPTIONS = ("quant_model_description.json", "quantization_description.json")
+DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
 MODEL_OPT = "hf_quant_config.json"
 KEYS = ("quantization_config", "compression_config")
 _FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
@@ -38,7 +39,7 @@ _PLAIN = "FLOAT"
 class Method(msgspec.Struct, frozen=True, kw_only=True):
     """A way in which weights are quantised. `where` names the file that says it; `codes` the dtypes that their numbers may
     have; `blocks` the [rows, columns] that may share a scale, `groups` the elements of a row that may; `assumed`: nobody says
-    so, it is the method's default. `unread` says why it can't be undone; `types` is MindStudio's type of each weight."""
+    so of all weights. `unread` says why it can't be undone; `types` is MindStudio's type of each weight."""
 
     name: str
     where: str
@@ -66,14 +67,23 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
         return self.exponents or "MX" in self.types.get(weight, "")
 
 
+def is_description(name: str) -> bool:
+    """Whether a file of that name describes weights that ModelSlim quantised; older ones have their type in it."""
+    return any(fnmatchcase(name, glob) for glob in DESCRIPTIONS)
+
+
+def descriptions(directory: Path) -> list[Path]:
+    """The files in a directory that describe how its weights are quantised."""
+    return [path for path in entries_of(directory) if is_description(path.name) and is_there(path)]
+
+
 def find_method(config: Mapping[str, Any], where: str, directory: Path) -> Method | None:
     """The method that config.json (`config`, from `where`), or a file in the model's directory, names; None where none does.
 
     Raises `FormatError` for a file that isn't what it should be.
     """
-    for name in DESCRIPTIONS:
-        if is_there(directory / name):
-            return _ascend(read_object(directory / name), str(directory / name))
+    for path in descriptions(directory):
+        return _ascend(read_object(path), str(path))
     inner = config.get("text_config")
     for holder in (config, inner if isinstance(inner, Mapping) else {}):
         for key in KEYS:
@@ -131,6 +141,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
         codes=frozenset().union(*(_COMPRESSED.get(str(kind), frozenset()) for kind in kinds)),
         blocks=tuple(dict.fromkeys(block for one in arguments for block in _blocks(one.get("block_structure")))),
         groups=tuple({one["group_size"] for one in arguments if _is_count(one.get("group_size"))}),
+        assumed=any(one.get("strategy") in ("tensor", "channel") for one in arguments),
         unread=_compressed_refusal(found, kinds, arguments),
     )
 

@@ -15,7 +15,7 @@ from ckptforge.errors import ConfigError, FormatError, QuantisedError, counted, 
 from ckptforge.formats.checkpoint import CONFIG, Checkpoint
 from ckptforge.formats.entry import Scaled, TensorEntry
 from ckptforge.quantisation.companions import is_of_activations, kind_of, offset_of, scale_of, writer_of
-from ckptforge.quantisation.method import DESCRIPTIONS, KEYS, MODEL_OPT, Method, find_method
+from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
 from ckptforge.spelling import command, option
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
@@ -171,8 +171,8 @@ def _block(entry: TensorEntry, scale: TensorEntry, method: Method | None, where:
     if not choices and len(shape) > 1 and len(scale.shape) == len(shape):
         raise ConfigError(
             f"{where}: {_described(entry)} with scales of shape {list(scale.shape)}, but quantization_config.weight_block_size isn't two "
-            "positive integers, expected the rows and columns of a block; give the model's own config.json with "
-            f"{option('config')}."
+            "positive integers, expected the rows and columns of a block, which the shapes don't tell. Take config.json from where the "
+            f"quantised model was published, or give it with {option('config')}."
         )
     expected = [[-(-n // step) for n, step in zip(shape, choice, strict=True)] for choice in sorted(choices)]
     raise FormatError(
@@ -194,8 +194,8 @@ def _grid_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...]
         return (1,) * len(shape)
     if len(scales) == len(shape):
         return scales
-    if len(scales) == 1 and len(shape) == 2 and scales[0] == shape[0]:
-        return scales[0], 1
+    if len(scales) < len(shape) and scales == shape[: len(scales)]:
+        return scales + (1,) * (len(shape) - len(scales))
     return None
 
 
@@ -240,8 +240,8 @@ def refuse_scaled(checkpoint: Checkpoint) -> None:
 def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, bytes]:
     """Small files that stand beside weights which aren't quantised: config.json (`config`, parsed) without what says that they
     are, and without the files that describe how."""
-    kept = {name: content for name, content in files.items() if name not in (*DESCRIPTIONS, MODEL_OPT)}
-    dropped = (*KEYS, "quantize") if any(name in files for name in DESCRIPTIONS) else KEYS
+    kept = {name: content for name, content in files.items() if name != MODEL_OPT and not is_description(name)}
+    dropped = (*KEYS, "quantize") if any(map(is_description, files)) else KEYS
     inner = config.get("text_config")
     plain = {key: value for key, value in config.items() if key not in dropped}
     if isinstance(inner, Mapping) and any(key in inner for key in dropped):
