@@ -184,7 +184,7 @@ KEEPING = [
     ("yarn", inner(beta_slow=1, truncate=True, attention_factor=None, finetuned=True)),
     ("yarn", inner(mscale=2.0)),
     ("yarn without length", inner(original_max_position_embeddings=32)),
-    ("mistral", {"layer_types": ["full_attention"] * 3, "max_window_layers": 2}),
+    ("mistral", {"max_window_layers": 2}),
     ("mixtral", {"sliding_window": DROP, "router_jitter_noise": 0.5, "router_aux_loss_coef": 3.0, "output_router_logits": False}),
     ("qwen2 unused window", {"sliding_window": None}),
     ("qwen2 unused window", {"sliding_window": 2, "max_window_layers": 0}),

@@ -65,7 +65,7 @@ def test_no_name_that_a_table_knows_is_a_head():
 
 
 def test_what_is_in_a_layer_or_a_tower_is_no_head():
-    assert kind_of("model.layers.3.mlp.score.weight") is None and kind_of("lm_head.bias") is None
+    assert kind_of("model.layers.3.mlp.score.weight") is None and kind_of("lm_head.weight") is None
     for name in ("vision_tower.vision_model.head.weight", "model.visual.merger.mlp.0.weight", "multi_modal_projector.linear_1.bias"):
         kind = kind_of(name)
         assert kind is not None and kind.droppable
