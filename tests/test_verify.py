@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import ckptforge
-from ckptforge.errors import UsageError, VerifyError
+from ckptforge.errors import ConfigError, UsageError, VerifyError
 from ckptforge.forward import device, verification
 from ckptforge.forward.experts import GroupedExperts, LoopExperts, sort_by_expert
+from ckptforge.mapping.table import shipped_tables
+from ckptforge.synthetic import write_model
 from tests.helpers import FIXTURES, HUB, contents, tiny_config, write_safetensors
 from tests.test_cli import ckpt
 from tests.test_compare import EXPERT, swap
@@ -358,3 +360,14 @@ def test_mindspore_accepts_the_shapes_of_the_grouped_call(heavy, tmp_path, monke
         call(x, heavy.Tensor(np.zeros((4, 16, 24), np.float16)), groups)
     with pytest.raises(ValueError, match="shape"):
         call(x, heavy.Tensor(np.zeros((4, 24, 16), np.float16)), groups)
+
+
+def test_other_models_than_the_one_it_knows_are_named(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    pytest.importorskip("mindspore")
+    table = next(table for table in shipped_tables() if table.name == "llama")
+    write_model(tmp_path / "hub", table, table.example)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match=r"a model of the table llama; the forward check computes Mixtral only"):
+        ckptforge.verify(tmp_path / "hub", tmp_path / "x.ckpt")

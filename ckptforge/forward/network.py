@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ckptforge.errors import ConfigError
 from ckptforge.forward.weights import Weights
+from ckptforge.spelling import command
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,17 @@ class Network:
     positions: int
 
 
+_MODEL = "mixtral"
+
+
 def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Network:
     """Raises `ConfigError` for what is missing, and for what this forward pass doesn't do (other activations, scaled rope)."""
+    table = weights.source.table
+    if _MODEL not in table.model_types:
+        raise ConfigError(
+            f"{weights.source.checkpoint.path}: is a model of the table {table.name}; the forward check computes Mixtral only. "
+            f"{command('compare')} shows whether the weights are the same, for every model."
+        )
     rope = config.get("rope_parameters") or {}
     theta = rope.get("rope_theta", config.get("rope_theta"))
     scaling = rope.get("rope_type", "default")
