@@ -328,7 +328,7 @@ def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
 def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Spread, reads: str | None, **choices: Any) -> Job:
     found = "huggingface" if checkpoint.format == "peft adapter" else "mindspore"
     if reads not in (None, found) and any(map(is_lora, checkpoint.tensors)):
-        if any(name.startswith("base_model.model.") for name in checkpoint.tensors):
+        if found == "mindspore" and any(name.startswith("base_model.model.") for name in checkpoint.tensors):
             raise UsageError(
                 f"{checkpoint.path}: holds the factors of a PEFT adapter, but no adapter_config.json beside them, which says its scale; "
                 "take the whole directory that save_pretrained wrote."

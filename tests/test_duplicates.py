@@ -123,7 +123,7 @@ def test_one_file_beside_shards_is_said(tmp_path, model):
     shutil.copy(model / A, model / "model.safetensors")
     found = ckptforge.inspect(model)
     assert [file["file"] for file in found.files] == [A, B]
-    assert [note for note in found.notes if "not model.safetensors beside them, which transformers would read instead" in note]
+    assert [note for note in found.notes if "not model.safetensors beside them, which transformers would load" in note]
     (model / INDEX).unlink()
     found = ckptforge.inspect(model)
     assert [file["file"] for file in found.files] == ["model.safetensors"]
