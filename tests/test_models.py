@@ -433,7 +433,9 @@ def test_scales_without_the_size_of_a_block_or_without_a_weight(tmp_path):
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
     stored["model.layers.0.mlp.other.weight_scale_inv"] = ("F32", [1, 1], bytes(4))
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
-    with pytest.raises(UnmappedTensorsError, match=r"parts of quantised weights .* belong to no quantised weight.*\n.*other.weight_scale_inv"):
+    with pytest.raises(
+        UnmappedTensorsError, match=r"parts of quantised weights .* belong to no quantised weight.*\n.*other.weight_scale_inv"
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
 
 
