@@ -108,9 +108,9 @@ class Comparison:
 @dataclass(frozen=True)
 class _Side:
     checkpoint: Checkpoint
+    choices: Choices
     source: Source | None
     reason: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @public
@@ -222,16 +222,14 @@ def _path(path: PathLike | None) -> Path | None:
 
 def _open(path: Path, choices: Choices) -> _Side:
     checkpoint = open_ranks(path, choices) if in_ranks(path, choices) else open_checkpoint(path)
-    own = _config_of(checkpoint, choices_with(choices, config=None))
-    if own:
-        choices = choices_with(choices, config=None)  # what lies beside a side, or in its manifest, is its own
-    config = own or _config_of(checkpoint, choices)
+    if choices.config is not None and _config_of(checkpoint, without := choices_with(choices, config=None)):
+        choices = without  # what lies beside a side, or in its manifest, is its own
     try:
-        return _Side(checkpoint, bind_source(checkpoint, choices), config=config)
+        return _Side(checkpoint, choices, bind_source(checkpoint, choices))
     except (ModelUnknownError, MissingTensorsError, QuantisedError) as error:
         if choices.layout is not None or choices.model is not None or choices.mapping is not None:
             raise
-        return _Side(checkpoint, None, str(error), config)
+        return _Side(checkpoint, choices, None, str(error))
 
 
 def _config_of(checkpoint: Checkpoint, choices: Choices) -> Mapping[str, Any]:
@@ -376,8 +374,10 @@ _SAYS_NOTHING = {"torch_dtype", "dtype", "transformers_version", "_name_or_path"
 
 def _configs(one: _Side, other: _Side) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
     """Of two checkpoints that no mapping knows: model types that differ, and a note of other keys of config.json that do."""
-    a, b = one.config, other.config
-    if (not a and not b) or (one.source is not None and other.source is not None and one.source.table is other.source.table):
+    if one.source is not None and other.source is not None and one.source.table is other.source.table:
+        return {}, []
+    a, b = (_config_of(side.checkpoint, side.choices) for side in (one, other))
+    if not a and not b:
         return {}, []
     if not a or not b:
         return {}, [f"no config.json is known of {'B' if a else 'A'}, so the configs weren't compared."]

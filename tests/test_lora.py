@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import ckptforge
 from ckptforge.cli.text import inspection_text
+from ckptforge.engine.journal import fingerprint
 from ckptforge.engine.tiles import Spans, windows
 from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, LayoutError, PlanError, UnmappedTensorsError, UsageError
 from ckptforge.mapping.table import load_table, shipped_tables
@@ -726,3 +728,17 @@ def test_files_of_peft_come_back_as_they_were(tmp_path, layout):
     ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back")
     for path in (tmp_path / "lora").iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_resume_tells_factors_from_their_transposes(tmp_path, models):
+    write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
+    plan = ckptforge.plan("convert", models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / "lora")
+
+    def turned(source):
+        if source.plus is None:
+            return source
+        products = tuple(replace(product, turned=True) for product in source.plus.products)
+        return replace(source, plus=replace(source.plus, products=products))
+
+    changed = [replace(one, copies=tuple((turned(source), copy) for source, copy in one.copies)) for one in plan.assemblies]
+    assert fingerprint(plan) == fingerprint(replace(plan)) != fingerprint(replace(plan, assemblies=tuple(changed)))

@@ -204,7 +204,7 @@ def fingerprint(plan: Plan) -> str:
                     entries[source] += _bytes(source.plus.box)
                     for product in source.plus.products:
                         factors = [(numbers[factor.path], factor.name) for factor in (product.a, product.b)]
-                        entries[source] += _bytes(factors, product.scale, product.rows)
+                        entries[source] += _bytes(factors, product.scale, product.rows, product.turned)
             # The hash of integers in tuples is the same in every process, that of a transfer isn't.
             state.update(entries[source] + hash(astuple(transfer)).to_bytes(8, "little", signed=True))
         state.update(_bytes(assembly.target.name, assembly.target.dtype))
