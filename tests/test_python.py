@@ -238,13 +238,15 @@ def test_mypy_sees_real_types_and_a_misspelt_keyword(tmp_path):
         "[mypy]\nstrict = True\nfollow_imports = silent\n"
         "[mypy-torch.*,transformers.*,mindspore.*,tomli.*]\nfollow_imports = skip\nignore_missing_imports = True\n"
     )
-    found = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", "mine.py"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": str(here)},
-    ).stdout
+    # mypy finds an installed package by itself, and refuses to be told of site-packages.
+    env = {key: value for key, value in os.environ.items() if key != "MYPYPATH"} | (
+        {} if here.name == "site-packages" else {"MYPYPATH": str(here)}
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", "mine.py"], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    found = ran.stdout
+    assert not ran.stderr and ran.returncode == 1, ran.stderr
     errors = [line for line in found.splitlines() if ": error:" in line and line.startswith("mine.py")]
     assert 'mine.py:3: note: Revealed type is "' in found and "int" in found.split("mine.py:3:")[1].split("\n")[0]
     assert "float" in found.split("mine.py:5:")[1].split("\n")[0] and "OutputError" in found.split("mine.py:12:")[1].split("\n")[0]
