@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.tables.table import shipped_tables
+from ckptforge.verbs.synthetic import write_model
 
 SIZES = {"hidden_size": 1024, "intermediate_size": 3584, "num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 32000}
 REAL = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000}

@@ -22,10 +22,10 @@ import xxhash
 from benchmarks.measurement import measure, show, succeeded
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import BY_NAME
-from ckptforge.engine.buffers import Buffers
-from ckptforge.engine.casts import cast_function, numpy_dtype
-from ckptforge.engine.moves import PIECE_BYTES
-from ckptforge.engine.transpose import copy_strided
+from ckptforge.run.buffers import Buffers
+from ckptforge.run.casts import cast_function, numpy_dtype
+from ckptforge.run.transpose import copy_strided
+from ckptforge.run.write import PIECE_BYTES
 
 SIDE = 1024
 

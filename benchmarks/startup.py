@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.measurement import cells, measure, show
 from benchmarks.model import REAL, files_of, make
 from benchmarks.workspace import FORGE
-from ckptforge.formats.checkpoint import open_checkpoint
+from ckptforge.checkpoints.opening import open_checkpoint
 
 LAYERS = 33
 

@@ -30,7 +30,7 @@ def main() -> None:
     import torch
     from transformers.models.mixtral import modeling_mixtral
 
-    from ckptforge.forward.verification import verify
+    from ckptforge.verbs.verify import verify
 
     with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as work:
         hub, gmm = Path(work) / "hub", Path(work) / "gmm.ckpt"

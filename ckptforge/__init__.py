@@ -17,10 +17,6 @@ from ckptforge import errors as _errors
 from ckptforge.version import __version__
 
 if TYPE_CHECKING:
-    from ckptforge.checking import Check, check
-    from ckptforge.cleaning import Cleaned, clean
-    from ckptforge.comparing import Comparison, compare
-    from ckptforge.engine.plan import Plan
     from ckptforge.errors import (
         CastOverflowError,
         CkptforgeError,
@@ -40,12 +36,16 @@ if TYPE_CHECKING:
         UsageError,
         VerifyError,
     )
-    from ckptforge.forward.verification import Verification, verify
-    from ckptforge.inspection import Inspection, inspect
-    from ckptforge.resharding import merge, reshard, split
-    from ckptforge.result import Result
-    from ckptforge.strategies import strategy
-    from ckptforge.verbs import convert, plan, to_ms, to_torch
+    from ckptforge.planning.plan import Plan
+    from ckptforge.verbs.check import Check, check
+    from ckptforge.verbs.clean import Cleaned, clean
+    from ckptforge.verbs.compare import Comparison, compare
+    from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
+    from ckptforge.verbs.inspection import Inspection, inspect
+    from ckptforge.verbs.reshard import merge, reshard, split
+    from ckptforge.verbs.result import Result
+    from ckptforge.verbs.strategy import strategy
+    from ckptforge.verbs.verify import Verification, verify
 
 __all__ = [
     "CastOverflowError",
@@ -89,26 +89,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Check": "checking",
-    "Cleaned": "cleaning",
-    "Comparison": "comparing",
-    "Inspection": "inspection",
-    "Plan": "engine.plan",
-    "Result": "result",
-    "Verification": "forward.verification",
-    "check": "checking",
-    "clean": "cleaning",
-    "compare": "comparing",
-    "convert": "verbs",
-    "inspect": "inspection",
-    "merge": "resharding",
-    "plan": "verbs",
-    "reshard": "resharding",
-    "split": "resharding",
-    "strategy": "strategies",
-    "to_ms": "verbs",
-    "to_torch": "verbs",
-    "verify": "forward.verification",
+    "Check": "verbs.check",
+    "Cleaned": "verbs.clean",
+    "Comparison": "verbs.compare",
+    "Inspection": "verbs.inspection",
+    "Plan": "planning.plan",
+    "Result": "verbs.result",
+    "Verification": "verbs.verify",
+    "check": "verbs.check",
+    "clean": "verbs.clean",
+    "compare": "verbs.compare",
+    "convert": "verbs.convert",
+    "inspect": "verbs.inspection",
+    "merge": "verbs.reshard",
+    "plan": "verbs.convert",
+    "reshard": "verbs.reshard",
+    "split": "verbs.reshard",
+    "strategy": "verbs.strategy",
+    "to_ms": "verbs.convert",
+    "to_torch": "verbs.convert",
+    "verify": "verbs.verify",
 }
 
 

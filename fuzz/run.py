@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from ckptforge.errors import CkptforgeError, printable
-from ckptforge.partition import device_layout
+from ckptforge.parallel import device_layout
 from fuzz.targets import Target, build
 
 HANG = 1.0  # seconds

@@ -13,24 +13,26 @@ from random import Random
 
 import ckptforge
 from ckptforge.adapters.adapter import open_weights, read_adapter, read_kept
-from ckptforge.checking import check
-from ckptforge.engine import journal as journals
-from ckptforge.engine.audit import Audit, CastCount
-from ckptforge.engine.manifest import written_names
-from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, safetensors
-from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
+from ckptforge.checkpoints import huggingface
+from ckptforge.checkpoints import mindspore as mindspore_dir
+from ckptforge.checkpoints.manifest import written_names
+from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.entry import FileIndex
-from ckptforge.formats.small_json import parse_object
-from ckptforge.mapping.constants import Used, constants_for, differing_constants
-from ckptforge.mapping.table import load_table, shipped_tables
-from ckptforge.partition.computed import compute_strategy
-from ckptforge.partition.parallel_config import read_parallel_config
-from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.parallel.compute import compute_strategy
+from ckptforge.parallel.config import read_parallel_config
+from ckptforge.parallel.strategy_files import read_strategy
+from ckptforge.publish import journal as journals
 from ckptforge.quantisation.method import MODEL_OPT
 from ckptforge.quantisation.undo import undo, without_quantisation
-from ckptforge.ranks import open_ranks, open_source
-from ckptforge.source import Choices, bind_source
-from ckptforge.synthetic import write_model
+from ckptforge.reading.ranks import open_ranks, open_source
+from ckptforge.reading.source import Choices, bind_source
+from ckptforge.run.audit import Audit, CastCount
+from ckptforge.storage.small_json import parse_object
+from ckptforge.tables.constants import Used, constants_for, differing_constants
+from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.verbs.check import check
+from ckptforge.verbs.synthetic import write_model
 from fuzz import mutate, trees
 from fuzz.mutate import Mutator
 

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ckptforge.boxes import full_box
-from ckptforge.formats.checkpoint import open_checkpoint
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.formats.entry import read_box
 
 FIXTURES = Path(__file__).parent / "fixtures"

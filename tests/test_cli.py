@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import ckptforge
-from ckptforge import demo
+from ckptforge.cli import demo
 from ckptforge.cli.app import cli
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, with_default_signals, write_hub
 
@@ -117,7 +117,7 @@ def test_signals_end_the_run_which_can_be_resumed(tmp_path, which, code):
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_local_experts": 8, "num_hidden_layers": 4, "vocab_size": 64}
     write_hub(tmp_path / "hub", tiny_config(**sizes))
     script = (
-        "import time, ckptforge.engine.stream as s\nfrom ckptforge.cli import main\nreal = s.write_exactly\n"
+        "import time, ckptforge.run.worker as s\nfrom ckptforge.cli import main\nreal = s.write_exactly\n"
         "def slow(*a):\n print('writing', flush=True); time.sleep(0.05); real(*a)\ns.write_exactly = slow\nmain()\n"
     )
     call = ["to-ms", str(tmp_path / "hub"), str(tmp_path / "out" / "x.ckpt"), "--layout", "gmm", "--memory", "1MiB"]

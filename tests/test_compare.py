@@ -277,7 +277,7 @@ def weight_files(out):
 def test_hashes_are_what_the_docs_say(tmp_path, monkeypatch):
     """XXH3 of the digests of blocks, whatever the workers and the buffers; blocks made small, a chunked tensor included."""
     xxhash = pytest.importorskip("xxhash")
-    monkeypatch.setattr("ckptforge.engine.blocks.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("ckptforge.run.blocks.BLOCK_BYTES", 1000)
     monkeypatch.setattr("ckptforge.formats.mindspore_ckpt.CHUNK_BYTES", 1536)
     for workers in (1, 2):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", workers=workers, memory="2MiB", overwrite=True)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.errors import TableError
-from ckptforge.mapping.constants import Used, constants_for, differing_constants
-from ckptforge.mapping.model_config import Expression
-from ckptforge.mapping.rope import Rope, alike, rope_parameters, rotation
-from ckptforge.mapping.table import parse_table, shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.tables.constants import Used, constants_for, differing_constants
+from ckptforge.tables.model_config import Expression
+from ckptforge.tables.rope import Rope, alike, rope_parameters, rotation
+from ckptforge.tables.table import parse_table, shipped_tables
+from ckptforge.verbs.synthetic import write_model
 
 TABLES = {model_type: table for table in shipped_tables() for model_type in table.model_types}
 LENGTH = 48  # of the text that logits are made of: longer than every window and every original length below

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.errors import CastOverflowError, ConfigError, LayoutError, MissingTensorsError, PlanError, UsageError
-from ckptforge.mapping.table import shipped_tables
+from ckptforge.tables.table import shipped_tables
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, raw_safetensors, tiny_config, write_hub, write_safetensors
 
 PEER = FIXTURES / "peer"

@@ -17,8 +17,11 @@ import pytest
 
 import ckptforge
 from ckptforge.cli.text import cleaned_text
-from ckptforge.engine import checks, placing, staging, stream
 from ckptforge.errors import FormatError, InputNotFoundError, LeftError, OutputError, ReadError
+from ckptforge.publish import refusals as checks
+from ckptforge.publish import replace as placing
+from ckptforge.publish import staging
+from ckptforge.run import worker as stream
 from tests.helpers import FIXTURES, HUB, with_default_signals
 
 STRATEGIES = FIXTURES / "mindspore" / "strategies"
@@ -194,8 +197,8 @@ def test_what_was_finished_is_not_made_again(tmp_path, monkeypatch):
     out = tmp_path / "b.ckpt"
     interrupt(out, after=0.6)
     seen = []
-    real = ckptforge.engine.stream.Worker.fill
-    monkeypatch.setattr(ckptforge.engine.stream.Worker, "fill", lambda self, task: seen.append(task.target.name) or real(self, task))
+    real = ckptforge.run.worker.Worker.fill
+    monkeypatch.setattr(ckptforge.run.worker.Worker, "fill", lambda self, task: seen.append(task.target.name) or real(self, task))
     shown = []
     ckptforge.to_ms(HUB, out, layout="gmm", resume=True, progress=lambda done, total: shown.append((done, total)))
     assert 0 < len(seen) < 6 and shown[-1][0] == shown[-1][1]
@@ -283,7 +286,7 @@ def test_a_full_disk_is_resumable(tmp_path, monkeypatch):
         with pytest.raises(OutputError, match=r"needs \d+ bytes but only \d+ are free"):
             ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm")
         with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space left on device") as error:
-            patched.setattr("ckptforge.jobs.check_room", lambda *_: None)  # others fill the disk only later
+            patched.setattr("ckptforge.verbs.job.check_room", lambda *_: None)  # others fill the disk only later
             ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", workers=1)
         assert "resume=True" in error.value.__notes__[-1] and os.listdir(disk) == [".x.ckpt.ckptforge"]
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
@@ -483,7 +486,7 @@ def test_a_users_file_is_taken_along_as_it_is_at_last(tmp_path, monkeypatch):
     ckptforge.to_ms(HUB, tmp_path / "o")
     (tmp_path / "o" / "notes").write_text("old")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("ckptforge.engine.placing._exchange", raising(KeyboardInterrupt))
+        patched.setattr("ckptforge.publish.replace._exchange", raising(KeyboardInterrupt))
         ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True)
     (tmp_path / "o" / "new").write_text("new")
     os.replace(tmp_path / "o" / "new", tmp_path / "o" / "notes")
@@ -819,7 +822,8 @@ def test_several_signals_in_a_row_end_as_one(tmp_path, number):
 import os, signal, sys
 from ckptforge.cli import entry
 from ckptforge.cli.entry import main
-from ckptforge.engine import staging, stream
+from ckptforge.publish import staging
+from ckptforge.run import worker as stream
 def signalling(real):
     def signalled(*args):
         os.kill(os.getpid(), {int(number)})

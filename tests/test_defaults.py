@@ -6,8 +6,8 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import UsageError
-from ckptforge.mapping.table import parse_table, shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.tables.table import parse_table, shipped_tables
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, contents
 
 TABLES = {table.name: table for table in shipped_tables()}

@@ -7,11 +7,11 @@ import pytest
 
 import ckptforge
 from ckptforge.cli.app import cli
-from ckptforge.dropins import ConvertFlags, TransformFlags, convert_weight, transform_ckpt
 from ckptforge.errors import InputNotFoundError, UsageError
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.mindformers_flags import CONVERT_NOT_NEEDED, CONVERT_REFUSED, TRANSFORM_NOT_NEEDED
-from ckptforge.synthetic import write_model
+from ckptforge.tables.table import shipped_tables
+from ckptforge.verbs.dropins import ConvertFlags, TransformFlags, convert_weight, transform_ckpt
+from ckptforge.verbs.mindformers_flags import CONVERT_NOT_NEEDED, CONVERT_REFUSED, TRANSFORM_NOT_NEEDED
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents
 from tests.test_cli import ckpt
 

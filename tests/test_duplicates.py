@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
+from ckptforge.checkpoints.duplicates import without_duplicates
 from ckptforge.errors import FormatError
-from ckptforge.formats.duplicates import without_duplicates
 from ckptforge.formats.safetensors import read_index
 from tests.helpers import MINDSPORE, contents, raw_safetensors, tiny_config, write_hub, write_safetensors
 

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckptforge.checkpoints import huggingface
+from ckptforge.checkpoints import mindspore as mindspore_dir
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import BY_MINDSPORE, DTYPES
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, PlanError
-from ckptforge.formats import huggingface, mindspore_ckpt, mindspore_dir, protobuf, safetensors
-from ckptforge.formats.checkpoint import open_checkpoint
+from ckptforge.formats import mindspore_ckpt, protobuf, safetensors
 from ckptforge.formats.entry import read_box
 from ckptforge.formats.layout import TensorSpec
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, write_safetensors

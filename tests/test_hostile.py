@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 import ckptforge
-from ckptforge.checking import check
-from ckptforge.engine import journal
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import (
     CkptforgeError,
     ConfigError,
@@ -28,13 +27,14 @@ from ckptforge.errors import (
     shown,
 )
 from ckptforge.formats import mindspore_ckpt, safetensors
-from ckptforge.formats.checkpoint import open_checkpoint
 from ckptforge.formats.protobuf import encode_varint, number, record
-from ckptforge.formats.small_files import is_file_name, read_small
-from ckptforge.mapping.model_config import Expression
-from ckptforge.mapping.table import load_table
-from ckptforge.partition.parallel_config import read_parallel_config
-from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.parallel.config import read_parallel_config
+from ckptforge.parallel.strategy_files import read_strategy
+from ckptforge.publish import journal
+from ckptforge.storage.small_files import is_file_name, read_small
+from ckptforge.tables.model_config import Expression
+from ckptforge.tables.table import load_table
+from ckptforge.verbs.check import check
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
 from tests.test_tables import GOOD
 

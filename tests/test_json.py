@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from ckptforge.cli.app import cli
 from ckptforge.cli.console import SCHEMA, json_text
-from ckptforge.forward.verification import EndCheck, LayerCheck, Verification
+from ckptforge.forward.checks import EndCheck, LayerCheck
+from ckptforge.verbs.verify import Verification
 from tests.helpers import HUB, MINDSPORE, tiny_config, write_hub
 from tests.test_command_line import run
 
@@ -131,7 +132,7 @@ def test_mapping_commands():
 
 
 def test_demo(monkeypatch):
-    monkeypatch.setattr("ckptforge.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("ckptforge.cli.demo.find_spec", lambda name: None)
     check("demo", invoke("demo"))
 
 

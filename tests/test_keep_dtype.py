@@ -12,8 +12,8 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import TableError
-from ckptforge.mapping.table import load_table, shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import MINDSPORE, contents, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}

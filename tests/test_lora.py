@@ -17,11 +17,11 @@ from msgspec.structs import replace
 
 import ckptforge
 from ckptforge.cli.text import inspection_text
-from ckptforge.engine.journal import fingerprint
-from ckptforge.engine.tiles import Spans, windows
 from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, LayoutError, PlanError, UnmappedTensorsError, UsageError
-from ckptforge.mapping.table import load_table, shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.publish.journal import fingerprint
+from ckptforge.run.tiles import Spans, windows
+from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import eight_bits, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}

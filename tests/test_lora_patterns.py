@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
+from ckptforge.adapters import module_pattern
+from ckptforge.adapters.module_pattern import ModulePatterns
 from ckptforge.errors import FormatError
-from ckptforge.formats import module_pattern
-from ckptforge.formats.module_pattern import ModulePatterns
-from ckptforge.synthetic import write_model
+from ckptforge.verbs.synthetic import write_model
 from tests.test_lora import TABLES, assert_same, raw_safetensors, weights_of, with_products, write_adapter
 
 _PARTS = [

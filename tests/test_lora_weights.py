@@ -12,7 +12,7 @@ import pytest
 import ckptforge
 from ckptforge.cli.text import inspection_text
 from ckptforge.errors import FormatError, LayoutError, PlanError, UnmappedTensorsError
-from ckptforge.synthetic import write_model
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import raw_safetensors, write_safetensors
 from tests.test_lora import BF16, PREFIX, TABLES, assert_same, weights_of, with_products, write_adapter
 

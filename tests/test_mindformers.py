@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import ckptforge
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.tables.table import shipped_tables
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import contents, eight_bits
 
 SOURCES = os.environ.get("MINDFORMERS")

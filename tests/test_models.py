@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.errors import ConfigError, FormatError, LayoutError, PlanError, TableError, UnmappedTensorsError, UsageError
-from ckptforge.mapping.table import load_table, shipped_tables
-from ckptforge.synthetic import write_model
-from ckptforge.tables import check_table, describe, list_tables, table_schema
+from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.verbs.synthetic import write_model
+from ckptforge.verbs.tables import check_table, describe, list_tables, table_schema
 from tests.helpers import FIXTURES, contents, eight_bits, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
@@ -228,7 +228,7 @@ def test_ranks_that_cut_a_shape_across_the_order_of_its_numbers(devices, tensor_
 def test_a_tile_with_a_hole_is_an_error(tmp_path, monkeypatch):
     """What no table of ours leads to: tiles of a width that the axes run across."""
     write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
-    monkeypatch.setattr("ckptforge.engine.schedule.best_form", lambda total, *_: (total // 64, 1, total // 64))
+    monkeypatch.setattr("ckptforge.run.tasks.best_form", lambda total, *_: (total // 64, 1, total // 64))
     with pytest.raises(PlanError, match="aren't filled; this is a defect"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="mcore-r1.6")
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import ckptforge
+from ckptforge.checkpoints.huggingface import shard_of
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
-from ckptforge.formats.checkpoint import open_checkpoint
-from ckptforge.formats.huggingface import shard_of
 from ckptforge.formats.sniff import identify
 from tests.helpers import HUB, MINDSPORE, tiny_config, write_hub
 

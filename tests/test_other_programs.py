@@ -9,7 +9,7 @@ import pytest
 import ckptforge
 from ckptforge.dtypes import BY_MINDSPORE
 from ckptforge.formats import mindspore_ckpt
-from ckptforge.mapping.table import shipped_tables
+from ckptforge.tables.table import shipped_tables
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, raw_safetensors, tiny_config, write_hub
 
 MIXTRAL = next(table for table in shipped_tables() if table.name == "mixtral")
@@ -176,7 +176,7 @@ def test_models_saved_by_transformers_go_both_ways(transformers, tmp_path):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_mindspore_takes_our_strategy_files_and_our_shards(mindspore, tmp_path, name, as_json):
     """Its transform_checkpoints merges what we split, under the strategy as we write it."""
-    from ckptforge.partition.strategy_file import read_strategy, strategy_bytes
+    from ckptforge.parallel.strategy_files import read_strategy, strategy_bytes
 
     path = tmp_path / ("s.json" if as_json else "s.ckpt")
     path.write_bytes(strategy_bytes(0, read_strategy(MINDSPORE / "strategies" / name).stages[0], as_json=as_json))
@@ -201,7 +201,7 @@ def test_mindspore_takes_computed_strategies(mindspore, tmp_path):
 
 def test_mindspore_loads_unified_safetensors(mindspore, tmp_path, monkeypatch):
     """load_distributed_checkpoint, from several parts, into the ranks of a computed strategy."""
-    monkeypatch.setattr("ckptforge.mindspore_outputs.UNIFIED_PART_BYTES", 100_000)
+    monkeypatch.setattr("ckptforge.targets.mindspore.UNIFIED_PART_BYTES", 100_000)
     config = tmp_path / "c.json"
     config.write_text(json.dumps({"mp": 4, "vocab_emb_dp": False}))
     full = MINDSPORE / "full.ckpt"

@@ -7,8 +7,8 @@ import pytest
 
 import ckptforge
 from ckptforge.cli.app import cli
-from ckptforge.engine.output_name import refuse_name
 from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
+from ckptforge.publish.output_name import refuse_name
 from tests.helpers import HUB, MINDSPORE
 
 FULL, RANKS, STRATEGY = MINDSPORE / "full.ckpt", MINDSPORE / "sharded/mp8", MINDSPORE / "strategies/mp8"

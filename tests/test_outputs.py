@@ -7,9 +7,11 @@ import shutil
 import pytest
 
 import ckptforge
-from ckptforge.engine import checks, moves, placing
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, OutputError, UsageError
-from ckptforge.outputs import parse_size
+from ckptforge.publish import refusals as checks
+from ckptforge.publish import replace as placing
+from ckptforge.run import write as moves
+from ckptforge.targets.huggingface import parse_size
 from tests.helpers import HUB, contents, tiny_config, write_hub
 
 
@@ -190,7 +192,7 @@ def test_a_source_cut_off_while_it_is_read(tmp_path, monkeypatch, layout):
         real(*args)
         os.truncate(victim, 200_000)
 
-    monkeypatch.setattr("ckptforge.jobs.check_output", cut)
+    monkeypatch.setattr("ckptforge.verbs.job.check_output", cut)
     with pytest.raises(FormatError, match=r"model-00002-of-00002.safetensors: ends at byte"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout=layout)
     assert names(tmp_path) == ["hub"]

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 import ckptforge
 from ckptforge.boxes import full_box, uncovered
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, OutputError, PlanError, UsageError
-from ckptforge.partition.device_layout import DeviceLayout
-from ckptforge.partition.strategy_file import make_strategy, read_strategy, strategy_bytes
+from ckptforge.parallel.device_layout import DeviceLayout
+from ckptforge.parallel.strategy_files import make_strategy, read_strategy, strategy_bytes
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, tiny_config, write_hub
 
 STRATEGIES = MINDSPORE / "strategies"

@@ -6,10 +6,10 @@ import pytest
 
 from ckptforge.boxes import Grid, Transfer
 from ckptforge.dtypes import BY_NAME
-from ckptforge.engine.plan import Assembly, fill, prove_complete
 from ckptforge.errors import PlanError
 from ckptforge.formats.entry import Extent, TensorEntry
-from ckptforge.mapping.binding import Piece
+from ckptforge.planning.plan import Assembly, fill, prove_complete
+from ckptforge.tables.binding import Piece
 
 WHOLE = Piece("whole", ((0, 4), (0, 3)), Grid(0, (3, 1)))
 TOP, BOTTOM = (Piece(name, ((lo, lo + 2), (0, 3)), Grid(0, (3, 1))) for name, lo in (("top", 0), ("bottom", 2)))

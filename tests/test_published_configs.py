@@ -6,8 +6,8 @@ import os
 import pytest
 
 import ckptforge
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.tables.table import shipped_tables
+from ckptforge.verbs.synthetic import write_model
 
 TABLES = {model_type: table for table in shipped_tables() for model_type in table.model_types}
 LLAMA_2 = """{

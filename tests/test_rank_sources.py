@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptforge
+from ckptforge.checkpoints.manifest import read_manifest
 from ckptforge.cli.app import cli
-from ckptforge.engine.manifest import read_manifest
 from ckptforge.errors import CkptforgeError, ConfigError, FormatError, LayoutError, ModelUnknownError, PlanError, UsageError
-from ckptforge.partition.cut import cut_json, cut_of, read_cut
-from ckptforge.partition.strategy_file import make_strategy
+from ckptforge.parallel.cut import cut_json, cut_of, read_cut
+from ckptforge.parallel.strategy_files import make_strategy
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub
 from tests.test_partition import layouts
 from tests.test_strategies import FIXTURE_NETWORK, FIXTURES, configuration, jobs

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
-from ckptforge.mapping.table import parse_table, shipped_tables
-from ckptforge.partition.parallel_config import read_parallel_config
-from ckptforge.partition.strategy_file import read_strategy
+from ckptforge.parallel.config import read_parallel_config
+from ckptforge.parallel.strategy_files import read_strategy
+from ckptforge.tables.table import parse_table, shipped_tables
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub
 
 STRATEGIES = MINDSPORE / "strategies"
@@ -436,7 +436,7 @@ def test_unified_safetensors(tmp_path):
 
 
 def test_unified_parts_are_filled_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr("ckptforge.mindspore_outputs.UNIFIED_PART_BYTES", 300_000)
+    monkeypatch.setattr("ckptforge.targets.mindspore.UNIFIED_PART_BYTES", 300_000)
     ckptforge.to_ms(HUB, tmp_path / "u", format="unified")
     sizes = [sum(len(data) for _, _, data in contents(path).values()) for path in sorted((tmp_path / "u").glob("part*.safetensors"))]
     assert len(sizes) == 3 and sum(sizes) == 895_616 and max(sizes) < 1.4 * min(sizes)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
-from ckptforge.mapping.axes import parse_pattern, shared_runs, skeleton_of
-from ckptforge.mapping.model_config import Expression
-from ckptforge.mapping.table import load_table, parse_table, shipped_tables
+from ckptforge.tables.axes import parse_pattern, shared_runs, skeleton_of
+from ckptforge.tables.model_config import Expression
+from ckptforge.tables.table import load_table, parse_table, shipped_tables
 
 GOOD = """
 name = "toy"

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.checking import Check
 from ckptforge.cli.table import facts, shortened, table
 from ckptforge.cli.text import check_text
+from ckptforge.cli.verify_report import rows
 from ckptforge.errors import counted, install_hint
-from ckptforge.forward.report import rows
-from ckptforge.forward.verification import LayerCheck, Verification
+from ckptforge.forward.checks import LayerCheck
+from ckptforge.verbs.check import Check
+from ckptforge.verbs.verify import Verification
 
 
 @pytest.mark.parametrize(

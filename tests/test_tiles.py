@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from ckptforge.boxes import Transfer, row_major_strides
 from ckptforge.dtypes import BY_NAME
-from ckptforge.engine import tiles as tiles_module
-from ckptforge.engine import transpose
-from ckptforge.engine.scales import Scales
-from ckptforge.engine.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles
-from ckptforge.engine.transpose import copy_strided
 from ckptforge.formats.entry import Scaled, TensorEntry
+from ckptforge.run import tiles as tiles_module
+from ckptforge.run import transpose
+from ckptforge.run.scales import Scales
+from ckptforge.run.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles
+from ckptforge.run.transpose import copy_strided
 
 
 @st.composite

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.errors import ConfigError, LayoutError, MissingTensorsError, ModelUnknownError, UnmappedTensorsError
-from ckptforge.mapping.binding import name_pieces
-from ckptforge.mapping.prefixes import adapted
-from ckptforge.mapping.sizes import AxisSizes
-from ckptforge.mapping.state import is_state
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.mapping.unmapped import kind_of
+from ckptforge.tables.binding import name_pieces
+from ckptforge.tables.prefixes import adapted
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import shipped_tables
+from ckptforge.tables.unmapped import kind_of
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
 
 STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64"}

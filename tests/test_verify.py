@@ -11,8 +11,8 @@ import ckptforge
 from ckptforge.errors import UsageError, VerifyError
 from ckptforge.forward import device, verification
 from ckptforge.forward.experts import GroupedExperts, LoopExperts, sort_by_expert
-from ckptforge.mapping.table import shipped_tables
-from ckptforge.synthetic import write_model
+from ckptforge.tables.table import shipped_tables
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import FIXTURES, HUB, contents, tiny_config, write_safetensors
 from tests.test_cli import ckpt
 from tests.test_compare import EXPERT, swap

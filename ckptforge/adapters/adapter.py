@@ -9,8 +9,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from ckptforge.adapters import peft
 from ckptforge.adapters.factors import Factors, Index
-from ckptforge.engine.manifest import HuggingFaceSide, find_manifest, hugging_face_side
+from ckptforge.adapters.peft_names import of_the_base, plain_names, whole_weight
+from ckptforge.checkpoints import huggingface
+from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
+from ckptforge.checkpoints.manifest import find_manifest
+from ckptforge.checkpoints.mindspore import refuse_step
+from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
 from ckptforge.errors import (
     ConfigError,
     FormatError,
@@ -23,16 +29,12 @@ from ckptforge.errors import (
     nearest,
     shown,
 )
-from ckptforge.formats import huggingface, peft
-from ckptforge.formats.checkpoint import Checkpoint, open_checkpoint
 from ckptforge.formats.entry import TensorEntry
-from ckptforge.formats.mindspore_dir import refuse_step
-from ckptforge.formats.peft_names import of_the_base, plain_names, whole_weight
-from ckptforge.mapping.binding import Names, recognise_names, without_offsets
-from ckptforge.mapping.lora import WEIGHT
-from ckptforge.mapping.state import is_state
-from ckptforge.mapping.table import Layout, Table
 from ckptforge.spelling import option
+from ckptforge.tables.binding import Names, recognise_names, without_offsets
+from ckptforge.tables.lora import WEIGHT
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import Layout, Table
 
 _MARK = "lora_"
 

@@ -9,19 +9,19 @@ import msgspec
 
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, row_transfer
+from ckptforge.adapters.peft_names import of_the_base
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
-from ckptforge.engine.budget import Budget
-from ckptforge.engine.conversion import Conversion
-from ckptforge.engine.hashes import tensor_hashes
 from ckptforge.errors import LayoutError, PlanError, listing
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.formats.layout import TensorSpec
-from ckptforge.formats.peft_names import of_the_base
-from ckptforge.mapping.lora import WEIGHT, AdaptedWeight
-from ckptforge.mapping.sizes import AxisSizes
-from ckptforge.mapping.table import Layout
+from ckptforge.planning.conversion import Conversion
+from ckptforge.run.budget import Budget
+from ckptforge.run.hashing import tensor_hashes
 from ckptforge.spelling import option
+from ckptforge.tables.lora import WEIGHT, AdaptedWeight
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.table import Layout
 
 
 class Converted(msgspec.Struct, frozen=True):

@@ -8,10 +8,10 @@ import msgspec
 
 from ckptforge.boxes import Transfer
 from ckptforge.formats.entry import TensorEntry
-from ckptforge.mapping.axes import Pattern
-from ckptforge.mapping.lora import AdaptedWeight
-from ckptforge.mapping.sizes import AxisSizes
-from ckptforge.mapping.table import Table
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.lora import AdaptedWeight
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.table import Table
 
 Lengths = dict[str, dict[str, int]]  # logical tensor → axis → length
 Index = tuple[tuple[str, int], ...]  # (axis, number) of the axes in a weight's name, sorted

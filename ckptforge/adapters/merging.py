@@ -10,15 +10,15 @@ from ckptforge.adapters.adapter import Adapter, read_adapter, read_kept
 from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer
 from ckptforge.adapters.whole import refuse_tied, taken_whole
 from ckptforge.boxes import Box, full_box
+from ckptforge.checkpoints.opening import Checkpoint
 from ckptforge.errors import LayoutError, counted, listing
-from ckptforge.formats.checkpoint import Checkpoint
 from ckptforge.formats.entry import LowRank, Product, TensorEntry
-from ckptforge.mapping.axes import Pattern
-from ckptforge.mapping.lora import rows_of
-from ckptforge.mapping.sizes import AxisSizes
-from ckptforge.mapping.table import Table
-from ckptforge.source import Source
+from ckptforge.reading.source import Source
 from ckptforge.spelling import command
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.lora import rows_of
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.table import Table
 
 
 def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -> Source:

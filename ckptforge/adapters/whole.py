@@ -5,9 +5,9 @@ from __future__ import annotations
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.errors import LayoutError
 from ckptforge.formats.entry import TensorEntry
-from ckptforge.mapping.axes import Pattern
-from ckptforge.mapping.binding import recognise_names, without_offsets
-from ckptforge.source import Source
+from ckptforge.reading.source import Source
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.binding import recognise_names, without_offsets
 
 _TIED = "tie_word_embeddings"
 

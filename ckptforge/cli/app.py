@@ -25,8 +25,8 @@ from ckptforge.cli.text import (
     tables_text,
     verification_text,
 )
-from ckptforge.mindformers_flags import CONVERT_OTHERS, TRANSFORM_OTHERS
 from ckptforge.spelling import command_line, option
+from ckptforge.verbs.mindformers_flags import CONVERT_OTHERS, TRANSFORM_OTHERS
 from ckptforge.version import __version__
 
 _VERSION = f"ckptforge {__version__}"
@@ -87,7 +87,7 @@ def to_ms(**arguments: Any) -> None:
     HF_DIR holds safetensors and config.json. OUT ending in .ckpt or .safetensors is one file; otherwise a directory that
     gets rank_0/checkpoint_0.ckpt. config.json, tokenizer and the like are kept in a manifest beside the checkpoint.
     """
-    from ckptforge import verbs
+    from ckptforge.verbs import convert as verbs
 
     _show(verbs.to_ms, arguments.pop("hf_dir"), arguments.pop("out"), **arguments)
 
@@ -129,7 +129,7 @@ def to_torch(**arguments: Any) -> None:
     MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with from_pretrained as it stands.
     Optimizer state and counters are dropped and reported.
     """
-    from ckptforge import verbs
+    from ckptforge.verbs import convert as verbs
 
     _show(verbs.to_torch, arguments.pop("ms"), arguments.pop("out_dir"), **arguments)
 
@@ -162,7 +162,7 @@ def convert(**arguments: Any) -> None:
 
     Optimizer state follows its weights from one MindSpore layout to another.
     """
-    from ckptforge import verbs
+    from ckptforge.verbs import convert as verbs
 
     _show(verbs.convert, arguments.pop("source"), arguments.pop("out"), **arguments)
 
@@ -191,7 +191,7 @@ def merge(**arguments: Any) -> None:
     MS_DIR holds rank_<r>/ directories. Works for any model by a strategy; by the job's parallel configuration for those that a
     mapping knows; and of ranks that ckptforge wrote the manifest says how they are cut. Optimizer state and counters are kept.
     """
-    from ckptforge import resharding
+    from ckptforge.verbs import reshard as resharding
 
     _show(resharding.merge, arguments.pop("ms_dir"), arguments.pop("out"), **arguments)
 
@@ -219,7 +219,7 @@ def split(**arguments: Any) -> None:
     Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model by a strategy; by a parallel
     configuration for those that a mapping knows.
     """
-    from ckptforge import resharding
+    from ckptforge.verbs import reshard as resharding
 
     _show(resharding.split, arguments.pop("ms"), arguments.pop("out_dir"), **arguments)
 
@@ -249,7 +249,7 @@ def reshard(**arguments: Any) -> None:
 
     The numbers of devices need not divide each other. Works for any model.
     """
-    from ckptforge import resharding
+    from ckptforge.verbs import reshard as resharding
 
     _show(resharding.reshard, arguments.pop("ms_dir"), arguments.pop("out_dir"), **arguments)
 
@@ -290,7 +290,7 @@ def strategy(**arguments: Any) -> None:
     One file for each pipeline stage, as MindSpore would save it, by data, model, expert and pipeline parallelism, vocab_emb_dp,
     optimizer parallelism, layer offsets and interleave.
     """
-    from ckptforge import strategies
+    from ckptforge.verbs import strategy as strategies
 
     _show(strategies.strategy, arguments.pop("out_dir"), **arguments)
 
@@ -316,7 +316,7 @@ def strategy(**arguments: Any) -> None:
 @opt.saying()
 def inspect(path: Path, tensors: bool, as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Show what is in a checkpoint: format, model, layout, dtypes, sizes, ranks."""
-    from ckptforge.inspection import inspect as look
+    from ckptforge.verbs.inspection import inspect as look
 
     found = look(path, **arguments)
     if as_json:
@@ -361,7 +361,7 @@ def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, q
     """
     with progressing.shown(quiet, "comparing") as progress:
         if b is None:
-            from ckptforge.checking import check
+            from ckptforge.verbs.check import check
 
             running = {name: arguments.pop(name) for name in ("workers", "memory")}
             if given := [name for name, value in arguments.items() if value]:
@@ -369,7 +369,7 @@ def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, q
             found: Any = check(a, progress=progress, **running)
             text = check_text(found)
         else:
-            from ckptforge.comparing import compare as compare_two
+            from ckptforge.verbs.compare import compare as compare_two
 
             found = compare_two(a, b, progress=progress, **arguments)
             text = comparison_text(found)
@@ -429,10 +429,10 @@ def verify(
     Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer gets the reference's input
     and must give its output; then the logits, end to end. Exit code 0: passed; 1: not.
     """
-    from ckptforge.engine.output_name import refuse_address
     from ckptforge.errors import OutputError
     from ckptforge.forward.device import parse_device
-    from ckptforge.forward.verification import verify as check
+    from ckptforge.publish.output_name import refuse_address
+    from ckptforge.verbs.verify import verify as check
 
     parse_device(arguments["device"])
     if report is not None:
@@ -454,8 +454,8 @@ def verify(
         **arguments,
     )
     if report is not None:
-        from ckptforge.engine.single_file import write_file
-        from ckptforge.forward.report import html_page
+        from ckptforge.cli.verify_report import html_page
+        from ckptforge.publish.single_file import write_file
 
         write_file(report, html_page(found).encode())
     text = verification_text(found)
@@ -527,7 +527,7 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     (--torch_ckpt_dir, --pre_ckpt_path, --mindspore_ckpt_path, --use_gmm). Flags that aren't needed here, such as sizes, are
     taken with a note; those that can't be honoured are refused with the reason.
     """
-    from ckptforge import dropins
+    from ckptforge.verbs import dropins
 
     running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash", "allow_overflow")}
     others = opt.given(arguments, CONVERT_OTHERS)
@@ -581,7 +581,7 @@ def transform_ckpt(words: tuple[str, ...], as_json: bool, quiet: bool, **argumen
     Merges, splits or reshards, by the strategies given. The arguments of transform_checkpoint.sh are taken too. One call
     writes all ranks, straight into DST: --rank_id, --world_size, --transform_process_num and the like are taken with a note.
     """
-    from ckptforge import dropins
+    from ckptforge.verbs import dropins
 
     running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash")}
     others = opt.given(arguments, TRANSFORM_OTHERS)
@@ -600,7 +600,7 @@ def mapping_list(as_json: bool) -> None:
     """The tables that come with ckptforge, and their layouts."""
     from dataclasses import asdict
 
-    from ckptforge.tables import list_tables
+    from ckptforge.verbs.tables import list_tables
 
     found = list_tables()
     if as_json:
@@ -624,7 +624,7 @@ def mapping_show(name: str, layout: str | None, as_json: bool) -> None:
     """Names, axes, operations and sharding of one layout. NAME is a shipped table, or a .toml file."""
     from dataclasses import asdict
 
-    from ckptforge.tables import describe
+    from ckptforge.verbs.tables import describe
 
     found = describe(name, layout)
     if as_json:
@@ -650,7 +650,7 @@ def mapping_check(file: str, config: Path | None, as_json: bool, quiet: bool) ->
 
     FILE is a .toml file, or the name of a shipped table.
     """
-    from ckptforge.tables import check_table
+    from ckptforge.verbs.tables import check_table
 
     found = check_table(file, config)
     if as_json:
@@ -662,7 +662,7 @@ def mapping_check(file: str, config: Path | None, as_json: bool, quiet: bool) ->
 @mapping.command("schema")
 def mapping_schema() -> None:
     """The JSON schema of tables, for editors."""
-    from ckptforge.tables import table_schema
+    from ckptforge.verbs.tables import table_schema
 
     click.echo(table_schema())
 
@@ -685,7 +685,7 @@ def clean(directory: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
     Those are hidden directories .NAME.ckptforge beside the outputs that were being made. Directories in use by a running
     process are left alone.
     """
-    from ckptforge.cleaning import clean as remove
+    from ckptforge.verbs.clean import clean as remove
 
     found = remove(directory, dry_run=dry_run)
     text = cleaned_text(found)
@@ -715,7 +715,7 @@ def demo(directory: Path | None, overwrite: bool, as_json: bool, quiet: bool) ->
 
     DIR is kept, and the commands can be pasted there; without DIR nothing is kept.
     """
-    from ckptforge.demo import run_demo
+    from ckptforge.cli.demo import run_demo
 
     found = run_demo(directory, overwrite, (lambda _: None) if as_json or quiet else click.echo)
     if as_json:

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from ckptforge.errors import CkptforgeError
 
 if TYPE_CHECKING:
-    from ckptforge.mapping.table import Table
+    from ckptforge.tables.table import Table
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 _MAX_CONFIG = 1 << 20
@@ -38,7 +38,7 @@ def layouts(family: str | None = None, *more: str) -> Complete:
 
 def models(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes the names of tables."""
-    from ckptforge.mapping.table import shipped_tables
+    from ckptforge.tables.table import shipped_tables
 
     tables = [table for table in shipped_tables() if table.name.startswith(incomplete)]
     return [CompletionItem(table.name, help=", ".join(table.model_types)) for table in tables]
@@ -57,7 +57,7 @@ def dtypes(*words: str) -> Complete:
 
 
 def _tables(ctx: click.Context) -> tuple[Table, ...]:
-    from ckptforge.mapping.table import candidate_tables
+    from ckptforge.tables.table import candidate_tables
 
     named = ctx.params.get("model"), next(filter(None, map(_model_type, ctx.args)), None)
     with suppress(CkptforgeError):

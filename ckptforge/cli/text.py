@@ -8,13 +8,13 @@ from ckptforge.cli.table import facts, table
 from ckptforge.errors import counted, printable, shown
 
 if TYPE_CHECKING:
-    from ckptforge.checking import Check
-    from ckptforge.cleaning import Cleaned
-    from ckptforge.comparing import Comparison
-    from ckptforge.forward.verification import Verification
-    from ckptforge.inspection import Inspection
-    from ckptforge.result import Result
-    from ckptforge.tables import Checked, Description, Summary
+    from ckptforge.verbs.check import Check
+    from ckptforge.verbs.clean import Cleaned
+    from ckptforge.verbs.compare import Comparison
+    from ckptforge.verbs.inspection import Inspection
+    from ckptforge.verbs.result import Result
+    from ckptforge.verbs.tables import Checked, Description, Summary
+    from ckptforge.verbs.verify import Verification
 
 
 def size(count: int) -> str:
@@ -194,7 +194,7 @@ def check_text(found: Check) -> str:
 
 def verification_text(found: Verification) -> str:
     """What the forward check found; the last line is the verdict."""
-    from ckptforge.forward.report import rows, summary
+    from ckptforge.cli.verify_report import rows, summary
 
     how = f"{counted(found.tokens, 'token')}, {found.layout}, {found.device}, {found.compute}"
     return "\n".join([f"torch      {found.hf_dir}", f"mindspore  {found.ms} ({how})", "", table(rows(found)), "", *summary(found)])

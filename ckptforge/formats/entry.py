@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,8 +14,8 @@ import msgspec
 
 from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.errors import FormatError, InputNotFoundError, ReadError, shown
-from ckptforge.formats.address import refuse_address
+from ckptforge.errors import FormatError, ReadError, shown
+from ckptforge.storage.local import open_file, read_exactly
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
@@ -192,23 +191,6 @@ class FileIndex(msgspec.Struct, frozen=True):
             raise FormatError(f"{self.path}: the stored crc32 is {self.checksum.expected}, the contents give {crc}; the file is damaged.")
 
 
-def open_file(path: Path) -> int:
-    """A read-only descriptor of a regular file. Raises `InputNotFoundError`, naming the path and the system's reason."""
-    fd = None
-    try:
-        if regular := stat.S_ISREG(os.stat(path).st_mode):  # to open a device may do something, to open a pipe may wait
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-            regular = stat.S_ISREG(os.fstat(fd).st_mode)
-    except (OSError, ValueError) as error:  # ValueError: a NUL, or what the system's encoding lacks
-        refuse_address(path)
-        raise InputNotFoundError(f"{path}: can't be opened: {getattr(error, 'strerror', None) or error}.") from error
-    if fd is None or not regular:
-        if fd is not None:
-            os.close(fd)
-        raise InputNotFoundError(f"{path}: isn't a regular file.")
-    return fd
-
-
 def check_name(name: str, path: Path) -> None:
     """Raises `FormatError` for a tensor's name that is too long or isn't Unicode."""
     try:
@@ -227,22 +209,6 @@ def bytes_needed(dtype: DType, shape: tuple[int, ...], path: Path, name: str) ->
     if math.prod(n for n in shape if n) * dtype.itemsize >= 1 << 63:
         raise FormatError(f"{path}: tensor {shown(name)}: {dtype} {shown(list(shape))} needs more bytes than 63 bits can count; damaged.")
     return math.prod(shape) * dtype.itemsize
-
-
-def read_exactly(fd: int, offset: int, into: memoryview, path: Path) -> None:
-    """Fills `into` from byte `offset`. Raises `FormatError` at the end of the file and on read errors."""
-    done = 0
-    while done < len(into):
-        try:
-            count = os.preadv(fd, [into[done:]], offset + done)
-        except OSError as error:
-            raise ReadError(f"{path}: reading at byte {offset + done} failed: {error.strerror}.") from error
-        if count == 0:
-            raise FormatError(
-                f"{path}: ends at byte {offset + done} where its index promises {len(into) - done} bytes more; "
-                "the file was cut off or changed while it was read."
-            )
-        done += count
 
 
 def read_range(entry: TensorEntry, start: int, into: memoryview, fd: int | None = None) -> None:

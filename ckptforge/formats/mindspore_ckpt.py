@@ -16,22 +16,12 @@ from pathlib import Path
 
 from ckptforge.dtypes import BY_MINDSPORE
 from ckptforge.errors import FormatError, PlanError, counted, shown
-from ckptforge.formats.entry import (
-    MAX_DIMS,
-    MAX_NAME,
-    MAX_TENSORS,
-    Checksum,
-    Extent,
-    FileIndex,
-    TensorEntry,
-    bytes_needed,
-    open_file,
-    read_exactly,
-)
+from ckptforge.formats.entry import MAX_DIMS, MAX_NAME, MAX_TENSORS, Checksum, Extent, FileIndex, TensorEntry, bytes_needed
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
 from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import option
+from ckptforge.storage.local import open_file, read_exactly
 
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
 _NOTES = 10

@@ -16,20 +16,11 @@ from typing import Any
 
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
 from ckptforge.errors import FormatError, PlanError, shown
-from ckptforge.formats.entry import (
-    MAX_TENSORS,
-    Checksum,
-    Extent,
-    FileIndex,
-    TensorEntry,
-    bytes_needed,
-    check_name,
-    open_file,
-    read_exactly,
-)
+from ckptforge.formats.entry import MAX_TENSORS, Checksum, Extent, FileIndex, TensorEntry, bytes_needed, check_name
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import flag
+from ckptforge.storage.local import open_file, read_exactly
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400

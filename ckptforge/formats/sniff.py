@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.errors import CkptforgeError, FormatError, ReadError, shown
-from ckptforge.formats.entry import FileIndex, open_file
+from ckptforge.formats.entry import FileIndex
 from ckptforge.spelling import option
+from ckptforge.storage.local import open_file
 
 STRATEGY_FILE = "a MindSpore strategy file, not a checkpoint"
 _HEAD = 4096

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.engine.budget import Budget
-from ckptforge.engine.casts import numpy_dtype
-from ckptforge.engine.conversion import convert
-from ckptforge.engine.memory import read_assembly
-from ckptforge.engine.stream import Descriptors, Worker
 from ckptforge.errors import PlanError
-from ckptforge.source import Source
+from ckptforge.planning.conversion import convert
+from ckptforge.reading.source import Source
+from ckptforge.run.budget import Budget
+from ckptforge.run.casts import numpy_dtype
+from ckptforge.run.memory import read_assembly
+from ckptforge.run.worker import Descriptors, Worker
 from ckptforge.spelling import option
 
 _BLOCK_BYTES = 32 << 20

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from ckptforge.checkpoints.opening import CONFIG, Checkpoint
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import ConfigError, FormatError, QuantisedError, counted, shown
-from ckptforge.formats.checkpoint import CONFIG, Checkpoint
 from ckptforge.formats.entry import Scaled, TensorEntry
 from ckptforge.quantisation.companions import is_of_activations, kind_of, offset_of, scale_of, writer_of
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description

@@ -1,0 +1,199 @@
+"""PEFT's adapter directories: `adapter_config.json`, and the factors in `adapter_model.safetensors`.
+
+Convention of the peft library (peft/tuners/lora/config.py and layer.py): a module's adapter adds scale · B·A, scale = lora_alpha / r, or
+lora_alpha / √r with use_rslora; alpha_pattern and rank_pattern give a module's own (`module_pattern.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ckptforge.adapters.module_pattern import ModulePatterns
+from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.formats import safetensors
+from ckptforge.formats.entry import FileIndex
+from ckptforge.storage.small_files import is_there, read_small
+from ckptforge.storage.small_json import parse_object
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_BINARY = "adapter_model.bin"
+DEFAULT = 8  # of r and of lora_alpha
+_MAX_CONFIG = 16 * 1024 * 1024
+# What doesn't change what a trained adapter adds.
+_HARMLESS = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "task_type",
+    "base_model_name_or_path",
+    "modules_to_save",  # these and biases are weights that the file holds whole
+    "bias",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "lora_dropout",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+}
+# What does, and the values under which it doesn't.
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "use_dora": (None, False),
+    "fan_in_fan_out": (None, False),
+    "lora_bias": (None, False),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),  # others change the base
+}
+
+
+class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
+    """What adapter_config.json says of an adapter's size and scale; `where` names it in messages."""
+
+    where: str
+    content: Mapping[str, Any]
+
+    def rank(self, module: str) -> int:
+        """r of a module of that name."""
+        found = self._own("rank_pattern", module, self.content.get("r", DEFAULT))
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < 1 << 31:
+            raise FormatError(f"{self.where}: r is {shown(found)}, expected a positive integer.")
+        return found
+
+    def scale(self, module: str) -> float:
+        """What B·A of a module of that name is multiplied with."""
+        alpha = number(self._own("alpha_pattern", module, self.content.get("lora_alpha", DEFAULT)), f"{self.where}: lora_alpha")
+        rank = self.rank(module)
+        return alpha / math.sqrt(rank) if self.content.get("use_rslora") else alpha / rank
+
+    @property
+    def saved_modules(self) -> list[str]:
+        """The modules whose weights the adapter holds whole, by the ends of their names. Raises `FormatError`."""
+        found = self.content.get("modules_to_save") or []
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise FormatError(f"{self.where}: modules_to_save is {shown(found)}, expected a list of names.")
+        return found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should hear of the modules that were asked for."""
+        return tuple(note for patterns in self._patterns.values() for note in patterns.notes)
+
+    def with_alpha(self, alpha: float) -> AdapterConfig:
+        """The same with another lora_alpha."""
+        return AdapterConfig(self.where, {**self.content, "lora_alpha": _plain(alpha)})
+
+    def json(self) -> bytes:
+        """It as a file."""
+        return _as_json(self.content)
+
+    def _own(self, field: str, module: str, default: object) -> object:
+        return self._patterns[field].value(module, default)
+
+    @cached_property
+    def _patterns(self) -> dict[str, ModulePatterns]:
+        fields = ("rank_pattern", "alpha_pattern")
+        return {field: ModulePatterns(self.where, field, self.content.get(field) or {}) for field in fields}
+
+
+def _plain(number: float) -> float:
+    """A number as PEFT writes it: whole ones without a point."""
+    return int(number) if number == int(number) else number
+
+
+def number(value: object, what: str) -> float:
+    """A finite number. Raises `FormatError`, which says what it is of."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        raise FormatError(f"{what} is {shown(value)}, expected a number.")
+    return float(value)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a PEFT directory."""
+    return os.path.isdir(path) and os.path.lexists(path / CONFIG)
+
+
+def read_weights(directory: Path) -> FileIndex:
+    """The factors. Raises `InputNotFoundError` where they aren't there as safetensors."""
+    if is_there(directory / WEIGHTS):
+        return safetensors.read_index(directory / WEIGHTS)
+    if is_there(directory / _BINARY):
+        raise InputNotFoundError(f"{directory}: holds {_BINARY}, which isn't read; save the adapter with safe_serialization=True.")
+    raise InputNotFoundError(f"{directory}: has {CONFIG} but no {WEIGHTS}.")
+
+
+def parse_config(content: bytes, where: str) -> AdapterConfig:
+    """adapter_config.json. Raises `FormatError` for an adapter that is more than B·A added to weights."""
+    found = parse_object(content, where)
+    if found.get("peft_type") != "LORA":
+        raise FormatError(f"{where}: peft_type is {shown(found.get('peft_type'))}; only LORA is understood.")
+    for key, value in found.items():
+        plain = _PLAIN.get(key, (None, False, [], {}))
+        if key not in _HARMLESS and not any(value == one and type(value) is type(one) for one in plain):
+            name = key if key in _PLAIN else shown(key)
+            raise FormatError(f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't have; merge this adapter with peft itself.")
+    return AdapterConfig(where, found)
+
+
+def read_config(directory: Path) -> tuple[bytes, AdapterConfig]:
+    """A directory's adapter_config.json, as it is and parsed. Raises `InputNotFoundError` and `FormatError`."""
+    path = directory / CONFIG
+    is_there(path)
+    content = read_small(path, _MAX_CONFIG)
+    return content, parse_config(content, str(path))
+
+
+def ends(modules: Sequence[str]) -> list[str]:
+    """The last parts of modules' names, by which PEFT finds them."""
+    return sorted({name.rpartition(".")[2] for name in modules})
+
+
+def config_json(modules: Sequence[str], rank: int, alpha: float, like: AdapterConfig | None) -> bytes:
+    """An adapter_config.json of one rank and scale, for `modules` unless they are those of `like`, as is all else that it says."""
+    fixed: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    if modules:
+        fixed["target_modules"] = ends(modules)
+    base: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+    }
+    return _as_json({**base, **(like.content if like is not None else {}), **fixed})
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

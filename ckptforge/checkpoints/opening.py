@@ -1,0 +1,122 @@
+"""Opening what a user names: a file or a directory, in whichever format, as one set of tensors."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from pathlib import Path
+
+import msgspec
+
+from ckptforge.boxes import Box
+from ckptforge.checkpoints import huggingface
+from ckptforge.checkpoints import mindspore as mindspore_dir
+from ckptforge.checkpoints.unfinished import refuse_unfinished
+from ckptforge.checkpoints.whereabouts import explain_missing, refuse_newer_mindformers, refuse_weightless
+from ckptforge.errors import FormatError, InputNotFoundError, counted
+from ckptforge.formats.entry import FileIndex, TensorEntry
+from ckptforge.spelling import option
+from ckptforge.storage.small_files import entries_of, is_there
+
+CONFIG = "config.json"
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank directories there are.
+
+    In a sharded checkpoint `tensors` are the full tensors, without extents, and `shards[name]` the (box, entry) of the parts
+    that make each up, every element in one part.
+    """
+
+    path: Path
+    format: str
+    files: tuple[FileIndex, ...]
+    tensors: dict[str, TensorEntry]
+    directory: Path
+    notes: tuple[str, ...] = ()
+    ranks: int = 0
+    shards: dict[str, tuple[tuple[Box, TensorEntry], ...]] = msgspec.field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+
+def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+    """Opens a Hugging Face directory, a `.ckpt` or `.safetensors` file, or a directory with one of them.
+
+    `step` picks one of several checkpoints in a directory. Reads indexes only. Raises `InputNotFoundError` and
+    `FormatError`, and `UsageError` for a negative step.
+    """
+    mindspore_dir.check_step(step)
+    refuse_unfinished(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputNotFoundError(f"{path}: {reason}.{explain_missing(path)}") from error
+    if not stat.S_ISDIR(mode):
+        if not stat.S_ISREG(mode):
+            raise InputNotFoundError(f"{path}: is neither a file nor a directory.")
+        mindspore_dir.refuse_step(step, path, "one file")
+        shard = huggingface.shard_of(path)
+        return _collect(path, [mindspore_dir.read_file(path)], path.parent, [f"{path}: {shard}."] if shard else [])
+    try:
+        return _open_directory(path, step)
+    except OSError as error:
+        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
+
+
+def _open_directory(directory: Path, step: int | None) -> Checkpoint:
+    if not entries_of(directory):
+        raise InputNotFoundError(f"{directory}: the directory is empty.")
+    if mindspore_dir.is_unified(directory):
+        mindspore_dir.refuse_step(step, directory, "a directory of unified safetensors")
+        return _collect(directory, mindspore_dir.read_unified(directory), directory)
+    refuse_newer_mindformers(directory)
+    refuse_weightless(directory)
+    ranks = mindspore_dir.rank_directories(directory)
+    if ranks:
+        if list(ranks) != [0]:
+            held = counted(len(ranks), "rank directory")
+            raise FormatError(
+                f"{directory}: holds {held}, the shards of one model; give the strategy of their job with "
+                f"{option('strategy_dir')}, or name the directory of one rank if each holds the whole model."
+            )
+        chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
+        return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [], len(ranks))
+    if _looks_hugging_face(directory):
+        mindspore_dir.refuse_step(step, directory, "a Hugging Face directory")
+        return _collect(directory, huggingface.read_directory(directory), directory)
+    chosen, note = mindspore_dir.choose_checkpoint(directory, step)
+    return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [])
+
+
+def _looks_hugging_face(directory: Path) -> bool:
+    """Shards with an index or a config.json beside them; or several safetensors that aren't the steps of a training job."""
+    if is_there(directory / huggingface.SINGLE) or is_there(directory / huggingface.INDEX):
+        return True  # whatever else lies there
+    if any(directory.glob("*.ckpt")):
+        return False
+    paths = list(directory.glob("*.safetensors"))
+    return (
+        is_there(directory / CONFIG)
+        or any(directory.glob("*.safetensors.index.json"))
+        or any(path.name.startswith("model") for path in paths)
+        or not paths
+    )
+
+
+def _collect(path: Path, files: list[FileIndex], directory: Path, notes: list[str] | None = None, ranks: int = 0) -> Checkpoint:
+    tensors = {name: entry for file in files for name, entry in file.tensors.items()}
+    if not tensors:
+        raise FormatError(f"{path}: holds no tensors.")
+    noted = [*(notes or []), *(note for file in files for note in file.notes)]
+    hugging_face = path.is_dir() and files[0].format == "safetensors"
+    kind = "hugging face directory" if hugging_face else files[0].format
+    found = Checkpoint(path, kind, tuple(files), tensors, directory, tuple(noted), ranks)
+    _log.info(
+        "opened %s: %s, %s in %s, %s bytes", path, kind, counted(len(tensors), "tensor"), counted(len(files), "file"), f"{found.nbytes:,}"
+    )
+    return found

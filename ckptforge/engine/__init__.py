@@ -1,1 +1,0 @@
-"""One engine: plans of box copies, streamed from files to files. Every command is a plan."""

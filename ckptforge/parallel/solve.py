@@ -1,0 +1,251 @@
+"""The strategy of rank directories from a parallel configuration: the full shapes that make their parts what they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.dtypes import DType
+from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, counted, listing, shown
+from ckptforge.parallel.compute import Cutter, Stored, compute_strategy, learn_heads
+from ckptforge.parallel.config import ParallelConfig
+from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.spelling import option
+from ckptforge.tables.axes import Concat, Pattern
+from ckptforge.tables.binding import Names, bind, read_names
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import Layout, Table
+
+Shape = tuple[int, ...]
+_MAX_TRIALS = 1 << 12
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """A full tensor that parts are of."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+
+
+class Model(msgspec.Struct, frozen=True):
+    """The table of a model, and what its config.json says, which `where` names in messages; empty where none is known."""
+
+    table: Table
+    config: Mapping[str, Any]
+    where: str
+
+
+def solve_strategy(config: ParallelConfig, model: Model, layouts: Sequence[Layout], parts: Sequence[Stored], named: str) -> Strategy:
+    """The strategy under which a job of `config` holds `parts`, one of each tensor, in one of some layouts.
+
+    Raises `ConfigError` and `LayoutError` where no full shapes give these parts, and where several do or layouts are cut in
+    different ways, of which the option `named` tells the right one.
+    """
+    found: dict[str, Strategy] = {}
+    reasons: dict[str, CkptforgeError] = {}
+    for layout in layouts:
+        try:
+            found[layout.name] = _solve(config, model, layout, parts)
+        except (ConfigError, LayoutError) as error:
+            reasons[layout.name] = error
+    if not found:
+        raise next(iter(reasons.values()))
+    first = next(iter(found.values()))
+    if any(other.stages != first.stages for other in found.values()):
+        raise LayoutError(
+            f"the parts fit layouts {' and '.join(found)}, which {config.path} cuts in different ways. Name the right one with {named}."
+        )
+    return first
+
+
+def _solve(config: ParallelConfig, model: Model, layout: Layout, parts: Sequence[Stored]) -> Strategy:
+    table = model.table
+    weights = {part.name: part for part in parts if not is_state(part.name)}
+    sizes, found, unknown = read_names(table, layout, weights, model.config, model.where)
+    if strange := [name for name in unknown if not table.is_ignored(layout, name)]:
+        strangers = counted(len(strange), "tensor", "aren't")
+        raise ConfigError(
+            f"{config.path}: {strangers} of layout {layout.name}, so that nothing says how to cut them; give the "
+            f"strategy files of the job:\n{listing(strange)}"
+        )
+    cutter = Cutter.of(config, table, layout, sizes)
+    learn_heads(sizes, config, table)
+    for axis in {cut.axis for row in cutter.rows.values() for cut in row.cuts if cut.dimension == "ep"}:
+        if config.experts is not None and sizes.get(axis) is None:
+            sizes.learn(axis, config.experts, f"expert_num of {config.path}")
+    shapes = _Search(cutter.sharing(table, found), _one_of_each(found, weights)).solve()
+    wholes = [Whole(name, weights[name].dtype, shapes[pattern]) for pattern, names in found.items() for name in names.values()]
+    given = model.config or dict(condition.met() for condition in table.optional.values())
+    binding = bind(table, layout, {whole.name: whole.shape for whole in wholes}, given, model.where)
+    state = [Whole(part.name, part.dtype, part.shape) for part in parts if is_state(part.name)]
+    strategy = compute_strategy(config, table, layout, binding.sizes, [*wholes, *state])
+    for whole in wholes:
+        stage = strategy.first_stage(whole.name)
+        assert stage is not None
+        made, part = strategy.stages[stage][whole.name].shape_of_parts(whole.shape), weights[whole.name].shape
+        if made != part:
+            raise ConfigError(
+                f"{config.path}: cuts {shown(whole.name)} {list(whole.shape)} into parts of {list(made or ())}, but the ranks hold "
+                f"{list(part)}; it isn't the configuration of these ranks."
+            )
+    return strategy
+
+
+def _one_of_each(found: Names, weights: Mapping[str, Stored]) -> dict[Pattern, Stored]:
+    """A part of each kind. Raises `LayoutError` where those of a kind have different shapes."""
+    chosen = {}
+    for pattern, names in found.items():
+        first, *others = (weights[name] for name in names.values())
+        if other := next((other for other in others if other.shape != first.shape), None):
+            raise LayoutError(
+                f"the part of {other.name} has shape {list(other.shape)}, but that of {first.name}, of the same kind, {list(first.shape)}.",
+                (other.name, first.name),
+            )
+        chosen[pattern] = first
+    return chosen
+
+
+class _Search:
+    """Full shapes, one for each kind of tensor, that give the parts by the rules of the job and that agree on the lengths of axes."""
+
+    def __init__(self, cutter: Cutter, parts: Mapping[Pattern, Stored]) -> None:
+        self.cutter, self.parts = cutter, parts
+        self.trials = 0
+
+    def solve(self) -> dict[Pattern, Shape]:
+        """Raises `ConfigError` where there are none, and where there are several."""
+        candidates = {pattern: list(self._candidates(pattern, part)) for pattern, part in self.parts.items()}
+        for pattern, shapes in candidates.items():
+            if not shapes:
+                raise self._no_shape(pattern)
+        known, settled = _Known(self.cutter.sizes.copy(), {}), dict[Pattern, Shape]()
+        left = self._settle(known, candidates, settled)
+        if left:
+            solutions = list(self._search(known, left))
+            if len(solutions) != 1:
+                raise self._undecided(left, solutions)
+            settled.update(solutions[0])
+        return settled
+
+    def _candidates(self, pattern: Pattern, part: Stored) -> Iterator[Shape]:
+        """The full shapes that the job's rules would cut into this part."""
+        config = self.cutter.config
+        cuts = self.cutter.cuts(pattern)
+        for axis, cut in cuts.items():
+            inner = cut.optional and config.degree(cut.dimension) > 1 and pattern.axes[axis] != (cut.axis,)
+            if inner and self.cutter.sizes.get(cut.axis) is None:
+                raise ConfigError(
+                    f"{config.path}: whether {part.name} is cut depends on {cut.axis}, which the parts don't show; give the model's "
+                    f"config.json with {option('config')}, or the job's strategy files."
+                )
+        choices = [[(i, cut.dimension), None] if cut.optional else [(i, cut.dimension)] for i, cut in cuts.items()]
+        seen = set()
+        for chosen in product(*choices):
+            used = [one for one in chosen if one is not None]
+            shape = list(part.shape)
+            for axis, dimension in used:
+                if axis >= len(shape):
+                    return
+                shape[axis] *= config.degree(dimension)
+            replicas = config.devices // math.prod(config.degree(dimension) for _, dimension in used)
+            for parts in dict.fromkeys((1, replicas, config.optimizer_shards)):
+                full = (shape[0] * parts, *shape[1:]) if shape and parts > 0 else tuple(shape)
+                if full not in seen and self._gives(pattern, part, full, self.cutter.sizes):
+                    seen.add(full)
+                    yield full
+
+    def _gives(self, pattern: Pattern, part: Stored, full: Shape, sizes: AxisSizes) -> bool:
+        """Whether a tensor of this shape is cut into this part."""
+        if len(full) != len(pattern.shape_axes):
+            return False
+        try:
+            layout = replace(self.cutter, sizes=sizes).layout_of(pattern, Whole(part.name, part.dtype, full))
+        except ConfigError:
+            return False
+        return layout.shape_of_parts(full) == part.shape
+
+    def _settle(self, known: _Known, candidates: Mapping[Pattern, list[Shape]], shapes: dict[Pattern, Shape]) -> dict[Pattern, list[Shape]]:
+        """Takes the shapes of those kinds that can have only one, as long as that tells more; what is left open."""
+        left = dict(candidates)
+        progress = True
+        while progress and left:
+            progress = False
+            for pattern, possible in list(left.items()):
+                fitting = [shape for shape in possible if self._fits(known, pattern, shape) is not None]
+                if not fitting:
+                    raise self._no_shape(pattern)
+                left[pattern] = fitting
+                if len(fitting) == 1:
+                    learnt = self._fits(known, pattern, fitting[0])
+                    assert learnt is not None
+                    known.sizes, known.products = learnt.sizes, learnt.products
+                    shapes[pattern] = left.pop(pattern)[0]
+                    progress = True
+        return left
+
+    def _fits(self, known: _Known, pattern: Pattern, shape: Shape) -> _Known | None:
+        """What is known with a kind's full shape added; None where they contradict each other."""
+        part = self.parts[pattern]
+        sizes, products = known.sizes.copy(), dict(known.products)
+        try:
+            sizes.learn_shapes([(pattern, part.name, shape)])
+        except LayoutError:
+            return None
+        for axis, length in zip(pattern.shape_axes, shape, strict=True):
+            factors = [item for item in axis if not isinstance(item, Concat)]
+            if len(factors) == len(axis) and products.setdefault(tuple(sorted(factors)), length) != length:
+                return None
+        return _Known(sizes, products) if self._gives(pattern, part, shape, sizes) else None
+
+    def _search(self, known: _Known, left: Mapping[Pattern, list[Shape]]) -> Iterator[dict[Pattern, Shape]]:
+        """The ways in which what is left goes together, of which two are enough."""
+        if not left:
+            yield {}
+            return
+        (pattern, possible), *others = left.items()
+        found = 0
+        for shape in possible:
+            self.trials += 1
+            if self.trials > _MAX_TRIALS:
+                return
+            learnt = self._fits(known, pattern, shape)
+            for solution in self._search(learnt, dict(others)) if learnt is not None else ():
+                yield {pattern: shape, **solution}
+                found += 1
+                if found == 2:
+                    return
+
+    def _no_shape(self, pattern: Pattern) -> ConfigError:
+        part, config = self.parts[pattern], self.cutter.config
+        return ConfigError(
+            f"{config.path}: no shape of {shown(part.name)} is cut into parts of {list(part.shape)} by data_parallel {config.data}, "
+            f"model_parallel {config.model}, expert_parallel {config.expert}"
+            f"{' and optimizer parallelism' if config.optimizer else ''}; it isn't the configuration of these ranks, or their model isn't "
+            "of this layout."
+        )
+
+    def _undecided(self, left: Mapping[Pattern, list[Shape]], solutions: Sequence[Mapping[Pattern, Shape]]) -> ConfigError:
+        if not solutions and self.trials <= _MAX_TRIALS:
+            return self._no_shape(next(iter(left)))
+        lines = [
+            f"{self.parts[pattern].name}: {list(self.parts[pattern].shape)} may be a part of {' or '.join(str(list(s)) for s in shapes)}"
+            for pattern, shapes in left.items()
+        ]
+        return ConfigError(
+            f"{self.cutter.config.path}: the parts alone don't show how these tensors are cut:\n{listing(lines)}\n"
+            f"Give the model's config.json with {option('config')}, or the job's strategy files."
+        )
+
+
+class _Known:
+    """The lengths of axes, and the products of factors whose lengths aren't known."""
+
+    def __init__(self, sizes: AxisSizes, products: dict[tuple[str, ...], int]) -> None:
+        self.sizes, self.products = sizes, products

@@ -1,0 +1,1 @@
+"""How outputs appear: whole and under their final name, or not at all."""

@@ -1,0 +1,203 @@
+"""The journal of a run: which tensors are finished, with their hashes, so that another run can continue from there.
+
+Each line is the XXH3 (64 bits, hexadecimal) of a JSON object, a space, and the object: first what the run is made from (`begin`), then
+one for each finished tensor and each hashed block of a source, at last one when everything is written and is being put in place. A
+line that isn't whole ends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from msgspec.structs import astuple
+
+from ckptforge.errors import OutputError, shown
+from ckptforge.formats.entry import FileIndex, TensorEntry
+from ckptforge.planning.plan import Plan
+from ckptforge.run.audit import Audit, audit_json, read_audit
+from ckptforge.run.ledger import Finished, Key
+from ckptforge.version import __version__
+
+_MAX_LINE = 1 << 26
+
+
+@dataclass
+class Journal:
+    """An open journal. `sources` are digests by (index of the source, first byte of the block); `publishing` is the inode of what
+    is being put in place, once that has begun."""
+
+    path: Path
+    fd: int
+    head: Mapping[str, Any]
+    tensors: dict[Key, Finished] = field(default_factory=dict)
+    sources: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    publishing: int | None = None
+
+    @property
+    def audit(self) -> Audit:
+        """What the casts of all finished tensors did."""
+        audit = Audit()
+        for finished in self.tensors.values():
+            audit.merge(finished.audit)
+        return audit
+
+    def add_tensor(self, key: Key, finished: Finished) -> None:
+        self.tensors[key] = finished
+        self._add({"file": key[0], "tensor": key[1], "hash": finished.hash, "casts": audit_json(finished.audit)})
+
+    def add_source(self, index: int, start: int, digest: bytes) -> None:
+        self.sources[index, start] = digest
+        self._add({"source": index, "start": start, "digest": digest.hex()})
+
+    def add_publishing(self, inode: int) -> None:
+        self.publishing = inode
+        self._add({"publishing": inode})
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be synced to disk: {error.strerror}.") from error
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        content = journal_line(json.dumps(line, separators=(",", ":")).encode())
+        try:
+            end = os.fstat(self.fd).st_size
+            if os.write(self.fd, content) != len(content):  # a disk that is nearly full: what follows would be lost behind half a line
+                os.ftruncate(self.fd, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def journal_line(content: bytes) -> bytes:
+    """A line of a journal."""
+    return xxhash.xxh3_64(content).hexdigest().encode() + b" " + content + b"\n"
+
+
+def begin(path: Path, plan: Plan, command: str | None) -> Journal:
+    """A new journal of a plan. Raises `OutputError`."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
+    journal = Journal(path, fd, head_of(plan, command))
+    journal._add(journal.head)
+    return journal
+
+
+def reopen(path: Path) -> Journal | None:
+    """The journal that a run left, cut after its last whole line; None where there is none or it never got a line."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: can't be opened: {error.strerror}; remove the directory that it lies in.") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OutputError(f"{path}: isn't a regular file; remove the directory that it lies in.")
+    journal: Journal | None = None
+    end = 0
+    with os.fdopen(os.dup(fd), "rb") as lines:
+        while line := lines.readline(_MAX_LINE):
+            try:
+                text = line.partition(b" ")[2]
+                if line != journal_line(text[:-1]):
+                    break
+                content = json.loads(text)
+                if journal is None:
+                    journal = Journal(path, fd, {**content})
+                else:
+                    _read_line(journal, content)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+                break
+            end += len(line)
+    if journal is None:
+        os.close(fd)
+        return None
+    os.ftruncate(fd, end)
+    return journal
+
+
+def _read_line(journal: Journal, content: dict[str, Any]) -> None:
+    if "tensor" in content:
+        key = str(content["file"]), str(content["tensor"])
+        journal.tensors[key] = Finished(str(content["hash"]), read_audit(content["casts"]))
+    elif "source" in content:
+        journal.sources[int(content["source"]), int(content["start"])] = bytes.fromhex(content["digest"])
+    else:
+        journal.publishing = int(content["publishing"])
+
+
+def head_of(plan: Plan, command: str | None) -> dict[str, Any]:
+    """What a run is made from: our version, the plan, and the sources as they were when their indexes were read."""
+    return {"ckptforge": __version__, "command": command, "plan": fingerprint(plan), "sources": [_state(file) for file in plan.sources]}
+
+
+def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
+    """Why a run that is made from `head` can't continue where another stopped; None if it can."""
+    before = journal.head
+    if before.get("ckptforge") != head["ckptforge"]:
+        return f"it was begun by ckptforge {str(before.get('ckptforge'))[:100]}, this is {head['ckptforge']}"
+    old, new = before.get("sources"), head["sources"]
+    if not isinstance(old, list) or [isinstance(a, dict) and a.get("path") for a in old] != [b["path"] for b in new]:
+        return "its inputs are other files"
+    for a, b in zip(old, new, strict=True):
+        for key, what in (("size", "size"), ("mtime_ns", "time of change"), ("index", "header")):
+            if a.get(key) != b[key]:
+                return f"the input {b['path']} has changed since: its {what} was {shown(a.get(key))}, now it is {b[key]}"
+    if before.get("plan") != head["plan"]:
+        first, second = (str(found or "a call from Python")[:1000] for found in (before.get("command"), head["command"]))
+        return f"it was begun by another command ({first}; this is {second})"
+    return None
+
+
+def _state(file: FileIndex) -> dict[str, Any]:
+    index = xxhash.xxh3_64()
+    for entry in file.tensors.values():
+        extents = [(extent.start, extent.offset, extent.length) for extent in entry.extents]
+        index.update(_bytes(entry.name, entry.dtype, entry.shape, extents))
+    return {"path": os.path.abspath(file.path), "size": file.size, "mtime_ns": file.mtime_ns, "index": index.hexdigest()}
+
+
+def _bytes(*values: object) -> bytes:
+    return "\0".join(map(str, values)).encode(errors="surrogatepass") + b"\n"
+
+
+def fingerprint(plan: Plan) -> str:
+    """A hash of all that decides the bytes of a plan's outputs but the contents of its sources."""
+    state = xxhash.xxh3_64()
+    numbers = {file.path: i for i, file in enumerate(plan.sources)}
+    state.update(_bytes(plan.verb, plan.is_directory, sorted(plan.small_files.items())))
+    for file in plan.files:
+        state.update(_bytes(plan.name_of(file.path), file.size))
+        for offset, literal in file.literals:
+            state.update(_bytes(offset) + literal)
+    entries: dict[TensorEntry, bytes] = {}
+    for assembly in plan.assemblies:
+        for source, transfer in assembly.copies:
+            if source not in entries:
+                entries[source] = _bytes(numbers[source.path], source.name, source.dtype)
+                if (scaled := source.scaled) is not None:
+                    tensors = [scaled.scale, *([] if scaled.offset is None else [scaled.offset])]
+                    places = [(numbers[tensor.path], tensor.name) for tensor in tensors]
+                    entries[source] += _bytes(places, scaled.block, scaled.exponents, scaled.dtype)
+                if source.plus is not None:
+                    entries[source] += _bytes(source.plus.box)
+                    for product in source.plus.products:
+                        factors = [(numbers[factor.path], factor.name) for factor in (product.a, product.b)]
+                        entries[source] += _bytes(factors, product.scale, product.rows, product.turned)
+            # The hash of integers in tuples is the same in every process, that of a transfer isn't.
+            state.update(entries[source] + hash(astuple(transfer)).to_bytes(8, "little", signed=True))
+        state.update(_bytes(assembly.target.name, assembly.target.dtype))
+    return state.hexdigest()

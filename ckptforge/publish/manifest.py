@@ -1,0 +1,84 @@
+"""The manifest: what was written, from what, and what a way back to Hugging Face needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptforge.checkpoints.card import HuggingFaceSide
+from ckptforge.formats.entry import FileIndex
+from ckptforge.parallel.cut import cut_json, cut_of
+from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.planning.plan import Plan
+from ckptforge.run.audit import Audit, audit_json
+from ckptforge.tables.table import Layout, Table
+from ckptforge.version import __version__
+
+
+def manifest_json(
+    plan: Plan,
+    table: Table | None,
+    layout: Layout | None,
+    side: HuggingFaceSide | None,
+    audit: Audit,
+    mtimes: Mapping[Path, int],
+    hashes: Mapping[Path, Mapping[str, str]] | None = None,
+    command: str | None = None,
+) -> bytes:
+    """The manifest of a finished plan; without a table where none was needed, without hashes where they weren't made.
+
+    `outputs[].tensors` is name → [dtype, shape, hash]; see `engine/blocks.py`. An output that has the same tensors as an earlier one,
+    as the ranks of a stage have, names that (`like`) and holds only its hashes, in that order, with blanks between.
+    """
+    content = {
+        "ckptforge": __version__,
+        "verb": plan.verb,
+        "command": None if command is None else _unicode(command),
+        "model": table.name if table else None,
+        "layout": layout.name if layout else None,
+        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()} if table else None,
+        "sources": [_source_json(source, hashes) for source in plan.sources],
+        "outputs": list(_outputs_json(plan, mtimes, hashes)),
+        "small_files": sorted(plan.small_files),
+        "left_out": plan.left_out,
+        "casts": audit_json(audit),
+        "cut": None if plan.strategy is None else cut_json(cut_of(plan.strategy, _held(plan, plan.strategy))),
+        "hugging_face": side.to_json() if side else None,
+    }
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _outputs_json(plan: Plan, mtimes: Mapping[Path, int], hashes: Mapping[Path, Mapping[str, str]] | None) -> Iterator[dict[str, Any]]:
+    first: dict[tuple[object, ...], str] = {}
+    for file in plan.files:
+        name = plan.name_of(file.path)
+        own = None if hashes is None else [hashes[file.path][tensor] for tensor in file.tensors]
+        found: dict[str, Any] = {"file": name, "size": file.size, "mtime_ns": mtimes[file.path]}
+        kinds = tuple((tensor, entry.dtype.name, entry.shape) for tensor, entry in file.tensors.items())
+        if (like := first.setdefault(kinds, name)) != name:
+            yield {**found, "like": like, **({} if own is None else {"hashes": " ".join(own)})}
+            continue
+        stored = [[dtype, list(shape), *([own[i]] if own is not None else [])] for i, (_, dtype, shape) in enumerate(kinds)]
+        yield {**found, "tensors": dict(zip(file.tensors, stored, strict=True))}
+
+
+def _held(plan: Plan, strategy: Strategy) -> list[list[str]]:
+    """The tensors of each stage, whose ranks hold the same ones."""
+    return [list(plan.files[stage * strategy.devices].tensors) for stage in range(len(strategy.stages))]
+
+
+def _source_json(source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None) -> dict[str, Any]:
+    try:
+        mtime = source.path.stat().st_mtime_ns
+    except OSError:
+        mtime = None
+    found = {"path": _unicode(str(source.path)), "size": source.size, "mtime_ns": mtime}
+    return found if hashes is None else {**found, "xxh3_128": hashes[source.path][""]}
+
+
+def _unicode(text: str) -> str:
+    """What may hold names of files that aren't Unicode, with escapes for them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

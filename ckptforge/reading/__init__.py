@@ -1,0 +1,1 @@
+"""A checkpoint read as a layout of a mapping table."""

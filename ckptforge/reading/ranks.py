@@ -1,0 +1,193 @@
+"""Opening an input that may lie in the rank directories of a job: by a strategy, by a parallel configuration, or by the manifest that
+ckptforge wrote with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptforge.boxes import Box
+from ckptforge.checkpoints.manifest import DIRECTORY_NAME, read_manifest
+from ckptforge.checkpoints.mindspore import is_unified, rank_directories, read_ranks
+from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.checkpoints.unfinished import refuse_unfinished
+from ckptforge.errors import CkptforgeError, FormatError, LayoutError, UsageError, counted, shown
+from ckptforge.formats.entry import FileIndex, TensorEntry, read_range
+from ckptforge.parallel.config import ParallelConfig, read_parallel_config
+from ckptforge.parallel.cut import recorded_cut
+from ckptforge.parallel.device_layout import DeviceLayout
+from ckptforge.parallel.join import join_ranks
+from ckptforge.parallel.solve import Model, solve_strategy
+from ckptforge.parallel.strategy_files import Strategy, read_strategy
+from ckptforge.reading.source import Choices, Source, bind_source, known_of
+from ckptforge.spelling import option
+from ckptforge.storage.small_files import is_there
+from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.binding import recognise_names
+from ckptforge.tables.recognition import Hints, choose_table
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import Layout, Table
+
+Ranks = tuple[list[FileIndex], list[str]]
+_SAMPLE = 1 << 16  # bytes
+_FEW = 4  # different bytes, as numbers that are all alike have
+
+
+def open_source(path: Path, choices: Choices) -> Source:
+    """Opens a checkpoint, whole or in ranks, and finds its layout. Raises the errors of opening, of the tables and of binding."""
+    return bind_source(open_ranks(path, choices) if in_ranks(path, choices) else open_checkpoint(path, choices.step), choices)
+
+
+def in_ranks(path: Path, choices: Choices) -> bool:
+    """Whether an input is the shards of a job: rank directories, or whatever a strategy is given for."""
+    if choices.strategy is not None or choices.parallel_config is not None:
+        return True
+    if not os.path.isdir(path) or is_unified(path):
+        return False
+    return list(rank_directories(path)) not in ([], [0])
+
+
+def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Checkpoint:
+    """The rank directories of a job as one set of full tensors. Raises the errors of `read_job` and of joining the parts."""
+    ranks, strategy = read_job(directory, choices)
+    return join_ranks(directory, ranks, strategy, check_replicas)
+
+
+def read_job(directory: Path, choices: Choices) -> tuple[Ranks, Strategy]:
+    """The files of a job's ranks, and the strategy that they are cut by.
+
+    Raises `UsageError` for two ways to say how they are cut, and `FormatError` for none, saying why their manifest can't tell; the
+    errors of reading ranks, of strategies, and of parallel configurations that don't fit.
+    """
+    if choices.strategy is not None and choices.parallel_config is not None:
+        raise UsageError(
+            f"{_spelled(choices, 'strategy_dir')} and {_spelled(choices, 'parallel_config')} both say how {directory} is cut; give one."
+        )
+    refuse_unfinished(directory)
+    if choices.strategy is not None:
+        strategy = read_strategy(choices.strategy)
+        return read_ranks(directory, choices.step), strategy
+    config = None if choices.parallel_config is None else read_parallel_config(choices.parallel_config)
+    ranks = read_ranks(directory, choices.step)
+    found = recorded_strategy(directory, ranks[0]) if config is None else _computed(directory, ranks[0], config, choices)
+    if isinstance(found, str):
+        raise FormatError(
+            f"{directory}: holds {counted(len(ranks[0]), 'rank directory')}, the shards of one model, and {found}. {ways_to_say(choices)}"
+        )
+    return ranks, found
+
+
+def ways_to_say(choices: Choices) -> str:
+    """What a user can do about rank directories whose cut isn't known."""
+    return (
+        f"Give the strategy of their job with {_spelled(choices, 'strategy_dir')}, or its parallel configuration with "
+        f"{_spelled(choices, 'parallel_config')}; or name the directory of one rank if each holds the whole model."
+    )
+
+
+def _spelled(choices: Choices, name: str) -> str:
+    return option(choices.option.format(name))
+
+
+def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy | str:
+    """What the manifest says that was written with these files, or why it can't be taken from there. Raises `FormatError` for a
+    manifest that is damaged."""
+    path = directory / DIRECTORY_NAME
+    if not is_there(path):
+        return "there is no ckptforge manifest that says how they are cut"
+    manifest = read_manifest(path)
+    if (reason := manifest.distrust(directory, tuple(files))) is not None:
+        return reason
+    cut = recorded_cut(manifest)
+    if cut.ranks != len(files):
+        raise FormatError(f"{path}: is of {counted(cut.ranks, 'rank')}, but names {counted(len(files), 'file')}; damaged.")
+    return cut.strategy(path, [list(held) for held in _held(files, cut.devices)])
+
+
+def _held(files: Sequence[FileIndex], devices: int) -> list[dict[str, TensorEntry]]:
+    """By stage, a part of each tensor that its ranks hold."""
+    found: list[dict[str, TensorEntry]] = []
+    for first in range(0, len(files), devices):
+        held: dict[str, TensorEntry] = {}
+        for file in files[first : first + devices]:
+            for name, entry in file.tensors.items():
+                held.setdefault(name, entry)
+        found.append(held)
+    return found
+
+
+def _computed(directory: Path, files: list[FileIndex], config: ParallelConfig, choices: Choices) -> Strategy:
+    if len(files) != config.ranks:
+        stages = f"{counted(config.pipeline, 'stage')} of {counted(config.devices, 'device')}"
+        raise FormatError(
+            f"{directory}: holds {counted(len(files), 'rank')}, but {config.path} is of a job with {config.ranks} ({stages}); it isn't the "
+            "configuration of these ranks."
+        )
+    parts: dict[str, TensorEntry] = {}
+    for held in reversed(_held(files, config.devices)):
+        parts.update(held)
+    checkpoint = Checkpoint(directory, files[0].format, tuple(files), parts, directory, (), len(files))
+    known = known_of(checkpoint, choices)
+    shapes = {name: entry.shape for name, entry in parts.items() if not is_state(name)}
+    try:
+        table = choose_table(known.tables, shapes, known.hints)
+    except CkptforgeError as error:
+        raise type(error)(
+            f"{directory}: {error} A parallel configuration says how a model is cut only where a mapping knows it; of others give the "
+            f"strategy files with {_spelled(choices, 'strategy_dir')}."
+        ) from error
+    layouts, model = _layouts(table, shapes, known.hints), Model(table, known.config, known.config_source)
+    try:
+        strategy = solve_strategy(config, model, layouts, list(parts.values()), option(choices.layout_option))
+    except LayoutError as error:
+        raise type(error)(f"{directory}: {error}", error.tensors) from error
+    _check_samples(files, strategy)
+    return strategy
+
+
+def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
+    """Parts of one weight of each kind, by their first bytes: those that are said to be replicas must be equal, and those that are
+    said to be different parts not all be the same. Shapes alone don't tell a configuration of other degrees. Raises `FormatError`."""
+    kinds: dict[tuple[int, str], tuple[str, DeviceLayout]] = {}
+    for stage, layouts in enumerate(strategy.stages):
+        for name, layout in layouts.items():
+            if not is_state(name):
+                kinds.setdefault((stage, skeleton_of(name)[0]), (name, layout))
+    alike, differ = [], False
+    for (stage, _), (name, layout) in kinds.items():
+        samples: dict[Box, tuple[bytes, Path]] = {}
+        for device in range(strategy.devices):
+            entry = files[stage * strategy.devices + device].tensors.get(name)
+            if entry is None or layout.full_shape is None:
+                continue
+            sample = bytearray(min(entry.nbytes, _SAMPLE))
+            read_range(entry, 0, memoryview(sample))
+            kept, path = samples.setdefault(layout.box(layout.full_shape, device), (bytes(sample), entry.path))
+            if kept != sample:
+                raise FormatError(
+                    f"{entry.path}: {shown(name)} differs from that in {path}, of which {strategy.path} says that it is the same part; it "
+                    "isn't the configuration of these ranks."
+                )
+        found = {sample for sample, _ in samples.values()}
+        differ = differ or len(found) > 1
+        if len(samples) > 1 and len(found) == 1 and len(set(next(iter(found)))) > _FEW:
+            alike.append(name)
+    if alike and not differ:
+        raise FormatError(
+            f"{files[0].path.parent.parent}: every rank holds the same of {shown(alike[0])}, which {strategy.path} says is cut; it "
+            "isn't the configuration of these ranks."
+        )
+
+
+def _layouts(table: Table, names: dict[str, tuple[int, ...]], hints: Hints) -> list[Layout]:
+    """The layouts that may be meant: that which a user or a manifest names, else those with the most of these names."""
+    if hints.layout is not None:
+        return [table.layout(hints.layout)]
+    if hints.recorded_layout in table.layouts:
+        return [table.layouts[hints.recorded_layout]]
+    of_mindspore = [layout for layout in table.layouts.values() if layout.family == "mindspore" and not layout.by_name_only]
+    strange = {layout.name: len(recognise_names(layout, names)[1]) for layout in of_mindspore}
+    fewest = min(strange.values(), default=0)
+    best = [layout for layout in of_mindspore if strange[layout.name] == fewest]
+    return [layout for layout in best if layout.sharding is not None] or best

@@ -1,0 +1,352 @@
+"""An input model: its tensors, its config, what was recorded about it, and the layout that it is read as."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.checkpoints.card import MAX_SMALL_FILE, HuggingFaceSide, hugging_face_side, small_files_of
+from ckptforge.checkpoints.huggingface import shard_of
+from ckptforge.checkpoints.manifest import Manifest, find_manifest
+from ckptforge.checkpoints.opening import CONFIG, Checkpoint
+from ckptforge.dtypes import DType
+from ckptforge.errors import (
+    CkptforgeError,
+    ConfigError,
+    LayoutError,
+    MissingTensorsError,
+    QuantisedError,
+    UnmappedTensorsError,
+    UsageError,
+    counted,
+    listing,
+    shown,
+)
+from ckptforge.formats.entry import TensorEntry
+from ckptforge.quantisation.undo import undo, without_quantisation
+from ckptforge.reading.naming import language_side, renamed, side_renamed
+from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
+from ckptforge.spelling import flag, option
+from ckptforge.storage.small_files import is_there, read_small
+from ckptforge.storage.small_json import parse_object, read_object
+from ckptforge.tables.binding import Binding, Shapes
+from ckptforge.tables.model_config import language_part
+from ckptforge.tables.recognition import Hints, Identified, identify, recognise
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import Table, candidate_tables, shipped_tables
+from ckptforge.tables.unmapped import HEAD, of_kind, other_task, undroppable
+
+_log = logging.getLogger(__name__)
+_IN_LAYER = re.compile(r"\.[0-9]+\.")
+_MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what nothing knows, `activations` scales that
+    only a quantised model needs, `unmerged` the tensors before an adapter was added."""
+
+    checkpoint: Checkpoint
+    binding: Binding
+    config: Mapping[str, Any]
+    hugging_face: HuggingFaceSide | None
+    state: tuple[str, ...]
+    unmapped: tuple[str, ...]
+    activations: tuple[str, ...] = ()
+    unmerged: Mapping[str, TensorEntry] | None = None
+
+    @property
+    def table(self) -> Table:
+        return self.binding.table
+
+    @property
+    def quantised(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
+        """Name → how a quantised weight is stored: its dtype, and how many elements share a scale, by axis."""
+        tensors = self.checkpoint.tensors
+        return {name: (entry.dtype, entry.scaled.block) for name, entry in tensors.items() if entry.scaled is not None}
+
+    def refuse_unmapped(self, allowed: bool, drop: Sequence[str] = ()) -> None:
+        """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed, and always for one that the
+        table says makes a conversion wrong, or without which the model would be another one, unless a glob in `drop` names it.
+        Raises `UsageError` for a glob that names none."""
+        for glob in drop:
+            if not any(fnmatchcase(name, glob) for name in self.unmapped):
+                raise UsageError(
+                    f"{option('drop', glob)}: no tensor that the mapping {self.table.name} doesn't know has that name"
+                    + (f"; there are\n{self._places(self.unmapped)}" if self.unmapped else ".")
+                )
+        unmapped = [name for name in self.unmapped if not any(fnmatchcase(name, glob) for glob in drop)]
+        if refusal := self.table.refusal(self.binding.layout, unmapped):
+            raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {refusal[0]}: {refusal[1]}.")
+        if kept := undroppable(unmapped):
+            kind, names = kept
+            raise UnmappedTensorsError(
+                f"{self.checkpoint.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice} "
+                f"To drop them anyway, name them with {option('drop')}."
+            )
+        if unmapped and not allowed:
+            unknown = counted(len(unmapped), "tensor", "aren't")
+            raise UnmappedTensorsError(
+                f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in layout "
+                f"{self.binding.layout.name}:\n{self._places(unmapped)}\n{self._advice(unmapped)}"
+            )
+
+    def _advice(self, unmapped: Sequence[str]) -> str:
+        """What to do about tensors that the table doesn't know."""
+        names = [name for pattern in self.binding.names.values() for name in pattern.values()] + list(unmapped)
+        family = self.binding.layout.family
+        fitting = [table.name for table in shipped_tables() if table.name != self.table.name and table.knows(names, family)]
+        if fitting:
+            return (
+                f"The mapping {' and '.join(fitting)} knows all names: is it a model of that kind? Then give its own config.json with "
+                f"{option('config')}, or {option('model', fitting[0])}."
+            )
+        if in_layers := [name for name in unmapped if _IN_LAYER.search(name)]:
+            return (
+                f"{in_layers[0]} lies in a layer: a model that computes with it isn't the same without it. If nothing computes with "
+                f"them, {flag('allow_unmapped')} leaves them out."
+            )
+        return f"Give {flag('allow_unmapped')} to leave them out."
+
+    def _places(self, names: Sequence[str]) -> str:
+        return listing([f"{entry.label} in {entry.path.name}" for entry in map(self.checkpoint.tensors.__getitem__, names)])
+
+    def refuse_codes(self, dtype: DType | None) -> None:
+        """Raises `QuantisedError` for weights of integers, and for eight-bit floats without scales that aren't cast to `dtype`:
+        whatever reads them would take codes for weights."""
+        tensors = self.checkpoint.tensors
+        weights = [tensors[name] for names in self.binding.names.values() for name in names.values()]
+        if codes := [entry for entry in weights if not entry.value_dtype.floating]:
+            raise QuantisedError(
+                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} {list(codes[0].shape)}, expected floating-point numbers "
+                f"({counted(len(codes), 'such weight')}). Integers are codes of a quantised weight, and no scales stand beside it; take "
+                "the model before it was quantised."
+            )
+        if dtype is None and (codes := [entry for entry in weights if entry.value_dtype.itemsize == 1]):
+            raise QuantisedError(
+                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} {list(codes[0].shape)}, without scales "
+                f"({counted(len(codes), 'such weight')}). If these numbers are the weights, cast them with "
+                f"{option('dtype', 'bf16')}; if they were made with scales, take the files that hold those."
+            )
+
+
+class Choices(msgspec.Struct, frozen=True):
+    """What a user says about an input: the model, the layout, a table or a config of their own, the step; of rank directories the
+    strategy or the parallel configuration of their job. `option` makes the names of one side's: `src_{}`, `{}_a`."""
+
+    model: str | None = None
+    layout: str | None = None
+    mapping: Path | None = None
+    config: Path | None = None
+    step: int | None = None
+    family: str | None = None
+    layout_option: str = "from_"
+    strategy: Path | None = None
+    trim_vocab: bool = False
+    parallel_config: Path | None = None
+    option: str = "{}"
+
+
+def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
+    """(a config.json as an object, its path): of a file, or of the directory that holds it. Raises `InputNotFoundError` and
+    `FormatError`."""
+    path = given / CONFIG if os.path.isdir(given) else given
+    return read_object(path, _MAX_CONFIG, constants=True), str(path)
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of a checkpoint beside its tensors: what its config.json says of the language model, the tables that may
+    be meant, and hints which; `described` is all of config.json."""
+
+    config: Mapping[str, Any]
+    config_source: str
+    side: HuggingFaceSide | None
+    tables: Sequence[Table]
+    hints: Hints
+    described: Mapping[str, Any]
+
+
+def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
+    """Of a checkpoint, whose tensors may still be missing. Raises the errors of reading a manifest, config.json and tables."""
+    path = checkpoint.path
+    if (shard := shard_of(path)) and not os.path.isdir(path):
+        raise MissingTensorsError(f"{path}: {shard}.")
+    manifest = find_manifest(path, checkpoint.files)
+    side = _hugging_face_side(checkpoint, manifest, choices.config)
+    described, described_in = _config(checkpoint, manifest, side, choices.config)
+    part = language_part(described, described_in)
+    config, config_source = part.config, part.where
+    named = choices.model or (manifest.model if manifest is not None else None)
+    tables = candidate_tables(choices.mapping, named, config.get("model_type"))
+    if manifest is not None and not manifest.untouched(checkpoint.files):
+        _log.info("the files aren't the very ones that were written with the manifest: its layout isn't relied on")
+    hints = Hints(
+        config,
+        config_source,
+        choices.model,
+        choices.layout,
+        manifest.layout if manifest and manifest.untouched(checkpoint.files) else None,
+        choices.layout_option,
+    )
+    if choices.model is None and manifest is not None and manifest.model in {table.name for table in tables}:
+        hints = replace(hints, model=manifest.model)
+    if choices.mapping is not None and choices.model is None:
+        hints = replace(hints, model=tables[0].name)
+    return Known(config, config_source, side, tables, hints, described)
+
+
+def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
+    """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
+    path, known = checkpoint.path, known_of(checkpoint, choices)
+    config, config_source, side = known.config, known.config_source, known.side
+    undone = undo(checkpoint, config, config_source)
+    checkpoint = undone.checkpoint
+    beside = {*undone.taken, *undone.activations}
+    shapes: Shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in beside}
+    try:
+        checkpoint, identified = _identified(checkpoint, shapes, known, choices)
+    except LayoutError as error:
+        names = error.tensors if os.path.isdir(path) else ()
+        places = "".join(f" {name} lies in {checkpoint.tensors[name].path.name}." for name in names if name in checkpoint.tensors)
+        raise type(error)(f"{path}: {error}{places}") from error
+    except CkptforgeError as error:
+        raise type(error)(f"{path}: {error}") from error
+    binding = identified.binding
+    if task := other_task(known.described):
+        heads = of_kind(binding.unknown, HEAD)
+        there = f", and {shown(heads[0])} is there" if heads else ""
+        raise MissingTensorsError(f"{path}: {config_source} says {task}, which isn't a causal language model{there}. {HEAD.advice}")
+    if side is not None:
+        if side.layout is None and binding.layout.family == "huggingface":
+            side = replace(side, layout=binding.layout.name)
+        side = replace(side, files=without_quantisation(side.files, known.described))
+        side, notes = language_side(side if identified.renaming is None else side_renamed(side, identified.renaming), binding.table)
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *_undeclared(binding, config, config_source)))
+    state = tuple(name for name in checkpoint.tensors if is_state(name))
+    _log_choice(binding, choices, known.hints)
+    return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
+
+
+def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iterator[str]:
+    """A sentence for each key by which config.json says that tensors aren't there that are. Heads that are tied to the embedding
+    are compared with it instead."""
+    table = binding.table
+    tied = table.pipeline.tied if table.pipeline is not None else {}
+    present: dict[str, list[str]] = {}
+    for pattern, names in binding.names.items():
+        for tensor in pattern.tensors:
+            condition = table.optional.get(tensor)
+            if condition is not None and tensor not in tied and config and condition.holds(config):
+                present.setdefault(condition.text.removeprefix("not "), []).extend(names.values())
+    for key, names_there in present.items():
+        verb = "is" if len(names_there) == 1 else "are"
+        yield (
+            f"{where} has {key} {shown(config.get(key))}, but {counted(len(names_there), 'tensor')} such as {names_there[0]} {verb} there "
+            f"and {verb} kept. Programs that follow config.json compute without them: set {key} if the model was trained with them."
+        )
+
+
+def _identified(checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: Choices) -> tuple[Checkpoint, Identified]:
+    """A checkpoint under the names of its layout, without the padding of its vocabulary where that is wanted, and what it is."""
+    hints = known.hints
+    if choices.trim_vocab and KEY not in hints.config:
+        raise ConfigError(f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the model's config.json with {option('config')}.")
+    try:
+        identified = identify(known.tables, shapes, hints, choices.family)
+    except LayoutError as error:
+        if (found := _padded(checkpoint, shapes, known, choices.family)) is None:
+            raise
+        checkpoint, identified, padding = found
+        if not choices.trim_vocab:
+            raise LayoutError(refusal(padding, known.config_source), padding.names) from error
+        checkpoint = trimmed(checkpoint, padding)
+        kept = {name: checkpoint.tensors[name].shape for name in map(identified.renamed, shapes)}
+        return checkpoint, replace(identified, binding=recognise(identified.binding.table, kept, hints, choices.family))
+    if choices.trim_vocab:
+        note = f"no tensor has more rows than {KEY} {hints.config[KEY]}: nothing is cut off."
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
+    return _as_identified(checkpoint, identified), identified
+
+
+def _padded(checkpoint: Checkpoint, shapes: Shapes, known: Known, family: str | None) -> tuple[Checkpoint, Identified, Padding] | None:
+    """The same and the padding of its vocabulary, where that is all in which a checkpoint and its config.json differ."""
+    if KEY not in known.config:
+        return None
+    unsaid = {key: value for key, value in known.config.items() if key != KEY}
+    try:
+        identified = identify(known.tables, shapes, replace(known.hints, config=unsaid), family)
+        checkpoint = _as_identified(checkpoint, identified)
+        padding = padding_of(identified.binding, checkpoint.tensors, known.config)
+    except CkptforgeError:
+        return None
+    return None if padding is None else (checkpoint, identified, padding)
+
+
+def _as_identified(checkpoint: Checkpoint, identified: Identified) -> Checkpoint:
+    """A checkpoint under the names that the layout has, with what a user should hear of."""
+    if identified.note and identified.binding.layout.family == "huggingface":
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, f"{checkpoint.path}: {identified.note}"))
+    return checkpoint if identified.renaming is None else renamed(checkpoint, identified.renaming)
+
+
+def _log_choice(binding: Binding, choices: Choices, hints: Hints) -> None:
+    """Says which model and layout a checkpoint is read as, and by what that was known."""
+    model_type = hints.config.get("model_type")
+    if choices.model is not None or choices.mapping is not None:
+        why = "as was asked for"
+    elif hints.model is not None:
+        why = "as its manifest says"
+    elif model_type in binding.table.model_types:
+        why = f"by model_type {model_type!r} in {hints.config_source}"
+    else:
+        why = "by the names of its tensors"
+    _log.info("model %s (%s): %s", binding.table.name, binding.table.source, why)
+    if choices.layout is not None:
+        why = "as was asked for"
+    elif binding.layout.name == hints.recorded_layout:
+        why = "as its manifest says"
+    else:
+        why = "the only one that fits its names and shapes"
+    _log.info("layout %s: %s", binding.layout.name, why)
+
+
+def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None) -> HuggingFaceSide | None:
+    """Small files from --config, else from the manifest, else from beside the weights where a config.json lies."""
+    if config is not None:
+        if os.path.isdir(config):
+            files, skipped = small_files_of(config)
+        else:
+            files, skipped = {CONFIG: read_small(config, MAX_SMALL_FILE, ConfigError)}, ()
+        if CONFIG not in files:
+            raise ConfigError(f"{config}: holds no {CONFIG}.")
+        return HuggingFaceSide({name: content for name, content in files.items() if not name.endswith(".index.json")}, skipped=skipped)
+    if manifest is not None and manifest.hugging_face is not None:
+        return manifest.hugging_face
+    if is_there(checkpoint.directory / CONFIG):
+        return hugging_face_side(checkpoint.directory, checkpoint.files, None, all_files=checkpoint.format == "hugging face directory")
+    return None
+
+
+def _config(
+    checkpoint: Checkpoint, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None
+) -> tuple[Mapping[str, Any], str]:
+    """(config.json as an object, the name of where it comes from); empty where there is none."""
+    if side is None or CONFIG not in side.files:
+        return {}, CONFIG
+    if given is not None:
+        origin = str(given / CONFIG if os.path.isdir(given) else given)
+    elif manifest is not None and side is manifest.hugging_face:
+        origin = f"{CONFIG} in {manifest.path}"
+    else:
+        origin = str(checkpoint.directory / CONFIG)
+    if len(side.files[CONFIG]) > _MAX_CONFIG:
+        raise ConfigError(f"{origin}: over {_MAX_CONFIG} bytes, too large for what it should be.")
+    return parse_object(side.files[CONFIG], origin, constants=True), origin

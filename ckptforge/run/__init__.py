@@ -1,0 +1,1 @@
+"""How a plan is carried out: in constant memory, by several workers."""

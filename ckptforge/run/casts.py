@@ -1,0 +1,185 @@
+"""Casting numbers between float dtypes, with a count of what every cast did to them. Round to nearest, ties to even.
+
+16-bit to 16-bit is a table of all 65,536 values, made once by way of float32 (exact on the way in, one rounding on the way
+out). float64 to bfloat16 goes through float32 rounded to odd, which makes the second rounding the only one (Boldo and
+Melquiond, "Emulation of FMA and correctly rounded sums", 2008). NaN stays NaN, zeros keep their sign.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforge.dtypes import DType
+from ckptforge.run.audit import CastCount
+from ckptforge.run.buffers import copy_runs
+
+Array = NDArray[Any]
+# Elements cast at a time. Each of the operations on them lets go of the interpreter, and threads that take turns at it wait for one
+# another: two cast 1.0 to 1.5 ns a number at 2^17, 0.5 to 0.6 at 2^19, as one alone does 0.8.
+STEP = 1 << 19
+_SIGN = np.uint16(0x8000)
+_LONG_RUN = 1024
+_EXACT, _ROUNDED, _UNDERFLOW, _OVERFLOW = 0, 1, 2, 3
+
+
+def numpy_dtype(dtype: DType) -> np.dtype[Any]:
+    """The numpy dtype of a castable dtype, or of one of eight bits."""
+    return np.dtype(getattr(ml_dtypes, dtype.name, dtype.name))
+
+
+Cast = Callable[[Array, Array], CastCount]
+
+
+@cache
+def cast_function(source: DType, target: DType) -> Cast:
+    """The function that casts a flat array of `source` into one of `target`, both as numpy dtypes, and counts."""
+    if source.itemsize == target.itemsize == 2:
+        return _table_cast(source, target)
+    if source.itemsize == 1:
+        return _byte_cast(source, target)
+    convert = _f64_to_bf16 if (source.name, target.name) == ("float64", "bfloat16") else _plain
+    widening = target.itemsize > source.itemsize
+
+    def cast(numbers: Array, out: Array, count: CastCount) -> None:
+        convert(numbers, out)
+        if not widening:
+            _count(numbers, out, count)
+
+    return _by_pieces(cast)
+
+
+def _by_pieces(cast: Callable[[Array, Array, CastCount], None]) -> Cast:
+    """A cast of any length from one of at most STEP numbers, which lie aligned: numpy takes others in small buffers."""
+
+    def whole(numbers: Array, out: Array) -> CastCount:
+        count = CastCount(values=numbers.size)
+        with np.errstate(all="ignore"):
+            for start in range(0, numbers.size, STEP):
+                piece, place = numbers[start : start + STEP], out[start : start + STEP]
+                made = place if place.flags.aligned else np.empty_like(place, subok=False)
+                cast(piece if piece.flags.aligned else piece.copy(), made, count)
+                if made is not place:
+                    copy_runs(made, place)
+        return count
+
+    return whole
+
+
+def _plain(numbers: Array, out: Array) -> None:
+    np.copyto(out, numbers, casting="unsafe")
+
+
+def _f64_to_bf16(numbers: Array, out: Array) -> None:
+    """Truncates to float32 and sets the last bit if anything was cut off, then rounds that once."""
+    near = numbers.astype(np.float32)
+    back = near.astype(np.float64)
+    bits = near.view(np.uint32)
+    inexact = (back != numbers) & (numbers == numbers)
+    bits -= (inexact & (np.abs(back) > np.abs(numbers))).astype(np.uint32)
+    bits |= inexact.astype(np.uint32)
+    np.copyto(out, near, casting="unsafe")
+
+
+def _count(numbers: Array, made: Array, count: CastCount) -> None:
+    back = made.astype(numbers.dtype)
+    changed = int(np.count_nonzero(back != numbers)) - int(np.count_nonzero(numbers != numbers))
+    if not changed:
+        return
+    overflowed = int(np.count_nonzero(np.isinf(back))) - int(np.count_nonzero(np.isinf(numbers)))
+    underflowed = int(np.count_nonzero(back == 0)) - int(np.count_nonzero(numbers == 0))
+    count.overflowed += overflowed
+    count.underflowed += underflowed
+    count.rounded += changed - overflowed - underflowed
+
+
+def _byte_cast(source: DType, target: DType) -> Cast:
+    """From floats of eight bits to wider ones, which hold all of them."""
+    table = np.arange(1 << 8, dtype=np.uint8).view(numpy_dtype(source)).astype(numpy_dtype(target))
+
+    def cast(numbers: Array, out: Array, count: CastCount) -> None:
+        np.take(table, numbers.view(np.uint8), out=out, mode="clip")
+
+    return _by_pieces(cast)
+
+
+class _Scratch(threading.local):
+    """A thread's memory for intermediate results, as fresh memory costs more than what is done with it."""
+
+    def __init__(self) -> None:
+        self.work = np.empty(STEP, np.uint16)
+        self.beyond = np.empty(STEP, np.bool_)
+
+
+def _table_cast(source: DType, target: DType) -> Cast:
+    every = np.arange(1 << 16, dtype=np.uint16).view(numpy_dtype(source))
+    with np.errstate(all="ignore"):
+        wide = every.astype(np.float32)
+        made = wide.astype(numpy_dtype(target))
+        back = made.astype(np.float32)
+        effect = np.full(1 << 16, _EXACT, np.uint8)
+        effect[(back != wide) & (wide == wide)] = _ROUNDED
+        effect[(back == 0) & (wide != 0)] = _UNDERFLOW
+        effect[np.isinf(back) & np.isfinite(wide)] = _OVERFLOW
+    table = made.view(np.uint16)
+    # Most values lie in a range of magnitudes that casts exactly; only the others need looking at for the count.
+    low, high, shift = _exact_range(table, effect)
+    edge, width = np.uint16(2 * low), np.uint16(2 * (high - low))
+    offset = np.uint16(((low << (shift or 0)) - int(table[low])) & 0xFFFF)
+    scratch = _Scratch()
+
+    def cast(numbers: Array, out: Array, count: CastCount) -> None:
+        bits, made = numbers.view(np.uint16), out.view(np.uint16)
+        work, beyond = scratch.work[: bits.size], scratch.beyond[: bits.size]
+        np.left_shift(bits, 1, out=work)  # magnitudes, doubled
+        np.subtract(work, edge, out=work)
+        np.greater(work, width, out=beyond)
+        suspects = np.flatnonzero(beyond)
+        if shift is None:
+            np.take(table, bits, out=made, mode="clip")
+        else:
+            np.left_shift(bits, shift, out=made)
+            np.subtract(made, offset, out=made)
+            np.bitwise_and(bits, _SIGN, out=work)
+            np.bitwise_or(made, work, out=made)
+        if suspects.size:
+            odd = bits[suspects]
+            if shift is not None:
+                made[suspects] = table[odd]
+            effects = np.bincount(effect[odd], minlength=4)
+            count.rounded += int(effects[_ROUNDED])
+            count.underflowed += int(effects[_UNDERFLOW])
+            count.overflowed += int(effects[_OVERFLOW])
+
+    return _by_pieces(cast)
+
+
+def _exact_range(table: NDArray[np.uint16], effect: NDArray[np.uint8]) -> tuple[int, int, int | None]:
+    """(first, last, k): the longest run of magnitudes m that cast exactly, all to `(m << k) - constant`, which is faster done
+    than looked up. Where no long one does, the longest that casts exactly, and None."""
+    magnitudes = np.arange(1 << 15)
+    exact = effect[: 1 << 15] == _EXACT
+    runs = []
+    for shift in range(8):
+        steps = np.diff(table[magnitudes].astype(np.int64) - (magnitudes << shift)) == 0
+        first, last = _longest_run(np.flatnonzero(exact[1:] & exact[:-1] & steps))
+        runs.append((first, last + 1, shift))
+    low, high, shift = max(runs, key=lambda run: run[1] - run[0])
+    if high - low >= _LONG_RUN:
+        return low, high, shift
+    return (*_longest_run(np.flatnonzero(exact)), None)
+
+
+def _longest_run(numbers: NDArray[np.intp]) -> tuple[int, int]:
+    """(first, last) of the longest run of consecutive numbers; (0, -1) of none."""
+    if not numbers.size:
+        return 0, -1
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    longest = max(runs, key=len)
+    return int(longest[0]), int(longest[-1])

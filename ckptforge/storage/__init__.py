@@ -1,0 +1,1 @@
+"""Where bytes lie: reading and naming files. Knows no format."""

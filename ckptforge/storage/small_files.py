@@ -1,0 +1,64 @@
+"""Small files that a user or another program wrote: reading them whole within a bound, and the names they may have."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
+from ckptforge.storage.address import refuse_address
+from ckptforge.storage.local import open_file
+
+_PIECE = 1 << 20
+_CONTROL = re.compile("[\x00-\x1f\x7f/\\\\]")
+
+
+def read_small(path: Path, limit: int, too_large: type[CkptforgeError] = FormatError) -> bytes:
+    """The contents of a regular file, of which no more than `limit` bytes are ever read, whatever its size is said to be.
+
+    Raises `InputNotFoundError` if it can't be read or is something else, `too_large` if it goes on.
+    """
+    pieces: list[bytes] = []
+    left = limit + 1
+    fd = open_file(path)
+    try:
+        while left and (piece := os.read(fd, min(left, _PIECE))):
+            pieces.append(piece)
+            left -= len(piece)
+    except OSError as error:
+        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
+    finally:
+        os.close(fd)
+    if not left:
+        raise too_large(f"{path}: over {limit} bytes, too large for what it should be.")
+    return b"".join(pieces)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file of a fixed name is there. Raises `InputNotFoundError` for anything else of that name: a directory, a pipe, a
+    link to nowhere."""
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        raise InputNotFoundError(f"{path}: isn't a regular file.")
+    return False
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a text that stood in a file is the name of a file in one directory, and not a way out of it."""
+    if not isinstance(name, str) or name in ("", ".", "..") or _CONTROL.search(name):
+        return False
+    try:
+        return len(name.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
+
+
+def entries_of(directory: Path) -> list[Path]:
+    """What lies in a directory, by name. Raises `InputNotFoundError` if it can't be listed."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError as error:
+        refuse_address(directory)
+        raise InputNotFoundError(f"{directory}: can't be listed: {error.strerror}.") from error

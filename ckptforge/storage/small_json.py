@@ -1,0 +1,80 @@
+"""Reading a JSON file that a user or another program wrote: bounded, with one kind of error."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ckptforge.errors import FormatError, shown
+from ckptforge.storage.small_files import read_small
+
+MAX_BYTES = 64 * 1024 * 1024  # an index of 91,000 tensors has 9 MB
+_MAX_DEPTH = 64
+_MAX_VALUES = 1 << 21  # commas, lists and objects outside of strings
+_NO_MARKS = bytes(set(range(256)) - set(b'",[{'))
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_object(path: Path, limit: int = MAX_BYTES, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; `constants` allows NaN and Infinity.
+
+    Raises `InputNotFoundError` if it can't be read, `FormatError` if it is something else.
+    """
+    return parse_object(read_small(path, limit), str(path), constants)
+
+
+def parse_object(content: bytes, where: str, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in `content`; `constants` allows NaN and Infinity, which Python writes. Raises `FormatError`, which names it as
+    `where`, if it is something else: also for a key that stands twice, nesting, and text that no file can hold."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise FormatError(f"{where}: holds the key {shown(key)} twice.")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise FormatError(f"{where}: isn't valid JSON (it holds {constant}).")
+
+    if _has_many_values(content):
+        raise FormatError(f"{where}: holds more than {_MAX_VALUES} values, too many for what it should be.")
+    try:
+        text = content.decode("utf-8-sig")
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=None if constants else refuse)
+        if _SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where}: isn't valid JSON (half of a surrogate pair in a text).") from error
+    except (ValueError, RecursionError) as error:
+        if content.startswith(b"version https://git-lfs"):
+            raise FormatError(f"{where}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.") from error
+        raise FormatError(f"{where}: isn't valid JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{where}: holds a JSON {type(found).__name__}, expected an object.")
+    if _is_deep(found):
+        raise FormatError(f"{where}: its JSON is nested more than {_MAX_DEPTH} levels deep.")
+    return found
+
+
+def _has_many_values(content: bytes) -> bool:
+    """Whether parsing would make too many values: objects take memory for, in the worst case, thirty times their bytes."""
+    if content.count(b",") + content.count(b"[") + content.count(b"{") <= _MAX_VALUES:
+        return False
+    marks = content.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS)
+    outside_strings = marks.split(b'"')[::2]
+    return sum(map(len, outside_strings)) > _MAX_VALUES
+
+
+def _is_deep(found: dict[str, Any]) -> bool:
+    level: list[Any] = [found]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

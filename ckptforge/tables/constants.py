@@ -1,0 +1,214 @@
+"""What of config.json, beside sizes, a model computes with, and where two configs compute differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from ckptforge.errors import ConfigError, TableError
+from ckptforge.tables.model_config import Expression
+from ckptforge.tables.rope import KEYS, LONGEST, PREFIX, THETA, Rope, RopeRow, alike, rope_parameters, rotation
+
+Values = Mapping[str, Any]
+Found = dict[str, tuple[Any, Any]]
+
+_ABSENT = object()
+_MAX_KEYS = 64
+_SLIDING, _FULL = "sliding_attention", ("full_attention", "attention")
+# Names that transformers has for one function (activations.py).
+_SAME_FUNCTION = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh"}
+
+
+class WindowRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """[window] of a table's file: the keys of config.json that say how far back a layer attends.
+
+    `size` is the length of the window in tokens, null for none; `switch` must be true for it to be
+    used; `layer_types` says for each layer whether it has the window, else all have, or those from
+    `first_layer` on.
+    """
+
+    size: str
+    switch: str | None = None
+    layer_types: str | None = None
+    first_layer: str | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(key for key in (self.switch, self.size, self.layer_types, self.first_layer) if key is not None)
+
+
+class ModelConstants(msgspec.Struct, frozen=True):
+    """What a model of one model_type computes with: keys of config.json, with the values that stand
+    for absent ones."""
+
+    defaults: Values
+    rope: Rope | None = None
+    window: WindowRow | None = None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Those that are read as they stand, not by the rotation or the window."""
+        taken = {*(KEYS if self.rope is not None else ()), *(self.window.keys if self.window is not None else ())}
+        return {key: value for key, value in self.defaults.items() if key not in taken}
+
+
+class Used(msgspec.Struct, frozen=True):
+    """A config.json with the constants of its model_type and its number of layers."""
+
+    constants: ModelConstants
+    config: Values
+    layers: int
+
+    def value(self, key: str) -> Any:
+        return self.config[key] if key in self.config else self.constants.defaults.get(key)
+
+
+def parse_constants(
+    defaults: Mapping[str, Values], rope: RopeRow | None, window: Mapping[str, WindowRow], model_types: Collection[str], source: str
+) -> dict[str, ModelConstants]:
+    """[defaults], [rope] and [window] of a table, by model_type. Raises `TableError` with the row
+    and the reason."""
+    for section, rows in (("defaults", defaults), ("window", window)):
+        if unknown := [name for name in rows if name not in model_types]:
+            raise TableError(f"{source}: [{section}] {unknown[0]}: isn't in model_type, which has {', '.join(model_types)}.")
+    if lost := [name for name in (*window, *model_types) if name not in defaults and (defaults or window or rope)]:
+        raise TableError(f"{source}: [defaults.{lost[0]}] is missing: [defaults] must have every model_type, or none.")
+    try:
+        made = None if rope is None else Rope(Expression(rope.dim), rope.scales_softmax)
+    except ValueError as error:
+        raise TableError(f"{source}: [rope] dim: {error}.") from error
+    for name, values in defaults.items():
+        if made is not None and (absent := [key for key in (THETA, LONGEST) if key not in values]):
+            raise TableError(f"{source}: [defaults.{name}] has no {absent[0]}, which [rope] needs.")
+    return {name: ModelConstants(values, made, window.get(name)) for name, values in defaults.items()}
+
+
+def constants_for(constants: Mapping[str, ModelConstants], config: Values) -> ModelConstants | None:
+    """Those of the config's model_type, else of the class in `architectures`, else the first; None
+    where there are none."""
+    if (named := constants.get(str(config.get("model_type")))) is not None:
+        return named
+    classes = config.get("architectures")
+    names = {str(name).partition("For")[0].lower() for name in classes} if isinstance(classes, list) else set()
+    fitting = (found for model_type, found in constants.items() if model_type.replace("_", "") in names)
+    return next(fitting, next(iter(constants.values()), None))
+
+
+def differing_constants(one: Used, other: Used) -> Found:
+    """key → both values, absent ones filled in, of all by which two configs compute differently.
+
+    Where several keys make up one thing, the rotation or the windows, only those are named by which
+    it differs. The rotation's parameters are called rope_scaling.KEY in every spelling.
+    """
+    return {**_plain(one, other), **_rotations(one, other), **_windows(one, other)}
+
+
+def _plain(one: Used, other: Used) -> Found:
+    found = {}
+    mine, theirs = one.constants.plain, other.constants.plain
+    for key in {**mine, **theirs}:
+        # A model_type that doesn't read a key computes as the other's default does.
+        default = mine.get(key, theirs.get(key))
+        values = (one.value(key) if key in mine else default, other.value(key) if key in theirs else default)
+        if not alike(_meaning(values[0], default), _meaning(values[1], default)):
+            found[key] = values
+    return found
+
+
+def _meaning(value: Any, default: Any) -> Any:
+    """null counts as false and as empty."""
+    if isinstance(default, bool):
+        return bool(value)
+    if value is None and not default:
+        return default
+    return _SAME_FUNCTION.get(value, value) if isinstance(value, str) else value
+
+
+def _rotations(one: Used, other: Used) -> Found:
+    mine, theirs = (
+        rope_parameters(side.config, side.constants.defaults, side.constants.rope) if side.constants.rope is not None else {}
+        for side in (one, other)
+    )
+    found: Found = {}
+    for layer_type in dict.fromkeys((*mine, *theirs)) if {*mine} == {*theirs} else _layer_types(mine, theirs):
+        a, b = (
+            parameters.get(layer_type) or parameters.get("") or {LONGEST: side.value(LONGEST)}
+            for side, parameters in ((one, mine), (other, theirs))
+        )
+        prefix = f"{PREFIX}{layer_type}." if layer_type else PREFIX
+        for key in _telling(a, b, _rotation_of(one), _rotation_of(other)):
+            name = key if key == LONGEST or (key == THETA and not layer_type) else prefix + key
+            found[name] = (a.get(key), b.get(key))
+    return found
+
+
+def _layer_types(mine: Values, theirs: Values) -> list[str]:
+    return [layer_type for layer_type in dict.fromkeys((*mine, *theirs)) if layer_type] or [""]
+
+
+def _rotation_of(side: Used) -> Callable[[Values], Any]:
+    rope = side.constants.rope
+    try:
+        dim = None if rope is None else rope.dim.evaluate(side.config, "config.json")
+    except ConfigError:
+        dim = None
+    return lambda parameters: None if rope is None else rotation(parameters, dim, rope)
+
+
+def _windows(one: Used, other: Used) -> Found:
+    rows = [side.constants.window for side in (one, other) if side.constants.window is not None]
+    keys = dict.fromkeys(key for row in rows for key in row.keys)
+    mine, theirs = ({key: side.value(key) for key in keys} for side in (one, other))
+    listing = dict.fromkeys(row.layer_types for row in rows if row.layer_types is not None)
+    said = [key for key in listing if isinstance(mine[key], list) or isinstance(theirs[key], list)]
+    for side, values in ((one, mine), (other, theirs)):
+        for key in said:
+            if values[key] is None:
+                values[key] = list(_kinds(side.constants.window, values, side.layers))
+    return {key: (mine[key], theirs[key]) for key in _telling(mine, theirs, _windows_of(one), _windows_of(other))}
+
+
+def _kinds(row: WindowRow | None, values: Values, layers: int) -> Iterator[str]:
+    """The type of each layer where config.json doesn't list them."""
+    switched = row is not None and values.get(row.size) is not None and (row.switch is None or values.get(row.switch))
+    first = values.get(row.first_layer) if row is not None and row.first_layer is not None else 0
+    for layer in range(layers):
+        yield _SLIDING if switched and isinstance(first, int) and layer >= first else _FULL[0]
+
+
+def _windows_of(side: Used) -> Callable[[Values], Any]:
+    """For each layer the length of its window, None for none; a layer of another type by its name."""
+    row = side.constants.window
+
+    def windows(values: Values) -> list[Any]:
+        if row is None:
+            return [None] * side.layers
+        kinds = values.get(row.layer_types) if row.layer_types is not None else None
+        if not isinstance(kinds, list):
+            kinds = list(_kinds(row, values, side.layers))
+        size = values.get(row.size) if row.switch is None or values.get(row.switch) else None
+        lengths = {_SLIDING: _SLIDING if size is None else size, **dict.fromkeys(_FULL)}
+        return [lengths.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
+
+    return windows
+
+
+def _telling(mine: Values, theirs: Values, compute_mine: Callable[[Values], Any], compute_theirs: Callable[[Values], Any]) -> list[str]:
+    """The keys by which two configs compute differently: those that, taken from one into the other,
+    change what it computes."""
+    here, there = compute_mine(mine), compute_theirs(theirs)
+    if alike(here, there):
+        return []
+    keys = [key for key in {**mine, **theirs} if mine.get(key, _ABSENT) != theirs.get(key, _ABSENT)]
+    telling = [
+        key
+        for key in keys[:_MAX_KEYS]
+        if not alike(compute_mine(_taken(key, mine, theirs)), here) or not alike(compute_theirs(_taken(key, theirs, mine)), there)
+    ]
+    return telling or keys
+
+
+def _taken(key: str, into: Values, source: Values) -> Values:
+    return {**{k: v for k, v in into.items() if k != key}, **({key: source[key]} if key in source else {})}

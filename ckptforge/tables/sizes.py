@@ -1,0 +1,132 @@
+"""The lengths of a model's axes, put together from names, shapes and config.json, with the reason for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptforge.errors import ConfigError, LayoutError
+from ckptforge.spelling import option
+from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors, axis_size, shared_runs
+from ckptforge.tables.table import Table
+
+
+class AxisSizes:
+    """Known lengths by axis name. Contradictions raise `LayoutError` with both reasons."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[int, str]] = {}
+
+    def copy(self) -> AxisSizes:
+        """The same lengths, to try others with."""
+        copied = AxisSizes()
+        copied.known = dict(self.known)
+        return copied
+
+    def learn(self, axis: str, size: int, reason: str) -> None:
+        before = self.known.setdefault(axis, (size, reason))
+        if before[0] != size:
+            raise LayoutError(f"axis {axis} is {before[0]} by {before[1]}, but {size} by {reason}.")
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        return {axis: size for axis, (size, _) in self.known.items()}
+
+    def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
+        """What config.json says, but of axes of which there may be none. Raises `ConfigError` for a length of 0 in a shape."""
+        for axis, expression in table.axes.items():
+            size = None if expression.may_be_none else expression.evaluate(config, where)
+            if size == 0 and axis not in table.counted:
+                raise ConfigError(f"{where}: {expression.text} is 0, expected a positive integer.")
+            if size is not None:
+                self.learn(axis, size, f"{where} ({expression.text})")
+
+    def get(self, axis: str) -> int | None:
+        return self.known[axis][0] if axis in self.known else None
+
+    def learn_shapes(self, shapes: Sequence[tuple[Pattern, str, tuple[int, ...]]]) -> None:
+        """Solves the axes of (pattern, tensor name, shape) one unknown at a time and checks every axis that is known.
+
+        An axis of several unknown factors stays open: it matters only if its factors must be told apart.
+        """
+        open_axes = [
+            (pattern, axis, size, name, shape)
+            for pattern, name, shape in shapes
+            for axis, size in zip(pattern.shape_axes, shape, strict=True)
+        ]
+        # Plain axes first: what they say is easiest to name in a message.
+        open_axes.sort(key=lambda item: len(axis_factors(item[1])))
+        progress = True
+        while progress:
+            progress = False
+            remaining = []
+            for pattern, axis, size, name, shape in open_axes:
+                unknown = [factor for factor in axis_factors(axis) if factor not in self.known]
+                reason = f"{name} {list(shape)}"
+                if len(unknown) > 1:
+                    remaining.append((pattern, axis, size, name, shape))
+                elif unknown:
+                    self.learn(unknown[0], self._solve(pattern, axis, unknown[0], size, reason), reason)
+                    progress = True
+                else:
+                    expected = self._length(pattern, axis, {})
+                    if expected != size:
+                        raise LayoutError(
+                            f"{self._explain(axis)}, so an axis of {name} should be {expected}, but its shape is {list(shape)}.", (name,)
+                        )
+            open_axes = remaining
+
+    def _length(self, pattern: Pattern, axis: Axis, trial: Mapping[str, int]) -> int:
+        return axis_size(axis, pattern.tensors[0], lambda _, factor: trial[factor] if factor in trial else self.known[factor][0])
+
+    def _solve(self, pattern: Pattern, axis: Axis, unknown: str, size: int, reason: str) -> int:
+        """An axis is linear in each of its factors: length(x) = a·x + b."""
+        constant = self._length(pattern, axis, {unknown: 0})
+        slope = self._length(pattern, axis, {unknown: 1}) - constant
+        if slope <= 0 or size < constant or (size - constant) % slope:
+            known = self._explain(axis)
+            raise LayoutError(f"{reason}: an axis of {size} can't be {_text(axis)}" + (f", as {known}." if known else "."))
+        return (size - constant) // slope
+
+    def _explain(self, axis: Axis) -> str:
+        known = sorted(factor for factor in axis_factors(axis) if factor in self.known)
+        return " and ".join(f"{factor} is {self.known[factor][0]} by {self.known[factor][1]}" for factor in known)
+
+    def telling(
+        self, table: Table, tensor: str, source: Pattern, target: Pattern, shape: tuple[int, ...], axes: Sequence[str] | None = None
+    ) -> dict[str, int]:
+        """The length of every axis of a logical tensor, or of some `axes`, that is to go from one pattern to another; `shape` is the
+        source's.
+
+        Where factors aren't known but stay together on both sides, their product does: it is given to the last, 1 to the
+        others. Raises `ConfigError`, naming the keys of config.json, where they must be told apart.
+        """
+        found = {axis: self.get(axis) for axis in (table.tensors[tensor] if axes is None else axes)}
+        for run in shared_runs(source, target, tensor):
+            if any(found[axis] is None for axis in run):
+                product = self._run_product(source, tensor, run, shape)
+                if product is not None:
+                    found.update(dict.fromkeys(run, 1), **{run[-1]: product})
+        if unknown := [axis for axis, size in found.items() if size is None]:
+            keys = "; ".join(f"{axis} = {table.axes[axis].text}" for axis in unknown)
+            raise ConfigError(
+                f"{source.template}: to store {tensor} as {target.template!r} the lengths of its axes {', '.join(unknown)} "
+                "are needed, which the shapes don't give; they come from config.json "
+                f"({keys}), which is absent or lacks them. Put it beside the tensors, or give it with {option('config')}."
+            )
+        return {axis: size for axis, size in found.items() if size is not None}
+
+    def _run_product(self, source: Pattern, tensor: str, run: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
+        for axis, size in zip(source.shape_axes, shape, strict=True):
+            if set(run) <= axis_factors(axis) and not any(isinstance(item, Concat) for item in axis):
+                others = [self.get(factor) for factor in axis_factors(axis) - set(run)]
+                if all(others):
+                    return size // math.prod(other for other in others if other is not None)
+        return None
+
+
+def _text(axis: Axis) -> str:
+    return " × ".join(
+        "(" + " + ".join("·".join(part.factors) or "1" for part in item.parts) + ")" if isinstance(item, Concat) else item for item in axis
+    )

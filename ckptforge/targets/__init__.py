@@ -1,0 +1,1 @@
+"""The files that a model's tensors go into."""

@@ -1,0 +1,1 @@
+"""The commands as functions: each makes a plan and carries it out."""

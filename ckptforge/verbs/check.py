@@ -1,0 +1,122 @@
+"""Checking an output against its manifest: whether it is still what was written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ckptforge.checkpoints.manifest import DIRECTORY_NAME, MAX_MANIFEST, integer, manifest_path
+from ckptforge.checkpoints.mindspore import read_file
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, brief, counted, shown
+from ckptforge.formats.entry import FileIndex
+from ckptforge.run.budget import Budget
+from ckptforge.run.hashing import tensor_hashes
+from ckptforge.run.worker import Progress
+from ckptforge.spelling import flag
+from ckptforge.storage.small_files import is_file_name
+from ckptforge.storage.small_json import read_object
+from ckptforge.targets.huggingface import parse_size
+from ckptforge.verbs.options import PathLike
+from ckptforge.verbs.public import public
+
+
+class Check(msgspec.Struct, frozen=True):
+    """What `compare OUT` found: `problems` are sentences, empty where every tensor is what the manifest says."""
+
+    path: str
+    manifest: str
+    files: int
+    tensors: int
+    bytes: int
+    problems: list[str]
+
+    @property
+    def equal(self) -> bool:
+        return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    def __repr__(self) -> str:
+        found = "equal" if self.equal else f"different, {counted(len(self.problems), 'problem')}"
+        return f"<Check of {brief(self.path)}: {found}, {counted(self.tensors, 'tensor')}>"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.equal, "verb": "compare", **msgspec.structs.asdict(self)}
+
+
+@public
+def check(path: PathLike, *, workers: int | None = None, memory: int | str | None = None, progress: Progress | None = None) -> Check:
+    """Compares the files of an output with its manifest: names, dtypes, shapes and the hashes of the bytes. Returns a `Check`.
+
+    Arguments:
+        path: an output of ckptforge: a file, or a directory.
+
+    Raises `InputNotFoundError` when there is no manifest, `FormatError` for one that is damaged or holds no hashes.
+    """
+    budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
+    path = Path(path)
+    manifest = manifest_path(path, os.path.isdir(path))
+    if not manifest.is_file():
+        raise InputNotFoundError(f"{path}: has no manifest ({manifest}) to be compared with; name a second checkpoint.")
+    outputs = _outputs(manifest)
+    base = path if manifest.name == DIRECTORY_NAME else path.parent
+    problems: list[str] = []
+    opened: dict[Path, tuple[FileIndex, dict[str, list[Any]]]] = {}
+    for name, size, tensors in outputs:
+        file = base / name if len(outputs) > 1 or os.path.isdir(path) else path
+        if not file.is_file():
+            problems.append(f"{file}: is missing.")
+            continue
+        if (found := file.stat().st_size) != size:
+            problems.append(f"{file}: has {found} bytes, {size} were written.")
+        try:
+            opened[file] = read_file(file), tensors
+        except CkptforgeError as error:
+            problems.append(str(error))
+    hashes = tensor_hashes({file: index.tensors.values() for file, (index, _) in opened.items()}, budget, progress=progress)
+    for file, (index, tensors) in opened.items():
+        problems += [f"{file}: tensor {shown(name)} is missing." for name in tensors if name not in index.tensors]
+        problems += [f"{file}: tensor {shown(name)} wasn't written with it." for name in index.tensors if name not in tensors]
+        for name, entry in index.tensors.items():
+            if name in tensors and [entry.dtype.name, list(entry.shape)] != tensors[name][:2]:
+                problems.append(f"{file}: {shown(name)} is {entry.dtype} {list(entry.shape)}, {shown(tensors[name][:2])} was written.")
+            elif name in tensors and hashes[file][name] != tensors[name][2]:
+                problems.append(f"{file}: {shown(name)} has other bytes than were written.")
+    count = sum(len(tensors) for _, _, tensors in outputs)
+    return Check(str(path), str(manifest), len(outputs), count, sum(size for _, size, _ in outputs), problems)
+
+
+def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
+    content = read_object(manifest, MAX_MANIFEST)
+    found = []
+    by_name: dict[str, dict[str, list[Any]]] = {}
+    try:
+        for output in content["outputs"]:
+            name = output["file"]
+            tensors = by_name[name] = _like(output, by_name) if "like" in output else output["tensors"]
+            if not all(map(is_file_name, name.split("/"))):
+                raise FormatError(f"{manifest}: {shown(name)} isn't a file of this output.")
+            for tensor, stored in tensors.items():
+                if len(stored) < 3:
+                    raise FormatError(
+                        f"{manifest}: holds no hash of {shown(tensor)}, as it was written with {flag('no_hash')} or by an older ckptforge."
+                    )
+                if not isinstance(stored[2], str):
+                    raise TypeError("a hash is not a text")
+            found.append((str(name), integer(output["size"]), dict(tensors)))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FormatError(f"{manifest}: isn't a ckptforge manifest ({type(error).__name__}: {error}).") from error
+    return found
+
+
+def _like(output: dict[str, Any], by_name: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """The tensors of an output that has those of an earlier one. Raises `ValueError` where it doesn't have a hash for each."""
+    tensors = by_name[output["like"]]
+    if "hashes" not in output:
+        return {name: stored[:2] for name, stored in tensors.items()}
+    hashes = output["hashes"].split(" ") if tensors else []
+    return {name: [*stored[:2], found] for (name, stored), found in zip(tensors.items(), hashes, strict=True)}

@@ -1,0 +1,230 @@
+"""What is in a checkpoint: format, model, layout, dtypes, sizes, ranks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights, read_kept
+from ckptforge.checkpoints.manifest import find_manifest
+from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_file, read_ranks
+from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError, brief, counted
+from ckptforge.parallel.join import join_ranks
+from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.reading.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
+from ckptforge.reading.source import Choices, Source, bind_source
+from ckptforge.reading.tied import notes as tied_notes
+from ckptforge.reading.tied import tied
+from ckptforge.run.budget import Budget
+from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import candidate_tables
+from ckptforge.verbs.options import PathLike
+from ckptforge.verbs.public import public
+
+_VERIFY_UP_TO = 256 * 1024 * 1024
+
+
+class Entry(NamedTuple):
+    """A tensor's dtype, by its name, and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """What `inspect` found. `layout` is None where it can't be detected, and `layout_reason` says why.
+
+    `dtypes` is name → {tensors, bytes}; `files` are {file, bytes, tensors}; `ranks` those of rank directories, of which
+    `tensors` and what follows from them describe the first; with a strategy they are the full tensors, and `parts` says for
+    each kind of tensor which box of it (as `[start, stop]` per axis) each rank holds.
+    """
+
+    path: str
+    format: str
+    model: str | None
+    layout: str | None
+    layout_reason: str | None
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: dict[str, dict[str, int]]
+    axes: dict[str, int]
+    files: list[dict[str, Any]]
+    ranks: list[dict[str, Any]]
+    state: int
+    unmapped: list[str]
+    notes: list[str]
+    entries: dict[str, Entry] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        entries = {name: [entry.dtype, list(entry.shape)] for name, entry in self.entries.items()}
+        return {"ok": True, **asdict(self), "entries": entries}
+
+    def __repr__(self) -> str:
+        what = " ".join(name for name in (self.model, self.layout) if name) or "not recognised"
+        return f"<Inspection of {brief(self.path)}: {brief(what)}, {counted(self.tensors, 'tensor')}, {self.bytes} bytes>"
+
+
+@public
+def inspect(
+    path: PathLike,
+    *,
+    model: str | None = None,
+    mapping: PathLike | None = None,
+    step: int | None = None,
+    strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
+    layout: str | None = None,
+    config: PathLike | None = None,
+) -> Inspection:
+    """Says what is in a checkpoint of any kind, without reading its tensors. Returns an `Inspection`.
+
+    Stored checksums of files up to 256 MiB are checked. An unknown model or layout is no error.
+
+    Arguments:
+        path: any checkpoint: a file, or a directory of any kind.
+        strategy_dir: the strategy of rank directories: shows which rank holds what.
+
+    Raises `InputNotFoundError` and `FormatError` for what can't be read.
+    """
+    path = Path(path)
+    given = {"mapping": mapping, "config": config, "strategy": strategy_dir, "parallel_config": parallel_config}
+    paths: dict[str, Any] = {name: Path(value) for name, value in given.items() if value is not None}
+    choices = Choices(model=model, layout=layout, step=step, layout_option="layout", **paths)
+    if not in_ranks(path, choices):
+        return _bound(path, open_weights(path, step, model_first=True), choices, [])
+    if choices.strategy is None and choices.parallel_config is None:
+        try:
+            strategy = recorded_strategy(path, read_ranks(path, step)[0])
+        except CkptforgeError as error:  # such as ranks that are missing, or at different steps
+            return _first_rank(path, step, f"shards of one model: {error}")
+        if isinstance(strategy, str):
+            return _first_rank(path, step, f"shards of one model, and {strategy}. {ways_to_say(choices)}")
+    ranks, strategy = read_job(path, choices)
+    sharded = _first_stage_first(join_ranks(path, ranks, strategy))
+    return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
+
+
+def _first_stage_first(checkpoint: Checkpoint) -> Checkpoint:
+    """A sharded checkpoint with its tensors as the ranks hold them, from the first on."""
+    names = dict.fromkeys(name for file in checkpoint.files for name in file.tensors)
+    return msgspec.structs.replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
+
+
+def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
+    """The files of ranks whose cut isn't known: each with its size, and what the first holds."""
+    files = {rank: read_file(choose_checkpoint(directory, step)[0]) for rank, directory in rank_directories(path).items()}
+    ranks = [
+        {"rank": rank, "file": f"{file.path.parent.name}/{file.path.name}", "bytes": file.size, "tensors": len(file.tensors)}
+        for rank, file in files.items()
+    ]
+    described = _describe(path, open_checkpoint(next(iter(files.values())).path), None, reason, ranks)
+    try:
+        manifest = find_manifest(path, tuple(files.values()))
+    except CkptforgeError:  # which the reason says
+        manifest = None
+    return replace(described, model=None if manifest is None else manifest.model)
+
+
+def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
+    if holds_only_factors(checkpoint):
+        return _adapter(path, checkpoint, choices, ranks)
+    try:
+        source = bind_source(checkpoint, choices)
+    except InputNotFoundError:
+        raise
+    except CkptforgeError as error:
+        return _describe(path, checkpoint, None, str(error), ranks)
+    return _describe(path, checkpoint, source, None, ranks)
+
+
+def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
+    """An adapter alone: every model and layout that has its names."""
+    found: list[Adapter] = []
+    reason = None
+    try:
+        kept = read_kept(checkpoint)
+        candidates = adapter_tables(candidate_tables(choices.mapping), checkpoint, kept, {}, choices.model)
+    except (ModelUnknownError, FormatError) as error:
+        return _describe(path, checkpoint, None, str(error), ranks)
+    for table in candidates:
+        try:
+            found.append(describe_adapter(checkpoint, kept, table))
+        except CkptforgeError as error:
+            reason = str(error)
+    described = _describe(path, checkpoint, None, reason if not found else None, ranks)
+    if not found:
+        return described
+    count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
+    scale = "its lora_alpha isn't recorded" if kept.config is None else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
+    note = f"a LoRA adapter of {counted(count, 'weight')}, rank {', '.join(map(str, adapted))}, {scale}."
+    notes = [note, *(f"it holds {text}." for text in found[0].whole_texts), *found[0].notes]
+    names = [" or ".join(dict.fromkeys(names)) for names in ([a.table.name for a in found], [a.layout.name for a in found])]
+    return replace(described, model=names[0], layout=names[1], notes=[*notes, *described.notes])
+
+
+def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
+    """A row for each kind of tensor (names alike except for numbers, the same cut): full shape, and each rank's box of it."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, entry in checkpoint.tensors.items():
+        stage = strategy.first_stage(name)
+        layout = strategy.stages[stage][name] if stage is not None else None
+        row = rows.setdefault(
+            (skeleton_of(name)[0], entry.shape, stage, layout),
+            {"tensor": name, "count": 0, "shape": list(entry.shape), "boxes": {}},
+        )
+        row["count"] += 1
+        if not row["boxes"]:
+            for rank in range(strategy.ranks):
+                if layout is None:
+                    row["boxes"][rank] = [[0, n] for n in entry.shape]
+                elif strategy.stage_of(rank) == stage:
+                    row["boxes"][rank] = [list(side) for side in layout.box(entry.shape, rank % strategy.devices)]
+    return list(rows.values())
+
+
+def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason: str | None, ranks: list[dict[str, Any]]) -> Inspection:
+    read = source.checkpoint if source else checkpoint
+    scales = {entry.scaled.scale.name for entry in read.tensors.values() if entry.scaled is not None}
+    notes = list(read.notes)
+    if source is not None and (pairs := tied(source)):
+        small = all(pair.stored.nbytes <= _VERIFY_UP_TO for pair in pairs)
+        notes += tied_notes(pairs, Budget.of(1, None) if small else None)
+    buffer = memoryview(bytearray(1 << 20))
+    for file in checkpoint.files:
+        if file.checksum is not None and file.size <= _VERIFY_UP_TO:
+            file.verify(buffer)
+            notes.append(f"{file.path.name}: the stored crc32 is right.")
+        elif file.checksum is not None:
+            notes.append(f"{file.path.name}: has a crc32, which is checked when it is converted.")
+    dtypes: dict[str, dict[str, int]] = {}
+    for entry in checkpoint.tensors.values():
+        counted = dtypes.setdefault(entry.dtype.name, {"tensors": 0, "bytes": 0})
+        counted["tensors"] += 1
+        counted["bytes"] += entry.nbytes
+    state = [name for name in checkpoint.tensors if is_state(name)]
+    return Inspection(
+        path=str(path),
+        format=checkpoint.format,
+        model=source.table.name if source else None,
+        layout=source.binding.layout.name if source else None,
+        layout_reason=reason,
+        tensors=len(checkpoint.tensors),
+        parameters=sum(entry.elements for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in scales),
+        bytes=checkpoint.nbytes,
+        dtypes=dtypes,
+        axes={axis: size for axis, (size, _) in source.binding.sizes.known.items()} if source else {},
+        files=[{"file": file.path.name, "bytes": file.size, "tensors": len(file.tensors)} for file in checkpoint.files],
+        ranks=ranks,
+        state=len(state),
+        unmapped=list(source.unmapped) if source else [],
+        notes=notes,
+        entries={name: Entry(entry.dtype.name, entry.shape) for name, entry in checkpoint.tensors.items()},
+    )

@@ -1,0 +1,204 @@
+"""merge, split and reshard: other splits of the same tensors, for any model, with no mapping needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptforge.checkpoints.manifest import DIRECTORY_NAME
+from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.dtypes import parse_target
+from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError, counted
+from ckptforge.parallel.compute import compute_strategy
+from ckptforge.parallel.config import ParallelConfig
+from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.planning.conversion import identity
+from ckptforge.planning.plan import Plan
+from ckptforge.quantisation.undo import refuse_scaled
+from ckptforge.reading.ranks import in_ranks, open_ranks
+from ckptforge.reading.source import Choices, bind_source
+from ckptforge.spelling import command, option
+from ckptforge.tables.binding import bind, recognise_names
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import candidate_tables, names_that_keep_dtype, shipped_tables
+from ckptforge.targets.mindspore import RankTarget, Spread, cut_by
+from ckptforge.verbs.job import Job, run_job
+from ckptforge.verbs.options import Format, Mapped, PathLike
+from ckptforge.verbs.public import public
+from ckptforge.verbs.result import Result
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@public
+def merge(
+    ms_dir: PathLike,
+    out: PathLike,
+    *,
+    strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
+    format: Format | None = None,
+    prefix: str = "checkpoint_",
+    check_replicas: bool = False,
+    layout: str | None = None,
+    config: PathLike | None = None,
+    **options: Unpack[Mapped],
+) -> Result:
+    """Merges the rank directories of a job into one checkpoint, of any model. Returns a `Result`.
+
+    How they are cut is said by the strategy of the job, by its parallel configuration (for models that a mapping knows), or, for
+    ranks that ckptforge wrote, by their manifest.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError` (also for a strategy that isn't that of the shards), `PlanError`,
+    `CastOverflowError` and `OutputError`; nothing is written then.
+    """
+    spread = Spread(Path(out), format, prefix)
+    cut: dict[str, Any] = {"strategy": _path(strategy_dir), "parallel_config": _path(parallel_config), "option": "{}"}
+    source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
+    return run_job(_job("merge", source, spread, options), options)
+
+
+@public
+def split(
+    ms: PathLike,
+    out_dir: PathLike,
+    *,
+    strategy_dir: PathLike | None = None,
+    parallel_config: PathLike | None = None,
+    format: Format | None = None,
+    prefix: str = "checkpoint_",
+    layout: str | None = None,
+    **options: Unpack[Mapped],
+) -> Result:
+    """Splits one checkpoint into the rank directories of a job. Returns a `Result`.
+
+    By a strategy for any model, by a parallel configuration for those that a mapping knows; one of both is needed.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`, `PlanError`, `CastOverflowError` and
+    `OutputError`; nothing is written then.
+    """
+    if strategy_dir is None and parallel_config is None:
+        raise UsageError(f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how to cut.")
+    if in_ranks(Path(ms), Choices()):
+        raise UsageError(f"{ms}: is cut into ranks already; {command('reshard')} cuts them in another way.")
+    spread = Spread(Path(out_dir), format, prefix, _path(strategy_dir), _path(parallel_config))
+    source = open_checkpoint(Path(ms), options.get("step"))
+    if source.format == "hugging face directory":
+        raise UsageError(
+            f"{ms}: is a model of Hugging Face, whose tensors no MindSpore job holds as they are; {command('to_ms')} with "
+            f"{option('strategy_dir')} or {option('parallel_config')} converts it to rank directories."
+        )
+    return run_job(_job("split", source, spread, options, layout), options)
+
+
+@public
+def reshard(
+    ms_dir: PathLike,
+    out_dir: PathLike,
+    *,
+    src_strategy_dir: PathLike | None = None,
+    src_parallel_config: PathLike | None = None,
+    dst_strategy_dir: PathLike | None = None,
+    dst_parallel_config: PathLike | None = None,
+    format: Format | None = None,
+    prefix: str = "checkpoint_",
+    check_replicas: bool = False,
+    layout: str | None = None,
+    config: PathLike | None = None,
+    **options: Unpack[Mapped],
+) -> Result:
+    """Turns the rank directories of one job into those of another, in one pass. Returns a `Result`.
+
+    The numbers of devices need not divide each other. One of `dst_strategy_dir` and `dst_parallel_config` is needed;
+    how the source is cut is found as `merge` finds it.
+
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`, `PlanError`, `CastOverflowError` and
+    `OutputError`; nothing is written then.
+    """
+    if dst_strategy_dir is None and dst_parallel_config is None:
+        raise UsageError(f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which say how to cut.")
+    spread = Spread(Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
+    cut: dict[str, Any] = {"strategy": _path(src_strategy_dir), "parallel_config": _path(src_parallel_config), "option": "src_{}"}
+    source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
+    return run_job(_job("reshard", source, spread, options, layout, config), options)
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _choices(options: Mapped, layout: str | None, config: PathLike | None, **cut: Any) -> Choices:
+    mapping, step = _path(options.get("mapping")), options.get("step")
+    return Choices(options.get("model"), layout, mapping, _path(config), step, layout_option="layout", **cut)
+
+
+def _sharded(ms_dir: PathLike, choices: Choices, check_replicas: bool) -> Checkpoint:
+    source = open_ranks(Path(ms_dir), choices, check_replicas)
+    _check_shapes(source, choices.strategy or choices.parallel_config or Path(ms_dir) / DIRECTORY_NAME)
+    return source
+
+
+def _job(verb: str, source: Checkpoint, spread: Spread, options: Mapped, layout: str | None = None, given: PathLike | None = None) -> Job:
+    dtype = parse_target(options.get("dtype"))
+    bound = None
+    if spread.parallel_config is not None and spread.strategy is None:
+        bound = bind_source(source, _choices(options, layout, given))
+        if any(entry.stored for entry in bound.checkpoint.tensors.values()):
+            source = bound.checkpoint  # its job has the layout's own names
+    state = [name for name in source.tensors if is_state(name)]
+    dropped = set(state) if options.get("weights_only") else set()
+    if dtype is not None:
+        refuse_scaled(source)
+    kept = _kept(source, options) if dtype is not None else frozenset()
+    conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept)
+
+    def compute(config: ParallelConfig) -> Strategy:
+        assert bound is not None
+        return compute_strategy(config, bound.table, bound.binding.layout, bound.binding.sizes, conversion.specs)
+
+    place = spread.place(compute)
+    files, small = place.lay_out(conversion.specs)
+    left_out = {"optimizer state and counters": state} if dropped else {}
+    facts = {
+        "model": None,
+        "from": counted(source.ranks, "rank") if source.shards else "one",
+        "to": counted(len(files), "rank") if isinstance(place, RankTarget) else "one",
+        "source_format": source.format,
+        "source_tensors": len(source.tensors),
+        "dtype": dtype.name if dtype else "keep",
+    }
+    layouts = tuple(file.layout for file in files)
+    notes = (*source.notes, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
+    plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, small, left_out, notes, facts)
+    return Job(cut_by(plan, place))
+
+
+def _kept(source: Checkpoint, options: Mapped) -> frozenset[str]:
+    """The tensors that keep their dtype by the user's table, else by the shipped ones."""
+    mapping = options.get("mapping")
+    tables = candidate_tables(None if mapping is None else Path(mapping), options.get("model"))
+    return names_that_keep_dtype(tables, source.tensors)
+
+
+def _check_shapes(source: Checkpoint, strategy: Path) -> None:
+    """Where a mapping table knows the names, the merged shapes must agree over the whole model: most strategies that aren't
+    those of the shards show there, as protobuf strategies hold no full shapes. Raises `FormatError`."""
+    shapes = {name: entry.shape for name, entry in source.tensors.items() if not is_state(name)}
+    contradiction: LayoutError | None = None
+    for table in shipped_tables():
+        for layout in table.layouts.values():
+            if len(recognise_names(layout, shapes)[1]) * 10 > len(shapes):
+                continue
+            try:
+                bind(table, layout, shapes, dict(condition.met() for condition in table.optional.values()), "config.json")
+                return
+            except MissingTensorsError:
+                continue
+            except LayoutError as error:
+                contradiction = contradiction or error
+    if contradiction is not None:
+        raise FormatError(
+            f"{source.path}: merged under {strategy} the tensors contradict each other: {contradiction} "
+            "It isn't the strategy of these shards."
+        )

@@ -1,0 +1,80 @@
+"""What a command gives back: to a Python caller as an object, to a pipeline as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptforge.errors import OutputError, brief, counted
+from ckptforge.planning.plan import Plan
+from ckptforge.publish.refusals import check_room
+from ckptforge.run.audit import Audit, audit_json
+from ckptforge.run.budget import Budget
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """`files` that were written (or would be, for a dry run), `bytes` and `tensors` in them, and what the casts did.
+
+    `left_out` is reason → tensor names; `seconds` is the time of the copying.
+    """
+
+    verb: str
+    output: Path
+    files: tuple[Path, ...]
+    bytes: int
+    tensors: int
+    audit: Audit
+    left_out: dict[str, list[str]]
+    notes: tuple[str, ...]
+    facts: dict[str, Any]
+    seconds: float
+    dry_run: bool = False
+    peak_buffers: int = 0
+
+    def __repr__(self) -> str:
+        how = "dry run" if self.dry_run else f"{self.seconds:.2f} s"
+        written = f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes in {counted(len(self.files), 'file')}"
+        return f"<Result of {self.verb}: {brief(self.output)}, {written}, {how}>"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": True,
+            "verb": self.verb,
+            "dry_run": self.dry_run,
+            "output": str(self.output),
+            "files": [str(path) for path in self.files],
+            "bytes": self.bytes,
+            "tensors": self.tensors,
+            **self.facts,
+            "casts": audit_json(self.audit),
+            "left_out": self.left_out,
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 3),
+            "buffer_bytes": self.peak_buffers,
+        }
+
+
+def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
+    """The result of a plan that isn't carried out; a note says where the disk has no room for it."""
+    notes = [*plan.notes, *said]
+    try:
+        check_room(plan)
+    except OutputError as error:
+        notes.append(str(error))
+    return Result(
+        plan.verb,
+        plan.output,
+        plan.paths,
+        plan.nbytes,
+        plan.tensor_count,
+        Audit(),
+        plan.left_out,
+        tuple(notes),
+        {**plan.facts, "planned_casts": plan.casts()},
+        0.0,
+        dry_run=True,
+        peak_buffers=budget.total,
+    )

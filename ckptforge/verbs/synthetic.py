@@ -1,0 +1,93 @@
+"""Models of random weights in the Hugging Face hub layout, of any size, for the demo, the tests and the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptforge.checkpoints import huggingface
+from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.formats import safetensors
+from ckptforge.formats.layout import TensorSpec
+from ckptforge.run.casts import cast_function, numpy_dtype
+from ckptforge.tables.binding import name_pieces
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.table import Layout, Table
+
+_PIECE = 1 << 20
+
+
+def write_model(
+    directory: Path,
+    table: Table,
+    config: Mapping[str, Any],
+    *,
+    layout: str = "hub",
+    dtype: str = "bfloat16",
+    shard_bytes: int = 10**9,
+    seed: int = 0,
+    sparse: bool = False,
+) -> None:
+    """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table and a config.
+
+    A directory that exists is an error of the system's. Streams, so that the model can be larger than the memory. `sparse` leaves
+    holes instead of the numbers, so that it can be larger than the disk.
+    """
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    sizes = AxisSizes()
+    sizes.learn_config(table, config, "config.json")
+    none = {axis: expression.evaluate(config, "config.json") or 0 for axis, expression in table.axes.items() if expression.may_be_none}
+    counts = {**sizes.lengths, **none}
+    stored = BY_NAME[dtype]
+    specs, copies = _specs(table, table.layout(layout), config, counts, stored)
+    shards = {name: safetensors.library_order(tensors) for name, tensors in huggingface.cut_into_shards(specs, shard_bytes).items()}
+    if len(shards) > 1:
+        (directory / huggingface.INDEX).write_bytes(huggingface.index_json(shards))
+    cast = cast_function(BY_NAME["float32"], stored) if dtype != "float32" else None
+    for name, tensors in shards.items():
+        laid_out = safetensors.lay_out(directory / name, tensors, {"format": "pt"})
+        with (directory / name).open("wb") as file:
+            for _, literal in laid_out.literals:
+                file.write(literal)
+            if sparse:
+                file.truncate(laid_out.size)
+                continue
+            for tensor in tensors:
+                random = np.random.default_rng((seed, zlib.crc32(copies.get(tensor.name, tensor.name).encode())))
+                left = tensor.nbytes // stored.itemsize
+                while left:
+                    count = min(left, _PIECE)
+                    numbers = random.standard_normal(count, np.float32) * np.float32(0.1)
+                    made = np.empty(count, numpy_dtype(stored))
+                    if cast is None:
+                        made = numbers
+                    else:
+                        cast(numbers, made)
+                    file.write(made.view(np.uint8).data)
+                    left -= count
+
+
+def _specs(
+    table: Table, layout: Layout, config: Mapping[str, Any], counts: Mapping[str, int], stored: DType
+) -> tuple[list[TensorSpec], dict[str, str]]:
+    """The tensors of a model, and the name of each copy among them → that of its original."""
+    specs: list[TensorSpec] = []
+    for pattern in layout.patterns:
+        conditions = [table.optional[tensor] for tensor in pattern.tensors if tensor in table.optional]
+        if any(condition.holds(config) for condition in conditions) or 0 in [counts.get(axis, 1) for axis in pattern.name_axes]:
+            continue
+        shape = pattern.shape(lambda _, axis: counts[axis])
+        specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+    copies: dict[str, str] = {}
+    for pattern in layout.copies:
+        original = next((spec for spec in specs if spec.name == layout.holding(pattern.tensors[0]).template), None)
+        if original is not None:
+            copies |= {name: original.name for _, name in name_pieces(pattern, counts)}
+            specs += [TensorSpec(name, stored, original.shape) for _, name in name_pieces(pattern, counts)]
+    return specs, copies
