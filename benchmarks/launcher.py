@@ -1,10 +1,13 @@
-"""Runs one command and writes what it took: `python -I -S launcher.py RESULT TOUCH [FILE...] -- COMMAND...`.
+"""Runs one command and writes what it took: `python -I -S launcher.py RESULT TOUCH [FILE...] --
+COMMAND...`.
 
-Linux counts the memory of the process that forked into the peak of the command it becomes (`ru_maxrss` outlives exec), so a command is
-started from here, where almost nothing is imported: what Python takes by itself, some 9 MB, is all that can hide a peak.
+Linux counts the memory of the process that forked into the peak of the command it becomes
+(`ru_maxrss` outlives exec), so a command is started from here, where almost nothing is imported:
+what Python takes by itself, some 9 MB, is all that can hide a peak.
 
-Before that the FILEs are read, so that the page cache holds them, and TOUCH bytes of memory are touched by a process that ends at once:
-under a host that takes free memory back, the command then finds it there and doesn't wait for it page by page.
+Before that the FILEs are read, so that the page cache holds them, and TOUCH bytes of memory are
+touched by a process that ends at once: under a host that takes free memory back, the command then
+finds it there and doesn't wait for it page by page.
 """
 
 import mmap
@@ -38,7 +41,12 @@ def read(path: str) -> None:
 
 def main() -> None:
     end = sys.argv.index("--")
-    result, nbytes, files, command = sys.argv[1], int(sys.argv[2]), sys.argv[3:end], sys.argv[end + 1 :]
+    result, nbytes, files, command = (
+        sys.argv[1],
+        int(sys.argv[2]),
+        sys.argv[3:end],
+        sys.argv[end + 1 :],
+    )
     for path in files:
         read(path)
     touch(nbytes)
@@ -52,7 +60,14 @@ def main() -> None:
         os._exit(127)
     _, status, usage = os.wait4(child, 0)
     wall = time.monotonic() - began
-    taken = (os.waitstatus_to_exitcode(status), wall, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_inblock * 512)
+    taken = (
+        os.waitstatus_to_exitcode(status),
+        wall,
+        usage.ru_utime,
+        usage.ru_stime,
+        usage.ru_maxrss * 1024,
+        usage.ru_inblock * 512,
+    )
     with open(result, "w") as file:
         file.write(" ".join(map(str, taken)))
 

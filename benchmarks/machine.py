@@ -19,7 +19,10 @@ def describe(directory: Path) -> dict[str, str]:
         "disk": _disk(directory),
         "cp": _first_line(["cp", "--version"]),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("ckptforge", "numpy", "ml_dtypes", "safetensors", "mindspore")},
+        **{
+            name: _version(name)
+            for name in ("ckptforge", "numpy", "ml_dtypes", "safetensors", "mindspore")
+        },
     }
 
 
@@ -36,13 +39,19 @@ def _disk(directory: Path) -> str:
     if len(parts) != 2:
         return "unknown"
     block = Path("/sys/class/block") / Path(parts[0]).name / "queue" / "rotational"
-    turns = {"0": ", doesn't rotate", "1": ", rotates or is virtual"}.get(block.read_text().strip(), "") if block.exists() else ""
+    turns = (
+        {"0": ", doesn't rotate", "1": ", rotates or is virtual"}.get(block.read_text().strip(), "")
+        if block.exists()
+        else ""
+    )
     return f"{parts[0]}, {parts[1]}{turns}"
 
 
 def _first_line(command: list[str]) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split(
+            "\n"
+        )[0]
     except OSError:
         return "unknown"
 

@@ -19,7 +19,8 @@ SPARE_BYTES = 10**9
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run: seconds, the peak resident bytes of its largest process, bytes read from the disk. `failure` says why it has none."""
+    """One run: seconds, the peak resident bytes of its largest process, bytes read from the disk.
+    `failure` says why it has none."""
 
     wall: float = 0.0
     user: float = 0.0
@@ -31,12 +32,23 @@ class Measurement:
 
 
 def measure(command: Sequence[str], reads: Iterable[Path] = (), touch: int = 0) -> Measurement:
-    """Runs a command with the files it reads in the page cache and, as far as there is room, `touch` bytes of memory at hand."""
+    """Runs a command with the files it reads in the page cache and, as far as there is room,
+    `touch` bytes of memory at hand."""
     files = [str(path) for path in reads]
     room = available_bytes() - sum(os.path.getsize(path) for path in files) - SPARE_BYTES
     with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as directory:
         result, out, err = (Path(directory) / name for name in ("result", "out", "err"))
-        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(result), str(max(0, min(touch, room))), *files, "--", *command]
+        launcher = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(LAUNCHER),
+            str(result),
+            str(max(0, min(touch, room))),
+            *files,
+            "--",
+            *command,
+        ]
         with out.open("wb") as stdout, err.open("wb") as stderr:
             subprocess.run(launcher, stdout=stdout, stderr=stderr, env=_environment(), check=False)
         if not result.exists():
@@ -58,7 +70,9 @@ def available_bytes() -> int:
 
 def _environment() -> dict[str, str]:
     """That of an install: bytecode is kept, and the package is the one imported here."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     return {**environment, "PYTHONPATH": str(Path(ckptforge.__file__).parents[1])}
 
 
@@ -82,14 +96,20 @@ def wall(run: Measurement) -> float:
 
 
 def cells(runs: Sequence[Measurement]) -> list[str]:
-    """Wall, min–max, user + system, peak of a command's runs, for a table; the reason where one failed."""
+    """Wall, min–max, user + system, peak of a command's runs, for a table; the reason where one
+    failed."""
     done = succeeded(runs)
     if not done:
         return [f"failed: {next((run.failure for run in runs), 'not run')[:200]}", "", "", ""]
     lost = f" ({len(runs) - len(done)} failed)" if len(done) < len(runs) else ""
     user, system = median(done, lambda run: run.user), median(done, lambda run: run.system)
     spread = f"{min(run.wall for run in done):#.3g}–{max(run.wall for run in done):#.3g}"
-    return [f"{median(done, wall):#.3g}{lost}", spread, f"{user:.2f} + {system:.2f}", f"{peak(done) / 1e6:.0f}"]
+    return [
+        f"{median(done, wall):#.3g}{lost}",
+        spread,
+        f"{user:.2f} + {system:.2f}",
+        f"{peak(done) / 1e6:.0f}",
+    ]
 
 
 def peak(runs: Iterable[Measurement]) -> int:

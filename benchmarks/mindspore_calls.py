@@ -1,6 +1,8 @@
-"""One call of MindSpore's in a process of its own: prints the seconds that it took without the imports, as the last line.
+"""One call of MindSpore's in a process of its own: prints the seconds that it took without the
+imports, as the last line.
 
-`python mindspore_calls.py FUNCTION ARGUMENTS WORDS OUT`: lists and keywords in JSON; OUT is a directory to be made first.
+`python mindspore_calls.py FUNCTION ARGUMENTS WORDS OUT`: lists and keywords in JSON; OUT is a
+directory to be made first.
 """
 
 import json

@@ -7,20 +7,40 @@ from pathlib import Path
 from ckptforge.tables.table import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 
-SIZES = {"hidden_size": 1024, "intermediate_size": 3584, "num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 32000}
-REAL = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000}
+SIZES = {
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
+REAL = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
 
 
-def make(directory: Path, sizes: dict[str, int], sparse: bool = False, shard_bytes: int = 10**9) -> None:
+def make(
+    directory: Path, sizes: dict[str, int], sparse: bool = False, shard_bytes: int = 10**9
+) -> None:
     """A Hugging Face directory in bfloat16 of these sizes."""
     table = next(table for table in shipped_tables() if table.name == "mixtral")
-    write_model(directory, table, {**table.example, **sizes}, shard_bytes=shard_bytes, sparse=sparse)
+    write_model(
+        directory, table, {**table.example, **sizes}, shard_bytes=shard_bytes, sparse=sparse
+    )
 
 
 def sizes_of(gigabytes: float, real: bool) -> dict[str, int]:
     """As many layers as make so many bytes, or nearly; at least one."""
     sizes = REAL if real else SIZES
-    hidden, inner, vocabulary = sizes["hidden_size"], sizes["intermediate_size"], sizes["vocab_size"]
+    hidden, inner, vocabulary = (
+        sizes["hidden_size"],
+        sizes["intermediate_size"],
+        sizes["vocab_size"],
+    )
     heads, groups = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     experts = 8 * 3 * hidden * inner
     attention = 2 * hidden * hidden * (1 + groups / heads)
@@ -30,7 +50,12 @@ def sizes_of(gigabytes: float, real: bool) -> dict[str, int]:
 
 def files_of(*paths: Path) -> list[Path]:
     """The files themselves, and those in directories, below which none is hidden."""
-    return [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()]
+    return [
+        file
+        for path in paths
+        for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+        if file.is_file()
+    ]
 
 
 def bytes_of(*paths: Path) -> int:

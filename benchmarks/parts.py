@@ -1,8 +1,10 @@
-"""What the parts of a conversion take by themselves, on one thread: `python -m benchmarks.parts [--gigabytes 1.5]`.
+"""What the parts of a conversion take by themselves, on one thread: `python -m benchmarks.parts
+[--gigabytes 1.5]`.
 
-Of as many bytes: reading them from the page cache, hashing, casting and transposing them in pieces that are in the processor's caches,
-writing them into a new file, having the kernel copy them, and bringing them to the disk. Each in a process of its own, with its memory
-at hand, in turns; the seconds are those of the part.
+Of as many bytes: reading them from the page cache, hashing, casting and transposing them in pieces
+that are in the processor's caches, writing them into a new file, having the kernel copy them, and
+bringing them to the disk. Each in a process of its own, with its memory at hand, in turns; the
+seconds are those of the part.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ def hash_(source: Path, target: Path) -> None:
 
 def cast(source: Path, target: Path) -> None:
     dtypes = BY_NAME["bfloat16"], BY_NAME["float16"]
-    numbers = np.random.default_rng(0).standard_normal(PIECE_BYTES // 2, np.float32) * np.float32(0.1)  # as in the synthetic model
+    # as in the synthetic model
+    numbers = np.random.default_rng(0).standard_normal(PIECE_BYTES // 2, np.float32) * np.float32(
+        0.1
+    )
     data = numbers.astype(numpy_dtype(dtypes[0]))
     out = np.empty(data.size, np.float16)
     compute(source, lambda: cast_function(*dtypes)(data, out), data.nbytes)
@@ -93,10 +98,17 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=1.5)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--part", nargs=3, metavar=("NAME", "SOURCE", "TARGET"), help="does one, and prints its seconds")
+    parser.add_argument(
+        "--part",
+        nargs=3,
+        metavar=("NAME", "SOURCE", "TARGET"),
+        help="does one, and prints its seconds",
+    )
     args = parser.parse_args()
     if args.part:
         name, source, target = args.part
@@ -115,16 +127,34 @@ def main() -> None:
             for name in PARTS:
                 target.unlink(missing_ok=True)
                 os.sync()
-                command = [sys.executable, "-m", "benchmarks.parts", "--part", name, str(source), str(target)]
-                taken[name] += [float(run.stdout) for run in succeeded([measure(command, [source], nbytes + 10**9)])]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.parts",
+                    "--part",
+                    name,
+                    str(source),
+                    str(target),
+                ]
+                taken[name] += [
+                    float(run.stdout)
+                    for run in succeeded([measure(command, [source], nbytes + 10**9)])
+                ]
 
     def rows(name: str, seconds: list[float]) -> list[str]:
         if not seconds:
             return [name, "failed", "", ""]
         middle = statistics.median(seconds)
-        return [name, f"{middle:#.3g}", f"{min(seconds):#.3g}–{max(seconds):#.3g}", f"{nbytes / 1e9 / middle:#.3g}"]
+        return [
+            name,
+            f"{middle:#.3g}",
+            f"{min(seconds):#.3g}–{max(seconds):#.3g}",
+            f"{nbytes / 1e9 / middle:#.3g}",
+        ]
 
-    show([f"{nbytes / 1e9:.2f} GB", "s", "min–max", "GB/s"], (rows(*item) for item in taken.items()))
+    show(
+        [f"{nbytes / 1e9:.2f} GB", "s", "min–max", "GB/s"], (rows(*item) for item in taken.items())
+    )
 
 
 if __name__ == "__main__":

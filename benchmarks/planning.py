@@ -1,6 +1,8 @@
-"""Time and memory of planning models of real size, from headers alone: `python -m benchmarks.planning`.
+"""Time and memory of planning models of real size, from headers alone: `python -m
+benchmarks.planning`.
 
-Makes Mixtral 8x7B and 8x22B as sparse files (real headers, no weights), and runs `to-ms --dry-run` on them, each in a process of its
+Makes Mixtral 8x7B and 8x22B as sparse files (real headers, no weights), and runs `to-ms --dry-run`
+on them, each in a process of its
 own: to one file, and to 1,024 ranks of dp64 mp8 ep8 pp2 with optimizer parallel.
 """
 
@@ -29,7 +31,13 @@ MODELS = {
 }
 JOBS = {
     "one file": None,
-    "1,024 ranks": {"data_parallel": 64, "model_parallel": 8, "expert_parallel": 8, "pipeline_stage": 2, "enable_parallel_optimizer": True},
+    "1,024 ranks": {
+        "data_parallel": 64,
+        "model_parallel": 8,
+        "expert_parallel": 8,
+        "pipeline_stage": 2,
+        "enable_parallel_optimizer": True,
+    },
 }
 
 
@@ -51,7 +59,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as work:
-        show(["model", "to", "wall s", "min–max", "user + system s", "peak MB"], rows(Path(work), repeats))
+        show(
+            ["model", "to", "wall s", "min–max", "user + system s", "peak MB"],
+            rows(Path(work), repeats),
+        )
 
 
 if __name__ == "__main__":

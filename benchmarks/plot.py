@@ -1,4 +1,5 @@
-"""A drawing of time and memory against the size of the model: `python -m benchmarks.plot OUT.svg RUN.json...` makes one of several runs."""
+"""A drawing of time and memory against the size of the model: `python -m benchmarks.plot OUT.svg
+RUN.json...` makes one of several runs."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ STEPS = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Style:
-    """How a command is drawn: ckptforge's and cp as lines with dots, MindSpore's as squares, on their tip for safetensors."""
+    """How a command is drawn: ckptforge's and cp as lines with dots, MindSpore's as squares, on
+    their tip for safetensors."""
 
     colour: str
     dash: str = ""
@@ -29,17 +31,35 @@ class Style:
 
 
 def draw(results: Iterable[dict[str, Any]], mindspore: Iterable[dict[str, Any]]) -> str:
-    """An SVG of two panels, both axes logarithmic: medians of seconds, and the largest peaks in MB."""
+    """An SVG of two panels, both axes logarithmic: medians of seconds, and the largest peaks in
+    MB."""
     results = [row for row in results if "--no-hash" not in row["command"]]
     theirs = [row for row in mindspore if row["command"].startswith("MindSpore")]
     time, memory = _series(results, "seconds", 1), _series(results, "peak", 1e6)
     time |= _series(theirs, "seconds", 1)
-    memory = {name: points for name, points in memory.items() if not name.startswith("cp")} | _series(theirs, "peak", 1e6)
+    memory = {
+        name: points for name, points in memory.items() if not name.startswith("cp")
+    } | _series(theirs, "peak", 1e6)
     styles = _styles(time)
-    panels = [_panel(0, "wall time in s, median", time, styles), _panel(1, "peak resident memory in MB", memory, styles)]
+    panels = [
+        _panel(0, "wall time in s, median", time, styles),
+        _panel(1, "peak resident memory in MB", memory, styles),
+    ]
     width, height = 2 * (WIDTH + LEFT + 16) + LEGEND, max(HEIGHT, LINE * len(styles)) + TOP + 48
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
-    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *panels, _legend(styles), "</svg>", ""])
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12">'
+    )
+    return "\n".join(
+        [
+            head,
+            f'<rect width="{width}" height="{height}" fill="white"/>',
+            *panels,
+            _legend(styles),
+            "</svg>",
+            "",
+        ]
+    )
 
 
 def _series(rows: Iterable[dict[str, Any]], key: str, unit: float) -> Series:
@@ -58,9 +78,14 @@ def _styles(names: Iterable[str]) -> dict[str, Style]:
     for name in names:
         same = found.get(name.removeprefix("MindSpore ").removesuffix(" safetensors"))
         if name.startswith("cp"):
-            found[name] = Style("#999" if "ranks" in name else "black", "2 3" if name.endswith("sync") else "")
+            found[name] = Style(
+                "#999" if "ranks" in name else "black", "2 3" if name.endswith("sync") else ""
+            )
         elif name.startswith("MindSpore"):
-            found[name] = Style((same or next(spare)).colour, square="tip" if name.endswith(" safetensors") else "side")
+            found[name] = Style(
+                (same or next(spare)).colour,
+                square="tip" if name.endswith(" safetensors") else "side",
+            )
         else:
             found[name] = next(spare)
     return found
@@ -79,10 +104,16 @@ def _panel(column: int, title: str, series: Series, styles: dict[str, Style]) ->
     parts = [_text(left, TOP - 14, "start", title, ' font-weight="bold"')]
     for tick in across.ticks:
         x, _ = place(tick, up.low)
-        parts += [f'<path d="M{x:.1f} {TOP}v{HEIGHT}" stroke="#ddd"/>', _text(x, TOP + HEIGHT + 16, "middle", f"{tick:g}")]
+        parts += [
+            f'<path d="M{x:.1f} {TOP}v{HEIGHT}" stroke="#ddd"/>',
+            _text(x, TOP + HEIGHT + 16, "middle", f"{tick:g}"),
+        ]
     for tick in up.ticks:
         _, y = place(across.low, tick)
-        parts += [f'<path d="M{left} {y:.1f}h{WIDTH}" stroke="#ddd"/>', _text(left - 6, y + 4, "end", f"{tick:g}")]
+        parts += [
+            f'<path d="M{left} {y:.1f}h{WIDTH}" stroke="#ddd"/>',
+            _text(left - 6, y + 4, "end", f"{tick:g}"),
+        ]
     parts.append(_text(left + WIDTH / 2, TOP + HEIGHT + 34, "middle", "model in GB (bfloat16)"))
     for name, line in series.items():
         placed = [place(*point) for point in line]
@@ -96,7 +127,10 @@ def _text(x: float, y: float, anchor: str, text: str, more: str = "") -> str:
 
 def _line(points: Sequence[tuple[float, float]], style: Style) -> str:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    line = f'<path d="{path}" fill="none" stroke="{style.colour}" stroke-width="1.8" stroke-dasharray="{style.dash or "none"}"/>'
+    line = (
+        f'<path d="{path}" fill="none" stroke="{style.colour}" stroke-width="1.8" '
+        f'stroke-dasharray="{style.dash or "none"}"/>'
+    )
     return "\n".join([line, *(_mark(x, y, style) for x, y in points)])
 
 
@@ -104,7 +138,10 @@ def _mark(x: float, y: float, style: Style) -> str:
     if style.square:
         turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if style.square == "tip" else ""
         corner = f'x="{x - 3.5:.1f}" y="{y - 3.5:.1f}"'
-        return f'<rect {corner} width="7" height="7" fill="white" stroke="{style.colour}" stroke-width="1.8"{turn}/>'
+        return (
+            f'<rect {corner} width="7" height="7" fill="white" stroke="{style.colour}" '
+            f'stroke-width="1.8"{turn}/>'
+        )
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{style.colour}"/>'
 
 
@@ -118,13 +155,19 @@ def _legend(styles: dict[str, Style]) -> str:
 
 
 class _Axis:
-    """A logarithmic axis that holds all values: where one lies on it, from 0 to 1, and round ones."""
+    """A logarithmic axis that holds all values: where one lies on it, from 0 to 1, and round
+    ones."""
 
     def __init__(self, values: Iterable[float]) -> None:
         values = list(values)
         self.low, self.high = min(values) / 1.2, max(values) * 1.2
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        self.ticks = [step * 10.0**decade for decade in decades for step in STEPS if self.low <= step * 10.0**decade <= self.high]
+        self.ticks = [
+            step * 10.0**decade
+            for decade in decades
+            for step in STEPS
+            if self.low <= step * 10.0**decade <= self.high
+        ]
 
     def __call__(self, value: float) -> float:
         return math.log(value / self.low) / math.log(self.high / self.low)
@@ -133,7 +176,9 @@ class _Axis:
 def main() -> None:
     out, *files = sys.argv[1:]
     runs = [json.loads(Path(file).read_text()) for file in files]
-    Path(out).write_text(draw(*([row for run in runs for row in run[part]] for part in ("results", "mindspore"))))
+    Path(out).write_text(
+        draw(*([row for run in runs for row in run[part]] for part in ("results", "mindspore")))
+    )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,33 @@ from benchmarks.workspace import Workspace
 EVERY = 5  # commands between two runs of cp
 PEAK_REACH = 256 * 10**6
 SYNCED_REACH = 1.15
-TITLES = ("model", "command", "wrote GB", "wall s", "min–max", "÷ cp", "÷ cp + sync", "user + system s", "peak MB")
-MINDSPORE_TITLES = ("model", "command", "wrote GB", "wall s", "min–max", "user + system s", "peak MB", "of it in the call s", "÷ ckptforge")
+TITLES = (
+    "model",
+    "command",
+    "wrote GB",
+    "wall s",
+    "min–max",
+    "÷ cp",
+    "÷ cp + sync",
+    "user + system s",
+    "peak MB",
+)
+MINDSPORE_TITLES = (
+    "model",
+    "command",
+    "wrote GB",
+    "wall s",
+    "min–max",
+    "user + system s",
+    "peak MB",
+    "of it in the call s",
+    "÷ ckptforge",
+)
 
 
 class Results:
-    """The runs of `commands` in a workspace; those that are baselines run before others, not by themselves. `bare`: nothing is read or
-    touched before a run."""
+    """The runs of `commands` in a workspace; those that are baselines run before others, not by
+    themselves. `bare`: nothing is read or touched before a run."""
 
     def __init__(self, work: Workspace, commands: Iterable[Command], bare: bool = False) -> None:
         self.bare = bare
@@ -35,7 +55,10 @@ class Results:
         for command in self.commands.values():
             if command.is_baseline:
                 continue
-            if synced(command.beside) in self.commands and since.get(command.beside, 0) % EVERY == 0:
+            if (
+                synced(command.beside) in self.commands
+                and since.get(command.beside, 0) % EVERY == 0
+            ):
                 self._run(self.commands[command.beside])
                 self._run(self.commands[synced(command.beside)])
             self._run(command)
@@ -45,7 +68,11 @@ class Results:
         failure = next((why for path in command.inputs if (why := self.work.provide(path))), "")
         self.work.clear()
         before = ((), 0) if self.bare else (command.read(), command.touched())
-        run = Measurement(failure=f"no input: {failure}") if failure else measure(command.line, *before)
+        run = (
+            Measurement(failure=f"no input: {failure}")
+            if failure
+            else measure(command.line, *before)
+        )
         self.runs[command.name].append(run)
         self.written.setdefault(command.name, bytes_of(self.work.out))
         self.work.clear()
@@ -57,7 +84,10 @@ class Results:
 
     def seconds(self, name: str) -> float | None:
         """The median; of MindSpore without its imports, which it prints."""
-        return median(self.runs.get(name, []), _call if name in self.commands and self.commands[name].is_mindspore else wall)
+        return median(
+            self.runs.get(name, []),
+            _call if name in self.commands and self.commands[name].is_mindspore else wall,
+        )
 
     def ratio(self, name: str, beside: str) -> float | None:
         mine, other = self.seconds(name), self.seconds(beside)
@@ -71,25 +101,56 @@ class Results:
             judged = not command.is_baseline
             ratios = [
                 _judged(self.ratio(name, command.beside), command.reach if judged else None),
-                _judged(self.ratio(name, synced(command.beside)), SYNCED_REACH if judged and written else None),
+                _judged(
+                    self.ratio(name, synced(command.beside)),
+                    SYNCED_REACH if judged and written else None,
+                ),
             ]
             if peak(self.runs[name]) > PEAK_REACH:
                 memory = f"**{memory}**"
-            yield [self._head(), name, f"{written / 1e9:.2f}", median_, spread, *ratios, cpu, memory]
+            yield [
+                self._head(),
+                name,
+                f"{written / 1e9:.2f}",
+                median_,
+                spread,
+                *ratios,
+                cpu,
+                memory,
+            ]
 
     def mindspore_rows(self) -> Iterator[list[str]]:
         """Under MINDSPORE_TITLES."""
         for name, command in self._run_ones():
             call = self.seconds(name) if command.is_mindspore else None
-            ratio = _judged(self.ratio(name, command.beside), command.reach, least=True) if command.is_mindspore else ""
+            ratio = (
+                _judged(self.ratio(name, command.beside), command.reach, least=True)
+                if command.is_mindspore
+                else ""
+            )
             written = f"{self.written[name] / 1e9:.2f}"
-            yield [self._head(), name, written, *cells(self.runs[name]), f"{call:#.3g}" if call else "", ratio]
+            yield [
+                self._head(),
+                name,
+                written,
+                *cells(self.runs[name]),
+                f"{call:#.3g}" if call else "",
+                ratio,
+            ]
 
     def to_json(self) -> Iterator[dict[str, Any]]:
         for name, command in self._run_ones():
             runs = self.runs[name]
-            about = {"model_bytes": self.model_bytes, "command": name, "beside": command.beside, "written": self.written[name]}
-            measured = [{key: value for key, value in asdict(run).items() if key != "stdout"} for run in runs]
+            about = {
+                "model_bytes": self.model_bytes,
+                "command": name,
+                "beside": command.beside,
+                "written": self.written[name],
+            }
+            measured = [
+                {key: value for key, value in asdict(run).items() if key != "stdout"}
+                for run in runs
+            ]
             yield {**about, "seconds": self.seconds(name), "peak": peak(runs), "runs": measured}
 
     def _run_ones(self) -> Iterator[tuple[str, Command]]:

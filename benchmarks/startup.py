@@ -1,7 +1,7 @@
 """How long the commands take that do little: `python -m benchmarks.startup`.
 
-`ckptforge --help`, and `ckptforge inspect` of a Hugging Face directory of a thousand tensors, whose weights are a hole in a file; beside
-Python alone and Python with numpy.
+`ckptforge --help`, and `ckptforge inspect` of a Hugging Face directory of a thousand tensors, whose
+weights are a hole in a file; beside Python alone and Python with numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def main() -> None:
             "python -c pass": [sys.executable, "-c", "pass"],
             "python -c 'import numpy'": [sys.executable, "-c", "import numpy"],
             "ckptforge --help": [*FORGE, "--help"],
-            f"ckptforge inspect, {len(open_checkpoint(hub).tensors):,} tensors in {len(files_of(hub)) - 2} files": [
+            f"ckptforge inspect, {len(open_checkpoint(hub).tensors):,} tensors in "
+            f"{len(files_of(hub)) - 2} files": [
                 *FORGE,
                 "inspect",
                 str(hub),
@@ -42,7 +43,10 @@ def main() -> None:
         for _ in range(repeats):
             for name, command in commands.items():
                 taken[name].append(measure(command))
-    show(["command", "wall s", "min–max", "user + system s", "peak MB"], ([name, *cells(runs)] for name, runs in taken.items()))
+    show(
+        ["command", "wall s", "min–max", "user + system s", "peak MB"],
+        ([name, *cells(runs)] for name, runs in taken.items()),
+    )
 
 
 if __name__ == "__main__":

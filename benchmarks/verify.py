@@ -1,7 +1,8 @@
 """Memory and time of a forward check of one layer of real size: `python -m benchmarks.verify`.
 
-Makes a one-layer Mixtral (hidden 4096, intermediate 14336, 8 experts) in bfloat16, converts it to the GMM layout, checks its layer,
-and prints resident memory above what importing mindspore, torch and transformers takes.
+Makes a one-layer Mixtral (hidden 4096, intermediate 14336, 8 experts) in bfloat16, converts it to
+the GMM layout, checks its layer, and prints resident memory above what importing mindspore, torch
+and transformers takes.
 """
 
 from __future__ import annotations
@@ -55,9 +56,17 @@ def main() -> None:
         watcher.join()
         del mindspore, torch, modeling_mixtral
     layer = found.layers[0]
-    print(f"passed: {found.passed}; worst token {layer.worst:.1e}; tokens by expert {layer.reached}")
-    print(f"{seconds:.1f} s; anonymous memory {peak[0] - base:.0f} MB above the {base:.0f} MB of the imports")
-    print(f"peak resident, imports and mapped files included: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB")
+    print(
+        f"passed: {found.passed}; worst token {layer.worst:.1e}; tokens by expert {layer.reached}"
+    )
+    print(
+        f"{seconds:.1f} s; anonymous memory {peak[0] - base:.0f} MB above the {base:.0f} MB of "
+        "the imports"
+    )
+    print(
+        "peak resident, imports and mapped files included: "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

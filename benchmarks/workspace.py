@@ -16,7 +16,12 @@ FORGE = (sys.executable, "-m", "ckptforge")
 JOBS = {
     "mp8": {"model_parallel": 8, "vocab_emb_dp": False},
     "mp4": {"model_parallel": 4, "vocab_emb_dp": False},
-    "dp4mp2ep2": {"data_parallel": 4, "model_parallel": 2, "expert_parallel": 2, "vocab_emb_dp": False},
+    "dp4mp2ep2": {
+        "data_parallel": 4,
+        "model_parallel": 2,
+        "expert_parallel": 2,
+        "vocab_emb_dp": False,
+    },
 }
 
 
@@ -25,9 +30,14 @@ class Workspace:
 
     def __init__(self, directory: Path, sizes: dict[str, int]) -> None:
         self.directory, self.sizes = directory, sizes
-        self.hub, self.dense, self.out = directory / "hub", directory / "dense.ckpt", directory / "out"
+        self.hub, self.dense, self.out = (
+            directory / "hub",
+            directory / "dense.ckpt",
+            directory / "out",
+        )
         self.ranks = {kind: directory / f"ranks_{kind}" for kind in ("ckpt", "safetensors")}  # mp8
-        self.whole = {kind: directory / f"whole_{kind}" for kind in ("ckpt", "safetensors")}  # rank_0 alone
+        # rank_0 alone
+        self.whole = {kind: directory / f"whole_{kind}" for kind in ("ckpt", "safetensors")}
         self.one_rank = directory / "one_rank"  # of dp4mp2ep2
         self._failures: dict[Path, str] = {}
 
@@ -66,7 +76,9 @@ class Workspace:
             if path == self.whole[kind]:
                 wanted = [self.ranks[kind], self.strategy("mp8")]
                 target = path / "rank_0" / f"x.{kind}"
-                return self._forge(wanted, "merge", str(wanted[0]), str(target), "--strategy_dir", str(wanted[1]))
+                return self._forge(
+                    wanted, "merge", str(wanted[0]), str(target), "--strategy_dir", str(wanted[1])
+                )
         if path == self.one_rank:
             failure = self._split("dp4mp2ep2", self.out, "ckpt")
             if not failure:
@@ -76,11 +88,28 @@ class Workspace:
         job = next(job for job in JOBS if path == self.strategy(job))
         config = self.directory / f"{job}.json"
         config.write_text(json.dumps(JOBS[job]))
-        return self._forge([self.dense], "strategy", str(path), "--parallel_config", str(config), "--like", str(self.dense))
+        return self._forge(
+            [self.dense],
+            "strategy",
+            str(path),
+            "--parallel_config",
+            str(config),
+            "--like",
+            str(self.dense),
+        )
 
     def _split(self, job: str, path: Path, kind: str) -> str:
         wanted = [self.dense, self.strategy(job)]
-        return self._forge(wanted, "split", str(self.dense), str(path), "--strategy_dir", str(wanted[1]), "--format", kind)
+        return self._forge(
+            wanted,
+            "split",
+            str(self.dense),
+            str(path),
+            "--strategy_dir",
+            str(wanted[1]),
+            "--format",
+            kind,
+        )
 
     def _forge(self, wanted: list[Path], *words: str) -> str:
         for path in wanted:

@@ -1,12 +1,13 @@
-"""ckptforge converts model weights between Hugging Face and MindSpore/MindFormers, and reshards any MindSpore checkpoint for another
-parallel configuration: in one pass, in constant memory, without torch or mindspore.
+"""ckptforge converts model weights between Hugging Face and MindSpore/MindFormers, and reshards any
+MindSpore checkpoint for another parallel configuration: in one pass, in constant memory, without
+torch or mindspore.
 
     import ckptforge
     result = ckptforge.to_ms("hf_dir", "model.ckpt", layout="gmm", dtype="fp16")
     print(result.files, result.bytes, result.tensors, result.audit)
 
-Most functions are commands of the command line, and their keywords its options; `plan` and `check` are `--dry-run` and `compare OUT`.
-Bad input raises `CkptforgeError`.
+Most functions are commands of the command line, and their keywords its options; `plan` and `check`
+are `--dry-run` and `compare OUT`. Bad input raises `CkptforgeError`.
 """
 
 from __future__ import annotations
@@ -115,12 +116,16 @@ _HOMES = {
 if not TYPE_CHECKING:  # a type checker is to find misspelt names
 
     def __getattr__(name: str) -> Any:
-        """What is public is imported when it is first used, so that `import ckptforge` and `--help` need no numpy."""
+        """What is public is imported when it is first used, so that `import ckptforge` and `--help`
+        need no numpy."""
         if name not in __all__:
             from difflib import get_close_matches
 
             near = get_close_matches(name, __all__, 1)
-            raise AttributeError(f"module 'ckptforge' has no attribute {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise AttributeError(
+                f"module 'ckptforge' has no attribute {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
         if name not in _HOMES:
             return getattr(_errors, name)
         from importlib import import_module

@@ -1,8 +1,10 @@
 """Boxes of numbers and where they lie in a tensor. Pure arithmetic.
 
-A *box* is a half-open range per axis. A *grid* places the elements of a box in the flat, row-major element order of a
-tensor: element (i0, i1, …) of the box, counted from its start, is flat element `offset + i0*strides[0] + i1*strides[1] + …`.
-Slices, stacks, transposes, concatenations and factored axes are all grids.
+A *box* is a half-open range per axis. A *grid* places the elements of a box in the flat, row-major
+element order of a
+tensor: element (i0, i1, …) of the box, counted from its start, is flat element `offset +
+i0*strides[0] + i1*strides[1] + …`. Slices, stacks, transposes, concatenations and factored axes are
+all grids.
 """
 
 from __future__ import annotations
@@ -45,20 +47,27 @@ def intersect(a: Box, b: Box) -> Box | None:
 
 
 def uncovered(box: Box, parts: Sequence[Box]) -> tuple[str, Box] | None:
-    """None if the parts, each inside `box`, cover every element of it exactly once; else what is wrong and a box where.
+    """None if the parts, each inside `box`, cover every element of it exactly once; else what is
+    wrong and a box where.
 
-    The kinds are "outside", "overlap" and "gap". The cost is that of the grid of cells between all edges of the parts.
+    The kinds are "outside", "overlap" and "gap". The cost is that of the grid of cells between all
+    edges of the parts.
     """
     for part in parts:
         if any(p0 < b0 or p1 > b1 for (p0, p1), (b0, b1) in zip(part, box, strict=True)):
             return "outside", part
     if volume(box) == 0:
         return None
-    edges = [sorted({box[axis][0], box[axis][1], *(edge for part in parts for edge in part[axis])}) for axis in range(len(box))]
+    edges = [
+        sorted({box[axis][0], box[axis][1], *(edge for part in parts for edge in part[axis])})
+        for axis in range(len(box))
+    ]
     position = [{edge: i for i, edge in enumerate(axis_edges)} for axis_edges in edges]
     seen: set[tuple[int, ...]] = set()
     for part in parts:
-        cells = product(*(range(position[axis][p0], position[axis][p1]) for axis, (p0, p1) in enumerate(part)))
+        cells = product(
+            *(range(position[axis][p0], position[axis][p1]) for axis, (p0, p1) in enumerate(part))
+        )
         for cell in cells:
             if cell in seen:
                 return "overlap", _cell_box(edges, cell)
@@ -95,7 +104,8 @@ class Grid(msgspec.Struct, frozen=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """Two grids over one box of `shape`: element i of the box goes from flat `source + i·from_` to flat `target + i·to`."""
+    """Two grids over one box of `shape`: element i of the box goes from flat `source + i·from_` to
+    flat `target + i·to`."""
 
     shape: tuple[int, ...]
     source: int
@@ -134,12 +144,15 @@ class Transfer(msgspec.Struct, frozen=True):
 
     def ordered(self) -> Transfer:
         """The same transfer without axes of size 1, sorted by target stride, the slowest first."""
-        axes = sorted(((n, f, t) for n, f, t in zip(self.shape, self.from_, self.to, strict=True) if n != 1), key=lambda axis: -axis[2])
+        axes = sorted(
+            ((n, f, t) for n, f, t in zip(self.shape, self.from_, self.to, strict=True) if n != 1),
+            key=lambda axis: -axis[2],
+        )
         return self._with(axes)
 
     def coalesced(self) -> Transfer:
-        """The same transfer with the fewest axes: ordered, and neighbours joined where both sides run on. A plain copy of
-        bytes comes out with at most one axis, of stride 1 on both sides."""
+        """The same transfer with the fewest axes: ordered, and neighbours joined where both sides
+        run on. A plain copy of bytes comes out with at most one axis, of stride 1 on both sides."""
         ordered = self.ordered()
         joined: list[tuple[int, int, int]] = []
         for n, f, t in zip(ordered.shape, ordered.from_, ordered.to, strict=True):
@@ -150,7 +163,13 @@ class Transfer(msgspec.Struct, frozen=True):
         return self._with(joined)
 
     def _with(self, axes: Sequence[tuple[int, int, int]]) -> Transfer:
-        return Transfer(tuple(n for n, _, _ in axes), self.source, tuple(f for _, f, _ in axes), self.target, tuple(t for _, _, t in axes))
+        return Transfer(
+            tuple(n for n, _, _ in axes),
+            self.source,
+            tuple(f for _, f, _ in axes),
+            self.target,
+            tuple(t for _, _, t in axes),
+        )
 
     @property
     def is_move(self) -> bool:
@@ -159,10 +178,12 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:
-    """Boxes of a grid whose flat elements (from offset 0) lie in [lo, hi): at most 2·rank - 1 of them, disjoint.
+    """Boxes of a grid whose flat elements (from offset 0) lie in [lo, hi): at most 2·rank - 1 of
+    them, disjoint.
 
-    Strides must be sorted downwards and nested: each at least the span of the axes after it, as in any row-major
-    tensor and in its slices. A range of a factored axis, such as a shard of `(g r d)`, becomes boxes on its factors.
+    Strides must be sorted downwards and nested: each at least the span of the axes after it, as in
+    any row-major tensor and in its slices. A range of a factored axis, such as a shard of `(g r
+    d)`, becomes boxes on its factors.
     """
     if any(n == 0 for n in shape):
         return []
@@ -188,21 +209,25 @@ def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: in
 
 def _at(i: int, shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:
     base = i * strides[0]
-    return [((i, i + 1), *box) for box in boxes_in_range(shape[1:], strides[1:], lo - base, hi - base)]
+    return [
+        ((i, i + 1), *box) for box in boxes_in_range(shape[1:], strides[1:], lo - base, hi - base)
+    ]
 
 
 def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Transfer]:
-    """The parts of a transfer whose source elements lie in a box of the source tensor, which has this shape; in them the
-    source is counted in the box's own row-major elements.
+    """The parts of a transfer whose source elements lie in a box of the source tensor, which has
+    this shape; in them the source is counted in the box's own row-major elements.
 
-    Where each axis of the transfer runs along one axis of the tensor, as those of most layouts do, there are few; else some for each
-    run of the box's elements in the tensor.
+    Where each axis of the transfer runs along one axis of the tensor, as those of most layouts do,
+    there are few; else some for each run of the box's elements in the tensor.
     """
     full, local = row_major_strides(shape), row_major_strides(box_shape(box))
     groups: list[list[int]] = [[] for _ in shape]
     for i, stride in sorted(enumerate(transfer.from_), key=lambda item: -item[1]):
         if transfer.shape[i] != 1:
-            groups[next(axis for axis, unit in enumerate(full) if stride >= unit and shape[axis] != 1)].append(i)
+            groups[
+                next(axis for axis, unit in enumerate(full) if stride >= unit and shape[axis] != 1)
+            ].append(i)
     starts, rest = [], transfer.source
     for unit in full:
         start, rest = divmod(rest, unit) if unit else (0, rest)
@@ -211,7 +236,10 @@ def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Tr
         return list(_run_by_run(transfer, shape, box))
     choices = [
         boxes_in_range(
-            [transfer.shape[i] for i in group], [transfer.from_[i] // full[axis] for i in group], box[axis][0] - start, box[axis][1] - start
+            [transfer.shape[i] for i in group],
+            [transfer.from_[i] // full[axis] for i in group],
+            box[axis][0] - start,
+            box[axis][1] - start,
         )
         for axis, (group, start) in enumerate(zip(groups, starts, strict=True))
     ]
@@ -235,26 +263,38 @@ def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Tr
 
 
 def _along(transfer: Transfer, group: Sequence[int], length: int, unit: int, start: int) -> bool:
-    """Whether some axes of a transfer, together and from `start` on, stay within one axis of the source."""
+    """Whether some axes of a transfer, together and from `start` on, stay within one axis of the
+    source."""
     last = sum((transfer.shape[i] - 1) * transfer.from_[i] for i in group)
     return all(transfer.from_[i] % unit == 0 for i in group) and start * unit + last < length * unit
 
 
 def _run_by_run(transfer: Transfer, shape: Sequence[int], box: Box) -> Iterator[Transfer]:
     full, local = row_major_strides(shape), row_major_strides(box_shape(box))
-    inner = len(shape)  # the axes from here on are whole, so that the box's elements lie one after another
+    # the axes from here on are whole, so that the box's elements lie one after another
+    inner = len(shape)
     while inner and box[inner - 1] == (0, shape[inner - 1]):
         inner -= 1
     inner = max(inner - 1, 0)
     length = math.prod(box_shape(box[inner:]))
-    order = sorted((i for i, n in enumerate(transfer.shape) if n != 1), key=lambda i: -transfer.from_[i])
+    order = sorted(
+        (i for i, n in enumerate(transfer.shape) if n != 1), key=lambda i: -transfer.from_[i]
+    )
     sizes, strides = [transfer.shape[i] for i in order], [transfer.from_[i] for i in order]
     met = (transfer.source // full[0], transfer.last_source // full[0] + 1)
-    sides = [(max(lo, met[0]), min(hi, met[1])) if not axis else (lo, hi) for axis, (lo, hi) in enumerate(box[:inner])]
+    sides = [
+        (max(lo, met[0]), min(hi, met[1])) if not axis else (lo, hi)
+        for axis, (lo, hi) in enumerate(box[:inner])
+    ]
     for index in product(*(range(*side) for side in sides)):
         start = sum((i - lo) * unit for i, (lo, _), unit in zip(index, box, local, strict=False))
-        lo = sum(i * unit for i, unit in zip((*index, *(side[0] for side in box[inner:])), full, strict=True))
-        for part in boxes_in_range(sizes, strides, lo - transfer.source, lo + length - transfer.source):
+        lo = sum(
+            i * unit
+            for i, unit in zip((*index, *(side[0] for side in box[inner:])), full, strict=True)
+        )
+        for part in boxes_in_range(
+            sizes, strides, lo - transfer.source, lo + length - transfer.source
+        ):
             chosen = dict(zip(order, part, strict=True))
             sub = transfer.sub(tuple(chosen.get(i, (0, 1)) for i in range(len(transfer.shape))))
             yield replace(sub, source=sub.source - lo + start)
@@ -262,5 +302,8 @@ def _run_by_run(transfer: Transfer, shape: Sequence[int], box: Box) -> Iterator[
 
 @lru_cache(maxsize=1 << 14)
 def within_target(transfer: Transfer, shape: tuple[int, ...], box: Box) -> tuple[Transfer, ...]:
-    """`within_source` for the target side; the parts come out ordered. Kept, as layers and replicas are cut alike."""
-    return tuple(part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box))
+    """`within_source` for the target side; the parts come out ordered. Kept, as layers and replicas
+    are cut alike."""
+    return tuple(
+        part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box)
+    )

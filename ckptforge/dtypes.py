@@ -1,6 +1,8 @@
-"""One table of dtypes, with their names in safetensors, in MindSpore's `.ckpt` and in numpy (`ml_dtypes` where numpy has none).
+"""One table of dtypes, with their names in safetensors, in MindSpore's `.ckpt` and in numpy
+(`ml_dtypes` where numpy has none).
 
-Sources: the safetensors format description (dtype strings), MindSpore `train/serialization.py` (`tensor_to_ms_type`).
+Sources: the safetensors format description (dtype strings), MindSpore `train/serialization.py`
+(`tensor_to_ms_type`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from ckptforge.spelling import option
 class DType(msgspec.Struct, frozen=True):
     """One dtype: `itemsize` bytes per element; a name is None where that format has no such dtype.
 
-    `mindspore_loads` is False for types that MindSpore's save_checkpoint writes and its load_checkpoint refuses.
+    `mindspore_loads` is False for types that MindSpore's save_checkpoint writes and its
+    load_checkpoint refuses.
     """
 
     name: str
@@ -43,12 +46,29 @@ DTYPES: tuple[DType, ...] = (
     DType("uint16", 2, "U16", "UInt16", "uint16"),
     DType("uint8", 1, "U8", "UInt8", "uint8"),
     DType("bool", 1, "BOOL", "Bool", "bool"),
-    # qint4x2: one byte per stored element. MindSpore's safetensors hold it as I8 with a note in the metadata.
+    # qint4x2: one byte per stored element. MindSpore's safetensors hold it as I8 with a note in the
+    # metadata.
     DType("qint4x2", 1, None, "Int4", "int8"),
     DType("complex64", 8, "C64", "Complex64", "complex64", mindspore_loads=False),
     DType("complex128", 16, None, "Complex128", "complex128", mindspore_loads=False),
-    DType("float8_e4m3fn", 1, "F8_E4M3", "Float8E4M3FN", "float8_e4m3fn", floating=True, mindspore_loads=False),
-    DType("float8_e5m2", 1, "F8_E5M2", "Float8E5M2", "float8_e5m2", floating=True, mindspore_loads=False),
+    DType(
+        "float8_e4m3fn",
+        1,
+        "F8_E4M3",
+        "Float8E4M3FN",
+        "float8_e4m3fn",
+        floating=True,
+        mindspore_loads=False,
+    ),
+    DType(
+        "float8_e5m2",
+        1,
+        "F8_E5M2",
+        "Float8E5M2",
+        "float8_e5m2",
+        floating=True,
+        mindspore_loads=False,
+    ),
     DType("float8_e8m0", 1, "F8_E8M0", None, "float8_e8m0fnu"),
     DType("hifloat8", 1, None, "HiFloat8", None, mindspore_loads=False),
     # A text, stored as UTF-32-LE in 4-byte code points.
@@ -65,12 +85,20 @@ def holds(wide: DType, narrow: DType) -> bool:
     """Whether every number of one floating-point dtype is one of another."""
     if wide == narrow:
         return True
-    order = {"float8_e4m3fn": 0, "float8_e5m2": 0, "float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
+    order = {
+        "float8_e4m3fn": 0,
+        "float8_e5m2": 0,
+        "float16": 1,
+        "bfloat16": 1,
+        "float32": 2,
+        "float64": 3,
+    }
     return order.get(wide.name, -1) > order.get(narrow.name, 9)
 
 
 def parse_target(name: str | None, asked: str = "dtype") -> DType | None:
-    """The dtype that the option `asked` asks for: None for `keep`, else the float type (`fp16` or `float16`, …).
+    """The dtype that the option `asked` asks for: None for `keep`, else the float type (`fp16` or
+    `float16`, …).
 
     Raises `UsageError` for any other value.
     """
@@ -79,5 +107,7 @@ def parse_target(name: str | None, asked: str = "dtype") -> DType | None:
     dtype = BY_NAME.get(SHORT_NAMES.get(name, name))
     if dtype is None or dtype.name not in SHORT_NAMES.values():
         words = [*(["keep"] if asked == "dtype" else []), *sorted(SHORT_NAMES)]
-        raise UsageError(f"{option(asked)} {name!r} is unknown: use {', '.join(words)}.{nearest(name, words)}")
+        raise UsageError(
+            f"{option(asked)} {name!r} is unknown: use {', '.join(words)}.{nearest(name, words)}"
+        )
     return dtype

@@ -1,4 +1,5 @@
-"""Every error that ckptforge raises for bad input: one family, so that a caller can catch them all by `CkptforgeError`."""
+"""Every error that ckptforge raises for bad input: one family, so that a caller can catch them all
+by `CkptforgeError`."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import re
 from collections.abc import Iterable
 from reprlib import Repr
 
-# What would move a terminal's cursor, garble a line or can't be encoded: control characters, turns of direction, lone surrogates.
+# What would move a terminal's cursor, garble a line or can't be encoded: control characters, turns
+# of direction, lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CkptforgeError(Exception):
-    """Base class. The message says which file, which tensor, what was expected, what was found and what to do."""
+    """Base class. The message says which file, which tensor, what was expected, what was found and
+    what to do."""
 
     exit_code = 1
 
@@ -30,11 +33,13 @@ class InputNotFoundError(CkptforgeError):
 
 
 class FormatError(CkptforgeError):
-    """A file isn't what its format says it must be: truncated, inconsistent, encrypted, of an unknown dtype."""
+    """A file isn't what its format says it must be: truncated, inconsistent, encrypted, of an
+    unknown dtype."""
 
 
 class ReadError(FormatError):
-    """Reading a file that is what it should be failed: the disk or the network, not the file's contents."""
+    """Reading a file that is what it should be failed: the disk or the network, not the file's
+    contents."""
 
 
 class TableError(CkptforgeError):
@@ -46,8 +51,8 @@ class ModelUnknownError(CkptforgeError):
 
 
 class LayoutError(CkptforgeError):
-    """The tensors don't fit the layout that was asked for, or fit more than one. `tensors` are those that the message is
-    about, so that whoever knows the files can name them."""
+    """The tensors don't fit the layout that was asked for, or fit more than one. `tensors` are
+    those that the message is about, so that whoever knows the files can name them."""
 
     def __init__(self, message: str, tensors: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -63,7 +68,8 @@ class UnmappedTensorsError(CkptforgeError):
 
 
 class QuantisedError(CkptforgeError):
-    """The weights are quantised in a way that can't be undone, or are integers that nothing says the meaning of."""
+    """The weights are quantised in a way that can't be undone, or are integers that nothing says
+    the meaning of."""
 
 
 class ConfigError(CkptforgeError):
@@ -71,11 +77,13 @@ class ConfigError(CkptforgeError):
 
 
 class PlanError(CkptforgeError):
-    """The plan can't be made: dtypes that differ inside one tensor, a dtype the target can't hold, coverage that fails."""
+    """The plan can't be made: dtypes that differ inside one tensor, a dtype the target can't hold,
+    coverage that fails."""
 
 
 class VerifyError(CkptforgeError):
-    """The forward check can't be run: a device that isn't there, or packages that don't fit together."""
+    """The forward check can't be run: a device that isn't there, or packages that don't fit
+    together."""
 
 
 class CastOverflowError(CkptforgeError):
@@ -87,7 +95,8 @@ class OutputError(CkptforgeError):
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """`error.add_note`, which Python 3.10 lacks: there the notes are kept, but its tracebacks don't show them."""
+    """`error.add_note`, which Python 3.10 lacks: there the notes are kept, but its tracebacks don't
+    show them."""
     setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010
 
 
@@ -97,7 +106,8 @@ def printable(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """`value`, which stood in a file, as it is shown in a message: its repr, cut where it is long, many or deep."""
+    """`value`, which stood in a file, as it is shown in a message: its repr, cut where it is long,
+    many or deep."""
     try:
         return _SHORT.repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deeply
@@ -120,12 +130,19 @@ class LeftError(OutputError):
     """An earlier run left an unfinished output, which is neither resumed nor discarded unasked."""
 
 
-_SINGULAR = {"are": "is", "aren't": "isn't", "have": "has", "were": "was", "weren't": "wasn't", "don't": "doesn't"}
+_SINGULAR = {
+    "are": "is",
+    "aren't": "isn't",
+    "have": "has",
+    "were": "was",
+    "weren't": "wasn't",
+    "don't": "doesn't",
+}
 
 
 def counted(count: int, noun: str, verb: str = "") -> str:
-    """A number with its noun, in the plural unless it is one: "1 tensor", "2 axes", "1,024 ranks of a job". `verb` follows,
-    given in the plural: "are", "aren't", "differ" …"""
+    """A number with its noun, in the plural unless it is one: "1 tensor", "2 axes", "1,024 ranks of
+    a job". `verb` follows, given in the plural: "are", "aren't", "differ" …"""
     if count == 1:
         return f"1 {noun}" + (f" {_SINGULAR.get(verb, verb + 's')}" if verb else "")
     head, of, rest = noun.partition(" of ")
@@ -140,23 +157,29 @@ def counted(count: int, noun: str, verb: str = "") -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'gmm'?" with the known word that is most like another, to be put after a message; "" if none is. Dashes before a
-    word don't count, so that options aren't alike by them."""
+    """ " Did you mean 'gmm'?" with the known word that is most like another, to be put after a
+    message; "" if none is. Dashes before a word don't count, so that options aren't alike by
+    them."""
     from difflib import get_close_matches
 
-    by_folded = {name.casefold().lstrip("-"): name for name in known}  # a value in other letters is the nearest, too
+    # a value in other letters is the nearest, too
+    by_folded = {name.casefold().lstrip("-"): name for name in known}
     found = get_close_matches(word.casefold().lstrip("-"), by_folded, 1)
     return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
 
 
 def install_hint(*extras: str) -> str:
-    """The command that installs optional packages, for messages: in a clone, as the project is installed from one."""
+    """The command that installs optional packages, for messages: in a clone, as the project is
+    installed from one."""
     return f"pip install '.[{','.join(extras)}]' in a clone of ckptforge"
 
 
 def listing(names: list[str], limit: int = 10, total: int | None = None) -> str:
-    """`names` as indented lines for a message, cut after `limit` with the number left out; `total` if there are more."""
-    lines = [f"  {printable(name if len(name) <= 300 else name[:299] + '…')}" for name in names[:limit]]
+    """`names` as indented lines for a message, cut after `limit` with the number left out; `total`
+    if there are more."""
+    lines = [
+        f"  {printable(name if len(name) <= 300 else name[:299] + '…')}" for name in names[:limit]
+    ]
     rest = (len(names) if total is None else total) - len(lines)
     if rest > 0:
         lines.append(f"  … and {rest} more")

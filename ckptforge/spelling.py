@@ -1,6 +1,8 @@
-"""How messages spell options and commands: as keywords for a Python caller, with dashes for a user of the command line.
+"""How messages spell options and commands: as keywords for a Python caller, with dashes for a user
+of the command line.
 
-A message is spelled when it is made, by what is running, so that nothing has to be distinguished from paths and names afterwards.
+A message is spelled when it is made, by what is running, so that nothing has to be distinguished
+from paths and names afterwards.
 """
 
 from __future__ import annotations
@@ -31,20 +33,24 @@ def flag(name: str) -> str:
 
 
 def option(name: str, value: object = _UNSET) -> str:
-    """An option, with the value that it has or should have: `--layout-b gmm` or `layout_b='gmm'`."""
+    """An option, with the value that it has or should have: `--layout-b gmm` or
+    `layout_b='gmm'`."""
     if value is _UNSET:
         return _dashes(name) if _on_command_line else name
     return f"{_dashes(name)} {_word(value)}" if _on_command_line else f"{name}={_literal(value)}"
 
 
 def command(verb: str, *arguments: object, **options: object) -> str:
-    """A call in backquotes: `ckptforge to-torch DIR OUT --layout gmm` or `ckptforge.to_torch('DIR', 'OUT', layout='gmm')`.
+    """A call in backquotes: `ckptforge to-torch DIR OUT --layout gmm` or `ckptforge.to_torch('DIR',
+    'OUT', layout='gmm')`.
 
     Without arguments it names the verb: `ckptforge merge` or `ckptforge.merge`.
     """
     if _on_command_line:
         words = ["ckptforge", verb.replace("_", "-"), *map(_word, arguments)]
-        words += [flag(name) if value is True else option(name, value) for name, value in options.items()]
+        words += [
+            flag(name) if value is True else option(name, value) for name, value in options.items()
+        ]
         return f"`{' '.join(words)}`"
     if not arguments and not options:
         return f"`ckptforge.{verb}`"
@@ -57,7 +63,9 @@ def _dashes(name: str) -> str:
 
 
 def _word(value: object) -> str:
-    return shlex.quote(",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+    return shlex.quote(
+        ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    )
 
 
 def _literal(value: object) -> str:

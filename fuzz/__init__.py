@@ -1,6 +1,7 @@
 """Fuzzing of every reader: `python -m fuzz all --runs 1000000`. See docs/safety.md."""
 
-# Target → its share in a run of all. Here, as coverage is seen only in what is imported after atheris.
+# Target → its share in a run of all. Here, as coverage is seen only in what is imported after
+# atheris.
 SHARES = {
     "safetensors": 5,
     "ckpt": 5,

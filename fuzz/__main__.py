@@ -1,7 +1,9 @@
-"""`python -m fuzz TARGET|all --runs N`: every input of every reader must be read or refused by a `CkptforgeError` that names its
-file, in under a second and without memory that grows. Inputs that fail are kept in `fuzz-finds/`.
+"""`python -m fuzz TARGET|all --runs N`: every input of every reader must be read or refused by a
+`CkptforgeError` that names its file, in under a second and without memory that grows. Inputs that
+fail are kept in `fuzz-finds/`.
 
-Each target runs in a process of its own. With `--coverage`, atheris (libFuzzer) chooses what to mutate next; it must be installed.
+Each target runs in a process of its own. With `--coverage`, atheris (libFuzzer) chooses what to
+mutate next; it must be installed.
 """
 
 from __future__ import annotations
@@ -20,9 +22,15 @@ FINDS = Path("fuzz-finds")
 
 def main() -> int:
     """Runs what the command line says; 1 for finds."""
-    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("target", choices=[*SHARES, "all"])
-    parser.add_argument("--runs", type=int, default=100_000, help="inputs; those of all targets together")
+    parser.add_argument(
+        "--runs", type=int, default=100_000, help="inputs; those of all targets together"
+    )
     parser.add_argument("--seconds", type=float, help="at most so long for each target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
@@ -35,7 +43,8 @@ def main() -> int:
     if options.coverage:
         from fuzz.guided import run_guided
 
-        run_guided(options.target, options.runs, options.seconds, options.seed, FINDS)  # doesn't return
+        # doesn't return
+        run_guided(options.target, options.runs, options.seconds, options.seed, FINDS)
     from fuzz.run import Runner
 
     runner = Runner(options.target, options.seed, FINDS)
@@ -49,7 +58,10 @@ def main() -> int:
 
 
 def _all(options: argparse.Namespace) -> int:
-    waiting = {name: -(-options.runs * share // sum(SHARES.values())) for name, share in reversed(SHARES.items())}
+    waiting = {
+        name: -(-options.runs * share // sum(SHARES.values()))
+        for name, share in reversed(SHARES.items())
+    }
     running: list[subprocess.Popen[str]] = []
     reports: list[dict[str, Any]] = []
     failed = False
@@ -57,7 +69,17 @@ def _all(options: argparse.Namespace) -> int:
     while waiting or running:
         while waiting and len(running) < options.jobs:
             name, runs = waiting.popitem()
-            command = [sys.executable, "-m", "fuzz", name, "--runs", str(runs), "--seed", str(options.seed), "--json"]
+            command = [
+                sys.executable,
+                "-m",
+                "fuzz",
+                name,
+                "--runs",
+                str(runs),
+                "--seed",
+                str(options.seed),
+                "--json",
+            ]
             command += ["--seconds", str(options.seconds)] if options.seconds is not None else []
             command += ["--coverage"] if options.coverage else []
             running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -68,15 +90,27 @@ def _all(options: argparse.Namespace) -> int:
         for line in lines:
             reports.append(json.loads(line))
             _show(reports[-1], False)
-    total = {key: sum(report[key] for report in reports) for key in ("runs", "refused", "seconds", "grown", "blocks")}
+    total = {
+        key: sum(report[key] for report in reports)
+        for key in ("runs", "refused", "seconds", "grown", "blocks")
+    }
     _show(
-        {"target": "all", **total, "slowest": max(r["slowest"] for r in reports), "peak": max(r["peak"] for r in reports), "failures": []},
+        {
+            "target": "all",
+            **total,
+            "slowest": max(r["slowest"] for r in reports),
+            "peak": max(r["peak"] for r in reports),
+            "failures": [],
+        },
         False,
     )
     return 1 if failed else 0
 
 
-HEADER = f"{'target':<16} {'inputs':>9} {'refused':>9} {'seconds':>8} {'slowest':>9} {'grown':>9} {'blocks':>8} {'peak':>7}  failures"
+HEADER = (
+    f"{'target':<16} {'inputs':>9} {'refused':>9} {'seconds':>8} {'slowest':>9} {'grown':>9} "
+    f"{'blocks':>8} {'peak':>7}  failures"
+)
 
 
 def _show(report: dict[str, Any], as_json: bool) -> None:
@@ -84,7 +118,10 @@ def _show(report: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(report), flush=True)
         return
     counts = f"{report['runs']:>9,} {report['refused']:>9,} {report['seconds']:>8.0f}"
-    costs = f"{report['slowest'] * 1000:>6.0f} ms {report['grown'] / 1e6:>6.1f} MB {report['blocks']:>8,} {report['peak'] / 1e6:>4.0f} MB"
+    costs = (
+        f"{report['slowest'] * 1000:>6.0f} ms {report['grown'] / 1e6:>6.1f} MB "
+        f"{report['blocks']:>8,} {report['peak'] / 1e6:>4.0f} MB"
+    )
     print(f"{report['target']:<16} {counts} {costs}  {len(report['failures'])}", flush=True)
     for failure in report["failures"][:20]:
         print(f"  {failure}")

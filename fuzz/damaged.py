@@ -1,5 +1,5 @@
-"""`python -m fuzz.damaged`: every damaged file that the tests have, given to the command line in a process of its own: one error each,
-exit code 1. Prints how many, the slowest and the largest."""
+"""`python -m fuzz.damaged`: every damaged file that the tests have, given to the command line in a
+process of its own: one error each, exit code 1. Prints how many, the slowest and the largest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ def cases(work: Path) -> Iterator[tuple[str, list[str]]]:
     ranks, out = str(MINDSPORE / "sharded" / "mp8"), str(work / "out.ckpt")
     for path in test_hostile.BAD_FILES:
         strategy = path.name.startswith("strategy")
-        yield path.name, ["merge", ranks, out, "--strategy_dir", str(path)] if strategy else ["to-torch", str(path), str(work / "out")]
+        yield (
+            path.name,
+            ["merge", ranks, out, "--strategy_dir", str(path)]
+            if strategy
+            else ["to-torch", str(path), str(work / "out")],
+        )
     count = 0
 
     def fresh() -> Path:
@@ -52,7 +57,11 @@ def cases(work: Path) -> Iterator[tuple[str, list[str]]]:
         for content, message in mark.pytestmark[0].args[1]:
             path = fresh() / ending
             path.write_text(content if isinstance(content, str) else json.dumps(content))
-            command = ["merge", ranks, out] if name == "--strategy_dir" else ["to-ms", str(HUB), str(work / "out")]
+            command = (
+                ["merge", ranks, out]
+                if name == "--strategy_dir"
+                else ["to-ms", str(HUB), str(work / "out")]
+            )
             yield f"{name}: {message}", [*command, name, str(path)]
     for kind, (content, _) in test_hostile.BAD_JSON.items():
         for reader in test_hostile.JSON_READERS:
@@ -80,18 +89,28 @@ def main() -> int:
     for what, arguments in cases(work):
         with tempfile.TemporaryFile() as errors:
             began = time.monotonic()
-            process = subprocess.Popen([sys.executable, "-m", "ckptforge", *arguments], stdout=errors, stderr=errors)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ckptforge", *arguments], stdout=errors, stderr=errors
+            )
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             found.append((time.monotonic() - began, usage.ru_maxrss / 1024, what))
             errors.seek(0)
             text = errors.read().decode()
-        if process.returncode != 1 or not text.startswith("ckptforge: ") or "Traceback" in text or len(text) > 4000:
+        if (
+            process.returncode != 1
+            or not text.startswith("ckptforge: ")
+            or "Traceback" in text
+            or len(text) > 4000
+        ):
             wrong += 1
             print(f"{what}: exit code {process.returncode}: {text[:500]}")
     seconds, megabytes = max(found), max(found, key=lambda item: item[1])
     print(f"{len(found)} damaged files, {wrong} not refused by one error")
-    print(f"slowest {seconds[0]:.2f} s ({seconds[2]}), median {sorted(found)[len(found) // 2][0]:.2f} s; process and imports included")
+    print(
+        f"slowest {seconds[0]:.2f} s ({seconds[2]}), median "
+        f"{sorted(found)[len(found) // 2][0]:.2f} s; process and imports included"
+    )
     print(f"largest {megabytes[1]:.0f} MB resident ({megabytes[2]})")
     shutil.rmtree(work)
     return 1 if wrong else 0

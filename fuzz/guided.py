@@ -1,4 +1,5 @@
-"""A run guided by coverage: libFuzzer, by atheris, keeps what reaches new code and mutates that further, with the same mutations."""
+"""A run guided by coverage: libFuzzer, by atheris, keeps what reaches new code and mutates that
+further, with the same mutations."""
 
 from __future__ import annotations
 
@@ -36,13 +37,17 @@ def run_guided(name: str, runs: int, seconds: float | None, seed: int, keep: Pat
 
     def cross(data: bytes, other: bytes, max_size: int, mutation: int) -> bytes:
         random = Random(mutation)
-        return (data[: random.randrange(len(data) + 1)] + other[random.randrange(len(other) + 1) :])[:max_size]
+        return (
+            data[: random.randrange(len(data) + 1)] + other[random.randrange(len(other) + 1) :]
+        )[:max_size]
 
     def read(data: bytes) -> None:
         nonlocal start
         runner.attempt(data, str(report.runs))
         took = time.perf_counter() - began
-        if start is None and (report.runs * 10 >= runs or (seconds is not None and took * 10 > seconds)):
+        if start is None and (
+            report.runs * 10 >= runs or (seconds is not None and took * 10 > seconds)
+        ):
             start = memory()
         if report.runs >= runs or (seconds is not None and took > seconds):
             report.measure(start)
@@ -52,7 +57,14 @@ def run_guided(name: str, runs: int, seconds: float | None, seed: int, keep: Pat
             shutil.rmtree(corpus)
             os._exit(1 if report.failures else 0)
 
-    arguments = [sys.argv[0], f"-seed={seed + 1}", "-max_len=131072", "-rss_limit_mb=2048", "-verbosity=0", str(corpus)]
+    arguments = [
+        sys.argv[0],
+        f"-seed={seed + 1}",
+        "-max_len=131072",
+        "-rss_limit_mb=2048",
+        "-verbosity=0",
+        str(corpus),
+    ]
     atheris.Setup(arguments, read, custom_mutator=mutate, custom_crossover=cross)
     atheris.Fuzz()
     sys.exit(1)

@@ -12,7 +12,20 @@ Mutator = Callable[[bytes, Sequence[bytes], Random], bytes]
 MAX = 1 << 17  # bytes of an input
 
 WORDS = {
-    "json": [*trees.RAW, '"a":1,', ",", ":", "{", "}", "[", "]", "\\u", "\\ud83d\\ude00", '"a":1,"a":2', "\ufeff"],
+    "json": [
+        *trees.RAW,
+        '"a":1,',
+        ",",
+        ":",
+        "{",
+        "}",
+        "[",
+        "]",
+        "\\u",
+        "\\ud83d\\ude00",
+        '"a":1,"a":2',
+        "\ufeff",
+    ],
     "yaml": [
         "&a ",
         "*a",
@@ -99,7 +112,9 @@ def mangle(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
         if kind == 0 and out:
             out[at % len(out)] ^= 1 << random.randrange(8)
         elif kind == 1 and out:
-            out[at % len(out)] = random.choice([0, 1, 8, 10, 0x7F, 0x80, 0xFF, random.randrange(256)])
+            out[at % len(out)] = random.choice(
+                [0, 1, 8, 10, 0x7F, 0x80, 0xFF, random.randrange(256)]
+            )
         elif kind == 2:
             del out[at:]
         elif kind == 3:
@@ -109,12 +124,16 @@ def mangle(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
         elif kind == 5:
             out[at:at] = out[at : at + random.choice([1, 8, 64, 1024])] * random.choice([1, 2, 50])
         elif kind == 6:
-            out[at : at + 8] = random.choice(trees.NUMBERS).to_bytes(8, random.choice(["little", "big"]))
+            out[at : at + 8] = random.choice(trees.NUMBERS).to_bytes(
+                8, random.choice(["little", "big"])
+            )
         elif kind == 7:
             other = random.choice(seeds)
             out[at:] = other[random.randrange(len(other) + 1) :]
         else:
-            out[at:at] = random.choice([b"\xff" * 12, b"\x80" * 40, b"\0" * 40, b"\x0b\x0c", b"\xed\xa0\x80"])
+            out[at:at] = random.choice(
+                [b"\xff" * 12, b"\x80" * 40, b"\0" * 40, b"\x0b\x0c", b"\xed\xa0\x80"]
+            )
     return bytes(out[:MAX])
 
 
@@ -169,7 +188,11 @@ def safetensors(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
     header = random.choice([json_tree, json_tree, json_tree, words("json"), mangle])(
         data[8 : 8 + length], [seed[8:] for seed in seeds], random
     )
-    said = random.choice([0, 7, 1 << 26, 1 << 40, (1 << 64) - 1, len(header) + 1]) if random.random() < 0.05 else len(header)
+    said = (
+        random.choice([0, 7, 1 << 26, 1 << 40, (1 << 64) - 1, len(header) + 1])
+        if random.random() < 0.05
+        else len(header)
+    )
     body = data[8 + length :]
     if random.random() < 0.1:
         body = body[: random.randrange(len(body) + 1)] + bytes(random.choice([0, 1, 8]))

@@ -1,4 +1,5 @@
-"""Running a target: every input is read, timed, and its error's message looked at; what fails is kept."""
+"""Running a target: every input is read, timed, and its error's message looked at; what fails is
+kept."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ _MESSAGE = 4000  # characters
 
 @dataclass
 class Report:
-    """What came of a run. `seconds` and `slowest` are wall time; `grown` is how many bytes more are resident at the end than after a
-    tenth of the run, `blocks` how many more blocks of memory Python's objects take."""
+    """What came of a run. `seconds` and `slowest` are wall time; `grown` is how many bytes more are
+    resident at the end than after a tenth of the run, `blocks` how many more blocks of memory
+    Python's objects take."""
 
     target: str
     seed: int
@@ -45,7 +47,9 @@ class Report:
 
     def measure(self, start: tuple[int, int] | None) -> None:
         """Notes how memory has grown since `start`."""
-        self.grown, self.blocks = (now - before for now, before in zip(memory(), start or memory(), strict=True))
+        self.grown, self.blocks = (
+            now - before for now, before in zip(memory(), start or memory(), strict=True)
+        )
         self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def to_json(self) -> dict[str, Any]:
@@ -57,15 +61,19 @@ class Hang(BaseException):
 
 
 def memory() -> tuple[int, int]:
-    """(resident bytes of this process, blocks that its Python objects take), without what is only kept to be used again."""
+    """(resident bytes of this process, blocks that its Python objects take), without what is only
+    kept to be used again."""
     device_layout._box.cache_clear()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize(), sys.getallocatedblocks()
+    return int(
+        Path("/proc/self/statm").read_text().split()[1]
+    ) * resource.getpagesize(), sys.getallocatedblocks()
 
 
 class Runner:
-    """Reads inputs of one target; `keep` is where inputs that fail are put, `hang` the seconds that are too long."""
+    """Reads inputs of one target; `keep` is where inputs that fail are put, `hang` the seconds that
+    are too long."""
 
     def __init__(self, name: str, seed: int, keep: Path | None = None, hang: float = HANG) -> None:
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -90,7 +98,9 @@ class Runner:
                 took = time.perf_counter() - began
                 if seconds is not None and took > seconds:
                     break
-                if start is None and (number == warm or (seconds is not None and took > seconds * _WARM)):
+                if start is None and (
+                    number == warm or (seconds is not None and took > seconds * _WARM)
+                ):
                     start = memory()
                 self.attempt(self.input(number), str(number))
             self.report.measure(start)

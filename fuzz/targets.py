@@ -1,4 +1,5 @@
-"""One target for each reader: seeds from the tests' fixtures, how they are mutated, and what is read."""
+"""One target for each reader: seeds from the tests' fixtures, how they are mutated, and what is
+read."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ HUB, MINDSPORE = FIXTURES / "peer" / "hf_hub", FIXTURES / "mindspore"
 
 @dataclass(frozen=True)
 class Target:
-    """`read` is given an input; it may return or raise a `CkptforgeError`. `prepare` is done before, and not timed."""
+    """`read` is given an input; it may return or raise a `CkptforgeError`. `prepare` is done
+    before, and not timed."""
 
     name: str
     seeds: Sequence[bytes]
@@ -58,11 +60,14 @@ def build(name: str, work: Path) -> Target:
 
 
 def _small(pattern: str, limit: int = 1 << 15) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(FIXTURES.glob(pattern)) if path.stat().st_size <= limit]
+    return [
+        path.read_bytes() for path in sorted(FIXTURES.glob(pattern)) if path.stat().st_size <= limit
+    ]
 
 
 def _well_indexed(index: FileIndex) -> None:
-    """What reading relies on: each tensor's bytes lie in the file, in order, and are as many as it needs."""
+    """What reading relies on: each tensor's bytes lie in the file, in order, and are as many as it
+    needs."""
     for entry in index.tensors.values():
         at = 0
         for extent in entry.extents:
@@ -75,7 +80,10 @@ def _safetensors(work: Path) -> Target:
     path = work / "x.safetensors"
     short = [
         _file(
-            {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "U8", "shape": [], "data_offsets": [8, 9]}},
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "U8", "shape": [], "data_offsets": [8, 9]},
+            },
             bytes(9),
         )
     ]
@@ -85,7 +93,9 @@ def _safetensors(work: Path) -> Target:
         _well_indexed(safetensors.read_index(path))
 
     mutator = mutate.mixed(mutate.safetensors, mutate.safetensors)
-    return Target("safetensors", [*short, *_small("mindspore/**/*.safetensors", 4096)], mutator, read)
+    return Target(
+        "safetensors", [*short, *_small("mindspore/**/*.safetensors", 4096)], mutator, read
+    )
 
 
 def _file(header: dict[str, object], data: bytes) -> bytes:
@@ -96,20 +106,37 @@ def _file(header: dict[str, object], data: bytes) -> bytes:
 
 def _ckpt(work: Path) -> Target:
     path = work / "x.ckpt"
-    seeds = [*_small("mindspore/misc/*.ckpt"), *_small("mindspore/bad/[a-r]*.ckpt"), *_small("mindspore/bad/t*.ckpt", 1024)]
+    seeds = [
+        *_small("mindspore/misc/*.ckpt"),
+        *_small("mindspore/bad/[a-r]*.ckpt"),
+        *_small("mindspore/bad/t*.ckpt", 1024),
+    ]
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
         _well_indexed(mindspore_ckpt.read_index(path))
 
-    return Target("ckpt", [seed for seed in seeds if seed], mutate.mixed(mutate.protobuf, mutate.protobuf), read)
+    return Target(
+        "ckpt",
+        [seed for seed in seeds if seed],
+        mutate.mixed(mutate.protobuf, mutate.protobuf),
+        read,
+    )
 
 
 def _strategy(work: Path) -> Target:
     path = work / "s.ckpt"
-    whole = [*_small("mindspore/strategies/**/*.ckpt"), *_small("peer/real_strategy*.ckpt"), *_small("mindspore/bad/strategy*")]
+    whole = [
+        *_small("mindspore/strategies/**/*.ckpt"),
+        *_small("peer/real_strategy*.ckpt"),
+        *_small("mindspore/bad/strategy*"),
+    ]
     parsed = [fields for seed in whole if (fields := trees.parse(seed))]
-    seeds = [trees.write(fields[at : at + 4]) for fields in parsed for at in (0, len(fields) // 2, len(fields) - 3)]
+    seeds = [
+        trees.write(fields[at : at + 4])
+        for fields in parsed
+        for at in (0, len(fields) // 2, len(fields) - 3)
+    ]
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
@@ -120,7 +147,9 @@ def _strategy(work: Path) -> Target:
                 assert full is not None
                 layout.box(full, strategy.devices - 1)
 
-    return Target("strategy", [*seeds, *whole[-2:]], mutate.mixed(mutate.protobuf, mutate.protobuf), read)
+    return Target(
+        "strategy", [*seeds, *whole[-2:]], mutate.mixed(mutate.protobuf, mutate.protobuf), read
+    )
 
 
 def _strategy_json(work: Path) -> Target:
@@ -129,20 +158,30 @@ def _strategy_json(work: Path) -> Target:
     for file in sorted(MINDSPORE.glob("strategies/*_json/*.json")):
         content = json.loads(file.read_bytes())
         content["parallel_layout_item"] = dict(list(content["parallel_layout_item"].items())[:3])
-        content["parallel_strategy_item"] = dict(list(content["parallel_strategy_item"].items())[:2])
+        content["parallel_strategy_item"] = dict(
+            list(content["parallel_strategy_item"].items())[:2]
+        )
         seeds.append(json.dumps(content).encode())
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
         read_strategy(path)
 
-    return Target("strategy-json", seeds, mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+    return Target(
+        "strategy-json",
+        seeds,
+        mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")),
+        read,
+    )
 
 
 def _shards(directory: Path, names: Sequence[str]) -> None:
     directory.mkdir()
     for i, name in enumerate(names):
-        header: dict[str, object] = {f"model.layers.{i}.w{j}": {"dtype": "U8", "shape": [1], "data_offsets": [j, j + 1]} for j in range(2)}
+        header: dict[str, object] = {
+            f"model.layers.{i}.w{j}": {"dtype": "U8", "shape": [1], "data_offsets": [j, j + 1]}
+            for j in range(2)
+        }
         (directory / name).write_bytes(_file(header, bytes(2)))
 
 
@@ -151,13 +190,21 @@ def _index(work: Path) -> Target:
     directory = work / "hub"
     _shards(directory, names)
     weight_map = {f"model.layers.{i}.w{j}": name for i, name in enumerate(names) for j in range(2)}
-    seeds = [json.dumps({"metadata": {"total_size": 4}, "weight_map": weight_map}).encode(), (HUB / huggingface.INDEX).read_bytes()]
+    seeds = [
+        json.dumps({"metadata": {"total_size": 4}, "weight_map": weight_map}).encode(),
+        (HUB / huggingface.INDEX).read_bytes(),
+    ]
 
     def read(data: bytes) -> None:
         (directory / huggingface.INDEX).write_bytes(data)
         open_checkpoint(directory)
 
-    return Target("index", [seeds[0]] * 3 + seeds[1:], mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+    return Target(
+        "index",
+        [seeds[0]] * 3 + seeds[1:],
+        mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")),
+        read,
+    )
 
 
 def _unified_map(work: Path) -> Target:
@@ -174,7 +221,12 @@ def _unified_map(work: Path) -> Target:
         (directory / mindspore_dir.UNIFIED_MAP).write_bytes(data)
         open_checkpoint(directory)
 
-    return Target("unified-map", [seeds[0]] * 3 + seeds[1:], mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+    return Target(
+        "unified-map",
+        [seeds[0]] * 3 + seeds[1:],
+        mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")),
+        read,
+    )
 
 
 def _config(work: Path) -> Target:
@@ -191,19 +243,41 @@ def _config(work: Path) -> Target:
         (checkpoint.path / "config.json").write_bytes(data)
         source = bind_source(checkpoint, Choices())
         if (constants := constants_for(source.table.model_constants, source.config)) is not None:
-            mine, theirs = (Used(constants=constants, config=config, layers=2) for config in (source.config, source.table.example))
+            mine, theirs = (
+                Used(constants=constants, config=config, layers=2)
+                for config in (source.config, source.table.example)
+            )
             differing_constants(mine, theirs)
 
-    return Target("config", seeds, mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")), read)
+    return Target(
+        "config",
+        seeds,
+        mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")),
+        read,
+    )
 
 
 _DESCRIPTION = "quant_model_description.json"
 _METHODS: tuple[dict[str, object], ...] = (
-    {"quant_method": "fp8", "weight_block_size": [2, 3], "scale_fmt": "ue8m0", "modules_to_not_convert": ["head"]},
+    {
+        "quant_method": "fp8",
+        "weight_block_size": [2, 3],
+        "scale_fmt": "ue8m0",
+        "modules_to_not_convert": ["head"],
+    },
     {
         "quant_method": "compressed-tensors",
         "format": "naive-quantized",
-        "config_groups": {"g": {"weights": {"num_bits": 8, "strategy": "group", "group_size": 3, "block_structure": "2x3"}}},
+        "config_groups": {
+            "g": {
+                "weights": {
+                    "num_bits": 8,
+                    "strategy": "group",
+                    "group_size": 3,
+                    "block_structure": "2x3",
+                }
+            }
+        },
     },
     {"quant_method": "modelopt", "quant_algo": "FP8"},
     {"quant_method": "gptq", "bits": 4},
@@ -214,7 +288,11 @@ def _quantisation(work: Path) -> Target:
     """What says how weights are quantised: a byte that says which file, and its contents."""
     whole = {"c.weight": ("F8_E5M2", [4]), "c.weight_scale": ("F32", [])}
     blocks = {"a.weight": ("F8_E4M3", [4, 6]), "a.weight_scale": ("F32", [2, 2])}
-    shifted = {"b.weight": ("I8", [4, 6]), "b.weight_scale": ("BF16", [4, 1]), "b.weight_offset": ("F32", [4, 1])}
+    shifted = {
+        "b.weight": ("I8", [4, 6]),
+        "b.weight_scale": ("BF16", [4, 1]),
+        "b.weight_offset": ("F32", [4, 1]),
+    }
     checkpoints = {}
     for kind, tensors in ((b"\0", whole | blocks), (b"\1", shifted), (b"\2", whole)):
         header, at = {}, 0
@@ -225,8 +303,13 @@ def _quantisation(work: Path) -> Target:
         (work / f"model{kind[0]}.safetensors").write_bytes(_file(header, bytes(at)))
         checkpoints[kind] = open_checkpoint(work / f"model{kind[0]}.safetensors")
     description = {"model_quant_type": "W8A8", "group_size": 3, "b.weight": "W8A16", "optional": {}}
-    seeds = [b"\0" + json.dumps({"torch_dtype": "float16", "quantization_config": one}).encode() for one in _METHODS]
-    seeds += [b"\1" + json.dumps(description).encode()] * 2 + [b"\2" + json.dumps({"quantization": _METHODS[2]}).encode()]
+    seeds = [
+        b"\0" + json.dumps({"torch_dtype": "float16", "quantization_config": one}).encode()
+        for one in _METHODS
+    ]
+    seeds += [b"\1" + json.dumps(description).encode()] * 2 + [
+        b"\2" + json.dumps({"quantization": _METHODS[2]}).encode()
+    ]
     inner = mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json"))
 
     def read(data: bytes) -> None:
@@ -238,7 +321,9 @@ def _quantisation(work: Path) -> Target:
         else:
             (work / (_DESCRIPTION if data[:1] == b"\1" else MODEL_OPT)).write_bytes(data[1:])
         without_quantisation({"config.json": b"{}"}, config)
-        undone = undo(checkpoints.get(data[:1], checkpoints[b"\0"]), config, str(work / "config.json"))
+        undone = undo(
+            checkpoints.get(data[:1], checkpoints[b"\0"]), config, str(work / "config.json")
+        )
         for entry in undone.checkpoint.tensors.values():
             if entry.scaled is not None:
                 assert len(entry.scaled.block) == len(entry.shape) and min(entry.scaled.block) > 0
@@ -298,7 +383,8 @@ def _manifest(work: Path) -> Target:
 
 
 def _ranks_manifest(work: Path) -> tuple[Path, bytes]:
-    """Rank directories, and the manifest that says how they are cut, without what the other seed holds."""
+    """Rank directories, and the manifest that says how they are cut, without what the other seed
+    holds."""
     ranks, job = work / "ranks", work / "job.json"
     job.write_text('{"mp": 2, "pp": 2}')
     ckptforge.split(MINDSPORE / "full.ckpt", ranks, parallel_config=job, weights_only=True)
@@ -313,7 +399,12 @@ def _ranks_manifest(work: Path) -> tuple[Path, bytes]:
 
 def _journal(work: Path) -> Target:
     path = work / "journal"
-    head = {"ckptforge": "1", "command": None, "plan": "0123", "sources": [{"path": "/a", "size": 1, "mtime_ns": 2, "index": "4567"}]}
+    head = {
+        "ckptforge": "1",
+        "command": None,
+        "plan": "0123",
+        "sources": [{"path": "/a", "size": 1, "mtime_ns": 2, "index": "4567"}],
+    }
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     written = journals.Journal(path, fd, head)
     written._add(head)
@@ -335,8 +426,11 @@ def _journal(work: Path) -> Target:
     def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
         lines = data.split(b"\n")
         i = random.randrange(len(lines))
-        if random.random() < 0.7 and lines[i]:  # with a hash that is right, so that what it holds is read
-            lines[i] = journals.journal_line(mutate.json_tree(lines[i].partition(b" ")[2], seeds, random))[:-1]
+        # with a hash that is right, so that what it holds is read
+        if random.random() < 0.7 and lines[i]:
+            lines[i] = journals.journal_line(
+                mutate.json_tree(lines[i].partition(b" ")[2], seeds, random)
+            )[:-1]
         else:
             lines[i] = lines[random.randrange(len(lines))]
         return b"\n".join(lines)
@@ -364,14 +458,20 @@ def _table(work: Path) -> Target:
                     axes = [axis for axis in table.tensors[tensor] if axis not in pattern.name_axes]
                     pattern.place(tensor, axes, lambda _, axis: 2)
 
-    seeds = [toy.read_bytes()] * 4 + [(ROOT / "mappings" / f"{name}.toml").read_bytes() for name in ("mixtral", "qwen3_moe")]
+    seeds = [toy.read_bytes()] * 4 + [
+        (ROOT / "mappings" / f"{name}.toml").read_bytes() for name in ("mixtral", "qwen3_moe")
+    ]
     return Target("table", seeds, mutate.mixed(mutate.words("toml"), mutate.words("toml")), read)
 
 
 def _parallel_config(work: Path) -> Target:
     path = work / "p.yaml"
     source = open_source(MINDSPORE / "full.ckpt", Choices())
-    tensors = [entry for name, entry in source.checkpoint.tensors.items() if ".layers.0." in name or "layers" not in name]
+    tensors = [
+        entry
+        for name, entry in source.checkpoint.tensors.items()
+        if ".layers.0." in name or "layers" not in name
+    ]
     seeds = sorted((ROOT / "fuzz" / "parallel").iterdir())
 
     def read(data: bytes) -> None:
@@ -384,8 +484,13 @@ def _parallel_config(work: Path) -> Target:
 
 
 def _adapter(work: Path) -> Target:
-    """adapter_config.json, and the names, shapes and types of factors in a header of safetensors."""
-    table = next(table for table in shipped_tables() if table.lora and not any("+" in p.template for p in table.layout("hub").patterns))
+    """adapter_config.json, and the names, shapes and types of factors in a header of
+    safetensors."""
+    table = next(
+        table
+        for table in shipped_tables()
+        if table.lora and not any("+" in p.template for p in table.layout("hub").patterns)
+    )
     path = work / "lora"
     path.mkdir()
     config = {
@@ -403,7 +508,11 @@ def _adapter(work: Path) -> Target:
     for weight in table.lora.weights["hub"][:2]:
         for pattern, shape in ((weight.a, [2, 1]), (weight.b, [1, 2])):
             at = 4 * len(header)
-            header[pattern.name({"l": 0}, {})] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 4]}
+            header[pattern.name({"l": 0}, {})] = {
+                "dtype": "BF16",
+                "shape": shape,
+                "data_offsets": [at, at + 4],
+            }
     weights = json.dumps(header).encode()
     files = {b"c": json.dumps(config).encode(), b"w": weights}
 
@@ -413,25 +522,38 @@ def _adapter(work: Path) -> Target:
             if kind == b"c":
                 (path / "adapter_config.json").write_bytes(chosen)
             else:
-                (path / "adapter_model.safetensors").write_bytes(len(chosen).to_bytes(8, "little") + chosen + bytes(4 * len(header)))
+                (path / "adapter_model.safetensors").write_bytes(
+                    len(chosen).to_bytes(8, "little") + chosen + bytes(4 * len(header))
+                )
         checkpoint = open_weights(path)
         read_adapter(checkpoint, read_kept(checkpoint), table, {}, None)
 
     def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
-        return data[:1] + mutate.mixed(mutate.json_tree, mutate.words("json"))(data[1:], [seed[1:] for seed in seeds], random)
+        return data[:1] + mutate.mixed(mutate.json_tree, mutate.words("json"))(
+            data[1:], [seed[1:] for seed in seeds], random
+        )
 
     return Target("adapter", [kind + content for kind, content in files.items()], mutator, read)
 
 
 def _directory(work: Path) -> Target:
-    """An input is the seed of what is done to a directory: files mutated, removed, renamed, and made into other things."""
-    hub, unified, ranks, strategies = (work / name for name in ("hub", "unified", "ranks", "strategies"))
+    """An input is the seed of what is done to a directory: files mutated, removed, renamed, and
+    made into other things."""
+    hub, unified, ranks, strategies = (
+        work / name for name in ("hub", "unified", "ranks", "strategies")
+    )
     write_model(hub, shipped_tables()[0], shipped_tables()[0].example, seed=0)
     _shards(unified, ["part0.safetensors"])
-    (unified / "param_name_map.json").write_text('{"weight_map": {"model.layers.0.w0": "part0.safetensors"}}')
+    (unified / "param_name_map.json").write_text(
+        '{"weight_map": {"model.layers.0.w0": "part0.safetensors"}}'
+    )
     shutil.copytree(MINDSPORE / "sharded" / "dp2mp2", ranks)
     shutil.copytree(MINDSPORE / "strategies" / "dp2mp2", strategies)
-    mutators: dict[str, Mutator] = {".safetensors": mutate.safetensors, ".json": mutate.json_tree, ".ckpt": mutate.protobuf}
+    mutators: dict[str, Mutator] = {
+        ".safetensors": mutate.safetensors,
+        ".json": mutate.json_tree,
+        ".ckpt": mutate.protobuf,
+    }
     at = work / "at"
     strategy: list[Path | None] = [None]
 
@@ -442,13 +564,21 @@ def _directory(work: Path) -> Target:
         shutil.copytree(base, at / "in", symlinks=True, copy_function=os.link)
         shutil.copytree(strategies, at / "strategies", copy_function=os.link)
         for _ in range(random.choice([1, 1, 2])):
-            _spoil(random.choice(sorted(path for path in at.rglob("*") if not path.is_dir() or path.is_symlink())), random, mutators)
+            _spoil(
+                random.choice(
+                    sorted(path for path in at.rglob("*") if not path.is_dir() or path.is_symlink())
+                ),
+                random,
+                mutators,
+            )
         strategy[0] = at / "strategies" if base is ranks and random.random() < 0.7 else None
 
     def read(data: bytes) -> None:
         ckptforge.inspect(at / "in", strategy_dir=strategy[0])
 
-    return Target("directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read, prepare)
+    return Target(
+        "directory", [bytes(8)], lambda data, seeds, random: random.randbytes(8), read, prepare
+    )
 
 
 def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
@@ -459,7 +589,9 @@ def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
         if made == 0:
             os.mkfifo(path)
         elif made == 1:
-            path.symlink_to(random.choice(["nowhere", path.name, "/dev/zero", "/proc/self/mem", ".", ".."]))
+            path.symlink_to(
+                random.choice(["nowhere", path.name, "/dev/zero", "/proc/self/mem", ".", ".."])
+            )
         elif made == 2:
             path.mkdir()
         elif made == 3:
@@ -474,7 +606,9 @@ def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
             "rank_99999999999999",
             "ckptforge.manifest.json",
         ]
-        target = path.with_name(random.choice([*names, "a\nb", "\udcff.safetensors", path.name + ".x"]))
+        target = path.with_name(
+            random.choice([*names, "a\nb", "\udcff.safetensors", path.name + ".x"])
+        )
         if not os.path.lexists(target):
             path.rename(target)
     else:

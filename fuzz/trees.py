@@ -1,4 +1,5 @@
-"""Seeds taken apart, so that a mutation goes where a format's own checks are: JSON as a tree, protobuf as nested fields."""
+"""Seeds taken apart, so that a mutation goes where a format's own checks are: JSON as a tree,
+protobuf as nested fields."""
 
 from __future__ import annotations
 
@@ -136,7 +137,9 @@ def mutate_json(tree: Any, random: Random) -> None:
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         node = random.choice(containers(tree))
         if not node:
-            node.append(("a", strange_json(random)) if isinstance(node, Pairs) else strange_json(random))
+            node.append(
+                ("a", strange_json(random)) if isinstance(node, Pairs) else strange_json(random)
+            )
             continue
         i = random.randrange(len(node))
         kind = random.randrange(8)
@@ -157,13 +160,17 @@ def mutate_json(tree: Any, random: Random) -> None:
         elif isinstance(node, Pairs):
             node[i] = (node[i][0], strange_json(random))
         else:
-            node[i] = node[i] + random.choice([-1, 1, 8]) if kind == 4 and isinstance(node[i], int) else strange_json(random)
+            node[i] = (
+                node[i] + random.choice([-1, 1, 8])
+                if kind == 4 and isinstance(node[i], int)
+                else strange_json(random)
+            )
 
 
 @dataclass
 class Field:
-    """A protobuf field: `inner` are its fields if its content is a message, else `content`, or `value` of a varint.
-    `length` is a wrong length to write."""
+    """A protobuf field: `inner` are its fields if its content is a message, else `content`, or
+    `value` of a varint. `length` is a wrong length to write."""
 
     number: int
     wire: int
@@ -255,7 +262,10 @@ def mutate_fields(fields: list[Field], random: Random) -> None:
         elif kind == 6:
             item.long = True
         elif kind == 7:
-            message[i : i + 1] = [Field(item.number, 3, content=write([item])), Field(item.number, 4)]
+            message[i : i + 1] = [
+                Field(item.number, 3, content=write([item])),
+                Field(item.number, 4),
+            ]
         elif kind == 8:
             nested = item
             for _ in range(random.choice([1, 5, 100])):
@@ -277,4 +287,18 @@ def mutate_fields(fields: list[Field], random: Random) -> None:
             item.value = random.choice([random.choice(NUMBERS), item.value + 1, item.value - 1])
 
 
-__all__ = ["NAMES", "NUMBERS", "RAW", "Field", "Pairs", "Raw", "dump", "field", "load", "mutate_fields", "mutate_json", "parse", "write"]
+__all__ = [
+    "NAMES",
+    "NUMBERS",
+    "RAW",
+    "Field",
+    "Pairs",
+    "Raw",
+    "dump",
+    "field",
+    "load",
+    "mutate_fields",
+    "mutate_json",
+    "parse",
+    "write",
+]

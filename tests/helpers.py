@@ -1,4 +1,5 @@
-"""Reading and making checkpoints for tests without the code under test, where that is what is tested."""
+"""Reading and making checkpoints for tests without the code under test, where that is what is
+tested."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def contents(path: Path) -> dict[str, Tensor]:
 
 
 def raw_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """name → array of unsigned integers, read by hand from a file or a directory: independent of ckptforge."""
+    """name → array of unsigned integers, read by hand from a file or a directory: independent of
+    ckptforge."""
     found = {}
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
         data = file.read_bytes()
@@ -47,20 +49,32 @@ def raw_safetensors(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path,
+    tensors: dict[str, tuple[str, list[int], bytes]],
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Writes a file by hand, right or wrong as the caller wants it."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [offset, offset + len(data)],
+        }
         offset += len(data)
     raw = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"".join(data for _, _, data in tensors.values()))
+    path.write_bytes(
+        struct.pack("<Q", len(raw)) + raw + b"".join(data for _, _, data in tensors.values())
+    )
 
 
-def eight_bits(directory: Path, block: tuple[int, int], seed: int = 0) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The matrices of a model's layers as eight-bit floats with a scale for each block, as DeepSeek publishes its weights; what they
-    stand for, as dtype and bytes by name."""
+def eight_bits(
+    directory: Path, block: tuple[int, int], seed: int = 0
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The matrices of a model's layers as eight-bit floats with a scale for each block, as DeepSeek
+    publishes its weights; what they stand for, as dtype and bytes by name."""
     rng = np.random.default_rng(seed)
     config = json.loads((directory / "config.json").read_text())
     stored, meant = {}, {}
@@ -70,14 +84,22 @@ def eight_bits(directory: Path, block: tuple[int, int], seed: int = 0) -> tuple[
             continue
         codes = rng.integers(0, 256, shape, np.uint8)
         codes[(codes & 0x7F) == 0x7F] = 0  # NaN
-        scales = rng.uniform(1e-4, 3e-3, [-(-n // step) for n, step in zip(shape, block, strict=True)]).astype(np.float32)
-        spread = np.kron(scales, np.ones(np.minimum(block, shape), np.float32))[: shape[0], : shape[1]]
+        scales = rng.uniform(
+            1e-4, 3e-3, [-(-n // step) for n, step in zip(shape, block, strict=True)]
+        ).astype(np.float32)
+        spread = np.kron(scales, np.ones(np.minimum(block, shape), np.float32))[
+            : shape[0], : shape[1]
+        ]
         values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * spread
         stored[name] = ("F8_E4M3", list(shape), codes.tobytes())
         stored[f"{name}_scale_inv"] = ("F32", list(scales.shape), scales.tobytes())
         meant[name] = ("bfloat16", shape, values.astype(ml_dtypes.bfloat16).tobytes())
     write_safetensors(directory / "model.safetensors", stored, {"format": "pt"})
-    config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(block)}
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "weight_block_size": list(block),
+    }
     (directory / "config.json").write_text(json.dumps(config))
     return stored, meant
 
@@ -103,8 +125,11 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def write_hub(directory: Path, config: dict[str, Any], dtype: str = "BF16", seed: int = 0, files: int = 1) -> None:
-    """Writes a Mixtral in the hub layout by hand: every bit pattern may occur, NaN payloads included."""
+def write_hub(
+    directory: Path, config: dict[str, Any], dtype: str = "BF16", seed: int = 0, files: int = 1
+) -> None:
+    """Writes a Mixtral in the hub layout by hand: every bit pattern may occur, NaN payloads
+    included."""
     random = np.random.default_rng(seed)
     size = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}[dtype]
     H, I, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
@@ -115,17 +140,30 @@ def write_hub(directory: Path, config: dict[str, Any], dtype: str = "BF16", seed
         shapes["lm_head.weight"] = [V, H]
     for layer in range(config["num_hidden_layers"]):
         base = f"model.layers.{layer}"
-        shapes |= {f"{base}.input_layernorm.weight": [H], f"{base}.post_attention_layernorm.weight": [H]}
-        shapes |= {f"{base}.self_attn.q_proj.weight": [q, H], f"{base}.self_attn.o_proj.weight": [H, q]}
+        shapes |= {
+            f"{base}.input_layernorm.weight": [H],
+            f"{base}.post_attention_layernorm.weight": [H],
+        }
+        shapes |= {
+            f"{base}.self_attn.q_proj.weight": [q, H],
+            f"{base}.self_attn.o_proj.weight": [H, q],
+        }
         shapes |= {f"{base}.self_attn.{name}_proj.weight": [kv, H] for name in "kv"}
         shapes[f"{base}.block_sparse_moe.gate.weight"] = [config["num_local_experts"], H]
         for expert in range(config["num_local_experts"]):
             experts = f"{base}.block_sparse_moe.experts.{expert}"
-            shapes |= {f"{experts}.w1.weight": [I, H], f"{experts}.w2.weight": [H, I], f"{experts}.w3.weight": [I, H]}
+            shapes |= {
+                f"{experts}.w1.weight": [I, H],
+                f"{experts}.w2.weight": [H, I],
+                f"{experts}.w3.weight": [I, H],
+            }
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     names = sorted(shapes)
-    tensors = {name: (dtype, shapes[name], random.bytes(int(np.prod(shapes[name])) * size)) for name in names}
+    tensors = {
+        name: (dtype, shapes[name], random.bytes(int(np.prod(shapes[name])) * size))
+        for name in names
+    }
     if files == 1:
         write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
         return
@@ -135,11 +173,14 @@ def write_hub(directory: Path, config: dict[str, Any], dtype: str = "BF16", seed
         part = {tensor: tensors[tensor] for tensor in names[i::files]}
         write_safetensors(directory / name, part, {"format": "pt"})
         weight_map |= dict.fromkeys(part, name)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 def with_default_signals():
-    """In a child before it starts: signals as in a terminal, also where the tests run under nohup or in the background."""
+    """In a child before it starts: signals as in a terminal, also where the tests run under nohup
+    or in the background."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -23,7 +23,10 @@ from ckptforge.boxes import (
 
 @st.composite
 def boxes(draw, rank, limit=5):
-    return tuple(tuple(sorted((draw(st.integers(0, limit)), draw(st.integers(0, limit))))) for _ in range(rank))
+    return tuple(
+        tuple(sorted((draw(st.integers(0, limit)), draw(st.integers(0, limit)))))
+        for _ in range(rank)
+    )
 
 
 def elements(box):
@@ -43,7 +46,11 @@ def test_uncovered_finds_gaps_overlaps_and_strays(data, rank):
     box = data.draw(boxes(rank, 4))
     parts = data.draw(st.lists(boxes(rank, 4), max_size=6))
     counts = dict.fromkeys(elements(box), 0)
-    stray = any(lo < box_lo or hi > box_hi for part in parts for (lo, hi), (box_lo, box_hi) in zip(part, box, strict=True))
+    stray = any(
+        lo < box_lo or hi > box_hi
+        for part in parts
+        for (lo, hi), (box_lo, box_hi) in zip(part, box, strict=True)
+    )
     for part in parts:
         for element in elements(part):
             counts[element] = counts.get(element, 0) + 1
@@ -70,7 +77,11 @@ def test_boxes_in_range_are_exactly_the_elements_of_the_range(shape, data):
     lo, hi = sorted((data.draw(st.integers(-3, run + 3)), data.draw(st.integers(-3, run + 3))))
     found = boxes_in_range(shape, strides, lo, hi)
     listed = [element for box in found for element in elements(box)]
-    expected = {e for e in elements(full_box(shape)) if lo <= sum(i * s for i, s in zip(e, strides, strict=True)) < hi}
+    expected = {
+        e
+        for e in elements(full_box(shape))
+        if lo <= sum(i * s for i, s in zip(e, strides, strict=True)) < hi
+    }
     assert len(listed) == len(set(listed)) and set(listed) == expected
     assert len(found) <= max(1, 2 * len(shape))
 
@@ -115,14 +126,22 @@ def test_row_major_strides_are_numpys():
         assert row_major_strides(shape) == strides and math.prod(shape) >= 1
 
 
-@pytest.mark.parametrize("transfer", [Transfer((2, 3), 0, (3, 1), 0, (3, 1)), Transfer((6,), 4, (1,), 7, (1,)), Transfer((), 0, (), 0, ())])
+@pytest.mark.parametrize(
+    "transfer",
+    [
+        Transfer((2, 3), 0, (3, 1), 0, (3, 1)),
+        Transfer((6,), 4, (1,), 7, (1,)),
+        Transfer((), 0, (), 0, ()),
+    ],
+)
 def test_plain_copies_are_moves(transfer):
     assert transfer.coalesced().is_move
 
 
 @st.composite
 def factored(draw):
-    """(tensor shape, transfer): a transfer whose source axes are the tensor's, some cut into factors, in another order."""
+    """(tensor shape, transfer): a transfer whose source axes are the tensor's, some cut into
+    factors, in another order."""
     tensor, sizes, strides = [], [], []
     for _ in range(draw(st.integers(1, 3))):
         factors = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
@@ -141,12 +160,26 @@ def factored(draw):
 @given(factored(), st.data())
 def test_within_source_is_what_a_shard_gives(case, data):
     tensor, transfer = case
-    box = tuple(tuple(sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))) for n in tensor)
+    box = tuple(
+        tuple(sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))) for n in tensor
+    )
     numbers = np.arange(math.prod(tensor)).reshape(tensor)
     shard = numbers[tuple(slice(*side) for side in box)].reshape(-1)
-    found = [pair for part in within_source(transfer, tensor, box) for pair in pairs(part)] if volume(box) else []
+    found = (
+        [pair for part in within_source(transfer, tensor, box) for pair in pairs(part)]
+        if volume(box)
+        else []
+    )
     assert len(found) == len(set(found))
-    assert {(int(shard[source]), target) for source, target in found} == {(s, t) for s, t in pairs(transfer) if s in set(shard.tolist())}
+    assert {(int(shard[source]), target) for source, target in found} == {
+        (s, t) for s, t in pairs(transfer) if s in set(shard.tolist())
+    }
     back = transfer.reversed()
-    made = [pair for part in within_target(back, tuple(tensor), box) for pair in pairs(part)] if volume(box) else []
-    assert {(source, int(shard[target])) for source, target in made} == {(t, s) for s, t in pairs(transfer) if s in set(shard.tolist())}
+    made = (
+        [pair for part in within_target(back, tuple(tensor), box) for pair in pairs(part)]
+        if volume(box)
+        else []
+    )
+    assert {(source, int(shard[target])) for source, target in made} == {
+        (t, s) for s, t in pairs(transfer) if s in set(shard.tolist())
+    }

@@ -51,7 +51,9 @@ def encode(value: float | Fraction, name: str) -> int:
     whole = units.numerator // units.denominator
     rest = units - whole
     whole += rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2 == 1)
-    bits = whole + ((exponent + bias - 1) << mantissa_bits) if whole >= 1 << mantissa_bits else whole
+    bits = (
+        whole + ((exponent + bias - 1) << mantissa_bits) if whole >= 1 << mantissa_bits else whole
+    )
     return sign | min(bits, infinity)
 
 
@@ -76,8 +78,15 @@ def check(patterns: list[int], source: str, target: str) -> None:
         if isinstance(value, Fraction):
             overflowed += isinstance(back, float) and math.isinf(back)
             underflowed += back == 0
-            rounded += back != value and back != 0 and not (isinstance(back, float) and math.isinf(back))
-    assert (count.values, count.overflowed, count.underflowed, count.rounded) == (len(patterns), overflowed, underflowed, rounded)
+            rounded += (
+                back != value and back != 0 and not (isinstance(back, float) and math.isinf(back))
+            )
+    assert (count.values, count.overflowed, count.underflowed, count.rounded) == (
+        len(patterns),
+        overflowed,
+        underflowed,
+        rounded,
+    )
 
 
 @pytest.mark.parametrize("target", ["bfloat16", "float16"])
@@ -94,17 +103,42 @@ def test_widening_is_exact(source, target):
 
 
 def hard_cases(source: str) -> list[int]:
-    """Values at and next to every rounding boundary of the narrower formats, and the special ones."""
+    """Values at and next to every rounding boundary of the narrower formats, and the special
+    ones."""
     bits = []
     for target in ("bfloat16", "float16", "float32"):
         width = 1 << sum(FORMATS[target])
-        for pattern in [0, 1, 2, 3, 0x3F, 0x7F, 0x80, 0x81, 0x3FF, 0x400, 0x401, width // 2, width - 3]:
+        for pattern in [
+            0,
+            1,
+            2,
+            3,
+            0x3F,
+            0x7F,
+            0x80,
+            0x81,
+            0x3FF,
+            0x400,
+            0x401,
+            width // 2,
+            width - 3,
+        ]:
             for sign in (0, 1):
                 value = decode(pattern | sign << sum(FORMATS[target]), target)
                 upper = decode(pattern + 1 | sign << sum(FORMATS[target]), target)
-                for exact in (value, upper, (value + upper) / 2 if isinstance(upper, Fraction) and isinstance(value, Fraction) else value):
+                for exact in (
+                    value,
+                    upper,
+                    (value + upper) / 2
+                    if isinstance(upper, Fraction) and isinstance(value, Fraction)
+                    else value,
+                ):
                     code = encode(exact, source)
-                    bits += [code, max(code - 1, 0), min(code + 1, (1 << BY_NAME[source].itemsize * 8) - 1)]
+                    bits += [
+                        code,
+                        max(code - 1, 0),
+                        min(code + 1, (1 << BY_NAME[source].itemsize * 8) - 1),
+                    ]
     return bits
 
 
@@ -118,13 +152,20 @@ def test_narrowing_at_every_boundary(source, target):
 
 @given(st.lists(st.floats(width=64), min_size=1, max_size=50))
 def test_float64_to_bfloat16_rounds_once(values):
-    check([struct.unpack("<Q", struct.pack("<d", value))[0] for value in values], "float64", "bfloat16")
+    check(
+        [struct.unpack("<Q", struct.pack("<d", value))[0] for value in values],
+        "float64",
+        "bfloat16",
+    )
 
 
 def test_float64_to_bfloat16_where_two_roundings_would_go_wrong():
-    halfway = 1 + 2**-8  # exactly between two bfloat16; a little more must go up, float32 alone would forget it
+    # exactly between two bfloat16; a little more must go up, float32 alone would forget it
+    halfway = 1 + 2**-8
     bits = struct.unpack("<Q", struct.pack("<d", halfway + 2**-40))[0]
-    assert decode(cast_bits([bits], "float64", "bfloat16")[0][0], "bfloat16") == 1 + Fraction(1, 128)
+    assert decode(cast_bits([bits], "float64", "bfloat16")[0][0], "bfloat16") == 1 + Fraction(
+        1, 128
+    )
 
 
 def test_parse_target():

@@ -28,7 +28,8 @@ def quiet_logger():
 
 
 def run(capsys, monkeypatch, *words):
-    """(exit code, stdout, stderr) of a command in this process, errors as the entry point prints them."""
+    """(exit code, stdout, stderr) of a command in this process, errors as the entry point prints
+    them."""
     monkeypatch.setattr(sys, "argv", ["ckptforge", *map(str, words)])
     monkeypatch.setattr(entry.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
@@ -54,13 +55,25 @@ def run(capsys, monkeypatch, *words):
         (["mapping", "lst"], "'list'"),
     ],
 )
-def test_the_nearest_name_is_suggested_for_commands_options_and_values(tmp_path, capsys, monkeypatch, words, suggested):
+def test_the_nearest_name_is_suggested_for_commands_options_and_values(
+    tmp_path, capsys, monkeypatch, words, suggested
+):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, monkeypatch, *words)
     assert (code, out) == (2, "") and err.rstrip().endswith(f"Did you mean {suggested}?")
 
 
-@pytest.mark.parametrize("option", ["--overwrit", "--over-write", "--allow-unmaped", "--alow-overflow", "--no-hsh", "--weights-onli"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--overwrit",
+        "--over-write",
+        "--allow-unmaped",
+        "--alow-overflow",
+        "--no-hsh",
+        "--weights-onli",
+    ],
+)
 def test_nothing_that_overwrites_or_allows_is_suggested(capsys, monkeypatch, option):
     code, _, err = run(capsys, monkeypatch, "to-ms", "a", "b", option)
     assert code == 2 and f"No such option '{option}'" in err
@@ -69,12 +82,18 @@ def test_nothing_that_overwrites_or_allows_is_suggested(capsys, monkeypatch, opt
 
 def test_no_command_shows_the_help_and_version_the_version(capsys, monkeypatch):
     assert "Commands:" in "".join(run(capsys, monkeypatch)[1:])
-    assert run(capsys, monkeypatch, "version")[:2] == (0, "ckptforge 0.1.0\n") == run(capsys, monkeypatch, "--version")[:2]
+    assert (
+        run(capsys, monkeypatch, "version")[:2]
+        == (0, "ckptforge 0.1.0\n")
+        == run(capsys, monkeypatch, "--version")[:2]
+    )
 
 
 def test_help_ends_with_how_options_are_written():
     text = CliRunner().invoke(cli, ["--help"]).output
-    assert text.rstrip().endswith("Options are written with - or with _: --dry-run and --dry_run are the same.")
+    assert text.rstrip().endswith(
+        "Options are written with - or with _: --dry-run and --dry_run are the same."
+    )
 
 
 def test_help_texts_spell_options_with_dashes():
@@ -103,7 +122,9 @@ def test_help_texts_spell_options_with_dashes():
         ({"TERM": "dumb"}, True, False),
     ],
 )
-def test_errors_and_differences_are_red_on_a_terminal(tmp_path, capsys, monkeypatch, environment, on_a_terminal, red):
+def test_errors_and_differences_are_red_on_a_terminal(
+    tmp_path, capsys, monkeypatch, environment, on_a_terminal, red
+):
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -113,16 +134,28 @@ def test_errors_and_differences_are_red_on_a_terminal(tmp_path, capsys, monkeypa
     monkeypatch.setattr(sys.stdout, "isatty", lambda: on_a_terminal)
     code, _, err = run(capsys, monkeypatch, "inspect", tmp_path / "none", "--quiet")
     assert code == 1 and err.startswith("\x1b[31mckptforge: ") == red and ("\x1b" in err) == red
-    assert run(capsys, monkeypatch, "nonsense")[2].splitlines()[-1].startswith("\x1b[31mError") == red
+    assert (
+        run(capsys, monkeypatch, "nonsense")[2].splitlines()[-1].startswith("\x1b[31mError") == red
+    )
     write_hub(tmp_path / "a", tiny_config(), seed=1)
     write_hub(tmp_path / "b", tiny_config(), seed=2)
     code, out, _ = run(capsys, monkeypatch, "compare", tmp_path / "a", tmp_path / "b")
-    assert code == 1 and out.splitlines()[-1].startswith("\x1b[31mdifferent: ") == red and ("\x1b" in out) == red
+    assert (
+        code == 1
+        and out.splitlines()[-1].startswith("\x1b[31mdifferent: ") == red
+        and ("\x1b" in out) == red
+    )
 
 
 def test_verbose_says_what_is_found_and_why_on_stderr(tmp_path, capsys, monkeypatch):
-    code, out, err = run(capsys, monkeypatch, "to-ms", HUB, tmp_path / "x.ckpt", "--verbose", "--json")
-    assert code == 0 and json.loads(out)["ok"] and all(re.match(r"\[ *\d+\.\d\d s\] ", line) for line in err.splitlines())
+    code, out, err = run(
+        capsys, monkeypatch, "to-ms", HUB, tmp_path / "x.ckpt", "--verbose", "--json"
+    )
+    assert (
+        code == 0
+        and json.loads(out)["ok"]
+        and all(re.match(r"\[ *\d+\.\d\d s\] ", line) for line in err.splitlines())
+    )
     for word in (
         "opened",
         "hugging face directory",
@@ -146,11 +179,17 @@ def test_nothing_is_logged_unasked_and_libraries_see_the_logger(tmp_path, caplog
     with caplog.at_level(logging.DEBUG, "ckptforge"):
         ckptforge.inspect(HUB)
     assert any("layout hub" in record.getMessage() for record in caplog.records)
-    done = subprocess.run([sys.executable, "-c", f"import ckptforge; ckptforge.inspect({str(HUB)!r})"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import ckptforge; ckptforge.inspect({str(HUB)!r})"],
+        capture_output=True,
+        text=True,
+    )
     assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("words", [("to-ms", "a", "b", "--over"), ("demo", "--model"), ("inspect", "a", "--x")])
+@pytest.mark.parametrize(
+    "words", [("to-ms", "a", "b", "--over"), ("demo", "--model"), ("inspect", "a", "--x")]
+)
 def test_options_are_alike_by_their_words_and_not_by_their_dashes(capsys, monkeypatch, words):
     code, out, err = run(capsys, monkeypatch, *words)
     assert (code, out) == (2, "") and err.rstrip().endswith(f"No such option '{words[-1]}'.")
@@ -168,7 +207,9 @@ def test_inspect_says_once_that_a_file_is_one_shard(capsys, monkeypatch):
     assert out.count("is one shard of 2") == 1
 
 
-@pytest.mark.parametrize("command", ["to-ms", "convert", "merge", "inspect", "compare", "verify", "clean", "strategy"])
+@pytest.mark.parametrize(
+    "command", ["to-ms", "convert", "merge", "inspect", "compare", "verify", "clean", "strategy"]
+)
 def test_quiet_and_verbose_can_not_be_used_together(capsys, monkeypatch, command):
     for words in (["--quiet", "--verbose"], ["--verbose", "--quiet"]):
         code, out, err = run(capsys, monkeypatch, command, *words)
@@ -208,19 +249,35 @@ def test_what_an_earlier_run_had_finished_does_not_count_as_speed():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (160, "2 min 40 s"), (3600, "1 h"), (7261, "2 h 1 min"), (90000, "1 d 1 h")],
+    [
+        (0, "0 s"),
+        (59.6, "1 min"),
+        (61, "1 min 1 s"),
+        (160, "2 min 40 s"),
+        (3600, "1 h"),
+        (7261, "2 h 1 min"),
+        (90000, "1 d 1 h"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
 def completed(*words, incomplete):
-    return {item.value for item in ShellComplete(cli, {}, "ckptforge", "_X").get_completions(list(map(str, words)), incomplete)}
+    return {
+        item.value
+        for item in ShellComplete(cli, {}, "ckptforge", "_X").get_completions(
+            list(map(str, words)), incomplete
+        )
+    }
 
 
 def test_values_are_completed():
-    assert {"dense", "gmm", "gmm-v3"} <= completed("to-ms", HUB, "x.ckpt", "--layout", incomplete="")
-    assert not {"hub", "legacy"} & completed("to-ms", HUB, "x.ckpt", "--layout", incomplete="")  # MindSpore's of this model
+    assert {"dense", "gmm", "gmm-v3"} <= completed(
+        "to-ms", HUB, "x.ckpt", "--layout", incomplete=""
+    )
+    # MindSpore's of this model
+    assert not {"hub", "legacy"} & completed("to-ms", HUB, "x.ckpt", "--layout", incomplete="")
     assert completed("convert", HUB, "x", "--to", incomplete="fu") == {"fused"}
     assert completed("to-ms", "x", "y", "--dtype", incomplete="f") == {"fp16", "fp32", "fp64"}
     assert completed("compare", "x", "y", "--after-cast", incomplete="b") == {"bf16"}
@@ -231,9 +288,12 @@ def test_values_are_completed():
 
 def test_completion_needs_no_numpy():
     code = (
-        "import sys\nfrom click.shell_completion import ShellComplete\nfrom ckptforge.cli.app import cli\n"
-        "found = ShellComplete(cli, {}, 'ckptforge', '_X').get_completions(['to-ms', 'a', 'b', '--layout'], 'gm')\n"
-        "assert found and not {'numpy', 'torch', 'mindspore'} & set(sys.modules), sorted(sys.modules)"
+        "import sys\nfrom click.shell_completion import ShellComplete\nfrom ckptforge.cli.app "
+        "import cli\n"
+        "found = ShellComplete(cli, {}, 'ckptforge', '_X').get_completions(['to-ms', 'a', 'b', "
+        "'--layout'], 'gm')\n"
+        "assert found and not {'numpy', 'torch', 'mindspore'} & set(sys.modules), "
+        "sorted(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

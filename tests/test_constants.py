@@ -1,4 +1,5 @@
-"""What else of config.json than sizes changes what a model computes: found where transformers' logits change, and only there."""
+"""What else of config.json than sizes changes what a model computes: found where transformers'
+logits change, and only there."""
 
 import copy
 import json
@@ -19,7 +20,8 @@ from ckptforge.tables.table import parse_table, shipped_tables
 from ckptforge.verbs.synthetic import write_model
 
 TABLES = {model_type: table for table in shipped_tables() for model_type in table.model_types}
-LENGTH = 48  # of the text that logits are made of: longer than every window and every original length below
+# of the text that logits are made of: longer than every window and every original length below
+LENGTH = 48
 
 SIZES = {
     "hidden_size": 32,
@@ -63,17 +65,43 @@ DEEPSEEK = {
     "qk_rope_head_dim": 16,
     "v_head_dim": 16,
     "num_nextn_predict_layers": 0,
-    "rope_scaling": {**YARN, "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 0.7, "mscale_all_dim": 1.0},
+    "rope_scaling": {
+        **YARN,
+        "factor": 40,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.0,
+    },
 }
 MODELS = {
-    "llama": {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 1e4, "attention_bias": True},
-    "llama3": {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "rope_scaling": LLAMA3},
+    "llama": {
+        "model_type": "llama",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "attention_bias": True,
+    },
+    "llama3": {
+        "model_type": "llama",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": LLAMA3,
+    },
     "linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
     "dynamic": {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "longrope": {"model_type": "llama", "rope_scaling": LONGROPE},
-    "yarn without length": {"model_type": "llama", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "yarn without length": {
+        "model_type": "llama",
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+    },
     "mistral": {"model_type": "mistral", "sliding_window": 8},
-    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "rope_theta": 1e4, "sliding_window": None},
+    "mixtral": {
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_theta": 1e4,
+        "sliding_window": None,
+    },
     "qwen2": {"model_type": "qwen2", **SLIDING},
     "qwen2 unused window": {"model_type": "qwen2", **SLIDING, "use_sliding_window": False},
     "yarn": {"model_type": "qwen2", "rope_scaling": YARN},
@@ -106,8 +134,16 @@ CHANGING = [
     ("llama", {"hidden_act": "gelu"}, ["hidden_act"]),
     ("llama", {"attention_bias": False}, ["attention_bias"]),
     ("llama", {"is_causal": False}, ["is_causal"]),
-    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling.factor", "rope_scaling.rope_type"]),
-    ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["rope_scaling.factor", "rope_scaling.rope_type"]),
+    (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        ["rope_scaling.factor", "rope_scaling.rope_type"],
+    ),
+    (
+        "llama",
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        ["rope_scaling.factor", "rope_scaling.rope_type"],
+    ),
     (
         "llama",
         {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
@@ -117,7 +153,11 @@ CHANGING = [
     ("llama3", inner(factor=4.0), ["rope_scaling.factor"]),
     ("llama3", inner(low_freq_factor=2.0), ["rope_scaling.low_freq_factor"]),
     ("llama3", inner(high_freq_factor=2.0), ["rope_scaling.high_freq_factor"]),
-    ("llama3", inner(original_max_position_embeddings=24), ["rope_scaling.original_max_position_embeddings"]),
+    (
+        "llama3",
+        inner(original_max_position_embeddings=24),
+        ["rope_scaling.original_max_position_embeddings"],
+    ),
     ("linear", inner(factor=3.0), ["rope_scaling.factor"]),
     ("dynamic", inner(factor=3.0), ["rope_scaling.factor"]),
     ("dynamic", {"max_position_embeddings": 24}, ["max_position_embeddings"]),
@@ -130,9 +170,17 @@ CHANGING = [
     ("yarn", inner(beta_slow=8), ["rope_scaling.beta_slow"]),
     ("yarn", inner(truncate=False), ["rope_scaling.truncate"]),
     ("yarn", inner(attention_factor=1.0), ["rope_scaling.attention_factor"]),
-    ("yarn", inner(original_max_position_embeddings=1024), ["rope_scaling.original_max_position_embeddings"]),
+    (
+        "yarn",
+        inner(original_max_position_embeddings=1024),
+        ["rope_scaling.original_max_position_embeddings"],
+    ),
     # Beside the parameters it counts more than among them.
-    ("yarn", {"original_max_position_embeddings": 1024}, ["rope_scaling.original_max_position_embeddings"]),
+    (
+        "yarn",
+        {"original_max_position_embeddings": 1024},
+        ["rope_scaling.original_max_position_embeddings"],
+    ),
     ("mistral", {"sliding_window": 4}, ["sliding_window"]),
     ("mistral", {"sliding_window": None}, ["sliding_window"]),
     ("mistral", {"sliding_window": DROP}, ["sliding_window"]),  # MistralConfig's 4096
@@ -143,7 +191,11 @@ CHANGING = [
     ("qwen2", {"use_sliding_window": DROP}, ["use_sliding_window"]),
     ("qwen2", {"sliding_window": 4}, ["sliding_window"]),
     ("qwen2", {"max_window_layers": 2}, ["max_window_layers"]),
-    ("qwen2", {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}, ["layer_types"]),
+    (
+        "qwen2",
+        {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+        ["layer_types"],
+    ),
     ("qwen3", {"max_window_layers": DROP}, ["max_window_layers"]),  # Qwen3Config's 28
     ("qwen3", {"rms_norm_eps": 1e-3}, ["rms_norm_eps"]),
     ("qwen3_moe", {"norm_topk_prob": DROP}, ["norm_topk_prob"]),  # Qwen3MoeConfig's false
@@ -160,7 +212,13 @@ CHANGING = [
     ("deepseek", inner(beta_fast=2), ["rope_scaling.beta_fast"]),
 ]
 
-YARN_IN_5 = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "rope_theta": 10000.0, "beta_fast": 32}
+YARN_IN_5 = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "beta_fast": 32,
+}
 KEEPING = [
     ("llama", {"use_cache": False, "pretraining_tp": 2}),
     ("llama", {"attention_dropout": 0.5}),
@@ -173,10 +231,23 @@ KEEPING = [
     ("llama", {"hidden_act": "swish"}),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 1.0}}),
     ("llama", {"rope_scaling": None, "mlp_bias": False}),
-    ("llama", {"rope_theta": DROP, "rope_parameters": {"rope_theta": 10000, "rope_type": "default"}}),
-    ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0, "beta_fast": 3}}),
+    (
+        "llama",
+        {"rope_theta": DROP, "rope_parameters": {"rope_theta": 10000, "rope_type": "default"}},
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0, "beta_fast": 3}},
+    ),
     ("llama3", {"max_position_embeddings": 4096}),
-    ("llama3", {"rope_scaling": DROP, "rope_theta": 3.0, "rope_parameters": {**LLAMA3, "rope_theta": 500000}}),
+    (
+        "llama3",
+        {
+            "rope_scaling": DROP,
+            "rope_theta": 3.0,
+            "rope_parameters": {**LLAMA3, "rope_theta": 500000},
+        },
+    ),
     ("linear", inner(original_max_position_embeddings=4, low_freq_factor=9.0)),
     ("longrope", inner(attention_factor=(1 + np.log(2) / np.log(16)) ** 0.5)),
     ("yarn", {"max_window_layers": 0, "max_position_embeddings": 64}),
@@ -185,22 +256,49 @@ KEEPING = [
     ("yarn", inner(mscale=2.0)),
     ("yarn without length", inner(original_max_position_embeddings=32)),
     ("mistral", {"max_window_layers": 2}),
-    ("mixtral", {"sliding_window": DROP, "router_jitter_noise": 0.5, "router_aux_loss_coef": 3.0, "output_router_logits": False}),
+    (
+        "mixtral",
+        {
+            "sliding_window": DROP,
+            "router_jitter_noise": 0.5,
+            "router_aux_loss_coef": 3.0,
+            "output_router_logits": False,
+        },
+    ),
     ("qwen2 unused window", {"sliding_window": None}),
     ("qwen2 unused window", {"sliding_window": 2, "max_window_layers": 0}),
     ("qwen2 unused window", {"layer_types": ["full_attention"] * 3}),
-    ("qwen2", {"layer_types": ["full_attention"] + ["sliding_attention"] * 2, "max_window_layers": 3}),
+    (
+        "qwen2",
+        {"layer_types": ["full_attention"] + ["sliding_attention"] * 2, "max_window_layers": 3},
+    ),
     ("qwen3", {"attention_bias": False}),
     ("qwen3_moe", {"max_window_layers": 3, "mlp_only_layers": None, "decoder_sparse_step": 1}),
-    ("deepseek", {"rope_interleave": True, "num_mtp_layers": 0, "aux_loss_alpha": 3.0, "seq_aux": False}),
-    ("deepseek", {"attention_bias": False, "ep_size": 8, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}),
+    (
+        "deepseek",
+        {"rope_interleave": True, "num_mtp_layers": 0, "aux_loss_alpha": 3.0, "seq_aux": False},
+    ),
+    (
+        "deepseek",
+        {
+            "attention_bias": False,
+            "ep_size": 8,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+        },
+    ),
 ]
 
 
 def edited(config, edit):
     config = copy.deepcopy(config)
     for key, value in edit.items():
-        if key == "rope_scaling" and isinstance(value, dict) and "type" not in value and "rope_type" not in value:
+        if (
+            key == "rope_scaling"
+            and isinstance(value, dict)
+            and "type" not in value
+            and "rope_type" not in value
+        ):
             config[key] = edited(config[key], value)
         elif value == DROP:
             del config[key]
@@ -260,7 +358,9 @@ def logits(models):
     def change(name, edit):
         """The largest difference between the logits of a model and those of its edited config."""
         if name not in before:
-            weights = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32).state_dict()
+            weights = transformers.AutoModelForCausalLM.from_pretrained(
+                models / name, dtype=torch.float32
+            ).state_dict()
             before[name] = (weights, compute(CONFIGS[name], weights))
         weights, expected = before[name]
         return float((compute(edited(CONFIGS[name], edit), weights) - expected).abs().max())
@@ -280,28 +380,46 @@ def test_those_edits_do_not_change_the_logits_of_transformers(logits, name, edit
 
 @pytest.mark.parametrize("model_type", TABLES)
 def test_the_defaults_of_the_tables_are_those_of_transformers(model_type):
-    """Every field of the configuration class is either compared, or a size, or known to change no logits."""
+    """Every field of the configuration class is either compared, or a size, or known to change no
+    logits."""
     transformers = pytest.importorskip("transformers")
     table, made = TABLES[model_type], transformers.CONFIG_MAPPING[model_type]()
     constants = constants_for(table.model_constants, {"model_type": model_type})
     defaults = dict(constants.defaults)
     assert table.defaults_from.startswith("transformers ")
     assert defaults.pop("rope_theta") == made.rope_parameters["rope_theta"] == made.default_theta
-    assert made.rope_parameters["rope_type"] == "default" and "partial_rotary_factor" not in made.rope_parameters
-    assert not defaults.pop("per_layer_config") and not made.is_heterogeneous  # of any PreTrainedConfig
-    assert defaults.pop("is_causal") is getattr(made, "is_causal", True)  # as masking_utils asks for it
+    assert (
+        made.rope_parameters["rope_type"] == "default"
+        and "partial_rotary_factor" not in made.rope_parameters
+    )
+    # of any PreTrainedConfig
+    assert not defaults.pop("per_layer_config") and not made.is_heterogeneous
+    # as masking_utils asks for it
+    assert defaults.pop("is_causal") is getattr(made, "is_causal", True)
     for key in ("scoring_func", "topk_method"):
         defaults.pop(key, None)
         assert not hasattr(made, key)
-    fields = set(type(made).__dataclass_fields__) - set(transformers.PreTrainedConfig.__dataclass_fields__)
+    fields = set(type(made).__dataclass_fields__) - set(
+        transformers.PreTrainedConfig.__dataclass_fields__
+    )
     for key in {*defaults, *(constants.window.keys if constants.window else ())} & fields:
         default = type(made).__dataclass_fields__[key].default
         assert (default or [] if key == "mlp_only_layers" else default) == defaults.get(key), key
     assert set(defaults) <= fields
     # Kv heads of latent attention are its heads, and every layer of the other has experts.
-    unread = {"deepseek_v3": {"num_key_value_heads"}, "qwen3_moe": {"intermediate_size"}}.get(model_type, set())
-    sizes = set(re.findall(r"[a-z_]{3,}", " ".join(expression.text for expression in table.axes.values())))
-    read = {*defaults, *sizes, "rope_parameters", "tie_word_embeddings", *(constants.window.keys if constants.window else ())}
+    unread = {"deepseek_v3": {"num_key_value_heads"}, "qwen3_moe": {"intermediate_size"}}.get(
+        model_type, set()
+    )
+    sizes = set(
+        re.findall(r"[a-z_]{3,}", " ".join(expression.text for expression in table.axes.values()))
+    )
+    read = {
+        *defaults,
+        *sizes,
+        "rope_parameters",
+        "tie_word_embeddings",
+        *(constants.window.keys if constants.window else ()),
+    }
     assert fields - read - CHANGING_NO_LOGITS - unread == set()
 
 
@@ -356,15 +474,27 @@ ROPE = Rope(dim=Expression("head_dim"), scales_softmax=False)
 def ropes(draw):
     """config.json of a rope, spelled as transformers 4 or 5 does, with some keys left out."""
     kind = draw(st.sampled_from(list(ROPES)))
-    keys = {key: draw(values) for key, values in ROPES[kind].items() if key in NEEDED or draw(st.booleans())}
+    keys = {
+        key: draw(values)
+        for key, values in ROPES[kind].items()
+        if key in NEEDED or draw(st.booleans())
+    }
     if kind == "longrope" and draw(st.booleans()):
         del keys["factor"]
-    config = {"head_dim": 8, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": draw(st.integers(2, 65536))}
+    config = {
+        "head_dim": 8,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "max_position_embeddings": draw(st.integers(2, 65536)),
+    }
     theta = draw(st.sampled_from([None, 5000.0, 1e6, 500000]))
     if draw(st.booleans()):
         keys["type" if draw(st.booleans()) else "rope_type"] = kind
         return config | {"rope_scaling": keys} | ({} if theta is None else {"rope_theta": theta})
-    return config | {"rope_parameters": {"rope_type": kind, **keys} | ({} if theta is None else {"rope_theta": theta})}
+    return config | {
+        "rope_parameters": {"rope_type": kind, **keys}
+        | ({} if theta is None else {"rope_theta": theta})
+    }
 
 
 @settings(max_examples=500, deadline=None)
@@ -377,13 +507,19 @@ def test_a_rotation_is_that_of_transformers(config, length):
 
     made = transformers.LlamaConfig(**copy.deepcopy(config))
     kind = made.rope_parameters["rope_type"]
-    init = ROPE_INIT_FUNCTIONS[kind] if kind != "default" else rotary.compute_default_rope_parameters
+    init = (
+        ROPE_INIT_FUNCTIONS[kind] if kind != "default" else rotary.compute_default_rope_parameters
+    )
     expected, attention = init(made, seq_len=length)
-    ((_, parameters),) = rope_parameters(config, {"rope_theta": 10000.0, "max_position_embeddings": 2048}, ROPE).items()
+    ((_, parameters),) = rope_parameters(
+        config, {"rope_theta": 10000.0, "max_position_embeddings": 2048}, ROPE
+    ).items()
     found = rotation(parameters, 8, ROPE)
     if found[0] == "dynamic":
         _, theta, factor, longest, dim, softmax = found
-        grown = theta * (factor * max(length, longest) / longest - (factor - 1)) ** (dim / (dim - 2))
+        grown = theta * (factor * max(length, longest) / longest - (factor - 1)) ** (
+            dim / (dim - 2)
+        )
         frequencies, scale = grown ** -(np.arange(0, dim, 2) / dim), 1.0
     elif found[0] == "longrope":
         _, short, long, original, scale, softmax = found
@@ -401,12 +537,24 @@ def test_two_spellings_of_one_rope_compute_the_same(config, data):
     given = config.get("rope_scaling") or config["rope_parameters"]
     theta = config.get("rope_theta", given.get("rope_theta", 10000.0))
     kind = given.get("rope_type") or given.get("type")
-    keys = {key: value for key, value in given.items() if key not in ("type", "rope_type", "rope_theta")}
+    keys = {
+        key: value for key, value in given.items() if key not in ("type", "rope_type", "rope_theta")
+    }
     sizes = {key: value for key, value in config.items() if not key.startswith("rope")}
     new = sizes | {"rope_parameters": {**keys, "rope_type": kind, "rope_theta": theta}}
     old = sizes | {"rope_scaling": {**keys, "type": kind}, "rope_theta": theta}
-    nested = sizes | {"rope_parameters": {"full_attention": new["rope_parameters"], "sliding_attention": {**keys, "rope_type": kind}}}
-    spellings = [new, old, nested | {"rope_theta": theta}, nested | {"rope_theta": theta, "layer_types": ["full_attention"] * 2}]
+    nested = sizes | {
+        "rope_parameters": {
+            "full_attention": new["rope_parameters"],
+            "sliding_attention": {**keys, "rope_type": kind},
+        }
+    }
+    spellings = [
+        new,
+        old,
+        nested | {"rope_theta": theta},
+        nested | {"rope_theta": theta, "layer_types": ["full_attention"] * 2},
+    ]
     expected = rotation(rope_parameters(config, defaults, ROPE)[""], 8, ROPE)
     for spelling in spellings:
         for parameters in rope_parameters(spelling, defaults, ROPE).values():
@@ -417,15 +565,31 @@ def differences(mine, theirs, layers=3):
     used = []
     for config in (mine, theirs):
         table = TABLES.get(config.get("model_type"), TABLES["llama"])
-        used.append(Used(constants=constants_for(table.model_constants, config), config=config, layers=layers))
+        used.append(
+            Used(
+                constants=constants_for(table.model_constants, config), config=config, layers=layers
+            )
+        )
     return differing_constants(*used)
 
 
 def test_ropes_of_each_layer_type_are_compared_one_by_one():
-    full, sliding = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}
-    config = {**CONFIGS["qwen3"], "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+    full, sliding = (
+        {"rope_type": "default", "rope_theta": 1e6},
+        {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4},
+    )
+    config = {
+        **CONFIGS["qwen3"],
+        "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
+    }
     assert differences(config, copy.deepcopy(config)) == {}
-    other = {**config, "rope_parameters": {"full_attention": {"rope_theta": 1e5}, "sliding_attention": {**sliding, "factor": 4.0}}}
+    other = {
+        **config,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1e5},
+            "sliding_attention": {**sliding, "factor": 4.0},
+        },
+    }
     assert differences(config, other) == {
         "rope_scaling.full_attention.rope_theta": (1e6, 1e5),
         "rope_scaling.sliding_attention.factor": (8.0, 4.0),
@@ -436,7 +600,10 @@ def test_ropes_of_each_layer_type_are_compared_one_by_one():
         "rope_scaling.sliding_attention.rope_theta",
         "rope_scaling.sliding_attention.factor",
     }
-    same = {**flat, "rope_parameters": {"full_attention": full, "sliding_attention": {"rope_type": "default"}}}
+    same = {
+        **flat,
+        "rope_parameters": {"full_attention": full, "sliding_attention": {"rope_type": "default"}},
+    }
     assert differences(same, flat) == {}
 
 
@@ -444,7 +611,9 @@ def test_model_types_of_one_table_are_compared_as_each_computes():
     mistral, llama = ({**SIZES, "model_type": name} for name in ("mistral", "llama"))
     assert differences({**mistral, "sliding_window": None, "attention_bias": True}, llama) == {}
     assert differences(mistral, llama) == {"sliding_window": (4096, None)}
-    assert differences({**mistral, "sliding_window": None}, {**llama, "mlp_bias": True}) == {"mlp_bias": (False, True)}
+    assert differences({**mistral, "sliding_window": None}, {**llama, "mlp_bias": True}) == {
+        "mlp_bias": (False, True)
+    }
 
 
 def test_a_config_without_model_type_is_of_its_architecture_or_of_the_first_type():
@@ -457,8 +626,14 @@ def test_a_config_without_model_type_is_of_its_architecture_or_of_the_first_type
 
 def test_null_is_false_and_a_window_that_is_off_has_no_length():
     config = CONFIGS["deepseek"]
-    assert differences({**config, "norm_topk_prob": None}, {**config, "norm_topk_prob": False}) == {}
-    off = {**CONFIGS["qwen2"], "use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}
+    assert (
+        differences({**config, "norm_topk_prob": None}, {**config, "norm_topk_prob": False}) == {}
+    )
+    off = {
+        **CONFIGS["qwen2"],
+        "use_sliding_window": False,
+        "layer_types": ["sliding_attention"] * 3,
+    }
     assert differences(off, {**off, "sliding_window": 4}) == {}
 
 
@@ -471,16 +646,33 @@ def test_a_rope_type_that_is_not_known_is_compared_key_by_key():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.just(10**400),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=4,
 )
-KEYS = sorted({key for config in CONFIGS.values() for key in config} | {"rope_parameters", "layer_types"})
-ROPE_KEYS = sorted({key for keys in ROPES.values() for key in keys} | {"rope_type", "type", "rope_theta"})
+KEYS = sorted(
+    {key for config in CONFIGS.values() for key in config} | {"rope_parameters", "layer_types"}
+)
+ROPE_KEYS = sorted(
+    {key for keys in ROPES.values() for key in keys} | {"rope_type", "type", "rope_theta"}
+)
 WILD = st.sampled_from(list(CONFIGS)).flatmap(
     lambda name: st.builds(
-        lambda changes, rope: {**CONFIGS[name], **changes, "rope_scaling": {**(CONFIGS[name].get("rope_scaling") or {}), **rope}},
-        st.dictionaries(st.sampled_from([key for key in KEYS if key != "model_type"]), JSON, max_size=3),
+        lambda changes, rope: {
+            **CONFIGS[name],
+            **changes,
+            "rope_scaling": {**(CONFIGS[name].get("rope_scaling") or {}), **rope},
+        },
+        st.dictionaries(
+            st.sampled_from([key for key in KEYS if key != "model_type"]), JSON, max_size=3
+        ),
         st.dictionaries(st.sampled_from(ROPE_KEYS), JSON, max_size=3),
     )
 )
@@ -490,7 +682,9 @@ WILD = st.sampled_from(list(CONFIGS)).flatmap(
 @given(WILD, WILD)
 def test_whatever_stands_in_a_config_is_compared(mine, theirs):
     assert differences(mine, copy.deepcopy(mine)) == {}
-    assert differences(mine, theirs) == {key: pair[::-1] for key, pair in differences(theirs, mine).items()}
+    assert differences(mine, theirs) == {
+        key: pair[::-1] for key, pair in differences(theirs, mine).items()
+    }
 
 
 TOY = """
@@ -522,18 +716,41 @@ tiny = { size = "window" }
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("[defaults.tiny]", "[defaults.other]", r"\[defaults\] other: isn't in model_type, which has toy, tiny"),
+        (
+            "[defaults.tiny]",
+            "[defaults.other]",
+            r"\[defaults\] other: isn't in model_type, which "
+            r"has toy, tiny",
+        ),
         ("tiny = {", "other = {", r"\[window\] other: isn't in model_type"),
-        ("[defaults.tiny]\nrope_theta = 1e4\nmax_position_embeddings = 64", "", r"\[defaults.tiny\] is missing"),
-        ("max_position_embeddings = 64\n[rope]", "[rope]", r"\[defaults.tiny\] has no max_position_embeddings, which \[rope\] needs"),
-        ('dim = "hidden / heads"', 'dim = "hidden /"', r"\[rope\] dim: 'hidden /' isn't keys and numbers"),
+        (
+            "[defaults.tiny]\nrope_theta = 1e4\nmax_position_embeddings = 64",
+            "",
+            r"\[defaults.tiny\] is missing",
+        ),
+        (
+            "max_position_embeddings = 64\n[rope]",
+            "[rope]",
+            r"\[defaults.tiny\] has no "
+            r"max_position_embeddings, which "
+            r"\[rope\] needs",
+        ),
+        (
+            'dim = "hidden / heads"',
+            'dim = "hidden /"',
+            r"\[rope\] dim: 'hidden /' isn't keys and "
+            r"numbers",
+        ),
         ('dim = "hidden / heads"', 'dim = "hidden / heads"\nbase = 3', "base"),
         ('size = "window"', 'length = "window"', r"length"),
         ('[pipeline]\nlayers = "l"', "", r"\[window\] needs \[pipeline\]"),
     ],
 )
 def test_bad_defaults_are_refused_with_row_and_reason(old, new, message):
-    assert old in TOY and parse_table(TOY.encode(), "toy.toml").model_constants["tiny"].window.size == "window"
+    assert (
+        old in TOY
+        and parse_table(TOY.encode(), "toy.toml").model_constants["tiny"].window.size == "window"
+    )
     with pytest.raises(TableError, match=message):
         parse_table(TOY.replace(old, new, 1).encode(), "toy.toml")
 

@@ -1,4 +1,5 @@
-"""Conversions: against MindFormers' own converter, against plain numpy, and round trips by the hundred."""
+"""Conversions: against MindFormers' own converter, against plain numpy, and round trips by the
+hundred."""
 
 import json
 import re
@@ -10,18 +11,44 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import CastOverflowError, ConfigError, LayoutError, MissingTensorsError, PlanError, UsageError
+from ckptforge.errors import (
+    CastOverflowError,
+    ConfigError,
+    LayoutError,
+    MissingTensorsError,
+    PlanError,
+    UsageError,
+)
 from ckptforge.tables.table import shipped_tables
-from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, raw_safetensors, tiny_config, write_hub, write_safetensors
+from tests.helpers import (
+    FIXTURES,
+    HUB,
+    MINDSPORE,
+    contents,
+    raw_safetensors,
+    tiny_config,
+    write_hub,
+    write_safetensors,
+)
 
 PEER = FIXTURES / "peer"
-LAYOUTS = {layout.name: layout.family for layout in next(table for table in shipped_tables() if table.name == "mixtral").layouts.values()}
+LAYOUTS = {
+    layout.name: layout.family
+    for layout in next(
+        table for table in shipped_tables() if table.name == "mixtral"
+    ).layouts.values()
+}
 MINDSPORE_LAYOUTS = [name for name, family in LAYOUTS.items() if family == "mindspore"]
 
 
 @pytest.mark.parametrize(
     ("layout", "dtype", "peer"),
-    [("dense", "bf16", "dense_bf16"), ("dense", "fp16", "dense_fp16"), ("dense", "fp32", "dense_fp32"), ("gmm", "fp16", "gmm_fp16")],
+    [
+        ("dense", "bf16", "dense_bf16"),
+        ("dense", "fp16", "dense_fp16"),
+        ("dense", "fp32", "dense_fp32"),
+        ("gmm", "fp16", "gmm_fp16"),
+    ],
 )
 def test_to_ms_equals_the_peer(tmp_path, layout, dtype, peer):
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout=layout, dtype=dtype)
@@ -57,9 +84,18 @@ def test_fused_equals_what_transformers_holds(tmp_path):
 
 def reference(hub, config, layout):
     """What `layout` must hold, from plain numpy: independent of the tables and of the engine."""
-    E, d = config["num_local_experts"], config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    groups, rep = config["num_key_value_heads"], config["num_attention_heads"] // config["num_key_value_heads"]
-    made = {"model.tok_embeddings.embedding_weight": hub["model.embed_tokens.weight"], "model.norm_out.weight": hub["model.norm.weight"]}
+    E, d = (
+        config["num_local_experts"],
+        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+    )
+    groups, rep = (
+        config["num_key_value_heads"],
+        config["num_attention_heads"] // config["num_key_value_heads"],
+    )
+    made = {
+        "model.tok_embeddings.embedding_weight": hub["model.embed_tokens.weight"],
+        "model.norm_out.weight": hub["model.norm.weight"],
+    }
     if "lm_head.weight" in hub:
         made["lm_head.weight"] = hub["lm_head.weight"]
     for layer in range(config["num_hidden_layers"]):
@@ -72,21 +108,38 @@ def reference(hub, config, layout):
             made[f"{new}.attention.w_qkv.weight"] = np.concatenate([q, k, v])
         elif "r1.4" in layout:
             parts = [
-                np.concatenate([q[g * rep * d : (g + 1) * rep * d], k[g * d : (g + 1) * d], v[g * d : (g + 1) * d]]) for g in range(groups)
+                np.concatenate(
+                    [
+                        q[g * rep * d : (g + 1) * rep * d],
+                        k[g * d : (g + 1) * d],
+                        v[g * d : (g + 1) * d],
+                    ]
+                )
+                for g in range(groups)
             ]
             made[f"{new}.attention.w_qkv.weight"] = np.concatenate(parts)
         else:
-            made |= {f"{new}.attention.wq.weight": q, f"{new}.attention.wk.weight": k, f"{new}.attention.wv.weight": v}
-        if layout == "mcore":  # per kv group as in r1.4, under other names; experts below one another
-            made[f"{new}.attention.w_qkv.weight"] = np.concatenate([x.reshape(groups, -1, q.shape[1]) for x in (q, k, v)], axis=1).reshape(
-                -1, q.shape[1]
-            )
+            made |= {
+                f"{new}.attention.wq.weight": q,
+                f"{new}.attention.wk.weight": k,
+                f"{new}.attention.wv.weight": v,
+            }
+        # per kv group as in r1.4, under other names; experts below one another
+        if layout == "mcore":
+            made[f"{new}.attention.w_qkv.weight"] = np.concatenate(
+                [x.reshape(groups, -1, q.shape[1]) for x in (q, k, v)], axis=1
+            ).reshape(-1, q.shape[1])
             for name in ("wq", "wk", "wv"):
                 del made[f"{new}.attention.{name}.weight"]
-        w1, w2, w3 = (np.stack([hub[f"{old}.block_sparse_moe.experts.{e}.w{n}.weight"] for e in range(E)]) for n in (1, 2, 3))
+        w1, w2, w3 = (
+            np.stack([hub[f"{old}.block_sparse_moe.experts.{e}.w{n}.weight"] for e in range(E)])
+            for n in (1, 2, 3)
+        )
         router = hub[f"{old}.block_sparse_moe.gate.weight"]
         if layout == "gmm-v3":
-            made[f"{new}.feed_forward.ffn.w1"] = np.concatenate([w1.transpose(0, 2, 1), w3.transpose(0, 2, 1)], axis=2)
+            made[f"{new}.feed_forward.ffn.w1"] = np.concatenate(
+                [w1.transpose(0, 2, 1), w3.transpose(0, 2, 1)], axis=2
+            )
             made[f"{new}.feed_forward.ffn.w2"] = w2.transpose(0, 2, 1)
             made[f"{new}.feed_forward.router_dense.weight"] = router
             continue
@@ -97,8 +150,12 @@ def reference(hub, config, layout):
             made[f"{new}.feed_forward.w2"] = w2.transpose(0, 2, 1).reshape(-1, w2.shape[1])
             continue
         for n, weight in ((1, w1), (2, w2), (3, w3)):
-            made[f"{new}.feed_forward.ffn.w{n}.weight"] = weight.transpose(0, 2, 1) if layout.startswith("gmm") else weight
-    return {mcore_name(name): numbers for name, numbers in made.items()} if layout == "mcore" else made
+            made[f"{new}.feed_forward.ffn.w{n}.weight"] = (
+                weight.transpose(0, 2, 1) if layout.startswith("gmm") else weight
+            )
+    return (
+        {mcore_name(name): numbers for name, numbers in made.items()} if layout == "mcore" else made
+    )
 
 
 def mcore_name(name):
@@ -139,12 +196,21 @@ def configs(draw):
 @given(configs(), st.sampled_from(["BF16", "F16", "F32", "F64"]), st.data())
 def test_every_layout_against_numpy_and_back(tmp_path_factory, config, dtype, data):
     tmp = tmp_path_factory.mktemp("layouts")
-    write_hub(tmp / "hub", config, dtype, data.draw(st.integers(0, 99)), files=data.draw(st.sampled_from([1, 3])))
+    write_hub(
+        tmp / "hub",
+        config,
+        dtype,
+        data.draw(st.integers(0, 99)),
+        files=data.draw(st.sampled_from([1, 3])),
+    )
     hub = raw_safetensors(tmp / "hub")
     layout = data.draw(st.sampled_from(MINDSPORE_LAYOUTS))
     other = data.draw(st.sampled_from(MINDSPORE_LAYOUTS))
     ending = data.draw(st.sampled_from(["ckpt", "safetensors"]))
-    run = {"workers": data.draw(st.integers(1, 3)), "memory": data.draw(st.sampled_from([None, 1 << 20]))}
+    run = {
+        "workers": data.draw(st.integers(1, 3)),
+        "memory": data.draw(st.sampled_from([None, 1 << 20])),
+    }
     ckptforge.to_ms(tmp / "hub", tmp / f"a.{ending}", layout=layout, **run)
     expected = reference(hub, config, layout)
     found = contents(tmp / f"a.{ending}")
@@ -153,12 +219,15 @@ def test_every_layout_against_numpy_and_back(tmp_path_factory, config, dtype, da
         assert shape == expected[name].shape and content == expected[name].tobytes(), name
     ckptforge.convert(tmp / f"a.{ending}", tmp / "b.ckpt", to=other, **run)
     assert {n: t[1:] for n, t in contents(tmp / "b.ckpt").items()} == {
-        name: (array.shape, array.tobytes()) for name, array in reference(hub, config, other).items()
+        name: (array.shape, array.tobytes())
+        for name, array in reference(hub, config, other).items()
     }
     ckptforge.to_torch(tmp / "b.ckpt", tmp / "back", **run)
     for path in (tmp / "hub").iterdir():
         if path.suffix == ".json":
-            same = json.loads(path.read_bytes()) == json.loads((tmp / "back" / path.name).read_bytes())
+            same = json.loads(path.read_bytes()) == json.loads(
+                (tmp / "back" / path.name).read_bytes()
+            )
             assert same or dtype != "BF16"  # config.json's dtype is put right where it was wrong
     assert contents(tmp / "back") == contents(tmp / "hub")
     shutil.rmtree(tmp)
@@ -175,7 +244,9 @@ def test_a_round_trip_gives_every_file_back_byte_for_byte(tmp_path):
     ckptforge.convert(tmp_path / "ms", tmp_path / "gmm.safetensors", to="gmm")
     ckptforge.to_torch(tmp_path / "gmm.safetensors", tmp_path / "back")
     names = {path.name for path in (tmp_path / "hub").iterdir()} - {"pytorch_model.bin"}
-    assert names | {"ckptforge.manifest.json"} == {path.name for path in (tmp_path / "back").iterdir()}
+    assert names | {"ckptforge.manifest.json"} == {
+        path.name for path in (tmp_path / "back").iterdir()
+    }
     for name in names:
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "hub" / name).read_bytes()
 
@@ -201,24 +272,34 @@ def test_optimizer_state_follows_its_weights(tmp_path):
     assert contents(tmp_path / "gmm.ckpt") == contents(MINDSPORE / "full_gmm.ckpt")
     ckptforge.convert(tmp_path / "gmm.ckpt", tmp_path / "dense.ckpt", to="dense")
     assert contents(tmp_path / "dense.ckpt") == contents(MINDSPORE / "full.ckpt")
-    result = ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "weights.ckpt", to="dense", weights_only=True)
+    result = ckptforge.convert(
+        MINDSPORE / "full.ckpt", tmp_path / "weights.ckpt", to="dense", weights_only=True
+    )
     assert result.tensors == 23 and len(result.left_out["optimizer state and counters"]) == 50
 
 
 @pytest.mark.parametrize("layout", MINDSPORE_LAYOUTS)
 def test_optimizer_state_goes_through_every_layout_and_back(tmp_path, layout):
-    config = tiny_config(hidden_size=32, intermediate_size=48, head_dim=8, num_local_experts=4, vocab_size=80)
+    config = tiny_config(
+        hidden_size=32, intermediate_size=48, head_dim=8, num_local_experts=4, vocab_size=80
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
-    ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "a.ckpt", to=layout, config=tmp_path / "config.json")
+    ckptforge.convert(
+        MINDSPORE / "full.ckpt", tmp_path / "a.ckpt", to=layout, config=tmp_path / "config.json"
+    )
     ckptforge.convert(tmp_path / "a.ckpt", tmp_path / "b.ckpt", to="dense")
     assert contents(tmp_path / "b.ckpt") == contents(MINDSPORE / "full.ckpt")
 
 
 def test_mixed_dtypes_stay_mixed(tmp_path):
     """Norms and router in float32, the rest in bfloat16, as MindSpore's network holds them."""
-    config = tiny_config(hidden_size=32, intermediate_size=48, head_dim=8, num_local_experts=4, vocab_size=80)
+    config = tiny_config(
+        hidden_size=32, intermediate_size=48, head_dim=8, num_local_experts=4, vocab_size=80
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
-    result = ckptforge.to_torch(MINDSPORE / "full.ckpt", tmp_path / "hf", config=tmp_path / "config.json")
+    result = ckptforge.to_torch(
+        MINDSPORE / "full.ckpt", tmp_path / "hf", config=tmp_path / "config.json"
+    )
     assert len(result.left_out["optimizer state and counters"]) == 50
     ckptforge.to_ms(tmp_path / "hf", tmp_path / "x.ckpt")
     full, back = contents(MINDSPORE / "full.ckpt"), contents(tmp_path / "x.ckpt")
@@ -239,13 +320,23 @@ def test_config_is_needed_only_where_it_matters(tmp_path):
     hub = tmp_path / "hub"
     write_hub(hub, tiny_config())
     (hub / "config.json").rename(tmp_path / "kept.json")
-    ckptforge.to_ms(hub, tmp_path / "x.ckpt", layout="dense-qkv-r1.3")  # whole q, k and v: heads don't matter
-    with pytest.raises(ConfigError, match=r"its axes g, r, d are needed.*num_key_value_heads.*config"):
+    # whole q, k and v: heads don't matter
+    ckptforge.to_ms(hub, tmp_path / "x.ckpt", layout="dense-qkv-r1.3")
+    with pytest.raises(
+        ConfigError,
+        match=r"its axes g, r, d are "
+        r"needed.*num_key_value_heads.*config",
+    ):
         ckptforge.to_ms(hub, tmp_path / "y.ckpt", layout="dense-qkv-r1.4")
     assert set(ckptforge.inspect(hub).axes) == {"l", "e", "V", "H", "I"}
     with pytest.raises(ConfigError, match=r"num_key_value_heads.*config"):
         ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back", layout="dense-qkv-r1.3")
-    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back", layout="dense-qkv-r1.3", config=tmp_path / "kept.json")
+    ckptforge.to_torch(
+        tmp_path / "x.ckpt",
+        tmp_path / "back",
+        layout="dense-qkv-r1.3",
+        config=tmp_path / "kept.json",
+    )
     assert contents(tmp_path / "back") == contents(hub)
 
 
@@ -266,7 +357,9 @@ def test_h_equal_to_i_is_asked_for_not_guessed(tmp_path):
         ckptforge.convert(tmp_path / "bare.ckpt", tmp_path / "y.ckpt", to="dense")
     with pytest.raises(LayoutError, match="layout"):
         ckptforge.to_torch(tmp_path / "bare.ckpt", tmp_path / "back", config=tmp_path / "hub")
-    ckptforge.to_torch(tmp_path / "bare.ckpt", tmp_path / "back", config=tmp_path / "hub", layout="gmm")
+    ckptforge.to_torch(
+        tmp_path / "bare.ckpt", tmp_path / "back", config=tmp_path / "hub", layout="gmm"
+    )
     assert contents(tmp_path / "back") == contents(tmp_path / "hub")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "by_manifest")  # the manifest says gmm
     assert contents(tmp_path / "by_manifest") == contents(tmp_path / "hub")
@@ -286,22 +379,34 @@ def test_layouts_of_the_wrong_side_are_wrong_usage(tmp_path):
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     with pytest.raises(UsageError, match="hf_layout='gmm' is a layout of MindSpore"):
         ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf", hf_layout="gmm")
-    with pytest.raises(UsageError, match="layout 'gmn' is unknown for mixtral; it has hub, fused, dense"):
+    with pytest.raises(
+        UsageError, match="layout 'gmn' is unknown for mixtral; it has hub, fused, dense"
+    ):
         ckptforge.to_ms(HUB, tmp_path / "y.ckpt", layout="gmn")
 
 
 def test_overflow_is_refused_unless_allowed(tmp_path):
     write_hub(tmp_path / "hub", tiny_config(), "BF16")  # random bits: values up to 3e38
-    with pytest.raises(CastOverflowError, match=r"(?s)w1: \d+ of .*bfloat16 → float16.*allow_overflow=True") as error:
+    with pytest.raises(
+        CastOverflowError,
+        match=r"(?s)w1: \d+ of .*bfloat16 → "
+        r"float16.*allow_overflow=True",
+    ) as error:
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", dtype="fp16")
-    assert re.search(r"\d+ finite values would become infinite", str(error.value).replace("\n", " "))
+    assert re.search(
+        r"\d+ finite values would become infinite", str(error.value).replace("\n", " ")
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
-    result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", dtype="fp16", allow_overflow=True)
+    result = ckptforge.to_ms(
+        tmp_path / "hub", tmp_path / "x.ckpt", dtype="fp16", allow_overflow=True
+    )
     assert result.audit.overflowed > 0
     hub = raw_safetensors(tmp_path / "hub")["model.embed_tokens.weight"].reshape(-1)
     finite = (hub & 0x7F80) != 0x7F80
     big = finite & ((hub & 0x7FFF).astype(np.uint32) << 16).view(np.float32).__ge__(65520)
-    (count,) = [count for (group, _, _), count in result.audit.counts.items() if group == "embedding"]
+    (count,) = [
+        count for (group, _, _), count in result.audit.counts.items() if group == "embedding"
+    ]
     assert (count.values, count.overflowed) == (hub.size, int(big.sum()))
 
 
@@ -309,7 +414,10 @@ def edit_hub(directory, change, config=None):
     """A hub directory whose tensors `change` has altered: name → (dtype, shape, bytes)."""
     config = config or tiny_config()
     write_hub(directory, config)
-    tensors = {name: ("BF16", list(array.shape), array.tobytes()) for name, array in raw_safetensors(directory).items()}
+    tensors = {
+        name: ("BF16", list(array.shape), array.tobytes())
+        for name, array in raw_safetensors(directory).items()
+    }
     change(tensors)
     write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
 
@@ -319,7 +427,11 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.1.w2.weight"
 
 def test_a_missing_expert_is_named(tmp_path):
     edit_hub(tmp_path / "hub", lambda tensors: tensors.pop(EXPERT))
-    with pytest.raises(MissingTensorsError, match=rf"needs 1 tensor that isn't there:\n  {re.escape(EXPERT)}"):
+    with pytest.raises(
+        MissingTensorsError,
+        match=r"needs 1 tensor that isn't there:\n  "
+        rf"{re.escape(EXPERT)}",
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
 
 
@@ -343,13 +455,21 @@ def test_one_expert_too_many_is_refused(tmp_path):
 
 
 def test_experts_of_different_shapes(tmp_path):
-    edit_hub(tmp_path / "hub", lambda tensors: tensors.update({EXPERT: ("BF16", [10, 12], bytes(240))}))
-    with pytest.raises(LayoutError, match=rf"{re.escape(EXPERT)} has shape \[10, 12\], but .* has \[12, 10\]"):
+    edit_hub(
+        tmp_path / "hub", lambda tensors: tensors.update({EXPERT: ("BF16", [10, 12], bytes(240))})
+    )
+    with pytest.raises(
+        LayoutError,
+        match=rf"{re.escape(EXPERT)} has shape \[10, 12\], but .* has "
+        r"\[12, 10\]",
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
 
 
 def test_experts_of_different_dtypes(tmp_path):
-    edit_hub(tmp_path / "hub", lambda tensors: tensors.update({EXPERT: ("F16", [12, 10], bytes(240))}))
+    edit_hub(
+        tmp_path / "hub", lambda tensors: tensors.update({EXPERT: ("F16", [12, 10], bytes(240))})
+    )
     with pytest.raises(PlanError, match=rf"{re.escape(EXPERT)} is float16.*dtype"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", dtype="fp32")
@@ -361,14 +481,22 @@ def test_shapes_that_contradict_the_config(tmp_path):
     write_hub(tmp_path / "hub", tiny_config())
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     (tmp_path / "hub" / "config.json").write_text(json.dumps({**config, "head_dim": 4}))
-    with pytest.raises(LayoutError, match=r"d is 4 by .*config.json \(head_dim.*k_proj.weight should be 8, but its shape is \[10, 12\]"):
+    with pytest.raises(
+        LayoutError,
+        match=r"d is 4 by .*config.json \(head_dim.*k_proj.weight "
+        r"should be 8, but its shape is \[10, 12\]",
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
 
 
 def test_unmapped_tensors_are_listed_or_left_out_on_request(tmp_path):
-    edit_hub(tmp_path / "hub", lambda tensors: tensors.update({"model.extra": ("F32", [1], bytes(4))}))
+    edit_hub(
+        tmp_path / "hub", lambda tensors: tensors.update({"model.extra": ("F32", [1], bytes(4))})
+    )
     with pytest.raises(
-        ckptforge.CkptforgeError, match=r"1 tensor isn't known.*\n  model.extra in model.safetensors\n.*allow_unmapped=True"
+        ckptforge.CkptforgeError,
+        match=r"1 tensor isn't known.*\n  model.extra in "
+        r"model.safetensors\n.*allow_unmapped=True",
     ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     result = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", allow_unmapped=True)
@@ -378,7 +506,9 @@ def test_unmapped_tensors_are_listed_or_left_out_on_request(tmp_path):
 def test_buffers_that_the_network_recomputes_are_left_out_and_said(tmp_path):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     edit_hub(tmp_path / "hub", lambda tensors: tensors.update({name: ("F32", [1], bytes(4))}))
-    assert ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt").left_out == {"recomputed by the network": [name]}
+    assert ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt").left_out == {
+        "recomputed by the network": [name]
+    }
 
 
 @pytest.mark.parametrize("says", [True, False, None])
@@ -404,18 +534,27 @@ def test_the_model_is_known_by_names_without_a_config(tmp_path):
     (tmp_path / "hub" / "config.json").unlink()
     assert ckptforge.inspect(tmp_path / "hub").model == "mixtral"
     write_safetensors(tmp_path / "other.safetensors", {"encoder.weight": ("F32", [1], bytes(4))})
-    with pytest.raises(ckptforge.CkptforgeError, match=r"no mapping table fits.*\n  encoder.weight\n.*mapping"):
+    with pytest.raises(
+        ckptforge.CkptforgeError,
+        match=r"no mapping table fits.*\n  "
+        r"encoder.weight\n.*mapping",
+    ):
         ckptforge.convert(tmp_path / "other.safetensors", tmp_path / "x.ckpt", to="dense")
 
 
 def test_a_table_of_ones_own(tmp_path):
     (tmp_path / "toy.toml").write_text(
         'name = "toy"\nmodel_type = ["toy"]\n[axes]\na = "a"\nb = "b"\n[tensors]\nw = "a b"\n'
-        '[layout.x]\nfamily = "huggingface"\nw = "w : a b"\n[layout.y]\nfamily = "mindspore"\nw = "W : b a"\n'
+        '[layout.x]\nfamily = "huggingface"\nw = "w : a b"\n[layout.y]\nfamily = "mindspore"\nw = '
+        '"W : b a"\n'
     )
     numbers = np.arange(6, dtype=np.uint16).reshape(2, 3)
-    write_safetensors(tmp_path / "in.safetensors", {"w": ("BF16", [2, 3], numbers.tobytes())}, {"format": "pt"})
-    ckptforge.convert(tmp_path / "in.safetensors", tmp_path / "out.ckpt", to="y", mapping=tmp_path / "toy.toml")
+    write_safetensors(
+        tmp_path / "in.safetensors", {"w": ("BF16", [2, 3], numbers.tobytes())}, {"format": "pt"}
+    )
+    ckptforge.convert(
+        tmp_path / "in.safetensors", tmp_path / "out.ckpt", to="y", mapping=tmp_path / "toy.toml"
+    )
     assert contents(tmp_path / "out.ckpt") == {"W": ("bfloat16", (3, 2), numbers.T.tobytes())}
 
 
@@ -430,8 +569,15 @@ def test_plans_are_made_without_writing(tmp_path):
 
 def test_progress_counts_every_byte(tmp_path):
     seen = []
-    result = ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout="gmm", progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (895616, 895616) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    result = ckptforge.to_ms(
+        HUB,
+        tmp_path / "x.ckpt",
+        layout="gmm",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (895616, 895616) and [done for done, _ in seen] == sorted(
+        done for done, _ in seen
+    )
     assert result.tensors == 23 and result.bytes == (tmp_path / "x.ckpt").stat().st_size
 
 
@@ -439,35 +585,72 @@ def test_progress_counts_every_byte(tmp_path):
 @pytest.mark.parametrize("layout", ["dense", "gmm", "gmm-v3", "dense-qkv-r1.4"])
 def test_workers_and_memory_change_nothing(tmp_path, workers, layout):
     ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout=layout, dtype="fp16")
-    ckptforge.to_ms(HUB, tmp_path / "b.ckpt", layout=layout, dtype="fp16", workers=workers, memory="1MiB")
+    ckptforge.to_ms(
+        HUB, tmp_path / "b.ckpt", layout=layout, dtype="fp16", workers=workers, memory="1MiB"
+    )
     assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
 
 
 @pytest.mark.parametrize("dtype", ["keep", "fp32", "bf16"])
 def test_tiles_smaller_than_a_matrix(tmp_path, dtype):
-    """Transposes and grouped rows larger than a tile: reads over gaps, whose bytes must be neither cast nor counted."""
-    config = tiny_config(hidden_size=300, intermediate_size=700, head_dim=30, num_local_experts=2, num_hidden_layers=1)
+    """Transposes and grouped rows larger than a tile: reads over gaps, whose bytes must be neither
+    cast nor counted."""
+    config = tiny_config(
+        hidden_size=300,
+        intermediate_size=700,
+        head_dim=30,
+        num_local_experts=2,
+        num_hidden_layers=1,
+    )
     write_hub(tmp_path / "hub", config, "F16")
     hub = raw_safetensors(tmp_path / "hub")
     values = sum(array.size for array in hub.values())
     for layout in ("gmm-qkv-r1.4", "dense"):
-        small = ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}.ckpt", layout=layout, dtype=dtype, memory="1MiB")
-        big = ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}_big.ckpt", layout=layout, dtype=dtype, workers=1)
-        assert (tmp_path / f"{layout}.ckpt").read_bytes() == (tmp_path / f"{layout}_big.ckpt").read_bytes()
-        assert small.audit == big.audit and sum(count.values for count in small.audit.counts.values()) == (0 if dtype == "keep" else values)
+        small = ckptforge.to_ms(
+            tmp_path / "hub", tmp_path / f"{layout}.ckpt", layout=layout, dtype=dtype, memory="1MiB"
+        )
+        big = ckptforge.to_ms(
+            tmp_path / "hub", tmp_path / f"{layout}_big.ckpt", layout=layout, dtype=dtype, workers=1
+        )
+        assert (tmp_path / f"{layout}.ckpt").read_bytes() == (
+            tmp_path / f"{layout}_big.ckpt"
+        ).read_bytes()
+        assert small.audit == big.audit and sum(
+            count.values for count in small.audit.counts.values()
+        ) == (0 if dtype == "keep" else values)
     for memory in ("1MiB", "100MB"):
-        back = ckptforge.convert(tmp_path / "gmm-qkv-r1.4.ckpt", tmp_path / "d.ckpt", to="dense", memory=memory, overwrite=True)
-        assert (tmp_path / "d.ckpt").read_bytes() == (tmp_path / "dense.ckpt").read_bytes() and not back.audit.counts
+        back = ckptforge.convert(
+            tmp_path / "gmm-qkv-r1.4.ckpt",
+            tmp_path / "d.ckpt",
+            to="dense",
+            memory=memory,
+            overwrite=True,
+        )
+        assert (tmp_path / "d.ckpt").read_bytes() == (
+            tmp_path / "dense.ckpt"
+        ).read_bytes() and not back.audit.counts
     if dtype == "keep":
-        again = ckptforge.convert(tmp_path / "gmm-qkv-r1.4.ckpt", tmp_path / "w.ckpt", to="dense", dtype="fp32", memory="1MiB")
+        again = ckptforge.convert(
+            tmp_path / "gmm-qkv-r1.4.ckpt",
+            tmp_path / "w.ckpt",
+            to="dense",
+            dtype="fp32",
+            memory="1MiB",
+        )
         assert sum(count.values for count in again.audit.counts.values()) == values
-        wide = {name: np.frombuffer(data, np.float32) for name, (_, _, data) in contents(tmp_path / "w.ckpt").items()}
+        wide = {
+            name: np.frombuffer(data, np.float32)
+            for name, (_, _, data) in contents(tmp_path / "w.ckpt").items()
+        }
         for name, array in reference(hub, config, "dense").items():
-            assert np.array_equal(wide[name], array.reshape(-1).view(np.float16).astype(np.float32), equal_nan=True)
+            assert np.array_equal(
+                wide[name], array.reshape(-1).view(np.float16).astype(np.float32), equal_nan=True
+            )
 
 
 def test_a_manifests_layout_is_believed_only_for_the_very_file(tmp_path):
-    """dense and gmm of a model with H = I have equal sizes: a replaced file must not be read as what it was."""
+    """dense and gmm of a model with H = I have equal sizes: a replaced file must not be read as
+    what it was."""
     write_hub(tmp_path / "hub", tiny_config(intermediate_size=12))
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt", layout="gmm")
@@ -496,16 +679,29 @@ def test_names_with_absurd_numbers_are_errors(tmp_path, index):
 
 def test_a_config_with_an_absurd_number_of_experts(tmp_path):
     write_hub(tmp_path / "hub", tiny_config())
-    (tmp_path / "hub" / "config.json").write_text(json.dumps(tiny_config(num_local_experts=2**31 - 1)))
+    (tmp_path / "hub" / "config.json").write_text(
+        json.dumps(tiny_config(num_local_experts=2**31 - 1))
+    )
     with pytest.raises(ckptforge.CkptforgeError, match="aren't there"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
 
 
 def test_optimizer_state_in_part_is_named(tmp_path):
     ckptforge.convert(MINDSPORE / "full.ckpt", tmp_path / "x.safetensors", to="dense")
-    tensors = {name: (dtype, shape, data) for name, (dtype, shape, data) in contents(tmp_path / "x.safetensors").items()}
+    tensors = {
+        name: (dtype, shape, data)
+        for name, (dtype, shape, data) in contents(tmp_path / "x.safetensors").items()
+    }
     stored = {"bfloat16": "BF16", "float32": "F32", "int32": "I32", "int64": "I64"}
-    kept = {n: (stored[d], list(s), b) for n, (d, s, b) in tensors.items() if not (n.startswith("adam_m") and ".ffn.w3" in n)}
+    kept = {
+        n: (stored[d], list(s), b)
+        for n, (d, s, b) in tensors.items()
+        if not (n.startswith("adam_m") and ".ffn.w3" in n)
+    }
     write_safetensors(tmp_path / "y.safetensors", kept, {"format": "ms"})
-    with pytest.raises(MissingTensorsError, match=r"adam_m.*ffn.w1 can't be made.*\n  adam_m.*ffn.w3.weight"):
+    with pytest.raises(
+        MissingTensorsError,
+        match=r"adam_m.*ffn.w1 can't be made.*\n  "
+        r"adam_m.*ffn.w3.weight",
+    ):
         ckptforge.convert(tmp_path / "y.safetensors", tmp_path / "z.ckpt", to="gmm-v3")

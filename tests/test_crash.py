@@ -1,4 +1,5 @@
-"""Whatever stops a run, the output is whole or not there, and a resumed run ends with the same bytes."""
+"""Whatever stops a run, the output is whole or not there, and a resumed run ends with the same
+bytes."""
 
 import errno
 import functools
@@ -27,7 +28,20 @@ from tests.helpers import FIXTURES, HUB, with_default_signals
 STRATEGIES = FIXTURES / "mindspore" / "strategies"
 SHARDED = FIXTURES / "mindspore" / "sharded"
 # What a run does to the disk; it is stopped before one of these calls.
-CALLS = ["pwrite", "write", "copy_file_range", "rename", "replace", "link", "fsync", "mkdir", "unlink", "rmdir", "ftruncate", "open"]
+CALLS = [
+    "pwrite",
+    "write",
+    "copy_file_range",
+    "rename",
+    "replace",
+    "link",
+    "fsync",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "ftruncate",
+    "open",
+]
 
 
 def jobs(tmp_path):
@@ -35,8 +49,18 @@ def jobs(tmp_path):
     full = FIXTURES / "mindspore" / "full.ckpt"
     return {
         "to_ms": (ckptforge.to_ms, (HUB,), "x.ckpt", {"dtype": "fp16", "layout": "gmm"}),
-        "to_torch": (ckptforge.to_torch, (tmp_path / "dense.ckpt",), "hf", {"max_shard_size": "200KB"}),
-        "merge": (ckptforge.merge, (SHARDED / "mp8",), "m.ckpt", {"strategy_dir": STRATEGIES / "mp8"}),
+        "to_torch": (
+            ckptforge.to_torch,
+            (tmp_path / "dense.ckpt",),
+            "hf",
+            {"max_shard_size": "200KB"},
+        ),
+        "merge": (
+            ckptforge.merge,
+            (SHARDED / "mp8",),
+            "m.ckpt",
+            {"strategy_dir": STRATEGIES / "mp8"},
+        ),
         "split": (ckptforge.split, (full,), "ranks", {"strategy_dir": STRATEGIES / "dp4mp2ep2"}),
     }
 
@@ -45,7 +69,11 @@ def tree(path):
     """Every file below a path with its contents, but for manifests, which hold times."""
     if path.is_file():
         return {"": path.read_bytes()}
-    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file() and "manifest" not in f.name}
+    return {
+        str(f.relative_to(path)): f.read_bytes()
+        for f in sorted(path.rglob("*"))
+        if f.is_file() and "manifest" not in f.name
+    }
 
 
 def in_a_process(action):
@@ -118,7 +146,9 @@ def test_kills_at_any_moment(tmp_path, name):
         kept += bool(list(place.glob(".*/journal"))) if place.exists() else 0
         if not (place / output).exists():
             verb(*inputs, place / output, resume=True, **options)
-        elif list(place.glob(".*")):  # killed while it put its manifest in place, or was cleaning up
+        elif list(
+            place.glob(".*")
+        ):  # killed while it put its manifest in place, or was cleaning up
             try:
                 verb(*inputs, place / output, resume=True, **options)
             except OutputError as error:
@@ -198,9 +228,19 @@ def test_what_was_finished_is_not_made_again(tmp_path, monkeypatch):
     interrupt(out, after=0.6)
     seen = []
     real = ckptforge.run.worker.Worker.fill
-    monkeypatch.setattr(ckptforge.run.worker.Worker, "fill", lambda self, task: seen.append(task.target.name) or real(self, task))
+    monkeypatch.setattr(
+        ckptforge.run.worker.Worker,
+        "fill",
+        lambda self, task: seen.append(task.target.name) or real(self, task),
+    )
     shown = []
-    ckptforge.to_ms(HUB, out, layout="gmm", resume=True, progress=lambda done, total: shown.append((done, total)))
+    ckptforge.to_ms(
+        HUB,
+        out,
+        layout="gmm",
+        resume=True,
+        progress=lambda done, total: shown.append((done, total)),
+    )
     assert 0 < len(seen) < 6 and shown[-1][0] == shown[-1][1]
 
 
@@ -232,13 +272,20 @@ def test_what_does_not_belong_together_is_not_resumed(tmp_path, change, reason, 
     elif change == "size":
         content = victim.read_bytes()
         header = int.from_bytes(content[:8], "little")
-        victim.write_bytes((header + 8).to_bytes(8, "little") + content[8 : 8 + header] + b" " * 8 + content[8 + header :])
+        victim.write_bytes(
+            (header + 8).to_bytes(8, "little")
+            + content[8 : 8 + header]
+            + b" " * 8
+            + content[8 + header :]
+        )
     elif change == "command":
         options["dtype"] = "fp32"
     elif change == "version":
         journal = staging.staging_path(out) / "journal"
         first, *rest = (line.partition(b" ")[2] for line in journal.read_bytes().splitlines())
-        old = first.replace(f'"ckptforge":"{ckptforge.__version__}"'.encode(), b'"ckptforge":"0.0.9"')
+        old = first.replace(
+            f'"ckptforge":"{ckptforge.__version__}"'.encode(), b'"ckptforge":"0.0.9"'
+        )
         journal.write_bytes(b"".join(map(staging.journals.journal_line, (old, *rest))))
     else:
         hub = hub.rename(tmp_path / "moved")
@@ -256,7 +303,11 @@ def test_the_second_run_at_one_output_is_refused(tmp_path):
 
     def progress(done, total):
         if not refused:
-            with pytest.raises(OutputError, match=rf"another run is writing it \(process {os.getpid()} on ") as error:
+            with pytest.raises(
+                OutputError,
+                match=r"another run is writing it \(process "
+                rf"{os.getpid()} on ",
+            ) as error:
                 ckptforge.to_ms(HUB, out, overwrite=True)
             refused.append(error)
             assert "left alone" in cleaned_text(ckptforge.clean(tmp_path))
@@ -280,15 +331,23 @@ def test_a_full_disk_is_resumable(tmp_path, monkeypatch):
     expected = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm").output.read_bytes()
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("may not mount")
     try:
         with pytest.raises(OutputError, match=r"needs \d+ bytes but only \d+ are free"):
             ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm")
-        with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space left on device") as error:
-            patched.setattr("ckptforge.verbs.job.check_room", lambda *_: None)  # others fill the disk only later
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(OutputError, match="No space left on device") as error,
+        ):
+            # others fill the disk only later
+            patched.setattr("ckptforge.verbs.job.check_room", lambda *_: None)
             ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", workers=1)
-        assert "resume=True" in error.value.__notes__[-1] and os.listdir(disk) == [".x.ckpt.ckptforge"]
+        assert "resume=True" in error.value.__notes__[-1] and os.listdir(disk) == [
+            ".x.ckpt.ckptforge"
+        ]
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm", resume=True)
         assert (disk / "x.ckpt").read_bytes() == expected
@@ -308,7 +367,9 @@ def test_write_errors_are_said_and_resumable(tmp_path, monkeypatch, number):
         return real(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", failing)
-    expected = ckptforge.to_ms(HUB, tmp_path / "a.ckpt", layout="gmm", workers=1).output.read_bytes()
+    expected = ckptforge.to_ms(
+        HUB, tmp_path / "a.ckpt", layout="gmm", workers=1
+    ).output.read_bytes()
     most = len(calls) * 15 // 8
     with pytest.raises(OutputError, match=os.strerror(number)) as error:
         ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
@@ -330,7 +391,11 @@ def test_read_errors_are_said_and_resumable(tmp_path, monkeypatch):
         return real(fd, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", failing)
-    with pytest.raises(ReadError, match=r"model-0000\d-of-00002.safetensors: reading at byte \d+ failed: Input/output error") as error:
+    with pytest.raises(
+        ReadError,
+        match=r"model-0000\d-of-00002.safetensors: reading at byte \d+ "
+        r"failed: Input/output error",
+    ) as error:
         ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
     assert "resume=True" in error.value.__notes__[-1]
     monkeypatch.setattr(os, "preadv", real)
@@ -339,24 +404,37 @@ def test_read_errors_are_said_and_resumable(tmp_path, monkeypatch):
 
 
 def test_short_reads_and_short_writes_are_gone_on_with(tmp_path, monkeypatch):
-    expected = {layout: ckptforge.to_ms(HUB, tmp_path / f"{layout}.ckpt", layout=layout).output.read_bytes() for layout in ("dense", "gmm")}
+    expected = {
+        layout: ckptforge.to_ms(HUB, tmp_path / f"{layout}.ckpt", layout=layout).output.read_bytes()
+        for layout in ("dense", "gmm")
+    }
     chance = random.Random(1)
     read, write, copy = os.preadv, os.pwrite, os.copy_file_range
     few = lambda n: max(1, n // chance.randrange(1, 9))  # noqa: E731
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][: few(len(buffers[0]))]], at))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, at: read(fd, [buffers[0][: few(len(buffers[0]))]], at)
+    )
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[: few(len(data))], at))
     monkeypatch.setattr(os, "copy_file_range", lambda a, b, count, *at: copy(a, b, few(count), *at))
     for layout, content in expected.items():
-        assert ckptforge.to_ms(HUB, tmp_path / f"{layout}2.ckpt", layout=layout).output.read_bytes() == content
+        assert (
+            ckptforge.to_ms(HUB, tmp_path / f"{layout}2.ckpt", layout=layout).output.read_bytes()
+            == content
+        )
 
 
 def test_an_input_that_changes_while_it_is_read(tmp_path):
     shutil.copytree(HUB, tmp_path / "hub")
 
     def progress(done, total):
-        os.utime(tmp_path / "hub" / "model-00002-of-00002.safetensors", ns=(time.time_ns(), time.time_ns()))
+        os.utime(
+            tmp_path / "hub" / "model-00002-of-00002.safetensors",
+            ns=(time.time_ns(), time.time_ns()),
+        )
 
-    with pytest.raises(FormatError, match="model-00002-of-00002.safetensors: was changed while it was read"):
+    with pytest.raises(
+        FormatError, match="model-00002-of-00002.safetensors: was changed while it was read"
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", progress=progress)
     assert os.listdir(tmp_path) == ["hub"]
 
@@ -367,14 +445,21 @@ def test_an_input_that_vanishes_while_it_is_read(tmp_path):
     def progress(done, total):
         shutil.rmtree(tmp_path / "hub", ignore_errors=True)
 
-    with pytest.raises((ReadError, InputNotFoundError), match=r"has vanished while it was read|can't be opened"):
+    with pytest.raises(
+        (ReadError, InputNotFoundError),
+        match=r"has vanished while it was "
+        r"read|can't be opened",
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", progress=progress)
     assert not (tmp_path / "x.ckpt").exists()
 
 
 def test_unfinished_outputs_are_not_read(tmp_path):
     interrupt(tmp_path / "x.ckpt", after=0.6)
-    for path in (tmp_path / ".x.ckpt.ckptforge" / "out" / "x.ckpt", tmp_path / ".x.ckpt.ckptforge" / "out"):
+    for path in (
+        tmp_path / ".x.ckpt.ckptforge" / "out" / "x.ckpt",
+        tmp_path / ".x.ckpt.ckptforge" / "out",
+    ):
         with pytest.raises(InputNotFoundError, match="is the unfinished output of a run"):
             ckptforge.inspect(path)
 
@@ -414,7 +499,8 @@ def test_a_staging_directory_that_is_a_link_is_refused(tmp_path):
 
 
 def stopped_while_placed(out, monkeypatch, **options):
-    """Leaves a run of `to_ms` that was stopped when all was written and before it was put in place."""
+    """Leaves a run of `to_ms` that was stopped when all was written and before it was put in
+    place."""
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         for name in ("place_files", "place_directory"):
             patched.setattr(staging, name, raising(KeyboardInterrupt))
@@ -478,8 +564,13 @@ def test_an_input_that_is_away_for_a_while_costs_nothing(tmp_path):
             shard.unlink()
 
     with pytest.raises((ReadError, InputNotFoundError)) as error:
-        ckptforge.to_ms(tmp_path / "hub", out, layout="gmm", resume=True, workers=1, progress=progress)
-    assert "resume=True" in error.value.__notes__[-1] and (staging.staging_path(out) / "journal").exists()
+        ckptforge.to_ms(
+            tmp_path / "hub", out, layout="gmm", resume=True, workers=1, progress=progress
+        )
+    assert (
+        "resume=True" in error.value.__notes__[-1]
+        and (staging.staging_path(out) / "journal").exists()
+    )
 
 
 def test_a_users_file_is_taken_along_as_it_is_at_last(tmp_path, monkeypatch):
@@ -496,7 +587,11 @@ def test_a_users_file_is_taken_along_as_it_is_at_last(tmp_path, monkeypatch):
 
 def test_what_lies_where_the_manifest_goes_is_said_before_any_work(tmp_path):
     (tmp_path / "x.ckpt.manifest.json").write_text("mine")
-    with pytest.raises(OutputError, match=r"x.ckpt.manifest.json: would be written with x.ckpt, but is there already"):
+    with pytest.raises(
+        OutputError,
+        match=r"x.ckpt.manifest.json: would be written with x.ckpt, "
+        r"but is there already",
+    ):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     assert (tmp_path / "x.ckpt.manifest.json").read_text() == "mine"
     (tmp_path / "y.ckpt.manifest.json").mkdir()
@@ -524,7 +619,9 @@ def test_a_mounted_file_system_is_neither_replaced_nor_emptied(tmp_path):
     (volume / "precious").write_text("p")
     ckptforge.to_ms(HUB, tmp_path / "o")
     (tmp_path / "o" / "data").mkdir()
-    if subprocess.run(["mount", "--bind", str(volume), str(tmp_path / "o" / "data")], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "--bind", str(volume), str(tmp_path / "o" / "data")], capture_output=True
+    ).returncode:
         pytest.skip("may not mount")
     try:
         with pytest.raises(OutputError, match=r"is mounted there, at .*o/data"):
@@ -542,7 +639,10 @@ def test_half_a_line_of_the_journal_loses_nothing_before_it(tmp_path, monkeypatc
         lines.append(data)
         return real(fd, data[: len(data) // 2] if len(lines) == 25 and b' {"' in data else data)
 
-    with monkeypatch.context() as patched, pytest.raises(OutputError, match="journal: can't be written: No space left"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(OutputError, match="journal: can't be written: No space left"),
+    ):
         patched.setattr(os, "write", short)
         ckptforge.to_ms(HUB, out, layout="gmm", workers=1)
     content = (staging.staging_path(out) / "journal").read_bytes()
@@ -564,7 +664,11 @@ def test_a_replaced_directory_keeps_its_modes_and_empty_directories(tmp_path):
     out.chmod(0o700)
     ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True)
     assert (out / "logs" / "empty").is_dir()
-    assert [path.stat().st_mode & 0o777 for path in (out, out / "rank_0", out / "logs")] == [0o700, 0o711, 0o750]
+    assert [path.stat().st_mode & 0o777 for path in (out, out / "rank_0", out / "logs")] == [
+        0o700,
+        0o711,
+        0o750,
+    ]
     (tmp_path / "x.ckpt").write_bytes(b"")
     (tmp_path / "x.ckpt").chmod(0o640)
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
@@ -580,12 +684,28 @@ def test_an_input_that_changes_between_its_index_and_the_run(tmp_path, monkeypat
         return real(*args)
 
     monkeypatch.setattr(staging, "lock_directory", lock)
-    with pytest.raises(FormatError, match="model-00001-of-00002.safetensors: was changed while it was read"):
+    with pytest.raises(
+        FormatError, match="model-00001-of-00002.safetensors: was changed while it was read"
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]
 
 
-@pytest.mark.parametrize("name", ["open", "mkdir", "fsync", "rename", "replace", "link", "ftruncate", "pwrite", "write", "chmod"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "open",
+        "mkdir",
+        "fsync",
+        "rename",
+        "replace",
+        "link",
+        "ftruncate",
+        "pwrite",
+        "write",
+        "chmod",
+    ],
+)
 @pytest.mark.parametrize("output", ["new/x.ckpt", "new/dir", "dir"])
 def test_errors_of_the_system_are_ours_wherever_they_come(tmp_path, monkeypatch, name, output):
     """The n-th call fails, for every n."""
@@ -616,15 +736,25 @@ def test_errors_of_the_system_are_ours_wherever_they_come(tmp_path, monkeypatch,
 
 
 def test_a_check_of_a_stored_crc_ends_when_the_run_does(tmp_path):
-    index = ckptforge.formats.mindspore_ckpt.read_index(FIXTURES / "mindspore" / "bad" / "crc_mismatch.ckpt")
+    index = ckptforge.formats.mindspore_ckpt.read_index(
+        FIXTURES / "mindspore" / "bad" / "crc_mismatch.ckpt"
+    )
     index.verify(memoryview(bytearray(64)), lambda: True)
     with pytest.raises(FormatError, match="crc32"):
         index.verify(memoryview(bytearray(64)), lambda: False)
 
 
 def test_clean_finds_small_files_of_dead_processes_and_says_what_was_whole(tmp_path, monkeypatch):
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
-    dead, ours = (tmp_path / f".report.html.ckptforge-{pid}.tmp" for pid in (child.stdout.strip(), os.getpid()))
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    dead, ours = (
+        tmp_path / f".report.html.ckptforge-{pid}.tmp"
+        for pid in (child.stdout.strip(), os.getpid())
+    )
     dead.write_text("x")
     ours.write_text("x")
 
@@ -636,12 +766,18 @@ def test_clean_finds_small_files_of_dead_processes_and_says_what_was_whole(tmp_p
         with pytest.raises(KeyboardInterrupt):
             ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     text = cleaned_text(ckptforge.clean(tmp_path))
-    assert "x.ckpt.ckptforge" in text and "whole, but not put in place" in text and f"process {os.getpid()} may be writing it" in text
+    assert (
+        "x.ckpt.ckptforge" in text
+        and "whole, but not put in place" in text
+        and f"process {os.getpid()} may be writing it" in text
+    )
     assert [path.name for path in tmp_path.iterdir()] == [ours.name]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ETXTBSY, 524, None])
-def test_where_the_kernel_does_not_copy_the_bytes_are_read_and_written(tmp_path, monkeypatch, number):
+def test_where_the_kernel_does_not_copy_the_bytes_are_read_and_written(
+    tmp_path, monkeypatch, number
+):
     calls = []
 
     def refuse(*at):
@@ -653,13 +789,17 @@ def test_where_the_kernel_does_not_copy_the_bytes_are_read_and_written(tmp_path,
     monkeypatch.setattr(os, "copy_file_range", refuse)
     ckptforge.convert(HUB, tmp_path / "a", to="hub")
     expected = {path.name: path.read_bytes() for path in HUB.glob("*.safetensors")}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.safetensors")} == expected and calls
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.safetensors")
+    } == expected and calls
 
 
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EMFILE, "too many")])
 @pytest.mark.parametrize("place", ["head_of", "reopen"])
-def test_what_stops_a_run_that_has_not_begun_removes_nothing(tmp_path, monkeypatch, resume, error, place):
+def test_what_stops_a_run_that_has_not_begun_removes_nothing(
+    tmp_path, monkeypatch, resume, error, place
+):
     out = tmp_path / "x.ckpt"
     interrupt(out, after=0.4)
     before = tree(staging.staging_path(out) / "out")
@@ -672,7 +812,8 @@ def test_what_stops_a_run_that_has_not_begun_removes_nothing(tmp_path, monkeypat
 
 
 def killed_between_renames(output):
-    """As SIGKILL leaves it where the system can't swap names: the old one is away, the new one not there."""
+    """As SIGKILL leaves it where the system can't swap names: the old one is away, the new one not
+    there."""
 
     def run():
         placing._exchange = lambda a, b: False
@@ -741,7 +882,11 @@ def test_a_directory_that_cannot_be_listed_is_not_lost(tmp_path, monkeypatch):
 def test_a_signal_after_the_output_took_its_name_says_so(tmp_path, monkeypatch):
     for name in ("x.ckpt", "o"):
         with monkeypatch.context() as patch:
-            patch.setattr(staging, "sync_directory", lambda path: raising(KeyboardInterrupt)() if path == tmp_path else None)
+            patch.setattr(
+                staging,
+                "sync_directory",
+                lambda path: raising(KeyboardInterrupt)() if path == tmp_path else None,
+            )
             with pytest.raises(KeyboardInterrupt) as error:
                 ckptforge.to_ms(HUB, tmp_path / name)
         (note,) = error.value.__notes__
@@ -835,7 +980,12 @@ entry._notes = signalling(entry._notes)
 sys.argv = ["ckptforge", "to-ms", {str(HUB)!r}, {str(tmp_path / "x.ckpt")!r}]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=with_default_signals)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=with_default_signals,
+    )
     assert done.returncode == 128 + number and "Traceback" not in done.stderr
     assert "No output was created" in done.stderr and not (tmp_path / "x.ckpt").exists()
 
@@ -873,7 +1023,12 @@ def test_a_line_of_the_journal_that_is_not_as_it_was_written_ends_it(tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     changed = [i for i, line in enumerate(lines) if b'"source":' in line][:1] or [len(lines) - 1]
     for i in changed:
-        lines[i] = lines[i].replace(b'"source":0', b'"source":9').replace(b'"source":1', b'"source":8').replace(b'"values":', b'"values":1')
+        lines[i] = (
+            lines[i]
+            .replace(b'"source":0', b'"source":9')
+            .replace(b'"source":1', b'"source":8')
+            .replace(b'"values":', b'"values":1')
+        )
     path.write_bytes(b"".join(lines))
     ckptforge.to_ms(HUB, out, layout="gmm", resume=True, workers=1)
     assert tree(out) == expected and ckptforge.check(out).equal
@@ -905,7 +1060,8 @@ def test_our_own_files_may_be_links_nowhere(tmp_path):
 
 
 def test_modes_that_hinder_nobody(tmp_path, monkeypatch):
-    """A file of mode 0400, stopped after its replacement got that; a directory without permission to write."""
+    """A file of mode 0400, stopped after its replacement got that; a directory without permission
+    to write."""
     out = tmp_path / "x.ckpt"
     ckptforge.to_ms(HUB, out)
     out.chmod(0o400)
@@ -980,7 +1136,10 @@ def test_errors_of_closing_hide_nothing(tmp_path, monkeypatch):
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10's pathlib doesn't look functions of os up when they are called")
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="Python 3.10's pathlib doesn't look functions of os up when they are called",
+)
 def test_clean_ends_with_1_for_what_cannot_be_removed(tmp_path, monkeypatch):
     interrupt(tmp_path / "x.ckpt", after=0.5)
     real = os.unlink
@@ -993,5 +1152,9 @@ def test_clean_ends_with_1_for_what_cannot_be_removed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", unlink)
         found = ckptforge.clean(tmp_path)
-    assert not found.ok and not found.to_json()["ok"] and "can't be removed: Permission denied" in cleaned_text(found)
+    assert (
+        not found.ok
+        and not found.to_json()["ok"]
+        and "can't be removed: Permission denied" in cleaned_text(found)
+    )
     assert ckptforge.clean(tmp_path).ok and os.listdir(tmp_path) == []

@@ -17,7 +17,9 @@ DROP_INS = ("convert-weight", "transform-ckpt")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_row_of_a_table_has_a_cell_for_each_title(page):
     for table in re.findall(r"((?:^\|.*\|\n)+)", page.read_text(), re.M):
-        rows = [re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "code", row)) for row in table.splitlines()]
+        rows = [
+            re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "code", row)) for row in table.splitlines()
+        ]
         assert {len(row) for row in rows} == {len(rows[0])}, rows[0]
 
 
@@ -42,8 +44,19 @@ def test_the_processor_time_of_a_benchmark_is_not_its_memory():
     """The columns of every table of runs hold what their titles say."""
     text = next(page for page in PAGES if page.stem == "benchmarks").read_text()
     for table in re.findall(r"((?:^\|.*\|\n)+)", text, re.M):
-        titles, _, *rows = [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in table.splitlines()]
-        shapes = {"peak MB": r"\d+", "user + system s": r"[\d.]+ \+ [\d.]+", "wall s": r"[\d.]+", "wrote GB": r"[\d.]+"}
+        titles, _, *rows = [
+            [cell.strip() for cell in line.strip("|\n ").split(" | ")]
+            for line in table.splitlines()
+        ]
+        shapes = {
+            "peak MB": r"\d+",
+            "user + system s": r"[\d.]+ \+ [\d.]+",
+            "wall s": r"[\d.]+",
+            "wrote GB": r"[\d.]+",
+        }
         for title, shape in shapes.items():
             if title in titles:
-                assert all(re.fullmatch(shape, row[titles.index(title)]) for row in rows), (titles, title)
+                assert all(re.fullmatch(shape, row[titles.index(title)]) for row in rows), (
+                    titles,
+                    title,
+                )

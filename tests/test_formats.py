@@ -32,7 +32,8 @@ def test_every_misc_file_reads_as_mindspore_wrote_it(name):
             continue
         assert found[tensor][:2] == (BY_MINDSPORE[dtype].name, tuple(shape))
         expected = bytes.fromhex(data)
-        assert found[tensor][2][: len(expected)] == expected  # expected.json holds the first bytes of large ones
+        # expected.json holds the first bytes of large ones
+        assert found[tensor][2][: len(expected)] == expected
 
 
 def test_the_full_checkpoint_reads_as_its_npz():
@@ -97,9 +98,13 @@ def rewrite(index, lay_out, path):
     for offset, literal in laid_out.literals:
         made[offset : offset + len(literal)] = literal
     for name, entry in index.tensors.items():
-        content = b"".join(data[extent.offset : extent.offset + extent.length] for extent in entry.extents)
+        content = b"".join(
+            data[extent.offset : extent.offset + extent.length] for extent in entry.extents
+        )
         for extent in laid_out.tensors[name].extents:
-            made[extent.offset : extent.offset + extent.length] = content[extent.start : extent.start + extent.length]
+            made[extent.offset : extent.offset + extent.length] = content[
+                extent.start : extent.start + extent.length
+            ]
     return bytes(made)
 
 
@@ -116,15 +121,25 @@ def rewrite(index, lay_out, path):
     ids=lambda path: path.name,
 )
 def test_the_ckpt_writer_is_byte_identical(path):
-    assert rewrite(mindspore_ckpt.read_index(path), mindspore_ckpt.lay_out, path) == path.read_bytes()
+    assert (
+        rewrite(mindspore_ckpt.read_index(path), mindspore_ckpt.lay_out, path) == path.read_bytes()
+    )
 
 
 def test_the_safetensors_writer_orders_like_the_library():
     for path in [*HUB.glob("*.safetensors"), MINDSPORE / "misc" / "dtypes.safetensors"]:
         index = safetensors.read_index(path)
-        specs = [TensorSpec(entry.name, entry.dtype, entry.shape) for entry in index.tensors.values()]
+        specs = [
+            TensorSpec(entry.name, entry.dtype, entry.shape) for entry in index.tensors.values()
+        ]
         assert safetensors.library_order(specs) == specs
-        made = rewrite(index, lambda at, tensors, found=index: safetensors.lay_out(at, tensors, {"format": found.metadata["format"]}), path)
+        made = rewrite(
+            index,
+            lambda at, tensors, found=index: safetensors.lay_out(
+                at, tensors, {"format": found.metadata["format"]}
+            ),
+            path,
+        )
         if "misc" not in str(path):  # MindSpore's metadata has a random order
             assert made == path.read_bytes()
 
@@ -133,13 +148,17 @@ def test_big_tensors_are_cut_into_chunks_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(mindspore_ckpt, "CHUNK_BYTES", 100)
     path = tmp_path / "x.ckpt"
     dtype = BY_MINDSPORE["Float32"]
-    laid_out = mindspore_ckpt.lay_out(path, [TensorSpec("big", dtype, (7, 11)), TensorSpec("exact", dtype, (25,))])
+    laid_out = mindspore_ckpt.lay_out(
+        path, [TensorSpec("big", dtype, (7, 11)), TensorSpec("exact", dtype, (25,))]
+    )
     data = bytearray(laid_out.size)
     for offset, literal in laid_out.literals:
         data[offset : offset + len(literal)] = literal
     content = bytes(range(256)) + bytes(52)
     for extent in laid_out.tensors["big"].extents:
-        data[extent.offset : extent.offset + extent.length] = content[extent.start : extent.start + extent.length]
+        data[extent.offset : extent.offset + extent.length] = content[
+            extent.start : extent.start + extent.length
+        ]
     path.write_bytes(data)
     assert [extent.length for extent in laid_out.tensors["big"].extents] == [100, 100, 100, 8]
     assert [extent.length for extent in laid_out.tensors["exact"].extents] == [100]
@@ -147,7 +166,11 @@ def test_big_tensors_are_cut_into_chunks_and_read_back(tmp_path, monkeypatch):
 
 
 def record(tag, dims, dtype, content):
-    inner = b"".join(b"\x08" + bytes([dim]) for dim in dims) + protobuf.record(2, dtype.encode()) + protobuf.record(3, content)
+    inner = (
+        b"".join(b"\x08" + bytes([dim]) for dim in dims)
+        + protobuf.record(2, dtype.encode())
+        + protobuf.record(3, content)
+    )
     return protobuf.record(1, protobuf.record(1, tag.encode()) + protobuf.record(2, inner))
 
 
@@ -174,7 +197,12 @@ def test_loading_rules_of_ckpt(tmp_path):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["misc/dtypes.ckpt", "misc/append.ckpt", "misc/crc.ckpt", "misc/dtypes.safetensors"]), st.data())
+@given(
+    st.sampled_from(
+        ["misc/dtypes.ckpt", "misc/append.ckpt", "misc/crc.ckpt", "misc/dtypes.safetensors"]
+    ),
+    st.data(),
+)
 def test_damage_ends_in_our_errors_only(tmp_path_factory, name, data):
     raw = bytearray((MINDSPORE / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -209,7 +237,10 @@ def test_damaged_safetensors_headers(tmp_path, kind):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "needs 8 bytes but its offsets hold 4"),
+        (
+            {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+            "needs 8 bytes but its offsets hold 4",
+        ),
         ({"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}, "outside"),
         ({"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}, "hole"),
         ({"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}, "outside"),
@@ -233,7 +264,12 @@ def test_wrong_safetensors_entries(tmp_path, spec, message):
 
 
 def test_overlapping_tensors(tmp_path):
-    header = json.dumps({n: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for n, at in (("a", 0), ("b", 4))}).encode()
+    header = json.dumps(
+        {
+            n: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]}
+            for n, at in (("a", 0), ("b", 4))
+        }
+    ).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(12))
     with pytest.raises(FormatError, match="'b' overlaps"):
         safetensors.read_index(tmp_path / "x.safetensors")
@@ -243,7 +279,12 @@ def test_read_box_reads_any_box(tmp_path):
     numbers = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
     write_safetensors(tmp_path / "x.safetensors", {"t": ("F32", [2, 3, 4], numbers.tobytes())})
     entry = safetensors.read_index(tmp_path / "x.safetensors").tensors["t"]
-    for box in [((0, 2), (0, 3), (0, 4)), ((1, 2), (0, 3), (0, 4)), ((0, 2), (1, 3), (2, 3)), ((0, 1), (2, 2), (0, 4))]:
+    for box in [
+        ((0, 2), (0, 3), (0, 4)),
+        ((1, 2), (0, 3), (0, 4)),
+        ((0, 2), (1, 3), (2, 3)),
+        ((0, 1), (2, 2), (0, 4)),
+    ]:
         expected = numbers[tuple(slice(*range_) for range_ in box)]
         buffer = np.empty(expected.shape, np.float32)
         read_box(entry, box, memoryview(buffer.reshape(-1)))
@@ -280,8 +321,14 @@ def test_dtypes_that_a_format_cannot_hold():
 
 def test_shards_are_cut_like_the_hub_does():
     dtype = BY_MINDSPORE["Int8"]
-    specs = [TensorSpec(name, dtype, (size,)) for name, size in (("a", 6), ("b", 4), ("c", 20), ("d", 1))]
+    specs = [
+        TensorSpec(name, dtype, (size,)) for name, size in (("a", 6), ("b", 4), ("c", 20), ("d", 1))
+    ]
     shards = huggingface.cut_into_shards(specs, 10)
-    assert [[spec.name for spec in shard] for shard in shards.values()] == [["a", "b"], ["c"], ["d"]]
+    assert [[spec.name for spec in shard] for shard in shards.values()] == [
+        ["a", "b"],
+        ["c"],
+        ["d"],
+    ]
     assert next(iter(shards)) == "model-00001-of-00003.safetensors"
     assert list(huggingface.cut_into_shards(specs, 100)) == ["model.safetensors"]

@@ -1,4 +1,5 @@
-"""Files made to harm: each is one error that names the file and the place, soon and in little memory."""
+"""Files made to harm: each is one error that names the file and the place, soon and in little
+memory."""
 
 import json
 import os
@@ -82,13 +83,17 @@ def as_config(directory, content):
 
 def as_given_config(directory, content):
     (directory / "given.json").write_bytes(content)
-    return "given.json", lambda: ckptforge.to_ms(HUB, directory / "out.ckpt", config=directory / "given.json", dry_run=True)
+    return "given.json", lambda: ckptforge.to_ms(
+        HUB, directory / "out.ckpt", config=directory / "given.json", dry_run=True
+    )
 
 
 def as_manifest(directory, content):
     shutil.copy(MINDSPORE / "full.ckpt", directory / "x.ckpt")
     (directory / "x.ckpt.manifest.json").write_bytes(content)
-    return "x.ckpt.manifest.json", lambda: ckptforge.to_torch(directory / "x.ckpt", directory / "out", dry_run=True)
+    return "x.ckpt.manifest.json", lambda: ckptforge.to_torch(
+        directory / "x.ckpt", directory / "out", dry_run=True
+    )
 
 
 def as_checked_manifest(directory, content):
@@ -107,7 +112,15 @@ def as_parallel_config(directory, content):
     return "p.json", lambda: read_parallel_config(directory / "p.json")
 
 
-JSON_READERS = [as_index, as_unified_map, as_config, as_given_config, as_manifest, as_checked_manifest, as_strategy]
+JSON_READERS = [
+    as_index,
+    as_unified_map,
+    as_config,
+    as_given_config,
+    as_manifest,
+    as_checked_manifest,
+    as_strategy,
+]
 BAD_JSON = {
     "a key twice": (b'{"a": {"key": 1, "key": 2}}', "holds the key 'key' twice"),
     "deep": (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested more than 64 levels"),
@@ -121,7 +134,10 @@ BAD_JSON = {
     "another kind": (b"[" + b"[]," * 1000 + b"1]", "holds a JSON list"),
     "many lists": (b'{"a":[' + b"[]," * 1_200_000 + b"1]}", "holds more than 2097152 values"),
     "many keys": (b"{" + b'"a":1,' * 2_200_000 + b"}", "holds more than 2097152 values"),
-    "a string that doesn't end": (b'{"a":' + b'"\\' * 3_000_000 + b"," * 2_200_000, "holds more than 2097152 values|isn't valid JSON"),
+    "a string that doesn't end": (
+        b'{"a":' + b'"\\' * 3_000_000 + b"," * 2_200_000,
+        "holds more than 2097152 values|isn't valid JSON",
+    ),
     "behind the end": (b"{} {}", "isn't valid JSON"),
     "empty": (b"", "isn't valid JSON"),
 }
@@ -138,7 +154,9 @@ def test_bad_json(tmp_path, reader, kind):
 
 
 @pytest.mark.parametrize(
-    "reader", [as_index, as_unified_map, as_manifest, as_checked_manifest, as_strategy], ids=lambda reader: reader.__name__
+    "reader",
+    [as_index, as_unified_map, as_manifest, as_checked_manifest, as_strategy],
+    ids=lambda reader: reader.__name__,
 )
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 def test_constants_that_json_does_not_have(tmp_path, reader, constant):
@@ -150,10 +168,25 @@ def test_constants_that_json_does_not_have(tmp_path, reader, constant):
 def test_configs_may_hold_infinity_as_published_ones_do_but_not_as_a_size(tmp_path):
     write_hub(tmp_path / "hub", tiny_config(time_step_limit=[0.0, float("inf")]))
     assert ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt").tensors
-    for size in ("Infinity", "NaN", "1e999", "12.0", "-12", "true", '"12"', "[12]", "1" * 4000, '"' + "x" * 100_000 + '"'):
+    for size in (
+        "Infinity",
+        "NaN",
+        "1e999",
+        "12.0",
+        "-12",
+        "true",
+        '"12"',
+        "[12]",
+        "1" * 4000,
+        '"' + "x" * 100_000 + '"',
+    ):
         config = (tmp_path / "hub" / "config.json").read_text()
-        (tmp_path / "c.json").write_text(config.replace('"hidden_size": 12', f'"hidden_size": {size}'))
-        with pytest.raises(ConfigError, match="hidden_size is .*, expected a positive integer") as caught:
+        (tmp_path / "c.json").write_text(
+            config.replace('"hidden_size": 12', f'"hidden_size": {size}')
+        )
+        with pytest.raises(
+            ConfigError, match="hidden_size is .*, expected a positive integer"
+        ) as caught:
             ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt", config=tmp_path / "c.json")
         assert len(str(caught.value)) < 2000
 
@@ -176,9 +209,17 @@ def test_files_that_are_too_large_are_not_read_whole(tmp_path):
 
 def test_what_stands_in_strings_is_not_counted_as_values(tmp_path):
     text = json.dumps({"tokenizer": "[,]{" * 1_000_000})
-    side = {"layout": None, "files": {"config.json": {"text": "{}"}, "tokenizer.json": {"text": text}}, "shards": {}}
-    _, read = as_manifest(tmp_path, json.dumps({"outputs": [], "layout": None, "model": None, "hugging_face": side}).encode())
-    with pytest.raises(CkptforgeError, match="config.json|layouts dense and gmm"):  # of what is in the manifest, which is read
+    side = {
+        "layout": None,
+        "files": {"config.json": {"text": "{}"}, "tokenizer.json": {"text": text}},
+        "shards": {},
+    }
+    _, read = as_manifest(
+        tmp_path,
+        json.dumps({"outputs": [], "layout": None, "model": None, "hugging_face": side}).encode(),
+    )
+    # of what is in the manifest, which is read
+    with pytest.raises(CkptforgeError, match="config.json|layouts dense and gmm"):
         read()
 
 
@@ -217,14 +258,19 @@ def test_names_of_files_that_lead_elsewhere(tmp_path, name):
         with pytest.raises(FormatError, match="isn't the name of a file") as caught:
             read()
         assert "\x1b" not in str(caught.value) and len(str(caught.value).split("\n")) == 1
-    for files, shards in (({name: {"text": ""}}, {}), ({}, {name: {"metadata": {}, "tensors": {}}})):
+    for files, shards in (
+        ({name: {"text": ""}}, {}),
+        ({}, {name: {"metadata": {}, "tensors": {}}}),
+    ):
         side = {"layout": None, "files": files, "shards": shards}
         manifest = {"outputs": [], "layout": None, "model": None, "hugging_face": side}
         _, read = as_manifest(tmp_path, json.dumps(manifest).encode())
         with pytest.raises(FormatError, match="isn't the name of a file"):
             read()
     if name != "a/b.safetensors":  # outputs may lie in directories
-        _, read = as_checked_manifest(tmp_path, json.dumps({"outputs": [{"file": name, "size": 0, "tensors": {}}]}).encode())
+        _, read = as_checked_manifest(
+            tmp_path, json.dumps({"outputs": [{"file": name, "size": 0, "tensors": {}}]}).encode()
+        )
         with pytest.raises(FormatError, match="isn't a file of this output"):
             read()
 
@@ -244,8 +290,20 @@ def test_names_of_files_that_lead_elsewhere(tmp_path, name):
         {"hugging_face": {"files": {"a": {"base64": "é"}}, "shards": {}, "layout": None}},
         {"hugging_face": {"files": {"a": {}}, "shards": {}, "layout": None}},
         {"hugging_face": {"files": {"a": {"text": 3}}, "shards": {}, "layout": None}},
-        {"hugging_face": {"files": {}, "shards": {"a.safetensors": {"metadata": {"format": 3}, "tensors": {}}}, "layout": None}},
-        {"hugging_face": {"files": {}, "shards": {"a.safetensors": {"metadata": {}, "tensors": {"t": []}}}, "layout": None}},
+        {
+            "hugging_face": {
+                "files": {},
+                "shards": {"a.safetensors": {"metadata": {"format": 3}, "tensors": {}}},
+                "layout": None,
+            }
+        },
+        {
+            "hugging_face": {
+                "files": {},
+                "shards": {"a.safetensors": {"metadata": {}, "tensors": {"t": []}}},
+                "layout": None,
+            }
+        },
         {"hugging_face": {"files": {}, "shards": {}, "layout": {}}},
     ],
 )
@@ -258,26 +316,61 @@ def test_manifests_of_the_wrong_types(tmp_path, changes):
 
 
 def test_a_manifests_small_files_do_not_take_the_place_of_weights(tmp_path):
-    side = {"layout": None, "files": {"config.json": {"text": "{}"}, "model.safetensors": {"text": ""}}, "shards": {}}
-    _, read = as_manifest(tmp_path, json.dumps({"outputs": [], "layout": None, "model": None, "hugging_face": side}).encode())
-    with pytest.raises(FormatError, match=r"'model.safetensors' isn't the name of a file beside weights"):
+    side = {
+        "layout": None,
+        "files": {"config.json": {"text": "{}"}, "model.safetensors": {"text": ""}},
+        "shards": {},
+    }
+    _, read = as_manifest(
+        tmp_path,
+        json.dumps({"outputs": [], "layout": None, "model": None, "hugging_face": side}).encode(),
+    )
+    with pytest.raises(
+        FormatError,
+        match=r"'model.safetensors' isn't the name of a file beside "
+        r"weights",
+    ):
         read()
 
 
-HOSTILE_NAMES = ["../../escaped", "/tmp/escaped", "a\nb", "a\x1b[31mb", "..", "con\0trol", "‮gnp.exe", "n" * 60_000, "#", "%s{}{0}"]
+HOSTILE_NAMES = [
+    "../../escaped",
+    "/tmp/escaped",
+    "a\nb",
+    "a\x1b[31mb",
+    "..",
+    "con\0trol",
+    "‮gnp.exe",
+    "n" * 60_000,
+    "#",
+    "%s{}{0}",
+]
 
 
 def test_tensor_names_never_become_paths_and_are_escaped_where_they_are_shown(tmp_path):
     os.mkdir(tmp_path / "in")
-    write_safetensors(tmp_path / "in" / "x.safetensors", {name: ("F32", [1], struct.pack("<f", i)) for i, name in enumerate(HOSTILE_NAMES)})
+    write_safetensors(
+        tmp_path / "in" / "x.safetensors",
+        {name: ("F32", [1], struct.pack("<f", i)) for i, name in enumerate(HOSTILE_NAMES)},
+    )
     found = ckptforge.inspect(tmp_path / "in" / "x.safetensors")
     assert set(found.entries) == set(HOSTILE_NAMES)
     strategy = {"parallel_strategy_item": {}, "parallel_layout_item": {}}
     for name in HOSTILE_NAMES:
-        strategy["parallel_layout_item"][name] = {"dev_matrix": [2], "tensor_map": [-1], "tensor_shape": [1]}
+        strategy["parallel_layout_item"][name] = {
+            "dev_matrix": [2],
+            "tensor_map": [-1],
+            "tensor_shape": [1],
+        }
     (tmp_path / "in" / "s.json").write_text(json.dumps(strategy))
-    ckptforge.split(tmp_path / "in" / "x.safetensors", tmp_path / "ranks", strategy_dir=tmp_path / "in" / "s.json")
-    ckptforge.merge(tmp_path / "ranks", tmp_path / "back.ckpt", strategy_dir=tmp_path / "in" / "s.json")
+    ckptforge.split(
+        tmp_path / "in" / "x.safetensors",
+        tmp_path / "ranks",
+        strategy_dir=tmp_path / "in" / "s.json",
+    )
+    ckptforge.merge(
+        tmp_path / "ranks", tmp_path / "back.ckpt", strategy_dir=tmp_path / "in" / "s.json"
+    )
     assert contents(tmp_path / "back.ckpt") == contents(tmp_path / "in" / "x.safetensors")
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert made == {
@@ -291,12 +384,20 @@ def test_tensor_names_never_become_paths_and_are_escaped_where_they_are_shown(tm
     }
     with pytest.raises(CkptforgeError) as caught:
         ckptforge.to_torch(tmp_path / "back.ckpt", tmp_path / "hf")
-    assert "\x1b" not in str(caught.value) and "a\nb" not in str(caught.value) and len(str(caught.value)) < 3000
+    assert (
+        "\x1b" not in str(caught.value)
+        and "a\nb" not in str(caught.value)
+        and len(str(caught.value)) < 3000
+    )
 
 
 def test_what_messages_show():
     assert printable("a\nb\x1b\u202e\ud800é") == "a\\nb\\x1b\\u202e\\ud800é"
-    assert len(shown("x" * 10**6)) < 250 and len(shown([1] * 10**6)) < 250 and len(shown({i: [i] * 99 for i in range(999)})) < 2500
+    assert (
+        len(shown("x" * 10**6)) < 250
+        and len(shown([1] * 10**6)) < 250
+        and len(shown({i: [i] * 99 for i in range(999)})) < 2500
+    )
     assert shown(1 << 100_000) == "a int too large to show"
     deep = []
     for _ in range(100_000):
@@ -323,40 +424,105 @@ BAD_SAFETENSORS = {
     "a header of 2**64 - 1 bytes": (b"\xff" * 8, "truncated"),
     "deep": (header(b'{"a":' * 100_000), "'a': its entry"),
     "deep lists": (header(b'{"a":' + b"[" * 100_000), "'a': its entry"),
-    "a deep shape": (header(b'{"a":{"dtype":"U8","shape":' + b"[" * 5000 + b"]" * 5000 + b"}}", b"x"), "isn't JSON|isn't a list"),
-    "a shape deep enough to show": (header({"a": {**entry(), "shape": [[[[[[[[[[[[]]]]]]]]]]]]}}, b"x"), "isn't a list of sizes"),
-    "objects instead of sizes": (header({"a": {"dtype": "U8", "data_offsets": [0, 1], "shape": {"x": 1}}}, b"x"), "isn't JSON"),
+    "a deep shape": (
+        header(b'{"a":{"dtype":"U8","shape":' + b"[" * 5000 + b"]" * 5000 + b"}}", b"x"),
+        "isn't JSON|isn't a list",
+    ),
+    "a shape deep enough to show": (
+        header({"a": {**entry(), "shape": [[[[[[[[[[[[]]]]]]]]]]]]}}, b"x"),
+        "isn't a list of sizes",
+    ),
+    "objects instead of sizes": (
+        header({"a": {"dtype": "U8", "data_offsets": [0, 1], "shape": {"x": 1}}}, b"x"),
+        "isn't JSON",
+    ),
     "many lists": (header(b'{"a":[' + b"[]," * 1_000_000 + b"1]}"), "exactly dtype"),
     "a name twice": (header(b'{"a":' + E + b',"a":' + E + b"}", b"x"), "holds 'a' twice"),
-    "a name twice, written in two ways": (header(b'{"a":' + E + b',"\\u0061":' + E + b"}", b"x"), "holds 'a' twice"),
-    "metadata twice": (header(b'{"__metadata__":{},"__metadata__":{}}'), "holds '__metadata__' twice"),
-    "metadata with a key twice": (header(b'{"__metadata__":{"k":"1","k":"2"}}'), "__metadata__ holds 'k' twice"),
+    "a name twice, written in two ways": (
+        header(b'{"a":' + E + b',"\\u0061":' + E + b"}", b"x"),
+        "holds 'a' twice",
+    ),
+    "metadata twice": (
+        header(b'{"__metadata__":{},"__metadata__":{}}'),
+        "holds '__metadata__' twice",
+    ),
+    "metadata with a key twice": (
+        header(b'{"__metadata__":{"k":"1","k":"2"}}'),
+        "__metadata__ holds 'k' twice",
+    ),
     "metadata of numbers": (header({"__metadata__": {"k": 1}}), "strings to strings"),
-    "metadata of deep lists": (header(b'{"__metadata__":{"k":' + b"[" * 100_000), "strings to strings"),
+    "metadata of deep lists": (
+        header(b'{"__metadata__":{"k":' + b"[" * 100_000),
+        "strings to strings",
+    ),
     "metadata that is a list": (header({"__metadata__": []}), "strings to strings"),
-    "an entry with a key twice": (header(b'{"a":' + E[:-1] + b',"dtype":"U8"}}', b"x"), "exactly dtype, shape and data_offsets"),
-    "an entry with one key thrice": (header(b'{"a":{"dtype":1,"dtype":2,"dtype":3}}'), "exactly dtype, shape and data_offsets"),
+    "an entry with a key twice": (
+        header(b'{"a":' + E[:-1] + b',"dtype":"U8"}}', b"x"),
+        "exactly dtype, shape and data_offsets",
+    ),
+    "an entry with one key thrice": (
+        header(b'{"a":{"dtype":1,"dtype":2,"dtype":3}}'),
+        "exactly dtype, shape and data_offsets",
+    ),
     "half a surrogate pair": (header(b'{"\\ud800":' + E + b"}", b"x"), "isn't JSON"),
-    "half a surrogate pair in the metadata": (header(b'{"__metadata__":{"k":"\\ud800"}}'), "isn't JSON"),
+    "half a surrogate pair in the metadata": (
+        header(b'{"__metadata__":{"k":"\\ud800"}}'),
+        "isn't JSON",
+    ),
     "not UTF-8": (header(b'{"\xff":' + E + b"}", b"x"), "isn't JSON"),
     "a line break in a name": (header(b'{"a\nb":' + E + b"}", b"x"), "isn't JSON"),
-    "a name of 70,000 bytes": (header({"n" * 70_000: entry()}, b"x"), "has 70000 bytes, at most 65536"),
-    "a name with a line break": (header({"a\nb": entry((2,))}, b"x"), r"'a\\nb': uint8 \[2\] needs"),
-    "digits": (header(b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,1]}}', b"x"), "isn't JSON"),
-    "many digits": (header(b'{"a":{"dtype":"U8","shape":[' + b"9" * 100_000 + b'],"data_offsets":[0,1]}}', b"x"), "exactly dtype"),
-    "NaN": (header(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,1]}}', b"x"), "isn't a list of sizes"),
+    "a name of 70,000 bytes": (
+        header({"n" * 70_000: entry()}, b"x"),
+        "has 70000 bytes, at most 65536",
+    ),
+    "a name with a line break": (
+        header({"a\nb": entry((2,))}, b"x"),
+        r"'a\\nb': uint8 \[2\] needs",
+    ),
+    "digits": (
+        header(b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,1]}}', b"x"),
+        "isn't JSON",
+    ),
+    "many digits": (
+        header(
+            b'{"a":{"dtype":"U8","shape":[' + b"9" * 100_000 + b'],"data_offsets":[0,1]}}', b"x"
+        ),
+        "exactly dtype",
+    ),
+    "NaN": (
+        header(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,1]}}', b"x"),
+        "isn't a list of sizes",
+    ),
     "a size of 2**63": (header({"a": entry((1 << 63,))}, b"x"), "isn't a list of sizes"),
     "65 dims": (header({"a": entry((1,) * 65)}, b"x"), "has 65 dims"),
     "a million dims": (header({"a": entry((2,) * 1_000_000)}, b"x"), "exactly dtype"),
-    "a product over 64 bits": (header({"a": entry((1 << 33, 1 << 33), offsets=(0, 4))}, b"1234"), "more bytes than 63 bits"),
-    "a product of 64 dims": (header({"a": entry(((1 << 63) - 1,) * 64)}, b"x"), "more bytes than 63 bits"),
-    "a product over 64 bits with a 0": (header({"a": entry((1 << 62, 4, 0), offsets=(0, 0))}), "more bytes than 63 bits"),
+    "a product over 64 bits": (
+        header({"a": entry((1 << 33, 1 << 33), offsets=(0, 4))}, b"1234"),
+        "more bytes than 63 bits",
+    ),
+    "a product of 64 dims": (
+        header({"a": entry(((1 << 63) - 1,) * 64)}, b"x"),
+        "more bytes than 63 bits",
+    ),
+    "a product over 64 bits with a 0": (
+        header({"a": entry((1 << 62, 4, 0), offsets=(0, 0))}),
+        "more bytes than 63 bits",
+    ),
     "the same bytes for two": (header({"a": entry(), "b": entry()}, b"x"), "'b' overlaps"),
-    "one inside another": (header({"a": entry((4,), offsets=(0, 4)), "b": entry((1,), offsets=(1, 2))}, b"1234"), "'b' overlaps"),
-    "none inside another": (header({"a": entry((4,), offsets=(0, 4)), "b": entry((0,), offsets=(2, 2))}, b"1234"), "'b' overlaps"),
+    "one inside another": (
+        header({"a": entry((4,), offsets=(0, 4)), "b": entry((1,), offsets=(1, 2))}, b"1234"),
+        "'b' overlaps",
+    ),
+    "none inside another": (
+        header({"a": entry((4,), offsets=(0, 4)), "b": entry((0,), offsets=(2, 2))}, b"1234"),
+        "'b' overlaps",
+    ),
     "a comma at the end": (header(b'{"a":' + E + b",}", b"x"), "isn't JSON"),
     "something behind": (header(b'{"a":' + E + b"}{}", b"x"), "isn't JSON"),
-    "a brace in a string": (header(b'{"a":{"dtype":"}","shape":[1],"data_offsets":[0,1]}}', b"x"), "isn't JSON"),
+    "a brace in a string": (
+        header(b'{"a":{"dtype":"}","shape":[1],"data_offsets":[0,1]}}', b"x"),
+        "isn't JSON",
+    ),
     "not ended": (header(b'{"a":{"dtype":"U8","shape":[1'), "exactly dtype"),
     "a dtype of 10,000 characters": (header({"a": entry(dtype="D" * 10_000)}, b"x"), "is unknown"),
     "no tensors": (header(b"{}"), "holds no tensors"),
@@ -373,7 +539,11 @@ def test_bad_safetensors(tmp_path, kind):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(FormatError, match=message) as caught:
         open_checkpoint(tmp_path / "x.safetensors")
-    assert "x.safetensors" in str(caught.value) and len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+    assert (
+        "x.safetensors" in str(caught.value)
+        and len(str(caught.value)) < 1000
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_a_header_over_the_formats_limit(tmp_path):
@@ -387,7 +557,9 @@ def test_a_header_over_the_formats_limit(tmp_path):
 def test_too_many_tensors(tmp_path, monkeypatch):
     for module in (safetensors, mindspore_ckpt):
         monkeypatch.setattr(module, "MAX_TENSORS", 3)
-    (tmp_path / "x.safetensors").write_bytes(header({name: entry((0,), offsets=(0, 0)) for name in "abcd"}))
+    (tmp_path / "x.safetensors").write_bytes(
+        header({name: entry((0,), offsets=(0, 0)) for name in "abcd"})
+    )
     (tmp_path / "x.ckpt").write_bytes(value(tag=b"a") * 4)
     for name in ("x.safetensors", "x.ckpt"):
         with pytest.raises(FormatError, match="holds more than 3"):
@@ -396,7 +568,9 @@ def test_too_many_tensors(tmp_path, monkeypatch):
 
 def test_valid_headers_of_unusual_form_are_read(tmp_path):
     text = '{ "__metadata__" : { "k{}" : "}\\"{é\\u00e9" } ,'
-    text += '\n "a\\n\\u0062 é" : {\t"data_offsets":[0,1] ,\r\n"shape" : [ 1 ],"dtype":"U\\u0038"} }   '
+    text += (
+        '\n "a\\n\\u0062 é" : {\t"data_offsets":[0,1] ,\r\n"shape" : [ 1 ],"dtype":"U\\u0038"} }   '
+    )
     (tmp_path / "x.safetensors").write_bytes(header(text.encode(), b"x"))
     index = safetensors.read_index(tmp_path / "x.safetensors")
     assert index.metadata == {"k{}": '}"{éé'} and list(index.tensors) == ["a\nb é"]
@@ -416,8 +590,14 @@ GROUP = b"\x0b\x08\x01\x0c"
 BAD_CKPT = {
     "a varint that never ends": (b"\xff" * 1000, "doesn't end"),
     "a varint over 64 bits": (b"\x0a" + b"\xff" * 9 + b"\x7f", "over 64 bits"),
-    "a length of 2**64 - 1": (b"\x0a" + encode_varint((1 << 64) - 1) + b"x", "should have 18446744073709551615 bytes"),
-    "a length over its record": (record(1, b"\x0a\x7f" + b"x" * 20) + bytes(200), "should have 127 bytes but only 20"),
+    "a length of 2**64 - 1": (
+        b"\x0a" + encode_varint((1 << 64) - 1) + b"x",
+        "should have 18446744073709551615 bytes",
+    ),
+    "a length over its record": (
+        record(1, b"\x0a\x7f" + b"x" * 20) + bytes(200),
+        "should have 127 bytes but only 20",
+    ),
     "a group": (GROUP, "wire type 3"),
     "the end of a group": (b"\x0c", "wire type 4"),
     "groups in groups": (b"\x0b" * 100_000, "wire type 3"),
@@ -427,16 +607,26 @@ BAD_CKPT = {
     "a group in a tensor": (value(more=GROUP), "wire type 3"),
     "field 0": (b"\x02\x00", "field 0"),
     "field 2**61 - 1": (encode_varint((1 << 64) - 6) + b"\x00", "field 2305843009213693951"),
-    "packed dims without end": (value(dims=(), more=record(1, b"\x01" * 1_000_000)), "more than 64 dims"),
+    "packed dims without end": (
+        value(dims=(), more=record(1, b"\x01" * 1_000_000)),
+        "more than 64 dims",
+    ),
     "dims without end": (value(dims=(1,) * 100_000), "more than 64 dims"),
     "a negative dim": (value(dims=(-1,)), "can't be negative"),
     "a product over 64 bits": (value(dims=(1 << 32, 1 << 32)), "more bytes than 63 bits"),
-    "a product over 64 bits with a 0": (value(dims=(1 << 62, 8, 0), content=b""), "more bytes than 63 bits"),
+    "a product over 64 bits with a 0": (
+        value(dims=(1 << 62, 8, 0), content=b""),
+        "more bytes than 63 bits",
+    ),
     "a product of 64 dims": (value(dims=((1 << 63) - 1,) * 64), "more bytes than 63 bits"),
     "a name of 70,000 bytes": (value(tag=b"n" * 70_000), "has 70000 bytes"),
     "a name that isn't UTF-8": (value(tag=b"\xff"), "isn't UTF-8"),
     "half a surrogate pair": (value(tag=b"\xed\xa0\x80"), "isn't UTF-8"),
-    "a name with a line break": (value(tag=b"a\nb", dims=(2,)), r"'a\\nb'.*should have 2 bytes but 1"),
+    "a name with a line break": (
+        value(tag=b"a\nb", dims=(2,)),
+        r"'a\\nb'.*should have 2 bytes but "
+        r"1",
+    ),
     "a long dtype": (value(dtype=b"D" * 60_000), "which is unknown"),
     "two names": (record(1, record(1, b"a") + record(1, b"b")), "repeated protobuf field 1"),
     "two contents": (value(more=record(3, b"y")), "repeated protobuf field 3"),
@@ -452,7 +642,11 @@ def test_bad_ckpt(tmp_path, kind):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(FormatError, match=message) as caught:
         open_checkpoint(tmp_path / "x.ckpt")
-    assert "x.ckpt" in str(caught.value) and len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+    assert (
+        "x.ckpt" in str(caught.value)
+        and len(str(caught.value)) < 1000
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_notes_on_tensors_that_are_stored_twice_are_few(tmp_path):
@@ -475,8 +669,14 @@ def operator(stage):
 
 BAD_STRATEGY = {
     "a varint that never ends": (b"\xff" * 1000, "at byte 0 stands a number of more than 10 bytes"),
-    "a varint over 64 bits": (b"\x08" + b"\xff" * 9 + b"\x7f", "at byte 1 stands a number of more than 64 bits"),
-    "a length of 2**64 - 1": (b"\x1a" + encode_varint((1 << 64) - 1), "at byte 0 stands a field of 18446744073709551615 bytes"),
+    "a varint over 64 bits": (
+        b"\x08" + b"\xff" * 9 + b"\x7f",
+        "at byte 1 stands a number of more than 64 bits",
+    ),
+    "a length of 2**64 - 1": (
+        b"\x1a" + encode_varint((1 << 64) - 1),
+        "at byte 0 stands a field of 18446744073709551615 bytes",
+    ),
     "a group": (b"\x08\x01" + GROUP, "at byte 2 stands protobuf wire type 3"),
     "groups in groups": (b"\x0b" * 100_000, "wire type 3"),
     "64 bits": (b"\x09" + bytes(8), "wire type 1"),
@@ -487,7 +687,10 @@ BAD_STRATEGY = {
     "lists without end": (layout(more=b"\x12\x00" * 100_000), "over 256 fields"),
     "a device matrix without end": (layout(matrix=number(1, 1) * 100_000), "over 64 fields"),
     "a tensor map without end": (layout(tensor_map=number(1, -1) * 100_000), "over 64 fields"),
-    "2**62 devices": (layout(matrix=number(1, 1 << 62)), "'w': its device matrix is for more than 131072 devices"),
+    "2**62 devices": (
+        layout(matrix=number(1, 1 << 62)),
+        "'w': its device matrix is for more than 131072 devices",
+    ),
     "2**4032 devices": (layout(matrix=number(1, (1 << 63) - 1) * 64), "more than 131072 devices"),
     "no devices": (layout(matrix=number(1, 0)), "sizes below 1"),
     "fewer than no devices": (layout(matrix=number(1, -8)), "sizes below 1"),
@@ -500,7 +703,10 @@ BAD_STRATEGY = {
     "stage 100,000": (operator(100_000) + layout(), "of stage 100000"),
     "stage 1,000 alone": (operator(1_000) + layout(), "stage 0 is missing"),
     "stage 999,999 in a name": (layout(b"999999-w") + layout(b"0-w"), "of stage 999999"),
-    "stages and devices": (b"".join(layout(b"%d-w" % i, number(1, 1 << 16)) for i in range(3)), "3 stages of 65,536 devices"),
+    "stages and devices": (
+        b"".join(layout(b"%d-w" % i, number(1, 1 << 16)) for i in range(3)),
+        "3 stages of 65,536 devices",
+    ),
     "an operator without a stage": (record(2, b"") + layout(), "an operator without a stage"),
     "one name twice": (layout() * 2, "'w' is laid out twice"),
     "a name of 70,000 bytes": (layout(b"n" * 70_000), "has 70000 bytes"),
@@ -549,13 +755,22 @@ def json_strategy(**changes):
         (json_strategy(tensor_shape=[1 << 63, 4]), "isn't one of a tensor"),
         (json_strategy(tensor_shape=[8]), "can't be cut"),
         (json_strategy(tensor_shape=[3] * 100_000), "can't be cut"),
-        (json_strategy(opt_weight_shard_step=1, opt_weight_shard_size=10**4000), "doesn't fit 1 replica"),
+        (
+            json_strategy(opt_weight_shard_step=1, opt_weight_shard_size=10**4000),
+            "doesn't fit 1 replica",
+        ),
         (json_strategy(param_split_shape=[1]), "manually split"),
         ({"parallel_layout_item": {"w": None}}, "isn't a strategy file"),
         ({"parallel_layout_item": [1]}, "isn't a strategy file"),
-        ({"parallel_layout_item": {"n" * 70_000: {"dev_matrix": [1], "tensor_map": []}}}, "has 70000 bytes"),
+        (
+            {"parallel_layout_item": {"n" * 70_000: {"dev_matrix": [1], "tensor_map": []}}},
+            "has 70000 bytes",
+        ),
         ({**json_strategy(), "parallel_strategy_item": {"op": {"stage": -1}}}, "of stage -1"),
-        ({**json_strategy(), "parallel_strategy_item": {"op": {"stage": 10**3000}}}, "of stage 1000"),
+        (
+            {**json_strategy(), "parallel_strategy_item": {"op": {"stage": 10**3000}}},
+            "of stage 1000",
+        ),
         ({**json_strategy(), "parallel_strategy_item": {"op": {"stage": 0.5}}}, "has stage 0.5"),
         ({**json_strategy(), "parallel_strategy_item": {"op": {"stage": "0"}}}, "has stage '0'"),
         ({**json_strategy(), "parallel_strategy_item": {"op": {}}}, "isn't a strategy file"),
@@ -581,7 +796,11 @@ def test_a_rank_of_many_digits(tmp_path):
     for name in ("rank_0", "rank_" + "9" * 200):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.ckpt").write_bytes(value())
-    with pytest.raises(InputNotFoundError, match=r"ranks are missing:\n  rank_1\n(.*\n)*  … and 9+88 more"):
+    with pytest.raises(
+        InputNotFoundError,
+        match=r"ranks are missing:\n  rank_1\n(.*\n)*  … and "
+        r"9+88 more",
+    ):
         ckptforge.merge(tmp_path, tmp_path / "out.ckpt", strategy_dir=STRATEGY)
 
 
@@ -612,7 +831,11 @@ def laughs(merge=False):
         ("[" + "1," * 50_000 + "]", "too many keys and values"),
         ("mp: 0x" + "f" * 5000, "a number of 5002 characters"),
         ("mp: " + "1:" * 50_000 + "1", "a number of 100001 characters"),
-        ("mp: " + "9" * 60, "mp is 9+, expected a positive integer|model_parallel is 9+, expected a positive integer"),
+        (
+            "mp: " + "9" * 60,
+            "mp is 9+, expected a positive integer|model_parallel is 9+, expected "
+            "a positive integer",
+        ),
         ("optimizer_weight_shard_size: 0x" + "f" * 40, "expected -1 or a positive integer"),
         ("mp: !!int ''", "doesn't fit its tag"),
         ("mp: !!float ''", "doesn't fit its tag"),
@@ -633,7 +856,10 @@ def laughs(merge=False):
         ("mp: {a: 1}", "model_parallel is {'a': 1}, expected"),
         ("dp: 1000000\nmp: 1000000", "devices, more than 131072"),
         ("mp: 1\npp: 1000000", "pipeline_stage 1000000 .* more than 1024"),
-        ("pp: 2\npp_interleave_num: 60000\npipeline_interleave: true", "pp_interleave_num 60000 is more than 1024"),
+        (
+            "pp: 2\npp_interleave_num: 60000\npipeline_interleave: true",
+            "pp_interleave_num 60000 is more than 1024",
+        ),
         ("parallel_config: &a {model_parallel: 1}\nmodel_parallel: *a", "they mean the same"),
         ("mp\x1b: 1\nmp: 1", "unacceptable character"),
         ('"mp\\e\\n": 1', r"'mp\\x1b\\n' isn't a key"),
@@ -645,12 +871,17 @@ def test_bad_parallel_configs(tmp_path, text, message):
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
         read_parallel_config(tmp_path / "p.yaml")
-    assert "p.yaml" in str(caught.value) and len(str(caught.value)) < 1500 and "\x1b" not in str(caught.value)
+    assert (
+        "p.yaml" in str(caught.value)
+        and len(str(caught.value)) < 1500
+        and "\x1b" not in str(caught.value)
+    )
 
 
 def test_aliases_and_merges_as_mindformers_files_have_them(tmp_path):
     (tmp_path / "p.yaml").write_text(
-        "base: &base {data_parallel: 2, model_parallel: 1}\nparallel_config: {<<: *base, model_parallel: 4}\nagain: *base\n"
+        "base: &base {data_parallel: 2, model_parallel: 1}\nparallel_config: {<<: *base, "
+        "model_parallel: 4}\nagain: *base\n"
     )
     config = read_parallel_config(tmp_path / "p.yaml")
     assert (config.data, config.model) == (2, 4)
@@ -664,7 +895,9 @@ def test_a_shard_row_with_a_long_key(tmp_path):
 
 
 def test_many_offsets_of_interleaved_stages_end(tmp_path):
-    (tmp_path / "p.yaml").write_text("pp: 256\npp_interleave_num: 256\npipeline_interleave: true\nmp: 1\noffset: 0")
+    (tmp_path / "p.yaml").write_text(
+        "pp: 256\npp_interleave_num: 256\npipeline_interleave: true\nmp: 1\noffset: 0"
+    )
     with pytest.raises(ConfigError, match="the offsets sum to 0, but 2 layers"):
         ckptforge.strategy(tmp_path / "out", parallel_config=tmp_path / "p.yaml", like=HUB)
 
@@ -685,19 +918,47 @@ def test_many_offsets_of_interleaved_stages_end(tmp_path):
         ("a = 2020-99-99", "isn't valid TOML"),
         ("x" * 1000, "isn't valid TOML"),
         ("\0", "isn't valid TOML"),
-        (GOOD.replace('H = "hidden"', 'H = "hidden * %s"' % ("9" * 5000)), "characters, at most 1000"),
+        (
+            GOOD.replace('H = "hidden"', 'H = "hidden * %s"' % ("9" * 5000)),
+            "characters, at most 1000",
+        ),
         (GOOD.replace('H = "hidden"', 'H = "hidden * %s"' % ("9" * 500)), "isn't keys and numbers"),
-        (GOOD.replace("[tensors]", "[tensors]\n" + "\n".join(f"t{i} = 'H'" for i in range(300))), "tensors has 303 entries, at most 256"),
-        (GOOD.replace("[axes]", "[axes]\n" + "\n".join(f"x{i} = 'k'" for i in range(300))), "axes has 303 entries, at most 256"),
-        (GOOD + "".join(f"[layout.c{i}]\nextends = 'a'\n" for i in range(100)), "layout has 102 entries, at most 32"),
-        (GOOD + "[ignored]\nmindspore = [" + "'*a'," * 1000 + "]", "ignored.mindspore has 1000 entries"),
+        (
+            GOOD.replace("[tensors]", "[tensors]\n" + "\n".join(f"t{i} = 'H'" for i in range(300))),
+            "tensors has 303 entries, at most 256",
+        ),
+        (
+            GOOD.replace("[axes]", "[axes]\n" + "\n".join(f"x{i} = 'k'" for i in range(300))),
+            "axes has 303 entries, at most 256",
+        ),
+        (
+            GOOD + "".join(f"[layout.c{i}]\nextends = 'a'\n" for i in range(100)),
+            "layout has 102 entries, at most 32",
+        ),
+        (
+            GOOD + "[ignored]\nmindspore = [" + "'*a'," * 1000 + "]",
+            "ignored.mindspore has 1000 entries",
+        ),
         (GOOD.replace("layers.{l}.up", "layers.{l}.#up"), "has a '#'"),
-        (GOOD.replace("layers.{l}.up", "layers.{l}.\\nup"), r"'layers.{l}.\\nup' has a '#' or an unprintable character"),
-        (GOOD.replace("layers.{l}.up : I H", "layers.{l}.up : " + "H " * 5000), "characters, at most 1000"),
-        (GOOD + "[shard.a]\nup = {cut = '" + "I:mp " * 40_000 + "'}", "shard.a.up.cut has 200000 characters"),
+        (
+            GOOD.replace("layers.{l}.up", "layers.{l}.\\nup"),
+            r"'layers.{l}.\\nup' has a '#' or an "
+            r"unprintable character",
+        ),
+        (
+            GOOD.replace("layers.{l}.up : I H", "layers.{l}.up : " + "H " * 5000),
+            "characters, at most 1000",
+        ),
+        (
+            GOOD + "[shard.a]\nup = {cut = '" + "I:mp " * 40_000 + "'}",
+            "shard.a.up.cut has 200000 characters",
+        ),
         (GOOD + "[shard.a]\nup = {cut = 'l:mp I:ep H:mp'}", "there are 3 cuts"),
         (GOOD + "[layout." + "n" * 1000 + "]", "layout has the key 'n+...n+', at most 200"),
-        (GOOD + "[shard.a]\nup = {" + "n" * 1000 + " = 1}", "shard.a.up has the key 'n+...n+', at most 200"),
+        (
+            GOOD + "[shard.a]\nup = {" + "n" * 1000 + " = 1}",
+            "shard.a.up has the key 'n+...n+', at most 200",
+        ),
         (GOOD + "[example]\na = 0x" + "f" * 5000, "example.a is a number of more than 64 bits"),
         (GOOD + "[example]\na" + ".a" * 20 + " = 1", "8 deep"),
     ],
@@ -754,7 +1015,14 @@ def make_link_to_a_device(path):
     path.symlink_to("/dev/zero")
 
 
-MAKERS = [make_pipe, make_socket, make_directory, make_link_to_nothing, make_link_to_itself, make_link_to_a_device]
+MAKERS = [
+    make_pipe,
+    make_socket,
+    make_directory,
+    make_link_to_nothing,
+    make_link_to_itself,
+    make_link_to_a_device,
+]
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
@@ -783,7 +1051,9 @@ def test_what_is_no_regular_file(tmp_path, make):
     make(named)
     for read in (
         lambda: ckptforge.to_torch(MINDSPORE / "full.ckpt", tmp_path / "out", config=named),
-        lambda: ckptforge.merge(MINDSPORE / "sharded" / "mp8", tmp_path / "out.ckpt", strategy_dir=named),
+        lambda: ckptforge.merge(
+            MINDSPORE / "sharded" / "mp8", tmp_path / "out.ckpt", strategy_dir=named
+        ),
         lambda: ckptforge.to_ms(HUB, tmp_path / "out", parallel_config=named),
         lambda: ckptforge.to_ms(HUB, tmp_path / "out", mapping=named),
         lambda: ckptforge.inspect(named),
@@ -797,7 +1067,9 @@ def test_what_is_no_regular_file(tmp_path, make):
     checkpoint.unlink()
     make(checkpoint)
     with pytest.raises(CkptforgeError, match="rank_1"):
-        ckptforge.merge(ranks, tmp_path / "out.ckpt", strategy_dir=MINDSPORE / "strategies" / "dp2mp2")
+        ckptforge.merge(
+            ranks, tmp_path / "out.ckpt", strategy_dir=MINDSPORE / "strategies" / "dp2mp2"
+        )
     assert not (tmp_path / "out.ckpt").exists() and not (tmp_path / "out").exists()
 
 
@@ -842,11 +1114,17 @@ def test_links_do_not_carry_files_from_elsewhere(tmp_path):
     (tmp_path / "hub" / "a\nb").write_text("")
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
     text = (tmp_path / "x.ckpt.manifest.json").read_text()
-    assert set(json.loads(text)["hugging_face"]["files"]) == {"config.json", "inside.txt", "link.txt"} and "a key" not in text
+    assert (
+        set(json.loads(text)["hugging_face"]["files"]) == {"config.json", "inside.txt", "link.txt"}
+        and "a key" not in text
+    )
 
 
 def test_a_snapshot_of_the_hubs_cache_is_links_to_its_blobs(tmp_path):
-    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot, blobs = (
+        tmp_path / "models--a--b" / "snapshots" / "0123",
+        tmp_path / "models--a--b" / "blobs",
+    )
     write_hub(snapshot, tiny_config())
     (snapshot / "tokenizer.json").write_text("{}")
     blobs.mkdir()
@@ -887,7 +1165,11 @@ def test_outputs_that_are_nothing_to_write_to(tmp_path, name, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "pipe.ckpt"]
 
 
-@pytest.mark.parametrize("make", [make_pipe, make_directory, make_link_to_a_device, make_link_to_itself], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [make_pipe, make_directory, make_link_to_a_device, make_link_to_itself],
+    ids=lambda make: make.__name__,
+)
 def test_a_journal_that_is_no_file(tmp_path, make):
     make(tmp_path / "journal")
     with pytest.raises(OutputError, match="journal"):
@@ -895,14 +1177,26 @@ def test_a_journal_that_is_no_file(tmp_path, make):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"publishing": 1e999}', '{"source": 0, "start": 1e999, "digest": ""}', "[" * 100_000, '{"tensor": 1}', "9" * 5000]
+    "line",
+    [
+        '{"publishing": 1e999}',
+        '{"source": 0, "start": 1e999, "digest": ""}',
+        "[" * 100_000,
+        '{"tensor": 1}',
+        "9" * 5000,
+    ],
 )
 def test_a_journal_ends_before_what_is_no_line_of_it(tmp_path, line):
     path = tmp_path / "journal"
     first, last = (
-        b"".join(map(journal.journal_line, lines)) for lines in ([b'{"plan": "1"}', b'{"publishing": 7}'], [b'{"publishing": 8}'])
+        b"".join(map(journal.journal_line, lines))
+        for lines in ([b'{"plan": "1"}', b'{"publishing": 7}'], [b'{"publishing": 8}'])
     )
-    for bad in (journal.journal_line(line.encode()), line.encode() + b"\n", b"0" * 16 + b' {"publishing": 9}\n'):
+    for bad in (
+        journal.journal_line(line.encode()),
+        line.encode() + b"\n",
+        b"0" * 16 + b' {"publishing": 9}\n',
+    ):
         path.write_bytes(first + bad + last)
         found = journal.reopen(path)
         found.close()
@@ -913,7 +1207,13 @@ def test_a_journal_ends_before_what_is_no_line_of_it(tmp_path, line):
 
 
 def ckpt(*args, **kwargs):
-    return subprocess.run([sys.executable, "-m", "ckptforge", *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "ckptforge", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **kwargs,
+    )
 
 
 BAD_FILES = sorted(path for path in (MINDSPORE / "bad").iterdir())
@@ -922,10 +1222,17 @@ BAD_FILES = sorted(path for path in (MINDSPORE / "bad").iterdir())
 @pytest.mark.parametrize("path", BAD_FILES, ids=lambda path: path.name)
 def test_every_bad_fixture_is_one_error(tmp_path, path):
     if path.name.startswith("strategy"):
-        done = ckpt("merge", MINDSPORE / "sharded" / "mp8", tmp_path / "out.ckpt", "--strategy_dir", path)
+        done = ckpt(
+            "merge", MINDSPORE / "sharded" / "mp8", tmp_path / "out.ckpt", "--strategy_dir", path
+        )
     else:
         done = ckpt("to-torch", path, tmp_path / "out")
-    assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith("ckptforge: ") and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stdout == ""
+        and done.stderr.startswith("ckptforge: ")
+        and "Traceback" not in done.stderr
+    )
     assert path.name in done.stderr and list(tmp_path.iterdir()) == []
 
 
@@ -940,4 +1247,8 @@ def test_file_names_that_are_not_unicode_are_shown(tmp_path):
     write_safetensors(path, {"a": ("F32", [1], bytes(4))})
     for extra in ((), ("--json",)):
         done = ckpt("inspect", path, *extra, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
-        assert done.returncode == 0 and "Traceback" not in done.stderr and "\\udcff.safetensors" in done.stdout
+        assert (
+            done.returncode == 0
+            and "Traceback" not in done.stderr
+            and "\\udcff.safetensors" in done.stdout
+        )

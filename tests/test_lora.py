@@ -17,7 +17,15 @@ from msgspec.structs import replace
 
 import ckptforge
 from ckptforge.cli.text import inspection_text
-from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, LayoutError, PlanError, UnmappedTensorsError, UsageError
+from ckptforge.errors import (
+    ConfigError,
+    FormatError,
+    InputNotFoundError,
+    LayoutError,
+    PlanError,
+    UnmappedTensorsError,
+    UsageError,
+)
 from ckptforge.publish.journal import fingerprint
 from ckptforge.run.tiles import Spans, windows
 from ckptforge.tables.table import load_table, shipped_tables
@@ -26,7 +34,12 @@ from tests.helpers import eight_bits, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 PREFIX = "base_model.model."
-MINDSPORE = [(name, layout.name) for name, table in TABLES.items() for layout in table.layouts.values() if layout.family == "mindspore"]
+MINDSPORE = [
+    (name, layout.name)
+    for name, table in TABLES.items()
+    for layout in table.layouts.values()
+    if layout.family == "mindspore"
+]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -40,7 +53,8 @@ def models(tmp_path_factory):
 
 
 def weights_of(name, hub, kinds=None):
-    """The matrices of a model that a table says may have an adapter, without experts; `kinds` are the ends of their names."""
+    """The matrices of a model that a table says may have an adapter, without experts; `kinds` are
+    the ends of their names."""
     shapes = {}
     for adapted in TABLES[name].lora.weights["hub"]:
         if adapted.turned:
@@ -49,21 +63,36 @@ def weights_of(name, hub, kinds=None):
         pattern = re.compile(r"\d+".join(map(re.escape, parts)))
         for weight, numbers in hub.items():
             layer = re.search(r"layers\.(\d+)\.", weight)
-            if pattern.fullmatch(weight) and ".experts." not in weight and not (name == "deepseek_v3" and layer and layer[1] == "3"):
+            if (
+                pattern.fullmatch(weight)
+                and ".experts." not in weight
+                and not (name == "deepseek_v3" and layer and layer[1] == "3")
+            ):
                 shapes[weight] = numbers.shape
-    return {weight: shape for weight, shape in shapes.items() if kinds is None or weight.endswith(tuple(kinds))}
+    return {
+        weight: shape
+        for weight, shape in shapes.items()
+        if kinds is None or weight.endswith(tuple(kinds))
+    }
 
 
 def write_adapter(path, shapes, rank=4, alpha=8, seed=0, integers=True, dtype=np.float32, **config):
-    """An adapter as PEFT writes it, by hand; returns weight → scale · B·A. Of integers every sum is exact."""
+    """An adapter as PEFT writes it, by hand; returns weight → scale · B·A. Of integers every sum is
+    exact."""
     random = np.random.default_rng(seed)
     tensors, products = {}, {}
     for weight, (out, columns) in shapes.items():
         r = rank(weight) if callable(rank) else rank
         if integers:
-            a, b = random.integers(-3, 4, (r, columns)).astype(dtype), random.integers(-3, 4, (out, r)).astype(dtype)
+            a, b = (
+                random.integers(-3, 4, (r, columns)).astype(dtype),
+                random.integers(-3, 4, (out, r)).astype(dtype),
+            )
         else:
-            a, b = random.standard_normal((r, columns)).astype(dtype), random.standard_normal((out, r)).astype(dtype)
+            a, b = (
+                random.standard_normal((r, columns)).astype(dtype),
+                random.standard_normal((out, r)).astype(dtype),
+            )
         module = PREFIX + weight.removesuffix(".weight")
         factors = {"lora_A.weight": a, "lora_B.weight": b}
         if "embed" in weight:  # stored as the factors of its transpose
@@ -73,7 +102,12 @@ def write_adapter(path, shapes, rank=4, alpha=8, seed=0, integers=True, dtype=np
             tensors[f"{module}.{which}"] = (kind, list(factor.shape), factor.tobytes())
         products[weight] = (b.astype(np.float32) @ a.astype(np.float32)) * np.float32(alpha / r)
     path.mkdir()
-    said = {"peft_type": "LORA", "r": 4 if callable(rank) else rank, "lora_alpha": alpha, "bias": "none"}
+    said = {
+        "peft_type": "LORA",
+        "r": 4 if callable(rank) else rank,
+        "lora_alpha": alpha,
+        "bias": "none",
+    }
     said["target_modules"] = sorted({weight.split(".")[-2] for weight in shapes})
     (path / "adapter_config.json").write_text(json.dumps({**said, **config}))
     write_safetensors(path / "adapter_model.safetensors", tensors, {"format": "pt"})
@@ -81,12 +115,21 @@ def write_adapter(path, shapes, rank=4, alpha=8, seed=0, integers=True, dtype=np
 
 
 def with_products(hub, products, dtype=BF16):
-    """What merging must give: summed in float32, rounded once. The copies in MTP layers are those of the sums."""
+    """What merging must give: summed in float32, rounded once. The copies in MTP layers are those
+    of the sums."""
     found = {}
     for name, bits in hub.items():
         numbers = bits.view(BF16).astype(np.float32)
-        original = re.sub(r".*\.shared_head\.head\.", "lm_head.", re.sub(r"layers\.\d+\.embed_tokens", "embed_tokens", name))
-        found[name] = (numbers + products[original] if original in products else numbers).astype(dtype).view(f"u{np.dtype(dtype).itemsize}")
+        original = re.sub(
+            r".*\.shared_head\.head\.",
+            "lm_head.",
+            re.sub(r"layers\.\d+\.embed_tokens", "embed_tokens", name),
+        )
+        found[name] = (
+            (numbers + products[original] if original in products else numbers)
+            .astype(dtype)
+            .view(f"u{np.dtype(dtype).itemsize}")
+        )
     return found
 
 
@@ -105,7 +148,9 @@ def test_merging_on_either_side_is_the_sum_rounded_once(tmp_path, models, name, 
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "x", layout=layout)
     assert_same(tmp_path / "x", expected)
     ckptforge.to_ms(models[name], tmp_path / "y.ckpt", layout=layout)
-    ckptforge.to_torch(tmp_path / "y.ckpt", tmp_path / "y", layout=layout, merge_lora=tmp_path / "lora")
+    ckptforge.to_torch(
+        tmp_path / "y.ckpt", tmp_path / "y", layout=layout, merge_lora=tmp_path / "lora"
+    )
     assert_same(tmp_path / "y", expected)
 
 
@@ -113,27 +158,49 @@ def test_a_sum_with_scaled_weights_is_rounded_once(tmp_path, models):
     shutil.copytree(models["deepseek_v3"], tmp_path / "hub")
     eight_bits(tmp_path / "hub", (16, 24))
     ckptforge.convert(tmp_path / "hub", tmp_path / "wide", to="hub", dtype="fp32")
-    wide = {name: bits.view(np.float32 if bits.itemsize == 4 else BF16) for name, bits in raw_safetensors(tmp_path / "wide").items()}
-    dense = {name: numbers.shape for name, numbers in wide.items() if re.match(r"model\.layers\.0\..*proj.*weight", name)}
+    wide = {
+        name: bits.view(np.float32 if bits.itemsize == 4 else BF16)
+        for name, bits in raw_safetensors(tmp_path / "wide").items()
+    }
+    dense = {
+        name: numbers.shape
+        for name, numbers in wide.items()
+        if re.match(r"model\.layers\.0\..*proj.*weight", name)
+    }
     products = write_adapter(tmp_path / "lora", dense)
     assert len(products) > 5
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", merge_lora=tmp_path / "lora", dtype="bf16")
+    ckptforge.to_ms(
+        tmp_path / "hub",
+        tmp_path / "x.ckpt",
+        layout="mcore",
+        merge_lora=tmp_path / "lora",
+        dtype="bf16",
+    )
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "x")
-    summed = {name: numbers + products[name] if name in products else numbers for name, numbers in wide.items()}
-    assert_same(tmp_path / "x", {name: numbers.astype(BF16).view("u2") for name, numbers in summed.items()})
+    summed = {
+        name: numbers + products[name] if name in products else numbers
+        for name, numbers in wide.items()
+    }
+    assert_same(
+        tmp_path / "x", {name: numbers.astype(BF16).view("u2") for name, numbers in summed.items()}
+    )
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3"])
 def test_experts_of_the_hub_take_up_adapters(tmp_path, models, name):
     hub = raw_safetensors(models[name])
-    experts = {w: numbers.shape for w, numbers in hub.items() if ".experts." in w and "layers.3." not in w}
+    experts = {
+        w: numbers.shape for w, numbers in hub.items() if ".experts." in w and "layers.3." not in w
+    }
     expected = with_products(hub, write_adapter(tmp_path / "lora", experts))
     layout = "gmm" if name == "mixtral" else "mcore"
     ckptforge.to_ms(models[name], tmp_path / "x.ckpt", layout=layout, merge_lora=tmp_path / "lora")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "x", layout=layout)
     assert_same(tmp_path / "x", expected)
     with pytest.raises(LayoutError, match="has no matrix that can take up"):
-        ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "y", layout=layout, merge_lora=tmp_path / "lora")
+        ckptforge.to_torch(
+            tmp_path / "x.ckpt", tmp_path / "y", layout=layout, merge_lora=tmp_path / "lora"
+        )
     with pytest.raises(LayoutError, match="can't have an adapter"):
         ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout=layout, config=models[name])
 
@@ -142,7 +209,9 @@ def test_experts_of_the_hub_take_up_adapters(tmp_path, models, name):
 def test_the_sum_is_cast_to_any_dtype(tmp_path, models, dtype):
     hub = raw_safetensors(models["llama"])
     products = write_adapter(tmp_path / "lora", weights_of("llama", hub), dtype=np.float16)
-    ckptforge.convert(models["llama"], tmp_path / "x", to="hub", dtype=dtype, merge_lora=tmp_path / "lora")
+    ckptforge.convert(
+        models["llama"], tmp_path / "x", to="hub", dtype=dtype, merge_lora=tmp_path / "lora"
+    )
     numpy_dtype = {"fp16": np.float16, "fp32": np.float32, "bf16": BF16, "fp64": np.float64}[dtype]
     assert_same(tmp_path / "x", with_products(hub, products, numpy_dtype))
 
@@ -152,28 +221,47 @@ def test_weights_of_float64_are_summed_in_float64(tmp_path, models):
     hub = raw_safetensors(tmp_path / "wide")
     products = write_adapter(tmp_path / "lora", weights_of("llama", hub))
     ckptforge.convert(tmp_path / "wide", tmp_path / "x", to="hub", merge_lora=tmp_path / "lora")
-    sums = {name: (bits.view(np.float64) + products.get(name, 0)).view("u8") for name, bits in hub.items()}
+    sums = {
+        name: (bits.view(np.float64) + products.get(name, 0)).view("u8")
+        for name, bits in hub.items()
+    }
     assert_same(tmp_path / "x", sums)
 
 
-@pytest.mark.parametrize(("name", "layout"), [("llama", "dense"), ("llama", "mcore"), ("mixtral", "gmm-v3"), ("deepseek_v3", "legacy")])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("llama", "dense"), ("llama", "mcore"), ("mixtral", "gmm-v3"), ("deepseek_v3", "legacy")],
+)
 def test_the_result_does_not_depend_on_how_the_work_is_cut(tmp_path, models, name, layout):
     shapes = weights_of(name, raw_safetensors(models[name]))
     write_adapter(tmp_path / "lora", shapes, rank=7, integers=False)
     seen = set()
     for workers, memory in ((1, "1MiB"), (2, "2MiB"), (3, "16MB"), (8, "128MB")):
         ckptforge.to_ms(
-            models[name], tmp_path / "x.ckpt", layout=layout, merge_lora=tmp_path / "lora", workers=workers, memory=memory, overwrite=True
+            models[name],
+            tmp_path / "x.ckpt",
+            layout=layout,
+            merge_lora=tmp_path / "lora",
+            workers=workers,
+            memory=memory,
+            overwrite=True,
         )
         seen.add(hashlib.sha256((tmp_path / "x.ckpt").read_bytes()).hexdigest())
     assert len(seen) == 1
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_matrices_larger_than_a_strip_cut_anyhow(tmp_path_factory, data):
-    """Rows and columns that are no multiples of the tiles that products are made in, in strips and windows of any size."""
-    out, columns, rank = data.draw(st.integers(1, 700)), data.draw(st.integers(1, 1500)), data.draw(st.integers(1, 9))
+    """Rows and columns that are no multiples of the tiles that products are made in, in strips and
+    windows of any size."""
+    out, columns, rank = (
+        data.draw(st.integers(1, 700)),
+        data.draw(st.integers(1, 1500)),
+        data.draw(st.integers(1, 9)),
+    )
     path = tmp_path_factory.mktemp("m")
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     table = path / "t.toml"
@@ -200,16 +288,39 @@ hub = ["base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"]
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"model_type": "toy", "o": out, "i": columns}))
     weight = random.integers(-100, 100, (out, columns)).astype(np.float32)
-    write_safetensors(model / "model.safetensors", {"w.weight": ("F32", [out, columns], weight.tobytes())}, {"format": "pt"})
+    write_safetensors(
+        model / "model.safetensors",
+        {"w.weight": ("F32", [out, columns], weight.tobytes())},
+        {"format": "pt"},
+    )
     products = write_adapter(path / "lora", {"w.weight": (out, columns)}, rank=rank, alpha=2 * rank)
-    options = {"mapping": table, "merge_lora": path / "lora", "memory": "1MiB", "workers": data.draw(st.integers(1, 3))}
+    options = {
+        "mapping": table,
+        "merge_lora": path / "lora",
+        "memory": "1MiB",
+        "workers": data.draw(st.integers(1, 3)),
+    }
     for layout, turn in (("hub", False), ("turned", True)):
-        ckptforge.convert(model, path / layout, to=layout, format=None if layout == "hub" else "safetensors", **options)
+        ckptforge.convert(
+            model,
+            path / layout,
+            to=layout,
+            format=None if layout == "hub" else "safetensors",
+            **options,
+        )
         (found,) = raw_safetensors(path / layout / ("rank_0" if turn else "")).values()
-        assert np.array_equal(found.view(np.float32), (weight + products["w.weight"]).T if turn else weight + products["w.weight"])
+        assert np.array_equal(
+            found.view(np.float32),
+            (weight + products["w.weight"]).T if turn else weight + products["w.weight"],
+        )
 
 
-@given(st.integers(1, 9), st.integers(0, 40), st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), max_size=2), st.integers(1, 30))
+@given(
+    st.integers(1, 9),
+    st.integers(0, 40),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), max_size=2),
+    st.integers(1, 30),
+)
 def test_windows_are_the_elements_that_were_read(columns, start, outer, length):
     spans = Spans(tuple(outer), length, ())
     expected = [start + offset + i for offset in spans.starts() for i in range(length)]
@@ -229,42 +340,71 @@ def test_an_adapter_in_another_layout_is_the_same_product(tmp_path, models, name
     expected = with_products(hub, products)
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout=layout, config=models[name])
     ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back", config=models[name])
-    there, here = ({adapted.weight.tensors for adapted in TABLES[name].lora.weights[side]} for side in (layout, "hub"))
+    there, here = (
+        {adapted.weight.tensors for adapted in TABLES[name].lora.weights[side]}
+        for side in (layout, "hub")
+    )
     fused = any(len(tensors) > 1 for tensors in there - here)
     for adapter in (tmp_path / "l.ckpt", tmp_path / "back"):
-        ckptforge.convert(models[name], tmp_path / f"m-{adapter.stem}", to="hub", merge_lora=adapter)
+        ckptforge.convert(
+            models[name], tmp_path / f"m-{adapter.stem}", to="hub", merge_lora=adapter
+        )
         assert_same(tmp_path / f"m-{adapter.stem}", expected)
     if not fused:
         before = raw_safetensors(tmp_path / "lora")
         after = raw_safetensors(tmp_path / "back")
         if layout.startswith("dense") or layout.startswith("gmm"):
             assert_same(tmp_path / "back", before)
-            assert (tmp_path / "back" / "adapter_config.json").read_bytes() == (tmp_path / "lora" / "adapter_config.json").read_bytes()
+            assert (tmp_path / "back" / "adapter_config.json").read_bytes() == (
+                tmp_path / "lora" / "adapter_config.json"
+            ).read_bytes()
         assert set(after) == set(before)
 
 
-@pytest.mark.parametrize("kinds", [["q_proj.weight", "v_proj.weight"], ["k_proj.weight"], ["up_proj.weight", "o_proj.weight"]])
+@pytest.mark.parametrize(
+    "kinds",
+    [["q_proj.weight", "v_proj.weight"], ["k_proj.weight"], ["up_proj.weight", "o_proj.weight"]],
+)
 def test_weights_of_which_only_some_have_an_adapter(tmp_path, models, kinds):
     """What is fused gets rows of zeros for the others, and smaller adapters ranks of zeros."""
     hub = raw_safetensors(models["llama"])
-    shapes = {w: s for w, s in weights_of("llama", hub, kinds).items() if not (w.startswith("model.layers.1") and "v_proj" in w)}
+    shapes = {
+        w: s
+        for w, s in weights_of("llama", hub, kinds).items()
+        if not (w.startswith("model.layers.1") and "v_proj" in w)
+    }
     expected = with_products(hub, write_adapter(tmp_path / "lora", shapes))
-    result = ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.safetensors", layout="mcore", config=models["llama"])
+    result = ckptforge.to_ms(
+        tmp_path / "lora", tmp_path / "l.safetensors", layout="mcore", config=models["llama"]
+    )
     rank, alpha = result.facts["lora_rank"], result.facts["lora_alpha"]
     assert alpha / rank == 2
     found = raw_safetensors(tmp_path / "l.safetensors")
-    assert {f.shape[0] for n, f in found.items() if "lora_A" in n} == {f.shape[1] for n, f in found.items() if "lora_B" in n} == {rank}
-    ckptforge.convert(models["llama"], tmp_path / "m", to="hub", merge_lora=tmp_path / "l.safetensors")
+    assert (
+        {f.shape[0] for n, f in found.items() if "lora_A" in n}
+        == {f.shape[1] for n, f in found.items() if "lora_B" in n}
+        == {rank}
+    )
+    ckptforge.convert(
+        models["llama"], tmp_path / "m", to="hub", merge_lora=tmp_path / "l.safetensors"
+    )
     assert_same(tmp_path / "m", expected)
 
 
 def test_equal_first_factors_share_their_rank(tmp_path, models):
     """An adapter that comes from a fused one has one A three times, and goes back as it was."""
     hub = raw_safetensors(models["llama"])
-    write_adapter(tmp_path / "lora", weights_of("llama", hub, ["q_proj.weight", "k_proj.weight", "v_proj.weight"]))
-    ckptforge.to_ms(tmp_path / "lora", tmp_path / "a.safetensors", layout="mcore", config=models["llama"])
+    write_adapter(
+        tmp_path / "lora",
+        weights_of("llama", hub, ["q_proj.weight", "k_proj.weight", "v_proj.weight"]),
+    )
+    ckptforge.to_ms(
+        tmp_path / "lora", tmp_path / "a.safetensors", layout="mcore", config=models["llama"]
+    )
     ckptforge.to_torch(tmp_path / "a.safetensors", tmp_path / "back", config=models["llama"])
-    ckptforge.to_ms(tmp_path / "back", tmp_path / "b.safetensors", layout="mcore", config=models["llama"])
+    ckptforge.to_ms(
+        tmp_path / "back", tmp_path / "b.safetensors", layout="mcore", config=models["llama"]
+    )
     assert_same(tmp_path / "b.safetensors", raw_safetensors(tmp_path / "a.safetensors"))
 
 
@@ -288,12 +428,19 @@ def test_scales_of_modules(tmp_path, models):
 
 def test_rslora_and_ranks_that_differ(tmp_path, models):
     hub = raw_safetensors(models["llama"])
-    products = write_adapter(tmp_path / "lora", weights_of("llama", hub), rank=16, alpha=8, use_rslora=True)
+    products = write_adapter(
+        tmp_path / "lora", weights_of("llama", hub), rank=16, alpha=8, use_rslora=True
+    )
     expected = with_products(hub, {weight: product * 4 for weight, product in products.items()})
     result = ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", model="llama")
     assert (result.facts["lora_rank"], result.facts["lora_alpha"]) == (16, 32)
     for adapter in ("lora", "l.ckpt"):
-        ckptforge.convert(models["llama"], tmp_path / f"m-{Path(adapter).stem}", to="hub", merge_lora=tmp_path / adapter)
+        ckptforge.convert(
+            models["llama"],
+            tmp_path / f"m-{Path(adapter).stem}",
+            to="hub",
+            merge_lora=tmp_path / adapter,
+        )
         assert_same(tmp_path / f"m-{Path(adapter).stem}", expected)
 
 
@@ -303,11 +450,18 @@ def test_a_checkpoint_of_a_lora_job_holds_weights_and_adapter(tmp_path, models):
     expected = with_products(hub, write_adapter(tmp_path / "lora", weights_of("llama", hub)))
     ckptforge.to_ms(models["llama"], tmp_path / "w.safetensors", layout="dense")
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.safetensors", layout="dense", model="llama")
-    both = {**raw_safetensors(tmp_path / "w.safetensors"), **raw_safetensors(tmp_path / "l.safetensors")}
+    both = {
+        **raw_safetensors(tmp_path / "w.safetensors"),
+        **raw_safetensors(tmp_path / "l.safetensors"),
+    }
     job = tmp_path / "job.safetensors"
     kinds = {2: "BF16", 4: "F32"}
-    tensors = {name: (kinds[n.dtype.itemsize], list(n.shape), n.tobytes()) for name, n in both.items()}
-    tensors["adam_m.model.layers.0.attention.wq.mindpet_delta_lora_a"] = tensors["model.layers.0.attention.wq.mindpet_delta_lora_a"]
+    tensors = {
+        name: (kinds[n.dtype.itemsize], list(n.shape), n.tobytes()) for name, n in both.items()
+    }
+    tensors["adam_m.model.layers.0.attention.wq.mindpet_delta_lora_a"] = tensors[
+        "model.layers.0.attention.wq.mindpet_delta_lora_a"
+    ]
     write_safetensors(job, tensors, {"format": "ms"})
     config = {"config": models["llama"]}
     with pytest.raises(UnmappedTensorsError, match="merge_lora"):
@@ -316,28 +470,52 @@ def test_a_checkpoint_of_a_lora_job_holds_weights_and_adapter(tmp_path, models):
     assert_same(tmp_path / "without", hub)
     with pytest.raises(UsageError, match="lora_alpha"):
         ckptforge.to_torch(job, tmp_path / "x", layout="dense", merge_lora=job, **config)
-    ckptforge.to_torch(job, tmp_path / "merged", layout="dense", merge_lora=job, lora_alpha=8, **config)
+    ckptforge.to_torch(
+        job, tmp_path / "merged", layout="dense", merge_lora=job, lora_alpha=8, **config
+    )
     assert_same(tmp_path / "merged", expected)
     with pytest.raises(UsageError, match="lora_alpha"):
         ckptforge.to_torch(job, tmp_path / "x", adapter=True, **config)
     result = ckptforge.to_torch(job, tmp_path / "adapter", adapter=True, lora_alpha=8, **config)
-    assert len(result.left_out["not of the adapter"]) == len(hub) and len(result.left_out["optimizer state and counters"]) == 1
+    assert (
+        len(result.left_out["not of the adapter"]) == len(hub)
+        and len(result.left_out["optimizer state and counters"]) == 1
+    )
     assert_same(tmp_path / "adapter", raw_safetensors(tmp_path / "lora"))
     said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (said["r"], said["lora_alpha"], said["peft_type"]) == (4, 8, "LORA")
-    assert set(said["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+    assert set(said["target_modules"]) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "lm_head",
+    }
 
 
 @pytest.mark.parametrize("layout", ["dense", "mcore"])
 def test_merging_into_ranks_and_out_of_ranks(tmp_path, models, layout):
     hub = raw_safetensors(models["llama"])
     expected = with_products(hub, write_adapter(tmp_path / "lora", weights_of("llama", hub)))
-    (tmp_path / "p.json").write_text(json.dumps({"data_parallel": 2, "model_parallel": 2, "pipeline_stage": 2}))
+    (tmp_path / "p.json").write_text(
+        json.dumps({"data_parallel": 2, "model_parallel": 2, "pipeline_stage": 2})
+    )
     strategy = tmp_path / "strategy"
-    ckptforge.strategy(strategy, parallel_config=tmp_path / "p.json", like=models["llama"], layout=layout)
+    ckptforge.strategy(
+        strategy, parallel_config=tmp_path / "p.json", like=models["llama"], layout=layout
+    )
     to = {"strategy_dir": strategy, "layout": layout}
     ckptforge.to_ms(models["llama"], tmp_path / "plain", **to)
-    ckptforge.to_torch(tmp_path / "plain", tmp_path / "x", **to, merge_lora=tmp_path / "lora", config=models["llama"])
+    ckptforge.to_torch(
+        tmp_path / "plain",
+        tmp_path / "x",
+        **to,
+        merge_lora=tmp_path / "lora",
+        config=models["llama"],
+    )
     assert_same(tmp_path / "x", expected)
     ckptforge.to_ms(models["llama"], tmp_path / "merged", **to, merge_lora=tmp_path / "lora")
     ckptforge.to_torch(tmp_path / "merged", tmp_path / "y", **to, config=models["llama"])
@@ -346,7 +524,10 @@ def test_merging_into_ranks_and_out_of_ranks(tmp_path, models, layout):
 
 def test_factors_are_part_of_the_memory(tmp_path, models):
     shapes = weights_of("llama", raw_safetensors(models["llama"]), ["q_proj.weight"])
-    expected = with_products(raw_safetensors(models["llama"]), write_adapter(tmp_path / "lora", shapes, rank=500, alpha=500))
+    expected = with_products(
+        raw_safetensors(models["llama"]),
+        write_adapter(tmp_path / "lora", shapes, rank=500, alpha=500),
+    )
     call = {"to": "hub", "merge_lora": tmp_path / "lora", "workers": 4}
     with pytest.raises(UsageError, match="memory of 2097152 bytes is too little: the factors"):
         ckptforge.convert(models["llama"], tmp_path / "x", **call, memory="2MiB")
@@ -358,14 +539,20 @@ def test_the_recorded_layout_of_an_adapter_counts_not_that_of_the_base(tmp_path,
     """Two orders of rows under one name."""
     hub = raw_safetensors(models["llama"])
     expected = with_products(hub, write_adapter(tmp_path / "lora", weights_of("llama", hub)))
-    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense-qkv-r1.3", config=models["llama"])
+    ckptforge.to_ms(
+        tmp_path / "lora", tmp_path / "l.ckpt", layout="dense-qkv-r1.3", config=models["llama"]
+    )
     ckptforge.to_ms(models["llama"], tmp_path / "b.ckpt", layout="dense-qkv-r1.4")
-    ckptforge.to_torch(tmp_path / "b.ckpt", tmp_path / "x", layout="dense-qkv-r1.4", merge_lora=tmp_path / "l.ckpt")
+    ckptforge.to_torch(
+        tmp_path / "b.ckpt", tmp_path / "x", layout="dense-qkv-r1.4", merge_lora=tmp_path / "l.ckpt"
+    )
     assert_same(tmp_path / "x", expected)
     for path in ("l.ckpt.manifest.json", "b.ckpt.manifest.json"):
         (tmp_path / path).unlink()
     with pytest.raises(LayoutError, match="Convert it first, with `ckptforge.to_torch"):
-        ckptforge.to_ms(models["llama"], tmp_path / "y.ckpt", merge_lora=tmp_path / "l.ckpt", lora_alpha=24)
+        ckptforge.to_ms(
+            models["llama"], tmp_path / "y.ckpt", merge_lora=tmp_path / "l.ckpt", lora_alpha=24
+        )
 
 
 def test_adapters_of_related_layouts_fit(tmp_path, models):
@@ -381,9 +568,16 @@ def test_a_fused_adapter_of_another_model_is_refused(tmp_path, models):
     config = {**TABLES["llama"].example, "num_key_value_heads": 4}
     write_model(tmp_path / "other", TABLES["llama"], config)
     write_adapter(
-        tmp_path / "lora", weights_of("llama", raw_safetensors(tmp_path / "other"), ["q_proj.weight", "k_proj.weight", "v_proj.weight"])
+        tmp_path / "lora",
+        weights_of(
+            "llama",
+            raw_safetensors(tmp_path / "other"),
+            ["q_proj.weight", "k_proj.weight", "v_proj.weight"],
+        ),
     )
-    ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="mcore", config=tmp_path / "other")
+    ckptforge.to_ms(
+        tmp_path / "lora", tmp_path / "l.ckpt", layout="mcore", config=tmp_path / "other"
+    )
     with pytest.raises(LayoutError, match="is it an adapter of this model"):
         ckptforge.convert(models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / "l.ckpt")
 
@@ -391,7 +585,10 @@ def test_a_fused_adapter_of_another_model_is_refused(tmp_path, models):
 def test_rows_without_an_adapter_keep_their_zeros_signs(tmp_path):
     write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
     path = tmp_path / "hub" / "model.safetensors"
-    tensors = {n: ("BF16", list(w.shape), bytes(w.nbytes) if "norm" in n else b"\0\x80" * w.size) for n, w in raw_safetensors(path).items()}
+    tensors = {
+        n: ("BF16", list(w.shape), bytes(w.nbytes) if "norm" in n else b"\0\x80" * w.size)
+        for n, w in raw_safetensors(path).items()
+    }
     write_safetensors(path, tensors, {"format": "pt"})
     hub = raw_safetensors(path)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "b.ckpt", layout="mcore")
@@ -416,14 +613,23 @@ def test_a_given_alpha_overrides_what_the_adapter_says(tmp_path, models):
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense", model="llama")
     for adapter in ("lora", "l.ckpt"):
         result = ckptforge.convert(
-            models["llama"], tmp_path / f"x-{Path(adapter).stem}", to="hub", merge_lora=tmp_path / adapter, lora_alpha=16
+            models["llama"],
+            tmp_path / f"x-{Path(adapter).stem}",
+            to="hub",
+            merge_lora=tmp_path / adapter,
+            lora_alpha=16,
         )
         assert_same(tmp_path / f"x-{Path(adapter).stem}", expected)
         assert any("lora_alpha=16 overrides the lora_alpha 8 of" in note for note in result.notes)
-    assert not any("lora_alpha=" in n for n in ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "same", lora_alpha=8).notes)
+    assert not any(
+        "lora_alpha=" in n
+        for n in ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "same", lora_alpha=8).notes
+    )
     ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back", lora_alpha=16)
     assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["lora_alpha"] == 16
-    result = ckptforge.to_ms(tmp_path / "lora", tmp_path / "m.ckpt", layout="dense", model="llama", lora_alpha=16)
+    result = ckptforge.to_ms(
+        tmp_path / "lora", tmp_path / "m.ckpt", layout="dense", model="llama", lora_alpha=16
+    )
     assert result.facts["lora_alpha"] == 16
     ckptforge.convert(models["llama"], tmp_path / "y", to="hub", merge_lora=tmp_path / "m.ckpt")
     assert_same(tmp_path / "y", expected)
@@ -433,9 +639,17 @@ def test_an_alpha_of_zero_does_nothing_and_says_so(tmp_path, models):
     hub = raw_safetensors(models["llama"])
     write_adapter(tmp_path / "lora", weights_of("llama", hub), alpha=0)
     for options in ({}, {"lora_alpha": 0}):
-        result = ckptforge.convert(models["llama"], tmp_path / f"x{len(options)}", to="hub", merge_lora=tmp_path / "lora", **options)
+        result = ckptforge.convert(
+            models["llama"],
+            tmp_path / f"x{len(options)}",
+            to="hub",
+            merge_lora=tmp_path / "lora",
+            **options,
+        )
         assert_same(tmp_path / f"x{len(options)}", hub)
-        assert any("lora_alpha is 0, so that the adapter does nothing" in note for note in result.notes)
+        assert any(
+            "lora_alpha is 0, so that the adapter does nothing" in note for note in result.notes
+        )
         assert any("merged into 0 weights" in note for note in result.notes)
     assert "does nothing" in inspection_text(ckptforge.inspect(tmp_path / "lora"), False)
     result = ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="dense", model="llama")
@@ -449,12 +663,32 @@ def test_steps_of_a_job_belong_together(tmp_path, models):
     (tmp_path / "job").mkdir()
     expected = {}
     for step in (100, 200):
-        expected[step] = with_products(hub, write_adapter(tmp_path / f"lora{step}", weights_of("llama", hub), seed=step))
-        ckptforge.to_ms(tmp_path / f"lora{step}", tmp_path / "l.safetensors", layout="dense", model="llama", overwrite=True)
-        both = {**raw_safetensors(tmp_path / "w.safetensors"), **raw_safetensors(tmp_path / "l.safetensors")}
-        tensors = {name: (kinds[n.dtype.itemsize], list(n.shape), n.tobytes()) for name, n in both.items()}
-        write_safetensors(tmp_path / "job" / f"llama-1_{step}.safetensors", tensors, {"format": "ms"})
-    options = {"layout": "dense", "merge_lora": tmp_path / "job", "lora_alpha": 8, "config": models["llama"]}
+        expected[step] = with_products(
+            hub, write_adapter(tmp_path / f"lora{step}", weights_of("llama", hub), seed=step)
+        )
+        ckptforge.to_ms(
+            tmp_path / f"lora{step}",
+            tmp_path / "l.safetensors",
+            layout="dense",
+            model="llama",
+            overwrite=True,
+        )
+        both = {
+            **raw_safetensors(tmp_path / "w.safetensors"),
+            **raw_safetensors(tmp_path / "l.safetensors"),
+        }
+        tensors = {
+            name: (kinds[n.dtype.itemsize], list(n.shape), n.tobytes()) for name, n in both.items()
+        }
+        write_safetensors(
+            tmp_path / "job" / f"llama-1_{step}.safetensors", tensors, {"format": "ms"}
+        )
+    options = {
+        "layout": "dense",
+        "merge_lora": tmp_path / "job",
+        "lora_alpha": 8,
+        "config": models["llama"],
+    }
     ckptforge.to_torch(tmp_path / "job", tmp_path / "x", step=100, **options)
     assert_same(tmp_path / "x", expected[100])
     result = ckptforge.to_torch(tmp_path / "job", tmp_path / "y", **options)
@@ -518,7 +752,11 @@ def test_optimizer_state_does_not_stay_with_sums(tmp_path, models):
     write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
     ckptforge.to_ms(models["llama"], tmp_path / "w.safetensors", layout="dense")
     weights = raw_safetensors(tmp_path / "w.safetensors")
-    tensors = {p + n: ("BF16", list(w.shape), w.tobytes()) for n, w in weights.items() for p in ("", "adam_m.")}
+    tensors = {
+        p + n: ("BF16", list(w.shape), w.tobytes())
+        for n, w in weights.items()
+        for p in ("", "adam_m.")
+    }
     write_safetensors(tmp_path / "trained.safetensors", tensors, {"format": "ms"})
     result = ckptforge.convert(
         tmp_path / "trained.safetensors",
@@ -543,7 +781,14 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
 
     for change in (None, "alpha", "factor"):
         with pytest.raises(KeyboardInterrupt):
-            ckptforge.to_ms(models["llama"], tmp_path / "x.ckpt", **call, progress=stop, overwrite=True, workers=1)
+            ckptforge.to_ms(
+                models["llama"],
+                tmp_path / "x.ckpt",
+                **call,
+                progress=stop,
+                overwrite=True,
+                workers=1,
+            )
         changed = dict(call)
         if change == "alpha":
             config = tmp_path / "lora" / "adapter_config.json"
@@ -568,15 +813,28 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
         ({"use_dora": True}, "use_dora is True"),
         ({"bias": "all"}, None),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"modules_to_save": ["lm_head"]}, "names 'lm_head' in modules_to_save, but adapter_model.safetensors holds no weight of it"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "names 'lm_head' in modules_to_save, but "
+            "adapter_model.safetensors holds no weight of it",
+        ),
         ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head', expected a list"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"what_comes_next": True}, "'what_comes_next' is True"),
-        ({"x" * 5000: True}, r"adapter_config.json: 'x{50,99}\.\.\.x{50,99}' is True"),  # found by fuzzing
-        ({"what_comes_next": False, "peft_version": "0.21", "qalora_group_size": 16, "layers_pattern": "h"}, None),
+        # found by fuzzing
+        ({"x" * 5000: True}, r"adapter_config.json: 'x{50,99}\.\.\.x{50,99}' is True"),
+        (
+            {
+                "what_comes_next": False,
+                "peft_version": "0.21",
+                "qalora_group_size": 16,
+                "layers_pattern": "h",
+            },
+            None,
+        ),
         ({"lora_alpha": 10**400}, "lora_alpha is"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x', expected a number"),
         ({"lora_alpha": 0}, None),
@@ -589,7 +847,9 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
     ],
 )
 def test_adapters_that_are_not_plain_are_refused(tmp_path, models, config, message):
-    write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])), **config)
+    write_adapter(
+        tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])), **config
+    )
     merge = {"to": "hub", "merge_lora": tmp_path / "lora"}
     if message is None:
         ckptforge.convert(models["llama"], tmp_path / "x", **merge)
@@ -607,13 +867,19 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
         with pytest.raises(error, match=message):
             ckptforge.convert(models["llama"], tmp_path / "x", to="hub", merge_lora=path, **options)
 
-    write_adapter(tmp_path / "wide", {w: (out, columns + 8) for w, (out, columns) in shapes.items()})
+    write_adapter(
+        tmp_path / "wide", {w: (out, columns + 8) for w, (out, columns) in shapes.items()}
+    )
     refused(LayoutError, "has 64 columns|has 128 columns", tmp_path / "wide")
-    write_adapter(tmp_path / "tall", {w: (out + 8, columns) for w, (out, columns) in shapes.items()})
+    write_adapter(
+        tmp_path / "tall", {w: (out + 8, columns) for w, (out, columns) in shapes.items()}
+    )
     refused(LayoutError, "is it an adapter of this model", tmp_path / "tall")
     write_adapter(tmp_path / "low", {w: (out - 8, columns) for w, (out, columns) in shapes.items()})
     refused(LayoutError, "is it an adapter of this model", tmp_path / "low")
-    write_adapter(tmp_path / "deep", {w.replace("layers.1", "layers.7"): shape for w, shape in shapes.items()})
+    write_adapter(
+        tmp_path / "deep", {w.replace("layers.1", "layers.7"): shape for w, shape in shapes.items()}
+    )
     refused(LayoutError, "whose number is 7, but the model has only 2", tmp_path / "deep")
     write_adapter(tmp_path / "head", {**shapes, "score.weight": (256, 64)})
     refused(UnmappedTensorsError, "score", tmp_path / "head")
@@ -633,7 +899,10 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
         module = PREFIX + "model.layers.0.self_attn.q_proj"
-        data = {f"{module}.{k}.weight": (dtype, shape, bytes(4 * int(np.prod(shape)))) for k, (dtype, shape) in tensors.items()}
+        data = {
+            f"{module}.{k}.weight": (dtype, shape, bytes(4 * int(np.prod(shape))))
+            for k, (dtype, shape) in tensors.items()
+        }
         write_safetensors(tmp_path / name / "adapter_model.safetensors", data)
         refused(FormatError, "without the other factor|expected", tmp_path / name)
     write_adapter(tmp_path / "lora", shapes)
@@ -651,11 +920,16 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
 def test_inspect_tells_an_adapter(tmp_path, models):
     write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
     text = inspection_text(ckptforge.inspect(tmp_path / "lora"), False)
-    assert "a LoRA adapter of 15 weights, rank 4, scale 2." in text and "llama or qwen2 or qwen3" in text
+    assert (
+        "a LoRA adapter of 15 weights, rank 4, scale 2." in text
+        and "llama or qwen2 or qwen3" in text
+    )
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="mcore", config=models["llama"])
     assert ckptforge.inspect(tmp_path / "l.ckpt").layout == "mcore"
     (tmp_path / "l.ckpt.manifest.json").unlink()
-    assert "its lora_alpha isn't recorded" in inspection_text(ckptforge.inspect(tmp_path / "l.ckpt"), False)
+    assert "its lora_alpha isn't recorded" in inspection_text(
+        ckptforge.inspect(tmp_path / "l.ckpt"), False
+    )
 
 
 def tables_with(lora):
@@ -667,14 +941,26 @@ def tables_with(lora):
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ('[lora]\nmodules = ["w9"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_b"]\n', "'w9' isn't in"),
-        ('[lora]\nmodules = ["norm"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_b"]\n', "isn't a matrix"),
+        (
+            '[lora]\nmodules = ["w9"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_b"]\n',
+            "'w9' isn't in",
+        ),
+        (
+            '[lora]\nmodules = ["norm"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_b"]\n',
+            "isn't a matrix",
+        ),
         ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.lora_a"]\n', "names"),
         ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["lora_a", "{}.lora_b"]\n', "must hold"),
         ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.lora_a", "{}.lora_a"]\n', "one name"),
         ('[lora]\nmodules = ["wq"]\n[lora.names]\nhub = ["{}.a", "{}.b"]\n', "must hold lora_"),
-        ('[lora]\nmodules = ["wq"]\n[lora.names]\nnone = ["{}.lora_a", "{}.lora_b"]\n', "no layout of that name"),
-        ('[lora]\nmodules = ["wq"]\n[lora.names]\ndense = ["{}.lora_a", "{}.lora_b"]\n', "no layout of Hugging Face"),
+        (
+            '[lora]\nmodules = ["wq"]\n[lora.names]\nnone = ["{}.lora_a", "{}.lora_b"]\n',
+            "no layout of that name",
+        ),
+        (
+            '[lora]\nmodules = ["wq"]\n[lora.names]\ndense = ["{}.lora_a", "{}.lora_b"]\n',
+            "no layout of Hugging Face",
+        ),
     ],
 )
 def test_bad_lora_sections(tmp_path, lora, message):
@@ -685,14 +971,21 @@ def test_bad_lora_sections(tmp_path, lora, message):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
 def test_against_peft_itself(tmp_path, kind):
-    """What peft saves is read, what peft merges is the same up to its own roundings, and what we write peft loads."""
-    torch, peft, transformers = (pytest.importorskip(name) for name in ("torch", "peft", "transformers"))
+    """What peft saves is read, what peft merges is the same up to its own roundings, and what we
+    write peft loads."""
+    torch, peft, transformers = (
+        pytest.importorskip(name) for name in ("torch", "peft", "transformers")
+    )
     config = dict(TABLES[kind].example, torch_dtype="float32", dtype="float32")
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config)
+    ).eval()
     model.save_pretrained(tmp_path / "hub")
     targets = ["q_proj", "v_proj", "o_proj"] + ["gate_proj", "down_proj"] * (kind == "llama")
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, init_lora_weights=False))
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, init_lora_weights=False)
+    )
     wrapped.save_pretrained(tmp_path / "lora")
     tokens = torch.arange(9)[None]
     with torch.no_grad():
@@ -700,19 +993,35 @@ def test_against_peft_itself(tmp_path, kind):
 
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="mcore", config=tmp_path / "hub")
     ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back", config=tmp_path / "hub")
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hub", dtype=torch.float32).eval()
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hub", dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         assert not torch.allclose(base(tokens).logits, logits, atol=1e-3)
-        assert torch.allclose(peft.PeftModel.from_pretrained(base, tmp_path / "back")(tokens).logits, logits, atol=1e-5)
+        assert torch.allclose(
+            peft.PeftModel.from_pretrained(base, tmp_path / "back")(tokens).logits,
+            logits,
+            atol=1e-5,
+        )
 
     for adapter in ("lora", "l.ckpt"):
-        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", merge_lora=tmp_path / adapter, overwrite=True)
+        ckptforge.to_ms(
+            tmp_path / "hub",
+            tmp_path / "x.ckpt",
+            layout="mcore",
+            merge_lora=tmp_path / adapter,
+            overwrite=True,
+        )
         ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "merged", overwrite=True)
-        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+        merged = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "merged", dtype=torch.float32
+        ).eval()
         with torch.no_grad():
             assert torch.allclose(merged(tokens).logits, logits, atol=1e-5)
     theirs = wrapped.merge_and_unload()
-    for (name, ours), (_, other) in zip(merged.named_parameters(), theirs.named_parameters(), strict=True):
+    for (name, ours), (_, other) in zip(
+        merged.named_parameters(), theirs.named_parameters(), strict=True
+    ):
         assert torch.allclose(ours, other, rtol=1e-6, atol=1e-7), name
 
 
@@ -722,7 +1031,9 @@ def test_files_of_peft_come_back_as_they_were(tmp_path, layout):
     peft, transformers = (pytest.importorskip(name) for name in ("peft", "transformers"))
     config = transformers.AutoConfig.for_model(**TABLES["mixtral"].example)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    )
     wrapped.save_pretrained(tmp_path / "lora")
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout=layout, model="mixtral")
     ckptforge.to_torch(tmp_path / "l.ckpt", tmp_path / "back")
@@ -732,7 +1043,9 @@ def test_files_of_peft_come_back_as_they_were(tmp_path, layout):
 
 def test_a_resume_tells_factors_from_their_transposes(tmp_path, models):
     write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
-    plan = ckptforge.plan("convert", models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / "lora")
+    plan = ckptforge.plan(
+        "convert", models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / "lora"
+    )
 
     def turned(source):
         if source.plus is None:
@@ -740,5 +1053,12 @@ def test_a_resume_tells_factors_from_their_transposes(tmp_path, models):
         products = tuple(replace(product, turned=True) for product in source.plus.products)
         return replace(source, plus=replace(source.plus, products=products))
 
-    changed = [replace(one, copies=tuple((turned(source), copy) for source, copy in one.copies)) for one in plan.assemblies]
-    assert fingerprint(plan) == fingerprint(replace(plan)) != fingerprint(replace(plan, assemblies=tuple(changed)))
+    changed = [
+        replace(one, copies=tuple((turned(source), copy) for source, copy in one.copies))
+        for one in plan.assemblies
+    ]
+    assert (
+        fingerprint(plan)
+        == fingerprint(replace(plan))
+        != fingerprint(replace(plan, assemblies=tuple(changed)))
+    )

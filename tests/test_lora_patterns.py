@@ -15,7 +15,14 @@ from ckptforge.adapters import module_pattern
 from ckptforge.adapters.module_pattern import ModulePatterns
 from ckptforge.errors import FormatError
 from ckptforge.verbs.synthetic import write_model
-from tests.test_lora import TABLES, assert_same, raw_safetensors, weights_of, with_products, write_adapter
+from tests.test_lora import (
+    TABLES,
+    assert_same,
+    raw_safetensors,
+    weights_of,
+    with_products,
+    write_adapter,
+)
 
 _PARTS = [
     "a",
@@ -40,7 +47,26 @@ _PARTS = [
     "[^a]",
     "[]a]",
 ]
-_PARTS += ["(?:", "(?=", "(?!", "(?P<x>", r"\w", r"\d", r"\W", r"\b", r"\B", r"\A", r"\Z", "*?", "{", "}", "1", "-", r"\-", ".*"]
+_PARTS += [
+    "(?:",
+    "(?=",
+    "(?!",
+    "(?P<x>",
+    r"\w",
+    r"\d",
+    r"\W",
+    r"\b",
+    r"\B",
+    r"\A",
+    r"\Z",
+    "*?",
+    "{",
+    "}",
+    "1",
+    "-",
+    r"\-",
+    ".*",
+]
 
 
 def first_match(keys, name):
@@ -59,7 +85,9 @@ def valid(key):
 
 
 KEYS = st.lists(st.sampled_from(_PARTS), min_size=1, max_size=8).map("".join)
-NAMES = st.lists(st.sampled_from(["a", "b", "q", "_proj", ".", "1", "-"]), min_size=1, max_size=7).map("".join)
+NAMES = st.lists(
+    st.sampled_from(["a", "b", "q", "_proj", ".", "1", "-"]), min_size=1, max_size=7
+).map("".join)
 
 
 @settings(max_examples=500, deadline=None)
@@ -104,13 +132,26 @@ def test_keys_as_they_are_written(key):
         "mlp.up_proj",
         "mlp.gate_proj",
     ]
-    names = [f"{layer}.{part}" for layer in layers for part in parts] + ["lm_head", "model.embed_tokens"]
+    names = [f"{layer}.{part}" for layer in layers for part in parts] + [
+        "lm_head",
+        "model.embed_tokens",
+    ]
     patterns = ModulePatterns("x", "alpha_pattern", {key: 3})
-    assert [patterns.value(name, 1) for name in names] == [3 if first_match([key], name) else 1 for name in names]
+    assert [patterns.value(name, 1) for name in names] == [
+        3 if first_match([key], name) else 1 for name in names
+    ]
 
 
 @pytest.mark.parametrize(
-    "hostile", ["(a+)+b", "(.*)*x", "(a|a|a)*(a|aa)+b", ".*.*.*.*.*.*.*.*x", "((.{0,99}){0,99}){0,99}z", "(" * 90 + "a" + ")*" * 90 + "b"]
+    "hostile",
+    [
+        "(a+)+b",
+        "(.*)*x",
+        "(a|a|a)*(a|aa)+b",
+        ".*.*.*.*.*.*.*.*x",
+        "((.{0,99}){0,99}){0,99}z",
+        "(" * 90 + "a" + ")*" * 90 + "b",
+    ],
 )
 def test_what_would_keep_re_busy_for_years_ends(hostile):
     patterns = ModulePatterns("x", "rank_pattern", {hostile: 3})
@@ -147,7 +188,9 @@ def test_keys_that_are_refused(values, message):
 
 def test_keys_that_are_nested_deeply_are_refused_or_matched():
     try:
-        assert ModulePatterns("x", "rank_pattern", {"(" * 240 + "a" + ")" * 240: 3}).value("a", 1) == 3
+        assert (
+            ModulePatterns("x", "rank_pattern", {"(" * 240 + "a" + ")" * 240: 3}).value("a", 1) == 3
+        )
     except FormatError as error:
         assert "nested too deeply" in str(error)
 
@@ -157,12 +200,19 @@ def test_two_keys_for_one_module_are_said(tmp_path):
     write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
     hub = raw_safetensors(tmp_path / "hub")
     shapes = weights_of("llama", hub, ["q_proj.weight", "o_proj.weight"])
-    products = write_adapter(tmp_path / "lora", shapes, alpha_pattern={".*q_proj": 16, "q_proj": 32})
-    result = ckptforge.convert(tmp_path / "hub", tmp_path / "m", to="hub", merge_lora=tmp_path / "lora")
+    products = write_adapter(
+        tmp_path / "lora", shapes, alpha_pattern={".*q_proj": 16, "q_proj": 32}
+    )
+    result = ckptforge.convert(
+        tmp_path / "hub", tmp_path / "m", to="hub", merge_lora=tmp_path / "lora"
+    )
     for weight, product in products.items():
         product *= 2 if "q_proj" in weight else 1
     assert_same(tmp_path / "m", with_products(hub, products))
-    assert any("'.*q_proj' and 'q_proj' both match model.layers.0.self_attn.q_proj" in note for note in result.notes)
+    assert any(
+        "'.*q_proj' and 'q_proj' both match model.layers.0.self_attn.q_proj" in note
+        for note in result.notes
+    )
 
 
 def test_merging_with_keys_that_are_expressions(tmp_path):
@@ -188,9 +238,13 @@ def test_merging_with_keys_that_are_expressions(tmp_path):
 
 
 def test_expressions_give_the_scales_that_peft_has(tmp_path):
-    torch, peft, transformers = (pytest.importorskip(name) for name in ("torch", "peft", "transformers"))
+    torch, peft, transformers = (
+        pytest.importorskip(name) for name in ("torch", "peft", "transformers")
+    )
     config = dict(TABLES["llama"].example, torch_dtype="float32", dtype="float32")
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config)
+    )
     model.save_pretrained(tmp_path / "hub")
     wrapped = peft.get_peft_model(
         model,
@@ -205,6 +259,9 @@ def test_expressions_give_the_scales_that_peft_has(tmp_path):
     )
     wrapped.save_pretrained(tmp_path / "lora")
     ckptforge.convert(tmp_path / "hub", tmp_path / "m", to="hub", merge_lora=tmp_path / "lora")
-    merged = {name: torch.from_numpy(bits.view(np.float32).copy()) for name, bits in raw_safetensors(tmp_path / "m").items()}
+    merged = {
+        name: torch.from_numpy(bits.view(np.float32).copy())
+        for name, bits in raw_safetensors(tmp_path / "m").items()
+    }
     for name, theirs in wrapped.merge_and_unload().named_parameters():
         assert torch.allclose(merged[name], theirs, rtol=1e-6, atol=1e-7), name

@@ -1,10 +1,11 @@
-"""Our output against what MindFormers' own converters make of the same model, for those who have its sources:
+"""Our output against what MindFormers' own converters make of the same model, for those who have
+its sources:
 
     MINDFORMERS=<a checkout of mindspore-lab/mindformers> pytest tests/test_mindformers.py
 
-In float32, as they keep some tensors in that whatever dtype is asked for. The scripts run as they are, each in a process of its own,
-with stand-ins for the few names that they import from the package, which can't be imported without an Ascend. Last run with master
-167a50dec.
+In float32, as they keep some tensors in that whatever dtype is asked for. The scripts run as they
+are, each in a process of its own, with stand-ins for the few names that they import from the
+package, which can't be imported without an Ascend. Last run with master 167a50dec.
 """
 
 import os
@@ -20,10 +21,13 @@ from ckptforge.verbs.synthetic import write_model
 from tests.helpers import contents, eight_bits
 
 SOURCES = os.environ.get("MINDFORMERS")
-pytestmark = pytest.mark.skipif(SOURCES is None, reason="MINDFORMERS isn't set to a checkout of its sources")
+pytestmark = pytest.mark.skipif(
+    SOURCES is None, reason="MINDFORMERS isn't set to a checkout of its sources"
+)
 TABLES = {table.name: table for table in shipped_tables()}
 
-# What the scripts use of the package. Their arithmetic for concatenated weights is read from the sources.
+# What the scripts use of the package. Their arithmetic for concatenated weights is read from the
+# sources.
 STAND_IN = """
 import importlib.util, logging, sys, types
 from pathlib import Path
@@ -48,19 +52,29 @@ module("mindformers.utils")
 load("mindformers.utils.convert_utils", sources / "mindformers/utils/convert_utils.py")
 converter = load("converter", sources / script)
 import mindspore as ms, torch
-"""
+"""  # noqa: E501
 
 
 def run(script: str, code: str, **names: object) -> None:
-    text = STAND_IN + "\n".join(f"{name} = {value!r}" for name, value in names.items()) + "\n" + code
+    text = (
+        STAND_IN + "\n".join(f"{name} = {value!r}" for name, value in names.items()) + "\n" + code
+    )
     done = subprocess.run(
-        [sys.executable, "-c", text, SOURCES, script], capture_output=True, text=True, check=False, env={**os.environ, "TQDM_DISABLE": "1"}
+        [sys.executable, "-c", text, SOURCES, script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TQDM_DISABLE": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def merged(directory: Path) -> dict:
-    return {name: tensor for file in sorted(directory.glob("*.safetensors")) for name, tensor in contents(file).items()}
+    return {
+        name: tensor
+        for file in sorted(directory.glob("*.safetensors"))
+        for name, tensor in contents(file).items()
+    }
 
 
 def keys(config: dict) -> dict:
@@ -74,8 +88,15 @@ def keys(config: dict) -> dict:
         "kv_channels": "head_dim",
         "n_head": "num_attention_heads",
     }
-    same = "hidden_size num_attention_heads first_k_dense_replace num_nextn_predict_layers qk_nope_head_dim qk_rope_head_dim v_head_dim"
-    return {**{new: config.get(old) for new, old in names.items()}, **{name: config.get(name) for name in same.split()}, "max_worker": 2}
+    same = (
+        "hidden_size num_attention_heads first_k_dense_replace num_nextn_predict_layers "
+        "qk_nope_head_dim qk_rope_head_dim v_head_dim"
+    )
+    return {
+        **{new: config.get(old) for new, old in names.items()},
+        **{name: config.get(name) for name in same.split()},
+        "max_worker": 2,
+    }
 
 
 def both_in_mcore(work: Path, config: dict, dtype: str) -> tuple[dict, dict]:
@@ -106,16 +127,24 @@ def test_deepseek_in_eight_bits(tmp_path):
     eight_bits(tmp_path / "hub", (128, 128))
     ours, theirs = both_in_mcore(tmp_path, config, "bfloat16")
     assert sorted(ours) == sorted(theirs)
-    assert [name for name in ours if ours[name] != theirs[name] and not name.endswith("expert_bias")] == []  # theirs is float32
+    # theirs is float32
+    assert [
+        name for name in ours if ours[name] != theirs[name] and not name.endswith("expert_bias")
+    ] == []
 
 
-@pytest.mark.parametrize(("name", "folder"), [("deepseek_v3", "deepseekv3"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3_moe")])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("deepseek_v3", "deepseekv3"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3_moe")],
+)
 def test_mcore_to_hub(name, folder, tmp_path):
     table = TABLES[name]
     config = {**table.example, "tie_word_embeddings": False}
     write_model(tmp_path / "hub", table, config, dtype="float32")
     (tmp_path / "back").mkdir()
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms" / "x.safetensors", layout="mcore", no_hash=True)
+    ckptforge.to_ms(
+        tmp_path / "hub", tmp_path / "ms" / "x.safetensors", layout="mcore", no_hash=True
+    )
     for manifest in (tmp_path / "ms").glob("*.json"):
         manifest.unlink()
     run(
@@ -144,7 +173,11 @@ def test_deepseek_to_legacy(layout, grouped, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "script"), [("llama", "mindformers/models/llama/convert_weight.py"), ("qwen2", "research/qwen2_5/convert_weight.py")]
+    ("name", "script"),
+    [
+        ("llama", "mindformers/models/llama/convert_weight.py"),
+        ("qwen2", "research/qwen2_5/convert_weight.py"),
+    ],
 )
 def test_legacy_and_concatenated(name, script, tmp_path):
     table = TABLES[name]
@@ -154,8 +187,10 @@ def test_legacy_and_concatenated(name, script, tmp_path):
     run(
         script,
         "converter.convert_pt_to_ms(hub, out + '/dense.ckpt', ms.float32)\n"
-        "found = converter.convert_qkv_concat_weight(ms.load_checkpoint(out + '/dense.ckpt'), types.SimpleNamespace(model_config=config))\n"
-        "ms.save_checkpoint([{'name': name, 'data': ms.Tensor(p.asnumpy())} for name, p in found.items()], out + '/concat.ckpt')",
+        "found = converter.convert_qkv_concat_weight(ms.load_checkpoint(out + '/dense.ckpt'), "
+        "types.SimpleNamespace(model_config=config))\n"
+        "ms.save_checkpoint([{'name': name, 'data': ms.Tensor(p.asnumpy())} for name, p in "
+        "found.items()], out + '/concat.ckpt')",
         hub=str(tmp_path / "hub"),
         out=str(tmp_path),
         config={**config, **{new: config[old] for new, old in flags.items()}},

@@ -1,4 +1,5 @@
-"""Every shipped table and layout: there and back, against MindFormers' arithmetic, real transformers models, published counts."""
+"""Every shipped table and layout: there and back, against MindFormers' arithmetic, real
+transformers models, published counts."""
 
 import json
 import re
@@ -12,19 +13,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import ConfigError, FormatError, LayoutError, PlanError, TableError, UnmappedTensorsError, UsageError
+from ckptforge.errors import (
+    ConfigError,
+    FormatError,
+    LayoutError,
+    PlanError,
+    TableError,
+    UnmappedTensorsError,
+    UsageError,
+)
 from ckptforge.tables.table import load_table, shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from ckptforge.verbs.tables import check_table, describe, list_tables, table_schema
 from tests.helpers import FIXTURES, contents, eight_bits, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
-CASES = [(table.name, layout.name) for table in TABLES.values() for layout in table.layouts.values() if layout.name != "hub"]
+CASES = [
+    (table.name, layout.name)
+    for table in TABLES.values()
+    for layout in table.layouts.values()
+    if layout.name != "hub"
+]
 
 
 @st.composite
 def configs(draw, name):
-    """A tiny config.json of a table's model, of another size in everything that its tensors depend on."""
+    """A tiny config.json of a table's model, of another size in everything that its tensors depend
+    on."""
     config = dict(TABLES[name].example)
     heads = draw(st.integers(1, 3))
     groups = draw(st.integers(1, 3))
@@ -42,7 +57,13 @@ def configs(draw, name):
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if key in config:
             config[key] = draw(st.integers(1, 11))
-    for key in ("moe_intermediate_size", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+    for key in (
+        "moe_intermediate_size",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "v_head_dim",
+    ):
         if key in config:
             config[key] = draw(st.integers(1, 5))
     if "attention_bias" in config and name == "llama":
@@ -63,9 +84,12 @@ def test_hub_to_every_layout_and_back(name, layout, data):
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         write_model(work / "hub", TABLES[name], config, seed=data.draw(st.integers(0, 99)))
-        there = work / ("there" if TABLES[name].layouts[layout].family == "huggingface" else "there.ckpt")
+        there = work / (
+            "there" if TABLES[name].layouts[layout].family == "huggingface" else "there.ckpt"
+        )
         ckptforge.convert(work / "hub", there, to=layout, from_="hub")
-        for path in work.glob("*manifest.json"):  # so that nothing but the tensors and the config tells
+        # so that nothing but the tensors and the config tells
+        for path in work.glob("*manifest.json"):
             path.unlink()
         (work / "there" / "ckptforge.manifest.json").unlink(missing_ok=True)
         ckptforge.convert(there, work / "back", to="hub", from_=layout, config=work / "hub")
@@ -74,39 +98,65 @@ def test_hub_to_every_layout_and_back(name, layout, data):
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_layouts_are_told_without_being_named_or_asked_for(name, tmp_path):
-    """By names and shapes alone, or, where contents differ that names don't tell, by an error that says so."""
+    """By names and shapes alone, or, where contents differ that names don't tell, by an error that
+    says so."""
     table = TABLES[name]
     write_model(tmp_path / "hub", table, {**table.example, "num_hidden_layers": 3})
     for layout in table.layouts.values():
         if layout.family == "mindspore" and not layout.by_name_only:
-            ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout.name}.safetensors", layout=layout.name, no_hash=True)
+            ckptforge.to_ms(
+                tmp_path / "hub",
+                tmp_path / f"{layout.name}.safetensors",
+                layout=layout.name,
+                no_hash=True,
+            )
             (tmp_path / f"{layout.name}.safetensors.manifest.json").unlink()
             try:
-                ckptforge.to_torch(tmp_path / f"{layout.name}.safetensors", tmp_path / layout.name, config=tmp_path / "hub", model=name)
+                ckptforge.to_torch(
+                    tmp_path / f"{layout.name}.safetensors",
+                    tmp_path / layout.name,
+                    config=tmp_path / "hub",
+                    model=name,
+                )
             except LayoutError as error:
-                assert f"fit layouts {layout.name}" in str(error) or f"and {layout.name}" in str(error)
+                assert f"fit layouts {layout.name}" in str(error) or f"and {layout.name}" in str(
+                    error
+                )
             else:
                 assert contents(tmp_path / layout.name) == contents(tmp_path / "hub")
 
 
-@pytest.mark.parametrize(("name", "layout"), [(t.name, x.name) for t in TABLES.values() for x in t.layouts.values() if x.by_name_only])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [(t.name, x.name) for t in TABLES.values() for x in t.layouts.values() if x.by_name_only],
+)
 def test_layouts_that_are_told_by_name_only(name, layout, tmp_path):
     """Unless it or a manifest names one, the layout that it looks like is meant."""
     write_model(tmp_path / "hub", TABLES[name], TABLES[name].example)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout=layout)
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "recorded")
     (tmp_path / "x.ckpt.manifest.json").unlink()
-    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "named", layout=layout, config=tmp_path / "hub")
+    ckptforge.to_torch(
+        tmp_path / "x.ckpt", tmp_path / "named", layout=layout, config=tmp_path / "hub"
+    )
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "taken", config=tmp_path / "hub")
-    assert contents(tmp_path / "recorded") == contents(tmp_path / "named") == contents(tmp_path / "hub") != contents(tmp_path / "taken")
+    assert (
+        contents(tmp_path / "recorded")
+        == contents(tmp_path / "named")
+        == contents(tmp_path / "hub")
+        != contents(tmp_path / "taken")
+    )
     assert ckptforge.inspect(tmp_path / "x.ckpt", model=name).layout == "mcore"
     (tmp_path / "p.json").write_text(json.dumps({"model_parallel": 2}))
     with pytest.raises(ckptforge.CkptforgeError, match="shard"):
-        ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", layout=layout, parallel_config=tmp_path / "p.json")
+        ckptforge.to_ms(
+            tmp_path / "hub", tmp_path / "ranks", layout=layout, parallel_config=tmp_path / "p.json"
+        )
 
 
 def per_group(q, k, v, groups):
-    """MindFormers' `concat_qkv_weight_megatron`: for each kv group its query heads, its key head, its value head."""
+    """MindFormers' `concat_qkv_weight_megatron`: for each kv group its query heads, its key head,
+    its value head."""
     parts = [part.reshape(groups, -1, *part.shape[1:]) for part in (q, k, v)]
     return np.concatenate(parts, 1).reshape(-1, *q.shape[1:])
 
@@ -118,12 +168,18 @@ def by_turns(gate, up):
 
 def experts(hub, base, count, *names):
     """MindFormers' `concat_expert_weight`: [gateᵀ | upᵀ] (or downᵀ) of one expert below another."""
-    return np.concatenate([np.concatenate([hub[f"{base}.{e}.{name}_proj.weight"] for name in names]).T for e in range(count)])
+    return np.concatenate(
+        [
+            np.concatenate([hub[f"{base}.{e}.{name}_proj.weight"] for name in names]).T
+            for e in range(count)
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3"])
 def test_mcore_is_what_mindformers_converters_make(name, tmp_path):
-    """The arithmetic of MindFormers r1.7.0 … master, `toolkit/weight_convert` and `models/*/utils.py`, written anew in numpy."""
+    """The arithmetic of MindFormers r1.7.0 … master, `toolkit/weight_convert` and
+    `models/*/utils.py`, written anew in numpy."""
     table = TABLES[name]
     config = table.example
     write_model(tmp_path / "hub", table, config)
@@ -141,7 +197,12 @@ def test_mcore_is_what_mindformers_converters_make(name, tmp_path):
         if layer >= config["num_hidden_layers"]:
             mtp = layer - config["num_hidden_layers"]
             new = f"mtp.layers.{mtp}.transformer_layer"
-            for a, b in (("enorm", "enorm"), ("hnorm", "hnorm"), ("eh_proj", "eh_proj"), ("shared_head.norm", "final_layernorm")):
+            for a, b in (
+                ("enorm", "enorm"),
+                ("hnorm", "hnorm"),
+                ("eh_proj", "eh_proj"),
+                ("shared_head.norm", "final_layernorm"),
+            ):
                 expected[f"mtp.layers.{mtp}.{b}.weight"] = hub[f"{old}.{a}.weight"]
         expected[f"{new}.input_layernorm.weight"] = hub[f"{old}.input_layernorm.weight"]
         expected[f"{new}.pre_mlp_layernorm.weight"] = hub[f"{old}.post_attention_layernorm.weight"]
@@ -159,94 +220,173 @@ def test_mcore_is_what_mindformers_converters_make(name, tmp_path):
         else:
             for kind in ("weight", "bias") if name == "qwen2" else ("weight",):
                 q, k, v = (hub[f"{old}.self_attn.{x}_proj.{kind}"] for x in "qkv")
-                expected[f"{new}.self_attention.linear_qkv.{kind}"] = per_group(q, k, v, config["num_key_value_heads"])
+                expected[f"{new}.self_attention.linear_qkv.{kind}"] = per_group(
+                    q, k, v, config["num_key_value_heads"]
+                )
             for x in "qk" if name in ("qwen3", "qwen3_moe") else "":
-                expected[f"{new}.self_attention.{x}_layernorm.weight"] = hub[f"{old}.self_attn.{x}_norm.weight"]
+                expected[f"{new}.self_attention.{x}_layernorm.weight"] = hub[
+                    f"{old}.self_attn.{x}_norm.weight"
+                ]
         if layer < dense:
-            expected[f"{new}.mlp.linear_fc1.weight"] = by_turns(*(hub[f"{old}.mlp.{x}_proj.weight"] for x in ("gate", "up")))
+            expected[f"{new}.mlp.linear_fc1.weight"] = by_turns(
+                *(hub[f"{old}.mlp.{x}_proj.weight"] for x in ("gate", "up"))
+            )
             expected[f"{new}.mlp.linear_fc2.weight"] = hub[f"{old}.mlp.down_proj.weight"]
             continue
         expected[f"{new}.mlp.router.weight"] = hub[f"{old}.mlp.gate.weight"]
-        expected[f"{new}.mlp.experts.weight1"] = experts(hub, f"{old}.mlp.experts", count, "gate", "up")
+        expected[f"{new}.mlp.experts.weight1"] = experts(
+            hub, f"{old}.mlp.experts", count, "gate", "up"
+        )
         expected[f"{new}.mlp.experts.weight2"] = experts(hub, f"{old}.mlp.experts", count, "down")
         if name == "deepseek_v3":
             shared = f"{old}.mlp.shared_experts"
-            expected[f"{new}.mlp.router.expert_bias"] = hub[f"{old}.mlp.gate.e_score_correction_bias"]
-            expected[f"{new}.mlp.shared_experts.linear_fc1.weight"] = by_turns(*(hub[f"{shared}.{x}_proj.weight"] for x in ("gate", "up")))
-            expected[f"{new}.mlp.shared_experts.linear_fc2.weight"] = hub[f"{shared}.down_proj.weight"]
+            expected[f"{new}.mlp.router.expert_bias"] = hub[
+                f"{old}.mlp.gate.e_score_correction_bias"
+            ]
+            expected[f"{new}.mlp.shared_experts.linear_fc1.weight"] = by_turns(
+                *(hub[f"{shared}.{x}_proj.weight"] for x in ("gate", "up"))
+            )
+            expected[f"{new}.mlp.shared_experts.linear_fc2.weight"] = hub[
+                f"{shared}.down_proj.weight"
+            ]
     assert sorted(ms) == sorted(expected)
     for tensor, numbers in expected.items():
         assert ms[tensor].shape == numbers.shape and (ms[tensor] == numbers).all(), tensor
 
 
 def test_experts_whose_shape_is_not_the_order_of_their_numbers(tmp_path):
-    """MindFormers r1.6.0, FFNGroupedGEMM.construct: weight1 (H, E·2M) and weight2 (E·M, H) are reshaped to (E, H, 2M) and (E, M, H); SwiGlu
-    takes the first half of linear_fc1's rows as the gate."""
+    """MindFormers r1.6.0, FFNGroupedGEMM.construct: weight1 (H, E·2M) and weight2 (E·M, H) are
+    reshaped to (E, H, 2M) and (E, M, H); SwiGlu takes the first half of linear_fc1's rows as the
+    gate."""
     config = TABLES["deepseek_v3"].example
     write_model(tmp_path / "hub", TABLES["deepseek_v3"], config)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="mcore-r1.6")
     hub, ms = raw_safetensors(tmp_path / "hub"), raw_safetensors(tmp_path / "ms.safetensors")
-    count, hidden, width = config["n_routed_experts"], config["hidden_size"], config["moe_intermediate_size"]
-    for old, new in (("model.layers.1", "decoder.layers.1"), ("model.layers.3", "mtp.layers.0.transformer_layer")):
+    count, hidden, width = (
+        config["n_routed_experts"],
+        config["hidden_size"],
+        config["moe_intermediate_size"],
+    )
+    for old, new in (
+        ("model.layers.1", "decoder.layers.1"),
+        ("model.layers.3", "mtp.layers.0.transformer_layer"),
+    ):
         weight1, weight2 = (ms[f"{new}.mlp.experts.weight{i}"] for i in "12")
-        assert weight1.shape == (hidden, count * 2 * width) and weight2.shape == (count * width, hidden)
+        assert weight1.shape == (hidden, count * 2 * width) and weight2.shape == (
+            count * width,
+            hidden,
+        )
         for expert in range(count):
-            gate, up, down = (hub[f"{old}.mlp.experts.{expert}.{x}_proj.weight"] for x in ("gate", "up", "down"))
-            assert (weight1.reshape(count, hidden, 2 * width)[expert] == np.concatenate([gate, up]).T).all()
+            gate, up, down = (
+                hub[f"{old}.mlp.experts.{expert}.{x}_proj.weight"] for x in ("gate", "up", "down")
+            )
+            assert (
+                weight1.reshape(count, hidden, 2 * width)[expert] == np.concatenate([gate, up]).T
+            ).all()
             assert (weight2.reshape(count, width, hidden)[expert] == down.T).all()
         gate, up = (hub[f"{old}.mlp.shared_experts.{x}_proj.weight"] for x in ("gate", "up"))
-        assert (ms[f"{new}.mlp.shared_experts.linear_fc1.weight"] == np.concatenate([gate, up])).all()
+        assert (
+            ms[f"{new}.mlp.shared_experts.linear_fc1.weight"] == np.concatenate([gate, up])
+        ).all()
     with pytest.raises(ckptforge.CkptforgeError, match="shard"):
         (tmp_path / "p.json").write_text(json.dumps({"model_parallel": 2}))
-        ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", layout="mcore-r1.6", parallel_config=tmp_path / "p.json")
+        ckptforge.to_ms(
+            tmp_path / "hub",
+            tmp_path / "ranks",
+            layout="mcore-r1.6",
+            parallel_config=tmp_path / "p.json",
+        )
 
 
 @pytest.mark.parametrize(
-    ("devices", "tensor_map"), [([2, 2], [0, -1]), ([2, 2], [-1, 1]), ([2, 2], [0, 1]), ([4], [0, -1]), ([4], [-1, 0])], ids=str
+    ("devices", "tensor_map"),
+    [([2, 2], [0, -1]), ([2, 2], [-1, 1]), ([2, 2], [0, 1]), ([4], [0, -1]), ([4], [-1, 0])],
+    ids=str,
 )
 def test_ranks_that_cut_a_shape_across_the_order_of_its_numbers(devices, tensor_map, tmp_path):
     table = TABLES["deepseek_v3"]
-    config = {**table.example, "hidden_size": 8, "n_routed_experts": 6, "moe_intermediate_size": 2, "num_hidden_layers": 2}
+    config = {
+        **table.example,
+        "hidden_size": 8,
+        "n_routed_experts": 6,
+        "moe_intermediate_size": 2,
+        "num_hidden_layers": 2,
+    }
     write_model(tmp_path / "hub", table, config)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.ckpt", layout="mcore-r1.6")
     whole = contents(tmp_path / "ms.ckpt")
-    item = {"dev_matrix": devices, "opt_weight_shard_size": 0, "opt_weight_shard_step": 0, "field": 0}
+    item = {
+        "dev_matrix": devices,
+        "opt_weight_shard_size": 0,
+        "opt_weight_shard_step": 0,
+        "field": 0,
+    }
     items = {
-        name: {**item, "tensor_map": tensor_map if name.endswith("weight1") else [-1] * len(shape), "tensor_shape": shape}
+        name: {
+            **item,
+            "tensor_map": tensor_map if name.endswith("weight1") else [-1] * len(shape),
+            "tensor_shape": shape,
+        }
         for name, (_, shape, _) in whole.items()
     }
     (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy" / "rank_0.json").write_text(json.dumps({"current_stage": 0, "parallel_layout_item": items}))
+    (tmp_path / "strategy" / "rank_0.json").write_text(
+        json.dumps({"current_stage": 0, "parallel_layout_item": items})
+    )
     ckptforge.split(tmp_path / "ms.ckpt", tmp_path / "split", strategy_dir=tmp_path / "strategy")
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", layout="mcore-r1.6", strategy_dir=tmp_path / "strategy")
+    ckptforge.to_ms(
+        tmp_path / "hub",
+        tmp_path / "ranks",
+        layout="mcore-r1.6",
+        strategy_dir=tmp_path / "strategy",
+    )
     for rank in range(4):
-        assert contents(tmp_path / "split" / f"rank_{rank}") == contents(tmp_path / "ranks" / f"rank_{rank}")
-    ckptforge.to_torch(tmp_path / "ranks", tmp_path / "back", strategy_dir=tmp_path / "strategy", config=tmp_path / "hub")
+        assert contents(tmp_path / "split" / f"rank_{rank}") == contents(
+            tmp_path / "ranks" / f"rank_{rank}"
+        )
+    ckptforge.to_torch(
+        tmp_path / "ranks",
+        tmp_path / "back",
+        strategy_dir=tmp_path / "strategy",
+        config=tmp_path / "hub",
+    )
     assert contents(tmp_path / "back") == contents(tmp_path / "hub")
 
 
 def test_a_tile_with_a_hole_is_an_error(tmp_path, monkeypatch):
     """What no table of ours leads to: tiles of a width that the axes run across."""
     write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
-    monkeypatch.setattr("ckptforge.run.tasks.best_form", lambda total, *_: (total // 64, 1, total // 64))
+    monkeypatch.setattr(
+        "ckptforge.run.tasks.best_form", lambda total, *_: (total // 64, 1, total // 64)
+    )
     with pytest.raises(PlanError, match="aren't filled; this is a defect"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="mcore-r1.6")
 
 
 def test_legacy_rope_rows_are_those_of_mindformers(tmp_path):
-    """`_mla_pt_to_ms` of research/deepseek3/convert_weight.py: of each rotated pair the first ones, then the second ones."""
+    """`_mla_pt_to_ms` of research/deepseek3/convert_weight.py: of each rotated pair the first ones,
+    then the second ones."""
     config = TABLES["deepseek_v3"].example
     write_model(tmp_path / "hub", TABLES["deepseek_v3"], config)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.safetensors", layout="legacy")
     hub, ms = raw_safetensors(tmp_path / "hub"), raw_safetensors(tmp_path / "ms.safetensors")
-    heads, nope, rope = config["num_attention_heads"], config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    heads, nope, rope = (
+        config["num_attention_heads"],
+        config["qk_nope_head_dim"],
+        config["qk_rope_head_dim"],
+    )
     q = hub["model.layers.1.self_attn.q_b_proj.weight"].reshape(heads, nope + rope, -1)
-    turned = q[:, nope:].reshape(heads, rope // 2, 2, -1).transpose(0, 2, 1, 3).reshape(heads * rope, -1)
+    turned = (
+        q[:, nope:].reshape(heads, rope // 2, 2, -1).transpose(0, 2, 1, 3).reshape(heads * rope, -1)
+    )
     assert (ms["model.layers.1.attention.l2q_pe_proj.weight"] == turned).all()
-    assert (ms["model.layers.1.attention.l2q_nope_proj.weight"] == q[:, :nope].reshape(heads * nope, -1)).all()
+    assert (
+        ms["model.layers.1.attention.l2q_nope_proj.weight"] == q[:, :nope].reshape(heads * nope, -1)
+    ).all()
 
 
-# name → table, the sizes of the published config.json, parameters, tensors of the hub; DeepSeek-V3 without its MTP layer: 671B
+# name → table, the sizes of the published config.json, parameters, tensors of the hub; DeepSeek-V3
+# without its MTP layer: 671B
 PUBLISHED = json.loads((FIXTURES / "published.json").read_text())
 
 
@@ -256,18 +396,30 @@ def test_published_counts(model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(published["config"]))
     counts = check_table(published["table"], tmp_path).counts
     assert {count.parameters for count in counts} == {published["parameters"]}
-    assert next(count for count in counts if count.layout == "hub").tensors == published["hub_tensors"]
+    assert (
+        next(count for count in counts if count.layout == "hub").tensors == published["hub_tensors"]
+    )
 
 
 def test_the_mtp_layer_is_counted_where_config_has_one(tmp_path):
     published = PUBLISHED["DeepSeek-V3"]
-    (tmp_path / "config.json").write_text(json.dumps({**published["config"], "num_nextn_predict_layers": 1}))
-    (count,) = (count for count in check_table("deepseek_v3", tmp_path / "config.json").counts if count.layout == "hub")
-    assert count.parameters - published["parameters"] == 11_610_068_224 and count.tensors == 45_395 + 786
+    (tmp_path / "config.json").write_text(
+        json.dumps({**published["config"], "num_nextn_predict_layers": 1})
+    )
+    (count,) = (
+        count
+        for count in check_table("deepseek_v3", tmp_path / "config.json").counts
+        if count.layout == "hub"
+    )
+    assert (
+        count.parameters - published["parameters"] == 11_610_068_224
+        and count.tensors == 45_395 + 786
+    )
 
 
 def test_no_python_names_a_model():
-    """But for the forward check, which knows how one computes, and a kind of rope that is called llama3."""
+    """But for the forward check, which knows how one computes, and a kind of rope that is called
+    llama3."""
     package = Path(ckptforge.__file__).parent
     named = [
         f"{path.relative_to(package)}:{number}"
@@ -283,16 +435,29 @@ def test_a_checkpoint_without_its_mtp_layer(tmp_path):
     """As transformers saves it: config.json still says that there is one."""
     config = {**TABLES["deepseek_v3"].example, "num_nextn_predict_layers": 0}
     write_model(tmp_path / "hub", TABLES["deepseek_v3"], config)
-    (tmp_path / "hub" / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    (tmp_path / "hub" / "config.json").write_text(
+        json.dumps({**config, "num_nextn_predict_layers": 1})
+    )
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "ms.ckpt", layout="mcore")
     ckptforge.to_torch(tmp_path / "ms.ckpt", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "hub")
     part = raw_safetensors(tmp_path / "hub")
-    extra = {name.replace("layers.2.", "layers.3."): numbers for name, numbers in part.items() if name.startswith("model.layers.2.input")}
-    tensors = {name: ("BF16", list(numbers.shape), numbers.tobytes()) for name, numbers in (part | extra).items()}
+    extra = {
+        name.replace("layers.2.", "layers.3."): numbers
+        for name, numbers in part.items()
+        if name.startswith("model.layers.2.input")
+    }
+    tensors = {
+        name: ("BF16", list(numbers.shape), numbers.tobytes())
+        for name, numbers in (part | extra).items()
+    }
     shutil.copytree(tmp_path / "hub", tmp_path / "broken")
     write_safetensors(tmp_path / "broken" / "model.safetensors", tensors, {"format": "pt"})
-    with pytest.raises(LayoutError, match=r"needs 41 tensors that aren't there:\n  model.layers.3.post_attention_layernorm.weight"):
+    with pytest.raises(
+        LayoutError,
+        match=r"needs 41 tensors that aren't there:\n  "
+        r"model.layers.3.post_attention_layernorm.weight",
+    ):
         ckptforge.to_ms(tmp_path / "broken", tmp_path / "x.ckpt", layout="mcore")
 
 
@@ -302,27 +467,42 @@ def test_block_scaled_weights_are_read_as_what_they_stand_for(tmp_path, block):
     _, meant = eight_bits(tmp_path / "hub", block)
     result = ckptforge.convert(tmp_path / "hub", tmp_path / "bf16", to="hub")
     assert contents(tmp_path / "bf16") == meant
-    assert any(f"stored with a scale for each block of {block[0]} × {block[1]}" in note for note in result.notes)
+    assert any(
+        f"stored with a scale for each block of {block[0]} × {block[1]}" in note
+        for note in result.notes
+    )
     assert "quantization_config" not in json.loads((tmp_path / "bf16" / "config.json").read_text())
     for layout in ("mcore", "legacy", "mcore-r1.6"):
         for memory in ("128MiB", "1MiB"):
-            ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}.ckpt", layout=layout, memory=memory, overwrite=True)
+            ckptforge.to_ms(
+                tmp_path / "hub",
+                tmp_path / f"{layout}.ckpt",
+                layout=layout,
+                memory=memory,
+                overwrite=True,
+            )
             ckptforge.to_torch(tmp_path / f"{layout}.ckpt", tmp_path / "back", overwrite=True)
             assert contents(tmp_path / "back") == meant
         assert ckptforge.compare(tmp_path / "hub", tmp_path / f"{layout}.ckpt").equal
     assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
     wide = ckptforge.convert(tmp_path / "hub", tmp_path / "fp32", to="hub", dtype="fp32")
-    assert {dtype for dtype, _, _ in contents(tmp_path / "fp32").values()} == {"float32"} and not any(
-        count.rounded for count in wide.audit.counts.values()
+    assert {dtype for dtype, _, _ in contents(tmp_path / "fp32").values()} == {
+        "float32"
+    } and not any(count.rounded for count in wide.audit.counts.values())
+    assert any(
+        count.rounded
+        for (_, source, target), count in result.audit.counts.items()
+        if (source, target) == ("float32", "bfloat16")
     )
-    assert any(count.rounded for (_, source, target), count in result.audit.counts.items() if (source, target) == ("float32", "bfloat16"))
 
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_block_scaled_weights_of_every_model(tmp_path, name):
     write_model(tmp_path / "hub", TABLES[name], TABLES[name].example)
     _, meant = eight_bits(tmp_path / "hub", (16, 24))
-    layout = next(layout.name for layout in TABLES[name].layouts.values() if layout.family == "mindspore")
+    layout = next(
+        layout.name for layout in TABLES[name].layouts.values() if layout.family == "mindspore"
+    )
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.safetensors", layout=layout)
     ckptforge.to_torch(tmp_path / "x.safetensors", tmp_path / "back")
     assert contents(tmp_path / "back") == meant
@@ -335,7 +515,10 @@ def test_block_scaled_weights_of_every_model(tmp_path, name):
             lambda stored, name: stored.update({f"{name}_scale_inv": ("F32", [3, 1], bytes(12))}),
             r"scales should be floats of shape \[\d, \d\], but",
         ),
-        (lambda stored, name: stored.update({f"{name}_scale_inv": ("I32", [6, 3], bytes(72))}), "scales should be floats"),
+        (
+            lambda stored, name: stored.update({f"{name}_scale_inv": ("I32", [6, 3], bytes(72))}),
+            "scales should be floats",
+        ),
         (
             lambda stored, name: stored.update({name: ("BF16", [96, 64], bytes(96 * 64 * 2))}),
             "expected float8_e4m3fn or float8_e5m2, as",
@@ -347,7 +530,11 @@ def test_scales_that_do_not_fit_are_refused(tmp_path, change, message):
     stored, _ = eight_bits(tmp_path / "hub", (16, 24))
     change(stored, "model.layers.0.mlp.gate_proj.weight")
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
-    with pytest.raises(FormatError, match=r"model.safetensors: 'model.layers.0.mlp.gate_proj.weight' is .*" + message):
+    with pytest.raises(
+        FormatError,
+        match=r"model.safetensors: "
+        r"'model.layers.0.mlp.gate_proj.weight' is .*" + message,
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
 
 
@@ -356,11 +543,23 @@ def test_a_weight_whose_scales_are_missing_is_refused(tmp_path):
     stored, _ = eight_bits(tmp_path / "hub", (16, 24))
     del stored["model.layers.1.self_attn.o_proj.weight_scale_inv"]
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
-    with pytest.raises(FormatError, match=r"o_proj.weight' is float8_e4m3fn, but there is no '.*scale_inv'.*\(1 such weight\)"):
+    with pytest.raises(
+        FormatError,
+        match=r"o_proj.weight' is float8_e4m3fn, but there is no "
+        r"'.*scale_inv'.*\(1 such weight\)",
+    ):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
-    stored["model.layers.1.self_attn.o_proj.weight_scale_inv"] = ("F32", [4, 2], np.full(8, 1e36, "f4").tobytes())
+    stored["model.layers.1.self_attn.o_proj.weight_scale_inv"] = (
+        "F32",
+        [4, 2],
+        np.full(8, 1e36, "f4").tobytes(),
+    )
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
-    with pytest.raises(FormatError, match="o_proj.weight_scale_inv holds scales that aren't finite, or make numbers that aren't"):
+    with pytest.raises(
+        FormatError,
+        match="o_proj.weight_scale_inv holds scales that aren't "
+        "finite, or make numbers that aren't",
+    ):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
 
 
@@ -368,15 +567,32 @@ def test_scaled_weights_in_ranks_are_refused(tmp_path):
     write_model(tmp_path / "hub", TABLES["qwen3"], TABLES["qwen3"].example)
     stored, _ = eight_bits(tmp_path / "hub", (16, 24))
     item = {"dev_matrix": [2], "opt_weight_shard_size": 0, "opt_weight_shard_step": 0, "field": 0}
-    items = {name: {**item, "tensor_map": [-1] * len(shape), "tensor_shape": shape} for name, (_, shape, _) in stored.items()}
+    items = {
+        name: {**item, "tensor_map": [-1] * len(shape), "tensor_shape": shape}
+        for name, (_, shape, _) in stored.items()
+    }
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "rank_0.json").write_text(json.dumps({"current_stage": 0, "parallel_layout_item": items}))
+    (tmp_path / "s" / "rank_0.json").write_text(
+        json.dumps({"current_stage": 0, "parallel_layout_item": items})
+    )
     for rank in range(2):
         (tmp_path / "ranks" / f"rank_{rank}").mkdir(parents=True)
-        shutil.copy(tmp_path / "hub" / "model.safetensors", tmp_path / "ranks" / f"rank_{rank}" / "x.safetensors")
-    with pytest.raises(FormatError, match=r"is stored with scales of its blocks and cut into ranks.*ckptforge.merge"):
+        shutil.copy(
+            tmp_path / "hub" / "model.safetensors",
+            tmp_path / "ranks" / f"rank_{rank}" / "x.safetensors",
+        )
+    with pytest.raises(
+        FormatError,
+        match=r"is stored with scales of its blocks and cut into "
+        r"ranks.*ckptforge.merge",
+    ):
         ckptforge.convert(
-            tmp_path / "ranks", tmp_path / "x.ckpt", to="mcore", from_="hub", src_strategy_dir=tmp_path / "s", config=tmp_path / "hub"
+            tmp_path / "ranks",
+            tmp_path / "x.ckpt",
+            to="mcore",
+            from_="hub",
+            src_strategy_dir=tmp_path / "s",
+            config=tmp_path / "hub",
         )
 
 
@@ -386,7 +602,10 @@ def test_a_config_that_says_eight_bits_is_not_kept_for_wider_weights(tmp_path):
     write_model(tmp_path / "hub", table, table.example)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", no_hash=True)
     (tmp_path / "x.ckpt.manifest.json").unlink()
-    config = {**table.example, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    config = {
+        **table.example,
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back", config=tmp_path / "config.json")
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == table.example
@@ -397,7 +616,10 @@ def test_scaled_weights_are_compared(tmp_path):
     write_model(tmp_path / "hub", TABLES["qwen3"], TABLES["qwen3"].example)
     stored, _ = eight_bits(tmp_path / "hub", (16, 24))
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
-    assert ckptforge.compare(tmp_path / "hub", tmp_path / "x.ckpt").equal and ckptforge.compare(tmp_path / "hub", tmp_path / "hub").equal
+    assert (
+        ckptforge.compare(tmp_path / "hub", tmp_path / "x.ckpt").equal
+        and ckptforge.compare(tmp_path / "hub", tmp_path / "hub").equal
+    )
     with pytest.raises(UsageError, match="undone in A only: name it first"):
         ckptforge.compare(tmp_path / "x.ckpt", tmp_path / "hub")
     shutil.copytree(tmp_path / "hub", tmp_path / "other")
@@ -405,12 +627,19 @@ def test_scaled_weights_are_compared(tmp_path):
     kind, shape, data = stored[name]
     stored[name] = (kind, shape, b"\0\0\0\x38" + data[4:])
     write_safetensors(tmp_path / "other" / "model.safetensors", stored, {"format": "pt"})
-    for found in (ckptforge.compare(tmp_path / "other", tmp_path / "x.ckpt"), ckptforge.compare(tmp_path / "other", tmp_path / "hub")):
+    for found in (
+        ckptforge.compare(tmp_path / "other", tmp_path / "x.ckpt"),
+        ckptforge.compare(tmp_path / "other", tmp_path / "hub"),
+    ):
         assert len(found.differences) == 1
 
 
 def test_scales_are_part_of_the_memory(tmp_path):
-    write_model(tmp_path / "hub", TABLES["qwen3"], {**TABLES["qwen3"].example, "hidden_size": 512, "intermediate_size": 1024})
+    write_model(
+        tmp_path / "hub",
+        TABLES["qwen3"],
+        {**TABLES["qwen3"].example, "hidden_size": 512, "intermediate_size": 1024},
+    )
     _, meant = eight_bits(tmp_path / "hub", (1, 1))
     with pytest.raises(UsageError, match="memory of 1048576 bytes is too little"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", memory="1MiB")
@@ -426,15 +655,30 @@ def test_scales_without_the_size_of_a_block_or_without_a_weight(tmp_path):
     write_model(tmp_path / "hub", TABLES["deepseek_v3"], TABLES["deepseek_v3"].example)
     stored, _ = eight_bits(tmp_path / "hub", (16, 24))
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
-    for broken in ({}, {"weight_block_size": [16]}, {"weight_block_size": [16, 0]}, {"weight_block_size": [True, 24]}, 7):
-        (tmp_path / "hub" / "config.json").write_text(json.dumps({**config, "quantization_config": broken}))
-        with pytest.raises(ConfigError, match=r"config.json: .* but quantization_config.weight_block_size isn't two positive integers"):
+    for broken in (
+        {},
+        {"weight_block_size": [16]},
+        {"weight_block_size": [16, 0]},
+        {"weight_block_size": [True, 24]},
+        7,
+    ):
+        (tmp_path / "hub" / "config.json").write_text(
+            json.dumps({**config, "quantization_config": broken})
+        )
+        with pytest.raises(
+            ConfigError,
+            match=r"config.json: .* but "
+            r"quantization_config.weight_block_size isn't two "
+            r"positive integers",
+        ):
             ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
     stored["model.layers.0.mlp.other.weight_scale_inv"] = ("F32", [1, 1], bytes(4))
     write_safetensors(tmp_path / "hub" / "model.safetensors", stored, {"format": "pt"})
     with pytest.raises(
-        UnmappedTensorsError, match=r"parts of quantised weights .* belong to no quantised weight.*\n.*other.weight_scale_inv"
+        UnmappedTensorsError,
+        match=r"parts of quantised weights .* belong to no quantised "
+        r"weight.*\n.*other.weight_scale_inv",
     ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
 
@@ -443,26 +687,54 @@ def test_a_length_of_zero_is_none_only_where_it_counts_names(tmp_path):
     table = TABLES["deepseek_v3"]
     write_model(tmp_path / "hub", table, {**table.example, "first_k_dense_replace": 0})
     assert ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore").tensors > 20
-    (tmp_path / "hub" / "config.json").write_text(json.dumps({**table.example, "first_k_dense_replace": 0, "kv_lora_rank": 0}))
+    (tmp_path / "hub" / "config.json").write_text(
+        json.dumps({**table.example, "first_k_dense_replace": 0, "kv_lora_rank": 0})
+    )
     with pytest.raises(ConfigError, match="kv_lora_rank is 0, expected a positive integer"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt", layout="mcore")
 
 
-SPREAD = [(table.name, layout.name) for table in TABLES.values() for layout in table.layouts.values() if layout.sharding is not None]
+SPREAD = [
+    (table.name, layout.name)
+    for table in TABLES.values()
+    for layout in table.layouts.values()
+    if layout.sharding is not None
+]
 JOBS = [
     {"data_parallel": 2, "model_parallel": 2},
-    {"data_parallel": 2, "model_parallel": 2, "expert_parallel": 2, "enable_parallel_optimizer": True, "parallel_optimizer_threshold": 0},
-    {"pipeline_stage": 2, "data_parallel": 2, "enable_parallel_optimizer": True, "parallel_optimizer_threshold": 0},
+    {
+        "data_parallel": 2,
+        "model_parallel": 2,
+        "expert_parallel": 2,
+        "enable_parallel_optimizer": True,
+        "parallel_optimizer_threshold": 0,
+    },
+    {
+        "pipeline_stage": 2,
+        "data_parallel": 2,
+        "enable_parallel_optimizer": True,
+        "parallel_optimizer_threshold": 0,
+    },
 ]
 
 
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize(
-    ("name", "layout"), [(t.name, x.name) for t in TABLES.values() for x in t.layouts.values() if x.sharding is not None]
+    ("name", "layout"),
+    [
+        (t.name, x.name)
+        for t in TABLES.values()
+        for x in t.layouts.values()
+        if x.sharding is not None
+    ],
 )
 def test_splits_by_a_parallel_configuration_merge_again(name, layout, job, tmp_path):
     table = TABLES[name]
-    has_experts = any(cut.dimension == "ep" for row in (table.layouts[layout].sharding or {}).values() for cut in row.cuts)
+    has_experts = any(
+        cut.dimension == "ep"
+        for row in (table.layouts[layout].sharding or {}).values()
+        for cut in row.cuts
+    )
     if "expert_parallel" in job and not has_experts:
         pytest.skip("a model without experts")
     config = {**table.example, "num_hidden_layers": 4}
@@ -470,15 +742,27 @@ def test_splits_by_a_parallel_configuration_merge_again(name, layout, job, tmp_p
     (tmp_path / "job.json").write_text(json.dumps(job))
     options = {"layout": layout, "no_hash": True}
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "whole.safetensors", **options)
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", parallel_config=tmp_path / "job.json", **options)
-    ckptforge.strategy(tmp_path / "strategy", parallel_config=tmp_path / "job.json", like=tmp_path / "hub", layout=layout)
-    ckptforge.merge(tmp_path / "ranks", tmp_path / "merged.safetensors", strategy_dir=tmp_path / "strategy")
+    ckptforge.to_ms(
+        tmp_path / "hub", tmp_path / "ranks", parallel_config=tmp_path / "job.json", **options
+    )
+    ckptforge.strategy(
+        tmp_path / "strategy",
+        parallel_config=tmp_path / "job.json",
+        like=tmp_path / "hub",
+        layout=layout,
+    )
+    ckptforge.merge(
+        tmp_path / "ranks", tmp_path / "merged.safetensors", strategy_dir=tmp_path / "strategy"
+    )
     assert contents(tmp_path / "merged.safetensors") == contents(tmp_path / "whole.safetensors")
 
 
 TRANSFORMERS = {
     "llama": ("LlamaForCausalLM", {}),
-    "llama, biases, tied": ("LlamaForCausalLM", {"attention_bias": True, "tie_word_embeddings": True}),
+    "llama, biases, tied": (
+        "LlamaForCausalLM",
+        {"attention_bias": True, "tie_word_embeddings": True},
+    ),
     "mistral": ("MistralForCausalLM", {"model_type": "mistral"}),
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen3": ("Qwen3ForCausalLM", {"tie_word_embeddings": True}),
@@ -499,13 +783,16 @@ def test_models_of_transformers_compute_the_same_after_there_and_back(case, tmp_
     made = transformers.AutoConfig.for_model(**config)
     torch.manual_seed(0)
     model = getattr(transformers, kind)(made).to(torch.bfloat16)
-    for parameter in model.state_dict().values():  # norms, biases and buffers, too, which begin as ones and zeros
+    # norms, biases and buffers, too, which begin as ones and zeros
+    for parameter in model.state_dict().values():
         parameter.copy_(torch.randn_like(parameter, dtype=torch.float32) * 0.1)
     model.save_pretrained(tmp_path / "hub")
     tokens = torch.arange(24).reshape(2, 12) % config["vocab_size"]
 
     def logits(directory):
-        loaded, info = getattr(transformers, kind).from_pretrained(directory, dtype=torch.bfloat16, output_loading_info=True)
+        loaded, info = getattr(transformers, kind).from_pretrained(
+            directory, dtype=torch.bfloat16, output_loading_info=True
+        )
         assert not info["missing_keys"] and not info["unexpected_keys"]
         with torch.no_grad():
             return loaded.eval()(tokens).logits
@@ -515,7 +802,9 @@ def test_models_of_transformers_compute_the_same_after_there_and_back(case, tmp_
         if layout.family != "mindspore":
             continue
         ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout.name}.ckpt", layout=layout.name)
-        ckptforge.to_torch(tmp_path / f"{layout.name}.ckpt", tmp_path / layout.name, layout=layout.name)
+        ckptforge.to_torch(
+            tmp_path / f"{layout.name}.ckpt", tmp_path / layout.name, layout=layout.name
+        )
         assert torch.equal(logits(tmp_path / layout.name), expected)
 
 
@@ -523,23 +812,44 @@ def test_models_of_transformers_compute_the_same_after_there_and_back(case, tmp_
 @settings(max_examples=4, deadline=None)
 @given(st.data())
 def test_models_of_transformers_of_any_size(kind, data):
-    """Heads, kv heads, experts, layers, tied or not: bit-identical there and back, and the same logits."""
+    """Heads, kv heads, experts, layers, tied or not: bit-identical there and back, and the same
+    logits."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    name, changes = next((case.split(",")[0], changes) for case, (other, changes) in TRANSFORMERS.items() if other == kind)
+    name, changes = next(
+        (case.split(",")[0], changes)
+        for case, (other, changes) in TRANSFORMERS.items()
+        if other == kind
+    )
     table = TABLES["llama" if name == "mistral" else name]
-    config = data.draw(configs(table.name)) | {"vocab_size": 32, "initializer_range": 0.1, "architectures": [kind]}
-    config |= {"model_type": changes.get("model_type", config["model_type"]), "head_dim": 2 * data.draw(st.integers(1, 3))}
+    config = data.draw(configs(table.name)) | {
+        "vocab_size": 32,
+        "initializer_range": 0.1,
+        "architectures": [kind],
+    }
+    config |= {
+        "model_type": changes.get("model_type", config["model_type"]),
+        "head_dim": 2 * data.draw(st.integers(1, 3)),
+    }
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if key in config:
             config |= {"num_experts_per_tok": min(2, config[key]), "n_group": 1, "topk_group": 1}
     if name == "deepseek_v3":
-        config |= {"num_nextn_predict_layers": 0, "head_dim": config["qk_rope_head_dim"], "tie_word_embeddings": False}
-        config |= {"num_key_value_heads": config["num_attention_heads"], "n_routed_experts": config["n_routed_experts"] + 1}
-    if name in ("qwen2", "deepseek_v3"):  # classes that take it from the hidden size, or of another meaning
+        config |= {
+            "num_nextn_predict_layers": 0,
+            "head_dim": config["qk_rope_head_dim"],
+            "tie_word_embeddings": False,
+        }
+        config |= {
+            "num_key_value_heads": config["num_attention_heads"],
+            "n_routed_experts": config["n_routed_experts"] + 1,
+        }
+    # classes that take it from the hidden size, or of another meaning
+    if name in ("qwen2", "deepseek_v3"):
         config["hidden_size"] = config["num_attention_heads"] * config["head_dim"]
     for key in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
-        if key in config and name in ("mixtral", "qwen3_moe", "deepseek_v3"):  # what torch's grouped multiplication needs
+        # what torch's grouped multiplication needs
+        if key in config and name in ("mixtral", "qwen3_moe", "deepseek_v3"):
             config[key] = 8 * data.draw(st.integers(1, 3))
     config.pop("attention_bias" if name == "mistral" else "", None)
     torch.manual_seed(data.draw(st.integers(0, 99)))
@@ -549,48 +859,79 @@ def test_models_of_transformers_of_any_size(kind, data):
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         work = Path(directory)
         model.save_pretrained(work / "hub")
-        expected = getattr(transformers, kind).from_pretrained(work / "hub", dtype=torch.bfloat16).eval()(tokens).logits
-        layout = data.draw(st.sampled_from([layout.name for layout in table.layouts.values() if layout.family == "mindspore"]))
+        expected = (
+            getattr(transformers, kind)
+            .from_pretrained(work / "hub", dtype=torch.bfloat16)
+            .eval()(tokens)
+            .logits
+        )
+        layout = data.draw(
+            st.sampled_from(
+                [layout.name for layout in table.layouts.values() if layout.family == "mindspore"]
+            )
+        )
         ckptforge.to_ms(work / "hub", work / "x.ckpt", layout=layout)
         ckptforge.to_torch(work / "x.ckpt", work / "back", layout=layout)
         assert contents(work / "back") == contents(work / "hub")
-        loaded = getattr(transformers, kind).from_pretrained(work / "back", dtype=torch.bfloat16).eval()
+        loaded = (
+            getattr(transformers, kind).from_pretrained(work / "back", dtype=torch.bfloat16).eval()
+        )
         assert torch.equal(loaded(tokens).logits, expected)
 
 
 def test_tables_are_listed_shown_and_have_a_schema():
     found = {one.name: one for one in list_tables()}
-    assert found["llama"].model_types == ["llama", "mistral"] and found["qwen3_moe"].layouts["mindspore"] == [
+    assert found["llama"].model_types == ["llama", "mistral"] and found["qwen3_moe"].layouts[
+        "mindspore"
+    ] == [
         "mcore",
         "pynative",
         "mcore-contiguous-qkv",
     ]
     rows = {row.name: row for row in describe("qwen3_moe", "mcore").rows}
     row = rows["decoder.layers.{l}.mlp.experts.weight1"]
-    assert (row.axes, row.operation, row.cut) == ("(e H) [w1: I + w3: I]", "stack e, transpose, concatenate", "axis 0 by ep")
+    assert (row.axes, row.operation, row.cut) == (
+        "(e H) [w1: I + w3: I]",
+        "stack e, transpose, concatenate",
+        "axis 0 by ep",
+    )
     assert describe("mixtral", "dense").rows[0].operation == "as it is"
     assert '"forbid"' not in table_schema() and json.loads(table_schema())["$defs"]
 
 
 @pytest.fixture
 def with_copies(tmp_path):
-    """A tiny DeepSeek-V3 as published ones are: each MTP layer holds the embedding and the head once more."""
+    """A tiny DeepSeek-V3 as published ones are: each MTP layer holds the embedding and the head
+    once more."""
     config = {**TABLES["deepseek_v3"].example, "num_nextn_predict_layers": 2}
     write_model(tmp_path / "plain", TABLES["deepseek_v3"], config)
-    tensors = {name: ("BF16", list(n.shape), n.tobytes()) for name, n in raw_safetensors(tmp_path / "plain").items()}
-    tensors = {name: held for name, held in tensors.items() if not re.search(r"layers\.\d+\.(embed_tokens|shared_head.head)", name)}
-    write_safetensors(tmp_path / "plain" / "model.safetensors", dict(sorted(tensors.items())), {"format": "pt"})
+    tensors = {
+        name: ("BF16", list(n.shape), n.tobytes())
+        for name, n in raw_safetensors(tmp_path / "plain").items()
+    }
+    tensors = {
+        name: held
+        for name, held in tensors.items()
+        if not re.search(r"layers\.\d+\.(embed_tokens|shared_head.head)", name)
+    }
+    write_safetensors(
+        tmp_path / "plain" / "model.safetensors", dict(sorted(tensors.items())), {"format": "pt"}
+    )
     for layer in (config["num_hidden_layers"], config["num_hidden_layers"] + 1):
         tensors[f"model.layers.{layer}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
         tensors[f"model.layers.{layer}.shared_head.head.weight"] = tensors["lm_head.weight"]
     (tmp_path / "hub").mkdir()
     shutil.copy(tmp_path / "plain" / "config.json", tmp_path / "hub")
-    write_safetensors(tmp_path / "hub" / "model.safetensors", dict(sorted(tensors.items())), {"format": "pt"})
+    write_safetensors(
+        tmp_path / "hub" / "model.safetensors", dict(sorted(tensors.items())), {"format": "pt"}
+    )
     return tmp_path / "hub"
 
 
 @pytest.mark.parametrize("layout", [name for table, name in CASES if table == "deepseek_v3"])
-def test_copies_are_compared_on_the_way_in_and_written_on_the_way_out(tmp_path, with_copies, layout):
+def test_copies_are_compared_on_the_way_in_and_written_on_the_way_out(
+    tmp_path, with_copies, layout
+):
     there = tmp_path / ("there" if layout == "fused" else "there.ckpt")
     result = ckptforge.convert(with_copies, there, to=layout)
     assert len(result.left_out["copies of other tensors"]) == 4
@@ -598,7 +939,9 @@ def test_copies_are_compared_on_the_way_in_and_written_on_the_way_out(tmp_path, 
     assert contents(tmp_path / "back") == contents(with_copies)
     for path in tmp_path.glob("*manifest.json"):
         path.unlink()
-    (there / "ckptforge.manifest.json" if there.is_dir() else there.with_name("none")).unlink(missing_ok=True)
+    (there / "ckptforge.manifest.json" if there.is_dir() else there.with_name("none")).unlink(
+        missing_ok=True
+    )
     ckptforge.convert(there, tmp_path / "again", to="hub", from_=layout, config=with_copies)
     assert contents(tmp_path / "again") == contents(with_copies)
     assert ckptforge.compare(with_copies, there, layout_b=layout, config=with_copies).equal
@@ -613,18 +956,30 @@ def test_a_directory_without_copies_comes_back_without(tmp_path, with_copies):
 
 def test_what_should_be_a_copy_and_is_not(tmp_path, with_copies):
     path = with_copies / "model.safetensors"
-    tensors = {name: ("BF16", list(n.shape), n.tobytes()) for name, n in raw_safetensors(path).items()}
+    tensors = {
+        name: ("BF16", list(n.shape), n.tobytes()) for name, n in raw_safetensors(path).items()
+    }
     (copy,) = [name for name in tensors if name.endswith("head.weight") and ".4." in name]
     dtype, shape, data = tensors[copy]
-    write_safetensors(path, {**tensors, copy: (dtype, shape, data[:-1] + bytes([data[-1] ^ 1]))}, {"format": "pt"})
-    with pytest.raises(FormatError, match=r"4.shared_head.head.weight should be a copy of lm_head.weight"):
+    write_safetensors(
+        path, {**tensors, copy: (dtype, shape, data[:-1] + bytes([data[-1] ^ 1]))}, {"format": "pt"}
+    )
+    with pytest.raises(
+        FormatError,
+        match=r"4.shared_head.head.weight should be a copy of "
+        r"lm_head.weight",
+    ):
         ckptforge.to_ms(with_copies, tmp_path / "x.ckpt", layout="mcore")
     assert not (tmp_path / "x.ckpt").exists()
     result = ckptforge.to_ms(with_copies, tmp_path / "x.ckpt", layout="mcore", allow_unmapped=True)
     assert len(result.left_out["copies of other tensors, not compared"]) == 4
     found = ckptforge.compare(with_copies, tmp_path / "x.ckpt")
     assert not found.equal and copy in found.only_in_a[0]
-    write_safetensors(path, {**tensors, copy: (dtype, [shape[0], shape[1] - 1], data[: -2 * shape[0]])}, {"format": "pt"})
+    write_safetensors(
+        path,
+        {**tensors, copy: (dtype, [shape[0], shape[1] - 1], data[: -2 * shape[0]])},
+        {"format": "pt"},
+    )
     with pytest.raises(LayoutError, match="of the same kind"):
         ckptforge.to_ms(with_copies, tmp_path / "y.ckpt", layout="mcore")
 
@@ -651,7 +1006,11 @@ def test_bad_copies(tmp_path, rows, message):
 def test_layouts_that_differ_only_in_what_a_model_lacks_are_one(tmp_path):
     """Without any layer of experts, one by one and stacked are the same."""
     config = {**TABLES["deepseek_v3"].example, "num_nextn_predict_layers": 0}
-    write_model(tmp_path / "hub", TABLES["deepseek_v3"], {**config, "first_k_dense_replace": config["num_hidden_layers"]})
+    write_model(
+        tmp_path / "hub",
+        TABLES["deepseek_v3"],
+        {**config, "first_k_dense_replace": config["num_hidden_layers"]},
+    )
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "hub")

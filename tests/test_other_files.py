@@ -20,7 +20,9 @@ from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
 from ckptforge.formats.sniff import identify
 from tests.helpers import HUB, MINDSPORE, tiny_config, write_hub
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4976698672\n"
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4976698672\n"
+)
 
 
 def zipped(name):
@@ -51,7 +53,11 @@ def numpy_array():
 
 WHOLE = (HUB / "model-00001-of-00002.safetensors").read_bytes()
 OTHERS = {
-    "pointer": (POINTER, r"a Git LFS pointer, in place of the file itself of 4,976,698,672 bytes: run `git lfs pull`"),
+    "pointer": (
+        POINTER,
+        r"a Git LFS pointer, in place of the file itself of 4,976,698,672 bytes: "
+        r"run `git lfs pull`",
+    ),
     "torch": (zipped("archive/data.pkl"), "a PyTorch file"),
     "lightning": (zipped("epoch=3/data.pkl"), "a PyTorch file"),
     "zip": (zipped("notes.txt"), "a zip archive: unpack"),
@@ -70,10 +76,24 @@ OTHERS = {
     "xml": (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "a web page"),
     "message": (b"Entry not found", "a text file starting with 'Entry not found'"),
     "json": (b'{"error": "Repository not found"}', "a JSON file"),
-    "index": (b'{"metadata": {}, "weight_map": {"a": "b"}}', "the index of a model in several files: name the directory"),
-    "strategy": ((MINDSPORE / "strategies" / "mp8" / "rank_0.ckpt").read_bytes(), r"a MindSpore strategy file, .*strategy_dir"),
-    "strategy2": ((MINDSPORE / "strategies" / "pp2mp2_merged.ckpt").read_bytes(), "a MindSpore strategy file"),
-    "strategy3": ((MINDSPORE / "strategies" / "mp8_json" / "rank_0.json").read_bytes(), "a MindSpore strategy file"),
+    "index": (
+        b'{"metadata": {}, "weight_map": {"a": "b"}}',
+        "the index of a model in several files: name the directory",
+    ),
+    "strategy": (
+        (MINDSPORE / "strategies" / "mp8" / "rank_0.ckpt").read_bytes(),
+        r"a MindSpore "
+        r"strategy file, "
+        r".*strategy_dir",
+    ),
+    "strategy2": (
+        (MINDSPORE / "strategies" / "pp2mp2_merged.ckpt").read_bytes(),
+        "a MindSpore strategy file",
+    ),
+    "strategy3": (
+        (MINDSPORE / "strategies" / "mp8_json" / "rank_0.json").read_bytes(),
+        "a MindSpore strategy file",
+    ),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(20), "an ONNX graph"),
     "mindir": (b"\x0a\x051.1.0\x12\x09MindSpore\x1a\x052.7.0" + bytes(20), "a MindIR graph"),
     "empty": (b"", r"empty \(0 bytes\)"),
@@ -103,42 +123,66 @@ def test_files_of_pytorch_itself(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"a": torch.zeros(3)}, tmp_path / "new.ckpt")
     torch.save({"a": torch.zeros(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name, what in (("new.ckpt", "a PyTorch file .*zip"), ("old.pth", "a PyTorch file of the old format")):
+    for name, what in (
+        ("new.ckpt", "a PyTorch file .*zip"),
+        ("old.pth", "a PyTorch file of the old format"),
+    ):
         with pytest.raises(FormatError, match=f"{name}: is {what}.*safetensors.torch.save_file"):
             open_checkpoint(tmp_path / name)
 
 
 def test_checkpoints_are_no_files_of_another_kind(tmp_path):
-    for path in [*MINDSPORE.glob("*.ckpt"), *MINDSPORE.glob("misc/*.ckpt"), *HUB.glob("*.safetensors")]:
+    for path in [
+        *MINDSPORE.glob("*.ckpt"),
+        *MINDSPORE.glob("misc/*.ckpt"),
+        *HUB.glob("*.safetensors"),
+    ]:
         found = identify(path)
         assert found is None or "under another name" in found.what, path
     shutil.copy(MINDSPORE / "full.ckpt", tmp_path / "full.bin")
-    with pytest.raises(FormatError, match=r"a MindSpore checkpoint under another name: rename it, .* ends in .ckpt"):
+    with pytest.raises(
+        FormatError,
+        match=r"a MindSpore checkpoint under another name: rename it, "
+        r".* ends in .ckpt",
+    ):
         open_checkpoint(tmp_path / "full.bin")
     shutil.copy(HUB / "model-00001-of-00002.safetensors", tmp_path / "x.ckpt")
-    with pytest.raises(FormatError, match=r"a safetensors file under another name: rename it, .* ends in .safetensors"):
+    with pytest.raises(
+        FormatError,
+        match=r"a safetensors file under another name: rename it, .* "
+        r"ends in .safetensors",
+    ):
         open_checkpoint(tmp_path / "x.ckpt")
 
 
 def test_a_directory_of_strategy_files_is_said_to_be_one():
     directory = MINDSPORE / "strategies" / "pp2mp2"
-    with pytest.raises(FormatError, match="holds 2 files, of which rank_0.ckpt is a MindSpore strategy file.*strategy_dir"):
+    with pytest.raises(
+        FormatError,
+        match="holds 2 files, of which rank_0.ckpt is a MindSpore strategy file.*strategy_dir",
+    ):
         ckptforge.inspect(directory)
 
 
 def test_a_strategy_that_is_not_there_is_no_model_of_the_hub(tmp_path):
-    with pytest.raises(InputNotFoundError, match="no such strategy file or directory; check the path.$"):
+    with pytest.raises(
+        InputNotFoundError, match="no such strategy file or directory; check the path.$"
+    ):
         ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "out", strategy_dir="outputt/strategy")
 
 
 def test_one_shard_is_said_to_be_one(tmp_path):
     path = HUB / "model-00001-of-00002.safetensors"
-    with pytest.raises(CkptforgeError, match=f"is one shard of 2 of a model; name the directory, {HUB}"):
+    with pytest.raises(
+        CkptforgeError, match=f"is one shard of 2 of a model; name the directory, {HUB}"
+    ):
         ckptforge.to_ms(path, tmp_path / "x.ckpt", config=HUB)
     assert any("one shard of 2" in note for note in ckptforge.inspect(path).notes)
     write_hub(tmp_path / "hub", tiny_config())
     assert shard_of(tmp_path / "hub" / "model.safetensors") is None
-    index = {"weight_map": {"a": "model.safetensors", "b": "more.safetensors", "c": "last.safetensors"}}
+    index = {
+        "weight_map": {"a": "model.safetensors", "b": "more.safetensors", "c": "last.safetensors"}
+    }
     (tmp_path / "hub" / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "one shard of 3" in shard_of(tmp_path / "hub" / "model.safetensors")
 
@@ -151,7 +195,9 @@ def test_the_root_of_the_hubs_cache_names_its_snapshots(tmp_path):
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text("bbb")
     with pytest.raises(
-        InputNotFoundError, match=r"cache of the Hugging Face hub; name the snapshot:\n.*/snapshots/aaa\n.*/snapshots/bbb \(main\)"
+        InputNotFoundError,
+        match=r"cache of the Hugging Face hub; name the "
+        r"snapshot:\n.*/snapshots/aaa\n.*/snapshots/bbb \(main\)",
     ):
         open_checkpoint(root)
     with pytest.raises(InputNotFoundError, match="models--org--name"):
@@ -163,17 +209,30 @@ def test_a_model_further_down_is_named_if_it_is_near(tmp_path, depth):
     shutil.copytree(HUB, tmp_path / "top" / depth)
     (tmp_path / "top" / "README.md").write_text("x")
     near = depth == "weights"
-    with pytest.raises(InputNotFoundError, match="one level down; name .*/top/weights" if near else "no .safetensors or .ckpt files"):
+    with pytest.raises(
+        InputNotFoundError,
+        match="one level down; name .*/top/weights" if near else "no .safetensors or .ckpt files",
+    ):
         ckptforge.inspect(tmp_path / "top")
 
 
 def test_the_output_of_a_training_job_names_both_directories(tmp_path):
     shutil.copytree(MINDSPORE / "sharded" / "mp8", tmp_path / "out" / "checkpoint")
     shutil.copytree(MINDSPORE / "strategies" / "mp8", tmp_path / "out" / "strategy")
-    with pytest.raises(InputNotFoundError, match=r"training job; name .*/out/checkpoint, with strategy_dir=.*/out/strategy"):
+    with pytest.raises(
+        InputNotFoundError,
+        match=r"training job; name .*/out/checkpoint, with "
+        r"strategy_dir=.*/out/strategy",
+    ):
         open_checkpoint(tmp_path / "out")
-    with pytest.raises(InputNotFoundError, match=r"no rank_<r> directories in it. .*name .*/out/checkpoint"):
-        ckptforge.merge(tmp_path / "out", tmp_path / "x.ckpt", strategy_dir=tmp_path / "out" / "strategy")
+    with pytest.raises(
+        InputNotFoundError,
+        match=r"no rank_<r> directories in it. .*name "
+        r".*/out/checkpoint",
+    ):
+        ckptforge.merge(
+            tmp_path / "out", tmp_path / "x.ckpt", strategy_dir=tmp_path / "out" / "strategy"
+        )
 
 
 def test_a_checkpoint_of_newer_mindformers_is_said_not_to_be_read(tmp_path):
@@ -181,7 +240,10 @@ def test_a_checkpoint_of_newer_mindformers_is_said_not_to_be_read(tmp_path):
     iteration.mkdir(parents=True)
     (tmp_path / "root" / "latest_checkpointed_iteration.txt").write_text("7")
     for rank in range(2):
-        shutil.copy(HUB / "model-00001-of-00002.safetensors", iteration / f"checkpoint-model-000000{rank}-0000002.safetensors")
+        shutil.copy(
+            HUB / "model-00001-of-00002.safetensors",
+            iteration / f"checkpoint-model-000000{rank}-0000002.safetensors",
+        )
     for path in (tmp_path / "root", iteration):
         with pytest.raises(FormatError, match=r"MindFormers since r1.7.*isn't read yet"):
             open_checkpoint(path)
@@ -190,9 +252,16 @@ def test_a_checkpoint_of_newer_mindformers_is_said_not_to_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("mistralai/Mixtral-8x7B-v0.1", r"`hf download mistralai/Mixtral-8x7B-v0.1 --local-dir Mixtral-8x7B-v0.1`"),
+        (
+            "mistralai/Mixtral-8x7B-v0.1",
+            r"`hf download mistralai/Mixtral-8x7B-v0.1 --local-dir "
+            r"Mixtral-8x7B-v0.1`",
+        ),
         ("hf://org/name", "is an address.*`hf download org/name --local-dir name`"),
-        ("https://huggingface.co/org/name", "is an address.*`hf download org/name --local-dir name`"),
+        (
+            "https://huggingface.co/org/name",
+            "is an address.*`hf download org/name --local-dir name`",
+        ),
         ("s3://bucket/key", "is an address.*download it first"),
     ],
 )
@@ -207,7 +276,11 @@ def test_a_hub_id_or_an_address_is_said_to_be_one(tmp_path, monkeypatch, path, m
 
 def test_a_directory_of_other_weights_names_them(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputNotFoundError, match=r"no .safetensors or .ckpt files in it. It holds config.json"):
+    with pytest.raises(
+        InputNotFoundError,
+        match=r"no .safetensors or .ckpt files in it. It holds "
+        r"config.json",
+    ):
         open_checkpoint(tmp_path)
     (tmp_path / "model.gguf").write_bytes(OTHERS["gguf"][0])
     with pytest.raises(InputNotFoundError, match=r"It holds model.gguf, which is a GGUF file"):

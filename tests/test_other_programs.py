@@ -1,4 +1,5 @@
-"""Our output, read back by the programs it is for: MindSpore, transformers, the safetensors library."""
+"""Our output, read back by the programs it is for: MindSpore, transformers, the safetensors
+library."""
 
 import json
 import shutil
@@ -10,10 +11,20 @@ import ckptforge
 from ckptforge.dtypes import BY_MINDSPORE
 from ckptforge.formats import mindspore_ckpt
 from ckptforge.tables.table import shipped_tables
-from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, raw_safetensors, tiny_config, write_hub
+from tests.helpers import (
+    FIXTURES,
+    HUB,
+    MINDSPORE,
+    contents,
+    raw_safetensors,
+    tiny_config,
+    write_hub,
+)
 
 MIXTRAL = next(table for table in shipped_tables() if table.name == "mixtral")
-MINDSPORE_LAYOUTS = [layout.name for layout in MIXTRAL.layouts.values() if layout.family == "mindspore"]
+MINDSPORE_LAYOUTS = [
+    layout.name for layout in MIXTRAL.layouts.values() if layout.family == "mindspore"
+]
 
 
 @pytest.mark.parametrize("layout", ["hub", "fused"])
@@ -66,7 +77,16 @@ def test_mindspore_loads_optimizer_state_and_scalars(mindspore, tmp_path):
         assert loaded(mindspore, tmp_path / f"x.{ending}") == contents(MINDSPORE / "full_gmm.ckpt")
 
 
-@pytest.mark.parametrize("name", ["misc/dtypes.ckpt", "misc/append.ckpt", "misc/chunked_small.ckpt", "misc/one_message.ckpt", "full.ckpt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "misc/dtypes.ckpt",
+        "misc/append.ckpt",
+        "misc/chunked_small.ckpt",
+        "misc/one_message.ckpt",
+        "full.ckpt",
+    ],
+)
 def test_we_read_what_mindspore_reads(mindspore, name):
     ours = contents(MINDSPORE / name)
     for tensor, value in loaded(mindspore, MINDSPORE / name).items():
@@ -77,8 +97,11 @@ def test_we_read_what_mindspore_reads(mindspore, name):
 
 
 @pytest.mark.parametrize("slice_kb", [1, 3])
-def test_the_ckpt_writer_equals_save_checkpoint_with_chunks(mindspore, tmp_path, monkeypatch, slice_kb):
-    """MindSpore's own save, its chunk size made small, against ours; bfloat16 and scalars included."""
+def test_the_ckpt_writer_equals_save_checkpoint_with_chunks(
+    mindspore, tmp_path, monkeypatch, slice_kb
+):
+    """MindSpore's own save, its chunk size made small, against ours; bfloat16 and scalars
+    included."""
     from mindspore.train import serialization
 
     monkeypatch.setattr(serialization, "SLICE_SIZE", slice_kb)
@@ -95,17 +118,42 @@ def test_the_ckpt_writer_equals_save_checkpoint_with_chunks(mindspore, tmp_path,
 
 def test_save_checkpoint_of_every_dtype_equals_ours(mindspore, tmp_path):
     random = np.random.default_rng(0)
-    names = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64", "bool"]
+    names = [
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "bool",
+    ]
     saved = []
     for name in names:
-        saved.append({"name": f"t.{name}", "data": mindspore.Tensor(random.integers(0, 2, (3, 5)).astype(name))})
+        saved.append(
+            {
+                "name": f"t.{name}",
+                "data": mindspore.Tensor(random.integers(0, 2, (3, 5)).astype(name)),
+            }
+        )
         saved.append({"name": f"s.{name}", "data": mindspore.Tensor(np.array(1, name))})
-    mindspore.save_checkpoint(saved, str(tmp_path / "theirs.ckpt"), append_dict={"epoch_num": 3, "lr": 0.5, "done": True, "note": "héllo"})
+    mindspore.save_checkpoint(
+        saved,
+        str(tmp_path / "theirs.ckpt"),
+        append_dict={"epoch_num": 3, "lr": 0.5, "done": True, "note": "héllo"},
+    )
     from tests.test_formats import rewrite
 
     index = mindspore_ckpt.read_index(tmp_path / "theirs.ckpt")
     assert list(index.tensors)[-1] == "note" and len(index.tensors) == 28
-    assert rewrite(index, mindspore_ckpt.lay_out, tmp_path / "x") == (tmp_path / "theirs.ckpt").read_bytes()
+    assert (
+        rewrite(index, mindspore_ckpt.lay_out, tmp_path / "x")
+        == (tmp_path / "theirs.ckpt").read_bytes()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +173,18 @@ def load_model(transformers, path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "hf_layout"), [("dense", "hub"), ("gmm", "hub"), ("gmm-v3", "fused"), ("dense-qkv-r1.3", "hub"), ("gmm-qkv-r1.4", "hub")]
+    ("layout", "hf_layout"),
+    [
+        ("dense", "hub"),
+        ("gmm", "hub"),
+        ("gmm-v3", "fused"),
+        ("dense-qkv-r1.3", "hub"),
+        ("gmm-qkv-r1.4", "hub"),
+    ],
 )
-def test_transformers_loads_the_directory_and_gives_the_logits(transformers, tmp_path, layout, hf_layout):
+def test_transformers_loads_the_directory_and_gives_the_logits(
+    transformers, tmp_path, layout, hf_layout
+):
     import torch
     from safetensors.torch import load_file
 
@@ -140,12 +197,17 @@ def test_transformers_loads_the_directory_and_gives_the_logits(transformers, tmp
     with torch.no_grad():
         logits, expected = model(tokens).logits, original(tokens).logits
     assert torch.equal(logits, expected)
-    fitting = [tensor for tensor in recorded.values() if tensor.shape == logits.shape and tensor.dtype == torch.float32]
+    fitting = [
+        tensor
+        for tensor in recorded.values()
+        if tensor.shape == logits.shape and tensor.dtype == torch.float32
+    ]
     assert fitting and torch.allclose(logits, fitting[0], atol=1e-5, rtol=0)
 
 
 def test_models_saved_by_transformers_go_both_ways(transformers, tmp_path):
-    """Tied embeddings, its own head_dim, other expert counts: saved by the real class, converted, reloaded."""
+    """Tied embeddings, its own head_dim, other expert counts: saved by the real class, converted,
+    reloaded."""
     import torch
 
     variants = [
@@ -156,7 +218,11 @@ def test_models_saved_by_transformers_go_both_ways(transformers, tmp_path):
     for seed, changes in enumerate(variants):
         torch.manual_seed(seed)
         config = transformers.MixtralConfig(
-            **{**tiny_config(hidden_size=24, intermediate_size=12, **changes), "torch_dtype": "float32", "max_position_embeddings": 32}
+            **{
+                **tiny_config(hidden_size=24, intermediate_size=12, **changes),
+                "torch_dtype": "float32",
+                "max_position_embeddings": 32,
+            }
         )
         model = transformers.MixtralForCausalLM(config).eval()
         hub = tmp_path / f"hub{seed}"
@@ -166,9 +232,12 @@ def test_models_saved_by_transformers_go_both_ways(transformers, tmp_path):
         tokens = torch.arange(6)[None] % config.vocab_size
         with torch.no_grad():
             assert torch.equal(
-                load_model(transformers, hub)(tokens).logits, load_model(transformers, tmp_path / f"back{seed}")(tokens).logits
+                load_model(transformers, hub)(tokens).logits,
+                load_model(transformers, tmp_path / f"back{seed}")(tokens).logits,
             )
-        assert json.loads((tmp_path / f"back{seed}" / "config.json").read_text()) == json.loads((hub / "config.json").read_text())
+        assert json.loads((tmp_path / f"back{seed}" / "config.json").read_text()) == json.loads(
+            (hub / "config.json").read_text()
+        )
         shutil.rmtree(hub)
 
 
@@ -179,23 +248,42 @@ def test_mindspore_takes_our_strategy_files_and_our_shards(mindspore, tmp_path, 
     from ckptforge.parallel.strategy_files import read_strategy, strategy_bytes
 
     path = tmp_path / ("s.json" if as_json else "s.ckpt")
-    path.write_bytes(strategy_bytes(0, read_strategy(MINDSPORE / "strategies" / name).stages[0], as_json=as_json))
+    path.write_bytes(
+        strategy_bytes(0, read_strategy(MINDSPORE / "strategies" / name).stages[0], as_json=as_json)
+    )
     ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "ours", strategy_dir=path)
-    mindspore.transform_checkpoints(str(tmp_path / "ours"), str(tmp_path / "theirs"), "x", str(path), None)
+    mindspore.transform_checkpoints(
+        str(tmp_path / "ours"), str(tmp_path / "theirs"), "x", str(path), None
+    )
     assert contents(tmp_path / "theirs" / "rank_0") == contents(MINDSPORE / "full.ckpt")
 
 
 def test_mindspore_takes_computed_strategies(mindspore, tmp_path):
-    """Its merge of a pipeline's strategies and its merge of our ranks: 16 ranks, expert and optimizer parallel."""
+    """Its merge of a pipeline's strategies and its merge of our ranks: 16 ranks, expert and
+    optimizer parallel."""
     config = tmp_path / "c.json"
-    keys = {"dp": 8, "ep": 4, "pp": 2, "enable_parallel_optimizer": True, "parallel_optimizer_threshold": 0}
+    keys = {
+        "dp": 8,
+        "ep": 4,
+        "pp": 2,
+        "enable_parallel_optimizer": True,
+        "parallel_optimizer_threshold": 0,
+    }
     config.write_text(json.dumps(keys))
     full = MINDSPORE / "full.ckpt"
     ckptforge.strategy(tmp_path / "strategy", parallel_config=config, like=full)
     ckptforge.split(full, tmp_path / "ranks", parallel_config=config)
-    mindspore.merge_pipeline_strategys(str(tmp_path / "strategy"), str(tmp_path / "merged_strategy.ckpt"))
+    mindspore.merge_pipeline_strategys(
+        str(tmp_path / "strategy"), str(tmp_path / "merged_strategy.ckpt")
+    )
     (tmp_path / "merged").mkdir()
-    mindspore.transform_checkpoints(str(tmp_path / "ranks"), str(tmp_path / "merged"), "m", str(tmp_path / "merged_strategy.ckpt"), None)
+    mindspore.transform_checkpoints(
+        str(tmp_path / "ranks"),
+        str(tmp_path / "merged"),
+        "m",
+        str(tmp_path / "merged_strategy.ckpt"),
+        None,
+    )
     assert contents(tmp_path / "merged/rank_0/m0.ckpt") == contents(full)
 
 
@@ -205,7 +293,9 @@ def test_mindspore_loads_unified_safetensors(mindspore, tmp_path, monkeypatch):
     config = tmp_path / "c.json"
     config.write_text(json.dumps({"mp": 4, "vocab_emb_dp": False}))
     full = MINDSPORE / "full.ckpt"
-    ckptforge.convert(full, tmp_path / "unified", to="dense", format="unified", dtype="fp32", weights_only=True)
+    ckptforge.convert(
+        full, tmp_path / "unified", to="dense", format="unified", dtype="fp32", weights_only=True
+    )
     ckptforge.convert(full, tmp_path / "whole.ckpt", to="dense", dtype="fp32", weights_only=True)
     assert len(list((tmp_path / "unified").glob("part*.safetensors"))) > 1
     ckptforge.strategy(tmp_path / "s", parallel_config=config, like=full)

@@ -1,4 +1,5 @@
-"""Outputs whose names are those of something else are refused before anything is read; and steps where there is none to choose."""
+"""Outputs whose names are those of something else are refused before anything is read; and steps
+where there is none to choose."""
 
 import json
 import shutil
@@ -11,7 +12,11 @@ from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
 from ckptforge.publish.output_name import refuse_name
 from tests.helpers import HUB, MINDSPORE
 
-FULL, RANKS, STRATEGY = MINDSPORE / "full.ckpt", MINDSPORE / "sharded/mp8", MINDSPORE / "strategies/mp8"
+FULL, RANKS, STRATEGY = (
+    MINDSPORE / "full.ckpt",
+    MINDSPORE / "sharded/mp8",
+    MINDSPORE / "strategies/mp8",
+)
 NOWHERE = "no-such-input"
 TO_FILE_OR_DIRECTORY = {
     "to-ms": [NOWHERE, "OUT"],
@@ -27,18 +32,43 @@ TO_DIRECTORY = {
     "reshard": [NOWHERE, "OUT", "--src_strategy_dir", NOWHERE, "--dst_strategy_dir", NOWHERE],
     "strategy": ["OUT", "--parallel_config", NOWHERE, "--like", NOWHERE],
     "convert-weight": ["--reversed", "--input_path", NOWHERE, "--output_path", "OUT"],
-    "transform-ckpt": ["--src_ckpt_dir", NOWHERE, "--dst_ckpt_dir", "OUT", "--dst_ckpt_strategy", NOWHERE],
+    "transform-ckpt": [
+        "--src_ckpt_dir",
+        NOWHERE,
+        "--dst_ckpt_dir",
+        "OUT",
+        "--dst_ckpt_strategy",
+        NOWHERE,
+    ],
     "demo": ["OUT"],
 }
-ADDRESSES = ["s3://bucket/x.ckpt", "obs://bucket/dir", "hf://org/name", "https://host/x.safetensors", "file:///tmp/x.ckpt"]
-OTHER_FILES = ["x.pth", "x.pt", "pytorch_model.bin", "x.PTH", "x.gguf", "x.npz", "dir/model.h5", "x.json"]
+ADDRESSES = [
+    "s3://bucket/x.ckpt",
+    "obs://bucket/dir",
+    "hf://org/name",
+    "https://host/x.safetensors",
+    "file:///tmp/x.ckpt",
+]
+OTHER_FILES = [
+    "x.pth",
+    "x.pt",
+    "pytorch_model.bin",
+    "x.PTH",
+    "x.gguf",
+    "x.npz",
+    "dir/model.h5",
+    "x.json",
+]
 
 
 def refused(monkeypatch, tmp_path, command, words, out):
     """The message of a command line that must be refused as wrong usage."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as error:
-        cli.main([command.split()[0], *(out if word == "OUT" else str(word) for word in words)], standalone_mode=False)
+        cli.main(
+            [command.split()[0], *(out if word == "OUT" else str(word) for word in words)],
+            standalone_mode=False,
+        )
     assert not list(tmp_path.iterdir()) and error.value.exit_code == 2
     return str(error.value)
 
@@ -53,7 +83,10 @@ def test_what_is_no_output_is_refused_before_anything_is_read(monkeypatch, tmp_p
         message = refused(monkeypatch, tmp_path, command, words, out)
         assert out in message and "ends in .ckpt or .safetensors" in message
     with pytest.raises(CkptforgeError) as error:
-        cli.main([command, *("Model-2.5" if word == "OUT" else word for word in words)], standalone_mode=False)
+        cli.main(
+            [command, *("Model-2.5" if word == "OUT" else word for word in words)],
+            standalone_mode=False,
+        )
     assert NOWHERE in str(error.value)
 
 
@@ -61,7 +94,9 @@ def test_what_is_no_output_is_refused_before_anything_is_read(monkeypatch, tmp_p
 def test_a_directory_has_no_ending_of_a_file(monkeypatch, tmp_path, command):
     for out in [*ADDRESSES[:2], *OTHER_FILES[:3], "x.ckpt", "x.safetensors", "x.SafeTensors"]:
         message = refused(monkeypatch, tmp_path, command, TO_DIRECTORY[command], out)
-        assert out in message and ("name a directory, such as" in message or "name a path here" in message)
+        assert out in message and (
+            "name a directory, such as" in message or "name a path here" in message
+        )
 
 
 def test_a_layout_of_hugging_face_needs_a_directory_too(tmp_path):
@@ -91,7 +126,10 @@ def test_a_directory_that_is_called_like_an_address_is_a_path(monkeypatch, tmp_p
     ],
 )
 def test_addresses_are_not_read(tmp_path, call):
-    with pytest.raises(InputNotFoundError, match="address, and only files and directories are read: download it first"):
+    with pytest.raises(
+        InputNotFoundError,
+        match="address, and only files and directories are read: download it first",
+    ):
         call(tmp_path / "out")
 
 
@@ -110,17 +148,26 @@ def every_call(source, out, step):
     yield lambda: ckptforge.to_torch(source, out / "t", allow_no_config=True, step=step)
     yield lambda: ckptforge.split(source, out / "s", strategy_dir=STRATEGY, step=step)
     yield lambda: ckptforge.inspect(source, step=step)
-    yield lambda: ckptforge.strategy(out / "st", parallel_config=out / "job.json", like=source, step=step)
+    yield lambda: ckptforge.strategy(
+        out / "st", parallel_config=out / "job.json", like=source, step=step
+    )
 
 
 def test_a_step_of_what_holds_one_checkpoint_is_refused(tmp_path):
     for call in every_call(FULL, tmp_path, 7):
-        with pytest.raises(InputNotFoundError, match="is one file, where there is no step to choose: omit step=7"):
+        with pytest.raises(
+            InputNotFoundError, match="is one file, where there is no step to choose: omit step=7"
+        ):
             call()
-    for source, what in ((HUB, "a Hugging Face directory"), (MINDSPORE / "unified", "a directory of unified safetensors")):
+    for source, what in (
+        (HUB, "a Hugging Face directory"),
+        (MINDSPORE / "unified", "a directory of unified safetensors"),
+    ):
         with pytest.raises(InputNotFoundError, match=f"is {what}, where there is no step"):
             ckptforge.inspect(source, step=0)
-    with pytest.raises(InputNotFoundError, match="a Hugging Face directory, where there is no step"):
+    with pytest.raises(
+        InputNotFoundError, match="a Hugging Face directory, where there is no step"
+    ):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", step=3)
     with pytest.raises(InputNotFoundError, match="no checkpoint of step 3"):
         ckptforge.inspect(job_of(tmp_path, "plain.ckpt"), step=3)
@@ -130,12 +177,16 @@ def test_a_step_of_what_holds_one_checkpoint_is_refused(tmp_path):
 def test_a_step_that_can_not_be_is_wrong_usage(tmp_path, step):
     for source in (FULL, job_of(tmp_path, "m-1_2.ckpt", "m-1_5.ckpt")):
         for call in every_call(source, tmp_path, step):
-            with pytest.raises(UsageError, match="step.*expected (the number of a training step|a whole number)"):
+            with pytest.raises(
+                UsageError, match="step.*expected (the number of a training step|a whole number)"
+            ):
                 call()
     for call in (
         lambda: ckptforge.to_ms(HUB, tmp_path / "x.ckpt", step=step),
         lambda: ckptforge.merge(RANKS, tmp_path / "m.ckpt", strategy_dir=STRATEGY, step=step),
-        lambda: ckptforge.reshard(RANKS, tmp_path / "r", src_strategy_dir=STRATEGY, dst_strategy_dir=STRATEGY, step=step),
+        lambda: ckptforge.reshard(
+            RANKS, tmp_path / "r", src_strategy_dir=STRATEGY, dst_strategy_dir=STRATEGY, step=step
+        ),
         lambda: ckptforge.inspect(RANKS, strategy_dir=STRATEGY, step=step),
         lambda: ckptforge.inspect(RANKS, step=step),
     ):

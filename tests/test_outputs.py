@@ -7,7 +7,13 @@ import shutil
 import pytest
 
 import ckptforge
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, OutputError, UsageError
+from ckptforge.errors import (
+    CkptforgeError,
+    FormatError,
+    InputNotFoundError,
+    OutputError,
+    UsageError,
+)
 from ckptforge.publish import refusals as checks
 from ckptforge.publish import replace as placing
 from ckptforge.run import write as moves
@@ -25,7 +31,10 @@ def test_an_existing_output_is_refused_then_replaced(tmp_path):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     assert (tmp_path / "x.ckpt").read_bytes() == b"old" and names(tmp_path) == ["x.ckpt"]
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
-    assert names(tmp_path) == ["x.ckpt", "x.ckpt.manifest.json"] and len(contents(tmp_path / "x.ckpt")) == 23
+    assert (
+        names(tmp_path) == ["x.ckpt", "x.ckpt.manifest.json"]
+        and len(contents(tmp_path / "x.ckpt")) == 23
+    )
 
 
 def test_a_replaced_directory_keeps_what_is_not_a_checkpoint(tmp_path):
@@ -37,14 +46,23 @@ def test_a_replaced_directory_keeps_what_is_not_a_checkpoint(tmp_path):
     (out / "model-00009-of-00009.safetensors").write_bytes(b"stale")
     with pytest.raises(OutputError, match="exists already"):
         ckptforge.to_torch(tmp_path / "x.ckpt", out)
-    with pytest.raises(OutputError, match=r"no manifest there names.*\n  model-00009-of-00009.safetensors"):
+    with pytest.raises(
+        OutputError,
+        match=r"no manifest there names.*\n  "
+        r"model-00009-of-00009.safetensors",
+    ):
         ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True)
     assert (out / "model-00009-of-00009.safetensors").read_bytes() == b"stale"
     (out / "model-00009-of-00009.safetensors").unlink()
     ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True, max_shard_size="200KB")
     ckptforge.to_torch(tmp_path / "x.ckpt", out, overwrite=True, max_shard_size="5GB")
     assert (out / "notes.txt").read_text() == "mine"
-    assert names(out) == ["ckptforge.manifest.json", "config.json", "model.safetensors", "notes.txt"] and contents(out) == contents(HUB)
+    assert names(out) == [
+        "ckptforge.manifest.json",
+        "config.json",
+        "model.safetensors",
+        "notes.txt",
+    ] and contents(out) == contents(HUB)
     assert names(tmp_path) == ["hf", "x.ckpt", "x.ckpt.manifest.json"]
 
 
@@ -76,7 +94,8 @@ def test_a_replacement_that_fails_half_way_is_resumed_or_taken_back(tmp_path, mo
             raise KeyboardInterrupt
         real(a, b)
 
-    monkeypatch.setattr(placing, "_exchange", lambda a, b: False)  # as on file systems that can't swap two names
+    # as on file systems that can't swap two names
+    monkeypatch.setattr(placing, "_exchange", lambda a, b: False)
     monkeypatch.setattr(placing.os, "rename", failing)
     with pytest.raises(KeyboardInterrupt):
         ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True)
@@ -85,10 +104,16 @@ def test_a_replacement_that_fails_half_way_is_resumed_or_taken_back(tmp_path, mo
     copy = tmp_path.with_name(tmp_path.name + "-copy")
     shutil.copytree(tmp_path, copy)
     ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True, resume=True)
-    assert names(tmp_path) == ["o"] and (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() != before
+    assert (
+        names(tmp_path) == ["o"]
+        and (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() != before
+    )
     assert (tmp_path / "o" / "notes.txt").read_text() == "mine"
     ckptforge.clean(copy)
-    assert names(copy) == ["o"] and (copy / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
+    assert (
+        names(copy) == ["o"]
+        and (copy / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
+    )
     assert (copy / "o" / "notes.txt").read_text() == "mine"
 
 
@@ -107,7 +132,12 @@ def test_only_a_models_files_are_taken_from_beside_a_mindspore_checkpoint(tmp_pa
         (tmp_path / name).write_text(name)
     ckptforge.convert(tmp_path / "x.ckpt", tmp_path / "y.ckpt", to="gmm")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf")
-    assert names(tmp_path / "hf") == ["ckptforge.manifest.json", "config.json", "model.safetensors", "tokenizer.json"]
+    assert names(tmp_path / "hf") == [
+        "ckptforge.manifest.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
 
 
 def test_sources_without_an_index_come_back_loadable(tmp_path):
@@ -115,7 +145,9 @@ def test_sources_without_an_index_come_back_loadable(tmp_path):
     (tmp_path / "two" / "model.safetensors.index.json").unlink()
     ckptforge.to_ms(tmp_path / "two", tmp_path / "two.ckpt")
     ckptforge.to_torch(tmp_path / "two.ckpt", tmp_path / "back")
-    assert "model.safetensors.index.json" in names(tmp_path / "back") and contents(tmp_path / "back") == contents(HUB)
+    assert "model.safetensors.index.json" in names(tmp_path / "back") and contents(
+        tmp_path / "back"
+    ) == contents(HUB)
     ckptforge.to_torch(tmp_path / "two.ckpt", tmp_path / "one", max_shard_size="1GB")
     (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "weights.safetensors")
     ckptforge.to_ms(tmp_path / "one", tmp_path / "one.ckpt")
@@ -178,7 +210,10 @@ def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.os, "statvfs", lambda _: Full)
     with pytest.raises(OutputError, match=r"needs \d+ bytes but only 409600 are free"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
-    assert any("only 409600 are free" in note for note in ckptforge.to_ms(HUB, tmp_path / "x.ckpt", dry_run=True).notes)
+    assert any(
+        "only 409600 are free" in note
+        for note in ckptforge.to_ms(HUB, tmp_path / "x.ckpt", dry_run=True).notes
+    )
     assert names(tmp_path) == []
 
 
@@ -199,7 +234,8 @@ def test_a_source_cut_off_while_it_is_read(tmp_path, monkeypatch, layout):
 
 
 def test_without_copy_file_range_the_bytes_go_through_a_buffer(tmp_path, monkeypatch):
-    ckptforge.convert(HUB, tmp_path / "a", to="hub")  # the same places in the file, so that the kernel may copy
+    # the same places in the file, so that the kernel may copy
+    ckptforge.convert(HUB, tmp_path / "a", to="hub")
     calls = []
 
     def unsupported(*args):
@@ -209,7 +245,10 @@ def test_without_copy_file_range_the_bytes_go_through_a_buffer(tmp_path, monkeyp
     monkeypatch.setattr(moves.os, "copy_file_range", unsupported)
     ckptforge.convert(HUB, tmp_path / "b", to="hub")
     names = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))
-    assert calls and all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    assert calls and all(
+        (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        for name in names
+    )
 
 
 def test_an_interrupt_leaves_nothing(tmp_path):
@@ -278,7 +317,9 @@ def bad_directories():
 
     def wrong_file(path):
         index = path / "model.safetensors.index.json"
-        text = index.read_text().replace('"lm_head.weight": "model-00002', '"lm_head.weight": "model-00001')
+        text = index.read_text().replace(
+            '"lm_head.weight": "model-00002', '"lm_head.weight": "model-00001'
+        )
         index.write_text(text)
 
     def not_listed(path):
@@ -291,7 +332,9 @@ def bad_directories():
 
     def outside(path):
         index = path / "model.safetensors.index.json"
-        index.write_text(index.read_text().replace("model-00001-of-00002.safetensors", "../x.safetensors"))
+        index.write_text(
+            index.read_text().replace("model-00001-of-00002.safetensors", "../x.safetensors")
+        )
 
     def index_not_json(path):
         (path / "model.safetensors.index.json").write_text("[1")
@@ -308,9 +351,11 @@ def bad_directories():
         (path / "pytorch_model.bin").write_bytes(b"")
 
     return {
-        missing_shard: "1 of 2 shards named by model.safetensors.index.json is missing:\n  model-00001-of-00002",
+        missing_shard: "1 of 2 shards named by model.safetensors.index.json is missing:\n  "
+        "model-00001-of-00002",
         missing_shard_without_index: "shards are missing:\n  model-00001-of-00002",
-        wrong_file: "'lm_head.weight' should be in model-00001-of-00002.safetensors but lies in model-00002",
+        wrong_file: "'lm_head.weight' should be in model-00001-of-00002.safetensors but lies in "
+        "model-00002",
         not_listed: "isn't listed:\n  model.norm.weight in",
         truncated: "lie outside the|header should have",
         outside: "isn't the name of a file in this directory",
@@ -321,7 +366,9 @@ def bad_directories():
     }
 
 
-@pytest.mark.parametrize(("damage", "message"), bad_directories().items(), ids=lambda item: getattr(item, "__name__", ""))
+@pytest.mark.parametrize(
+    ("damage", "message"), bad_directories().items(), ids=lambda item: getattr(item, "__name__", "")
+)
 def test_bad_hugging_face_directories(tmp_path, damage, message):
     shutil.copytree(HUB, tmp_path / "hub")
     damage(tmp_path / "hub")
@@ -342,7 +389,10 @@ def test_missing_and_empty_inputs(tmp_path):
         ckptforge.convert(tmp_path / "pipe.ckpt", tmp_path / "x.ckpt", to="gmm")
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1GiB", 2**30), ("512mb", 512 * 10**6), ("1.5k", 1500), ("7", 7), (7, 7)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1GiB", 2**30), ("512mb", 512 * 10**6), ("1.5k", 1500), ("7", 7), (7, 7)],
+)
 def test_sizes(text, size):
     assert parse_size(text, "--x") == size
 
@@ -378,7 +428,9 @@ def test_what_is_not_carried_along_is_said(tmp_path):
     (tmp_path / "hub/original").mkdir()
     (tmp_path / "hub/consolidated.00.pth").write_bytes(b"x")
     notes = ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt").notes
-    assert any("original/ isn't carried along" in note for note in notes) and any("consolidated.00.pth isn't" in note for note in notes)
+    assert any("original/ isn't carried along" in note for note in notes) and any(
+        "consolidated.00.pth isn't" in note for note in notes
+    )
 
 
 def test_a_config_for_weights_that_lack_one(tmp_path):

@@ -45,13 +45,25 @@ def test_the_mappings_of_an_installed_package_are_those_of_the_tree():
     if not installed.is_dir():
         pytest.skip("running from the source tree")
     tree = {path.name: path.read_bytes() for path in (ROOT / "mappings").glob("*.toml")}
-    assert {file.name: file.read_bytes() for file in installed.iterdir() if file.name.endswith(".toml")} == tree
+    assert {
+        file.name: file.read_bytes() for file in installed.iterdir() if file.name.endswith(".toml")
+    } == tree
 
 
 def test_the_light_install_is_light():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=~ ]", requirement)[0] for requirement in project["dependencies"]}
-    assert names == {"click", "ml_dtypes", "numpy", "msgspec", "pyyaml", "safetensors", "tomli", "tqdm", "xxhash"}
+    assert names == {
+        "click",
+        "ml_dtypes",
+        "numpy",
+        "msgspec",
+        "pyyaml",
+        "safetensors",
+        "tomli",
+        "tqdm",
+        "xxhash",
+    }
 
 
 def test_the_version_is_that_of_the_package():
@@ -70,7 +82,11 @@ def test_imports_go_one_way():
         if own in ("__init__", "__main__"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ckptforge."):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.startswith("ckptforge.")
+            ):
                 other = node.module.split(".")[1]
                 assert ORDER.index(other) <= ORDER.index(own), f"{path} imports {node.module}"
 
@@ -83,20 +99,33 @@ def test_public_names_exist():
 
 
 def test_messages_below_the_command_line_spell_no_option_themselves():
-    """They are read by Python callers, too: `ckptforge.spelling` says how an option or a command is called there."""
+    """They are read by Python callers, too: `ckptforge.spelling` says how an option or a command is
+    called there."""
     package = Path(ckptforge.__file__).parent
-    literal = re.compile(r"(?<![\w-])--(?!local-dir)[a-z][a-z]|`ckptforge [a-z]")  # --local-dir is hf's
+    # --local-dir is hf's
+    literal = re.compile(r"(?<![\w-])--(?!local-dir)[a-z][a-z]|`ckptforge [a-z]")
     found = []
     for path in package.rglob("*.py"):
         # The drop-ins have MindFormers' own flags, the demo shows command lines.
-        if "cli" in path.relative_to(package).parts or path.name in ("spelling.py", "dropins.py", "mindformers_flags.py"):
+        if "cli" in path.relative_to(package).parts or path.name in (
+            "spelling.py",
+            "dropins.py",
+            "mindformers_flags.py",
+        ):
             continue
         tree = ast.parse(path.read_text())
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)}
+        docs = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, documented) and ast.get_docstring(node)
+        }
         found += [
             f"{path.relative_to(package)}:{node.lineno}: {node.value}"
             for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs and literal.search(node.value)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in docs
+            and literal.search(node.value)
         ]
     assert not found, "\n".join(found)

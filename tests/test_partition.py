@@ -1,4 +1,5 @@
-"""Partitions: device layouts by arithmetic, strategy files against MindSpore's, merge, split and reshard against its tools."""
+"""Partitions: device layouts by arithmetic, strategy files against MindSpore's, merge, split and
+reshard against its tools."""
 
 import math
 import shutil
@@ -11,7 +12,14 @@ from msgspec.structs import replace
 
 import ckptforge
 from ckptforge.boxes import full_box, uncovered
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, OutputError, PlanError, UsageError
+from ckptforge.errors import (
+    CkptforgeError,
+    FormatError,
+    InputNotFoundError,
+    OutputError,
+    PlanError,
+    UsageError,
+)
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import make_strategy, read_strategy, strategy_bytes
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, tiny_config, write_hub
@@ -49,7 +57,8 @@ def test_the_boxes_of_a_stage_cover_the_tensor_and_replicas_are_equal(layout, da
 
 @given(layouts(), st.data())
 def test_boxes_are_those_of_slicing_by_hand(layout, data):
-    """Cut along the tensor map one device axis after the other, then by replica, with numpy alone."""
+    """Cut along the tensor map one device axis after the other, then by replica, with numpy
+    alone."""
     full = layout.shape_of_whole(tuple(data.draw(st.integers(1, 2)) for _ in layout.tensor_map))
     numbers = np.arange(math.prod(full)).reshape(full)
     for device, coordinate in enumerate(np.ndindex(*layout.device_matrix)):
@@ -63,15 +72,22 @@ def test_boxes_are_those_of_slicing_by_hand(layout, data):
         for i in free:
             replica = replica * layout.device_matrix[i] + coordinate[i]
         part = np.split(part, layout.optimizer_parts, 0)[replica % layout.optimizer_parts]
-        assert np.array_equal(numbers[tuple(slice(*side) for side in layout.box(full, device))], part)
+        assert np.array_equal(
+            numbers[tuple(slice(*side) for side in layout.box(full, device))], part
+        )
 
 
 @settings(max_examples=200)
-@given(st.dictionaries(st.sampled_from(["a.weight", "b", "layers.0.c"]), layouts(), min_size=1), st.integers(0, 3))
+@given(
+    st.dictionaries(st.sampled_from(["a.weight", "b", "layers.0.c"]), layouts(), min_size=1),
+    st.integers(0, 3),
+)
 def test_strategy_files_are_read_back(tmp_path_factory, stage, number):
     path = tmp_path_factory.mktemp("strategy")
     written = {
-        name: replace(layout, optimizer_shards=layout.optimizer_shards if layout.optimizer_parts > 1 else 0)
+        name: replace(
+            layout, optimizer_shards=layout.optimizer_shards if layout.optimizer_parts > 1 else 0
+        )
         for name, layout in stage.items()
     }
     for i in range(number + 1):
@@ -87,32 +103,50 @@ def test_strategy_files_are_read_back(tmp_path_factory, stage, number):
 @pytest.mark.parametrize("name", ["mp8", "dp4mp2ep2", "dp4mp2ep2_opt2"])
 def test_json_and_protobuf_say_the_same(name):
     binary, text = read_strategy(STRATEGIES / name), read_strategy(STRATEGIES / f"{name}_json")
-    assert ({key: replace(layout, full_shape=None) for key, layout in text.stages[0].items()},) == binary.stages
+    assert (
+        {key: replace(layout, full_shape=None) for key, layout in text.stages[0].items()},
+    ) == binary.stages
     again = strategy_bytes(0, text.stages[0], as_json=True)
     assert again == strategy_bytes(0, text.stages[0], as_json=True) and b"tensor_shape" in again
 
 
 def test_merged_and_real_strategies():
-    assert read_strategy(STRATEGIES / "pp2mp2_merged.ckpt").stages == read_strategy(STRATEGIES / "pp2mp2").stages
+    assert (
+        read_strategy(STRATEGIES / "pp2mp2_merged.ckpt").stages
+        == read_strategy(STRATEGIES / "pp2mp2").stages
+    )
     real = read_strategy(FIXTURES / "peer" / "real_strategy_8_npus.ckpt")
     assert (real.ranks, len(real.stages), real.devices) == (8, 2, 4)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_merge_and_split_equal_mindspores(tmp_path, name):
-    result = ckptforge.merge(SHARDED / name, tmp_path / "full.ckpt", strategy_dir=STRATEGIES / name, check_replicas=True)
-    assert result.tensors == 73 and contents(tmp_path / "full.ckpt") == contents(MINDSPORE / "full.ckpt")
-    if "pp" not in name:  # with stages MindSpore begins with the last one, the original had no stages
+    result = ckptforge.merge(
+        SHARDED / name, tmp_path / "full.ckpt", strategy_dir=STRATEGIES / name, check_replicas=True
+    )
+    assert result.tensors == 73 and contents(tmp_path / "full.ckpt") == contents(
+        MINDSPORE / "full.ckpt"
+    )
+    # with stages MindSpore begins with the last one, the original had no stages
+    if "pp" not in name:
         assert (tmp_path / "full.ckpt").read_bytes() == (MINDSPORE / "full.ckpt").read_bytes()
-    ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "split", strategy_dir=STRATEGIES / name, prefix="ckpt_")
+    ckptforge.split(
+        MINDSPORE / "full.ckpt", tmp_path / "split", strategy_dir=STRATEGIES / name, prefix="ckpt_"
+    )
     for path in sorted((SHARDED / name).rglob("*.ckpt")):
-        assert (tmp_path / "split" / path.relative_to(SHARDED / name)).read_bytes() == path.read_bytes()
+        assert (
+            tmp_path / "split" / path.relative_to(SHARDED / name)
+        ).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("source", CONFIGURATIONS)
 @pytest.mark.parametrize("target", CONFIGURATIONS)
 def test_every_pair_reshards(tmp_path, source, target):
-    options = {"src_strategy_dir": STRATEGIES / source, "dst_strategy_dir": STRATEGIES / target, "prefix": "ckpt_"}
+    options = {
+        "src_strategy_dir": STRATEGIES / source,
+        "dst_strategy_dir": STRATEGIES / target,
+        "prefix": "ckpt_",
+    }
     ckptforge.reshard(SHARDED / source, tmp_path / "out", **options)
     for path in sorted((SHARDED / target).rglob("*.ckpt")):
         assert contents(tmp_path / "out" / path.relative_to(SHARDED / target)) == contents(path)
@@ -120,7 +154,11 @@ def test_every_pair_reshards(tmp_path, source, target):
 
 def test_devices_need_not_divide_each_other(tmp_path):
     """8 ranks → 6 → 4 → one, with strategies of our own."""
-    shapes = {name: shape for name, (_, shape, _) in contents(MINDSPORE / "full.ckpt").items() if "." in name}
+    shapes = {
+        name: shape
+        for name, (_, shape, _) in contents(MINDSPORE / "full.ckpt").items()
+        if "." in name
+    }
     rows = {3: "feed_forward.ffn", 2: "attention.w"}
     for devices, cut in ((6, 3), (4, 4)):
         stage = {}
@@ -129,18 +167,37 @@ def test_devices_need_not_divide_each_other(tmp_path):
             fitting = [i for i, n in enumerate(shape) if n % cut == 0]
             if rows.get(len(shape), "-") in name and fitting:
                 tensor_map[fitting[0]] = (0,)
-            stage[name] = DeviceLayout((devices // cut, cut) if devices > cut else (cut,), tuple(tensor_map))
+            stage[name] = DeviceLayout(
+                (devices // cut, cut) if devices > cut else (cut,), tuple(tensor_map)
+            )
         assert any(any(layout.tensor_map) for layout in stage.values())
         (tmp_path / f"{devices}.ckpt").write_bytes(strategy_bytes(0, stage))
-    ckptforge.reshard(SHARDED / "mp8", tmp_path / "six", src_strategy_dir=STRATEGIES / "mp8", dst_strategy_dir=tmp_path / "6.ckpt")
-    ckptforge.reshard(tmp_path / "six", tmp_path / "four", src_strategy_dir=tmp_path / "6.ckpt", dst_strategy_dir=tmp_path / "4.ckpt")
+    ckptforge.reshard(
+        SHARDED / "mp8",
+        tmp_path / "six",
+        src_strategy_dir=STRATEGIES / "mp8",
+        dst_strategy_dir=tmp_path / "6.ckpt",
+    )
+    ckptforge.reshard(
+        tmp_path / "six",
+        tmp_path / "four",
+        src_strategy_dir=tmp_path / "6.ckpt",
+        dst_strategy_dir=tmp_path / "4.ckpt",
+    )
     assert len(list((tmp_path / "six").glob("rank_*"))) == 6
-    ckptforge.merge(tmp_path / "four", tmp_path / "full.ckpt", strategy_dir=tmp_path / "4.ckpt", check_replicas=True)
+    ckptforge.merge(
+        tmp_path / "four",
+        tmp_path / "full.ckpt",
+        strategy_dir=tmp_path / "4.ckpt",
+        check_replicas=True,
+    )
     assert contents(tmp_path / "full.ckpt") == contents(MINDSPORE / "full.ckpt")
 
 
 def test_redundancy_removed_ranks_are_merged(tmp_path):
-    ckptforge.merge(MINDSPORE / "dp4mp2ep2_dedup", tmp_path / "full.ckpt", strategy_dir=STRATEGIES / "dp4mp2ep2")
+    ckptforge.merge(
+        MINDSPORE / "dp4mp2ep2_dedup", tmp_path / "full.ckpt", strategy_dir=STRATEGIES / "dp4mp2ep2"
+    )
     full = contents(MINDSPORE / "full.ckpt")
     merged = contents(tmp_path / "full.ckpt")
     assert merged and all(merged[name] == full[name] for name in merged)
@@ -152,7 +209,9 @@ def test_any_strategy_splits_and_merges_any_checkpoint(tmp_path_factory, data):
     tmp = tmp_path_factory.mktemp("any")
     devices = data.draw(st.sampled_from([1, 2, 3, 4, 6, 8]))
     matrices = [
-        m for m in ((devices,), (2, devices // 2), (devices // 2, 2), (2, 2, devices // 4)) if math.prod(m) == devices and 0 not in m
+        m
+        for m in ((devices,), (2, devices // 2), (devices // 2, 2), (2, 2, devices // 4))
+        if math.prod(m) == devices and 0 not in m
     ]
     stages = data.draw(st.integers(1, 2))
     full = contents(MINDSPORE / "full.ckpt")
@@ -190,33 +249,61 @@ def test_any_strategy_splits_and_merges_any_checkpoint(tmp_path_factory, data):
 @pytest.mark.parametrize("layout", ["dense", "gmm", "dense-qkv-r1.4", "gmm-v3"])
 @pytest.mark.parametrize("dtype", ["keep", "fp32"])
 def test_hugging_face_to_ranks_and_back(tmp_path, layout, dtype):
-    """Layout change, cast and split in one pass; the shards are what a split of the whole checkpoint gives."""
-    config = tiny_config(hidden_size=16, intermediate_size=24, num_local_experts=4, head_dim=4, vocab_size=8)
+    """Layout change, cast and split in one pass; the shards are what a split of the whole
+    checkpoint gives."""
+    config = tiny_config(
+        hidden_size=16, intermediate_size=24, num_local_experts=4, head_dim=4, vocab_size=8
+    )
     write_hub(tmp_path / "hub", config)
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "whole.ckpt", layout=layout, dtype=dtype)
     stages: list[dict[str, DeviceLayout]] = [{}, {}]
     for name, (_, shape, _) in contents(tmp_path / "whole.ckpt").items():
-        sharded = DeviceLayout((2, 2), tuple((i % 2,) if i < 2 and n % 2 == 0 else () for i, n in enumerate(shape)))
+        sharded = DeviceLayout(
+            (2, 2), tuple((i % 2,) if i < 2 and n % 2 == 0 else () for i, n in enumerate(shape))
+        )
         layout_of = sharded if len(shape) > 1 else DeviceLayout((2, 2), ((),) * len(shape), -1)
-        stages[1 if "layers.1" in name or "lm_head" in name or "norm_out" in name else 0][name] = layout_of
+        stages[1 if "layers.1" in name or "lm_head" in name or "norm_out" in name else 0][name] = (
+            layout_of
+        )
     (tmp_path / "s").mkdir()
     for i, stage in enumerate(stages):
         (tmp_path / "s" / f"{i}.ckpt").write_bytes(strategy_bytes(i, stage))
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "ranks", layout=layout, dtype=dtype, strategy_dir=tmp_path / "s", memory="1MiB")
+    ckptforge.to_ms(
+        tmp_path / "hub",
+        tmp_path / "ranks",
+        layout=layout,
+        dtype=dtype,
+        strategy_dir=tmp_path / "s",
+        memory="1MiB",
+    )
     ckptforge.split(tmp_path / "whole.ckpt", tmp_path / "split", strategy_dir=tmp_path / "s")
     for rank in range(8):
-        assert contents(tmp_path / "ranks" / f"rank_{rank}") == contents(tmp_path / "split" / f"rank_{rank}")
+        assert contents(tmp_path / "ranks" / f"rank_{rank}") == contents(
+            tmp_path / "split" / f"rank_{rank}"
+        )
     back = "keep" if dtype == "keep" else "bf16"
-    ckptforge.to_torch(tmp_path / "ranks", tmp_path / "back", strategy_dir=tmp_path / "s", dtype=back)
+    ckptforge.to_torch(
+        tmp_path / "ranks", tmp_path / "back", strategy_dir=tmp_path / "s", dtype=back
+    )
     if dtype == "keep":
         assert contents(tmp_path / "back") == contents(tmp_path / "hub")
     else:
-        assert {name: t[1] for name, t in contents(tmp_path / "back").items()} == {n: t[1] for n, t in contents(tmp_path / "hub").items()}
+        assert {name: t[1] for name, t in contents(tmp_path / "back").items()} == {
+            n: t[1] for n, t in contents(tmp_path / "hub").items()
+        }
 
 
 def test_a_merge_casts_weights_and_only_those(tmp_path):
-    result = ckptforge.merge(SHARDED / "mp8", tmp_path / "x.ckpt", strategy_dir=STRATEGIES / "mp8", dtype="fp16", weights_only=True)
-    assert result.tensors == 23 and {dtype for dtype, _, _ in contents(tmp_path / "x.ckpt").values()} == {"float16"}
+    result = ckptforge.merge(
+        SHARDED / "mp8",
+        tmp_path / "x.ckpt",
+        strategy_dir=STRATEGIES / "mp8",
+        dtype="fp16",
+        weights_only=True,
+    )
+    assert result.tensors == 23 and {
+        dtype for dtype, _, _ in contents(tmp_path / "x.ckpt").values()
+    } == {"float16"}
     assert ("model.layers.#.attention.wq.weight", "bfloat16", "float16") in result.audit.counts
 
 
@@ -244,7 +331,9 @@ def damaged_jobs():
 
     def other_step(job):
         for rank in range(8):
-            (job / f"rank_{rank}" / f"ckpt_{rank}.ckpt").rename(job / f"rank_{rank}" / f"m-1_{2 if rank == 5 else 1}.ckpt")
+            (job / f"rank_{rank}" / f"ckpt_{rank}.ckpt").rename(
+                job / f"rank_{rank}" / f"m-1_{2 if rank == 5 else 1}.ckpt"
+            )
 
     def other_shape(job):
         shutil.copy(SHARDED / "dp2mp2" / "rank_1" / "ckpt_1.ckpt", job / "rank_1" / "ckpt_1.ckpt")
@@ -270,7 +359,9 @@ def damaged_jobs():
     }
 
 
-@pytest.mark.parametrize(("damage", "message"), damaged_jobs().items(), ids=lambda item: getattr(item, "__name__", ""))
+@pytest.mark.parametrize(
+    ("damage", "message"), damaged_jobs().items(), ids=lambda item: getattr(item, "__name__", "")
+)
 def test_damaged_jobs_are_refused(tmp_path, damage, message):
     shutil.copytree(SHARDED / "mp8", tmp_path / "job")
     damage(tmp_path / "job")
@@ -293,20 +384,34 @@ def test_replicas_and_common_tensors_that_differ(tmp_path):
     change_byte(tmp_path / "job" / "rank_5" / "ckpt_5.ckpt", "model.norm_out.weight")
     arguments = {"strategy_dir": STRATEGIES / "mp8"}
     ckptforge.merge(tmp_path / "job", tmp_path / "unchecked.ckpt", **arguments)
-    with pytest.raises(FormatError, match=r"rank_5/ckpt_5.ckpt: 'model.norm_out.weight' differs from its replica"):
+    with pytest.raises(
+        FormatError,
+        match=r"rank_5/ckpt_5.ckpt: 'model.norm_out.weight' differs "
+        r"from its replica",
+    ):
         ckptforge.merge(tmp_path / "job", tmp_path / "x.ckpt", check_replicas=True, **arguments)
     change_byte(tmp_path / "job" / "rank_6" / "ckpt_6.ckpt", "global_step")
-    with pytest.raises(FormatError, match=r"'global_step' isn't in the strategy .* every rank must hold the same"):
+    with pytest.raises(
+        FormatError,
+        match=r"'global_step' isn't in the strategy .* every rank must "
+        r"hold the same",
+    ):
         ckptforge.merge(tmp_path / "job", tmp_path / "y.ckpt", **arguments)
 
 
 def test_a_strategy_that_does_not_fit_the_tensors(tmp_path):
     strategy = make_strategy(tmp_path, {0: {"lm_head.weight": DeviceLayout((3,), ((0,), ()))}})
     (tmp_path / "s.ckpt").write_bytes(strategy_bytes(0, strategy.stages[0]))
-    with pytest.raises(PlanError, match=r"'lm_head.weight' has shape \[80, 32\], but .*device matrix \[3\]"):
+    with pytest.raises(
+        PlanError,
+        match=r"'lm_head.weight' has shape \[80, 32\], but .*device "
+        r"matrix \[3\]",
+    ):
         ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "out", strategy_dir=tmp_path / "s.ckpt")
     with pytest.raises(UsageError, match="needs a directory"):
-        ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "out.ckpt", strategy_dir=tmp_path / "s.ckpt")
+        ckptforge.split(
+            MINDSPORE / "full.ckpt", tmp_path / "out.ckpt", strategy_dir=tmp_path / "s.ckpt"
+        )
     with pytest.raises(PlanError, match="isn't a strategy for this model"):
         ckptforge.to_ms(HUB, tmp_path / "out", strategy_dir=STRATEGIES / "mp8_json")
 
@@ -315,7 +420,10 @@ def bad_strategies():
     good = DeviceLayout((2, 2), ((0,), ()))
     return {
         "stages": ({1: {"a": good}}, "stage 0 is missing"),
-        "devices": ({0: {"a": good, "b": DeviceLayout((2,), ((0,),))}}, "different numbers of devices"),
+        "devices": (
+            {0: {"a": good, "b": DeviceLayout((2,), ((0,),))}},
+            "different numbers of devices",
+        ),
         "empty": ({0: {}}, "holds no parameter layouts"),
     }
 
@@ -349,7 +457,10 @@ def test_an_impossible_layout_in_a_file_is_refused(tmp_path):
 
 
 def test_bad_strategy_files(tmp_path):
-    for name, message in (("strategy_garbage.ckpt", "wire type"), ("strategy_truncated.ckpt", "truncated")):
+    for name, message in (
+        ("strategy_garbage.ckpt", "wire type"),
+        ("strategy_truncated.ckpt", "truncated"),
+    ):
         with pytest.raises(FormatError, match=message):
             read_strategy(MINDSPORE / "bad" / name)
     shutil.copy(STRATEGIES / "mp8" / "rank_0.ckpt", tmp_path / "a.ckpt")
@@ -363,7 +474,12 @@ def test_bad_strategy_files(tmp_path):
     for path in (tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(InputNotFoundError, match="no s"):
             read_strategy(path)
-    for text in ("{}", '{"parallel_layout_item": {"a": {"dev_matrix": [2], "tensor_map": ["x"]}}}', "[]", '{"parallel_layout_item": 3}'):
+    for text in (
+        "{}",
+        '{"parallel_layout_item": {"a": {"dev_matrix": [2], "tensor_map": ["x"]}}}',
+        "[]",
+        '{"parallel_layout_item": 3}',
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(FormatError, match=r"bad.json"):
             read_strategy(tmp_path / "bad.json")
@@ -371,14 +487,18 @@ def test_bad_strategy_files(tmp_path):
 
 @pytest.mark.parametrize("key", ["field", "param_split_shape", "indices_offset"])
 def test_a_manual_split_is_refused_by_name(tmp_path, key):
-    item = f'{{"dev_matrix": [2], "tensor_map": [0], "{key}": {"1" if key == "field" else "[[1]]"}}}'
+    item = (
+        f'{{"dev_matrix": [2], "tensor_map": [0], "{key}": {"1" if key == "field" else "[[1]]"}}}'
+    )
     (tmp_path / "s.json").write_text(f'{{"parallel_layout_item": {{"emb": {item}}}}}')
     with pytest.raises(FormatError, match=rf"'emb' has {key}.*can't honour"):
         read_strategy(tmp_path / "s.json")
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(["mp8/rank_0.ckpt", "pp2mp2/rank_2.ckpt", "mp8_json/rank_0.json"]), st.data())
+@given(
+    st.sampled_from(["mp8/rank_0.ckpt", "pp2mp2/rank_2.ckpt", "mp8_json/rank_0.json"]), st.data()
+)
 def test_damaged_strategies_end_in_our_errors_only(tmp_path_factory, name, data):
     raw = bytearray((STRATEGIES / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -394,15 +514,27 @@ def test_damaged_strategies_end_in_our_errors_only(tmp_path_factory, name, data)
 def test_parameters_that_the_input_lacks_are_said(tmp_path):
     full = MINDSPORE / "full.ckpt"
     ckptforge.convert(full, tmp_path / "w.ckpt", to="dense", weights_only=True)
-    assert not ckptforge.split(tmp_path / "w.ckpt", tmp_path / "out", strategy_dir=STRATEGIES / "mp8").notes
+    assert not ckptforge.split(
+        tmp_path / "w.ckpt", tmp_path / "out", strategy_dir=STRATEGIES / "mp8"
+    ).notes
     assert not ckptforge.split(full, tmp_path / "all", strategy_dir=STRATEGIES / "mp8").notes
     strategy = read_strategy(STRATEGIES / "mp8")
     more = dict(strategy.stages[0])
-    more |= {"model.more.weight": more["lm_head.weight"], "adam_m.model.more.weight": more["lm_head.weight"]}
+    more |= {
+        "model.more.weight": more["lm_head.weight"],
+        "adam_m.model.more.weight": more["lm_head.weight"],
+    }
     (tmp_path / "more.ckpt").write_bytes(strategy_bytes(0, more))
     for name, count in ((full, 2), (tmp_path / "w.ckpt", 1)):
-        notes = ckptforge.split(name, tmp_path / f"more{count}", strategy_dir=tmp_path / "more.ckpt").notes
-        assert any(f"{count} parameter{'s' * (count > 1)} of" in note and "in the input" in note and "model.more" in note for note in notes)
+        notes = ckptforge.split(
+            name, tmp_path / f"more{count}", strategy_dir=tmp_path / "more.ckpt"
+        ).notes
+        assert any(
+            f"{count} parameter{'s' * (count > 1)} of" in note
+            and "in the input" in note
+            and "model.more" in note
+            for note in notes
+        )
 
 
 def test_ranks_are_not_overwritten(tmp_path):

@@ -1,4 +1,5 @@
-"""The proof of a plan: what doesn't fill every element exactly once is refused before anything is read."""
+"""The proof of a plan: what doesn't fill every element exactly once is refused before anything is
+read."""
 
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from ckptforge.planning.plan import Assembly, fill, prove_complete
 from ckptforge.tables.binding import Piece
 
 WHOLE = Piece("whole", ((0, 4), (0, 3)), Grid(0, (3, 1)))
-TOP, BOTTOM = (Piece(name, ((lo, lo + 2), (0, 3)), Grid(0, (3, 1))) for name, lo in (("top", 0), ("bottom", 2)))
+TOP, BOTTOM = (
+    Piece(name, ((lo, lo + 2), (0, 3)), Grid(0, (3, 1))) for name, lo in (("top", 0), ("bottom", 2))
+)
 
 
 def entry(name, *shape):
@@ -20,9 +23,10 @@ def entry(name, *shape):
 
 
 def test_pieces_fill_one_another_both_ways():
-    assert {name: [source for source, _, _ in parts] for name, parts in fill([WHOLE], [BOTTOM, TOP], []).items()} == {
-        "whole": ["bottom", "top"]
-    }
+    assert {
+        name: [source for source, _, _ in parts]
+        for name, parts in fill([WHOLE], [BOTTOM, TOP], []).items()
+    } == {"whole": ["bottom", "top"]}
     found = fill([TOP, BOTTOM], [WHOLE], [])
     assert [found[name][0][2].source for name in ("top", "bottom")] == [0, 6]
 
@@ -39,7 +43,9 @@ def copy(size, source=0, target=0):
 
 def test_a_complete_plan_passes():
     source = entry("s", 12)
-    prove_complete([Assembly(entry("t", 12), "g", ((source, copy(5)), (source, copy(7, 5, 5))))], [source])
+    prove_complete(
+        [Assembly(entry("t", 12), "g", ((source, copy(5)), (source, copy(7, 5, 5))))], [source]
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,9 +60,14 @@ def test_a_complete_plan_passes():
 def test_an_incomplete_plan_is_refused(copies, message):
     source = entry("s", 12)
     with pytest.raises(PlanError, match=message):
-        prove_complete([Assembly(entry("t", 12), "g", tuple((source, transfer) for transfer in copies))], [source])
+        prove_complete(
+            [Assembly(entry("t", 12), "g", tuple((source, transfer) for transfer in copies))],
+            [source],
+        )
 
 
 def test_a_source_used_in_part_is_refused():
     with pytest.raises(PlanError, match="s: 12 of 13 elements are used"):
-        prove_complete([Assembly(entry("t", 12), "g", ((entry("s", 13), copy(12)),))], [entry("s", 13)])
+        prove_complete(
+            [Assembly(entry("t", 12), "g", ((entry("s", 13), copy(12)),))], [entry("s", 13)]
+        )

@@ -1,4 +1,6 @@
-"""Published shapes of config.json, every key as published but small, against what transformers 5 makes of them when it saves."""
+# ruff: noqa: E501  (a line of data is a published configuration)
+"""Published shapes of config.json, every key as published but small, against what transformers 5
+makes of them when it saves."""
 
 import json
 import os
@@ -45,7 +47,9 @@ PUBLISHED = {
  "sliding_window": null, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0",
  "use_cache": true, "vocab_size": 64}""",
     "Qwen2.5": QWEN2_5,
-    "Qwen2.5 with yarn": QWEN2_5[:-1] + ', "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}}',
+    "Qwen2.5 with yarn": QWEN2_5[:-1] + ', "rope_scaling": {"factor": 4.0, '
+    '"original_max_position_embeddings": 32768, "type": '
+    '"yarn"}}',
     "Qwen3": """{
  "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 3, "eos_token_id": 5,
  "head_dim": 16, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02, "intermediate_size": 48,
@@ -62,7 +66,8 @@ PUBLISHED = {
  "rope_scaling": null, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": null,
  "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
  "use_sliding_window": false, "vocab_size": 64}""",
-    # Without quantization_config: these weights have 16 bits. MTP layers aren't among what transformers loads.
+    # Without quantization_config: these weights have 16 bits. MTP layers aren't among what
+    # transformers loads.
     "DeepSeek-V3": """{
  "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "auto_map": {"AutoConfig":
  "configuration_deepseek.DeepseekV3Config", "AutoModel": "modeling_deepseek.DeepseekV3Model", "AutoModelForCausalLM":
@@ -82,33 +87,50 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_model_saved_again_by_transformers_is_the_same(tmp_path, name):
-    """Config and weights: loaded, and written by save_pretrained. The logits are the same as well."""
+    """Config and weights: loaded, and written by save_pretrained. The logits are the same as
+    well."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = json.loads(PUBLISHED[name])
-    write_model(tmp_path / "published", TABLES[config.get("model_type", "llama")], config, dtype="float32")
+    write_model(
+        tmp_path / "published", TABLES[config.get("model_type", "llama")], config, dtype="float32"
+    )
     kind = getattr(transformers, config["architectures"][0])
 
     def loaded(directory):
-        return kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+        return kind.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
 
     loaded(tmp_path / "published").save_pretrained(tmp_path / "saved")
     for one, other in (("published", "saved"), ("saved", "published")):
         found = ckptforge.compare(tmp_path / one, tmp_path / other)
-        assert found.constants == {} and found.equal and (found.through or name == "without model_type")
+        assert (
+            found.constants == {}
+            and found.equal
+            and (found.through or name == "without model_type")
+        )
     with torch.no_grad():
-        one, other = (loaded(tmp_path / side)(torch.arange(24)[None]).logits for side in ("published", "saved"))
+        one, other = (
+            loaded(tmp_path / side)(torch.arange(24)[None]).logits
+            for side in ("published", "saved")
+        )
     assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_keys_that_are_left_out_stand_for_the_defaults_of_transformers(tmp_path, name):
-    """A config.json without whatever its configuration class fills in alike, against the published one."""
+    """A config.json without whatever its configuration class fills in alike, against the published
+    one."""
     transformers = pytest.importorskip("transformers")
     config = json.loads(PUBLISHED[name])
     kind = transformers.CONFIG_MAPPING[config.get("model_type", "llama")]
     plain = kind().to_dict()
-    short = {key: value for key, value in config.items() if key in ("model_type", "architectures") or plain.get(key, []) != value}
+    short = {
+        key: value
+        for key, value in config.items()
+        if key in ("model_type", "architectures") or plain.get(key, []) != value
+    }
     if config.get("rope_theta") == kind.default_theta:
         short.pop("rope_theta")
     assert len(short) < len(config)

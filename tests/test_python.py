@@ -90,17 +90,35 @@ def parameters(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_unknown_keyword_is_refused_before_anything_is_done(name, tmp_path):
     """Neither the input nor the output is looked at: neither is there."""
-    needed = [tmp_path / "none" for one in parameters(name) if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [
+        tmp_path / "none"
+        for one in parameters(name)
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
+    ]
     if name == "plan":
         needed[0] = "to-ms"
-    keywords = {one.name: "x" for one in parameters(name) if one.default is one.empty and one.kind is one.KEYWORD_ONLY}
+    keywords = {
+        one.name: "x"
+        for one in parameters(name)
+        if one.default is one.empty and one.kind is one.KEYWORD_ONLY
+    }
     function = getattr(ckptforge, name)
-    with pytest.raises(TypeError, match=rf"^{'to_ms' if name == 'plan' else name}\(\) has no keyword 'nonsense'; it has "):
+    with pytest.raises(
+        TypeError,
+        match=rf"^{'to_ms' if name == 'plan' else name}\(\) has no "
+        r"keyword 'nonsense'; it has ",
+    ):
         function(*needed, **keywords, nonsense=1)
-    for known in [one.name for one in parameters(name) if one.kind is one.KEYWORD_ONLY and len(one.name) > 4]:
+    for known in [
+        one.name for one in parameters(name) if one.kind is one.KEYWORD_ONLY and len(one.name) > 4
+    ]:
         misspelt = known[:2] + known[3] + known[2] + known[4:]  # two letters exchanged
         if misspelt != known:
-            with pytest.raises(TypeError, match=rf"{name}\(\) has no keyword '{misspelt}'; did you mean '{known}'\?$"):
+            with pytest.raises(
+                TypeError,
+                match=rf"{name}\(\) has no keyword '{misspelt}'; did you "
+                rf"mean '{known}'\?$",
+            ):
                 function(*needed, **keywords, **{misspelt: None})
     assert not any(tmp_path.iterdir())
 
@@ -108,7 +126,11 @@ def test_an_unknown_keyword_is_refused_before_anything_is_done(name, tmp_path):
 def test_a_keyword_of_another_function_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"to_ms\(\) has no keyword 'check_replicas'"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", check_replicas=True)
-    with pytest.raises(TypeError, match=r"merge\(\) has no keyword 'check_replica'; did you mean 'check_replicas'\?"):
+    with pytest.raises(
+        TypeError,
+        match=r"merge\(\) has no keyword 'check_replica'; did you mean "
+        r"'check_replicas'\?",
+    ):
         ckptforge.merge(HUB, tmp_path / "x.ckpt", strategy_dir="s", check_replica=True)
     for keyword in ("merge_lora", "allow_unmapped", "lora_alpha"):
         with pytest.raises(TypeError, match="has no keyword"):
@@ -131,7 +153,11 @@ def test_a_keyword_of_another_function_is_refused(tmp_path):
         ("memory", "12 potatoes", "memory='12 potatoes': expected a size"),
         ("memory", 1e6, "memory is 1000000.0, expected a whole number or a string or None"),
         ("overwrite", "no", "overwrite is 'no', expected True or False."),
-        ("format", "pickle", "format is 'pickle', expected 'ckpt', 'safetensors', 'unified' or None."),
+        (
+            "format",
+            "pickle",
+            "format is 'pickle', expected 'ckpt', 'safetensors', 'unified' or None.",
+        ),
         ("prefix", None, "prefix is None, expected a string."),
         ("prefix", "a/b", "prefix='a/b': must be the beginning of a file name"),
         ("layout", 3, "layout is 3, expected a string or None."),
@@ -155,7 +181,9 @@ def test_values_of_numpy_and_other_paths_are_fine(tmp_path):
         def __fspath__(self):
             return str(tmp_path / "x.ckpt")
 
-    ckptforge.to_ms(str(HUB), Place(), workers=np.int64(1), overwrite=np.bool_(True), memory=np.int32(2**21))
+    ckptforge.to_ms(
+        str(HUB), Place(), workers=np.int64(1), overwrite=np.bool_(True), memory=np.int32(2**21)
+    )
     assert (tmp_path / "x.ckpt").is_file()
     with pytest.raises(UsageError, match="hf_dir is b'x', expected a path"):
         ckptforge.to_ms(b"x", tmp_path / "y.ckpt")
@@ -176,7 +204,8 @@ def test_every_keyword_is_in_the_docstring_with_what_it_means(name):
 def test_options_of_the_command_line_are_keywords_of_the_same_name():
     from ckptforge.cli.app import cli
 
-    ours = {"as_json", "quiet", "tensors", "report", "verbose", "html"}  # how the command line shows results
+    # how the command line shows results
+    ours = {"as_json", "quiet", "tensors", "report", "verbose", "html"}
     for name in FUNCTIONS:
         command = cli.commands.get(name.replace("_", "-"))
         if command is None:  # plan is --dry-run, check is compare with one argument
@@ -187,7 +216,13 @@ def test_options_of_the_command_line_are_keywords_of_the_same_name():
             options.remove("overwrite")  # of the report
         known = {one.name for one in parameters(name)}
         assert options <= known, options - known
-        assert known - options - {one.name for one in command.params} <= {"progress", "command", "say", "allow_unmapped", "drop"}
+        assert known - options - {one.name for one in command.params} <= {
+            "progress",
+            "command",
+            "say",
+            "allow_unmapped",
+            "drop",
+        }
 
 
 def test_tab_completion_shows_what_is_public_and_nothing_else():
@@ -195,27 +230,42 @@ def test_tab_completion_shows_what_is_public_and_nothing_else():
     shown = []
     while (one := found.complete("ckptforge.", len(shown))) is not None:
         shown.append(one.removeprefix("ckptforge.").rstrip("("))
-    errors = [name for name, one in vars(ckptforge.errors).items() if isinstance(one, type) and issubclass(one, Exception)]
+    errors = [
+        name
+        for name, one in vars(ckptforge.errors).items()
+        if isinstance(one, type) and issubclass(one, Exception)
+    ]
     types = ["Check", "Cleaned", "Comparison", "Inspection", "Plan", "Result", "Verification"]
-    assert sorted(name for name in shown if not name.startswith("_")) == sorted([*FUNCTIONS, *types, *errors])
+    assert sorted(name for name in shown if not name.startswith("_")) == sorted(
+        [*FUNCTIONS, *types, *errors]
+    )
     assert sorted(dir(ckptforge)) == sorted(ckptforge.__all__)
 
 
 def test_help_shows_every_function_with_its_keywords():
     code = "import ckptforge, pydoc; print(pydoc.plain(pydoc.render_doc(ckptforge)))"
-    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     functions = text[text.index("\nFUNCTIONS") :]
     for name in FUNCTIONS:
         assert re.search(rf"^    {name}\(\n?.*{next(iter(parameters(name))).name}", functions, re.M)
-    assert "class UsageError(CkptforgeError)" in text and "check_replicas: compare all replicas" in functions
+    assert (
+        "class UsageError(CkptforgeError)" in text
+        and "check_replicas: compare all replicas" in functions
+    )
 
 
 def test_exceptions_and_results_are_exported_and_importing_stays_light():
     code = (
-        "import sys, ckptforge\nfor name in dir(ckptforge):\n if name.endswith('Error'): assert issubclass(getattr(ckptforge, name), "
-        "ckptforge.CkptforgeError)\nassert not {'numpy', 'msgspec', 'click', 'inspect'} & set(sys.modules)"
+        "import sys, ckptforge\nfor name in dir(ckptforge):\n if name.endswith('Error'): assert "
+        "issubclass(getattr(ckptforge, name), "
+        "ckptforge.CkptforgeError)\nassert not {'numpy', 'msgspec', 'click', 'inspect'} & "
+        "set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=Path(ckptforge.__file__).parents[1])
+    subprocess.run(
+        [sys.executable, "-S", "-c", code], check=True, cwd=Path(ckptforge.__file__).parents[1]
+    )
     assert ckptforge.OutputError is OutputError and ckptforge.UsageError is UsageError
 
 
@@ -236,20 +286,33 @@ def test_mypy_sees_real_types_and_a_misspelt_keyword(tmp_path):
     # What `verify` imports is large, and not needed here.
     (tmp_path / "mypy.ini").write_text(
         "[mypy]\nstrict = True\nfollow_imports = silent\n"
-        "[mypy-torch.*,transformers.*,mindspore.*,tomli.*]\nfollow_imports = skip\nignore_missing_imports = True\n"
+        "[mypy-torch.*,transformers.*,mindspore.*,tomli.*]\nfollow_imports = "
+        "skip\nignore_missing_imports = True\n"
     )
     # mypy finds an installed package by itself, and refuses to be told of site-packages.
     env = {key: value for key, value in os.environ.items() if key != "MYPYPATH"} | (
         {} if here.name == "site-packages" else {"MYPYPATH": str(here)}
     )
     ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", "mine.py"], capture_output=True, text=True, cwd=tmp_path, env=env
+        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", "mine.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=env,
     )
     found = ran.stdout
     assert not ran.stderr and ran.returncode == 1, ran.stderr
-    errors = [line for line in found.splitlines() if ": error:" in line and line.startswith("mine.py")]
-    assert 'mine.py:3: note: Revealed type is "' in found and "int" in found.split("mine.py:3:")[1].split("\n")[0]
-    assert "float" in found.split("mine.py:5:")[1].split("\n")[0] and "OutputError" in found.split("mine.py:12:")[1].split("\n")[0]
+    errors = [
+        line for line in found.splitlines() if ": error:" in line and line.startswith("mine.py")
+    ]
+    assert (
+        'mine.py:3: note: Revealed type is "' in found
+        and "int" in found.split("mine.py:3:")[1].split("\n")[0]
+    )
+    assert (
+        "float" in found.split("mine.py:5:")[1].split("\n")[0]
+        and "OutputError" in found.split("mine.py:12:")[1].split("\n")[0]
+    )
     assert [int(line.split(":")[1]) for line in errors] == [6, 7, 8], found
     assert "check_replica" in errors[0] and "wokers" in errors[1] and "workers" in errors[2]
 
@@ -271,10 +334,18 @@ def test_results_are_true_where_all_is_well_and_their_reprs_are_short(tmp_path):
     assert same and checked and not other and not changed
     assert repr(same).endswith(": equal>") and repr(other).endswith(": different, 1 tensor of 23>")
     assert repr(changed).endswith(": different, 1 problem, 23 tensors>")
-    assert repr(plan) == f"<Plan of to-ms: …{str(tmp_path / 'y.ckpt')[-59:]}, 23 tensors, {plan.nbytes} bytes>" or len(str(tmp_path)) < 52
+    assert (
+        repr(plan)
+        == f"<Plan of to-ms: …{str(tmp_path / 'y.ckpt')[-59:]}, 23 tensors, {plan.nbytes} bytes>"
+        or len(str(tmp_path)) < 52
+    )
     cleaned = ckptforge.clean(tmp_path)
     for one in (result, same, other, found, checked, changed, plan, cleaned):
-        assert repr(one).startswith(f"<{type(one).__name__} ") and len(repr(one)) < 200 and "\n" not in repr(one)
+        assert (
+            repr(one).startswith(f"<{type(one).__name__} ")
+            and len(repr(one)) < 200
+            and "\n" not in repr(one)
+        )
     assert f"mixtral dense, 23 tensors, {found.bytes} bytes>" in repr(found)
 
 
@@ -290,8 +361,14 @@ def test_the_page_on_python_names_all_that_is_public():
     if not page.is_file():
         pytest.skip("running without the docs")
     text = page.read_text()
-    rows = {line.split("(")[0].removeprefix("| `"): line for line in text.splitlines() if re.match(r"\| `\w+\(", line)}
-    shared = re.findall(r"^\| `(\w+)` \|", text[text.index("## Shared") : text.index("## Results")], re.M)
+    rows = {
+        line.split("(")[0].removeprefix("| `"): line
+        for line in text.splitlines()
+        if re.match(r"\| `\w+\(", line)
+    }
+    shared = re.findall(
+        r"^\| `(\w+)` \|", text[text.index("## Shared") : text.index("## Results")], re.M
+    )
     assert set(rows) == set(FUNCTIONS)
     for name, row in rows.items():
         known = [one.name for one in parameters(name) if one.kind is not one.VAR_KEYWORD]

@@ -1,4 +1,5 @@
-"""Quantised weights: read as what they stand for, or refused with the name of the method; never written as if they were the weights."""
+"""Quantised weights: read as what they stand for, or refused with the name of the method; never
+written as if they were the weights."""
 
 import json
 import re
@@ -32,9 +33,11 @@ def spread(grid: np.ndarray, shape: tuple[int, ...], block: tuple[int, ...]) -> 
     return grid[tuple(i // b for i, b in zip(index, block, strict=True))]
 
 
-def quantise(directory, change, method: dict[str, Any] | None, pattern=r"(proj|_proj_with_mqa)\.weight$"):
-    """Replaces the matrices of a model by what `change` (name, shape) gives: tensors to be stored and the float32 or float64
-    values meant; returns the bfloat16 bytes meant by name."""
+def quantise(
+    directory, change, method: dict[str, Any] | None, pattern=r"(proj|_proj_with_mqa)\.weight$"
+):
+    """Replaces the matrices of a model by what `change` (name, shape) gives: tensors to be stored
+    and the float32 or float64 values meant; returns the bfloat16 bytes meant by name."""
     config = json.loads((directory / "config.json").read_text())
     stored, meant = {}, {}
     for name, (dtype, shape, data) in contents(directory).items():
@@ -62,14 +65,16 @@ def codes_of(rng, kind: str, shape) -> np.ndarray:
 def scales_of(rng, kind: str, shape) -> np.ndarray:
     if kind == "F8_E8M0":
         return rng.integers(118, 125, shape, np.uint8).view(SCALES[kind])
-    if kind == "F64":  # few bits, so that products are exact in the reference, which rounds them twice
+    # few bits, so that products are exact in the reference, which rounds them twice
+    if kind == "F64":
         return rng.integers(1, 64, shape) / 2.0**16
     return rng.uniform(1e-3, 3e-3, shape).astype(SCALES[kind])
 
 
 @st.composite
 def schemes(draw):
-    """(what config.json says, the block of a shape, the stored shape of its scales, the ending of their name, dtypes)."""
+    """(what config.json says, the block of a shape, the stored shape of its scales, the ending of
+    their name, dtypes)."""
     kind = draw(st.sampled_from(["scalar", "one", "row", "row1", "column", "block", "group"]))
     codes = draw(st.sampled_from(["F8_E4M3", "F8_E5M2", "I8"]))
     scale = draw(st.sampled_from(list(SCALES)))
@@ -80,16 +85,30 @@ def schemes(draw):
 
 def the_block(kind, shape, size, group):
     rows, columns = shape
-    blocks = {"row": (1, columns), "row1": (1, columns), "column": (rows, 1), "block": size, "group": (1, group)}
+    blocks = {
+        "row": (1, columns),
+        "row1": (1, columns),
+        "column": (rows, 1),
+        "block": size,
+        "group": (1, group),
+    }
     return blocks.get(kind, (rows, columns))
 
 
 def the_method(kind, codes, size, group):
     if codes == "I8" or kind == "group":
-        weights = {"num_bits": 8, "strategy": kind, **({"group_size": group} if kind == "group" else {})}
+        weights = {
+            "num_bits": 8,
+            "strategy": kind,
+            **({"group_size": group} if kind == "group" else {}),
+        }
         if kind == "block":
             weights["block_structure"] = list(size)
-        return {"quant_method": "compressed-tensors", "format": "naive-quantized", "config_groups": {"group_0": {"weights": weights}}}
+        return {
+            "quant_method": "compressed-tensors",
+            "format": "naive-quantized",
+            "config_groups": {"group_0": {"weights": weights}},
+        }
     return {"quant_method": "fp8", "weight_block_size": list(size) if kind == "block" else None}
 
 
@@ -101,7 +120,9 @@ def test_every_scale_is_applied_as_defined(tmp_path_factory, scheme, model):
     rng = np.random.default_rng(seed)
     write_model(tmp_path / "hub", TABLES[model], TABLES[model].example)
     shifted = shifted and codes == "I8"
-    ending = "_scale_inv" if the_method(kind, codes, size, group)["quant_method"] == "fp8" else "_scale"
+    ending = (
+        "_scale_inv" if the_method(kind, codes, size, group)["quant_method"] == "fp8" else "_scale"
+    )
 
     def change(name, shape):
         block = the_block(kind, shape, size, group)
@@ -110,7 +131,10 @@ def test_every_scale_is_applied_as_defined(tmp_path_factory, scheme, model):
         wide = np.float64 if scale == "F64" else np.float32
         values = numbers.astype(wide)
         held = {"scalar": [], "one": [1], "row1": [shape[0]]}.get(kind, list(grid))
-        stored = {name: (codes, list(shape), numbers.tobytes()), name + ending: (scale, held, scales.tobytes())}
+        stored = {
+            name: (codes, list(shape), numbers.tobytes()),
+            name + ending: (scale, held, scales.tobytes()),
+        }
         if shifted:
             offsets = rng.integers(-20, 20, grid).astype(np.int8)
             stored[name + "_zero_point"] = ("I8", held, offsets.tobytes())
@@ -145,10 +169,16 @@ def test_stacked_experts_have_scales_of_their_own(tmp_path, kind):
         scales = scales_of(rng, "F8_E8M0" if kind == "bytes" else "F32", grid)
         held = [] if kind == "scalar" else list(grid)
         dtype = "U8" if kind == "bytes" else "F32"
-        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale_inv": (dtype, held, scales.tobytes())}
+        stored = {
+            name: ("F8_E4M3", list(shape), numbers.tobytes()),
+            f"{name}_scale_inv": (dtype, held, scales.tobytes()),
+        }
         return stored, numbers.astype(np.float32) * spread(scales, shape, block).astype(np.float32)
 
-    method = {"quant_method": "fp8", "weight_block_size": list(size) if kind in ("block", "bytes") else None}
+    method = {
+        "quant_method": "fp8",
+        "weight_block_size": list(size) if kind in ("block", "bytes") else None,
+    }
     if kind == "bytes":
         method["scale_fmt"] = "ue8m0"
     meant = quantise(tmp_path / "fused", change, method, r"experts\.(gate_up|down)_proj$")
@@ -158,11 +188,21 @@ def test_stacked_experts_have_scales_of_their_own(tmp_path, kind):
 
 def description(types: dict[str, str], **more: Any) -> str:
     return json.dumps(
-        {"model_quant_type": "W8A8_DYNAMIC", "version": "1.0.0", "group_size": 0, **types, "metadata": {}, "optional": {}, **more}
+        {
+            "model_quant_type": "W8A8_DYNAMIC",
+            "version": "1.0.0",
+            "group_size": 0,
+            **types,
+            "metadata": {},
+            "optional": {},
+            **more,
+        }
     )
 
 
-@pytest.mark.parametrize("kind", ["W8A8_DYNAMIC", "W8A16", "W4A4_DYNAMIC", "WFP8AFP8_DYNAMIC", "W8A8_MXFP8"])
+@pytest.mark.parametrize(
+    "kind", ["W8A8_DYNAMIC", "W8A16", "W4A4_DYNAMIC", "WFP8AFP8_DYNAMIC", "W8A8_MXFP8"]
+)
 def test_weights_of_modelslim_are_shifted_and_scaled(tmp_path, kind):
     table = TABLES["qwen3"]
     write_model(tmp_path / "hub", table, {**table.example, "hidden_size": 64})
@@ -172,22 +212,38 @@ def test_weights_of_modelslim_are_shifted_and_scaled(tmp_path, kind):
     def change(name, shape):
         types[name] = types[name + "_scale"] = kind
         if "MX" in kind:
-            numbers, grid, block = codes_of(rng, "F8_E4M3", shape), (shape[0], -(-shape[1] // 32)), (1, 32)
+            numbers, grid, block = (
+                codes_of(rng, "F8_E4M3", shape),
+                (shape[0], -(-shape[1] // 32)),
+                (1, 32),
+            )
             scales = rng.integers(118, 125, grid, np.uint8)
-            stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), name + "_scale": ("U8", list(grid), scales.tobytes())}
-            return stored, numbers.astype(np.float32) * spread(np.exp2(scales.astype(np.float32) - 127), shape, block)
+            stored = {
+                name: ("F8_E4M3", list(shape), numbers.tobytes()),
+                name + "_scale": ("U8", list(grid), scales.tobytes()),
+            }
+            return stored, numbers.astype(np.float32) * spread(
+                np.exp2(scales.astype(np.float32) - 127), shape, block
+            )
         codes = "F8_E4M3" if "FP8" in kind else "I8"
         numbers = codes_of(rng, codes, shape)
         scales = rng.uniform(1e-3, 3e-3, (shape[0], 1)).astype(np.float32)
-        offsets = (rng.integers(-3, 4, (shape[0], 1)) if codes == "I8" else np.zeros((shape[0], 1))).astype(np.float32)
+        offsets = (
+            rng.integers(-3, 4, (shape[0], 1)) if codes == "I8" else np.zeros((shape[0], 1))
+        ).astype(np.float32)
         stored = {name: (codes, list(shape), numbers.tobytes())}
-        stored |= {name + end: ("F32", [shape[0], 1], a.tobytes()) for end, a in (("_scale", scales), ("_offset", offsets))}
+        stored |= {
+            name + end: ("F32", [shape[0], 1], a.tobytes())
+            for end, a in (("_scale", scales), ("_offset", offsets))
+        }
         return stored, (numbers.astype(np.float32) - offsets) * scales
 
     meant = quantise(tmp_path / "hub", change, None)
     types |= {name: "FLOAT" for name in meant if name not in types}
     (tmp_path / "hub" / "quant_model_description.json").write_text(description(types))
-    (tmp_path / "hub" / "model.safetensors").rename(tmp_path / "hub" / "quant_model_weights.safetensors")
+    (tmp_path / "hub" / "model.safetensors").rename(
+        tmp_path / "hub" / "quant_model_weights.safetensors"
+    )
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
     assert contents(tmp_path / "back") == meant
@@ -195,7 +251,11 @@ def test_weights_of_modelslim_are_shifted_and_scaled(tmp_path, kind):
     weight = next(iter(types))
     for changed, message in (
         (description({**types, weight: "W8A8"}), "its type is 'W8A8'"),
-        (description(types, optional={"quarot": {}}), r"[Ii]t needs more than the weights \('quarot'\)"),
+        (
+            description(types, optional={"quarot": {}}),
+            r"[Ii]t needs more than the weights "
+            r"\('quarot'\)",
+        ),
     ):
         (tmp_path / "hub" / "quant_model_description.json").write_text(changed)
         with pytest.raises(QuantisedError, match=message):
@@ -208,8 +268,14 @@ def test_scales_of_activations_are_left_out_and_said(tmp_path):
 
     def change(name, shape):
         numbers, module = codes_of(rng, "F8_E4M3", shape), name.removesuffix(".weight")
-        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", [], np.float32(0.5).tobytes())}
-        stored |= {f"{module}.{one}": ("F32", [], bytes(4)) for one in ("input_scale", "k_scale", "output_scale")}
+        stored = {
+            name: ("F8_E4M3", list(shape), numbers.tobytes()),
+            f"{name}_scale": ("F32", [], np.float32(0.5).tobytes()),
+        }
+        stored |= {
+            f"{module}.{one}": ("F32", [], bytes(4))
+            for one in ("input_scale", "k_scale", "output_scale")
+        }
         return stored, numbers.astype(np.float32) * np.float32(0.5)
 
     meant = quantise(tmp_path / "hub", change, {"quant_method": "modelopt", "quant_algo": "FP8"})
@@ -220,10 +286,26 @@ def test_scales_of_activations_are_left_out_and_said(tmp_path):
 
 
 UNREAD = [
-    ({"quant_method": "gptq", "bits": 4}, {".qweight": "I32", ".qzeros": "I32", ".scales": "F16", ".g_idx": "I32"}, "gptq"),
-    ({"quant_method": "awq", "bits": 4}, {".qweight": "I32", ".qzeros": "I32", ".scales": "F16"}, "awq"),
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {".weight": "U8", ".weight.absmax": "F32"}, "bitsandbytes"),
-    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, {".weight": "I8", ".SCB": "F32"}, "bitsandbytes"),
+    (
+        {"quant_method": "gptq", "bits": 4},
+        {".qweight": "I32", ".qzeros": "I32", ".scales": "F16", ".g_idx": "I32"},
+        "gptq",
+    ),
+    (
+        {"quant_method": "awq", "bits": 4},
+        {".qweight": "I32", ".qzeros": "I32", ".scales": "F16"},
+        "awq",
+    ),
+    (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {".weight": "U8", ".weight.absmax": "F32"},
+        "bitsandbytes",
+    ),
+    (
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        {".weight": "I8", ".SCB": "F32"},
+        "bitsandbytes",
+    ),
     ({"quant_method": "hqq"}, {".W_q": "U8", ".meta": "F16"}, "hqq"),
     ({"quant_method": "mxfp4"}, {".weight_blocks": "U8", ".weight_scales": "U8"}, "mxfp4"),
     ({"quant_method": "torchao"}, {".weight": "I8"}, "torchao"),
@@ -232,11 +314,27 @@ UNREAD = [
         {".weight_packed": "I32", ".weight_scale": "F16"},
         "pack-quantized",
     ),
-    ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, {".weight_packed": "U8"}, "nvfp4-pack-quantized"),
-    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, {".weight": "U8", ".weight_scale": "F8_E4M3"}, "NVFP4"),
-    ({"quant_method": "fp8", "expert_dtype": "fp4"}, {".weight": "I8", ".weight_scale_inv": "F32"}, "fp8"),
+    (
+        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+        {".weight_packed": "U8"},
+        "nvfp4-pack-quantized",
+    ),
+    (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        {".weight": "U8", ".weight_scale": "F8_E4M3"},
+        "NVFP4",
+    ),
+    (
+        {"quant_method": "fp8", "expert_dtype": "fp4"},
+        {".weight": "I8", ".weight_scale_inv": "F32"},
+        "fp8",
+    ),
     (None, {".qweight": "I32", ".qzeros": "I32", ".scales": "F16"}, "GPTQ or AWQ"),
-    (None, {".weight": "U8", ".weight.absmax": "F32", ".weight.quant_state.bitsandbytes__nf4": "U8"}, "bitsandbytes"),
+    (
+        None,
+        {".weight": "U8", ".weight.absmax": "F32", ".weight.quant_state.bitsandbytes__nf4": "U8"},
+        "bitsandbytes",
+    ),
 ]
 
 
@@ -248,7 +346,10 @@ def test_other_methods_are_refused_by_name(tmp_path, method, tensors, named, all
 
     def change(name, shape):
         module = name.removesuffix(".weight")
-        return {f"{module}{end}": (dtype, [4, 2], bytes(8 * width[dtype])) for end, dtype in tensors.items()}, np.zeros(shape)
+        return {
+            f"{module}{end}": (dtype, [4, 2], bytes(8 * width[dtype]))
+            for end, dtype in tensors.items()
+        }, np.zeros(shape)
 
     quantise(tmp_path / "hub", change, method)
     with pytest.raises(QuantisedError, match=rf"the weights are quantised.*{named}") as caught:
@@ -271,7 +372,9 @@ def test_integers_and_bools_are_never_weights(tmp_path, dtype, asked):
     quantise(tmp_path / "hub", change, None)
     for run in (
         lambda: ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", dtype=asked),
-        lambda: ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.safetensors", dtype=asked, allow_unmapped=True),
+        lambda: ckptforge.to_ms(
+            tmp_path / "hub", tmp_path / "x.safetensors", dtype=asked, allow_unmapped=True
+        ),
     ):
         with pytest.raises(QuantisedError, match="expected floating-point numbers"):
             run()
@@ -290,7 +393,10 @@ def test_eight_bit_floats_without_scales_are_cast_and_only_cast(tmp_path, dtype)
     with pytest.raises(QuantisedError, match=r"without scales \(14 such weights\).*dtype='bf16'"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
     result = ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", dtype="bf16")
-    assert contents(tmp_path / "x") == meant and result.audit.counts["w1", CODES[dtype].__name__, "bfloat16"].values
+    assert (
+        contents(tmp_path / "x") == meant
+        and result.audit.counts["w1", CODES[dtype].__name__, "bfloat16"].values
+    )
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", dtype="bf16")
     assert ckptforge.compare(tmp_path / "hub", tmp_path / "x.ckpt", after_cast="bf16").equal
 
@@ -303,7 +409,10 @@ def test_an_infinity_times_zero_is_counted(tmp_path, recwarn):
         numbers = np.zeros(shape, np.uint8)
         numbers.flat[:3] = infinity
         values = numbers.view(ml_dtypes.float8_e5m2).astype(np.float32)
-        stored = {name: ("F8_E5M2", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", [], bytes(4))}
+        stored = {
+            name: ("F8_E5M2", list(shape), numbers.tobytes()),
+            f"{name}_scale": ("F32", [], bytes(4)),
+        }
         with np.errstate(invalid="ignore"):
             return stored, values * np.float32(0)
 
@@ -317,11 +426,18 @@ def test_an_infinity_times_zero_is_counted(tmp_path, recwarn):
 
 def test_parts_of_quantised_weights_are_not_dropped_unnamed(tmp_path):
     write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
-    tensors = {name: ("BF16", list(shape), data) for name, (_, shape, data) in contents(tmp_path / "hub").items()}
+    tensors = {
+        name: ("BF16", list(shape), data)
+        for name, (_, shape, data) in contents(tmp_path / "hub").items()
+    }
     tensors["model.layers.0.self_attn.k_scale"] = ("F32", [], bytes(4))
     write_safetensors(tmp_path / "hub" / "model.safetensors", tensors, {"format": "pt"})
     for allowed in (False, True):
-        with pytest.raises(UnmappedTensorsError, match=r"parts of quantised weights.*\n.*k_scale.*\n.*drop") as caught:
+        with pytest.raises(
+            UnmappedTensorsError,
+            match=r"parts of quantised "
+            r"weights.*\n.*k_scale.*\n.*drop",
+        ) as caught:
             ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", allow_unmapped=allowed)
         assert "unmapped" not in str(caught.value)
     with pytest.raises(UsageError, match=r"drop='\*.nothing'"):
@@ -331,33 +447,51 @@ def test_parts_of_quantised_weights_are_not_dropped_unnamed(tmp_path):
 
 
 def test_merging_casts_no_codes(tmp_path):
-    """A verb without a mapping keeps eight bits as they are, and refuses to cast them where scales stand beside them."""
+    """A verb without a mapping keeps eight bits as they are, and refuses to cast them where scales
+    stand beside them."""
     write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
     rng = np.random.default_rng(1)
 
     def change(name, shape):
         numbers = codes_of(rng, "F8_E4M3", shape)
-        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", [], np.float32(0.5).tobytes())}
+        stored = {
+            name: ("F8_E4M3", list(shape), numbers.tobytes()),
+            f"{name}_scale": ("F32", [], np.float32(0.5).tobytes()),
+        }
         return stored, numbers.astype(np.float32)
 
     quantise(tmp_path / "hub", change, {"quant_method": "modelopt", "quant_algo": "FP8"})
     item = {"dev_matrix": [1], "opt_weight_shard_size": 0, "opt_weight_shard_step": 0, "field": 0}
     held = contents(tmp_path / "hub")
-    items = {name: {**item, "tensor_map": [-1] * len(shape), "tensor_shape": list(shape)} for name, (_, shape, _) in held.items()}
+    items = {
+        name: {**item, "tensor_map": [-1] * len(shape), "tensor_shape": list(shape)}
+        for name, (_, shape, _) in held.items()
+    }
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "rank_0.json").write_text(json.dumps({"current_stage": 0, "parallel_layout_item": items}))
+    (tmp_path / "s" / "rank_0.json").write_text(
+        json.dumps({"current_stage": 0, "parallel_layout_item": items})
+    )
     source = tmp_path / "hub" / "model.safetensors"
     ckptforge.split(source, tmp_path / "ranks", strategy_dir=tmp_path / "s", format="safetensors")
     assert contents(tmp_path / "ranks") == held
     with pytest.raises(QuantisedError, match="a cast would take codes for weights"):
-        ckptforge.split(source, tmp_path / "cast", strategy_dir=tmp_path / "s", format="safetensors", dtype="bf16")
+        ckptforge.split(
+            source,
+            tmp_path / "cast",
+            strategy_dir=tmp_path / "s",
+            format="safetensors",
+            dtype="bf16",
+        )
 
 
 def test_codes_of_another_dtype_than_the_method_has_are_refused(tmp_path):
     write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
 
     def change(name, shape):
-        return {name: ("I8", list(shape), bytes(int(np.prod(shape)))), f"{name}_scale_inv": ("F32", [1, 1], bytes(4))}, np.zeros(shape)
+        return {
+            name: ("I8", list(shape), bytes(int(np.prod(shape)))),
+            f"{name}_scale_inv": ("F32", [1, 1], bytes(4)),
+        }, np.zeros(shape)
 
     quantise(tmp_path / "hub", change, {"quant_method": "fp8", "weight_block_size": [128, 128]})
     with pytest.raises(FormatError, match="is int8.*expected float8_e4m3fn or float8_e5m2"):
@@ -370,10 +504,16 @@ def test_what_config_json_says_may_be_anything(tmp_path, value):
     write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
 
     def change(name, shape):
-        stored = {name: ("F8_E4M3", list(shape), bytes(int(np.prod(shape)))), f"{name}_scale": ("F32", [], bytes(4))}
+        stored = {
+            name: ("F8_E4M3", list(shape), bytes(int(np.prod(shape)))),
+            f"{name}_scale": ("F32", [], bytes(4)),
+        }
         return stored, np.zeros(shape)
 
-    for method in ({"quant_method": value}, {"quant_method": "compressed-tensors", "format": value, "config_groups": {"g": value}}):
+    for method in (
+        {"quant_method": value},
+        {"quant_method": "compressed-tensors", "format": value, "config_groups": {"g": value}},
+    ):
         quantise(tmp_path / "hub", change, method)
         try:
             ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", dry_run=True)
@@ -389,7 +529,10 @@ def test_blocks_that_config_json_leaves_out_have_the_default_size(tmp_path):
     def change(name, shape):
         grid = tuple(-(-n // 128) for n in shape)
         numbers, scales = codes_of(rng, "F8_E4M3", shape), scales_of(rng, "F32", grid)
-        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale_inv": ("F32", list(grid), scales.tobytes())}
+        stored = {
+            name: ("F8_E4M3", list(shape), numbers.tobytes()),
+            f"{name}_scale_inv": ("F32", list(grid), scales.tobytes()),
+        }
         return stored, numbers.astype(np.float32) * spread(scales, shape, (128, 128))
 
     write_model(tmp_path / "hub", table, {**table.example, "intermediate_size": 300})
@@ -399,16 +542,26 @@ def test_blocks_that_config_json_leaves_out_have_the_default_size(tmp_path):
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     config["quantization_config"]["weight_block_size"] = None
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ckptforge.CkptforgeError, match="weight_block_size isn't two positive integers"):
+    with pytest.raises(
+        ckptforge.CkptforgeError, match="weight_block_size isn't two positive integers"
+    ):
         ckptforge.convert(tmp_path / "hub", tmp_path / "y", to="hub")
 
 
-@pytest.mark.parametrize("method", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8", "weight_block_size": [128, 128]}])
+@pytest.mark.parametrize(
+    "method",
+    [{"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8", "weight_block_size": [128, 128]}],
+)
 def test_a_method_that_was_not_used_is_said(tmp_path, method):
     write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
-    (tmp_path / "hub" / "config.json").write_text(json.dumps({**TABLES["llama"].example, "quantization_config": method}))
+    (tmp_path / "hub" / "config.json").write_text(
+        json.dumps({**TABLES["llama"].example, "quantization_config": method})
+    )
     result = ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
-    assert any(f"says {method['quant_method']}, but no weight is quantised" in note for note in result.notes)
+    assert any(
+        f"says {method['quant_method']}, but no weight is quantised" in note
+        for note in result.notes
+    )
     assert "quantization_config" not in json.loads((tmp_path / "x" / "config.json").read_text())
     assert contents(tmp_path / "x") == contents(tmp_path / "hub")
 
@@ -421,13 +574,19 @@ def test_descriptions_may_have_the_type_in_their_name(tmp_path):
     def change(name, shape):
         types[name] = "W8A16"
         numbers, scales = codes_of(rng, "I8", shape), scales_of(rng, "F32", (shape[0], 1))
-        stored = {name: ("I8", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", [shape[0], 1], scales.tobytes())}
+        stored = {
+            name: ("I8", list(shape), numbers.tobytes()),
+            f"{name}_scale": ("F32", [shape[0], 1], scales.tobytes()),
+        }
         return stored, numbers.astype(np.float32) * scales
 
     meant = quantise(tmp_path / "hub", change, None)
     (tmp_path / "hub" / "quant_model_description_w8a16.json").write_text(description(types))
     ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
-    assert contents(tmp_path / "x") == meant and not (tmp_path / "x" / "quant_model_description_w8a16.json").exists()
+    assert (
+        contents(tmp_path / "x") == meant
+        and not (tmp_path / "x" / "quant_model_description_w8a16.json").exists()
+    )
 
 
 def test_one_model_may_have_blocks_and_channels(tmp_path):
@@ -438,11 +597,25 @@ def test_one_model_may_have_blocks_and_channels(tmp_path):
         block = (16, 16) if ".mlp." in name else (1, shape[1])
         grid = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
         numbers, scales = codes_of(rng, "F8_E4M3", shape), scales_of(rng, "F32", grid)
-        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", list(grid), scales.tobytes())}
+        stored = {
+            name: ("F8_E4M3", list(shape), numbers.tobytes()),
+            f"{name}_scale": ("F32", list(grid), scales.tobytes()),
+        }
         return stored, numbers.astype(np.float32) * spread(scales, shape, block)
 
-    groups = {"g0": {"weights": {"strategy": "block", "block_structure": [16, 16]}}, "g1": {"weights": {"strategy": "channel"}}}
-    meant = quantise(tmp_path / "hub", change, {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": groups})
+    groups = {
+        "g0": {"weights": {"strategy": "block", "block_structure": [16, 16]}},
+        "g1": {"weights": {"strategy": "channel"}},
+    }
+    meant = quantise(
+        tmp_path / "hub",
+        change,
+        {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "config_groups": groups,
+        },
+    )
     ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
     assert contents(tmp_path / "x") == meant
 
@@ -456,9 +629,16 @@ def test_stacked_experts_may_have_a_scale_each_or_one_for_each_row(tmp_path, axe
 
     def change(name, shape):
         numbers, scales = codes_of(rng, "F8_E4M3", shape), scales_of(rng, "F32", shape[:axes])
-        stored = {name: ("F8_E4M3", list(shape), numbers.tobytes()), f"{name}_scale": ("F32", list(shape[:axes]), scales.tobytes())}
-        return stored, numbers.astype(np.float32) * scales.reshape(*shape[:axes], *(1,) * (3 - axes))
+        stored = {
+            name: ("F8_E4M3", list(shape), numbers.tobytes()),
+            f"{name}_scale": ("F32", list(shape[:axes]), scales.tobytes()),
+        }
+        return stored, numbers.astype(np.float32) * scales.reshape(
+            *shape[:axes], *(1,) * (3 - axes)
+        )
 
-    meant = quantise(tmp_path / "fused", change, {"quant_method": "fbgemm_fp8"}, r"experts\.(gate_up|down)_proj$")
+    meant = quantise(
+        tmp_path / "fused", change, {"quant_method": "fbgemm_fp8"}, r"experts\.(gate_up|down)_proj$"
+    )
     ckptforge.convert(tmp_path / "fused", tmp_path / "plain", to="fused")
     assert contents(tmp_path / "plain") == meant

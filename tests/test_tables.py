@@ -38,7 +38,10 @@ both = "layers.{l}.both : [up: I + gate: I] H"
 
 def test_a_good_table_loads_and_inherits():
     table = parse_table(GOOD.encode(), "toy.toml")
-    assert [pattern.template for pattern in table.layout("b").patterns] == ["layers.{l}.both", "norm"]
+    assert [pattern.template for pattern in table.layout("b").patterns] == [
+        "layers.{l}.both",
+        "norm",
+    ]
     assert table.layout("b").holding("gate").tensors == ("up", "gate")
     with pytest.raises(UsageError, match="layout 'c' is unknown for toy; it has a, b"):
         table.layout("c")
@@ -47,7 +50,12 @@ def test_a_good_table_loads_and_inherits():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I"', r"\[layout.a\] up: axis 'H' of tensor 'up' is lost"),
+        (
+            'up = "layers.{l}.up : I H"',
+            'up = "layers.{l}.up : I"',
+            r"\[layout.a\] up: axis 'H' of "
+            r"tensor 'up' is lost",
+        ),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H H"', "stands twice"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.up : I H"', "axis 'l' of tensor 'up' is lost"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.gate : I H"', "can produce the same name"),
@@ -60,11 +68,33 @@ def test_a_good_table_loads_and_inherits():
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : () I H"', "holds nothing"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I ? H"', "unexpected '\\?'"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I Q H"', "has no axis 'Q'"),
-        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as H"', "doesn't have the same axes before and after 'as'"),
-        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I H as (H I) as H I"', "more than one 'as'"),
-        ('extends = "a"', 'extends = "a"\nsharding = "none"', r"\[layout.b\]: sharding must be 'not known'"),
-        ("[layout.b]", '[shard.b]\nnorm = {}\n[layout.b]\nsharding = "not known"', r"sharding must be 'not known', without \[shard.b\]"),
-        ("[up: I + gate: I] H", '[up: I + gate: I] H as (H [up: I + gate: I])"\n[shard.b]\nup.cut="I:mp', "another shape than the order"),
+        (
+            'up = "layers.{l}.up : I H"',
+            'up = "layers.{l}.up : I H as H"',
+            "doesn't have the same axes before and after 'as'",
+        ),
+        (
+            'up = "layers.{l}.up : I H"',
+            'up = "layers.{l}.up : I H as (H I) as H I"',
+            "more than one 'as'",
+        ),
+        (
+            'extends = "a"',
+            'extends = "a"\nsharding = "none"',
+            r"\[layout.b\]: sharding must be "
+            r"'not known'",
+        ),
+        (
+            "[layout.b]",
+            '[shard.b]\nnorm = {}\n[layout.b]\nsharding = "not known"',
+            r"sharding must "
+            r"be 'not known', without \[shard.b\]",
+        ),
+        (
+            "[up: I + gate: I] H",
+            '[up: I + gate: I] H as (H [up: I + gate: I])"\n[shard.b]\nup.cut="I:mp',
+            "another shape than the order",
+        ),
         ("[up: I + gate: I] H", "[up: I] H", "needs two parts"),
         ("[up: I + gate: I] H", "[up: I + up: I] H", "with itself"),
         ("[up: I + gate: I] H", "[up: I + gate: I H]", "axis 'H' of tensor 'up' is lost"),
@@ -81,10 +111,23 @@ def test_a_good_table_loads_and_inherits():
         ('model_type = ["toy"]', 'model_type = ["toy"]\nextra = 1', "extra"),
         ('model_type = ["toy"]', "model_type = 3", "model_type"),
         ("[layout.b]", "[optional]\nup = 'a b'\n[layout.b]", r"\[optional\] up"),
-        ("[layout.b]", "[optional]\nup = 'tied'\n[layout.b]", r"\[layout.b\] concatenates 'up'.*may be absent"),
-        ('model_type = ["toy"]', 'model_type = ["toy"]\nconstants = ["eps or 1"]', "constants: 'eps or 1' isn't keys"),
+        (
+            "[layout.b]",
+            "[optional]\nup = 'tied'\n[layout.b]",
+            r"\[layout.b\] concatenates "
+            r"'up'.*may be absent",
+        ),
+        (
+            'model_type = ["toy"]',
+            'model_type = ["toy"]\nconstants = ["eps or 1"]',
+            "constants: 'eps or 1' isn't keys",
+        ),
         ("name =", "name", "isn't valid TOML"),
-        ('gate = "layers.{l}.gate : I H"', 'gate = "layers.{l}.gate : I H"\ndup = "x.{l} : [up: I + gate: I] H"', "stored by row"),
+        (
+            'gate = "layers.{l}.gate : I H"',
+            'gate = "layers.{l}.gate : I H"\ndup = "x.{l} : [up: I + gate: I] H"',
+            "stored by row",
+        ),
     ],
 )
 def test_bad_tables_are_refused_with_row_and_reason(old, new, message):
@@ -109,7 +152,10 @@ up = { cut = "I:mp" }
 gate = { cut = "I:mp" }
 """
     table = parse_table((GOOD + extra).encode(), "toy.toml")
-    assert table.layout("b").sharding is not None and table.layout("c").sharding is table.layout("d").sharding is None
+    assert (
+        table.layout("b").sharding is not None
+        and table.layout("c").sharding is table.layout("d").sharding is None
+    )
     assert set(table.layout("e").sharding) == {"up", "gate"}
 
 
@@ -126,7 +172,8 @@ def test_a_missing_table_file_says_so(tmp_path):
 
 @pytest.mark.parametrize("table", shipped_tables(), ids=lambda table: table.name)
 def test_shipped_layouts_place_every_element_once(table):
-    """In every layout, the grids of the logical tensors in one stored tensor tile it: no gap, no overlap."""
+    """In every layout, the grids of the logical tensors in one stored tensor tile it: no gap, no
+    overlap."""
     size = {axis: 2 + i % 3 for i, axis in enumerate(table.axes)}
     for layout in table.layouts.values():
         for pattern in layout.patterns:
@@ -141,10 +188,13 @@ def test_shipped_layouts_place_every_element_once(table):
 
 
 @given(
-    st.permutations(["a", "b", "c", "d"]), st.lists(st.sampled_from(["[", "]", "(", ")", "+", ":", " ", " as "]), min_size=0, max_size=8)
+    st.permutations(["a", "b", "c", "d"]),
+    st.lists(st.sampled_from(["[", "]", "(", ")", "+", ":", " ", " as "]), min_size=0, max_size=8),
 )
 def test_the_parser_only_raises_value_errors(names, marks):
-    text = " ".join(f"{mark} {name}" for name, mark in zip(names, [*marks, "", "", "", ""], strict=False))
+    text = " ".join(
+        f"{mark} {name}" for name, mark in zip(names, [*marks, "", "", "", ""], strict=False)
+    )
     with contextlib.suppress(ValueError):
         parse_pattern(f"x : {text}", "t")
 
@@ -183,5 +233,12 @@ def test_tables_are_chosen_without_reading_them():
     for table in every:
         assert shipped_tables(table.name) == (table,) and shipped_tables("nothing") == every
         assert all(table in shipped_tables(None, model_type) for model_type in table.model_types)
-        assert len(shipped_tables(None, table.model_types[0])) == sum(table.model_types[0] in other.model_types for other in every)
-    assert shipped_tables(None, "nothing") == shipped_tables(None, 7) == shipped_tables(None, "") == every
+        assert len(shipped_tables(None, table.model_types[0])) == sum(
+            table.model_types[0] in other.model_types for other in every
+        )
+    assert (
+        shipped_tables(None, "nothing")
+        == shipped_tables(None, 7)
+        == shipped_tables(None, "")
+        == every
+    )

@@ -40,12 +40,23 @@ def test_one_is_singular_and_all_else_plural(count, words, text):
 
 
 def test_hints_name_the_clone_and_no_project_of_an_index():
-    assert install_hint("torch", "mindspore") == "pip install '.[torch,mindspore]' in a clone of ckptforge"
+    assert (
+        install_hint("torch", "mindspore")
+        == "pip install '.[torch,mindspore]' in a clone of ckptforge"
+    )
 
 
 STRATEGY = [
     ["tensor", "stages", "shape", "device matrix", "tensor map", "optimizer", "part of a rank"],
-    ["model.layers.0.feed_forward.router.dense.weight (+1 alike)", "0-1", "[8, 64]", "[8]", "[-1, -1]", "-", "[8, 64]"],
+    [
+        "model.layers.0.feed_forward.router.dense.weight (+1 alike)",
+        "0-1",
+        "[8, 64]",
+        "[8]",
+        "[-1, -1]",
+        "-",
+        "[8, 64]",
+    ],
     ["lm_head.weight", "1", "[256, 64]", "[8]", "[-1, -1]", "all replicas", "[256, 64]"],
 ]
 
@@ -53,7 +64,9 @@ STRATEGY = [
 def test_a_table_is_whole_in_a_pipe_and_in_terminals_that_are_wide_enough(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     whole = table(STRATEGY)
-    assert [len(line.split("  ")) > 6 for line in whole.splitlines()] == [True] * 3 and max(map(len, whole.splitlines())) > 120
+    assert [len(line.split("  ")) > 6 for line in whole.splitlines()] == [True] * 3 and max(
+        map(len, whole.splitlines())
+    ) > 120
     assert table(STRATEGY, width=200) == whole
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, table(STRATEGY).splitlines())) <= 80
@@ -64,14 +77,22 @@ def test_a_name_that_is_too_long_stands_on_a_line_of_its_own():
     assert made == "name       n\na.name…ensor\n           1\nb         22"
     lines = table(STRATEGY, width=90).splitlines()
     assert (
-        lines[1] == STRATEGY[1][0] and lines[2].startswith(" " * 10) and " ".join(lines[2].split()) == "0-1 [8, 64] [8] [-1, -1] - [8, 64]"
+        lines[1] == STRATEGY[1][0]
+        and lines[2].startswith(" " * 10)
+        and " ".join(lines[2].split()) == "0-1 [8, 64] [8] [-1, -1] - [8, 64]"
     )
 
 
 def test_a_last_column_of_words_goes_on_in_its_column():
     rows = [["table", "layouts"], ["one", "dense gmm gmm-v3 dense-qkv-r1.3"], ["two", "mcore"]]
-    assert table(rows, width=31) == "table  layouts\none    dense gmm gmm-v3\n       dense-qkv-r1.3\ntwo    mcore"
-    assert facts([("axes", "l=2, e=8, V=256, H=64, I=128")], width=30) == "axes  l=2, e=8, V=256, H=64,\n      I=128"
+    assert (
+        table(rows, width=31)
+        == "table  layouts\none    dense gmm gmm-v3\n       dense-qkv-r1.3\ntwo    mcore"
+    )
+    assert (
+        facts([("axes", "l=2, e=8, V=256, H=64, I=128")], width=30)
+        == "axes  l=2, e=8, V=256, H=64,\n      I=128"
+    )
 
 
 def test_rows_become_blocks_where_columns_have_no_room():
@@ -89,7 +110,9 @@ words = st.lists(st.text("abc.0123456789", min_size=1, max_size=30), max_size=6)
 @given(st.data(), st.integers(30, 130))
 def test_no_line_is_wider_than_the_terminal_and_no_number_is_lost(data, width):
     columns = data.draw(st.integers(1, 7))
-    rows = data.draw(st.lists(st.lists(words, min_size=columns, max_size=columns), min_size=2, max_size=5))
+    rows = data.draw(
+        st.lists(st.lists(words, min_size=columns, max_size=columns), min_size=2, max_size=5)
+    )
     right = data.draw(st.sets(st.integers(1, max(1, columns - 1))))
     made = table(rows, tuple(right), width)
     assert all(len(line) <= width for line in made.splitlines())
@@ -103,27 +126,49 @@ def test_names_are_shortened_in_the_middle(text, width):
     short = shortened(text, width)
     assert len(short) == min(len(text), width)
     if len(text) > width:
-        assert short.count("…") == text[: short.index("…")].count("…") + short[short.index("…") :].count("…")
+        assert short.count("…") == text[: short.index("…")].count("…") + short[
+            short.index("…") :
+        ].count("…")
         head, tail = short[: (width - 1) - (width - 1) // 2], short[len(short) - (width - 1) // 2 :]
         assert text.startswith(head) and text.endswith(tail)
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal():
-    assert "\x1b" not in table([["tensor"], ["evil\x1b[2J"]], width=80) and "\\x1b" in table([["tensor"], ["evil\x1b[2J"]], width=80)
+    assert "\x1b" not in table([["tensor"], ["evil\x1b[2J"]], width=80) and "\\x1b" in table(
+        [["tensor"], ["evil\x1b[2J"]], width=80
+    )
 
 
 def test_results_count_in_the_right_number():
     found = Check(path="x", manifest="m", files=1, tensors=1, bytes=4, problems=["x: is missing."])
-    assert check_text(found).splitlines()[0] == "x against m: 1 file, 1 tensor, 4 B" and check_text(found).endswith("different: 1 problem")
+    assert check_text(found).splitlines()[0] == "x against m: 1 file, 1 tensor, 4 B" and check_text(
+        found
+    ).endswith("different: 1 problem")
 
 
 def test_no_message_names_a_project_that_is_on_no_index():
     package = Path(ckptforge.__file__).parent
-    assert not [path for path in package.rglob("*.py") if re.search(r"pip install '?ckptforge", path.read_text())]
+    assert not [
+        path
+        for path in package.rglob("*.py")
+        if re.search(r"pip install '?ckptforge", path.read_text())
+    ]
 
 
 def test_the_table_of_layers_fits_a_terminal():
-    layer = LayerCheck(layer=0, worst=1e-6, router=1e-6, gate=2e-5, flips_within=0, flips_beyond=0, least_margin=0.1, reached=[33] * 8)
+    layer = LayerCheck(
+        layer=0,
+        worst=1e-6,
+        router=1e-6,
+        gate=2e-5,
+        flips_within=0,
+        flips_beyond=0,
+        least_margin=0.1,
+        reached=[33] * 8,
+    )
     found = Verification("hf", "ms", "gmm", "CPU", "fp32", 3, [layer], None, [], [], [])
     made = table(rows(found), width=80).splitlines()
-    assert made[0].split()[:4] == ["layer", "worst", "router", "tolerance"] and max(map(len, made)) <= 80
+    assert (
+        made[0].split()[:4] == ["layer", "worst", "router", "tolerance"]
+        and max(map(len, made)) <= 80
+    )

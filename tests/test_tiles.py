@@ -1,4 +1,5 @@
-"""Tiles and spans against brute force: every element arrives, once, whatever the form of the tile."""
+"""Tiles and spans against brute force: every element arrives, once, whatever the form of the
+tile."""
 
 import math
 from pathlib import Path
@@ -20,18 +21,25 @@ from ckptforge.run.transpose import copy_strided
 
 @st.composite
 def transposed(draw):
-    """(target shape, source array, transfer): a target tensor that is a permutation of the source's axes."""
+    """(target shape, source array, transfer): a target tensor that is a permutation of the source's
+    axes."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
     order = draw(st.permutations(range(len(shape))))
     source = np.arange(math.prod(shape), dtype=np.int64)
     target_shape = tuple(shape[axis] for axis in order)
     from_ = tuple(row_major_strides(shape)[axis] for axis in order)
-    return target_shape, source, Transfer(target_shape, 0, from_, 0, row_major_strides(target_shape)).ordered()
+    return (
+        target_shape,
+        source,
+        Transfer(target_shape, 0, from_, 0, row_major_strides(target_shape)).ordered(),
+    )
 
 
 def read(source, part, spans):
     """What a worker has in its buffer after reading the spans."""
-    buffer = [source[part.source + start : part.source + start + spans.length] for start in spans.starts()]
+    buffer = [
+        source[part.source + start : part.source + start + spans.length] for start in spans.starts()
+    ]
     return np.concatenate(buffer) if buffer else source[:0]
 
 
@@ -40,7 +48,11 @@ def read(source, part, spans):
 def test_any_tiling_assembles_the_tensor(case, data):
     shape, source, transfer = case
     total = math.prod(shape)
-    width = data.draw(st.sampled_from([width for width in range(1, total + 1) if total % width == 0 and fits(transfer, width)]))
+    width = data.draw(
+        st.sampled_from(
+            [width for width in range(1, total + 1) if total % width == 0 and fits(transfer, width)]
+        )
+    )
     rows, columns = data.draw(st.integers(1, 7)), data.draw(st.integers(1, width))
     limit = data.draw(st.integers(1, 2 * total))
     gap = data.draw(st.sampled_from([0, 16, 1000]))  # bytes that are rather read than skipped
@@ -52,16 +64,25 @@ def test_any_tiling_assembles_the_tensor(case, data):
                 with patch.object(tiles_module, "_READ_CALL", gap):
                     spans = spans_of(strip, 8)
                 buffer = read(source, strip, spans)
-                assert buffer.size == spans.elements and (gap or buffer.size <= max(limit, spans.length))
-                with patch.multiple(transpose, _ROWS=2, _ROW_BYTES=16, _WORTH=1):  # so that these small tensors have several blocks
-                    copy_strided(buffer, made, Transfer(strip.shape, 0, spans.strides, strip.target, strip.to).coalesced())
+                assert buffer.size == spans.elements and (
+                    gap or buffer.size <= max(limit, spans.length)
+                )
+                # so that these small tensors have several blocks
+                with patch.multiple(transpose, _ROWS=2, _ROW_BYTES=16, _WORTH=1):
+                    copy_strided(
+                        buffer,
+                        made,
+                        Transfer(strip.shape, 0, spans.strides, strip.target, strip.to).coalesced(),
+                    )
         at = 0
         assert len(list(tile.runs())) == tile.run_count
         for first, count in tile.runs():
             assert (out[first : first + count] == -1).all()
             out[first : first + count] = made[at : at + count]
             at += count
-    expected = np.lib.stride_tricks.as_strided(source, transfer.shape, [8 * s for s in transfer.from_]).reshape(-1)
+    expected = np.lib.stride_tricks.as_strided(
+        source, transfer.shape, [8 * s for s in transfer.from_]
+    ).reshape(-1)
     assert (out == expected).all() if transfer.shape else out[0] == 0
 
 
@@ -104,6 +125,10 @@ def test_any_part_of_a_matrix_gets_its_own_scales(data):
     spans = Spans(((count, stride),), length, (length, 1))
     numbers = np.ones(spans.elements, np.float32)
     scaled = Scaled(scale=entry, block=block, dtype=BY_NAME["bfloat16"])
-    matrix = TensorEntry("matrix", BY_NAME["float8_e4m3fn"], (rows, columns), Path(), (), scaled=scaled)
+    matrix = TensorEntry(
+        "matrix", BY_NAME["float8_e4m3fn"], (rows, columns), Path(), (), scaled=scaled
+    )
     Scales(matrix, scaled, lambda _: scales.view(np.uint8)).apply(numbers, start, spans)
-    assert (numbers == np.concatenate([spread[start + i : start + i + length] for i in spans.starts()])).all()
+    assert (
+        numbers == np.concatenate([spread[start + i : start + i + length] for i in spans.starts()])
+    ).all()

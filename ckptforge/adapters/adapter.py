@@ -1,4 +1,5 @@
-"""Adapters as they are stored: which factors there are, and what their products are multiplied with."""
+"""Adapters as they are stored: which factors there are, and what their products are multiplied
+with."""
 
 from __future__ import annotations
 
@@ -40,8 +41,9 @@ _MARK = "lora_"
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What is known of an adapter beside its factors: adapter_config.json and the small files that go with it, from beside them or from
-    the manifest of a conversion, and the model and the layout that this wrote."""
+    """What is known of an adapter beside its factors: adapter_config.json and the small files that
+    go with it, from beside them or from the manifest of a conversion, and the model and the layout
+    that this wrote."""
 
     side: HuggingFaceSide | None = None
     config: peft.AdapterConfig | None = None
@@ -50,8 +52,8 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors that it is adapted by, `whole` the
-    weights that it holds whole, by their names in the model."""
+    """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors
+    that it is adapted by, `whole` the weights that it holds whole, by their names in the model."""
 
     path: Path
     checkpoint: Checkpoint
@@ -68,9 +70,13 @@ class Adapter(msgspec.Struct, frozen=True):
         """What it holds whole, in words."""
         trained = [name for name, entry in self.whole.items() if not of_the_base(entry.name)]
         along = [name for name in self.whole if name not in set(trained)]
-        kinds = (("whole, as training left them", trained), ("of the base model, stored along", along))
+        kinds = (
+            ("whole, as training left them", trained),
+            ("of the base model, stored along", along),
+        )
         return [
-            f"{counted(len(names), 'weight')} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            f"{counted(len(names), 'weight')} {what}: "
+            f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
             for what, names in kinds
             if names
         ]
@@ -92,7 +98,8 @@ def holds_only_factors(checkpoint: Checkpoint) -> bool:
 
 
 def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Checkpoint:
-    """The tensors of an adapter: of a PEFT directory, or of a checkpoint that holds factors, perhaps with the weights.
+    """The tensors of an adapter: of a PEFT directory, or of a checkpoint that holds factors,
+    perhaps with the weights.
 
     With `model_first` a directory that holds a model beside a PEFT adapter is read as the model.
     """
@@ -113,7 +120,10 @@ def read_kept(checkpoint: Checkpoint) -> Kept:
     manifest = find_manifest(checkpoint.path, checkpoint.files)
     if manifest is None:
         return Kept()
-    layout, beside = manifest.layout if manifest.untouched(checkpoint.files) else None, manifest.hugging_face
+    layout, beside = (
+        manifest.layout if manifest.untouched(checkpoint.files) else None,
+        manifest.hugging_face,
+    )
     if beside is None or peft.CONFIG not in beside.files:
         return Kept(None, None, manifest.model, layout)
     config = peft.parse_config(beside.files[peft.CONFIG], f"{peft.CONFIG} in {manifest.path}")
@@ -130,11 +140,13 @@ def read_adapter(
     like: str | None = None,
     advice: str | None = None,
 ) -> Adapter:
-    """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes. `layout` is the one that they must
-    have; of several that fit, the one that a manifest recorded is taken, else `like`.
+    """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes.
+    `layout` is the one that they must have; of several that fit, the one that a manifest recorded
+    is taken, else `like`.
 
-    Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for factors that the table doesn't
-    know, `FormatError` for ones that don't fit each other, `UsageError` where the scale isn't recorded.
+    Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for
+    factors that the table doesn't know, `FormatError` for ones that don't fit each other,
+    `UsageError` where the scale isn't recorded.
     """
     path = checkpoint.path
     is_peft = checkpoint.format == "peft adapter"
@@ -144,7 +156,14 @@ def read_adapter(
     kept, notes = _with_alpha(path, kept, alpha)
     family = "huggingface" if is_peft else "mindspore"
     chosen, found, unknown = _recognise(
-        checkpoint, table, names, lengths, family, layout, (kept.layout, like), advice or f"Name the right one with {option('layout')}."
+        checkpoint,
+        table,
+        names,
+        lengths,
+        family,
+        layout,
+        (kept.layout, like),
+        advice or f"Name the right one with {option('layout')}.",
     )
     others = {name: e for name, e in checkpoint.tensors.items() if is_peft and not is_lora(name)}
     whole, strange = _whole(chosen, others, lengths)
@@ -152,26 +171,48 @@ def read_adapter(
         tensors = counted(len(unknown), "tensor of the adapter", "aren't")
         raise UnmappedTensorsError(
             f"{path}: {tensors} known to the mapping {table.name} in layout {chosen.name}:\n"
-            f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such an adapter with peft itself."
+            f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such "
+            "an adapter with peft itself."
         )
     if kept.config is not None and is_peft:
         _check_saved(path, kept.config, whole)
     factors = tuple(_pair(checkpoint, table, chosen, found, kept.config, alpha, lengths))
-    by_tensor = {(tensor, one.index): one for one in factors for tensor in one.weight.weight.tensors}
+    by_tensor = {
+        (tensor, one.index): one for one in factors for tensor in one.weight.weight.tensors
+    }
     said = kept.config.notes if kept.config is not None else ()
-    return Adapter(path, checkpoint, table, chosen, factors, kept, by_tensor, whole, (*notes, *said, *_idle(factors)))
+    return Adapter(
+        path,
+        checkpoint,
+        table,
+        chosen,
+        factors,
+        kept,
+        by_tensor,
+        whole,
+        (*notes, *said, *_idle(factors)),
+    )
 
 
 def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tuple[str, ...]]:
-    """(what is known, with the lora_alpha that a user gives, which overrides that of adapter_config.json, a note with both)."""
+    """(what is known, with the lora_alpha that a user gives, which overrides that of
+    adapter_config.json, a note with both)."""
     if kept.config is None and alpha is None:
         raise UsageError(
-            f"{path}: the adapter's lora_alpha isn't recorded there; give the one it was trained with, with {option('lora_alpha')}."
+            f"{path}: the adapter's lora_alpha isn't recorded there; give the one it was trained "
+            f"with, with {option('lora_alpha')}."
         )
-    if kept.config is None or alpha is None or kept.config.content.get("lora_alpha", peft.DEFAULT) == alpha:
+    if (
+        kept.config is None
+        or alpha is None
+        or kept.config.content.get("lora_alpha", peft.DEFAULT) == alpha
+    ):
         return kept, ()
     config = kept.config.with_alpha(alpha)
-    given, said = option("lora_alpha", config.content["lora_alpha"]), shown(kept.config.content.get("lora_alpha", peft.DEFAULT))
+    given, said = (
+        option("lora_alpha", config.content["lora_alpha"]),
+        shown(kept.config.content.get("lora_alpha", peft.DEFAULT)),
+    )
     note = f"{given} overrides the lora_alpha {said} of {config.where}."
     if config.content.get("alpha_pattern"):
         note += " The modules that its alpha_pattern names keep theirs."
@@ -181,18 +222,26 @@ def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tupl
     return replace(kept, config=config, side=side), (note,)
 
 
-def _whole(layout: Layout, others: Mapping[str, TensorEntry], lengths: Mapping[str, int]) -> tuple[dict[str, TensorEntry], list[str]]:
-    """(the weights that are stored whole, by their names in the model, the tensors that are none)."""
+def _whole(
+    layout: Layout, others: Mapping[str, TensorEntry], lengths: Mapping[str, int]
+) -> tuple[dict[str, TensorEntry], list[str]]:
+    """(the weights that are stored whole, by their names in the model, the tensors that are
+    none)."""
     names = {whole_weight(name): name for name in others}
     _, unknown = recognise_names(layout, dict.fromkeys(names), lengths)
-    return {name: others[stored] for name, stored in names.items() if name not in set(unknown)}, [names[name] for name in unknown]
+    return {name: others[stored] for name, stored in names.items() if name not in set(unknown)}, [
+        names[name] for name in unknown
+    ]
 
 
 def _check_saved(path: Path, config: peft.AdapterConfig, whole: Mapping[str, TensorEntry]) -> None:
     modules = [name.rpartition(".")[0] for name in whole]
     for saved in config.saved_modules:
         if not any(module == saved or module.endswith(f".{saved}") for module in modules):
-            raise FormatError(f"{path}: {config.where} names {shown(saved)} in modules_to_save, but {peft.WEIGHTS} holds no weight of it.")
+            raise FormatError(
+                f"{path}: {config.where} names {shown(saved)} in modules_to_save, "
+                f"but {peft.WEIGHTS} holds no weight of it."
+            )
 
 
 def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
@@ -202,12 +251,20 @@ def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
         return ()
     if len(idle) == len(factors):
         return ("lora_alpha is 0, so that the adapter does nothing.",)
-    return (f"lora_alpha is 0 for {len(idle)} of {len(factors)} modules, such as that of {idle[0].a.name}, which do nothing.",)
+    return (
+        f"lora_alpha is 0 for {len(idle)} of {len(factors)} modules, such as that of "
+        f"{idle[0].a.name}, which do nothing.",
+    )
 
 
 def describe_adapter(checkpoint: Checkpoint, kept: Kept, table: Table) -> Adapter:
     """The same without knowing the model's sizes or the scale."""
-    unknown = {offset: 0 for weights in table.lora.weights.values() for weight in weights for offset in weight.weight.offsets.values()}
+    unknown = {
+        offset: 0
+        for weights in table.lora.weights.values()
+        for weight in weights
+        for offset in weight.weight.offsets.values()
+    }
     return read_adapter(checkpoint, kept, table, unknown, 1.0 if kept.config is None else None)
 
 
@@ -228,21 +285,34 @@ def _recognise(
         if known.family != family or not weights:
             continue
         patterns = tuple(pattern for weight in weights for pattern in (weight.a, weight.b))
-        numbered, unknown = recognise_names(Layout(name, family, patterns), dict.fromkeys(names), lengths)
-        if lost := {offset for pattern in numbered for offset in pattern.offsets.values()} - set(lengths):
+        numbered, unknown = recognise_names(
+            Layout(name, family, patterns), dict.fromkeys(names), lengths
+        )
+        if lost := {offset for pattern in numbered for offset in pattern.offsets.values()} - set(
+            lengths
+        ):
             raise ConfigError(
-                f"{checkpoint.path}: to read the adapter {table.axes[min(lost)].text} must be known; give the model's config.json with "
+                f"{checkpoint.path}: to read the adapter {table.axes[min(lost)].text} must be "
+                "known; give the model's config.json with "
                 f"{option('config')}."
             )
         best[name] = known, without_offsets(numbered, lengths), unknown
     if named is not None:
-        if table.layout(named).family != family or named not in best or len(best[named][2]) == len(names):
-            raise LayoutError(f"{checkpoint.path}: the adapter isn't of layout {named}; its first tensor is {shown(names[0])}.")
+        if (
+            table.layout(named).family != family
+            or named not in best
+            or len(best[named][2]) == len(names)
+        ):
+            raise LayoutError(
+                f"{checkpoint.path}: the adapter isn't of layout {named}; its first "
+                f"tensor is {shown(names[0])}."
+            )
         return best[named]
     fewest = min((len(unknown) for _, _, unknown in best.values()), default=len(names))
     if fewest == len(names):
         raise LayoutError(
-            f"{checkpoint.path}: the adapter's tensors fit no layout of {table.name} ({', '.join(best) or 'its table has no [lora]'}), the "
+            f"{checkpoint.path}: the adapter's tensors fit no layout of {table.name} "
+            f"({', '.join(best) or 'its table has no [lora]'}), the "
             f"first is {shown(names[0])}."
         )
     for choice in preferred:
@@ -250,9 +320,13 @@ def _recognise(
             return best[choice]
     fitting = [one for one in best.values() if len(one[2]) == fewest]
     fitting = [one for one in fitting if not one[0].by_name_only] or fitting
-    if len({tuple(sorted((p.template, p.axes_text) for p in found)) for _, found, _ in fitting}) > 1:
+    if (
+        len({tuple(sorted((p.template, p.axes_text) for p in found)) for _, found, _ in fitting})
+        > 1
+    ):
         raise LayoutError(
-            f"{checkpoint.path}: the adapter's tensors fit layouts {' and '.join(one[0].name for one in fitting)} alike, which order the "
+            f"{checkpoint.path}: the adapter's tensors fit layouts "
+            f"{' and '.join(one[0].name for one in fitting)} alike, which order the "
             f"rows of a weight in different ways. {advice}"
         )
     return fitting[0]
@@ -273,59 +347,115 @@ def _pair(
         for numbers in sorted({*firsts, *seconds}):
             index = dict(zip(weight.weight.name_axes, numbers, strict=True))
             module = weight.weight.name(index, lengths).removesuffix(WEIGHT)
-            if beyond := next((axis for axis, i in index.items() if i >= lengths.get(axis, i + 1)), None):
+            if beyond := next(
+                (axis for axis, i in index.items() if i >= lengths.get(axis, i + 1)), None
+            ):
                 raise LayoutError(
-                    f"{path}: holds the adapter of {module}, whose number is {index[beyond]}, but the model has only {lengths[beyond]} "
+                    f"{path}: holds the adapter of {module}, whose number is {index[beyond]}, but "
+                    f"the model has only {lengths[beyond]} "
                     f"({table.axes[beyond].text}); is it an adapter of this model?"
                 )
             if numbers not in firsts or numbers not in seconds:
                 there = firsts.get(numbers) or seconds[numbers]
-                raise FormatError(f"{path}: {there} is there without the other factor of {module}; the adapter is damaged.")
+                raise FormatError(
+                    f"{path}: {there} is there without the other factor of {module}; "
+                    "the adapter is damaged."
+                )
             a, b = tensors[firsts[numbers]], tensors[seconds[numbers]]
             low, high = (b, a) if weight.turned else (a, b)  # of shapes (r, …) and (…, r)
-            if len(a.shape) != 2 or len(b.shape) != 2 or low.shape[0] != high.shape[1] or not low.shape[0]:
-                expected = "(r, vocabulary) and (hidden, r)" if weight.turned else "(r, in) and (out, r)"
+            if (
+                len(a.shape) != 2
+                or len(b.shape) != 2
+                or low.shape[0] != high.shape[1]
+                or not low.shape[0]
+            ):
+                expected = (
+                    "(r, vocabulary) and (hidden, r)" if weight.turned else "(r, in) and (out, r)"
+                )
                 raise FormatError(
-                    f"{path}: {low.name} has shape {list(low.shape)} and {high.name} {list(high.shape)}; expected {expected} with one r."
+                    f"{path}: {low.name} has shape {list(low.shape)} and {high.name} "
+                    f"{list(high.shape)}; expected {expected} with one r."
                 )
             if not a.dtype.floating or not b.dtype.floating:
-                raise FormatError(f"{path}: {a.name} is {a.dtype} and {b.name} {b.dtype}; expected floating-point numbers.")
-            yield Factors(weight, tuple(sorted(index.items())), a, b, _scale(path, config, alpha, layout, module, low))
+                raise FormatError(
+                    f"{path}: {a.name} is {a.dtype} and {b.name} {b.dtype}; expected "
+                    "floating-point numbers."
+                )
+            yield Factors(
+                weight,
+                tuple(sorted(index.items())),
+                a,
+                b,
+                _scale(path, config, alpha, layout, module, low),
+            )
 
 
-def _scale(path: Path, config: peft.AdapterConfig | None, alpha: float | None, layout: Layout, module: str, low: TensorEntry) -> float:
+def _scale(
+    path: Path,
+    config: peft.AdapterConfig | None,
+    alpha: float | None,
+    layout: Layout,
+    module: str,
+    low: TensorEntry,
+) -> float:
     """What a product is multiplied with; `low` is the factor whose rows are the rank."""
     rank = low.shape[0]
     if config is None:
         assert alpha is not None
         return alpha / rank
     if config.rank(module if layout.family == "huggingface" else "") != rank:
-        raise FormatError(" ".join((f"{path}: {low.name} has rank {rank}, but {config.where} says {config.rank(module)}.", *config.notes)))
+        raise FormatError(
+            " ".join(
+                (
+                    f"{path}: {low.name} has rank {rank}, but {config.where} says "
+                    f"{config.rank(module)}.",
+                    *config.notes,
+                )
+            )
+        )
     return config.scale(module if layout.family == "huggingface" else "")
 
 
 def adapter_tables(
-    tables: Iterable[Table], checkpoint: Checkpoint, kept: Kept, config: Mapping[str, Any], model: str | None
+    tables: Iterable[Table],
+    checkpoint: Checkpoint,
+    kept: Kept,
+    config: Mapping[str, Any],
+    model: str | None,
 ) -> list[Table]:
-    """The tables that may be an adapter's model's: the one named, else those of config.json's model_type or of the manifest, else all
-    that know its names. Raises `UsageError` and `ModelUnknownError`."""
+    """The tables that may be an adapter's model's: the one named, else those of config.json's
+    model_type or of the manifest, else all that know its names. Raises `UsageError` and
+    `ModelUnknownError`."""
     tables = list(tables)
     model = model or (kept.model if kept.model in {table.name for table in tables} else None)
     if model is not None:
         named = [table for table in tables if table.name == model]
         if not named:
             names = [table.name for table in tables]
-            raise UsageError(f"model {model!r} is unknown; tables: {', '.join(names)}.{nearest(model, names)}")
+            raise UsageError(
+                f"model {model!r} is unknown; tables: {', '.join(names)}.{nearest(model, names)}"
+            )
         return named
     by_type = [table for table in tables if config.get("model_type") in table.model_types]
     found = by_type or [table for table in tables if table.lora.weights]
     if not found:
-        raise ModelUnknownError(f"{checkpoint.path}: no mapping table has a [lora] section; name one with {option('mapping')}.")
+        raise ModelUnknownError(
+            f"{checkpoint.path}: no mapping table has a [lora] section; name "
+            f"one with {option('mapping')}."
+        )
     unknown = {table.name: _fewest_unknown(checkpoint, table) for table in found}
     return [table for table in found if unknown[table.name] == min(unknown.values())]
 
 
 def _fewest_unknown(checkpoint: Checkpoint, table: Table) -> int:
-    names = dict.fromkeys(name for name in checkpoint.tensors if is_lora(name) and not is_state(name))
-    patterns = [tuple(pattern for weight in weights for pattern in (weight.a, weight.b)) for weights in table.lora.weights.values()]
-    return min((len(recognise_names(Layout("", "", held), names)[1]) for held in patterns), default=len(names))
+    names = dict.fromkeys(
+        name for name in checkpoint.tensors if is_lora(name) and not is_state(name)
+    )
+    patterns = [
+        tuple(pattern for weight in weights for pattern in (weight.a, weight.b))
+        for weights in table.lora.weights.values()
+    ]
+    return min(
+        (len(recognise_names(Layout("", "", held), names)[1]) for held in patterns),
+        default=len(names),
+    )

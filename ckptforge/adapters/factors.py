@@ -18,8 +18,8 @@ Index = tuple[tuple[str, int], ...]  # (axis, number) of the axes in a weight's 
 
 
 class Factors(msgspec.Struct, frozen=True):
-    """The adapter of one stored weight: A of shape (r, in), B of shape (out, r), and what their product is multiplied with. Both are
-    stored as their transposes where the weight says so."""
+    """The adapter of one stored weight: A of shape (r, in), B of shape (out, r), and what their
+    product is multiplied with. Both are stored as their transposes where the weight says so."""
 
     weight: AdaptedWeight
     index: Index
@@ -45,17 +45,22 @@ class Factors(msgspec.Struct, frozen=True):
         return self.b.shape[1 if self.turned else 0]
 
     def rows_as(self, rows: Pattern) -> bool:
-        """Whether a weight of another layout, whose rows these are, has the same ones in the same order."""
+        """Whether a weight of another layout, whose rows these are, has the same ones in the same
+        order."""
         return self.weight.rows.axes == rows.axes
 
 
-def row_lengths(table: Table, sizes: AxisSizes, found: Mapping[str, Factors], rows: Pattern) -> Lengths:
-    """Logical tensor → length of each axis that is rows, of what a weight and its adapters hold. Raises `ConfigError` for one that
-    nothing tells."""
+def row_lengths(
+    table: Table, sizes: AxisSizes, found: Mapping[str, Factors], rows: Pattern
+) -> Lengths:
+    """Logical tensor → length of each axis that is rows, of what a weight and its adapters hold.
+    Raises `ConfigError` for one that nothing tells."""
     lengths: Lengths = {}
     for one in found.values():
         for part in one.weight.rows.tensors:
-            lengths[part] = sizes.telling(table, part, one.weight.rows, rows, (one.height,), one.weight.rows.factors(part))
+            lengths[part] = sizes.telling(
+                table, part, one.weight.rows, rows, (one.height,), one.weight.rows.factors(part)
+            )
     for part in rows.tensors:
         if part not in lengths:
             lengths[part] = sizes.telling(table, part, rows, rows, (0,), rows.factors(part))
@@ -68,9 +73,19 @@ def row_count(rows: Pattern, lengths: Lengths) -> int:
 
 
 def row_transfer(tensor: str, one: Factors, rows: Pattern, lengths: Lengths) -> Transfer:
-    """Rows of B → rows of a weight in another layout, for the part of a logical tensor; for all where both order them alike."""
+    """Rows of B → rows of a weight in another layout, for the part of a logical tensor; for all
+    where both order them alike."""
     if one.rows_as(rows):
         return Transfer((one.height,), 0, (1,), 0, (1,))
     axes = one.weight.rows.factors(tensor)
-    source, target = (pattern.place(tensor, axes, lambda part, axis: lengths[part][axis]) for pattern in (one.weight.rows, rows))
-    return Transfer(tuple(lengths[tensor][axis] for axis in axes), source.offset, source.strides, target.offset, target.strides)
+    source, target = (
+        pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
+        for pattern in (one.weight.rows, rows)
+    )
+    return Transfer(
+        tuple(lengths[tensor][axis] for axis in axes),
+        source.offset,
+        source.strides,
+        target.offset,
+        target.strides,
+    )

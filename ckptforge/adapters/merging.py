@@ -22,41 +22,70 @@ from ckptforge.tables.table import Table
 
 
 def merge_adapter(source: Source, checkpoint: Checkpoint, alpha: float | None) -> Source:
-    """A checkpoint to whose weights an adapter is added where they are read, in float32, and whose weights are those that the adapter
-    holds whole.
+    """A checkpoint to whose weights an adapter is added where they are read, in float32, and whose
+    weights are those that the adapter holds whole.
 
-    Raises what `read_adapter` raises, and `LayoutError` for factors that the checkpoint has no weight for, whose shapes don't fit,
-    or that would change two weights of the model that are one.
+    Raises what `read_adapter` raises, and `LayoutError` for factors that the checkpoint has no
+    weight for, whose shapes don't fit, or that would change two weights of the model that are one.
     """
     binding = source.binding
-    advice = f"Convert it first, with {command('to_torch', checkpoint.path, 'DIR', layout='LAYOUT')}."
-    adapter = read_adapter(checkpoint, read_kept(checkpoint), source.table, binding.sizes.lengths, alpha, None, binding.layout.name, advice)
+    advice = (
+        f"Convert it first, with {command('to_torch', checkpoint.path, 'DIR', layout='LAYOUT')}."
+    )
+    adapter = read_adapter(
+        checkpoint,
+        read_kept(checkpoint),
+        source.table,
+        binding.sizes.lengths,
+        alpha,
+        None,
+        binding.layout.name,
+        advice,
+    )
     refuse_tied(adapter, source)
     whole = taken_whole(adapter, source)
     tensors = {**source.checkpoint.tensors, **whole}
     shards = {name: parts for name, parts in source.checkpoint.shards.items() if name not in whole}
     merged, used = _add(adapter, source, tensors, shards)
-    if lost := [f"{one.a.name} for {tensor}" for (tensor, index), one in adapter.by_tensor.items() if (tensor, index) not in used]:
+    if lost := [
+        f"{one.a.name} for {tensor}"
+        for (tensor, index), one in adapter.by_tensor.items()
+        if (tensor, index) not in used
+    ]:
         raise LayoutError(
-            f"{adapter.path}: {source.checkpoint.path}, in layout {binding.layout.name}, has no matrix that can take up\n{listing(lost)}\n"
-            "Is it an adapter of this model? Experts that are stacked take none: merge into the Hugging Face directory."
+            f"{adapter.path}: {source.checkpoint.path}, in layout {binding.layout.name}, has no "
+            f"matrix that can take up\n{listing(lost)}\n"
+            "Is it an adapter of this model? Experts that are stacked take none: merge into the "
+            "Hugging Face directory."
         )
     files = {file.path: file for file in (*source.checkpoint.files, *adapter.checkpoint.files)}
-    notes = [note for note in (*checkpoint.notes, *adapter.notes) if note not in source.checkpoint.notes]
+    notes = [
+        note for note in (*checkpoint.notes, *adapter.notes) if note not in source.checkpoint.notes
+    ]
     notes.append(f"the adapter {adapter.path} is merged into {counted(merged, 'weight')}.")
     notes += [f"the adapter's {text}, which replaces the model's." for text in adapter.whole_texts]
     changed = replace(
-        source.checkpoint, tensors=tensors, shards=shards, files=tuple(files.values()), notes=(*source.checkpoint.notes, *notes)
+        source.checkpoint,
+        tensors=tensors,
+        shards=shards,
+        files=tuple(files.values()),
+        notes=(*source.checkpoint.notes, *notes),
     )
     own = {entry for one in adapter.factors for entry in (one.a, one.b)}
     unmapped = tuple(name for name in source.unmapped if source.checkpoint.tensors[name] not in own)
-    return replace(source, checkpoint=changed, unmapped=unmapped, unmerged=source.checkpoint.tensors)
+    return replace(
+        source, checkpoint=changed, unmapped=unmapped, unmerged=source.checkpoint.tensors
+    )
 
 
 def _add(
-    adapter: Adapter, source: Source, tensors: dict[str, TensorEntry], shards: dict[str, tuple[tuple[Box, TensorEntry], ...]]
+    adapter: Adapter,
+    source: Source,
+    tensors: dict[str, TensorEntry],
+    shards: dict[str, tuple[tuple[Box, TensorEntry], ...]],
 ) -> tuple[int, set[tuple[str, Index]]]:
-    """Adds the products to the tensors and their parts; (to how many weights, whose factors were used)."""
+    """Adds the products to the tensors and their parts; (to how many weights, whose factors were
+    used)."""
     binding = source.binding
     matrices = source.table.lora.matrices.get(binding.layout.name, frozenset())
     merged = 0
@@ -64,7 +93,11 @@ def _add(
     for pattern, names in binding.names.items():
         for numbers, name in names.items() if pattern in matrices else ():
             index = tuple(sorted(zip(pattern.name_axes, numbers, strict=True)))
-            adapted = {t: adapter.by_tensor[t, index] for t in pattern.tensors if (t, index) in adapter.by_tensor}
+            adapted = {
+                t: adapter.by_tensor[t, index]
+                for t in pattern.tensors
+                if (t, index) in adapter.by_tensor
+            }
             if not adapted:
                 continue
             used.update((tensor, index) for tensor in adapted)
@@ -74,19 +107,31 @@ def _add(
                 merged += 1
                 tensors[name] = replace(entry, plus=LowRank(products, full_box(entry.shape)))
                 if name in shards:
-                    shards[name] = tuple((box, replace(part, plus=LowRank(products, box))) for box, part in shards[name])
+                    shards[name] = tuple(
+                        (box, replace(part, plus=LowRank(products, box)))
+                        for box, part in shards[name]
+                    )
     return merged, used
 
 
-def _products(adapted: Mapping[str, Factors], into: Pattern, entry: TensorEntry, sizes: AxisSizes, table: Table) -> Iterator[Product]:
+def _products(
+    adapted: Mapping[str, Factors],
+    into: Pattern,
+    entry: TensorEntry,
+    sizes: AxisSizes,
+    table: Table,
+) -> Iterator[Product]:
     """The products for one matrix, whose rows are `into`."""
     lengths: Lengths = {}
     if not entry.value_dtype.floating:
-        raise LayoutError(f"{entry.path}: {entry.label} is {entry.dtype}, to which nothing can be added.")
+        raise LayoutError(
+            f"{entry.path}: {entry.label} is {entry.dtype}, to which nothing can be added."
+        )
     for tensor, one in adapted.items():
         if one.columns != entry.shape[1]:
             raise LayoutError(
-                f"{one.a.path}: {one.a.name} has shape {list(one.a.shape)}, but {entry.label} in {entry.path} has {entry.shape[1]} columns."
+                f"{one.a.path}: {one.a.name} has shape {list(one.a.shape)}, but {entry.label} in "
+                f"{entry.path} has {entry.shape[1]} columns."
             )
         alike = one.rows_as(into)
         if not alike:
@@ -100,7 +145,8 @@ def _products(adapted: Mapping[str, Factors], into: Pattern, entry: TensorEntry,
             or (alike and whole != entry.shape[0])
         ):
             raise LayoutError(
-                f"{one.b.path}: {one.b.name} has shape {list(one.b.shape)}, whose rows don't fit those of {tensor} in {entry.label} "
+                f"{one.b.path}: {one.b.name} has shape {list(one.b.shape)}, whose rows don't fit "
+                f"those of {tensor} in {entry.label} "
                 f"{list(entry.shape)} of {entry.path}; is it an adapter of this model?"
             )
         yield Product(one.a, one.b, one.scale, rows, one.turned)

@@ -1,8 +1,9 @@
 """Keys of PEFT's rank_pattern and alpha_pattern, which match modules by their names.
 
-Convention of the peft library (0.21, peft/utils/other.py, get_pattern_key): the first key, in the order of the file, for which
-`re.match(rf"(.*\\.)?({key})$", module)` finds something. Such keys come from strangers' files, and a regular expression can keep
-Python's `re` busy for years. They are matched here without backtracking: by the set of all places in the name that a part of the
+Convention of the peft library (0.21, peft/utils/other.py, get_pattern_key): the first key, in the
+order of the file, for which `re.match(rf"(.*\\.)?({key})$", module)` finds something. Such keys
+come from strangers' files, and a regular expression can keep Python's `re` busy for years. They are
+matched here without backtracking: by the set of all places in the name that a part of the
 expression can reach, kept as bits of one integer.
 """
 
@@ -26,18 +27,23 @@ _QUANTIFIERS = {"*": (0, _ENDLESS), "+": (1, _ENDLESS), "?": (0, 1)}
 
 
 class ModulePatterns:
-    """One of the two, as `field` of a file `where`: the value of the first key that matches a module. `notes` name keys of different
-    values that match one module, once there was such.
+    """One of the two, as `field` of a file `where`: the value of the first key that matches a
+    module. `notes` name keys of different values that match one module, once there was such.
 
-    Raises `FormatError` for too many keys, or one that isn't a regular expression, is too long, or has what isn't understood.
+    Raises `FormatError` for too many keys, or one that isn't a regular expression, is too long, or
+    has what isn't understood.
     """
 
     def __init__(self, where: str, field: str, values: object) -> None:
         self._what = f"{where}: {field}"
         if not isinstance(values, dict):
-            raise FormatError(f"{self._what} is {shown(values)}, expected an object of module names.")
+            raise FormatError(
+                f"{self._what} is {shown(values)}, expected an object of module names."
+            )
         if len(values) > MAX_KEYS:
-            raise FormatError(f"{self._what} has {len(values):,} keys, at most {MAX_KEYS:,} are read.")
+            raise FormatError(
+                f"{self._what} has {len(values):,} keys, at most {MAX_KEYS:,} are read."
+            )
         self._values: Mapping[str, Any] = values
         self._matchers = [(key, self._matcher(key), value) for key, value in values.items()]
         self.notes: tuple[str, ...] = ()
@@ -45,8 +51,8 @@ class ModulePatterns:
         self._steps = 0
 
     def value(self, module: str, default: object) -> object:
-        """The value for a module of that name, or `default`, as for one without a name. Raises `FormatError`
-        where matching takes too many steps."""
+        """The value for a module of that name, or `default`, as for one without a name. Raises
+        `FormatError` where matching takes too many steps."""
         if not module or not self._matchers:
             return default
         if module not in self._found:
@@ -64,7 +70,8 @@ class ModulePatterns:
         key, first = matching[0]
         if other := next((other for other, value in matching if value != first), None):
             self.notes = self.notes or (
-                f"{self._what}: {shown(key)} and {shown(other)} both match {module}; as in PEFT the first in the file counts, and PEFT "
+                f"{self._what}: {shown(key)} and {shown(other)} both match {module}; as in PEFT "
+                "the first in the file counts, and PEFT "
                 "sorts them when it saves.",
             )
         return first
@@ -73,13 +80,16 @@ class ModulePatterns:
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise FormatError(
-                f"{self._what}: its {len(self._values)} keys take too many steps to be matched with the names of modules; write them "
+                f"{self._what}: its {len(self._values)} keys take too many steps to be matched "
+                "with the names of modules; write them "
                 "as plain names."
             )
 
     def _matcher(self, key: str) -> Callable[[_Name], bool]:
         if len(key) > MAX_KEY:
-            raise FormatError(f"{self._what} has the key {shown(key)}, at most {MAX_KEY} characters are read.")
+            raise FormatError(
+                f"{self._what} has the key {shown(key)}, at most {MAX_KEY} characters are read."
+            )
         whole = rf"(.*\.)?({key})$"
         try:
             with warnings.catch_warnings():
@@ -87,19 +97,28 @@ class ModulePatterns:
                 compiled = re.compile(whole)
             if _PLAIN.fullmatch(key):
                 tail = key.rpartition(".")[2].removeprefix("^")
-                return lambda name: name.text.endswith(tail) and compiled.match(name.text) is not None
+                return lambda name: (
+                    name.text.endswith(tail) and compiled.match(name.text) is not None
+                )
             node = _Parser(whole).parse()
         except (re.error, OverflowError) as error:
-            raise FormatError(f"{self._what} has the key {shown(key)}, which isn't a regular expression: {error}.") from error
+            raise FormatError(
+                f"{self._what} has the key {shown(key)}, which isn't a regular expression: {error}."
+            ) from error
         except RecursionError as error:
-            raise FormatError(f"{self._what} has the key {shown(key)}, which is nested too deeply.") from error
+            raise FormatError(
+                f"{self._what} has the key {shown(key)}, which is nested too deeply."
+            ) from error
         except ValueError as error:
-            raise FormatError(f"{self._what} has the key {shown(key)}, in which {error} isn't understood.") from error
+            raise FormatError(
+                f"{self._what} has the key {shown(key)}, in which {error} isn't understood."
+            ) from error
         return lambda name: node(name, 1) != 0
 
 
 class _Name:
-    """A module's name while it is matched: a set of places in it is an integer, bit i the place before character i."""
+    """A module's name while it is matched: a set of places in it is an integer, bit i the place
+    before character i."""
 
     def __init__(self, text: str, spend: Callable[[], None]) -> None:
         self.text = text
@@ -110,7 +129,9 @@ class _Name:
     def having(self, one: re.Pattern[str]) -> int:
         """The places after which stands a character that `one` matches."""
         if one not in self._having:
-            self._having[one] = sum(1 << i for i, character in enumerate(self.text) if one.fullmatch(character))
+            self._having[one] = sum(
+                1 << i for i, character in enumerate(self.text) if one.fullmatch(character)
+            )
         return self._having[one]
 
     def boundaries(self) -> int:
@@ -192,7 +213,9 @@ class _Parser:
         if character in "dDwWsS":
             return _character("\\" + character)
         if character in "bBAZ":
-            return {"b": _at_boundary, "B": _off_boundary, "A": _at_begin, "Z": _at_very_end}[character]
+            return {"b": _at_boundary, "B": _off_boundary, "A": _at_begin, "Z": _at_very_end}[
+                character
+            ]
         if character.isascii() and character.isalnum():
             raise ValueError(f"'\\{character}'")
         return character

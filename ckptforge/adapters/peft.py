@@ -1,7 +1,9 @@
-"""PEFT's adapter directories: `adapter_config.json`, and the factors in `adapter_model.safetensors`.
+"""PEFT's adapter directories: `adapter_config.json`, and the factors in
+`adapter_model.safetensors`.
 
-Convention of the peft library (peft/tuners/lora/config.py and layer.py): a module's adapter adds scale · B·A, scale = lora_alpha / r, or
-lora_alpha / √r with use_rslora; alpha_pattern and rank_pattern give a module's own (`module_pattern.py`).
+Convention of the peft library (peft/tuners/lora/config.py and layer.py): a module's adapter adds
+scale · B·A, scale = lora_alpha / r, or lora_alpha / √r with use_rslora; alpha_pattern and
+rank_pattern give a module's own (`module_pattern.py`).
 """
 
 from __future__ import annotations
@@ -67,12 +69,14 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
     "layer_replication": (None, []),
-    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),  # others change the base
+    # others change the base
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
 
 
 class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
-    """What adapter_config.json says of an adapter's size and scale; `where` names it in messages."""
+    """What adapter_config.json says of an adapter's size and scale; `where` names it in
+    messages."""
 
     where: str
     content: Mapping[str, Any]
@@ -86,16 +90,22 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
 
     def scale(self, module: str) -> float:
         """What B·A of a module of that name is multiplied with."""
-        alpha = number(self._own("alpha_pattern", module, self.content.get("lora_alpha", DEFAULT)), f"{self.where}: lora_alpha")
+        alpha = number(
+            self._own("alpha_pattern", module, self.content.get("lora_alpha", DEFAULT)),
+            f"{self.where}: lora_alpha",
+        )
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.content.get("use_rslora") else alpha / rank
 
     @property
     def saved_modules(self) -> list[str]:
-        """The modules whose weights the adapter holds whole, by the ends of their names. Raises `FormatError`."""
+        """The modules whose weights the adapter holds whole, by the ends of their names. Raises
+        `FormatError`."""
         found = self.content.get("modules_to_save") or []
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-            raise FormatError(f"{self.where}: modules_to_save is {shown(found)}, expected a list of names.")
+            raise FormatError(
+                f"{self.where}: modules_to_save is {shown(found)}, expected a list of names."
+            )
         return found
 
     @property
@@ -117,7 +127,10 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def _patterns(self) -> dict[str, ModulePatterns]:
         fields = ("rank_pattern", "alpha_pattern")
-        return {field: ModulePatterns(self.where, field, self.content.get(field) or {}) for field in fields}
+        return {
+            field: ModulePatterns(self.where, field, self.content.get(field) or {})
+            for field in fields
+        }
 
 
 def _plain(number: float) -> float:
@@ -142,25 +155,37 @@ def read_weights(directory: Path) -> FileIndex:
     if is_there(directory / WEIGHTS):
         return safetensors.read_index(directory / WEIGHTS)
     if is_there(directory / _BINARY):
-        raise InputNotFoundError(f"{directory}: holds {_BINARY}, which isn't read; save the adapter with safe_serialization=True.")
+        raise InputNotFoundError(
+            f"{directory}: holds {_BINARY}, which isn't read; save the "
+            "adapter with safe_serialization=True."
+        )
     raise InputNotFoundError(f"{directory}: has {CONFIG} but no {WEIGHTS}.")
 
 
 def parse_config(content: bytes, where: str) -> AdapterConfig:
-    """adapter_config.json. Raises `FormatError` for an adapter that is more than B·A added to weights."""
+    """adapter_config.json. Raises `FormatError` for an adapter that is more than B·A added to
+    weights."""
     found = parse_object(content, where)
     if found.get("peft_type") != "LORA":
-        raise FormatError(f"{where}: peft_type is {shown(found.get('peft_type'))}; only LORA is understood.")
+        raise FormatError(
+            f"{where}: peft_type is {shown(found.get('peft_type'))}; only LORA is understood."
+        )
     for key, value in found.items():
         plain = _PLAIN.get(key, (None, False, [], {}))
-        if key not in _HARMLESS and not any(value == one and type(value) is type(one) for one in plain):
+        if key not in _HARMLESS and not any(
+            value == one and type(value) is type(one) for one in plain
+        ):
             name = key if key in _PLAIN else shown(key)
-            raise FormatError(f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't have; merge this adapter with peft itself.")
+            raise FormatError(
+                f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't "
+                "have; merge this adapter with peft itself."
+            )
     return AdapterConfig(where, found)
 
 
 def read_config(directory: Path) -> tuple[bytes, AdapterConfig]:
-    """A directory's adapter_config.json, as it is and parsed. Raises `InputNotFoundError` and `FormatError`."""
+    """A directory's adapter_config.json, as it is and parsed. Raises `InputNotFoundError` and
+    `FormatError`."""
     path = directory / CONFIG
     is_there(path)
     content = read_small(path, _MAX_CONFIG)
@@ -172,8 +197,11 @@ def ends(modules: Sequence[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in modules})
 
 
-def config_json(modules: Sequence[str], rank: int, alpha: float, like: AdapterConfig | None) -> bytes:
-    """An adapter_config.json of one rank and scale, for `modules` unless they are those of `like`, as is all else that it says."""
+def config_json(
+    modules: Sequence[str], rank: int, alpha: float, like: AdapterConfig | None
+) -> bytes:
+    """An adapter_config.json of one rank and scale, for `modules` unless they are those of `like`,
+    as is all else that it says."""
     fixed: dict[str, Any] = {
         "peft_type": "LORA",
         "r": rank,

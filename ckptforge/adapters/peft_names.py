@@ -1,9 +1,10 @@
 """Names of tensors in PEFT's files, and the variants of them that circulate.
 
-`base_model.model.` stands before the name of every module. Written from a state_dict that save_pretrained hasn't gone through, names
-also hold the adapter's name (`….lora_A.default.weight`) and the wrappers of torch.compile, DDP and FSDP; some programs leave the
-prefix away. A weight that is stored whole keeps its module's name: one that was trained (modules_to_save, biases), or one of the
-base model beside its factors (`….base_layer.weight`).
+`base_model.model.` stands before the name of every module. Written from a state_dict that
+save_pretrained hasn't gone through, names also hold the adapter's name (`….lora_A.default.weight`)
+and the wrappers of torch.compile, DDP and FSDP; some programs leave the prefix away. A weight that
+is stored whole keeps its module's name: one that was trained (modules_to_save, biases), or one of
+the base model beside its factors (`….base_layer.weight`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from ckptforge.formats.entry import TensorEntry
 
 PREFIX = "base_model.model."
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_NAMED = re.compile(r"(.*\.lora_[AB])\.([^.]+)(\.weight)|(.*\.lora_embedding_[AB])\.([^.]+)()|(.*)\.modules_to_save\.([^.]+)(\..+)")
+_NAMED = re.compile(
+    r"(.*\.lora_[AB])\.([^.]+)(\.weight)|(.*\.lora_embedding_[AB])\.([^.]+)()|(.*)\.modules_to_save\.([^.]+)(\..+)"
+)
 _BASE = ".base_layer."
 
 
-def plain_names(path: Path, tensors: Mapping[str, TensorEntry]) -> tuple[dict[str, TensorEntry], tuple[str, ...]]:
-    """(the tensors by the names that save_pretrained gives them, a note where those in the file are others).
+def plain_names(
+    path: Path, tensors: Mapping[str, TensorEntry]
+) -> tuple[dict[str, TensorEntry], tuple[str, ...]]:
+    """(the tensors by the names that save_pretrained gives them, a note where those in the file are
+    others).
 
     Raises `FormatError` for a file of several adapters.
     """
@@ -34,16 +40,23 @@ def plain_names(path: Path, tensors: Mapping[str, TensorEntry]) -> tuple[dict[st
             adapters.setdefault(adapter, name)
         if len(adapters) > 1:
             raise FormatError(
-                f"{path}: holds several adapters, {' and '.join(map(shown, adapters))} (in the names "
+                f"{path}: holds several adapters, {' and '.join(map(shown, adapters))} (in the "
+                "names "
                 f"{' and '.join(map(shown, adapters.values()))}); keep one in a file of its own."
             )
         if plain in found:
-            raise FormatError(f"{path}: {shown(found[plain].name)} and {shown(name)} are one name, {shown(plain)}, without the adapter's.")
+            raise FormatError(
+                f"{path}: {shown(found[plain].name)} and {shown(name)} are one name, "
+                f"{shown(plain)}, without the adapter's."
+            )
         found[plain] = entry
     changed = [(entry.name, plain) for plain, entry in found.items() if entry.name != plain]
     if not changed:
         return dict(tensors), ()
-    return found, (f"{len(changed)} names of tensors aren't as PEFT saves them: {changed[0][0]} was read as {changed[0][1]}.",)
+    return found, (
+        f"{len(changed)} names of tensors aren't as PEFT saves them: {changed[0][0]} "
+        f"was read as {changed[0][1]}.",
+    )
 
 
 def _plain(name: str) -> tuple[str, str | None]:

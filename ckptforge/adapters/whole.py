@@ -15,26 +15,33 @@ _TIED = "tie_word_embeddings"
 def taken_whole(adapter: Adapter, source: Source) -> dict[str, TensorEntry]:
     """Name in the source's layout → the tensor of the adapter that takes its place.
 
-    Raises `LayoutError` where the source stores such a weight with others or in another order, or in another shape.
+    Raises `LayoutError` where the source stores such a weight with others or in another order, or
+    in another shape.
     """
     binding = source.binding
     lengths = binding.sizes.lengths
     found, _ = recognise_names(adapter.layout, adapter.whole, lengths)
     taken: dict[str, TensorEntry] = {}
     for pattern, names in without_offsets(found, lengths).items():
-        same = next((names for stored, names in binding.names.items() if _alike(stored, pattern)), {})
+        same = next(
+            (names for stored, names in binding.names.items() if _alike(stored, pattern)), {}
+        )
         for numbers, name in names.items():
             entry = adapter.whole[name]
             if numbers not in same:
                 raise LayoutError(
-                    f"{entry.path}: holds {entry.name} whole, for which {source.checkpoint.path}, in layout {binding.layout.name}, has no "
-                    "tensor of its own with the same order of numbers: merge into the Hugging Face directory, then convert that."
+                    f"{entry.path}: holds {entry.name} whole, for which {source.checkpoint.path}, "
+                    f"in layout {binding.layout.name}, has no "
+                    "tensor of its own with the same order of numbers: merge into the Hugging Face "
+                    "directory, then convert that."
                 )
             base = source.checkpoint.tensors[same[numbers]]
             if entry.shape != base.shape or not entry.dtype.floating:
                 raise LayoutError(
-                    f"{entry.path}: {entry.name} is {entry.dtype} {list(entry.shape)}, but {base.name} in {base.path} "
-                    f"{list(base.shape)}. Where the vocabulary was extended, extend the model too (transformers' "
+                    f"{entry.path}: {entry.name} is {entry.dtype} {list(entry.shape)}, but "
+                    f"{base.name} in {base.path} "
+                    f"{list(base.shape)}. Where the vocabulary was extended, extend the model too "
+                    "(transformers' "
                     "resize_token_embeddings), save it, and merge into that."
                 )
             taken[base.name] = entry
@@ -51,19 +58,46 @@ def _alike(stored: Pattern, pattern: Pattern) -> bool:
 
 
 def refuse_tied(adapter: Adapter, source: Source) -> None:
-    """Raises `LayoutError` for an adapter that changes the embedding or the head of a model in which these are one tensor."""
+    """Raises `LayoutError` for an adapter that changes the embedding or the head of a model in
+    which these are one tensor."""
     table, binding = source.table, source.binding
-    conditions = {tensor: condition for tensor, condition in table.optional.items() if condition.text == _TIED}
-    heads = {tensor for tensor, condition in conditions.items() if not binding.holds(tensor) or condition.holds(source.config)}
+    conditions = {
+        tensor: condition for tensor, condition in table.optional.items() if condition.text == _TIED
+    }
+    heads = {
+        tensor
+        for tensor, condition in conditions.items()
+        if not binding.holds(tensor) or condition.holds(source.config)
+    }
     if not heads:
         return
-    one = heads | table.lora.embeddings | {table.pipeline.tied[head] for head in heads if table.pipeline and head in table.pipeline.tied}
-    changed = [factors.b.name for (tensor, _), factors in adapter.by_tensor.items() if tensor in one and factors.scale]
+    one = (
+        heads
+        | table.lora.embeddings
+        | {
+            table.pipeline.tied[head]
+            for head in heads
+            if table.pipeline and head in table.pipeline.tied
+        }
+    )
+    changed = [
+        factors.b.name
+        for (tensor, _), factors in adapter.by_tensor.items()
+        if tensor in one and factors.scale
+    ]
     found, _ = recognise_names(adapter.layout, adapter.whole)
-    changed += [adapter.whole[n].name for pattern, names in found.items() if one & set(pattern.tensors) for n in names.values()]
+    changed += [
+        adapter.whole[n].name
+        for pattern, names in found.items()
+        if one & set(pattern.tensors)
+        for n in names.values()
+    ]
     if changed:
         raise LayoutError(
-            f"{adapter.path}: {changed[0]} changes the embedding or the head alone, but in {source.checkpoint.path} both are one tensor "
-            f"({_TIED} in config.json), so that merging would change the other too. Save the model with {_TIED} = false and a head of "
-            "its own (a copy of the embedding), and merge into that; or keep the adapter beside the model."
+            f"{adapter.path}: {changed[0]} changes the embedding or the head alone, but in "
+            f"{source.checkpoint.path} both are one tensor "
+            f"({_TIED} in config.json), so that merging would change the other too. Save the model "
+            f"with {_TIED} = false and a head of "
+            "its own (a copy of the embedding), and merge into that; or keep the adapter beside "
+            "the model."
         )

@@ -1,4 +1,5 @@
-"""What goes along with a model: the small files beside its weights, and how these are cut into files."""
+"""What goes along with a model: the small files beside its weights, and how these are cut into
+files."""
 
 from __future__ import annotations
 
@@ -19,7 +20,19 @@ from ckptforge.storage.small_files import entries_of, is_file_name, read_small
 MAX_SMALL_FILE = 32 * 1024 * 1024
 
 
-WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz", ".mindir"}
+WEIGHTS = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".onnx",
+    ".h5",
+    ".msgpack",
+    ".npz",
+    ".mindir",
+}
 
 
 _MODEL_FILES = [
@@ -38,10 +51,12 @@ _MODEL_FILES = [
 
 
 class HuggingFaceSide(msgspec.Struct, frozen=True):
-    """What a Hugging Face directory is beside its weights: small files by name, and how its weights are cut into files.
+    """What a Hugging Face directory is beside its weights: small files by name, and how its weights
+    are cut into files.
 
-    `shards` is file name → {"metadata": …, "tensors": {name: safetensors dtype}} in the order of the file, with "passed_over", the
-    names of tensors that it holds too but that are read from another file.
+    `shards` is file name → {"metadata": …, "tensors": {name: safetensors dtype}} in the order of
+    the file, with "passed_over", the names of tensors that it holds too but that are read from
+    another file.
     """
 
     files: dict[str, bytes] = msgspec.field(default_factory=dict)
@@ -54,7 +69,11 @@ class HuggingFaceSide(msgspec.Struct, frozen=True):
         return self.files.get(INDEX)
 
     def to_json(self) -> dict[str, Any]:
-        return {"layout": self.layout, "files": {name: packed(content) for name, content in self.files.items()}, "shards": self.shards}
+        return {
+            "layout": self.layout,
+            "files": {name: packed(content) for name, content in self.files.items()},
+            "shards": self.shards,
+        }
 
 
 def packed(content: bytes) -> dict[str, str]:
@@ -65,14 +84,19 @@ def packed(content: bytes) -> dict[str, str]:
         return {"base64": base64.b64encode(content).decode("ascii")}
 
 
-def small_files_of(directory: Path, all_files: bool = True) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """(contents by name, sentences about files left out): the regular files of a model directory that aren't weights, or
-    of any other directory those that by their names belong to a model."""
+def small_files_of(
+    directory: Path, all_files: bool = True
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """(contents by name, sentences about files left out): the regular files of a model directory
+    that aren't weights, or of any other directory those that by their names belong to a model."""
     files: dict[str, bytes] = {}
     skipped: list[str] = []
     for path in entries_of(directory):
         if not is_file_name(path.name):
-            skipped.append(f"{path.name} isn't carried along: its name has control characters or isn't Unicode.")
+            skipped.append(
+                f"{path.name} isn't carried along: its name has control characters or "
+                "isn't Unicode."
+            )
             continue
         if path.is_dir() and all_files and not path.name.startswith("."):
             skipped.append(f"{path.name}/ isn't carried along: it is a directory.")
@@ -80,14 +104,21 @@ def small_files_of(directory: Path, all_files: bool = True) -> tuple[dict[str, b
             skipped.append(f"{path.name} isn't carried along: it isn't a regular file.")
         if all_files and path.suffix in WEIGHTS - {".safetensors"} and path.is_file():
             skipped.append(f"{path.name} isn't carried along: it holds weights of another format.")
-        if path.name.startswith(".") or path.name.endswith("manifest.json") or path.suffix in WEIGHTS or not path.is_file():
+        if (
+            path.name.startswith(".")
+            or path.name.endswith("manifest.json")
+            or path.suffix in WEIGHTS
+            or not path.is_file()
+        ):
             continue
         if not all_files and not any(fnmatchcase(path.name, glob) for glob in _MODEL_FILES):
             continue
         if path.name.endswith(".index.json") and path.name != INDEX:
             continue
         if path.name != CONFIG and not _is_inside(path, directory):
-            skipped.append(f"{path.name} isn't carried along: it is a link to a file outside of {directory}.")
+            skipped.append(
+                f"{path.name} isn't carried along: it is a link to a file outside of {directory}."
+            )
             continue
         try:
             files[path.name] = read_small(path, MAX_SMALL_FILE)
@@ -97,8 +128,9 @@ def small_files_of(directory: Path, all_files: bool = True) -> tuple[dict[str, b
 
 
 def _is_inside(path: Path, directory: Path) -> bool:
-    """Whether what a name leads to lies in the model's directory, or in the blobs of the hub's cache that it is a snapshot of: what
-    a link leads to elsewhere may be private, and an output is passed on."""
+    """Whether what a name leads to lies in the model's directory, or in the blobs of the hub's
+    cache that it is a snapshot of: what a link leads to elsewhere may be private, and an output is
+    passed on."""
     if not path.is_symlink():
         return True
     target, root = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
@@ -106,7 +138,9 @@ def _is_inside(path: Path, directory: Path) -> bool:
     return any(inside in target.parents for inside in (root, *blobs))
 
 
-def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str | None, all_files: bool = True) -> HuggingFaceSide:
+def hugging_face_side(
+    directory: Path, files: tuple[FileIndex, ...], layout: str | None, all_files: bool = True
+) -> HuggingFaceSide:
     """What is to be kept of a Hugging Face directory whose weights are in `files`."""
     small, skipped = small_files_of(directory, all_files=all_files)
     shards = {
@@ -123,4 +157,6 @@ def hugging_face_side(directory: Path, files: tuple[FileIndex, ...], layout: str
 
 def unpacked(packed: dict[str, str]) -> bytes:
     """What `packed` was made of."""
-    return packed["text"].encode("utf-8") if "text" in packed else base64.b64decode(packed["base64"])
+    return (
+        packed["text"].encode("utf-8") if "text" in packed else base64.b64decode(packed["base64"])
+    )

@@ -1,4 +1,5 @@
-"""Tensors that several files of one directory hold: which copy is read, and which are passed over."""
+"""Tensors that several files of one directory hold: which copy is read, and which are passed
+over."""
 
 from __future__ import annotations
 
@@ -13,11 +14,15 @@ from ckptforge.formats.entry import FileIndex, same_bytes
 Duplicates = dict[str, list[int]]  # tensor → the numbers of the files that hold it, several
 
 
-def without_duplicates(files: Sequence[FileIndex], weight_map: Mapping[str, str], index: Path | None = None) -> list[FileIndex]:
-    """The files with each tensor in one of them, what they lost in `passed_over`, and a note that says so.
+def without_duplicates(
+    files: Sequence[FileIndex], weight_map: Mapping[str, str], index: Path | None = None
+) -> list[FileIndex]:
+    """The files with each tensor in one of them, what they lost in `passed_over`, and a note that
+    says so.
 
-    `weight_map` (tensor → file name) of the index file `index` decides where it names a tensor. Else copies of one dtype, one shape
-    and equal bits are one tensor, which is read from the first file. Raises `FormatError`, naming both files, for other copies.
+    `weight_map` (tensor → file name) of the index file `index` decides where it names a tensor.
+    Else copies of one dtype, one shape and equal bits are one tensor, which is read from the first
+    file. Raises `FormatError`, naming both files, for other copies.
     """
     held: Duplicates = {}
     for number, file in enumerate(files):
@@ -27,15 +32,27 @@ def without_duplicates(files: Sequence[FileIndex], weight_map: Mapping[str, str]
     if not duplicates:
         return list(files)
     places = {file.path.name: number for number, file in enumerate(files)}
-    listed = {name: numbers for name, numbers in duplicates.items() if places.get(weight_map.get(name, "")) in numbers}
+    listed = {
+        name: numbers
+        for name, numbers in duplicates.items()
+        if places.get(weight_map.get(name, "")) in numbers
+    }
     others = {name: numbers for name, numbers in duplicates.items() if name not in listed}
     _refuse_unequal(files, others, index)
-    kept = {name: places[weight_map[name]] for name in listed} | {name: numbers[0] for name, numbers in others.items()}
-    found = [_without(file, {name for name in file.tensors if kept.get(name, number) != number}) for number, file in enumerate(files)]
+    kept = {name: places[weight_map[name]] for name in listed} | {
+        name: numbers[0] for name, numbers in others.items()
+    }
+    found = [
+        _without(file, {name for name in file.tensors if kept.get(name, number) != number})
+        for number, file in enumerate(files)
+    ]
     notes = []
     if listed:
         assert index is not None
-        notes.append(f"{_several(files, listed, kept)}: the copies that {index.name} names are read, the others are passed over.")
+        notes.append(
+            f"{_several(files, listed, kept)}: the copies that {index.name} names are "
+            "read, the others are passed over."
+        )
     if others:
         notes.append(f"{_several(files, others, kept)}, with the same bits: each is read once.")
     return [replace(found[0], notes=(*found[0].notes, *notes)), *found[1:]]
@@ -45,7 +62,9 @@ def _without(file: FileIndex, names: set[str]) -> FileIndex:
     if not names:
         return file
     tensors = {name: entry for name, entry in file.tensors.items() if name not in names}
-    return replace(file, tensors=tensors, passed_over=tuple(name for name in file.tensors if name in names))
+    return replace(
+        file, tensors=tensors, passed_over=tuple(name for name in file.tensors if name in names)
+    )
 
 
 def _several(files: Sequence[FileIndex], duplicates: Duplicates, kept: Mapping[str, int]) -> str:
@@ -53,7 +72,10 @@ def _several(files: Sequence[FileIndex], duplicates: Duplicates, kept: Mapping[s
     name, numbers = next(iter(duplicates.items()))
     other = next(number for number in numbers if number != kept[name])
     count = "1 tensor lies" if len(duplicates) == 1 else f"{len(duplicates)} tensors lie"
-    return f"{count} in several files, such as {shown(name)} in {files[kept[name]].path.name} and in {files[other].path.name}"
+    return (
+        f"{count} in several files, such as {shown(name)} in {files[kept[name]].path.name} and "
+        f"in {files[other].path.name}"
+    )
 
 
 def _refuse_unequal(files: Sequence[FileIndex], duplicates: Duplicates, index: Path | None) -> None:
@@ -64,9 +86,15 @@ def _refuse_unequal(files: Sequence[FileIndex], duplicates: Duplicates, index: P
             kinds = [f"{entry.dtype} {list(entry.shape)}" for entry in (one, other)]
             if kinds[0] == kinds[1] and same_bytes(one, other):
                 continue
-            how = "with other values" if kinds[0] == kinds[1] else f"as {kinds[1]} instead of {kinds[0]}"
+            how = (
+                "with other values"
+                if kinds[0] == kinds[1]
+                else f"as {kinds[1]} instead of {kinds[0]}"
+            )
             unnamed = "there is no index" if index is None else f"{index.name} doesn't list it"
             raise FormatError(
-                f"{other.path}: tensor {shown(name)} is also in {one.path.name}, {how}, and {unnamed} to say which is meant. Move the file "
-                "that doesn't belong to the model away, or get the model's index, whose weight_map names the file of each tensor."
+                f"{other.path}: tensor {shown(name)} is also in {one.path.name}, {how}, and "
+                f"{unnamed} to say which is meant. Move the file "
+                "that doesn't belong to the model away, or get the model's index, whose weight_map "
+                "names the file of each tensor."
             )

@@ -1,7 +1,9 @@
-"""Hugging Face model directories: which files hold the weights, and how weights are cut into shards.
+"""Hugging Face model directories: which files hold the weights, and how weights are cut into
+shards.
 
-Conventions of `huggingface_hub` and transformers: `model.safetensors`, or `model-00001-of-0000N.safetensors` with
-`model.safetensors.index.json` {"metadata": {"total_size": bytes}, "weight_map": {tensor: file name}}.
+Conventions of `huggingface_hub` and transformers: `model.safetensors`, or
+`model-00001-of-0000N.safetensors` with `model.safetensors.index.json` {"metadata": {"total_size":
+bytes}, "weight_map": {tensor: file name}}.
 """
 
 from __future__ import annotations
@@ -28,21 +30,36 @@ _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]+)-of-(?P<count>[0-9]+)\
 
 
 def read_directory(directory: Path) -> list[FileIndex]:
-    """The indexes of a directory's weight files, the sharding checked against its index file where there is one. Of a tensor that
-    several files hold, the one that the index names is read; see `without_duplicates`.
+    """The indexes of a directory's weight files, the sharding checked against its index file where
+    there is one. Of a tensor that several files hold, the one that the index names is read; see
+    `without_duplicates`.
 
-    Raises `InputNotFoundError` for missing shards and directories without safetensors, `FormatError` when files and index
-    disagree, or two files hold different tensors of one name and no index says which is meant.
+    Raises `InputNotFoundError` for missing shards and directories without safetensors,
+    `FormatError` when files and index disagree, or two files hold different tensors of one name and
+    no index says which is meant.
     """
     indexes = sorted(directory.glob("*.safetensors.index.json"))
-    chosen = next((path for path in indexes if path.name == INDEX), indexes[0] if len(indexes) == 1 else None)
+    chosen = next(
+        (path for path in indexes if path.name == INDEX), indexes[0] if len(indexes) == 1 else None
+    )
     if chosen is not None:
         return _read_indexed(directory, chosen)
     if indexes:
-        raise FormatError(f"{directory}: {len(indexes)} index files ({', '.join(p.name for p in indexes)}) and none is {INDEX}; keep one.")
+        raise FormatError(
+            f"{directory}: {len(indexes)} index files "
+            f"({', '.join(p.name for p in indexes)}) and none is {INDEX}; keep one."
+        )
     if is_there(directory / SINGLE):
-        shards = [path.name for path in sorted(directory.glob("*.safetensors")) if _SHARD_NAME.fullmatch(path.name)]
-        note = f"{SINGLE} is read, and no shard beside it, such as {shards[0]}, as there is no index." if shards else None
+        shards = [
+            path.name
+            for path in sorted(directory.glob("*.safetensors"))
+            if _SHARD_NAME.fullmatch(path.name)
+        ]
+        note = (
+            f"{SINGLE} is read, and no shard beside it, such as {shards[0]}, as there is no index."
+            if shards
+            else None
+        )
         return _noted([safetensors.read_index(directory / SINGLE)], note)
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
@@ -52,10 +69,14 @@ def read_directory(directory: Path) -> list[FileIndex]:
 
 
 def shard_of(path: Path) -> str | None:
-    """In words, that a file is one of several of a model, by its name or by an index beside it; None for one that is by itself."""
+    """In words, that a file is one of several of a model, by its name or by an index beside it;
+    None for one that is by itself."""
     match = _SHARD_NAME.fullmatch(path.name)
     if match and int(match["count"]) > 1:
-        return f"is one shard of {int(match['count'])} of a model; name the directory, {path.parent}, for all of it"
+        return (
+            f"is one shard of {int(match['count'])} of a model; name the directory, "
+            f"{path.parent}, for all of it"
+        )
     index = path.parent / INDEX
     if path.suffix != ".safetensors" or not index.is_file():
         return None
@@ -64,14 +85,19 @@ def shard_of(path: Path) -> str | None:
     except FormatError:
         return None
     if path.name in files and len(files) > 1:
-        return f"is one shard of {len(files)} of a model, by {INDEX}; name the directory, {path.parent}, for all of it"
+        return (
+            f"is one shard of {len(files)} of a model, by {INDEX}; name the directory, "
+            f"{path.parent}, for all of it"
+        )
     return None
 
 
 def weight_map_of(index: Path) -> dict[str, str]:
     """Tensor → name of its file, as an index says. Raises `FormatError`."""
     weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
         raise FormatError(f"{index}: weight_map must map tensor names to file names.")
     return weight_map
 
@@ -86,12 +112,15 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
     names = sorted(set(weight_map.values()))
     for name in names:
         if not is_file_name(name):
-            raise FormatError(f"{index_path}: {shown(name)} isn't the name of a file in this directory.")
+            raise FormatError(
+                f"{index_path}: {shown(name)} isn't the name of a file in this directory."
+            )
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         are = "is" if len(missing) == 1 else "are"
         raise InputNotFoundError(
-            f"{directory}: {len(missing)} of {counted(len(names), 'shard')} named by {index_path.name} {are} missing:\n{listing(missing)}\n"
+            f"{directory}: {len(missing)} of {counted(len(names), 'shard')} named by "
+            f"{index_path.name} {are} missing:\n{listing(missing)}\n"
             "Get them from where the model came from."
         )
     files = [safetensors.read_index(directory / name) for name in names]
@@ -99,18 +128,31 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
     held = {file.path.name: file.tensors for file in files}
     for tensor, name in weight_map.items():
         if tensor not in where:
-            raise FormatError(f"{index_path}: tensor {shown(tensor)} should be in {name}, but no shard holds it.")
+            raise FormatError(
+                f"{index_path}: tensor {shown(tensor)} should be in {name}, but no shard holds it."
+            )
         if tensor not in held[name]:
             raise FormatError(
-                f"{index_path}: tensor {shown(tensor)} should be in {name} but lies in {where[tensor]}; get the index and the shards again."
+                f"{index_path}: tensor {shown(tensor)} should be in {name} but lies in "
+                f"{where[tensor]}; get the index and the shards again."
             )
     unlisted = [f"{tensor} in {name}" for tensor, name in where.items() if tensor not in weight_map]
     if unlisted:
         tensors = counted(len(unlisted), "tensor of its shards", "aren't")
-        raise FormatError(f"{index_path}: {tensors} listed:\n{listing(unlisted)}\nGet the index and the shards again.")
+        raise FormatError(
+            f"{index_path}: {tensors} listed:\n{listing(unlisted)}\nGet the index "
+            "and the shards again."
+        )
     single = directory / SINGLE
-    note = f"reading the shards of {index_path.name}, not {SINGLE} beside them, which transformers would load."
-    return _noted(without_duplicates(files, weight_map, index_path), note if single.is_file() and SINGLE not in held else None)
+    note = (
+        f"reading the shards of {index_path.name}, not {SINGLE} beside them, which "
+        "transformers "
+        "would load."
+    )
+    return _noted(
+        without_duplicates(files, weight_map, index_path),
+        note if single.is_file() and SINGLE not in held else None,
+    )
 
 
 def _noted(files: list[FileIndex], note: str | None) -> list[FileIndex]:
@@ -124,12 +166,20 @@ def _check_shard_names(directory: Path, paths: list[Path]) -> None:
             sets.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
     for (stem, count), numbers in sets.items():
         if count <= 99_999 and len(numbers) < count:
-            missing = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1) if i not in numbers]
-            raise InputNotFoundError(f"{directory}: shards are missing:\n{listing(missing)}\nGet them from where the model came from.")
+            missing = [
+                f"{stem}-{i:05d}-of-{count:05d}.safetensors"
+                for i in range(1, count + 1)
+                if i not in numbers
+            ]
+            raise InputNotFoundError(
+                f"{directory}: shards are missing:\n{listing(missing)}\nGet "
+                "them from where the model came from."
+            )
 
 
 def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
-    """File name → tensors: consecutive tensors fill a shard up to `max_bytes`, a larger tensor has one of its own.
+    """File name → tensors: consecutive tensors fill a shard up to `max_bytes`, a larger tensor has
+    one of its own.
 
     The rule of `huggingface_hub.split_state_dict_into_shards_factory`.
     """
@@ -143,7 +193,10 @@ def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, 
         filled += tensor.nbytes
     if len(shards) == 1:
         return {SINGLE: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+    return {
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard
+        for i, shard in enumerate(shards, 1)
+    }
 
 
 def index_json(shards: dict[str, list[TensorSpec]]) -> bytes:

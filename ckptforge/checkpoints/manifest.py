@@ -26,8 +26,9 @@ _log = logging.getLogger(__name__)
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """A manifest as read back: the layout that was written, its files' sizes, the Hugging Face side, and what it says of how ranks
-    are cut (`parallel/cut.py` reads that). `files` are the outputs' names with their directories."""
+    """A manifest as read back: the layout that was written, its files' sizes, the Hugging Face
+    side, and what it says of how ranks are cut (`parallel/cut.py` reads that). `files` are the
+    outputs' names with their directories."""
 
     path: Path
     layout: str | None
@@ -39,61 +40,105 @@ class Manifest(msgspec.Struct, frozen=True):
     cut: Mapping[str, Any] | None = None
 
     def describes(self, files: tuple[FileIndex, ...]) -> bool:
-        """Whether these files have the sizes that were written; a single one may have been renamed with its manifest."""
-        if len(files) == 1 and len(self.sizes) == 1 and self.path.name == manifest_path(files[0].path, False).name:
+        """Whether these files have the sizes that were written; a single one may have been renamed
+        with its manifest."""
+        if (
+            len(files) == 1
+            and len(self.sizes) == 1
+            and self.path.name == manifest_path(files[0].path, False).name
+        ):
             return self.sizes == {next(iter(self.sizes)): files[0].size}
         return all(self.sizes.get(file.path.name) == file.size for file in files)
 
     def untouched(self, files: tuple[FileIndex, ...]) -> bool:
-        """Whether these files are the very ones that were written, by their times: what is in them can be trusted."""
+        """Whether these files are the very ones that were written, by their times: what is in them
+        can be trusted."""
         if len(files) == 1 and len(self.mtimes) == 1:
             return next(iter(self.mtimes.values())) == files[0].path.stat().st_mtime_ns
-        return all(self.mtimes.get(file.path.name) == file.path.stat().st_mtime_ns for file in files)
+        return all(
+            self.mtimes.get(file.path.name) == file.path.stat().st_mtime_ns for file in files
+        )
 
     def distrust(self, directory: Path, files: tuple[FileIndex, ...]) -> str | None:
-        """Why the cut of rank directories can't be taken from here; None where it can: these are all the files that were written, at
-        their places and untouched since."""
+        """Why the cut of rank directories can't be taken from here; None where it can: these are
+        all the files that were written, at their places and untouched since."""
         if self.cut is None:
             return "its manifest doesn't say how they are cut"
         found = {str(file.path.relative_to(directory)): file for file in files}
         if other := next((name for name in found if name not in self.files), None):
-            return f"{printable(other)} isn't among the {counted(len(self.files), 'file')} that its manifest names"
+            return (
+                f"{printable(other)} isn't among the {counted(len(self.files), 'file')} that "
+                "its manifest names"
+            )
         if missing := next((name for name in self.files if name not in found), None):
-            return f"{printable(missing)}, which its manifest names, isn't among the {counted(len(found), 'file')} there"
+            return (
+                f"{printable(missing)}, which its manifest names, isn't among the "
+                f"{counted(len(found), 'file')} there"
+            )
         for name, file in found.items():
             if self.sizes.get(file.path.name) != file.size:
-                return f"{printable(name)} has {file.size} bytes, {self.sizes.get(file.path.name)} were written"
+                return (
+                    f"{printable(name)} has {file.size} bytes, "
+                    f"{self.sizes.get(file.path.name)} "
+                    "were written"
+                )
             if self.mtimes.get(file.path.name) != file.mtime_ns:
-                return f"{printable(name)} was changed, or copied without its time (cp -p and rsync -t keep it), since it was written"
+                return (
+                    f"{printable(name)} was changed, or copied without its time (cp -p and "
+                    "rsync -t keep it), since it was written"
+                )
         return None
 
 
 def manifest_path(output: Path, is_directory: bool) -> Path:
     """Where an output's manifest lies: in a directory, or beside a file."""
-    return output / DIRECTORY_NAME if is_directory else output.with_name(output.name + ".manifest.json")
+    return (
+        output / DIRECTORY_NAME
+        if is_directory
+        else output.with_name(output.name + ".manifest.json")
+    )
 
 
 def read_manifest(path: Path) -> Manifest:
     """Reads a manifest. Raises `FormatError` if it isn't one."""
     content = read_object(path, MAX_MANIFEST)
     try:
-        sizes = {Path(output["file"]).name: integer(output["size"]) for output in content["outputs"]}
-        mtimes = {Path(output["file"]).name: integer(output.get("mtime_ns", -1)) for output in content["outputs"]}
-        hugging_face = None if content["hugging_face"] is None else _hugging_face(path, content["hugging_face"])
+        sizes = {
+            Path(output["file"]).name: integer(output["size"]) for output in content["outputs"]
+        }
+        mtimes = {
+            Path(output["file"]).name: integer(output.get("mtime_ns", -1))
+            for output in content["outputs"]
+        }
+        hugging_face = (
+            None
+            if content["hugging_face"] is None
+            else _hugging_face(path, content["hugging_face"])
+        )
         files = tuple(str(output["file"]) for output in content["outputs"])
         cut = content.get("cut")
         layout, model = _text_or_none(content["layout"]), _text_or_none(content["model"])
         return Manifest(path, layout, model, sizes, mtimes, hugging_face, files, cut)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(f"{path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); remove it, or convert again.") from error
+        raise FormatError(
+            f"{path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); "
+            "remove it, or convert again."
+        ) from error
 
 
 def _hugging_face(path: Path, side: dict[str, Any]) -> HuggingFaceSide:
     files = {name: unpacked(packed) for name, packed in side["files"].items()}
     shards = side["shards"]
     for names, weights in ((files, False), (shards, True)):
-        if bad := [name for name in names if not is_file_name(name) or (Path(name).suffix in WEIGHTS) != weights]:
-            raise FormatError(f"{path}: {shown(bad[0])} isn't the name of a file {'with' if weights else 'beside'} weights.")
+        if bad := [
+            name
+            for name in names
+            if not is_file_name(name) or (Path(name).suffix in WEIGHTS) != weights
+        ]:
+            raise FormatError(
+                f"{path}: {shown(bad[0])} isn't the name of a file "
+                f"{'with' if weights else 'beside'} weights."
+            )
     for shard in shards.values():
         for part in ("metadata", "tensors"):
             if not all(value is None or isinstance(value, str) for value in shard[part].values()):
@@ -115,10 +160,14 @@ def _text_or_none(value: object) -> str | None:
 
 
 def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
-    """The manifest that goes with a checkpoint: beside its file, or in its directory; None if there is none or it is of
-    another file by that name."""
+    """The manifest that goes with a checkpoint: beside its file, or in its directory; None if there
+    is none or it is of another file by that name."""
     first = files[0].path
-    candidates = [manifest_path(path, os.path.isdir(path)), manifest_path(first, False), first.parent / DIRECTORY_NAME]
+    candidates = [
+        manifest_path(path, os.path.isdir(path)),
+        manifest_path(first, False),
+        first.parent / DIRECTORY_NAME,
+    ]
     if first.parent.name.startswith("rank_"):
         candidates.append(first.parent.parent / DIRECTORY_NAME)
     for candidate in candidates:
@@ -133,12 +182,24 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
 
 
 def written_names(directory: Path) -> set[str]:
-    """The files in an output directory that its manifest says were written with it; none without a manifest."""
+    """The files in an output directory that its manifest says were written with it; none without a
+    manifest."""
     path = directory / DIRECTORY_NAME
     if not is_there(path):
         return set()
     content = read_object(path, MAX_MANIFEST)
     outputs = content.get("outputs")
-    named = [output.get("file") for output in outputs if isinstance(output, dict)] if isinstance(outputs, list) else []
+    named = (
+        [output.get("file") for output in outputs if isinstance(output, dict)]
+        if isinstance(outputs, list)
+        else []
+    )
     small = content.get("small_files")
-    return {DIRECTORY_NAME, *(name for name in (*named, *(small if isinstance(small, list) else ())) if isinstance(name, str))}
+    return {
+        DIRECTORY_NAME,
+        *(
+            name
+            for name in (*named, *(small if isinstance(small, list) else ()))
+            if isinstance(name, str)
+        ),
+    }

@@ -1,4 +1,5 @@
-"""Directories of MindSpore checkpoints: one file, `rank_<r>/` with the files of its training steps, or unified safetensors."""
+"""Directories of MindSpore checkpoints: one file, `rank_<r>/` with the files of its training steps,
+or unified safetensors."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ def read_file(path: Path) -> FileIndex:
         return mindspore_ckpt.read_index(path)
     if path.suffix == ".safetensors":
         return safetensors.read_index(path)
-    raise explained(path, FormatError(f"{path}: the name must end in .ckpt or .safetensors, by which the format is known."))
+    raise explained(
+        path,
+        FormatError(
+            f"{path}: the name must end in .ckpt or .safetensors, by which the format is known."
+        ),
+    )
 
 
 def rank_directories(directory: Path) -> dict[int, Path]:
@@ -39,7 +45,10 @@ def rank_directories(directory: Path) -> dict[int, Path]:
         if match and path.is_dir():
             rank = int(match[1])
             if rank in ranks:
-                raise FormatError(f"{directory}: {ranks[rank].name} and {path.name} are both rank {rank}; keep one.")
+                raise FormatError(
+                    f"{directory}: {ranks[rank].name} and {path.name} are both rank "
+                    f"{rank}; keep one."
+                )
             ranks[rank] = path
     return dict(sorted(ranks.items()))
 
@@ -50,21 +59,32 @@ def is_unified(directory: Path) -> bool:
 
 
 def read_unified(directory: Path) -> list[FileIndex]:
-    """The files of MindSpore's `unified_safetensors`: the parts named by `param_name_map.json`, and the hyper parameters. Of a tensor
-    that several hold, the one in the file that the map names; see `without_duplicates`."""
+    """The files of MindSpore's `unified_safetensors`: the parts named by `param_name_map.json`, and
+    the hyper parameters. Of a tensor that several hold, the one in the file that the map names; see
+    `without_duplicates`."""
     map_path = directory / UNIFIED_MAP
     weight_map = read_object(map_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
         raise FormatError(f"{map_path}: weight_map must map parameter names to file names.")
     names = sorted(set(weight_map.values()))
     if bad := [name for name in names if not is_file_name(name)]:
-        raise FormatError(f"{map_path}: {shown(bad[0])} isn't the name of a file in this directory.")
+        raise FormatError(
+            f"{map_path}: {shown(bad[0])} isn't the name of a file in this directory."
+        )
     if missing := [name for name in names if not (directory / name).is_file()]:
-        raise InputNotFoundError(f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}")
+        raise InputNotFoundError(
+            f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}"
+        )
     files = [safetensors.read_index(directory / name) for name in names]
     held = {file.path.name: file.tensors for file in files}
-    if wrong := [f"{tensor}: {name}" for tensor, name in weight_map.items() if tensor not in held[name]]:
-        raise FormatError(f"{map_path}: tensors that aren't in the file it names:\n{listing(wrong)}")
+    if wrong := [
+        f"{tensor}: {name}" for tensor, name in weight_map.items() if tensor not in held[name]
+    ]:
+        raise FormatError(
+            f"{map_path}: tensors that aren't in the file it names:\n{listing(wrong)}"
+        )
     hyper = directory / HYPER_PARAMETERS
     if hyper.is_file() and hyper.name not in names:
         files.append(safetensors.read_index(hyper))
@@ -74,34 +94,50 @@ def read_unified(directory: Path) -> list[FileIndex]:
 def check_step(step: int | None) -> None:
     """Raises `UsageError` for a step that none can be."""
     if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
-        raise UsageError(f"{option('step', step)}: expected the number of a training step, which isn't negative.")
+        raise UsageError(
+            f"{option('step', step)}: expected the number of a training step, which isn't negative."
+        )
 
 
 def refuse_step(step: int | None, path: Path, what: str) -> None:
-    """Raises `InputNotFoundError` where a step is named of something, `what`, that holds only one."""
+    """Raises `InputNotFoundError` where a step is named of something, `what`, that holds only
+    one."""
     check_step(step)
     if step is not None:
         raise InputNotFoundError(
-            f"{path}: is {what}, where there is no step to choose: omit {option('step', step)}, or name the directory that holds the "
+            f"{path}: is {what}, where there is no step to choose: omit {option('step', step)}, or "
+            "name the directory that holds the "
             "checkpoints of several steps."
         )
 
 
 def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | None]:
-    """The checkpoint of a directory: the only one, or that with the highest (epoch, step) in its name, or that of `step`.
+    """The checkpoint of a directory: the only one, or that with the highest (epoch, step) in its
+    name, or that of `step`.
 
-    Names end in `-<epoch>_<step>`. Also returns a sentence when there was a choice. Raises `InputNotFoundError` when there
-    is none, `FormatError` when the names leave it open.
+    Names end in `-<epoch>_<step>`. Also returns a sentence when there was a choice. Raises
+    `InputNotFoundError` when there is none, `FormatError` when the names leave it open.
     """
-    paths = [path for path in entries_of(directory) if path.suffix in (".ckpt", ".safetensors") and path.is_file()]
+    paths = [
+        path
+        for path in entries_of(directory)
+        if path.suffix in (".ckpt", ".safetensors") and path.is_file()
+    ]
     if not paths:
         raise InputNotFoundError(f"{directory}: no .ckpt or .safetensors file in it.")
-    steps = {path: (int(match[1]), int(match[2])) for path in paths if (match := _STEP.fullmatch(path.name))}
+    steps = {
+        path: (int(match[1]), int(match[2]))
+        for path in paths
+        if (match := _STEP.fullmatch(path.name))
+    }
     check_step(step)
     if step is not None:
         steps = {path: found for path, found in steps.items() if found[1] == step}
         if not steps:
-            raise InputNotFoundError(f"{directory}: no checkpoint of step {step}; its files:\n{listing([p.name for p in paths])}")
+            raise InputNotFoundError(
+                f"{directory}: no checkpoint of step {step}; its "
+                f"files:\n{listing([p.name for p in paths])}"
+            )
         paths = sorted(steps)
     if len(paths) == 1:
         return paths[0], None
@@ -109,31 +145,46 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     if unnumbered:
         if (found := identify(paths[0])) is not None and found.what == STRATEGY_FILE:
             raise FormatError(
-                f"{directory}: holds {counted(len(paths), 'file')}, of which {paths[0].name} is {found.what}: "
-                f"give the directory with {option('strategy_dir')}, and the checkpoint in its place."
+                f"{directory}: holds {counted(len(paths), 'file')}, of which {paths[0].name} is "
+                f"{found.what}: "
+                f"give the directory with {option('strategy_dir')}, and the checkpoint in its "
+                "place."
             )
         raise FormatError(
-            f"{directory}: {len(paths)} checkpoints, and these names have no -<epoch>_<step> to choose by; "
+            f"{directory}: {len(paths)} checkpoints, and these names have no -<epoch>_<step> to "
+            "choose by; "
             f"give the file itself:\n{listing(unnumbered)}"
         )
     best = max(steps.values())
     chosen = [path for path in paths if steps[path] == best]
     if len(chosen) > 1:
-        raise FormatError(f"{directory}: {chosen[0].name} and {chosen[1].name} have the same epoch and step; give the file itself.")
-    return chosen[0], f"{directory}: of {len(paths)} checkpoints the last is taken, {chosen[0].name} ({option('step')} picks another)."
+        raise FormatError(
+            f"{directory}: {chosen[0].name} and {chosen[1].name} have the same epoch "
+            "and step; give the file itself."
+        )
+    return (
+        chosen[0],
+        f"{directory}: of {len(paths)} checkpoints the last is taken, {chosen[0].name} "
+        f"({option('step')} picks another).",
+    )
 
 
 def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list[str]]:
     """The checkpoint of every `rank_<r>` directory, by rank, and sentences about choices.
 
-    Raises `InputNotFoundError` for a rank that is missing, `FormatError` for ranks that are at different steps.
+    Raises `InputNotFoundError` for a rank that is missing, `FormatError` for ranks that are at
+    different steps.
     """
     ranks = rank_directories(directory)
     if not ranks:
-        raise InputNotFoundError(f"{directory}: no rank_<r> directories in it.{explain_directory(directory)}")
+        raise InputNotFoundError(
+            f"{directory}: no rank_<r> directories in it.{explain_directory(directory)}"
+        )
     if missing := max(ranks) + 1 - len(ranks):
         first = islice((f"rank_{rank}" for rank in count() if rank not in ranks), min(missing, 10))
-        raise InputNotFoundError(f"{directory}: ranks are missing:\n{listing(list(first), total=missing)}")
+        raise InputNotFoundError(
+            f"{directory}: ranks are missing:\n{listing(list(first), total=missing)}"
+        )
     files, several, steps = [], [], {}
     for rank, path in ranks.items():
         chosen, note = choose_checkpoint(path, step)
@@ -144,10 +195,18 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
     if len(set(steps.values())) > 1:
         other = next(rank for rank in steps if steps[rank] != steps[0])
         raise FormatError(
-            f"{directory}: the ranks are at different steps: {files[0].path.name} of rank 0, {files[other].path.name} of rank {other}; "
+            f"{directory}: the ranks are at different steps: {files[0].path.name} of rank 0, "
+            f"{files[other].path.name} of rank {other}; "
             f"name a step that all have with {option('step')}."
         )
     if not several:
         return files, []
-    where = f"in {len(several)} of {len(ranks)} ranks" if len(several) < len(ranks) else f"in {len(ranks)} ranks"
-    return files, [f"{directory}: {where} the last of several checkpoints is taken, such as {several[0]} ({option('step')} picks another)."]
+    where = (
+        f"in {len(several)} of {len(ranks)} ranks"
+        if len(several) < len(ranks)
+        else f"in {len(ranks)} ranks"
+    )
+    return files, [
+        f"{directory}: {where} the last of several checkpoints is taken, such as "
+        f"{several[0]} ({option('step')} picks another)."
+    ]

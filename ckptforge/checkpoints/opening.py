@@ -12,7 +12,11 @@ from ckptforge.boxes import Box
 from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.unfinished import refuse_unfinished
-from ckptforge.checkpoints.whereabouts import explain_missing, refuse_newer_mindformers, refuse_weightless
+from ckptforge.checkpoints.whereabouts import (
+    explain_missing,
+    refuse_newer_mindformers,
+    refuse_weightless,
+)
 from ckptforge.errors import FormatError, InputNotFoundError, counted
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.spelling import option
@@ -23,10 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank directories there are.
+    """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank
+    directories there are.
 
-    In a sharded checkpoint `tensors` are the full tensors, without extents, and `shards[name]` the (box, entry) of the parts
-    that make each up, every element in one part.
+    In a sharded checkpoint `tensors` are the full tensors, without extents, and `shards[name]` the
+    (box, entry) of the parts that make each up, every element in one part.
     """
 
     path: Path
@@ -44,10 +49,11 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
-    """Opens a Hugging Face directory, a `.ckpt` or `.safetensors` file, or a directory with one of them.
+    """Opens a Hugging Face directory, a `.ckpt` or `.safetensors` file, or a directory with one of
+    them.
 
-    `step` picks one of several checkpoints in a directory. Reads indexes only. Raises `InputNotFoundError` and
-    `FormatError`, and `UsageError` for a negative step.
+    `step` picks one of several checkpoints in a directory. Reads indexes only. Raises
+    `InputNotFoundError` and `FormatError`, and `UsageError` for a negative step.
     """
     mindspore_dir.check_step(step)
     refuse_unfinished(path)
@@ -61,7 +67,12 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
             raise InputNotFoundError(f"{path}: is neither a file nor a directory.")
         mindspore_dir.refuse_step(step, path, "one file")
         shard = huggingface.shard_of(path)
-        return _collect(path, [mindspore_dir.read_file(path)], path.parent, [f"{path}: {shard}."] if shard else [])
+        return _collect(
+            path,
+            [mindspore_dir.read_file(path)],
+            path.parent,
+            [f"{path}: {shard}."] if shard else [],
+        )
     try:
         return _open_directory(path, step)
     except OSError as error:
@@ -81,11 +92,19 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
         if list(ranks) != [0]:
             held = counted(len(ranks), "rank directory")
             raise FormatError(
-                f"{directory}: holds {held}, the shards of one model; give the strategy of their job with "
-                f"{option('strategy_dir')}, or name the directory of one rank if each holds the whole model."
+                f"{directory}: holds {held}, the shards of one model; give the strategy of their "
+                "job with "
+                f"{option('strategy_dir')}, or name the directory of one rank if each holds the "
+                "whole model."
             )
         chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
-        return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [], len(ranks))
+        return _collect(
+            directory,
+            [mindspore_dir.read_file(chosen)],
+            directory,
+            [note] if note else [],
+            len(ranks),
+        )
     if _looks_hugging_face(directory):
         mindspore_dir.refuse_step(step, directory, "a Hugging Face directory")
         return _collect(directory, huggingface.read_directory(directory), directory)
@@ -94,7 +113,8 @@ def _open_directory(directory: Path, step: int | None) -> Checkpoint:
 
 
 def _looks_hugging_face(directory: Path) -> bool:
-    """Shards with an index or a config.json beside them; or several safetensors that aren't the steps of a training job."""
+    """Shards with an index or a config.json beside them; or several safetensors that aren't the
+    steps of a training job."""
     if is_there(directory / huggingface.SINGLE) or is_there(directory / huggingface.INDEX):
         return True  # whatever else lies there
     if any(directory.glob("*.ckpt")):
@@ -108,7 +128,13 @@ def _looks_hugging_face(directory: Path) -> bool:
     )
 
 
-def _collect(path: Path, files: list[FileIndex], directory: Path, notes: list[str] | None = None, ranks: int = 0) -> Checkpoint:
+def _collect(
+    path: Path,
+    files: list[FileIndex],
+    directory: Path,
+    notes: list[str] | None = None,
+    ranks: int = 0,
+) -> Checkpoint:
     tensors = {name: entry for file in files for name, entry in file.tensors.items()}
     if not tensors:
         raise FormatError(f"{path}: holds no tensors.")
@@ -117,6 +143,11 @@ def _collect(path: Path, files: list[FileIndex], directory: Path, notes: list[st
     kind = "hugging face directory" if hugging_face else files[0].format
     found = Checkpoint(path, kind, tuple(files), tensors, directory, tuple(noted), ranks)
     _log.info(
-        "opened %s: %s, %s in %s, %s bytes", path, kind, counted(len(tensors), "tensor"), counted(len(files), "file"), f"{found.nbytes:,}"
+        "opened %s: %s, %s in %s, %s bytes",
+        path,
+        kind,
+        counted(len(tensors), "tensor"),
+        counted(len(files), "file"),
+        f"{found.nbytes:,}",
     )
     return found

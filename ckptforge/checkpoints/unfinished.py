@@ -1,4 +1,5 @@
-"""Outputs in the making: how the directory is named that holds one, and that nobody reads from it."""
+"""Outputs in the making: how the directory is named that holds one, and that nobody reads from
+it."""
 
 from __future__ import annotations
 

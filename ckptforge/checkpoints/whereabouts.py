@@ -1,7 +1,9 @@
 """What a path is that holds no checkpoint itself, and where the checkpoint lies.
 
-Layouts of directories: the hub's cache (huggingface_hub, `models--ORG--NAME/{blobs,refs,snapshots/REVISION}`), the output of a MindFormers
-run (`checkpoint/rank_<r>`, `strategy/`), and its checkpoints since r1.7 (`latest_checkpointed_iteration.txt`, `iteration_<n>/`).
+Layouts of directories: the hub's cache (huggingface_hub,
+`models--ORG--NAME/{blobs,refs,snapshots/REVISION}`), the output of a MindFormers run
+(`checkpoint/rank_<r>`, `strategy/`), and its checkpoints since r1.7
+(`latest_checkpointed_iteration.txt`, `iteration_<n>/`).
 """
 
 from __future__ import annotations
@@ -45,75 +47,111 @@ _PARTS = re.compile(r"(?:.+-)?(?:model|opt)-[0-9]{7}-([0-9]{7})\.safetensors")
 
 
 def explain_missing(path: Path, model: bool = True) -> str:
-    """What a path that doesn't exist may mean: a sentence with a space before it, or nothing. A `model` may be an id of the hub."""
+    """What a path that doesn't exist may mean: a sentence with a space before it, or nothing. A
+    `model` may be an id of the hub."""
     text = str(path)
     if address(path) is not None:
         hub = _HUB_URL.match(text)
         how = f": `hf download {hub[1]}/{hub[2]} --local-dir {hub[2]}`" if hub else ""
-        return f" It is an address, and only files and directories are read: download it first{how}."
+        return (
+            f" It is an address, and only files and directories are read: download it first{how}."
+        )
     if model and _HUB_ID.fullmatch(text) and not path.parent.exists():
-        return f" If it is the id of a model on the Hugging Face hub, download it first: `hf download {text} --local-dir {path.name}`."
+        return (
+            " If it is the id of a model on the Hugging Face hub, download it first: `hf "
+            f"download {text} --local-dir {path.name}`."
+        )
     return ""
 
 
 def refuse_newer_mindformers(directory: Path) -> None:
-    """Raises `FormatError` for a checkpoint of MindFormers since r1.7, which isn't read yet: its root, or an iteration of several ranks."""
+    """Raises `FormatError` for a checkpoint of MindFormers since r1.7, which isn't read yet: its
+    root, or an iteration of several ranks."""
     entries = _entries(directory)
     names = {entry.name for entry in entries}
-    iterations = [entry.name for entry in entries if _ITERATION.fullmatch(entry.name) and entry.is_dir()]
-    parts = [match for entry in entries if (match := _PARTS.fullmatch(entry.name)) and int(match[1]) > 1]
+    iterations = [
+        entry.name for entry in entries if _ITERATION.fullmatch(entry.name) and entry.is_dir()
+    ]
+    parts = [
+        match for entry in entries if (match := _PARTS.fullmatch(entry.name)) and int(match[1]) > 1
+    ]
     if _TRACKER not in names and not iterations and not parts:
         return
-    found = f", with {', '.join(iterations[:3])}{', …' if len(iterations) > 3 else ''}" if iterations else ""
+    found = (
+        f", with {', '.join(iterations[:3])}{', …' if len(iterations) > 3 else ''}"
+        if iterations
+        else ""
+    )
     raise FormatError(
-        f"{directory}: is a checkpoint of MindFormers since r1.7{found}, which isn't read yet. Save it with use_legacy_format: True, which "
+        f"{directory}: is a checkpoint of MindFormers since r1.7{found}, which isn't read yet. "
+        "Save it with use_legacy_format: True, which "
         "writes rank directories and strategy files."
     )
 
 
 def refuse_weightless(directory: Path) -> None:
-    """Raises `InputNotFoundError` for a directory in which no file of a checkpoint lies, with what it is and what to name instead."""
+    """Raises `InputNotFoundError` for a directory in which no file of a checkpoint lies, with what
+    it is and what to name instead."""
     if not holds_weights(directory):
-        raise InputNotFoundError(f"{directory}: no .safetensors or .ckpt files in it.{explain_directory(directory)}")
+        raise InputNotFoundError(
+            f"{directory}: no .safetensors or .ckpt files in it.{explain_directory(directory)}"
+        )
 
 
 def holds_weights(directory: Path) -> bool:
     """Whether files of a checkpoint lie in a directory, or an index of them, or ranks."""
     return any(
-        entry.suffix in WEIGHTS or entry.name.endswith(".safetensors.index.json") or (_RANK.fullmatch(entry.name) and entry.is_dir())
+        entry.suffix in WEIGHTS
+        or entry.name.endswith(".safetensors.index.json")
+        or (_RANK.fullmatch(entry.name) and entry.is_dir())
         for entry in _entries(directory, None)
     )
 
 
 def explain_directory(directory: Path) -> str:
-    """What a directory is that holds no checkpoint itself: a sentence with a space before it, or nothing."""
+    """What a directory is that holds no checkpoint itself: a sentence with a space before it, or
+    nothing."""
     steps: Iterable[Callable[[Path], str | None]] = (_hub_cache, _run, _one_down, _other_weights)
     return next((f" {found}" for step in steps if (found := step(directory))), "")
 
 
 def _hub_cache(directory: Path) -> str | None:
     snapshots = directory / "snapshots"
-    if not snapshots.is_dir() or not ((directory / "blobs").is_dir() or directory.name.startswith("models--")):
+    if not snapshots.is_dir() or not (
+        (directory / "blobs").is_dir() or directory.name.startswith("models--")
+    ):
         return None
     found = [path for path in _entries(snapshots) if path.is_dir()]
     if not found:
-        return "It is a model in the cache of the Hugging Face hub, of which nothing was downloaded."
+        return (
+            "It is a model in the cache of the Hugging Face hub, of which nothing was downloaded."
+        )
     refs: dict[str, list[str]] = {}
     for ref in _entries(directory / "refs"):
         if ref.is_file():
-            refs.setdefault(read_small(ref, 4096).decode("utf-8", "replace").strip(), []).append(ref.name)
+            refs.setdefault(read_small(ref, 4096).decode("utf-8", "replace").strip(), []).append(
+                ref.name
+            )
     lines = [
-        str(path) + (f" ({', '.join(refs[path.name])})" if path.name in refs else "") + ("" if holds_weights(path) else ", without weights")
+        str(path)
+        + (f" ({', '.join(refs[path.name])})" if path.name in refs else "")
+        + ("" if holds_weights(path) else ", without weights")
         for path in found
     ]
-    return f"It is a model in the cache of the Hugging Face hub; name the snapshot:\n{listing(lines)}"
+    return (
+        f"It is a model in the cache of the Hugging Face hub; name the snapshot:\n{listing(lines)}"
+    )
 
 
 def _run(directory: Path) -> str | None:
     strategy = directory / "strategy"
     for name in ("checkpoint", "checkpoint_network"):
         if (directory / name).is_dir() and (strategy.is_dir() or holds_weights(directory / name)):
-            cut = f", with {option('strategy_dir', strategy)} if it was cut among ranks" if strategy.is_dir() else ""
+            cut = (
+                f", with {option('strategy_dir', strategy)} if it was cut among ranks"
+                if strategy.is_dir()
+                else ""
+            )
             return f"It is the output directory of a training job; name {directory / name}{cut}."
     return None
 
@@ -123,7 +161,11 @@ def _one_down(directory: Path) -> str | None:
     found += [str(path) for path in _entries(directory) if (path / "snapshots").is_dir()]
     if not found:
         return None
-    return f"The model lies one level down; name {found[0]}." if len(found) == 1 else f"Name one of these:\n{listing(found)}"
+    return (
+        f"The model lies one level down; name {found[0]}."
+        if len(found) == 1
+        else f"Name one of these:\n{listing(found)}"
+    )
 
 
 def _other_weights(directory: Path) -> str | None:
@@ -138,7 +180,11 @@ def _other_weights(directory: Path) -> str | None:
             return f"It holds {path.name}, which is {found.what}: {found.advice}."
     if other:
         return f"It holds {other[0].name}: save the model as safetensors first (save_pretrained)."
-    return f"It holds {', '.join(path.name for path in files[:5])}{', …' if len(files) > 5 else ''}." if files else None
+    return (
+        f"It holds {', '.join(path.name for path in files[:5])}{', …' if len(files) > 5 else ''}."
+        if files
+        else None
+    )
 
 
 def _entries(directory: Path, limit: int | None = _LOOKED_AT) -> list[Path]:

@@ -1,4 +1,5 @@
-"""The commands. Each hands its arguments to the verb of the same name and prints what comes back."""
+"""The commands. Each hands its arguments to the verb of the same name and prints what comes
+back."""
 
 from __future__ import annotations
 
@@ -40,10 +41,11 @@ Options are written with - or with _: --dry-run and --dry_run are the same."""
 @click.version_option(__version__, message=_VERSION)
 @click.pass_context
 def cli(context: click.Context, /) -> None:
-    """Convert model weights between Hugging Face and MindSpore/MindFormers, and reshard any MindSpore checkpoint for another
-    parallel configuration.
+    """Convert model weights between Hugging Face and MindSpore/MindFormers, and reshard any
+    MindSpore checkpoint for another parallel configuration.
 
-    Works in constant memory. Numbers change only where --dtype says so; what can't be done right is refused.
+    Works in constant memory. Numbers change only where --dtype says so; what can't be done right is
+    refused.
     """
     context.with_resource(command_line())
 
@@ -84,8 +86,9 @@ def _show(verb: Callable[..., Any], *args: Any, as_json: bool, quiet: bool, **kw
 def to_ms(**arguments: Any) -> None:
     """Convert a Hugging Face directory to a MindSpore checkpoint.
 
-    HF_DIR holds safetensors and config.json. OUT ending in .ckpt or .safetensors is one file; otherwise a directory that
-    gets rank_0/checkpoint_0.ckpt. config.json, tokenizer and the like are kept in a manifest beside the checkpoint.
+    HF_DIR holds safetensors and config.json. OUT ending in .ckpt or .safetensors is one file;
+    otherwise a directory that gets rank_0/checkpoint_0.ckpt. config.json, tokenizer and the like
+    are kept in a manifest beside the checkpoint.
     """
     from ckptforge.verbs import convert as verbs
 
@@ -120,14 +123,16 @@ def to_ms(**arguments: Any) -> None:
 @opt.source_config("--parallel-config", "MS")
 @opt.shards
 @opt.config
-@opt.option("--allow-no-config", is_flag=True, help="Write the weights alone where no config.json is known.")
+@opt.option(
+    "--allow-no-config", is_flag=True, help="Write the weights alone where no config.json is known."
+)
 @opt.planning
 @opt.running
 def to_torch(**arguments: Any) -> None:
     """Convert a MindSpore checkpoint to a Hugging Face directory.
 
-    MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with from_pretrained as it stands.
-    Optimizer state and counters are dropped and reported.
+    MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with
+    from_pretrained as it stands. Optimizer state and counters are dropped and reported.
     """
     from ckptforge.verbs import convert as verbs
 
@@ -144,9 +149,15 @@ def to_torch(**arguments: Any) -> None:
 )
 @click.argument("source", type=opt.PATH, metavar="IN")
 @click.argument("out", type=opt.PATH)
-@opt.option("--to", required=True, metavar="LAYOUT", shell_complete=layouts(), help="The layout to write.")
 @opt.option(
-    "--from", "from_", metavar="LAYOUT", shell_complete=layouts(), help="The layout of IN. [default: detected from names and shapes]"
+    "--to", required=True, metavar="LAYOUT", shell_complete=layouts(), help="The layout to write."
+)
+@opt.option(
+    "--from",
+    "from_",
+    metavar="LAYOUT",
+    shell_complete=layouts(),
+    help="The layout of IN. [default: detected from names and shapes]",
 )
 @opt.strategy("--src-strategy-dir", "IN holds the rank directories of the job with this strategy.")
 @opt.source_config("--src-parallel-config", "IN")
@@ -176,7 +187,9 @@ def convert(**arguments: Any) -> None:
 )
 @click.argument("ms_dir", type=opt.PATH)
 @click.argument("out", type=opt.PATH)
-@opt.strategy("--strategy-dir", "The strategy of the job: a file, or the directory of its ranks' files.")
+@opt.strategy(
+    "--strategy-dir", "The strategy of the job: a file, or the directory of its ranks' files."
+)
 @opt.source_config("--parallel-config", "MS_DIR")
 @opt.own_layout
 @opt.check_replicas
@@ -188,8 +201,9 @@ def convert(**arguments: Any) -> None:
 def merge(**arguments: Any) -> None:
     """Merge the rank directories of a training job into one checkpoint.
 
-    MS_DIR holds rank_<r>/ directories. Works for any model by a strategy; by the job's parallel configuration for those that a
-    mapping knows; and of ranks that ckptforge wrote the manifest says how they are cut. Optimizer state and counters are kept.
+    MS_DIR holds rank_<r>/ directories. Works for any model by a strategy; by the job's parallel
+    configuration for those that a mapping knows; and of ranks that ckptforge wrote the manifest
+    says how they are cut. Optimizer state and counters are kept.
     """
     from ckptforge.verbs import reshard as resharding
 
@@ -216,8 +230,8 @@ def merge(**arguments: Any) -> None:
 def split(**arguments: Any) -> None:
     """Split one checkpoint into the rank directories of a job.
 
-    Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model by a strategy; by a parallel
-    configuration for those that a mapping knows.
+    Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model by a strategy;
+    by a parallel configuration for those that a mapping knows.
     """
     from ckptforge.verbs import reshard as resharding
 
@@ -229,11 +243,14 @@ def split(**arguments: Any) -> None:
     cls=Command,
     examples="""
     ckptforge reshard output/checkpoint model_dir --src-strategy-dir output/strategy --dst-strategy-dir mp4_strategy.ckpt
-""",
+""",  # noqa: E501
 )
 @click.argument("ms_dir", type=opt.PATH)
 @click.argument("out_dir", type=opt.PATH)
-@opt.strategy("--src-strategy-dir", "The strategy that MS_DIR was made under. [default: what its manifest says]")
+@opt.strategy(
+    "--src-strategy-dir",
+    "The strategy that MS_DIR was made under. [default: what its manifest says]",
+)
 @opt.source_config("--src-parallel-config", "MS_DIR")
 @opt.strategy("--dst-strategy-dir", "The strategy of the target job.")
 @opt.parallel_config("--dst-parallel-config")
@@ -264,14 +281,27 @@ def reshard(**arguments: Any) -> None:
 )
 @click.argument("out_dir", type=opt.PATH)
 @opt.parallel_config(required=True)
-@opt.option("--like", type=opt.PATH, required=True, metavar="HF_DIR_OR_MS", help="A model of the kind and size that the job holds.")
+@opt.option(
+    "--like",
+    type=opt.PATH,
+    required=True,
+    metavar="HF_DIR_OR_MS",
+    help="A model of the kind and size that the job holds.",
+)
 @opt.option(
     "--layout",
     metavar="dense|gmm|mcore|…",
     shell_complete=layouts("mindspore"),
-    help="How the job's network holds it. [default: as MS does; for HF_DIR the first MindSpore layout in `ckptforge mapping list`]",
+    help="How the job's network holds it. [default: as MS does; for HF_DIR the first MindSpore "
+    "layout in `ckptforge mapping list`]",
 )
-@opt.option("--format", type=opt.Choice(["ckpt", "json"]), default="ckpt", show_default=True, help="Format of the strategy files.")
+@opt.option(
+    "--format",
+    type=opt.Choice(["ckpt", "json"]),
+    default="ckpt",
+    show_default=True,
+    help="Format of the strategy files.",
+)
 @opt.option(
     "--dtype",
     default="keep",
@@ -282,13 +312,18 @@ def reshard(**arguments: Any) -> None:
 )
 @opt.config
 @opt.mapping
-@opt.option("--step", type=int, metavar="N", help="Training step to use when a directory holds several. [default: the last]")
+@opt.option(
+    "--step",
+    type=int,
+    metavar="N",
+    help="Training step to use when a directory holds several. [default: the last]",
+)
 @opt.running
 def strategy(**arguments: Any) -> None:
     """Write the strategy files of a job without compiling its network.
 
-    One file for each pipeline stage, as MindSpore would save it, by data, model, expert and pipeline parallelism, vocab_emb_dp,
-    optimizer parallelism, layer offsets and interleave.
+    One file for each pipeline stage, as MindSpore would save it, by data, model, expert and
+    pipeline parallelism, vocab_emb_dp, optimizer parallelism, layer offsets and interleave.
     """
     from ckptforge.verbs import strategy as strategies
 
@@ -304,14 +339,27 @@ def strategy(**arguments: Any) -> None:
 """,
 )
 @click.argument("path", type=opt.PATH)
-@opt.strategy("--strategy-dir", "PATH holds the rank directories of the job with this strategy: shows which rank holds what.")
+@opt.strategy(
+    "--strategy-dir",
+    "PATH holds the rank directories of the job with this strategy: shows which rank holds what.",
+)
 @opt.source_config("--parallel-config", "PATH")
 @opt.own_layout
 @opt.source_model
 @opt.option("--tensors", is_flag=True, help="List every tensor.")
 @opt.model()
-@opt.option("--mapping", type=opt.PATH, metavar="FILE", help="A mapping table of your own (docs/mappings.md).")
-@opt.option("--step", type=int, metavar="N", help="Training step to use when a directory holds several. [default: the last]")
+@opt.option(
+    "--mapping",
+    type=opt.PATH,
+    metavar="FILE",
+    help="A mapping table of your own (docs/mappings.md).",
+)
+@opt.option(
+    "--step",
+    type=int,
+    metavar="N",
+    help="Training step to use when a directory holds several. [default: the last]",
+)
 @opt.as_json()
 @opt.saying()
 def inspect(path: Path, tensors: bool, as_json: bool, quiet: bool, **arguments: Any) -> None:
@@ -341,23 +389,42 @@ def inspect(path: Path, tensors: bool, as_json: bool, quiet: bool, **arguments: 
 @opt.strategy("--strategy-dir-b", "B holds the rank directories of the job with this strategy.")
 @opt.source_config("--parallel-config-a", "A")
 @opt.source_config("--parallel-config-b", "B")
-@opt.option("--layout-a", metavar="LAYOUT", shell_complete=layouts(), help="The layout of A. [default: detected from names and shapes]")
+@opt.option(
+    "--layout-a",
+    metavar="LAYOUT",
+    shell_complete=layouts(),
+    help="The layout of A. [default: detected from names and shapes]",
+)
 @opt.option("--layout-b", metavar="LAYOUT", shell_complete=layouts(), help="The layout of B.")
-@opt.option("--after-cast", metavar="fp16|bf16|fp32|fp64", shell_complete=dtypes(), help="Cast A's floating-point weights to this first.")
+@opt.option(
+    "--after-cast",
+    metavar="fp16|bf16|fp32|fp64",
+    shell_complete=dtypes(),
+    help="Cast A's floating-point weights to this first.",
+)
 @opt.trim_vocab
 @opt.option("--weights-only", is_flag=True, help="Ignore optimizer state and counters.")
 @opt.config
 @opt.mapping
 @opt.as_json()
-@opt.option("--workers", type=int, metavar="N", help="Number of worker threads. [default: one per core, at most 8]")
-@opt.option("--memory", metavar="SIZE", help="Memory for the buffers of all workers. [default: 128MiB]")
+@opt.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Number of worker threads. [default: one per core, at most 8]",
+)
+@opt.option(
+    "--memory", metavar="SIZE", help="Memory for the buffers of all workers. [default: 128MiB]"
+)
 @opt.saying()
 @click.pass_context
-def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, quiet: bool, **arguments: Any) -> None:
+def compare(
+    context: click.Context, /, a: Path, b: Path | None, as_json: bool, quiet: bool, **arguments: Any
+) -> None:
     """Compare two checkpoints tensor by tensor, bit by bit, through the mapping.
 
-    A and B may have any format, layout and split: A is brought into B's layout in passing. Without B, A is an output of
-    ckptforge and is compared with its manifest. Exit code 0: the same; 1: not.
+    A and B may have any format, layout and split: A is brought into B's layout in passing. Without
+    B, A is an output of ckptforge and is compared with its manifest. Exit code 0: the same; 1: not.
     """
     with progressing.shown(quiet, "comparing") as progress:
         if b is None:
@@ -400,13 +467,42 @@ def compare(context: click.Context, /, a: Path, b: Path | None, as_json: bool, q
     shell_complete=layouts("mindspore"),
     help="The layout that MS has. [default: detected from names and shapes]",
 )
-@opt.option("--device", default="cpu", show_default=True, metavar="cpu|ascend[:N]", help="Where MindSpore computes.")
-@opt.option("--compute", type=opt.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Precision on both sides.")
-@opt.option("--layers", metavar="0,1,31", help="Check only these layers. [default: all, and the logits]")
-@opt.option("--tokens", metavar="N|ID,ID,…", help="How many random tokens, or the tokens. [default: 256 for small models, else 32]")
+@opt.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|ascend[:N]",
+    help="Where MindSpore computes.",
+)
+@opt.option(
+    "--compute",
+    type=opt.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision on both sides.",
+)
+@opt.option(
+    "--layers", metavar="0,1,31", help="Check only these layers. [default: all, and the logits]"
+)
+@opt.option(
+    "--tokens",
+    metavar="N|ID,ID,…",
+    help="How many random tokens, or the tokens. [default: 256 for small models, else 32]",
+)
 @opt.option("--text", metavar="TEXT", help="Tokens from a text, by the tokenizer in HF_DIR.")
-@opt.option("--generate", type=click.IntRange(0, 1000), default=0, metavar="N", help="Continue greedily by N tokens on both sides.")
-@opt.option("--report", type=opt.PATH, metavar="FILE.html", help="Also write a page with pictures of error and expert coverage.")
+@opt.option(
+    "--generate",
+    type=click.IntRange(0, 1000),
+    default=0,
+    metavar="N",
+    help="Continue greedily by N tokens on both sides.",
+)
+@opt.option(
+    "--report",
+    type=opt.PATH,
+    metavar="FILE.html",
+    help="Also write a page with pictures of error and expert coverage.",
+)
 @opt.option("--overwrite", is_flag=True, help="Replace an existing report.")
 @opt.as_json()
 @opt.saying()
@@ -426,8 +522,9 @@ def verify(
 ) -> None:
     """Run the same tokens through transformers and through MindSpore, and compare.
 
-    Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer gets the reference's input
-    and must give its output; then the logits, end to end. Exit code 0: passed; 1: not.
+    Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer gets
+    the reference's input and must give its output; then the logits, end to end. Exit code 0:
+    passed; 1: not.
     """
     from ckptforge.errors import OutputError
     from ckptforge.forward.device import parse_device
@@ -485,13 +582,21 @@ def _show_call(make: Callable[[], Any], as_json: bool, quiet: bool, **running: A
     ckptforge convert-weight --model NAME --input_path hf_dir --output_path model.ckpt --dtype fp16
     ckptforge convert-weight --model NAME --reversed --input_path model.ckpt --output_path hf_dir/ --dtype fp16
     ckptforge convert-weight --use_gmm=True --dtype=fp16 --torch_ckpt_dir=hf_dir --mindspore_ckpt_path=model.ckpt
-""",
+""",  # noqa: E501
 )
 @opt.model("The mapping to use, or MindFormers' name of it.")
-@opt.option("--input-path", metavar="PATH", help="A Hugging Face directory; with --reversed a MindSpore checkpoint.")
+@opt.option(
+    "--input-path",
+    metavar="PATH",
+    help="A Hugging Face directory; with --reversed a MindSpore checkpoint.",
+)
 @opt.option("--output-path", metavar="PATH", help="The .ckpt file; with --reversed a directory.")
 @opt.option("--reversed", is_flag=True, help="From MindSpore to Hugging Face.")
-@opt.option("--strategy-dir", metavar="DIR", help="With --reversed: the strategy of the rank directories in --input_path.")
+@opt.option(
+    "--strategy-dir",
+    metavar="DIR",
+    help="With --reversed: the strategy of the rank directories in --input_path.",
+)
 @opt.option(
     "--torch-ckpt-dir",
     "--torch-ckpt-idr",
@@ -501,35 +606,73 @@ def _show_call(make: Callable[[], Any], as_json: bool, quiet: bool, **running: A
     metavar="DIR",
     help="A Hugging Face directory.",
 )
-@opt.option("--mindspore-ckpt-path", metavar="FILE", help="The .ckpt file to write; with --reversed to read.")
-@opt.option("--pre-ckpt-path", metavar="FILE", help="A MindSpore checkpoint to bring into another layout.")
-@opt.option("--use-gmm", type=bool, metavar="True|False", help="Write the GMM layout. [default: True from --pre_ckpt_path, else False]")
-@opt.option("--qkv-concat", type=bool, metavar="True|False", help="Write joined q, k and v; --layout says in which order.")
+@opt.option(
+    "--mindspore-ckpt-path",
+    metavar="FILE",
+    help="The .ckpt file to write; with --reversed to read.",
+)
+@opt.option(
+    "--pre-ckpt-path", metavar="FILE", help="A MindSpore checkpoint to bring into another layout."
+)
+@opt.option(
+    "--use-gmm",
+    type=bool,
+    metavar="True|False",
+    help="Write the GMM layout. [default: True from --pre_ckpt_path, else False]",
+)
+@opt.option(
+    "--qkv-concat",
+    type=bool,
+    metavar="True|False",
+    help="Write joined q, k and v; --layout says in which order.",
+)
 @opt.option(
     "--layout",
     metavar="dense|gmm|mcore|…",
     shell_complete=layouts("mindspore"),
-    help="How MindSpore is to hold the model; with --reversed how it does. [default: the model's first MindSpore layout in "
+    help="How MindSpore is to hold the model; with --reversed how it does. [default: the model's "
+    "first MindSpore layout in "
     "`ckptforge mapping list`; with --reversed detected from names and shapes]",
 )
 @opt.option(
-    "--dtype", type=opt.Choice(["fp16", "bf16", "fp32"]), help="[default: fp32 with --input_path, fp16 with --torch_ckpt_dir, else kept]"
+    "--dtype",
+    type=opt.Choice(["fp16", "bf16", "fp32"]),
+    help="[default: fp32 with --input_path, fp16 with --torch_ckpt_dir, else kept]",
 )
-@opt.option("--save-format", type=opt.Choice(["ckpt", "safetensors"]), help="Format of an output directory.")
-@opt.option("--config", "--config-path", metavar="PATH", help="A config.json or its directory; MindFormers' YAML isn't needed.")
+@opt.option(
+    "--save-format", type=opt.Choice(["ckpt", "safetensors"]), help="Format of an output directory."
+)
+@opt.option(
+    "--config",
+    "--config-path",
+    metavar="PATH",
+    help="A config.json or its directory; MindFormers' YAML isn't needed.",
+)
 @opt.others(CONVERT_OTHERS)
 @opt.option("--allow-overflow", is_flag=True, help="Allow casts that overflow to infinity.")
 @opt.running
 def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """MindFormers' convert_weight.py, with the same flags.
 
-    Those of the unified script (--input_path, --output_path, --reversed, --strategy_dir) and of the scripts of one model
-    (--torch_ckpt_dir, --pre_ckpt_path, --mindspore_ckpt_path, --use_gmm). Flags that aren't needed here, such as sizes, are
-    taken with a note; those that can't be honoured are refused with the reason.
+    Those of the unified script (--input_path, --output_path, --reversed, --strategy_dir) and of the
+    scripts of one model (--torch_ckpt_dir, --pre_ckpt_path, --mindspore_ckpt_path, --use_gmm).
+    Flags that aren't needed here, such as sizes, are taken with a note; those that can't be
+    honoured are refused with the reason.
     """
     from ckptforge.verbs import dropins
 
-    running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash", "allow_overflow")}
+    running = {
+        name: arguments.pop(name)
+        for name in (
+            "overwrite",
+            "resume",
+            "dry_run",
+            "workers",
+            "memory",
+            "no_hash",
+            "allow_overflow",
+        )
+    }
     others = opt.given(arguments, CONVERT_OTHERS)
     flags = dropins.ConvertFlags(**arguments, others=others)
     _show_call(lambda: dropins.convert_weight(flags), as_json, quiet, **running)
@@ -541,9 +684,11 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     examples="""
     ckptforge transform-ckpt --src_ckpt_strategy output/strategy/ --src_ckpt_dir output/checkpoint/ --dst_ckpt_dir merged --prefix model_
     ckptforge transform-ckpt --src_checkpoint model.ckpt --dst_checkpoint sliced --dst_strategy output/strategy/
-""",
+""",  # noqa: E501
 )
-@click.argument("words", nargs=-1, metavar="[SRC SRC_STRATEGY DST DST_STRATEGY WORLD_SIZE PROCESS_NUM [PREFIX]]")
+@click.argument(
+    "words", nargs=-1, metavar="[SRC SRC_STRATEGY DST DST_STRATEGY WORLD_SIZE PROCESS_NUM [PREFIX]]"
+)
 @opt.option(
     "--src-ckpt-strategy",
     "--src-strategy",
@@ -552,7 +697,11 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     help="The strategy of the input; None: it is whole.",
 )
 @opt.option(
-    "--dst-ckpt-strategy", "--dst-strategy", "dst_ckpt_strategy", metavar="DIR_OR_FILE", help="The strategy of the output; None: merge."
+    "--dst-ckpt-strategy",
+    "--dst-strategy",
+    "dst_ckpt_strategy",
+    metavar="DIR_OR_FILE",
+    help="The strategy of the output; None: merge.",
 )
 @opt.option(
     "--src-ckpt-dir",
@@ -571,19 +720,36 @@ def convert_weight(as_json: bool, quiet: bool, **arguments: Any) -> None:
     metavar="DIR",
     help="Where rank_<r>/<prefix><r>.ckpt go. [default: transformed_checkpoint]",
 )
-@opt.option("--prefix", default="checkpoint_", show_default=True, metavar="P", help="Start of the output files' names.")
-@opt.option("--save-format", "--format", "--output-format", "save_format", type=opt.Choice(["ckpt", "safetensors"]), help="[default: ckpt]")
+@opt.option(
+    "--prefix",
+    default="checkpoint_",
+    show_default=True,
+    metavar="P",
+    help="Start of the output files' names.",
+)
+@opt.option(
+    "--save-format",
+    "--format",
+    "--output-format",
+    "save_format",
+    type=opt.Choice(["ckpt", "safetensors"]),
+    help="[default: ckpt]",
+)
 @opt.others(TRANSFORM_OTHERS)
 @opt.running
 def transform_ckpt(words: tuple[str, ...], as_json: bool, quiet: bool, **arguments: Any) -> None:
     """MindFormers' transform_ckpt.py and transform_checkpoint.py, with the same flags.
 
-    Merges, splits or reshards, by the strategies given. The arguments of transform_checkpoint.sh are taken too. One call
-    writes all ranks, straight into DST: --rank_id, --world_size, --transform_process_num and the like are taken with a note.
+    Merges, splits or reshards, by the strategies given. The arguments of transform_checkpoint.sh
+    are taken too. One call writes all ranks, straight into DST: --rank_id, --world_size,
+    --transform_process_num and the like are taken with a note.
     """
     from ckptforge.verbs import dropins
 
-    running = {name: arguments.pop(name) for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash")}
+    running = {
+        name: arguments.pop(name)
+        for name in ("overwrite", "resume", "dry_run", "workers", "memory", "no_hash")
+    }
     others = opt.given(arguments, TRANSFORM_OTHERS)
     flags = dropins.TransformFlags(**arguments, others=others)
     _show_call(lambda: dropins.transform_ckpt(flags.with_words(words)), as_json, quiet, **running)
@@ -618,10 +784,13 @@ def mapping_list(as_json: bool) -> None:
 """,
 )
 @click.argument("name")
-@opt.option("--layout", metavar="LAYOUT", shell_complete=layouts(), help="[default: MindSpore's first]")
+@opt.option(
+    "--layout", metavar="LAYOUT", shell_complete=layouts(), help="[default: MindSpore's first]"
+)
 @opt.as_json()
 def mapping_show(name: str, layout: str | None, as_json: bool) -> None:
-    """Names, axes, operations and sharding of one layout. NAME is a shipped table, or a .toml file."""
+    """Names, axes, operations and sharding of one layout. NAME is a shipped table, or a .toml
+    file."""
     from dataclasses import asdict
 
     from ckptforge.verbs.tables import describe
@@ -642,11 +811,17 @@ def mapping_show(name: str, layout: str | None, as_json: bool) -> None:
 """,
 )
 @click.argument("file", metavar="FILE")
-@opt.option("--config", type=opt.PATH, metavar="JSON", help="A config.json, or its directory: count tensors and parameters.")
+@opt.option(
+    "--config",
+    type=opt.PATH,
+    metavar="JSON",
+    help="A config.json, or its directory: count tensors and parameters.",
+)
 @opt.as_json()
 @opt.saying()
 def mapping_check(file: str, config: Path | None, as_json: bool, quiet: bool) -> None:
-    """Check a table: everything that loading checks, and what a model of a config.json has in each layout.
+    """Check a table: everything that loading checks, and what a model of a config.json has in each
+    layout.
 
     FILE is a .toml file, or the name of a shipped table.
     """
@@ -682,8 +857,8 @@ def mapping_schema() -> None:
 def clean(directory: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Remove what interrupted or killed runs left in DIR.
 
-    Those are hidden directories .NAME.ckptforge beside the outputs that were being made. Directories in use by a running
-    process are left alone.
+    Those are hidden directories .NAME.ckptforge beside the outputs that were being made.
+    Directories in use by a running process are left alone.
     """
     from ckptforge.verbs.clean import clean as remove
 
@@ -691,7 +866,12 @@ def clean(directory: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
     text = cleaned_text(found)
     if as_json:
         failure = None if found.ok else "something that isn't in use couldn't be removed."
-        print_json({"verb": "clean", **found.to_json()}, "done" if found.ok else "failed", failure, "OutputError")
+        print_json(
+            {"verb": "clean", **found.to_json()},
+            "done" if found.ok else "failed",
+            failure,
+            "OutputError",
+        )
     elif not quiet:
         print_result(text, failed=not found.ok)
     if not found.ok:

@@ -1,4 +1,5 @@
-"""What the shell completes: names of layouts, models and dtypes. Reads the mapping tables alone, and config.json."""
+"""What the shell completes: names of layouts, models and dtypes. Reads the mapping tables alone,
+and config.json."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ _MAX_CONFIG = 1 << 20
 
 
 def layouts(family: str | None = None, *more: str) -> Complete:
-    """Completes the layouts of a family, or all: of the model that --model, --mapping or the input's config.json names, else
-    of every table; and `more` words."""
+    """Completes the layouts of a family, or all: of the model that --model, --mapping or the
+    input's config.json names, else of every table; and `more` words."""
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
         names: dict[str, list[str]] = {}
@@ -30,7 +31,9 @@ def layouts(family: str | None = None, *more: str) -> Complete:
             for layout in table.layouts.values():
                 if family in (None, layout.family):
                     names.setdefault(layout.name, []).append(table.name)
-        found = [CompletionItem(word) for word in more] + [CompletionItem(name, help=", ".join(of)) for name, of in names.items()]
+        found = [CompletionItem(word) for word in more] + [
+            CompletionItem(name, help=", ".join(of)) for name, of in names.items()
+        ]
         return [item for item in found if item.value.startswith(incomplete)]
 
     return complete
@@ -50,8 +53,14 @@ def dtypes(*words: str) -> Complete:
     def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from ckptforge.dtypes import BY_NAME, SHORT_NAMES
 
-        named = [CompletionItem(short, help=BY_NAME[name].name) for short, name in SHORT_NAMES.items()]
-        return [item for item in [*map(CompletionItem, words), *named] if item.value.startswith(incomplete)]
+        named = [
+            CompletionItem(short, help=BY_NAME[name].name) for short, name in SHORT_NAMES.items()
+        ]
+        return [
+            item
+            for item in [*map(CompletionItem, words), *named]
+            if item.value.startswith(incomplete)
+        ]
 
     return complete
 
@@ -66,7 +75,11 @@ def _tables(ctx: click.Context) -> tuple[Table, ...]:
 
 
 def _model_type(word: str) -> object:
-    """The model_type of the config.json in a directory, if that is what a word of the command line names."""
-    with suppress(OSError, ValueError, AttributeError), open(os.path.join(word, "config.json"), encoding="utf-8") as file:
+    """The model_type of the config.json in a directory, if that is what a word of the command line
+    names."""
+    with (
+        suppress(OSError, ValueError, AttributeError),
+        open(os.path.join(word, "config.json"), encoding="utf-8") as file,
+    ):
         return json.loads(file.read(_MAX_CONFIG)).get("model_type")
     return None

@@ -1,4 +1,5 @@
-"""Where the command line prints to: results on stdout, all else on stderr, colours on terminals, one object with --json."""
+"""Where the command line prints to: results on stdout, all else on stderr, colours on terminals,
+one object with --json."""
 
 from __future__ import annotations
 
@@ -15,11 +16,18 @@ import click
 SCHEMA = 1  # of every --json object: docs/json.md; raised when a field goes or changes its meaning
 
 
-def print_json(content: Mapping[str, Any], result: str = "done", error: str | None = None, kind: str = "Failed") -> None:
-    """One object on stdout. `result` says in a word how it ended; `error` and its `kind` are those of a check that failed."""
+def print_json(
+    content: Mapping[str, Any], result: str = "done", error: str | None = None, kind: str = "Failed"
+) -> None:
+    """One object on stdout. `result` says in a word how it ended; `error` and its `kind` are those
+    of a check that failed."""
     about = {"schema": SCHEMA, "ok": error is None, "result": result}
     failure = {} if error is None else {"error": {"type": kind, "message": error}}
-    click.echo(json_text({**about, **{key: value for key, value in content.items() if key != "ok"}, **failure}))
+    click.echo(
+        json_text(
+            {**about, **{key: value for key, value in content.items() if key != "ok"}, **failure}
+        )
+    )
 
 
 def json_text(content: Mapping[str, Any]) -> str:
@@ -57,7 +65,8 @@ def red(text: str) -> str:
 
 
 def coloured(stream: IO[str]) -> bool:
-    """Whether a stream gets colours: a terminal does. NO_COLOR forbids them, FORCE_COLOR wants them anywhere."""
+    """Whether a stream gets colours: a terminal does. NO_COLOR forbids them, FORCE_COLOR wants them
+    anywhere."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):

@@ -1,4 +1,5 @@
-"""The demo: a tiny model made on the spot, converted both ways and checked by a library that isn't ours."""
+"""The demo: a tiny model made on the spot, converted both ways and checked by a library that isn't
+ours."""
 
 from __future__ import annotations
 
@@ -31,12 +32,16 @@ Say = Callable[[str], object]
 
 
 def run_demo(directory: Path | None, overwrite: bool, say: Say) -> dict[str, Any]:
-    """Runs the demo in `directory`, which is kept, or in a temporary one; `say` takes the lines to print.
+    """Runs the demo in `directory`, which is kept, or in a temporary one; `say` takes the lines to
+    print.
 
     Raises `OutputError` when the directory holds something else.
     """
     if directory is None:
-        say("Everything here happens in a temporary directory: nothing is kept. `ckptforge demo DIR` keeps it.\n")
+        say(
+            "Everything here happens in a temporary directory: nothing is kept. `ckptforge demo "
+            "DIR` keeps it.\n"
+        )
         with tempfile.TemporaryDirectory(prefix="ckptforge-demo-") as temporary:
             found = _run(Path(temporary) / "demo", say)
         say("next: `ckptforge demo DIR` keeps these files.")
@@ -53,7 +58,10 @@ def run_demo(directory: Path | None, overwrite: bool, say: Say) -> dict[str, Any
 def _make_room(directory: Path, overwrite: bool) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not (overwrite and (directory / MARK).is_file()):
-            raise OutputError(f"{directory}: exists already; choose another place, or give --overwrite if it is an earlier demo.")
+            raise OutputError(
+                f"{directory}: exists already; choose another place, or give "
+                "--overwrite if it is an earlier demo."
+            )
         import shutil
 
         shutil.rmtree(directory)
@@ -88,7 +96,10 @@ class _Demo:
         write_model(self.hub, table, table.example, shard_bytes=500_000)
         shards = list(self.hub.glob("*.safetensors"))
         weights = sum(path.stat().st_size for path in shards)
-        say(f"hub: a tiny {table.name} of random weights, {size(weights)} in {counted(len(shards), 'shard')}")
+        say(
+            f"hub: a tiny {table.name} of random weights, {size(weights)} in "
+            f"{counted(len(shards), 'shard')}"
+        )
         Path("job.json").write_text(json.dumps(JOB) + "\n")
         say(f"job.json: {json.dumps(JOB)}\n")
 
@@ -100,8 +111,13 @@ class _Demo:
 
     def convert(self) -> None:
         result = self.run("to-ms", verbs.to_ms, "hub", "dense.ckpt")
-        self.say(f"  {result.facts['source_tensors']} tensors become {result.tensors}, {size(result.bytes)}: experts are stacked")
-        result = self.run("convert", verbs.convert, "dense.ckpt", "gmm.ckpt", to="gmm", dtype="fp16")
+        self.say(
+            f"  {result.facts['source_tensors']} tensors become {result.tensors}, "
+            f"{size(result.bytes)}: experts are stacked"
+        )
+        result = self.run(
+            "convert", verbs.convert, "dense.ckpt", "gmm.ckpt", to="gmm", dtype="fp16"
+        )
         self.say(f"  {_casts(result.audit)}")
         self.run("to-ms", verbs.to_ms, "hub", "gmm_direct.ckpt", layout="gmm", dtype="fp16")
         self.run("to-torch", verbs.to_torch, "dense.ckpt", "back")
@@ -109,8 +125,13 @@ class _Demo:
     def shard(self) -> None:
         result = self.run("to-ms", verbs.to_ms, "hub", "ranks", parallel_config="job.json")
         ranks = len({path.parent for path in result.files if path.parent.name.startswith("rank_")})
-        self.say(f"  {counted(ranks, 'rank')}, {counted(result.tensors, 'tensor')}, {size(result.bytes)} in all")
-        self.run("strategy", strategies.strategy, "strategy", parallel_config="job.json", like="hub")
+        self.say(
+            f"  {counted(ranks, 'rank')}, {counted(result.tensors, 'tensor')}, "
+            f"{size(result.bytes)} in all"
+        )
+        self.run(
+            "strategy", strategies.strategy, "strategy", parallel_config="job.json", like="hub"
+        )
         self.run("merge", resharding.merge, "ranks", "merged.ckpt", strategy_dir="strategy")
         proof = self.run("compare", comparing.compare, "hub", "ranks", strategy_dir_b="strategy")
         self.say(f"  {comparison_text(proof).splitlines()[-1]}")
@@ -118,7 +139,9 @@ class _Demo:
 
     def checks(self) -> dict[str, bool]:
         """What must hold of the files, and does it."""
-        merged, dense, gmm, direct = (Path(f"{name}.ckpt").read_bytes() for name in ("merged", "dense", "gmm", "gmm_direct"))
+        merged, dense, gmm, direct = (
+            Path(f"{name}.ckpt").read_bytes() for name in ("merged", "dense", "gmm", "gmm_direct")
+        )
         back = Path("back")
         found = {
             "hub and the ranks hold the same numbers": self.ranks_equal,
@@ -127,21 +150,33 @@ class _Demo:
             "hub → dense → hub gives every file back byte for byte": all(
                 path.read_bytes() == (back / path.name).read_bytes() for path in self.hub.iterdir()
             ),
-            "the safetensors library reads every tensor that came back": _names(self.hub) == _names(back),
+            "the safetensors library reads every tensor that came back": _names(self.hub)
+            == _names(back),
         }
         verified = self.verify()
         self.say("")
         return (
-            found if verified is None else {**found, "MindSpore computes from gmm_bf16.ckpt what transformers computes from hub": verified}
+            found
+            if verified is None
+            else {
+                **found,
+                "MindSpore computes from gmm_bf16.ckpt what "
+                "transformers computes from hub": verified,
+            }
         )
 
     def verify(self) -> bool | None:
-        """Whether the forward check passes; None where what it needs isn't installed, which is said."""
-        lacking = [name for name in ("mindspore", "torch", "transformers") if find_spec(name) is None]
+        """Whether the forward check passes; None where what it needs isn't installed, which is
+        said."""
+        lacking = [
+            name for name in ("mindspore", "torch", "transformers") if find_spec(name) is None
+        ]
         if lacking:
             names = ", ".join(lacking[:-1]) + " and " * (len(lacking) > 1) + lacking[-1]
             are = "isn't" if len(lacking) == 1 else "aren't"
-            self.skipped = f"ckptforge verify: {names} {are} installed ({install_hint('torch', 'mindspore')})"
+            self.skipped = (
+                f"ckptforge verify: {names} {are} installed ({install_hint('torch', 'mindspore')})"
+            )
             return None
         from ckptforge.forward.device import import_mindspore
         from ckptforge.verbs.verify import verify
@@ -161,9 +196,13 @@ def _casts(audit: Audit) -> str:
     """What the casts of a run did, in one line."""
     counts = audit.counts.values()
     values, rounded, lost, over = (
-        sum(getattr(count, what) for count in counts) for what in ("values", "rounded", "underflowed", "overflowed")
+        sum(getattr(count, what) for count in counts)
+        for what in ("values", "rounded", "underflowed", "overflowed")
     )
-    return f"{values:,} values cast: {rounded:,} rounded, {lost:,} underflowed to 0, {over:,} overflowed"
+    return (
+        f"{values:,} values cast: {rounded:,} rounded, {lost:,} underflowed to 0, {over:,} "
+        "overflowed"
+    )
 
 
 @contextmanager

@@ -19,7 +19,12 @@ from ckptforge.errors import CkptforgeError
 def _fail(error: Exception, as_json: bool) -> NoReturn:
     """Ends with one error on stderr, or as a JSON object on stdout, and its exit code."""
     code = getattr(error, "exit_code", 1)
-    message = " ".join([error.format_message() if isinstance(error, click.ClickException) else str(error), *_notes(error)])
+    message = " ".join(
+        [
+            error.format_message() if isinstance(error, click.ClickException) else str(error),
+            *_notes(error),
+        ]
+    )
     if as_json:
         print_json({}, "error", message, type(error).__name__)
     elif not isinstance(error, click.UsageError):
@@ -28,7 +33,10 @@ def _fail(error: Exception, as_json: bool) -> NoReturn:
         error.show()
     else:
         if error.ctx is not None:
-            click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
+            click.echo(
+                f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n",
+                err=True,
+            )
         print_error(f"Error: {message}")
     sys.exit(code)
 

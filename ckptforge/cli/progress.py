@@ -17,8 +17,9 @@ Progress = Callable[[int, int], None]
 
 @contextmanager
 def shown(quiet: bool, word: str) -> Iterator[Progress | None]:
-    """A `progress(done, total)` function, in bytes, that writes to stderr: a bar on a terminal, else lines. None where nothing
-    is to be said. `word` is what is being done: "copying", "comparing"."""
+    """A `progress(done, total)` function, in bytes, that writes to stderr: a bar on a terminal,
+    else lines. None where nothing is to be said. `word` is what is being done: "copying",
+    "comparing"."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
@@ -32,10 +33,13 @@ def shown(quiet: bool, word: str) -> Iterator[Progress | None]:
 def _bar(word: str) -> Iterator[Progress]:
     from tqdm import tqdm
 
-    terminal = shutil.get_terminal_size()  # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
+    # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
+    terminal = shutil.get_terminal_size()
     cols, rows = terminal.columns, terminal.lines
 
-    drawn = tqdm(unit="B", unit_scale=True, desc=word, file=sys.stderr, leave=False, ncols=cols, nrows=rows)
+    drawn = tqdm(
+        unit="B", unit_scale=True, desc=word, file=sys.stderr, leave=False, ncols=cols, nrows=rows
+    )
 
     def progress(done: int, total: int) -> None:
         drawn.total = total
@@ -50,12 +54,15 @@ def _bar(word: str) -> Iterator[Progress]:
 
 
 class Lines:
-    """Writes a line about every `EVERY` seconds: `copying: 12.3 GB of 93.4 GB (13 %), 512 MB/s, 2 min 40 s left`.
+    """Writes a line about every `EVERY` seconds: `copying: 12.3 GB of 93.4 GB (13 %), 512 MB/s, 2
+    min 40 s left`.
 
     The speed is that since the first call, so that what an earlier run had finished doesn't count.
     """
 
-    def __init__(self, word: str, file: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, word: str, file: IO[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.word, self.file, self.clock = word, file, clock
         self.last = clock()
         self.first: tuple[float, int] | None = None
@@ -80,4 +87,8 @@ def duration(seconds: float) -> str:
     days, hours, minutes, rest = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
     first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count or unit == parts[first][1])
+    return " ".join(
+        f"{count} {unit}"
+        for count, unit in parts[first : first + 2]
+        if count or unit == parts[first][1]
+    )

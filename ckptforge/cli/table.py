@@ -2,12 +2,12 @@
 
 A table that is wider than the terminal is brought into its width in this order:
 
-1. text in the last column wraps within its column;
-2. a first cell that is too long for its column stands on a line of its own, with the rest of its row beneath;
-3. each row becomes a block: its first cell, and beneath it `title: value`, as many on a line as fit.
+1. text in the last column wraps within its column; 2. a first cell that is too long for its column
+stands on a line of its own, with the rest of its row beneath; 3. each row becomes a block: its
+first cell, and beneath it `title: value`, as many on a line as fit.
 
-What is longer than a whole line even so is shortened in its middle, with "…". In a pipe or a file a table is whole, one
-line for each row; a COLUMNS in the environment counts as the width there too.
+What is longer than a whole line even so is shortened in its middle, with "…". In a pipe or a file a
+table is whole, one line for each row; a COLUMNS in the environment counts as the width there too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Row = Sequence[str]
 
 
 def width_of_output() -> int | None:
-    """Columns of the terminal that stdout is, or those that COLUMNS names; None for a pipe or a file."""
+    """Columns of the terminal that stdout is, or those that COLUMNS names; None for a pipe or a
+    file."""
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given):
         return int(given)
@@ -38,8 +39,8 @@ def width_of_output() -> int | None:
 
 
 def table(rows: Sequence[Row], right: Sequence[int] = (), width: int | None = None) -> str:
-    """Columns as wide as their longest cell, titles first; those in `right` are set flush right. `width` in place of the
-    output's."""
+    """Columns as wide as their longest cell, titles first; those in `right` are set flush right.
+    `width` in place of the output's."""
     rows = [[printable(cell) for cell in row] for row in rows]
     limit = width_of_output() if width is None else width
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -48,10 +49,14 @@ def table(rows: Sequence[Row], right: Sequence[int] = (), width: int | None = No
     if len(widths) - 1 not in right and _sum(widths[:-1]) + _GAP + _NARROW <= limit:
         room = limit - _sum(widths[:-1]) - _GAP
         if all(len(word) <= room for row in rows for word in row[-1].split()):
-            return "\n".join(line for row in rows for line in _wrapped(row, [*widths[:-1], room], right))
+            return "\n".join(
+                line for row in rows for line in _wrapped(row, [*widths[:-1], room], right)
+            )
     if _INDENT + _GAP + _sum(widths[1:]) <= limit:
         first = limit - _GAP - _sum(widths[1:])
-        return "\n".join(line for row in rows for line in _hung(row, [first, *widths[1:]], right, limit))
+        return "\n".join(
+            line for row in rows for line in _hung(row, [first, *widths[1:]], right, limit)
+        )
     return "\n".join(line for row in rows[1:] for line in _block(rows[0], row, limit))
 
 
@@ -71,7 +76,8 @@ def facts(rows: Sequence[tuple[str, str]], width: int | None = None) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """`text` in at most `width` columns: cut in its middle, where the names of tensors and files are most alike."""
+    """`text` in at most `width` columns: cut in its middle, where the names of tensors and files
+    are most alike."""
     if len(text) <= width or width < 3:
         return text
     tail = (width - 1) // 2
@@ -84,7 +90,8 @@ def _sum(widths: Sequence[int]) -> int:
 
 def _line(row: Row, widths: Sequence[int], right: Sequence[int]) -> str:
     cells = (
-        cell.rjust(width) if column in right else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        cell.rjust(width) if column in right else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
     return (" " * _GAP).join(cells).rstrip()
 
@@ -106,9 +113,16 @@ def _hung(row: Row, widths: Sequence[int], right: Sequence[int], limit: int) -> 
 def _block(titles: Row, row: Row, limit: int) -> list[str]:
     """A row as a block of lines."""
     room = limit - _INDENT
-    pairs = [f"{title}: {cell}" if title else cell for title, cell in zip(titles[1:], row[1:], strict=True) if cell]
+    pairs = [
+        f"{title}: {cell}" if title else cell
+        for title, cell in zip(titles[1:], row[1:], strict=True)
+        if cell
+    ]
     pairs = [f"{pair};" for pair in pairs[:-1]] + pairs[-1:]
-    lines = _lines_of_words([word for pair in pairs for word in ([pair] if len(pair) <= room else pair.split(" "))], room)
+    lines = _lines_of_words(
+        [word for pair in pairs for word in ([pair] if len(pair) <= room else pair.split(" "))],
+        room,
+    )
     return [shortened(row[0], limit), *(" " * _INDENT + line for line in lines)]
 
 

@@ -1,4 +1,5 @@
-"""--verbose: what the package logs (the logger `ckptforge`), on stderr, with the seconds since it began."""
+"""--verbose: what the package logs (the logger `ckptforge`), on stderr, with the seconds since it
+began."""
 
 from __future__ import annotations
 

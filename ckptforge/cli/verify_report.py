@@ -1,4 +1,5 @@
-"""What the forward check found, as text for a terminal and as one HTML page without anything from elsewhere."""
+"""What the forward check found, as text for a terminal and as one HTML page without anything from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -18,28 +19,53 @@ def summary(found: Verification) -> list[str]:
     """Sentences after the table, the verdict last."""
     lines = []
     if found.end is not None:
-        noise = f" (ten times the reference's own noise, {found.end.noise:.1e})" if found.end.noise is not None else ""
+        noise = (
+            f" (ten times the reference's own noise, {found.end.noise:.1e})"
+            if found.end.noise is not None
+            else ""
+        )
         lines.append(
-            f"logits end to end: relative L2 {found.end.relative_l2:.1e}, tolerance {found.end.gate:.1e}{noise}; "
+            f"logits end to end: relative L2 {found.end.relative_l2:.1e}, tolerance "
+            f"{found.end.gate:.1e}{noise}; "
             f"top-1 agreement {found.end.top1:.1%}, KL {found.end.kl:.1e}"
         )
     if found.generated:
-        lines += [f"{who} continues: {' '.join(map(str, ids))}" for who, ids in zip(("torch", "mindspore"), found.generated, strict=True)]
-    lines += [f"experts not reached by any token (not verified): {text}" for text in found.unreached]
+        lines += [
+            f"{who} continues: {' '.join(map(str, ids))}"
+            for who, ids in zip(("torch", "mindspore"), found.generated, strict=True)
+        ]
+    lines += [
+        f"experts not reached by any token (not verified): {text}" for text in found.unreached
+    ]
     lines += [f"note: {note}" for note in found.notes]
     if found.passed:
         lines.append("passed: MindSpore computes what transformers computes")
     else:
         bad = [str(layer.layer) for layer in found.layers if not layer.passed]
         where = f"layers {', '.join(bad)}" if bad else "the logits"
-        lines.append(f"FAILED: {where} beyond the tolerance; {command('compare')} says what differs")
+        lines.append(
+            f"FAILED: {where} beyond the tolerance; {command('compare')} says what differs"
+        )
     return lines
 
 
 def rows(found: Verification) -> list[list[str]]:
-    """The table of layers, titles first: the worst token's relative L2, the router's, the tolerance of both; tokens that would have chosen
-    other experts within the margin and beyond it; the least margin; tokens that reached each expert."""
-    made = [["layer", "worst", "router", "tolerance", "", "rerouted", "beyond", "margin", "tokens by expert"]]
+    """The table of layers, titles first: the worst token's relative L2, the router's, the tolerance
+    of both; tokens that would have chosen other experts within the margin and beyond it; the least
+    margin; tokens that reached each expert."""
+    made = [
+        [
+            "layer",
+            "worst",
+            "router",
+            "tolerance",
+            "",
+            "rerouted",
+            "beyond",
+            "margin",
+            "tokens by expert",
+        ]
+    ]
     for layer in found.layers:
         counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
         verdict = "ok" if layer.passed else "FAILED"
@@ -64,15 +90,24 @@ def html_page(found: Verification) -> str:
     body = "".join(f"<p>{html.escape(line)}</p>" for line in reversed(summary(found)))
     titles, *table = rows(found)
     cells = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
-    heading = html.escape(
-        f"{found.hf_dir} and {found.ms} ({found.layout}, {found.device}, {found.compute}, {counted(found.tokens, 'token')})"
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table
     )
-    style = "body{font:14px sans-serif;margin:2em;max-width:60em}td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}"
+    heading = html.escape(
+        f"{found.hf_dir} and {found.ms} ({found.layout}, {found.device}, {found.compute}, "
+        f"{counted(found.tokens, 'token')})"
+    )
+    style = (
+        "body{font:14px sans-serif;margin:2em;max-width:60em}td,th{padding:2px "
+        "10px;text-align:right;border-bottom:1px solid #ddd}"
+    )
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>ckptforge verify</title><style>{style}</style>"
-        f"<h1>Forward check</h1><p>{heading}</p>{body}<h2>Error by layer</h2>{_errors(found.layers)}"
-        f"<h2>Tokens by expert</h2>{_coverage(found.layers)}<h2>Layers</h2><table><tr>{cells}</tr>{lines}</table></html>\n"
+        "<!doctype html><html lang=en><meta charset=utf-8><title>ckptforge "
+        f"verify</title><style>{style}</style>"
+        f"<h1>Forward check</h1><p>{heading}</p>{body}<h2>Error by "
+        f"layer</h2>{_errors(found.layers)}"
+        "<h2>Tokens by "
+        f"expert</h2>{_coverage(found.layers)}<h2>Layers</h2><table><tr>{cells}</tr>{lines}</table></html>\n"
     )
 
 
@@ -86,22 +121,32 @@ def _errors(layers: Sequence[LayerCheck]) -> str:
 
     step = _WIDTH / len(layers)
     grid = "".join(
-        f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{y(10.0**power):.1f}' y2='{y(10.0**power):.1f}' stroke='#ddd'/>"
-        f"<text x='{_LEFT - 6}' y='{y(10.0**power) + 4:.1f}' text-anchor='end' font-size='11'>1e{power}</text>"
+        f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{y(10.0**power):.1f}' "
+        f"y2='{y(10.0**power):.1f}' stroke='#ddd'/>"
+        f"<text x='{_LEFT - 6}' y='{y(10.0**power) + 4:.1f}' text-anchor='end' "
+        f"font-size='11'>1e{power}</text>"
         for power in range(-8, 2, 2)
     )
     dots = "".join(
-        f"<circle cx='{_LEFT + step * (k + 0.5):.1f}' cy='{y(layer.worst):.1f}' r='4' fill='{'#2a7' if layer.passed else '#c33'}'>"
+        f"<circle cx='{_LEFT + step * (k + 0.5):.1f}' cy='{y(layer.worst):.1f}' r='4' "
+        f"fill='{'#2a7' if layer.passed else '#c33'}'>"
         f"<title>layer {layer.layer}: {layer.worst:.2e}</title></circle>"
         for k, layer in enumerate(layers)
     )
     at = f"{y(layers[0].gate):.1f}"
-    gate = f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{at}' y2='{at}' stroke='#c33' stroke-dasharray='4'/>"
-    return f"<svg width='{_LEFT + _WIDTH + 10}' height='{_TOP * 2 + _HEIGHT}' role='img'>{grid}{gate}{dots}</svg>"
+    gate = (
+        f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{at}' y2='{at}' stroke='#c33' "
+        "stroke-dasharray='4'/>"
+    )
+    return (
+        f"<svg width='{_LEFT + _WIDTH + 10}' height='{_TOP * 2 + _HEIGHT}' "
+        f"role='img'>{grid}{gate}{dots}</svg>"
+    )
 
 
 def _coverage(layers: Sequence[LayerCheck]) -> str:
-    """A row for each layer, a cell for each expert: the darker, the more tokens; red where none came."""
+    """A row for each layer, a cell for each expert: the darker, the more tokens; red where none
+    came."""
     cell = max(4, min(28, _WIDTH // max(1, len(layers[0].reached))))
     most = max((count for layer in layers for count in layer.reached), default=1) or 1
     cells = "".join(
@@ -112,7 +157,8 @@ def _coverage(layers: Sequence[LayerCheck]) -> str:
         for e, count in enumerate(layer.reached)
     )
     names = "".join(
-        f"<text x='{_LEFT - 6}' y='{k * cell + cell * 0.7:.1f}' text-anchor='end' font-size='11'>{layer.layer}</text>"
+        f"<text x='{_LEFT - 6}' y='{k * cell + cell * 0.7:.1f}' text-anchor='end' "
+        f"font-size='11'>{layer.layer}</text>"
         for k, layer in enumerate(layers)
     )
     width, height = _LEFT + cell * len(layers[0].reached), cell * len(layers)

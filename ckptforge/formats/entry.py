@@ -1,4 +1,5 @@
-"""What every format's index is made of, and reading from it: tensors, and the extents of files where their bytes lie."""
+"""What every format's index is made of, and reading from it: tensors, and the extents of files
+where their bytes lie."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class Extent(msgspec.Struct, frozen=True):
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
-    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. Where it is read, it becomes what it stands
-    for by `scaled`, and `plus` is added to it."""
+    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. Where
+    it is read, it becomes what it stands for by `scaled`, and `plus` is added to it."""
 
     name: str
     dtype: DType
@@ -46,7 +47,8 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """The name that it is stored under, for messages; `name` may be that without what a wrapper put before it."""
+        """The name that it is stored under, for messages; `name` may be that without what a wrapper
+        put before it."""
         return self.stored or self.name
 
     @property
@@ -61,7 +63,8 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
     @property
     def working_dtype(self) -> DType:
-        """What its numbers are computed in: float32, or float64 where the tensor or its scales are of that."""
+        """What its numbers are computed in: float32, or float64 where the tensor or its scales are
+        of that."""
         scale = self if self.scaled is None else self.scaled.scale
         return BY_NAME["float64" if "float64" in (self.dtype.name, scale.dtype.name) else "float32"]
 
@@ -81,7 +84,8 @@ class TensorEntry(msgspec.Struct, frozen=True):
         return next(self.file_ranges(start, 1))[0] if self.extents else 0
 
     def file_ranges(self, start: int, length: int) -> Iterator[tuple[int, int]]:
-        """(file offset, length) of the pieces that hold bytes [start, start + length) of the tensor, in order."""
+        """(file offset, length) of the pieces that hold bytes [start, start + length) of the
+        tensor, in order."""
         index = bisect_right(self.extents, start, key=lambda extent: extent.start) - 1
         while length > 0:
             extent = self.extents[index]
@@ -95,9 +99,10 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
 
 class Scaled(msgspec.Struct, frozen=True, kw_only=True):
-    """What the numbers of a quantised tensor stand for: (number - offset) · scale, with one scale, and one offset, for each block of
-    `block` elements by axis; blocks at the edges may be smaller. What comes out is taken for `dtype`. With `exponents` a scale is the
-    byte of a power of two, 2 ** (byte - 127)."""
+    """What the numbers of a quantised tensor stand for: (number - offset) · scale, with one scale,
+    and one offset, for each block of `block` elements by axis; blocks at the edges may be smaller.
+    What comes out is taken for `dtype`. With `exponents` a scale is the byte of a power of two, 2
+    ** (byte - 127)."""
 
     scale: TensorEntry
     block: tuple[int, ...]
@@ -107,8 +112,8 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Product(msgspec.Struct, frozen=True):
-    """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B to those of the whole matrix.
-    `turned`: both are stored as their transposes."""
+    """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B
+    to those of the whole matrix. `turned`: both are stored as their transposes."""
 
     a: TensorEntry
     b: TensorEntry
@@ -126,24 +131,25 @@ class Product(msgspec.Struct, frozen=True):
 
 
 class LowRank(msgspec.Struct, frozen=True):
-    """What is to be added to a matrix: products, each to some of its rows. The matrix, or the part of it that lies in one file, is
-    `box` of the whole."""
+    """What is to be added to a matrix: products, each to some of its rows. The matrix, or the part
+    of it that lies in one file, is `box` of the whole."""
 
     products: tuple[Product, ...]
     box: Box
 
 
 class Checksum(msgspec.Struct, frozen=True):
-    """A crc32 stored in a file: over `parts` in order, each either bytes or an (offset, length) of the file."""
+    """A crc32 stored in a file: over `parts` in order, each either bytes or an (offset, length) of
+    the file."""
 
     expected: int
     parts: tuple[bytes | tuple[int, int], ...]
 
 
 class FileIndex(msgspec.Struct, frozen=True):
-    """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user should hear of; `size` (bytes) and
-    `mtime_ns` are those it had when the index was read. `passed_over` are tensors that it holds too, but that are read from another
-    file."""
+    """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user
+    should hear of; `size` (bytes) and `mtime_ns` are those it had when the index was read.
+    `passed_over` are tensors that it holds too, but that are read from another file."""
 
     path: Path
     format: str
@@ -156,16 +162,23 @@ class FileIndex(msgspec.Struct, frozen=True):
     passed_over: tuple[str, ...] = ()
 
     def refuse_changed(self) -> None:
-        """Raises `FormatError` where the file isn't what it was when its index was read, `ReadError` where it has vanished."""
+        """Raises `FormatError` where the file isn't what it was when its index was read,
+        `ReadError` where it has vanished."""
         try:
             found = self.path.stat()
         except OSError as error:
-            raise ReadError(f"{self.path}: has vanished while it was read: {error.strerror}.") from error
+            raise ReadError(
+                f"{self.path}: has vanished while it was read: {error.strerror}."
+            ) from error
         if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise FormatError(f"{self.path}: was changed while it was read, so that nothing was written; convert it again.")
+            raise FormatError(
+                f"{self.path}: was changed while it was read, so that nothing was "
+                "written; convert it again."
+            )
 
     def verify(self, buffer: memoryview, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Reads the whole file through `buffer` and compares its stored checksum, if it has one; ends early when `stopped`.
+        """Reads the whole file through `buffer` and compares its stored checksum, if it has one;
+        ends early when `stopped`.
 
         Raises `FormatError` when they differ.
         """
@@ -188,7 +201,10 @@ class FileIndex(msgspec.Struct, frozen=True):
         finally:
             os.close(fd)
         if crc != self.checksum.expected:
-            raise FormatError(f"{self.path}: the stored crc32 is {self.checksum.expected}, the contents give {crc}; the file is damaged.")
+            raise FormatError(
+                f"{self.path}: the stored crc32 is {self.checksum.expected}, the "
+                f"contents give {crc}; the file is damaged."
+            )
 
 
 def check_name(name: str, path: Path) -> None:
@@ -196,23 +212,34 @@ def check_name(name: str, path: Path) -> None:
     try:
         length = len(name.encode())
     except UnicodeEncodeError as error:
-        raise FormatError(f"{path}: the name {shown(name)} isn't Unicode; damaged, or another kind of file.") from error
+        raise FormatError(
+            f"{path}: the name {shown(name)} isn't Unicode; damaged, or another kind of file."
+        ) from error
     if length > MAX_NAME:
-        raise FormatError(f"{path}: the name {shown(name)} has {length} bytes, at most {MAX_NAME} are read.")
+        raise FormatError(
+            f"{path}: the name {shown(name)} has {length} bytes, at most {MAX_NAME} are read."
+        )
 
 
 def bytes_needed(dtype: DType, shape: tuple[int, ...], path: Path, name: str) -> int:
-    """Bytes of a tensor. Raises `FormatError` for more dims than programs have, and where the product leaves 63 bits, even if another
-    dim is 0: nothing could compute with it."""
+    """Bytes of a tensor. Raises `FormatError` for more dims than programs have, and where the
+    product leaves 63 bits, even if another dim is 0: nothing could compute with it."""
     if len(shape) > MAX_DIMS:
-        raise FormatError(f"{path}: tensor {shown(name)} has {len(shape)} dims, more than {MAX_DIMS}; damaged, or another kind of file.")
+        raise FormatError(
+            f"{path}: tensor {shown(name)} has {len(shape)} dims, more than "
+            f"{MAX_DIMS}; damaged, or another kind of file."
+        )
     if math.prod(n for n in shape if n) * dtype.itemsize >= 1 << 63:
-        raise FormatError(f"{path}: tensor {shown(name)}: {dtype} {shown(list(shape))} needs more bytes than 63 bits can count; damaged.")
+        raise FormatError(
+            f"{path}: tensor {shown(name)}: {dtype} {shown(list(shape))} needs more "
+            "bytes than 63 bits can count; damaged."
+        )
     return math.prod(shape) * dtype.itemsize
 
 
 def read_range(entry: TensorEntry, start: int, into: memoryview, fd: int | None = None) -> None:
-    """Fills `into` with the bytes of a tensor from its byte `start`; `fd` is the open file, if it is open already."""
+    """Fills `into` with the bytes of a tensor from its byte `start`; `fd` is the open file, if it
+    is open already."""
     opened = open_file(entry.path) if fd is None else fd
     try:
         at = 0
@@ -224,8 +251,11 @@ def read_range(entry: TensorEntry, start: int, into: memoryview, fd: int | None 
             os.close(opened)
 
 
-def read_spans(entry: TensorEntry, starts: Iterable[int], length: int, into: memoryview, fd: int) -> None:
-    """Fills `into` with spans of `length` bytes of a tensor, one after the other, from each of its bytes `starts`."""
+def read_spans(
+    entry: TensorEntry, starts: Iterable[int], length: int, into: memoryview, fd: int
+) -> None:
+    """Fills `into` with spans of `length` bytes of a tensor, one after the other, from each of its
+    bytes `starts`."""
     at = 0
     base = entry.extents[0].offset if len(entry.extents) == 1 else None
     for start in starts:
@@ -240,16 +270,23 @@ def read_spans(entry: TensorEntry, starts: Iterable[int], length: int, into: mem
 
 
 def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
-    """Reads a box of a tensor, row-major, into a caller's writable buffer of `volume(box) * itemsize` bytes.
+    """Reads a box of a tensor, row-major, into a caller's writable buffer of `volume(box) *
+    itemsize` bytes.
 
-    Raises `ValueError` for a box outside the tensor or a buffer of another size, `FormatError` if the file is short.
+    Raises `ValueError` for a box outside the tensor or a buffer of another size, `FormatError` if
+    the file is short.
     """
-    if len(box) != len(entry.shape) or any(not 0 <= lo <= hi <= n for (lo, hi), n in zip(box, entry.shape, strict=True)):
+    if len(box) != len(entry.shape) or any(
+        not 0 <= lo <= hi <= n for (lo, hi), n in zip(box, entry.shape, strict=True)
+    ):
         raise ValueError(f"box {box} isn't inside {entry.name} {list(entry.shape)}")
     shape, strides, itemsize = box_shape(box), row_major_strides(entry.shape), entry.dtype.itemsize
     target = into.cast("B")
     if len(target) != math.prod(shape) * itemsize:
-        raise ValueError(f"the buffer has {len(target)} bytes; box {box} of {entry.name} needs {math.prod(shape) * itemsize}")
+        raise ValueError(
+            f"the buffer has {len(target)} bytes; box {box} of {entry.name} needs "
+            f"{math.prod(shape) * itemsize}"
+        )
     if not len(target):
         return
     inner = len(shape)
@@ -261,7 +298,9 @@ def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
     try:
         done = 0
         for index in product(*(range(n) for n in shape[:inner])):
-            start = (base + sum(i * stride for i, stride in zip(index, strides[:inner], strict=True))) * itemsize
+            start = (
+                base + sum(i * stride for i, stride in zip(index, strides[:inner], strict=True))
+            ) * itemsize
             read_range(entry, start, target[done : done + run], fd)
             done += run
     finally:
@@ -269,7 +308,8 @@ def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
 
 
 def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
-    """Whether two tensors of as many bytes hold the same, read piece by piece. Raises the errors of reading."""
+    """Whether two tensors of as many bytes hold the same, read piece by piece. Raises the errors of
+    reading."""
     buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]
     for start in range(0, a.nbytes, _PIECE):
         length = min(_PIECE, a.nbytes - start)

@@ -1,7 +1,8 @@
-"""What a writer is: all the bytes of a file that aren't tensor data, and the places where the tensors go.
+"""What a writer is: all the bytes of a file that aren't tensor data, and the places where the
+tensors go.
 
-Every format's offsets follow from names, dtypes and shapes, so a file is laid out before a byte of it is written, and its
-tensors can then be written in any order, in pieces, by several workers.
+Every format's offsets follow from names, dtypes and shapes, so a file is laid out before a byte of
+it is written, and its tensors can then be written in any order, in pieces, by several workers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class FileLayout(msgspec.Struct, frozen=True):
-    """A file to be written: `size` bytes, `literals` as (offset, bytes), and `tensors` with the extents to fill."""
+    """A file to be written: `size` bytes, `literals` as (offset, bytes), and `tensors` with the
+    extents to fill."""
 
     path: Path
     size: int
@@ -37,5 +39,8 @@ class FileLayout(msgspec.Struct, frozen=True):
 
     def at(self, path: Path) -> FileLayout:
         """The same file under another path."""
-        moved = {name: TensorEntry(name, entry.dtype, entry.shape, path, entry.extents) for name, entry in self.tensors.items()}
+        moved = {
+            name: TensorEntry(name, entry.dtype, entry.shape, path, entry.extents)
+            for name, entry in self.tensors.items()
+        }
         return FileLayout(path, self.size, self.literals, moved)

@@ -1,4 +1,5 @@
-"""The protobuf wire format, as far as MindSpore's files use it: varints and length-delimited fields, nothing else.
+"""The protobuf wire format, as far as MindSpore's files use it: varints and length-delimited
+fields, nothing else.
 
 Format: https://protobuf.dev/programming-guides/encoding/
 """
@@ -49,9 +50,11 @@ class Message(msgspec.Struct, frozen=True):
     start: int = 0
 
     def fields(self, limit: int) -> Iterator[tuple[int, int | Message]]:
-        """(number, value) of each field: an integer for varints, what may be a message for length-delimited fields.
+        """(number, value) of each field: an integer for varints, what may be a message for
+        length-delimited fields.
 
-        Raises `FormatError`, naming the file and the byte, for whatever isn't the format and for more than `limit` fields.
+        Raises `FormatError`, naming the file and the byte, for whatever isn't the format and for
+        more than `limit` fields.
         """
         data, at, count = self.data, 0, 0
         while at < len(data):
@@ -65,15 +68,23 @@ class Message(msgspec.Struct, frozen=True):
                 yield key >> 3, value
             elif key & 7 == BYTES:
                 if value > len(data) - at:
-                    raise self.error(f"a field of {value} bytes where only {len(data) - at} are left; truncated", begin)
+                    raise self.error(
+                        f"a field of {value} bytes where only {len(data) - at} are left; truncated",
+                        begin,
+                    )
                 yield key >> 3, Message(data[at : at + value], self.path, self.start + at)
                 at += value
             else:
-                raise self.error(f"protobuf wire type {key & 7}, which doesn't occur in such files", begin)
+                raise self.error(
+                    f"protobuf wire type {key & 7}, which doesn't occur in such files", begin
+                )
 
     def error(self, found: str, at: int = 0) -> FormatError:
         """What is wrong `at` bytes after the message's start."""
-        return FormatError(f"{self.path}: at byte {self.start + at} stands {found}; damaged, or another kind of file.")
+        return FormatError(
+            f"{self.path}: at byte {self.start + at} stands {found}; damaged, or "
+            "another kind of file."
+        )
 
     def _varint(self, at: int) -> tuple[int, int]:
         value = 0

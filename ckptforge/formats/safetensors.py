@@ -1,8 +1,9 @@
 """safetensors files: the index, and the layout of files to write.
 
-Format (https://github.com/huggingface/safetensors, README "Format"): 8 bytes little-endian header length, a JSON header
-{name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {string: string}}, then the data, without holes.
-MindSpore's files are the same with `format: ms` in the metadata, `Int4` notes and an optional `crc_num`.
+Format (https://github.com/huggingface/safetensors, README "Format"): 8 bytes little-endian header
+length, a JSON header {name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {string:
+string}}, then the data, without holes. MindSpore's files are the same with `format: ms` in the
+metadata, `Int4` notes and an optional `crc_num`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any
 
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
 from ckptforge.errors import FormatError, PlanError, shown
-from ckptforge.formats.entry import MAX_TENSORS, Checksum, Extent, FileIndex, TensorEntry, bytes_needed, check_name
+from ckptforge.formats.entry import (
+    MAX_TENSORS,
+    Checksum,
+    Extent,
+    FileIndex,
+    TensorEntry,
+    bytes_needed,
+    check_name,
+)
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import flag
@@ -25,30 +34,56 @@ from ckptforge.storage.local import open_file, read_exactly
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
-# The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by name.
-_ORDER = ["U64", "I64", "C64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"]
+# The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by
+# name.
+_ORDER = [
+    "U64",
+    "I64",
+    "C64",
+    "F64",
+    "F32",
+    "U32",
+    "I32",
+    "BF16",
+    "F16",
+    "U16",
+    "I16",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E8M0",
+    "I8",
+    "U8",
+    "BOOL",
+]
 
 
 @naming_others
 def read_index(path: Path) -> FileIndex:
     """The index of one file, every rule of the format checked, no tensor data read.
 
-    Raises `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file can't be opened.
+    Raises `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file
+    can't be opened.
     """
     fd = open_file(path)
     try:
         size, mtime_ns = (state := os.fstat(fd)).st_size, state.st_mtime_ns
         if size < 8:
-            raise FormatError(f"{path}: {size} bytes are too few for a safetensors file, which begins with 8 bytes of length.")
+            raise FormatError(
+                f"{path}: {size} bytes are too few for a safetensors file, which "
+                "begins with 8 bytes of length."
+            )
         prefix = bytearray(8)
         read_exactly(fd, 0, memoryview(prefix), path)
         length = int.from_bytes(prefix, "little")
         if length > size - 8:
             raise FormatError(
-                f"{path}: the header should have {length} bytes but only {size - 8} follow; truncated, or not a safetensors file."
+                f"{path}: the header should have {length} bytes but only {size - 8} follow; "
+                "truncated, or not a safetensors file."
             )
         if length > MAX_HEADER:
-            raise FormatError(f"{path}: a header of {length} bytes is over the format's limit of {MAX_HEADER}.")
+            raise FormatError(
+                f"{path}: a header of {length} bytes is over the format's limit of {MAX_HEADER}."
+            )
         raw = bytearray(length)
         read_exactly(fd, 8, memoryview(raw), path)
     finally:
@@ -60,21 +95,33 @@ def read_index(path: Path) -> FileIndex:
     for entry in entries:
         extent = entry.extents[0]
         if extent.offset != end:
-            what = "overlaps the tensor before it" if extent.offset < end else "leaves a hole before it"
+            what = (
+                "overlaps the tensor before it"
+                if extent.offset < end
+                else "leaves a hole before it"
+            )
             raise FormatError(
-                f"{path}: tensor {shown(entry.name)} {what}: it begins at data byte {extent.offset - 8 - length}, "
+                f"{path}: tensor {shown(entry.name)} {what}: it begins at data byte "
+                f"{extent.offset - 8 - length}, "
                 f"expected {end - 8 - length}."
             )
         end = extent.offset + extent.length
     if end != size:
-        raise FormatError(f"{path}: the tensors end at byte {end} but the file has {size}: {size - end} bytes belong to no tensor.")
+        raise FormatError(
+            f"{path}: the tensors end at byte {end} but the file has {size}: "
+            f"{size - end} bytes belong to no tensor."
+        )
     is_mindspore = metadata.get("format") == "ms"
     name = "mindspore safetensors" if is_mindspore else "safetensors"
     tensors = {entry.name: entry for entry in entries}
-    return FileIndex(path, name, size, mtime_ns, tensors, metadata, (), _checksum(path, metadata, entries))
+    return FileIndex(
+        path, name, size, mtime_ns, tensors, metadata, (), _checksum(path, metadata, entries)
+    )
 
 
-def _checksum(path: Path, metadata: Mapping[str, str], entries: list[TensorEntry]) -> Checksum | None:
+def _checksum(
+    path: Path, metadata: Mapping[str, str], entries: list[TensorEntry]
+) -> Checksum | None:
     """MindSpore's crc_num: over each tensor's name and bytes, in the order of the names."""
     stored = metadata.get("crc_num")
     if stored is None or metadata.get("format") != "ms":
@@ -88,7 +135,8 @@ def _checksum(path: Path, metadata: Mapping[str, str], entries: list[TensorEntry
 
 
 class _Header:
-    """Reads a header member by member: what it holds is put into objects only when it is known to be short."""
+    """Reads a header member by member: what it holds is put into objects only when it is known to
+    be short."""
 
     def __init__(self, path: Path, raw: bytearray) -> None:
         self.path, self.at = path, 0
@@ -100,7 +148,9 @@ class _Header:
     def read(self) -> tuple[dict[str, str], dict[str, str]]:
         """(metadata, tensor name → the JSON of its entry)."""
         if self._peek() not in ("{", ""):
-            raise FormatError(f"{self.path}: the safetensors header is JSON of another kind, expected an object.")
+            raise FormatError(
+                f"{self.path}: the safetensors header is JSON of another kind, expected an object."
+            )
         metadata: dict[str, str] = {}
         specs: dict[str, str] = {}
         for name in self._members("the header"):
@@ -110,7 +160,10 @@ class _Header:
             check_name(name, self.path)
             end = self.text.find("}", self.at, self.at + _MAX_ENTRY) + 1
             if self._peek() != "{" or not end:
-                raise FormatError(f"{self.path}: tensor {shown(name)}: its entry must have exactly dtype, shape and data_offsets.")
+                raise FormatError(
+                    f"{self.path}: tensor {shown(name)}: its entry must have exactly "
+                    "dtype, shape and data_offsets."
+                )
             specs[name] = self.text[self.at : end]
             self.at = end
             if len(specs) > MAX_TENSORS:
@@ -174,10 +227,14 @@ class _Header:
         return str(found)
 
     def _not_json(self, why: str) -> FormatError:
-        return FormatError(f"{self.path}: the safetensors header isn't JSON ({why}); damaged, or another kind of file.")
+        return FormatError(
+            f"{self.path}: the safetensors header isn't JSON ({why}); damaged, or "
+            "another kind of file."
+        )
 
 
-_PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f\x7f-\U0010ffff]*)"[ \t\n\r]*:[ \t\n\r]*')  # the usual one, read at once
+# the usual one, read at once
+_PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f\x7f-\U0010ffff]*)"[ \t\n\r]*:[ \t\n\r]*')
 _SPACES = " \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder(object_pairs_hook=list)
@@ -187,12 +244,15 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _entry(path: Path, name: str, text: str, metadata: Mapping[str, str], data: int, size: int) -> TensorEntry:
+def _entry(
+    path: Path, name: str, text: str, metadata: Mapping[str, str], data: int, size: int
+) -> TensorEntry:
     def wrong(what: str) -> FormatError:
         return FormatError(f"{path}: tensor {shown(name)}: {what}")
 
     try:
-        pairs, _ = _DECODER.raw_decode(text)  # to the first } that closes it, which is the last character
+        # to the first } that closes it, which is the last character
+        pairs, _ = _DECODER.raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise wrong(f"its entry isn't JSON ({error}); damaged, or another kind of file.") from error
     spec = dict(pairs)
@@ -210,7 +270,10 @@ def _entry(path: Path, name: str, text: str, metadata: Mapping[str, str], data: 
         raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets.")
     begin, end = offsets
     if begin > end or end > size - data:
-        raise wrong(f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; truncated or damaged, get the file again.")
+        raise wrong(
+            f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; "
+            "truncated or damaged, get the file again."
+        )
     needed = bytes_needed(dtype, tuple(shape), path, name)
     if needed != end - begin:
         raise wrong(f"{dtype} {shape} needs {needed} bytes but its offsets hold {end - begin}.")
@@ -218,7 +281,8 @@ def _entry(path: Path, name: str, text: str, metadata: Mapping[str, str], data: 
 
 
 def library_order(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """The order in which the safetensors library itself would lay these tensors out, which keeps them aligned."""
+    """The order in which the safetensors library itself would lay these tensors out, which keeps
+    them aligned."""
     return sorted(tensors, key=lambda tensor: (_ORDER.index(_stored_dtype(tensor)), tensor.name))
 
 
@@ -227,13 +291,15 @@ def _stored_dtype(tensor: TensorSpec) -> str:
         return "I8"
     if tensor.dtype.safetensors is None:
         raise PlanError(
-            f"tensor {tensor.name!r}: safetensors has no dtype {tensor.dtype}; write a .ckpt, or leave it out with {flag('weights_only')}."
+            f"tensor {tensor.name!r}: safetensors has no dtype {tensor.dtype}; write a .ckpt, or "
+            f"leave it out with {flag('weights_only')}."
         )
     return tensor.dtype.safetensors
 
 
 def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> FileLayout:
-    """A file with these tensors in this order; `format: ms` in the metadata makes it MindSpore's variant.
+    """A file with these tensors in this order; `format: ms` in the metadata makes it MindSpore's
+    variant.
 
     Raises `PlanError` for a dtype that safetensors can't hold and for names that clash.
     """
@@ -242,13 +308,23 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, st
     begin = 0
     for tensor in tensors:
         if tensor.name in header or tensor.name == "__metadata__":
-            raise PlanError(f"{path}: tensor {tensor.name!r} would be written twice, or bears the name of the metadata.")
+            raise PlanError(
+                f"{path}: tensor {tensor.name!r} would be written twice, or bears the "
+                "name of the metadata."
+            )
         stored = _stored_dtype(tensor)
         if tensor.dtype.name == "qint4x2":
             if metadata.get("format") != "ms":
-                raise PlanError(f"{path}: tensor {tensor.name!r} is {tensor.dtype}, which only MindSpore's files can hold.")
+                raise PlanError(
+                    f"{path}: tensor {tensor.name!r} is {tensor.dtype}, which only "
+                    "MindSpore's files can hold."
+                )
             notes[tensor.name] = _INT4_NOTE
-        header[tensor.name] = {"dtype": stored, "shape": list(tensor.shape), "data_offsets": [begin, begin + tensor.nbytes]}
+        header[tensor.name] = {
+            "dtype": stored,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, begin + tensor.nbytes],
+        }
         begin += tensor.nbytes
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)

@@ -1,7 +1,9 @@
-"""What a file is that no reader of ckptforge understands, by its first bytes, and what to do with it.
+"""What a file is that no reader of ckptforge understands, by its first bytes, and what to do with
+it.
 
-Magic numbers are those of the formats' own specifications: Git LFS pointers (git-lfs, docs/spec.md), ZIP local headers, pickle opcodes,
-GGUF, NumPy, HDF5, ONNX and MindIR (protobuf), tar (POSIX ustar), gzip, Zstandard, xz, bzip2, LZ4, 7z.
+Magic numbers are those of the formats' own specifications: Git LFS pointers (git-lfs,
+docs/spec.md), ZIP local headers, pickle opcodes, GGUF, NumPy, HDF5, ONNX and MindIR (protobuf), tar
+(POSIX ustar), gzip, Zstandard, xz, bzip2, LZ4, 7z.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ckptforge.storage.local import open_file
 STRATEGY_FILE = "a MindSpore strategy file, not a checkpoint"
 _HEAD = 4096
 _TORCH = (
-    "load it with torch.load(path, weights_only=True) and save the tensors with safetensors.torch.save_file, or save the model with "
+    "load it with torch.load(path, weights_only=True) and save the tensors with "
+    "safetensors.torch.save_file, or save the model with "
     "save_pretrained, which writes safetensors"
 )
 _UNPACK = "unpack it first"
@@ -32,11 +35,23 @@ _LFS_SIZE = re.compile(rb"^size ([0-9]{1,18})$", re.MULTILINE)
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x8a\x0a|\x95|[}\](c\x8c\x58]|ccollections|Mq?)")
 _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"GGUF", "a GGUF file (ggml), mostly of quantised weights", "take the model's safetensors from where it was published"),
+    (
+        b"GGUF",
+        "a GGUF file (ggml), mostly of quantised weights",
+        "take the model's safetensors from where it was published",
+    ),
     (b"lmgg", "a GGML file", "take the model's safetensors from where it was published"),
     (b"tjgg", "a GGML file", "take the model's safetensors from where it was published"),
-    (b"\x93NUMPY", "a NumPy array (.npy)", "save the tensors by name with safetensors.numpy.save_file"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow weights)", "save the model as safetensors (save_pretrained)"),
+    (
+        b"\x93NUMPY",
+        "a NumPy array (.npy)",
+        "save the tensors by name with safetensors.numpy.save_file",
+    ),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file (Keras or TensorFlow weights)",
+        "save the model as safetensors (save_pretrained)",
+    ),
     (b"\x1f\x8b", "compressed with gzip", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
     (b"\xfd7zXZ\x00", "compressed with xz", _UNPACK),
@@ -44,7 +59,11 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x04\x22\x4d\x18", "compressed with lz4", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
 )
-_MARKUP = re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|\?xml|error|center|h1)\b", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(
+    rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype "
+    rb"html|html|head|body|\?xml|error|center|h1)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
 
 
@@ -56,7 +75,8 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def identify(path: Path) -> Found | None:
-    """What a regular file is, by its first bytes; None for what isn't recognised. Raises `InputNotFoundError` if it can't be opened."""
+    """What a regular file is, by its first bytes; None for what isn't recognised. Raises
+    `InputNotFoundError` if it can't be opened."""
     fd = open_file(path)
     try:
         size = os.fstat(fd).st_size
@@ -66,7 +86,9 @@ def identify(path: Path) -> Found | None:
     finally:
         os.close(fd)
     if not head:
-        return Found("empty (0 bytes)", f"{_AGAIN}, or write it again: a download or a save was interrupted")
+        return Found(
+            "empty (0 bytes)", f"{_AGAIN}, or write it again: a download or a save was interrupted"
+        )
     for recognise in (_pointer, _archive, _magic, _protobuf, _text):
         if found := recognise(head):
             return found
@@ -91,7 +113,8 @@ def naming_others(read: Callable[[Path], FileIndex]) -> Callable[[Path], FileInd
 
 
 def explained(path: Path, error: CkptforgeError) -> CkptforgeError:
-    """`FormatError` with what the file is, or the error itself where that isn't known or the file has changed."""
+    """`FormatError` with what the file is, or the error itself where that isn't known or the file
+    has changed."""
     try:
         found = identify(path)
     except CkptforgeError:
@@ -106,26 +129,43 @@ def _pointer(head: bytes) -> Found | None:
         return None
     size = _LFS_SIZE.search(head)
     of = f", in place of the file itself of {int(size[1]):,} bytes" if size else ""
-    return Found(f"a Git LFS pointer{of}", "run `git lfs pull` in its repository, or download the model with `hf download`")
+    return Found(
+        f"a Git LFS pointer{of}",
+        "run `git lfs pull` in its repository, or download the model with `hf download`",
+    )
 
 
 def _archive(head: bytes) -> Found | None:
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
-        if name.endswith((b"/data.pkl", b"/version", b"/byteorder", b"/.format_version")) or b"/data.pkl" in head:
-            return Found("a PyTorch file (.pth, .pt, .bin, or .ckpt of Lightning: a zip with a pickle)", _TORCH)
+        if (
+            name.endswith((b"/data.pkl", b"/version", b"/byteorder", b"/.format_version"))
+            or b"/data.pkl" in head
+        ):
+            return Found(
+                "a PyTorch file (.pth, .pt, .bin, or .ckpt of Lightning: a zip with a pickle)",
+                _TORCH,
+            )
         if name.endswith(b".npy"):
-            return Found("a NumPy archive (.npz)", "save the tensors by name with safetensors.numpy.save_file")
+            return Found(
+                "a NumPy archive (.npz)",
+                "save the tensors by name with safetensors.numpy.save_file",
+            )
         return Found("a zip archive", _UNPACK)
     if head.startswith(_TORCH_MAGIC):
         return Found("a PyTorch file of the old format (.pth, .pt, .bin: a pickle)", _TORCH)
     if _PICKLE.match(head):
-        return Found("a Python pickle (.pth, .pt, .bin, .pkl)", f"{_TORCH}; a pickle from a stranger can run any program")
+        return Found(
+            "a Python pickle (.pth, .pt, .bin, .pkl)",
+            f"{_TORCH}; a pickle from a stranger can run any program",
+        )
     return Found("a tar archive", _UNPACK) if head[257:262] == b"ustar" else None
 
 
 def _magic(head: bytes) -> Found | None:
-    return next((Found(what, advice) for magic, what, advice in _MAGIC if head.startswith(magic)), None)
+    return next(
+        (Found(what, advice) for magic, what, advice in _MAGIC if head.startswith(magic)), None
+    )
 
 
 def _strategy() -> Found:
@@ -137,7 +177,10 @@ def _strategy() -> Found:
 
 def _protobuf(head: bytes) -> Found | None:
     if b"\x12\x09MindSpore" in head[:64] and head[:1] == b"\x0a":
-        return Found("a MindIR graph of MindSpore", "save the network's parameters with mindspore.save_checkpoint")
+        return Found(
+            "a MindIR graph of MindSpore",
+            "save the network's parameters with mindspore.save_checkpoint",
+        )
     at = 2 if head[:1] == b"\x08" and head[1:2] < b"\x80" else 0
     if head[at : at + 1] not in (b"\x12", b"\x1a"):
         return None
@@ -154,16 +197,29 @@ def _protobuf(head: bytes) -> Found | None:
 
 def _text(head: bytes) -> Found | None:
     if _MARKUP.match(head):
-        return Found("a web page, mostly the error page of a server, saved in place of the file", f"{_AGAIN}, logged in if that is needed")
+        return Found(
+            "a web page, mostly the error page of a server, saved in place of the file",
+            f"{_AGAIN}, logged in if that is needed",
+        )
     text = head.decode("utf-8", "ignore")
-    if not _TEXT.fullmatch(head) or len(text.encode()) < len(head) - 3 or not any(c.isalpha() for c in text[:80]):
+    if (
+        not _TEXT.fullmatch(head)
+        or len(text.encode()) < len(head) - 3
+        or not any(c.isalpha() for c in text[:80])
+    ):
         return None
     if b'"parallel_layout_item"' in head or b'"parallel_strategy_item"' in head:
         return _strategy()
     if b'"weight_map"' in head:
-        return Found("the index of a model in several files", "name the directory that holds the index and the files")
+        return Found(
+            "the index of a model in several files",
+            "name the directory that holds the index and the files",
+        )
     if head.lstrip()[:1] in (b"{", b"["):
-        return Found("a JSON file", "name a file of tensors (.ckpt or .safetensors), or the directory that holds them")
+        return Found(
+            "a JSON file",
+            "name a file of tensors (.ckpt or .safetensors), or the directory that holds them",
+        )
     first = text.strip().split("\n")[0]
     return Found(
         f"a text file starting with {shown(first[:80])}",
@@ -171,8 +227,14 @@ def _text(head: bytes) -> Found | None:
     )
 
 
-_SAFETENSORS = Found("a safetensors file under another name", "rename it, or make a link to it, so that the name ends in .safetensors")
-_CKPT = Found("a MindSpore checkpoint under another name", "rename it, or make a link to it, so that the name ends in .ckpt")
+_SAFETENSORS = Found(
+    "a safetensors file under another name",
+    "rename it, or make a link to it, so that the name ends in .safetensors",
+)
+_CKPT = Found(
+    "a MindSpore checkpoint under another name",
+    "rename it, or make a link to it, so that the name ends in .ckpt",
+)
 
 
 def _checkpoint(head: bytes, size: int) -> Found | None:

@@ -1,9 +1,10 @@
 """The checks of one layer and of the whole, and their tolerances.
 
-Gates, for float32 over the stored weights: each layer, given the reference's input, to a relative L2 of 2e-5 for every token;
-the logits to 1e-4, or ten times the reference's own noise (its two attention implementations) where that is more. Half precision
-has wider ones. Tokens take the reference's experts with their own gates (routing replay); a token that would have chosen others
-is let off only where the router's choice was closer than twice the difference of its logits.
+Gates, for float32 over the stored weights: each layer, given the reference's input, to a relative
+L2 of 2e-5 for every token; the logits to 1e-4, or ten times the reference's own noise (its two
+attention implementations) where that is more. Half precision has wider ones. Tokens take the
+reference's experts with their own gates (routing replay); a token that would have chosen others is
+let off only where the router's choice was closer than twice the difference of its logits.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ _NOISE_FACTOR = 10.0
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One layer with the reference's input and experts: the worst token's relative L2, the router logits' (of the worst token,
-    against the largest), the tolerance of both (`gate`), tokens that would have chosen other experts within and beyond the
-    margin, the least router margin, and how many tokens reached each expert."""
+    """One layer with the reference's input and experts: the worst token's relative L2, the router
+    logits' (of the worst token, against the largest), the tolerance of both (`gate`), tokens that
+    would have chosen other experts within and beyond the margin, the least router margin, and how
+    many tokens reached each expert."""
 
     layer: int
     worst: float
@@ -46,8 +48,8 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class EndCheck:
-    """Logits end to end: relative L2 against its tolerance (`gate`), the reference's own noise where it was needed, and
-    figures without a tolerance."""
+    """Logits end to end: relative L2 against its tolerance (`gate`), the reference's own noise
+    where it was needed, and figures without a tolerance."""
 
     relative_l2: float
     gate: float
@@ -61,9 +63,17 @@ class EndCheck:
 
 
 def layer_check(
-    i: int, gate: float, expected: Array, got: Array, logits: Array, other_logits: Array, experts: Array, other_experts: Array
+    i: int,
+    gate: float,
+    expected: Array,
+    got: Array,
+    logits: Array,
+    other_logits: Array,
+    experts: Array,
+    other_experts: Array,
 ) -> LayerCheck:
-    """One layer: what the reference made of its input against what MindSpore made of the same, with the reference's experts."""
+    """One layer: what the reference made of its input against what MindSpore made of the same, with
+    the reference's experts."""
     width = expected.shape[-1]
     a, b = expected.reshape(-1, width).astype(np.float64), got.reshape(-1, width).astype(np.float64)
     norms = np.linalg.norm(a, axis=1)
@@ -71,7 +81,11 @@ def layer_check(
     flipped = (np.sort(experts, 1) != np.sort(other_experts, 1)).any(axis=1)
     ordered = np.sort(logits.astype(np.float64), axis=1)[:, ::-1]
     top_k = experts.shape[1]
-    margins = ordered[:, top_k - 1] - ordered[:, top_k] if ordered.shape[1] > top_k else np.full(len(ordered), np.inf)
+    margins = (
+        ordered[:, top_k - 1] - ordered[:, top_k]
+        if ordered.shape[1] > top_k
+        else np.full(len(ordered), np.inf)
+    )
     apart = np.linalg.norm(logits.astype(np.float64) - other_logits, axis=1).max()
     router = float(apart / (np.linalg.norm(logits.astype(np.float64), axis=1).max() or 1.0))
     allowed = margins <= 2 * np.abs(logits - other_logits).max(axis=1)
@@ -98,7 +112,10 @@ def end_check(
     running: Array,
 ) -> EndCheck:
     """The logits of the whole model, by the reference's routes."""
-    expected, got = torch_side.head(given).astype(np.float64), mindspore_side.head(running).astype(np.float64)
+    expected, got = (
+        torch_side.head(given).astype(np.float64),
+        mindspore_side.head(running).astype(np.float64),
+    )
     error = _relative(expected, got)
     gate, noise = precision.end_gate, None
     if not error <= gate:
@@ -129,7 +146,9 @@ def _log_softmax(logits: Array) -> Array:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def generate(side: TorchForward | MindSporeForward, network: Network, prompt: Array, count: int) -> list[int]:
+def generate(
+    side: TorchForward | MindSporeForward, network: Network, prompt: Array, count: int
+) -> list[int]:
     """Greedy continuation, computed again for each token."""
     ids = prompt
     for _ in range(count):

@@ -20,13 +20,19 @@ def parse_device(text: str) -> tuple[str, int]:
 
 
 def import_mindspore() -> Any:
-    """MindSpore, its warnings silenced. Raises `VerifyError` where it isn't installed, and where numpy is too new for it."""
+    """MindSpore, its warnings silenced. Raises `VerifyError` where it isn't installed, and where
+    numpy is too new for it."""
     import numpy
 
     if find_spec("mindspore") is None:
-        raise VerifyError(f"the forward check needs mindspore: {install_hint('torch', 'mindspore')}.")
+        raise VerifyError(
+            f"the forward check needs mindspore: {install_hint('torch', 'mindspore')}."
+        )
     if int(numpy.__version__.split(".")[0]) >= 2:
-        raise VerifyError(f"MindSpore computes only with numpy 1, but numpy {numpy.__version__} is installed: {install_hint('mindspore')}.")
+        raise VerifyError(
+            f"MindSpore computes only with numpy 1, but numpy {numpy.__version__} is "
+            f"installed: {install_hint('mindspore')}."
+        )
     os.environ.setdefault("GLOG_v", "3")
     import mindspore
 
@@ -34,14 +40,16 @@ def import_mindspore() -> Any:
 
 
 def select_device(mindspore: Any, text: str) -> str:
-    """Selects the device before any operation is run; returns its name. Raises `VerifyError` when it isn't there."""
+    """Selects the device before any operation is run; returns its name. Raises `VerifyError` when
+    it isn't there."""
     name, number = parse_device(text)
     try:
         mindspore.set_device(name, number)
     except (RuntimeError, ValueError, TypeError) as error:
         raise VerifyError(
             f"{option('device', text)}: MindSpore can't use it: "
-            f"{' '.join(str(error).split())[:300]} Nothing was computed; use {option('device', 'cpu')}, or run "
+            f"{' '.join(str(error).split())[:300]} Nothing was computed; use "
+            f"{option('device', 'cpu')}, or run "
             "where the device and its driver are."
         ) from error
     if name == "CPU":

@@ -1,4 +1,5 @@
-"""The experts of one layer in MindSpore: a loop over matrices (any device), or one grouped matmul over GMM weights (Ascend).
+"""The experts of one layer in MindSpore: a loop over matrices (any device), or one grouped matmul
+over GMM weights (Ascend).
 
 Source for the grouped call: MindFormers v1.6.0, `modules/layers.py` (`Linear` with `use_gmm`).
 """
@@ -16,22 +17,36 @@ from ckptforge.forward.weights import Weights
 Rounding = Callable[[Any], Any]
 
 
-def streamed_dense(mindspore: Any, weights: Weights, rounded: Rounding, states: Any, tensor: str, **index: int) -> Any:
+def streamed_dense(
+    mindspore: Any, weights: Weights, rounded: Rounding, states: Any, tensor: str, **index: int
+) -> Any:
     """states · tensorᵀ, the tensor read in blocks of rows; `rounded` is the precision's."""
     ms, ops = mindspore, mindspore.ops
-    return rounded(ops.cat([ops.dense(states, rounded(ms.Tensor(block))) for block in weights.blocks(tensor, **index)], -1))
+    return rounded(
+        ops.cat(
+            [
+                ops.dense(states, rounded(ms.Tensor(block)))
+                for block in weights.blocks(tensor, **index)
+            ],
+            -1,
+        )
+    )
 
 
 class Experts(Protocol):
-    """`states` (tokens, hidden), `chosen` and `gates` (tokens, top_k) → (tokens, hidden), for layer `i`."""
+    """`states` (tokens, hidden), `chosen` and `gates` (tokens, top_k) → (tokens, hidden), for layer
+    `i`."""
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any: ...
 
 
 class LoopExperts:
-    """The reference: each expert that a token reached, one block of a matrix at a time; `rounded` is the precision's."""
+    """The reference: each expert that a token reached, one block of a matrix at a time; `rounded`
+    is the precision's."""
 
-    def __init__(self, mindspore: Any, weights: Weights, rounded: Rounding = lambda values: values) -> None:
+    def __init__(
+        self, mindspore: Any, weights: Weights, rounded: Rounding = lambda values: values
+    ) -> None:
         self.mindspore, self.weights, self.rounded = mindspore, weights, rounded
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
@@ -41,28 +56,47 @@ class LoopExperts:
             tokens, places = np.nonzero(chosen == e)
             rows = ms.Tensor(tokens.astype(np.int32))
             current = ops.gather(states, rows, 0)
-            gate, up = (streamed_dense(ms, self.weights, rounded, current, tensor, l=i, e=int(e)) for tensor in ("w1", "w3"))
-            down = streamed_dense(ms, self.weights, rounded, rounded(rounded(ops.silu(gate)) * up), "w2", l=i, e=int(e))
+            gate, up = (
+                streamed_dense(ms, self.weights, rounded, current, tensor, l=i, e=int(e))
+                for tensor in ("w1", "w3")
+            )
+            down = streamed_dense(
+                ms,
+                self.weights,
+                rounded,
+                rounded(rounded(ops.silu(gate)) * up),
+                "w2",
+                l=i,
+                e=int(e),
+            )
             weight = gates[rows, ms.Tensor(places.astype(np.int32))].reshape(-1, 1)
             out = rounded(out.index_add(0, rows, rounded(down * weight)))
         return out
 
 
 class GroupedExperts:
-    """GroupedMatmul over stacks (E, in, out), as MindFormers' inference holds them: tokens sorted by expert, and a row of
-    zeros for each expert without tokens, as the kernel refuses empty groups.
+    """GroupedMatmul over stacks (E, in, out), as MindFormers' inference holds them: tokens sorted
+    by expert, and a row of zeros for each expert without tokens, as the kernel refuses empty
+    groups.
 
-    `weights` must read the layout gmm; `matmul` is MindSpore's primitive, or a stand-in for it. Not run on a device yet.
+    `weights` must read the layout gmm; `matmul` is MindSpore's primitive, or a stand-in for it. Not
+    run on a device yet.
     """
 
-    def __init__(self, mindspore: Any, weights: Weights, experts: int, dtype: Any, matmul: Any = None) -> None:
+    def __init__(
+        self, mindspore: Any, weights: Weights, experts: int, dtype: Any, matmul: Any = None
+    ) -> None:
         self.mindspore, self.weights, self.experts, self.dtype = mindspore, weights, experts, dtype
-        self.matmul = matmul or mindspore.ops.auto_generate.GroupedMatmul(split_item=3, group_type=0)
+        self.matmul = matmul or mindspore.ops.auto_generate.GroupedMatmul(
+            split_item=3, group_type=0
+        )
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
         ms, ops = self.mindspore, self.mindspore.ops
         tokens, places, ends = sort_by_expert(chosen, self.experts)
-        padded = ops.cat([states.astype(self.dtype), ops.zeros((1, states.shape[1]), self.dtype)], 0)
+        padded = ops.cat(
+            [states.astype(self.dtype), ops.zeros((1, states.shape[1]), self.dtype)], 0
+        )
         sorted_states = ops.gather(padded, ms.Tensor(tokens.astype(np.int32)), 0)
         groups = ms.Tensor(ends, ms.int64)
 
@@ -75,12 +109,16 @@ class GroupedExperts:
         real = np.flatnonzero(tokens < len(chosen))
         rows = ms.Tensor(tokens[real].astype(np.int32))
         weight = gates[rows, ms.Tensor(places[real].astype(np.int32))].reshape(-1, 1)
-        return ops.zeros_like(states).index_add(0, rows, ops.gather(down, ms.Tensor(real.astype(np.int32)), 0) * weight)
+        return ops.zeros_like(states).index_add(
+            0, rows, ops.gather(down, ms.Tensor(real.astype(np.int32)), 0) * weight
+        )
 
 
-def sort_by_expert(chosen: NDArray[np.int64], experts: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """(token, place among its top_k, end of each expert's group) of the rows in expert order; an expert without tokens gets
-    one row of token `len(chosen)`, which stands for zeros."""
+def sort_by_expert(
+    chosen: NDArray[np.int64], experts: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(token, place among its top_k, end of each expert's group) of the rows in expert order; an
+    expert without tokens gets one row of token `len(chosen)`, which stands for zeros."""
     tokens: list[NDArray[np.int64]] = []
     places: list[NDArray[np.int64]] = []
     for e in range(experts):

@@ -19,10 +19,16 @@ Array = NDArray[np.float32]
 
 
 class MindSporeForward:
-    """`embed`, `layer` and `head` of a Mixtral; numpy in and out. `mindspore` has its device selected."""
+    """`embed`, `layer` and `head` of a Mixtral; numpy in and out. `mindspore` has its device
+    selected."""
 
     def __init__(
-        self, mindspore: Any, weights: Weights, network: Network, precision: Precision = FLOAT32, experts: Experts | None = None
+        self,
+        mindspore: Any,
+        weights: Weights,
+        network: Network,
+        precision: Precision = FLOAT32,
+        experts: Experts | None = None,
     ) -> None:
         self.mindspore, self.weights, self.network = mindspore, weights, network
         self.rounded = precision.rounding(mindspore)
@@ -30,10 +36,21 @@ class MindSporeForward:
 
     @classmethod
     def on_ascend(
-        cls, mindspore: Any, weights: Weights, network: Network, precision: Precision = FLOAT32, matmul: Any = None
+        cls,
+        mindspore: Any,
+        weights: Weights,
+        network: Network,
+        precision: Precision = FLOAT32,
+        matmul: Any = None,
     ) -> MindSporeForward:
         """With grouped matmuls over the experts, in the precision's own dtype."""
-        grouped = GroupedExperts(mindspore, weights.in_layout("gmm"), network.experts, getattr(mindspore, precision.name), matmul)
+        grouped = GroupedExperts(
+            mindspore,
+            weights.in_layout("gmm"),
+            network.experts,
+            getattr(mindspore, precision.name),
+            matmul,
+        )
         return cls(mindspore, weights, network, precision, grouped)
 
     def _tensor(self, tensor: str, **index: int) -> Any:
@@ -51,20 +68,26 @@ class MindSporeForward:
         made: Array = found.asnumpy().reshape(*tokens.shape, -1)
         return made
 
-    def layer(self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None) -> tuple[Array, Array, NDArray[np.int64]]:
-        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`; `experts` are taken
-        instead of those chosen."""
+    def layer(
+        self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None
+    ) -> tuple[Array, Array, NDArray[np.int64]]:
+        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`;
+        `experts` are taken instead of those chosen."""
         ms, ops = self.mindspore, self.mindspore.ops
         batch, length, width = hidden.shape
         states = ms.Tensor(hidden.reshape(-1, width))
-        states = self.rounded(states + self._attention(i, self._norm(states, "attention_norm", l=i), batch, length))
+        states = self.rounded(
+            states + self._attention(i, self._norm(states, "attention_norm", l=i), batch, length)
+        )
         normed = self._norm(states, "ffn_norm", l=i)
         logits = self._dense(normed, "router", l=i)
         scores = ops.softmax(logits, -1)
         chosen = ops.topk(scores, self.network.top_k)[1].asnumpy().astype(np.int64)
         taken = chosen if experts is None else experts
         gates = ops.gather_elements(scores, 1, ms.Tensor(taken))
-        states = self.rounded(states + self.experts(i, normed, taken, gates / gates.sum(-1, keepdims=True)))
+        states = self.rounded(
+            states + self.experts(i, normed, taken, gates / gates.sum(-1, keepdims=True))
+        )
         return states.asnumpy().reshape(batch, length, width), logits.asnumpy(), chosen
 
     def head(self, hidden: Array) -> Array:
@@ -84,23 +107,30 @@ class MindSporeForward:
         d, groups = network.head_dim, network.heads // network.kv_heads
 
         def heads(tensor: str, count: int) -> Any:
-            return self._dense(states, tensor, l=i).reshape(batch, length, count, d).transpose(0, 2, 1, 3)
+            return (
+                self._dense(states, tensor, l=i)
+                .reshape(batch, length, count, d)
+                .transpose(0, 2, 1, 3)
+            )
 
         cos, sin = (self.rounded(ms.Tensor(table)) for table in rotary(network, length))
         query = self._rotated(heads("wq", network.heads), cos, sin)
         key = self._rotated(heads("wk", network.kv_heads), cos, sin)
         value = heads("wv", network.kv_heads)
         key, value = (
-            ops.broadcast_to(part.reshape(batch, network.kv_heads, 1, length, d), (batch, network.kv_heads, groups, length, d)).reshape(
-                batch, network.heads, length, d
-            )
+            ops.broadcast_to(
+                part.reshape(batch, network.kv_heads, 1, length, d),
+                (batch, network.kv_heads, groups, length, d),
+            ).reshape(batch, network.heads, length, d)
             for part in (key, value)
         )
-        scores = self.rounded(self.rounded(ops.matmul(query, key.transpose(0, 1, 3, 2))) * (d**-0.5)) + ms.Tensor(
-            causal_mask(network, length)
-        )
+        scores = self.rounded(
+            self.rounded(ops.matmul(query, key.transpose(0, 1, 3, 2))) * (d**-0.5)
+        ) + ms.Tensor(causal_mask(network, length))
         mixed = self.rounded(ops.matmul(self.rounded(ops.softmax(scores, -1)), value))
-        return self._dense(mixed.transpose(0, 2, 1, 3).reshape(batch * length, network.heads * d), "wo", l=i)
+        return self._dense(
+            mixed.transpose(0, 2, 1, 3).reshape(batch * length, network.heads * d), "wo", l=i
+        )
 
     def _rotated(self, heads: Any, cos: Any, sin: Any) -> Any:
         half = heads.shape[-1] // 2

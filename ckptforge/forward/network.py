@@ -16,7 +16,8 @@ from ckptforge.spelling import command
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes and constants of the forward pass; `window` is the length of sliding-window attention, None for none."""
+    """Sizes and constants of the forward pass; `window` is the length of sliding-window attention,
+    None for none."""
 
     layers: int
     heads: int
@@ -35,11 +36,13 @@ _MODEL = "mixtral"
 
 
 def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Network:
-    """Raises `ConfigError` for what is missing, and for what this forward pass doesn't do (other activations, scaled rope)."""
+    """Raises `ConfigError` for what is missing, and for what this forward pass doesn't do (other
+    activations, scaled rope)."""
     table = weights.source.table
     if _MODEL not in table.model_types:
         raise ConfigError(
-            f"{weights.source.checkpoint.path}: is a model of the table {table.name}; the forward check computes Mixtral only. "
+            f"{weights.source.checkpoint.path}: is a model of the table {table.name}; the forward "
+            "check computes Mixtral only. "
             f"{command('compare')} shows whether the weights are the same, for every model."
         )
     rope = config.get("rope_parameters") or {}
@@ -47,10 +50,19 @@ def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Netwo
     scaling = rope.get("rope_type", "default")
     if config.get("rope_scaling"):
         scaling = str(config["rope_scaling"])
-    for key, value, expected in (("hidden_act", config.get("hidden_act", "silu"), "silu"), ("rope_type", scaling, "default")):
+    for key, value, expected in (
+        ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+        ("rope_type", scaling, "default"),
+    ):
         if value != expected:
-            raise ConfigError(f"{where}: {key} is {value!r}; the forward check computes only {expected!r}.")
-    found = {"rms_norm_eps": config.get("rms_norm_eps"), "rope_theta": theta, "num_experts_per_tok": config.get("num_experts_per_tok")}
+            raise ConfigError(
+                f"{where}: {key} is {value!r}; the forward check computes only {expected!r}."
+            )
+    found = {
+        "rms_norm_eps": config.get("rms_norm_eps"),
+        "rope_theta": theta,
+        "num_experts_per_tok": config.get("num_experts_per_tok"),
+    }
     for key, value in found.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             raise ConfigError(f"{where}: {key} is {value!r}, expected a positive number.")
@@ -71,9 +83,12 @@ def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Netwo
 
 
 def rotary(network: Network, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of the rotary embedding, (length, head_dim), the frequencies repeated twice, in float32."""
+    """cos and sin of the rotary embedding, (length, head_dim), the frequencies repeated twice, in
+    float32."""
     d = network.head_dim
-    frequencies = (1.0 / (np.float32(network.theta) ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d)))).astype(np.float32)
+    frequencies = (
+        1.0 / (np.float32(network.theta) ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d)))
+    ).astype(np.float32)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
     both = np.concatenate([angles, angles], axis=-1)
     return np.cos(both), np.sin(both)

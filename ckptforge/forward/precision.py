@@ -14,7 +14,8 @@ from ckptforge.spelling import option
 class Precision:
     """`name` is numpy's, torch's and MindSpore's; `layer_gate` and `end_gate` are relative L2.
 
-    Half precision lets a layer be off by 16 units of roundoff (2⁻¹¹ and 2⁻⁸), for tokens that took the same experts.
+    Half precision lets a layer be off by 16 units of roundoff (2⁻¹¹ and 2⁻⁸), for tokens that took
+    the same experts.
     """
 
     option: str
@@ -27,7 +28,8 @@ class Precision:
         return self.name != "float32"
 
     def rounding(self, mindspore: Any) -> Callable[[Any], Any]:
-        """Rounds a float32 tensor to this precision and keeps it in float32, which every kernel of a CPU can compute with."""
+        """Rounds a float32 tensor to this precision and keeps it in float32, which every kernel of
+        a CPU can compute with."""
         if not self.half:
             return lambda values: values
         narrow = getattr(mindspore, self.name)

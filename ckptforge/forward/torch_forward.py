@@ -1,4 +1,5 @@
-"""The reference: transformers' own Mixtral layers, their weights streamed in, experts one matrix at a time."""
+"""The reference: transformers' own Mixtral layers, their weights streamed in, experts one matrix at
+a time."""
 
 from __future__ import annotations
 
@@ -27,21 +28,33 @@ class _LazyStack:
 
 
 class TorchForward:
-    """`embed`, `layer` and `head` of a Mixtral, each reading the weights that it needs; numpy in and out.
+    """`embed`, `layer` and `head` of a Mixtral, each reading the weights that it needs; numpy in
+    and out.
 
     Raises `VerifyError` where torch or transformers isn't installed.
     """
 
-    def __init__(self, weights: Weights, config: Mapping[str, Any], attention: str = "eager", precision: Precision = FLOAT32) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        config: Mapping[str, Any],
+        attention: str = "eager",
+        precision: Precision = FLOAT32,
+    ) -> None:
         try:
             import torch
             from transformers import MixtralConfig
             from transformers.models.mixtral import modeling_mixtral
         except ImportError as error:
-            raise VerifyError(f"the forward check needs torch and transformers: {install_hint('torch')} ({error}).") from error
+            raise VerifyError(
+                "the forward check needs torch and transformers: "
+                f"{install_hint('torch')} ({error})."
+            ) from error
         self.torch, self.modeling, self.weights = torch, modeling_mixtral, weights
         self.dtype = getattr(torch, precision.name)
-        self.config = MixtralConfig(**{key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")})
+        self.config = MixtralConfig(
+            **{key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+        )
         self.config._attn_implementation = attention
         self.config._experts_implementation = "eager"
         self.rotary = modeling_mixtral.MixtralRotaryEmbedding(self.config)
@@ -58,21 +71,35 @@ class TorchForward:
         rounded: Array = self.torch.from_numpy(values).to(self.dtype).float().numpy()
         return rounded
 
-    def layer(self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None) -> tuple[Array, Array, NDArray[np.int64]]:
-        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`; `experts` are taken
-        instead of those chosen."""
+    def layer(
+        self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None
+    ) -> tuple[Array, Array, NDArray[np.int64]]:
+        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`;
+        `experts` are taken instead of those chosen."""
         torch = self.torch
         with torch.no_grad():
             with torch.device("meta"):
                 module = self.modeling.MixtralDecoderLayer(self.config, i).eval()
             for name, tensor in _ATTENTION.items():
-                getattr(module.self_attn, name).weight = torch.nn.Parameter(self._parameter(tensor, l=i), requires_grad=False)
-            module.input_layernorm.weight = torch.nn.Parameter(self._parameter("attention_norm", l=i), requires_grad=False)
-            module.post_attention_layernorm.weight = torch.nn.Parameter(self._parameter("ffn_norm", l=i), requires_grad=False)
-            module.mlp.gate.weight = torch.nn.Parameter(self._parameter("router", l=i), requires_grad=False)
+                getattr(module.self_attn, name).weight = torch.nn.Parameter(
+                    self._parameter(tensor, l=i), requires_grad=False
+                )
+            module.input_layernorm.weight = torch.nn.Parameter(
+                self._parameter("attention_norm", l=i), requires_grad=False
+            )
+            module.post_attention_layernorm.weight = torch.nn.Parameter(
+                self._parameter("ffn_norm", l=i), requires_grad=False
+            )
+            module.mlp.gate.weight = torch.nn.Parameter(
+                self._parameter("router", l=i), requires_grad=False
+            )
             stacks = module.mlp.experts
             del stacks.gate_up_proj, stacks.down_proj
-            stacks.gate_up_proj = _LazyStack(lambda e: torch.from_numpy(self.weights.stacked(("w1", "w3"), l=i, e=e)).to(self.dtype))
+            stacks.gate_up_proj = _LazyStack(
+                lambda e: torch.from_numpy(self.weights.stacked(("w1", "w3"), l=i, e=e)).to(
+                    self.dtype
+                )
+            )
             stacks.down_proj = _LazyStack(lambda e: self._parameter("w2", l=i, e=e))
             seen: list[Any] = []
 
@@ -93,7 +120,12 @@ class TorchForward:
             if self.config.sliding_window:
                 unseen |= torch.ones_like(unseen).tril(-self.config.sliding_window)
             mask = torch.zeros((length, length), dtype=self.dtype).masked_fill(unseen, least)
-            output = module(states, self.rotary(states, positions), attention_mask=mask[None, None], position_ids=positions)
+            output = module(
+                states,
+                self.rotary(states, positions),
+                attention_mask=mask[None, None],
+                position_ids=positions,
+            )
             logits, chosen = seen[0]
             return output.float().numpy(), logits.float().numpy(), chosen.numpy()
 
@@ -101,10 +133,15 @@ class TorchForward:
         """(batch, length, vocab): the final norm and lm_head, in blocks of rows."""
         torch = self.torch
         with torch.no_grad():
-            norm = self.modeling.MixtralRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
+            norm = self.modeling.MixtralRMSNorm(
+                self.config.hidden_size, eps=self.config.rms_norm_eps
+            )
             norm.weight = torch.nn.Parameter(self._parameter("norm"), requires_grad=False)
             states = norm(torch.from_numpy(hidden).to(self.dtype))
             matrix = "lm_head" if self.weights.has("lm_head") else "embedding"
-            parts = [torch.nn.functional.linear(states, torch.from_numpy(block).to(self.dtype)) for block in self.weights.blocks(matrix)]
+            parts = [
+                torch.nn.functional.linear(states, torch.from_numpy(block).to(self.dtype))
+                for block in self.weights.blocks(matrix)
+            ]
             made: Array = torch.cat(parts, -1).float().numpy()
             return made

@@ -1,4 +1,5 @@
-"""Weights of a checkpoint of any format, layout and split, read one matrix at a time, as a layout of the table names them."""
+"""Weights of a checkpoint of any format, layout and split, read one matrix at a time, as a layout
+of the table names them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _BLOCK_BYTES = 32 << 20
 
 
 class Weights:
-    """`read` gives a logical tensor at an index (`read("w1", l=0, e=3)`) as the table's layout `layout` stores it."""
+    """`read` gives a logical tensor at an index (`read("w1", l=0, e=3)`) as the table's layout
+    `layout` stores it."""
 
     def __init__(self, source: Source, layout: str = "hub", worker: Worker | None = None) -> None:
         self.source = source
@@ -42,25 +44,40 @@ class Weights:
         """The length of an axis. Raises `PlanError` where nothing tells it."""
         found = self.source.binding.sizes.get(axis)
         if found is None:
-            raise PlanError(f"{self.source.checkpoint.path}: the length of axis {axis} isn't known; give {option('config')}.")
+            raise PlanError(
+                f"{self.source.checkpoint.path}: the length of axis {axis} isn't "
+                f"known; give {option('config')}."
+            )
         return found
 
     def read(self, tensor: str, **index: int) -> NDArray[Any]:
-        """A tensor in the dtype that it is stored in. Raises `PlanError` for dtypes that aren't floating-point."""
+        """A tensor in the dtype that it is stored in. Raises `PlanError` for dtypes that aren't
+        floating-point."""
         name = self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
         spec = self._specs[name]
         if not spec.dtype.floating:
-            raise PlanError(f"{self.source.checkpoint.path}: {name} is {spec.dtype}, which the forward check can't compute with.")
+            raise PlanError(
+                f"{self.source.checkpoint.path}: {name} is {spec.dtype}, which the "
+                "forward check can't compute with."
+            )
         (assembly,) = self._conversion.only([name], self.source.checkpoint.shards)
-        return read_assembly(assembly, self._worker).view(numpy_dtype(spec.dtype)).reshape(spec.shape)
+        return (
+            read_assembly(assembly, self._worker).view(numpy_dtype(spec.dtype)).reshape(spec.shape)
+        )
 
     def float32(self, tensor: str, **index: int) -> NDArray[np.float32]:
         """A tensor in float32."""
         return np.asarray(self.read(tensor, **index), np.float32)
 
     def stacked(self, tensors: tuple[str, ...], **index: int) -> NDArray[np.float32]:
-        """Matrices one after another along their rows, in float32; beside the result, one at a time is in memory."""
-        shapes = [self._specs[self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)].shape for tensor in tensors]
+        """Matrices one after another along their rows, in float32; beside the result, one at a time
+        is in memory."""
+        shapes = [
+            self._specs[
+                self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
+            ].shape
+            for tensor in tensors
+        ]
         made = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
         row = 0
         for tensor, shape in zip(tensors, shapes, strict=True):

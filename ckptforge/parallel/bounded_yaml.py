@@ -1,4 +1,5 @@
-"""YAML by PyYAML's safe loader, bounded: in what aliases and merges make of it, in depth, and to one value for each key."""
+"""YAML by PyYAML's safe loader, bounded: in what aliases and merges make of it, in depth, and to
+one value for each key."""
 
 from __future__ import annotations
 
@@ -11,18 +12,29 @@ _MAX_NUMBER = 64  # characters
 
 
 def parse_yaml(text: str, max_nodes: int) -> object:
-    """What the text says. Raises `ValueError` with what is wrong, also for more than `max_nodes` keys and values, where an alias
-    counts as much as what it stands for."""
+    """What the text says. Raises `ValueError` with what is wrong, also for more than `max_nodes`
+    keys and values, where an alias counts as much as what it stands for."""
     try:
         loader = _Loader(text, max_nodes)
         try:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    # Beside its own errors PyYAML lets through whatever comes of values that don't fit their tags, such as `!!int ""`.
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+    # Beside its own errors PyYAML lets through whatever comes of values that don't fit their tags,
+    # such as `!!int ""`.
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+    ) as error:
         why = " ".join(str(error)[:500].split())
-        raise ValueError(why if isinstance(error, yaml.YAMLError) else f"a value doesn't fit its tag ({why})") from error
+        raise ValueError(
+            why if isinstance(error, yaml.YAMLError) else f"a value doesn't fit its tag ({why})"
+        ) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,15 +57,21 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"an alias inside of what it stands for{mark}")
         self._left -= self._sizes[id(node)] if alias else 1
         if self._left < 0:
-            raise yaml.YAMLError(f"holds too many keys and values, aliases counted as what they stand for{mark}")
+            raise yaml.YAMLError(
+                f"holds too many keys and values, aliases counted as what they stand for{mark}"
+            )
         if not alias:
             self._sizes[id(node)] = before - self._left
         return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
-        if len(node.value) > _MAX_NUMBER and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
-            raise yaml.YAMLError(f"a number of {len(node.value)} characters{node.start_mark}")  # base 60 takes time by their square
+        if len(node.value) > _MAX_NUMBER and node.tag in (
+            "tag:yaml.org,2002:int",
+            "tag:yaml.org,2002:float",
+        ):
+            # base 60 takes time by their square
+            raise yaml.YAMLError(f"a number of {len(node.value)} characters{node.start_mark}")
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:

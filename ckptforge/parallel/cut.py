@@ -1,5 +1,5 @@
-"""The cut of rank directories as a manifest keeps it: by kind of tensor and stages, so that it has the same size for any number of
-ranks and layers."""
+"""The cut of rank directories as a manifest keeps it: by kind of tensor and stages, so that it has
+the same size for any number of ranks and layers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class LayoutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the tensors of a `kind` (names alike except for numbers, which stand as `#`), or those of some `names`, are cut in
-    `stages`, first and last of each run; no layout: every rank holds the same."""
+    """How the tensors of a `kind` (names alike except for numbers, which stand as `#`), or those of
+    some `names`, are cut in `stages`, first and last of each run; no layout: every rank holds the
+    same."""
 
     stages: tuple[tuple[int, int], ...]
     layout: LayoutRow | None = None
@@ -50,7 +51,8 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.stages * self.devices
 
     def strategy(self, path: Path, held: Sequence[Iterable[str]]) -> Strategy:
-        """The strategy for stages that hold these tensors. Raises `FormatError` for a tensor of which nothing is said."""
+        """The strategy for stages that hold these tensors. Raises `FormatError` for a tensor of
+        which nothing is said."""
         by_kind, by_name = self._by("kind"), self._by("names")
         stages: dict[int, Stage] = {}
         for stage, names in enumerate(held):
@@ -58,10 +60,14 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for name in names:
                 found = by_name.get((stage, name)) or by_kind.get((stage, skeleton_of(name)[0]))
                 if found is None:
-                    raise FormatError(f"{path}: doesn't say how {shown(name)} is cut in stage {stage}.")
+                    raise FormatError(
+                        f"{path}: doesn't say how {shown(name)} is cut in stage {stage}."
+                    )
                 if found.layout is not None:
                     layout = found.layout
-                    stages[stage][name] = DeviceLayout(layout.device_matrix, layout.tensor_map, layout.optimizer_shards)
+                    stages[stage][name] = DeviceLayout(
+                        layout.device_matrix, layout.tensor_map, layout.optimizer_shards
+                    )
         return make_strategy(path, stages, computed=True)
 
     def _by(self, what: str) -> dict[tuple[int, str], CutRow]:
@@ -69,7 +75,9 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for row in self.rows:
             keys = row.names if what == "names" else () if row.kind is None else (row.kind,)
             for first, last in row.stages:
-                found.update({(stage, key): row for stage in range(first, last + 1) for key in keys})
+                found.update(
+                    {(stage, key): row for stage in range(first, last + 1) for key in keys}
+                )
         return found
 
 
@@ -79,7 +87,11 @@ def cut_of(strategy: Strategy, held: Sequence[Iterable[str]]) -> Cut:
     for stage, names in enumerate(held):
         for name in names:
             layout = strategy.stages[stage].get(name)
-            row = None if layout is None else LayoutRow(layout.device_matrix, layout.tensor_map, layout.optimizer_shards)
+            row = (
+                None
+                if layout is None
+                else LayoutRow(layout.device_matrix, layout.tensor_map, layout.optimizer_shards)
+            )
             by_kind.setdefault((stage, skeleton_of(name)[0]), {})[name] = row
     stages: dict[tuple[LayoutRow | None, str | None, tuple[str, ...]], list[int]] = {}
     for (stage, kind), layouts in by_kind.items():
@@ -91,7 +103,10 @@ def cut_of(strategy: Strategy, held: Sequence[Iterable[str]]) -> Cut:
                 others.setdefault(row, []).append(name)
         for row, names in others.items():
             stages.setdefault((row, None, tuple(names)), []).append(stage)
-    rows = (CutRow(tuple(_runs(found)), layout, kind, names) for (layout, kind, names), found in stages.items())
+    rows = (
+        CutRow(tuple(_runs(found)), layout, kind, names)
+        for (layout, kind, names), found in stages.items()
+    )
     return Cut(len(strategy.stages), strategy.devices, tuple(rows))
 
 
@@ -109,27 +124,37 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 def cut_json(cut: Cut) -> dict[str, Any]:
     """A cut as it stands in a manifest."""
     found: dict[str, Any] = msgspec.to_builtins(cut)
-    found["rows"] = [{key: value for key, value in row.items() if value not in (None, ())} for row in found["rows"]]
+    found["rows"] = [
+        {key: value for key, value in row.items() if value not in (None, ())}
+        for row in found["rows"]
+    ]
     return found
 
 
 def recorded_cut(manifest: Manifest) -> Cut:
-    """How a manifest says that its files are cut. Raises `FormatError` where that is damaged or missing."""
+    """How a manifest says that its files are cut. Raises `FormatError` where that is damaged or
+    missing."""
     try:
         return read_cut(manifest.cut or {})
     except (TypeError, AttributeError, ValueError) as error:
         raise FormatError(
-            f"{manifest.path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); remove it, or convert again."
+            f"{manifest.path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); "
+            "remove it, or convert again."
         ) from error
 
 
 def read_cut(content: Mapping[str, Any]) -> Cut:
-    """What `cut_json` wrote. Raises `ValueError` for anything else, and for layouts and stages that can't be."""
+    """What `cut_json` wrote. Raises `ValueError` for anything else, and for layouts and stages that
+    can't be."""
     rows = content.get("rows")
     if not isinstance(rows, list) or len(rows) > _MAX_ROWS:
         raise ValueError(f"cut.rows is {shown(rows)}")
     cut = msgspec.convert(content, Cut)  # msgspec's ValidationError is a ValueError
-    if not (1 <= cut.stages <= MAX_STAGES and 1 <= cut.devices <= MAX_DEVICES and cut.ranks <= MAX_DEVICES):
+    if not (
+        1 <= cut.stages <= MAX_STAGES
+        and 1 <= cut.devices <= MAX_DEVICES
+        and cut.ranks <= MAX_DEVICES
+    ):
         raise ValueError(f"cut has {shown(cut.stages)} stages of {shown(cut.devices)} devices")
     spans = 0
     for row in cut.rows:
@@ -141,9 +166,13 @@ def read_cut(content: Mapping[str, Any]) -> Cut:
         if spans > _MAX_ROWS * 8:
             raise ValueError("cut says more than there can be")
         if row.layout is not None:
-            layout = DeviceLayout(row.layout.device_matrix, row.layout.tensor_map, row.layout.optimizer_shards)
+            layout = DeviceLayout(
+                row.layout.device_matrix, row.layout.tensor_map, row.layout.optimizer_shards
+            )
             if problem := layout.problem():
                 raise ValueError(f"a row of cut: {problem}")
             if layout.devices != cut.devices:
-                raise ValueError(f"a row of cut is for {layout.devices} devices, the others for {cut.devices}")
+                raise ValueError(
+                    f"a row of cut is for {layout.devices} devices, the others for {cut.devices}"
+                )
     return cut

@@ -1,6 +1,7 @@
 """How one parameter is spread over the devices of a stage. Pure arithmetic.
 
-Source: MindSpore's `node_strategy.proto` and the runtime's slicing in `parallel/_tensor.py` (`_load_tensor`).
+Source: MindSpore's `node_strategy.proto` and the runtime's slicing in `parallel/_tensor.py`
+(`_load_tensor`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ MAX_DIMS = 64
 class DeviceLayout(msgspec.Struct, frozen=True):
     """A grid of devices, row-major, and the device axes that split each tensor axis.
 
-    `tensor_map[i]` are device axes, numbered from the right, the first the major one; empty: not split. Device axes in no
-    entry hold replicas. `optimizer_shards`: the replicas cut axis 0 of their slice again, into this many parts; 0 not at
-    all, -1 one for each replica. `full_shape` where the strategy file says it (JSON does).
+    `tensor_map[i]` are device axes, numbered from the right, the first the major one; empty: not
+    split. Device axes in no entry hold replicas. `optimizer_shards`: the replicas cut axis 0 of
+    their slice again, into this many parts; 0 not at all, -1 one for each replica. `full_shape`
+    where the strategy file says it (JSON does).
     """
 
     device_matrix: tuple[int, ...]
@@ -39,7 +41,9 @@ class DeviceLayout(msgspec.Struct, frozen=True):
     @property
     def splits(self) -> tuple[int, ...]:
         """How many parts each tensor axis is cut into by the tensor map."""
-        return tuple(math.prod(self.device_matrix[-1 - axis] for axis in axes) for axes in self.tensor_map)
+        return tuple(
+            math.prod(self.device_matrix[-1 - axis] for axis in axes) for axes in self.tensor_map
+        )
 
     @property
     def replicas(self) -> int:
@@ -61,11 +65,21 @@ class DeviceLayout(msgspec.Struct, frozen=True):
             return f"device matrix {shown(list(self.device_matrix))} has sizes below 1"
         used = [axis for axes in self.tensor_map for axis in axes]
         if any(not 0 <= axis < len(self.device_matrix) for axis in used):
-            return f"tensor map {shown(self.tensor_map)} names device axes that {shown(list(self.device_matrix))} doesn't have"
+            return (
+                f"tensor map {shown(self.tensor_map)} names device axes that "
+                f"{shown(list(self.device_matrix))} doesn't have"
+            )
         if len(set(used)) < len(used):
             return f"tensor map {shown(self.tensor_map)} uses a device axis twice"
-        if self.optimizer_shards < -1 or self.optimizer_parts > self.replicas or self.replicas % self.optimizer_parts:
-            return f"optimizer sharding into {shown(self.optimizer_shards)} parts doesn't fit {counted(self.replicas, 'replica')}"
+        if (
+            self.optimizer_shards < -1
+            or self.optimizer_parts > self.replicas
+            or self.replicas % self.optimizer_parts
+        ):
+            return (
+                f"optimizer sharding into {shown(self.optimizer_shards)} parts doesn't fit "
+                f"{counted(self.replicas, 'replica')}"
+            )
         if self.optimizer_parts > 1 and not self.tensor_map:
             return "optimizer sharding of a scalar"
         return None
@@ -82,7 +96,8 @@ class DeviceLayout(msgspec.Struct, frozen=True):
         return tuple(n // cut for n, cut in zip(full, cuts, strict=True))
 
     def shape_of_whole(self, part: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Shape of the full tensor whose parts have shape `part`; None if the number of axes differs."""
+        """Shape of the full tensor whose parts have shape `part`; None if the number of axes
+        differs."""
         if len(part) != len(self.tensor_map):
             return None
         full = [n * split for n, split in zip(part, self.splits, strict=True)]

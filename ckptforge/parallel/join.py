@@ -1,4 +1,5 @@
-"""Sharded checkpoints: the rank directories of a job and its strategy, read as one set of full tensors."""
+"""Sharded checkpoints: the rank directories of a job and its strategy, read as one set of full
+tensors."""
 
 from __future__ import annotations
 
@@ -18,25 +19,36 @@ _log = logging.getLogger(__name__)
 Parts = tuple[tuple[Box, TensorEntry], ...]
 
 
-def open_sharded(directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False) -> Checkpoint:
-    """Opens `rank_<r>` directories under the strategy that they were made under. See `join_ranks`."""
+def open_sharded(
+    directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False
+) -> Checkpoint:
+    """Opens `rank_<r>` directories under the strategy that they were made under. See
+    `join_ranks`."""
     refuse_unfinished(directory)
     return join_ranks(directory, read_ranks(directory, step), strategy, check_replicas)
 
 
-def join_ranks(directory: Path, ranks: tuple[list[FileIndex], list[str]], strategy: Strategy, check_replicas: bool = False) -> Checkpoint:
-    """The files of ranks, and notes about their choice, as one set of full tensors under the strategy that they were made under.
+def join_ranks(
+    directory: Path,
+    ranks: tuple[list[FileIndex], list[str]],
+    strategy: Strategy,
+    check_replicas: bool = False,
+) -> Checkpoint:
+    """The files of ranks, and notes about their choice, as one set of full tensors under the
+    strategy that they were made under.
 
-    Of replicas the lowest rank's is read; a rank may lack a replica (redundancy removed), if some rank has each part.
-    `check_replicas` compares all of them. Tensors that the strategy doesn't know must be the same on all ranks.
-    Raises `InputNotFoundError` for missing ranks, `FormatError` for whatever shows that strategy and shards don't belong
-    together, with the shapes.
+    Of replicas the lowest rank's is read; a rank may lack a replica (redundancy removed), if some
+    rank has each part. `check_replicas` compares all of them. Tensors that the strategy doesn't
+    know must be the same on all ranks. Raises `InputNotFoundError` for missing ranks, `FormatError`
+    for whatever shows that strategy and shards don't belong together, with the shapes.
     """
     files, notes = ranks[0], [*ranks[1]]
     if len(files) != strategy.ranks:
         raise FormatError(
-            f"{directory}: holds {counted(len(files), 'rank')}, but {strategy.path} is of a job with {strategy.ranks} "
-            f"({counted(len(strategy.stages), 'stage')} of {counted(strategy.devices, 'device')}); it isn't the strategy of these shards."
+            f"{directory}: holds {counted(len(files), 'rank')}, but {strategy.path} is of a job "
+            f"with {strategy.ranks} "
+            f"({counted(len(strategy.stages), 'stage')} of {counted(strategy.devices, 'device')}); "
+            "it isn't the strategy of these shards."
         )
     tensors: dict[str, TensorEntry] = {}
     shards: dict[str, Parts] = {}
@@ -49,9 +61,14 @@ def join_ranks(directory: Path, ranks: tuple[list[FileIndex], list[str]], strate
         tensors[name], shards[name] = whole, parts
     notes += _once([note for file in files for note in file.notes], len(files))
     kind = f"{files[0].format} in ranks"
-    held = f"{counted(len(tensors), 'tensor')} in {counted(len(files), 'rank')}, {counted(len(strategy.stages), 'stage')}"
+    held = (
+        f"{counted(len(tensors), 'tensor')} in {counted(len(files), 'rank')}, "
+        f"{counted(len(strategy.stages), 'stage')}"
+    )
     _log.info("opened %s: %s, %s, sharding from %s", directory, kind, held, strategy.path)
-    return Checkpoint(directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards)
+    return Checkpoint(
+        directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards
+    )
 
 
 def _once(notes: list[str], ranks: int) -> list[str]:
@@ -60,52 +77,75 @@ def _once(notes: list[str], ranks: int) -> list[str]:
     return (
         first
         if len(first) == len(notes)
-        else [*first, f"{counted(len(notes) - len(first), 'such note')} more, of the files of {counted(ranks, 'rank')}."]
+        else [
+            *first,
+            f"{counted(len(notes) - len(first), 'such note')} more, of the files of "
+            f"{counted(ranks, 'rank')}.",
+        ]
     )
 
 
 def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
-    """As MindSpore's transform_checkpoints orders them: the strategy's tensors as they first appear, from the highest rank
-    down, then the others."""
+    """As MindSpore's transform_checkpoints orders them: the strategy's tensors as they first
+    appear, from the highest rank down, then the others."""
     names = dict.fromkeys(name for file in reversed(files) for name in file.tensors)
     return sorted(names, key=lambda name: strategy.first_stage(name) is None)
 
 
-def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: Strategy) -> tuple[TensorEntry, Parts]:
-    """A tensor of no strategy, such as a step counter: one and the same on every rank that has it."""
+def _common(
+    directory: Path, name: str, files: Sequence[FileIndex], strategy: Strategy
+) -> tuple[TensorEntry, Parts]:
+    """A tensor of no strategy, such as a step counter: one and the same on every rank that has
+    it."""
     holders = [file.tensors[name] for file in files if name in file.tensors]
     first = holders[0]
     for other in holders[1:]:
         if (other.dtype, other.shape) != (first.dtype, first.shape) or not same_bytes(first, other):
             raise FormatError(
-                f"{directory}: {shown(name)} isn't in the strategy {strategy.path}, so every rank must hold the same, but {first.path} "
-                f"({first.dtype} {list(first.shape)}) and {other.path} ({other.dtype} {list(other.shape)}) differ; "
+                f"{directory}: {shown(name)} isn't in the strategy {strategy.path}, so every rank "
+                f"must hold the same, but {first.path} "
+                f"({first.dtype} {list(first.shape)}) and {other.path} ({other.dtype} "
+                f"{list(other.shape)}) differ; "
                 "it isn't the strategy of these shards, or not all of it."
             )
-    return TensorEntry(name, first.dtype, first.shape, directory, ()), ((full_box(first.shape), first),)
+    return TensorEntry(name, first.dtype, first.shape, directory, ()), (
+        (full_box(first.shape), first),
+    )
 
 
 def _sharded(
-    directory: Path, name: str, stage: int, files: Sequence[FileIndex], strategy: Strategy, check_replicas: bool
+    directory: Path,
+    name: str,
+    stage: int,
+    files: Sequence[FileIndex],
+    strategy: Strategy,
+    check_replicas: bool,
 ) -> tuple[TensorEntry, Parts]:
     layout = strategy.stages[stage][name]
-    held = {device: files[stage * strategy.devices + device].tensors.get(name) for device in range(strategy.devices)}
+    held = {
+        device: files[stage * strategy.devices + device].tensors.get(name)
+        for device in range(strategy.devices)
+    }
     present = {device: entry for device, entry in held.items() if entry is not None}
     if not present:
         elsewhere = next(file.path for file in files if name in file.tensors)
         raise FormatError(
-            f"{directory}: {shown(name)} belongs to stage {stage} by {strategy.path}, but only ranks of others hold it ({elsewhere})."
+            f"{directory}: {shown(name)} belongs to stage {stage} by {strategy.path}, but only "
+            f"ranks of others hold it ({elsewhere})."
         )
     first = next(iter(present.values()))
     for entry in present.values():
         if (entry.dtype, entry.shape) != (first.dtype, first.shape):
             raise FormatError(
-                f"{entry.path}: {shown(name)} is {entry.dtype} {list(entry.shape)}, but {first.dtype} {list(first.shape)} in {first.path}; "
+                f"{entry.path}: {shown(name)} is {entry.dtype} {list(entry.shape)}, but "
+                f"{first.dtype} {list(first.shape)} in {first.path}; "
                 "the ranks of a job have equal parts."
             )
     full = layout.shape_of_whole(first.shape)
     if full is None or (layout.full_shape is not None and full != layout.full_shape):
-        expected = layout.full_shape if full is not None else counted(len(layout.tensor_map), "axis")
+        expected = (
+            layout.full_shape if full is not None else counted(len(layout.tensor_map), "axis")
+        )
         raise FormatError(
             f"{first.path}: {shown(name)} has shape {list(first.shape)}"
             + (f", which {strategy.path} makes {list(full)} in all" if full is not None else "")
@@ -116,11 +156,21 @@ def _sharded(
         box = layout.box(full, device)
         kept = chosen.setdefault(box, entry)
         if check_replicas and kept is not entry and not same_bytes(kept, entry):
-            raise FormatError(f"{entry.path}: {shown(name)} differs from its replica in {kept.path}.")
+            raise FormatError(
+                f"{entry.path}: {shown(name)} differs from its replica in {kept.path}."
+            )
     if wrong := uncovered(full_box(full), list(chosen)):
-        lacking = [str(files[stage * strategy.devices + device].path) for device, entry in held.items() if entry is None]
+        lacking = [
+            str(files[stage * strategy.devices + device].path)
+            for device, entry in held.items()
+            if entry is None
+        ]
         raise FormatError(
             f"{directory}: no rank holds part {box_text(wrong[1])} of {shown(name)} {list(full)}"
-            + (f"; these lack the tensor:\n{listing(lacking)}" if lacking else "; it isn't the strategy of these shards.")
+            + (
+                f"; these lack the tensor:\n{listing(lacking)}"
+                if lacking
+                else "; it isn't the strategy of these shards."
+            )
         )
     return TensorEntry(name, first.dtype, full, directory, ()), tuple(chosen.items())

@@ -1,4 +1,5 @@
-"""The strategy of rank directories from a parallel configuration: the full shapes that make their parts what they are."""
+"""The strategy of rank directories from a parallel configuration: the full shapes that make their
+parts what they are."""
 
 from __future__ import annotations
 
@@ -35,18 +36,26 @@ class Whole(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """The table of a model, and what its config.json says, which `where` names in messages; empty where none is known."""
+    """The table of a model, and what its config.json says, which `where` names in messages; empty
+    where none is known."""
 
     table: Table
     config: Mapping[str, Any]
     where: str
 
 
-def solve_strategy(config: ParallelConfig, model: Model, layouts: Sequence[Layout], parts: Sequence[Stored], named: str) -> Strategy:
-    """The strategy under which a job of `config` holds `parts`, one of each tensor, in one of some layouts.
+def solve_strategy(
+    config: ParallelConfig,
+    model: Model,
+    layouts: Sequence[Layout],
+    parts: Sequence[Stored],
+    named: str,
+) -> Strategy:
+    """The strategy under which a job of `config` holds `parts`, one of each tensor, in one of some
+    layouts.
 
-    Raises `ConfigError` and `LayoutError` where no full shapes give these parts, and where several do or layouts are cut in
-    different ways, of which the option `named` tells the right one.
+    Raises `ConfigError` and `LayoutError` where no full shapes give these parts, and where several
+    do or layouts are cut in different ways, of which the option `named` tells the right one.
     """
     found: dict[str, Strategy] = {}
     reasons: dict[str, CkptforgeError] = {}
@@ -60,28 +69,38 @@ def solve_strategy(config: ParallelConfig, model: Model, layouts: Sequence[Layou
     first = next(iter(found.values()))
     if any(other.stages != first.stages for other in found.values()):
         raise LayoutError(
-            f"the parts fit layouts {' and '.join(found)}, which {config.path} cuts in different ways. Name the right one with {named}."
+            f"the parts fit layouts {' and '.join(found)}, which {config.path} cuts in different "
+            f"ways. Name the right one with {named}."
         )
     return first
 
 
-def _solve(config: ParallelConfig, model: Model, layout: Layout, parts: Sequence[Stored]) -> Strategy:
+def _solve(
+    config: ParallelConfig, model: Model, layout: Layout, parts: Sequence[Stored]
+) -> Strategy:
     table = model.table
     weights = {part.name: part for part in parts if not is_state(part.name)}
     sizes, found, unknown = read_names(table, layout, weights, model.config, model.where)
     if strange := [name for name in unknown if not table.is_ignored(layout, name)]:
         strangers = counted(len(strange), "tensor", "aren't")
         raise ConfigError(
-            f"{config.path}: {strangers} of layout {layout.name}, so that nothing says how to cut them; give the "
+            f"{config.path}: {strangers} of layout {layout.name}, so that nothing says how to cut "
+            "them; give the "
             f"strategy files of the job:\n{listing(strange)}"
         )
     cutter = Cutter.of(config, table, layout, sizes)
     learn_heads(sizes, config, table)
-    for axis in {cut.axis for row in cutter.rows.values() for cut in row.cuts if cut.dimension == "ep"}:
+    for axis in {
+        cut.axis for row in cutter.rows.values() for cut in row.cuts if cut.dimension == "ep"
+    }:
         if config.experts is not None and sizes.get(axis) is None:
             sizes.learn(axis, config.experts, f"expert_num of {config.path}")
     shapes = _Search(cutter.sharing(table, found), _one_of_each(found, weights)).solve()
-    wholes = [Whole(name, weights[name].dtype, shapes[pattern]) for pattern, names in found.items() for name in names.values()]
+    wholes = [
+        Whole(name, weights[name].dtype, shapes[pattern])
+        for pattern, names in found.items()
+        for name in names.values()
+    ]
     given = model.config or dict(condition.met() for condition in table.optional.values())
     binding = bind(table, layout, {whole.name: whole.shape for whole in wholes}, given, model.where)
     state = [Whole(part.name, part.dtype, part.shape) for part in parts if is_state(part.name)]
@@ -89,10 +108,14 @@ def _solve(config: ParallelConfig, model: Model, layout: Layout, parts: Sequence
     for whole in wholes:
         stage = strategy.first_stage(whole.name)
         assert stage is not None
-        made, part = strategy.stages[stage][whole.name].shape_of_parts(whole.shape), weights[whole.name].shape
+        made, part = (
+            strategy.stages[stage][whole.name].shape_of_parts(whole.shape),
+            weights[whole.name].shape,
+        )
         if made != part:
             raise ConfigError(
-                f"{config.path}: cuts {shown(whole.name)} {list(whole.shape)} into parts of {list(made or ())}, but the ranks hold "
+                f"{config.path}: cuts {shown(whole.name)} {list(whole.shape)} into parts of "
+                f"{list(made or ())}, but the ranks hold "
                 f"{list(part)}; it isn't the configuration of these ranks."
             )
     return strategy
@@ -105,7 +128,8 @@ def _one_of_each(found: Names, weights: Mapping[str, Stored]) -> dict[Pattern, S
         first, *others = (weights[name] for name in names.values())
         if other := next((other for other in others if other.shape != first.shape), None):
             raise LayoutError(
-                f"the part of {other.name} has shape {list(other.shape)}, but that of {first.name}, of the same kind, {list(first.shape)}.",
+                f"the part of {other.name} has shape {list(other.shape)}, but that of "
+                f"{first.name}, of the same kind, {list(first.shape)}.",
                 (other.name, first.name),
             )
         chosen[pattern] = first
@@ -113,7 +137,8 @@ def _one_of_each(found: Names, weights: Mapping[str, Stored]) -> dict[Pattern, S
 
 
 class _Search:
-    """Full shapes, one for each kind of tensor, that give the parts by the rules of the job and that agree on the lengths of axes."""
+    """Full shapes, one for each kind of tensor, that give the parts by the rules of the job and
+    that agree on the lengths of axes."""
 
     def __init__(self, cutter: Cutter, parts: Mapping[Pattern, Stored]) -> None:
         self.cutter, self.parts = cutter, parts
@@ -121,7 +146,9 @@ class _Search:
 
     def solve(self) -> dict[Pattern, Shape]:
         """Raises `ConfigError` where there are none, and where there are several."""
-        candidates = {pattern: list(self._candidates(pattern, part)) for pattern, part in self.parts.items()}
+        candidates = {
+            pattern: list(self._candidates(pattern, part)) for pattern, part in self.parts.items()
+        }
         for pattern, shapes in candidates.items():
             if not shapes:
                 raise self._no_shape(pattern)
@@ -139,13 +166,21 @@ class _Search:
         config = self.cutter.config
         cuts = self.cutter.cuts(pattern)
         for axis, cut in cuts.items():
-            inner = cut.optional and config.degree(cut.dimension) > 1 and pattern.axes[axis] != (cut.axis,)
+            inner = (
+                cut.optional
+                and config.degree(cut.dimension) > 1
+                and pattern.axes[axis] != (cut.axis,)
+            )
             if inner and self.cutter.sizes.get(cut.axis) is None:
                 raise ConfigError(
-                    f"{config.path}: whether {part.name} is cut depends on {cut.axis}, which the parts don't show; give the model's "
+                    f"{config.path}: whether {part.name} is cut depends on {cut.axis}, which the "
+                    "parts don't show; give the model's "
                     f"config.json with {option('config')}, or the job's strategy files."
                 )
-        choices = [[(i, cut.dimension), None] if cut.optional else [(i, cut.dimension)] for i, cut in cuts.items()]
+        choices = [
+            [(i, cut.dimension), None] if cut.optional else [(i, cut.dimension)]
+            for i, cut in cuts.items()
+        ]
         seen = set()
         for chosen in product(*choices):
             used = [one for one in chosen if one is not None]
@@ -154,7 +189,9 @@ class _Search:
                 if axis >= len(shape):
                     return
                 shape[axis] *= config.degree(dimension)
-            replicas = config.devices // math.prod(config.degree(dimension) for _, dimension in used)
+            replicas = config.devices // math.prod(
+                config.degree(dimension) for _, dimension in used
+            )
             for parts in dict.fromkeys((1, replicas, config.optimizer_shards)):
                 full = (shape[0] * parts, *shape[1:]) if shape and parts > 0 else tuple(shape)
                 if full not in seen and self._gives(pattern, part, full, self.cutter.sizes):
@@ -166,19 +203,26 @@ class _Search:
         if len(full) != len(pattern.shape_axes):
             return False
         try:
-            layout = replace(self.cutter, sizes=sizes).layout_of(pattern, Whole(part.name, part.dtype, full))
+            layout = replace(self.cutter, sizes=sizes).layout_of(
+                pattern, Whole(part.name, part.dtype, full)
+            )
         except ConfigError:
             return False
         return layout.shape_of_parts(full) == part.shape
 
-    def _settle(self, known: _Known, candidates: Mapping[Pattern, list[Shape]], shapes: dict[Pattern, Shape]) -> dict[Pattern, list[Shape]]:
-        """Takes the shapes of those kinds that can have only one, as long as that tells more; what is left open."""
+    def _settle(
+        self, known: _Known, candidates: Mapping[Pattern, list[Shape]], shapes: dict[Pattern, Shape]
+    ) -> dict[Pattern, list[Shape]]:
+        """Takes the shapes of those kinds that can have only one, as long as that tells more; what
+        is left open."""
         left = dict(candidates)
         progress = True
         while progress and left:
             progress = False
             for pattern, possible in list(left.items()):
-                fitting = [shape for shape in possible if self._fits(known, pattern, shape) is not None]
+                fitting = [
+                    shape for shape in possible if self._fits(known, pattern, shape) is not None
+                ]
                 if not fitting:
                     raise self._no_shape(pattern)
                 left[pattern] = fitting
@@ -200,11 +244,16 @@ class _Search:
             return None
         for axis, length in zip(pattern.shape_axes, shape, strict=True):
             factors = [item for item in axis if not isinstance(item, Concat)]
-            if len(factors) == len(axis) and products.setdefault(tuple(sorted(factors)), length) != length:
+            if (
+                len(factors) == len(axis)
+                and products.setdefault(tuple(sorted(factors)), length) != length
+            ):
                 return None
         return _Known(sizes, products) if self._gives(pattern, part, shape, sizes) else None
 
-    def _search(self, known: _Known, left: Mapping[Pattern, list[Shape]]) -> Iterator[dict[Pattern, Shape]]:
+    def _search(
+        self, known: _Known, left: Mapping[Pattern, list[Shape]]
+    ) -> Iterator[dict[Pattern, Shape]]:
         """The ways in which what is left goes together, of which two are enough."""
         if not left:
             yield {}
@@ -225,21 +274,27 @@ class _Search:
     def _no_shape(self, pattern: Pattern) -> ConfigError:
         part, config = self.parts[pattern], self.cutter.config
         return ConfigError(
-            f"{config.path}: no shape of {shown(part.name)} is cut into parts of {list(part.shape)} by data_parallel {config.data}, "
+            f"{config.path}: no shape of {shown(part.name)} is cut into parts of "
+            f"{list(part.shape)} by data_parallel {config.data}, "
             f"model_parallel {config.model}, expert_parallel {config.expert}"
-            f"{' and optimizer parallelism' if config.optimizer else ''}; it isn't the configuration of these ranks, or their model isn't "
+            f"{' and optimizer parallelism' if config.optimizer else ''}; it isn't the "
+            "configuration of these ranks, or their model isn't "
             "of this layout."
         )
 
-    def _undecided(self, left: Mapping[Pattern, list[Shape]], solutions: Sequence[Mapping[Pattern, Shape]]) -> ConfigError:
+    def _undecided(
+        self, left: Mapping[Pattern, list[Shape]], solutions: Sequence[Mapping[Pattern, Shape]]
+    ) -> ConfigError:
         if not solutions and self.trials <= _MAX_TRIALS:
             return self._no_shape(next(iter(left)))
         lines = [
-            f"{self.parts[pattern].name}: {list(self.parts[pattern].shape)} may be a part of {' or '.join(str(list(s)) for s in shapes)}"
+            f"{self.parts[pattern].name}: {list(self.parts[pattern].shape)} may be a part of "
+            f"{' or '.join(str(list(s)) for s in shapes)}"
             for pattern, shapes in left.items()
         ]
         return ConfigError(
-            f"{self.cutter.config.path}: the parts alone don't show how these tensors are cut:\n{listing(lines)}\n"
+            f"{self.cutter.config.path}: the parts alone don't show how these tensors are "
+            f"cut:\n{listing(lines)}\n"
             f"Give the model's config.json with {option('config')}, or the job's strategy files."
         )
 

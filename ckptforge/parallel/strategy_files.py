@@ -1,7 +1,7 @@
 """MindSpore's strategy files: protobuf and JSON, per stage and merged, and directories of them.
 
-Format: `node_strategy.proto` (package mindspore.straspb). A file whose name ends in `.json` is JSON, any other protobuf. In a
-merged file parameter names are `<stage>-<parameter>`.
+Format: `node_strategy.proto` (package mindspore.straspb). A file whose name ends in `.json` is
+JSON, any other protobuf. In a merged file parameter names are `<stage>-<parameter>`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, 
 from ckptforge.storage.small_files import entries_of, read_small
 from ckptforge.storage.small_json import parse_object
 
-MAX_BYTES = 1 << 26  # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
+# a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
+MAX_BYTES = 1 << 26
 _MAX_ITEMS = 1 << 17  # parameters and operators in a file
 _MAX_PARAMETERS = 1 << 16
 _MAX_FIELDS = 256  # in a parameter's layout
@@ -33,9 +34,11 @@ Stage = dict[str, DeviceLayout]
 
 
 class Strategy(msgspec.Struct, frozen=True):
-    """`stages[k]` is parameter → layout of pipeline stage k; global rank = stage · devices + device.
+    """`stages[k]` is parameter → layout of pipeline stage k; global rank = stage · devices +
+    device.
 
-    `path` is where it comes from; `computed` whether it was made for the tensors at hand instead of read from strategy files.
+    `path` is where it comes from; `computed` whether it was made for the tensors at hand instead of
+    read from strategy files.
     """
 
     path: Path
@@ -51,33 +54,45 @@ class Strategy(msgspec.Struct, frozen=True):
     @property
     def extent(self) -> str:
         """How many ranks and stages there are, in words."""
-        return counted(self.ranks, "rank") + (f" in {len(self.stages)} stages" if len(self.stages) > 1 else "")
+        return counted(self.ranks, "rank") + (
+            f" in {len(self.stages)} stages" if len(self.stages) > 1 else ""
+        )
 
     def stage_of(self, rank: int) -> int:
         """The stage of a global rank."""
         return rank // self.devices
 
     def first_stage(self, parameter: str) -> int | None:
-        """The lowest stage that holds a parameter, whose values count; None for parameters of no stage."""
+        """The lowest stage that holds a parameter, whose values count; None for parameters of no
+        stage."""
         return next((i for i, stage in enumerate(self.stages) if parameter in stage), None)
 
 
 def read_strategy(path: Path) -> Strategy:
     """Reads a strategy file, or a directory of the files of one job's ranks.
 
-    Raises `InputNotFoundError` when there is none, and `FormatError` for files that are damaged, disagree, lack a stage, or
-    hold what ckptforge can't honour (manual embedding split).
+    Raises `InputNotFoundError` when there is none, and `FormatError` for files that are damaged,
+    disagree, lack a stage, or hold what ckptforge can't honour (manual embedding split).
     """
     if os.path.isdir(path):
-        paths = [file for file in entries_of(path) if file.suffix in (".ckpt", ".json") and file.is_file()]
+        paths = [
+            file
+            for file in entries_of(path)
+            if file.suffix in (".ckpt", ".json") and file.is_file()
+        ]
         if not paths:
             raise InputNotFoundError(f"{path}: no strategy files (.ckpt or .json) in it.")
         if len({file.suffix for file in paths}) > 1:
-            raise FormatError(f"{path}: holds .ckpt and .json strategy files; keep one kind, or name one file.")
+            raise FormatError(
+                f"{path}: holds .ckpt and .json strategy files; keep one kind, or name one file."
+            )
     elif os.path.exists(path):
         paths = [path]
     else:
-        raise InputNotFoundError(f"{path}: no such strategy file or directory; check the path.{explain_missing(path, model=False)}")
+        raise InputNotFoundError(
+            f"{path}: no such strategy file or directory; check the "
+            f"path.{explain_missing(path, model=False)}"
+        )
     stages: dict[int, Stage] = {}
     origin: dict[int, Path] = {}
     seen: set[bytes] = set()
@@ -91,34 +106,56 @@ def read_strategy(path: Path) -> Strategy:
             if stage not in stages:
                 stages[stage], origin[stage] = layouts, file
             elif stages[stage] != layouts:
-                name = next(name for name in {**stages[stage], **layouts} if stages[stage].get(name) != layouts.get(name))
+                name = next(
+                    name
+                    for name in {**stages[stage], **layouts}
+                    if stages[stage].get(name) != layouts.get(name)
+                )
                 raise FormatError(
-                    f"{path}: {origin[stage].name} and {file.name} disagree on stage {stage}, for one on parameter {shown(name)}; "
+                    f"{path}: {origin[stage].name} and {file.name} disagree on stage {stage}, for "
+                    f"one on parameter {shown(name)}; "
                     "they are of two jobs. Keep the files of one."
                 )
     return make_strategy(path, stages)
 
 
 def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = False) -> Strategy:
-    """Checks that stages belong together. Raises `FormatError` for missing stages and different numbers of devices."""
+    """Checks that stages belong together. Raises `FormatError` for missing stages and different
+    numbers of devices."""
     if not stages or not any(stages.values()):
-        raise FormatError(f"{path}: holds no parameter layouts; it isn't a strategy file, or of a job without parallelism.")
+        raise FormatError(
+            f"{path}: holds no parameter layouts; it isn't a strategy file, or of a "
+            "job without parallelism."
+        )
     if missing := [stage for stage in range(len(stages)) if stage not in stages]:
         found = ", ".join(map(str, sorted(stages)[:10])) + (", …" if len(stages) > 10 else "")
-        raise FormatError(f"{path}: stage {missing[0]} is missing (there is {found}); give the strategy files of all stages.")
+        raise FormatError(
+            f"{path}: stage {missing[0]} is missing (there is {found}); give the "
+            "strategy files of all stages."
+        )
     devices = {layout.devices: name for stage in stages.values() for name, layout in stage.items()}
     if len(devices) > 1:
         different = [f"{name}: {counted(count, 'device')}" for count, name in devices.items()]
-        raise FormatError(f"{path}: parameters are laid out for different numbers of devices:\n{listing(different)}")
+        raise FormatError(
+            f"{path}: parameters are laid out for different numbers of "
+            f"devices:\n{listing(different)}"
+        )
     if next(iter(devices)) * len(stages) > MAX_DEVICES:
         raise FormatError(
-            f"{path}: {counted(len(stages), 'stage')} of {counted(next(iter(devices)), 'device')}: more than {MAX_DEVICES} in all; damaged."
+            f"{path}: {counted(len(stages), 'stage')} of {counted(next(iter(devices)), 'device')}: "
+            f"more than {MAX_DEVICES} in all; damaged."
         )
-    return Strategy(path, tuple(stages[stage] for stage in sorted(stages)), next(iter(devices)), computed)
+    return Strategy(
+        path, tuple(stages[stage] for stage in sorted(stages)), next(iter(devices)), computed
+    )
 
 
 def _read_file(path: Path, content: bytes) -> dict[int, Stage]:
-    own_stage, layouts = _read_json(path, content) if path.suffix == ".json" else _read_protobuf(Message(content, path))
+    own_stage, layouts = (
+        _read_json(path, content)
+        if path.suffix == ".json"
+        else _read_protobuf(Message(content, path))
+    )
     stages: dict[int, Stage] = {}
     for name, layout in layouts.items():
         check_name(name, path)
@@ -127,7 +164,10 @@ def _read_file(path: Path, content: bytes) -> dict[int, Stage]:
         match = _MERGED.fullmatch(name)
         stage, parameter = (int(match[1]), match[2]) if match else (own_stage, name)
         if not 0 <= stage < MAX_STAGES:
-            raise FormatError(f"{path}: parameter {shown(name)} is of stage {shown(stage)}; damaged, or not a strategy file.")
+            raise FormatError(
+                f"{path}: parameter {shown(name)} is of stage {shown(stage)}; "
+                "damaged, or not a strategy file."
+            )
         stages.setdefault(stage, {})[parameter] = layout
     return stages
 
@@ -197,24 +237,43 @@ def _layout_item(item: Message) -> tuple[str, DeviceLayout]:
             raise message.error(f"the layout of {shown(name)} with an unexpected field {field}")
     maps = [axes for axes in lists[2] if axes]
     if len(lists[1]) != 1:
-        raise FormatError(f"{item.path}: parameter {shown(name)} has {len(lists[1])} device matrices, expected one.")
+        raise FormatError(
+            f"{item.path}: parameter {shown(name)} has {len(lists[1])} device "
+            "matrices, expected one."
+        )
     _refuse_manual_split(item.path, name, numbers[5], any(lists[3]), any(lists[4]))
     return name, _device_layout(
-        lists[1][0], maps if len(lists[2]) > 1 else [(axis,) for axis in (maps[0] if maps else ())], numbers[6], numbers[7]
+        lists[1][0],
+        maps if len(lists[2]) > 1 else [(axis,) for axis in (maps[0] if maps else ())],
+        numbers[6],
+        numbers[7],
     )
 
 
 def _device_layout(
-    matrix: tuple[int, ...], tensor_map: list[tuple[int, ...]], step: int, size: int, shape: tuple[int, ...] | None = None
+    matrix: tuple[int, ...],
+    tensor_map: list[tuple[int, ...]],
+    step: int,
+    size: int,
+    shape: tuple[int, ...] | None = None,
 ) -> DeviceLayout:
     split = tuple(tuple(axis for axis in axes if axis != -1) for axes in tensor_map)
     return DeviceLayout(matrix, split, size if step and size else 0, shape)
 
 
-def _refuse_manual_split(path: Path, name: str, field: int, split_shape: bool, offsets: bool) -> None:
-    for found, what in ((field != 0, f"field {field}"), (split_shape, "param_split_shape"), (offsets, "indices_offset")):
+def _refuse_manual_split(
+    path: Path, name: str, field: int, split_shape: bool, offsets: bool
+) -> None:
+    for found, what in (
+        (field != 0, f"field {field}"),
+        (split_shape, "param_split_shape"),
+        (offsets, "indices_offset"),
+    ):
         if found:
-            raise FormatError(f"{path}: parameter {shown(name)} has {what} (a manually split embedding), which ckptforge can't honour.")
+            raise FormatError(
+                f"{path}: parameter {shown(name)} has {what} (a manually split "
+                "embedding), which ckptforge can't honour."
+            )
 
 
 def _read_json(path: Path, content: bytes) -> tuple[int, Stage]:
@@ -229,24 +288,42 @@ def _read_json(path: Path, content: bytes) -> tuple[int, Stage]:
             raise TypeError(f"an operator has stage {shown(own_stage)}")
         layouts = {name: _json_layout(path, name, item) for name, item in items.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"{path}: isn't a strategy file: {type(error).__name__}: {error}.") from error
+        raise FormatError(
+            f"{path}: isn't a strategy file: {type(error).__name__}: {error}."
+        ) from error
     return own_stage, layouts
 
 
 def _json_layout(path: Path, name: str, item: dict[str, Any]) -> DeviceLayout:
-    numbers = [item.get(key, 0) for key in ("field", "opt_weight_shard_step", "opt_weight_shard_size")]
+    numbers = [
+        item.get(key, 0) for key in ("field", "opt_weight_shard_step", "opt_weight_shard_size")
+    ]
     matrix, tensor_map, shape = item["dev_matrix"], item["tensor_map"], item.get("tensor_shape")
     for value in (*numbers, *matrix, *tensor_map, *(shape or ())):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"parameter {shown(name)} holds {shown(value)} where a number is expected")
-    _refuse_manual_split(path, name, numbers[0], bool(item.get("param_split_shape")), bool(item.get("indices_offset")))
+            raise TypeError(
+                f"parameter {shown(name)} holds {shown(value)} where a number is expected"
+            )
+    _refuse_manual_split(
+        path,
+        name,
+        numbers[0],
+        bool(item.get("param_split_shape")),
+        bool(item.get("indices_offset")),
+    )
     full = None if shape is None else tuple(shape)
-    layout = _device_layout(tuple(matrix), [(axis,) for axis in tensor_map], numbers[1], numbers[2], full)
+    layout = _device_layout(
+        tuple(matrix), [(axis,) for axis in tensor_map], numbers[1], numbers[2], full
+    )
     if full is not None and not all(0 <= n < 1 << 63 for n in full):
-        raise FormatError(f"{path}: parameter {shown(name)} has shape {shown(shape)}, which isn't one of a tensor.")
+        raise FormatError(
+            f"{path}: parameter {shown(name)} has shape {shown(shape)}, which isn't "
+            "one of a tensor."
+        )
     if full is not None and (layout.problem() is None and layout.shape_of_parts(full) is None):
         raise FormatError(
-            f"{path}: parameter {shown(name)} of shape {shown(shape)} can't be cut by device matrix {shown(matrix)} and tensor map "
+            f"{path}: parameter {shown(name)} of shape {shown(shape)} can't be cut by device "
+            f"matrix {shown(matrix)} and tensor map "
             f"{shown(tensor_map)}."
         )
     return layout
@@ -264,12 +341,30 @@ def strategy_bytes(stage: int, layouts: Stage, *, as_json: bool = False) -> byte
     for name, layout in layouts.items():
         inner = record(1, b"".join(number(1, n) for n in layout.device_matrix))
         if any(len(axes) > 1 for axes in layout.tensor_map):
-            maps = [record(2, b"".join(number(1, axis) for axis in axes or (-1,))) for axes in layout.tensor_map]
+            maps = [
+                record(2, b"".join(number(1, axis) for axis in axes or (-1,)))
+                for axes in layout.tensor_map
+            ]
             maps += [record(2, b"")] if len(maps) == 1 else []
         else:
-            maps = [record(2, b"".join(number(1, axes[0] if axes else -1) for axes in layout.tensor_map))]
-        step, size = (_replica_step(layout), layout.optimizer_shards) if layout.optimizer_parts > 1 else (0, 0)
-        inner += b"".join(maps) + record(3, b"") + record(4, b"") + number(5, 0) + number(6, step) + number(7, size)
+            maps = [
+                record(
+                    2, b"".join(number(1, axes[0] if axes else -1) for axes in layout.tensor_map)
+                )
+            ]
+        step, size = (
+            (_replica_step(layout), layout.optimizer_shards)
+            if layout.optimizer_parts > 1
+            else (0, 0)
+        )
+        inner += (
+            b"".join(maps)
+            + record(3, b"")
+            + record(4, b"")
+            + number(5, 0)
+            + number(6, step)
+            + number(7, size)
+        )
         out += record(3, record(1, name.encode()) + record(2, inner))
     return out
 
@@ -278,7 +373,10 @@ def _json_bytes(stage: int, layouts: Stage) -> bytes:
     items = {}
     for name, layout in sorted(layouts.items()):
         if any(len(axes) > 1 for axes in layout.tensor_map):
-            raise ValueError(f"{name}: several device axes split one tensor axis, which JSON strategies can't say")
+            raise ValueError(
+                f"{name}: several device axes split one tensor axis, which JSON "
+                "strategies can't say"
+            )
         optimizer = layout.optimizer_parts > 1
         items[name] = {
             "dev_matrix": list(layout.device_matrix),
@@ -289,11 +387,14 @@ def _json_bytes(stage: int, layouts: Stage) -> bytes:
             **({"tensor_shape": list(layout.full_shape)} if layout.full_shape is not None else {}),
         }
     operators = {"ckptforge": {"parallel_strategy": [], "stage": stage}}
-    return json.dumps({"current_stage": 1, "parallel_layout_item": items, "parallel_strategy_item": operators}).encode()
+    return json.dumps(
+        {"current_stage": 1, "parallel_layout_item": items, "parallel_strategy_item": operators}
+    ).encode()
 
 
 def _replica_step(layout: DeviceLayout) -> int:
-    """Rank distance of neighbouring replicas: (last - first) / (replicas - 1) of a replica group."""
+    """Rank distance of neighbouring replicas: (last - first) / (replicas - 1) of a replica
+    group."""
     used = {axis for axes in layout.tensor_map for axis in axes}
     last, stride = 0, 1
     for axis, size in enumerate(reversed(layout.device_matrix)):

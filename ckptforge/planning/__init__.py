@@ -1,1 +1,2 @@
-"""What a job is: the tensors of every output file, what fills them, and the proof that all of it is filled."""
+"""What a job is: the tensors of every output file, what fills them, and the proof that all of it is
+filled."""

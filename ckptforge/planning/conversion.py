@@ -1,4 +1,5 @@
-"""From a bound checkpoint to another layout of its table: the tensors to write, and the copies that fill them."""
+"""From a bound checkpoint to another layout of its table: the tensors to write, and the copies that
+fill them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ Shards = Mapping[str, tuple[tuple[Box | None, TensorEntry], ...]]
 
 
 class PlacedFile(msgspec.Struct, frozen=True):
-    """A file to be written, and which box of the full tensor each of its tensors is; no box: all of it."""
+    """A file to be written, and which box of the full tensor each of its tensors is; no box: all of
+    it."""
 
     layout: FileLayout
     boxes: Mapping[str, Box] = msgspec.field(default_factory=dict)
@@ -38,9 +40,9 @@ class PlacedFile(msgspec.Struct, frozen=True):
 
 @dataclass
 class Conversion:
-    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors that go into them, `zeroed` the
-    targets that are 0 where nothing fills them, `repeated` those that are others once more, `uncast` those
-    that a cast of the weights left as they are."""
+    """Target tensors in the order of the layout, and what fills each; `used` are the source tensors
+    that go into them, `zeroed` the targets that are 0 where nothing fills them, `repeated` those
+    that are others once more, `uncast` those that a cast of the weights left as they are."""
 
     specs: list[TensorSpec]
     copies: dict[str, Copies]
@@ -54,7 +56,11 @@ class Conversion:
         """Adds a source tensor as it is, except for a cast."""
         self.specs.append(TensorSpec(entry.name, dtype or entry.value_dtype, entry.shape))
         strides = row_major_strides(entry.shape)
-        self.copies[entry.name] = [(entry, Transfer(entry.shape, 0, strides, 0, strides).ordered())] if entry.elements else []
+        self.copies[entry.name] = (
+            [(entry, Transfer(entry.shape, 0, strides, 0, strides).ordered())]
+            if entry.elements
+            else []
+        )
         self.groups[entry.name] = skeleton_of(entry.name)[0]
         self.used.append(entry)
 
@@ -75,38 +81,57 @@ class Conversion:
         self.uncast += other.uncast
 
     def uncast_notes(self, dtype: DType | None, keyword: str = "dtype") -> tuple[str, ...]:
-        """A sentence about the tensors that a cast to `dtype`, by the option `keyword`, left as they are."""
+        """A sentence about the tensors that a cast to `dtype`, by the option `keyword`, left as
+        they are."""
         if dtype is None or not self.uncast:
             return ()
         counts = sorted(Counter(spec.dtype.name for spec in self.uncast).items())
         found = " and ".join(f"{n} tensor{'s' if n > 1 else ''} in {name}" for name, n in counts)
         example = f"{'such as ' if len(self.uncast) > 1 else ''}{self.uncast[0].name}"
-        return (f"{option(keyword, dtype.name)} left {found}, as the model's table says: {example}.",)
+        return (
+            f"{option(keyword, dtype.name)} left {found}, as the model's table says: {example}.",
+        )
 
     def assemblies(self, outputs: Sequence[PlacedFile], shards: Shards) -> tuple[Assembly, ...]:
-        """The assemblies for files that hold the target tensors or boxes of them; coverage is proved.
+        """The assemblies for files that hold the target tensors or boxes of them; coverage is
+        proved.
 
         `shards` are the parts of source tensors that don't lie in one piece. Raises `PlanError`.
         """
-        lowered = {name: tuple(_from_shards(copies, shards)) for name, copies in self.copies.items()}
+        lowered = {
+            name: tuple(_from_shards(copies, shards)) for name, copies in self.copies.items()
+        }
         if not any(output.boxes for output in outputs):
             found = [
-                Assembly(entry, self.groups[entry.name], lowered[entry.name], entry.name in self.zeroed)
+                Assembly(
+                    entry, self.groups[entry.name], lowered[entry.name], entry.name in self.zeroed
+                )
                 for output in outputs
                 for entry in output.layout.tensors.values()
             ]
-            prove_complete([a for a in found if a.target.name not in self.repeated], _parts(self.used, shards))
+            prove_complete(
+                [a for a in found if a.target.name not in self.repeated], _parts(self.used, shards)
+            )
             prove_complete([a for a in found if a.target.name in self.repeated], ())
             return tuple(found)
         return tuple(self._cut(outputs, lowered))
 
-    def _cut(self, outputs: Sequence[PlacedFile], lowered: Mapping[str, tuple[tuple[TensorEntry, Transfer], ...]]) -> Iterator[Assembly]:
-        """The assemblies of ranks. What is alike, as layers and replicas are, is cut and proved once."""
+    def _cut(
+        self,
+        outputs: Sequence[PlacedFile],
+        lowered: Mapping[str, tuple[tuple[TensorEntry, Transfer], ...]],
+    ) -> Iterator[Assembly]:
+        """The assemblies of ranks. What is alike, as layers and replicas are, is cut and proved
+        once."""
         shapes = {spec.name: spec.shape for spec in self.specs}
         alike: dict[tuple[object, ...], int] = {}
         kinds: dict[str, int] = {}
         for name, copies in lowered.items():
-            key = (shapes[name], name in self.zeroed, tuple((source.elements, transfer) for source, transfer in copies))
+            key = (
+                shapes[name],
+                name in self.zeroed,
+                tuple((source.elements, transfer) for source, transfer in copies),
+            )
             kinds[name] = alike.setdefault(key, len(alike))
         cuts: dict[tuple[int, Box | None], tuple[tuple[Transfer, ...], ...]] = {}
         seen: set[tuple[str, Box | None]] = set()
@@ -117,17 +142,31 @@ class Conversion:
                 parts = cuts.get((kinds[name], box))
                 proved = parts is not None
                 if parts is None:
-                    parts = tuple((copy,) if box is None else within_target(copy, shapes[name], box) for _, copy in copies)
+                    parts = tuple(
+                        (copy,) if box is None else within_target(copy, shapes[name], box)
+                        for _, copy in copies
+                    )
                     cuts[kinds[name], box] = parts
-                pairs = tuple([(source, part) for (source, _), cut in zip(copies, parts, strict=True) for part in cut])
-                assembly = Assembly(entry, self.groups[name], pairs, name in self.zeroed, (name, box) in seen)
+                pairs = tuple(
+                    [
+                        (source, part)
+                        for (source, _), cut in zip(copies, parts, strict=True)
+                        for part in cut
+                    ]
+                )
+                assembly = Assembly(
+                    entry, self.groups[name], pairs, name in self.zeroed, (name, box) in seen
+                )
                 seen.add((name, box))
                 if not proved:
                     prove_filled(assembly)
                 yield assembly
 
-    def against(self, names: Sequence[str], others: Sources, shards: Shards, other_shards: Shards) -> list[Pair]:
-        """The target tensors of these names beside tensors of the same names and shapes that are there already, part by part."""
+    def against(
+        self, names: Sequence[str], others: Sources, shards: Shards, other_shards: Shards
+    ) -> list[Pair]:
+        """The target tensors of these names beside tensors of the same names and shapes that are
+        there already, part by part."""
         pairs = []
         dtypes = {spec.name: spec.dtype for spec in self.specs}
         for name in names:
@@ -136,7 +175,11 @@ class Conversion:
             for box, entry in other_shards.get(name, ((None, whole),)):
                 copies = lowered
                 if box is not None:
-                    copies = [(source, part) for source, copy in lowered for part in within_target(copy, whole.shape, box)]
+                    copies = [
+                        (source, part)
+                        for source, copy in lowered
+                        for part in within_target(copy, whole.shape, box)
+                    ]
                 target = replace(entry, dtype=dtypes[name], extents=())
                 pairs.append(Pair(Assembly(target, self.groups[name], tuple(copies)), entry, box))
         return pairs
@@ -169,9 +212,11 @@ def _parts(used: Sequence[TensorEntry], shards: Shards) -> Iterator[TensorEntry]
         yield from (part for _, part in shards.get(source.name, ((None, source),)))
 
 
-def identity(sources: Sources, names: Sequence[str], dtype: DType | None, kept: frozenset[str]) -> Conversion:
-    """These tensors as they are, except for a cast to `dtype`, unless that is None, of the floating-point weights that
-    aren't `kept`."""
+def identity(
+    sources: Sources, names: Sequence[str], dtype: DType | None, kept: frozenset[str]
+) -> Conversion:
+    """These tensors as they are, except for a cast to `dtype`, unless that is None, of the
+    floating-point weights that aren't `kept`."""
     conversion = Conversion([], {}, {}, [])
     for name in names:
         entry = sources[name]
@@ -191,12 +236,13 @@ def convert(
     prefix: str = "",
     copied: Callable[[str], bool] = lambda _: True,
 ) -> Conversion:
-    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None, except those
-    that keep theirs by the table.
+    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None,
+    except those that keep theirs by the table.
 
-    Of the copies that `target` has of some tensors, those are made that are `copied`. With a `prefix`, the same for the tensors
-    that bear it before their weight's name (optimizer state); those whose sources are all absent are left away. Raises
-    `PlanError` when tensors that become one differ in dtype, and `ConfigError` when a size is needed that nothing tells.
+    Of the copies that `target` has of some tensors, those are made that are `copied`. With a
+    `prefix`, the same for the tensors that bear it before their weight's name (optimizer state);
+    those whose sources are all absent are left away. Raises `PlanError` when tensors that become
+    one differ in dtype, and `ConfigError` when a size is needed that nothing tells.
     """
     table = binding.table
     tensors = [tensor for tensor in table.tensors if binding.holds(tensor)]
@@ -208,19 +254,29 @@ def convert(
     copies: dict[str, Copies] = {}
     groups: dict[str, str] = {}
     absent: Absent = {}
-    opaque = {pattern: origin[pattern.tensors[0]] for pattern in wanted if _same_inside(pattern, [origin[t] for t in pattern.tensors])}
+    opaque = {
+        pattern: origin[pattern.tensors[0]]
+        for pattern in wanted
+        if _same_inside(pattern, [origin[t] for t in pattern.tensors])
+    }
     for pattern in wanted:
         if pattern not in opaque:
             for tensor in pattern.tensors:
                 for neighbour in (*pattern.tensors, *origin[tensor].tensors):
                     source = origin[neighbour]
-                    lengths[neighbour] = binding.sizes.telling(table, neighbour, source, target.holding(neighbour), binding.shapes[source])
+                    lengths[neighbour] = binding.sizes.telling(
+                        table, neighbour, source, target.holding(neighbour), binding.shapes[source]
+                    )
     for pattern in wanted:
         if pattern in opaque:
             source = opaque[pattern]
             shapes[pattern] = binding.shapes[source]
             pinned = range(len(pattern.name_axes))
-            found = fill(whole_pieces(pattern, shapes[pattern], counts), whole_pieces(source, shapes[pattern], counts), pinned)
+            found = fill(
+                whole_pieces(pattern, shapes[pattern], counts),
+                whole_pieces(source, shapes[pattern], counts),
+                pinned,
+            )
             _gather(copies, absent, found, sources, prefix)
         else:
             shapes[pattern] = pattern.shape(lambda part, axis: lengths[part][axis])
@@ -241,18 +297,39 @@ def convert(
         full = prefix + name
         if full in copies:
             kept = table.keeps_dtype(pattern)
-            widened = kept and dtype is not None and all(holds(dtype, source.value_dtype) for source, _ in copies[full])
-            specs.append(TensorSpec(full, _target_dtype(full, copies[full], None if kept and not widened else dtype), shapes[pattern]))
+            widened = (
+                kept
+                and dtype is not None
+                and all(holds(dtype, source.value_dtype) for source, _ in copies[full])
+            )
+            specs.append(
+                TensorSpec(
+                    full,
+                    _target_dtype(full, copies[full], None if kept and not widened else dtype),
+                    shapes[pattern],
+                )
+            )
             if kept and dtype is not None and specs[-1].dtype.floating and specs[-1].dtype != dtype:
                 uncast.append(specs[-1])
-    used = [sources[prefix + name] for names in binding.names.values() for name in names.values() if prefix + name in sources]
+    used = [
+        sources[prefix + name]
+        for names in binding.names.values()
+        for name in names.values()
+        if prefix + name in sources
+    ]
     conversion = Conversion(specs, copies, groups, used, uncast=uncast)
     if not prefix:
         _repeat(conversion, target, binding, counts, copied)
     return conversion
 
 
-def _repeat(conversion: Conversion, target: Layout, binding: Binding, counts: Mapping[str, int], copied: Callable[[str], bool]) -> None:
+def _repeat(
+    conversion: Conversion,
+    target: Layout,
+    binding: Binding,
+    counts: Mapping[str, int],
+    copied: Callable[[str], bool],
+) -> None:
     """Adds the copies that `target` has of tensors."""
     for copy in target.copies:
         if binding.holds(copy.tensors[0]) and all(axis in counts for axis in copy.name_axes):
@@ -262,7 +339,8 @@ def _repeat(conversion: Conversion, target: Layout, binding: Binding, counts: Ma
 
 
 def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:
-    """Whether a stored tensor goes over as it is: one source pattern with the same axes, name axes and parts."""
+    """Whether a stored tensor goes over as it is: one source pattern with the same axes, name axes
+    and parts."""
     first = origins[0]
     return (
         all(origin is first for origin in origins)
@@ -273,7 +351,11 @@ def _same_inside(pattern: Pattern, origins: Sequence[Pattern]) -> bool:
 
 
 def _gather(
-    copies: dict[str, Copies], absent: Absent, found: dict[str, list[tuple[str, Box, Transfer]]], sources: Sources, prefix: str
+    copies: dict[str, Copies],
+    absent: Absent,
+    found: dict[str, list[tuple[str, Box, Transfer]]],
+    sources: Sources,
+    prefix: str,
 ) -> None:
     for name, parts in found.items():
         for source, _, transfer in parts:
@@ -297,13 +379,21 @@ def _target_dtype(name: str, copies: Copies, dtype: DType | None) -> DType:
     if dtype is not None and all(found.floating for found in dtypes):
         return dtype
     if len(dtypes) > 1:
-        found = "; ".join(f"{entry.label} is {entry.value_dtype} in {entry.path}" for entry in dtypes.values())
-        raise PlanError(f"{name} is made of tensors of different dtypes: {found}. Cast them all with {option('dtype')}.")
+        found = "; ".join(
+            f"{entry.label} is {entry.value_dtype} in {entry.path}" for entry in dtypes.values()
+        )
+        raise PlanError(
+            f"{name} is made of tensors of different dtypes: {found}. Cast them all "
+            f"with {option('dtype')}."
+        )
     return next(iter(dtypes))
 
 
-def _in_order(patterns: Sequence[Pattern], names: Callable[[Pattern], list[tuple[dict[str, int], str]]]) -> Iterator[tuple[Pattern, str]]:
-    """(pattern, name) in checkpoint order: neighbouring patterns that begin with the same axis (the layers) take turns."""
+def _in_order(
+    patterns: Sequence[Pattern], names: Callable[[Pattern], list[tuple[dict[str, int], str]]]
+) -> Iterator[tuple[Pattern, str]]:
+    """(pattern, name) in checkpoint order: neighbouring patterns that begin with the same axis (the
+    layers) take turns."""
     for axis, group in groupby(patterns, key=lambda pattern: pattern.name_axes[:1]):
         members = list(group)
         if not axis:

@@ -1,4 +1,5 @@
-"""What a plan is: for every output tensor of every output file, the source boxes that fill it. Made from indexes alone."""
+"""What a plan is: for every output tensor of every output file, the source boxes that fill it. Made
+from indexes alone."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from ckptforge.tables.binding import Piece
 
 
 class Assembly(msgspec.Struct, frozen=True):
-    """One output tensor, and the transfers that fill it, each from one source tensor; with `zeroed`, what they leave is 0. `group`
-    names its kind for the audit, in which a `replica`, the same numbers once more in another file, doesn't count."""
+    """One output tensor, and the transfers that fill it, each from one source tensor; with
+    `zeroed`, what they leave is 0. `group` names its kind for the audit, in which a `replica`, the
+    same numbers once more in another file, doesn't count."""
 
     target: TensorEntry
     group: str
@@ -29,8 +31,8 @@ class Assembly(msgspec.Struct, frozen=True):
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """A tensor, or the part of it that lies in one file, as one side would make it (`assembly`), and as the other side has it
-    (`entry`); `box` is its part of the tensor, None for all of it."""
+    """A tensor, or the part of it that lies in one file, as one side would make it (`assembly`),
+    and as the other side has it (`entry`); `box` is its part of the tensor, None for all of it."""
 
     assembly: Assembly
     entry: TensorEntry
@@ -40,9 +42,10 @@ class Pair(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """A whole job: outputs to write, what fills them, and what of the input is left out and why.
 
-    `output` is the file or directory that appears; `files` have paths in or at it; `small_files` are written beside the
-    tensors as they are. `facts` describe the job for people. `alike` are pairs of source tensors that must hold the same, as only the
-    second is used. `strategy` is what cuts the outputs where they are the files of ranks.
+    `output` is the file or directory that appears; `files` have paths in or at it; `small_files`
+    are written beside the tensors as they are. `facts` describe the job for people. `alike` are
+    pairs of source tensors that must hold the same, as only the second is used. `strategy` is what
+    cuts the outputs where they are the files of ranks.
     """
 
     verb: str
@@ -58,7 +61,10 @@ class Plan(msgspec.Struct, frozen=True):
     strategy: Strategy | None = None
 
     def __repr__(self) -> str:
-        return f"<Plan of {self.verb}: {brief(self.output)}, {counted(self.tensor_count, 'tensor')}, {self.nbytes} bytes>"
+        return (
+            f"<Plan of {self.verb}: {brief(self.output)}, "
+            f"{counted(self.tensor_count, 'tensor')}, {self.nbytes} bytes>"
+        )
 
     @property
     def is_directory(self) -> bool:
@@ -107,11 +113,14 @@ class Plan(msgspec.Struct, frozen=True):
         return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
 
 
-def fill(targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[int]) -> dict[str, list[tuple[str, Box, Transfer]]]:
+def fill(
+    targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[int]
+) -> dict[str, list[tuple[str, Box, Transfer]]]:
     """Target name → (source name, box, transfer): the source boxes that fill each target piece.
 
-    `pinned` are the axes of the boxes on which every piece, on both sides, has length one; they pair the pieces off fast.
-    Raises `PlanError` unless each element of each target piece is filled exactly once.
+    `pinned` are the axes of the boxes on which every piece, on both sides, has length one; they
+    pair the pieces off fast. Raises `PlanError` unless each element of each target piece is filled
+    exactly once.
     """
     by_key: dict[tuple[int, ...], list[Piece]] = {}
     for piece in sources:
@@ -126,34 +135,50 @@ def fill(targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[in
             parts.append(common)
             transfer = Transfer(
                 box_shape(common),
-                source.grid.at([lo - start for (lo, _), (start, _) in zip(common, source.box, strict=True)]),
+                source.grid.at(
+                    [lo - start for (lo, _), (start, _) in zip(common, source.box, strict=True)]
+                ),
                 source.grid.strides,
-                target.grid.at([lo - start for (lo, _), (start, _) in zip(common, target.box, strict=True)]),
+                target.grid.at(
+                    [lo - start for (lo, _), (start, _) in zip(common, target.box, strict=True)]
+                ),
                 target.grid.strides,
             )
             found.setdefault(target.name, []).append((source.name, common, transfer.ordered()))
         if wrong := uncovered(target.box, parts):
             where = f"{box_text(wrong[1])} of {box_text(target.box)}"
-            raise PlanError(f"{target.name}: the sources {wrong[0]} at box {where}; this is a defect of the mapping.")
+            raise PlanError(
+                f"{target.name}: the sources {wrong[0]} at box {where}; this is a "
+                "defect of the mapping."
+            )
     return found
 
 
 def prove_filled(assembly: Assembly) -> None:
-    """As many elements of an output are written as it has, all inside it and from inside their sources. Raises `PlanError`."""
+    """As many elements of an output are written as it has, all inside it and from inside their
+    sources. Raises `PlanError`."""
     written, elements = 0, assembly.target.elements
     for source, transfer in assembly.copies:
         size = transfer.size
         written += size
         if size and (transfer.last_source >= source.elements or transfer.last_target >= elements):
-            raise PlanError(f"{assembly.target.name}: a copy from {source.name} reaches outside; this is a defect of the mapping.")
+            raise PlanError(
+                f"{assembly.target.name}: a copy from {source.name} reaches outside; "
+                "this is a defect of the mapping."
+            )
     if written != elements and not assembly.zeroed:
-        raise PlanError(f"{assembly.target.name}: {written} of {elements} elements are filled; this is a defect of the mapping.")
+        raise PlanError(
+            f"{assembly.target.name}: {written} of {elements} elements are filled; "
+            "this is a defect of the mapping."
+        )
 
 
 def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) -> None:
-    """Every element of every output is written once by count, inside it; every element of every used source is read.
+    """Every element of every output is written once by count, inside it; every element of every
+    used source is read.
 
-    Together with `fill`, which proves that no two copies meet, this is the coverage proof. Raises `PlanError`.
+    Together with `fill`, which proves that no two copies meet, this is the coverage proof. Raises
+    `PlanError`.
     """
     read: Counter[TensorEntry] = Counter()
     for assembly in assemblies:
@@ -162,4 +187,7 @@ def prove_complete(assemblies: Sequence[Assembly], used: Iterable[TensorEntry]) 
             read[source] += transfer.size
     for source in used:
         if read[source] != source.elements:
-            raise PlanError(f"{source.name}: {read[source]} of {source.elements} elements are used; this is a defect of the mapping.")
+            raise PlanError(
+                f"{source.name}: {read[source]} of {source.elements} elements are "
+                "used; this is a defect of the mapping."
+            )

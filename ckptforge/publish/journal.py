@@ -1,8 +1,9 @@
-"""The journal of a run: which tensors are finished, with their hashes, so that another run can continue from there.
+"""The journal of a run: which tensors are finished, with their hashes, so that another run can
+continue from there.
 
-Each line is the XXH3 (64 bits, hexadecimal) of a JSON object, a space, and the object: first what the run is made from (`begin`), then
-one for each finished tensor and each hashed block of a source, at last one when everything is written and is being put in place. A
-line that isn't whole ends it.
+Each line is the XXH3 (64 bits, hexadecimal) of a JSON object, a space, and the object: first what
+the run is made from (`begin`), then one for each finished tensor and each hashed block of a source,
+at last one when everything is written and is being put in place. A line that isn't whole ends it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _MAX_LINE = 1 << 26
 
 @dataclass
 class Journal:
-    """An open journal. `sources` are digests by (index of the source, first byte of the block); `publishing` is the inode of what
-    is being put in place, once that has begun."""
+    """An open journal. `sources` are digests by (index of the source, first byte of the block);
+    `publishing` is the inode of what is being put in place, once that has begun."""
 
     path: Path
     fd: int
@@ -51,7 +52,14 @@ class Journal:
 
     def add_tensor(self, key: Key, finished: Finished) -> None:
         self.tensors[key] = finished
-        self._add({"file": key[0], "tensor": key[1], "hash": finished.hash, "casts": audit_json(finished.audit)})
+        self._add(
+            {
+                "file": key[0],
+                "tensor": key[1],
+                "hash": finished.hash,
+                "casts": audit_json(finished.audit),
+            }
+        )
 
     def add_source(self, index: int, start: int, digest: bytes) -> None:
         self.sources[index, start] = digest
@@ -69,7 +77,8 @@ class Journal:
         content = journal_line(json.dumps(line, separators=(",", ":")).encode())
         try:
             end = os.fstat(self.fd).st_size
-            if os.write(self.fd, content) != len(content):  # a disk that is nearly full: what follows would be lost behind half a line
+            # a disk that is nearly full: what follows would be lost behind half a line
+            if os.write(self.fd, content) != len(content):
                 os.ftruncate(self.fd, end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
@@ -87,7 +96,11 @@ def journal_line(content: bytes) -> bytes:
 def begin(path: Path, plan: Plan, command: str | None) -> Journal:
     """A new journal of a plan. Raises `OutputError`."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        fd = os.open(
+            path,
+            os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o666,
+        )
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
     journal = Journal(path, fd, head_of(plan, command))
@@ -96,13 +109,16 @@ def begin(path: Path, plan: Plan, command: str | None) -> Journal:
 
 
 def reopen(path: Path) -> Journal | None:
-    """The journal that a run left, cut after its last whole line; None where there is none or it never got a line."""
+    """The journal that a run left, cut after its last whole line; None where there is none or it
+    never got a line."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OutputError(f"{path}: can't be opened: {error.strerror}; remove the directory that it lies in.") from error
+        raise OutputError(
+            f"{path}: can't be opened: {error.strerror}; remove the directory that it lies in."
+        ) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OutputError(f"{path}: isn't a regular file; remove the directory that it lies in.")
@@ -134,30 +150,49 @@ def _read_line(journal: Journal, content: dict[str, Any]) -> None:
         key = str(content["file"]), str(content["tensor"])
         journal.tensors[key] = Finished(str(content["hash"]), read_audit(content["casts"]))
     elif "source" in content:
-        journal.sources[int(content["source"]), int(content["start"])] = bytes.fromhex(content["digest"])
+        journal.sources[int(content["source"]), int(content["start"])] = bytes.fromhex(
+            content["digest"]
+        )
     else:
         journal.publishing = int(content["publishing"])
 
 
 def head_of(plan: Plan, command: str | None) -> dict[str, Any]:
-    """What a run is made from: our version, the plan, and the sources as they were when their indexes were read."""
-    return {"ckptforge": __version__, "command": command, "plan": fingerprint(plan), "sources": [_state(file) for file in plan.sources]}
+    """What a run is made from: our version, the plan, and the sources as they were when their
+    indexes were read."""
+    return {
+        "ckptforge": __version__,
+        "command": command,
+        "plan": fingerprint(plan),
+        "sources": [_state(file) for file in plan.sources],
+    }
 
 
 def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
     """Why a run that is made from `head` can't continue where another stopped; None if it can."""
     before = journal.head
     if before.get("ckptforge") != head["ckptforge"]:
-        return f"it was begun by ckptforge {str(before.get('ckptforge'))[:100]}, this is {head['ckptforge']}"
+        return (
+            f"it was begun by ckptforge {str(before.get('ckptforge'))[:100]}, this is "
+            f"{head['ckptforge']}"
+        )
     old, new = before.get("sources"), head["sources"]
-    if not isinstance(old, list) or [isinstance(a, dict) and a.get("path") for a in old] != [b["path"] for b in new]:
+    if not isinstance(old, list) or [isinstance(a, dict) and a.get("path") for a in old] != [
+        b["path"] for b in new
+    ]:
         return "its inputs are other files"
     for a, b in zip(old, new, strict=True):
         for key, what in (("size", "size"), ("mtime_ns", "time of change"), ("index", "header")):
             if a.get(key) != b[key]:
-                return f"the input {b['path']} has changed since: its {what} was {shown(a.get(key))}, now it is {b[key]}"
+                return (
+                    f"the input {b['path']} has changed since: its {what} was "
+                    f"{shown(a.get(key))}, now it is {b[key]}"
+                )
     if before.get("plan") != head["plan"]:
-        first, second = (str(found or "a call from Python")[:1000] for found in (before.get("command"), head["command"]))
+        first, second = (
+            str(found or "a call from Python")[:1000]
+            for found in (before.get("command"), head["command"])
+        )
         return f"it was begun by another command ({first}; this is {second})"
     return None
 
@@ -167,7 +202,12 @@ def _state(file: FileIndex) -> dict[str, Any]:
     for entry in file.tensors.values():
         extents = [(extent.start, extent.offset, extent.length) for extent in entry.extents]
         index.update(_bytes(entry.name, entry.dtype, entry.shape, extents))
-    return {"path": os.path.abspath(file.path), "size": file.size, "mtime_ns": file.mtime_ns, "index": index.hexdigest()}
+    return {
+        "path": os.path.abspath(file.path),
+        "size": file.size,
+        "mtime_ns": file.mtime_ns,
+        "index": index.hexdigest(),
+    }
 
 
 def _bytes(*values: object) -> bytes:
@@ -195,9 +235,15 @@ def fingerprint(plan: Plan) -> str:
                 if source.plus is not None:
                     entries[source] += _bytes(source.plus.box)
                     for product in source.plus.products:
-                        factors = [(numbers[factor.path], factor.name) for factor in (product.a, product.b)]
-                        entries[source] += _bytes(factors, product.scale, product.rows, product.turned)
+                        factors = [
+                            (numbers[factor.path], factor.name) for factor in (product.a, product.b)
+                        ]
+                        entries[source] += _bytes(
+                            factors, product.scale, product.rows, product.turned
+                        )
             # The hash of integers in tuples is the same in every process, that of a transfer isn't.
-            state.update(entries[source] + hash(astuple(transfer)).to_bytes(8, "little", signed=True))
+            state.update(
+                entries[source] + hash(astuple(transfer)).to_bytes(8, "little", signed=True)
+            )
         state.update(_bytes(assembly.target.name, assembly.target.dtype))
     return state.hexdigest()

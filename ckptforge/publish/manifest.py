@@ -28,10 +28,12 @@ def manifest_json(
     hashes: Mapping[Path, Mapping[str, str]] | None = None,
     command: str | None = None,
 ) -> bytes:
-    """The manifest of a finished plan; without a table where none was needed, without hashes where they weren't made.
+    """The manifest of a finished plan; without a table where none was needed, without hashes where
+    they weren't made.
 
-    `outputs[].tensors` is name → [dtype, shape, hash]; see `engine/blocks.py`. An output that has the same tensors as an earlier one,
-    as the ranks of a stage have, names that (`like`) and holds only its hashes, in that order, with blanks between.
+    `outputs[].tensors` is name → [dtype, shape, hash]; see `engine/blocks.py`. An output that has
+    the same tensors as an earlier one, as the ranks of a stage have, names that (`like`) and holds
+    only its hashes, in that order, with blanks between.
     """
     content = {
         "ckptforge": __version__,
@@ -39,38 +41,53 @@ def manifest_json(
         "command": None if command is None else _unicode(command),
         "model": table.name if table else None,
         "layout": layout.name if layout else None,
-        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()} if table else None,
+        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()}
+        if table
+        else None,
         "sources": [_source_json(source, hashes) for source in plan.sources],
         "outputs": list(_outputs_json(plan, mtimes, hashes)),
         "small_files": sorted(plan.small_files),
         "left_out": plan.left_out,
         "casts": audit_json(audit),
-        "cut": None if plan.strategy is None else cut_json(cut_of(plan.strategy, _held(plan, plan.strategy))),
+        "cut": None
+        if plan.strategy is None
+        else cut_json(cut_of(plan.strategy, _held(plan, plan.strategy))),
         "hugging_face": side.to_json() if side else None,
     }
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
-def _outputs_json(plan: Plan, mtimes: Mapping[Path, int], hashes: Mapping[Path, Mapping[str, str]] | None) -> Iterator[dict[str, Any]]:
+def _outputs_json(
+    plan: Plan, mtimes: Mapping[Path, int], hashes: Mapping[Path, Mapping[str, str]] | None
+) -> Iterator[dict[str, Any]]:
     first: dict[tuple[object, ...], str] = {}
     for file in plan.files:
         name = plan.name_of(file.path)
         own = None if hashes is None else [hashes[file.path][tensor] for tensor in file.tensors]
         found: dict[str, Any] = {"file": name, "size": file.size, "mtime_ns": mtimes[file.path]}
-        kinds = tuple((tensor, entry.dtype.name, entry.shape) for tensor, entry in file.tensors.items())
+        kinds = tuple(
+            (tensor, entry.dtype.name, entry.shape) for tensor, entry in file.tensors.items()
+        )
         if (like := first.setdefault(kinds, name)) != name:
             yield {**found, "like": like, **({} if own is None else {"hashes": " ".join(own)})}
             continue
-        stored = [[dtype, list(shape), *([own[i]] if own is not None else [])] for i, (_, dtype, shape) in enumerate(kinds)]
+        stored = [
+            [dtype, list(shape), *([own[i]] if own is not None else [])]
+            for i, (_, dtype, shape) in enumerate(kinds)
+        ]
         yield {**found, "tensors": dict(zip(file.tensors, stored, strict=True))}
 
 
 def _held(plan: Plan, strategy: Strategy) -> list[list[str]]:
     """The tensors of each stage, whose ranks hold the same ones."""
-    return [list(plan.files[stage * strategy.devices].tensors) for stage in range(len(strategy.stages))]
+    return [
+        list(plan.files[stage * strategy.devices].tensors) for stage in range(len(strategy.stages))
+    ]
 
 
-def _source_json(source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None) -> dict[str, Any]:
+def _source_json(
+    source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None
+) -> dict[str, Any]:
     try:
         mtime = source.path.stat().st_mtime_ns
     except OSError:

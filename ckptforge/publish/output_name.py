@@ -1,4 +1,5 @@
-"""The name of an output: refused before anything is read where it isn't the name of what would be written."""
+"""The name of an output: refused before anything is read where it isn't the name of what would be
+written."""
 
 from __future__ import annotations
 
@@ -14,20 +15,27 @@ _TEXT = (".json", ".yaml", ".yml", ".toml")
 def refuse_address(output: Path) -> None:
     """Raises `UsageError` for an output `scheme://…`."""
     if (found := address(output)) is not None:
-        raise UsageError(f"{found}: is an address, and outputs are written to this machine's disks: name a path here, and copy it there.")
+        raise UsageError(
+            f"{found}: is an address, and outputs are written to this machine's "
+            "disks: name a path here, and copy it there."
+        )
 
 
 def refuse_name(output: Path, *, directory: bool) -> None:
-    """Refuses an output that is an address, that has the ending of a file that isn't written, or, where a `directory` is written,
-    the ending of a checkpoint. Raises `UsageError` with what to write instead."""
+    """Refuses an output that is an address, that has the ending of a file that isn't written, or,
+    where a `directory` is written, the ending of a checkpoint. Raises `UsageError` with what to
+    write instead."""
     refuse_address(output)
     ending, stem = output.suffix, output.with_suffix("") if output.suffix else output
     if ending.lower() not in (*WEIGHTS, *OTHER_WEIGHTS, *_TEXT):
         return
     if directory:
-        raise UsageError(f"{output}: the output needs a directory, not a file: name a directory, such as {stem}.")
+        raise UsageError(
+            f"{output}: the output needs a directory, not a file: name a directory, such as {stem}."
+        )
     if ending not in WEIGHTS:
         raise UsageError(
-            f"{output}: no {ending} file is written: name a file that ends in .ckpt or .safetensors, such as {stem}.ckpt, or a directory, "
+            f"{output}: no {ending} file is written: name a file that ends in .ckpt or "
+            f".safetensors, such as {stem}.ckpt, or a directory, "
             f"such as {stem}."
         )

@@ -19,7 +19,9 @@ def sync(fd: int, path: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        raise OutputError(f"{path}: can't be synced to disk: {error.strerror}; no output was created.") from error
+        raise OutputError(
+            f"{path}: can't be synced to disk: {error.strerror}; no output was created."
+        ) from error
 
 
 def write_small(path: Path, content: bytes) -> None:
@@ -44,7 +46,8 @@ def temporary_of(path: Path) -> tuple[Path, int] | None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes one small file whole or not at all, in the place of an existing one. Raises `OutputError`."""
+    """Writes one small file whole or not at all, in the place of an existing one. Raises
+    `OutputError`."""
     temporary = temporary_path(path)
     try:
         write_small(temporary, content)

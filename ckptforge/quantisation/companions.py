@@ -1,7 +1,7 @@
 """The tensors that stand beside a quantised weight, recognised by their names.
 
-Sources: transformers' quantizers and integrations, compressed-tensors' `compressors`, NVIDIA ModelOpt's and MindStudio
-ModelSlim's exported files, AutoGPTQ, AutoAWQ and bitsandbytes.
+Sources: transformers' quantizers and integrations, compressed-tensors' `compressors`, NVIDIA
+ModelOpt's and MindStudio ModelSlim's exported files, AutoGPTQ, AutoAWQ and bitsandbytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _KINDS = (
         r"(?:scale|scale_ub|zero_point|offset)|kv_cache_(?:scale|offset)",
     ),
     ("a zero point", r"(?:.*_)?(?:zero_points?|qzeros|zeros)|weight_offset"),
-    ("a scale", r"(?:.*_)?(?:scale_inv|scales?|scale_2|global_scale|pre_quant_scale|deq_scale|absmax|SCB|quant_bias)"),
+    (
+        "a scale",
+        r"(?:.*_)?(?:scale_inv|scales?|scale_2|global_scale|pre_quant_scale|deq_scale|absmax|SCB|quant_bias)",
+    ),
     (
         "packed codes or a part of them",
         r"qweight|(?:weight_)?g_idx|weight_packed|weight_shape|(?:nested_)?quant_map|weight_format|codes|codebooks|"
@@ -42,7 +45,8 @@ _WRITERS = (
 
 
 def kind_of(name: str) -> str | None:
-    """What a tensor of a quantised model is beside the weights, by its name; None for what looks like none of these."""
+    """What a tensor of a quantised model is beside the weights, by its name; None for what looks
+    like none of these."""
     if _QUANT_STATE.fullmatch(name):
         return "packed codes or a part of them"
     last = name.rpartition(".")[2]

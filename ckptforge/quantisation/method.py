@@ -1,8 +1,8 @@
 """How a model's weights are quantised, as the files beside them say it.
 
-Sources: `quantization_config` of config.json as transformers 5.24 reads it (utils/quantization_config.py), the
-configuration of compressed-tensors 0.15 (`QuantizationConfig`), NVIDIA ModelOpt's hf_quant_config.json, and MindStudio
-ModelSlim's quant_model_description.json.
+Sources: `quantization_config` of config.json as transformers 5.24 reads it
+(utils/quantization_config.py), the configuration of compressed-tensors 0.15 (`QuantizationConfig`),
+NVIDIA ModelOpt's hf_quant_config.json, and MindStudio ModelSlim's quant_model_description.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
 _INTEGERS = frozenset({"int8"})
 _FP8_BLOCK = [128, 128]  # transformers' FineGrainedFP8Config
 _MICROSCALED = 32  # elements that share an exponent, in every MX format
-# MindStudio's types of weights that (number - offset) · scale undoes; the others need more than the weight, or are packed.
+# MindStudio's types of weights that (number - offset) · scale undoes; the others need more than the
+# weight, or are packed.
 _ASCEND = {
     "W8A8_DYNAMIC": _INTEGERS,
     "W8A16": _INTEGERS,
@@ -37,9 +38,10 @@ _PLAIN = "FLOAT"
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
-    """A way in which weights are quantised. `where` names the file that says it; `codes` the dtypes that their numbers may
-    have; `blocks` the [rows, columns] that may share a scale, `groups` the elements of a row that may; `assumed`: nobody says
-    so of all weights. `unread` says why it can't be undone; `types` is MindStudio's type of each weight."""
+    """A way in which weights are quantised. `where` names the file that says it; `codes` the dtypes
+    that their numbers may have; `blocks` the [rows, columns] that may share a scale, `groups` the
+    elements of a row that may; `assumed`: nobody says so of all weights. `unread` says why it can't
+    be undone; `types` is MindStudio's type of each weight."""
 
     name: str
     where: str
@@ -68,7 +70,8 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_description(name: str) -> bool:
-    """Whether a file of that name describes weights that ModelSlim quantised; older ones have their type in it."""
+    """Whether a file of that name describes weights that ModelSlim quantised; older ones have their
+    type in it."""
     return any(fnmatchcase(name, glob) for glob in DESCRIPTIONS)
 
 
@@ -78,7 +81,8 @@ def descriptions(directory: Path) -> list[Path]:
 
 
 def find_method(config: Mapping[str, Any], where: str, directory: Path) -> Method | None:
-    """The method that config.json (`config`, from `where`), or a file in the model's directory, names; None where none does.
+    """The method that config.json (`config`, from `where`), or a file in the model's directory,
+    names; None where none does.
 
     Raises `FormatError` for a file that isn't what it should be.
     """
@@ -100,11 +104,21 @@ def _of_config(found: Mapping[str, Any], where: str) -> Method:
     method = found.get("quant_method")
     if method is None and ("config_groups" in found or "format" in found):
         method = "compressed-tensors"
-    readers = {"fp8": _fp8, "mxfp8": _fp8, "fbgemm_fp8": _plain, "compressed-tensors": _compressed, "modelopt": _model_opt}
+    readers = {
+        "fp8": _fp8,
+        "mxfp8": _fp8,
+        "fbgemm_fp8": _plain,
+        "compressed-tensors": _compressed,
+        "modelopt": _model_opt,
+    }
     if isinstance(method, str) and method in readers:
         return readers[method](found, where)
     if method is None:
-        return Method(name="a method without a name", where=where, blocks=tuple(_blocks(found.get("weight_block_size"))))
+        return Method(
+            name="a method without a name",
+            where=where,
+            blocks=tuple(_blocks(found.get("weight_block_size"))),
+        )
     return Method(name=_word(method), where=where, unread="that method isn't read")
 
 
@@ -118,35 +132,54 @@ def _fp8(found: Mapping[str, Any], where: str) -> Method:
     return Method(
         name=name,
         where=where,
-        blocks=((1, _MICROSCALED),) if microscaled else tuple(_blocks(found.get("weight_block_size", _FP8_BLOCK))),
+        blocks=((1, _MICROSCALED),)
+        if microscaled
+        else tuple(_blocks(found.get("weight_block_size", _FP8_BLOCK))),
         assumed="weight_block_size" not in found,
         exponents=microscaled or found.get("scale_fmt") == "ue8m0",
         unread="experts in fp4 are packed" if found.get("expert_dtype", "fp8") != "fp8" else None,
     )
 
 
-_COMPRESSED = {"float-quantized": _FLOATS, "int-quantized": _INTEGERS, "naive-quantized": _FLOATS | _INTEGERS, "dense": frozenset()}
+_COMPRESSED = {
+    "float-quantized": _FLOATS,
+    "int-quantized": _INTEGERS,
+    "naive-quantized": _FLOATS | _INTEGERS,
+    "dense": frozenset(),
+}
 
 
 def _compressed(found: Mapping[str, Any], where: str) -> Method:
     groups = found.get("config_groups")
-    schemes = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
+    schemes = (
+        [group for group in groups.values() if isinstance(group, Mapping)]
+        if isinstance(groups, Mapping)
+        else []
+    )
     kinds = [found.get("format")] if found.get("format") not in (None, "mixed-precision") else []
     kinds += [scheme["format"] for scheme in schemes if scheme.get("format") is not None]
     kinds = kinds or ["naive-quantized"]
-    arguments = [weights for scheme in schemes if isinstance(weights := scheme.get("weights"), Mapping)]
+    arguments = [
+        weights for scheme in schemes if isinstance(weights := scheme.get("weights"), Mapping)
+    ]
     return Method(
         name=f"compressed-tensors, {', '.join(dict.fromkeys(map(_word, kinds[:4])))}",
         where=where,
         codes=frozenset().union(*(_COMPRESSED.get(str(kind), frozenset()) for kind in kinds)),
-        blocks=tuple(dict.fromkeys(block for one in arguments for block in _blocks(one.get("block_structure")))),
+        blocks=tuple(
+            dict.fromkeys(
+                block for one in arguments for block in _blocks(one.get("block_structure"))
+            )
+        ),
         groups=tuple({one["group_size"] for one in arguments if _is_count(one.get("group_size"))}),
         assumed=any(one.get("strategy") in ("tensor", "channel") for one in arguments),
         unread=_compressed_refusal(found, kinds, arguments),
     )
 
 
-def _compressed_refusal(found: Mapping[str, Any], kinds: list[Any], arguments: list[Mapping[str, Any]]) -> str | None:
+def _compressed_refusal(
+    found: Mapping[str, Any], kinds: list[Any], arguments: list[Mapping[str, Any]]
+) -> str | None:
     if other := [kind for kind in kinds if not isinstance(kind, str) or kind not in _COMPRESSED]:
         return f"the format {shown(other[0])} isn't read, only {', '.join(_COMPRESSED)} are"
     transforms = found.get("transform_config")
@@ -170,7 +203,11 @@ def _model_opt(found: Mapping[str, Any], where: str) -> Method:
 
 
 def _ascend(found: Mapping[str, Any], where: str) -> Method:
-    types = {name: kind for name, kind in found.items() if isinstance(kind, str) and ("." in name or name.endswith("weight"))}
+    types = {
+        name: kind
+        for name, kind in found.items()
+        if isinstance(kind, str) and ("." in name or name.endswith("weight"))
+    }
     optional, group = found.get("optional"), found.get("group_size")
     return Method(
         name=f"MindStudio ModelSlim, {shown(found.get('model_quant_type'))}",
@@ -190,8 +227,13 @@ def _word(value: object) -> str:
 
 
 def _blocks(value: object) -> Iterator[tuple[int, int]]:
-    """[rows, columns], also as compressed-tensors' "128x128"; nothing where it is something else."""
-    numbers = [int(word) for word in value.split("x") if word.isdecimal()] if isinstance(value, str) and len(value) < 30 else value
+    """[rows, columns], also as compressed-tensors' "128x128"; nothing where it is something
+    else."""
+    numbers = (
+        [int(word) for word in value.split("x") if word.isdecimal()]
+        if isinstance(value, str) and len(value) < 30
+        else value
+    )
     if isinstance(numbers, list) and len(numbers) == 2 and all(map(_is_count, numbers)):
         yield numbers[0], numbers[1]
 

@@ -14,18 +14,27 @@ from ckptforge.checkpoints.opening import CONFIG, Checkpoint
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import ConfigError, FormatError, QuantisedError, counted, shown
 from ckptforge.formats.entry import Scaled, TensorEntry
-from ckptforge.quantisation.companions import is_of_activations, kind_of, offset_of, scale_of, writer_of
+from ckptforge.quantisation.companions import (
+    is_of_activations,
+    kind_of,
+    offset_of,
+    scale_of,
+    writer_of,
+)
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
 from ckptforge.spelling import command, option
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
-_ADVICE = "Take the model before it was quantised, or dequantise it first with the program that quantised it."
+_ADVICE = (
+    "Take the model before it was quantised, or dequantise it first with the program that "
+    "quantised it."
+)
 _WEIGHTS = ("bfloat16", "float16", "float32")
 
 
 class Undone(msgspec.Struct, frozen=True):
-    """A checkpoint with its quantised weights as what they stand for. `taken` are the scales and offsets by which they are
-    computed, `activations` those that only the quantised model needs."""
+    """A checkpoint with its quantised weights as what they stand for. `taken` are the scales and
+    offsets by which they are computed, `activations` those that only the quantised model needs."""
 
     checkpoint: Checkpoint
     taken: frozenset[str] = frozenset()
@@ -33,10 +42,12 @@ class Undone(msgspec.Struct, frozen=True):
 
 
 def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undone:
-    """The checkpoint with every quantised weight computed from its numbers and scales; `where` names config.json.
+    """The checkpoint with every quantised weight computed from its numbers and scales; `where`
+    names config.json.
 
-    Raises `QuantisedError`, which names the method, for weights that can't be undone, `FormatError` for scales that don't fit
-    their weight or are missing, and `ConfigError` where nothing says how large a block is.
+    Raises `QuantisedError`, which names the method, for weights that can't be undone, `FormatError`
+    for scales that don't fit their weight or are missing, and `ConfigError` where nothing says how
+    large a block is.
     """
     tensors = checkpoint.tensors
     method = None
@@ -46,7 +57,8 @@ def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undon
     weights = [
         name
         for name, entry in tensors.items()
-        if scale_of(name, tensors) is not None and (method is not None or entry.dtype.name in _EIGHT_BITS)
+        if scale_of(name, tensors) is not None
+        and (method is not None or entry.dtype.name in _EIGHT_BITS)
     ]
     if weights or (method is not None and method.codes):
         _refuse_without_scales(checkpoint, method, weights)
@@ -54,14 +66,23 @@ def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undon
         return Undone(checkpoint if method is None else _not_quantised(checkpoint, method))
     if cut := next((name for name in weights if name in checkpoint.shards), None):
         raise FormatError(
-            f"{checkpoint.path}: {shown(cut)} is stored with scales of its blocks and cut into ranks, which isn't read; merge the ranks "
+            f"{checkpoint.path}: {shown(cut)} is stored with scales of its blocks and cut into "
+            "ranks, which isn't read; merge the ranks "
             "first, with "
             f"{command('merge')}."
         )
     dtype = _dtype_of(config)
     scaled = {name: _scaled(tensors, name, method, where, dtype) for name in weights}
-    read = {name: replace(entry, scaled=scaled.get(name)) if name in scaled else entry for name, entry in tensors.items()}
-    beside = {tensor.name for one in scaled.values() for tensor in (one.scale, one.offset) if tensor is not None}
+    read = {
+        name: replace(entry, scaled=scaled.get(name)) if name in scaled else entry
+        for name, entry in tensors.items()
+    }
+    beside = {
+        tensor.name
+        for one in scaled.values()
+        for tensor in (one.scale, one.offset)
+        if tensor is not None
+    }
     notes = tuple(_notes(tensors, scaled, method))
     changed = replace(checkpoint, tensors=read, notes=(*checkpoint.notes, *notes))
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
@@ -69,12 +90,16 @@ def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undon
 
 
 def _not_quantised(checkpoint: Checkpoint, method: Method) -> Checkpoint:
-    note = f"{method.where} says {method.name}, but no weight is quantised; a config.json that is written doesn't say so."
+    note = (
+        f"{method.where} says {method.name}, but no weight is quantised; a config.json that is "
+        "written doesn't say so."
+    )
     return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _refuse_unread(checkpoint: Checkpoint, method: Method | None) -> None:
-    """Raises `QuantisedError` where the method isn't one that can be undone, and the tensors show that it was used."""
+    """Raises `QuantisedError` where the method isn't one that can be undone, and the tensors show
+    that it was used."""
     names = checkpoint.tensors
     writer = writer_of(names)
     if method is not None and method.unread is not None:
@@ -82,59 +107,88 @@ def _refuse_unread(checkpoint: Checkpoint, method: Method | None) -> None:
         if sign is not None:
             entry = names[sign]
             raise QuantisedError(
-                f"{checkpoint.path}: the weights are quantised: {method.where} says {method.name}, and {shown(sign)} is {entry.dtype} "
+                f"{checkpoint.path}: the weights are quantised: {method.where} says {method.name}, "
+                f"and {shown(sign)} is {entry.dtype} "
                 f"{list(entry.shape)}. {method.unread[0].upper()}{method.unread[1:]}. {_ADVICE}"
             )
     elif writer is not None:
         raise QuantisedError(
-            f"{checkpoint.path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} shows, which isn't read. {_ADVICE}"
+            f"{checkpoint.path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} "
+            f"shows, which isn't read. {_ADVICE}"
         )
 
 
 def _is_sign(name: str, entry: TensorEntry) -> bool:
     """Whether a tensor shows that weights are quantised: a companion of one, or codes."""
-    return kind_of(name) is not None or (not entry.dtype.floating and len(entry.shape) > 1) or entry.dtype.name in _EIGHT_BITS
+    return (
+        kind_of(name) is not None
+        or (not entry.dtype.floating and len(entry.shape) > 1)
+        or entry.dtype.name in _EIGHT_BITS
+    )
 
 
-def _refuse_without_scales(checkpoint: Checkpoint, method: Method | None, weights: list[str]) -> None:
+def _refuse_without_scales(
+    checkpoint: Checkpoint, method: Method | None, weights: list[str]
+) -> None:
     scaled = set(weights)
     names = checkpoint.tensors
-    lacking = [name for name, entry in names.items() if entry.dtype.name in _EIGHT_BITS and name not in scaled and kind_of(name) is None]
+    lacking = [
+        name
+        for name, entry in names.items()
+        if entry.dtype.name in _EIGHT_BITS and name not in scaled and kind_of(name) is None
+    ]
     for name in lacking:
         if method is not None and (refusal := method.refusal(name)) is not None:
             raise _not_undone(names[name], method, refusal)
     if lacking:
         entry = names[lacking[0]]
-        ending = next((scale[len(name) :] for name in weights if (scale := scale_of(name, names)) is not None), "_scale")
+        ending = next(
+            (
+                scale[len(name) :]
+                for name in weights
+                if (scale := scale_of(name, names)) is not None
+            ),
+            "_scale",
+        )
         said = "" if method is None else f" ({method.where} says {method.name})"
         raise FormatError(
-            f"{entry.path}: {shown(entry.name)} is {entry.dtype}, but there is no {shown(entry.name + ending)}, by which it would be "
+            f"{entry.path}: {shown(entry.name)} is {entry.dtype}, but there is no "
+            f"{shown(entry.name + ending)}, by which it would be "
             f"multiplied ({counted(len(lacking), 'such weight')}){said}; is a file missing?"
         )
 
 
-def _scaled(tensors: Mapping[str, TensorEntry], name: str, method: Method | None, where: str, dtype: DType) -> Scaled:
+def _scaled(
+    tensors: Mapping[str, TensorEntry], name: str, method: Method | None, where: str, dtype: DType
+) -> Scaled:
     entry, scale = tensors[name], tensors[str(scale_of(name, tensors))]
     offset = None if (found := offset_of(name, tensors)) is None else tensors[found]
     _check_codes(entry, scale, method, name)
     exponents = method is not None and method.are_exponents(name) and scale.dtype.name == "uint8"
     if not (scale.dtype.floating or scale.dtype.name == "float8_e8m0" or exponents):
         raise FormatError(
-            f"{_described(entry)}: its scales should be floats, but {shown(scale.name)} in {scale.path} is {scale.dtype} "
+            f"{_described(entry)}: its scales should be floats, but {shown(scale.name)} in "
+            f"{scale.path} is {scale.dtype} "
             f"{list(scale.shape)}."
         )
     block = _block(entry, scale, method, where)
     grid = tuple(-(-n // step) for n, step in zip(entry.shape, block, strict=True))
-    if offset is not None and (_grid_of(entry.shape, offset.shape) != grid or not (offset.dtype.floating or "int" in offset.dtype.name)):
+    if offset is not None and (
+        _grid_of(entry.shape, offset.shape) != grid
+        or not (offset.dtype.floating or "int" in offset.dtype.name)
+    ):
         raise FormatError(
-            f"{_described(entry)}: its offsets should be as many as its scales, {list(scale.shape)}, but {shown(offset.name)} in "
+            f"{_described(entry)}: its offsets should be as many as its scales, "
+            f"{list(scale.shape)}, but {shown(offset.name)} in "
             f"{offset.path} is {offset.dtype} {list(offset.shape)}."
         )
     return Scaled(scale=scale, block=block, dtype=dtype, offset=offset, exponents=exponents)
 
 
 def _not_undone(entry: TensorEntry, method: Method, why: str) -> QuantisedError:
-    return QuantisedError(f"{_described(entry)}, quantised by {method.name} ({method.where}): {why}. {_ADVICE}")
+    return QuantisedError(
+        f"{_described(entry)}, quantised by {method.name} ({method.where}): {why}. {_ADVICE}"
+    )
 
 
 def _described(entry: TensorEntry) -> str:
@@ -146,22 +200,33 @@ def _check_codes(entry: TensorEntry, scale: TensorEntry, method: Method | None, 
         raise _not_undone(entry, method, refusal)
     allowed = ("float8_e4m3fn", "float8_e5m2") if method is None else method.codes_of(name)
     if entry.dtype.name not in allowed:
-        said = "no config.json or description says how" if method is None else f"{method.where} says {method.name}"
+        said = (
+            "no config.json or description says how"
+            if method is None
+            else f"{method.where} says {method.name}"
+        )
         raise FormatError(
-            f"{_described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as {scale.path} has scales of it, "
+            f"{_described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as "
+            f"{scale.path} has scales of it, "
             f"{shown(scale.name)} ({said})."
         )
 
 
-def _block(entry: TensorEntry, scale: TensorEntry, method: Method | None, where: str) -> tuple[int, ...]:
-    """How many elements share a scale, by axis. The shape of the scales says it where there is one for the whole tensor, or one
-    for each row or column; else the method must, and fit."""
+def _block(
+    entry: TensorEntry, scale: TensorEntry, method: Method | None, where: str
+) -> tuple[int, ...]:
+    """How many elements share a scale, by axis. The shape of the scales says it where there is one
+    for the whole tensor, or one for each row or column; else the method must, and fit."""
     shape, held = entry.shape, _grid_of(entry.shape, scale.shape)
     blocks = () if method is None else method.blocks
     groups = () if method is None else method.groups
     choices = {(1,) * (len(shape) - 2) + block for block in blocks if len(shape) > 1}
     choices |= {(1,) * (len(shape) - 1) + (group,) for group in groups}
-    fitting = {choice for choice in choices if tuple(-(-n // step) for n, step in zip(shape, choice, strict=True)) == held}
+    fitting = {
+        choice
+        for choice in choices
+        if tuple(-(-n // step) for n, step in zip(shape, choice, strict=True)) == held
+    }
     if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
         return next(iter(fitting))
     plain = held is not None and all(count in (1, n) for count, n in zip(held, shape, strict=True))
@@ -170,14 +235,19 @@ def _block(entry: TensorEntry, scale: TensorEntry, method: Method | None, where:
         return tuple(max(n, 1) if count == 1 else 1 for count, n in zip(held, shape, strict=True))
     if not choices and len(shape) > 1 and len(scale.shape) == len(shape):
         raise ConfigError(
-            f"{where}: {_described(entry)} with scales of shape {list(scale.shape)}, but quantization_config.weight_block_size isn't two "
-            "positive integers, expected the rows and columns of a block, which the shapes don't tell. Take config.json from where the "
+            f"{where}: {_described(entry)} with scales of shape {list(scale.shape)}, but "
+            "quantization_config.weight_block_size isn't two "
+            "positive integers, expected the rows and columns of a block, which the shapes don't "
+            "tell. Take config.json from where the "
             f"quantised model was published, or give it with {option('config')}."
         )
-    expected = [[-(-n // step) for n, step in zip(shape, choice, strict=True)] for choice in sorted(choices)]
+    expected = [
+        [-(-n // step) for n, step in zip(shape, choice, strict=True)] for choice in sorted(choices)
+    ]
     raise FormatError(
         f"{_described(entry)}: {_sizes(blocks, groups)}its scales should be floats of shape "
-        f"{' or '.join(map(str, expected or ([], [shape[0] if shape else 1, 1])))}, but {shown(scale.name)} in {scale.path} is "
+        f"{' or '.join(map(str, expected or ([], [shape[0] if shape else 1, 1])))}, but "
+        f"{shown(scale.name)} in {scale.path} is "
         f"{scale.dtype} {list(scale.shape)}."
     )
 
@@ -209,13 +279,21 @@ def _dtype_of(config: Mapping[str, Any]) -> DType:
     return BY_NAME["bfloat16"]
 
 
-def _notes(tensors: Mapping[str, TensorEntry], scaled: Mapping[str, Scaled], method: Method | None) -> Iterator[str]:
+def _notes(
+    tensors: Mapping[str, TensorEntry], scaled: Mapping[str, Scaled], method: Method | None
+) -> Iterator[str]:
     """A sentence for each kind of scales."""
-    kinds = Counter((_kind(tensors[name].shape, one.block), one.offset is not None) for name, one in scaled.items())
+    kinds = Counter(
+        (_kind(tensors[name].shape, one.block), one.offset is not None)
+        for name, one in scaled.items()
+    )
     by = "" if method is None else f" ({method.name})"
     for (kind, shifted), count in kinds.items():
         formula = "(value - offset) × scale" if shifted else "value × scale"
-        yield f"{counted(count, 'weight', 'are')} stored with {kind}{by}: read as {formula}, in float32."
+        yield (
+            f"{counted(count, 'weight', 'are')} stored with {kind}{by}: read as {formula}, in "
+            "float32."
+        )
 
 
 def _kind(shape: tuple[int, ...], block: tuple[int, ...]) -> str:
@@ -227,20 +305,31 @@ def _kind(shape: tuple[int, ...], block: tuple[int, ...]) -> str:
 
 
 def refuse_scaled(checkpoint: Checkpoint) -> None:
-    """Raises `QuantisedError` for eight-bit floats with scales beside them, which a cast would take for the weights."""
+    """Raises `QuantisedError` for eight-bit floats with scales beside them, which a cast would take
+    for the weights."""
     names = checkpoint.tensors
     for name, entry in names.items():
-        if entry.dtype.itemsize == 1 and entry.dtype.floating and (scale := scale_of(name, names)) is not None:
+        if (
+            entry.dtype.itemsize == 1
+            and entry.dtype.floating
+            and (scale := scale_of(name, names)) is not None
+        ):
             raise QuantisedError(
-                f"{_described(entry)} with scales beside it, {shown(scale)}: a cast would take codes for weights. "
-                f"Omit {option('dtype')}, and cast where the model is converted, which undoes the scales."
+                f"{_described(entry)} with scales beside it, {shown(scale)}: a cast would take "
+                "codes for weights. "
+                f"Omit {option('dtype')}, and cast where the model is converted, which undoes the "
+                "scales."
             )
 
 
 def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, bytes]:
-    """Small files that stand beside weights which aren't quantised: config.json (`config`, parsed) without what says that they
-    are, and without the files that describe how."""
-    kept = {name: content for name, content in files.items() if name != MODEL_OPT and not is_description(name)}
+    """Small files that stand beside weights which aren't quantised: config.json (`config`, parsed)
+    without what says that they are, and without the files that describe how."""
+    kept = {
+        name: content
+        for name, content in files.items()
+        if name != MODEL_OPT and not is_description(name)
+    }
     dropped = (*KEYS, "quantize") if any(map(is_description, files)) else KEYS
     inner = config.get("text_config")
     plain = {key: value for key, value in config.items() if key not in dropped}

@@ -1,5 +1,5 @@
-"""A checkpoint under the names of a layout, where its own have something before them, and the part of its config.json that is of the
-language model."""
+"""A checkpoint under the names of a layout, where its own have something before them, and the part
+of its config.json that is of the language model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ from ckptforge.tables.prefixes import Renaming
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Table
 
-_OF_OTHER_PARTS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_OF_OTHER_PARTS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 def renamed(checkpoint: Checkpoint, renaming: Renaming) -> Checkpoint:
-    """The checkpoint with its tensors under the layout's names; each remembers the name that it is stored under."""
+    """The checkpoint with its tensors under the layout's names; each remembers the name that it is
+    stored under."""
     names = {**renaming.of_state(filter(is_state, checkpoint.tensors)), **renaming.names}
     tensors = {
-        names.get(name, name): replace(entry, name=names[name], stored=name) if name in names else entry
+        names.get(name, name): replace(entry, name=names[name], stored=name)
+        if name in names
+        else entry
         for name, entry in checkpoint.tensors.items()
     }
     shards = {names.get(name, name): parts for name, parts in checkpoint.shards.items()}
@@ -38,37 +45,62 @@ def renamed(checkpoint: Checkpoint, renaming: Renaming) -> Checkpoint:
 def side_renamed(side: HuggingFaceSide, renaming: Renaming) -> HuggingFaceSide:
     """What is kept for the way back, which writes the layout's names."""
     shards = {
-        file: {**shard, "tensors": {renaming.names.get(name, name): dtype for name, dtype in shard["tensors"].items()}}
+        file: {
+            **shard,
+            "tensors": {
+                renaming.names.get(name, name): dtype for name, dtype in shard["tensors"].items()
+            },
+        }
         for file, shard in side.shards.items()
     }
-    return replace(side, shards=shards, files={name: content for name, content in side.files.items() if name != INDEX})
+    return replace(
+        side,
+        shards=shards,
+        files={name: content for name, content in side.files.items() if name != INDEX},
+    )
 
 
 def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide, tuple[str, ...]]:
-    """What is kept beside a language model that was taken out of a larger one, and a sentence about it: a config.json of the language
-    model alone where it is of a type that the table is for, else none."""
+    """What is kept beside a language model that was taken out of a larger one, and a sentence about
+    it: a config.json of the language model alone where it is of a type that the table is for, else
+    none."""
     if CONFIG not in side.files:
         return side, ()
     part = language_part(parse_object(side.files[CONFIG], CONFIG, constants=True), CONFIG)
     if not part.beside and part.where == CONFIG:
         return side, ()
-    files = {name: content for name, content in side.files.items() if name not in (CONFIG, INDEX, *_OF_OTHER_PARTS)}
-    described = f"{CONFIG} describes more than the language model ({', '.join(part.beside) or part.where})"
+    files = {
+        name: content
+        for name, content in side.files.items()
+        if name not in (CONFIG, INDEX, *_OF_OTHER_PARTS)
+    }
+    described = (
+        f"{CONFIG} describes more than the language model ({', '.join(part.beside) or part.where})"
+    )
     if part.config.get("model_type") not in table.model_types:
         said = shown(part.config.get("model_type"))
         return replace(side, files=files), (
-            f"{described} and isn't kept, as its model_type {said} isn't one of {table.name}: give the language model's own with "
+            f"{described} and isn't kept, as its model_type {said} isn't one of {table.name}: give "
+            "the language model's own with "
             f"{option('config')} where one is needed.",
         )
-    content = json.dumps(_of_language_model(part.config, table), indent=2, ensure_ascii=False) + "\n"
+    content = (
+        json.dumps(_of_language_model(part.config, table), indent=2, ensure_ascii=False) + "\n"
+    )
     return replace(side, files={**files, CONFIG: content.encode()}), (
-        f"{described}: what is kept for the way back is the config.json of the language model alone.",
+        f"{described}: what is kept for the way back is the config.json of the language model "
+        "alone.",
     )
 
 
 def _of_language_model(config: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    """A config.json of a causal language model: with the class that the table's example has for that type, if it is that."""
-    classes = [name for name in config.get("architectures") or () if isinstance(name, str) and name.endswith("ForCausalLM")]
+    """A config.json of a causal language model: with the class that the table's example has for
+    that type, if it is that."""
+    classes = [
+        name
+        for name in config.get("architectures") or ()
+        if isinstance(name, str) and name.endswith("ForCausalLM")
+    ]
     if not classes and config.get("model_type") == table.example.get("model_type"):
         classes = table.example.get("architectures", [])
     kept = {key: value for key, value in config.items() if key != "architectures"}

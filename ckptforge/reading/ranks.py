@@ -1,5 +1,5 @@
-"""Opening an input that may lie in the rank directories of a job: by a strategy, by a parallel configuration, or by the manifest that
-ckptforge wrote with them."""
+"""Opening an input that may lie in the rank directories of a job: by a strategy, by a parallel
+configuration, or by the manifest that ckptforge wrote with them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,19 @@ _FEW = 4  # different bytes, as numbers that are all alike have
 
 
 def open_source(path: Path, choices: Choices) -> Source:
-    """Opens a checkpoint, whole or in ranks, and finds its layout. Raises the errors of opening, of the tables and of binding."""
-    return bind_source(open_ranks(path, choices) if in_ranks(path, choices) else open_checkpoint(path, choices.step), choices)
+    """Opens a checkpoint, whole or in ranks, and finds its layout. Raises the errors of opening, of
+    the tables and of binding."""
+    return bind_source(
+        open_ranks(path, choices)
+        if in_ranks(path, choices)
+        else open_checkpoint(path, choices.step),
+        choices,
+    )
 
 
 def in_ranks(path: Path, choices: Choices) -> bool:
-    """Whether an input is the shards of a job: rank directories, or whatever a strategy is given for."""
+    """Whether an input is the shards of a job: rank directories, or whatever a strategy is given
+    for."""
     if choices.strategy is not None or choices.parallel_config is not None:
         return True
     if not os.path.isdir(path) or is_unified(path):
@@ -49,7 +56,8 @@ def in_ranks(path: Path, choices: Choices) -> bool:
 
 
 def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Checkpoint:
-    """The rank directories of a job as one set of full tensors. Raises the errors of `read_job` and of joining the parts."""
+    """The rank directories of a job as one set of full tensors. Raises the errors of `read_job` and
+    of joining the parts."""
     ranks, strategy = read_job(directory, choices)
     return join_ranks(directory, ranks, strategy, check_replicas)
 
@@ -57,23 +65,32 @@ def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) 
 def read_job(directory: Path, choices: Choices) -> tuple[Ranks, Strategy]:
     """The files of a job's ranks, and the strategy that they are cut by.
 
-    Raises `UsageError` for two ways to say how they are cut, and `FormatError` for none, saying why their manifest can't tell; the
-    errors of reading ranks, of strategies, and of parallel configurations that don't fit.
+    Raises `UsageError` for two ways to say how they are cut, and `FormatError` for none, saying why
+    their manifest can't tell; the errors of reading ranks, of strategies, and of parallel
+    configurations that don't fit.
     """
     if choices.strategy is not None and choices.parallel_config is not None:
         raise UsageError(
-            f"{_spelled(choices, 'strategy_dir')} and {_spelled(choices, 'parallel_config')} both say how {directory} is cut; give one."
+            f"{_spelled(choices, 'strategy_dir')} and {_spelled(choices, 'parallel_config')} both "
+            f"say how {directory} is cut; give one."
         )
     refuse_unfinished(directory)
     if choices.strategy is not None:
         strategy = read_strategy(choices.strategy)
         return read_ranks(directory, choices.step), strategy
-    config = None if choices.parallel_config is None else read_parallel_config(choices.parallel_config)
+    config = (
+        None if choices.parallel_config is None else read_parallel_config(choices.parallel_config)
+    )
     ranks = read_ranks(directory, choices.step)
-    found = recorded_strategy(directory, ranks[0]) if config is None else _computed(directory, ranks[0], config, choices)
+    found = (
+        recorded_strategy(directory, ranks[0])
+        if config is None
+        else _computed(directory, ranks[0], config, choices)
+    )
     if isinstance(found, str):
         raise FormatError(
-            f"{directory}: holds {counted(len(ranks[0]), 'rank directory')}, the shards of one model, and {found}. {ways_to_say(choices)}"
+            f"{directory}: holds {counted(len(ranks[0]), 'rank directory')}, the shards of one "
+            f"model, and {found}. {ways_to_say(choices)}"
         )
     return ranks, found
 
@@ -81,8 +98,10 @@ def read_job(directory: Path, choices: Choices) -> tuple[Ranks, Strategy]:
 def ways_to_say(choices: Choices) -> str:
     """What a user can do about rank directories whose cut isn't known."""
     return (
-        f"Give the strategy of their job with {_spelled(choices, 'strategy_dir')}, or its parallel configuration with "
-        f"{_spelled(choices, 'parallel_config')}; or name the directory of one rank if each holds the whole model."
+        f"Give the strategy of their job with {_spelled(choices, 'strategy_dir')}, or its parallel "
+        "configuration with "
+        f"{_spelled(choices, 'parallel_config')}; or name the directory of one rank if each holds "
+        "the whole model."
     )
 
 
@@ -91,8 +110,8 @@ def _spelled(choices: Choices, name: str) -> str:
 
 
 def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy | str:
-    """What the manifest says that was written with these files, or why it can't be taken from there. Raises `FormatError` for a
-    manifest that is damaged."""
+    """What the manifest says that was written with these files, or why it can't be taken from
+    there. Raises `FormatError` for a manifest that is damaged."""
     path = directory / DIRECTORY_NAME
     if not is_there(path):
         return "there is no ckptforge manifest that says how they are cut"
@@ -101,7 +120,10 @@ def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy |
         return reason
     cut = recorded_cut(manifest)
     if cut.ranks != len(files):
-        raise FormatError(f"{path}: is of {counted(cut.ranks, 'rank')}, but names {counted(len(files), 'file')}; damaged.")
+        raise FormatError(
+            f"{path}: is of {counted(cut.ranks, 'rank')}, but names "
+            f"{counted(len(files), 'file')}; damaged."
+        )
     return cut.strategy(path, [list(held) for held in _held(files, cut.devices)])
 
 
@@ -117,29 +139,40 @@ def _held(files: Sequence[FileIndex], devices: int) -> list[dict[str, TensorEntr
     return found
 
 
-def _computed(directory: Path, files: list[FileIndex], config: ParallelConfig, choices: Choices) -> Strategy:
+def _computed(
+    directory: Path, files: list[FileIndex], config: ParallelConfig, choices: Choices
+) -> Strategy:
     if len(files) != config.ranks:
         stages = f"{counted(config.pipeline, 'stage')} of {counted(config.devices, 'device')}"
         raise FormatError(
-            f"{directory}: holds {counted(len(files), 'rank')}, but {config.path} is of a job with {config.ranks} ({stages}); it isn't the "
+            f"{directory}: holds {counted(len(files), 'rank')}, but {config.path} is of a job with "
+            f"{config.ranks} ({stages}); it isn't the "
             "configuration of these ranks."
         )
     parts: dict[str, TensorEntry] = {}
     for held in reversed(_held(files, config.devices)):
         parts.update(held)
-    checkpoint = Checkpoint(directory, files[0].format, tuple(files), parts, directory, (), len(files))
+    checkpoint = Checkpoint(
+        directory, files[0].format, tuple(files), parts, directory, (), len(files)
+    )
     known = known_of(checkpoint, choices)
     shapes = {name: entry.shape for name, entry in parts.items() if not is_state(name)}
     try:
         table = choose_table(known.tables, shapes, known.hints)
     except CkptforgeError as error:
         raise type(error)(
-            f"{directory}: {error} A parallel configuration says how a model is cut only where a mapping knows it; of others give the "
+            f"{directory}: {error} A parallel configuration says how a model is cut only where a "
+            "mapping knows it; of others give the "
             f"strategy files with {_spelled(choices, 'strategy_dir')}."
         ) from error
-    layouts, model = _layouts(table, shapes, known.hints), Model(table, known.config, known.config_source)
+    layouts, model = (
+        _layouts(table, shapes, known.hints),
+        Model(table, known.config, known.config_source),
+    )
     try:
-        strategy = solve_strategy(config, model, layouts, list(parts.values()), option(choices.layout_option))
+        strategy = solve_strategy(
+            config, model, layouts, list(parts.values()), option(choices.layout_option)
+        )
     except LayoutError as error:
         raise type(error)(f"{directory}: {error}", error.tensors) from error
     _check_samples(files, strategy)
@@ -147,8 +180,9 @@ def _computed(directory: Path, files: list[FileIndex], config: ParallelConfig, c
 
 
 def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
-    """Parts of one weight of each kind, by their first bytes: those that are said to be replicas must be equal, and those that are
-    said to be different parts not all be the same. Shapes alone don't tell a configuration of other degrees. Raises `FormatError`."""
+    """Parts of one weight of each kind, by their first bytes: those that are said to be replicas
+    must be equal, and those that are said to be different parts not all be the same. Shapes alone
+    don't tell a configuration of other degrees. Raises `FormatError`."""
     kinds: dict[tuple[int, str], tuple[str, DeviceLayout]] = {}
     for stage, layouts in enumerate(strategy.stages):
         for name, layout in layouts.items():
@@ -163,10 +197,13 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
                 continue
             sample = bytearray(min(entry.nbytes, _SAMPLE))
             read_range(entry, 0, memoryview(sample))
-            kept, path = samples.setdefault(layout.box(layout.full_shape, device), (bytes(sample), entry.path))
+            kept, path = samples.setdefault(
+                layout.box(layout.full_shape, device), (bytes(sample), entry.path)
+            )
             if kept != sample:
                 raise FormatError(
-                    f"{entry.path}: {shown(name)} differs from that in {path}, of which {strategy.path} says that it is the same part; it "
+                    f"{entry.path}: {shown(name)} differs from that in {path}, of which "
+                    f"{strategy.path} says that it is the same part; it "
                     "isn't the configuration of these ranks."
                 )
         found = {sample for sample, _ in samples.values()}
@@ -175,18 +212,24 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
             alike.append(name)
     if alike and not differ:
         raise FormatError(
-            f"{files[0].path.parent.parent}: every rank holds the same of {shown(alike[0])}, which {strategy.path} says is cut; it "
+            f"{files[0].path.parent.parent}: every rank holds the same of {shown(alike[0])}, which "
+            f"{strategy.path} says is cut; it "
             "isn't the configuration of these ranks."
         )
 
 
 def _layouts(table: Table, names: dict[str, tuple[int, ...]], hints: Hints) -> list[Layout]:
-    """The layouts that may be meant: that which a user or a manifest names, else those with the most of these names."""
+    """The layouts that may be meant: that which a user or a manifest names, else those with the
+    most of these names."""
     if hints.layout is not None:
         return [table.layout(hints.layout)]
     if hints.recorded_layout in table.layouts:
         return [table.layouts[hints.recorded_layout]]
-    of_mindspore = [layout for layout in table.layouts.values() if layout.family == "mindspore" and not layout.by_name_only]
+    of_mindspore = [
+        layout
+        for layout in table.layouts.values()
+        if layout.family == "mindspore" and not layout.by_name_only
+    ]
     strange = {layout.name: len(recognise_names(layout, names)[1]) for layout in of_mindspore}
     fewest = min(strange.values(), default=0)
     best = [layout for layout in of_mindspore if strange[layout.name] == fewest]

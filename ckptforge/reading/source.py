@@ -1,4 +1,5 @@
-"""An input model: its tensors, its config, what was recorded about it, and the layout that it is read as."""
+"""An input model: its tensors, its config, what was recorded about it, and the layout that it is
+read as."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.checkpoints.card import MAX_SMALL_FILE, HuggingFaceSide, hugging_face_side, small_files_of
+from ckptforge.checkpoints.card import (
+    MAX_SMALL_FILE,
+    HuggingFaceSide,
+    hugging_face_side,
+    small_files_of,
+)
 from ckptforge.checkpoints.huggingface import shard_of
 from ckptforge.checkpoints.manifest import Manifest, find_manifest
 from ckptforge.checkpoints.opening import CONFIG, Checkpoint
@@ -50,8 +56,9 @@ _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what nothing knows, `activations` scales that
-    only a quantised model needs, `unmerged` the tensors before an adapter was added."""
+    """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what
+    nothing knows, `activations` scales that only a quantised model needs, `unmerged` the tensors
+    before an adapter was added."""
 
     checkpoint: Checkpoint
     binding: Binding
@@ -68,21 +75,30 @@ class Source(msgspec.Struct, frozen=True):
 
     @property
     def quantised(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
-        """Name → how a quantised weight is stored: its dtype, and how many elements share a scale, by axis."""
+        """Name → how a quantised weight is stored: its dtype, and how many elements share a scale,
+        by axis."""
         tensors = self.checkpoint.tensors
-        return {name: (entry.dtype, entry.scaled.block) for name, entry in tensors.items() if entry.scaled is not None}
+        return {
+            name: (entry.dtype, entry.scaled.block)
+            for name, entry in tensors.items()
+            if entry.scaled is not None
+        }
 
     def refuse_unmapped(self, allowed: bool, drop: Sequence[str] = ()) -> None:
-        """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed, and always for one that the
-        table says makes a conversion wrong, or without which the model would be another one, unless a glob in `drop` names it.
-        Raises `UsageError` for a glob that names none."""
+        """Raises `UnmappedTensorsError` with the list of unmapped tensors unless they are allowed,
+        and always for one that the table says makes a conversion wrong, or without which the model
+        would be another one, unless a glob in `drop` names it. Raises `UsageError` for a glob that
+        names none."""
         for glob in drop:
             if not any(fnmatchcase(name, glob) for name in self.unmapped):
                 raise UsageError(
-                    f"{option('drop', glob)}: no tensor that the mapping {self.table.name} doesn't know has that name"
+                    f"{option('drop', glob)}: no tensor that the mapping {self.table.name} doesn't "
+                    "know has that name"
                     + (f"; there are\n{self._places(self.unmapped)}" if self.unmapped else ".")
                 )
-        unmapped = [name for name in self.unmapped if not any(fnmatchcase(name, glob) for glob in drop)]
+        unmapped = [
+            name for name in self.unmapped if not any(fnmatchcase(name, glob) for glob in drop)
+        ]
         if refusal := self.table.refusal(self.binding.layout, unmapped):
             raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {refusal[0]}: {refusal[1]}.")
         if kept := undroppable(unmapped):
@@ -94,52 +110,76 @@ class Source(msgspec.Struct, frozen=True):
         if unmapped and not allowed:
             unknown = counted(len(unmapped), "tensor", "aren't")
             raise UnmappedTensorsError(
-                f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in layout "
+                f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in "
+                "layout "
                 f"{self.binding.layout.name}:\n{self._places(unmapped)}\n{self._advice(unmapped)}"
             )
 
     def _advice(self, unmapped: Sequence[str]) -> str:
         """What to do about tensors that the table doesn't know."""
-        names = [name for pattern in self.binding.names.values() for name in pattern.values()] + list(unmapped)
+        names = [
+            name for pattern in self.binding.names.values() for name in pattern.values()
+        ] + list(unmapped)
         family = self.binding.layout.family
-        fitting = [table.name for table in shipped_tables() if table.name != self.table.name and table.knows(names, family)]
+        fitting = [
+            table.name
+            for table in shipped_tables()
+            if table.name != self.table.name and table.knows(names, family)
+        ]
         if fitting:
             return (
-                f"The mapping {' and '.join(fitting)} knows all names: is it a model of that kind? Then give its own config.json with "
+                f"The mapping {' and '.join(fitting)} knows all names: is it a model of that kind? "
+                "Then give its own config.json with "
                 f"{option('config')}, or {option('model', fitting[0])}."
             )
         if in_layers := [name for name in unmapped if _IN_LAYER.search(name)]:
             return (
-                f"{in_layers[0]} lies in a layer: a model that computes with it isn't the same without it. If nothing computes with "
+                f"{in_layers[0]} lies in a layer: a model that computes with it isn't the same "
+                "without it. If nothing computes with "
                 f"them, {flag('allow_unmapped')} leaves them out."
             )
         return f"Give {flag('allow_unmapped')} to leave them out."
 
     def _places(self, names: Sequence[str]) -> str:
-        return listing([f"{entry.label} in {entry.path.name}" for entry in map(self.checkpoint.tensors.__getitem__, names)])
+        return listing(
+            [
+                f"{entry.label} in {entry.path.name}"
+                for entry in map(self.checkpoint.tensors.__getitem__, names)
+            ]
+        )
 
     def refuse_codes(self, dtype: DType | None) -> None:
-        """Raises `QuantisedError` for weights of integers, and for eight-bit floats without scales that aren't cast to `dtype`:
-        whatever reads them would take codes for weights."""
+        """Raises `QuantisedError` for weights of integers, and for eight-bit floats without scales
+        that aren't cast to `dtype`: whatever reads them would take codes for weights."""
         tensors = self.checkpoint.tensors
-        weights = [tensors[name] for names in self.binding.names.values() for name in names.values()]
+        weights = [
+            tensors[name] for names in self.binding.names.values() for name in names.values()
+        ]
         if codes := [entry for entry in weights if not entry.value_dtype.floating]:
             raise QuantisedError(
-                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} {list(codes[0].shape)}, expected floating-point numbers "
-                f"({counted(len(codes), 'such weight')}). Integers are codes of a quantised weight, and no scales stand beside it; take "
+                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} "
+                f"{list(codes[0].shape)}, expected floating-point numbers "
+                f"({counted(len(codes), 'such weight')}). Integers are codes of a quantised "
+                "weight, and no scales stand beside it; take "
                 "the model before it was quantised."
             )
-        if dtype is None and (codes := [entry for entry in weights if entry.value_dtype.itemsize == 1]):
+        if dtype is None and (
+            codes := [entry for entry in weights if entry.value_dtype.itemsize == 1]
+        ):
             raise QuantisedError(
-                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} {list(codes[0].shape)}, without scales "
-                f"({counted(len(codes), 'such weight')}). If these numbers are the weights, cast them with "
-                f"{option('dtype', 'bf16')}; if they were made with scales, take the files that hold those."
+                f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} "
+                f"{list(codes[0].shape)}, without scales "
+                f"({counted(len(codes), 'such weight')}). If these numbers are the weights, cast "
+                "them with "
+                f"{option('dtype', 'bf16')}; if they were made with scales, take the files that "
+                "hold those."
             )
 
 
 class Choices(msgspec.Struct, frozen=True):
-    """What a user says about an input: the model, the layout, a table or a config of their own, the step; of rank directories the
-    strategy or the parallel configuration of their job. `option` makes the names of one side's: `src_{}`, `{}_a`."""
+    """What a user says about an input: the model, the layout, a table or a config of their own, the
+    step; of rank directories the strategy or the parallel configuration of their job. `option`
+    makes the names of one side's: `src_{}`, `{}_a`."""
 
     model: str | None = None
     layout: str | None = None
@@ -155,15 +195,15 @@ class Choices(msgspec.Struct, frozen=True):
 
 
 def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
-    """(a config.json as an object, its path): of a file, or of the directory that holds it. Raises `InputNotFoundError` and
-    `FormatError`."""
+    """(a config.json as an object, its path): of a file, or of the directory that holds it. Raises
+    `InputNotFoundError` and `FormatError`."""
     path = given / CONFIG if os.path.isdir(given) else given
     return read_object(path, _MAX_CONFIG, constants=True), str(path)
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of a checkpoint beside its tensors: what its config.json says of the language model, the tables that may
-    be meant, and hints which; `described` is all of config.json."""
+    """What is known of a checkpoint beside its tensors: what its config.json says of the language
+    model, the tables that may be meant, and hints which; `described` is all of config.json."""
 
     config: Mapping[str, Any]
     config_source: str
@@ -174,7 +214,8 @@ class Known(msgspec.Struct, frozen=True):
 
 
 def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
-    """Of a checkpoint, whose tensors may still be missing. Raises the errors of reading a manifest, config.json and tables."""
+    """Of a checkpoint, whose tensors may still be missing. Raises the errors of reading a manifest,
+    config.json and tables."""
     path = checkpoint.path
     if (shard := shard_of(path)) and not os.path.isdir(path):
         raise MissingTensorsError(f"{path}: {shard}.")
@@ -186,7 +227,10 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
     named = choices.model or (manifest.model if manifest is not None else None)
     tables = candidate_tables(choices.mapping, named, config.get("model_type"))
     if manifest is not None and not manifest.untouched(checkpoint.files):
-        _log.info("the files aren't the very ones that were written with the manifest: its layout isn't relied on")
+        _log.info(
+            "the files aren't the very ones that were written with the manifest: its layout "
+            "isn't relied on"
+        )
     hints = Hints(
         config,
         config_source,
@@ -195,7 +239,11 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
         manifest.layout if manifest and manifest.untouched(checkpoint.files) else None,
         choices.layout_option,
     )
-    if choices.model is None and manifest is not None and manifest.model in {table.name for table in tables}:
+    if (
+        choices.model is None
+        and manifest is not None
+        and manifest.model in {table.name for table in tables}
+    ):
         hints = replace(hints, model=manifest.model)
     if choices.mapping is not None and choices.model is None:
         hints = replace(hints, model=tables[0].name)
@@ -203,18 +251,27 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
 
 
 def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
-    """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which name the path."""
+    """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which
+    name the path."""
     path, known = checkpoint.path, known_of(checkpoint, choices)
     config, config_source, side = known.config, known.config_source, known.side
     undone = undo(checkpoint, config, config_source)
     checkpoint = undone.checkpoint
     beside = {*undone.taken, *undone.activations}
-    shapes: Shapes = {name: entry.shape for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in beside}
+    shapes: Shapes = {
+        name: entry.shape
+        for name, entry in checkpoint.tensors.items()
+        if not is_state(name) and name not in beside
+    }
     try:
         checkpoint, identified = _identified(checkpoint, shapes, known, choices)
     except LayoutError as error:
         names = error.tensors if os.path.isdir(path) else ()
-        places = "".join(f" {name} lies in {checkpoint.tensors[name].path.name}." for name in names if name in checkpoint.tensors)
+        places = "".join(
+            f" {name} lies in {checkpoint.tensors[name].path.name}."
+            for name in names
+            if name in checkpoint.tensors
+        )
         raise type(error)(f"{path}: {error}{places}") from error
     except CkptforgeError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -222,22 +279,30 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     if task := other_task(known.described):
         heads = of_kind(binding.unknown, HEAD)
         there = f", and {shown(heads[0])} is there" if heads else ""
-        raise MissingTensorsError(f"{path}: {config_source} says {task}, which isn't a causal language model{there}. {HEAD.advice}")
+        raise MissingTensorsError(
+            f"{path}: {config_source} says {task}, which isn't a causal "
+            f"language model{there}. {HEAD.advice}"
+        )
     if side is not None:
         if side.layout is None and binding.layout.family == "huggingface":
             side = replace(side, layout=binding.layout.name)
         side = replace(side, files=without_quantisation(side.files, known.described))
-        side, notes = language_side(side if identified.renaming is None else side_renamed(side, identified.renaming), binding.table)
+        side, notes = language_side(
+            side if identified.renaming is None else side_renamed(side, identified.renaming),
+            binding.table,
+        )
         checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
-    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *_undeclared(binding, config, config_source)))
+    checkpoint = replace(
+        checkpoint, notes=(*checkpoint.notes, *_undeclared(binding, config, config_source))
+    )
     state = tuple(name for name in checkpoint.tensors if is_state(name))
     _log_choice(binding, choices, known.hints)
     return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
 
 
 def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iterator[str]:
-    """A sentence for each key by which config.json says that tensors aren't there that are. Heads that are tied to the embedding
-    are compared with it instead."""
+    """A sentence for each key by which config.json says that tensors aren't there that are. Heads
+    that are tied to the embedding are compared with it instead."""
     table = binding.table
     tied = table.pipeline.tied if table.pipeline is not None else {}
     present: dict[str, list[str]] = {}
@@ -249,16 +314,24 @@ def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iter
     for key, names_there in present.items():
         verb = "is" if len(names_there) == 1 else "are"
         yield (
-            f"{where} has {key} {shown(config.get(key))}, but {counted(len(names_there), 'tensor')} such as {names_there[0]} {verb} there "
-            f"and {verb} kept. Programs that follow config.json compute without them: set {key} if the model was trained with them."
+            f"{where} has {key} {shown(config.get(key))}, but "
+            f"{counted(len(names_there), 'tensor')} such as {names_there[0]} {verb} there "
+            f"and {verb} kept. Programs that follow config.json compute without them: set {key} if "
+            "the model was trained with them."
         )
 
 
-def _identified(checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: Choices) -> tuple[Checkpoint, Identified]:
-    """A checkpoint under the names of its layout, without the padding of its vocabulary where that is wanted, and what it is."""
+def _identified(
+    checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: Choices
+) -> tuple[Checkpoint, Identified]:
+    """A checkpoint under the names of its layout, without the padding of its vocabulary where that
+    is wanted, and what it is."""
     hints = known.hints
     if choices.trim_vocab and KEY not in hints.config:
-        raise ConfigError(f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the model's config.json with {option('config')}.")
+        raise ConfigError(
+            f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the "
+            f"model's config.json with {option('config')}."
+        )
     try:
         identified = identify(known.tables, shapes, hints, choices.family)
     except LayoutError as error:
@@ -269,15 +342,20 @@ def _identified(checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: C
             raise LayoutError(refusal(padding, known.config_source), padding.names) from error
         checkpoint = trimmed(checkpoint, padding)
         kept = {name: checkpoint.tensors[name].shape for name in map(identified.renamed, shapes)}
-        return checkpoint, replace(identified, binding=recognise(identified.binding.table, kept, hints, choices.family))
+        return checkpoint, replace(
+            identified, binding=recognise(identified.binding.table, kept, hints, choices.family)
+        )
     if choices.trim_vocab:
         note = f"no tensor has more rows than {KEY} {hints.config[KEY]}: nothing is cut off."
         checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
     return _as_identified(checkpoint, identified), identified
 
 
-def _padded(checkpoint: Checkpoint, shapes: Shapes, known: Known, family: str | None) -> tuple[Checkpoint, Identified, Padding] | None:
-    """The same and the padding of its vocabulary, where that is all in which a checkpoint and its config.json differ."""
+def _padded(
+    checkpoint: Checkpoint, shapes: Shapes, known: Known, family: str | None
+) -> tuple[Checkpoint, Identified, Padding] | None:
+    """The same and the padding of its vocabulary, where that is all in which a checkpoint and its
+    config.json differ."""
     if KEY not in known.config:
         return None
     unsaid = {key: value for key, value in known.config.items() if key != KEY}
@@ -293,7 +371,9 @@ def _padded(checkpoint: Checkpoint, shapes: Shapes, known: Known, family: str | 
 def _as_identified(checkpoint: Checkpoint, identified: Identified) -> Checkpoint:
     """A checkpoint under the names that the layout has, with what a user should hear of."""
     if identified.note and identified.binding.layout.family == "huggingface":
-        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, f"{checkpoint.path}: {identified.note}"))
+        checkpoint = replace(
+            checkpoint, notes=(*checkpoint.notes, f"{checkpoint.path}: {identified.note}")
+        )
     return checkpoint if identified.renaming is None else renamed(checkpoint, identified.renaming)
 
 
@@ -318,8 +398,11 @@ def _log_choice(binding: Binding, choices: Choices, hints: Hints) -> None:
     _log.info("layout %s: %s", binding.layout.name, why)
 
 
-def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None) -> HuggingFaceSide | None:
-    """Small files from --config, else from the manifest, else from beside the weights where a config.json lies."""
+def _hugging_face_side(
+    checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None
+) -> HuggingFaceSide | None:
+    """Small files from --config, else from the manifest, else from beside the weights where a
+    config.json lies."""
     if config is not None:
         if os.path.isdir(config):
             files, skipped = small_files_of(config)
@@ -327,16 +410,27 @@ def _hugging_face_side(checkpoint: Checkpoint, manifest: Manifest | None, config
             files, skipped = {CONFIG: read_small(config, MAX_SMALL_FILE, ConfigError)}, ()
         if CONFIG not in files:
             raise ConfigError(f"{config}: holds no {CONFIG}.")
-        return HuggingFaceSide({name: content for name, content in files.items() if not name.endswith(".index.json")}, skipped=skipped)
+        return HuggingFaceSide(
+            {name: content for name, content in files.items() if not name.endswith(".index.json")},
+            skipped=skipped,
+        )
     if manifest is not None and manifest.hugging_face is not None:
         return manifest.hugging_face
     if is_there(checkpoint.directory / CONFIG):
-        return hugging_face_side(checkpoint.directory, checkpoint.files, None, all_files=checkpoint.format == "hugging face directory")
+        return hugging_face_side(
+            checkpoint.directory,
+            checkpoint.files,
+            None,
+            all_files=checkpoint.format == "hugging face directory",
+        )
     return None
 
 
 def _config(
-    checkpoint: Checkpoint, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None
+    checkpoint: Checkpoint,
+    manifest: Manifest | None,
+    side: HuggingFaceSide | None,
+    given: Path | None,
 ) -> tuple[Mapping[str, Any], str]:
     """(config.json as an object, the name of where it comes from); empty where there is none."""
     if side is None or CONFIG not in side.files:

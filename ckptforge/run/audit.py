@@ -10,8 +10,9 @@ from ckptforge.dtypes import DType
 
 @dataclass
 class CastCount:
-    """What casts did to `values` numbers: finite made infinite, nonzero made zero, or rounded otherwise; NaN counts as none of these.
-    `undefined` are infinities that a scale of 0 made NaN."""
+    """What casts did to `values` numbers: finite made infinite, nonzero made zero, or rounded
+    otherwise; NaN counts as none of these. `undefined` are infinities that a scale of 0 made
+    NaN."""
 
     values: int = 0
     overflowed: int = 0
@@ -29,7 +30,8 @@ class CastCount:
 
 @dataclass
 class Audit:
-    """Cast counts by (tensor group, from dtype, to dtype). What several ranks hold alike counts once."""
+    """Cast counts by (tensor group, from dtype, to dtype). What several ranks hold alike counts
+    once."""
 
     counts: dict[tuple[str, str, str], CastCount] = field(default_factory=dict)
 
@@ -63,7 +65,8 @@ def audit_json(audit: Audit) -> list[dict[str, Any]]:
 
 
 def read_audit(content: list[dict[str, Any]]) -> Audit:
-    """The audit that `audit_json` wrote. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+    """The audit that `audit_json` wrote. Raises `KeyError`, `TypeError` or `ValueError` for
+    anything else."""
     audit = Audit()
     for row in content:
         figures = {key: int(row[key]) for key in ("values", "overflowed", "underflowed", "rounded")}

@@ -1,8 +1,9 @@
-"""Hashes of tensors in files: XXH3 (128 bits) of blocks, and of the blocks' digests, so that any worker can do any block.
+"""Hashes of tensors in files: XXH3 (128 bits) of blocks, and of the blocks' digests, so that any
+worker can do any block.
 
-A tensor's hash is `xxh3_128(digest of block 0 + digest of block 1 + …)` in hexadecimal; blocks are 8 MiB of the tensor's bytes
-as they are stored (row-major, little-endian), the last one shorter; a tensor without bytes has no blocks.
-A file is hashed as one tensor of all its bytes.
+A tensor's hash is `xxh3_128(digest of block 0 + digest of block 1 + …)` in hexadecimal; blocks are
+8 MiB of the tensor's bytes as they are stored (row-major, little-endian), the last one shorter; a
+tensor without bytes has no blocks. A file is hashed as one tensor of all its bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Digests = dict[Path, dict[int, bytes]]  # file → first byte of a block → dig
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A run of a tensor's bytes, at most `BLOCK_BYTES` from byte `start`; `file` is the path that the tensor is known under."""
+    """A run of a tensor's bytes, at most `BLOCK_BYTES` from byte `start`; `file` is the path that
+    the tensor is known under."""
 
     file: Path
     entry: TensorEntry

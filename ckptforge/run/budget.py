@@ -19,7 +19,8 @@ _MAX_STRIP_BYTES = 6 * 1024 * 1024  # as much as stays in a core's caches, or ne
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """How many workers, how many bytes of buffers each has, and how many it may hold beside them."""
+    """How many workers, how many bytes of buffers each has, and how many it may hold beside
+    them."""
 
     workers: int
     bytes_each: int
@@ -27,13 +28,16 @@ class Budget(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, workers: int | None, memory: int | None) -> Budget:
-        """Defaults: one worker per core up to 8, 128 MiB in all. Raises `UsageError` for less than 1 MiB or no worker."""
+        """Defaults: one worker per core up to 8, 128 MiB in all. Raises `UsageError` for less than
+        1 MiB or no worker."""
         memory = DEFAULT_MEMORY if memory is None else memory
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
         if workers < 1:
             raise UsageError(f"{option('workers', workers)}: at least one is needed.")
         if memory < MIN_MEMORY:
-            raise UsageError(f"{option('memory')} of {memory} bytes is too little: at least 1 MiB is needed.")
+            raise UsageError(
+                f"{option('memory')} of {memory} bytes is too little: at least 1 MiB is needed."
+            )
         workers = min(workers, memory // MIN_MEMORY)
         return cls(workers, memory // workers)
 
@@ -42,8 +46,8 @@ class Budget(msgspec.Struct, frozen=True):
         return self.workers * (self.bytes_each + self.held)
 
     def holding(self, held: int) -> Budget:
-        """The budget where each worker keeps so many bytes beside its buffers, with fewer workers if need be. Raises `UsageError` where
-        that isn't enough for one."""
+        """The budget where each worker keeps so many bytes beside its buffers, with fewer workers
+        if need be. Raises `UsageError` where that isn't enough for one."""
         workers = min(self.workers, self.total // (held + _MIN_BUFFERS)) if held else self.workers
         if not workers:
             raise UsageError(
@@ -58,13 +62,19 @@ class Budget(msgspec.Struct, frozen=True):
         return Budget(self.workers, self.bytes_each // 2)
 
     def tile_elements(self, target: DType, turned: bool) -> int:
-        """Elements of an output tensor that are made at a time. Where its axes are turned, broad tiles save reading twice;
-        otherwise small ones stay in the cache."""
+        """Elements of an output tensor that are made at a time. Where its axes are turned, broad
+        tiles save reading twice; otherwise small ones stay in the cache."""
         limit = self.bytes_each * 3 // 4
-        return max(1, min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES) // target.itemsize)
+        return max(
+            1, min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES) // target.itemsize
+        )
 
     def strip_elements(self, source: DType, target: DType, summed: DType | None = None) -> int:
-        """Elements of a source, gaps included, that are read at a time: as read, as `summed` with what is added, without gaps, and
-        cast."""
-        each = source.itemsize + target.itemsize + (source.itemsize if summed is None else 2 * summed.itemsize)
+        """Elements of a source, gaps included, that are read at a time: as read, as `summed` with
+        what is added, without gaps, and cast."""
+        each = (
+            source.itemsize
+            + target.itemsize
+            + (source.itemsize if summed is None else 2 * summed.itemsize)
+        )
         return max(1, min(self.bytes_each // 4, _MAX_STRIP_BYTES) // each)

@@ -16,15 +16,15 @@ _NO_BITS = np.uint8(0)
 
 
 class Buffers:
-    """Page-aligned memory that grows to what a task needs and is used again by the next; each array lies as the bytes lie in
-    the file, so that the system copies between them fast."""
+    """Page-aligned memory that grows to what a task needs and is used again by the next; each array
+    lies as the bytes lie in the file, so that the system copies between them fast."""
 
     def __init__(self) -> None:
         self._memory: Array = np.empty(0, np.uint8)
 
     def lend(self, *wanted: tuple[int, int]) -> list[Array]:
-        """Byte arrays of (size, offset): each at an address that is its file offset modulo `LINE`. They are the caller's
-        until the next call."""
+        """Byte arrays of (size, offset): each at an address that is its file offset modulo `LINE`.
+        They are the caller's until the next call."""
         starts, end = [], 0
         for size, offset in wanted:
             starts.append(end + offset % LINE)
@@ -35,20 +35,25 @@ class Buffers:
             if hasattr(mmap, "MADV_HUGEPAGE"):  # columns of a transposition lie in many pages
                 fresh.madvise(mmap.MADV_HUGEPAGE)
             self._memory = np.frombuffer(fresh, np.uint8)
-        return [self._memory[start : start + size] for start, (size, _) in zip(starts, wanted, strict=True)]
+        return [
+            self._memory[start : start + size]
+            for start, (size, _) in zip(starts, wanted, strict=True)
+        ]
 
 
 def slow_to_copy(source: int, target: int, modulo: int = PAGE) -> bool:
-    """Whether the system is slow to copy from one file offset to another, or between an offset and an address: where the target lies
-    less than 32 bytes behind the source, modulo a page, x86's `rep movsb` takes several times as long (measured for each distance:
-    0.21 to 0.26 s for reading 500 MB at 1 to 31 bytes, 0.05 s at all others). `modulo` is what is known of an address."""
+    """Whether the system is slow to copy from one file offset to another, or between an offset and
+    an address: where the target lies less than 32 bytes behind the source, modulo a page, x86's
+    `rep movsb` takes several times as long (measured for each distance: 0.21 to 0.26 s for reading
+    500 MB at 1 to 31 bytes, 0.05 s at all others). `modulo` is what is known of an address."""
     return 0 < (target - source) % modulo < _NEAR
 
 
 def copy_runs(source: Array, target: Array) -> None:
     """Copies between arrays of one shape and dtype whose last axes are contiguous.
 
-    By numpy's own vector loop: for such runs copyto calls memmove, which is ten times slower (`rep movsb` again) where the target
-    doesn't begin with a cache line; measured 94 µs against 9 µs for 256 KiB.
+    By numpy's own vector loop: for such runs copyto calls memmove, which is ten times slower (`rep
+    movsb` again) where the target doesn't begin with a cache line; measured 94 µs against 9 µs for
+    256 KiB.
     """
     np.bitwise_or(source.view(np.uint8), _NO_BITS, out=target.view(np.uint8))

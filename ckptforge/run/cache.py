@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 class Held:
-    """Things made when they are first wanted, by the identity of what they are of (which must outlive this); the oldest go where all
-    together would take more than `limit` bytes."""
+    """Things made when they are first wanted, by the identity of what they are of (which must
+    outlive this); the oldest go where all together would take more than `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -18,7 +18,9 @@ class Held:
 
     def get(self, of: object, nbytes: int, make: Callable[[], T]) -> T:
         if id(of) not in self._kept:
-            while self._kept and sum(held for held, _ in self._kept.values()) + nbytes > self._limit:
+            while (
+                self._kept and sum(held for held, _ in self._kept.values()) + nbytes > self._limit
+            ):
                 del self._kept[next(iter(self._kept))]
             self._kept[id(of)] = nbytes, make()
         found: T = self._kept[id(of)][1]

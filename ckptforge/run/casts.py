@@ -1,8 +1,10 @@
-"""Casting numbers between float dtypes, with a count of what every cast did to them. Round to nearest, ties to even.
+"""Casting numbers between float dtypes, with a count of what every cast did to them. Round to
+nearest, ties to even.
 
-16-bit to 16-bit is a table of all 65,536 values, made once by way of float32 (exact on the way in, one rounding on the way
-out). float64 to bfloat16 goes through float32 rounded to odd, which makes the second rounding the only one (Boldo and
-Melquiond, "Emulation of FMA and correctly rounded sums", 2008). NaN stays NaN, zeros keep their sign.
+16-bit to 16-bit is a table of all 65,536 values, made once by way of float32 (exact on the way in,
+one rounding on the way out). float64 to bfloat16 goes through float32 rounded to odd, which makes
+the second rounding the only one (Boldo and Melquiond, "Emulation of FMA and correctly rounded
+sums", 2008). NaN stays NaN, zeros keep their sign.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from ckptforge.run.audit import CastCount
 from ckptforge.run.buffers import copy_runs
 
 Array = NDArray[Any]
-# Elements cast at a time. Each of the operations on them lets go of the interpreter, and threads that take turns at it wait for one
-# another: two cast 1.0 to 1.5 ns a number at 2^17, 0.5 to 0.6 at 2^19, as one alone does 0.8.
+# Elements cast at a time. Each of the operations on them lets go of the interpreter, and threads
+# that take turns at it wait for one another: two cast 1.0 to 1.5 ns a number at 2^17, 0.5 to 0.6 at
+# 2^19, as one alone does 0.8.
 STEP = 1 << 19
 _SIGN = np.uint16(0x8000)
 _LONG_RUN = 1024
@@ -39,7 +42,8 @@ Cast = Callable[[Array, Array], CastCount]
 
 @cache
 def cast_function(source: DType, target: DType) -> Cast:
-    """The function that casts a flat array of `source` into one of `target`, both as numpy dtypes, and counts."""
+    """The function that casts a flat array of `source` into one of `target`, both as numpy dtypes,
+    and counts."""
     if source.itemsize == target.itemsize == 2:
         return _table_cast(source, target)
     if source.itemsize == 1:
@@ -56,7 +60,8 @@ def cast_function(source: DType, target: DType) -> Cast:
 
 
 def _by_pieces(cast: Callable[[Array, Array, CastCount], None]) -> Cast:
-    """A cast of any length from one of at most STEP numbers, which lie aligned: numpy takes others in small buffers."""
+    """A cast of any length from one of at most STEP numbers, which lie aligned: numpy takes others
+    in small buffers."""
 
     def whole(numbers: Array, out: Array) -> CastCount:
         count = CastCount(values=numbers.size)
@@ -110,7 +115,8 @@ def _byte_cast(source: DType, target: DType) -> Cast:
 
 
 class _Scratch(threading.local):
-    """A thread's memory for intermediate results, as fresh memory costs more than what is done with it."""
+    """A thread's memory for intermediate results, as fresh memory costs more than what is done with
+    it."""
 
     def __init__(self) -> None:
         self.work = np.empty(STEP, np.uint16)
@@ -128,7 +134,8 @@ def _table_cast(source: DType, target: DType) -> Cast:
         effect[(back == 0) & (wide != 0)] = _UNDERFLOW
         effect[np.isinf(back) & np.isfinite(wide)] = _OVERFLOW
     table = made.view(np.uint16)
-    # Most values lie in a range of magnitudes that casts exactly; only the others need looking at for the count.
+    # Most values lie in a range of magnitudes that casts exactly; only the others need looking at
+    # for the count.
     low, high, shift = _exact_range(table, effect)
     edge, width = np.uint16(2 * low), np.uint16(2 * (high - low))
     offset = np.uint16(((low << (shift or 0)) - int(table[low])) & 0xFFFF)
@@ -160,9 +167,12 @@ def _table_cast(source: DType, target: DType) -> Cast:
     return _by_pieces(cast)
 
 
-def _exact_range(table: NDArray[np.uint16], effect: NDArray[np.uint8]) -> tuple[int, int, int | None]:
-    """(first, last, k): the longest run of magnitudes m that cast exactly, all to `(m << k) - constant`, which is faster done
-    than looked up. Where no long one does, the longest that casts exactly, and None."""
+def _exact_range(
+    table: NDArray[np.uint16], effect: NDArray[np.uint8]
+) -> tuple[int, int, int | None]:
+    """(first, last, k): the longest run of magnitudes m that cast exactly, all to `(m << k) -
+    constant`, which is faster done than looked up. Where no long one does, the longest that casts
+    exactly, and None."""
     magnitudes = np.arange(1 << 15)
     exact = effect[: 1 << 15] == _EXACT
     runs = []

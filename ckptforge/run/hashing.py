@@ -12,24 +12,45 @@ from ckptforge.run.worker import Descriptors, Progress, Worker, run_workers
 
 
 def tensor_hashes(
-    files: Mapping[Path, Iterable[TensorEntry]], budget: Budget, progress: Progress | None = None, opened: Mapping[Path, int] | None = None
+    files: Mapping[Path, Iterable[TensorEntry]],
+    budget: Budget,
+    progress: Progress | None = None,
+    opened: Mapping[Path, int] | None = None,
 ) -> Hashes:
-    """File → tensor name → hash; `opened` are descriptors of files that are open already. Raises the errors of reading."""
+    """File → tensor name → hash; `opened` are descriptors of files that are open already. Raises
+    the errors of reading."""
     entries = {file: list(held) for file, held in files.items()}
     total = sum(entry.nbytes for held in entries.values() for entry in held)
     descriptors = Descriptors(opened or {})
-    digests: dict[tuple[Path, str], dict[int, bytes]] = {(file, entry.name): {} for file, held in entries.items() for entry in held}
+    digests: dict[tuple[Path, str], dict[int, bytes]] = {
+        (file, entry.name): {} for file, held in entries.items() for entry in held
+    }
 
     def finished(task: object, worker: Worker) -> None:
         assert isinstance(task, Block)
         digests[task.file, task.entry.name][task.start] = worker.digest
 
     try:
-        queue = (block for file, held in entries.items() for entry in held for block in blocks_of(file, entry))
-        run_workers(queue, [_Hasher(descriptors, budget) for _ in range(budget.workers)], descriptors.stop, progress, total, finished)
+        queue = (
+            block
+            for file, held in entries.items()
+            for entry in held
+            for block in blocks_of(file, entry)
+        )
+        run_workers(
+            queue,
+            [_Hasher(descriptors, budget) for _ in range(budget.workers)],
+            descriptors.stop,
+            progress,
+            total,
+            finished,
+        )
     finally:
         descriptors.close()
-    return {file: {entry.name: hash_of(digests[file, entry.name]) for entry in held} for file, held in entries.items()}
+    return {
+        file: {entry.name: hash_of(digests[file, entry.name]) for entry in held}
+        for file, held in entries.items()
+    }
 
 
 class _Hasher(Worker):

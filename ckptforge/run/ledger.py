@@ -1,4 +1,5 @@
-"""What a run reports to while it goes on, so that another can continue from there; `publish/journal.py` is one."""
+"""What a run reports to while it goes on, so that another can continue from there;
+`publish/journal.py` is one."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Ledger(Protocol):
-    """Where finished tensors and hashed blocks of sources are written down. `sources` are digests by (index of the source, first byte
-    of the block)."""
+    """Where finished tensors and hashed blocks of sources are written down. `sources` are digests
+    by (index of the source, first byte of the block)."""
 
     @property
     def sources(self) -> dict[tuple[int, int], bytes]: ...

@@ -1,7 +1,8 @@
 """Adding scale · B·A to a matrix where it is read.
 
-Products are made in tiles at fixed places of the matrix, each by one multiplication of the same form: how BLAS orders a sum
-depends on that form, and the result must not depend on how a run cuts its work.
+Products are made in tiles at fixed places of the matrix, each by one multiplication of the same
+form: how BLAS orders a sum depends on that form, and the result must not depend on how a run cuts
+its work.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.tiles import Spans, windows
 
 Array = NDArray[Any]
-_ROWS, _COLUMNS = 32, 1024  # large enough for the calls to cost little, small enough for a core's cache
+# large enough for the calls to cost little, small enough for a core's cache
+_ROWS, _COLUMNS = 32, 1024
 
 
 def factor_bytes(plus: LowRank, dtype: DType) -> int:
@@ -36,7 +38,8 @@ def _height(plus: LowRank) -> int:
 
 
 class Addend:
-    """What is to be added to one matrix, its factors in memory. `read` gives the bytes of a tensor."""
+    """What is to be added to one matrix, its factors in memory. `read` gives the bytes of a
+    tensor."""
 
     def __init__(self, plus: LowRank, dtype: DType, read: Callable[[TensorEntry], Array]) -> None:
         (first_row, _), (first_column, _) = plus.box
@@ -58,9 +61,14 @@ class Addend:
             self._products.append((wide, tall, product.scale, touched))
 
     def add(self, numbers: Array, start: int, spans: Spans) -> None:
-        """Adds to what was read of the matrix: `numbers` are its `spans`, counted from element `start`."""
+        """Adds to what was read of the matrix: `numbers` are its `spans`, counted from element
+        `start`."""
         for at, row, count, c0, c1 in windows(start, spans, self._columns):
-            self._add(numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0), row + self._corner[0], c0 + self._corner[1])
+            self._add(
+                numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0),
+                row + self._corner[0],
+                c0 + self._corner[1],
+            )
 
     def _add(self, window: Array, row: int, column: int) -> None:
         bottom, right = row + window.shape[0], column + window.shape[1]
@@ -86,7 +94,8 @@ class Addend:
                 made = product
                 continue
             if made is None:
-                made = np.full((_ROWS, _COLUMNS), -0.0, self._dtype)  # which changes nothing, not even a zero
+                # which changes nothing, not even a zero
+                made = np.full((_ROWS, _COLUMNS), -0.0, self._dtype)
             made[rows] += product[rows]
         return made
 

@@ -1,4 +1,5 @@
-"""Comparing instead of writing: the tiles of a plan against the bytes of tensors that are there already."""
+"""Comparing instead of writing: the tiles of a plan against the bytes of tensors that are there
+already."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 @dataclass
 class Difference:
-    """What differs in one tensor of `elements`: how many, the largest absolute difference, the L2 norms of the difference and
-    of the first side (over finite numbers), and the first index that differs, with the first side's tensor and index there."""
+    """What differs in one tensor of `elements`: how many, the largest absolute difference, the L2
+    norms of the difference and of the first side (over finite numbers), and the first index that
+    differs, with the first side's tensor and index there."""
 
     elements: int = 0
     count: int = 0
@@ -56,9 +58,12 @@ class Difference:
             self.first, self.first_source = other.first, other.first_source
 
 
-def differing(pairs: Sequence[Pair], budget: Budget, progress: Progress | None = None) -> dict[str, Difference]:
-    """Name → difference, of the tensors that aren't equal: bit by bit where the dtypes are the same, else by value (NaN
-    equals NaN). Reads both sides once, and those that differ once more for the figures."""
+def differing(
+    pairs: Sequence[Pair], budget: Budget, progress: Progress | None = None
+) -> dict[str, Difference]:
+    """Name → difference, of the tensors that aren't equal: bit by bit where the dtypes are the
+    same, else by value (NaN equals NaN). Reads both sides once, and those that differ once more for
+    the figures."""
     total = sum(pair.entry.nbytes for pair in pairs)
     unequal = _compare(pairs, budget, progress, total, exact=True)
     again = [pair for pair in pairs if pair.entry.name in unequal]
@@ -66,7 +71,8 @@ def differing(pairs: Sequence[Pair], budget: Budget, progress: Progress | None =
 
 
 def unlike(pairs: Sequence[tuple[TensorEntry, TensorEntry]], budget: Budget) -> dict[str, str]:
-    """Name of a first tensor → that of the second, of whole tensors that should hold the same and don't."""
+    """Name of a first tensor → that of the second, of whole tensors that should hold the same and
+    don't."""
     made = []
     for copy, original in pairs:
         if copy.shape != original.shape:
@@ -76,22 +82,35 @@ def unlike(pairs: Sequence[tuple[TensorEntry, TensorEntry]], budget: Budget) -> 
         target = TensorEntry(copy.name, original.value_dtype, original.shape, Path(), ())
         made.append(Pair(Assembly(target, original.name, ((original, whole),)), copy, None))
     found = differing(made, budget)
-    return {copy.name: original.name for copy, original in pairs if copy.name in found or copy.shape != original.shape}
+    return {
+        copy.name: original.name
+        for copy, original in pairs
+        if copy.name in found or copy.shape != original.shape
+    }
 
 
-def _compare(pairs: Sequence[Pair], budget: Budget, progress: Progress | None, total: int, exact: bool) -> dict[str, Difference]:
+def _compare(
+    pairs: Sequence[Pair], budget: Budget, progress: Progress | None, total: int, exact: bool
+) -> dict[str, Difference]:
     descriptors = Descriptors({})
     against = {pair.assembly.target: pair for pair in pairs}
     found: dict[str, Difference] = {}
     try:
-        workers = [_Comparer(descriptors, budget, against=against, only_equality=exact) for _ in range(budget.workers)]
+        workers = [
+            _Comparer(descriptors, budget, against=against, only_equality=exact)
+            for _ in range(budget.workers)
+        ]
         queue = fills((pair.assembly for pair in pairs), budget.halved)
         for worker in run_workers(queue, workers, descriptors.stop, progress, total):
             for name, difference in worker.found.items():
                 found.setdefault(name, Difference()).add(difference)
     finally:
         descriptors.close()
-    return found if exact else {name: difference for name, difference in found.items() if difference.count}
+    return (
+        found
+        if exact
+        else {name: difference for name, difference in found.items() if difference.count}
+    )
 
 
 @dataclass
@@ -106,7 +125,10 @@ class _Comparer(Worker):
         if self.only_equality and pair.entry.name in self.found:
             return task.tile.elements * pair.entry.dtype.itemsize
         size = task.tile.elements * pair.entry.dtype.itemsize
-        made, theirs = self.assemble(task, (size, pair.entry.file_offset(next(task.tile.runs())[0] * pair.entry.dtype.itemsize)))
+        made, theirs = self.assemble(
+            task,
+            (size, pair.entry.file_offset(next(task.tile.runs())[0] * pair.entry.dtype.itemsize)),
+        )
         read_tile(task, pair.entry, theirs, self.descriptors.source(pair.entry.path))
         if self.only_equality:
             if not _equal(made, theirs, pair):
@@ -120,7 +142,10 @@ class _Comparer(Worker):
         total = self.found.setdefault(pair.entry.name, Difference())
         for start in range(0, task.tile.elements, STEP):
             stop = min(start + STEP, task.tile.elements)
-            a, b = made[start * mine.itemsize : stop * mine.itemsize], theirs[start * other.itemsize : stop * other.itemsize]
+            a, b = (
+                made[start * mine.itemsize : stop * mine.itemsize],
+                theirs[start * other.itemsize : stop * other.itemsize],
+            )
             unequal = _unequal(a, b, mine, other)
             piece = Difference(elements=stop - start, count=int(np.count_nonzero(unequal)))
             values = _values(a, mine), _values(b, other)
@@ -147,7 +172,10 @@ def _equal(made: Array, theirs: Array, pair: Pair) -> bool:
         return bool(np.array_equal(made, theirs))
     for start in range(0, len(made) // mine.itemsize, STEP):
         stop = start + STEP
-        a, b = made[start * mine.itemsize : stop * mine.itemsize], theirs[start * other.itemsize : stop * other.itemsize]
+        a, b = (
+            made[start * mine.itemsize : stop * mine.itemsize],
+            theirs[start * other.itemsize : stop * other.itemsize],
+        )
         if _unequal(a, b, mine, other).any():
             return False
     return True
@@ -166,16 +194,23 @@ def _unequal(a: Array, b: Array, mine: DType, other: DType) -> NDArray[np.bool_]
 
 
 def _values(raw: Array, dtype: DType) -> NDArray[np.float64] | None:
-    """Bytes as float64, exact for floats up to 64 bits; None for dtypes that aren't plain numbers."""
+    """Bytes as float64, exact for floats up to 64 bits; None for dtypes that aren't plain
+    numbers."""
     if dtype.floating:
         with np.errstate(all="ignore"):
             return raw.view(numpy_dtype(dtype)).astype(np.float64)
-    if dtype.numpy is None or np.dtype(dtype.numpy if dtype.numpy.startswith(("int", "uint", "bool")) else "V1").kind == "V":
+    if (
+        dtype.numpy is None
+        or np.dtype(dtype.numpy if dtype.numpy.startswith(("int", "uint", "bool")) else "V1").kind
+        == "V"
+    ):
         return None
     return raw.view(dtype.numpy).astype(np.float64)
 
 
-def _measure(a: NDArray[np.float64], b: NDArray[np.float64], unequal: NDArray[np.bool_], into: Difference) -> None:
+def _measure(
+    a: NDArray[np.float64], b: NDArray[np.float64], unequal: NDArray[np.bool_], into: Difference
+) -> None:
     finite = np.isfinite(a) & np.isfinite(b)
     into.nonfinite += int(np.count_nonzero(unequal & ~finite))
     x = np.where(finite, a, 0.0)
@@ -199,7 +234,11 @@ def _index(flat: int, shape: Sequence[int], box: Box | None) -> Index:
         flat, i = divmod(flat, length)
         index.append(i)
     index.reverse()
-    return tuple(index) if box is None else tuple(i + lo for i, (lo, _) in zip(index, box, strict=True))
+    return (
+        tuple(index)
+        if box is None
+        else tuple(i + lo for i, (lo, _) in zip(index, box, strict=True))
+    )
 
 
 def _origin(assembly: Assembly, flat: int) -> tuple[str, Index] | None:
@@ -215,7 +254,9 @@ def _source_of(transfer: Transfer, flat: int) -> int | None:
     rest, at = flat - transfer.target, transfer.source
     if rest < 0:
         return None
-    for length, from_, to in sorted(zip(transfer.shape, transfer.from_, transfer.to, strict=True), key=lambda axis: -axis[2]):
+    for length, from_, to in sorted(
+        zip(transfer.shape, transfer.from_, transfer.to, strict=True), key=lambda axis: -axis[2]
+    ):
         i = min(rest // to, length - 1) if to else 0
         rest -= i * to
         at += i * from_
@@ -223,14 +264,16 @@ def _source_of(transfer: Transfer, flat: int) -> int | None:
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """64 bits that stand for a tensor's contents, and for those of its transpose (of matrices, else the same)."""
+    """64 bits that stand for a tensor's contents, and for those of its transpose (of matrices, else
+    the same)."""
 
     straight: int
     transposed: int
 
 
 def fingerprints(assemblies: Iterable[Assembly], budget: Budget) -> dict[str, Fingerprint]:
-    """Name → fingerprint of tensors as assemblies would make them. Tiles are summed up, so that their order doesn't matter."""
+    """Name → fingerprint of tensors as assemblies would make them. Tiles are summed up, so that
+    their order doesn't matter."""
     descriptors = Descriptors({})
     found: dict[str, list[int]] = {}
     try:
@@ -260,7 +303,9 @@ class _Printer(Worker):
             stop = min(start + STEP, tile.elements)
             position = np.arange(start, stop, dtype=np.uint64)
             rows, columns = np.divmod(position, np.uint64(tile.columns))
-            flat = (rows + np.uint64(tile.r0)) * np.uint64(tile.width) + columns + np.uint64(tile.c0)
+            flat = (
+                (rows + np.uint64(tile.r0)) * np.uint64(tile.width) + columns + np.uint64(tile.c0)
+            )
             numbers = bits[start:stop].astype(np.uint64)
             straight = (straight + _mixed(numbers, flat)) % 2**64
             if len(target.shape) == 2:

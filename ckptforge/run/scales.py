@@ -1,8 +1,10 @@
-"""Quantised tensors as what they stand for: (number - offset) · scale, in float32, where they are read.
+"""Quantised tensors as what they stand for: (number - offset) · scale, in float32, where they are
+read.
 
-Sources: `weight_block_size` and per-tensor scales of transformers' FP8 configurations (integrations/finegrained_fp8.py,
-`Fp8Dequantize`), which MindFormers' `weight_dequant` computes alike; compressed-tensors' `dequantize`; MindStudio's
-ModelSlim ((weight - weight_offset) · weight_scale); the OCP microscaling formats for scales that are powers of two.
+Sources: `weight_block_size` and per-tensor scales of transformers' FP8 configurations
+(integrations/finegrained_fp8.py, `Fp8Dequantize`), which MindFormers' `weight_dequant` computes
+alike; compressed-tensors' `dequantize`; MindStudio's ModelSlim ((weight - weight_offset) ·
+weight_scale); the OCP microscaling formats for scales that are powers of two.
 """
 
 from __future__ import annotations
@@ -40,15 +42,25 @@ class Scales:
     Raises `FormatError` for scales that aren't finite, or make numbers that aren't.
     """
 
-    def __init__(self, source: TensorEntry, scaled: Scaled, read: Callable[[TensorEntry], Array]) -> None:
+    def __init__(
+        self, source: TensorEntry, scaled: Scaled, read: Callable[[TensorEntry], Array]
+    ) -> None:
         dtype = source.working_dtype
         *leading, columns = zip(source.shape or (1,), scaled.block or (1,), strict=True)
         self._leading, (self._columns, block) = leading, columns
         self._block = min(block, max(self._columns, 1))
         across = -(-self._columns // self._block) if self._columns else 0
-        scales = _exponents(read(scaled.scale), dtype) if _is_exponents(scaled) else numbers_of(read(scaled.scale), scaled.scale, dtype)
+        scales = (
+            _exponents(read(scaled.scale), dtype)
+            if _is_exponents(scaled)
+            else numbers_of(read(scaled.scale), scaled.scale, dtype)
+        )
         self._scales = scales.reshape(-1, across)
-        self._offsets = None if scaled.offset is None else _integers(read(scaled.offset), scaled.offset, dtype).reshape(-1, across)
+        self._offsets = (
+            None
+            if scaled.offset is None
+            else _integers(read(scaled.offset), scaled.offset, dtype).reshape(-1, across)
+        )
         self._of_infinities = source.dtype.name == "float8_e5m2" and bool((self._scales == 0).any())
         self._refuse_infinite(source, scaled)
 
@@ -59,11 +71,15 @@ class Scales:
             if np.isfinite(self._scales * shifted).all():
                 return
         where = f"{scaled.scale.path}: {printable(scaled.scale.name)}"
-        raise FormatError(f"{where} holds scales that aren't finite, or make numbers that aren't; the file is damaged.")
+        raise FormatError(
+            f"{where} holds scales that aren't finite, or make numbers that aren't; "
+            "the file is damaged."
+        )
 
     def apply(self, numbers: Array, start: int, spans: Spans) -> int:
-        """Makes what the numbers stand for of what was read: `numbers`, in the working dtype, are the tensor's `spans`,
-        counted from element `start`. Returns how many infinities met a scale of 0, which makes NaN."""
+        """Makes what the numbers stand for of what was read: `numbers`, in the working dtype, are
+        the tensor's `spans`, counted from element `start`. Returns how many infinities met a scale
+        of 0, which makes NaN."""
         undefined = 0
         for at, row, count, c0, c1 in windows(start, spans, self._columns):
             window = numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0)
@@ -78,7 +94,9 @@ class Scales:
         if self._offsets is not None:
             window -= self._spread(self._offsets, rows, column, window.shape[1])
         scales = self._spread(self._scales, rows, column, window.shape[1])
-        undefined = int(np.count_nonzero(np.isinf(window) & (scales == 0))) if self._of_infinities else 0
+        undefined = (
+            int(np.count_nonzero(np.isinf(window) & (scales == 0))) if self._of_infinities else 0
+        )
         with np.errstate(invalid="ignore"):
             window *= scales
         return undefined
@@ -94,12 +112,15 @@ class Scales:
         return found
 
     def _spread(self, grid: Array, rows: NDArray[np.intp], column: int, columns: int) -> Array:
-        """The numbers of some rows of the grid, over `columns` columns of the tensor from `column` on."""
+        """The numbers of some rows of the grid, over `columns` columns of the tensor from `column`
+        on."""
         first, last = column // self._block, (column + columns - 1) // self._block
         chosen = grid[rows, first : last + 1]
         if first == last:
             return chosen
-        return np.repeat(chosen, self._block, axis=1)[:, column - first * self._block :][:, :columns]
+        return np.repeat(chosen, self._block, axis=1)[:, column - first * self._block :][
+            :, :columns
+        ]
 
 
 def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:

@@ -57,7 +57,8 @@ Task = Move | Fill | Check | Block
 
 
 class Outcome(Protocol):
-    """What a worker has of the task that it did last: the counts of its casts, or the digest of its block."""
+    """What a worker has of the task that it did last: the counts of its casts, or the digest of its
+    block."""
 
     @property
     def audit(self) -> Audit: ...
@@ -66,24 +67,40 @@ class Outcome(Protocol):
 
 
 class Schedule:
-    """A plan cut into what a worker does at a time, in file order, with the checks of stored checksums.
+    """A plan cut into what a worker does at a time, in file order, with the checks of stored
+    checksums.
 
-    With `hashing` the blocks of sources stand between the tasks, in step with them, and those of an output tensor come when it
-    has been written: either is then still in the page cache, and hashing goes on while another worker writes. A finished tensor
-    goes into the journal; `kept` are those of an earlier run, which aren't made again.
+    With `hashing` the blocks of sources stand between the tasks, in step with them, and those of an
+    output tensor come when it has been written: either is then still in the page cache, and hashing
+    goes on while another worker writes. A finished tensor goes into the journal; `kept` are those
+    of an earlier run, which aren't made again.
     """
 
-    def __init__(self, plan: Plan, budget: Budget, hashing: bool, journal: Ledger | None, kept: Kept) -> None:
+    def __init__(
+        self, plan: Plan, budget: Budget, hashing: bool, journal: Ledger | None, kept: Kept
+    ) -> None:
         made = [assembly for assembly in plan.assemblies if assembly.target not in kept]
         known = journal.sources if journal is not None else {}
-        blocks = ((i, block) for i, file in enumerate(plan.sources) for block in blocks_of(file.path, whole_file(file)))
+        blocks = (
+            (i, block)
+            for i, file in enumerate(plan.sources)
+            for block in blocks_of(file.path, whole_file(file))
+        )
         self._plan, self._journal = plan, journal
         self._checks = [Check(file) for file in plan.sources if file.checksum is not None]
         self._tasks = fills(made, budget, moves=True)
-        self._blocks = (block for i, block in blocks if (i, block.start) not in known) if hashing else iter(())
-        self._share = sum(file.size for file in plan.sources) / max(sum(assembly.target.nbytes for assembly in made), 1)
+        self._blocks = (
+            (block for i, block in blocks if (i, block.start) not in known) if hashing else iter(())
+        )
+        self._share = sum(file.size for file in plan.sources) / max(
+            sum(assembly.target.nbytes for assembly in made), 1
+        )
         self._written = self._hashed = 0.0
-        self._unfinished = {a.target: _Unfinished(a.target.nbytes, block_count(a.target)) for a in made if a.target.nbytes}
+        self._unfinished = {
+            a.target: _Unfinished(a.target.nbytes, block_count(a.target))
+            for a in made
+            if a.target.nbytes
+        }
         self._ready: deque[Block] = deque()
         self._hashing = hashing
         self._sources = {file.path: i for i, file in enumerate(plan.sources)}
@@ -149,7 +166,9 @@ class Schedule:
         if not self._hashing:
             return None
         for file in self._plan.files:
-            self.hashes[file.path].update({name: hash_of({}) for name, entry in file.tensors.items() if not entry.nbytes})
+            self.hashes[file.path].update(
+                {name: hash_of({}) for name, entry in file.tensors.items() if not entry.nbytes}
+            )
         for path, digests in self._source_digests.items():
             self.hashes[path] = {"": hash_of(digests)}
         return self.hashes
@@ -157,8 +176,8 @@ class Schedule:
 
 @dataclass
 class _Unfinished:
-    """A tensor on its way: the bytes that aren't written yet, what its casts did, how many blocks it has and the digests of those that
-    are hashed."""
+    """A tensor on its way: the bytes that aren't written yet, what its casts did, how many blocks
+    it has and the digests of those that are hashed."""
 
     unwritten: int
     blocks: int
@@ -166,24 +185,44 @@ class _Unfinished:
     digests: dict[int, bytes] = field(default_factory=dict)
 
 
-def fills(assemblies: Iterable[Assembly], budget: Budget, moves: bool = False) -> Iterator[Move | Fill]:
-    """Assemblies cut into tiles, or into moves where bytes go over as they are, if those are wanted."""
+def fills(
+    assemblies: Iterable[Assembly], budget: Budget, moves: bool = False
+) -> Iterator[Move | Fill]:
+    """Assemblies cut into tiles, or into moves where bytes go over as they are, if those are
+    wanted."""
     for assembly in assemblies:
         target = assembly.target
         if not target.elements:
             continue
         joined = [(source, transfer.coalesced()) for source, transfer in assembly.copies]
         itemsize = target.dtype.itemsize
-        as_it_is = (source.dtype == target.dtype and not source.computed and transfer.is_move for source, transfer in joined)
+        as_it_is = (
+            source.dtype == target.dtype and not source.computed and transfer.is_move
+            for source, transfer in joined
+        )
         if moves and not assembly.zeroed and all(as_it_is):
             for source, transfer in joined:
-                runs = paired_ranges(source, transfer.source * itemsize, target, transfer.target * itemsize, transfer.size * itemsize)
+                runs = paired_ranges(
+                    source,
+                    transfer.source * itemsize,
+                    target,
+                    transfer.target * itemsize,
+                    transfer.size * itemsize,
+                )
                 for source_at, target_at, length in runs:
                     for done in range(0, length, _MOVE_BYTES):
-                        yield Move(source, source_at + done, target, target_at + done, min(_MOVE_BYTES, length - done))
+                        yield Move(
+                            source,
+                            source_at + done,
+                            target,
+                            target_at + done,
+                            min(_MOVE_BYTES, length - done),
+                        )
             continue
         turned = any(transfer.shape and transfer.from_[-1] != 1 for _, transfer in joined)
         limit = budget.tile_elements(target.dtype, turned)
-        width, rows, columns = best_form(target.elements, itemsize, tuple(transfer for _, transfer in assembly.copies), limit)
+        width, rows, columns = best_form(
+            target.elements, itemsize, tuple(transfer for _, transfer in assembly.copies), limit
+        )
         for tile in tiles(target.elements, width, rows, columns):
             yield Fill(assembly, tile)

@@ -1,8 +1,9 @@
 """Cutting output tensors into tiles that fit a worker's buffers. Pure arithmetic.
 
-An output tensor is seen as rows of `width` elements. A tile is a window of it: rows [r0, r1) and columns [c0, c1). Reading
-and writing a tile costs a system call for every run of bytes, so its form is chosen to make the runs few and long: a plain
-copy gets one long row, a transposition a window that is broad on both sides.
+An output tensor is seen as rows of `width` elements. A tile is a window of it: rows [r0, r1) and
+columns [c0, c1). Reading and writing a tile costs a system call for every run of bytes, so its form
+is chosen to make the runs few and long: a plain copy gets one long row, a transposition a window
+that is broad on both sides.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import msgspec
 
 from ckptforge.boxes import Transfer, boxes_in_range
 
-# What a system call costs, in bytes that could be read in its time. Short writes cost more than reads, as each meets two pages that
-# it fills in part, and a lock. Measured: 2 µs, 7 µs with one worker and 21 with eight, and 8 GB/s.
+# What a system call costs, in bytes that could be read in its time. Short writes cost more than
+# reads, as each meets two pages that it fills in part, and a lock. Measured: 2 µs, 7 µs with one
+# worker and 21 with eight, and 8 GB/s.
 _READ_CALL = 16_384
 _WRITE_CALL = 131_072
 
@@ -40,7 +42,8 @@ class Tile(msgspec.Struct, frozen=True):
         return (self.r1 - self.r0) * self.columns
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """(first element, number of elements) of each run of the output tensor that the window covers, in its order."""
+        """(first element, number of elements) of each run of the output tensor that the window
+        covers, in its order."""
         if self.columns == self.width:
             yield self.r0 * self.width, self.elements
             return
@@ -53,9 +56,11 @@ class Tile(msgspec.Struct, frozen=True):
 
 
 class Spans(msgspec.Struct, frozen=True):
-    """How the source of a transfer is read: spans of `length` elements, put one after another into a buffer.
+    """How the source of a transfer is read: spans of `length` elements, put one after another into
+    a buffer.
 
-    `outer` are the (size, stride) of the axes that start a span each; in the buffer the transfer's axes have `strides`.
+    `outer` are the (size, stride) of the axes that start a span each; in the buffer the transfer's
+    axes have `strides`.
     """
 
     outer: tuple[tuple[int, int], ...]
@@ -72,7 +77,10 @@ class Spans(msgspec.Struct, frozen=True):
 
     def starts(self) -> Iterator[int]:
         """First element of each span, counted from the transfer's source."""
-        return (sum(index) for index in product(*(range(0, n * stride, stride) for n, stride in self.outer)))
+        return (
+            sum(index)
+            for index in product(*(range(0, n * stride, stride) for n, stride in self.outer))
+        )
 
 
 def spans_of(transfer: Transfer, itemsize: int) -> Spans:
@@ -91,11 +99,16 @@ def spans_of(transfer: Transfer, itemsize: int) -> Spans:
     for axis in reversed(axes[:level]):
         strides[axis] = packed
         packed *= transfer.shape[axis]
-    return Spans(tuple((transfer.shape[axis], transfer.from_[axis]) for axis in axes[:level]), length, tuple(strides))
+    return Spans(
+        tuple((transfer.shape[axis], transfer.from_[axis]) for axis in axes[:level]),
+        length,
+        tuple(strides),
+    )
 
 
 def windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """(place in the buffer, first row, rows, columns c0 to c1) of windows that spans are, those of neighbouring rows joined."""
+    """(place in the buffer, first row, rows, columns c0 to c1) of windows that spans are, those of
+    neighbouring rows joined."""
     held: tuple[int, int, int, int, int] | None = None
     at = 0
     for offset in spans.starts():
@@ -117,13 +130,16 @@ def windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, 
 
 
 def strips(transfer: Transfer, max_elements: int, itemsize: int) -> Iterator[Transfer]:
-    """The parts of a transfer that are read at a time, gaps included into at most `max_elements`: cut along the source's slowest
-    axes, in its order."""
+    """The parts of a transfer that are read at a time, gaps included into at most `max_elements`:
+    cut along the source's slowest axes, in its order."""
     read = spans_of(transfer, itemsize).elements
     if read <= max_elements or transfer.size == 1:
         yield transfer
         return
-    axis = max((axis for axis, n in enumerate(transfer.shape) if n > 1), key=lambda axis: transfer.from_[axis])
+    axis = max(
+        (axis for axis, n in enumerate(transfer.shape) if n > 1),
+        key=lambda axis: transfer.from_[axis],
+    )
     n = transfer.shape[axis]
     step = max(1, min(n - 1, n * max_elements // read))
     for start in range(0, n, step):
@@ -133,7 +149,8 @@ def strips(transfer: Transfer, max_elements: int, itemsize: int) -> Iterator[Tra
 
 
 def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
-    """The parts of an ordered transfer that land in a tile, their targets counted in the tile's own row-major elements.
+    """The parts of an ordered transfer that land in a tile, their targets counted in the tile's own
+    row-major elements.
 
     The tile's width must be one that `fits` the transfer.
     """
@@ -143,7 +160,9 @@ def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
     rows = boxes_in_range(transfer.shape[:split], row_strides, tile.r0 - row, tile.r1 - row)
     if not rows:
         return
-    columns = boxes_in_range(transfer.shape[split:], transfer.to[split:], tile.c0 - column, tile.c1 - column)
+    columns = boxes_in_range(
+        transfer.shape[split:], transfer.to[split:], tile.c0 - column, tile.c1 - column
+    )
     to = (*(stride * tile.columns for stride in row_strides), *transfer.to[split:])
     for row_box, column_box in product(rows, columns):
         part = transfer.sub((*row_box, *column_box))
@@ -153,10 +172,16 @@ def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
 
 
 def fits(transfer: Transfer, width: int) -> bool:
-    """Whether each of an ordered transfer's axes runs either along rows of `width` elements, or along columns."""
-    along = [(n, stride) for n, stride in zip(transfer.shape, transfer.to, strict=True) if stride < width]
+    """Whether each of an ordered transfer's axes runs either along rows of `width` elements, or
+    along columns."""
+    along = [
+        (n, stride) for n, stride in zip(transfer.shape, transfer.to, strict=True) if stride < width
+    ]
     across = transfer.to[: len(transfer.to) - len(along)]
-    return all(stride % width == 0 for stride in across) and transfer.target % width + sum((n - 1) * s for n, s in along) < width
+    return (
+        all(stride % width == 0 for stride in across)
+        and transfer.target % width + sum((n - 1) * s for n, s in along) < width
+    )
 
 
 def tiles(elements: int, width: int, rows: int, columns: int) -> Iterator[Tile]:
@@ -168,8 +193,11 @@ def tiles(elements: int, width: int, rows: int, columns: int) -> Iterator[Tile]:
 
 
 @lru_cache(maxsize=4096)
-def best_form(total: int, itemsize: int, transfers: tuple[Transfer, ...], max_elements: int) -> tuple[int, int, int]:
-    """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one in the middle."""
+def best_form(
+    total: int, itemsize: int, transfers: tuple[Transfer, ...], max_elements: int
+) -> tuple[int, int, int]:
+    """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one
+    in the middle."""
     best, best_cost = (total, 1, min(total, max_elements)), math.inf
     strides = {stride for transfer in transfers for stride in transfer.to if total % stride == 0}
     for width in sorted({1, total} | strides, reverse=True):
@@ -177,10 +205,14 @@ def best_form(total: int, itemsize: int, transfers: tuple[Transfer, ...], max_el
             continue
         height = total // width
         whole = max_elements // width  # rows of whole width
-        counts = {min(1 << i, height) for i in range(max_elements.bit_length())} | ({min(whole, height)} if whole else set())
+        counts = {min(1 << i, height) for i in range(max_elements.bit_length())} | (
+            {min(whole, height)} if whole else set()
+        )
         for rows in sorted(counts):
             columns = _even(width, min(width, max_elements // rows))
-            cost = _cost(Tile(width, *_middle(height, rows), *_middle(width, columns)), itemsize, transfers)
+            cost = _cost(
+                Tile(width, *_middle(height, rows), *_middle(width, columns)), itemsize, transfers
+            )
             if cost < best_cost:
                 best, best_cost = (width, _even(height, rows), columns), cost
     return best

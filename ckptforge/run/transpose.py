@@ -14,8 +14,9 @@ from ckptforge.boxes import Transfer
 from ckptforge.run.buffers import copy_runs
 
 Array = NDArray[Any]
-# Measured best for 2- and 4-byte numbers; the rows of a block lie a cache line further apart than a power of two, as the columns of
-# a matrix whose rows lie at multiples of 4 KiB share the same few lines of the cache.
+# Measured best for 2- and 4-byte numbers; the rows of a block lie a cache line further apart than a
+# power of two, as the columns of a matrix whose rows lie at multiples of 4 KiB share the same few
+# lines of the cache.
 _ROWS = 128
 _ROW_BYTES = 1024
 _LINE = 64
@@ -29,7 +30,8 @@ def strided(flat: Array, offset: int, shape: tuple[int, ...], strides: tuple[int
 
 def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
     """Copies from flat `source` to flat `target` of one dtype along a coalesced transfer."""
-    # As plain integers: numpy copies numbers of other libraries' dtypes one by one, holding the interpreter.
+    # As plain integers: numpy copies numbers of other libraries' dtypes one by one, holding the
+    # interpreter.
     if source.itemsize in (1, 2, 4, 8):
         source, target = (numbers.view(f"u{numbers.itemsize}") for numbers in (source, target))
     out = strided(target, transfer.target, transfer.shape, transfer.to)
@@ -38,10 +40,16 @@ def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
     if transfer.shape and transfer.from_[-1] == transfer.to[-1] == 1:
         copy_runs(numbers, out)
         return
-    if inner is None or transfer.from_[-1] == 1 or transfer.shape[inner] * transfer.shape[-1] < _WORTH:
+    if (
+        inner is None
+        or transfer.from_[-1] == 1
+        or transfer.shape[inner] * transfer.shape[-1] < _WORTH
+    ):
         np.copyto(out, numbers)
         return
-    outer: list[Sequence[Any]] = [range(n) if axis != inner else (slice(None),) for axis, n in enumerate(transfer.shape[:-1])]
+    outer: list[Sequence[Any]] = [
+        range(n) if axis != inner else (slice(None),) for axis, n in enumerate(transfer.shape[:-1])
+    ]
     block = np.empty((_ROWS, (_ROW_BYTES + _LINE) // source.itemsize), source.dtype)
     for index in product(*outer):
         turn(numbers[index], out[index], block)

@@ -43,7 +43,8 @@ _MANY_CALLS = 16
 
 @dataclass
 class Worker:
-    """One thread's buffers, made once; after a task the counts of its casts, or the digest of its block."""
+    """One thread's buffers, made once; after a task the counts of its casts, or the digest of its
+    block."""
 
     descriptors: Descriptors
     budget: Budget
@@ -59,7 +60,9 @@ class Worker:
     def do(self, task: object) -> int:
         """Carries out a task; returns the bytes of output that it made."""
         if isinstance(task, Check):
-            task.file.verify(self.buffers.lend((PIECE_BYTES, 0))[0].data, self.descriptors.stop.is_set)
+            task.file.verify(
+                self.buffers.lend((PIECE_BYTES, 0))[0].data, self.descriptors.stop.is_set
+            )
             return 0
         if isinstance(task, Block):
             buffer = self.buffers.lend((PIECE_BYTES, task.entry.file_offset(task.start)))[0].data
@@ -76,9 +79,22 @@ class Worker:
         return task.nbytes
 
     def move(self, task: Move) -> None:
-        source, target = self.descriptors.source(task.source.path), self.descriptors.target(task.target.path)
+        source, target = (
+            self.descriptors.source(task.source.path),
+            self.descriptors.target(task.target.path),
+        )
         turn = self.descriptors.writing[task.target.path]
-        move_bytes(task.source, source, task.source_at, task.target, target, task.target_at, task.nbytes, self.buffers, turn)
+        move_bytes(
+            task.source,
+            source,
+            task.source_at,
+            task.target,
+            target,
+            task.target_at,
+            task.nbytes,
+            self.buffers,
+            turn,
+        )
         begin_writeback(target, task.target_at, task.nbytes)
 
     def fill(self, task: Fill) -> None:
@@ -88,21 +104,29 @@ class Worker:
         fd = self.descriptors.target(target.path)
         view = made.data
         at = 0
-        with self.descriptors.many_calls if tile.run_count > _MANY_CALLS else self.descriptors.writing[target.path]:
+        with (
+            self.descriptors.many_calls
+            if tile.run_count > _MANY_CALLS
+            else self.descriptors.writing[target.path]
+        ):
             for first, count in tile.runs():
                 for offset, length in target.file_ranges(first * itemsize, count * itemsize):
                     write_exactly(fd, offset, view[at : at + length], target.path)
                     at += length
         if tile.c1 == tile.width:  # the last of its rows
-            for offset, length in target.file_ranges(tile.r0 * tile.width * itemsize, (tile.r1 - tile.r0) * tile.width * itemsize):
+            for offset, length in target.file_ranges(
+                tile.r0 * tile.width * itemsize, (tile.r1 - tile.r0) * tile.width * itemsize
+            ):
                 begin_writeback(fd, offset, length)
 
     def assemble(self, task: Fill, *more: tuple[int, int]) -> list[Array]:
-        """The bytes of a tile put together, and buffers of `more` (size, file offset); all are the worker's, until its next
-        task."""
+        """The bytes of a tile put together, and buffers of `more` (size, file offset); all are the
+        worker's, until its next task."""
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
-        made, *others = self.buffers.lend((task.nbytes, target.file_offset(next(tile.runs())[0] * itemsize)), *more)
+        made, *others = self.buffers.lend(
+            (task.nbytes, target.file_offset(next(tile.runs())[0] * itemsize)), *more
+        )
         out = as_numbers(made, target.dtype)
         if task.assembly.zeroed:
             made[:] = 0
@@ -115,10 +139,15 @@ class Worker:
                 for strip in strips(part, limit, source.dtype.itemsize):
                     self.gather(source, strip.coalesced(), target, task.assembly.group, out)
         if left and not task.assembly.zeroed:
-            raise PlanError(f"{target.name}: {left} elements of {tile} aren't filled; this is a defect of ckptforge, please report it.")
+            raise PlanError(
+                f"{target.name}: {left} elements of {tile} aren't filled; this is a "
+                "defect of ckptforge, please report it."
+            )
         return [made, *others]
 
-    def gather(self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array) -> None:
+    def gather(
+        self, source: TensorEntry, part: Transfer, target: TensorEntry, group: str, out: Array
+    ) -> None:
         """Reads one part of a tile, casts it and puts it in its place."""
         itemsize = source.dtype.itemsize
         spans = spans_of(part, itemsize)
@@ -136,32 +165,51 @@ class Worker:
             read_spans(source, starts, spans.length * itemsize, read.data, fd)
         numbers = as_numbers(read, source.dtype)
         if source.computed:
-            numbers = self.compute(source, numbers, as_numbers(summed, dtype), part.source, spans, group)
+            numbers = self.compute(
+                source, numbers, as_numbers(summed, dtype), part.source, spans, group
+            )
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
         if cast:
             if spans.elements != part.size:  # gaps are neither cast nor counted
                 dense = as_numbers(spare, dtype)
                 strides = _without_gaps(packed)
-                copy_strided(numbers, dense, Transfer(part.shape, 0, packed.from_, 0, strides).coalesced())
+                copy_strided(
+                    numbers, dense, Transfer(part.shape, 0, packed.from_, 0, strides).coalesced()
+                )
                 numbers, packed = dense, Transfer(part.shape, 0, strides, part.target, part.to)
             packed = packed.coalesced()
-            place = out[packed.target : packed.target + packed.size] if packed.is_move else as_numbers(made, target.dtype)
-            self.audit.add(group, dtype, target.dtype, cast_function(dtype, target.dtype)(numbers, place))
+            place = (
+                out[packed.target : packed.target + packed.size]
+                if packed.is_move
+                else as_numbers(made, target.dtype)
+            )
+            self.audit.add(
+                group, dtype, target.dtype, cast_function(dtype, target.dtype)(numbers, place)
+            )
             if packed.is_move:
                 return
             numbers = place
         copy_strided(numbers, out, packed.coalesced())
 
-    def compute(self, source: TensorEntry, numbers: Array, out: Array, start: int, spans: Spans, group: str) -> Array:
-        """What was read of a tensor as what it stands for and with what is added to it, in the dtype that sums have."""
+    def compute(
+        self, source: TensorEntry, numbers: Array, out: Array, start: int, spans: Spans, group: str
+    ) -> Array:
+        """What was read of a tensor as what it stands for and with what is added to it, in the
+        dtype that sums have."""
         dtype = source.working_dtype
         cast_function(source.dtype, dtype)(numbers, out)
         if (scaled := source.scaled) is not None:
-            scales = self.held.get(scaled, scale_bytes(scaled), lambda: Scales(source, scaled, self.read_whole))
+            scales = self.held.get(
+                scaled, scale_bytes(scaled), lambda: Scales(source, scaled, self.read_whole)
+            )
             if undefined := scales.apply(out, start, spans):
-                self.audit.add(group, source.dtype, dtype, CastCount(undefined, undefined=undefined))
+                self.audit.add(
+                    group, source.dtype, dtype, CastCount(undefined, undefined=undefined)
+                )
         if (plus := source.plus) is not None:
-            addend = self.held.get(plus, factor_bytes(plus, dtype), lambda: Addend(plus, dtype, self.read_whole))
+            addend = self.held.get(
+                plus, factor_bytes(plus, dtype), lambda: Addend(plus, dtype, self.read_whole)
+            )
             addend.add(out, start, spans)
         return out
 
@@ -183,8 +231,8 @@ def _without_gaps(transfer: Transfer) -> tuple[int, ...]:
 
 
 def as_numbers(raw: Array, dtype: DType) -> Array:
-    """Bytes as numbers: of the dtype itself if it can be cast, else of any of its size; those of eight bits as bytes, which are cast by
-    a table."""
+    """Bytes as numbers: of the dtype itself if it can be cast, else of any of its size; those of
+    eight bits as bytes, which are cast by a table."""
     if dtype.itemsize == 1:
         return raw.view(np.uint8)
     return raw.view(numpy_dtype(dtype) if dtype.floating else np.dtype(f"V{dtype.itemsize}"))
@@ -198,9 +246,11 @@ class Descriptors:
     sources: dict[Path, int] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    # Held over loops of many short system calls: two threads in such loops spend their time handing over the interpreter.
+    # Held over loops of many short system calls: two threads in such loops spend their time handing
+    # over the interpreter.
     many_calls: threading.Lock = field(default_factory=threading.Lock)
-    # Held while a file is written: two threads that write to one file would spin on the system's lock of it.
+    # Held while a file is written: two threads that write to one file would spin on the system's
+    # lock of it.
     writing: Mapping[Path, threading.Lock] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -226,7 +276,8 @@ class Descriptors:
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What a run did: the counts of its casts, and the hashes of what was read and written if they were wanted."""
+    """What a run did: the counts of its casts, and the hashes of what was read and written if they
+    were wanted."""
 
     audit: Audit
     hashes: Hashes | None
@@ -241,16 +292,25 @@ def run(
     journal: Ledger | None = None,
     kept: Kept | None = None,
 ) -> Done:
-    """Writes all tensors of a plan into the open descriptors `targets`, except those `kept`, which are there already.
+    """Writes all tensors of a plan into the open descriptors `targets`, except those `kept`, which
+    are there already.
 
-    `progress(done, total)` is called with bytes of output, by one thread at a time. The first error of any worker stops
-    all and is raised.
+    `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
+    of any worker stops all and is raised.
     """
     descriptors = Descriptors(targets)
     schedule = Schedule(plan, budget, hashing, journal, kept or {})
     workers = [Worker(descriptors, budget) for _ in range(budget.workers)]
     try:
-        run_workers(schedule, workers, descriptors.stop, progress, plan.tensor_bytes, schedule.finished, sum(e.nbytes for e in kept or ()))
+        run_workers(
+            schedule,
+            workers,
+            descriptors.stop,
+            progress,
+            plan.tensor_bytes,
+            schedule.finished,
+            sum(e.nbytes for e in kept or ()),
+        )
     finally:
         descriptors.close()
     return Done(schedule.audit, schedule.all_hashes())
@@ -274,8 +334,9 @@ def run_workers(
     finished: Callable[[object, W], None] | None = None,
     done: int = 0,
 ) -> Sequence[W]:
-    """Each worker takes tasks until there are none; `finished` is notified of each that has been done, and by whom, and may add to
-    the queue; `done` counts as progress made before. The first error of any sets `stop`, which ends all, and is raised."""
+    """Each worker takes tasks until there are none; `finished` is notified of each that has been
+    done, and by whom, and may add to the queue; `done` counts as progress made before. The first
+    error of any sets `stop`, which ends all, and is raised."""
     lock = threading.Lock()
 
     def take() -> object:
@@ -307,13 +368,17 @@ def run_workers(
                     futures.append(pool.submit(work, worker))
                 except RuntimeError as error:  # no more threads: those that there are do it
                     if not futures:
-                        raise OutputError(f"no thread can be started: {error}; raise the system's limit of processes.") from error
+                        raise OutputError(
+                            f"no thread can be started: {error}; raise the system's "
+                            "limit of processes."
+                        ) from error
                     break
             for future in futures:
                 future.result()
         except BaseException:
             stop.set()
-            while not all(future.done() for future in futures):  # a second interrupt must not close files that are being written
+            # a second interrupt must not close files that are being written
+            while not all(future.done() for future in futures):
                 with suppress(BaseException):
                     wait(futures)
             raise

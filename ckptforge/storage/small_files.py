@@ -1,4 +1,5 @@
-"""Small files that a user or another program wrote: reading them whole within a bound, and the names they may have."""
+"""Small files that a user or another program wrote: reading them whole within a bound, and the
+names they may have."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f/\\\\]")
 
 
 def read_small(path: Path, limit: int, too_large: type[CkptforgeError] = FormatError) -> bytes:
-    """The contents of a regular file, of which no more than `limit` bytes are ever read, whatever its size is said to be.
+    """The contents of a regular file, of which no more than `limit` bytes are ever read, whatever
+    its size is said to be.
 
     Raises `InputNotFoundError` if it can't be read or is something else, `too_large` if it goes on.
     """
@@ -36,8 +38,8 @@ def read_small(path: Path, limit: int, too_large: type[CkptforgeError] = FormatE
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file of a fixed name is there. Raises `InputNotFoundError` for anything else of that name: a directory, a pipe, a
-    link to nowhere."""
+    """Whether a file of a fixed name is there. Raises `InputNotFoundError` for anything else of
+    that name: a directory, a pipe, a link to nowhere."""
     if path.is_file():
         return True
     if os.path.lexists(path):
@@ -46,7 +48,8 @@ def is_there(path: Path) -> bool:
 
 
 def is_file_name(name: object) -> bool:
-    """Whether a text that stood in a file is the name of a file in one directory, and not a way out of it."""
+    """Whether a text that stood in a file is the name of a file in one directory, and not a way out
+    of it."""
     if not isinstance(name, str) or name in ("", ".", "..") or _CONTROL.search(name):
         return False
     try:

@@ -27,8 +27,9 @@ def read_object(path: Path, limit: int = MAX_BYTES, constants: bool = False) -> 
 
 
 def parse_object(content: bytes, where: str, constants: bool = False) -> dict[str, Any]:
-    """The JSON object in `content`; `constants` allows NaN and Infinity, which Python writes. Raises `FormatError`, which names it as
-    `where`, if it is something else: also for a key that stands twice, nesting, and text that no file can hold."""
+    """The JSON object in `content`; `constants` allows NaN and Infinity, which Python writes.
+    Raises `FormatError`, which names it as `where`, if it is something else: also for a key that
+    stands twice, nesting, and text that no file can hold."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -41,17 +42,25 @@ def parse_object(content: bytes, where: str, constants: bool = False) -> dict[st
         raise FormatError(f"{where}: isn't valid JSON (it holds {constant}).")
 
     if _has_many_values(content):
-        raise FormatError(f"{where}: holds more than {_MAX_VALUES} values, too many for what it should be.")
+        raise FormatError(
+            f"{where}: holds more than {_MAX_VALUES} values, too many for what it should be."
+        )
     try:
         text = content.decode("utf-8-sig")
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=None if constants else refuse)
+        found = json.loads(
+            text, object_pairs_hook=unique, parse_constant=None if constants else refuse
+        )
         if _SURROGATE.search(text):
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise FormatError(f"{where}: isn't valid JSON (half of a surrogate pair in a text).") from error
+        raise FormatError(
+            f"{where}: isn't valid JSON (half of a surrogate pair in a text)."
+        ) from error
     except (ValueError, RecursionError) as error:
         if content.startswith(b"version https://git-lfs"):
-            raise FormatError(f"{where}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.") from error
+            raise FormatError(
+                f"{where}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`."
+            ) from error
         raise FormatError(f"{where}: isn't valid JSON ({error}).") from error
     if not isinstance(found, dict):
         raise FormatError(f"{where}: holds a JSON {type(found).__name__}, expected an object.")
@@ -61,7 +70,8 @@ def parse_object(content: bytes, where: str, constants: bool = False) -> dict[st
 
 
 def _has_many_values(content: bytes) -> bool:
-    """Whether parsing would make too many values: objects take memory for, in the worst case, thirty times their bytes."""
+    """Whether parsing would make too many values: objects take memory for, in the worst case,
+    thirty times their bytes."""
     if content.count(b",") + content.count(b"[") + content.count(b"{") <= _MAX_VALUES:
         return False
     marks = content.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS)
@@ -73,7 +83,10 @@ def _is_deep(found: dict[str, Any]) -> bool:
     level: list[Any] = [found]
     for _ in range(_MAX_DEPTH):
         level = [
-            inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
         ]
         if not level:
             return False

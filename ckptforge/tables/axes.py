@@ -4,13 +4,15 @@
     model.layers.{l}.attention.w_qkv.weight: (g [wq: r d + wk: d + wv: d]) H
     model.layers.{m+k}.mlp.gate.weight     : e H
 
-`{l}` in the name is an axis whose index stands in the name; `{m+k}` one whose index stands there with the length of `k` added.
-`H` is an axis of the tensor; `(g r d)` is one axis made of
-factors, the last running fastest; `[wq: … + wk: …]` concatenates parts of several logical tensors along the axis.
+`{l}` in the name is an axis whose index stands in the name; `{m+k}` one whose index stands there
+with the length of `k` added. `H` is an axis of the tensor; `(g r d)` is one axis made of factors,
+the last running fastest; `[wq: … + wk: …]` concatenates parts of several logical tensors along the
+axis.
 
     model.layers.{l}.experts.weight1       : e H [w1: M + w3: M] as H (e [w1: M + w3: M])
 
-Before `as` stands the order of the numbers, behind it the shape that they are given where that isn't the order's.
+Before `as` stands the order of the numbers, behind it the shape that they are given where that
+isn't the order's.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one logical tensor contributes to a concatenation: an axis of these factors (none: one row)."""
+    """What one logical tensor contributes to a concatenation: an axis of these factors (none: one
+    row)."""
 
     tensor: str
     factors: tuple[str, ...]
@@ -53,8 +56,9 @@ Axis = tuple[Item, ...]
 
 
 class Pattern(msgspec.Struct, frozen=True, dict=True):
-    """One kind of stored tensor: name template, axes in the order of the numbers, and the logical tensors it holds, in order;
-    `reshaped` is what the axes of its shape are made of, where they aren't those."""
+    """One kind of stored tensor: name template, axes in the order of the numbers, and the logical
+    tensors it holds, in order; `reshaped` is what the axes of its shape are made of, where they
+    aren't those."""
 
     template: str
     axes: tuple[Axis, ...]
@@ -69,7 +73,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
     @property
     def axes_text(self) -> str:
         """The axes as a table writes them."""
-        return f"{_axes_text(self.axes)} as {_axes_text(self.reshaped)}" if self.reshaped else _axes_text(self.axes)
+        return (
+            f"{_axes_text(self.axes)} as {_axes_text(self.reshaped)}"
+            if self.reshaped
+            else _axes_text(self.axes)
+        )
 
     @cached_property
     def name_axes(self) -> tuple[str, ...]:
@@ -87,13 +95,21 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def skeleton(self) -> str:
-        """The template with every number and placeholder as `#`; names of this pattern have the same `skeleton_of`."""
-        return "".join("#" if word.isdigit() or word.startswith("{") else word for word in self.words)
+        """The template with every number and placeholder as `#`; names of this pattern have the
+        same `skeleton_of`."""
+        return "".join(
+            "#" if word.isdigit() or word.startswith("{") else word for word in self.words
+        )
 
     def match(self, numbers: Sequence[str]) -> dict[str, int] | None:
-        """The numbers by axis that stand in a name with this skeleton, or None if another is written in the template."""
+        """The numbers by axis that stand in a name with this skeleton, or None if another is
+        written in the template."""
         index: dict[str, int] = {}
-        for word, number in zip((word for word in self.words if word.isdigit() or word.startswith("{")), numbers, strict=True):
+        for word, number in zip(
+            (word for word in self.words if word.isdigit() or word.startswith("{")),
+            numbers,
+            strict=True,
+        ):
             if word.isdigit():
                 if word != number:
                     return None
@@ -105,10 +121,14 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
 
     def name(self, index: Mapping[str, int], lengths: Mapping[str, int]) -> str:
         """The name at an index; `lengths` of the axes that are added to others."""
-        return _PLACEHOLDER.sub(lambda match: str(index[match[1]] + (lengths[match[2]] if match[2] else 0)), self.template)
+        return _PLACEHOLDER.sub(
+            lambda match: str(index[match[1]] + (lengths[match[2]] if match[2] else 0)),
+            self.template,
+        )
 
     def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
-        """The runs of factors of one logical tensor that lie directly one after another in one axis."""
+        """The runs of factors of one logical tensor that lie directly one after another in one
+        axis."""
         for axis in self.axes:
             run: list[str] = []
             for item in axis:
@@ -121,11 +141,13 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
             yield tuple(run)
 
     def factors(self, tensor: str) -> list[str]:
-        """All axes of one logical tensor in this pattern, slowest first, without those in the name."""
+        """All axes of one logical tensor in this pattern, slowest first, without those in the
+        name."""
         return [factor for segment in self.segments(tensor) for factor in segment]
 
     def place(self, tensor: str, order: Sequence[str], size: Sizes) -> Grid:
-        """Where a logical tensor lies in the stored one, its box's axes in `order`; axes in the name have stride 0."""
+        """Where a logical tensor lies in the stored one, its box's axes in `order`; axes in the
+        name have stride 0."""
         strides: dict[str, int] = {}
         offset, stride = 0, 1
         for axis in reversed(self.axes):
@@ -155,7 +177,10 @@ def _axes_text(axes: tuple[Axis, ...]) -> str:
 
 
 def _axis_text(axis: Axis) -> str:
-    items = [item if isinstance(item, str) else f"[{' + '.join(map(_part_text, item.parts))}]" for item in axis]
+    items = [
+        item if isinstance(item, str) else f"[{' + '.join(map(_part_text, item.parts))}]"
+        for item in axis
+    ]
     return items[0] if len(items) == 1 else f"({' '.join(items)})"
 
 
@@ -175,7 +200,10 @@ def _part_size(part: Part, size: Sizes) -> int:
 def axis_size(axis: Axis, tensor: str, size: Sizes) -> int:
     """Length of an axis; `tensor` is one that the pattern holds."""
     return math.prod(
-        sum(_part_size(part, size) for part in item.parts) if isinstance(item, Concat) else size(tensor, item) for item in axis
+        sum(_part_size(part, size) for part in item.parts)
+        if isinstance(item, Concat)
+        else size(tensor, item)
+        for item in axis
     )
 
 
@@ -191,12 +219,17 @@ def axis_factors(axis: Axis) -> set[str]:
 
 
 def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:
-    """Factors of a logical tensor that follow one another in both patterns, as runs of two and more.
+    """Factors of a logical tensor that follow one another in both patterns, as runs of two and
+    more.
 
     A run can be copied as one axis, so that only its total size must be known.
     """
     in_b = _followers(b, tensor)
-    pairs = {first: second for first, second in _followers(a, tensor).items() if in_b.get(first) == second}
+    pairs = {
+        first: second
+        for first, second in _followers(a, tensor).items()
+        if in_b.get(first) == second
+    }
     runs = []
     for first in pairs:
         if first not in pairs.values():
@@ -208,11 +241,14 @@ def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:
 
 
 def _followers(pattern: Pattern, tensor: str) -> dict[str, str]:
-    return {first: second for segment in pattern.segments(tensor) for first, second in pairwise(segment)}
+    return {
+        first: second for segment in pattern.segments(tensor) for first, second in pairwise(segment)
+    }
 
 
 def parse_pattern(text: str, owner: str) -> Pattern:
-    """Parses `name : axes`, or `name : axes as axes`. Without a concatenation the tensor is that of `owner`.
+    """Parses `name : axes`, or `name : axes as axes`. Without a concatenation the tensor is that of
+    `owner`.
 
     Raises `ValueError` with what is wrong and where.
     """
@@ -269,7 +305,10 @@ def _parse_axis(tokens: list[str], position: int, text: str) -> tuple[Axis, int]
         item, position = _parse_item(tokens, position, text)
         items.append(item)
     if position == len(tokens) or not items:
-        raise ValueError(f"axes {text!r}: a parenthesis {'holds nothing' if position < len(tokens) else 'isn’t closed'}")
+        raise ValueError(
+            f"axes {text!r}: a parenthesis "
+            f"{'holds nothing' if position < len(tokens) else 'isn’t closed'}"
+        )
     return tuple(items), position + 1
 
 

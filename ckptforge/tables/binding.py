@@ -23,7 +23,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A box of a logical tensor, its axes in the table's order, and where it lies in the stored tensor `name`."""
+    """A box of a logical tensor, its axes in the table's order, and where it lies in the stored
+    tensor `name`."""
 
     name: str
     box: Box
@@ -31,8 +32,9 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """A checkpoint read as `layout`: sizes of the axes, stored names by pattern and index, and names the table doesn't know; `copies`
-    is the name of each copy → that of the tensor that it should be equal to."""
+    """A checkpoint read as `layout`: sizes of the axes, stored names by pattern and index, and
+    names the table doesn't know; `copies` is the name of each copy → that of the tensor that it
+    should be equal to."""
 
     table: Table
     layout: Layout
@@ -51,10 +53,13 @@ class Binding(msgspec.Struct, frozen=True):
 Names = dict[Pattern, dict[tuple[int, ...], str]]
 
 
-def recognise_names(layout: Layout, names: Mapping[str, Any], lengths: Mapping[str, int] | None = None) -> tuple[Names, list[str]]:
+def recognise_names(
+    layout: Layout, names: Mapping[str, Any], lengths: Mapping[str, int] | None = None
+) -> tuple[Names, list[str]]:
     """(pattern → numbers in the name → tensor name, the names that no pattern of the layout has).
 
-    Where several patterns are alike except for what is added to an index, the known `lengths` of axes distinguish them.
+    Where several patterns are alike except for what is added to an index, the known `lengths` of
+    axes distinguish them.
     """
     by_skeleton: dict[str, list[Pattern]] = {}
     for pattern in (*layout.patterns, *layout.copies):
@@ -71,7 +76,9 @@ def recognise_names(layout: Layout, names: Mapping[str, Any], lengths: Mapping[s
         if not matching:
             unknown.append(name)
             continue
-        pattern, index = next((pair for pair in matching if _in_range(*pair, lengths or {})), matching[-1])
+        pattern, index = next(
+            (pair for pair in matching if _in_range(*pair, lengths or {})), matching[-1]
+        )
         found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
     return found, unknown
 
@@ -85,14 +92,21 @@ def _in_range(pattern: Pattern, index: Mapping[str, int], lengths: Mapping[str, 
 
 
 def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
-    """Recognised names by the indexes of their axes. Raises `LayoutError` for one below what is added to it."""
+    """Recognised names by the indexes of their axes. Raises `LayoutError` for one below what is
+    added to it."""
     resolved: Names = {}
     for pattern, names in found.items():
-        added = [lengths[pattern.offsets[axis]] if axis in pattern.offsets else 0 for axis in pattern.name_axes]
+        added = [
+            lengths[pattern.offsets[axis]] if axis in pattern.offsets else 0
+            for axis in pattern.name_axes
+        ]
         for numbers, name in names.items():
             index = tuple(number - offset for number, offset in zip(numbers, added, strict=True))
             if any(i < 0 for i in index):
-                raise LayoutError(f"{name} isn't {pattern.template}, whose numbers begin with {max(added)}.", (name,))
+                raise LayoutError(
+                    f"{name} isn't {pattern.template}, whose numbers begin with {max(added)}.",
+                    (name,),
+                )
             resolved.setdefault(pattern, {})[index] = name
     return resolved
 
@@ -100,8 +114,8 @@ def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
 def read_names(
     table: Table, layout: Layout, names: Mapping[str, Any], config: Mapping[str, Any], where: str
 ) -> tuple[AxisSizes, Names, list[str]]:
-    """(the lengths that config.json and names tell, pattern → index → name, names that the layout doesn't have). Raises
-    `LayoutError` where they contradict each other."""
+    """(the lengths that config.json and names tell, pattern → index → name, names that the layout
+    doesn't have). Raises `LayoutError` where they contradict each other."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)
     numbered, unknown = recognise_names(layout, names, sizes.lengths)
@@ -113,11 +127,14 @@ def read_names(
     return sizes, found, unknown
 
 
-def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any], where: str) -> Binding:
-    """Reads tensors as a layout: all that it needs are there, and names, shapes and config.json agree on every axis.
+def bind(
+    table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any], where: str
+) -> Binding:
+    """Reads tensors as a layout: all that it needs are there, and names, shapes and config.json
+    agree on every axis.
 
-    `where` names the config in messages. Raises `MissingTensorsError` with the tensors that are missing, and `LayoutError`
-    with both sides of a contradiction.
+    `where` names the config in messages. Raises `MissingTensorsError` with the tensors that are
+    missing, and `LayoutError` with both sides of a contradiction.
     """
     sizes, found, unknown = read_names(table, layout, shapes, config, where)
     absent = frozenset(_absent(table, layout, found, config, sizes))
@@ -128,17 +145,28 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
         first = next(iter(names.values()))
         if len(shapes[first]) != len(pattern.shape_axes):
             raise LayoutError(
-                f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has {counted(len(pattern.shape_axes), 'axis')}.",
+                f"{first} has shape {list(shapes[first])}, but in layout {layout.name} it has "
+                f"{counted(len(pattern.shape_axes), 'axis')}.",
                 (first,),
             )
         for name in names.values():
             if shapes[name] != shapes[first]:
                 raise LayoutError(
-                    f"{name} has shape {list(shapes[name])}, but {first}, of the same kind, has {list(shapes[first])}.", (name, first)
+                    f"{name} has shape {list(shapes[name])}, but {first}, of the same kind, has "
+                    f"{list(shapes[first])}.",
+                    (name, first),
                 )
         pattern_shapes[pattern] = shapes[first]
-    sizes.learn_shapes([(pattern, next(iter(names.values())), pattern_shapes[pattern]) for pattern, names in found.items()])
-    originals = {pattern: found.get(layout.holding(pattern.tensors[0]), {}).get(()) for pattern in layout.copies}
+    sizes.learn_shapes(
+        [
+            (pattern, next(iter(names.values())), pattern_shapes[pattern])
+            for pattern, names in found.items()
+        ]
+    )
+    originals = {
+        pattern: found.get(layout.holding(pattern.tensors[0]), {}).get(())
+        for pattern in layout.copies
+    }
     copies: dict[str, str] = {}
     for pattern, original in originals.items():
         for name in found.pop(pattern, {}).values():
@@ -152,22 +180,40 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any]
     return Binding(table, layout, sizes, found, absent, left, ignored, pattern_shapes, copies)
 
 
-def _absent(table: Table, layout: Layout, found: Names, config: Mapping[str, Any], sizes: AxisSizes) -> Iterator[str]:
-    """Tensors of an axis that has no length, and optional ones that aren't there and needn't be, by what config.json says."""
+def _absent(
+    table: Table, layout: Layout, found: Names, config: Mapping[str, Any], sizes: AxisSizes
+) -> Iterator[str]:
+    """Tensors of an axis that has no length, and optional ones that aren't there and needn't be, by
+    what config.json says."""
     for tensor, axes in table.tensors.items():
         condition = table.optional.get(tensor)
-        if 0 in map(sizes.get, axes) or (condition is not None and layout.holding(tensor) not in found and condition.holds(config)):
+        if 0 in map(sizes.get, axes) or (
+            condition is not None
+            and layout.holding(tensor) not in found
+            and condition.holds(config)
+        ):
             yield tensor
 
 
 def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
-    """Where config.json doesn't tell the length of an axis that is added to others: those begin where their own names do, which
-    are like no other's, else behind the names of the axis itself. Whether anything was learnt."""
+    """Where config.json doesn't tell the length of an axis that is added to others: those begin
+    where their own names do, which are like no other's, else behind the names of the axis itself.
+    Whether anything was learnt."""
     skeletons = Counter(pattern.skeleton for pattern in layout.patterns)
     patterns = (*layout.patterns, *layout.copies)
-    unknown = {offset for pattern in patterns for offset in pattern.offsets.values() if sizes.get(offset) is None}
+    unknown = {
+        offset
+        for pattern in patterns
+        for offset in pattern.offsets.values()
+        if sizes.get(offset) is None
+    }
     for offset in unknown:
-        own = [numbers[p.name_axes.index(offset)] for p, names in numbered.items() if offset in p.name_axes for numbers in names]
+        own = [
+            numbers[p.name_axes.index(offset)]
+            for p, names in numbered.items()
+            if offset in p.name_axes
+            for numbers in names
+        ]
         others = [
             numbers[pattern.name_axes.index(axis)]
             for pattern, names in numbered.items()
@@ -182,8 +228,16 @@ def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
     return bool(unknown)
 
 
-def _learn_none(sizes: AxisSizes, table: Table, layout: Layout, numbered: Names, config: Mapping[str, Any], where: str) -> None:
-    """The axes of which there may be none: none where no name has one, else as many as config.json says, or the names."""
+def _learn_none(
+    sizes: AxisSizes,
+    table: Table,
+    layout: Layout,
+    numbered: Names,
+    config: Mapping[str, Any],
+    where: str,
+) -> None:
+    """The axes of which there may be none: none where no name has one, else as many as config.json
+    says, or the names."""
     for axis, expression in table.axes.items():
         if not expression.may_be_none:
             continue
@@ -195,7 +249,8 @@ def _learn_none(sizes: AxisSizes, table: Table, layout: Layout, numbered: Names,
 
 
 def _learn_counts(sizes: AxisSizes, found: Mapping[Pattern, Mapping[tuple[int, ...], str]]) -> None:
-    """The axes that stand in names: as many as config.json says, else as the highest number in any name."""
+    """The axes that stand in names: as many as config.json says, else as the highest number in any
+    name."""
     highest: dict[str, tuple[int, str]] = {}
     for pattern, names in found.items():
         for index, name in names.items():
@@ -207,11 +262,18 @@ def _learn_counts(sizes: AxisSizes, found: Mapping[Pattern, Mapping[tuple[int, .
         if size is None:
             sizes.learn(axis, i + 1, f"the name {name}")
         elif i >= size:
-            raise LayoutError(f"{name} has {axis} = {i}, but there should be only {size}, by {sizes.known[axis][1]}.", (name,))
+            raise LayoutError(
+                f"{name} has {axis} = {i}, but there should be only {size}, by "
+                f"{sizes.known[axis][1]}.",
+                (name,),
+            )
 
 
 def _missing(
-    layout: Layout, found: Mapping[Pattern, Mapping[tuple[int, ...], str]], sizes: AxisSizes, absent: frozenset[str]
+    layout: Layout,
+    found: Mapping[Pattern, Mapping[tuple[int, ...], str]],
+    sizes: AxisSizes,
+    absent: frozenset[str],
 ) -> dict[Pattern, tuple[int, list[str]]]:
     """How many tensors of each pattern aren't there, and the first of them."""
     missing: dict[Pattern, tuple[int, list[str]]] = {}
@@ -225,7 +287,9 @@ def _missing(
             continue
         expected = math.prod(extent or 0 for extent in extents)
         if expected > len(present):
-            names = _first_missing(pattern, [extent or 0 for extent in extents], present, sizes.lengths)
+            names = _first_missing(
+                pattern, [extent or 0 for extent in extents], present, sizes.lengths
+            )
             missing[pattern] = (expected - len(present), names)
     return missing
 
@@ -238,14 +302,20 @@ def _missing_text(
     config: Mapping[str, Any],
     where: str,
 ) -> str:
-    """Which tensors a layout needs and what that means: of another model, tied elsewhere, or lost."""
+    """Which tensors a layout needs and what that means: of another model, tied elsewhere, or
+    lost."""
     count = sum(number for number, _ in missing.values())
     names = [name for _, names in missing.values() for name in names]
     needed = counted(count, "tensor that", "aren't")
     text = f"layout {layout.name} needs {needed} there:\n{listing(names, total=count)}\n"
     tensors = [tensor for pattern in missing for tensor in pattern.tensors]
     if not set(tensors) <= set(table.optional):
-        known = "" if config else f" There is no config.json, which says how many there are of each: give it with {option('config')}."
+        known = (
+            ""
+            if config
+            else " There is no config.json, which says how many there are of each: give it with "
+            f"{option('config')}."
+        )
         return f"{text}Add the files that hold them.{known}"
     if heads := of_kind(unknown, HEAD):
         return f"{text}There is {shown(heads[0])} instead, {HEAD.what}. {HEAD.advice}"
@@ -255,18 +325,26 @@ def _missing_text(
     conditions = " and ".join(f"{key} {json.dumps(value)}" for key, value in keys)
     if not config:
         return (
-            f"{text}Add the files that hold them. If the model has none, its own config.json says so, by {conditions}: it isn't there, "
+            f"{text}Add the files that hold them. If the model has none, its own config.json says "
+            f"so, by {conditions}: it isn't there, "
             f"give it with {option('config')}."
         )
     return (
-        f"{text}Add the files that hold them: by {where} the model has them, as {conditions} doesn't stand there. Don't put it there for "
+        f"{text}Add the files that hold them: by {where} the model has them, as {conditions} "
+        "doesn't stand there. Don't put it there for "
         "this, it would be another model."
     )
 
 
-def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[int, ...], str], lengths: Mapping[str, int]) -> list[str]:
+def _first_missing(
+    pattern: Pattern,
+    extents: list[int],
+    present: Mapping[tuple[int, ...], str],
+    lengths: Mapping[str, int],
+) -> list[str]:
     names: list[str] = []
-    for flat in range(math.prod(extents)):  # not itertools.product, which holds its ranges in memory
+    # not itertools.product, which holds its ranges in memory
+    for flat in range(math.prod(extents)):
         index: tuple[int, ...] = ()
         for extent in reversed(extents):
             flat, i = divmod(flat, extent)
@@ -278,7 +356,9 @@ def _first_missing(pattern: Pattern, extents: list[int], present: Mapping[tuple[
     return names
 
 
-def name_pieces(pattern: Pattern, counts: Mapping[str, int]) -> Iterator[tuple[dict[str, int], str]]:
+def name_pieces(
+    pattern: Pattern, counts: Mapping[str, int]
+) -> Iterator[tuple[dict[str, int], str]]:
     """Every index of the axes in a pattern's name, and the name it gives."""
     for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
         pinned = dict(zip(pattern.name_axes, index, strict=True))
@@ -286,22 +366,39 @@ def name_pieces(pattern: Pattern, counts: Mapping[str, int]) -> Iterator[tuple[d
 
 
 def pieces(
-    pattern: Pattern, tensor: str, axes: Sequence[str], lengths: Mapping[str, Mapping[str, int]], counts: Mapping[str, int]
+    pattern: Pattern,
+    tensor: str,
+    axes: Sequence[str],
+    lengths: Mapping[str, Mapping[str, int]],
+    counts: Mapping[str, int],
 ) -> list[Piece]:
     """The pieces that a pattern cuts a logical tensor with these axes into, one for every name.
 
-    `lengths[tensor]` gives the size of its axes, and those of the tensors that it is concatenated with; `counts` those of the
-    axes that stand in names.
+    `lengths[tensor]` gives the size of its axes, and those of the tensors that it is concatenated
+    with; `counts` those of the axes that stand in names.
     """
     own = lengths[tensor]
     grid = pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
     return [
-        Piece(name, tuple((pinned[axis], pinned[axis] + 1) if axis in pinned else (0, own[axis]) for axis in axes), grid)
+        Piece(
+            name,
+            tuple(
+                (pinned[axis], pinned[axis] + 1) if axis in pinned else (0, own[axis])
+                for axis in axes
+            ),
+            grid,
+        )
         for pinned, name in name_pieces(pattern, counts)
     ]
 
 
-def whole_pieces(pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]) -> list[Piece]:
-    """The stored tensors of a pattern as they are: boxes over the axes in the name and those of the shape."""
+def whole_pieces(
+    pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]
+) -> list[Piece]:
+    """The stored tensors of a pattern as they are: boxes over the axes in the name and those of the
+    shape."""
     grid = Grid(0, (0,) * len(pattern.name_axes) + row_major_strides(shape))
-    return [Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid) for pinned, name in name_pieces(pattern, counts)]
+    return [
+        Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid)
+        for pinned, name in name_pieces(pattern, counts)
+    ]

@@ -1,4 +1,5 @@
-"""What of config.json, beside sizes, a model computes with, and where two configs compute differently."""
+"""What of config.json, beside sizes, a model computes with, and where two configs compute
+differently."""
 
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ import msgspec
 
 from ckptforge.errors import ConfigError, TableError
 from ckptforge.tables.model_config import Expression
-from ckptforge.tables.rope import KEYS, LONGEST, PREFIX, THETA, Rope, RopeRow, alike, rope_parameters, rotation
+from ckptforge.tables.rope import (
+    KEYS,
+    LONGEST,
+    PREFIX,
+    THETA,
+    Rope,
+    RopeRow,
+    alike,
+    rope_parameters,
+    rotation,
+)
 
 Values = Mapping[str, Any]
 Found = dict[str, tuple[Any, Any]]
@@ -36,7 +47,11 @@ class WindowRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(key for key in (self.switch, self.size, self.layer_types, self.first_layer) if key is not None)
+        return tuple(
+            key
+            for key in (self.switch, self.size, self.layer_types, self.first_layer)
+            if key is not None
+        )
 
 
 class ModelConstants(msgspec.Struct, frozen=True):
@@ -50,7 +65,10 @@ class ModelConstants(msgspec.Struct, frozen=True):
     @property
     def plain(self) -> dict[str, Any]:
         """Those that are read as they stand, not by the rotation or the window."""
-        taken = {*(KEYS if self.rope is not None else ()), *(self.window.keys if self.window is not None else ())}
+        taken = {
+            *(KEYS if self.rope is not None else ()),
+            *(self.window.keys if self.window is not None else ()),
+        }
         return {key: value for key, value in self.defaults.items() if key not in taken}
 
 
@@ -66,15 +84,29 @@ class Used(msgspec.Struct, frozen=True):
 
 
 def parse_constants(
-    defaults: Mapping[str, Values], rope: RopeRow | None, window: Mapping[str, WindowRow], model_types: Collection[str], source: str
+    defaults: Mapping[str, Values],
+    rope: RopeRow | None,
+    window: Mapping[str, WindowRow],
+    model_types: Collection[str],
+    source: str,
 ) -> dict[str, ModelConstants]:
     """[defaults], [rope] and [window] of a table, by model_type. Raises `TableError` with the row
     and the reason."""
     for section, rows in (("defaults", defaults), ("window", window)):
         if unknown := [name for name in rows if name not in model_types]:
-            raise TableError(f"{source}: [{section}] {unknown[0]}: isn't in model_type, which has {', '.join(model_types)}.")
-    if lost := [name for name in (*window, *model_types) if name not in defaults and (defaults or window or rope)]:
-        raise TableError(f"{source}: [defaults.{lost[0]}] is missing: [defaults] must have every model_type, or none.")
+            raise TableError(
+                f"{source}: [{section}] {unknown[0]}: isn't in model_type, which has "
+                f"{', '.join(model_types)}."
+            )
+    if lost := [
+        name
+        for name in (*window, *model_types)
+        if name not in defaults and (defaults or window or rope)
+    ]:
+        raise TableError(
+            f"{source}: [defaults.{lost[0]}] is missing: [defaults] must have every "
+            "model_type, or none."
+        )
     try:
         made = None if rope is None else Rope(Expression(rope.dim), rope.scales_softmax)
     except ValueError as error:
@@ -82,7 +114,9 @@ def parse_constants(
     for name, values in defaults.items():
         if made is not None and (absent := [key for key in (THETA, LONGEST) if key not in values]):
             raise TableError(f"{source}: [defaults.{name}] has no {absent[0]}, which [rope] needs.")
-    return {name: ModelConstants(values, made, window.get(name)) for name, values in defaults.items()}
+    return {
+        name: ModelConstants(values, made, window.get(name)) for name, values in defaults.items()
+    }
 
 
 def constants_for(constants: Mapping[str, ModelConstants], config: Values) -> ModelConstants | None:
@@ -91,8 +125,14 @@ def constants_for(constants: Mapping[str, ModelConstants], config: Values) -> Mo
     if (named := constants.get(str(config.get("model_type")))) is not None:
         return named
     classes = config.get("architectures")
-    names = {str(name).partition("For")[0].lower() for name in classes} if isinstance(classes, list) else set()
-    fitting = (found for model_type, found in constants.items() if model_type.replace("_", "") in names)
+    names = (
+        {str(name).partition("For")[0].lower() for name in classes}
+        if isinstance(classes, list)
+        else set()
+    )
+    fitting = (
+        found for model_type, found in constants.items() if model_type.replace("_", "") in names
+    )
     return next(fitting, next(iter(constants.values()), None))
 
 
@@ -111,7 +151,10 @@ def _plain(one: Used, other: Used) -> Found:
     for key in {**mine, **theirs}:
         # A model_type that doesn't read a key computes as the other's default does.
         default = mine.get(key, theirs.get(key))
-        values = (one.value(key) if key in mine else default, other.value(key) if key in theirs else default)
+        values = (
+            one.value(key) if key in mine else default,
+            other.value(key) if key in theirs else default,
+        )
         if not alike(_meaning(values[0], default), _meaning(values[1], default)):
             found[key] = values
     return found
@@ -128,11 +171,15 @@ def _meaning(value: Any, default: Any) -> Any:
 
 def _rotations(one: Used, other: Used) -> Found:
     mine, theirs = (
-        rope_parameters(side.config, side.constants.defaults, side.constants.rope) if side.constants.rope is not None else {}
+        rope_parameters(side.config, side.constants.defaults, side.constants.rope)
+        if side.constants.rope is not None
+        else {}
         for side in (one, other)
     )
     found: Found = {}
-    for layer_type in dict.fromkeys((*mine, *theirs)) if {*mine} == {*theirs} else _layer_types(mine, theirs):
+    for layer_type in (
+        dict.fromkeys((*mine, *theirs)) if {*mine} == {*theirs} else _layer_types(mine, theirs)
+    ):
         a, b = (
             parameters.get(layer_type) or parameters.get("") or {LONGEST: side.value(LONGEST)}
             for side, parameters in ((one, mine), (other, theirs))
@@ -167,19 +214,27 @@ def _windows(one: Used, other: Used) -> Found:
         for key in said:
             if values[key] is None:
                 values[key] = list(_kinds(side.constants.window, values, side.layers))
-    return {key: (mine[key], theirs[key]) for key in _telling(mine, theirs, _windows_of(one), _windows_of(other))}
+    return {
+        key: (mine[key], theirs[key])
+        for key in _telling(mine, theirs, _windows_of(one), _windows_of(other))
+    }
 
 
 def _kinds(row: WindowRow | None, values: Values, layers: int) -> Iterator[str]:
     """The type of each layer where config.json doesn't list them."""
-    switched = row is not None and values.get(row.size) is not None and (row.switch is None or values.get(row.switch))
+    switched = (
+        row is not None
+        and values.get(row.size) is not None
+        and (row.switch is None or values.get(row.switch))
+    )
     first = values.get(row.first_layer) if row is not None and row.first_layer is not None else 0
     for layer in range(layers):
         yield _SLIDING if switched and isinstance(first, int) and layer >= first else _FULL[0]
 
 
 def _windows_of(side: Used) -> Callable[[Values], Any]:
-    """For each layer the length of its window, None for none; a layer of another type by its name."""
+    """For each layer the length of its window, None for none; a layer of another type by its
+    name."""
     row = side.constants.window
 
     def windows(values: Values) -> list[Any]:
@@ -195,7 +250,12 @@ def _windows_of(side: Used) -> Callable[[Values], Any]:
     return windows
 
 
-def _telling(mine: Values, theirs: Values, compute_mine: Callable[[Values], Any], compute_theirs: Callable[[Values], Any]) -> list[str]:
+def _telling(
+    mine: Values,
+    theirs: Values,
+    compute_mine: Callable[[Values], Any],
+    compute_theirs: Callable[[Values], Any],
+) -> list[str]:
     """The keys by which two configs compute differently: those that, taken from one into the other,
     change what it computes."""
     here, there = compute_mine(mine), compute_theirs(theirs)
@@ -205,10 +265,14 @@ def _telling(mine: Values, theirs: Values, compute_mine: Callable[[Values], Any]
     telling = [
         key
         for key in keys[:_MAX_KEYS]
-        if not alike(compute_mine(_taken(key, mine, theirs)), here) or not alike(compute_theirs(_taken(key, theirs, mine)), there)
+        if not alike(compute_mine(_taken(key, mine, theirs)), here)
+        or not alike(compute_theirs(_taken(key, theirs, mine)), there)
     ]
     return telling or keys
 
 
 def _taken(key: str, into: Values, source: Values) -> Values:
-    return {**{k: v for k, v in into.items() if k != key}, **({key: source[key]} if key in source else {})}
+    return {
+        **{k: v for k, v in into.items() if k != key},
+        **({key: source[key]} if key in source else {}),
+    }

@@ -1,7 +1,8 @@
-"""LoRA in tables: which weights may have an adapter, and what its two factors are called in each layout.
+"""LoRA in tables: which weights may have an adapter, and what its two factors are called in each
+layout.
 
-A weight W of shape (out, in) gets A (r, in) and B (out, r): W + scale · B·A (Hu et al., "LoRA: Low-Rank Adaptation of Large
-Language Models", 2021). In a table:
+A weight W of shape (out, in) gets A (r, in) and B (out, r): W + scale · B·A (Hu et al., "LoRA:
+Low-Rank Adaptation of Large Language Models", 2021). In a table:
 
     [lora]
     modules = ["wq", "wk", "wv", "wo", "lm_head"]
@@ -14,9 +15,9 @@ Language Models", 2021). In a table:
     [lora.embedding_names]
     hub   = ["base_model.model.{}.lora_embedding_A", "base_model.model.{}.lora_embedding_B"]
 
-`{}` is the name of the weight without `.weight`. A weight that a layout holds in one with others has one adapter with them.
-The factors of an embedding (V, H) are those of its transpose: A (r, V) and B (H, r), so that it gets scale · (B·A)ᵀ
-(peft/tuners/lora/layer.py, class Embedding).
+`{}` is the name of the weight without `.weight`. A weight that a layout holds in one with others
+has one adapter with them. The factors of an embedding (V, H) are those of its transpose: A (r, V)
+and B (H, r), so that it gets scale · (B·A)ᵀ (peft/tuners/lora/layer.py, class Embedding).
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ Columns = tuple[Axis, frozenset[str]]
 
 
 class AdaptedWeight(msgspec.Struct, frozen=True, dict=True):
-    """A stored weight that may have an adapter: its pattern, and those of its two factors. It gets their product: `b`, of its rows
-    and the rank, times `a`, of the rank and its columns. `turned`: both are stored as their transposes, as an embedding's are."""
+    """A stored weight that may have an adapter: its pattern, and those of its two factors. It gets
+    their product: `b`, of its rows and the rank, times `a`, of the rank and its columns. `turned`:
+    both are stored as their transposes, as an embedding's are."""
 
     weight: Pattern
     a: Pattern
@@ -48,8 +50,9 @@ class AdaptedWeight(msgspec.Struct, frozen=True, dict=True):
 
 
 class Lora(msgspec.Struct, frozen=True):
-    """By layout: the weights that may have an adapter with names of their own, and the matrices that can take up the product of one.
-    `embeddings` are the logical tensors whose factors are stored as their transposes."""
+    """By layout: the weights that may have an adapter with names of their own, and the matrices
+    that can take up the product of one. `embeddings` are the logical tensors whose factors are
+    stored as their transposes."""
 
     weights: Mapping[str, tuple[AdaptedWeight, ...]] = msgspec.field(default_factory=dict)
     matrices: Mapping[str, frozenset[Pattern]] = msgspec.field(default_factory=dict)
@@ -61,34 +64,62 @@ def rows_of(weight: Pattern) -> Pattern:
     return Pattern(weight.template, weight.axes[:1], weight.tensors)
 
 
-def adaptable(modules: Sequence[str], patterns: Sequence[Pattern], columns: Mapping[str, Columns]) -> frozenset[Pattern]:
-    """The matrices of a layout that hold nothing but modules and whose columns are `columns`, which leaves out what is stored (in, out)
-    and what holds several matrices."""
-    found = (p for p in patterns if set(p.tensors) <= set(modules) and len(p.axes) == 2 and not p.reshaped)
-    return frozenset(p for p in found if all((p.axes[1], frozenset(p.name_axes)) == columns[t] for t in p.tensors))
+def adaptable(
+    modules: Sequence[str], patterns: Sequence[Pattern], columns: Mapping[str, Columns]
+) -> frozenset[Pattern]:
+    """The matrices of a layout that hold nothing but modules and whose columns are `columns`, which
+    leaves out what is stored (in, out) and what holds several matrices."""
+    found = (
+        p
+        for p in patterns
+        if set(p.tensors) <= set(modules) and len(p.axes) == 2 and not p.reshaped
+    )
+    return frozenset(
+        p
+        for p in found
+        if all((p.axes[1], frozenset(p.name_axes)) == columns[t] for t in p.tensors)
+    )
 
 
-def adapted_weights(patterns: Iterable[Pattern], names: Sequence[str], turned: bool) -> Iterator[AdaptedWeight]:
+def adapted_weights(
+    patterns: Iterable[Pattern], names: Sequence[str], turned: bool
+) -> Iterator[AdaptedWeight]:
     """Matrices with their factors, by the templates of the names of A and B."""
     for pattern in patterns:
         if not pattern.template.endswith(WEIGHT):
             continue
-        first, second = (template.replace("{}", pattern.template.removesuffix(WEIGHT)) for template in names)
+        first, second = (
+            template.replace("{}", pattern.template.removesuffix(WEIGHT)) for template in names
+        )
         rows, columns = pattern.axes
         if turned:
-            a, b = Pattern(second, (columns, (RANK,)), pattern.tensors), Pattern(first, ((RANK,), rows), pattern.tensors)
+            a, b = (
+                Pattern(second, (columns, (RANK,)), pattern.tensors),
+                Pattern(first, ((RANK,), rows), pattern.tensors),
+            )
         else:
-            a, b = Pattern(first, ((RANK,), columns), pattern.tensors), Pattern(second, (rows, (RANK,)), pattern.tensors)
+            a, b = (
+                Pattern(first, ((RANK,), columns), pattern.tensors),
+                Pattern(second, (rows, (RANK,)), pattern.tensors),
+            )
         yield AdaptedWeight(pattern, a, b, turned)
 
 
 def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str, Columns]:
-    """Module → the axis of its columns, and those in its name. Raises `ValueError` for one that isn't a matrix."""
+    """Module → the axis of its columns, and those in its name. Raises `ValueError` for one that
+    isn't a matrix."""
     found: dict[str, Columns] = {}
     for tensor in modules:
         pattern = next(pattern for pattern in patterns if tensor in pattern.tensors)
-        plain = len(pattern.axes) == 2 and not pattern.reshaped and not any(isinstance(item, Concat) for item in pattern.axes[1])
+        plain = (
+            len(pattern.axes) == 2
+            and not pattern.reshaped
+            and not any(isinstance(item, Concat) for item in pattern.axes[1])
+        )
         if not plain or not pattern.template.endswith(WEIGHT):
-            raise ValueError(f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of rows and columns named …{WEIGHT}")
+            raise ValueError(
+                f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of "
+                f"rows and columns named …{WEIGHT}"
+            )
         found[tensor] = pattern.axes[1], frozenset(pattern.name_axes)
     return found

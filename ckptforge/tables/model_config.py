@@ -1,4 +1,5 @@
-"""What a model's config.json says about sizes, by the expressions of the tables' [axes], and about what it computes with."""
+"""What a model's config.json says about sizes, by the expressions of the tables' [axes], and about
+what it computes with."""
 
 from __future__ import annotations
 
@@ -19,17 +20,23 @@ _SIGN = re.compile(r"([+-])")
 
 
 class Expression(msgspec.Struct, frozen=True):
-    """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the next choice when a key of the
-    first is absent or null. A last choice of `0` says that there may be none: see `default`."""
+    """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the
+    next choice when a key of the first is absent or null. A last choice of `0` says that there may
+    be none: see `default`."""
 
     text: str
 
     def __post_init__(self) -> None:
         for choice in self.choices:
             if not _TERM.fullmatch(choice):
-                raise ValueError(f"{self.text!r} isn't keys and numbers joined by '*', '/', '+', '-' and 'or'")
+                raise ValueError(
+                    f"{self.text!r} isn't keys and numbers joined by '*', '/', '+', '-' and 'or'"
+                )
             if all(word.isdigit() for _, word in _STEP.findall(choice)):
-                raise ValueError(f"{self.text!r}: {choice!r} names no key of config.json, so it would hold for every model")
+                raise ValueError(
+                    f"{self.text!r}: {choice!r} names no key of config.json, so it "
+                    "would hold for every model"
+                )
 
     @property
     def choices(self) -> list[str]:
@@ -37,7 +44,8 @@ class Expression(msgspec.Struct, frozen=True):
 
     @property
     def may_be_none(self) -> bool:
-        """Whether a model may have none of these, whatever config.json says: then its tensors' names tell."""
+        """Whether a model may have none of these, whatever config.json says: then its tensors'
+        names tell."""
         return self.text.endswith(_NONE)
 
     def evaluate(self, config: Mapping[str, Any], where: str) -> int | None:
@@ -56,7 +64,10 @@ class Expression(msgspec.Struct, frozen=True):
                 else:
                     value += sign * _product(term, config, where)
             if not 0 <= value < 1 << 63:
-                raise ConfigError(f"{where}: {choice} is {value}, which is no count; config.json doesn't fit a model of this kind.")
+                raise ConfigError(
+                    f"{where}: {choice} is {value}, which is no count; config.json "
+                    "doesn't fit a model of this kind."
+                )
             return value
         return None
 
@@ -68,13 +79,17 @@ def _product(term: str, config: Mapping[str, Any], where: str) -> int:
         if operator == "/":
             if not operand or value % operand:
                 raise ConfigError(
-                    f"{where}: {term.strip()} = {value} / {operand} isn't whole; config.json doesn't fit a model of this kind."
+                    f"{where}: {term.strip()} = {value} / {operand} isn't whole; config.json "
+                    "doesn't fit a model of this kind."
                 )
             value //= operand
         else:
             value *= operand
             if value >= 1 << 63:
-                raise ConfigError(f"{where}: {term.strip()} is over 63 bits; config.json doesn't fit a model of this kind.")
+                raise ConfigError(
+                    f"{where}: {term.strip()} is over 63 bits; config.json doesn't "
+                    "fit a model of this kind."
+                )
     return value
 
 
@@ -98,15 +113,19 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class Constant(msgspec.Struct, frozen=True):
-    """`a or b.c or 'd'`: a value of config.json that changes what a model computes, not the shapes of its tensors: a key, one in an
-    inner object, or a literal for configs that don't say it. The first choice names it."""
+    """`a or b.c or 'd'`: a value of config.json that changes what a model computes, not the shapes
+    of its tensors: a key, one in an inner object, or a literal for configs that don't say it. The
+    first choice names it."""
 
     text: str
 
     def __post_init__(self) -> None:
         for choice in self._choices:
             if not _CONSTANT.fullmatch(choice):
-                raise ValueError(f"{self.text!r} isn't keys of config.json, with '.' for inner ones, and texts in quotes, joined by 'or'")
+                raise ValueError(
+                    f"{self.text!r} isn't keys of config.json, with '.' for inner "
+                    "ones, and texts in quotes, joined by 'or'"
+                )
 
     @property
     def name(self) -> str:
@@ -136,33 +155,54 @@ def _count(value: object, key: str, where: str) -> int:
 
 
 class LanguagePart(msgspec.Struct, frozen=True):
-    """What a config.json says of the language model in it: `config`, and `where` it stands for messages. `beside` are the keys of other
-    models that it describes, such as a vision tower."""
+    """What a config.json says of the language model in it: `config`, and `where` it stands for
+    messages. `beside` are the keys of other models that it describes, such as a vision tower."""
 
     config: Mapping[str, Any]
     where: str
     beside: tuple[str, ...] = ()
 
 
-_OWN = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config", "pad_token_id", "bos_token_id", "eos_token_id")
+_OWN = (
+    "tie_word_embeddings",
+    "torch_dtype",
+    "dtype",
+    "quantization_config",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
 _INNER = re.compile(r"(?:text|llm|language|language_model)_config")
 _OF_A_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "depth", "embed_dim", "d_model")
 
 
 def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
-    """The language model of a config.json, which is all of it unless an inner object is for that (`text_config` and the like of
-    vision-language models; such as stand in `thinker_config` too). What only the outer object says of both is taken along."""
+    """The language model of a config.json, which is all of it unless an inner object is for that
+    (`text_config` and the like of vision-language models; such as stand in `thinker_config` too).
+    What only the outer object says of both is taken along."""
     beside = tuple(key for key, value in config.items() if _is_of_another_model(key, value))
     for key, value in config.items():
-        if isinstance(value, Mapping) and _INNER.fullmatch(key) and any(name in value for name in _OF_A_MODEL):
+        if (
+            isinstance(value, Mapping)
+            and _INNER.fullmatch(key)
+            and any(name in value for name in _OF_A_MODEL)
+        ):
             outer = {name: config[name] for name in _OWN if config.get(name) is not None}
-            tied = {"tie_word_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}
+            tied = (
+                {"tie_word_embeddings": config["tie_word_embeddings"]}
+                if "tie_word_embeddings" in config
+                else {}
+            )
             return LanguagePart({**outer, **value, **tied}, f"{where} ({key})", beside)
     for key, value in config.items():
         if isinstance(value, Mapping) and key == "thinker_config":
             inner = language_part(value, f"{where} ({key})")
             if inner.config is not value:
-                return LanguagePart(inner.config, inner.where, (*inner.beside, *(name for name in beside if name != key)))
+                return LanguagePart(
+                    inner.config,
+                    inner.where,
+                    (*inner.beside, *(name for name in beside if name != key)),
+                )
     return LanguagePart(config, where, beside)
 
 

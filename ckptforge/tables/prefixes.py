@@ -1,7 +1,9 @@
-"""Names that a wrapper, or a larger model, has put something before: which names of a layout they are without it.
+"""Names that a wrapper, or a larger model, has put something before: which names of a layout they
+are without it.
 
-Found by comparing the names that are there with those that a layout needs, so that any text may stand before them. Only what wrappers
-put into the middle of names is listed: torch.compile, FSDP, activation checkpointing, DeepSpeed, DDP.
+Found by comparing the names that are there with those that a layout needs, so that any text may
+stand before them. Only what wrappers put into the middle of names is listed: torch.compile, FSDP,
+activation checkpointing, DeepSpeed, DDP.
 """
 
 from __future__ import annotations
@@ -17,15 +19,23 @@ from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.tables.table import Layout
 
-WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module", "_module", "module")
+WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_fpw_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "_module",
+    "module",
+)
 _ADAPTED = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_module)(?:\.|$)")
 _KEPT = 8  # candidates that are looked at in full
 _HASH = "\x00"  # what stands for # in a name, which stands for a number in a skeleton
 
 
 class Renaming(msgspec.Struct, frozen=True):
-    """`names` are stored name → the layout's name, of those that differ; `said` is what was done, as a sentence, `flaw` why it can't be
-    done."""
+    """`names` are stored name → the layout's name, of those that differ; `said` is what was done,
+    as a sentence, `flaw` why it can't be done."""
 
     names: Mapping[str, str]
     said: str
@@ -57,7 +67,8 @@ _AS_IT_IS = _Head("", "")  # wrappers in the middle of names alone
 
 
 def adapted(names: Iterable[str]) -> list[str]:
-    """The names of a model that peft has wrapped which a plain model doesn't have: factors, and the layers that they are added to."""
+    """The names of a model that peft has wrapped which a plain model doesn't have: factors, and the
+    layers that they are added to."""
     return [name for name in names if _ADAPTED.search(name)]
 
 
@@ -72,12 +83,16 @@ def renamings(layouts: Iterable[Layout], names: Sequence[str]) -> Iterator[Renam
             if count > votes.get(head, (0, layout))[0]:
                 votes[head] = (count, layout)
         whole = sum(count for skeleton, count in kinds.items() if skeleton in _skeletons(layout))
-        if whole > votes.get(_AS_IT_IS, (0, layout))[0] and any(name != stored for stored, name in plain.items()):
+        if whole > votes.get(_AS_IT_IS, (0, layout))[0] and any(
+            name != stored for stored, name in plain.items()
+        ):
             votes[_AS_IT_IS] = (whole, layout)
     seen: list[Mapping[str, str]] = []
     most = max((count for count, _ in votes.values()), default=0)
     likely = [(head, vote) for head, vote in votes.items() if vote[0] * 2 >= most]
-    for head, (_, layout) in sorted(likely, key=lambda item: (-item[1][0], item[0].is_ragged))[:_KEPT]:
+    for head, (_, layout) in sorted(likely, key=lambda item: (-item[1][0], item[0].is_ragged))[
+        :_KEPT
+    ]:
         renaming = _renaming(head, layout, plain)
         if renaming is not None and renaming.names not in seen:
             seen += [] if renaming.flaw else [renaming.names]
@@ -87,7 +102,10 @@ def renamings(layouts: Iterable[Layout], names: Sequence[str]) -> Iterator[Renam
 def common_prefix(names: Collection[str]) -> str:
     """What all names begin with, up to the last dot of it that some have; empty for one name."""
     low, high = min(names, default=""), max(names, default="")
-    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    length = next(
+        (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b),
+        min(len(low), len(high)),
+    )
     return low[: low.rfind(".", 0, length) + 1] if len(names) > 1 else ""
 
 
@@ -108,12 +126,15 @@ def _skeletons(layout: Layout) -> set[str]:
 
 def _first_word(layout: Layout) -> str:
     """The word, with its dot, that most names of a layout begin with."""
-    words = Counter(pattern.template.partition(".")[0] for pattern in layout.patterns if "." in pattern.template)
+    words = Counter(
+        pattern.template.partition(".")[0] for pattern in layout.patterns if "." in pattern.template
+    )
     return f"{words.most_common(1)[0][0]}." if words else ""
 
 
 def _heads(layout: Layout, kinds: Mapping[str, int], first: Mapping[str, str]) -> dict[_Head, int]:
-    """What stands before the layout's names, or in place of their first word, and before how many."""
+    """What stands before the layout's names, or in place of their first word, and before how
+    many."""
     votes: Counter[_Head] = Counter()
     known, word = _skeletons(layout), _first_word(layout)
     bodies = {skeleton[len(word) :] for skeleton in known if word and skeleton.startswith(word)}
@@ -122,14 +143,20 @@ def _heads(layout: Layout, kinds: Mapping[str, int], first: Mapping[str, str]) -
             for body in wanted:
                 if skeleton.endswith(body) and "." in body:
                     lead = _lead(first[skeleton], skeleton[: len(skeleton) - len(body)])
-                    if lead is not None and lead != put and (not put or lead.endswith(".") or not lead):
+                    if (
+                        lead is not None
+                        and lead != put
+                        and (not put or lead.endswith(".") or not lead)
+                    ):
                         votes[_Head(lead, put)] += count
     return dict(votes)
 
 
 def _lead(name: str, skeleton: str) -> str | None:
     """The beginning of a name that has a skeleton of its own."""
-    expression = "".join("[0-9]+" if part == "#" else re.escape(part) for part in re.split("(#)", skeleton))
+    expression = "".join(
+        "[0-9]+" if part == "#" else re.escape(part) for part in re.split("(#)", skeleton)
+    )
     match = re.match(expression, name.replace("#", _HASH))
     return None if match is None else name[: match.end()]
 
@@ -143,12 +170,22 @@ def _renaming(head: _Head, layout: Layout, plain: Mapping[str, str]) -> Renaming
         if _skeleton(standard) in known:
             found[stored] = standard
     led = [stored for stored, standard in found.items() if plain[stored] != standard]
-    parents = {stored.rpartition(".")[0]: standard.rpartition(".")[0] for stored, standard in found.items()}
-    beside = {name: _beside(name, parents) for name in plain if name not in found and name.rpartition(".")[0] in parents}
+    parents = {
+        stored.rpartition(".")[0]: standard.rpartition(".")[0] for stored, standard in found.items()
+    }
+    beside = {
+        name: _beside(name, parents)
+        for name in plain
+        if name not in found and name.rpartition(".")[0] in parents
+    }
     names = {stored: name for stored, name in {**found, **beside}.items() if stored != name}
     if not names:
         return None
-    return Renaming(names, _said(head, led, found, plain), _flaw(head, found, plain, {**dict.fromkeys(plain), **found, **beside}))
+    return Renaming(
+        names,
+        _said(head, led, found, plain),
+        _flaw(head, found, plain, {**dict.fromkeys(plain), **found, **beside}),
+    )
 
 
 def _beside(name: str, parents: Mapping[str, str]) -> str:
@@ -157,30 +194,49 @@ def _beside(name: str, parents: Mapping[str, str]) -> str:
     return f"{parents[parent]}.{leaf}" if parents[parent] else leaf
 
 
-def _said(head: _Head, led: Sequence[str], found: Mapping[str, str], plain: Mapping[str, str]) -> str:
+def _said(
+    head: _Head, led: Sequence[str], found: Mapping[str, str], plain: Mapping[str, str]
+) -> str:
     sentences = []
     if led and not head.lead:
-        sentences.append(f"the names lack {shown(head.put)}, which is put before {len(led)} of them")
+        sentences.append(
+            f"the names lack {shown(head.put)}, which is put before {len(led)} of them"
+        )
     elif led and head.put:
         many = counted(len(led), "name", "begin")
-        sentences.append(f"{many} with {shown(head.lead)}, which is replaced with {shown(head.put)}")
+        sentences.append(
+            f"{many} with {shown(head.lead)}, which is replaced with {shown(head.put)}"
+        )
     elif led:
         begin = sum(name.startswith(head.lead) for name in plain)
-        many = f"all {counted(begin, 'name', 'begin')}" if begin == len(plain) else f"{begin} of {counted(len(plain), 'name', 'begin')}"
+        many = (
+            f"all {counted(begin, 'name', 'begin')}"
+            if begin == len(plain)
+            else f"{begin} of {counted(len(plain), 'name', 'begin')}"
+        )
         sentences.append(f"{many} with {shown(head.lead)}, which is taken off")
     for wrapper in WRAPPERS:
-        if inside := [name for name in found if name != plain[name] and f".{wrapper}." in f".{name}"]:
-            sentences.append(f"{counted(len(inside), 'name', 'hold')} {shown(wrapper + '.')}, which is taken out")
+        if inside := [
+            name for name in found if name != plain[name] and f".{wrapper}." in f".{name}"
+        ]:
+            sentences.append(
+                f"{counted(len(inside), 'name', 'hold')} {shown(wrapper + '.')}, which is taken out"
+            )
     return "; ".join(sentences)
 
 
-def _flaw(head: _Head, found: Mapping[str, str], plain: Mapping[str, str], after: Mapping[str, str | None]) -> str:
-    """Why the names can't be changed; empty where they can. `after` are all names with what they become, None for what isn't changed."""
+def _flaw(
+    head: _Head, found: Mapping[str, str], plain: Mapping[str, str], after: Mapping[str, str | None]
+) -> str:
+    """Why the names can't be changed; empty where they can. `after` are all names with what they
+    become, None for what isn't changed."""
     holders: dict[str, str] = {}
     for stored, new in after.items():
         name = new or stored
         if (other := holders.setdefault(name, stored)) != stored:
-            return f"{shown(other)} and {shown(stored)} would be one tensor, {shown(name)}, without it"
+            return (
+                f"{shown(other)} and {shown(stored)} would be one tensor, {shown(name)}, without it"
+            )
     same = [stored for stored, name in found.items() if plain[stored] == name]
     wrapped = head.lead.partition(".")[0] in WRAPPERS
     without = [stored for stored in same if not head.put or wrapped or stored.startswith(head.put)]
@@ -190,5 +246,8 @@ def _flaw(head: _Head, found: Mapping[str, str], plain: Mapping[str, str], after
     ways: dict[str, str] = {}
     for stored, name in found.items():
         if _skeleton(ways.setdefault(_skeleton(name), stored)) != _skeleton(stored):
-            return f"{shown(ways[_skeleton(name)])} and {shown(stored)}, of the same kind, don't both have it"
+            return (
+                f"{shown(ways[_skeleton(name)])} and {shown(stored)}, of the same kind, don't "
+                "both have it"
+            )
     return ""

@@ -15,8 +15,13 @@ from ckptforge.tables.model_config import Expression
 
 THETA = "rope_theta"
 LONGEST = "max_position_embeddings"
-_TYPE, _ORIGINAL, _PARTIAL = "rope_type", "original_max_position_embeddings", "partial_rotary_factor"
-KEYS = frozenset({THETA, LONGEST, _ORIGINAL, _PARTIAL})  # of config.json itself, which are read here
+_TYPE, _ORIGINAL, _PARTIAL = (
+    "rope_type",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+)
+# of config.json itself, which are read here
+KEYS = frozenset({THETA, LONGEST, _ORIGINAL, _PARTIAL})
 PREFIX = "rope_scaling."
 
 _SCALED = ("factor", _PARTIAL)
@@ -25,7 +30,17 @@ _READ = {
     "linear": _SCALED,
     "proportional": _SCALED,
     "dynamic": (*_SCALED, LONGEST),
-    "yarn": (*_SCALED, _ORIGINAL, "attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate", LONGEST),
+    "yarn": (
+        *_SCALED,
+        _ORIGINAL,
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        LONGEST,
+    ),
     "longrope": (*_SCALED, _ORIGINAL, "short_factor", "long_factor", "attention_factor", LONGEST),
     "llama3": (*_SCALED, _ORIGINAL, "low_freq_factor", "high_freq_factor", LONGEST),
 }
@@ -52,33 +67,54 @@ class Rope(msgspec.Struct, frozen=True):
     scales_softmax: bool
 
 
-def rope_parameters(config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope) -> dict[str, Parameters]:
+def rope_parameters(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope
+) -> dict[str, Parameters]:
     """What the rotation of each layer type reads, by its name, or that of all layers, by ''.
 
     `rope_scaling` {type or rope_type, …} beside `rope_theta`, as transformers 4 writes it, and
     `rope_parameters`, as 5 does, come out alike. Keys that the rope type doesn't read aren't there,
     but for LONGEST; those of a fixed default always are.
     """
-    given: Any = next((config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), {})
+    given: Any = next(
+        (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), {}
+    )
     if not isinstance(given, Mapping):
         return {"": {_TYPE: given}}
     types = config.get("layer_types")
-    nested = {key: value for key, value in given.items() if isinstance(value, Mapping) and (not isinstance(types, list) or key in types)}
+    nested = {
+        key: value
+        for key, value in given.items()
+        if isinstance(value, Mapping) and (not isinstance(types, list) or key in types)
+    }
     if len(nested) > _MAX_NESTED:
         return {"": {_TYPE: given}}
-    return {key: _standard(value, config, defaults, rope) for key, value in (nested or {"": given}).items()}
+    return {
+        key: _standard(value, config, defaults, rope)
+        for key, value in (nested or {"": given}).items()
+    }
 
 
-def _standard(given: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope) -> Parameters:
+def _standard(
+    given: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope
+) -> Parameters:
     outer = {key: config[key] for key in KEYS if config.get(key) is not None}
-    said = {**defaults, **outer, **{key: value for key, value in given.items() if value is not None and key != LONGEST}}
+    said = {
+        **defaults,
+        **outer,
+        **{key: value for key, value in given.items() if value is not None and key != LONGEST},
+    }
     kind = said.get(_TYPE) or given.get("type") or "default"
     kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     if _ORIGINAL in outer and given.get(_ORIGINAL) != outer[_ORIGINAL]:
         said[_ORIGINAL] = outer[_ORIGINAL]  # beside the parameters it counts more than among them
     if "truncate" in given:
         said["truncate"] = bool(given["truncate"])
-    read: tuple[str, ...] = _READ.get(kind, tuple(key for key in given if key not in ("type", _TYPE))) if isinstance(kind, str) else ()
+    read: tuple[str, ...] = (
+        _READ.get(kind, tuple(key for key in given if key not in ("type", _TYPE)))
+        if isinstance(kind, str)
+        else ()
+    )
     if rope.scales_softmax and kind != "default":
         read = (*read, "factor", "mscale_all_dim")
     said = {**_DEFAULTS, **said}
@@ -98,8 +134,14 @@ def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, 
         found = _FORMULAS[parameters[_TYPE]](parameters, dim)
         return (*found, _softmax_scale(parameters) if rope.scales_softmax else 1.0)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        unread = LONGEST if LONGEST not in _READ.get(str(parameters.get(_TYPE)), (LONGEST,)) else None
-        return tuple(sorted((item for item in parameters.items() if item[0] != unread), key=lambda item: item[0]))
+        unread = (
+            LONGEST if LONGEST not in _READ.get(str(parameters.get(_TYPE)), (LONGEST,)) else None
+        )
+        return tuple(
+            sorted(
+                (item for item in parameters.items() if item[0] != unread), key=lambda item: item[0]
+            )
+        )
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -156,7 +198,11 @@ def _yarn(p: Parameters, dim: int) -> tuple[Any, ...]:
     attention = p.get("attention_factor")
     if attention is None:
         upper, lower = p.get("mscale"), p.get("mscale_all_dim")
-        attention = _mscale(factor, upper) / _mscale(factor, lower) if upper and lower else _mscale(factor, 1)
+        attention = (
+            _mscale(factor, upper) / _mscale(factor, lower)
+            if upper and lower
+            else _mscale(factor, 1)
+        )
 
     def turn(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -167,7 +213,13 @@ def _yarn(p: Parameters, dim: int) -> tuple[Any, ...]:
     low, high = max(low, 0), min(high, dim - 1)
     high += 0.001 * (low == high)
     ramp = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(dim // 2)]
-    return _fixed([x / factor * share + x * (1 - share) for x, share in zip(_inverse(p, dim), ramp, strict=True)], 1.0 * attention)
+    return _fixed(
+        [
+            x / factor * share + x * (1 - share)
+            for x, share in zip(_inverse(p, dim), ramp, strict=True)
+        ],
+        1.0 * attention,
+    )
 
 
 def _mscale(scale: Any, mscale: Any) -> Any:
@@ -181,14 +233,22 @@ def _longrope(p: Parameters, dim: int) -> tuple[Any, ...]:
     if attention is None:
         attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     plain = _inverse(p, _rotated(p, dim))
-    short, long = ([x / y for x, y in zip(plain, p[key], strict=True)] for key in ("short_factor", "long_factor"))
+    short, long = (
+        [x / y for x, y in zip(plain, p[key], strict=True)]
+        for key in ("short_factor", "long_factor")
+    )
     if alike(tuple(short), tuple(long)):
         return _fixed(short, 1.0 * attention)
     return ("longrope", tuple(short), tuple(long), original, 1.0 * attention)
 
 
 def _llama3(p: Parameters, dim: int) -> tuple[Any, ...]:
-    factor, low, high, original = p["factor"], p["low_freq_factor"], p["high_freq_factor"], _original(p)
+    factor, low, high, original = (
+        p["factor"],
+        p["low_freq_factor"],
+        p["high_freq_factor"],
+        _original(p),
+    )
 
     def scaled(frequency: float) -> Any:
         wavelength = 2 * math.pi / frequency

@@ -1,4 +1,5 @@
-"""How a network spreads its tensors over devices: which parallel dimension cuts which axis, as a table's [shard] rows say."""
+"""How a network spreads its tensors over devices: which parallel dimension cuts which axis, as a
+table's [shard] rows say."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from ckptforge.errors import shown
 from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors
 
 DIMENSIONS = ("ep", "mp")  # expert and model parallel, in the order of the device matrix
-FLAGS = ("vocab_emb_dp", "parallel_optimizer")  # keys of a parallel configuration that a row may depend on
+# keys of a parallel configuration that a row may depend on
+FLAGS = ("vocab_emb_dp", "parallel_optimizer")
 _CUT = re.compile(r"([A-Za-z_]\w*):(ep|mp)(\??)")
 
 
 class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
-    """A [shard] row as written: `cut` is "axis:mp" pairs, with `?` where an axis that doesn't divide stays whole."""
+    """A [shard] row as written: `cut` is "axis:mp" pairs, with `?` where an axis that doesn't
+    divide stays whole."""
 
     cut: str = ""
     whole_if: str | None = None
@@ -26,7 +29,8 @@ class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """An axis of a logical tensor that a parallel dimension cuts; `optional`: only where it divides."""
+    """An axis of a logical tensor that a parallel dimension cuts; `optional`: only where it
+    divides."""
 
     axis: str
     dimension: str
@@ -36,8 +40,9 @@ class Cut(msgspec.Struct, frozen=True):
 class Sharding(msgspec.Struct, frozen=True):
     """How one logical tensor is spread.
 
-    `whole_if` names a flag under which it isn't cut. `optimizer` says whether optimizer parallelism may cut it once more:
-    yes, no, or by a flag. `dtype` is what the network holds it in where that isn't the model's dtype (for size limits).
+    `whole_if` names a flag under which it isn't cut. `optimizer` says whether optimizer parallelism
+    may cut it once more: yes, no, or by a flag. `dtype` is what the network holds it in where that
+    isn't the model's dtype (for size limits).
     """
 
     cuts: tuple[Cut, ...] = ()
@@ -57,37 +62,57 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
             raise ValueError(f"the tensor has no axis {shown(match[1])}; it has {' '.join(axes)!r}")
         cuts.append(Cut(match[1], match[2], bool(match[3])))
     if len(cuts) > len(DIMENSIONS):
-        raise ValueError(f"there are {len(cuts)} cuts, at most one by each of {', '.join(DIMENSIONS)} is possible")
+        raise ValueError(
+            f"there are {len(cuts)} cuts, at most one by each of "
+            f"{', '.join(DIMENSIONS)} is possible"
+        )
     for what in ([cut.axis for cut in cuts], [cut.dimension for cut in cuts]):
         if len(set(what)) < len(what):
             raise ValueError(f"{shown(row.cut)} names {shown(max(what, key=what.count))} twice")
     for flag in (row.whole_if, row.optimizer):
         if isinstance(flag, str) and flag not in FLAGS:
-            raise ValueError(f"{shown(flag)} isn't a flag of a parallel configuration; there are {', '.join(FLAGS)}")
+            raise ValueError(
+                f"{shown(flag)} isn't a flag of a parallel configuration; there are "
+                f"{', '.join(FLAGS)}"
+            )
     if row.dtype is not None and row.dtype not in BY_NAME:
         raise ValueError(f"{shown(row.dtype)} isn't a dtype")
     return Sharding(tuple(cuts), row.whole_if, row.optimizer, row.dtype)
 
 
 def stored_cuts(pattern: Pattern, rows: Mapping[str, Sharding]) -> dict[int, Cut]:
-    """Index of the stored axis → the cut that falls on it. Raises `ValueError` where a cut isn't one of the stored tensor."""
+    """Index of the stored axis → the cut that falls on it. Raises `ValueError` where a cut isn't
+    one of the stored tensor."""
     found: dict[int, Cut] = {}
     shardings = {rows.get(tensor, Sharding()) for tensor in pattern.tensors}
     for tensor in pattern.tensors:
         for cut in rows.get(tensor, Sharding()).cuts:
             places = [i for i, axis in enumerate(pattern.axes) if cut.axis in axis_factors(axis)]
             if pattern.reshaped:
-                raise ValueError(f"{pattern.template!r} has another shape than the order of its numbers, of which no axis can be cut")
+                raise ValueError(
+                    f"{pattern.template!r} has another shape than the order of its "
+                    "numbers, of which no axis can be cut"
+                )
             if not places:
-                raise ValueError(f"axis {cut.axis!r} stands in the name {pattern.template!r}, where nothing can be cut")
+                raise ValueError(
+                    f"axis {cut.axis!r} stands in the name {pattern.template!r}, "
+                    "where nothing can be cut"
+                )
             if cut.axis not in _leading(pattern.axes[places[0]]):
                 raise ValueError(
-                    f"axis {cut.axis!r} isn't the slowest of its axis in {pattern.template!r}, so it can't be cut in one piece"
+                    f"axis {cut.axis!r} isn't the slowest of its axis in {pattern.template!r}, so "
+                    "it can't be cut in one piece"
                 )
             if found.setdefault(places[0], cut).dimension != cut.dimension:
-                raise ValueError(f"{pattern.template!r}: one axis is cut by {found[places[0]].dimension} and by {cut.dimension}")
+                raise ValueError(
+                    f"{pattern.template!r}: one axis is cut by "
+                    f"{found[places[0]].dimension} and by {cut.dimension}"
+                )
     if len({(row.whole_if, row.optimizer, row.dtype, len(row.cuts)) for row in shardings}) > 1:
-        raise ValueError(f"{pattern.template!r} holds {', '.join(pattern.tensors)}, which are spread in different ways")
+        raise ValueError(
+            f"{pattern.template!r} holds {', '.join(pattern.tensors)}, which are "
+            "spread in different ways"
+        )
     return found
 
 
@@ -99,9 +124,10 @@ def _leading(axis: Axis) -> set[str]:
 
 
 class Pipeline(msgspec.Struct, frozen=True):
-    """Where tensors lie in a pipeline: `layers` are the axes that count layers, each with the axis whose length is added to its
-    index, the first one that of all layers, which the stages divide; `first` and `last` are the tensors of
-    the outer stages; `tied` is an optional tensor → the one that stands in for it on its stage when it is absent."""
+    """Where tensors lie in a pipeline: `layers` are the axes that count layers, each with the axis
+    whose length is added to its index, the first one that of all layers, which the stages divide;
+    `first` and `last` are the tensors of the outer stages; `tied` is an optional tensor → the one
+    that stands in for it on its stage when it is absent."""
 
     layers: tuple[tuple[str, str | None], ...]
     first: tuple[str, ...]

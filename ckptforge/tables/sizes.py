@@ -1,4 +1,5 @@
-"""The lengths of a model's axes, put together from names, shapes and config.json, with the reason for each."""
+"""The lengths of a model's axes, put together from names, shapes and config.json, with the reason
+for each."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class AxisSizes:
         return {axis: size for axis, (size, _) in self.known.items()}
 
     def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
-        """What config.json says, but of axes of which there may be none. Raises `ConfigError` for a length of 0 in a shape."""
+        """What config.json says, but of axes of which there may be none. Raises `ConfigError` for a
+        length of 0 in a shape."""
         for axis, expression in table.axes.items():
             size = None if expression.may_be_none else expression.evaluate(config, where)
             if size == 0 and axis not in table.counted:
@@ -46,9 +48,11 @@ class AxisSizes:
         return self.known[axis][0] if axis in self.known else None
 
     def learn_shapes(self, shapes: Sequence[tuple[Pattern, str, tuple[int, ...]]]) -> None:
-        """Solves the axes of (pattern, tensor name, shape) one unknown at a time and checks every axis that is known.
+        """Solves the axes of (pattern, tensor name, shape) one unknown at a time and checks every
+        axis that is known.
 
-        An axis of several unknown factors stays open: it matters only if its factors must be told apart.
+        An axis of several unknown factors stays open: it matters only if its factors must be told
+        apart.
         """
         open_axes = [
             (pattern, axis, size, name, shape)
@@ -67,18 +71,26 @@ class AxisSizes:
                 if len(unknown) > 1:
                     remaining.append((pattern, axis, size, name, shape))
                 elif unknown:
-                    self.learn(unknown[0], self._solve(pattern, axis, unknown[0], size, reason), reason)
+                    self.learn(
+                        unknown[0], self._solve(pattern, axis, unknown[0], size, reason), reason
+                    )
                     progress = True
                 else:
                     expected = self._length(pattern, axis, {})
                     if expected != size:
                         raise LayoutError(
-                            f"{self._explain(axis)}, so an axis of {name} should be {expected}, but its shape is {list(shape)}.", (name,)
+                            f"{self._explain(axis)}, so an axis of {name} should be {expected}, "
+                            f"but its shape is {list(shape)}.",
+                            (name,),
                         )
             open_axes = remaining
 
     def _length(self, pattern: Pattern, axis: Axis, trial: Mapping[str, int]) -> int:
-        return axis_size(axis, pattern.tensors[0], lambda _, factor: trial[factor] if factor in trial else self.known[factor][0])
+        return axis_size(
+            axis,
+            pattern.tensors[0],
+            lambda _, factor: trial[factor] if factor in trial else self.known[factor][0],
+        )
 
     def _solve(self, pattern: Pattern, axis: Axis, unknown: str, size: int, reason: str) -> int:
         """An axis is linear in each of its factors: length(x) = a·x + b."""
@@ -86,21 +98,33 @@ class AxisSizes:
         slope = self._length(pattern, axis, {unknown: 1}) - constant
         if slope <= 0 or size < constant or (size - constant) % slope:
             known = self._explain(axis)
-            raise LayoutError(f"{reason}: an axis of {size} can't be {_text(axis)}" + (f", as {known}." if known else "."))
+            raise LayoutError(
+                f"{reason}: an axis of {size} can't be {_text(axis)}"
+                + (f", as {known}." if known else ".")
+            )
         return (size - constant) // slope
 
     def _explain(self, axis: Axis) -> str:
         known = sorted(factor for factor in axis_factors(axis) if factor in self.known)
-        return " and ".join(f"{factor} is {self.known[factor][0]} by {self.known[factor][1]}" for factor in known)
+        return " and ".join(
+            f"{factor} is {self.known[factor][0]} by {self.known[factor][1]}" for factor in known
+        )
 
     def telling(
-        self, table: Table, tensor: str, source: Pattern, target: Pattern, shape: tuple[int, ...], axes: Sequence[str] | None = None
+        self,
+        table: Table,
+        tensor: str,
+        source: Pattern,
+        target: Pattern,
+        shape: tuple[int, ...],
+        axes: Sequence[str] | None = None,
     ) -> dict[str, int]:
-        """The length of every axis of a logical tensor, or of some `axes`, that is to go from one pattern to another; `shape` is the
-        source's.
+        """The length of every axis of a logical tensor, or of some `axes`, that is to go from one
+        pattern to another; `shape` is the source's.
 
-        Where factors aren't known but stay together on both sides, their product does: it is given to the last, 1 to the
-        others. Raises `ConfigError`, naming the keys of config.json, where they must be told apart.
+        Where factors aren't known but stay together on both sides, their product does: it is given
+        to the last, 1 to the others. Raises `ConfigError`, naming the keys of config.json, where
+        they must be told apart.
         """
         found = {axis: self.get(axis) for axis in (table.tensors[tensor] if axes is None else axes)}
         for run in shared_runs(source, target, tensor):
@@ -111,15 +135,21 @@ class AxisSizes:
         if unknown := [axis for axis, size in found.items() if size is None]:
             keys = "; ".join(f"{axis} = {table.axes[axis].text}" for axis in unknown)
             raise ConfigError(
-                f"{source.template}: to store {tensor} as {target.template!r} the lengths of its axes {', '.join(unknown)} "
+                f"{source.template}: to store {tensor} as {target.template!r} the lengths of its "
+                f"axes {', '.join(unknown)} "
                 "are needed, which the shapes don't give; they come from config.json "
-                f"({keys}), which is absent or lacks them. Put it beside the tensors, or give it with {option('config')}."
+                f"({keys}), which is absent or lacks them. Put it beside the tensors, or give it "
+                f"with {option('config')}."
             )
         return {axis: size for axis, size in found.items() if size is not None}
 
-    def _run_product(self, source: Pattern, tensor: str, run: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
+    def _run_product(
+        self, source: Pattern, tensor: str, run: tuple[str, ...], shape: tuple[int, ...]
+    ) -> int | None:
         for axis, size in zip(source.shape_axes, shape, strict=True):
-            if set(run) <= axis_factors(axis) and not any(isinstance(item, Concat) for item in axis):
+            if set(run) <= axis_factors(axis) and not any(
+                isinstance(item, Concat) for item in axis
+            ):
                 others = [self.get(factor) for factor in axis_factors(axis) - set(run)]
                 if all(others):
                     return size // math.prod(other for other in others if other is not None)
@@ -128,5 +158,8 @@ class AxisSizes:
 
 def _text(axis: Axis) -> str:
     return " × ".join(
-        "(" + " + ".join("·".join(part.factors) or "1" for part in item.parts) + ")" if isinstance(item, Concat) else item for item in axis
+        "(" + " + ".join("·".join(part.factors) or "1" for part in item.parts) + ")"
+        if isinstance(item, Concat)
+        else item
+        for item in axis
     )

@@ -1,4 +1,5 @@
-"""Mapping tables: loading a TOML file, and every rule a table must keep to be invertible and unambiguous."""
+"""Mapping tables: loading a TOML file, and every rule a table must keep to be invertible and
+unambiguous."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ from ckptforge.tables.table_file import MAX_BYTES, TableFile, read_table_file
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """How one layout stores a model: its patterns in checkpoint order, each logical tensor in exactly one.
+    """How one layout stores a model: its patterns in checkpoint order, each logical tensor in
+    exactly one.
 
-    `sharding` is how the network that holds this layout spreads each logical tensor; None where the table doesn't say. `copies` are
-    tensors that hold once more what a logical tensor holds. `by_name_only`: names and shapes are those of another layout, which is
-    meant unless a user or a manifest names this one.
+    `sharding` is how the network that holds this layout spreads each logical tensor; None where the
+    table doesn't say. `copies` are tensors that hold once more what a logical tensor holds.
+    `by_name_only`: names and shapes are those of another layout, which is meant unless a user or a
+    manifest names this one.
     """
 
     name: str
@@ -44,9 +47,10 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True, dict=True):
-    """A model's mapping: logical tensors with their axes, and their patterns in every layout. `example` is a tiny config.json,
-    `pipeline` says where tensors lie when the layers are divided among stages, `constants` and, by model_type, `model_constants` what
-    else of config.json the model computes with, `keep_dtype` the tensors that a cast of the weights leaves in their dtype,
+    """A model's mapping: logical tensors with their axes, and their patterns in every layout.
+    `example` is a tiny config.json, `pipeline` says where tensors lie when the layers are divided
+    among stages, `constants` and, by model_type, `model_constants` what else of config.json the
+    model computes with, `keep_dtype` the tensors that a cast of the weights leaves in their dtype,
     `aliases` other names that MindFormers' scripts have for the model."""
 
     name: str
@@ -72,13 +76,24 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def counted(self) -> frozenset[str]:
         """The axes that stand in names only, never in a shape: their length may be 0."""
-        shaped = {axis for layout in self.layouts.values() for p in layout.patterns for tensor in p.tensors for axis in p.factors(tensor)}
+        shaped = {
+            axis
+            for layout in self.layouts.values()
+            for p in layout.patterns
+            for tensor in p.tensors
+            for axis in p.factors(tensor)
+        }
         return frozenset(self.axes) - shaped
 
     @cached_property
     def kept_patterns(self) -> tuple[Pattern, ...]:
         """How the tensors that keep their dtype are stored, in whatever layout."""
-        found = {p: None for layout in self.layouts.values() for p in layout.patterns if self.keeps_dtype(p)}
+        found = {
+            p: None
+            for layout in self.layouts.values()
+            for p in layout.patterns
+            if self.keeps_dtype(p)
+        }
         return tuple(found)
 
     def keeps_dtype(self, pattern: Pattern) -> bool:
@@ -91,43 +106,64 @@ class Table(msgspec.Struct, frozen=True, dict=True):
             return self.layouts[name]
         except KeyError:
             raise UsageError(
-                f"layout {name!r} is unknown for {self.name}; it has {', '.join(self.layouts)}.{nearest(name, self.layouts)}"
+                f"layout {name!r} is unknown for {self.name}; it has "
+                f"{', '.join(self.layouts)}.{nearest(name, self.layouts)}"
             ) from None
 
     def first_layout(self, family: str) -> Layout:
-        """The layout of a family that is written where none is named: the first in the table. Raises `UsageError` where it has none."""
+        """The layout of a family that is written where none is named: the first in the table.
+        Raises `UsageError` where it has none."""
         found = next((layout for layout in self.layouts.values() if layout.family == family), None)
         if found is None:
-            raise UsageError(f"the mapping {self.name} has no layout of family {family}; it has {', '.join(self.layouts)}.")
+            raise UsageError(
+                f"the mapping {self.name} has no layout of family {family}; it has "
+                f"{', '.join(self.layouts)}."
+            )
         return found
 
     def mindspore_layout(self, name: str | None) -> tuple[Layout, tuple[str, ...]]:
-        """The MindSpore layout to write: the named one, or the first; and a sentence where nobody named it. Raises `UsageError`."""
+        """The MindSpore layout to write: the named one, or the first; and a sentence where nobody
+        named it. Raises `UsageError`."""
         if name is not None:
             return self.layout(name), ()
         chosen = self.first_layout("mindspore")
         if sum(layout.family == "mindspore" for layout in self.layouts.values()) == 1:
             return chosen, (f"layout {chosen.name}, the only MindSpore layout of {self.name}.",)
-        return chosen, (f"layout {chosen.name}, the first of {self.name}'s MindSpore layouts; {option('layout')} picks another.",)
+        return chosen, (
+            f"layout {chosen.name}, the first of {self.name}'s MindSpore layouts; "
+            f"{option('layout')} picks another.",
+        )
 
     def refusal(self, layout: Layout, names: Iterable[str]) -> tuple[str, str] | None:
-        """(tensor, reason) of the first of these names whose presence means that the checkpoint can't be converted."""
+        """(tensor, reason) of the first of these names whose presence means that the checkpoint
+        can't be converted."""
         globs = self.refused.get(layout.family, {})
-        return next(((name, reason) for name in names for glob, reason in globs.items() if fnmatchcase(name, glob)), None)
+        return next(
+            (
+                (name, reason)
+                for name in names
+                for glob, reason in globs.items()
+                if fnmatchcase(name, glob)
+            ),
+            None,
+        )
 
     def knows(self, names: Iterable[str], family: str) -> bool:
         """Whether one of the family's layouts has all of these names."""
         known = {name: skeleton_of(name)[0] for name in names}
         layouts = [layout for layout in self.layouts.values() if layout.family == family]
-        return any(set(known.values()) <= {p.skeleton for p in (*layout.patterns, *layout.copies)} for layout in layouts)
+        return any(
+            set(known.values()) <= {p.skeleton for p in (*layout.patterns, *layout.copies)}
+            for layout in layouts
+        )
 
     def is_ignored(self, layout: Layout, tensor_name: str) -> bool:
         return any(fnmatchcase(tensor_name, glob) for glob in self.ignored.get(layout.family, ()))
 
 
 def names_that_keep_dtype(tables: Iterable[Table], names: Iterable[str]) -> frozenset[str]:
-    """Those of the names of stored tensors that a table has, in any of its layouts, for a tensor that
-    keeps its dtype: for commands that need no table, and so don't know which model it is."""
+    """Those of the names of stored tensors that a table has, in any of its layouts, for a tensor
+    that keeps its dtype: for commands that need no table, and so don't know which model it is."""
     by_skeleton: dict[str, list[Pattern]] = {}
     for pattern in {pattern for table in tables for pattern in table.kept_patterns}:
         by_skeleton.setdefault(pattern.skeleton, []).append(pattern)
@@ -140,21 +176,27 @@ def names_that_keep_dtype(tables: Iterable[Table], names: Iterable[str]) -> froz
 
 
 def load_table(path: Path) -> Table:
-    """Loads and checks a user's table. Raises `InputNotFoundError`, and `TableError` with the row and the reason."""
+    """Loads and checks a user's table. Raises `InputNotFoundError`, and `TableError` with the row
+    and the reason."""
     return parse_table(read_small(path, MAX_BYTES, TableError), str(path))
 
 
 def shipped_tables(model: object = None, model_type: object = None) -> tuple[Table, ...]:
-    """The tables that come with ckptforge, by name. Where one of them is named `model`, or is for the `model_type` of a config.json,
-    only those that are: reading all takes longer than reading most checkpoints' indexes."""
+    """The tables that come with ckptforge, by name. Where one of them is named `model`, or is for
+    the `model_type` of a config.json, only those that are: reading all takes longer than reading
+    most checkpoints' indexes."""
     files = _shipped_files()
     chosen = [file for file in files if file[0] == f"{model}.toml"]
     if not chosen and model is None:
-        chosen = [file for file in files if isinstance(model_type, str) and f'"{model_type}"' in file[2]]
+        chosen = [
+            file for file in files if isinstance(model_type, str) and f'"{model_type}"' in file[2]
+        ]
     return tuple(_shipped_table(name, content) for name, content, _ in chosen or files)
 
 
-def candidate_tables(given: Path | None, model: object = None, model_type: object = None) -> tuple[Table, ...]:
+def candidate_tables(
+    given: Path | None, model: object = None, model_type: object = None
+) -> tuple[Table, ...]:
     """The table in a user's file, else the shipped ones that may be meant."""
     return shipped_tables(model, model_type) if given is None else (load_table(given),)
 
@@ -170,10 +212,19 @@ def _shipped_files() -> tuple[tuple[str, bytes, str], ...]:
     root = resources.files("ckptforge") / "mappings"
     if not root.is_dir():  # a source tree, where the tables stand beside the package
         root = Path(__file__).parents[2] / "mappings"
-    files = sorted((file for file in root.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
+    files = sorted(
+        (file for file in root.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name
+    )
     texts = [(file.name, file.read_bytes()) for file in files]
     return tuple(
-        (name, text, next((line for line in text.decode().split("\n") if line.startswith("model_type ")), "")) for name, text in texts
+        (
+            name,
+            text,
+            next(
+                (line for line in text.decode().split("\n") if line.startswith("model_type ")), ""
+            ),
+        )
+        for name, text in texts
     )
 
 
@@ -202,8 +253,12 @@ def parse_table(content: bytes, source: str) -> Table:
     pipeline = _pipeline(raw, tensors, layouts, source)
     for section, named in (("shard", raw.shard), ("copies", raw.copies)):
         if unknown_layouts := [name for name in named if name not in layouts]:
-            raise TableError(f"{source}: [{section}.{unknown_layouts[0]}]: there is no layout of that name.")
-    ignored: dict[str, tuple[str, ...]] = {family: tuple(globs) for family, globs in raw.ignored.items()}
+            raise TableError(
+                f"{source}: [{section}.{unknown_layouts[0]}]: there is no layout of that name."
+            )
+    ignored: dict[str, tuple[str, ...]] = {
+        family: tuple(globs) for family, globs in raw.ignored.items()
+    }
     try:
         constants = tuple(Constant(text) for text in raw.constants)
     except ValueError as error:
@@ -239,7 +294,8 @@ def _keep_dtype(raw: TableFile, layouts: dict[str, Layout], source: str) -> froz
         for pattern in layout.patterns:
             if 0 < len(kept.intersection(pattern.tensors)) < len(pattern.tensors):
                 raise TableError(
-                    f"{source}: keep_dtype: layout {layout.name} stores {', '.join(pattern.tensors)} in "
+                    f"{source}: keep_dtype: layout {layout.name} stores "
+                    f"{', '.join(pattern.tensors)} in "
                     f"one, {pattern.template!r}; name all of them or none."
                 )
     return kept
@@ -247,7 +303,9 @@ def _keep_dtype(raw: TableFile, layouts: dict[str, Layout], source: str) -> froz
 
 def _model_constants(raw: TableFile, source: str) -> dict[str, ModelConstants]:
     if raw.window and raw.pipeline is None:
-        raise TableError(f"{source}: [window] needs [pipeline], which says what axis the layers are.")
+        raise TableError(
+            f"{source}: [window] needs [pipeline], which says what axis the layers are."
+        )
     return parse_constants(raw.defaults, raw.rope, raw.window, raw.model_type, source)
 
 
@@ -266,7 +324,10 @@ def _lineage(name: str, raw: TableFile, source: str) -> list[str]:
     chain = [name]
     while parent := raw.layout[chain[-1]].get("extends"):
         if parent not in raw.layout:
-            raise TableError(f"{source}: [layout.{chain[-1]}] extends {parent!r}, which isn't a layout of this table.")
+            raise TableError(
+                f"{source}: [layout.{chain[-1]}] extends {parent!r}, which isn't a "
+                "layout of this table."
+            )
         if parent in chain:
             raise TableError(f"{source}: [layout.{name}] extends itself by way of {parent!r}.")
         chain.append(parent)
@@ -286,25 +347,39 @@ def _layout(name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], sour
             pattern = _row(row, key, text, tensors, raw.axes)
             for tensor in pattern.tensors:
                 if tensor in own:
-                    raise TableError(f"{row}: tensor {tensor!r} is stored by row {own[tensor][0]!r} already; the layout can't be inverted.")
+                    raise TableError(
+                        f"{row}: tensor {tensor!r} is stored by row "
+                        f"{own[tensor][0]!r} already; the layout can't be inverted."
+                    )
                 own[tensor] = (key, pattern)
         replaced = {id(rows[tensor]): tensor for tensor in own if tensor in rows}
         for tensor, pattern in rows.items():
             if id(pattern) in replaced and tensor not in own:
                 raise TableError(
-                    f"{source}: [layout.{ancestor}] redefines {replaced[id(pattern)]!r} but not {tensor!r}, which the inherited row "
+                    f"{source}: [layout.{ancestor}] redefines {replaced[id(pattern)]!r} but not "
+                    f"{tensor!r}, which the inherited row "
                     f"{pattern.template!r} holds with it."
                 )
         rows.update({tensor: pattern for tensor, (_, pattern) in own.items()})
     if family not in ("huggingface", "mindspore"):
-        raise TableError(f"{source}: [layout.{name}]: family must be huggingface or mindspore, found {family!r}.")
+        raise TableError(
+            f"{source}: [layout.{name}]: family must be huggingface or mindspore, found {family!r}."
+        )
     if lost := [tensor for tensor in tensors if tensor not in rows]:
-        raise TableError(f"{source}: [layout.{name}]: no row stores tensor {lost[0]!r}; the layout can't be inverted.")
+        raise TableError(
+            f"{source}: [layout.{name}]: no row stores tensor {lost[0]!r}; the layout "
+            "can't be inverted."
+        )
     for tensor, condition in raw.optional.items():
-        alone = [neighbour for neighbour in rows[tensor].tensors if raw.optional.get(neighbour) != condition]
+        alone = [
+            neighbour
+            for neighbour in rows[tensor].tensors
+            if raw.optional.get(neighbour) != condition
+        ]
         if alone:
             raise TableError(
-                f"{source}: [layout.{name}] concatenates {tensor!r}, which [optional] says may be absent, with {alone[0]!r}, which isn't "
+                f"{source}: [layout.{name}] concatenates {tensor!r}, which [optional] says may be "
+                f"absent, with {alone[0]!r}, which isn't "
                 "optional alike; store it by itself."
             )
     ordered: list[Pattern] = []
@@ -315,13 +390,19 @@ def _layout(name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], sour
         for other in ordered[:i]:
             if _can_clash(pattern, other):
                 raise TableError(
-                    f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} can produce the same name; "
+                    f"{source}: [layout.{name}]: rows {other.template!r} and {pattern.template!r} "
+                    "can produce the same name; "
                     "the layout is ambiguous."
                 )
     told = raw.layout[name].get("told", "by names and shapes")
     if told not in ("by names and shapes", "by name only"):
-        raise TableError(f"{source}: [layout.{name}]: told must be 'by name only', or omitted, found {told!r}.")
-    sharding, copies = _sharding(name, raw, tensors, tuple(ordered), source), _copies(name, raw, ordered, source)
+        raise TableError(
+            f"{source}: [layout.{name}]: told must be 'by name only', or omitted, found {told!r}."
+        )
+    sharding, copies = (
+        _sharding(name, raw, tensors, tuple(ordered), source),
+        _copies(name, raw, ordered, source),
+    )
     return Layout(name, family, tuple(ordered), sharding, copies, told == "by name only")
 
 
@@ -333,27 +414,51 @@ def _copies(name: str, raw: TableFile, patterns: list[Pattern], source: str) -> 
             row = f"{source}: [copies.{ancestor}] {tensor}"
             original = next((pattern for pattern in patterns if pattern.tensors == (tensor,)), None)
             if original is None or original.name_axes:
-                raise TableError(f"{row}: isn't a tensor that the layout stores by itself, as one of its name.")
+                raise TableError(
+                    f"{row}: isn't a tensor that the layout stores by itself, as one of its name."
+                )
             copy = replace(original, template=template)
             _check_template(row, copy, raw.axes)
-            if lost := [axis for axis in copy.name_axes if axis not in raw.axes or axis in raw.tensors[tensor].split()]:
-                raise TableError(f"{row}: {lost[0]!r} must be an axis of [axes] that the tensor itself doesn't have.")
-            if clash := next((other for other in (*patterns, *found.values()) if _can_clash(copy, other)), None):
-                raise TableError(f"{row}: {template!r} and {clash.template!r} can produce the same name; the layout is ambiguous.")
+            if lost := [
+                axis
+                for axis in copy.name_axes
+                if axis not in raw.axes or axis in raw.tensors[tensor].split()
+            ]:
+                raise TableError(
+                    f"{row}: {lost[0]!r} must be an axis of [axes] that the tensor "
+                    "itself doesn't have."
+                )
+            if clash := next(
+                (other for other in (*patterns, *found.values()) if _can_clash(copy, other)), None
+            ):
+                raise TableError(
+                    f"{row}: {template!r} and {clash.template!r} can produce the same "
+                    "name; the layout is ambiguous."
+                )
             found[tensor] = copy
     return tuple(found.values())
 
 
 def _sharding(
-    name: str, raw: TableFile, tensors: dict[str, tuple[str, ...]], patterns: tuple[Pattern, ...], source: str
+    name: str,
+    raw: TableFile,
+    tensors: dict[str, tuple[str, ...]],
+    patterns: tuple[Pattern, ...],
+    source: str,
 ) -> dict[str, Sharding] | None:
-    """The [shard] rows of a layout and of those that it extends, up to one whose network is said to spread it in another way."""
+    """The [shard] rows of a layout and of those that it extends, up to one whose network is said to
+    spread it in another way."""
     said = raw.layout[name].get("sharding")
     if said not in (None, "not known") or (said and name in raw.shard):
-        raise TableError(f"{source}: [layout.{name}]: sharding must be 'not known', without [shard.{name}], or omitted, found {said!r}.")
+        raise TableError(
+            f"{source}: [layout.{name}]: sharding must be 'not known', without "
+            f"[shard.{name}], or omitted, found {said!r}."
+        )
     chain = _lineage(name, raw, source)
     unknown = [i for i, ancestor in enumerate(chain) if "sharding" in raw.layout[ancestor]]
-    lineage = [ancestor for ancestor in chain[unknown[-1] + 1 if unknown else 0 :] if ancestor in raw.shard]
+    lineage = [
+        ancestor for ancestor in chain[unknown[-1] + 1 if unknown else 0 :] if ancestor in raw.shard
+    ]
     rows: dict[str, Sharding] = {}
     for ancestor in lineage:
         for tensor, row in raw.shard[ancestor].items():
@@ -367,35 +472,52 @@ def _sharding(
         try:
             stored_cuts(pattern, rows)
         except ValueError as error:
-            raise TableError(f"{source}: [shard.{lineage[-1]}] for layout {name}: {error}.") from error
+            raise TableError(
+                f"{source}: [shard.{lineage[-1]}] for layout {name}: {error}."
+            ) from error
     return rows if lineage else None
 
 
-def _pipeline(raw: TableFile, tensors: dict[str, tuple[str, ...]], layouts: dict[str, Layout], source: str) -> Pipeline | None:
+def _pipeline(
+    raw: TableFile, tensors: dict[str, tuple[str, ...]], layouts: dict[str, Layout], source: str
+) -> Pipeline | None:
     if raw.pipeline is None:
         return None
     layers = [raw.pipeline.layers] if isinstance(raw.pipeline.layers, str) else raw.pipeline.layers
-    numbers = tuple((axis.strip(), offset.strip() or None) for axis, _, offset in (text.partition("+") for text in layers))
+    numbers = tuple(
+        (axis.strip(), offset.strip() or None)
+        for axis, _, offset in (text.partition("+") for text in layers)
+    )
     for axis in {axis for pair in numbers for axis in pair if axis is not None}:
         if axis not in raw.axes:
             raise TableError(f"{source}: [pipeline]: {axis!r} isn't in [axes].")
     if not numbers or numbers[0][1] is not None:
-        raise TableError(f"{source}: [pipeline]: layers must begin with the axis that counts all layers.")
-    found = Pipeline(numbers, tuple(raw.pipeline.first), tuple(raw.pipeline.last), raw.pipeline.tied)
+        raise TableError(
+            f"{source}: [pipeline]: layers must begin with the axis that counts all layers."
+        )
+    found = Pipeline(
+        numbers, tuple(raw.pipeline.first), tuple(raw.pipeline.last), raw.pipeline.tied
+    )
     for tensor in (*found.first, *found.last, *found.tied, *found.tied.values()):
         if tensor not in tensors:
             raise TableError(f"{source}: [pipeline]: {tensor!r} isn't in [tensors].")
     for tensor, axes in tensors.items():
-        places = sum(axis in axes for axis, _ in numbers) + found.first.count(tensor) + found.last.count(tensor)
+        places = (
+            sum(axis in axes for axis, _ in numbers)
+            + found.first.count(tensor)
+            + found.last.count(tensor)
+        )
         if places != 1:
             raise TableError(
-                f"{source}: [pipeline]: {tensor!r} must have the axis {numbers[0][0]!r} of the layers, or stand once in first or last."
+                f"{source}: [pipeline]: {tensor!r} must have the axis {numbers[0][0]!r} of the "
+                "layers, or stand once in first or last."
             )
     for layout in layouts.values():
         for pattern in layout.patterns if layout.sharding is not None else ():
             if {axis for axis, _ in numbers} & set(pattern.factors(pattern.tensors[0])):
                 raise TableError(
-                    f"{source}: [pipeline]: layout {layout.name} stacks the layers in {pattern.template!r}, which stages can't divide."
+                    f"{source}: [pipeline]: layout {layout.name} stacks the layers in "
+                    f"{pattern.template!r}, which stages can't divide."
                 )
     return found
 
@@ -415,11 +537,24 @@ def _lora(raw: TableFile, layouts: dict[str, Layout], source: str) -> Lora:
         if unknown := [tensor for tensor in tensors if tensor not in raw.tensors]:
             raise TableError(f"{source}: [lora] {key}: {unknown[0]!r} isn't in [tensors].")
         _check_factor_names(templates, layouts, f"{source}: [lora.{section}]")
-        names = {name: next((templates[a] for a in _lineage(name, raw, source)[::-1] if a in templates), None) for name in layouts}
-        first = next((layout for layout in layouts.values() if layout.family == "huggingface" and names[layout.name]), None)
+        names = {
+            name: next(
+                (templates[a] for a in _lineage(name, raw, source)[::-1] if a in templates), None
+            )
+            for name in layouts
+        }
+        first = next(
+            (
+                layout
+                for layout in layouts.values()
+                if layout.family == "huggingface" and names[layout.name]
+            ),
+            None,
+        )
         if first is None and (tensors or section == "names"):
             raise TableError(
-                f"{source}: [lora.{section}] names no layout of Hugging Face, whose matrices say what is a row and what a column."
+                f"{source}: [lora.{section}] names no layout of Hugging Face, whose matrices say "
+                "what is a row and what a column."
             )
         if first is None:
             continue
@@ -432,24 +567,39 @@ def _lora(raw: TableFile, layouts: dict[str, Layout], source: str) -> Lora:
             matrices[name] |= found
             ordered = (pattern for pattern in layouts[name].patterns if pattern in found)
             if pair is not None:
-                weights[name] = (*weights.get(name, ()), *adapted_weights(ordered, pair, section != "names"))
+                weights[name] = (
+                    *weights.get(name, ()),
+                    *adapted_weights(ordered, pair, section != "names"),
+                )
     return Lora(weights, matrices, frozenset(raw.lora.embeddings))
 
 
-def _check_factor_names(names: Mapping[str, list[str]], layouts: Collection[str], section: str) -> None:
+def _check_factor_names(
+    names: Mapping[str, list[str]], layouts: Collection[str], section: str
+) -> None:
     for name, templates in names.items():
         row = f"{section} {name}"
         if name not in layouts:
             raise TableError(f"{row}: there is no layout of that name.")
-        if any(template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}#") for template in templates):
-            raise TableError(f"{row}: each name must hold {{}} once, where the weight's name goes, and no other brace.")
+        if any(
+            template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}#")
+            for template in templates
+        ):
+            raise TableError(
+                f"{row}: each name must hold {{}} once, where the weight's name goes, "
+                "and no other brace."
+            )
         if any("lora_" not in template.lower() for template in templates):
-            raise TableError(f"{row}: a factor's name must hold lora_, which distinguishes it from a weight.")
+            raise TableError(
+                f"{row}: a factor's name must hold lora_, which distinguishes it from a weight."
+            )
         if templates[0] == templates[1]:
             raise TableError(f"{row}: both factors have one name.")
 
 
-def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]], axes: Collection[str]) -> Pattern:
+def _row(
+    row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]], axes: Collection[str]
+) -> Pattern:
     try:
         pattern = parse_pattern(text, key)
     except ValueError as error:
@@ -461,9 +611,15 @@ def _row(row: str, key: str, text: str, tensors: dict[str, tuple[str, ...]], axe
             raise TableError(f"{row}: {tensor!r} isn't in [tensors].")
         found = [*placeholders, *pattern.factors(tensor)]
         if lost := [axis for axis in tensors[tensor] if axis not in found]:
-            raise TableError(f"{row}: axis {lost[0]!r} of tensor {tensor!r} is lost; the layout can't be inverted.")
+            raise TableError(
+                f"{row}: axis {lost[0]!r} of tensor {tensor!r} is lost; the layout "
+                "can't be inverted."
+            )
         if extra := [axis for axis in found if axis not in tensors[tensor]]:
-            raise TableError(f"{row}: tensor {tensor!r} has no axis {extra[0]!r}; it has {' '.join(tensors[tensor])!r}.")
+            raise TableError(
+                f"{row}: tensor {tensor!r} has no axis {extra[0]!r}; it has "
+                f"{' '.join(tensors[tensor])!r}."
+            )
         if len(set(found)) < len(found):
             raise TableError(f"{row}: an axis of tensor {tensor!r} stands twice.")
     return pattern
@@ -474,20 +630,33 @@ def _check_template(row: str, pattern: Pattern, axes: Collection[str]) -> None:
     if stray := [word for word in words if word in ("{", "}")]:
         raise TableError(f"{row}: {pattern.template!r} has a stray {stray[0]!r}.")
     if "#" in pattern.template or not pattern.template.isprintable():
-        raise TableError(f"{row}: {shown(pattern.template)} has a '#' or an unprintable character, which no name may have.")
+        raise TableError(
+            f"{row}: {shown(pattern.template)} has a '#' or an unprintable character, "
+            "which no name may have."
+        )
     placeholders = pattern.name_axes
     if len(set(placeholders)) < len(placeholders):
         raise TableError(f"{row}: {pattern.template!r} has one axis twice.")
     numeric = [word.isdigit() or word.startswith("{") for word in words]
     if offset := next((offset for offset in pattern.offsets.values() if offset not in axes), None):
-        raise TableError(f"{row}: {pattern.template!r} adds the length of {offset!r}, which isn't in [axes].")
+        raise TableError(
+            f"{row}: {pattern.template!r} adds the length of {offset!r}, which isn't in [axes]."
+        )
     if any(a and b for a, b in pairwise(numeric)):
-        raise TableError(f"{row}: in {pattern.template!r} two numbers touch, so that a name can't be read back.")
+        raise TableError(
+            f"{row}: in {pattern.template!r} two numbers touch, so that a name can't be read back."
+        )
 
 
 def _can_clash(a: Pattern, b: Pattern) -> bool:
-    """Whether two templates can produce one name: alike in text, and no place where both write different numbers. Those that
-    add something to an index at one place are told apart by the lengths of the axes."""
-    if a.skeleton != b.skeleton or any(x != y and "+" in x + y for x, y in zip(a.words, b.words, strict=True)):
+    """Whether two templates can produce one name: alike in text, and no place where both write
+    different numbers. Those that add something to an index at one place are told apart by the
+    lengths of the axes."""
+    if a.skeleton != b.skeleton or any(
+        x != y and "+" in x + y for x, y in zip(a.words, b.words, strict=True)
+    ):
         return False
-    return all(x == y or x.startswith("{") or y.startswith("{") for x, y in zip(a.words, b.words, strict=True))
+    return all(
+        x == y or x.startswith("{") or y.startswith("{")
+        for x, y in zip(a.words, b.words, strict=True)
+    )

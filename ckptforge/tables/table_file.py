@@ -29,7 +29,9 @@ _MAX_DEPTH = 8
 _NESTED = ("layout", "shard", "refused", "copies", "defaults")
 # tomllib takes memory by the square of the parts of a dotted key.
 # (?=(…))\1 is a possessive match, for which Python 3.10 has no sign.
-_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?=((?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*))\1){32}""")
+_LONG_KEY = re.compile(
+    r"""(?<![\w-])(?:(?=((?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*))\1){32}"""
+)
 
 
 class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,14 +84,18 @@ def schema() -> dict[str, Any]:
 
 
 def read_table_file(content: bytes, source: str) -> TableFile:
-    """A table's text as data of the right types. Raises `TableError` with the row and the reason."""
+    """A table's text as data of the right types. Raises `TableError` with the row and the
+    reason."""
     try:
         found = tomllib.loads(_text(content, source))
         _check_bounds(found, source)
         return msgspec.convert(found, TableFile)
     except msgspec.ValidationError as error:
         raise TableError(f"{source}: {_place(found)}{error}.") from error
-    except (ValueError, RecursionError) as error:  # also a number of too many digits, and a date that isn't one
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also a number of too many digits, and a date that isn't one
         raise TableError(f"{source}: isn't valid TOML: {error}.") from error
 
 
@@ -104,29 +110,45 @@ def _place(found: dict[str, Any]) -> str:
                 try:
                     msgspec.convert({key: row if inner is None else {inner: row[inner]}}, kind)
                 except msgspec.ValidationError:
-                    return f"[{section}] {key}: " if inner is None else f"[{section}.{key}] {inner}: "
+                    return (
+                        f"[{section}] {key}: " if inner is None else f"[{section}.{key}] {inner}: "
+                    )
     return ""
 
 
 def _text(content: bytes, source: str) -> str:
     text = content.decode("utf-8")
     if found := _LONG_KEY.search(text):
-        raise TableError(f"{source}: line {text.count(chr(10), 0, found.start()) + 1}: a key of more than 32 parts.")
+        raise TableError(
+            f"{source}: line {text.count(chr(10), 0, found.start()) + 1}: a key of "
+            "more than 32 parts."
+        )
     return text
 
 
 def _check_bounds(found: object, source: str, place: tuple[str, ...] = ()) -> None:
-    """A table is compared row with row and layout with layout, and what stands in it stands in messages."""
+    """A table is compared row with row and layout with layout, and what stands in it stands in
+    messages."""
     where = f"{source}: {'.'.join(place) or 'the table'}"
-    inner = list(found.items()) if isinstance(found, dict) else [("", value) for value in found] if isinstance(found, list) else []
+    inner = (
+        list(found.items())
+        if isinstance(found, dict)
+        else [("", value) for value in found]
+        if isinstance(found, list)
+        else []
+    )
     limit = _MAX_LAYOUTS if place == ("layout",) else _MAX_ROWS
     if len(inner) > limit or len(place) > _MAX_DEPTH:
-        raise TableError(f"{where} has {len(inner)} entries, at most {limit} are read, {_MAX_DEPTH} deep.")
+        raise TableError(
+            f"{where} has {len(inner)} entries, at most {limit} are read, {_MAX_DEPTH} deep."
+        )
     if isinstance(found, str) and len(found) > _MAX_ROW:
         raise TableError(f"{where} has {len(found)} characters, at most {_MAX_ROW} are read.")
     if isinstance(found, int) and abs(found) >= 1 << 63:
         raise TableError(f"{where} is a number of more than 64 bits.")
     for key, value in inner:
         if len(key) > _MAX_KEY:
-            raise TableError(f"{where} has the key {shown(key)}, at most {_MAX_KEY} characters are read.")
+            raise TableError(
+                f"{where} has the key {shown(key)}, at most {_MAX_KEY} characters are read."
+            )
         _check_bounds(value, source, (*place, key))

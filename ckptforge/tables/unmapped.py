@@ -1,4 +1,5 @@
-"""What the tensors are that no table knows, by their names: some change what a model is, and can't simply be left out."""
+"""What the tensors are that no table knows, by their names: some change what a model is, and can't
+simply be left out."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from ckptforge.quantisation import companions
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """A kind of tensor. `what` says in words what such a tensor is, `advice` what to do; those that aren't `droppable` are refused even
-    under `--allow-unmapped`, as without them it would not be the same model."""
+    """A kind of tensor. `what` says in words what such a tensor is, `advice` what to do; those that
+    aren't `droppable` are refused even under `--allow-unmapped`, as without them it would not be
+    the same model."""
 
     name: str
     what: str
@@ -23,8 +25,10 @@ class Kind(msgspec.Struct, frozen=True):
 
 HEAD = Kind(
     "head",
-    "the head of a model that isn't a language model (a reward, value, classification or question-answering model)",
-    "Only causal language models, with lm_head or tied embeddings, are converted; without this head it would not be the same model.",
+    "the head of a model that isn't a language model (a reward, value, classification or "
+    "question-answering model)",
+    "Only causal language models, with lm_head or tied embeddings, are converted; without this "
+    "head it would not be the same model.",
 )
 _QUANTISED = Kind(
     "quantised",
@@ -37,7 +41,8 @@ _TOWER = Kind(
     "Without it the language model alone is converted.",
     droppable=True,
 )
-# Module names in transformers, trl, OpenRLHF and ColossalAI. lm_head and output_layer aren't among them.
+# Module names in transformers, trl, OpenRLHF and ColossalAI. lm_head and output_layer aren't among
+# them.
 _HEAD = re.compile(
     r"(?:.*\.)?(?:score|scores|classifier|qa_outputs|span_classifier|summary|v_head|value_head|reward_head|rm_head|regression_head|"
     r"ranking_head|critic_head|classification_head|(?!lm_head)[a-z]+_head|head|critic|regression_layer|embed_out|cls|pooler)(?:\.\w+)*|lm_head\.bias"
@@ -56,9 +61,17 @@ _TASK = re.compile(
 
 
 def other_task(config: Mapping[str, Any]) -> str:
-    """The class in config.json's architectures that is of a model with another head than a language model's; empty if none is."""
+    """The class in config.json's architectures that is of a model with another head than a language
+    model's; empty if none is."""
     names = config.get("architectures")
-    return next((name for name in (names if isinstance(names, list) else ()) if isinstance(name, str) and _TASK.fullmatch(name)), "")
+    return next(
+        (
+            name
+            for name in (names if isinstance(names, list) else ())
+            if isinstance(name, str) and _TASK.fullmatch(name)
+        ),
+        "",
+    )
 
 
 def kind_of(name: str) -> Kind | None:

@@ -24,7 +24,8 @@ from ckptforge.verbs.public import public
 
 
 class Check(msgspec.Struct, frozen=True):
-    """What `compare OUT` found: `problems` are sentences, empty where every tensor is what the manifest says."""
+    """What `compare OUT` found: `problems` are sentences, empty where every tensor is what the
+    manifest says."""
 
     path: str
     manifest: str
@@ -49,19 +50,29 @@ class Check(msgspec.Struct, frozen=True):
 
 
 @public
-def check(path: PathLike, *, workers: int | None = None, memory: int | str | None = None, progress: Progress | None = None) -> Check:
-    """Compares the files of an output with its manifest: names, dtypes, shapes and the hashes of the bytes. Returns a `Check`.
+def check(
+    path: PathLike,
+    *,
+    workers: int | None = None,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Check:
+    """Compares the files of an output with its manifest: names, dtypes, shapes and the hashes of
+    the bytes. Returns a `Check`.
 
     Arguments:
         path: an output of ckptforge: a file, or a directory.
 
-    Raises `InputNotFoundError` when there is no manifest, `FormatError` for one that is damaged or holds no hashes.
+    Raises `InputNotFoundError` when there is no manifest, `FormatError` for one that is damaged or
+    holds no hashes.
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
     path = Path(path)
     manifest = manifest_path(path, os.path.isdir(path))
     if not manifest.is_file():
-        raise InputNotFoundError(f"{path}: has no manifest ({manifest}) to be compared with; name a second checkpoint.")
+        raise InputNotFoundError(
+            f"{path}: has no manifest ({manifest}) to be compared with; name a second checkpoint."
+        )
     outputs = _outputs(manifest)
     base = path if manifest.name == DIRECTORY_NAME else path.parent
     problems: list[str] = []
@@ -77,17 +88,34 @@ def check(path: PathLike, *, workers: int | None = None, memory: int | str | Non
             opened[file] = read_file(file), tensors
         except CkptforgeError as error:
             problems.append(str(error))
-    hashes = tensor_hashes({file: index.tensors.values() for file, (index, _) in opened.items()}, budget, progress=progress)
+    hashes = tensor_hashes(
+        {file: index.tensors.values() for file, (index, _) in opened.items()},
+        budget,
+        progress=progress,
+    )
     for file, (index, tensors) in opened.items():
-        problems += [f"{file}: tensor {shown(name)} is missing." for name in tensors if name not in index.tensors]
-        problems += [f"{file}: tensor {shown(name)} wasn't written with it." for name in index.tensors if name not in tensors]
+        problems += [
+            f"{file}: tensor {shown(name)} is missing."
+            for name in tensors
+            if name not in index.tensors
+        ]
+        problems += [
+            f"{file}: tensor {shown(name)} wasn't written with it."
+            for name in index.tensors
+            if name not in tensors
+        ]
         for name, entry in index.tensors.items():
             if name in tensors and [entry.dtype.name, list(entry.shape)] != tensors[name][:2]:
-                problems.append(f"{file}: {shown(name)} is {entry.dtype} {list(entry.shape)}, {shown(tensors[name][:2])} was written.")
+                problems.append(
+                    f"{file}: {shown(name)} is {entry.dtype} {list(entry.shape)}, "
+                    f"{shown(tensors[name][:2])} was written."
+                )
             elif name in tensors and hashes[file][name] != tensors[name][2]:
                 problems.append(f"{file}: {shown(name)} has other bytes than were written.")
     count = sum(len(tensors) for _, _, tensors in outputs)
-    return Check(str(path), str(manifest), len(outputs), count, sum(size for _, size, _ in outputs), problems)
+    return Check(
+        str(path), str(manifest), len(outputs), count, sum(size for _, size, _ in outputs), problems
+    )
 
 
 def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
@@ -97,26 +125,35 @@ def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
     try:
         for output in content["outputs"]:
             name = output["file"]
-            tensors = by_name[name] = _like(output, by_name) if "like" in output else output["tensors"]
+            tensors = by_name[name] = (
+                _like(output, by_name) if "like" in output else output["tensors"]
+            )
             if not all(map(is_file_name, name.split("/"))):
                 raise FormatError(f"{manifest}: {shown(name)} isn't a file of this output.")
             for tensor, stored in tensors.items():
                 if len(stored) < 3:
                     raise FormatError(
-                        f"{manifest}: holds no hash of {shown(tensor)}, as it was written with {flag('no_hash')} or by an older ckptforge."
+                        f"{manifest}: holds no hash of {shown(tensor)}, as it was written with "
+                        f"{flag('no_hash')} or by an older ckptforge."
                     )
                 if not isinstance(stored[2], str):
                     raise TypeError("a hash is not a text")
             found.append((str(name), integer(output["size"]), dict(tensors)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FormatError(f"{manifest}: isn't a ckptforge manifest ({type(error).__name__}: {error}).") from error
+        raise FormatError(
+            f"{manifest}: isn't a ckptforge manifest ({type(error).__name__}: {error})."
+        ) from error
     return found
 
 
 def _like(output: dict[str, Any], by_name: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
-    """The tensors of an output that has those of an earlier one. Raises `ValueError` where it doesn't have a hash for each."""
+    """The tensors of an output that has those of an earlier one. Raises `ValueError` where it
+    doesn't have a hash for each."""
     tensors = by_name[output["like"]]
     if "hashes" not in output:
         return {name: stored[:2] for name, stored in tensors.items()}
     hashes = output["hashes"].split(" ") if tensors else []
-    return {name: [*stored[:2], found] for (name, stored), found in zip(tensors.items(), hashes, strict=True)}
+    return {
+        name: [*stored[:2], found]
+        for (name, stored), found in zip(tensors.items(), hashes, strict=True)
+    }

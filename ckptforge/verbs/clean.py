@@ -20,9 +20,9 @@ from ckptforge.verbs.public import public
 
 @dataclass(frozen=True)
 class Left:
-    """What a run left: the `directory` (or small file) it is, the `output` it was for, tensors `finished`, and `bytes` of disk.
-    `complete`: the output was whole and only had to be put in place. `busy` says why it was left alone, if it was; `failed`: not because
-    a run may hold it."""
+    """What a run left: the `directory` (or small file) it is, the `output` it was for, tensors
+    `finished`, and `bytes` of disk. `complete`: the output was whole and only had to be put in
+    place. `busy` says why it was left alone, if it was; `failed`: not because a run may hold it."""
 
     directory: str
     output: str
@@ -51,7 +51,10 @@ class Cleaned:
         return not any(left.failed for left in self.left)
 
     def __repr__(self) -> str:
-        return f"<Cleaned {brief(self.directory)}: {counted(len(self.left), 'output')} left by runs, {self.bytes} bytes>"
+        return (
+            f"<Cleaned {brief(self.directory)}: {counted(len(self.left), 'output')} left by "
+            f"runs, {self.bytes} bytes>"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self), "bytes": self.bytes}
@@ -59,7 +62,8 @@ class Cleaned:
 
 @public
 def clean(directory: PathLike, *, dry_run: bool = False) -> Cleaned:
-    """Removes what interrupted or killed runs left of outputs in a directory, and of the directory itself. Returns a `Cleaned`.
+    """Removes what interrupted or killed runs left of outputs in a directory, and of the directory
+    itself. Returns a `Cleaned`.
 
     What a running process uses is left alone; what can't be removed is reported.
 
@@ -77,12 +81,21 @@ def clean(directory: PathLike, *, dry_run: bool = False) -> Cleaned:
         try:
             entries = sorted(path.iterdir())
             found += [entry for entry in entries if _is_staging(entry)]
-            small = [entry for entry in entries if temporary_of(entry) is not None and entry.is_file() and not entry.is_symlink()]
+            small = [
+                entry
+                for entry in entries
+                if temporary_of(entry) is not None and entry.is_file() and not entry.is_symlink()
+            ]
         except OSError as error:
             raise InputNotFoundError(f"{path}: can't be listed: {error.strerror}.") from error
     elif not found:
         raise InputNotFoundError(f"{path}: no such directory.")
-    return Cleaned(str(path), [_remove(entry, dry_run) for entry in found] + [_remove_small(entry, dry_run) for entry in small], dry_run)
+    return Cleaned(
+        str(path),
+        [_remove(entry, dry_run) for entry in found]
+        + [_remove_small(entry, dry_run) for entry in small],
+        dry_run,
+    )
 
 
 def _is_staging(path: Path) -> bool:
@@ -117,7 +130,14 @@ def _remove(directory: Path, dry_run: bool) -> Left:
         return left
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return Left(str(directory), str(output), 0, 0, f"{directory} can't be removed: {error.strerror}{where}.", failed=True)
+        return Left(
+            str(directory),
+            str(output),
+            0,
+            0,
+            f"{directory} can't be removed: {error.strerror}{where}.",
+            failed=True,
+        )
     except CkptforgeError as error:
         return Left(str(directory), str(output), 0, 0, str(error), failed=True)
     finally:
@@ -136,7 +156,9 @@ def _remove_small(path: Path, dry_run: bool) -> Left:
             path.unlink()
         return left
     except OSError as error:
-        return Left(str(path), str(output), 0, 0, f"{path} can't be removed: {error.strerror}.", failed=True)
+        return Left(
+            str(path), str(output), 0, 0, f"{path} can't be removed: {error.strerror}.", failed=True
+        )
 
 
 def _lives(process: int) -> bool:
@@ -150,4 +172,8 @@ def _lives(process: int) -> bool:
 
 
 def _disk_bytes(directory: Path) -> int:
-    return sum(os.lstat(os.path.join(root, name)).st_blocks * 512 for root, _, names in os.walk(directory) for name in names)
+    return sum(
+        os.lstat(os.path.join(root, name)).st_blocks * 512
+        for root, _, names in os.walk(directory)
+        for name in names
+    )

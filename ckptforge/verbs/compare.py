@@ -50,10 +50,11 @@ _ROUNDINGS = ("fp16", "bf16")
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """A tensor of B that isn't what A makes it: `what` in words, and the figures where both have its shape.
+    """A tensor of B that isn't what A makes it: `what` in words, and the figures where both have
+    its shape.
 
-    `index` is the first that differs in B's tensor, `source` and `source_index` A's tensor and index there (in a shard: of
-    the shard).
+    `index` is the first that differs in B's tensor, `source` and `source_index` A's tensor and
+    index there (in a shard: of the shard).
     """
 
     name: str
@@ -71,12 +72,13 @@ class TensorDifference:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `compare` found. `equal`: every tensor has the same bits, or the same values after the named cast, and the constants of
-    the configs are the same.
+    """What `compare` found. `equal`: every tensor has the same bits, or the same values after the
+    named cast, and the constants of the configs are the same.
 
-    `constants` are the keys of config.json by which A and B compute something else, with A's value and B's, absent ones filled in
-    as transformers does; those of rope_parameters are called rope_scaling.KEY too. `through` is the mapping that tensors were
-    compared through, None where they were compared by their names; `causes` are likely reasons for the differences, in words.
+    `constants` are the keys of config.json by which A and B compute something else, with A's value
+    and B's, absent ones filled in as transformers does; those of rope_parameters are called
+    rope_scaling.KEY too. `through` is the mapping that tensors were compared through, None where
+    they were compared by their names; `causes` are likely reasons for the differences, in words.
     """
 
     a: str
@@ -98,7 +100,11 @@ class Comparison:
         return self.equal
 
     def __repr__(self) -> str:
-        found = "equal" if self.equal else f"different, {counted(len(self.differences), 'tensor')} of {self.tensors}"
+        found = (
+            "equal"
+            if self.equal
+            else f"different, {counted(len(self.differences), 'tensor')} of {self.tensors}"
+        )
         return f"<Comparison of {brief(self.a)} and {brief(self.b)}: {found}>"
 
     def to_json(self) -> dict[str, Any]:
@@ -134,10 +140,12 @@ def compare(
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compares two checkpoints of any format, layout and split, tensor by tensor, bit by bit. Returns a `Comparison`.
+    """Compares two checkpoints of any format, layout and split, tensor by tensor, bit by bit.
+    Returns a `Comparison`.
 
-    A is brought into B's layout in passing; the `Comparison` is true where both are equal. Where no mapping knows the models,
-    tensors are compared by name. Optimizer state counts where both sides have some.
+    A is brought into B's layout in passing; the `Comparison` is true where both are equal. Where no
+    mapping knows the models, tensors are compared by name. Optimizer state counts where both sides
+    have some.
 
     Arguments:
         a: any checkpoint.
@@ -148,46 +156,91 @@ def compare(
         parallel_config_b: the same for B.
         layout_a: the layout of A; by default detected from names and shapes.
         layout_b: the same for B.
-        after_cast: "fp16", "bf16", "fp32" or "fp64": cast A's floating-point weights first; where dtypes differ then, values are
-            compared.
+        after_cast: "fp16", "bf16", "fp32" or "fp64": cast A's floating-point weights first; where
+            dtypes differ then, values are compared.
         weights_only: ignore optimizer state and counters.
 
-    Raises `InputNotFoundError` and `FormatError` for what can't be read, `ConfigError` for a config.json that is wrong,
-    `LayoutError` for a layout that is ambiguous and for models of different sizes, `ModelUnknownError` and
-    `MissingTensorsError` where a model, mapping or layout that was named doesn't fit, `TableError` for the mapping, and
-    `UsageError` for arguments that can't be. A difference is no error.
+    Raises `InputNotFoundError` and `FormatError` for what can't be read, `ConfigError` for a
+    config.json that is wrong, `LayoutError` for a layout that is ambiguous and for models of
+    different sizes, `ModelUnknownError` and `MissingTensorsError` where a model, mapping or layout
+    that was named doesn't fit, `TableError` for the mapping, and `UsageError` for arguments that
+    can't be. A difference is no error.
     """
     budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
-    shared: dict[str, Any] = {"model": model, "mapping": _path(mapping), "config": _path(config), "trim_vocab": trim_vocab}
-    cut_a: dict[str, Any] = {"strategy": _path(strategy_dir_a), "parallel_config": _path(parallel_config_a)}
-    cut_b: dict[str, Any] = {"strategy": _path(strategy_dir_b), "parallel_config": _path(parallel_config_b)}
-    one = _open(Path(a), Choices(**shared, **cut_a, layout=layout_a, layout_option="layout_a", option="{}_a"))
-    other = _open(Path(b), Choices(**shared, **cut_b, layout=layout_b, layout_option="layout_b", option="{}_b"))
+    shared: dict[str, Any] = {
+        "model": model,
+        "mapping": _path(mapping),
+        "config": _path(config),
+        "trim_vocab": trim_vocab,
+    }
+    cut_a: dict[str, Any] = {
+        "strategy": _path(strategy_dir_a),
+        "parallel_config": _path(parallel_config_a),
+    }
+    cut_b: dict[str, Any] = {
+        "strategy": _path(strategy_dir_b),
+        "parallel_config": _path(parallel_config_b),
+    }
+    one = _open(
+        Path(a),
+        Choices(**shared, **cut_a, layout=layout_a, layout_option="layout_a", option="{}_a"),
+    )
+    other = _open(
+        Path(b),
+        Choices(**shared, **cut_b, layout=layout_b, layout_option="layout_b", option="{}_b"),
+    )
     dtype = parse_target(after_cast, "after_cast")
-    if one.source is None or other.source is None or one.source.table.name != other.source.table.name:
+    if (
+        one.source is None
+        or other.source is None
+        or one.source.table.name != other.source.table.name
+    ):
         return _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
     if other.source.quantised and other.source.quantised == one.source.quantised:
         found_by_name = _by_name(one, other, dtype, after_cast, weights_only, budget, progress)
         constants, _ = _constants(one.source, other.source)
         constants |= _heads(one.source, other.source, budget)
-        return replace(found_by_name, constants=constants, equal=found_by_name.equal and not constants)
+        return replace(
+            found_by_name, constants=constants, equal=found_by_name.equal and not constants
+        )
     if other.source.quantised:
         raise UsageError(
-            f"{b}: its weights are quantised, which is undone in A only: name it first, or, where both are quantised in different ways, "
+            f"{b}: its weights are quantised, which is undone in A only: name it first, or, where "
+            "both are quantised in different ways, "
             "convert it."
         )
     _share_sizes(one.source, other.source)
-    conversion, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
-    left_a += [f"{copy}, which isn't the copy of {name} that it should be" for copy, name in unlike(_copies(one.source), budget).items()]
+    conversion, left_a, left_b, notes = _through_mapping(
+        one.source, other.source, dtype, weights_only
+    )
+    left_a += [
+        f"{copy}, which isn't the copy of {name} that it should be"
+        for copy, name in unlike(_copies(one.source), budget).items()
+    ]
     if needless := _needless(other.source, left_b, budget):
         left_b = [name for name in left_b if name not in needless]
-        notes.append(f"only B holds {', '.join(needless)}, which config.json ties to the embedding, and which is the same.")
-    elif one.source.binding.layout is other.source.binding.layout and (needless := _needless(one.source, left_a, budget)):
+        notes.append(
+            f"only B holds {', '.join(needless)}, which config.json ties to the "
+            "embedding, and which is the same."
+        )
+    elif one.source.binding.layout is other.source.binding.layout and (
+        needless := _needless(one.source, left_a, budget)
+    ):
         left_a = [name for name in left_a if name not in needless]
-        notes.append(f"only A holds {', '.join(needless)}, which config.json ties to the embedding, and which is the same.")
+        notes.append(
+            f"only A holds {', '.join(needless)}, which config.json ties to the "
+            "embedding, and which is the same."
+        )
     layouts = (one.source.binding.layout.name, other.source.binding.layout.name)
-    _log.info("comparing %s of B through %s, %s with %s", counted(len(conversion.specs), "tensor"), one.source.table.name, *layouts)
-    found, equal_bytes = _differences(conversion, one.source.checkpoint, other.source.checkpoint, left_b, budget, progress)
+    _log.info(
+        "comparing %s of B through %s, %s with %s",
+        counted(len(conversion.specs), "tensor"),
+        one.source.table.name,
+        *layouts,
+    )
+    found, equal_bytes = _differences(
+        conversion, one.source.checkpoint, other.source.checkpoint, left_b, budget, progress
+    )
     causes = _causes(one.source, other.source, found, dtype, budget)
     constants, unknown = _constants(one.source, other.source)
     constants |= _heads(one.source, other.source, budget)
@@ -222,7 +275,9 @@ def _path(path: PathLike | None) -> Path | None:
 
 def _open(path: Path, choices: Choices) -> _Side:
     checkpoint = open_ranks(path, choices) if in_ranks(path, choices) else open_checkpoint(path)
-    if choices.config is not None and _config_of(checkpoint, without := choices_with(choices, config=None)):
+    if choices.config is not None and _config_of(
+        checkpoint, without := choices_with(choices, config=None)
+    ):
         choices = without  # what lies beside a side, or in its manifest, is its own
     try:
         return _Side(checkpoint, choices, bind_source(checkpoint, choices))
@@ -241,13 +296,17 @@ def _config_of(checkpoint: Checkpoint, choices: Choices) -> Mapping[str, Any]:
 
 
 def _share_sizes(one: Source, other: Source) -> None:
-    """What either side knows of the axes, both know. Raises `LayoutError` where they contradict: other models."""
+    """What either side knows of the axes, both know. Raises `LayoutError` where they contradict:
+    other models."""
     for mine, theirs in ((one, other), (other, one)):
         for axis, (size, reason) in theirs.binding.sizes.known.items():
             try:
                 mine.binding.sizes.learn(axis, size, reason)
             except LayoutError as error:
-                raise LayoutError(f"{one.checkpoint.path} and {other.checkpoint.path} are models of different sizes: {error}") from error
+                raise LayoutError(
+                    f"{one.checkpoint.path} and {other.checkpoint.path} are models "
+                    f"of different sizes: {error}"
+                ) from error
 
 
 def _constants(one: Source, other: Source) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
@@ -259,8 +318,14 @@ def _constants(one: Source, other: Source) -> tuple[dict[str, tuple[Any, Any]], 
     if not names:
         return {}, []
     if lacking := [side for side, source in (("A", one), ("B", other)) if not source.config]:
-        return {}, [f"no config.json is known of {' and '.join(lacking)}, so {', '.join(names[:3])} and the like weren't compared."]
-    values = {constant.name: (constant.value(one.config), constant.value(other.config)) for constant in listed}
+        return {}, [
+            f"no config.json is known of {' and '.join(lacking)}, so "
+            f"{', '.join(names[:3])} and the like weren't compared."
+        ]
+    values = {
+        constant.name: (constant.value(one.config), constant.value(other.config))
+        for constant in listed
+    }
     found = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
     mine, theirs = used
     return found | ({} if mine is None or theirs is None else differing_constants(mine, theirs)), []
@@ -276,21 +341,26 @@ def _used(source: Source) -> Used | None:
 
 
 def _heads(one: Source, other: Source, budget: Budget) -> dict[str, tuple[bool, bool]]:
-    """Keys of config.json by which one side uses another tensor in place of a stored one that differs from it, and the other side
-    doesn't: key → whether it says so in A and in B."""
+    """Keys of config.json by which one side uses another tensor in place of a stored one that
+    differs from it, and the other side doesn't: key → whether it says so in A and in B."""
     ties = [{pair.key: pair for pair in tied(side)} for side in (one, other)]
     found = {}
     for key in ties[0].keys() ^ ties[1].keys():
-        if all(side.config and key in stored_heads(side) for side in (one, other)) and differing_ties(
-            tuple(pair[key] for pair in ties if key in pair), budget
-        ):
+        if all(
+            side.config and key in stored_heads(side) for side in (one, other)
+        ) and differing_ties(tuple(pair[key] for pair in ties if key in pair), budget):
             found[key] = key in ties[0], key in ties[1]
     return found
 
 
 def _needless(source: Source, names: Sequence[str], budget: Budget) -> list[str]:
-    """Those of the names that are heads which config.json ties to the embedding, and that hold the same."""
-    pairs = tuple(pair for pair in tied(source) if pair.stored.name in names and pair.stored.extents and pair.used.extents)
+    """Those of the names that are heads which config.json ties to the embedding, and that hold the
+    same."""
+    pairs = tuple(
+        pair
+        for pair in tied(source)
+        if pair.stored.name in names and pair.stored.extents and pair.used.extents
+    )
     unequal = {pair.stored.name for pair in differing_ties(pairs, budget)}
     return [pair.stored.name for pair in pairs if pair.stored.name not in unequal]
 
@@ -305,14 +375,20 @@ def _through_mapping(
     only_b = [*other.unmapped]
     notes = []
     made = {spec.name for spec in conversion.specs}
-    stored = {*other.binding.copies, *(name for names in other.binding.names.values() for name in names.values())}
+    stored = {
+        *other.binding.copies,
+        *(name for names in other.binding.names.values() for name in names.values()),
+    }
     only_b += sorted(stored - made)
     only_a = [*one.unmapped, *sorted(made - stored)]
     conversion.specs = [spec for spec in conversion.specs if spec.name in stored]
     state_a, state_b = ([] if weights_only else list(source.state) for source in (one, other))
     if bool(state_a) != bool(state_b):
         side, count = ("A", len(state_a)) if state_a else ("B", len(state_b))
-        notes.append(f"only {side} has optimizer state and counters ({counted(count, 'tensor')}), which weren't compared.")
+        notes.append(
+            f"only {side} has optimizer state and counters ({counted(count, 'tensor')}), "
+            "which weren't compared."
+        )
     elif state_a:
         prefixes = dict.fromkeys(prefix for name in state_a if (prefix := companion_prefix(name)))
         for prefix in prefixes:
@@ -324,30 +400,44 @@ def _through_mapping(
         state_made = [spec.name for spec in conversion.specs if is_state(spec.name)]
         only_b += [name for name in state_b if name not in set(state_made)]
         only_a += [name for name in state_made if name not in theirs]
-        conversion.specs = [spec for spec in conversion.specs if not is_state(spec.name) or spec.name in theirs]
+        conversion.specs = [
+            spec for spec in conversion.specs if not is_state(spec.name) or spec.name in theirs
+        ]
     return conversion, only_a, only_b, [*conversion.uncast_notes(dtype, "after_cast"), *notes]
 
 
 def _by_name(
-    one: _Side, other: _Side, dtype: DType | None, after_cast: str | None, weights_only: bool, budget: Budget, progress: Progress | None
+    one: _Side,
+    other: _Side,
+    dtype: DType | None,
+    after_cast: str | None,
+    weights_only: bool,
+    budget: Budget,
+    progress: Progress | None,
 ) -> Comparison:
     mine, theirs = one.checkpoint.tensors, other.checkpoint.tensors
     names = [name for name in mine if name in theirs and not (weights_only and is_state(name))]
     if not names:
         reasons = "\n".join(side.reason for side in (one, other) if side.reason)
         raise ModelUnknownError(
-            f"{one.checkpoint.path} and {other.checkpoint.path} have no tensor name in common, and no mapping knows both"
-            + (f":\n{reasons}" if reasons else ".")
+            f"{one.checkpoint.path} and {other.checkpoint.path} have no tensor name in common, and "
+            "no mapping knows both" + (f":\n{reasons}" if reasons else ".")
         )
     kept = names_that_keep_dtype(shipped_tables(), names) if dtype is not None else frozenset()
     conversion = identity(mine, names, dtype, kept)
     _log.info("comparing %s by name, as no mapping knows both sides", counted(len(names), "tensor"))
     only_a, only_b = (
-        [name for name in x if name not in y and not (weights_only and is_state(name))] for x, y in ((mine, theirs), (theirs, mine))
+        [name for name in x if name not in y and not (weights_only and is_state(name))]
+        for x, y in ((mine, theirs), (theirs, mine))
     )
     found, count = _differences(conversion, one.checkpoint, other.checkpoint, [], budget, progress)
     uncast = conversion.uncast_notes(dtype, "after_cast")
-    notes = [*one.checkpoint.notes, *other.checkpoint.notes, *uncast, "compared by name, without a mapping."]
+    notes = [
+        *one.checkpoint.notes,
+        *other.checkpoint.notes,
+        *uncast,
+        "compared by name, without a mapping.",
+    ]
     scales = _scales(one.checkpoint.path, other.checkpoint.path)
     configs, uncompared = _configs(one, other)
     scales, notes = {**scales, **configs}, [*notes, *uncompared]
@@ -369,23 +459,45 @@ def _by_name(
     )
 
 
-_SAYS_NOTHING = {"torch_dtype", "dtype", "transformers_version", "_name_or_path", "architectures", "use_cache", "auto_map"}
+_SAYS_NOTHING = {
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "use_cache",
+    "auto_map",
+}
 
 
 def _configs(one: _Side, other: _Side) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
-    """Of two checkpoints that no mapping knows: model types that differ, and a note of other keys of config.json that do."""
-    if one.source is not None and other.source is not None and one.source.table is other.source.table:
+    """Of two checkpoints that no mapping knows: model types that differ, and a note of other keys
+    of config.json that do."""
+    if (
+        one.source is not None
+        and other.source is not None
+        and one.source.table is other.source.table
+    ):
         return {}, []
     a, b = (_config_of(side.checkpoint, side.choices) for side in (one, other))
     if not a and not b:
         return {}, []
     if not a or not b:
-        return {}, [f"no config.json is known of {'B' if a else 'A'}, so the configs weren't compared."]
-    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _SAYS_NOTHING)
+        return {}, [
+            f"no config.json is known of {'B' if a else 'A'}, so the configs weren't compared."
+        ]
+    keys = sorted(
+        key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _SAYS_NOTHING
+    )
     found = {key: (a.get(key), b.get(key)) for key in keys if key == "model_type"}
     rest = [key for key in keys if key not in found]
-    listed = ", ".join(map(shown, rest[:8])) + (f" and {len(rest) - 8} more" if len(rest) > 8 else "")
-    note = f"config.json differs in {listed}; without a mapping it isn't known which of them change what is computed."
+    listed = ", ".join(map(shown, rest[:8])) + (
+        f" and {len(rest) - 8} more" if len(rest) > 8 else ""
+    )
+    note = (
+        f"config.json differs in {listed}; without a mapping it isn't known which of them "
+        "change what is computed."
+    )
     return found, [note] if rest else []
 
 
@@ -395,11 +507,20 @@ def _scales(one: Path, other: Path) -> dict[str, tuple[Any, Any]]:
         return {}
     a, b = (peft.read_config(path)[1].content for path in (one, other))
     keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-    return {key: (a.get(key), b.get(key)) for key in keys if (a.get(key) or None) != (b.get(key) or None)}
+    return {
+        key: (a.get(key), b.get(key))
+        for key in keys
+        if (a.get(key) or None) != (b.get(key) or None)
+    }
 
 
 def _differences(
-    conversion: Conversion, one: Checkpoint, other: Checkpoint, absent: Sequence[str], budget: Budget, progress: Progress | None
+    conversion: Conversion,
+    one: Checkpoint,
+    other: Checkpoint,
+    absent: Sequence[str],
+    budget: Budget,
+    progress: Progress | None,
 ) -> tuple[list[TensorDifference], int]:
     """(what differs, in the order of B, bytes of B that were compared)."""
     found: dict[str, TensorDifference] = {}
@@ -408,11 +529,15 @@ def _differences(
         entry = other.tensors[spec.name]
         dtypes = (spec.dtype.name, entry.dtype.name)
         if entry.shape != spec.shape:
-            found[spec.name] = TensorDifference(spec.name, f"shape {list(spec.shape)} in A, {list(entry.shape)} in B", dtypes)
+            found[spec.name] = TensorDifference(
+                spec.name, f"shape {list(spec.shape)} in A, {list(entry.shape)} in B", dtypes
+            )
         else:
             comparable.append(spec.name)
             if spec.dtype != entry.dtype and not (spec.dtype.floating and entry.dtype.floating):
-                found[spec.name] = TensorDifference(spec.name, f"dtype {dtypes[0]} in A, {dtypes[1]} in B", dtypes)
+                found[spec.name] = TensorDifference(
+                    spec.name, f"dtype {dtypes[0]} in A, {dtypes[1]} in B", dtypes
+                )
     pairs = conversion.against(comparable, other.tensors, one.shards, other.shards)
     unequal = differing(pairs, budget, progress)
     wanted = {spec.name: spec.dtype for spec in conversion.specs}
@@ -421,9 +546,13 @@ def _differences(
         if name in unequal:
             found[name] = _described(name, dtypes, unequal[name])
         elif dtypes[0] != dtypes[1] and name not in found:
-            found[name] = TensorDifference(name, f"the same values, but {dtypes[0]} in A and {dtypes[1]} in B", dtypes)
+            found[name] = TensorDifference(
+                name, f"the same values, but {dtypes[0]} in A and {dtypes[1]} in B", dtypes
+            )
     order = {name: i for i, name in enumerate(other.tensors)}
-    return sorted(found.values(), key=lambda difference: order[difference.name]), sum(pair.entry.nbytes for pair in pairs)
+    return sorted(found.values(), key=lambda difference: order[difference.name]), sum(
+        pair.entry.nbytes for pair in pairs
+    )
 
 
 def _described(name: str, dtypes: tuple[str, str], difference: Difference) -> TensorDifference:
@@ -443,8 +572,15 @@ def _described(name: str, dtypes: tuple[str, str], difference: Difference) -> Te
     )
 
 
-def _causes(one: Source, other: Source, found: Sequence[TensorDifference], dtype: DType | None, budget: Budget) -> list[str]:
-    """Likely reasons: another content of the same names, tensors at one another's place, transposed, rounded."""
+def _causes(
+    one: Source,
+    other: Source,
+    found: Sequence[TensorDifference],
+    dtype: DType | None,
+    budget: Budget,
+) -> list[str]:
+    """Likely reasons: another content of the same names, tensors at one another's place,
+    transposed, rounded."""
     found = [difference for difference in found if not is_state(difference.name)]
     differing_names = [difference.name for difference in found if difference.count]
     if not differing_names:
@@ -457,8 +593,11 @@ def _causes(one: Source, other: Source, found: Sequence[TensorDifference], dtype
     return causes + _rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget)
 
 
-def _other_layout(one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget) -> list[str]:
-    """Whether B is what A makes in another layout of the same names and shapes: transposed experts, another qkv grouping."""
+def _other_layout(
+    one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
+) -> list[str]:
+    """Whether B is what A makes in another layout of the same names and shapes: transposed experts,
+    another qkv grouping."""
     theirs = other.checkpoint.tensors
     for layout in other.table.layouts.values():
         if layout is other.binding.layout or layout.family != other.binding.layout.family:
@@ -470,18 +609,28 @@ def _other_layout(one: Source, other: Source, names: Sequence[str], dtype: DType
         shapes = {spec.name: spec.shape for spec in conversion.specs}
         if any(shapes.get(name) != theirs[name].shape for name in names):
             continue
-        if not differing(conversion.against(names, theirs, one.checkpoint.shards, other.checkpoint.shards), budget):
+        if not differing(
+            conversion.against(names, theirs, one.checkpoint.shards, other.checkpoint.shards),
+            budget,
+        ):
             return [
-                f"B is what A is in layout {layout.name}; it was read as {other.binding.layout.name}. "
+                f"B is what A is in layout {layout.name}; it was read as "
+                f"{other.binding.layout.name}. "
                 "The names and shapes of both are the same, so say which it is with "
                 f"{option('layout_b', layout.name)}, or convert it again."
             ]
     return []
 
 
-def _misplaced(one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget) -> list[str]:
-    """Matches the smallest pieces that a layout of the table knows (one expert's matrix) by their contents."""
-    layout = next((layout for layout in other.table.layouts.values() if layout.family == "huggingface"), other.binding.layout)
+def _misplaced(
+    one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
+) -> list[str]:
+    """Matches the smallest pieces that a layout of the table knows (one expert's matrix) by their
+    contents."""
+    layout = next(
+        (layout for layout in other.table.layouts.values() if layout.family == "huggingface"),
+        other.binding.layout,
+    )
     try:
         mine = convert(one.binding, layout, one.checkpoint.tensors, dtype)
         theirs = convert(other.binding, layout, other.checkpoint.tensors, None)
@@ -501,7 +650,11 @@ def _misplaced(one: Source, other: Source, names: Sequence[str], dtype: DType | 
     for name, printed in prints_b.items():
         if printed.straight == prints_a[name].straight:
             continue
-        if len(shapes[name]) == 2 and printed.transposed == prints_a[name].straight and shapes[name][0] == shapes[name][1]:
+        if (
+            len(shapes[name]) == 2
+            and printed.transposed == prints_a[name].straight
+            and shapes[name][0] == shapes[name][1]
+        ):
             transposed.append(name)
         elif (origin := by_print.get((printed.straight, shapes[name]))) is not None:
             moved[name] = origin
@@ -510,10 +663,19 @@ def _misplaced(one: Source, other: Source, names: Sequence[str], dtype: DType | 
 
 
 def _logical(source: Source, stored: str) -> tuple[str, ...]:
-    return next((pattern.tensors for pattern, names in source.binding.names.items() if stored in names.values()), ())
+    return next(
+        (
+            pattern.tensors
+            for pattern, names in source.binding.names.items()
+            if stored in names.values()
+        ),
+        (),
+    )
 
 
-def _pieces(layout: Layout, names: Sequence[str], touched: set[str]) -> tuple[dict[str, tuple[str, dict[str, int]]], list[str]]:
+def _pieces(
+    layout: Layout, names: Sequence[str], touched: set[str]
+) -> tuple[dict[str, tuple[str, dict[str, int]]], list[str]]:
     """(name → (logical tensor, index by axis), the names that hold a touched tensor)."""
     found, _ = recognise_names(layout, dict.fromkeys(names))
     places = {
@@ -529,19 +691,32 @@ def _transposed_text(names: Sequence[str]) -> str:
     return f"transposed in B: {_some(names)}"
 
 
-def _moved_texts(moved: Mapping[str, str], places: Mapping[str, tuple[str, dict[str, int]]]) -> list[str]:
-    """One sentence for each kind of misplacement: which axes or tensors changed, exchanged or shifted, with examples."""
+def _moved_texts(
+    moved: Mapping[str, str], places: Mapping[str, tuple[str, dict[str, int]]]
+) -> list[str]:
+    """One sentence for each kind of misplacement: which axes or tensors changed, exchanged or
+    shifted, with examples."""
     kinds: dict[str, list[str]] = {}
     for name, origin in moved.items():
         (tensor, index), (from_tensor, from_index) = places[name], places[origin]
         mutual = moved.get(origin) == name
         if tensor != from_tensor:
-            kind = f"{' and '.join(sorted((tensor, from_tensor)))} exchanged" if mutual else f"{tensor} holds {from_tensor}"
+            kind = (
+                f"{' and '.join(sorted((tensor, from_tensor)))} exchanged"
+                if mutual
+                else f"{tensor} holds {from_tensor}"
+            )
         else:
             axes = [axis for axis in index if index[axis] != from_index.get(axis)]
             steps = {index[axis] - from_index[axis] for axis in axes}
             what = ", ".join(axes)
-            kind = f"{what} exchanged" if mutual else f"{what} shifted by {next(iter(steps))}" if len(steps) == 1 else f"{what} permuted"
+            kind = (
+                f"{what} exchanged"
+                if mutual
+                else f"{what} shifted by {next(iter(steps))}"
+                if len(steps) == 1
+                else f"{what} permuted"
+            )
         kinds.setdefault(kind, []).append(f"{name} in B holds A's {origin}")
     return [f"{kind}: {_some(examples)}" for kind, examples in kinds.items()]
 
@@ -550,18 +725,30 @@ def _some(names: Sequence[str]) -> str:
     return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _cast_side(specs: Sequence[TensorSpec], conversion: Conversion, other: Checkpoint, dtype: DType) -> list[str]:
-    """Whether the cast that was asked for changes nothing in A, as it is B that holds the wider numbers."""
-    held = {source.value_dtype for spec in specs for source, _ in conversion.copies.get(spec.name, ())}
+def _cast_side(
+    specs: Sequence[TensorSpec], conversion: Conversion, other: Checkpoint, dtype: DType
+) -> list[str]:
+    """Whether the cast that was asked for changes nothing in A, as it is B that holds the wider
+    numbers."""
+    held = {
+        source.value_dtype for spec in specs for source, _ in conversion.copies.get(spec.name, ())
+    }
     wider = {other.tensors[spec.name].dtype for spec in specs}
     if not specs or held != {dtype} or any(one.itemsize <= dtype.itemsize for one in wider):
         return []
     names = " and ".join(sorted(one.name for one in wider))
-    return [f"A is {dtype} already, and B is {names}: {option('after_cast')} casts A, so name B first."]
+    return [
+        f"A is {dtype} already, and B is {names}: {option('after_cast')} casts A, so name B first."
+    ]
 
 
 def _rounded(
-    found: Sequence[TensorDifference], conversion: Conversion, one: Checkpoint, other: Checkpoint, dtype: DType | None, budget: Budget
+    found: Sequence[TensorDifference],
+    conversion: Conversion,
+    one: Checkpoint,
+    other: Checkpoint,
+    dtype: DType | None,
+    budget: Budget,
 ) -> list[str]:
     """Whether the differing tensors of B hold A's values rounded to a smaller dtype."""
     names = {difference.name for difference in found if difference.count}
@@ -573,8 +760,15 @@ def _rounded(
     for rounding in _ROUNDINGS:
         smaller = parse_target(rounding)
         assert smaller is not None
-        trial = Conversion([type(spec)(spec.name, smaller, spec.shape) for spec in specs], conversion.copies, conversion.groups, [])
-        pairs = trial.against([spec.name for spec in specs], other.tensors, one.shards, other.shards)
+        trial = Conversion(
+            [type(spec)(spec.name, smaller, spec.shape) for spec in specs],
+            conversion.copies,
+            conversion.groups,
+            [],
+        )
+        pairs = trial.against(
+            [spec.name for spec in specs], other.tensors, one.shards, other.shards
+        )
         unequal = differing(pairs, budget)
         equal = [spec.name for spec in specs if spec.name not in unequal]
         if equal:

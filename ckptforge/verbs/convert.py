@@ -1,4 +1,5 @@
-"""The verbs of ckptforge as functions: each makes a plan and carries it out. No printing; errors are `CkptforgeError`s.
+"""The verbs of ckptforge as functions: each makes a plan and carries it out. No printing; errors
+are `CkptforgeError`s.
 
 Every verb takes the keyword arguments of `Options` beside its own.
 """
@@ -58,16 +59,20 @@ def to_ms(
     config: PathLike | None = None,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a Hugging Face directory to a MindSpore checkpoint, or to the rank directories of a job. Returns a `Result`.
+    """Converts a Hugging Face directory to a MindSpore checkpoint, or to the rank directories of a
+    job. Returns a `Result`.
 
     Arguments:
-        layout: the layout to write, such as "dense", "gmm" or "mcore"; by default the first MindSpore one in the
-            model's table, which a note then names.
-        strategy_dir: write the rank directories of the job with this strategy: a file, or a directory.
-        parallel_config: write the rank directories of this job: a MindFormers YAML, or a file of the same keys.
+        layout: the layout to write, such as "dense", "gmm" or "mcore"; by default the first
+            MindSpore one in the model's table, which a note then names.
+        strategy_dir: write the rank directories of the job with this strategy: a file, or a
+            directory.
+        parallel_config: write the rank directories of this job: a MindFormers YAML, or a file of
+            the same keys.
 
-    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`, `MissingTensorsError`,
-    `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`,
+    `MissingTensorsError`, `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError`
+    and `OutputError`; nothing is written then.
     """
     own: dict[str, Any] = {
         "layout": layout,
@@ -94,7 +99,8 @@ def to_torch(
     allow_no_config: bool = False,
     **options: Unpack[Options],
 ) -> Result:
-    """Converts a MindSpore checkpoint, or the rank directories of a job, to a Hugging Face directory. Returns a `Result`.
+    """Converts a MindSpore checkpoint, or the rank directories of a job, to a Hugging Face
+    directory. Returns a `Result`.
 
     `from_pretrained` loads the directory as it is. Optimizer state and counters are left out.
 
@@ -104,8 +110,9 @@ def to_torch(
         strategy_dir: the strategy of the rank directories: a file, or a directory.
         allow_no_config: write the weights alone where no config.json is known.
 
-    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`, `MissingTensorsError`,
-    `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`,
+    `MissingTensorsError`, `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError`
+    and `OutputError`; nothing is written then.
     """
     own: dict[str, Any] = {
         "layout": layout,
@@ -141,12 +148,14 @@ def convert(
     Optimizer state follows its weights from one MindSpore layout to another.
 
     Arguments:
-        source: any checkpoint: a Hugging Face directory, a MindSpore file or directory, rank directories.
+        source: any checkpoint: a Hugging Face directory, a MindSpore file or directory, rank
+            directories.
         to: the layout to write.
         from_: the layout of the input; by default detected from names and shapes.
 
-    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`, `MissingTensorsError`,
-    `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`,
+    `MissingTensorsError`, `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError`
+    and `OutputError`; nothing is written then.
     """
     own: dict[str, Any] = {
         "from_": from_,
@@ -164,14 +173,16 @@ def convert(
 
 @public
 def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
-    """Makes the plan that `to_ms`, `to_torch` or `convert` would carry out, from indexes alone. Returns a `Plan`.
+    """Makes the plan that `to_ms`, `to_torch` or `convert` would carry out, from indexes alone.
+    Returns a `Plan`.
 
     Arguments:
         verb: "to-ms", "to-torch" or "convert".
         source: the input of the verb.
         out: the output of the verb.
 
-    Other keywords are those of the verb. Raises `UsageError` for another verb, and whatever the verb itself would refuse.
+    Other keywords are those of the verb. Raises `UsageError` for another verb, and whatever the
+    verb itself would refuse.
     """
     planners: dict[str, tuple[Callable[..., Result], Callable[..., Job]]] = {
         "to-ms": (to_ms, _to_ms),
@@ -202,11 +213,25 @@ def _to_ms(
     spread = Spread(Path(out), format, prefix, _path(strategy_dir), _path(parallel_config))
     checkpoint = _input(hf_dir, options)
     if _wants_adapter(checkpoint, options):
-        return _adapter_job("to-ms", checkpoint, options, spread, "huggingface", target=layout, config=_path(config), family="mindspore")
-    source = _bind(checkpoint, options, config=_path(config), family="huggingface", layout_option="model")
+        return _adapter_job(
+            "to-ms",
+            checkpoint,
+            options,
+            spread,
+            "huggingface",
+            target=layout,
+            config=_path(config),
+            family="mindspore",
+        )
+    source = _bind(
+        checkpoint, options, config=_path(config), family="huggingface", layout_option="model"
+    )
     target, said = source.table.mindspore_layout(layout)
     if target.family != "mindspore":
-        raise UsageError(f"{option('layout', layout)} is a layout of Hugging Face; to-ms writes {_names(source.table, 'mindspore')}.")
+        raise UsageError(
+            f"{option('layout', layout)} is a layout of Hugging Face; to-ms writes "
+            f"{_names(source.table, 'mindspore')}."
+        )
     return _mindspore_job("to-ms", source, target, spread, options, said)
 
 
@@ -225,22 +250,49 @@ def _to_torch(
 ) -> Job:
     refuse_name(Path(out_dir), directory=True)
     chosen = None if layout == "auto" else layout
-    cut: dict[str, Any] = {"strategy": _path(strategy_dir), "parallel_config": _path(parallel_config)}
-    checkpoint = _input(ms, options, **cut, layout=chosen, config=_path(config), layout_option="layout")
+    cut: dict[str, Any] = {
+        "strategy": _path(strategy_dir),
+        "parallel_config": _path(parallel_config),
+    }
+    checkpoint = _input(
+        ms, options, **cut, layout=chosen, config=_path(config), layout_option="layout"
+    )
     if _wants_adapter(checkpoint, options):
-        spread, named = Spread(Path(out_dir), None, ""), {"target": hf_layout, "layout": chosen, "family": "huggingface"}
-        return _adapter_job("to-torch", checkpoint, options, spread, "mindspore", config=_path(config), **named)
-    source = _bind(checkpoint, options, layout=chosen, config=_path(config), family="mindspore", layout_option="layout")
+        spread, named = (
+            Spread(Path(out_dir), None, ""),
+            {"target": hf_layout, "layout": chosen, "family": "huggingface"},
+        )
+        return _adapter_job(
+            "to-torch", checkpoint, options, spread, "mindspore", config=_path(config), **named
+        )
+    source = _bind(
+        checkpoint,
+        options,
+        layout=chosen,
+        config=_path(config),
+        family="mindspore",
+        layout_option="layout",
+    )
     if source.binding.layout.family != "mindspore":
-        raise UsageError(f"{option('layout', layout)} is a layout of Hugging Face; to-torch reads {_names(source.table, 'mindspore')}.")
+        raise UsageError(
+            f"{option('layout', layout)} is a layout of Hugging Face; to-torch reads "
+            f"{_names(source.table, 'mindspore')}."
+        )
     recorded = source.hugging_face.layout if source.hugging_face else None
     hf_layout = hf_layout or (recorded if recorded in source.table.layouts else None)
-    target = source.table.first_layout("huggingface") if hf_layout is None else source.table.layout(hf_layout)
+    target = (
+        source.table.first_layout("huggingface")
+        if hf_layout is None
+        else source.table.layout(hf_layout)
+    )
     if target.family != "huggingface":
         raise UsageError(
-            f"{option('hf_layout', hf_layout)} is a layout of MindSpore; to-torch writes {_names(source.table, 'huggingface')}."
+            f"{option('hf_layout', hf_layout)} is a layout of MindSpore; to-torch writes "
+            f"{_names(source.table, 'huggingface')}."
         )
-    return _hugging_face_job("to-torch", source, target, Path(out_dir), max_shard_size, options, allow_no_config)
+    return _hugging_face_job(
+        "to-torch", source, target, Path(out_dir), max_shard_size, options, allow_no_config
+    )
 
 
 def _convert(
@@ -260,22 +312,42 @@ def _convert(
     dst_parallel_config: PathLike | None = None,
 ) -> Job:
     spread = Spread(Path(out), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
-    cut: dict[str, Any] = {"strategy": _path(src_strategy_dir), "parallel_config": _path(src_parallel_config), "option": "src_{}"}
-    checkpoint = _input(source_path, options, **cut, layout=from_, config=_path(config), layout_option="from_")
+    cut: dict[str, Any] = {
+        "strategy": _path(src_strategy_dir),
+        "parallel_config": _path(src_parallel_config),
+        "option": "src_{}",
+    }
+    checkpoint = _input(
+        source_path, options, **cut, layout=from_, config=_path(config), layout_option="from_"
+    )
     if _wants_adapter(checkpoint, options):
-        named = {"target": to, "layout": from_, "advice": f"Name the right one with {option('from_')}."}
-        return _adapter_job("convert", checkpoint, options, spread, None, config=_path(config), **named)
+        named = {
+            "target": to,
+            "layout": from_,
+            "advice": f"Name the right one with {option('from_')}.",
+        }
+        return _adapter_job(
+            "convert", checkpoint, options, spread, None, config=_path(config), **named
+        )
     source = _bind(checkpoint, options, layout=from_, config=_path(config), layout_option="from_")
     target = source.table.layout(to)
     if target.family == "mindspore":
         return _mindspore_job("convert", source, target, spread, options)
     if spread.strategy is not None or spread.parallel_config is not None:
-        raise UsageError(f"{option('to', to)} is a Hugging Face layout, which has no ranks; omit the target strategy.")
+        raise UsageError(
+            f"{option('to', to)} is a Hugging Face layout, which has no ranks; omit "
+            "the target strategy."
+        )
     return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
 
 
 def _input(path: PathLike, options: Options, **choices: Any) -> Checkpoint:
-    chosen = Choices(model=options.get("model"), mapping=_path(options.get("mapping")), step=options.get("step"), **choices)
+    chosen = Choices(
+        model=options.get("model"),
+        mapping=_path(options.get("mapping")),
+        step=options.get("step"),
+        **choices,
+    )
     if in_ranks(Path(path), chosen):
         return open_ranks(Path(path), chosen)
     return open_weights(Path(path), options.get("step"), model_first=not options.get("adapter"))
@@ -283,24 +355,33 @@ def _input(path: PathLike, options: Options, **choices: Any) -> Checkpoint:
 
 def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
     own: dict[str, Any] = {"model": options.get("model"), "mapping": _path(options.get("mapping"))}
-    source = bind_source(checkpoint, Choices(**own, **choices, trim_vocab=options.get("trim_vocab", False)))
+    source = bind_source(
+        checkpoint, Choices(**own, **choices, trim_vocab=options.get("trim_vocab", False))
+    )
     alpha, adapter = _alpha(options), options.get("merge_lora")
     if adapter is not None:
         same = os.path.realpath(adapter) == os.path.realpath(checkpoint.path)
-        source = merge_adapter(source, open_weights(Path(adapter), options.get("step") if same else None), alpha)
+        source = merge_adapter(
+            source, open_weights(Path(adapter), options.get("step") if same else None), alpha
+        )
     elif alpha is not None:
         raise UsageError(
-            f"{option('lora_alpha')} applies only to an adapter: give that with {option('merge_lora')}, or "
+            f"{option('lora_alpha')} applies only to an adapter: give that with "
+            f"{option('merge_lora')}, or "
             f"{flag('adapter')} to convert the input's own."
         )
-    elif (found := [name for name in source.unmapped if is_lora(name)]) and not options.get("allow_unmapped"):
+    elif (found := [name for name in source.unmapped if is_lora(name)]) and not options.get(
+        "allow_unmapped"
+    ):
         if checkpoint.shards:
             raise UnmappedTensorsError(
-                f"{checkpoint.path}: holds the factors of a LoRA adapter in ranks, such as {shown(found[0])}. Join the ranks first with "
+                f"{checkpoint.path}: holds the factors of a LoRA adapter in ranks, such as "
+                f"{shown(found[0])}. Join the ranks first with "
                 f"{command('merge')}, or leave the factors out with {flag('allow_unmapped')}."
             )
         raise UnmappedTensorsError(
-            f"{checkpoint.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. Merge them into the weights with "
+            f"{checkpoint.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. "
+            "Merge them into the weights with "
             f"{option('merge_lora', checkpoint.path)}, convert them alone with {flag('adapter')}, "
             f"or leave them out with {flag('allow_unmapped')}."
         )
@@ -321,23 +402,40 @@ def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
     if not options.get("adapter") and not holds_only_factors(checkpoint):
         return False
     if options.get("merge_lora") is not None:
-        raise UsageError(f"{checkpoint.path}: is an adapter itself; {option('merge_lora')} adds one to a model.")
+        raise UsageError(
+            f"{checkpoint.path}: is an adapter itself; {option('merge_lora')} adds one to a model."
+        )
     return True
 
 
-def _adapter_job(verb: str, checkpoint: Checkpoint, options: Options, spread: Spread, reads: str | None, **choices: Any) -> Job:
+def _adapter_job(
+    verb: str,
+    checkpoint: Checkpoint,
+    options: Options,
+    spread: Spread,
+    reads: str | None,
+    **choices: Any,
+) -> Job:
     found = "huggingface" if checkpoint.format == "peft adapter" else "mindspore"
     if reads not in (None, found) and any(map(is_lora, checkpoint.tensors)):
-        if found == "mindspore" and any(name.startswith("base_model.model.") for name in checkpoint.tensors):
+        if found == "mindspore" and any(
+            name.startswith("base_model.model.") for name in checkpoint.tensors
+        ):
             raise UsageError(
-                f"{checkpoint.path}: holds the factors of a PEFT adapter, but no adapter_config.json beside them, which says its scale; "
+                f"{checkpoint.path}: holds the factors of a PEFT adapter, but no "
+                "adapter_config.json beside them, which says its scale; "
                 "take the whole directory that save_pretrained wrote."
             )
         other = "to_ms" if found == "huggingface" else "to_torch"
-        raise UsageError(f"{checkpoint.path}: holds an adapter in {_FAMILIES[found]} names; use {command(other)} or {command('convert')}.")
+        raise UsageError(
+            f"{checkpoint.path}: holds an adapter in {_FAMILIES[found]} names; use "
+            f"{command(other)} or {command('convert')}."
+        )
     tables = candidate_tables(_path(options.get("mapping")))
     dtype = parse_target(options.get("dtype"))
-    chosen = AdapterChoices(model=options.get("model"), alpha=_alpha(options), dtype=dtype, **choices)
+    chosen = AdapterChoices(
+        model=options.get("model"), alpha=_alpha(options), dtype=dtype, **choices
+    )
     return adapter_job(verb, checkpoint, tables, chosen, spread)
 
 
@@ -349,21 +447,49 @@ def _names(table: Table, family: str) -> str:
     return ", ".join(layout.name for layout in table.layouts.values() if layout.family == family)
 
 
-def _mindspore_job(verb: str, source: Source, target: Layout, spread: Spread, options: Options, said: tuple[str, ...] = ()) -> Job:
+def _mindspore_job(
+    verb: str,
+    source: Source,
+    target: Layout,
+    spread: Spread,
+    options: Options,
+    said: tuple[str, ...] = (),
+) -> Job:
     dtype = parse_target(options.get("dtype"))
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
     merged = options.get("merge_lora") is not None  # optimizer state isn't that of the sums
-    if source.binding.layout.family == "mindspore" and not options.get("weights_only") and not merged:
+    if (
+        source.binding.layout.family == "mindspore"
+        and not options.get("weights_only")
+        and not merged
+    ):
         _add_state(conversion, source, target, left_out)
     elif source.state:
         left_out["optimizer state and counters"] = list(source.state)
-    place = spread.place(lambda config: compute_strategy(config, source.table, target, source.binding.sizes, conversion.specs))
+    place = spread.place(
+        lambda config: compute_strategy(
+            config, source.table, target, source.binding.sizes, conversion.specs
+        )
+    )
     files, small = place.lay_out(conversion.specs)
     side = source.hugging_face
     notes = (*said, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
     alike = _alike(source, options, left_out)
-    job = _job(verb, source, target, place.output, files, conversion, left_out, small, side, dtype, notes, alike)
+    job = _job(
+        verb,
+        source,
+        target,
+        place.output,
+        files,
+        conversion,
+        left_out,
+        small,
+        side,
+        dtype,
+        notes,
+        alike,
+    )
     return replace(job, plan=cut_by(job.plan, place))
 
 
@@ -379,7 +505,9 @@ def _hugging_face_job(
     dtype = parse_target(options.get("dtype"))
     recorded = _recorded_names(source, target)
     copied = (lambda _: True) if recorded is None else recorded.__contains__
-    conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype, copied=copied)
+    conversion = convert_tensors(
+        source.binding, target, source.checkpoint.tensors, dtype, copied=copied
+    )
     left_out = _left_out(source)
     if source.state:
         left_out["optimizer state and counters"] = list(source.state)
@@ -388,7 +516,9 @@ def _hugging_face_job(
     files, small = place.lay_out(conversion.specs, target.name)
     alike = _alike(source, options, left_out)
     notes = (*conversion.uncast_notes(dtype), *place.notes(conversion.specs, dtype))
-    return _job(verb, source, target, out, files, conversion, left_out, small, None, dtype, notes, alike)
+    return _job(
+        verb, source, target, out, files, conversion, left_out, small, None, dtype, notes, alike
+    )
 
 
 def _recorded_names(source: Source, target: Layout) -> set[str] | None:
@@ -400,13 +530,20 @@ def _recorded_names(source: Source, target: Layout) -> set[str] | None:
 
 
 def _alike(source: Source, options: Options, left_out: dict[str, list[str]]) -> Alike:
-    """The copies in a source with what they should be equal to: they aren't used, so that must be checked."""
+    """The copies in a source with what they should be equal to: they aren't used, so that must be
+    checked."""
     if not source.binding.copies:
         return ()
     compared = not options.get("allow_unmapped") and not source.checkpoint.shards
-    left_out["copies of other tensors" + ("" if compared else ", not compared")] = list(source.binding.copies)
+    left_out["copies of other tensors" + ("" if compared else ", not compared")] = list(
+        source.binding.copies
+    )
     tensors = source.unmerged or source.checkpoint.tensors
-    return tuple((tensors[copy], tensors[original]) for copy, original in source.binding.copies.items() if compared)
+    return tuple(
+        (tensors[copy], tensors[original])
+        for copy, original in source.binding.copies.items()
+        if compared
+    )
 
 
 def _left_out(source: Source) -> dict[str, list[str]]:
@@ -414,15 +551,19 @@ def _left_out(source: Source) -> dict[str, list[str]]:
     if source.unmapped:
         left_out["not known to the mapping"] = list(source.unmapped)
     if source.activations:
-        left_out["scales of activations, which only the quantised model uses"] = list(source.activations)
+        left_out["scales of activations, which only the quantised model uses"] = list(
+            source.activations
+        )
     if source.binding.ignored:
         left_out["recomputed by the network"] = list(source.binding.ignored)
     return left_out
 
 
-def _add_state(conversion: Conversion, source: Source, target: Layout, left_out: dict[str, list[str]]) -> None:
-    """Optimizer state follows its weight's layout and name, and is left out where its weight isn't written;
-    counters and scales are kept as they are."""
+def _add_state(
+    conversion: Conversion, source: Source, target: Layout, left_out: dict[str, list[str]]
+) -> None:
+    """Optimizer state follows its weight's layout and name, and is left out where its weight isn't
+    written; counters and scales are kept as they are."""
     tensors = source.checkpoint.tensors
     weights = {name for names in source.binding.names.values() for name in names.values()}
     prefixes: list[str] = []
@@ -439,7 +580,8 @@ def _add_state(conversion: Conversion, source: Source, target: Layout, left_out:
             continue
         if tensors[name].shape != weight.shape:
             raise LayoutError(
-                f"{shown(name)} has shape {list(tensors[name].shape)}, but its weight {shown(weight.name)} has {list(weight.shape)}."
+                f"{shown(name)} has shape {list(tensors[name].shape)}, but its weight "
+                f"{shown(weight.name)} has {list(weight.shape)}."
             )
         if prefix not in prefixes:
             prefixes.append(prefix)
@@ -466,7 +608,11 @@ def _job(
     alike: Alike,
 ) -> Job:
     checkpoint = source.checkpoint
-    notes = (*checkpoint.notes, *(source.hugging_face.skipped if source.hugging_face else ()), *notes)
+    notes = (
+        *checkpoint.notes,
+        *(source.hugging_face.skipped if source.hugging_face else ()),
+        *notes,
+    )
     facts = {
         "model": source.table.name,
         "from": source.binding.layout.name,
@@ -477,5 +623,7 @@ def _job(
     }
     assemblies = conversion.assemblies(files, checkpoint.shards)
     layouts = tuple(file.layout for file in files)
-    made = Plan(verb, output, layouts, assemblies, checkpoint.files, small, left_out, notes, facts, alike)
+    made = Plan(
+        verb, output, layouts, assemblies, checkpoint.files, small, left_out, notes, facts, alike
+    )
     return Job(made, source.table, target, side, tied=tied(source))

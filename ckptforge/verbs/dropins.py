@@ -1,6 +1,8 @@
-"""MindFormers' convert_weight.py and transform_ckpt.py, with their flags, as calls of our own verbs.
+"""MindFormers' convert_weight.py and transform_ckpt.py, with their flags, as calls of our own
+verbs.
 
-Source: MindFormers r1.0 … r1.8.0 and master (fd4deebc1); see `mindformers_flags.py` for the scripts.
+Source: MindFormers r1.0 … r1.8.0 and master (fd4deebc1); see `mindformers_flags.py` for the
+scripts.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from ckptforge.verbs.mindformers_flags import (
     refuse,
 )
 
-_TRANSFORMED = "transformed_checkpoint"  # where transform_checkpoint.py writes without --dst_checkpoint_dir
+# where transform_checkpoint.py writes without --dst_checkpoint_dir
+_TRANSFORMED = "transformed_checkpoint"
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A call of a verb: the same as `ckptforge NAME ARGUMENTS --OPTION VALUE …` on the command line. `notes` are sentences about
-    flags that it has no counterpart of."""
+    """A call of a verb: the same as `ckptforge NAME ARGUMENTS --OPTION VALUE …` on the command
+    line. `notes` are sentences about flags that it has no counterpart of."""
 
     name: str
     verb: Callable[..., Any]
@@ -53,12 +56,17 @@ class Call(msgspec.Struct, frozen=True):
     def run(self, **running: Any) -> Any:
         """Carries the call out, with the arguments of `Running`; what the verb returns."""
         result = self.verb(*self.arguments, **self.options, **running)
-        return dataclasses.replace(result, notes=(*result.notes, *self.notes)) if self.notes else result
+        return (
+            dataclasses.replace(result, notes=(*result.notes, *self.notes))
+            if self.notes
+            else result
+        )
 
 
 class ConvertFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags of convert_weight.py: of the unified script (`input_path`, `output_path`), or of a script of one model. `layout` is
-    ours, and so is a `config` that is a config.json or its directory; `others` are those of `mindformers_flags`, by name."""
+    """The flags of convert_weight.py: of the unified script (`input_path`, `output_path`), or of a
+    script of one model. `layout` is ours, and so is a `config` that is a config.json or its
+    directory; `others` are those of `mindformers_flags`, by name."""
 
     model: str | None = None
     input_path: str | None = None
@@ -78,45 +86,66 @@ class ConvertFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def convert_weight(flags: ConvertFlags) -> Call:
-    """The call that does what convert_weight.py does with these flags: the unified script's with `input_path`, else those of
-    the script for inference.
+    """The call that does what convert_weight.py does with these flags: the unified script's with
+    `input_path`, else those of the script for inference.
 
-    Without `dtype` the unified script writes fp32, the other fp16, and from `pre_ckpt_path` it keeps the dtype.
-    Raises `UsageError` for flags that don't go together, and for those that aren't honoured.
+    Without `dtype` the unified script writes fp32, the other fp16, and from `pre_ckpt_path` it
+    keeps the dtype. Raises `UsageError` for flags that don't go together, and for those that aren't
+    honoured.
     """
     refuse(flags.others, CONVERT_REFUSED)
     flags = replace(_with_config(flags), layout=_layout(flags), model=_table_name(flags.model))
-    call = _unified(flags) if flags.input_path is not None or flags.output_path is not None or flags.reversed else _of_one_model(flags)
+    call = (
+        _unified(flags)
+        if flags.input_path is not None or flags.output_path is not None or flags.reversed
+        else _of_one_model(flags)
+    )
     return replace(call, notes=not_needed(flags.others, CONVERT_NOT_NEEDED))
 
 
 def _with_config(flags: ConvertFlags) -> ConvertFlags:
-    """MindFormers' YAML is one of the other flags: of Hugging Face's config.json sizes are read, and of the tensors."""
+    """MindFormers' YAML is one of the other flags: of Hugging Face's config.json sizes are read,
+    and of the tensors."""
     if flags.config is None or flags.config.endswith(".json") or Path(flags.config).is_dir():
         return flags
     return replace(flags, config=None, others={**flags.others, "config": flags.config})
 
 
 def _table_name(model: str | None) -> str | None:
-    """The table that convert_weight.py knows under this name; what no table has for a name is left to the verb to refuse."""
-    return next((table.name for table in shipped_tables(model) if model in table.aliases), model) if model is not None else None
+    """The table that convert_weight.py knows under this name; what no table has for a name is left
+    to the verb to refuse."""
+    return (
+        next((table.name for table in shipped_tables(model) if model in table.aliases), model)
+        if model is not None
+        else None
+    )
 
 
 def _layout(flags: ConvertFlags) -> str | None:
-    """The layout that `use_gmm`, `qkv_concat` and `layout` name together. Raises `UsageError` where they contradict each other."""
+    """The layout that `use_gmm`, `qkv_concat` and `layout` name together. Raises `UsageError` where
+    they contradict each other."""
     layout = flags.layout
     if layout is None and flags.qkv_concat:
         raise UsageError(
-            "--qkv_concat: the versions of MindFormers hold concatenated rows in different orders under one name. Name the layout of your "
+            "--qkv_concat: the versions of MindFormers hold concatenated rows in different orders "
+            "under one name. Name the layout of your "
             "version with --layout; `ckptforge mapping list` shows the layouts."
         )
     if layout is None:
         return "gmm" if flags.use_gmm else None
     words = layout.split("-")
     if flags.use_gmm is not None and flags.use_gmm != ("gmm" in words):
-        raise UsageError(f"--use_gmm={flags.use_gmm} contradicts --layout {layout}; omit one of them.")
-    if flags.qkv_concat is not None and words[0] in ("dense", "gmm") and flags.qkv_concat != ("qkv" in words):
-        raise UsageError(f"--qkv_concat={flags.qkv_concat} contradicts --layout {layout}; omit one of them.")
+        raise UsageError(
+            f"--use_gmm={flags.use_gmm} contradicts --layout {layout}; omit one of them."
+        )
+    if (
+        flags.qkv_concat is not None
+        and words[0] in ("dense", "gmm")
+        and flags.qkv_concat != ("qkv" in words)
+    ):
+        raise UsageError(
+            f"--qkv_concat={flags.qkv_concat} contradicts --layout {layout}; omit one of them."
+        )
     return layout
 
 
@@ -126,10 +155,14 @@ def _unified(flags: ConvertFlags) -> Call:
     if source is None and out is None:
         source, out = flags.mindspore_ckpt_path, flags.torch_ckpt_dir  # convert_reversed.py
     else:
-        given = {name: getattr(flags, name) for name in ("torch_ckpt_dir", "mindspore_ckpt_path", "pre_ckpt_path")}
+        given = {
+            name: getattr(flags, name)
+            for name in ("torch_ckpt_dir", "mindspore_ckpt_path", "pre_ckpt_path")
+        }
         if mixed := [name for name, value in given.items() if value is not None]:
             raise UsageError(
-                f"--{mixed[0]} belongs to the inference script, --input_path and --output_path to the unified one; use the flags of one."
+                f"--{mixed[0]} belongs to the inference script, --input_path and --output_path to "
+                "the unified one; use the flags of one."
             )
     if source is None or out is None:
         raise UsageError("convert-weight needs --input_path and --output_path.")
@@ -137,7 +170,10 @@ def _unified(flags: ConvertFlags) -> Call:
     if flags.reversed:
         return _to_torch(flags, source, out, dtype)
     if flags.strategy_dir not in (None, "None"):
-        raise UsageError("--strategy_dir goes with --reversed; to write rank directories use `ckptforge to-ms --strategy-dir`.")
+        raise UsageError(
+            "--strategy_dir goes with --reversed; to write rank directories use "
+            "`ckptforge to-ms --strategy-dir`."
+        )
     if flags.qkv_concat:  # of a MindSpore checkpoint
         return _convert(flags, source, out, flags.layout, flags.dtype)
     return _to_ms(flags, source, out, dtype)
@@ -148,7 +184,8 @@ def _of_one_model(flags: ConvertFlags) -> Call:
     out = flags.mindspore_ckpt_path
     if out is None or (flags.torch_ckpt_dir is None) == (flags.pre_ckpt_path is None):
         raise UsageError(
-            "convert-weight needs --input_path and --output_path, or --mindspore_ckpt_path and one of --torch_ckpt_dir and --pre_ckpt_path."
+            "convert-weight needs --input_path and --output_path, or --mindspore_ckpt_path and one "
+            "of --torch_ckpt_dir and --pre_ckpt_path."
         )
     if flags.strategy_dir not in (None, "None"):
         raise UsageError("--strategy_dir goes with --reversed.")
@@ -160,21 +197,49 @@ def _of_one_model(flags: ConvertFlags) -> Call:
 
 
 def _to_ms(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
-    options = {"layout": flags.layout, "dtype": dtype, "format": flags.save_format, "model": flags.model, "config": flags.config}
+    options = {
+        "layout": flags.layout,
+        "dtype": dtype,
+        "format": flags.save_format,
+        "model": flags.model,
+        "config": flags.config,
+    }
     return Call("to-ms", verbs.to_ms, (source, out), _given(options))
 
 
-def _convert(flags: ConvertFlags, source: str, out: str, target: str | None, dtype: str | None) -> Call:
-    options = {"to": target, "dtype": dtype, "format": flags.save_format, "model": flags.model, "config": flags.config}
+def _convert(
+    flags: ConvertFlags, source: str, out: str, target: str | None, dtype: str | None
+) -> Call:
+    options = {
+        "to": target,
+        "dtype": dtype,
+        "format": flags.save_format,
+        "model": flags.model,
+        "config": flags.config,
+    }
     return Call("convert", verbs.convert, (source, out), _given(options))
 
 
 def _to_torch(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
     if flags.save_format == "ckpt":
-        raise UsageError("--save_format ckpt: with --reversed a Hugging Face directory is written, which holds safetensors.")
-    strategy = None if flags.strategy_dir == "None" or Path(source).is_file() else flags.strategy_dir  # of a whole checkpoint there is none
-    options = {"strategy_dir": strategy, "layout": flags.layout, "dtype": dtype, "model": flags.model, "config": flags.config}
-    return Call("to-torch", verbs.to_torch, (source, out), {**_given(options), "allow_no_config": True})
+        raise UsageError(
+            "--save_format ckpt: with --reversed a Hugging Face directory is written, "
+            "which holds safetensors."
+        )
+    # of a whole checkpoint there is none
+    strategy = (
+        None if flags.strategy_dir == "None" or Path(source).is_file() else flags.strategy_dir
+    )
+    options = {
+        "strategy_dir": strategy,
+        "layout": flags.layout,
+        "dtype": dtype,
+        "model": flags.model,
+        "config": flags.config,
+    }
+    return Call(
+        "to-torch", verbs.to_torch, (source, out), {**_given(options), "allow_no_config": True}
+    )
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +247,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class TransformFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags of transform_ckpt.py, transform_checkpoint.py and transform_ckpt_lora.py; `others` are those of `mindformers_flags`."""
+    """The flags of transform_ckpt.py, transform_checkpoint.py and transform_ckpt_lora.py; `others`
+    are those of `mindformers_flags`."""
 
     src_ckpt_dir: str | None = None
     dst_ckpt_dir: str | None = None
@@ -193,12 +259,14 @@ class TransformFlags(msgspec.Struct, frozen=True, kw_only=True):
     others: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def with_words(self, words: Sequence[str]) -> TransformFlags:
-        """These flags with the arguments of transform_checkpoint.sh, which has no names for them. Raises `UsageError`."""
+        """These flags with the arguments of transform_checkpoint.sh, which has no names for them.
+        Raises `UsageError`."""
         if not words:
             return self
         if len(words) not in (6, 7) or (self.src_ckpt_dir, self.dst_ckpt_dir) != (None, None):
             raise UsageError(
-                "transform-ckpt takes named flags, or as transform_checkpoint.sh SRC_CKPT SRC_STRATEGY DST_CKPT_DIR DST_STRATEGY "
+                "transform-ckpt takes named flags, or as transform_checkpoint.sh SRC_CKPT "
+                "SRC_STRATEGY DST_CKPT_DIR DST_STRATEGY "
                 f"WORLD_SIZE PROCESS_NUM [PREFIX]; found {shlex.join(words)}."
             )
         source, source_strategy, out, strategy, world_size, processes = words[:6]
@@ -214,25 +282,34 @@ class TransformFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def transform_ckpt(flags: TransformFlags) -> Call:
-    """The call that does what transform_ckpt.py does with these flags: merge, split or reshard, by the strategies that are
-    given; "None" and an empty text are none. Raises `UsageError` when there is neither, for flags that contradict each other, and for
-    those that aren't honoured."""
+    """The call that does what transform_ckpt.py does with these flags: merge, split or reshard, by
+    the strategies that are given; "None" and an empty text are none. Raises `UsageError` when there
+    is neither, for flags that contradict each other, and for those that aren't honoured."""
     refuse(flags.others, TRANSFORM_REFUSED)
-    src, dst = (None if strategy in (None, "", "None") else strategy for strategy in (flags.src_ckpt_strategy, flags.dst_ckpt_strategy))
+    src, dst = (
+        None if strategy in (None, "", "None") else strategy
+        for strategy in (flags.src_ckpt_strategy, flags.dst_ckpt_strategy)
+    )
     source, out = flags.src_ckpt_dir, flags.dst_ckpt_dir or _TRANSFORMED
     if source is None:
-        raise UsageError("transform-ckpt needs --src_checkpoint (or --src_ckpt_dir), the checkpoint to read.")
+        raise UsageError(
+            "transform-ckpt needs --src_checkpoint (or --src_ckpt_dir), the checkpoint to read."
+        )
     if src is None and dst is None:
         raise UsageError("transform-ckpt needs --src_ckpt_strategy, --dst_ckpt_strategy or both.")
     if src is not None and Path(source).is_file():
         raise UsageError(
-            f"{source}: is one file, but a source strategy describes rank directories. Name the directory that holds rank_0, "
+            f"{source}: is one file, but a source strategy describes rank directories. Name the "
+            "directory that holds rank_0, "
             "rank_1, …; if the file holds the whole model, omit --src_strategy."
         )
     _check_processes(flags.others, dst)
     notes = not_needed(flags.others, TRANSFORM_NOT_NEEDED)
     if flags.dst_ckpt_dir is None:
-        notes = (f"written to {out}, as transform_checkpoint.py without --dst_checkpoint_dir does.", *notes)
+        notes = (
+            f"written to {out}, as transform_checkpoint.py without --dst_checkpoint_dir does.",
+            *notes,
+        )
     shared = _given({"prefix": flags.prefix, "format": flags.save_format})
     if src is not None and dst is not None:
         both = {"src_strategy_dir": src, "dst_strategy_dir": dst}
@@ -242,23 +319,33 @@ def transform_ckpt(flags: TransformFlags) -> Call:
 
 
 def _check_processes(given: Mapping[str, str], dst: str | None) -> None:
-    """Raises `UsageError` for numbers of ranks and processes that can't be, or that aren't those of the target's strategy."""
+    """Raises `UsageError` for numbers of ranks and processes that can't be, or that aren't those of
+    the target's strategy."""
     numbers = {}
     for flag in ("rank_id", "world_size", "transform_process_num", "npu_num_per_node"):
         if flag in given:
             least = 0 if flag == "rank_id" else 1
             if not given[flag].isascii() or not given[flag].isdigit() or int(given[flag]) < least:
-                raise UsageError(f"--{flag} {given[flag]}: expected a whole number of at least {least}.")
+                raise UsageError(
+                    f"--{flag} {given[flag]}: expected a whole number of at least {least}."
+                )
             numbers[flag] = int(given[flag])
     world_size = numbers.get("world_size", 1)
     if world_size == 1:
         return
     if numbers.get("rank_id", 0) >= world_size:
-        raise UsageError(f"--rank_id {numbers['rank_id']}: of a job with {world_size} ranks the last is {world_size - 1}.")
+        raise UsageError(
+            f"--rank_id {numbers['rank_id']}: of a job with {world_size} ranks the "
+            f"last is {world_size - 1}."
+        )
     if world_size % numbers.get("transform_process_num", 1):
-        raise UsageError(f"--transform_process_num {numbers['transform_process_num']} doesn't divide --world_size {world_size}.")
+        raise UsageError(
+            f"--transform_process_num {numbers['transform_process_num']} doesn't "
+            f"divide --world_size {world_size}."
+        )
     if dst is not None and (ranks := read_strategy(Path(dst)).ranks) != world_size:
         raise UsageError(
-            f"--world_size {world_size}: {dst} is the strategy of a {ranks}-rank job, so {ranks} ranks would be written; give the "
+            f"--world_size {world_size}: {dst} is the strategy of a {ranks}-rank job, so {ranks} "
+            "ranks would be written; give the "
             "strategy of the job that is to load them, or omit --world_size."
         )

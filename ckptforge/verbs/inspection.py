@@ -8,11 +8,30 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ckptforge.adapters.adapter import Adapter, adapter_tables, describe_adapter, holds_only_factors, open_weights, read_kept
+from ckptforge.adapters.adapter import (
+    Adapter,
+    adapter_tables,
+    describe_adapter,
+    holds_only_factors,
+    open_weights,
+    read_kept,
+)
 from ckptforge.checkpoints.manifest import find_manifest
-from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_file, read_ranks
+from ckptforge.checkpoints.mindspore import (
+    choose_checkpoint,
+    rank_directories,
+    read_file,
+    read_ranks,
+)
 from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError, brief, counted
+from ckptforge.errors import (
+    CkptforgeError,
+    FormatError,
+    InputNotFoundError,
+    ModelUnknownError,
+    brief,
+    counted,
+)
 from ckptforge.parallel.join import join_ranks
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.reading.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
@@ -38,11 +57,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """What `inspect` found. `layout` is None where it can't be detected, and `layout_reason` says why.
+    """What `inspect` found. `layout` is None where it can't be detected, and `layout_reason` says
+    why.
 
-    `dtypes` is name → {tensors, bytes}; `files` are {file, bytes, tensors}; `ranks` those of rank directories, of which
-    `tensors` and what follows from them describe the first; with a strategy they are the full tensors, and `parts` says for
-    each kind of tensor which box of it (as `[start, stop]` per axis) each rank holds.
+    `dtypes` is name → {tensors, bytes}; `files` are {file, bytes, tensors}; `ranks` those of rank
+    directories, of which `tensors` and what follows from them describe the first; with a strategy
+    they are the full tensors, and `parts` says for each kind of tensor which box of it (as `[start,
+    stop]` per axis) each rank holds.
     """
 
     path: str
@@ -69,7 +90,10 @@ class Inspection:
 
     def __repr__(self) -> str:
         what = " ".join(name for name in (self.model, self.layout) if name) or "not recognised"
-        return f"<Inspection of {brief(self.path)}: {brief(what)}, {counted(self.tensors, 'tensor')}, {self.bytes} bytes>"
+        return (
+            f"<Inspection of {brief(self.path)}: {brief(what)}, "
+            f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes>"
+        )
 
 
 @public
@@ -84,7 +108,8 @@ def inspect(
     layout: str | None = None,
     config: PathLike | None = None,
 ) -> Inspection:
-    """Says what is in a checkpoint of any kind, without reading its tensors. Returns an `Inspection`.
+    """Says what is in a checkpoint of any kind, without reading its tensors. Returns an
+    `Inspection`.
 
     Stored checksums of files up to 256 MiB are checked. An unknown model or layout is no error.
 
@@ -95,8 +120,15 @@ def inspect(
     Raises `InputNotFoundError` and `FormatError` for what can't be read.
     """
     path = Path(path)
-    given = {"mapping": mapping, "config": config, "strategy": strategy_dir, "parallel_config": parallel_config}
-    paths: dict[str, Any] = {name: Path(value) for name, value in given.items() if value is not None}
+    given = {
+        "mapping": mapping,
+        "config": config,
+        "strategy": strategy_dir,
+        "parallel_config": parallel_config,
+    }
+    paths: dict[str, Any] = {
+        name: Path(value) for name, value in given.items() if value is not None
+    }
     choices = Choices(model=model, layout=layout, step=step, layout_option="layout", **paths)
     if not in_ranks(path, choices):
         return _bound(path, open_weights(path, step, model_first=True), choices, [])
@@ -106,7 +138,9 @@ def inspect(
         except CkptforgeError as error:  # such as ranks that are missing, or at different steps
             return _first_rank(path, step, f"shards of one model: {error}")
         if isinstance(strategy, str):
-            return _first_rank(path, step, f"shards of one model, and {strategy}. {ways_to_say(choices)}")
+            return _first_rank(
+                path, step, f"shards of one model, and {strategy}. {ways_to_say(choices)}"
+            )
     ranks, strategy = read_job(path, choices)
     sharded = _first_stage_first(join_ranks(path, ranks, strategy))
     return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
@@ -115,17 +149,29 @@ def inspect(
 def _first_stage_first(checkpoint: Checkpoint) -> Checkpoint:
     """A sharded checkpoint with its tensors as the ranks hold them, from the first on."""
     names = dict.fromkeys(name for file in checkpoint.files for name in file.tensors)
-    return msgspec.structs.replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
+    return msgspec.structs.replace(
+        checkpoint, tensors={name: checkpoint.tensors[name] for name in names}
+    )
 
 
 def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
     """The files of ranks whose cut isn't known: each with its size, and what the first holds."""
-    files = {rank: read_file(choose_checkpoint(directory, step)[0]) for rank, directory in rank_directories(path).items()}
+    files = {
+        rank: read_file(choose_checkpoint(directory, step)[0])
+        for rank, directory in rank_directories(path).items()
+    }
     ranks = [
-        {"rank": rank, "file": f"{file.path.parent.name}/{file.path.name}", "bytes": file.size, "tensors": len(file.tensors)}
+        {
+            "rank": rank,
+            "file": f"{file.path.parent.name}/{file.path.name}",
+            "bytes": file.size,
+            "tensors": len(file.tensors),
+        }
         for rank, file in files.items()
     ]
-    described = _describe(path, open_checkpoint(next(iter(files.values())).path), None, reason, ranks)
+    described = _describe(
+        path, open_checkpoint(next(iter(files.values())).path), None, reason, ranks
+    )
     try:
         manifest = find_manifest(path, tuple(files.values()))
     except CkptforgeError:  # which the reason says
@@ -133,7 +179,9 @@ def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
     return replace(described, model=None if manifest is None else manifest.model)
 
 
-def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
+def _bound(
+    path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]
+) -> Inspection:
     if holds_only_factors(checkpoint):
         return _adapter(path, checkpoint, choices, ranks)
     try:
@@ -145,13 +193,17 @@ def _bound(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dic
     return _describe(path, checkpoint, source, None, ranks)
 
 
-def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
+def _adapter(
+    path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]
+) -> Inspection:
     """An adapter alone: every model and layout that has its names."""
     found: list[Adapter] = []
     reason = None
     try:
         kept = read_kept(checkpoint)
-        candidates = adapter_tables(candidate_tables(choices.mapping), checkpoint, kept, {}, choices.model)
+        candidates = adapter_tables(
+            candidate_tables(choices.mapping), checkpoint, kept, {}, choices.model
+        )
     except (ModelUnknownError, FormatError) as error:
         return _describe(path, checkpoint, None, str(error), ranks)
     for table in candidates:
@@ -163,15 +215,26 @@ def _adapter(path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[d
     if not found:
         return described
     count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
-    scale = "its lora_alpha isn't recorded" if kept.config is None else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
-    note = f"a LoRA adapter of {counted(count, 'weight')}, rank {', '.join(map(str, adapted))}, {scale}."
+    scale = (
+        "its lora_alpha isn't recorded"
+        if kept.config is None
+        else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
+    )
+    note = (
+        f"a LoRA adapter of {counted(count, 'weight')}, rank {', '.join(map(str, adapted))}, "
+        f"{scale}."
+    )
     notes = [note, *(f"it holds {text}." for text in found[0].whole_texts), *found[0].notes]
-    names = [" or ".join(dict.fromkeys(names)) for names in ([a.table.name for a in found], [a.layout.name for a in found])]
+    names = [
+        " or ".join(dict.fromkeys(names))
+        for names in ([a.table.name for a in found], [a.layout.name for a in found])
+    ]
     return replace(described, model=names[0], layout=names[1], notes=[*notes, *described.notes])
 
 
 def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
-    """A row for each kind of tensor (names alike except for numbers, the same cut): full shape, and each rank's box of it."""
+    """A row for each kind of tensor (names alike except for numbers, the same cut): full shape, and
+    each rank's box of it."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, entry in checkpoint.tensors.items():
         stage = strategy.first_stage(name)
@@ -186,13 +249,23 @@ def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
                 if layout is None:
                     row["boxes"][rank] = [[0, n] for n in entry.shape]
                 elif strategy.stage_of(rank) == stage:
-                    row["boxes"][rank] = [list(side) for side in layout.box(entry.shape, rank % strategy.devices)]
+                    row["boxes"][rank] = [
+                        list(side) for side in layout.box(entry.shape, rank % strategy.devices)
+                    ]
     return list(rows.values())
 
 
-def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason: str | None, ranks: list[dict[str, Any]]) -> Inspection:
+def _describe(
+    path: Path,
+    checkpoint: Checkpoint,
+    source: Source | None,
+    reason: str | None,
+    ranks: list[dict[str, Any]],
+) -> Inspection:
     read = source.checkpoint if source else checkpoint
-    scales = {entry.scaled.scale.name for entry in read.tensors.values() if entry.scaled is not None}
+    scales = {
+        entry.scaled.scale.name for entry in read.tensors.values() if entry.scaled is not None
+    }
     notes = list(read.notes)
     if source is not None and (pairs := tied(source)):
         small = all(pair.stored.nbytes <= _VERIFY_UP_TO for pair in pairs)
@@ -217,14 +290,25 @@ def _describe(path: Path, checkpoint: Checkpoint, source: Source | None, reason:
         layout=source.binding.layout.name if source else None,
         layout_reason=reason,
         tensors=len(checkpoint.tensors),
-        parameters=sum(entry.elements for name, entry in checkpoint.tensors.items() if not is_state(name) and name not in scales),
+        parameters=sum(
+            entry.elements
+            for name, entry in checkpoint.tensors.items()
+            if not is_state(name) and name not in scales
+        ),
         bytes=checkpoint.nbytes,
         dtypes=dtypes,
-        axes={axis: size for axis, (size, _) in source.binding.sizes.known.items()} if source else {},
-        files=[{"file": file.path.name, "bytes": file.size, "tensors": len(file.tensors)} for file in checkpoint.files],
+        axes={axis: size for axis, (size, _) in source.binding.sizes.known.items()}
+        if source
+        else {},
+        files=[
+            {"file": file.path.name, "bytes": file.size, "tensors": len(file.tensors)}
+            for file in checkpoint.files
+        ],
         ranks=ranks,
         state=len(state),
         unmapped=list(source.unmapped) if source else [],
         notes=notes,
-        entries={name: Entry(entry.dtype.name, entry.shape) for name, entry in checkpoint.tensors.items()},
+        entries={
+            name: Entry(entry.dtype.name, entry.shape) for name, entry in checkpoint.tensors.items()
+        },
     )

@@ -38,8 +38,8 @@ _MATRICES, _SMALL = 16, 256 * 1024  # whose scales are kept at a time, if they t
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A plan with what its manifest needs; `manifest` is False for outputs that other programs read whole directories of. `tied` are
-    stored tensors that config.json says aren't used."""
+    """A plan with what its manifest needs; `manifest` is False for outputs that other programs read
+    whole directories of. `tied` are stored tensors that config.json says aren't used."""
 
     plan: Plan
     table: Table | None = None
@@ -53,19 +53,50 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def run_job(job: Job, options: Running) -> Result:
-    """Carries a plan out, or only checks it for a dry run. Raises `OutputError`, `CastOverflowError` and read errors."""
+    """Carries a plan out, or only checks it for a dry run. Raises `OutputError`,
+    `CastOverflowError` and read errors."""
     plan = job.plan
     memory = options.get("memory")
-    budget = Budget.of(options.get("workers"), None if memory is None else parse_size(memory, "memory"))
+    budget = Budget.of(
+        options.get("workers"), None if memory is None else parse_size(memory, "memory")
+    )
     budget = budget.holding(_held(plan))
-    overwrite, hashing = options.get("overwrite", False), job.manifest and not options.get("no_hash", False)
-    if options.get("resume", False) and not options.get("dry_run", False) and finish_placing(plan, options.get("command")):
+    overwrite, hashing = (
+        options.get("overwrite", False),
+        job.manifest and not options.get("no_hash", False),
+    )
+    if (
+        options.get("resume", False)
+        and not options.get("dry_run", False)
+        and finish_placing(plan, options.get("command"))
+    ):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
         files = (*plan.paths, manifest_path(plan.output, False))
-        return Result(plan.verb, plan.output, files, plan.nbytes, plan.tensor_count, Audit(), plan.left_out, notes, plan.facts, 0.0)
+        return Result(
+            plan.verb,
+            plan.output,
+            files,
+            plan.nbytes,
+            plan.tensor_count,
+            Audit(),
+            plan.left_out,
+            notes,
+            plan.facts,
+            0.0,
+        )
     made, tensors = counted(len(plan.files), "file"), counted(plan.tensor_count, "tensor")
-    _log.info("plan: %s with %s, %s bytes, from %s", made, tensors, f"{plan.nbytes:,}", counted(len(plan.sources), "file"))
-    _log.info("budget: %s with %s bytes of buffers each", counted(budget.workers, "worker"), f"{budget.bytes_each:,}")
+    _log.info(
+        "plan: %s with %s, %s bytes, from %s",
+        made,
+        tensors,
+        f"{plan.nbytes:,}",
+        counted(len(plan.sources), "file"),
+    )
+    _log.info(
+        "budget: %s with %s bytes of buffers each",
+        counted(budget.workers, "worker"),
+        f"{budget.bytes_each:,}",
+    )
     check_output(plan, overwrite)
     if options.get("dry_run", False):
         return dry_result(plan, budget, tied_notes(job.tied, None))
@@ -78,8 +109,12 @@ def run_job(job: Job, options: Running) -> Result:
         _refuse_unlike(plan, budget)
         said = tied_notes(job.tied, budget)
         kept = _kept(plan, staging, budget)
-        _log.info("checked output path and disk space; %s of %s finished before", len(kept), tensors)
-        done = stream.run(plan, staging.descriptors, budget, progress, hashing, staging.journal, kept)
+        _log.info(
+            "checked output path and disk space; %s of %s finished before", len(kept), tensors
+        )
+        done = stream.run(
+            plan, staging.descriptors, budget, progress, hashing, staging.journal, kept
+        )
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
         if audit.overflowed and not options.get("allow_overflow", False):
@@ -89,8 +124,12 @@ def run_job(job: Job, options: Running) -> Result:
         if manifest is not None:
             staging.sync()
             mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
-            command = staging.journal.head.get("command") if staging.journal else options.get("command")
-            staging.small_files[manifest.name] = manifest_json(plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command)
+            command = (
+                staging.journal.head.get("command") if staging.journal else options.get("command")
+            )
+            staging.small_files[manifest.name] = manifest_json(
+                plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command
+            )
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
     return Result(
         plan.verb,
@@ -109,28 +148,52 @@ def run_job(job: Job, options: Running) -> Result:
 
 def _remains(output: Path) -> list[str]:
     left = staging_path(output)
-    return [f"{left} couldn't be removed wholly; see {command('clean', output.parent)}."] if left.exists() else []
+    return (
+        [f"{left} couldn't be removed wholly; see {command('clean', output.parent)}."]
+        if left.exists()
+        else []
+    )
 
 
 def _held(plan: Plan) -> int:
-    """Bytes that a worker must hold beside its buffers: the factors of the largest adapter, and scales, of more than one matrix where
-    they are small."""
-    computed = {source for assembly in plan.assemblies for source, _ in assembly.copies if source.computed}
-    factors = max((factor_bytes(source.plus, source.working_dtype) for source in computed if source.plus is not None), default=0)
-    scales = max((scale_bytes(source.scaled) for source in computed if source.scaled is not None), default=0)
+    """Bytes that a worker must hold beside its buffers: the factors of the largest adapter, and
+    scales, of more than one matrix where they are small."""
+    computed = {
+        source for assembly in plan.assemblies for source, _ in assembly.copies if source.computed
+    }
+    factors = max(
+        (
+            factor_bytes(source.plus, source.working_dtype)
+            for source in computed
+            if source.plus is not None
+        ),
+        default=0,
+    )
+    scales = max(
+        (scale_bytes(source.scaled) for source in computed if source.scaled is not None), default=0
+    )
     return factors + max(scales, min(_MATRICES * scales, _SMALL))
 
 
 def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Finished]:
-    """The tensors that an earlier run finished and that are on the disk as it wrote them: their hashes are made again."""
+    """The tensors that an earlier run finished and that are on the disk as it wrote them: their
+    hashes are made again."""
     if staging.journal is None or not staging.journal.tensors:
         return {}
-    finished = {entry: staging.journal.tensors[key] for entry in plan.targets if (key := plan.key(entry)) in staging.journal.tensors}
+    finished = {
+        entry: staging.journal.tensors[key]
+        for entry in plan.targets
+        if (key := plan.key(entry)) in staging.journal.tensors
+    }
     files: dict[Path, list[TensorEntry]] = {}
     for entry in finished:
         files.setdefault(entry.path, []).append(entry)
     hashes = tensor_hashes(files, budget, opened=staging.descriptors)
-    return {entry: found for entry, found in finished.items() if hashes[entry.path][entry.name] == found.hash}
+    return {
+        entry: found
+        for entry, found in finished.items()
+        if hashes[entry.path][entry.name] == found.hash
+    }
 
 
 def _refuse_unlike(plan: Plan, budget: Budget) -> None:
@@ -151,7 +214,8 @@ def _overflow_message(plan: Plan, audit: Audit) -> str:
         if count.overflowed
     ]
     return (
-        f"{plan.output}: {counted(audit.overflowed, 'finite value')} would become infinite, and nothing was written:\n  "
+        f"{plan.output}: {counted(audit.overflowed, 'finite value')} would become infinite, and "
+        "nothing was written:\n  "
         + "\n  ".join(worst)
         + f"\nChoose a dtype with a larger range (bf16, fp32), or give {flag('allow_overflow')}."
     )

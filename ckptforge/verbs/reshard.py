@@ -1,4 +1,5 @@
-"""merge, split and reshard: other splits of the same tensors, for any model, with no mapping needed."""
+"""merge, split and reshard: other splits of the same tensors, for any model, with no mapping
+needed."""
 
 from __future__ import annotations
 
@@ -47,14 +48,18 @@ def merge(
 ) -> Result:
     """Merges the rank directories of a job into one checkpoint, of any model. Returns a `Result`.
 
-    How they are cut is said by the strategy of the job, by its parallel configuration (for models that a mapping knows), or, for
-    ranks that ckptforge wrote, by their manifest.
+    How they are cut is said by the strategy of the job, by its parallel configuration (for models
+    that a mapping knows), or, for ranks that ckptforge wrote, by their manifest.
 
-    Raises `UsageError`, `InputNotFoundError`, `FormatError` (also for a strategy that isn't that of the shards), `PlanError`,
-    `CastOverflowError` and `OutputError`; nothing is written then.
+    Raises `UsageError`, `InputNotFoundError`, `FormatError` (also for a strategy that isn't that of
+    the shards), `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
     spread = Spread(Path(out), format, prefix)
-    cut: dict[str, Any] = {"strategy": _path(strategy_dir), "parallel_config": _path(parallel_config), "option": "{}"}
+    cut: dict[str, Any] = {
+        "strategy": _path(strategy_dir),
+        "parallel_config": _path(parallel_config),
+        "option": "{}",
+    }
     source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
     return run_job(_job("merge", source, spread, options), options)
 
@@ -73,21 +78,29 @@ def split(
 ) -> Result:
     """Splits one checkpoint into the rank directories of a job. Returns a `Result`.
 
-    By a strategy for any model, by a parallel configuration for those that a mapping knows; one of both is needed.
+    By a strategy for any model, by a parallel configuration for those that a mapping knows; one of
+    both is needed.
 
-    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`, `PlanError`, `CastOverflowError` and
-    `OutputError`; nothing is written then.
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`,
+    `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
     if strategy_dir is None and parallel_config is None:
-        raise UsageError(f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how to cut.")
+        raise UsageError(
+            f"split needs {option('strategy_dir')} or {option('parallel_config')}, "
+            "which say how to cut."
+        )
     if in_ranks(Path(ms), Choices()):
-        raise UsageError(f"{ms}: is cut into ranks already; {command('reshard')} cuts them in another way.")
+        raise UsageError(
+            f"{ms}: is cut into ranks already; {command('reshard')} cuts them in another way."
+        )
     spread = Spread(Path(out_dir), format, prefix, _path(strategy_dir), _path(parallel_config))
     source = open_checkpoint(Path(ms), options.get("step"))
     if source.format == "hugging face directory":
         raise UsageError(
-            f"{ms}: is a model of Hugging Face, whose tensors no MindSpore job holds as they are; {command('to_ms')} with "
-            f"{option('strategy_dir')} or {option('parallel_config')} converts it to rank directories."
+            f"{ms}: is a model of Hugging Face, whose tensors no MindSpore job holds as they are; "
+            f"{command('to_ms')} with "
+            f"{option('strategy_dir')} or {option('parallel_config')} converts it to rank "
+            "directories."
         )
     return run_job(_job("split", source, spread, options, layout), options)
 
@@ -110,16 +123,25 @@ def reshard(
 ) -> Result:
     """Turns the rank directories of one job into those of another, in one pass. Returns a `Result`.
 
-    The numbers of devices need not divide each other. One of `dst_strategy_dir` and `dst_parallel_config` is needed;
-    how the source is cut is found as `merge` finds it.
+    The numbers of devices need not divide each other. One of `dst_strategy_dir` and
+    `dst_parallel_config` is needed; how the source is cut is found as `merge` finds it.
 
-    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`, `PlanError`, `CastOverflowError` and
-    `OutputError`; nothing is written then.
+    Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`,
+    `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
     if dst_strategy_dir is None and dst_parallel_config is None:
-        raise UsageError(f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which say how to cut.")
-    spread = Spread(Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
-    cut: dict[str, Any] = {"strategy": _path(src_strategy_dir), "parallel_config": _path(src_parallel_config), "option": "src_{}"}
+        raise UsageError(
+            f"reshard needs {option('dst_strategy_dir')} or "
+            f"{option('dst_parallel_config')}, which say how to cut."
+        )
+    spread = Spread(
+        Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config)
+    )
+    cut: dict[str, Any] = {
+        "strategy": _path(src_strategy_dir),
+        "parallel_config": _path(src_parallel_config),
+        "option": "src_{}",
+    }
     source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
     return run_job(_job("reshard", source, spread, options, layout, config), options)
 
@@ -130,16 +152,27 @@ def _path(path: PathLike | None) -> Path | None:
 
 def _choices(options: Mapped, layout: str | None, config: PathLike | None, **cut: Any) -> Choices:
     mapping, step = _path(options.get("mapping")), options.get("step")
-    return Choices(options.get("model"), layout, mapping, _path(config), step, layout_option="layout", **cut)
+    return Choices(
+        options.get("model"), layout, mapping, _path(config), step, layout_option="layout", **cut
+    )
 
 
 def _sharded(ms_dir: PathLike, choices: Choices, check_replicas: bool) -> Checkpoint:
     source = open_ranks(Path(ms_dir), choices, check_replicas)
-    _check_shapes(source, choices.strategy or choices.parallel_config or Path(ms_dir) / DIRECTORY_NAME)
+    _check_shapes(
+        source, choices.strategy or choices.parallel_config or Path(ms_dir) / DIRECTORY_NAME
+    )
     return source
 
 
-def _job(verb: str, source: Checkpoint, spread: Spread, options: Mapped, layout: str | None = None, given: PathLike | None = None) -> Job:
+def _job(
+    verb: str,
+    source: Checkpoint,
+    spread: Spread,
+    options: Mapped,
+    layout: str | None = None,
+    given: PathLike | None = None,
+) -> Job:
     dtype = parse_target(options.get("dtype"))
     bound = None
     if spread.parallel_config is not None and spread.strategy is None:
@@ -151,11 +184,15 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Mapped, layout:
     if dtype is not None:
         refuse_scaled(source)
     kept = _kept(source, options) if dtype is not None else frozenset()
-    conversion = identity(source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept)
+    conversion = identity(
+        source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept
+    )
 
     def compute(config: ParallelConfig) -> Strategy:
         assert bound is not None
-        return compute_strategy(config, bound.table, bound.binding.layout, bound.binding.sizes, conversion.specs)
+        return compute_strategy(
+            config, bound.table, bound.binding.layout, bound.binding.sizes, conversion.specs
+        )
 
     place = spread.place(compute)
     files, small = place.lay_out(conversion.specs)
@@ -170,7 +207,17 @@ def _job(verb: str, source: Checkpoint, spread: Spread, options: Mapped, layout:
     }
     layouts = tuple(file.layout for file in files)
     notes = (*source.notes, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
-    plan = Plan(verb, place.output, layouts, conversion.assemblies(files, source.shards), source.files, small, left_out, notes, facts)
+    plan = Plan(
+        verb,
+        place.output,
+        layouts,
+        conversion.assemblies(files, source.shards),
+        source.files,
+        small,
+        left_out,
+        notes,
+        facts,
+    )
     return Job(cut_by(plan, place))
 
 
@@ -182,8 +229,9 @@ def _kept(source: Checkpoint, options: Mapped) -> frozenset[str]:
 
 
 def _check_shapes(source: Checkpoint, strategy: Path) -> None:
-    """Where a mapping table knows the names, the merged shapes must agree over the whole model: most strategies that aren't
-    those of the shards show there, as protobuf strategies hold no full shapes. Raises `FormatError`."""
+    """Where a mapping table knows the names, the merged shapes must agree over the whole model:
+    most strategies that aren't those of the shards show there, as protobuf strategies hold no full
+    shapes. Raises `FormatError`."""
     shapes = {name: entry.shape for name, entry in source.tensors.items() if not is_state(name)}
     contradiction: LayoutError | None = None
     for table in shipped_tables():
@@ -191,7 +239,13 @@ def _check_shapes(source: Checkpoint, strategy: Path) -> None:
             if len(recognise_names(layout, shapes)[1]) * 10 > len(shapes):
                 continue
             try:
-                bind(table, layout, shapes, dict(condition.met() for condition in table.optional.values()), "config.json")
+                bind(
+                    table,
+                    layout,
+                    shapes,
+                    dict(condition.met() for condition in table.optional.values()),
+                    "config.json",
+                )
                 return
             except MissingTensorsError:
                 continue
@@ -199,6 +253,7 @@ def _check_shapes(source: Checkpoint, strategy: Path) -> None:
                 contradiction = contradiction or error
     if contradiction is not None:
         raise FormatError(
-            f"{source.path}: merged under {strategy} the tensors contradict each other: {contradiction} "
+            f"{source.path}: merged under {strategy} the tensors contradict each other: "
+            f"{contradiction} "
             "It isn't the strategy of these shards."
         )

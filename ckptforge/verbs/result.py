@@ -16,7 +16,8 @@ from ckptforge.run.budget import Budget
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """`files` that were written (or would be, for a dry run), `bytes` and `tensors` in them, and what the casts did.
+    """`files` that were written (or would be, for a dry run), `bytes` and `tensors` in them, and
+    what the casts did.
 
     `left_out` is reason → tensor names; `seconds` is the time of the copying.
     """
@@ -36,7 +37,10 @@ class Result:
 
     def __repr__(self) -> str:
         how = "dry run" if self.dry_run else f"{self.seconds:.2f} s"
-        written = f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes in {counted(len(self.files), 'file')}"
+        written = (
+            f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes in "
+            f"{counted(len(self.files), 'file')}"
+        )
         return f"<Result of {self.verb}: {brief(self.output)}, {written}, {how}>"
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +62,8 @@ class Result:
 
 
 def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
-    """The result of a plan that isn't carried out; a note says where the disk has no room for it."""
+    """The result of a plan that isn't carried out; a note says where the disk has no room for
+    it."""
     notes = [*plan.notes, *said]
     try:
         check_room(plan)

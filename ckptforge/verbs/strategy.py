@@ -40,17 +40,19 @@ def strategy(
 ) -> Result:
     """Writes the strategy files of a job without compiling its network. Returns a `Result`.
 
-    One file for each pipeline stage, `ckpt_strategy_rank_<first rank>.<format>`; `facts["cuts"]` of the result say how each kind
-    of tensor is cut.
+    One file for each pipeline stage, `ckpt_strategy_rank_<first rank>.<format>`; `facts["cuts"]` of
+    the result say how each kind of tensor is cut.
 
     Arguments:
         like: a model of the kind and size that the job holds, of Hugging Face or MindSpore, whole.
-        layout: the layout that the job's network holds; by default that of `like`, or, where that is of Hugging Face,
-            the first MindSpore layout in the table.
+        layout: the layout that the job's network holds; by default that of `like`, or, where that
+            is of Hugging Face, the first MindSpore layout in the table.
         format: "ckpt" (protobuf) or "json".
-        dtype: the dtype that the job holds its weights in: "keep", "fp16", "bf16", "fp32" or "fp64".
+        dtype: the dtype that the job holds its weights in: "keep", "fp16", "bf16", "fp32" or
+            "fp64".
 
-    Raises `ConfigError` with the rule that is broken, the errors of opening `like`, and `OutputError`.
+    Raises `ConfigError` with the rule that is broken, the errors of opening `like`, and
+    `OutputError`.
     """
     refuse_name(Path(out_dir), directory=True)
     parallel = read_parallel_config(Path(parallel_config))
@@ -66,14 +68,22 @@ def strategy(
     source.refuse_unmapped(options.get("allow_unmapped", False))
     table = source.table
     own = source.binding.layout
-    target, said = table.mindspore_layout(layout or (own.name if own.family == "mindspore" else None))
+    target, said = table.mindspore_layout(
+        layout or (own.name if own.family == "mindspore" else None)
+    )
     if target.family != "mindspore":
-        raise UsageError(f"{option('layout', target.name)} is a layout of Hugging Face, which has no ranks.")
-    specs = convert(source.binding, target, source.checkpoint.tensors, parse_target(options.get("dtype"))).specs
+        raise UsageError(
+            f"{option('layout', target.name)} is a layout of Hugging Face, which has no ranks."
+        )
+    specs = convert(
+        source.binding, target, source.checkpoint.tensors, parse_target(options.get("dtype"))
+    ).specs
     computed = compute_strategy(parallel, table, target, source.binding.sizes, specs)
     as_json = format == "json"
     files = {
-        f"ckpt_strategy_rank_{stage * computed.devices}.{format}": strategy_bytes(stage, layouts, as_json=as_json)
+        f"ckpt_strategy_rank_{stage * computed.devices}.{format}": strategy_bytes(
+            stage, layouts, as_json=as_json
+        )
         for stage, layouts in enumerate(computed.stages)
     }
     facts = {
@@ -85,12 +95,23 @@ def strategy(
         "dtype": "keep",
         "cuts": _cuts(computed),
     }
-    plan = Plan("strategy", Path(out_dir), (), (), source.checkpoint.files, files, {}, (*source.checkpoint.notes, *said), facts)
+    plan = Plan(
+        "strategy",
+        Path(out_dir),
+        (),
+        (),
+        source.checkpoint.files,
+        files,
+        {},
+        (*source.checkpoint.notes, *said),
+        facts,
+    )
     return run_job(Job(plan, manifest=False), options)
 
 
 def _cuts(strategy: Strategy) -> list[dict[str, Any]]:
-    """A row for each kind of weight (names alike except for numbers) and each way that it is cut."""
+    """A row for each kind of weight (names alike except for numbers) and each way that it is
+    cut."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for stage, layouts in enumerate(strategy.stages):
         for name, layout in layouts.items():

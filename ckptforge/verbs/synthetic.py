@@ -1,4 +1,5 @@
-"""Models of random weights in the Hugging Face hub layout, of any size, for the demo, the tests and the benchmarks."""
+"""Models of random weights in the Hugging Face hub layout, of any size, for the demo, the tests and
+the benchmarks."""
 
 from __future__ import annotations
 
@@ -33,20 +34,29 @@ def write_model(
     seed: int = 0,
     sparse: bool = False,
 ) -> None:
-    """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table and a config.
+    """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table
+    and a config.
 
-    A directory that exists is an error of the system's. Streams, so that the model can be larger than the memory. `sparse` leaves
-    holes instead of the numbers, so that it can be larger than the disk.
+    A directory that exists is an error of the system's. Streams, so that the model can be larger
+    than the memory. `sparse` leaves holes instead of the numbers, so that it can be larger than the
+    disk.
     """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     sizes = AxisSizes()
     sizes.learn_config(table, config, "config.json")
-    none = {axis: expression.evaluate(config, "config.json") or 0 for axis, expression in table.axes.items() if expression.may_be_none}
+    none = {
+        axis: expression.evaluate(config, "config.json") or 0
+        for axis, expression in table.axes.items()
+        if expression.may_be_none
+    }
     counts = {**sizes.lengths, **none}
     stored = BY_NAME[dtype]
     specs, copies = _specs(table, table.layout(layout), config, counts, stored)
-    shards = {name: safetensors.library_order(tensors) for name, tensors in huggingface.cut_into_shards(specs, shard_bytes).items()}
+    shards = {
+        name: safetensors.library_order(tensors)
+        for name, tensors in huggingface.cut_into_shards(specs, shard_bytes).items()
+    }
     if len(shards) > 1:
         (directory / huggingface.INDEX).write_bytes(huggingface.index_json(shards))
     cast = cast_function(BY_NAME["float32"], stored) if dtype != "float32" else None
@@ -59,7 +69,9 @@ def write_model(
                 file.truncate(laid_out.size)
                 continue
             for tensor in tensors:
-                random = np.random.default_rng((seed, zlib.crc32(copies.get(tensor.name, tensor.name).encode())))
+                random = np.random.default_rng(
+                    (seed, zlib.crc32(copies.get(tensor.name, tensor.name).encode()))
+                )
                 left = tensor.nbytes // stored.itemsize
                 while left:
                     count = min(left, _PIECE)
@@ -74,20 +86,33 @@ def write_model(
 
 
 def _specs(
-    table: Table, layout: Layout, config: Mapping[str, Any], counts: Mapping[str, int], stored: DType
+    table: Table,
+    layout: Layout,
+    config: Mapping[str, Any],
+    counts: Mapping[str, int],
+    stored: DType,
 ) -> tuple[list[TensorSpec], dict[str, str]]:
     """The tensors of a model, and the name of each copy among them → that of its original."""
     specs: list[TensorSpec] = []
     for pattern in layout.patterns:
-        conditions = [table.optional[tensor] for tensor in pattern.tensors if tensor in table.optional]
-        if any(condition.holds(config) for condition in conditions) or 0 in [counts.get(axis, 1) for axis in pattern.name_axes]:
+        conditions = [
+            table.optional[tensor] for tensor in pattern.tensors if tensor in table.optional
+        ]
+        if any(condition.holds(config) for condition in conditions) or 0 in [
+            counts.get(axis, 1) for axis in pattern.name_axes
+        ]:
             continue
         shape = pattern.shape(lambda _, axis: counts[axis])
         specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
     copies: dict[str, str] = {}
     for pattern in layout.copies:
-        original = next((spec for spec in specs if spec.name == layout.holding(pattern.tensors[0]).template), None)
+        original = next(
+            (spec for spec in specs if spec.name == layout.holding(pattern.tensors[0]).template),
+            None,
+        )
         if original is not None:
             copies |= {name: original.name for _, name in name_pieces(pattern, counts)}
-            specs += [TensorSpec(name, stored, original.shape) for _, name in name_pieces(pattern, counts)]
+            specs += [
+                TensorSpec(name, stored, original.shape) for _, name in name_pieces(pattern, counts)
+            ]
     return specs, copies

@@ -1,4 +1,5 @@
-"""Mapping tables for people: which there are, what a layout holds and how it is spread, and whether a table is right."""
+"""Mapping tables for people: which there are, what a layout holds and how it is spread, and whether
+a table is right."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from ckptforge.tables.table_file import schema
 
 @dataclass(frozen=True)
 class Summary:
-    """A shipped table: its `layouts` by family, and the model_types of config.json that it is for."""
+    """A shipped table: its `layouts` by family, and the model_types of config.json that it is
+    for."""
 
     name: str
     model_types: list[str]
@@ -31,7 +33,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """How a layout stores one kind of tensor: `holds` logical tensors, `operation` is what makes it of those of `against`."""
+    """How a layout stores one kind of tensor: `holds` logical tensors, `operation` is what makes it
+    of those of `against`."""
 
     name: str
     axes: str
@@ -54,7 +57,8 @@ class Description:
 
 @dataclass(frozen=True)
 class Count:
-    """What a model of a config.json has in one layout: numbers of stored tensors and of parameters."""
+    """What a model of a config.json has in one layout: numbers of stored tensors and of
+    parameters."""
 
     layout: str
     tensors: int
@@ -81,7 +85,9 @@ def list_tables() -> list[Summary]:
             table.name,
             list(table.model_types),
             {
-                family: [layout.name for layout in table.layouts.values() if layout.family == family]
+                family: [
+                    layout.name for layout in table.layouts.values() if layout.family == family
+                ]
                 for family in ("huggingface", "mindspore")
             },
             len(table.tensors),
@@ -91,35 +97,60 @@ def list_tables() -> list[Summary]:
 
 
 def find_table(name: str | Path) -> Table:
-    """A shipped table by its name, else one in a file. Raises `UsageError` for neither, and what loading raises."""
+    """A shipped table by its name, else one in a file. Raises `UsageError` for neither, and what
+    loading raises."""
     by_name = {table.name: table for table in shipped_tables()}
     if str(name) in by_name:
         return by_name[str(name)]
     if Path(name).suffix == ".toml":
         return load_table(Path(name))
-    raise UsageError(f"{name}: is neither a shipped table ({', '.join(by_name)}) nor a .toml file.{nearest(str(name), by_name)}")
+    raise UsageError(
+        f"{name}: is neither a shipped table ({', '.join(by_name)}) nor a .toml "
+        f"file.{nearest(str(name), by_name)}"
+    )
 
 
 def describe(name: str | Path, layout: str | None = None) -> Description:
-    """One layout of a table, by default the first MindSpore one: names, axes, operations from the first layout, sharding."""
+    """One layout of a table, by default the first MindSpore one: names, axes, operations from the
+    first layout, sharding."""
     table = find_table(name)
     first = next(iter(table.layouts.values()))
     chosen = first if layout is None else table.layout(layout)
     if layout is None and any(found.family == "mindspore" for found in table.layouts.values()):
         chosen = table.first_layout("mindspore")
     rows = [
-        Row(pattern.template, pattern.axes_text, list(pattern.tensors), _operation(pattern, first), _cut(pattern, chosen))
+        Row(
+            pattern.template,
+            pattern.axes_text,
+            list(pattern.tensors),
+            _operation(pattern, first),
+            _cut(pattern, chosen),
+        )
         for pattern in chosen.patterns
     ]
     rows += [
-        Row(copy.template, copy.axes_text, list(copy.tensors), f"a copy of {chosen.holding(copy.tensors[0]).template}", "")
+        Row(
+            copy.template,
+            copy.axes_text,
+            list(copy.tensors),
+            f"a copy of {chosen.holding(copy.tensors[0]).template}",
+            "",
+        )
         for copy in chosen.copies
     ]
-    return Description(table.name, chosen.name, chosen.family, first.name, {axis: e.text for axis, e in table.axes.items()}, rows)
+    return Description(
+        table.name,
+        chosen.name,
+        chosen.family,
+        first.name,
+        {axis: e.text for axis, e in table.axes.items()},
+        rows,
+    )
 
 
 def check_table(path: str | Path, config: str | Path | None = None) -> Checked:
-    """Loads a table, which checks every rule, and counts what a model of a config.json has in each of its layouts.
+    """Loads a table, which checks every rule, and counts what a model of a config.json has in each
+    of its layouts.
 
     Raises `TableError` with the row and the reason, `ConfigError` where the config says too little.
     """
@@ -132,17 +163,27 @@ def check_table(path: str | Path, config: str | Path | None = None) -> Checked:
 
 
 def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
-    """Stored tensors and parameters of a model in a layout. Raises `ConfigError` where the config doesn't give a length."""
+    """Stored tensors and parameters of a model in a layout. Raises `ConfigError` where the config
+    doesn't give a length."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)
     lengths = sizes.lengths | {
-        axis: expression.evaluate(config, where) or 0 for axis, expression in table.axes.items() if expression.may_be_none
+        axis: expression.evaluate(config, where) or 0
+        for axis, expression in table.axes.items()
+        if expression.may_be_none
     }
     if unknown := [axis for axis in table.axes if axis not in lengths]:
-        raise UsageError(f"{where}: doesn't give the length of axis {unknown[0]} ({table.axes[unknown[0]].text}).")
+        raise UsageError(
+            f"{where}: doesn't give the length of axis {unknown[0]} "
+            f"({table.axes[unknown[0]].text})."
+        )
     tensors = parameters = 0
     for pattern in layout.patterns:
-        if any(table.optional[tensor].holds(config) for tensor in pattern.tensors if tensor in table.optional):
+        if any(
+            table.optional[tensor].holds(config)
+            for tensor in pattern.tensors
+            if tensor in table.optional
+        ):
             continue
         number = sum(1 for _ in name_pieces(pattern, lengths))
         tensors += number
@@ -165,9 +206,15 @@ def _operation(pattern: Pattern, first: Layout) -> str:
         split = [axis for axis in pattern.name_axes if axis in origin.factors(tensor)]
         before = [axis for axis in origin.factors(tensor) if axis not in split]
         after = [axis for axis in pattern.factors(tensor) if axis not in moved]
-        steps += [f"stack {' '.join(moved)}"] * bool(moved) + [f"unstack {' '.join(split)}"] * bool(split)
+        steps += [f"stack {' '.join(moved)}"] * bool(moved) + [f"unstack {' '.join(split)}"] * bool(
+            split
+        )
         steps += ["transpose"] * (before != after)
-    if len(pattern.tensors) > 1 and not (len(origins) == 1 and origins[0].tensors == pattern.tensors and origins[0].axes == pattern.axes):
+    if len(pattern.tensors) > 1 and not (
+        len(origins) == 1
+        and origins[0].tensors == pattern.tensors
+        and origins[0].axes == pattern.axes
+    ):
         steps.append("concatenate")
     if len(pattern.tensors) == 1 and len(origins[0].tensors) > 1:
         steps.append("split")
@@ -181,5 +228,8 @@ def _cut(pattern: Pattern, layout: Layout) -> str:
         return ""
     cuts = stored_cuts(pattern, layout.sharding)
     row = layout.sharding.get(pattern.tensors[0], Sharding())
-    parts = [f"axis {i} by {cut.dimension}{' where it divides' if cut.optional else ''}" for i, cut in sorted(cuts.items())]
+    parts = [
+        f"axis {i} by {cut.dimension}{' where it divides' if cut.optional else ''}"
+        for i, cut in sorted(cuts.items())
+    ]
     return ", ".join(parts or ["whole"]) + (f", whole if {row.whole_if}" if row.whole_if else "")

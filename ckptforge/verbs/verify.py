@@ -1,4 +1,5 @@
-"""verify: the same tokens through transformers' layers and through MindSpore, layer by layer and end to end."""
+"""verify: the same tokens through transformers' layers and through MindSpore, layer by layer and
+end to end."""
 
 from __future__ import annotations
 
@@ -59,7 +60,10 @@ class Verification:
 
     def __repr__(self) -> str:
         found = "passed" if self.passed else "failed"
-        return f"<Verification of {brief(self.ms)} by {brief(self.hf_dir)}: {found}, {counted(len(self.layers), 'layer')}>"
+        return (
+            f"<Verification of {brief(self.ms)} by {brief(self.hf_dir)}: {found}, "
+            f"{counted(len(self.layers), 'layer')}>"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.passed, "verb": "verify", **asdict(self)}
@@ -81,7 +85,8 @@ def verify(
     generate: int = 0,
     say: Say | None = None,
 ) -> Verification:
-    """Runs the same tokens through transformers and through MindSpore, and compares. Returns a `Verification`.
+    """Runs the same tokens through transformers and through MindSpore, and compares. Returns a
+    `Verification`.
 
     Needs torch, transformers and mindspore. The `Verification` is true where it passed.
 
@@ -90,14 +95,15 @@ def verify(
         layout: the layout of `ms`; by default detected from names and shapes.
         device: where MindSpore computes: "cpu", "ascend" or "ascend:N".
         compute: the precision on both sides: "fp32", "fp16" or "bf16".
-        layers: numbers of layers, in order: check only these, each with the output of the one checked before it.
+        layers: numbers of layers, in order: check only these, each with the output of the one
+            checked before it.
         tokens: how many random tokens, or their ids; by default 256 for small models, else 32.
         text: tokens from a text instead, by the tokenizer in `hf_dir`.
         generate: continue greedily by so many tokens on both sides.
         say: called with a line of text for each layer.
 
-    Raises `UsageError` for layers and tokens that the model doesn't have, `VerifyError` for missing packages, a device that
-    isn't there and models of different sizes, and the errors of opening.
+    Raises `UsageError` for layers and tokens that the model doesn't have, `VerifyError` for missing
+    packages, a device that isn't there and models of different sizes, and the errors of opening.
     """
     precision = precision_of(compute)
     mindspore = import_mindspore()
@@ -105,14 +111,37 @@ def verify(
     hub = open_source(Path(hf_dir), Choices(family="huggingface", layout_option="layout"))
     checkpoint = _open_mindspore(Path(ms), Path(hf_dir), strategy_dir, parallel_config, layout)
     with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
-        network, torch_side, mindspore_side = _sides(mindspore, chosen_device, precision, reference, weights)
+        network, torch_side, mindspore_side = _sides(
+            mindspore, chosen_device, precision, reference, weights
+        )
         ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
         wanted = _wanted(network, layers)
-        checks, end = _run(torch_side, mindspore_side, precision, ids, wanted, len(wanted) == network.layers, say or (lambda _: None))
-        generated = [continued(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)] if generate else []
-    notes = [] if end else ["a sample of layers: each gets the output of the one checked before it, and the logits aren't compared."]
+        checks, end = _run(
+            torch_side,
+            mindspore_side,
+            precision,
+            ids,
+            wanted,
+            len(wanted) == network.layers,
+            say or (lambda _: None),
+        )
+        generated = (
+            [continued(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)]
+            if generate
+            else []
+        )
+    notes = (
+        []
+        if end
+        else [
+            "a sample of layers: each gets the output of the one checked before "
+            "it, and the logits aren't compared."
+        ]
+    )
     if chosen_device == "Ascend":
-        notes.append("experts were computed by GroupedMatmul, which no test of ours has run on a device.")
+        notes.append(
+            "experts were computed by GroupedMatmul, which no test of ours has run on a device."
+        )
     return Verification(
         hf_dir=str(hf_dir),
         ms=str(ms),
@@ -123,7 +152,8 @@ def verify(
         layers=checks,
         end=end,
         unreached=[
-            f"layer {check.layer}: {', '.join(str(e) for e, count in enumerate(check.reached) if not count)}"
+            f"layer {check.layer}: "
+            f"{', '.join(str(e) for e, count in enumerate(check.reached) if not count)}"
             for check in checks
             if 0 in check.reached
         ],
@@ -135,9 +165,18 @@ def verify(
 def _sides(
     mindspore: Any, device: str, precision: Precision, reference: Weights, weights: Weights
 ) -> tuple[Network, TorchForward, MindSporeForward]:
-    """(the reference's sizes, the reference, MindSpore with the constants of the checkpoint's own config)."""
-    network, own = (network_of(side, side.source.config, f"the config of {side.source.checkpoint.path}") for side in (reference, weights))
-    if (own.layers, own.experts, own.vocab, weights.size("H")) != (network.layers, network.experts, network.vocab, reference.size("H")):
+    """(the reference's sizes, the reference, MindSpore with the constants of the checkpoint's own
+    config)."""
+    network, own = (
+        network_of(side, side.source.config, f"the config of {side.source.checkpoint.path}")
+        for side in (reference, weights)
+    )
+    if (own.layers, own.experts, own.vocab, weights.size("H")) != (
+        network.layers,
+        network.experts,
+        network.vocab,
+        reference.size("H"),
+    ):
         paths = " and ".join(str(side.source.checkpoint.path) for side in (reference, weights))
         raise VerifyError(f"{paths} are models of different sizes: {network} and {own}.")
     make = MindSporeForward if device == "CPU" else MindSporeForward.on_ascend
@@ -149,9 +188,13 @@ def _wanted(network: Network, layers: Sequence[int] | None) -> list[int]:
     if layers is None:
         return list(range(network.layers))
     if bad := [i for i in layers if not 0 <= i < network.layers]:
-        raise UsageError(f"{option('layers', bad[0])}: the model has layers 0 to {network.layers - 1}.")
+        raise UsageError(
+            f"{option('layers', bad[0])}: the model has layers 0 to {network.layers - 1}."
+        )
     if list(layers) != sorted(set(layers)) or not layers:
-        raise UsageError(f"{option('layers', ','.join(map(str, layers)))}: expected different layers in order.")
+        raise UsageError(
+            f"{option('layers', ','.join(map(str, layers)))}: expected different layers in order."
+        )
     return list(layers)
 
 
@@ -170,18 +213,31 @@ def _run(
     for i in wanted:
         expected, logits, experts = torch_side.layer(i, given)
         got, other_logits, other_experts = mindspore_side.layer(i, given, experts)
-        checks.append(layer_check(i, precision.layer_gate, expected, got, logits, other_logits, experts, other_experts))
+        checks.append(
+            layer_check(
+                i, precision.layer_gate, expected, got, logits, other_logits, experts, other_experts
+            )
+        )
         say(f"layer {i}: worst token {checks[-1].worst:.2e}")
         _log.info("layer %d: worst token %.2e", i, checks[-1].worst)
         if whole:
             running, _, _ = mindspore_side.layer(i, running, experts)
             routes.append(experts)
         given = expected
-    return checks, end_check(torch_side, mindspore_side, precision, ids, routes, given, running) if whole else None
+    return checks, end_check(
+        torch_side, mindspore_side, precision, ids, routes, given, running
+    ) if whole else None
 
 
-def _open_mindspore(ms: Path, hf_dir: Path, strategy_dir: PathLike | None, parallel_config: PathLike | None, layout: str | None) -> Source:
-    """With the config that goes with it, of which its manifest tells; the reference's where it has none."""
+def _open_mindspore(
+    ms: Path,
+    hf_dir: Path,
+    strategy_dir: PathLike | None,
+    parallel_config: PathLike | None,
+    layout: str | None,
+) -> Source:
+    """With the config that goes with it, of which its manifest tells; the reference's where it has
+    none."""
     choices = Choices(
         layout=layout,
         strategy=None if strategy_dir is None else Path(strategy_dir),
@@ -193,19 +249,28 @@ def _open_mindspore(ms: Path, hf_dir: Path, strategy_dir: PathLike | None, paral
     return source if source.config else open_source(ms, replace(choices, config=hf_dir))
 
 
-def _tokens(network: Network, hidden: int, tokens: int | Sequence[int] | None, text: str | None, hf_dir: Path) -> NDArray[np.int64]:
+def _tokens(
+    network: Network,
+    hidden: int,
+    tokens: int | Sequence[int] | None,
+    text: str | None,
+    hf_dir: Path,
+) -> NDArray[np.int64]:
     """(1, length) token ids."""
     limit = network.positions
     if text is not None:
         if tokens is not None:
-            raise UsageError(f"{option('tokens')} and {option('text')} both say what to run; give one.")
+            raise UsageError(
+                f"{option('tokens')} and {option('text')} both say what to run; give one."
+            )
         try:
             from transformers import AutoTokenizer
 
             found = AutoTokenizer.from_pretrained(str(hf_dir))(text)["input_ids"]
         except (OSError, ValueError, ImportError) as error:
             raise UsageError(
-                f"{option('text')} needs a tokenizer in {hf_dir}, which can't be loaded: {' '.join(str(error).split())[:200]}"
+                f"{option('text')} needs a tokenizer in {hf_dir}, which can't be loaded: "
+                f"{' '.join(str(error).split())[:200]}"
             ) from error
         ids = np.array([found], np.int64)
     elif tokens is None or isinstance(tokens, int):
@@ -218,5 +283,8 @@ def _tokens(network: Network, hidden: int, tokens: int | Sequence[int] | None, t
     if ids.size == 0 or ids.min() < 0 or ids.max() >= network.vocab:
         raise UsageError(f"token ids must be from 0 to {network.vocab - 1}.")
     if ids.shape[1] > limit:
-        raise UsageError(f"{counted(ids.shape[1], 'token', 'are')} more than the {counted(limit, 'position')} of the model.")
+        raise UsageError(
+            f"{counted(ids.shape[1], 'token', 'are')} more than the "
+            f"{counted(limit, 'position')} of the model."
+        )
     return ids
