@@ -16,7 +16,6 @@ from ckptforge.errors import (
 )
 from ckptforge.publish import refusals as checks
 from ckptforge.publish import replace as placing
-from ckptforge.run import write as moves
 from ckptforge.targets.huggingface import parse_size
 from tests.helpers import HUB, contents, tiny_config, write_hub
 
@@ -242,7 +241,7 @@ def test_without_copy_file_range_the_bytes_go_through_a_buffer(tmp_path, monkeyp
         calls.append(args)
         raise OSError(errno.EXDEV, "cross-device")
 
-    monkeypatch.setattr(moves.os, "copy_file_range", unsupported)
+    monkeypatch.setattr(os, "copy_file_range", unsupported)
     ckptforge.convert(HUB, tmp_path / "b", to="hub")
     names = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))
     assert calls and all(

@@ -4,7 +4,6 @@ where their bytes lie."""
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +15,8 @@ import msgspec
 from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import FormatError, ReadError, shown
-from ckptforge.storage.local import open_file, read_exactly
+from ckptforge.storage.files import open_file, read_exactly
+from ckptforge.storage.store import Reader
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
@@ -185,7 +185,7 @@ class FileIndex(msgspec.Struct, frozen=True):
         if self.checksum is None:
             return
         crc = 0
-        fd = open_file(self.path)
+        reader = open_file(self.path)
         try:
             for part in self.checksum.parts:
                 if isinstance(part, bytes):
@@ -196,10 +196,10 @@ class FileIndex(msgspec.Struct, frozen=True):
                     if stopped():
                         return
                     piece = buffer[: min(len(buffer), offset + length - at)]
-                    read_exactly(fd, at, piece, self.path)
+                    read_exactly(reader, at, piece, self.path)
                     crc = zlib.crc32(piece, crc)
         finally:
-            os.close(fd)
+            reader.close()
         if crc != self.checksum.expected:
             raise FormatError(
                 f"{self.path}: the stored crc32 is {self.checksum.expected}, the "
@@ -237,22 +237,24 @@ def bytes_needed(dtype: DType, shape: tuple[int, ...], path: Path, name: str) ->
     return math.prod(shape) * dtype.itemsize
 
 
-def read_range(entry: TensorEntry, start: int, into: memoryview, fd: int | None = None) -> None:
-    """Fills `into` with the bytes of a tensor from its byte `start`; `fd` is the open file, if it
-    is open already."""
-    opened = open_file(entry.path) if fd is None else fd
+def read_range(
+    entry: TensorEntry, start: int, into: memoryview, reader: Reader | None = None
+) -> None:
+    """Fills `into` with the bytes of a tensor from its byte `start`; `reader` is the open file, if
+    it is open already."""
+    opened = open_file(entry.path) if reader is None else reader
     try:
         at = 0
         for offset, length in entry.file_ranges(start, len(into)):
             read_exactly(opened, offset, into[at : at + length], entry.path)
             at += length
     finally:
-        if fd is None:
-            os.close(opened)
+        if reader is None:
+            opened.close()
 
 
 def read_spans(
-    entry: TensorEntry, starts: Iterable[int], length: int, into: memoryview, fd: int
+    entry: TensorEntry, starts: Iterable[int], length: int, into: memoryview, reader: Reader
 ) -> None:
     """Fills `into` with spans of `length` bytes of a tensor, one after the other, from each of its
     bytes `starts`."""
@@ -261,11 +263,11 @@ def read_spans(
     for start in starts:
         piece = into[at : at + length]
         try:
-            whole = base is not None and os.preadv(fd, (piece,), base + start) == length
+            whole = base is not None and reader.read_into(base + start, piece) == length
         except OSError:
             whole = False
         if not whole:
-            read_range(entry, start, piece, fd)
+            read_range(entry, start, piece, reader)
         at += length
 
 
@@ -294,17 +296,17 @@ def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
         inner -= 1
     run = math.prod(shape[inner:]) * itemsize
     base = sum(lo * stride for (lo, _), stride in zip(box, strides, strict=True))
-    fd = open_file(entry.path)
+    reader = open_file(entry.path)
     try:
         done = 0
         for index in product(*(range(n) for n in shape[:inner])):
             start = (
                 base + sum(i * stride for i, stride in zip(index, strides[:inner], strict=True))
             ) * itemsize
-            read_range(entry, start, target[done : done + run], fd)
+            read_range(entry, start, target[done : done + run], reader)
             done += run
     finally:
-        os.close(fd)
+        reader.close()
 
 
 def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:

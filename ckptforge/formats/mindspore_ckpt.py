@@ -9,7 +9,6 @@ into consecutive values of one tag. An optional tail of 17 bytes holds the crc32
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,8 @@ from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
 from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import option
-from ckptforge.storage.local import open_file, read_exactly
+from ckptforge.storage.files import open_file, read_exactly
+from ckptforge.storage.store import Reader
 
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
 _NOTES = 10
@@ -59,14 +59,14 @@ class _Cursor:
 
     _WINDOW = 4096
 
-    def __init__(self, fd: int, path: Path, size: int) -> None:
-        self.fd, self.path, self.size = fd, path, size
+    def __init__(self, reader: Reader, path: Path, size: int) -> None:
+        self.reader, self.path, self.size = reader, path, size
         self._start, self._window = 0, b""
 
     def bytes(self, offset: int, length: int) -> bytes:
         if length > len(self._window) - (offset - self._start) or offset < self._start:
             buffer = bytearray(min(max(length, self._WINDOW), self.size - offset))
-            read_exactly(self.fd, offset, memoryview(buffer), self.path)
+            read_exactly(self.reader, offset, memoryview(buffer), self.path)
             self._start, self._window = offset, bytes(buffer)
         return self._window[offset - self._start : offset - self._start + length]
 
@@ -123,12 +123,12 @@ def read_index(path: Path) -> FileIndex:
     encrypted files, map parameters, unknown dtypes, truncation, and contents whose bytes don't
     match their dims; `InputNotFoundError` if the file can't be opened.
     """
-    fd = open_file(path)
+    reader = open_file(path)
     try:
-        size, mtime_ns = (state := os.fstat(fd)).st_size, state.st_mtime_ns
+        size, mtime_ns = (identity := reader.identity()).size, identity.mtime_ns
         if size == 0:
             raise FormatError(f"{path}: the file is empty (0 bytes).")
-        cursor = _Cursor(fd, path, size)
+        cursor = _Cursor(reader, path, size)
         algorithm = _ENCRYPTED.get(cursor.bytes(0, min(4, size)))
         if algorithm:
             raise FormatError(
@@ -148,7 +148,7 @@ def read_index(path: Path) -> FileIndex:
                 twice[tag] = None
             tensors[tag] = _tensor(path, tag, chunks)
     finally:
-        os.close(fd)
+        reader.close()
     notes = [
         f"{path}: {shown(tag)} is stored twice; as in MindSpore, the later one counts."
         for tag in [*twice][:_NOTES]

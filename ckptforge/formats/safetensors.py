@@ -9,7 +9,6 @@ metadata, `Int4` notes and an optional `crc_num`.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from ckptforge.formats.entry import (
 from ckptforge.formats.layout import FileLayout, TensorSpec
 from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import flag
-from ckptforge.storage.local import open_file, read_exactly
+from ckptforge.storage.files import open_file, read_exactly
 
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
@@ -64,16 +63,16 @@ def read_index(path: Path) -> FileIndex:
     Raises `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file
     can't be opened.
     """
-    fd = open_file(path)
+    reader = open_file(path)
     try:
-        size, mtime_ns = (state := os.fstat(fd)).st_size, state.st_mtime_ns
+        size, mtime_ns = (identity := reader.identity()).size, identity.mtime_ns
         if size < 8:
             raise FormatError(
                 f"{path}: {size} bytes are too few for a safetensors file, which "
                 "begins with 8 bytes of length."
             )
         prefix = bytearray(8)
-        read_exactly(fd, 0, memoryview(prefix), path)
+        read_exactly(reader, 0, memoryview(prefix), path)
         length = int.from_bytes(prefix, "little")
         if length > size - 8:
             raise FormatError(
@@ -85,9 +84,9 @@ def read_index(path: Path) -> FileIndex:
                 f"{path}: a header of {length} bytes is over the format's limit of {MAX_HEADER}."
             )
         raw = bytearray(length)
-        read_exactly(fd, 8, memoryview(raw), path)
+        read_exactly(reader, 8, memoryview(raw), path)
     finally:
-        os.close(fd)
+        reader.close()
     metadata, specs = _Header(path, raw).read()
     entries = [_entry(path, name, spec, metadata, 8 + length, size) for name, spec in specs.items()]
     entries.sort(key=lambda entry: (entry.extents[0].offset, entry.extents[0].length))

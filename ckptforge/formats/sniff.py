@@ -8,7 +8,6 @@ docs/spec.md), ZIP local headers, pickle opcodes, GGUF, NumPy, HDF5, ONNX and Mi
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -19,7 +18,7 @@ import msgspec
 from ckptforge.errors import CkptforgeError, FormatError, ReadError, shown
 from ckptforge.formats.entry import FileIndex
 from ckptforge.spelling import option
-from ckptforge.storage.local import open_file
+from ckptforge.storage.files import open_file
 
 STRATEGY_FILE = "a MindSpore strategy file, not a checkpoint"
 _HEAD = 4096
@@ -77,14 +76,14 @@ class Found(msgspec.Struct, frozen=True):
 def identify(path: Path) -> Found | None:
     """What a regular file is, by its first bytes; None for what isn't recognised. Raises
     `InputNotFoundError` if it can't be opened."""
-    fd = open_file(path)
+    reader = open_file(path)
     try:
-        size = os.fstat(fd).st_size
-        head = os.pread(fd, _HEAD, 0)
+        size, buffer = reader.identity().size, bytearray(_HEAD)
+        head = bytes(buffer[: reader.read_into(0, memoryview(buffer))])
     except OSError:
         return None
     finally:
-        os.close(fd)
+        reader.close()
     if not head:
         return Found(
             "empty (0 bytes)", f"{_AGAIN}, or write it again: a download or a save was interrupted"

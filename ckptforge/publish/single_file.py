@@ -9,15 +9,17 @@ from pathlib import Path
 
 from ckptforge.checkpoints.unfinished import SUFFIX
 from ckptforge.errors import OutputError
-from ckptforge.run.write import write_exactly
+from ckptforge.storage.files import write_exactly
+from ckptforge.storage.local import LocalWriter
+from ckptforge.storage.store import Writer
 
 _TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DOTALL)
 
 
-def sync(fd: int, path: Path) -> None:
+def sync(writer: Writer, path: Path) -> None:
     """Brings a file to the disk. Raises `OutputError`."""
     try:
-        os.fsync(fd)
+        writer.sync()
     except OSError as error:
         raise OutputError(
             f"{path}: can't be synced to disk: {error.strerror}; no output was created."
@@ -27,11 +29,12 @@ def sync(fd: int, path: Path) -> None:
 def write_small(path: Path, content: bytes) -> None:
     """Writes a small file and brings it to the disk. Raises `OutputError` and `OSError`."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    writer = LocalWriter(fd)
     try:
-        write_exactly(fd, 0, content, path)
-        sync(fd, path)
+        write_exactly(writer, 0, content, path)
+        sync(writer, path)
     finally:
-        os.close(fd)
+        writer.close()
 
 
 def temporary_path(path: Path) -> Path:

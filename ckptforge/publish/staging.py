@@ -42,8 +42,9 @@ from ckptforge.publish.replace import (
     sync_directory,
 )
 from ckptforge.publish.single_file import sync, write_small
-from ckptforge.run.write import write_exactly
 from ckptforge.spelling import command, flag
+from ckptforge.storage.files import write_exactly
+from ckptforge.storage.local import LocalWriter
 
 
 def staging_path(output: Path) -> Path:
@@ -68,12 +69,12 @@ class Request(msgspec.Struct, frozen=True):
 
 @dataclass
 class Staging:
-    """Outputs in the making: an open descriptor for each final path, the small files to be written
+    """Outputs in the making: an open file for each final path, the small files to be written
     with them, and the journal. `begun`: what lies in the directory is this run's; before, it is
     another's and not to be touched."""
 
     directory: Path
-    descriptors: dict[Path, int] = field(default_factory=dict)
+    descriptors: dict[Path, LocalWriter] = field(default_factory=dict)
     small_files: dict[str, bytes] = field(default_factory=dict)
     journal: Journal | None = None
     begun: bool = False
@@ -85,12 +86,12 @@ class Staging:
     @property
     def held(self) -> int:
         """Bytes of disk that the files take up already."""
-        return sum(os.fstat(fd).st_blocks * 512 for fd in self.descriptors.values())
+        return sum(os.fstat(file.fd).st_blocks * 512 for file in self.descriptors.values())
 
     def sync(self) -> None:
         """Brings the files to the disk. Raises `OutputError`."""
-        for path, fd in self.descriptors.items():
-            sync(fd, path)
+        for path, writer in self.descriptors.items():
+            sync(writer, path)
 
 
 @contextmanager
@@ -178,9 +179,9 @@ def _give_up(staging: Staging, output: Path, kept: bool) -> None:
 def _close(staging: Staging) -> None:
     """Closes the files and the journal. Errors say nothing that syncing hasn't said."""
     while staging.descriptors:
-        _, fd = staging.descriptors.popitem()
+        _, writer = staging.descriptors.popitem()
         with suppress(OSError):
-            os.close(fd)
+            writer.close()
     if staging.journal is not None:
         with suppress(OSError):
             staging.journal.close()
@@ -191,8 +192,8 @@ def _is_placed(staging: Staging) -> bool:
     """Whether the files have their final names."""
     try:
         return bool(staging.descriptors) and all(
-            os.path.samestat(os.fstat(fd), os.stat(path))
-            for path, fd in staging.descriptors.items()
+            os.path.samestat(os.fstat(writer.fd), os.stat(path))
+            for path, writer in staging.descriptors.items()
         )
     except OSError:
         return False
@@ -357,10 +358,10 @@ def _open_files(staging: Staging, plan: Plan) -> None:
             # it may have got the mode of what it was to replace
             path.chmod(path.stat().st_mode | 0o600)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        staging.descriptors[file.path] = fd
+        staging.descriptors[file.path] = writer = LocalWriter(fd)
         os.ftruncate(fd, file.size)
         for offset, literal in file.literals:
-            write_exactly(fd, offset, literal, file.path)
+            write_exactly(writer, offset, literal, file.path)
 
 
 def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
@@ -387,11 +388,11 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
 def _refuse_replaced(staging: Staging, plan: Plan) -> None:
     """Raises `OutputError` where what lies under the names that are about to be placed isn't what
     was written."""
-    for path, fd in staging.descriptors.items():
+    for path, writer in staging.descriptors.items():
         name = staging.out / (
             path.relative_to(plan.output) if plan.is_directory else plan.output.name
         )
-        if not is_same(fd, name):
+        if not is_same(writer.fd, name):
             raise OutputError(
                 f"{name}: was removed or replaced while it was written; no output was created."
             )

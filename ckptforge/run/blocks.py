@@ -16,6 +16,7 @@ import xxhash
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.formats.entry import Extent, FileIndex, TensorEntry, read_range
+from ckptforge.storage.store import Reader
 
 BLOCK_BYTES = 8 * 1024 * 1024
 Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
@@ -31,12 +32,12 @@ class Block(msgspec.Struct, frozen=True):
     start: int
     length: int
 
-    def digest(self, fd: int, buffer: memoryview) -> bytes:
+    def digest(self, reader: Reader, buffer: memoryview) -> bytes:
         """Its digest, read by way of `buffer`. Raises the errors of reading."""
         state = xxhash.xxh3_128()
         for at in range(self.start, self.start + self.length, len(buffer)):
             part = buffer[: min(len(buffer), self.start + self.length - at)]
-            read_range(self.entry, at, part, fd)
+            read_range(self.entry, at, part, reader)
             state.update(part)
         return state.digest()
 

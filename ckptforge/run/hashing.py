@@ -9,15 +9,16 @@ from ckptforge.formats.entry import TensorEntry
 from ckptforge.run.blocks import Block, Hashes, blocks_of, hash_of
 from ckptforge.run.budget import Budget
 from ckptforge.run.worker import Descriptors, Progress, Worker, run_workers
+from ckptforge.storage.store import Writer
 
 
 def tensor_hashes(
     files: Mapping[Path, Iterable[TensorEntry]],
     budget: Budget,
     progress: Progress | None = None,
-    opened: Mapping[Path, int] | None = None,
+    opened: Mapping[Path, Writer] | None = None,
 ) -> Hashes:
-    """File → tensor name → hash; `opened` are descriptors of files that are open already. Raises
+    """File → tensor name → hash; `opened` are files that are open already. Raises
     the errors of reading."""
     entries = {file: list(held) for file, held in files.items()}
     total = sum(entry.nbytes for held in entries.values() for entry in held)

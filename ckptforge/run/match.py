@@ -21,6 +21,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.casts import STEP, numpy_dtype
 from ckptforge.run.tasks import Fill, fills
 from ckptforge.run.worker import Descriptors, Progress, Worker, run_workers
+from ckptforge.storage.store import Reader
 
 Array = NDArray[Any]
 Index = tuple[int, ...]
@@ -158,11 +159,11 @@ class _Comparer(Worker):
             total.add(piece)
 
 
-def read_tile(task: Fill, entry: TensorEntry, into: Array, fd: int) -> None:
+def read_tile(task: Fill, entry: TensorEntry, into: Array, reader: Reader) -> None:
     """Reads from a tensor what a tile covers of it."""
     itemsize, at = entry.dtype.itemsize, 0
     for first, count in task.tile.runs():
-        read_range(entry, first * itemsize, into[at : at + count * itemsize].data, fd)
+        read_range(entry, first * itemsize, into[at : at + count * itemsize].data, reader)
         at += count * itemsize
 
 

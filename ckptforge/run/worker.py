@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -32,8 +31,9 @@ from ckptforge.run.scales import Scales, scale_bytes
 from ckptforge.run.tasks import Check, Fill, Kept, Move, Schedule
 from ckptforge.run.tiles import Spans, inside, spans_of, strips
 from ckptforge.run.transpose import copy_strided
-from ckptforge.run.write import PIECE_BYTES, begin_writeback, move_bytes, write_exactly
-from ckptforge.storage.local import open_file
+from ckptforge.run.write import PIECE_BYTES, move_bytes
+from ckptforge.storage.files import open_file, write_exactly
+from ckptforge.storage.store import Reader, Writer
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -67,8 +67,8 @@ class Worker:
         if isinstance(task, Block):
             buffer = self.buffers.lend((PIECE_BYTES, task.entry.file_offset(task.start)))[0].data
             held = self.descriptors.targets.get(task.file)
-            fd = self.descriptors.source(task.entry.path) if held is None else held
-            self.digest = task.digest(fd, buffer)
+            reader = self.descriptors.source(task.entry.path) if held is None else held
+            self.digest = task.digest(reader, buffer)
             return 0
         if isinstance(task, Move):
             self.move(task)
@@ -95,13 +95,13 @@ class Worker:
             self.buffers,
             turn,
         )
-        begin_writeback(target, task.target_at, task.nbytes)
+        target.begin_sync(task.target_at, task.nbytes)
 
     def fill(self, task: Fill) -> None:
         target, tile = task.assembly.target, task.tile
         itemsize = target.dtype.itemsize
         (made,) = self.assemble(task)
-        fd = self.descriptors.target(target.path)
+        writer = self.descriptors.target(target.path)
         view = made.data
         at = 0
         with (
@@ -111,13 +111,13 @@ class Worker:
         ):
             for first, count in tile.runs():
                 for offset, length in target.file_ranges(first * itemsize, count * itemsize):
-                    write_exactly(fd, offset, view[at : at + length], target.path)
+                    write_exactly(writer, offset, view[at : at + length], target.path)
                     at += length
         if tile.c1 == tile.width:  # the last of its rows
             for offset, length in target.file_ranges(
                 tile.r0 * tile.width * itemsize, (tile.r1 - tile.r0) * tile.width * itemsize
             ):
-                begin_writeback(fd, offset, length)
+                writer.begin_sync(offset, length)
 
     def assemble(self, task: Fill, *more: tuple[int, int]) -> list[Array]:
         """The bytes of a tile put together, and buffers of `more` (size, file offset); all are the
@@ -159,10 +159,10 @@ class Worker:
             (cast * part.size * target.dtype.itemsize, 0),
             (source.computed * spans.elements * dtype.itemsize, 0),
         )
-        fd = self.descriptors.source(source.path)
+        reader = self.descriptors.source(source.path)
         with self.descriptors.many_calls if spans.count > _MANY_CALLS else nullcontext():
             starts = ((part.source + start) * itemsize for start in spans.starts())
-            read_spans(source, starts, spans.length * itemsize, read.data, fd)
+            read_spans(source, starts, spans.length * itemsize, read.data, reader)
         numbers = as_numbers(read, source.dtype)
         if source.computed:
             numbers = self.compute(
@@ -242,8 +242,8 @@ def as_numbers(raw: Array, dtype: DType) -> Array:
 class Descriptors:
     """Open files, shared by all workers, and whether these are to stop."""
 
-    targets: Mapping[Path, int]
-    sources: dict[Path, int] = field(default_factory=dict)
+    targets: Mapping[Path, Writer]
+    sources: dict[Path, Reader] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     # Held over loops of many short system calls: two threads in such loops spend their time handing
@@ -256,10 +256,10 @@ class Descriptors:
     def __post_init__(self) -> None:
         self.writing = {path: threading.Lock() for path in self.targets}
 
-    def target(self, path: Path) -> int:
+    def target(self, path: Path) -> Writer:
         return self.targets[path]
 
-    def source(self, path: Path) -> int:
+    def source(self, path: Path) -> Reader:
         found = self.sources.get(path)
         if found is None:
             with self.lock:
@@ -270,9 +270,9 @@ class Descriptors:
 
     def close(self) -> None:
         """Closes the sources; the targets are another's."""
-        for fd in self.sources.values():
+        for reader in self.sources.values():
             with suppress(OSError):
-                os.close(fd)
+                reader.close()
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -285,14 +285,14 @@ class Done(msgspec.Struct, frozen=True):
 
 def run(
     plan: Plan,
-    targets: Mapping[Path, int],
+    targets: Mapping[Path, Writer],
     budget: Budget,
     progress: Progress | None = None,
     hashing: bool = False,
     journal: Ledger | None = None,
     kept: Kept | None = None,
 ) -> Done:
-    """Writes all tensors of a plan into the open descriptors `targets`, except those `kept`, which
+    """Writes all tensors of a plan into the open files `targets`, except those `kept`, which
     are there already.
 
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error

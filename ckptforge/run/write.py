@@ -1,49 +1,16 @@
-"""Moving bytes between files: by the kernel where it can, else through a buffer; and writing whole
-buffers."""
+"""Moving bytes between files: by the kernel where it can, else through a buffer."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager
 
-from ckptforge.errors import OutputError
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.run.buffers import LINE, Buffers, copy_runs, slow_to_copy
-from ckptforge.storage.local import read_exactly
+from ckptforge.storage.files import read_exactly, write_exactly
+from ckptforge.storage.store import Reader, Writer
 
 PIECE_BYTES = 256 * 1024  # stays in a core's cache
-# Smaller pieces cost calls, each of which lets go of the interpreter. Larger ones make the system
-# look for large runs of free pages, which on virtual machines the host may first have to provide:
-# measured for 600 MB 0.20 s at 64 KiB, 0.18 s at 128 KiB, 0.17 to 1.1 s at 512 KiB and more.
-_WRITE_BYTES = 128 * 1024
-
-
-def write_exactly(fd: int, offset: int, data: memoryview | bytes, path: Path) -> None:
-    """Writes all of `data` at byte `offset`. Raises `OutputError` with the system's reason."""
-    view = memoryview(data).cast("B")
-    done = 0
-    while done < len(view):
-        try:
-            done += os.pwrite(fd, view[done : done + _WRITE_BYTES], offset + done)
-        except OSError as error:
-            raise OutputError(
-                f"{path}: writing at byte {offset + done} failed: {error.strerror}; "
-                "no output was created."
-            ) from error
-
-
-def begin_writeback(fd: int, offset: int, length: int) -> None:
-    """Asks the system to bring these bytes to the disk now, so that the sync at the end finds
-    little left to do.
-
-    For bytes not yet on the disk that is what POSIX_FADV_DONTNEED does on Linux (mm/fadvise.c);
-    elsewhere nothing is lost.
-    """
-    if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
-            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def paired_ranges(
@@ -66,10 +33,10 @@ def paired_ranges(
 
 def move_bytes(
     source: TensorEntry,
-    source_fd: int,
+    reader: Reader,
     source_at: int,
     target: TensorEntry,
-    target_fd: int,
+    writer: Writer,
     target_at: int,
     length: int,
     buffers: Buffers,
@@ -80,33 +47,33 @@ def move_bytes(
 
     Where the kernel would be slow, the bytes are shifted here.
     """
-    kernel = not slow_to_copy(source_at, target_at) and hasattr(os, "copy_file_range")
+    kernel = not slow_to_copy(source_at, target_at)
     shifting = slow_to_copy(source_at, target_at, LINE)
     while length > 0:
         count = 0
         if kernel:
             with turn:
-                count = _kernel_copy(source_fd, source_at, target_fd, target_at, length)
+                count = _kernel_copy(reader, source_at, writer, target_at, length)
             kernel = count > 0
         if not count:
             count = min(length, PIECE_BYTES - target_at % PIECE_BYTES)
             read, shifted = buffers.lend((count, source_at), (count, target_at))
-            read_exactly(source_fd, source_at, read.data, source.path)
+            read_exactly(reader, source_at, read.data, source.path)
             if shifting:
                 copy_runs(read, shifted)
             with turn:
                 write_exactly(
-                    target_fd, target_at, shifted.data if shifting else read.data, target.path
+                    writer, target_at, shifted.data if shifting else read.data, target.path
                 )
         source_at, target_at, length = source_at + count, target_at + count, length - count
 
 
 def _kernel_copy(
-    source_fd: int, source_at: int, target_fd: int, target_at: int, length: int
+    reader: Reader, source_at: int, writer: Writer, target_at: int, length: int
 ) -> int:
     """Bytes copied. 0 where the system or a file system doesn't do it, at the end of the source,
     and on errors: reading and writing then say what is wrong, and with which file."""
     try:
-        return os.copy_file_range(source_fd, target_fd, length, source_at, target_at)
+        return writer.copy_from(reader, source_at, target_at, length)
     except OSError:
         return 0

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
 from ckptforge.storage.address import refuse_address
-from ckptforge.storage.local import open_file
+from ckptforge.storage.files import open_file
 
 _PIECE = 1 << 20
+_AT_LEAST = 1 << 12
 _CONTROL = re.compile("[\x00-\x1f\x7f/\\\\]")
 
 
@@ -21,20 +22,20 @@ def read_small(path: Path, limit: int, too_large: type[CkptforgeError] = FormatE
 
     Raises `InputNotFoundError` if it can't be read or is something else, `too_large` if it goes on.
     """
-    pieces: list[bytes] = []
-    left = limit + 1
-    fd = open_file(path)
+    content = bytearray()
+    reader = open_file(path)
     try:
-        while left and (piece := os.read(fd, min(left, _PIECE))):
-            pieces.append(piece)
-            left -= len(piece)
+        expected = max(reader.identity().size, _AT_LEAST) + 1
+        piece = memoryview(bytearray(min(limit + 1, expected, _PIECE)))
+        while len(content) <= limit and (count := reader.read_into(len(content), piece)):
+            content += piece[:count]
     except OSError as error:
         raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
     finally:
-        os.close(fd)
-    if not left:
+        reader.close()
+    if len(content) > limit:
         raise too_large(f"{path}: over {limit} bytes, too large for what it should be.")
-    return b"".join(pieces)
+    return bytes(content)
 
 
 def is_there(path: Path) -> bool:

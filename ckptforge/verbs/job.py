@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -123,7 +122,9 @@ def run_job(job: Job, options: Running) -> Result:
             source.refuse_changed()
         if manifest is not None:
             staging.sync()
-            mtimes = {path: os.fstat(fd).st_mtime_ns for path, fd in staging.descriptors.items()}
+            mtimes = {
+                path: writer.identity().mtime_ns for path, writer in staging.descriptors.items()
+            }
             command = (
                 staging.journal.head.get("command") if staging.journal else options.get("command")
             )
