@@ -21,7 +21,7 @@ from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.entry import FileIndex
 from ckptforge.parallel.compute import compute_strategy
-from ckptforge.parallel.config import read_parallel_config
+from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.publish import journal as journals
 from ckptforge.quantisation.method import MODEL_OPT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 import pytest
 
 from ckptforge.cli.app import cli
+from ckptforge.parallel.config_schema import ParallelKeys
 
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"), key=lambda path: path.name)
 DROP_INS = ("convert-weight", "transform-ckpt")
@@ -38,6 +40,23 @@ def test_commands_on_the_pages_exist_and_are_spelled_with_dashes(page):
         if name in DROP_INS:  # MindFormers' own flags, as its guides spell them
             given = [option.replace("_", "-") for option in given]
         assert set(given) <= known, (page.name, words, set(given) - known)
+
+
+def test_the_keys_of_a_parallel_configuration_are_described_with_their_defaults():
+    text = next(page for page in PAGES if page.stem == "strategies").read_text()
+    rows = re.findall(r"^\| (`[a-z].*?) \|(.*?)\|.*\|$", text[text.index("| key |") :], re.M)
+    described = {}
+    for names, defaults in rows:
+        keys = re.findall(r"`(\w+)`", re.sub(r"\(.*\)", "", names))
+        values = [json.loads(value) if value else None for value in defaults.strip().split(", ")]
+        described.update(zip(keys, values * len(keys) if len(values) == 1 else values, strict=True))
+    assert described == {
+        key: field.default
+        for key, field in ParallelKeys.model_fields.items()
+        if key not in ("context_parallel", "parallel_mode", "shard")
+    }
+    for key in ("context_parallel", "shard"):
+        assert f"`{key}`" in text
 
 
 def test_the_processor_time_of_a_benchmark_is_not_its_memory():

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from importlib import metadata, resources
 from pathlib import Path
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
     "spelling",
+    "validation",
     "version",
     "dtypes",
     "boxes",
@@ -58,6 +60,7 @@ def test_the_light_install_is_light():
         "ml_dtypes",
         "numpy",
         "msgspec",
+        "pydantic",
         "pyyaml",
         "safetensors",
         "tomli",
@@ -89,6 +92,25 @@ def test_imports_go_one_way():
             ):
                 other = node.module.split(".")[1]
                 assert ORDER.index(other) <= ORDER.index(own), f"{path} imports {node.module}"
+
+
+def test_pydantic_is_imported_only_where_a_file_that_people_wrote_is_read():
+    """Importing it takes longer than inspecting most checkpoints."""
+    package = Path(ckptforge.__file__).parent
+    names = [
+        ".".join(("ckptforge", *path.relative_to(package).with_suffix("").parts))
+        for path in package.rglob("*.py")
+        if path.stem not in ("__init__", "__main__", "validation")
+        and not path.stem.endswith("_schema")
+    ]
+    code = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+sys.exit("pydantic" in sys.modules)
+"""
+    assert len(names) > 100
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_public_names_exist():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
-from ckptforge.parallel.config import read_parallel_config
+from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel
+from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.tables.table import parse_table, shipped_tables
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub
@@ -319,20 +320,11 @@ def test_a_mindformers_yaml(tmp_path):
     file = tmp_path / "finetune.yaml"
     file.write_text(MINDFORMERS_YAML)
     config = read_parallel_config(file)
-    assert (config.data, config.model, config.expert, config.pipeline, config.ranks) == (
-        8,
-        1,
-        8,
-        2,
-        16,
-    )
-    assert (
-        config.optimizer,
-        config.threshold,
-        config.flags["vocab_emb_dp"],
-        config.layers,
-        config.experts,
-    ) == (True, 64, True, 2, 8)
+    assert config.degrees == Degrees(data=8, model=1, expert=8, pipeline=2)
+    assert config.degrees.ranks == 16
+    assert config.optimizer == OptimizerParallel(enabled=True, threshold=64)
+    assert config.flags["vocab_emb_dp"]
+    assert config.counts == Counts(layers=2, experts=8)
     file.write_text(MINDFORMERS_YAML.replace("threshold: 64", "threshold: 0"))
     result = ckptforge.to_ms(HUB, tmp_path / "ranks", parallel_config=file, layout="dense")
     assert len(list((tmp_path / "ranks").glob("rank_*"))) == 16 and not result.notes
@@ -386,9 +378,14 @@ def test_mp8_gmm_and_back(tmp_path):
             {"model": {"model_config": {"num_attention_heads": 4}}, "parallel_config": {"mp": 2}},
             "num_heads is 4, but the model has 8",
         ),
-        ({"dp": 0}, "data_parallel is 0, expected a positive integer"),
-        ({"dp": True}, "data_parallel is True, expected a positive integer"),
-        ({"mp": "8"}, "model_parallel is '8', expected a positive integer"),
+        ({"dp": 0}, "dp is 0, expected a positive integer"),
+        ({"dp": True}, "dp is True, expected a positive integer"),
+        ({"mp": "8"}, "mp is '8', expected a positive integer"),
+        (
+            {"parallel_config": {"mp": 0, "dp": 1.5}, "parallel": {"parallel_mode": 1}},
+            r"2 places are wrong:\n  parallel_config.dp is 1.5, expected a positive integer.\n"
+            r"  parallel_config.mp is 0",
+        ),
         ({"vocab_emb_dp": 1}, "vocab_emb_dp is 1, expected true or false"),
         ({"cp": 2}, "context_parallel 2 isn't supported"),
         (
@@ -449,8 +446,25 @@ def test_mp8_gmm_and_back(tmp_path):
         ({"dp": 2, "shard": {"nope": {}}}, "no such tensor"),
         ({"dp": 2, "shard": {"wq": {"cut": "r:mp"}}}, "isn't the slowest"),
         ({"dp": 2, "shard": {"wq": {"cut": "g=mp"}}}, "isn't of the form"),
-        ({"dp": 2, "shard": {"wq": {"cuts": "g:mp"}}}, "shard.wq"),
-        ({"dp": 2, "shard": {"wq": {"whole_if": "x"}}}, "isn't a flag"),
+        (
+            {"dp": 2, "shard": {"wq": {"cuts": "g:mp"}}},
+            "shard.wq has the key 'cuts'; there are cut, whole_if, optimizer, dtype. "
+            "Did you mean 'cut'",
+        ),
+        (
+            {"dp": 2, "shard": {"wq": {"whole_if": "x"}}},
+            "shard.wq.whole_if is 'x', expected vocab_emb_dp or parallel_optimizer.$",
+        ),
+        (
+            {"dp": 2, "shard": {"wq": {"optimizer": "paralel_optimiser"}}},
+            "shard.wq.optimizer is .*, expected true, false, vocab_emb_dp or parallel_optimizer. "
+            "Did you mean 'parallel_optimizer'",
+        ),
+        (
+            {"dp": 2, "shard": {"wq": {"dtype": "bflaot16"}}},
+            "shard.wq.dtype is 'bflaot16', expected a dtype, .* Did you mean 'bfloat16'",
+        ),
+        ({"dp": 2, "shard": {"wq": 3}}, "shard.wq is 3, expected keys and values"),
     ],
 )
 def test_broken_rules_are_named(tmp_path, keys, message):
@@ -491,7 +505,7 @@ def test_what_mindformers_files_hold_beside_is_no_slip_of_the_pen(tmp_path):
         parallel_config={"data_parallel": 2, **inner},
         model={"model_config": model},
     )
-    assert read_parallel_config(file).ranks == 2
+    assert read_parallel_config(file).degrees.ranks == 2
 
 
 def test_heads_that_no_config_tells_must_fit_the_shapes(tmp_path):

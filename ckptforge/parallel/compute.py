@@ -22,7 +22,6 @@ from ckptforge.tables.sharding import (
     DIMENSIONS,
     Cut,
     Sharding,
-    ShardRow,
     parse_sharding,
     stored_cuts,
 )
@@ -80,12 +79,12 @@ def compute_strategy(
     )
     stage_of = _stages(config, table, sizes)
     cutter = cutter.sharing(table, found)
-    stages: list[Stage] = [{} for _ in range(config.pipeline)]
+    stages: list[Stage] = [{} for _ in range(config.degrees.pipeline)]
     for pattern, names in found.items():
         for index, name in names.items():
             stages[stage_of(pattern, index)][name] = cutter.layout_of(pattern, by_name[name])
     prefixes = dict.fromkeys(
-        ["adam_m.", "adam_v.", *(["accu_grads."] if config.pipeline > 1 else [])]
+        ["adam_m.", "adam_v.", *(["accu_grads."] if config.degrees.pipeline > 1 else [])]
     )
     prefixes.update(
         dict.fromkeys(prefix for tensor in tensors if (prefix := companion_prefix(tensor.name)))
@@ -145,16 +144,16 @@ def _rows(config: ParallelConfig, table: Table, layout: Layout) -> dict[str, Sha
             "give strategy files instead."
         )
     rows = dict(layout.sharding)
-    for tensor, content in config.shard.items():
+    for tensor, row in config.shard.items():
         if tensor not in table.tensors:
             raise ConfigError(
                 f"{config.path}: shard.{shown(tensor)}: the mapping {table.name} has no such "
                 f"tensor; it has {', '.join(table.tensors)}."
             )
         try:
-            rows[tensor] = parse_sharding(msgspec.convert(content, ShardRow), table.tensors[tensor])
-        except ValueError as error:  # msgspec's among them
-            raise ConfigError(f"{config.path}: shard.{tensor}: {str(error)[:300]}.") from error
+            rows[tensor] = parse_sharding(row, table.tensors[tensor])
+        except ValueError as error:
+            raise ConfigError(f"{config.path}: shard.{tensor}: {error}.") from error
     for pattern in layout.patterns if config.shard else ():
         try:
             stored_cuts(pattern, rows)
@@ -167,16 +166,16 @@ def _check_experts(
     config: ParallelConfig, layout: Layout, rows: Mapping[str, Sharding], sizes: AxisSizes
 ) -> None:
     expert_axes = {cut.axis for row in rows.values() for cut in row.cuts if cut.dimension == "ep"}
-    if not expert_axes and config.expert > 1:
+    if not expert_axes and config.degrees.expert > 1:
         raise ConfigError(
-            f"{config.path}: expert_parallel is {config.expert}, but no tensor of layout "
+            f"{config.path}: expert_parallel is {config.degrees.expert}, but no tensor of layout "
             f"{layout.name} is cut by it; it must be 1."
         )
     for axis in sorted(expert_axes):
         count = sizes.get(axis)
-        if count is not None and config.experts not in (None, count):
+        if count is not None and config.counts.experts not in (None, count):
             raise ConfigError(
-                f"{config.path}: expert_num is {config.experts}, but the model has "
+                f"{config.path}: expert_num is {config.counts.experts}, but the model has "
                 f"{counted(count, 'expert')}."
             )
 
@@ -184,18 +183,22 @@ def _check_experts(
 def _check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
     """Compares the numbers of heads that the file says with the model's, as far as they are
     known."""
-    if config.heads is not None and config.kv_heads is not None and config.heads % config.kv_heads:
+    if (
+        config.counts.heads is not None
+        and config.counts.kv_heads is not None
+        and config.counts.heads % config.counts.kv_heads
+    ):
         raise ConfigError(
-            f"{config.path}: num_heads {config.heads} isn't a multiple of n_kv_heads "
-            f"{config.kv_heads}."
+            f"{config.path}: num_heads {config.counts.heads} isn't a multiple of n_kv_heads "
+            f"{config.counts.kv_heads}."
         )
     axes = {expression.choices[0]: axis for axis, expression in table.axes.items()}
     lengths = {text: sizes.get(axis) for text, axis in axes.items()}
     kv_heads, groups = lengths.get(_KV_HEADS), lengths.get(f"{_HEADS} / {_KV_HEADS}")
     heads = lengths.get(_HEADS) or (kv_heads * groups if kv_heads and groups else None)
     for key, said, there in (
-        ("num_heads", config.heads, heads),
-        ("n_kv_heads", config.kv_heads, kv_heads),
+        ("num_heads", config.counts.heads, heads),
+        ("n_kv_heads", config.counts.kv_heads, kv_heads),
     ):
         if said is not None and there is not None and said != there:
             what = _HEADS if key == "num_heads" else _KV_HEADS
@@ -209,7 +212,7 @@ def learn_heads(sizes: AxisSizes, config: ParallelConfig, table: Table) -> bool:
     there were any."""
     said = {
         key: count
-        for key, count in ((_HEADS, config.heads), (_KV_HEADS, config.kv_heads))
+        for key, count in ((_HEADS, config.counts.heads), (_KV_HEADS, config.counts.kv_heads))
         if count is not None
     }
     if not said or (
@@ -249,7 +252,7 @@ def _stages(
     """(pattern, index in the name) → stage."""
     pipeline = table.pipeline
     if pipeline is None:
-        if config.pipeline > 1:
+        if config.degrees.pipeline > 1:
             raise ConfigError(
                 f"{config.path}: the mapping {table.name} doesn't say how stages "
                 "divide the model ([pipeline])."
@@ -264,7 +267,7 @@ def _stages(
                     index[pattern.name_axes.index(axis)]
                     + ((sizes.get(offset) or 0) if offset else 0)
                 ]
-        return 0 if pattern.tensors[0] in pipeline.first else config.pipeline - 1
+        return 0 if pattern.tensors[0] in pipeline.first else config.degrees.pipeline - 1
 
     return stage_of
 
@@ -272,7 +275,7 @@ def _stages(
 def _shared(config: ParallelConfig, table: Table, present: set[str]) -> set[str]:
     """Tensors that two stages use, such as a tied embedding; MindSpore lists them on their first
     stage only."""
-    if table.pipeline is None or config.pipeline == 1:
+    if table.pipeline is None or config.degrees.pipeline == 1:
         return set()
     return {stand_in for absent, stand_in in table.pipeline.tied.items() if absent not in present}
 
@@ -287,7 +290,7 @@ def _cut_by(
     """Tensor axis → the dimension that cuts it. Raises `ConfigError` where it doesn't divide."""
     found = {}
     for i, cut in sorted(cuts.items()):
-        degree = config.degree(cut.dimension)
+        degree = config.degrees.of(cut.dimension)
         known = sizes.get(cut.axis)
         length = known if known is not None else tensor.shape[i]
         if (
@@ -326,15 +329,15 @@ def _device_layout(
     grid = ["mp"]
     if "ep" in used:
         grid = [dimension for dimension in DIMENSIONS if dimension in used]
-        if config.devices % math.prod(map(config.degree, grid)):
-            over = f"data_parallel {config.data}" + (
-                "" if "mp" in used else f" × model_parallel {config.model}"
+        if config.degrees.devices % math.prod(map(config.degrees.of, grid)):
+            over = f"data_parallel {config.degrees.data}" + (
+                "" if "mp" in used else f" × model_parallel {config.degrees.model}"
             )
             raise ConfigError(
-                f"{config.path}: expert_parallel {config.expert} does not divide {over}."
+                f"{config.path}: expert_parallel {config.degrees.expert} does not divide {over}."
             )
-    degrees = [config.degree(dimension) for dimension in grid]
-    rest = config.devices // math.prod(degrees)
+    degrees = [config.degrees.of(dimension) for dimension in grid]
+    rest = config.degrees.devices // math.prod(degrees)
     squeezed = [
         (dimension, degree)
         for dimension, degree in (("", rest), *zip(grid, degrees, strict=True))
@@ -356,14 +359,14 @@ def _optimizer_shards(
     config: ParallelConfig, row: Sharding, layout: DeviceLayout, tensor: Stored
 ) -> int:
     allowed = config.flags[row.optimizer] if isinstance(row.optimizer, str) else row.optimizer
-    if not (config.optimizer and allowed and tensor.shape) or layout.replicas == 1:
+    if not (config.optimizer.enabled and allowed and tensor.shape) or layout.replicas == 1:
         return 0
     itemsize = (BY_NAME[row.dtype] if row.dtype else tensor.dtype).itemsize
     # A group size that doesn't divide the replicas takes no effect: MindSpore,
     # set_auto_parallel_context.
-    takes = config.optimizer_shards != -1 and layout.replicas % config.optimizer_shards == 0
-    parts = config.optimizer_shards if takes else layout.replicas
-    if math.prod(tensor.shape) * itemsize < config.threshold * 1024 or tensor.shape[0] % (
+    takes = config.optimizer.shards != -1 and layout.replicas % config.optimizer.shards == 0
+    parts = config.optimizer.shards if takes else layout.replicas
+    if math.prod(tensor.shape) * itemsize < config.optimizer.threshold * 1024 or tensor.shape[0] % (
         layout.splits[0] * parts
     ):
         return 0

@@ -93,8 +93,8 @@ def _solve(
     for axis in {
         cut.axis for row in cutter.rows.values() for cut in row.cuts if cut.dimension == "ep"
     }:
-        if config.experts is not None and sizes.get(axis) is None:
-            sizes.learn(axis, config.experts, f"expert_num of {config.path}")
+        if config.counts.experts is not None and sizes.get(axis) is None:
+            sizes.learn(axis, config.counts.experts, f"expert_num of {config.path}")
     shapes = _Search(cutter.sharing(table, found), _one_of_each(found, weights)).solve()
     wholes = [
         Whole(name, weights[name].dtype, shapes[pattern])
@@ -168,7 +168,7 @@ class _Search:
         for axis, cut in cuts.items():
             inner = (
                 cut.optional
-                and config.degree(cut.dimension) > 1
+                and config.degrees.of(cut.dimension) > 1
                 and pattern.axes[axis] != (cut.axis,)
             )
             if inner and self.cutter.sizes.get(cut.axis) is None:
@@ -188,11 +188,11 @@ class _Search:
             for axis, dimension in used:
                 if axis >= len(shape):
                     return
-                shape[axis] *= config.degree(dimension)
-            replicas = config.devices // math.prod(
-                config.degree(dimension) for _, dimension in used
+                shape[axis] *= config.degrees.of(dimension)
+            replicas = config.degrees.devices // math.prod(
+                config.degrees.of(dimension) for _, dimension in used
             )
-            for parts in dict.fromkeys((1, replicas, config.optimizer_shards)):
+            for parts in dict.fromkeys((1, replicas, config.optimizer.shards)):
                 full = (shape[0] * parts, *shape[1:]) if shape and parts > 0 else tuple(shape)
                 if full not in seen and self._gives(pattern, part, full, self.cutter.sizes):
                     seen.add(full)
@@ -275,9 +275,9 @@ class _Search:
         part, config = self.parts[pattern], self.cutter.config
         return ConfigError(
             f"{config.path}: no shape of {shown(part.name)} is cut into parts of "
-            f"{list(part.shape)} by data_parallel {config.data}, "
-            f"model_parallel {config.model}, expert_parallel {config.expert}"
-            f"{' and optimizer parallelism' if config.optimizer else ''}; it isn't the "
+            f"{list(part.shape)} by data_parallel {config.degrees.data}, "
+            f"model_parallel {config.degrees.model}, expert_parallel {config.degrees.expert}"
+            f"{' and optimizer parallelism' if config.optimizer.enabled else ''}; it isn't the "
             "configuration of these ranks, or their model isn't "
             "of this layout."
         )

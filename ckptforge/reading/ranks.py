@@ -14,7 +14,8 @@ from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.errors import CkptforgeError, FormatError, LayoutError, UsageError, counted, shown
 from ckptforge.formats.entry import FileIndex, TensorEntry, read_range
-from ckptforge.parallel.config import ParallelConfig, read_parallel_config
+from ckptforge.parallel.config import ParallelConfig
+from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.cut import recorded_cut
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.join import join_ranks
@@ -142,15 +143,15 @@ def _held(files: Sequence[FileIndex], devices: int) -> list[dict[str, TensorEntr
 def _computed(
     directory: Path, files: list[FileIndex], config: ParallelConfig, choices: Choices
 ) -> Strategy:
-    if len(files) != config.ranks:
-        stages = f"{counted(config.pipeline, 'stage')} of {counted(config.devices, 'device')}"
+    job = config.degrees
+    if len(files) != job.ranks:
+        stages = f"{counted(job.pipeline, 'stage')} of {counted(job.devices, 'device')}"
         raise FormatError(
             f"{directory}: holds {counted(len(files), 'rank')}, but {config.path} is of a job with "
-            f"{config.ranks} ({stages}); it isn't the "
-            "configuration of these ranks."
+            f"{job.ranks} ({stages}); it isn't the configuration of these ranks."
         )
     parts: dict[str, TensorEntry] = {}
-    for held in reversed(_held(files, config.devices)):
+    for held in reversed(_held(files, job.devices)):
         parts.update(held)
     checkpoint = Checkpoint(
         directory, files[0].format, tuple(files), parts, directory, (), len(files)

@@ -15,7 +15,8 @@ from ckptforge.checkpoints.mindspore import HYPER_PARAMETERS, UNIFIED_MAP
 from ckptforge.errors import PlanError, UsageError, counted, shown
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import FileLayout, TensorSpec
-from ckptforge.parallel.config import ParallelConfig, read_parallel_config
+from ckptforge.parallel.config import ParallelConfig
+from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.planning.conversion import PlacedFile

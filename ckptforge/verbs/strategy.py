@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import UsageError
 from ckptforge.parallel.compute import compute_strategy
-from ckptforge.parallel.config import read_parallel_config
+from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import Strategy, strategy_bytes
 from ckptforge.planning.conversion import convert
 from ckptforge.planning.plan import Plan
