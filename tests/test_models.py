@@ -394,7 +394,7 @@ PUBLISHED = json.loads((FIXTURES / "published.json").read_text())
 def test_published_counts(model, tmp_path):
     published = PUBLISHED[model]
     (tmp_path / "config.json").write_text(json.dumps(published["config"]))
-    counts = check_table(published["table"], tmp_path).counts
+    counts = check_table(published["table"], config=tmp_path).counts
     assert {count.parameters for count in counts} == {published["parameters"]}
     assert (
         next(count for count in counts if count.layout == "hub").tensors == published["hub_tensors"]
@@ -408,7 +408,7 @@ def test_the_mtp_layer_is_counted_where_config_has_one(tmp_path):
     )
     (count,) = (
         count
-        for count in check_table("deepseek_v3", tmp_path / "config.json").counts
+        for count in check_table("deepseek_v3", config=tmp_path / "config.json").counts
         if count.layout == "hub"
     )
     assert (
@@ -888,14 +888,14 @@ def test_tables_are_listed_shown_and_have_a_schema():
         "pynative",
         "mcore-contiguous-qkv",
     ]
-    rows = {row.name: row for row in describe("qwen3_moe", "mcore").rows}
+    rows = {row.name: row for row in describe("qwen3_moe", layout="mcore").rows}
     row = rows["decoder.layers.{l}.mlp.experts.weight1"]
     assert (row.axes, row.operation, row.cut) == (
         "(e H) [w1: I + w3: I]",
         "stack e, transpose, concatenate",
         "axis 0 by ep",
     )
-    assert describe("mixtral", "dense").rows[0].operation == "as it is"
+    assert describe("mixtral", layout="dense").rows[0].operation == "as it is"
     assert '"forbid"' not in table_schema() and json.loads(table_schema())["$defs"]
 
 

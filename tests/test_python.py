@@ -15,6 +15,9 @@ import pytest
 import ckptforge
 from ckptforge.errors import OutputError, UsageError
 from ckptforge.spelling import command, command_line, flag, option
+from ckptforge.verbs.options import ToMs
+from ckptforge.verbs.options.record import options_of
+from ckptforge.verbs.public import described
 from tests.helpers import HUB
 from tests.test_cli import ckpt
 
@@ -379,3 +382,13 @@ def test_the_page_on_python_names_all_that_is_public():
         assert set(known) <= set(named), set(known) - set(named)
     for name in ckptforge.__all__:
         assert name.startswith("_") or name in text, name
+
+
+def test_the_page_on_python_says_what_the_options_mean():
+    page = Path(__file__).parents[1] / "docs" / "python.md"
+    if not page.is_file():
+        pytest.skip("running without the docs")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.read_text(), re.M)
+    said = {name: described(one) for name, one in options_of(ToMs).items()}
+    shown = {name: meaning for name, meaning in rows if name in said}
+    assert len(shown) == 20 and shown == {name: said[name] for name in shown}

@@ -795,7 +795,7 @@ def mapping_show(name: str, layout: str | None, as_json: bool) -> None:
 
     from ckptforge.verbs.tables import describe
 
-    found = describe(name, layout)
+    found = describe(name, layout=layout)
     if as_json:
         print_json({"verb": "mapping show", **asdict(found)})
     else:
@@ -827,7 +827,7 @@ def mapping_check(file: str, config: Path | None, as_json: bool, quiet: bool) ->
     """
     from ckptforge.verbs.tables import check_table
 
-    found = check_table(file, config)
+    found = check_table(file, config=config)
     if as_json:
         print_json({"verb": "mapping check", **found.to_json()})
     elif not quiet:

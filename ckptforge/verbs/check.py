@@ -14,13 +14,12 @@ from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, br
 from ckptforge.formats.entry import FileIndex
 from ckptforge.run.budget import Budget
 from ckptforge.run.hashing import tensor_hashes
-from ckptforge.run.worker import Progress
 from ckptforge.spelling import flag
 from ckptforge.storage.small_files import is_file_name
 from ckptforge.storage.small_json import read_object
 from ckptforge.targets.huggingface import parse_size
-from ckptforge.verbs.options import PathLike
-from ckptforge.verbs.public import public
+from ckptforge.verbs.options import Check as CheckOptions
+from ckptforge.verbs.public import verb
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -49,25 +48,17 @@ class Check(msgspec.Struct, frozen=True):
         return {"ok": self.equal, "verb": "compare", **msgspec.structs.asdict(self)}
 
 
-@public
-def check(
-    path: PathLike,
-    *,
-    workers: int | None = None,
-    memory: int | str | None = None,
-    progress: Progress | None = None,
-) -> Check:
+@verb(CheckOptions)
+def check(options: CheckOptions) -> Check:
     """Compares the files of an output with its manifest: names, dtypes, shapes and the hashes of
     the bytes. Returns a `Check`.
-
-    Arguments:
-        path: an output of ckptforge: a file, or a directory.
 
     Raises `InputNotFoundError` when there is no manifest, `FormatError` for one that is damaged or
     holds no hashes.
     """
-    budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
-    path = Path(path)
+    memory = None if options.memory is None else parse_size(options.memory, "memory")
+    budget = Budget.of(options.workers, memory)
+    path = options.path
     manifest = manifest_path(path, os.path.isdir(path))
     if not manifest.is_file():
         raise InputNotFoundError(
@@ -91,7 +82,7 @@ def check(
     hashes = tensor_hashes(
         {file: index.tensors.values() for file, (index, _) in opened.items()},
         budget,
-        progress=progress,
+        progress=options.progress,
     )
     for file, (index, tensors) in opened.items():
         problems += [

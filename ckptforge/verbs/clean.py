@@ -14,8 +14,8 @@ from ckptforge.publish.lock import PARTS, lock_directory, names_of, unlock
 from ckptforge.publish.replace import finish_files, refuse_mounts, restore_old
 from ckptforge.publish.single_file import temporary_of
 from ckptforge.publish.staging import empty_staging, is_complete, output_of, staging_path
-from ckptforge.verbs.options import PathLike
-from ckptforge.verbs.public import public
+from ckptforge.verbs.options import Clean
+from ckptforge.verbs.public import verb
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,16 @@ class Cleaned:
         return {"ok": self.ok, **asdict(self), "bytes": self.bytes}
 
 
-@public
-def clean(directory: PathLike, *, dry_run: bool = False) -> Cleaned:
+@verb(Clean)
+def clean(options: Clean) -> Cleaned:
     """Removes what interrupted or killed runs left of outputs in a directory, and of the directory
     itself. Returns a `Cleaned`.
 
     What a running process uses is left alone; what can't be removed is reported.
 
-    Arguments:
-        directory: where the outputs were being made, or the unfinished output itself.
-        dry_run: say what is there and remove nothing.
-
     Raises `InputNotFoundError` for a directory that isn't there.
     """
-    path = Path(directory)
+    path, dry_run = options.directory, options.dry_run
     own = staging_path(path) if path.name and path.name != ".." else None
     small: list[Path] = []
     found = [own] if own is not None and _is_staging(own) else []

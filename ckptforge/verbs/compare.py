@@ -41,8 +41,8 @@ from ckptforge.tables.constants import Used, constants_for, differing_constants
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.tables.table import Layout, names_that_keep_dtype, shipped_tables
 from ckptforge.targets.huggingface import parse_size
-from ckptforge.verbs.options import PathLike
-from ckptforge.verbs.public import public
+from ckptforge.verbs.options import Compare
+from ckptforge.verbs.public import verb
 
 _log = logging.getLogger(__name__)
 _ROUNDINGS = ("fp16", "bf16")
@@ -119,27 +119,8 @@ class _Side:
     reason: str = ""
 
 
-@public
-def compare(
-    a: PathLike,
-    b: PathLike,
-    *,
-    strategy_dir_a: PathLike | None = None,
-    strategy_dir_b: PathLike | None = None,
-    parallel_config_a: PathLike | None = None,
-    parallel_config_b: PathLike | None = None,
-    layout_a: str | None = None,
-    layout_b: str | None = None,
-    after_cast: str | None = None,
-    config: PathLike | None = None,
-    model: str | None = None,
-    mapping: PathLike | None = None,
-    weights_only: bool = False,
-    trim_vocab: bool = False,
-    workers: int | None = None,
-    memory: int | str | None = None,
-    progress: Progress | None = None,
-) -> Comparison:
+@verb(Compare)
+def compare(options: Compare) -> Comparison:
     """Compares two checkpoints of any format, layout and split, tensor by tensor, bit by bit.
     Returns a `Comparison`.
 
@@ -147,48 +128,42 @@ def compare(
     mapping knows the models, tensors are compared by name. Optimizer state counts where both sides
     have some.
 
-    Arguments:
-        a: any checkpoint.
-        b: any other.
-        strategy_dir_a: the strategy of A, where it is rank directories: a file, or a directory.
-        strategy_dir_b: the same for B.
-        parallel_config_a: the parallel configuration of A, in place of its strategy.
-        parallel_config_b: the same for B.
-        layout_a: the layout of A; by default detected from names and shapes.
-        layout_b: the same for B.
-        after_cast: "fp16", "bf16", "fp32" or "fp64": cast A's floating-point weights first; where
-            dtypes differ then, values are compared.
-        weights_only: ignore optimizer state and counters.
-
     Raises `InputNotFoundError` and `FormatError` for what can't be read, `ConfigError` for a
     config.json that is wrong, `LayoutError` for a layout that is ambiguous and for models of
     different sizes, `ModelUnknownError` and `MissingTensorsError` where a model, mapping or layout
     that was named doesn't fit, `TableError` for the mapping, and `UsageError` for arguments that
     can't be. A difference is no error.
     """
-    budget = Budget.of(workers, None if memory is None else parse_size(memory, "memory"))
+    memory = None if options.memory is None else parse_size(options.memory, "memory")
+    budget = Budget.of(options.workers, memory)
     shared: dict[str, Any] = {
-        "model": model,
-        "mapping": _path(mapping),
-        "config": _path(config),
-        "trim_vocab": trim_vocab,
+        "model": options.model,
+        "mapping": options.mapping,
+        "config": options.config,
+        "trim_vocab": options.trim_vocab,
     }
     cut_a: dict[str, Any] = {
-        "strategy": _path(strategy_dir_a),
-        "parallel_config": _path(parallel_config_a),
+        "strategy": options.strategy_dir_a,
+        "parallel_config": options.parallel_config_a,
     }
     cut_b: dict[str, Any] = {
-        "strategy": _path(strategy_dir_b),
-        "parallel_config": _path(parallel_config_b),
+        "strategy": options.strategy_dir_b,
+        "parallel_config": options.parallel_config_b,
     }
     one = _open(
-        Path(a),
-        Choices(**shared, **cut_a, layout=layout_a, layout_option="layout_a", option="{}_a"),
+        options.a,
+        Choices(
+            **shared, **cut_a, layout=options.layout_a, layout_option="layout_a", option="{}_a"
+        ),
     )
     other = _open(
-        Path(b),
-        Choices(**shared, **cut_b, layout=layout_b, layout_option="layout_b", option="{}_b"),
+        options.b,
+        Choices(
+            **shared, **cut_b, layout=options.layout_b, layout_option="layout_b", option="{}_b"
+        ),
     )
+    after_cast, weights_only = options.after_cast, options.weights_only
+    progress = options.progress
     dtype = parse_target(after_cast, "after_cast")
     if (
         one.source is None
@@ -205,9 +180,8 @@ def compare(
         )
     if other.source.quantised:
         raise UsageError(
-            f"{b}: its weights are quantised, which is undone in A only: name it first, or, where "
-            "both are quantised in different ways, "
-            "convert it."
+            f"{options.b}: its weights are quantised, which is undone in A only: name it first, "
+            "or, where both are quantised in different ways, convert it."
         )
     _share_sizes(one.source, other.source)
     conversion, left_a, left_b, notes = _through_mapping(
@@ -247,8 +221,8 @@ def compare(
     for side in (one.source, other.source):
         unknown += [f"{side.checkpoint.path}: {note}" for note in tied_notes(tied(side), budget)]
     return Comparison(
-        str(a),
-        str(b),
+        str(options.a),
+        str(options.b),
         one.source.table.name,
         (one.source.binding.layout.name, other.source.binding.layout.name),
         after_cast,
@@ -267,10 +241,6 @@ def compare(
 def _copies(source: Source) -> list[tuple[TensorEntry, TensorEntry]]:
     tensors = source.checkpoint.tensors
     return [(tensors[copy], tensors[original]) for copy, original in source.binding.copies.items()]
-
-
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _open(path: Path, choices: Choices) -> _Side:

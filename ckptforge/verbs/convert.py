@@ -1,15 +1,12 @@
-"""The verbs of ckptforge as functions: each makes a plan and carries it out. No printing; errors
-are `CkptforgeError`s.
-
-Every verb takes the keyword arguments of `Options` beside its own.
-"""
+"""The conversions as functions: each makes a plan and carries it out. No printing; errors are
+`CkptforgeError`s."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -35,143 +32,53 @@ from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.mindspore import Spread, cut_by
 from ckptforge.verbs.adapter import AdapterChoices, adapter_job
 from ckptforge.verbs.job import Job, run_job
-from ckptforge.verbs.options import Format, Options, PathLike
-from ckptforge.verbs.public import check_call, public
+from ckptforge.verbs.options import Convert, Converting, PathLike, ToMs, ToTorch
+from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _FAMILIES = {"huggingface": "PEFT's", "mindspore": "MindSpore's"}
 Alike = tuple[tuple[TensorEntry, TensorEntry], ...]
 
 
-@public
-def to_ms(
-    hf_dir: PathLike,
-    out: PathLike,
-    *,
-    layout: str | None = None,
-    format: Format | None = None,
-    prefix: str = "checkpoint_",
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    config: PathLike | None = None,
-    **options: Unpack[Options],
-) -> Result:
+@verb(ToMs)
+def to_ms(options: ToMs) -> Result:
     """Converts a Hugging Face directory to a MindSpore checkpoint, or to the rank directories of a
     job. Returns a `Result`.
-
-    Arguments:
-        layout: the layout to write, such as "dense", "gmm" or "mcore"; by default the first
-            MindSpore one in the model's table, which a note then names.
-        strategy_dir: write the rank directories of the job with this strategy: a file, or a
-            directory.
-        parallel_config: write the rank directories of this job: a MindFormers YAML, or a file of
-            the same keys.
 
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`,
     `MissingTensorsError`, `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError`
     and `OutputError`; nothing is written then.
     """
-    own: dict[str, Any] = {
-        "layout": layout,
-        "format": format,
-        "prefix": prefix,
-        "strategy_dir": strategy_dir,
-        "parallel_config": parallel_config,
-        "config": config,
-    }
-    return run_job(_to_ms(hf_dir, out, options, **own), options)
+    return run_job(_to_ms(options), options)
 
 
-@public
-def to_torch(
-    ms: PathLike,
-    out_dir: PathLike,
-    *,
-    layout: str = "auto",
-    max_shard_size: int | str | None = None,
-    config: PathLike | None = None,
-    hf_layout: str | None = None,
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    allow_no_config: bool = False,
-    **options: Unpack[Options],
-) -> Result:
+@verb(ToTorch)
+def to_torch(options: ToTorch) -> Result:
     """Converts a MindSpore checkpoint, or the rank directories of a job, to a Hugging Face
     directory. Returns a `Result`.
 
     `from_pretrained` loads the directory as it is. Optimizer state and counters are left out.
 
-    Arguments:
-        layout: the layout of the input, "auto" for the one that its names and shapes fit.
-        hf_layout: "hub" or "fused"; by default as the original directory had it, else hub.
-        strategy_dir: the strategy of the rank directories: a file, or a directory.
-        allow_no_config: write the weights alone where no config.json is known.
-
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`,
     `MissingTensorsError`, `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError`
     and `OutputError`; nothing is written then.
     """
-    own: dict[str, Any] = {
-        "layout": layout,
-        "max_shard_size": max_shard_size,
-        "config": config,
-        "hf_layout": hf_layout,
-        "strategy_dir": strategy_dir,
-        "parallel_config": parallel_config,
-        "allow_no_config": allow_no_config,
-    }
-    return run_job(_to_torch(ms, out_dir, options, **own), options)
+    return run_job(_to_torch(options), options)
 
 
-@public
-def convert(
-    source: PathLike,
-    out: PathLike,
-    *,
-    to: str,
-    from_: str | None = None,
-    format: Format | None = None,
-    prefix: str = "checkpoint_",
-    max_shard_size: int | str | None = None,
-    config: PathLike | None = None,
-    src_strategy_dir: PathLike | None = None,
-    src_parallel_config: PathLike | None = None,
-    dst_strategy_dir: PathLike | None = None,
-    dst_parallel_config: PathLike | None = None,
-    **options: Unpack[Options],
-) -> Result:
+@verb(Convert)
+def convert(options: Convert) -> Result:
     """Converts a checkpoint of any layout to any other layout of its model. Returns a `Result`.
 
     Optimizer state follows its weights from one MindSpore layout to another.
 
-    Arguments:
-        source: any checkpoint: a Hugging Face directory, a MindSpore file or directory, rank
-            directories.
-        to: the layout to write.
-        from_: the layout of the input; by default detected from names and shapes.
-
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ModelUnknownError`, `LayoutError`,
     `MissingTensorsError`, `UnmappedTensorsError`, `ConfigError`, `PlanError`, `CastOverflowError`
     and `OutputError`; nothing is written then.
     """
-    own: dict[str, Any] = {
-        "from_": from_,
-        "format": format,
-        "prefix": prefix,
-        "max_shard_size": max_shard_size,
-        "config": config,
-        "src_strategy_dir": src_strategy_dir,
-        "src_parallel_config": src_parallel_config,
-        "dst_strategy_dir": dst_strategy_dir,
-        "dst_parallel_config": dst_parallel_config,
-    }
-    return run_job(_convert(source, out, options, to=to, **own), options)
+    return run_job(_convert(options), options)
 
 
-@public
 def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
     """Makes the plan that `to_ms`, `to_torch` or `convert` would carry out, from indexes alone.
     Returns a `Plan`.
@@ -184,34 +91,22 @@ def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
     Other keywords are those of the verb. Raises `UsageError` for another verb, and whatever the
     verb itself would refuse.
     """
-    planners: dict[str, tuple[Callable[..., Result], Callable[..., Job]]] = {
-        "to-ms": (to_ms, _to_ms),
-        "to-torch": (to_torch, _to_torch),
-        "convert": (convert, _convert),
+    planners: dict[str, Callable[[], Job]] = {
+        "to-ms": lambda: _to_ms(ToMs(source, out, **arguments)),
+        "to-torch": lambda: _to_torch(ToTorch(source, out, **arguments)),
+        "convert": lambda: _convert(Convert(source, out, **arguments)),
     }
-    verb = verb.replace("_", "-")
-    if verb not in planners:
-        raise UsageError(f"there is no plan for {verb!r}: use {', '.join(planners)}.")
-    function, planner = planners[verb]
-    check_call(function, source, out, **arguments)
-    options = {key: arguments.pop(key) for key in list(arguments) if key in Options.__annotations__}
-    return planner(source, out, options, **arguments).plan
+    chosen = str(verb).replace("_", "-")
+    if chosen not in planners:
+        raise UsageError(f"there is no plan for {chosen!r}: use {', '.join(planners)}.")
+    return planners[chosen]().plan
 
 
-def _to_ms(
-    hf_dir: PathLike,
-    out: PathLike,
-    options: Options,
-    *,
-    layout: str | None = None,
-    format: str | None = None,
-    prefix: str = "checkpoint_",
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    config: PathLike | None = None,
-) -> Job:
-    spread = Spread(Path(out), format, prefix, _path(strategy_dir), _path(parallel_config))
-    checkpoint = _input(hf_dir, options)
+def _to_ms(options: ToMs) -> Job:
+    spread = Spread(
+        options.out, options.format, options.prefix, options.strategy_dir, options.parallel_config
+    )
+    checkpoint = _input(options.hf_dir, options)
     if _wants_adapter(checkpoint, options):
         return _adapter_job(
             "to-ms",
@@ -219,67 +114,55 @@ def _to_ms(
             options,
             spread,
             "huggingface",
-            target=layout,
-            config=_path(config),
+            target=options.layout,
+            config=options.config,
             family="mindspore",
         )
     source = _bind(
-        checkpoint, options, config=_path(config), family="huggingface", layout_option="model"
+        checkpoint, options, config=options.config, family="huggingface", layout_option="model"
     )
-    target, said = source.table.mindspore_layout(layout)
+    target, said = source.table.mindspore_layout(options.layout)
     if target.family != "mindspore":
         raise UsageError(
-            f"{option('layout', layout)} is a layout of Hugging Face; to-ms writes "
+            f"{option('layout', options.layout)} is a layout of Hugging Face; to-ms writes "
             f"{_names(source.table, 'mindspore')}."
         )
     return _mindspore_job("to-ms", source, target, spread, options, said)
 
 
-def _to_torch(
-    ms: PathLike,
-    out_dir: PathLike,
-    options: Options,
-    *,
-    layout: str = "auto",
-    max_shard_size: int | str | None = None,
-    config: PathLike | None = None,
-    hf_layout: str | None = None,
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    allow_no_config: bool = False,
-) -> Job:
-    refuse_name(Path(out_dir), directory=True)
-    chosen = None if layout == "auto" else layout
+def _to_torch(options: ToTorch) -> Job:
+    refuse_name(options.out_dir, directory=True)
+    chosen = None if options.layout == "auto" else options.layout
     cut: dict[str, Any] = {
-        "strategy": _path(strategy_dir),
-        "parallel_config": _path(parallel_config),
+        "strategy": options.strategy_dir,
+        "parallel_config": options.parallel_config,
     }
     checkpoint = _input(
-        ms, options, **cut, layout=chosen, config=_path(config), layout_option="layout"
+        options.ms, options, **cut, layout=chosen, config=options.config, layout_option="layout"
     )
     if _wants_adapter(checkpoint, options):
         spread, named = (
-            Spread(Path(out_dir), None, ""),
-            {"target": hf_layout, "layout": chosen, "family": "huggingface"},
+            Spread(options.out_dir, None, ""),
+            {"target": options.hf_layout, "layout": chosen, "family": "huggingface"},
         )
         return _adapter_job(
-            "to-torch", checkpoint, options, spread, "mindspore", config=_path(config), **named
+            "to-torch", checkpoint, options, spread, "mindspore", config=options.config, **named
         )
     source = _bind(
         checkpoint,
         options,
         layout=chosen,
-        config=_path(config),
+        config=options.config,
         family="mindspore",
         layout_option="layout",
     )
     if source.binding.layout.family != "mindspore":
         raise UsageError(
-            f"{option('layout', layout)} is a layout of Hugging Face; to-torch reads "
+            f"{option('layout', options.layout)} is a layout of Hugging Face; to-torch reads "
             f"{_names(source.table, 'mindspore')}."
         )
     recorded = source.hugging_face.layout if source.hugging_face else None
-    hf_layout = hf_layout or (recorded if recorded in source.table.layouts else None)
+    hf_layout = options.hf_layout or (recorded if recorded in source.table.layouts else None)
     target = (
         source.table.first_layout("huggingface")
         if hf_layout is None
@@ -291,88 +174,94 @@ def _to_torch(
             f"{_names(source.table, 'huggingface')}."
         )
     return _hugging_face_job(
-        "to-torch", source, target, Path(out_dir), max_shard_size, options, allow_no_config
+        "to-torch",
+        source,
+        target,
+        options.out_dir,
+        options.max_shard_size,
+        options,
+        options.allow_no_config,
     )
 
 
-def _convert(
-    source_path: PathLike,
-    out: PathLike,
-    options: Options,
-    *,
-    to: str,
-    from_: str | None = None,
-    format: str | None = None,
-    prefix: str = "checkpoint_",
-    max_shard_size: int | str | None = None,
-    config: PathLike | None = None,
-    src_strategy_dir: PathLike | None = None,
-    src_parallel_config: PathLike | None = None,
-    dst_strategy_dir: PathLike | None = None,
-    dst_parallel_config: PathLike | None = None,
-) -> Job:
-    spread = Spread(Path(out), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config))
+def _convert(options: Convert) -> Job:
+    spread = Spread(
+        options.out,
+        options.format,
+        options.prefix,
+        options.dst_strategy_dir,
+        options.dst_parallel_config,
+    )
     cut: dict[str, Any] = {
-        "strategy": _path(src_strategy_dir),
-        "parallel_config": _path(src_parallel_config),
+        "strategy": options.src_strategy_dir,
+        "parallel_config": options.src_parallel_config,
         "option": "src_{}",
     }
     checkpoint = _input(
-        source_path, options, **cut, layout=from_, config=_path(config), layout_option="from_"
+        options.source,
+        options,
+        **cut,
+        layout=options.from_,
+        config=options.config,
+        layout_option="from_",
     )
     if _wants_adapter(checkpoint, options):
         named = {
-            "target": to,
-            "layout": from_,
+            "target": options.to,
+            "layout": options.from_,
             "advice": f"Name the right one with {option('from_')}.",
         }
         return _adapter_job(
-            "convert", checkpoint, options, spread, None, config=_path(config), **named
+            "convert", checkpoint, options, spread, None, config=options.config, **named
         )
-    source = _bind(checkpoint, options, layout=from_, config=_path(config), layout_option="from_")
-    target = source.table.layout(to)
+    source = _bind(
+        checkpoint,
+        options,
+        layout=options.from_,
+        config=options.config,
+        layout_option="from_",
+    )
+    target = source.table.layout(options.to)
     if target.family == "mindspore":
         return _mindspore_job("convert", source, target, spread, options)
     if spread.strategy is not None or spread.parallel_config is not None:
         raise UsageError(
-            f"{option('to', to)} is a Hugging Face layout, which has no ranks; omit "
+            f"{option('to', options.to)} is a Hugging Face layout, which has no ranks; omit "
             "the target strategy."
         )
-    return _hugging_face_job("convert", source, target, Path(out), max_shard_size, options)
+    return _hugging_face_job(
+        "convert", source, target, options.out, options.max_shard_size, options
+    )
 
 
-def _input(path: PathLike, options: Options, **choices: Any) -> Checkpoint:
+def _input(path: Path, options: Converting, **choices: Any) -> Checkpoint:
     chosen = Choices(
-        model=options.get("model"),
-        mapping=_path(options.get("mapping")),
-        step=options.get("step"),
+        model=options.model,
+        mapping=options.mapping,
+        step=options.step,
         **choices,
     )
-    if in_ranks(Path(path), chosen):
-        return open_ranks(Path(path), chosen)
-    return open_weights(Path(path), options.get("step"), model_first=not options.get("adapter"))
+    if in_ranks(path, chosen):
+        return open_ranks(path, chosen)
+    return open_weights(path, options.step, model_first=not options.adapter)
 
 
-def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
-    own: dict[str, Any] = {"model": options.get("model"), "mapping": _path(options.get("mapping"))}
-    source = bind_source(
-        checkpoint, Choices(**own, **choices, trim_vocab=options.get("trim_vocab", False))
-    )
-    alpha, adapter = _alpha(options), options.get("merge_lora")
+def _bind(checkpoint: Checkpoint, options: Converting, **choices: Any) -> Source:
+    own: dict[str, Any] = {"model": options.model, "mapping": options.mapping}
+    source = bind_source(checkpoint, Choices(**own, **choices, trim_vocab=options.trim_vocab))
+    alpha, adapter = _alpha(options), options.merge_lora
     if adapter is not None:
         same = os.path.realpath(adapter) == os.path.realpath(checkpoint.path)
-        source = merge_adapter(
-            source, open_weights(Path(adapter), options.get("step") if same else None), alpha
-        )
+        source = merge_adapter(source, open_weights(adapter, options.step if same else None), alpha)
     elif alpha is not None:
         raise UsageError(
             f"{option('lora_alpha')} applies only to an adapter: give that with "
             f"{option('merge_lora')}, or "
             f"{flag('adapter')} to convert the input's own."
         )
-    elif (found := [name for name in source.unmapped if is_lora(name)]) and not options.get(
-        "allow_unmapped"
-    ):
+    elif (
+        found := [name for name in source.unmapped if is_lora(name)]
+    ) and not options.allow_unmapped:
         if checkpoint.shards:
             raise UnmappedTensorsError(
                 f"{checkpoint.path}: holds the factors of a LoRA adapter in ranks, such as "
@@ -385,23 +274,23 @@ def _bind(checkpoint: Checkpoint, options: Options, **choices: Any) -> Source:
             f"{option('merge_lora', checkpoint.path)}, convert them alone with {flag('adapter')}, "
             f"or leave them out with {flag('allow_unmapped')}."
         )
-    source.refuse_unmapped(options.get("allow_unmapped", False), options.get("drop", ()))
-    source.refuse_codes(parse_target(options.get("dtype")))
+    source.refuse_unmapped(options.allow_unmapped, options.drop)
+    source.refuse_codes(parse_target(options.dtype))
     return source
 
 
-def _alpha(options: Options) -> float | None:
-    alpha = options.get("lora_alpha")
+def _alpha(options: Converting) -> float | None:
+    alpha = options.lora_alpha
     if alpha is not None and not abs(alpha) < 1e9:
         raise UsageError(f"{option('lora_alpha', alpha)}: expected a number.")
     return alpha
 
 
-def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
+def _wants_adapter(checkpoint: Checkpoint, options: Converting) -> bool:
     """Whether an input is an adapter, or only its adapter is wanted."""
-    if not options.get("adapter") and not holds_only_factors(checkpoint):
+    if not options.adapter and not holds_only_factors(checkpoint):
         return False
-    if options.get("merge_lora") is not None:
+    if options.merge_lora is not None:
         raise UsageError(
             f"{checkpoint.path}: is an adapter itself; {option('merge_lora')} adds one to a model."
         )
@@ -411,7 +300,7 @@ def _wants_adapter(checkpoint: Checkpoint, options: Options) -> bool:
 def _adapter_job(
     verb: str,
     checkpoint: Checkpoint,
-    options: Options,
+    options: Converting,
     spread: Spread,
     reads: str | None,
     **choices: Any,
@@ -431,16 +320,10 @@ def _adapter_job(
             f"{checkpoint.path}: holds an adapter in {_FAMILIES[found]} names; use "
             f"{command(other)} or {command('convert')}."
         )
-    tables = candidate_tables(_path(options.get("mapping")))
-    dtype = parse_target(options.get("dtype"))
-    chosen = AdapterChoices(
-        model=options.get("model"), alpha=_alpha(options), dtype=dtype, **choices
-    )
+    tables = candidate_tables(options.mapping)
+    dtype = parse_target(options.dtype)
+    chosen = AdapterChoices(model=options.model, alpha=_alpha(options), dtype=dtype, **choices)
     return adapter_job(verb, checkpoint, tables, chosen, spread)
-
-
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _names(table: Table, family: str) -> str:
@@ -452,18 +335,14 @@ def _mindspore_job(
     source: Source,
     target: Layout,
     spread: Spread,
-    options: Options,
+    options: Converting,
     said: tuple[str, ...] = (),
 ) -> Job:
-    dtype = parse_target(options.get("dtype"))
+    dtype = parse_target(options.dtype)
     conversion = convert_tensors(source.binding, target, source.checkpoint.tensors, dtype)
     left_out = _left_out(source)
-    merged = options.get("merge_lora") is not None  # optimizer state isn't that of the sums
-    if (
-        source.binding.layout.family == "mindspore"
-        and not options.get("weights_only")
-        and not merged
-    ):
+    merged = options.merge_lora is not None  # optimizer state isn't that of the sums
+    if source.binding.layout.family == "mindspore" and not options.weights_only and not merged:
         _add_state(conversion, source, target, left_out)
     elif source.state:
         left_out["optimizer state and counters"] = list(source.state)
@@ -499,10 +378,10 @@ def _hugging_face_job(
     target: Layout,
     out: Path,
     max_shard_size: int | str | None,
-    options: Options,
+    options: Converting,
     allow_no_config: bool = False,
 ) -> Job:
-    dtype = parse_target(options.get("dtype"))
+    dtype = parse_target(options.dtype)
     recorded = _recorded_names(source, target)
     copied = (lambda _: True) if recorded is None else recorded.__contains__
     conversion = convert_tensors(
@@ -529,12 +408,12 @@ def _recorded_names(source: Source, target: Layout) -> set[str] | None:
     return {name for shard in side.shards.values() for name in shard["tensors"]}
 
 
-def _alike(source: Source, options: Options, left_out: dict[str, list[str]]) -> Alike:
+def _alike(source: Source, options: Converting, left_out: dict[str, list[str]]) -> Alike:
     """The copies in a source with what they should be equal to: they aren't used, so that must be
     checked."""
     if not source.binding.copies:
         return ()
-    compared = not options.get("allow_unmapped") and not source.checkpoint.shards
+    compared = not options.allow_unmapped and not source.checkpoint.shards
     left_out["copies of other tensors" + ("" if compared else ", not compared")] = list(
         source.binding.copies
     )

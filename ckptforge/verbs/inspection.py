@@ -42,8 +42,8 @@ from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import candidate_tables
-from ckptforge.verbs.options import PathLike
-from ckptforge.verbs.public import public
+from ckptforge.verbs.options import Inspect
+from ckptforge.verbs.public import verb
 
 _VERIFY_UP_TO = 256 * 1024 * 1024
 
@@ -96,40 +96,26 @@ class Inspection:
         )
 
 
-@public
-def inspect(
-    path: PathLike,
-    *,
-    model: str | None = None,
-    mapping: PathLike | None = None,
-    step: int | None = None,
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    layout: str | None = None,
-    config: PathLike | None = None,
-) -> Inspection:
+@verb(Inspect)
+def inspect(options: Inspect) -> Inspection:
     """Says what is in a checkpoint of any kind, without reading its tensors. Returns an
     `Inspection`.
 
     Stored checksums of files up to 256 MiB are checked. An unknown model or layout is no error.
 
-    Arguments:
-        path: any checkpoint: a file, or a directory of any kind.
-        strategy_dir: the strategy of rank directories: shows which rank holds what.
-
     Raises `InputNotFoundError` and `FormatError` for what can't be read.
     """
-    path = Path(path)
-    given = {
-        "mapping": mapping,
-        "config": config,
-        "strategy": strategy_dir,
-        "parallel_config": parallel_config,
-    }
-    paths: dict[str, Any] = {
-        name: Path(value) for name, value in given.items() if value is not None
-    }
-    choices = Choices(model=model, layout=layout, step=step, layout_option="layout", **paths)
+    path, step = options.path, options.step
+    choices = Choices(
+        model=options.model,
+        layout=options.layout,
+        step=step,
+        layout_option="layout",
+        mapping=options.mapping,
+        config=options.config,
+        strategy=options.strategy_dir,
+        parallel_config=options.parallel_config,
+    )
     if not in_ranks(path, choices):
         return _bound(path, open_weights(path, step, model_first=True), choices, [])
     if choices.strategy is None and choices.parallel_config is None:

@@ -29,7 +29,7 @@ from ckptforge.run.scales import scale_bytes
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import parse_size
-from ckptforge.verbs.options import Running
+from ckptforge.verbs.options import Casting, Running
 from ckptforge.verbs.result import Result, dry_result
 
 _log = logging.getLogger(__name__)
@@ -55,20 +55,10 @@ def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it for a dry run. Raises `OutputError`,
     `CastOverflowError` and read errors."""
     plan = job.plan
-    memory = options.get("memory")
-    budget = Budget.of(
-        options.get("workers"), None if memory is None else parse_size(memory, "memory")
-    )
-    budget = budget.holding(_held(plan))
-    overwrite, hashing = (
-        options.get("overwrite", False),
-        job.manifest and not options.get("no_hash", False),
-    )
-    if (
-        options.get("resume", False)
-        and not options.get("dry_run", False)
-        and finish_placing(plan, options.get("command"))
-    ):
+    memory = None if options.memory is None else parse_size(options.memory, "memory")
+    budget = Budget.of(options.workers, memory).holding(_held(plan))
+    hashing = job.manifest and not options.no_hash
+    if options.resume and not options.dry_run and finish_placing(plan, options.command):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
         files = (*plan.paths, manifest_path(plan.output, False))
         return Result(
@@ -96,12 +86,11 @@ def run_job(job: Job, options: Running) -> Result:
         counted(budget.workers, "worker"),
         f"{budget.bytes_each:,}",
     )
-    check_output(plan, overwrite)
-    if options.get("dry_run", False):
+    check_output(plan, options.overwrite)
+    if options.dry_run:
         return dry_result(plan, budget, tied_notes(job.tied, None))
     began = time.monotonic()
-    progress = options.get("progress")
-    request = Request(overwrite, options.get("resume", False), hashing, options.get("command"))
+    request = Request(options.overwrite, options.resume, hashing, options.command)
     manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
     with staged(plan, request) as staging:
         check_room(plan, staging.held)
@@ -112,11 +101,11 @@ def run_job(job: Job, options: Running) -> Result:
             "checked output path and disk space; %s of %s finished before", len(kept), tensors
         )
         done = stream.run(
-            plan, staging.descriptors, budget, progress, hashing, staging.journal, kept
+            plan, staging.descriptors, budget, options.progress, hashing, staging.journal, kept
         )
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
-        if audit.overflowed and not options.get("allow_overflow", False):
+        if audit.overflowed and not (isinstance(options, Casting) and options.allow_overflow):
             raise CastOverflowError(_overflow_message(plan, audit))
         for source in plan.sources:
             source.refuse_changed()
@@ -125,9 +114,7 @@ def run_job(job: Job, options: Running) -> Result:
             mtimes = {
                 path: writer.identity().mtime_ns for path, writer in staging.descriptors.items()
             }
-            command = (
-                staging.journal.head.get("command") if staging.journal else options.get("command")
-            )
+            command = staging.journal.head.get("command") if staging.journal else options.command
             staging.small_files[manifest.name] = manifest_json(
                 plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command
             )

@@ -4,7 +4,7 @@ needed."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME
 from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
@@ -24,28 +24,13 @@ from ckptforge.tables.state import is_state
 from ckptforge.tables.table import candidate_tables, names_that_keep_dtype, shipped_tables
 from ckptforge.targets.mindspore import RankTarget, Spread, cut_by
 from ckptforge.verbs.job import Job, run_job
-from ckptforge.verbs.options import Format, Mapped, PathLike
-from ckptforge.verbs.public import public
+from ckptforge.verbs.options import Merge, Reshard, Resharding, Split
+from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
-@public
-def merge(
-    ms_dir: PathLike,
-    out: PathLike,
-    *,
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    format: Format | None = None,
-    prefix: str = "checkpoint_",
-    check_replicas: bool = False,
-    layout: str | None = None,
-    config: PathLike | None = None,
-    **options: Unpack[Mapped],
-) -> Result:
+@verb(Merge)
+def merge(options: Merge) -> Result:
     """Merges the rank directories of a job into one checkpoint, of any model. Returns a `Result`.
 
     How they are cut is said by the strategy of the job, by its parallel configuration (for models
@@ -54,28 +39,19 @@ def merge(
     Raises `UsageError`, `InputNotFoundError`, `FormatError` (also for a strategy that isn't that of
     the shards), `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
-    spread = Spread(Path(out), format, prefix)
+    spread = Spread(options.out, options.format, options.prefix)
     cut: dict[str, Any] = {
-        "strategy": _path(strategy_dir),
-        "parallel_config": _path(parallel_config),
+        "strategy": options.strategy_dir,
+        "parallel_config": options.parallel_config,
         "option": "{}",
     }
-    source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
+    choices = _choices(options, options.layout, options.config, **cut)
+    source = _sharded(options.ms_dir, choices, options.check_replicas)
     return run_job(_job("merge", source, spread, options), options)
 
 
-@public
-def split(
-    ms: PathLike,
-    out_dir: PathLike,
-    *,
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    format: Format | None = None,
-    prefix: str = "checkpoint_",
-    layout: str | None = None,
-    **options: Unpack[Mapped],
-) -> Result:
+@verb(Split)
+def split(options: Split) -> Result:
     """Splits one checkpoint into the rank directories of a job. Returns a `Result`.
 
     By a strategy for any model, by a parallel configuration for those that a mapping knows; one of
@@ -84,43 +60,36 @@ def split(
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`,
     `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
-    if strategy_dir is None and parallel_config is None:
+    if options.strategy_dir is None and options.parallel_config is None:
         raise UsageError(
             f"split needs {option('strategy_dir')} or {option('parallel_config')}, "
             "which say how to cut."
         )
-    if in_ranks(Path(ms), Choices()):
+    if in_ranks(options.ms, Choices()):
         raise UsageError(
-            f"{ms}: is cut into ranks already; {command('reshard')} cuts them in another way."
+            f"{options.ms}: is cut into ranks already; {command('reshard')} cuts them in another "
+            "way."
         )
-    spread = Spread(Path(out_dir), format, prefix, _path(strategy_dir), _path(parallel_config))
-    source = open_checkpoint(Path(ms), options.get("step"))
+    spread = Spread(
+        options.out_dir,
+        options.format,
+        options.prefix,
+        options.strategy_dir,
+        options.parallel_config,
+    )
+    source = open_checkpoint(options.ms, options.step)
     if source.format == "hugging face directory":
         raise UsageError(
-            f"{ms}: is a model of Hugging Face, whose tensors no MindSpore job holds as they are; "
-            f"{command('to_ms')} with "
+            f"{options.ms}: is a model of Hugging Face, whose tensors no MindSpore job holds as "
+            f"they are; {command('to_ms')} with "
             f"{option('strategy_dir')} or {option('parallel_config')} converts it to rank "
             "directories."
         )
-    return run_job(_job("split", source, spread, options, layout), options)
+    return run_job(_job("split", source, spread, options, options.layout), options)
 
 
-@public
-def reshard(
-    ms_dir: PathLike,
-    out_dir: PathLike,
-    *,
-    src_strategy_dir: PathLike | None = None,
-    src_parallel_config: PathLike | None = None,
-    dst_strategy_dir: PathLike | None = None,
-    dst_parallel_config: PathLike | None = None,
-    format: Format | None = None,
-    prefix: str = "checkpoint_",
-    check_replicas: bool = False,
-    layout: str | None = None,
-    config: PathLike | None = None,
-    **options: Unpack[Mapped],
-) -> Result:
+@verb(Reshard)
+def reshard(options: Reshard) -> Result:
     """Turns the rank directories of one job into those of another, in one pass. Returns a `Result`.
 
     The numbers of devices need not divide each other. One of `dst_strategy_dir` and
@@ -129,39 +98,44 @@ def reshard(
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`,
     `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
-    if dst_strategy_dir is None and dst_parallel_config is None:
+    if options.dst_strategy_dir is None and options.dst_parallel_config is None:
         raise UsageError(
             f"reshard needs {option('dst_strategy_dir')} or "
             f"{option('dst_parallel_config')}, which say how to cut."
         )
     spread = Spread(
-        Path(out_dir), format, prefix, _path(dst_strategy_dir), _path(dst_parallel_config)
+        options.out_dir,
+        options.format,
+        options.prefix,
+        options.dst_strategy_dir,
+        options.dst_parallel_config,
     )
     cut: dict[str, Any] = {
-        "strategy": _path(src_strategy_dir),
-        "parallel_config": _path(src_parallel_config),
+        "strategy": options.src_strategy_dir,
+        "parallel_config": options.src_parallel_config,
         "option": "src_{}",
     }
-    source = _sharded(ms_dir, _choices(options, layout, config, **cut), check_replicas)
-    return run_job(_job("reshard", source, spread, options, layout, config), options)
+    choices = _choices(options, options.layout, options.config, **cut)
+    source = _sharded(options.ms_dir, choices, options.check_replicas)
+    job = _job("reshard", source, spread, options, options.layout, options.config)
+    return run_job(job, options)
 
 
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def _choices(options: Mapped, layout: str | None, config: PathLike | None, **cut: Any) -> Choices:
-    mapping, step = _path(options.get("mapping")), options.get("step")
+def _choices(options: Resharding, layout: str | None, config: Path | None, **cut: Any) -> Choices:
     return Choices(
-        options.get("model"), layout, mapping, _path(config), step, layout_option="layout", **cut
+        options.model,
+        layout,
+        options.mapping,
+        config,
+        options.step,
+        layout_option="layout",
+        **cut,
     )
 
 
-def _sharded(ms_dir: PathLike, choices: Choices, check_replicas: bool) -> Checkpoint:
-    source = open_ranks(Path(ms_dir), choices, check_replicas)
-    _check_shapes(
-        source, choices.strategy or choices.parallel_config or Path(ms_dir) / DIRECTORY_NAME
-    )
+def _sharded(ms_dir: Path, choices: Choices, check_replicas: bool) -> Checkpoint:
+    source = open_ranks(ms_dir, choices, check_replicas)
+    _check_shapes(source, choices.strategy or choices.parallel_config or ms_dir / DIRECTORY_NAME)
     return source
 
 
@@ -169,18 +143,18 @@ def _job(
     verb: str,
     source: Checkpoint,
     spread: Spread,
-    options: Mapped,
+    options: Resharding,
     layout: str | None = None,
-    given: PathLike | None = None,
+    given: Path | None = None,
 ) -> Job:
-    dtype = parse_target(options.get("dtype"))
+    dtype = parse_target(options.dtype)
     bound = None
     if spread.parallel_config is not None and spread.strategy is None:
         bound = bind_source(source, _choices(options, layout, given))
         if any(entry.stored for entry in bound.checkpoint.tensors.values()):
             source = bound.checkpoint  # its job has the layout's own names
     state = [name for name in source.tensors if is_state(name)]
-    dropped = set(state) if options.get("weights_only") else set()
+    dropped = set(state) if options.weights_only else set()
     if dtype is not None:
         refuse_scaled(source)
     kept = _kept(source, options) if dtype is not None else frozenset()
@@ -221,10 +195,9 @@ def _job(
     return Job(cut_by(plan, place))
 
 
-def _kept(source: Checkpoint, options: Mapped) -> frozenset[str]:
+def _kept(source: Checkpoint, options: Resharding) -> frozenset[str]:
     """The tensors that keep their dtype by the user's table, else by the shipped ones."""
-    mapping = options.get("mapping")
-    tables = candidate_tables(None if mapping is None else Path(mapping), options.get("model"))
+    tables = candidate_tables(options.mapping, options.model)
     return names_that_keep_dtype(tables, source.tensors)
 
 

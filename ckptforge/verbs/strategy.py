@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import UsageError
@@ -19,69 +18,48 @@ from ckptforge.spelling import option
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.state import companion_prefix
 from ckptforge.verbs.job import Job, run_job
-from ckptforge.verbs.options import Modelled, PathLike
-from ckptforge.verbs.public import public
+from ckptforge.verbs.options import Strategy as StrategyOptions
+from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
-@public
-def strategy(
-    out_dir: PathLike,
-    *,
-    parallel_config: PathLike,
-    like: PathLike,
-    layout: str | None = None,
-    format: Literal["ckpt", "json"] = "ckpt",
-    config: PathLike | None = None,
-    **options: Unpack[Modelled],
-) -> Result:
+@verb(StrategyOptions)
+def strategy(options: StrategyOptions) -> Result:
     """Writes the strategy files of a job without compiling its network. Returns a `Result`.
 
     One file for each pipeline stage, `ckpt_strategy_rank_<first rank>.<format>`; `facts["cuts"]` of
     the result say how each kind of tensor is cut.
 
-    Arguments:
-        like: a model of the kind and size that the job holds, of Hugging Face or MindSpore, whole.
-        layout: the layout that the job's network holds; by default that of `like`, or, where that
-            is of Hugging Face, the first MindSpore layout in the table.
-        format: "ckpt" (protobuf) or "json".
-        dtype: the dtype that the job holds its weights in: "keep", "fp16", "bf16", "fp32" or
-            "fp64".
-
     Raises `ConfigError` with the rule that is broken, the errors of opening `like`, and
     `OutputError`.
     """
-    refuse_name(Path(out_dir), directory=True)
-    parallel = read_parallel_config(Path(parallel_config))
-    shared: dict[str, Any] = {"model": options.get("model"), "step": options.get("step")}
-    mapping = options.get("mapping")
+    refuse_name(options.out_dir, directory=True)
+    parallel = read_parallel_config(options.parallel_config)
     choices = Choices(
-        **shared,
-        mapping=None if mapping is None else Path(mapping),
-        config=None if config is None else Path(config),
+        model=options.model,
+        step=options.step,
+        mapping=options.mapping,
+        config=options.config,
         layout_option="layout",
     )
-    source = open_source(Path(like), choices)
-    source.refuse_unmapped(options.get("allow_unmapped", False))
+    source = open_source(options.like, choices)
+    source.refuse_unmapped(options.allow_unmapped, options.drop)
     table = source.table
     own = source.binding.layout
     target, said = table.mindspore_layout(
-        layout or (own.name if own.family == "mindspore" else None)
+        options.layout or (own.name if own.family == "mindspore" else None)
     )
     if target.family != "mindspore":
         raise UsageError(
             f"{option('layout', target.name)} is a layout of Hugging Face, which has no ranks."
         )
     specs = convert(
-        source.binding, target, source.checkpoint.tensors, parse_target(options.get("dtype"))
+        source.binding, target, source.checkpoint.tensors, parse_target(options.dtype)
     ).specs
     computed = compute_strategy(parallel, table, target, source.binding.sizes, specs)
-    as_json = format == "json"
+    as_json = options.format == "json"
     files = {
-        f"ckpt_strategy_rank_{stage * computed.devices}.{format}": strategy_bytes(
+        f"ckpt_strategy_rank_{stage * computed.devices}.{options.format}": strategy_bytes(
             stage, layouts, as_json=as_json
         )
         for stage, layouts in enumerate(computed.stages)
@@ -97,7 +75,7 @@ def strategy(
     }
     plan = Plan(
         "strategy",
-        Path(out_dir),
+        options.out_dir,
         (),
         (),
         source.checkpoint.files,

@@ -18,6 +18,8 @@ from ckptforge.tables.sharding import Sharding, stored_cuts
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table, load_table, shipped_tables
 from ckptforge.tables.table_file import schema
+from ckptforge.verbs.options import MappingCheck, MappingShow
+from ckptforge.verbs.public import verb
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,16 @@ def find_table(name: str | Path) -> Table:
     )
 
 
-def describe(name: str | Path, layout: str | None = None) -> Description:
+@verb(MappingShow)
+def describe(options: MappingShow) -> Description:
     """One layout of a table, by default the first MindSpore one: names, axes, operations from the
     first layout, sharding."""
-    table = find_table(name)
+    table = find_table(options.name)
     first = next(iter(table.layouts.values()))
-    chosen = first if layout is None else table.layout(layout)
-    if layout is None and any(found.family == "mindspore" for found in table.layouts.values()):
+    chosen = first if options.layout is None else table.layout(options.layout)
+    if options.layout is None and any(
+        found.family == "mindspore" for found in table.layouts.values()
+    ):
         chosen = table.first_layout("mindspore")
     rows = [
         Row(
@@ -148,16 +153,17 @@ def describe(name: str | Path, layout: str | None = None) -> Description:
     )
 
 
-def check_table(path: str | Path, config: str | Path | None = None) -> Checked:
+@verb(MappingCheck)
+def check_table(options: MappingCheck) -> Checked:
     """Loads a table, which checks every rule, and counts what a model of a config.json has in each
     of its layouts.
 
     Raises `TableError` with the row and the reason, `ConfigError` where the config says too little.
     """
-    table = find_table(path)
+    table = find_table(options.file)
     counts = []
-    if config is not None:
-        content, where = read_model_config(Path(config))
+    if options.config is not None:
+        content, where = read_model_config(options.config)
         counts = [count(table, layout, content, where) for layout in table.layouts.values()]
     return Checked(table.name, table.source, list(table.layouts), counts)
 

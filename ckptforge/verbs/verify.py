@@ -4,10 +4,9 @@ end to end."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,11 @@ from ckptforge.forward.weights import Weights
 from ckptforge.reading.ranks import open_source
 from ckptforge.reading.source import Choices, Source
 from ckptforge.spelling import option
-from ckptforge.verbs.options import PathLike
-from ckptforge.verbs.public import public
+from ckptforge.verbs.options import Say, Verify
+from ckptforge.verbs.public import verb
 
 _log = logging.getLogger(__name__)
 _SMALL = 1024  # up to this hidden size tokens cost little
-Say = Callable[[str], object]
 Array = NDArray[Any]
 
 
@@ -69,53 +67,27 @@ class Verification:
         return {"ok": self.passed, "verb": "verify", **asdict(self)}
 
 
-@public
-def verify(
-    hf_dir: PathLike,
-    ms: PathLike,
-    *,
-    strategy_dir: PathLike | None = None,
-    parallel_config: PathLike | None = None,
-    layout: str | None = None,
-    device: str = "cpu",
-    compute: str = "fp32",
-    layers: Sequence[int] | None = None,
-    tokens: int | Sequence[int] | None = None,
-    text: str | None = None,
-    generate: int = 0,
-    say: Say | None = None,
-) -> Verification:
+@verb(Verify)
+def verify(options: Verify) -> Verification:
     """Runs the same tokens through transformers and through MindSpore, and compares. Returns a
     `Verification`.
 
     Needs torch, transformers and mindspore. The `Verification` is true where it passed.
 
-    Arguments:
-        strategy_dir: the strategy of `ms`, where it is rank directories: a file, or a directory.
-        layout: the layout of `ms`; by default detected from names and shapes.
-        device: where MindSpore computes: "cpu", "ascend" or "ascend:N".
-        compute: the precision on both sides: "fp32", "fp16" or "bf16".
-        layers: numbers of layers, in order: check only these, each with the output of the one
-            checked before it.
-        tokens: how many random tokens, or their ids; by default 256 for small models, else 32.
-        text: tokens from a text instead, by the tokenizer in `hf_dir`.
-        generate: continue greedily by so many tokens on both sides.
-        say: called with a line of text for each layer.
-
     Raises `UsageError` for layers and tokens that the model doesn't have, `VerifyError` for missing
     packages, a device that isn't there and models of different sizes, and the errors of opening.
     """
-    precision = precision_of(compute)
+    precision = precision_of(options.compute)
     mindspore = import_mindspore()
-    chosen_device = select_device(mindspore, device)
-    hub = open_source(Path(hf_dir), Choices(family="huggingface", layout_option="layout"))
-    checkpoint = _open_mindspore(Path(ms), Path(hf_dir), strategy_dir, parallel_config, layout)
+    chosen_device = select_device(mindspore, options.device)
+    hub = open_source(options.hf_dir, Choices(family="huggingface", layout_option="layout"))
+    checkpoint = _open_mindspore(options)
     with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
         network, torch_side, mindspore_side = _sides(
             mindspore, chosen_device, precision, reference, weights
         )
-        ids = _tokens(network, int(reference.size("H")), tokens, text, Path(hf_dir))
-        wanted = _wanted(network, layers)
+        ids = _tokens(network, int(reference.size("H")), options)
+        wanted = _wanted(network, options.layers)
         checks, end = _run(
             torch_side,
             mindspore_side,
@@ -123,11 +95,14 @@ def verify(
             ids,
             wanted,
             len(wanted) == network.layers,
-            say or (lambda _: None),
+            options.say or (lambda _: None),
         )
         generated = (
-            [continued(side, network, ids[:1], generate) for side in (torch_side, mindspore_side)]
-            if generate
+            [
+                continued(side, network, ids[:1], options.generate)
+                for side in (torch_side, mindspore_side)
+            ]
+            if options.generate
             else []
         )
     notes = (
@@ -143,11 +118,11 @@ def verify(
             "experts were computed by GroupedMatmul, which no test of ours has run on a device."
         )
     return Verification(
-        hf_dir=str(hf_dir),
-        ms=str(ms),
+        hf_dir=str(options.hf_dir),
+        ms=str(options.ms),
         layout=checkpoint.binding.layout.name,
         device=chosen_device,
-        compute=compute,
+        compute=options.compute,
         tokens=int(ids.size),
         layers=checks,
         end=end,
@@ -229,34 +204,27 @@ def _run(
     ) if whole else None
 
 
-def _open_mindspore(
-    ms: Path,
-    hf_dir: Path,
-    strategy_dir: PathLike | None,
-    parallel_config: PathLike | None,
-    layout: str | None,
-) -> Source:
+def _open_mindspore(options: Verify) -> Source:
     """With the config that goes with it, of which its manifest tells; the reference's where it has
     none."""
     choices = Choices(
-        layout=layout,
-        strategy=None if strategy_dir is None else Path(strategy_dir),
-        parallel_config=None if parallel_config is None else Path(parallel_config),
+        layout=options.layout,
+        strategy=options.strategy_dir,
+        parallel_config=options.parallel_config,
         family="mindspore",
         layout_option="layout",
     )
-    source = open_source(ms, choices)
-    return source if source.config else open_source(ms, replace(choices, config=hf_dir))
+    source = open_source(options.ms, choices)
+    return (
+        source
+        if source.config
+        else open_source(options.ms, replace(choices, config=options.hf_dir))
+    )
 
 
-def _tokens(
-    network: Network,
-    hidden: int,
-    tokens: int | Sequence[int] | None,
-    text: str | None,
-    hf_dir: Path,
-) -> NDArray[np.int64]:
+def _tokens(network: Network, hidden: int, options: Verify) -> NDArray[np.int64]:
     """(1, length) token ids."""
+    tokens, text, hf_dir = options.tokens, options.text, options.hf_dir
     limit = network.positions
     if text is not None:
         if tokens is not None:

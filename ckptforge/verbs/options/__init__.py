@@ -1,0 +1,37 @@
+"""The options of every verb, written once: a record for each verb, from which come its signature in
+Python, its command line, its help and its JSON schema."""
+
+from __future__ import annotations
+
+from ckptforge.verbs.options.checks import Check, Clean, Compare, Inspect, Verify
+from ckptforge.verbs.options.conversion import Convert, ToMs, ToTorch
+from ckptforge.verbs.options.option import PathLike, Progress, Say
+from ckptforge.verbs.options.ranks import Merge, Reshard, Split, Strategy
+from ckptforge.verbs.options.record import Options
+from ckptforge.verbs.options.shared import Casting, Converting, Resharding, Running
+from ckptforge.verbs.options.tables import MappingCheck, MappingShow
+
+__all__ = [
+    "Casting",
+    "Check",
+    "Clean",
+    "Compare",
+    "Convert",
+    "Converting",
+    "Inspect",
+    "MappingCheck",
+    "MappingShow",
+    "Merge",
+    "Options",
+    "PathLike",
+    "Progress",
+    "Reshard",
+    "Resharding",
+    "Running",
+    "Say",
+    "Split",
+    "Strategy",
+    "ToMs",
+    "ToTorch",
+    "Verify",
+]

@@ -1,0 +1,71 @@
+"""One option of a verb: a field of its record, with what Python's signature, the command line, the
+help and the JSON schema say of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+PathLike = str | os.PathLike[str]
+Format = Literal["ckpt", "safetensors", "unified"]
+Progress = Callable[[int, int], None]
+Say = Callable[[str], object]
+
+if TYPE_CHECKING:
+    Given = TypeVar("Given", contravariant=True)
+    Held = TypeVar("Held", covariant=True)
+
+    class _Converted(Generic[Given, Held]):
+        """For type checkers: a field that is given as one type and held as another."""
+
+        def __get__(self, record: object, owner: type) -> Held: ...
+        def __set__(self, record: object, value: Given) -> None: ...
+
+    Place = _Converted[PathLike, Path]
+    OptionalPlace = _Converted[PathLike | None, Path | None]
+else:
+    Place = str | Path
+    OptionalPlace = str | Path | None
+
+
+class _Required:
+    """Stands for the default of an option that must be given."""
+
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED = _Required()
+
+
+class Option(NamedTuple):
+    """What is known of an option beside its name and type.
+
+    `meaning` is a sentence without its capital letter and full stop; options in backquotes are
+    spelled as the reader writes them. `unset` says what happens where nothing is given. The rest is
+    for the command line: `choices` or `metavar` in place of the value, `completes` what kind of
+    name it is, `aliases` other spellings, `hidden` that it isn't there.
+    """
+
+    meaning: str
+    default: Any = REQUIRED
+    unset: str = ""
+    choices: str = ""
+    metavar: str = ""
+    completes: Literal["", "layout", "mindspore", "huggingface", "model", "dtype"] = ""
+    bounds: tuple[int, int] | None = None
+    aliases: tuple[str, ...] = ()
+    hidden: bool = False
+    kw_only: bool = True
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+
+def option(meaning: str, *, default: Any = REQUIRED, kw_only: bool = True, **facts: Any) -> Any:
+    """A field of a record of options; the keywords are those of `Option`. Without a default it must
+    be given."""
+    return Option(meaning, default, kw_only=kw_only, **facts)

@@ -1,0 +1,131 @@
+"""Records of options: what a verb is called with, checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from ckptforge.errors import UsageError, shown
+from ckptforge.spelling import option as spelled
+from ckptforge.verbs.options.kinds import described, fits
+from ckptforge.verbs.options.option import Option, option
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_: Any) -> Any:
+        """Does nothing: it is for type checkers, and Python 3.10 lacks it."""
+        return lambda record: record
+
+
+_OPTIONS: dict[type[Options], Mapping[str, Option]] = {}
+_TYPES: dict[type[Options], Mapping[str, Any]] = {}
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(option,))
+class Options:
+    """The options of a verb, which can't be changed.
+
+    Raises `TypeError`, with the nearest name, for one that it doesn't have and for one that is
+    missing, and `UsageError` for a value of a wrong type. Paths are held as `Path`s.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        vars(self).update(_bound(type(self), arguments, keywords))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} can't be changed; see its replace().")
+
+    def __repr__(self) -> str:
+        options = options_of(type(self))
+        given = [
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if value != options[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values."""
+        return type(self)(**{**vars(self), **changes})
+
+
+def options_of(record: type[Options]) -> Mapping[str, Option]:
+    """The options of a record by name: first what it is called with by position, then its own, then
+    those of its bases."""
+    if record not in _OPTIONS:
+        found: dict[str, Option] = {}
+        for cls in record.__mro__:
+            for name, value in vars(cls).items():
+                if isinstance(value, Option):
+                    found.setdefault(name, value)
+        _OPTIONS[record] = dict(sorted(found.items(), key=lambda item: item[1].kw_only))
+    return _OPTIONS[record]
+
+
+def types_of(record: type[Options]) -> Mapping[str, Any]:
+    """The types of a record's options by name, of a path what may be given for it."""
+    if record not in _TYPES:
+        hints = get_type_hints(record)
+        _TYPES[record] = {name: hints[name] for name in options_of(record)}
+    return _TYPES[record]
+
+
+def verb_of(record: type[Options]) -> str:
+    """The name of the function that a record is for: `to_ms` for `ToMs`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", record.__name__).lower()
+
+
+def _bound(
+    record: type[Options], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The value of every option. Raises `TypeError` and `UsageError`."""
+    options, kinds = options_of(record), types_of(record)
+    given = {**_by_position(record, arguments, keywords), **keywords}
+    if missing := [name for name, one in options.items() if one.required and name not in given]:
+        raise TypeError(f"{verb_of(record)}() is missing a required argument: {missing[0]!r}")
+    values = {}
+    for name, one in options.items():
+        if name not in given:
+            values[name] = one.default
+            continue
+        value = given[name]
+        if not fits(value, kinds[name]):
+            expected = described(kinds[name])
+            raise UsageError(f"{spelled(name)} is {shown(value)}, expected {expected}.")
+        if one.bounds is not None and not one.bounds[0] <= value <= one.bounds[1]:
+            least, most = one.bounds
+            raise UsageError(f"{spelled(name, value)}: expected {least} to {most:,}.")
+        is_path = value is not None and Path in get_args(kinds[name])
+        values[name] = Path(value) if is_path else value
+    return values
+
+
+def _by_position(
+    record: type[Options], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values that are given by position. Raises `TypeError` for what isn't an option."""
+    verb, options = verb_of(record), options_of(record)
+    for keyword in keywords:
+        if keyword not in options:
+            raise TypeError(f"{verb}() has no keyword {keyword!r}; {_nearest(keyword, options)}")
+    names = [name for name, one in options.items() if not one.kw_only]
+    if len(arguments) > len(names):
+        raise TypeError(
+            f"{verb}() takes {len(names)} positional arguments, but {len(arguments)} were given"
+        )
+    if twice := [name for name in names[: len(arguments)] if name in keywords]:
+        raise TypeError(f"{verb}() got two values for {twice[0]!r}")
+    return dict(zip(names, arguments, strict=False))
+
+
+def _nearest(keyword: str, options: Mapping[str, Option]) -> str:
+    from difflib import get_close_matches
+
+    known = [name for name, one in options.items() if one.kw_only]
+    if found := get_close_matches(keyword, known, 1):
+        return f"did you mean {found[0]!r}?"
+    return f"it has {', '.join(known)}"
