@@ -30,8 +30,9 @@ from ckptforge.reading.ranks import open_ranks, open_source
 from ckptforge.reading.source import Choices, bind_source
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.storage.small_json import parse_object
-from ckptforge.tables.constants import Used, constants_for, differing_constants
-from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.tables.constants import Used, differing_constants
+from ckptforge.tables.parsing import load_table
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.check import check
 from ckptforge.verbs.synthetic import write_model
 from fuzz import mutate, trees
@@ -242,7 +243,7 @@ def _config(work: Path) -> Target:
         checkpoint = checkpoints[len(data) % len(checkpoints)]
         (checkpoint.path / "config.json").write_bytes(data)
         source = bind_source(checkpoint, Choices())
-        if (constants := constants_for(source.table.model_constants, source.config)) is not None:
+        if (constants := source.table.constants.of(source.config)) is not None:
             mine, theirs = (
                 Used(constants=constants, config=config, layers=2)
                 for config in (source.config, source.table.example)

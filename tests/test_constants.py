@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import ckptforge
 from ckptforge.errors import TableError
-from ckptforge.tables.constants import Used, constants_for, differing_constants
+from ckptforge.tables.constants import Used, differing_constants
 from ckptforge.tables.model_config import Expression
+from ckptforge.tables.parsing import parse_table
 from ckptforge.tables.rope import Rope, alike, rope_parameters, rotation
-from ckptforge.tables.table import parse_table, shipped_tables
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 
 TABLES = {model_type: table for table in shipped_tables() for model_type in table.model_types}
@@ -384,9 +385,9 @@ def test_the_defaults_of_the_tables_are_those_of_transformers(model_type):
     logits."""
     transformers = pytest.importorskip("transformers")
     table, made = TABLES[model_type], transformers.CONFIG_MAPPING[model_type]()
-    constants = constants_for(table.model_constants, {"model_type": model_type})
+    constants = table.constants.of({"model_type": model_type})
     defaults = dict(constants.defaults)
-    assert table.defaults_from.startswith("transformers ")
+    assert table.constants.defaults_from.startswith("transformers ")
     assert defaults.pop("rope_theta") == made.rope_parameters["rope_theta"] == made.default_theta
     assert (
         made.rope_parameters["rope_type"] == "default"
@@ -567,7 +568,9 @@ def differences(mine, theirs, layers=3):
         table = TABLES.get(config.get("model_type"), TABLES["llama"])
         used.append(
             Used(
-                constants=constants_for(table.model_constants, config), config=config, layers=layers
+                constants=table.constants.of(config),
+                config=config,
+                layers=layers,
             )
         )
     return differing_constants(*used)
@@ -719,19 +722,18 @@ tiny = { size = "window" }
         (
             "[defaults.tiny]",
             "[defaults.other]",
-            r"\[defaults\] other: isn't in model_type, which "
-            r"has toy, tiny",
+            r"\[defaults\]: 'other' isn't in model_type, which has toy, tiny",
         ),
-        ("tiny = {", "other = {", r"\[window\] other: isn't in model_type"),
+        ("tiny = {", "other = {", r"\[window\]: 'other' isn't in model_type"),
         (
             "[defaults.tiny]\nrope_theta = 1e4\nmax_position_embeddings = 64",
             "",
-            r"\[defaults.tiny\] is missing",
+            r"\[defaults.tiny\]: is missing",
         ),
         (
             "max_position_embeddings = 64\n[rope]",
             "[rope]",
-            r"\[defaults.tiny\] has no "
+            r"\[defaults.tiny\]: has no "
             r"max_position_embeddings, which "
             r"\[rope\] needs",
         ),
@@ -743,14 +745,12 @@ tiny = { size = "window" }
         ),
         ('dim = "hidden / heads"', 'dim = "hidden / heads"\nbase = 3', "base"),
         ('size = "window"', 'length = "window"', r"length"),
-        ('[pipeline]\nlayers = "l"', "", r"\[window\] needs \[pipeline\]"),
+        ('[pipeline]\nlayers = "l"', "", r"\[window\]: needs \[pipeline\]"),
     ],
 )
 def test_bad_defaults_are_refused_with_row_and_reason(old, new, message):
-    assert (
-        old in TOY
-        and parse_table(TOY.encode(), "toy.toml").model_constants["tiny"].window.size == "window"
-    )
+    constants = parse_table(TOY.encode(), "toy.toml").constants
+    assert old in TOY and constants.by_model_type["tiny"].window.size == "window"
     with pytest.raises(TableError, match=message):
         parse_table(TOY.replace(old, new, 1).encode(), "toy.toml")
 

@@ -19,7 +19,7 @@ from ckptforge.errors import (
     PlanError,
     UsageError,
 )
-from ckptforge.tables.table import shipped_tables
+from ckptforge.tables.shipped import shipped_tables
 from tests.helpers import (
     FIXTURES,
     HUB,

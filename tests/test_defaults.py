@@ -7,7 +7,8 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import UsageError
-from ckptforge.tables.table import parse_table, shipped_tables
+from ckptforge.tables.parsing import parse_table
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, contents
 

@@ -34,7 +34,7 @@ from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.publish import journal
 from ckptforge.storage.small_files import is_file_name, read_small
 from ckptforge.tables.model_config import Expression
-from ckptforge.tables.table import load_table
+from ckptforge.tables.parsing import load_table
 from ckptforge.verbs.check import check
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
 from tests.test_tables import GOOD

@@ -13,7 +13,8 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import TableError
-from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.tables.parsing import load_table
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import MINDSPORE, contents, write_safetensors
 

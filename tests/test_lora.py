@@ -28,7 +28,8 @@ from ckptforge.errors import (
 )
 from ckptforge.publish.journal import fingerprint
 from ckptforge.run.tiles import Spans, windows
-from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.tables.parsing import load_table
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import eight_bits, raw_safetensors, write_safetensors
 

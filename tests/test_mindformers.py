@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import ckptforge
-from ckptforge.tables.table import shipped_tables
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import contents, eight_bits
 

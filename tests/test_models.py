@@ -22,7 +22,8 @@ from ckptforge.errors import (
     UnmappedTensorsError,
     UsageError,
 )
-from ckptforge.tables.table import load_table, shipped_tables
+from ckptforge.tables.parsing import load_table
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from ckptforge.verbs.tables import check_table, describe, list_tables, table_schema
 from tests.helpers import FIXTURES, contents, eight_bits, raw_safetensors, write_safetensors

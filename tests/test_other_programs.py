@@ -10,7 +10,7 @@ import pytest
 import ckptforge
 from ckptforge.dtypes import BY_MINDSPORE
 from ckptforge.formats import mindspore_ckpt
-from ckptforge.tables.table import shipped_tables
+from ckptforge.tables.shipped import shipped_tables
 from tests.helpers import (
     FIXTURES,
     HUB,

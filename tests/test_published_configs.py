@@ -8,7 +8,7 @@ import os
 import pytest
 
 import ckptforge
-from ckptforge.tables.table import shipped_tables
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 
 TABLES = {model_type: table for table in shipped_tables() for model_type in table.model_types}

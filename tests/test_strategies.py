@@ -15,7 +15,8 @@ from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageE
 from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import read_strategy
-from ckptforge.tables.table import parse_table, shipped_tables
+from ckptforge.tables.parsing import parse_table
+from ckptforge.tables.shipped import shipped_tables
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub
 
 STRATEGIES = MINDSPORE / "strategies"
@@ -654,8 +655,16 @@ def test_unified_parts_are_filled_evenly(tmp_path, monkeypatch):
         ('wq             = { cut = "g:mp" }', 'wq = { cut = "Z:mp" }', "no axis 'Z'"),
         ('wq             = { cut = "g:mp" }', 'wq = { cut = "g:dp" }', "isn't of the form"),
         ('wq             = { cut = "g:mp" }', 'wq = { cut = "g:mp H:mp" }', "'mp' twice"),
-        ('wq             = { cut = "g:mp" }', 'wq = { optimizer = "x" }', "isn't a flag"),
-        ('wq             = { cut = "g:mp" }', 'wq = { dtype = "x" }', "isn't a dtype"),
+        (
+            'wq             = { cut = "g:mp" }',
+            'wq = { optimizer = "x" }',
+            r"\[shard.dense\] wq.optimizer is 'x', expected true",
+        ),
+        (
+            'wq             = { cut = "g:mp" }',
+            'wq = { dtype = "flaot32" }',
+            "wq.dtype is .*Did you mean 'float32'",
+        ),
         ('wq             = { cut = "g:mp" }', "wq = { }", "spread in different ways"),
         ("[shard.gmm] ", "[shard.nope] ", "no layout of that name"),
         ('first  = ["embedding"]', 'first = ["x"]', "isn't in"),
@@ -664,7 +673,7 @@ def test_unified_parts_are_filled_evenly(tmp_path, monkeypatch):
     ],
 )
 def test_shard_rows_are_checked_with_the_table(old, new, message):
-    text = next(table for table in shipped_tables() if table.name == "mixtral").text.decode()
+    text = next(table for table in shipped_tables() if table.name == "mixtral").about.text.decode()
     assert old in text
     with pytest.raises(TableError, match=message):
         parse_table(text.replace(old, new).encode(), "t.toml")

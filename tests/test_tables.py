@@ -2,16 +2,21 @@
 
 import contextlib
 import math
+import re
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
+from ckptforge.tables import constants, rope, sharding, table_file, table_schema
 from ckptforge.tables.axes import parse_pattern, shared_runs, skeleton_of
 from ckptforge.tables.model_config import Expression
-from ckptforge.tables.table import load_table, parse_table, shipped_tables
+from ckptforge.tables.parsing import load_table, parse_table
+from ckptforge.tables.shipped import shipped_tables
 
 GOOD = """
 name = "toy"
@@ -66,7 +71,7 @@ def test_a_good_table_loads_and_inherits():
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up I H"', "isn't of the form"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : (I H"', "isn’t closed"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : () I H"', "holds nothing"),
-        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I ? H"', "unexpected '\\?'"),
+        ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I ? H"', r"unexpected '\?'"),
         ('up = "layers.{l}.up : I H"', 'up = "layers.{l}.up : I Q H"', "has no axis 'Q'"),
         (
             'up = "layers.{l}.up : I H"',
@@ -81,8 +86,7 @@ def test_a_good_table_loads_and_inherits():
         (
             'extends = "a"',
             'extends = "a"\nsharding = "none"',
-            r"\[layout.b\]: sharding must be "
-            r"'not known'",
+            r"\[layout.b\] sharding is 'none', expected 'not known'",
         ),
         (
             "[layout.b]",
@@ -98,13 +102,17 @@ def test_a_good_table_loads_and_inherits():
         ("[up: I + gate: I] H", "[up: I] H", "needs two parts"),
         ("[up: I + gate: I] H", "[up: I + up: I] H", "with itself"),
         ("[up: I + gate: I] H", "[up: I + gate: I H]", "axis 'H' of tensor 'up' is lost"),
-        ("[up: I + gate: I] H", "[up: I + other: I] H", "'other' isn't in \\[tensors\\]"),
+        ("[up: I + gate: I] H", "[up: I + other: I] H", r"'other' isn't in \[tensors\]"),
         ("[up: I + gate: I] H", "[up: I + gate: I] [up: H + gate: H]", "2 concatenations"),
         ('norm = "norm : H"\n[layout.b]', "[layout.b]", "no row stores tensor 'norm'"),
         ('extends = "a"', 'extends = "z"', "extends 'z', which isn't a layout"),
         ('extends = "a"', 'extends = "b"', "extends itself"),
-        ('family = "mindspore"', 'family = "jax"', "family must be"),
-        ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I X"', "axis 'X' isn't in \\[axes\\]"),
+        (
+            'family = "mindspore"',
+            'family = "jax"',
+            r"\[layout.b\] family is 'jax', expected huggingface or mindspore",
+        ),
+        ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I X"', r"axis 'X' isn't in \[axes\]"),
         ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I I"', "an axis stands twice"),
         ('H = "hidden"', 'H = "hidden +"', "isn't keys and numbers"),
         ('H = "hidden"', 'H = "hidden or 1"', "names no key"),
@@ -114,7 +122,7 @@ def test_a_good_table_loads_and_inherits():
         (
             "[layout.b]",
             "[optional]\nup = 'tied'\n[layout.b]",
-            r"\[layout.b\] concatenates "
+            r"\[layout.b\]: concatenates "
             r"'up'.*may be absent",
         ),
         (
@@ -134,6 +142,149 @@ def test_bad_tables_are_refused_with_row_and_reason(old, new, message):
     assert old in GOOD
     with pytest.raises(TableError, match=message):
         parse_table(GOOD.replace(old, new, 1).encode(), "toy.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "[tensors]",
+            "[tensor]",
+            "toy.toml: has the key 'tensor'; there are name, model_type, .*, example. "
+            r"Did you mean 'tensors'\?$",
+        ),
+        ('name = "toy"', "", "toy.toml: has no name: the table's name.$"),
+        (
+            'name = "toy"',
+            'name = "-"',
+            "toy.toml: name is '-', expected letters, digits, .* first.",
+        ),
+        ('["toy"]', "[]", r"model_type is \[\], expected at least 1 entry"),
+        ('["toy"]', "['toy', 3]", r"model_type\[1\] is 3, expected text.$"),
+        ('H = "hidden"', "H = 4096", r"toy.toml: \[axes\] H is 4096, expected text.$"),
+        (
+            'up = "layers.{l}.up : I H"',
+            "up = ['layers.{l}.up', 'I H']",
+            r"\[layout.a\] up is \['layers.{l}.up', 'I H'\], expected text",
+        ),
+        (
+            'extends = "a"',
+            'extends = "a"\ntold = "by name onyl"',
+            r"\[layout.b\] told is 'by name onyl', expected 'by name only', .* Did you mean",
+        ),
+        (
+            'extends = "a"',
+            'extend = "a"',
+            r"\[layout.b\] extend: 'a' isn't of the form .*. Did you mean 'extends'\?$",
+        ),
+        ('extends = "a"', 'extends = "A"', "extends 'A', which .*. Did you mean 'a'"),
+        (
+            "[layout.b]",
+            "[shard.aa]\nup = {}\n[layout.b]",
+            "no layout of that name. Did you mean 'a'",
+        ),
+        (
+            "[layout.b]",
+            "[shard.a]\nup = {cut='I:mp', optimiser=true}\n[layout.b]",
+            r"\[shard.a\] up has the key 'optimiser'; there are cut, whole_if, optimizer, dtype. "
+            "Did you mean 'optimizer'",
+        ),
+        (
+            "[layout.b]",
+            "[shard.b]\nup = {cut='l:mp'}\n[layout.b]",
+            r"\[shard.b\] up for layout b: axis 'l' stands in the name",
+        ),
+        (
+            "[layout.b]",
+            "[pipeline]\nlayer = 'l'\n[layout.b]",
+            r"\[pipeline\] has the key 'layer'; .*. Did you mean 'layers'",
+        ),
+        (
+            "[layout.b]",
+            "[pipeline]\n[layout.b]",
+            r"\[pipeline\] has no layers: the axes that count",
+        ),
+        (
+            "[layout.b]",
+            "[pipeline]\nlayers = 1\n[layout.b]",
+            r"\[pipeline\] layers is 1, expected text, or a list of texts",
+        ),
+        ("[layout.b]", "[ignored]\njax = []\n[layout.b]", r"\[ignored\] has the key 'jax'"),
+        (
+            "[layout.b]",
+            "[layout]\nc = 3\n[layout.b]",
+            r"\[layout.c\] is 3, expected keys and values",
+        ),
+        ('norm = "H"', 'norm = "H"\nnrom = "H"', r"no row stores tensor 'nrom'"),
+        (
+            'norm = "norm : H"',
+            'nrom = "norm : H"',
+            r"'nrom' isn't in \[tensors\], which has up, gate, "
+            "norm. Did you mean 'norm'",
+        ),
+        (
+            'H = "hidden"\nI = "inner"',
+            "H = 1\nI = 2",
+            r"2 places are wrong:\n  \[axes\] H is 1, expected text.\n  \[axes\] I is 2",
+        ),
+    ],
+)
+def test_messages_name_the_place_what_was_expected_what_was_found_and_the_nearest(
+    old, new, message
+):
+    assert old in GOOD
+    with pytest.raises(TableError, match=message):
+        parse_table(GOOD.replace(old, new, 1).encode(), "toy.toml")
+
+
+@pytest.mark.parametrize("table", shipped_tables(), ids=lambda table: table.name)
+def test_shipped_tables_are_what_a_users_own_of_the_same_text_would_be(table):
+    """They are decoded without being validated, as importing pydantic would take longer."""
+    assert table == parse_table(table.about.text, table.source)
+
+
+@pytest.mark.parametrize(
+    ("record", "model"),
+    [
+        (table_file.TableFile, table_schema.WrittenTable),
+        (table_file.PipelineFile, table_schema.PipelineSection),
+        (table_file.LoraFile, table_schema.LoraSection),
+        (sharding.ShardRow, table_schema.ShardRow),
+        (rope.RopeRow, table_schema.RopeSection),
+        (constants.WindowRow, table_schema.WindowRow),
+    ],
+    ids=lambda found: found.__name__,
+)
+def test_records_have_the_keys_and_defaults_of_what_people_write(record, model):
+    def plain(default):
+        return default.model_dump(exclude_unset=True) if hasattr(default, "model_dump") else default
+
+    fields = {field.name: field for field in msgspec.structs.fields(record)}
+    assert fields.keys() == model.model_fields.keys()
+    for name, field in model.model_fields.items():
+        assert fields[name].required == field.is_required(), name
+        if not field.is_required():
+            own = fields[name]
+            found = own.default if own.default is not msgspec.NODEFAULT else own.default_factory()
+            assert found == plain(field.get_default(call_default_factory=True)), name
+
+
+def test_the_schema_describes_every_section_and_key():
+    schema = table_schema.table_schema()
+    for name, part in {"the table": schema, **schema["$defs"]}.items():
+        assert part["description"], name
+        for key, found in part["properties"].items():
+            assert found.get("description"), (name, key)
+    assert schema["$defs"]["LayoutSection"]["additionalProperties"] == {"type": "string"}
+    assert schema["additionalProperties"] is False
+
+
+def test_every_section_and_key_of_a_table_is_on_the_page():
+    text = (Path(__file__).parents[1] / "docs" / "mappings.md").read_text()
+    schema = table_schema.table_schema()
+    for part in (schema, *schema["$defs"].values()):
+        for key in part["properties"]:
+            assert re.search(rf"\b{key}\b", text), key
 
 
 def test_a_layout_that_extends_one_of_unknown_sharding_has_none_either():

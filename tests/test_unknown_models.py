@@ -19,9 +19,9 @@ from ckptforge.errors import (
 )
 from ckptforge.tables.binding import name_pieces
 from ckptforge.tables.prefixes import adapted
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
-from ckptforge.tables.table import shipped_tables
 from ckptforge.tables.unmapped import kind_of
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
 

@@ -12,7 +12,7 @@ import ckptforge
 from ckptforge.errors import UsageError, VerifyError
 from ckptforge.forward import device, verification
 from ckptforge.forward.experts import GroupedExperts, LoopExperts, sort_by_expert
-from ckptforge.tables.table import shipped_tables
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import FIXTURES, HUB, contents, tiny_config, write_safetensors
 from tests.test_cli import ckpt

@@ -286,7 +286,7 @@ def _recognise(
             continue
         patterns = tuple(pattern for weight in weights for pattern in (weight.a, weight.b))
         numbered, unknown = recognise_names(
-            Layout(name, family, patterns), dict.fromkeys(names), lengths
+            Layout(name=name, family=family, patterns=patterns), dict.fromkeys(names), lengths
         )
         if lost := {offset for pattern in numbered for offset in pattern.offsets.values()} - set(
             lengths
@@ -455,7 +455,5 @@ def _fewest_unknown(checkpoint: Checkpoint, table: Table) -> int:
         tuple(pattern for weight in weights for pattern in (weight.a, weight.b))
         for weights in table.lora.weights.values()
     ]
-    return min(
-        (len(recognise_names(Layout("", "", held), names)[1]) for held in patterns),
-        default=len(names),
-    )
+    layouts = [Layout(name="", family="", patterns=held) for held in patterns]
+    return min((len(recognise_names(layout, names)[1]) for layout in layouts), default=len(names))

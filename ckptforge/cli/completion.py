@@ -41,7 +41,7 @@ def layouts(family: str | None = None, *more: str) -> Complete:
 
 def models(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes the names of tables."""
-    from ckptforge.tables.table import shipped_tables
+    from ckptforge.tables.shipped import shipped_tables
 
     tables = [table for table in shipped_tables() if table.name.startswith(incomplete)]
     return [CompletionItem(table.name, help=", ".join(table.model_types)) for table in tables]
@@ -66,7 +66,7 @@ def dtypes(*words: str) -> Complete:
 
 
 def _tables(ctx: click.Context) -> tuple[Table, ...]:
-    from ckptforge.tables.table import candidate_tables
+    from ckptforge.tables.shipped import candidate_tables
 
     named = ctx.params.get("model"), next(filter(None, map(_model_type, ctx.args)), None)
     with suppress(CkptforgeError):

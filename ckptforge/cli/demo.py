@@ -18,7 +18,8 @@ from ckptforge.cli.text import comparison_text, size, verification_text
 from ckptforge.errors import OutputError, VerifyError, counted, install_hint
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.run.audit import Audit
-from ckptforge.tables.table import Table, shipped_tables
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.tables.table import Table
 from ckptforge.verbs import compare as comparing
 from ckptforge.verbs import convert as verbs
 from ckptforge.verbs import reshard as resharding
@@ -71,7 +72,7 @@ def _run(directory: Path, say: Say) -> dict[str, Any]:
     """Runs the commands that it shows, in the directory, as they would run there."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARK).touch()
-    table = next(table for table in shipped_tables() if table.demo)
+    table = next(table for table in shipped_tables() if table.about.demo)
     with _inside(directory):
         demo = _Demo(table, say)
         demo.convert()

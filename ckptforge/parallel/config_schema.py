@@ -40,13 +40,13 @@ class ParallelKeys(Written):
 
     data_parallel: Annotated[
         Count, Spelt("parallel_config.data_parallel", "parallel_config.dp", "dp")
-    ] = Field(1, description="copies of the network, each for a part of a batch")
+    ] = Field(default=1, description="copies of the network, each for a part of a batch")
     model_parallel: Annotated[
         Count, Spelt("parallel_config.model_parallel", "parallel_config.mp", "mp")
-    ] = Field(1, description="devices that share a tensor's rows or columns")
+    ] = Field(default=1, description="devices that share a tensor's rows or columns")
     expert_parallel: Annotated[
         Count, Spelt("parallel_config.expert_parallel", "parallel_config.ep", "ep")
-    ] = Field(1, description="devices that share a layer's experts")
+    ] = Field(default=1, description="devices that share a layer's experts")
     pipeline_stage: Annotated[
         Count,
         Spelt(
@@ -55,22 +55,22 @@ class ParallelKeys(Written):
             "parallel_config.pp",
             "pp",
         ),
-    ] = Field(1, description="stages that share the layers")
+    ] = Field(default=1, description="stages that share the layers")
     context_parallel: Annotated[
         Count, Spelt("parallel_config.context_parallel", "parallel_config.cp", "cp")
-    ] = Field(1, description="devices that share a sequence; only 1 is supported")
+    ] = Field(default=1, description="devices that share a sequence; only 1 is supported")
     vocab_emb_dp: Annotated[Flag, Spelt("parallel_config.vocab_emb_dp")] = Field(
-        True, description="the embedding and lm_head stay whole"
+        default=True, description="the embedding and lm_head stay whole"
     )
     parallel_mode: Annotated[
         int | str, expected("a number or a text"), Spelt("parallel.parallel_mode")
-    ] = Field(1, description="1 or semi_auto_parallel, the only one that is supported")
+    ] = Field(default=1, description="1 or semi_auto_parallel, the only one that is supported")
     enable_parallel_optimizer: Annotated[Flag, Spelt("parallel.enable_parallel_optimizer")] = Field(
-        False, description="optimizer parallelism: replicas cut the weights once more"
+        default=False, description="optimizer parallelism: replicas cut the weights once more"
     )
     parallel_optimizer_threshold: Annotated[
         Kilobytes, Spelt("parallel.parallel_optimizer_config.parallel_optimizer_threshold")
-    ] = Field(64, description="KB of the full tensor, from which it is cut")
+    ] = Field(default=64, description="KB of the full tensor, from which it is cut")
     optimizer_weight_shard_size: Annotated[
         Shards,
         Spelt(
@@ -78,41 +78,41 @@ class ParallelKeys(Written):
             "parallel.optimizer_weight_shard_size",
         ),
     ] = Field(
-        -1,
+        default=-1,
         description="parts; -1, or a number that doesn't divide the replicas: as many as there are "
         "replicas",
     )
     pipeline_interleave: Annotated[Flag, Spelt("parallel.pipeline_config.pipeline_interleave")] = (
-        Field(False, description="each stage has several parts of the layers")
+        Field(default=False, description="each stage has several parts of the layers")
     )
     pp_interleave_num: Annotated[
         Count, Spelt("model.model_config.pp_interleave_num", "parallel_config.pp_interleave_num")
-    ] = Field(1, description="how many parts, with pipeline_interleave")
+    ] = Field(default=1, description="how many parts, with pipeline_interleave")
     offset: Annotated[Offset, Spelt("model.model_config.offset")] = Field(
-        0,
+        default=0,
         description="layers more or less in each stage; one list, or one for each interleaved part",
     )
     num_layers: Annotated[
         Count | None,
         Spelt("model.model_config.num_layers", "model.model_config.num_hidden_layers"),
-    ] = Field(None, description="layers of the model")
+    ] = Field(default=None, description="layers of the model")
     num_heads: Annotated[
         Count | None,
         Spelt("model.model_config.num_heads", "model.model_config.num_attention_heads"),
-    ] = Field(None, description="attention heads of the model")
+    ] = Field(default=None, description="attention heads of the model")
     n_kv_heads: Annotated[
         Count | None,
         Spelt("model.model_config.n_kv_heads", "model.model_config.num_key_value_heads"),
-    ] = Field(None, description="key-value heads of the model")
+    ] = Field(default=None, description="key-value heads of the model")
     parallel_optimizer: Annotated[Flag, Spelt("model.model_config.parallel_optimizer")] = Field(
-        False, description="optimizer parallelism may cut the embedding"
+        default=False, description="optimizer parallelism may cut the embedding"
     )
     expert_num: Annotated[
         Count | None,
         Spelt("moe_config.expert_num", "model.model_config.moe_config.expert_num"),
-    ] = Field(None, description="experts of a layer")
+    ] = Field(default=None, description="experts of a layer")
     shard: dict[str, ShardRow] = Field(
-        {}, description="rows that replace those of the mapping table, by logical tensor"
+        default={}, description="rows that replace those of the mapping table, by logical tensor"
     )
 
 

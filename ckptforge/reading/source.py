@@ -46,8 +46,9 @@ from ckptforge.storage.small_json import parse_object, read_object
 from ckptforge.tables.binding import Binding, Shapes
 from ckptforge.tables.model_config import language_part
 from ckptforge.tables.recognition import Hints, Identified, identify, recognise
+from ckptforge.tables.shipped import candidate_tables, shipped_tables
 from ckptforge.tables.state import is_state
-from ckptforge.tables.table import Table, candidate_tables, shipped_tables
+from ckptforge.tables.table import Table
 from ckptforge.tables.unmapped import HEAD, of_kind, other_task, undroppable
 
 _log = logging.getLogger(__name__)

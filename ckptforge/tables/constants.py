@@ -3,24 +3,27 @@ differently."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ckptforge.errors import ConfigError, TableError
-from ckptforge.tables.model_config import Expression
+from ckptforge.errors import ConfigError
+from ckptforge.tables.model_config import Constant, Expression
 from ckptforge.tables.rope import (
     KEYS,
     LONGEST,
     PREFIX,
     THETA,
     Rope,
-    RopeRow,
     alike,
     rope_parameters,
     rotation,
 )
+from ckptforge.tables.rows import at, check_known
+
+if TYPE_CHECKING:
+    from ckptforge.tables.table_file import TableFile
 
 Values = Mapping[str, Any]
 Found = dict[str, tuple[Any, Any]]
@@ -32,7 +35,7 @@ _SLIDING, _FULL = "sliding_attention", ("full_attention", "attention")
 _SAME_FUNCTION = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh"}
 
 
-class WindowRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class WindowRow(msgspec.Struct, frozen=True):
     """[window] of a table's file: the keys of config.json that say how far back a layer attends.
 
     `size` is the length of the window in tokens, null for none; `switch` must be true for it to be
@@ -83,57 +86,72 @@ class Used(msgspec.Struct, frozen=True):
         return self.config[key] if key in self.config else self.constants.defaults.get(key)
 
 
-def parse_constants(
-    defaults: Mapping[str, Values],
-    rope: RopeRow | None,
-    window: Mapping[str, WindowRow],
-    model_types: Collection[str],
-    source: str,
-) -> dict[str, ModelConstants]:
-    """[defaults], [rope] and [window] of a table, by model_type. Raises `TableError` with the row
-    and the reason."""
-    for section, rows in (("defaults", defaults), ("window", window)):
-        if unknown := [name for name in rows if name not in model_types]:
-            raise TableError(
-                f"{source}: [{section}] {unknown[0]}: isn't in model_type, which has "
-                f"{', '.join(model_types)}."
-            )
-    if lost := [
-        name
-        for name in (*window, *model_types)
-        if name not in defaults and (defaults or window or rope)
-    ]:
-        raise TableError(
-            f"{source}: [defaults.{lost[0]}] is missing: [defaults] must have every "
-            "model_type, or none."
+class Constants(msgspec.Struct, frozen=True, kw_only=True):
+    """What else of config.json a table's model computes with: `listed` values that are compared as
+    they stand, and constants by model_type, taken `defaults_from` somewhere."""
+
+    listed: tuple[Constant, ...] = ()
+    by_model_type: Mapping[str, ModelConstants] = msgspec.field(default_factory=dict)
+    defaults_from: str = ""
+
+    def of(self, config: Values) -> ModelConstants | None:
+        """Those of the config's model_type, else of the class in `architectures`, else the first;
+        None where there are none."""
+        if (named := self.by_model_type.get(str(config.get("model_type")))) is not None:
+            return named
+        classes = config.get("architectures")
+        names = {
+            str(name).partition("For")[0].lower()
+            for name in (classes if isinstance(classes, list) else ())
+        }
+        fitting = (
+            found
+            for model_type, found in self.by_model_type.items()
+            if model_type.replace("_", "") in names
         )
-    try:
-        made = None if rope is None else Rope(Expression(rope.dim), rope.scales_softmax)
-    except ValueError as error:
-        raise TableError(f"{source}: [rope] dim: {error}.") from error
-    for name, values in defaults.items():
-        if made is not None and (absent := [key for key in (THETA, LONGEST) if key not in values]):
-            raise TableError(f"{source}: [defaults.{name}] has no {absent[0]}, which [rope] needs.")
-    return {
-        name: ModelConstants(values, made, window.get(name)) for name, values in defaults.items()
+        return next(fitting, next(iter(self.by_model_type.values()), None))
+
+
+def make_constants(file: TableFile) -> Constants:
+    """`constants`, [defaults], [rope] and [window] of a table. Raises `TableError` with the row
+    and the reason."""
+    with at("constants"):
+        listed = tuple(map(Constant, file.constants))
+    with at("window"):
+        if file.window and file.pipeline is None:
+            raise ValueError("needs [pipeline], which says what axis the layers are")
+    for section, rows in (("defaults", file.defaults), ("window", file.window)):
+        with at(section):
+            check_known(rows, file.model_type, "model_type")
+    _check_every_type(file)
+    rope = None
+    if file.rope is not None:
+        with at("rope", "dim"):
+            rope = Rope(Expression(file.rope.dim), file.rope.scales_softmax)
+        _check_rope_defaults(file.defaults)
+    by_model_type = {
+        name: ModelConstants(values, rope, file.window.get(name))
+        for name, values in file.defaults.items()
     }
+    return Constants(listed=listed, by_model_type=by_model_type, defaults_from=file.defaults_from)
 
 
-def constants_for(constants: Mapping[str, ModelConstants], config: Values) -> ModelConstants | None:
-    """Those of the config's model_type, else of the class in `architectures`, else the first; None
-    where there are none."""
-    if (named := constants.get(str(config.get("model_type")))) is not None:
-        return named
-    classes = config.get("architectures")
-    names = (
-        {str(name).partition("For")[0].lower() for name in classes}
-        if isinstance(classes, list)
-        else set()
-    )
-    fitting = (
-        found for model_type, found in constants.items() if model_type.replace("_", "") in names
-    )
-    return next(fitting, next(iter(constants.values()), None))
+def _check_every_type(file: TableFile) -> None:
+    """Where there are defaults, or what needs them, each model_type has its own."""
+    if not (file.defaults or file.window or file.rope):
+        return
+    for name in file.model_type:
+        with at("defaults", name):
+            if name not in file.defaults:
+                raise ValueError("is missing: [defaults] must have every model_type, or none")
+
+
+def _check_rope_defaults(defaults: Mapping[str, Values]) -> None:
+    for name, values in defaults.items():
+        with at("defaults", name):
+            for key in (THETA, LONGEST):
+                if key not in values:
+                    raise ValueError(f"has no {key}, which [rope] needs")
 
 
 def differing_constants(one: Used, other: Used) -> Found:

@@ -24,10 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from ckptforge.errors import nearest
 from ckptforge.tables.axes import Axis, Concat, Pattern
+from ckptforge.tables.rows import at, check_known
+
+if TYPE_CHECKING:
+    from ckptforge.tables.table import Layout
+    from ckptforge.tables.table_file import LoraFile, TableFile
 
 WEIGHT = ".weight"
 RANK = "rank"
@@ -123,3 +130,109 @@ def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str,
             )
         found[tensor] = pattern.axes[1], frozenset(pattern.name_axes)
     return found
+
+
+class _Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights, or embeddings: the key that lists them, the section of their factors' names, and
+    what both say; `turned` as in `AdaptedWeight`."""
+
+    key: str
+    section: str
+    tensors: Sequence[str]
+    templates: Mapping[str, Sequence[str]]
+    turned: bool
+
+
+def make_lora(file: TableFile, layouts: Mapping[str, Layout]) -> Lora:
+    """[lora] of a table. Raises `TableError` with the row and the rule that it breaks."""
+    if file.lora is None:
+        return Lora()
+    with at("lora"):
+        for tensor in file.lora.modules:
+            if tensor in file.lora.embeddings:
+                raise ValueError(f"{tensor!r} stands in modules and in embeddings")
+    weights: dict[str, tuple[AdaptedWeight, ...]] = {}
+    matrices: dict[str, frozenset[Pattern]] = dict.fromkeys(layouts, frozenset())
+    for kind in _kinds(file.lora):
+        _check_kind(kind, file, layouts)
+        names = _names_by_layout(kind, file, layouts)
+        if not names and not kind.tensors:
+            continue
+        columns = _columns(kind, names, layouts)
+        for layout in layouts.values():
+            found = adaptable(kind.tensors, layout.patterns, columns)
+            matrices[layout.name] |= found
+            if (pair := names.get(layout.name)) is not None:
+                ordered = (pattern for pattern in layout.patterns if pattern in found)
+                made = adapted_weights(ordered, pair, kind.turned)
+                weights[layout.name] = (*weights.get(layout.name, ()), *made)
+    return Lora(weights, matrices, frozenset(file.lora.embeddings))
+
+
+def _kinds(section: LoraFile) -> Iterator[_Kind]:
+    yield _Kind(
+        key="modules",
+        section="names",
+        tensors=section.modules,
+        templates=section.names,
+        turned=False,
+    )
+    yield _Kind(
+        key="embeddings",
+        section="embedding_names",
+        tensors=section.embeddings,
+        templates=section.embedding_names,
+        turned=True,
+    )
+
+
+def _check_kind(kind: _Kind, file: TableFile, layouts: Mapping[str, Layout]) -> None:
+    with at("lora", kind.key):
+        check_known(kind.tensors, file.tensors, "[tensors]")
+    for name, templates in kind.templates.items():
+        with at("lora", kind.section, name):
+            if name not in layouts:
+                raise ValueError(f"there is no layout of that name.{nearest(name, layouts)}")
+            _check_factor_names(templates)
+
+
+def _check_factor_names(templates: Sequence[str]) -> None:
+    """Two names that differ, of which each can be told from a weight's and holds the weight's."""
+    for template in templates:
+        if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}#"):
+            raise ValueError(
+                "each name must hold {} once, where the weight's name goes, and no other brace"
+            )
+        if "lora_" not in template.lower():
+            raise ValueError(
+                "a factor's name must hold lora_, which distinguishes it from a weight"
+            )
+    if templates[0] == templates[1]:
+        raise ValueError("both factors have one name")
+
+
+def _names_by_layout(
+    kind: _Kind, file: TableFile, layouts: Mapping[str, Layout]
+) -> dict[str, Sequence[str]]:
+    """Layout → the names of the factors, its own or those of the nearest layout that it extends."""
+    return {
+        layout: kind.templates[ancestor]
+        for layout in layouts
+        for ancestor in file.lineage(layout)
+        if ancestor in kind.templates
+    }
+
+
+def _columns(
+    kind: _Kind, names: Mapping[str, Sequence[str]], layouts: Mapping[str, Layout]
+) -> dict[str, Columns]:
+    """What the columns of each matrix are, by the first layout of Hugging Face that has adapters'
+    names."""
+    for layout in layouts.values():
+        if layout.family == "huggingface" and layout.name in names:
+            with at("lora", kind.key):
+                return columns_of(kind.tensors, layout.patterns)
+    with at("lora", kind.section):
+        raise ValueError(
+            "names no layout of Hugging Face, whose matrices say what is a row and what a column"
+        )

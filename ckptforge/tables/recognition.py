@@ -24,7 +24,8 @@ from ckptforge.errors import (
 from ckptforge.spelling import command, option
 from ckptforge.tables.binding import Binding, Shapes, bind, recognise_names
 from ckptforge.tables.prefixes import Renaming, adapted, common_prefix, renamings
-from ckptforge.tables.table import Layout, Table, shipped_tables
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.tables.table import Layout, Table
 
 _CLASS = re.compile(r"(\w+?)(?:For\w+|LMHeadModel|Model)?")
 

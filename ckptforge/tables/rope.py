@@ -52,8 +52,8 @@ _MAX_NESTED = 16
 Parameters = Mapping[str, Any]
 
 
-class RopeRow(msgspec.Struct, forbid_unknown_fields=True):
-    """[rope] of a table's file, before its meaning is checked."""
+class RopeRow(msgspec.Struct, frozen=True):
+    """[rope] of a table's file, as written."""
 
     dim: str
     scales_softmax: bool = False

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import shown
 from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors
 
@@ -18,9 +17,8 @@ FLAGS = ("vocab_emb_dp", "parallel_optimizer")
 _CUT = re.compile(r"([A-Za-z_]\w*):(ep|mp)(\??)")
 
 
-class ShardRow(msgspec.Struct, forbid_unknown_fields=True):
-    """A [shard] row as written: `cut` is "axis:mp" pairs, with `?` where an axis that doesn't
-    divide stays whole."""
+class ShardRow(msgspec.Struct, frozen=True):
+    """A [shard] row as written (`table_schema` says what its keys mean)."""
 
     cut: str = ""
     whole_if: str | None = None
@@ -69,14 +67,6 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
     for what in ([cut.axis for cut in cuts], [cut.dimension for cut in cuts]):
         if len(set(what)) < len(what):
             raise ValueError(f"{shown(row.cut)} names {shown(max(what, key=what.count))} twice")
-    for flag in (row.whole_if, row.optimizer):
-        if isinstance(flag, str) and flag not in FLAGS:
-            raise ValueError(
-                f"{shown(flag)} isn't a flag of a parallel configuration; there are "
-                f"{', '.join(FLAGS)}"
-            )
-    if row.dtype is not None and row.dtype not in BY_NAME:
-        raise ValueError(f"{shown(row.dtype)} isn't a dtype")
     return Sharding(tuple(cuts), row.whole_if, row.optimizer, row.dtype)
 
 
@@ -121,15 +111,3 @@ def _leading(axis: Axis) -> set[str]:
     if isinstance(first, Concat):
         return {part.factors[0] for part in first.parts if part.factors}
     return {first}
-
-
-class Pipeline(msgspec.Struct, frozen=True):
-    """Where tensors lie in a pipeline: `layers` are the axes that count layers, each with the axis
-    whose length is added to its index, the first one that of all layers, which the stages divide;
-    `first` and `last` are the tensors of the outer stages; `tied` is an optional tensor → the one
-    that stands in for it on its stage when it is absent."""
-
-    layers: tuple[tuple[str, str | None], ...]
-    first: tuple[str, ...]
-    last: tuple[str, ...]
-    tied: Mapping[str, str]

@@ -1,16 +1,17 @@
-"""The file of a mapping table: its shape, and the bounds within which it is read."""
+"""The file of a mapping table: TOML, the bounds within which it is read, and what stands in it."""
 
 from __future__ import annotations
 
 import re
 import sys
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any
 
 import msgspec
 
-from ckptforge.errors import TableError, shown
+from ckptforge.errors import TableError, nearest, shown
 from ckptforge.tables.constants import WindowRow
 from ckptforge.tables.rope import RopeRow
+from ckptforge.tables.rows import at, sentence, spell_row
 from ckptforge.tables.sharding import ShardRow
 
 if sys.version_info >= (3, 11):
@@ -18,15 +19,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Family = Literal["huggingface", "mindspore"]
-
 MAX_BYTES = 256 * 1024  # the largest shipped table has 26 kB
 _MAX_ROWS = 256
 _MAX_LAYOUTS = 32
 _MAX_ROW = 1000  # characters
 _MAX_KEY = 200
 _MAX_DEPTH = 8
-_NESTED = ("layout", "shard", "refused", "copies", "defaults")
 # tomllib takes memory by the square of the parts of a dotted key.
 # (?=(…))\1 is a possessive match, for which Python 3.10 has no sign.
 _LONG_KEY = re.compile(
@@ -34,8 +32,8 @@ _LONG_KEY = re.compile(
 )
 
 
-class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
-    """[pipeline], before its meaning is checked."""
+class PipelineFile(msgspec.Struct, frozen=True):
+    """[pipeline], as written."""
 
     layers: str | list[str]
     first: list[str] = []
@@ -43,100 +41,101 @@ class PipelineFile(msgspec.Struct, forbid_unknown_fields=True):
     tied: dict[str, str] = {}
 
 
-class LoraFile(msgspec.Struct, forbid_unknown_fields=True):
-    """[lora], before its meaning is checked."""
+class LoraFile(msgspec.Struct, frozen=True):
+    """[lora], as written."""
 
     modules: list[str]
-    names: dict[str, Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]]
+    names: dict[str, list[str]]
     embeddings: list[str] = []
-    embedding_names: dict[str, Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]] = {}
+    embedding_names: dict[str, list[str]] = {}
 
 
-class TableFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The shape of a TOML table, before its meaning is checked."""
+class TableFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A table's file, as written: `table_schema` says what its sections and keys mean, and
+    validates them where a user wrote them."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*\Z")]
-    model_type: Annotated[list[str], msgspec.Meta(min_length=1)]
+    name: str
+    model_type: list[str]
+    axes: dict[str, str]
+    tensors: dict[str, str]
+    layout: dict[str, dict[str, str]]
     aliases: list[str] = []
     constants: list[str] = []
     keep_dtype: list[str] = []
     defaults_from: str = ""
-    defaults: dict[str, dict[str, Any]] = {}
-    rope: RopeRow | None = None
-    window: dict[str, WindowRow] = {}
-    axes: dict[str, str]
-    tensors: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+    demo: bool = False
     optional: dict[str, str] = {}
-    layout: Annotated[dict[str, dict[str, str]], msgspec.Meta(min_length=1)]
     copies: dict[str, dict[str, str]] = {}
     shard: dict[str, dict[str, ShardRow]] = {}
     pipeline: PipelineFile | None = None
     lora: LoraFile | None = None
-    ignored: dict[Family, list[str]] = {}
-    refused: dict[Family, dict[str, str]] = {}
+    defaults: dict[str, dict[str, Any]] = {}
+    rope: RopeRow | None = None
+    window: dict[str, WindowRow] = {}
+    ignored: dict[str, list[str]] = {}
+    refused: dict[str, dict[str, str]] = {}
     example: dict[str, Any] = {}
-    demo: bool = False
 
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of a table's file."""
-    return msgspec.json.schema(TableFile)
-
-
-def read_table_file(content: bytes, source: str) -> TableFile:
-    """A table's text as data of the right types. Raises `TableError` with the row and the
-    reason."""
-    try:
-        found = tomllib.loads(_text(content, source))
-        _check_bounds(found, source)
-        return msgspec.convert(found, TableFile)
-    except msgspec.ValidationError as error:
-        raise TableError(f"{source}: {_place(found)}{error}.") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also a number of too many digits, and a date that isn't one
-        raise TableError(f"{source}: isn't valid TOML: {error}.") from error
-
-
-def _place(found: dict[str, Any]) -> str:
-    """The row of a table that msgspec refuses, whose messages don't name the keys of mappings."""
-    for section, kind in get_type_hints(TableFile).items():
-        rows = found.get(section)
-        if not isinstance(rows, dict) or section in ("example", "lora"):
-            continue
-        for key, row in rows.items():
-            for inner in row if isinstance(row, dict) and section in _NESTED else (None,):
-                try:
-                    msgspec.convert({key: row if inner is None else {inner: row[inner]}}, kind)
-                except msgspec.ValidationError:
-                    return (
-                        f"[{section}] {key}: " if inner is None else f"[{section}.{key}] {inner}: "
+    def lineage(self, layout: str) -> list[str]:
+        """The layouts that one is made of, from that which extends none to itself. Raises
+        `TableError` where they are none."""
+        chain = [layout]
+        while parent := self.layout[chain[-1]].get("extends"):
+            with at("layout", chain[-1]):
+                if parent not in self.layout:
+                    raise ValueError(
+                        f"extends {shown(parent)}, which isn't a layout of this table."
+                        f"{nearest(parent, self.layout)}"
                     )
-    return ""
+                if parent in chain:
+                    raise ValueError(f"extends itself by way of {parent!r}")
+            chain.append(parent)
+        return chain[::-1]
 
 
-def _text(content: bytes, source: str) -> str:
+def read_table_file(content: bytes) -> TableFile:
+    """A user's table as data of the right shape. Raises `TableError` with each row that is wrong,
+    what was expected there and what was found."""
+    try:
+        found = tomllib.loads(_text(content))
+    # also a number of too many digits, and a date that isn't one
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"isn't valid TOML: {error}.") from error
+    _check_bounds(found)
+    # pydantic, which takes longer to import than most checkpoints to inspect
+    from ckptforge.tables.table_schema import WrittenTable
+    from ckptforge.validation import validate
+
+    try:
+        validate(WrittenTable, found, spell_row)
+    except ValueError as error:
+        raise TableError(sentence(str(error))) from error
+    return msgspec.convert(found, TableFile)
+
+
+def read_shipped_file(content: bytes) -> TableFile:
+    """A table that comes with ckptforge: the tests have validated it."""
+    return msgspec.convert(tomllib.loads(content.decode()), TableFile)
+
+
+def _text(content: bytes) -> str:
     text = content.decode("utf-8")
     if found := _LONG_KEY.search(text):
         raise TableError(
-            f"{source}: line {text.count(chr(10), 0, found.start()) + 1}: a key of "
-            "more than 32 parts."
+            f"line {text.count(chr(10), 0, found.start()) + 1}: a key of more than 32 parts."
         )
     return text
 
 
-def _check_bounds(found: object, source: str, place: tuple[str, ...] = ()) -> None:
+def _check_bounds(found: object, place: tuple[str, ...] = ()) -> None:
     """A table is compared row with row and layout with layout, and what stands in it stands in
     messages."""
-    where = f"{source}: {'.'.join(place) or 'the table'}"
-    inner = (
-        list(found.items())
-        if isinstance(found, dict)
-        else [("", value) for value in found]
-        if isinstance(found, list)
-        else []
-    )
+    where = ".".join(place) or "the table"
+    inner: list[tuple[str, object]] = []
+    if isinstance(found, dict):
+        inner = list(found.items())
+    elif isinstance(found, list):
+        inner = [("", value) for value in found]
     limit = _MAX_LAYOUTS if place == ("layout",) else _MAX_ROWS
     if len(inner) > limit or len(place) > _MAX_DEPTH:
         raise TableError(
@@ -151,4 +150,4 @@ def _check_bounds(found: object, source: str, place: tuple[str, ...] = ()) -> No
             raise TableError(
                 f"{where} has the key {shown(key)}, at most {_MAX_KEY} characters are read."
             )
-        _check_bounds(value, source, (*place, key))
+        _check_bounds(value, (*place, key))

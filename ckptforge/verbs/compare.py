@@ -37,9 +37,10 @@ from ckptforge.run.match import Difference, differing, fingerprints, unlike
 from ckptforge.run.worker import Progress
 from ckptforge.spelling import option
 from ckptforge.tables.binding import recognise_names
-from ckptforge.tables.constants import Used, constants_for, differing_constants
+from ckptforge.tables.constants import Used, differing_constants
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.state import companion_prefix, is_state
-from ckptforge.tables.table import Layout, names_that_keep_dtype, shipped_tables
+from ckptforge.tables.table import Layout, names_that_keep_dtype
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.verbs.options import Compare
 from ckptforge.verbs.public import verb
@@ -281,7 +282,7 @@ def _share_sizes(one: Source, other: Source) -> None:
 
 def _constants(one: Source, other: Source) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
     """(constants of config.json that differ, a note where they can't be compared)."""
-    listed = one.table.constants
+    listed = one.table.constants.listed
     names = [constant.name for constant in listed]
     used = [_used(source) for source in (one, other)]
     names += [key for side in used[:1] if side is not None for key in side.constants.defaults]
@@ -302,7 +303,7 @@ def _constants(one: Source, other: Source) -> tuple[dict[str, tuple[Any, Any]], 
 
 
 def _used(source: Source) -> Used | None:
-    constants = constants_for(source.table.model_constants, source.config)
+    constants = source.table.constants.of(source.config)
     if constants is None:
         return None
     pipeline = source.table.pipeline

@@ -26,8 +26,9 @@ from ckptforge.reading.ranks import in_ranks, open_ranks
 from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.reading.tied import tied
 from ckptforge.spelling import command, flag, option
+from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import companion_prefix
-from ckptforge.tables.table import Layout, Table, candidate_tables
+from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.mindspore import Spread, cut_by
 from ckptforge.verbs.adapter import AdapterChoices, adapter_job

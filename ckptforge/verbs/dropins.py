@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from ckptforge.errors import UsageError
 from ckptforge.parallel.strategy_files import read_strategy
-from ckptforge.tables.table import shipped_tables
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs import convert as verbs
 from ckptforge.verbs import reshard as resharding
 from ckptforge.verbs.mindformers_flags import (
@@ -115,7 +115,7 @@ def _table_name(model: str | None) -> str | None:
     """The table that convert_weight.py knows under this name; what no table has for a name is left
     to the verb to refuse."""
     return (
-        next((table.name for table in shipped_tables(model) if model in table.aliases), model)
+        next((table.name for table in shipped_tables(model) if model in table.about.aliases), model)
         if model is not None
         else None
     )

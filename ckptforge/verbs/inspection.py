@@ -40,8 +40,8 @@ from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
 from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import is_state
-from ckptforge.tables.table import candidate_tables
 from ckptforge.verbs.options import Inspect
 from ckptforge.verbs.public import verb
 

@@ -20,8 +20,9 @@ from ckptforge.reading.ranks import in_ranks, open_ranks
 from ckptforge.reading.source import Choices, bind_source
 from ckptforge.spelling import command, option
 from ckptforge.tables.binding import bind, recognise_names
+from ckptforge.tables.shipped import candidate_tables, shipped_tables
 from ckptforge.tables.state import is_state
-from ckptforge.tables.table import candidate_tables, names_that_keep_dtype, shipped_tables
+from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.targets.mindspore import RankTarget, Spread, cut_by
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Merge, Reshard, Resharding, Split

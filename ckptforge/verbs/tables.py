@@ -14,10 +14,11 @@ from ckptforge.errors import UsageError, nearest
 from ckptforge.reading.source import read_model_config
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import name_pieces
+from ckptforge.tables.parsing import load_table
 from ckptforge.tables.sharding import Sharding, stored_cuts
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.sizes import AxisSizes
-from ckptforge.tables.table import Layout, Table, load_table, shipped_tables
-from ckptforge.tables.table_file import schema
+from ckptforge.tables.table import Layout, Table
 from ckptforge.verbs.options import MappingCheck, MappingShow
 from ckptforge.verbs.public import verb
 
@@ -199,7 +200,9 @@ def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -
 
 def table_schema() -> str:
     """The JSON schema of tables, for editors."""
-    return json.dumps(schema(), indent=2)
+    from ckptforge.tables import table_schema as written  # pydantic is slow to import
+
+    return json.dumps(written.table_schema(), indent=2)
 
 
 def _operation(pattern: Pattern, first: Layout) -> str:

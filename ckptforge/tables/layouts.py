@@ -1,0 +1,226 @@
+"""[layout], [copies] and [shard]: how each layout stores the logical tensors, and the rules by
+which that can be inverted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from ckptforge.errors import nearest, shown
+from ckptforge.tables.axes import Pattern, parse_pattern
+from ckptforge.tables.rows import at, check_known, sentence
+from ckptforge.tables.sharding import Sharding, parse_sharding, stored_cuts
+from ckptforge.tables.table import Layout, Logical
+from ckptforge.tables.templates import check_template, find_clash
+
+if TYPE_CHECKING:
+    from ckptforge.tables.table_file import TableFile
+
+OF_A_LAYOUT = ("family", "extends", "told", "sharding")
+"""Keys of a [layout] that are no rows."""
+
+Rows = dict[str, Pattern]
+"""Logical tensor → the pattern that holds it."""
+
+
+def make_layouts(file: TableFile, logical: Logical) -> dict[str, Layout]:
+    """Raises `TableError` with the row and the rule that it breaks."""
+    for section, named in (("shard", file.shard), ("copies", file.copies)):
+        for name in named:
+            with at(section, name):
+                if name not in file.layout:
+                    why = "there is no layout of that name"
+                    raise ValueError(f"{why}.{nearest(name, file.layout)}")
+    return {name: _layout(name, file, logical) for name in file.layout}
+
+
+def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
+    ancestors = file.lineage(name)
+    rows = _rows(ancestors, file, logical)
+    with at("layout", name):
+        family = _family(file.layout[ancestor].get("family") for ancestor in ancestors)
+        _check_all_are_stored(rows, logical.tensors)
+        _check_optional_alone(rows, file.optional)
+        patterns = tuple(dict.fromkeys(rows[tensor] for tensor in logical.tensors))
+        _check_names_differ(patterns)
+    return Layout(
+        name=name,
+        family=family,
+        patterns=patterns,
+        sharding=_sharding(ancestors, patterns, file, logical),
+        copies=_copies(ancestors, patterns, file),
+        by_name_only=file.layout[name].get("told") == "by name only",
+    )
+
+
+def _family(said: Iterable[str | None]) -> str:
+    found = [family for family in said if family is not None]
+    if not found:
+        raise ValueError(
+            "has no family, nor has a layout that it extends; expected huggingface or mindspore"
+        )
+    return found[-1]
+
+
+def _rows(ancestors: Sequence[str], file: TableFile, logical: Logical) -> Rows:
+    """The rows of a layout and those that it inherits."""
+    rows: Rows = {}
+    for ancestor in ancestors:
+        own: dict[str, tuple[str, Pattern]] = {}
+        for key, text in file.layout[ancestor].items():
+            if key in OF_A_LAYOUT:
+                continue
+            with at("layout", ancestor, key):
+                pattern = _parse_row(text, key)
+                _check_row(pattern, logical)
+                _check_not_stored_yet(pattern, own)
+            own.update(dict.fromkeys(pattern.tensors, (key, pattern)))
+        with at("layout", ancestor):
+            _check_redefined_whole(rows, own)
+        rows.update({tensor: pattern for tensor, (_, pattern) in own.items()})
+    return rows
+
+
+def _parse_row(text: str, key: str) -> Pattern:
+    try:
+        return parse_pattern(text, key)
+    except ValueError as error:
+        # A slip of the pen makes a row of what should say something of the layout.
+        near = "" if " : " in text else nearest(key, OF_A_LAYOUT)
+        raise ValueError(f"{sentence(str(error))}{near}") from error
+
+
+def _check_row(pattern: Pattern, logical: Logical) -> None:
+    """A name that can be read back, and each tensor with all its axes."""
+    check_template(pattern, logical.axes)
+    check_known(pattern.tensors, logical.tensors, "[tensors]")
+    for tensor in pattern.tensors:
+        axes, found = logical.tensors[tensor], [*pattern.name_axes, *pattern.factors(tensor)]
+        if lost := [axis for axis in axes if axis not in found]:
+            raise ValueError(
+                f"axis {lost[0]!r} of tensor {tensor!r} is lost; the layout can't be inverted"
+            )
+        if extra := [axis for axis in found if axis not in axes]:
+            raise ValueError(
+                f"tensor {tensor!r} has no axis {shown(extra[0])}; it has {' '.join(axes)!r}"
+            )
+        if len(set(found)) < len(found):
+            raise ValueError(f"an axis of tensor {tensor!r} stands twice")
+
+
+def _check_not_stored_yet(pattern: Pattern, own: Mapping[str, tuple[str, Pattern]]) -> None:
+    """One row of a layout for each tensor."""
+    for tensor in pattern.tensors:
+        if tensor in own:
+            raise ValueError(
+                f"tensor {tensor!r} is stored by row {own[tensor][0]!r} already; the layout can't "
+                "be inverted"
+            )
+
+
+def _check_redefined_whole(inherited: Rows, own: Mapping[str, tuple[str, Pattern]]) -> None:
+    """A row of several tensors is inherited whole, or not at all."""
+    replaced = {inherited[tensor]: tensor for tensor in own if tensor in inherited}
+    for tensor, pattern in inherited.items():
+        if pattern in replaced and tensor not in own:
+            raise ValueError(
+                f"redefines {replaced[pattern]!r} but not {tensor!r}, which the inherited row "
+                f"{pattern.template!r} holds with it"
+            )
+
+
+def _check_all_are_stored(rows: Rows, tensors: Iterable[str]) -> None:
+    for tensor in tensors:
+        if tensor not in rows:
+            raise ValueError(f"no row stores tensor {tensor!r}; the layout can't be inverted")
+
+
+def _check_optional_alone(rows: Rows, optional: Mapping[str, str]) -> None:
+    """A tensor that may be absent shares a row only with such as are absent with it."""
+    for tensor, condition in optional.items():
+        for neighbour in rows[tensor].tensors:
+            if optional.get(neighbour) != condition:
+                raise ValueError(
+                    f"concatenates {tensor!r}, which [optional] says may be absent, with "
+                    f"{neighbour!r}, which isn't optional alike; store it by itself"
+                )
+
+
+def _check_names_differ(patterns: Sequence[Pattern]) -> None:
+    alike: dict[str, list[Pattern]] = {}
+    for pattern in patterns:
+        others = alike.setdefault(pattern.skeleton, [])
+        if (other := find_clash(pattern, others)) is not None:
+            raise ValueError(
+                f"rows {other.template!r} and {pattern.template!r} can produce the same name; the "
+                "layout is ambiguous"
+            )
+        others.append(pattern)
+
+
+def _copies(
+    ancestors: Sequence[str], patterns: Sequence[Pattern], file: TableFile
+) -> tuple[Pattern, ...]:
+    """The [copies] rows of a layout and of those that it extends."""
+    found: dict[str, Pattern] = {}
+    for ancestor in ancestors:
+        for tensor, template in file.copies.get(ancestor, {}).items():
+            with at("copies", ancestor, tensor):
+                copy = replace(_original(tensor, patterns), template=template)
+                check_template(copy, file.axes)
+                _check_axes_of_copy(copy, file)
+                if (clash := find_clash(copy, (*patterns, *found.values()))) is not None:
+                    raise ValueError(
+                        f"{template!r} and {clash.template!r} can produce the same name; the "
+                        "layout is ambiguous"
+                    )
+            found[tensor] = copy
+    return tuple(found.values())
+
+
+def _original(tensor: str, patterns: Iterable[Pattern]) -> Pattern:
+    for pattern in patterns:
+        if pattern.tensors == (tensor,) and not pattern.name_axes:
+            return pattern
+    raise ValueError("isn't a tensor that the layout stores by itself, as one of its name")
+
+
+def _check_axes_of_copy(copy: Pattern, file: TableFile) -> None:
+    own = file.tensors[copy.tensors[0]].split()
+    for axis in copy.name_axes:
+        if axis not in file.axes or axis in own:
+            raise ValueError(
+                f"{axis!r} must be an axis of [axes] that the tensor itself doesn't have"
+            )
+
+
+def _sharding(
+    ancestors: Sequence[str], patterns: Iterable[Pattern], file: TableFile, logical: Logical
+) -> dict[str, Sharding] | None:
+    """The [shard] rows of a layout and of those that it extends, up to one whose network is said to
+    spread it in another way."""
+    name = ancestors[-1]
+    with at("layout", name):
+        if "sharding" in file.layout[name] and name in file.shard:
+            raise ValueError(f"sharding must be 'not known', without [shard.{name}], or omitted")
+    unknown = [i for i, ancestor in enumerate(ancestors) if "sharding" in file.layout[ancestor]]
+    spread = [
+        ancestor
+        for ancestor in ancestors[unknown[-1] + 1 if unknown else 0 :]
+        if ancestor in file.shard
+    ]
+    rows: dict[str, Sharding] = {}
+    origin: dict[str, str] = {}
+    for ancestor in spread:
+        for tensor, row in file.shard[ancestor].items():
+            with at("shard", ancestor, tensor):
+                check_known([tensor], logical.tensors, "[tensors]")
+                rows[tensor] = parse_sharding(row, logical.tensors[tensor])
+            origin[tensor] = ancestor
+    for pattern in patterns if spread else ():
+        tensor = next((tensor for tensor in pattern.tensors if tensor in rows), pattern.tensors[0])
+        with at("shard", origin.get(tensor, spread[-1]), tensor, note=f"for layout {name}"):
+            stored_cuts(pattern, rows)
+    return rows if spread else None

@@ -1,0 +1,70 @@
+"""The rules of the names in a layout: each can be read back, and no two are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import pairwise
+
+from ckptforge.errors import nearest, shown
+from ckptforge.tables.axes import Pattern
+
+
+def check_template(pattern: Pattern, axes: Collection[str]) -> None:
+    """Raises `ValueError` with the rule that the template of a name breaks."""
+    for rule in (_has_no_stray_brace, _is_printable, _has_each_axis_once):
+        rule(pattern)
+    _adds_known_axes(pattern, axes)
+    _numbers_do_not_touch(pattern)
+
+
+def _has_no_stray_brace(pattern: Pattern) -> None:
+    for word in pattern.words:
+        if word in ("{", "}"):
+            raise ValueError(f"{pattern.template!r} has a stray {word!r}")
+
+
+def _is_printable(pattern: Pattern) -> None:
+    if "#" in pattern.template or not pattern.template.isprintable():
+        raise ValueError(
+            f"{shown(pattern.template)} has a '#' or an unprintable character, which no name may "
+            "have"
+        )
+
+
+def _has_each_axis_once(pattern: Pattern) -> None:
+    if len(set(pattern.name_axes)) < len(pattern.name_axes):
+        raise ValueError(f"{pattern.template!r} has one axis twice")
+
+
+def _adds_known_axes(pattern: Pattern, axes: Collection[str]) -> None:
+    for offset in pattern.offsets.values():
+        if offset not in axes:
+            raise ValueError(
+                f"{pattern.template!r} adds the length of {offset!r}, which isn't in [axes]."
+                f"{nearest(offset, axes)}"
+            )
+
+
+def _numbers_do_not_touch(pattern: Pattern) -> None:
+    numeric = [word.isdigit() or word.startswith("{") for word in pattern.words]
+    if any(a and b for a, b in pairwise(numeric)):
+        raise ValueError(
+            f"in {pattern.template!r} two numbers touch, so that a name can't be read back"
+        )
+
+
+def find_clash(pattern: Pattern, others: Iterable[Pattern]) -> Pattern | None:
+    """The first of the others that can produce the same name as a pattern."""
+    return next((other for other in others if _can_clash(pattern, other)), None)
+
+
+def _can_clash(a: Pattern, b: Pattern) -> bool:
+    """Whether two templates can produce one name: alike in text, and no place where both write
+    different numbers. Those that add something to an index at one place are told apart by the
+    lengths of the axes."""
+    if a.skeleton != b.skeleton:
+        return False
+    words = list(zip(a.words, b.words, strict=True))
+    if any(x != y and "+" in x + y for x, y in words):
+        return False
+    return all(x == y or x.startswith("{") or y.startswith("{") for x, y in words)

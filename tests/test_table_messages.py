@@ -1,0 +1,98 @@
+"""The messages about wrong tables that docs/mappings.md explains are those that are printed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ckptforge.errors import CkptforgeError, TableError
+from ckptforge.tables.parsing import parse_table
+from ckptforge.verbs.tables import check_table
+
+PAGE = (Path(__file__).parents[1] / "docs" / "mappings.md").read_text()
+EXAMPLE = next(
+    text for text in re.findall(r"```toml\n(.*?)```", PAGE, re.S) if text.startswith('name = "toy"')
+)
+ROWS = re.findall(r"^\| (`.*?`) \| .* \|$", PAGE[PAGE.index("| the message |") :], re.M)
+PHRASES = [phrase for row in ROWS for phrase in re.findall("`([^`]*)`", row)]
+UP, BOTH = 'up   = "layers.{l}.up.weight : I H"', "H [gate: I + up: I]"
+# Phrase → what is written instead of what, in the example of the page or after its layouts.
+BROKEN = {
+    "axis 'H' of tensor 'up' is lost": (UP, 'up = "layers.{l}.up.weight : I"'),
+    "tensor 'up' has no axis 'Q'": (UP, 'up = "layers.{l}.up.weight : I H Q"'),
+    "an axis of tensor 'up' stands twice": (UP, 'up = "layers.{l}.up.weight : I H H"'),
+    "no row stores tensor 'norm'": ('norm = "norm.weight : H"\n', ""),
+    "tensor 'up' is stored by row …": (UP, UP + '\nx = "x.{l} : [up: I + gate: I] H"'),
+    "redefines 'up' but not 'gate'": (
+        "[ignored]",
+        '[layout.c]\nextends = "ms"\nup = "u.{l} : I H"\n[ignored]',
+    ),
+    "rows … can produce the same name": (UP, 'up = "layers.{l}.gate.weight : I H"'),
+    "two numbers touch": (UP, 'up = "layers{l}0.up : I H"'),
+    "concatenates 'head', which [optional] says may be absent": (
+        "[ignored]",
+        '[layout.c]\nextends = "hub"\nx = "x : [head: H + norm: H]"\n[ignored]',
+    ),
+    "adds the length of 'k', which isn't in [axes]": ("layers.{l}.up", "layers.{l+k}.up"),
+    "layers must begin with the axis that counts all layers": (
+        "[ignored]",
+        '[pipeline]\nlayers = ["l+H"]\n[ignored]',
+    ),
+    "[defaults.toy]: is missing": ("[ignored]", '[rope]\ndim = "hidden_size"\n[ignored]'),
+    "isn't in model_type": ("[ignored]", "[defaults.tyo]\na = 1\n[ignored]"),
+    "has no rope_theta, which [rope] needs": (
+        "[ignored]",
+        '[defaults.toy]\na = 1\n[rope]\ndim = "hidden_size"\n[ignored]',
+    ),
+    "[window]: needs [pipeline]": (
+        "[ignored]",
+        '[defaults.toy]\na = 1\n[window]\ntoy = {size = "a"}\n[ignored]',
+    ),
+    "constants: … isn't keys of config.json": ('"eps"', '"eps or 1"'),
+    "keep_dtype: … stores … in one": ("[axes]", 'keep_dtype = ["up"]\n[axes]'),
+    "isn't the slowest of its axis": (
+        "[ignored]",
+        '[shard.c]\nup = {cut = "H:mp"}\n[layout.c]\nextends = "hub"\nfamily = "mindspore"\n'
+        'up = "u.{l} : (I H)"\n[ignored]',
+    ),
+    "are spread in different ways": ("[ignored]", '[shard.ms]\nup = {cut = "I:mp"}\n[ignored]'),
+    "doesn't have the same axes before and after 'as'": (BOTH, BOTH + " as H"),
+    "has another shape than the order of its numbers": (
+        BOTH + '"',
+        f'{BOTH} as (H [gate: I + up: I])"\n[shard.ms]\nup = {{cut = "I:mp"}}',
+    ),
+    "sharding must be 'not known', without [shard.ms]": (
+        "[layout.ms]",
+        '[shard.ms]\nnorm = {}\n[layout.ms]\nsharding = "not known"',
+    ),
+    "must have the axis 'l'": ("[ignored]", '[pipeline]\nlayers = "l"\n[ignored]'),
+    "has the key 'gat'; there are …": ("[ignored]", "[lora]\ngat = 1\n[ignored]"),
+    "has no family": ('family = "huggingface"\n', ""),
+    "extends itself": ('extends = "hub"', 'extends = "ms"'),
+    "which isn't a layout": ('extends = "hub"', 'extends = "hbu"'),
+    "names no key of config.json": ('H = "hidden_size"', 'H = "hidden_size or 1"'),
+    "isn't keys and numbers": ('H = "hidden_size"', 'H = "hidden_size or"'),
+    "isn't a key of config.json, or 'not' and a key": ('"tie_word_embeddings"', '"not a key"'),
+    "is 0, expected a positive integer": ("", ""),
+}
+
+
+def test_the_example_of_the_page_is_a_table():
+    table = parse_table(EXAMPLE.encode(), "toy.toml")
+    assert table.name == "toy" and [*table.layouts] == ["hub", "ms"]
+
+
+def test_every_message_of_the_page_is_here():
+    assert len(PHRASES) > 30 and set(PHRASES) == set(BROKEN)
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_messages_are_those_of_the_page(tmp_path, phrase):
+    old, new = BROKEN[phrase]
+    assert old in EXAMPLE
+    (tmp_path / "toy.toml").write_text(EXAMPLE.replace(old, new, 1))
+    (tmp_path / "config.json").write_text(json.dumps({"num_layers": 1, "hidden_size": 0}))
+    message = ".*".join(map(re.escape, phrase.split("…")))
+    with pytest.raises(CkptforgeError if old == "" else TableError, match=message):
+        check_table(tmp_path / "toy.toml", tmp_path / "config.json")
