@@ -95,4 +95,4 @@ def test_messages_are_those_of_the_page(tmp_path, phrase):
     (tmp_path / "config.json").write_text(json.dumps({"num_layers": 1, "hidden_size": 0}))
     message = ".*".join(map(re.escape, phrase.split("…")))
     with pytest.raises(CkptforgeError if old == "" else TableError, match=message):
-        check_table(tmp_path / "toy.toml", tmp_path / "config.json")
+        check_table(tmp_path / "toy.toml", config=tmp_path / "config.json")
