@@ -35,7 +35,8 @@ def test_commands_on_the_pages_exist_and_are_spelled_with_dashes(page):
         command: click.Command = cli.commands[name]
         if isinstance(command, click.Group) and rest:
             command = command.commands[rest[0]]
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        parameters = command.get_params(click.Context(command))
+        known = {option for parameter in parameters for option in parameter.opts}
         given = re.findall(r"--[a-z][a-z_-]*", " ".join(rest))
         if name in DROP_INS:  # MindFormers' own flags, as its guides spell them
             given = [option.replace("_", "-") for option in given]

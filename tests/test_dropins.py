@@ -9,11 +9,13 @@ import ckptforge
 from ckptforge.cli.app import cli
 from ckptforge.errors import InputNotFoundError, UsageError
 from ckptforge.tables.shipped import shipped_tables
-from ckptforge.verbs.dropins import ConvertFlags, TransformFlags, convert_weight, transform_ckpt
+from ckptforge.verbs.dropins import convert_weight, transform_ckpt
 from ckptforge.verbs.mindformers_flags import (
     CONVERT_NOT_NEEDED,
     CONVERT_REFUSED,
     TRANSFORM_NOT_NEEDED,
+    ConvertFlags,
+    TransformFlags,
 )
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import ckptforge
-from ckptforge.cli.text import inspection_text
+from ckptforge.cli.findings import inspection_text
 from ckptforge.errors import (
     ConfigError,
     FormatError,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ckptforge
-from ckptforge.cli.text import inspection_text
+from ckptforge.cli.findings import inspection_text
 from ckptforge.errors import FormatError, LayoutError, PlanError, UnmappedTensorsError
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import raw_safetensors, write_safetensors

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptforge
+from ckptforge.cli.findings import check_text
 from ckptforge.cli.table import facts, shortened, table
-from ckptforge.cli.text import check_text
 from ckptforge.cli.verify_report import rows
 from ckptforge.errors import counted, install_hint
 from ckptforge.forward.checks import LayerCheck

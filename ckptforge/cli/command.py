@@ -1,24 +1,68 @@
-"""How commands and groups behave: examples at the end of a help text, and suggestions that do no
-harm."""
+"""How commands and groups behave: parameters from records of options, examples at the end of a help
+text, and suggestions that do no harm."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
+from ckptforge.cli.parameters import hidden, parameters
+from ckptforge.cli.shown import Shown
 from ckptforge.errors import nearest
+from ckptforge.verbs.options.record import Options, options_of
 
+R = TypeVar("R", bound=Options)
+CONTEXT: dict[str, Any] = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+}
 # what nobody gets by a typing error
 _UNASKED = ("--overwrite", "--allow-", "--no-", "--weights-only", "--trim-", "--drop")
 
 
 class Command(click.Command):
-    """A command whose help ends with examples, printed as they are."""
+    """A command that is declared: `run` is called with how results are shown and with each of its
+    records, made of what was given, and returns the exit code. `others` are options that no help
+    lists, which a record holds together under that name."""
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.examples = examples
+    def __init__(
+        self,
+        name: str,
+        run: Callable[..., int | None],
+        *records: type[Options],
+        help: str,
+        examples: str = "",
+        others: Sequence[str] = (),
+    ) -> None:
+        super().__init__(name, help=inspect.cleandoc(help), callback=self._called)
+        self.run, self.records, self.examples, self.others = run, records, examples, others
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self.params:  # made when they are needed: the help of the group needs none
+            made = [one for record in (*self.records, Shown) for one in parameters(record)]
+            for one in made:
+                if one.name in ("quiet", "verbose"):
+                    one.callback = _exclusive
+            self.params = made + hidden(self.others)
+        return super().get_params(ctx)
+
+    def _called(self, **values: Any) -> None:
+        given = {name: value for name, value in values.items() if value is not None}
+        others = {name: given.pop(name) for name in self.others if name in given}
+        if self.others:
+            given["others"] = others
+        shown = _made(Shown, given)
+        options = [_made(record, given) for record in self.records]
+        if shown.verbose:
+            from ckptforge.cli.verbose import log_to_stderr
+
+            log_to_stderr()
+        if code := self.run(shown, *options):
+            click.get_current_context().exit(code)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
@@ -36,8 +80,6 @@ class Command(click.Command):
 
 class Group(click.Group):
     """A group of commands that suggests the nearest for one that isn't there."""
-
-    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -57,6 +99,16 @@ class Group(click.Group):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             raise _without_harm(error, self, ctx) from None
+
+
+def _made(record: type[R], given: Mapping[str, Any]) -> R:
+    return record(**{name: given[name] for name in options_of(record) if name in given})
+
+
+def _exclusive(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    if value and ctx.meta.setdefault("ckptforge.saying", param.name) != param.name:
+        raise click.UsageError("--quiet and --verbose can't be used together.", ctx)
+    return value
 
 
 def _without_harm(

@@ -13,12 +13,26 @@ import click
 from click.shell_completion import CompletionItem
 
 from ckptforge.errors import CkptforgeError
+from ckptforge.verbs.options.option import Option
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Table
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 _MAX_CONFIG = 1 << 20
+
+
+def completing(option: Option) -> Complete | None:
+    """What completes the value of an option; its default, where that is a word, is completed
+    too."""
+    words = [option.default] if isinstance(option.default, str) else []
+    if option.completes == "model":
+        return models
+    if option.completes == "dtype":
+        return dtypes(*words)
+    if option.completes == "layout":
+        return layouts(None, *words)
+    return layouts(option.completes, *words) if option.completes else None
 
 
 def layouts(family: str | None = None, *more: str) -> Complete:

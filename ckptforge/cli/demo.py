@@ -14,7 +14,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ckptforge.cli.text import comparison_text, size, verification_text
+from ckptforge.cli.findings import comparison_text, verification_text
+from ckptforge.cli.text import size
 from ckptforge.errors import OutputError, VerifyError, counted, install_hint
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.run.audit import Audit
@@ -24,7 +25,7 @@ from ckptforge.verbs import compare as comparing
 from ckptforge.verbs import convert as verbs
 from ckptforge.verbs import reshard as resharding
 from ckptforge.verbs import strategy as strategies
-from ckptforge.verbs.dropins import Call
+from ckptforge.verbs.call import Call
 from ckptforge.verbs.synthetic import write_model
 
 MARK = "ckptforge-demo"

@@ -7,13 +7,11 @@ scripts.
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from ckptforge.errors import UsageError
@@ -21,68 +19,20 @@ from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs import convert as verbs
 from ckptforge.verbs import reshard as resharding
+from ckptforge.verbs.call import Call
 from ckptforge.verbs.mindformers_flags import (
     CONVERT_NOT_NEEDED,
     CONVERT_REFUSED,
     TRANSFORM_NOT_NEEDED,
     TRANSFORM_REFUSED,
+    ConvertFlags,
+    TransformFlags,
     not_needed,
     refuse,
 )
 
 # where transform_checkpoint.py writes without --dst_checkpoint_dir
 _TRANSFORMED = "transformed_checkpoint"
-
-
-class Call(msgspec.Struct, frozen=True):
-    """A call of a verb: the same as `ckptforge NAME ARGUMENTS --OPTION VALUE …` on the command
-    line. `notes` are sentences about flags that it has no counterpart of."""
-
-    name: str
-    verb: Callable[..., Any]
-    arguments: tuple[str, ...]
-    options: dict[str, Any] = msgspec.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> str:
-        """The command line, quoted for a shell."""
-        words = ["ckptforge", self.name, *self.arguments]
-        for option, value in self.options.items():
-            name = f"--{option.replace('_', '-')}"
-            words += [name] if value is True else [name, str(value)]
-        return shlex.join(words)
-
-    def run(self, **running: Any) -> Any:
-        """Carries the call out, with the arguments of `Running`; what the verb returns."""
-        result = self.verb(*self.arguments, **self.options, **running)
-        return (
-            dataclasses.replace(result, notes=(*result.notes, *self.notes))
-            if self.notes
-            else result
-        )
-
-
-class ConvertFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags of convert_weight.py: of the unified script (`input_path`, `output_path`), or of a
-    script of one model. `layout` is ours, and so is a `config` that is a config.json or its
-    directory; `others` are those of `mindformers_flags`, by name."""
-
-    model: str | None = None
-    input_path: str | None = None
-    output_path: str | None = None
-    dtype: str | None = None
-    reversed: bool = False
-    strategy_dir: str | None = None
-    torch_ckpt_dir: str | None = None
-    mindspore_ckpt_path: str | None = None
-    pre_ckpt_path: str | None = None
-    use_gmm: bool | None = None
-    qkv_concat: bool | None = None
-    layout: str | None = None
-    save_format: str | None = None
-    config: str | None = None
-    others: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 def convert_weight(flags: ConvertFlags) -> Call:
@@ -94,7 +44,7 @@ def convert_weight(flags: ConvertFlags) -> Call:
     honoured.
     """
     refuse(flags.others, CONVERT_REFUSED)
-    flags = replace(_with_config(flags), layout=_layout(flags), model=_table_name(flags.model))
+    flags = _with_config(flags).replace(layout=_layout(flags), model=_table_name(flags.model))
     call = (
         _unified(flags)
         if flags.input_path is not None or flags.output_path is not None or flags.reversed
@@ -108,7 +58,7 @@ def _with_config(flags: ConvertFlags) -> ConvertFlags:
     and of the tensors."""
     if flags.config is None or flags.config.endswith(".json") or Path(flags.config).is_dir():
         return flags
-    return replace(flags, config=None, others={**flags.others, "config": flags.config})
+    return flags.replace(config=None, others={**flags.others, "config": flags.config})
 
 
 def _table_name(model: str | None) -> str | None:
@@ -246,45 +196,35 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-class TransformFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags of transform_ckpt.py, transform_checkpoint.py and transform_ckpt_lora.py; `others`
-    are those of `mindformers_flags`."""
-
-    src_ckpt_dir: str | None = None
-    dst_ckpt_dir: str | None = None
-    src_ckpt_strategy: str | None = None
-    dst_ckpt_strategy: str | None = None
-    prefix: str = "checkpoint_"
-    save_format: str | None = None
-    others: Mapping[str, str] = msgspec.field(default_factory=dict)
-
-    def with_words(self, words: Sequence[str]) -> TransformFlags:
-        """These flags with the arguments of transform_checkpoint.sh, which has no names for them.
-        Raises `UsageError`."""
-        if not words:
-            return self
-        if len(words) not in (6, 7) or (self.src_ckpt_dir, self.dst_ckpt_dir) != (None, None):
-            raise UsageError(
-                "transform-ckpt takes named flags, or as transform_checkpoint.sh SRC_CKPT "
-                "SRC_STRATEGY DST_CKPT_DIR DST_STRATEGY "
-                f"WORLD_SIZE PROCESS_NUM [PREFIX]; found {shlex.join(words)}."
-            )
-        source, source_strategy, out, strategy, world_size, processes = words[:6]
-        return replace(
-            self,
-            src_ckpt_dir=source,
-            src_ckpt_strategy=source_strategy,
-            dst_ckpt_dir=out,
-            dst_ckpt_strategy=strategy,
-            prefix=words[6] if len(words) > 6 else self.prefix,
-            others={**self.others, "world_size": world_size, "transform_process_num": processes},
+def _with_words(flags: TransformFlags) -> TransformFlags:
+    """The flags with the arguments of transform_checkpoint.sh, which has no names for them. Raises
+    `UsageError`."""
+    words = flags.words
+    if not words:
+        return flags
+    if len(words) not in (6, 7) or (flags.src_ckpt_dir, flags.dst_ckpt_dir) != (None, None):
+        raise UsageError(
+            "transform-ckpt takes named flags, or as transform_checkpoint.sh SRC_CKPT "
+            "SRC_STRATEGY DST_CKPT_DIR DST_STRATEGY "
+            f"WORLD_SIZE PROCESS_NUM [PREFIX]; found {shlex.join(words)}."
         )
+    source, source_strategy, out, strategy, world_size, processes = words[:6]
+    return flags.replace(
+        words=(),
+        src_ckpt_dir=source,
+        src_ckpt_strategy=source_strategy,
+        dst_ckpt_dir=out,
+        dst_ckpt_strategy=strategy,
+        prefix=words[6] if len(words) > 6 else flags.prefix,
+        others={**flags.others, "world_size": world_size, "transform_process_num": processes},
+    )
 
 
 def transform_ckpt(flags: TransformFlags) -> Call:
     """The call that does what transform_ckpt.py does with these flags: merge, split or reshard, by
     the strategies that are given; "None" and an empty text are none. Raises `UsageError` when there
     is neither, for flags that contradict each other, and for those that aren't honoured."""
+    flags = _with_words(flags)
     refuse(flags.others, TRANSFORM_REFUSED)
     src, dst = (
         None if strategy in (None, "", "None") else strategy

@@ -29,7 +29,7 @@ from ckptforge.run.scales import scale_bytes
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import parse_size
-from ckptforge.verbs.options import Casting, Running
+from ckptforge.verbs.options import Overflow, Running
 from ckptforge.verbs.result import Result, dry_result
 
 _log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def run_job(job: Job, options: Running) -> Result:
         )
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
-        if audit.overflowed and not (isinstance(options, Casting) and options.allow_overflow):
+        if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
             raise CastOverflowError(_overflow_message(plan, audit))
         for source in plan.sources:
             source.refuse_changed()

@@ -1,5 +1,5 @@
-"""Flags of MindFormers' scripts that ask for nothing that is left to do here, and flags that aren't
-honoured, each with the reason.
+"""The flags of MindFormers' scripts: those that are taken, those that ask for nothing that is left
+to do here, and those that aren't honoured, each with the reason.
 
 Source: MindFormers r1.0 … r1.8.0 and master (fd4deebc1): `convert_weight.py`,
 `convert_reversed.py`, `research/*/convert_*.py`, `toolkit/weight_convert`,
@@ -9,9 +9,12 @@ Source: MindFormers r1.0 … r1.8.0 and master (fd4deebc1): `convert_weight.py`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from ckptforge.errors import UsageError
+from ckptforge.verbs.options.option import option
+from ckptforge.verbs.options.record import Options
 
 _SIZES = "sizes are read from the tensors and config.json"
 _PROCESSES = "one call writes everything, and --workers says with how many threads"
@@ -83,6 +86,121 @@ TRANSFORM_REFUSED: Mapping[str, str] = {
 # The options that the drop-ins take beside those with a meaning of their own.
 CONVERT_OTHERS = tuple(flag for flag in (*CONVERT_NOT_NEEDED, *CONVERT_REFUSED) if flag != "config")
 TRANSFORM_OTHERS = (*TRANSFORM_NOT_NEEDED, *TRANSFORM_REFUSED)
+
+
+class ConvertFlags(Options):
+    """The flags of convert_weight.py: of the unified script (`input_path`, `output_path`), or of a
+    script of one model. `layout` is ours, and so is a `config` that is a config.json or its
+    directory; `others` are those above, by name."""
+
+    model: str | None = option(
+        "the mapping to use, or MindFormers' name of it",
+        default=None,
+        metavar="NAME",
+        completes="model",
+    )
+    input_path: str | None = option(
+        "a Hugging Face directory; with `reversed` a MindSpore checkpoint",
+        default=None,
+        metavar="PATH",
+    )
+    output_path: str | None = option(
+        "the .ckpt file; with `reversed` a directory", default=None, metavar="PATH"
+    )
+    reversed: bool = option("from MindSpore to Hugging Face", default=False)
+    strategy_dir: str | None = option(
+        "with `reversed`: the strategy of the rank directories in `input_path`",
+        default=None,
+        metavar="DIR",
+    )
+    torch_ckpt_dir: str | None = option(
+        "a Hugging Face directory",
+        default=None,
+        metavar="DIR",
+        aliases=("--torch-ckpt-idr", "--torch-ckpt-path", "--huggingface-ckpt-path"),
+    )
+    mindspore_ckpt_path: str | None = option(
+        "the .ckpt file to write; with `reversed` to read", default=None, metavar="FILE"
+    )
+    pre_ckpt_path: str | None = option(
+        "a MindSpore checkpoint to bring into another layout", default=None, metavar="FILE"
+    )
+    use_gmm: bool | None = option(
+        "write the GMM layout", default=None, unset="True from `pre_ckpt_path`, else False"
+    )
+    qkv_concat: bool | None = option(
+        "write joined q, k and v; `layout` says in which order", default=None
+    )
+    layout: str | None = option(
+        "how MindSpore is to hold the model; with `reversed` how it does",
+        default=None,
+        unset="the model's first MindSpore layout in `ckptforge mapping list`; with `reversed` "
+        "detected from names and shapes",
+        choices="dense|gmm|mcore|…",
+        completes="mindspore",
+    )
+    dtype: Literal["fp16", "bf16", "fp32"] | None = option(
+        "what the weights are cast to",
+        default=None,
+        unset="fp32 with `input_path`, fp16 with `torch_ckpt_dir`, else kept",
+    )
+    save_format: Literal["ckpt", "safetensors"] | None = option(
+        "format of an output directory", default=None
+    )
+    config: str | None = option(
+        "a config.json or its directory; MindFormers' YAML isn't needed",
+        default=None,
+        metavar="PATH",
+        aliases=("--config-path",),
+    )
+    others: Mapping[str, str] = option("flags without a meaning here", default={}, hidden=True)
+
+
+class TransformFlags(Options):
+    """The flags of transform_ckpt.py, transform_checkpoint.py and transform_ckpt_lora.py; `words`
+    are the arguments of transform_checkpoint.sh, `others` those above."""
+
+    words: Sequence[str] = option(
+        "the arguments of transform_checkpoint.sh",
+        default=(),
+        metavar="[SRC SRC_STRATEGY DST DST_STRATEGY WORLD_SIZE PROCESS_NUM [PREFIX]]",
+        kw_only=False,
+    )
+    src_ckpt_strategy: str | None = option(
+        "the strategy of the input; None: it is whole",
+        default=None,
+        metavar="DIR_OR_FILE",
+        aliases=("--src-strategy",),
+    )
+    dst_ckpt_strategy: str | None = option(
+        "the strategy of the output; None: merge",
+        default=None,
+        metavar="DIR_OR_FILE",
+        aliases=("--dst-strategy",),
+    )
+    src_ckpt_dir: str | None = option(
+        "the rank_<r> directories to read, or a whole checkpoint",
+        default=None,
+        metavar="PATH",
+        aliases=("--src-checkpoint", "--src-checkpoint-dir", "--src-ckpt-path-or-dir"),
+    )
+    dst_ckpt_dir: str | None = option(
+        "where rank_<r>/<prefix><r>.ckpt go",
+        default=None,
+        unset="transformed_checkpoint",
+        metavar="DIR",
+        aliases=("--dst-checkpoint", "--dst-checkpoint-dir"),
+    )
+    prefix: str = option("start of the output files' names", default="checkpoint_", metavar="P")
+    save_format: Literal["ckpt", "safetensors"] | None = option(
+        "format of the output files",
+        default=None,
+        unset="ckpt",
+        aliases=("--format", "--output-format"),
+    )
+    others: Mapping[str, str] = option("flags without a meaning here", default={}, hidden=True)
+
+
 _FALSE = ("false", "0", "no", "n", "f", "off", "none", "")
 _SAYS_SOMETHING_WHEN_FALSE = ("use_grouped_gemm", "lora_scaling")
 

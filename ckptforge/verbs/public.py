@@ -11,7 +11,6 @@ from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
-from ckptforge.verbs.options.option import Option
 from ckptforge.verbs.options.record import Options, options_of, types_of
 
 P = ParamSpec("P")
@@ -56,18 +55,7 @@ def _signature(record: type[Options], returned: Any) -> Signature:
 def _documented(text: str, record: type[Options]) -> str:
     before, raises, after = re.match(r"(.*?)(^Raises |\Z)(.*)", text, re.S | re.M).groups()  # type: ignore[union-attr]
     entries = [
-        textwrap.fill(
-            f"{name}: {described(one)}", 100, initial_indent=" " * 4, subsequent_indent=" " * 8
-        )
+        textwrap.fill(f"{name}: {one.text}", 100, initial_indent=" " * 4, subsequent_indent=" " * 8)
         for name, one in options_of(record).items()
     ]
     return "\n".join([before.rstrip(), "", "Arguments:", *entries, "", raises + after]).rstrip()
-
-
-def described(option: Option) -> str:
-    """What an option means, as a sentence for Python."""
-    choices = ", ".join(
-        word if word == "…" else f'"{word}"' for word in option.choices.split("|") if word
-    )
-    unset = f"; by default {option.unset}" if option.unset else ""
-    return f"{option.meaning}{f' ({choices})' if choices else ''}{unset}."

@@ -8,11 +8,10 @@ from ckptforge.verbs.options.conversion import Convert, ToMs, ToTorch
 from ckptforge.verbs.options.option import PathLike, Progress, Say
 from ckptforge.verbs.options.ranks import Merge, Reshard, Split, Strategy
 from ckptforge.verbs.options.record import Options
-from ckptforge.verbs.options.shared import Casting, Converting, Resharding, Running
+from ckptforge.verbs.options.shared import Converting, Overflow, Resharding, Running
 from ckptforge.verbs.options.tables import MappingCheck, MappingShow
 
 __all__ = [
-    "Casting",
     "Check",
     "Clean",
     "Compare",
@@ -23,6 +22,7 @@ __all__ = [
     "MappingShow",
     "Merge",
     "Options",
+    "Overflow",
     "PathLike",
     "Progress",
     "Reshard",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from ckptforge.verbs.options.option import OptionalPlace, Place, Say, option
 from ckptforge.verbs.options.record import Options
@@ -93,7 +94,7 @@ class Verify(Options):
         completes="mindspore",
     )
     device: str = option("where MindSpore computes", default="cpu", choices="cpu|ascend[:N]")
-    compute: str = option("precision on both sides", default="fp32", choices="fp32|fp16|bf16")
+    compute: Literal["fp32", "fp16", "bf16"] = option("precision on both sides", default="fp32")
     layers: Sequence[int] | None = option(
         "check only these layers, numbers in order, each with the output of the one checked "
         "before it",

@@ -64,6 +64,13 @@ class Option(NamedTuple):
     def required(self) -> bool:
         return self.default is REQUIRED
 
+    @property
+    def text(self) -> str:
+        """What it means, as an entry of a docstring."""
+        words = [word if word == "…" else f'"{word}"' for word in self.choices.split("|") if word]
+        choices = f" ({', '.join(words)})" if words else ""
+        return f"{self.meaning}{choices}{f'; by default {self.unset}' if self.unset else ''}."
+
 
 def option(meaning: str, *, default: Any = REQUIRED, kw_only: bool = True, **facts: Any) -> Any:
     """A field of a record of options; the keywords are those of `Option`. Without a default it must

@@ -55,13 +55,12 @@ class Options:
 
 def options_of(record: type[Options]) -> Mapping[str, Option]:
     """The options of a record by name: first what it is called with by position, then its own, then
-    those of its bases."""
+    those of its bases; one that it says anew stands where its base has it."""
     if record not in _OPTIONS:
         found: dict[str, Option] = {}
         for cls in record.__mro__:
-            for name, value in vars(cls).items():
-                if isinstance(value, Option):
-                    found.setdefault(name, value)
+            own = {name: one for name, one in vars(cls).items() if isinstance(one, Option)}
+            found |= {name: found.pop(name, one) for name, one in own.items()}
         _OPTIONS[record] = dict(sorted(found.items(), key=lambda item: item[1].kw_only))
     return _OPTIONS[record]
 

@@ -39,8 +39,7 @@ class Running(Workers):
         "continue where an interrupted run of the same command stopped", default=False
     )
     dry_run: bool = option(
-        "make and check the plan (outputs, tensors, bytes, memory, what is left out) and write "
-        "nothing",
+        "show the plan (outputs, tensors, bytes, memory, what is left out) and write nothing",
         default=False,
     )
     no_hash: bool = option(
@@ -74,7 +73,13 @@ class Stepped(Options):
     )
 
 
-class Casting(Options):
+class Overflow(Options):
+    """Infinities."""
+
+    allow_overflow: bool = option("allow casts that overflow to infinity", default=False)
+
+
+class Casting(Overflow):
     """What the numbers become."""
 
     dtype: str | None = option(
@@ -83,7 +88,6 @@ class Casting(Options):
         choices="keep|fp16|bf16|fp32|fp64",
         completes="dtype",
     )
-    allow_overflow: bool = option("allow casts that overflow to infinity", default=False)
     weights_only: bool = option("drop optimizer state and counters", default=False)
 
 
@@ -100,8 +104,8 @@ class Lora(Options):
         "convert only the LoRA adapter that the input holds beside its weights", default=False
     )
     lora_alpha: float | None = option(
-        "lora_alpha, where the adapter doesn't record it (MindSpore's), or instead of what it "
-        "records",
+        "the adapter's lora_alpha, where it doesn't record that (MindSpore's), or instead of what "
+        "it records",
         default=None,
         metavar="X",
     )

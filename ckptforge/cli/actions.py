@@ -1,0 +1,180 @@
+"""What the commands do: each calls the verb of its options and shows what comes back. What is heavy
+is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+import ckptforge
+from ckptforge.cli import findings, text
+from ckptforge.cli import progress as progressing
+from ckptforge.cli.console import print_json, this_command
+from ckptforge.cli.shown import Shown
+from ckptforge.spelling import option as spelled
+from ckptforge.verbs.options import (
+    Clean,
+    Compare,
+    Inspect,
+    MappingCheck,
+    MappingShow,
+    Running,
+    Verify,
+)
+from ckptforge.verbs.options.option import OptionalPlace, option
+from ckptforge.verbs.options.record import Options, options_of, verb_of
+
+
+class Listed(Options):
+    """What `inspect` lists."""
+
+    tensors: bool = option("list every tensor", default=False)
+
+
+class Report(Options):
+    """A page on what `verify` found."""
+
+    report: OptionalPlace = option(
+        "also write a page with pictures of error and expert coverage",
+        default=None,
+        metavar="FILE.html",
+    )
+    overwrite: bool = option("replace an existing report", default=False)
+
+
+class CompareOrCheck(Compare):
+    """`compare` takes one output, too, and then checks it."""
+
+    b = option("any other", default=None, kw_only=False)
+
+
+class Demo(Options):
+    """Where the demo is made."""
+
+    directory: OptionalPlace = option(
+        "where the files are kept", default=None, metavar="DIR", kw_only=False
+    )
+    overwrite: bool = option("replace an earlier demo in `directory`", default=False)
+
+
+def call(options: Options, **more: Any) -> Any:
+    """Calls the public function that a record is for."""
+    return getattr(ckptforge, verb_of(type(options)))(**{**vars(options), **more})
+
+
+def write(shown: Shown, options: Running) -> None:
+    """A verb that writes."""
+    with progressing.shown(shown.quiet, "copying") as progress:
+        result = call(options, progress=progress, command=this_command())
+    shown.result(result.to_json, lambda: text.result_text(result))
+
+
+def inspect(shown: Shown, options: Inspect, listed: Listed) -> None:
+    """What is in a checkpoint."""
+    found = call(options)
+    shown.result(
+        lambda: {"verb": "inspect", **found.to_json()},
+        lambda: findings.inspection_text(found, listed.tensors),
+    )
+
+
+def compare(shown: Shown, options: CompareOrCheck) -> int:
+    """Two checkpoints, or an output and its manifest."""
+    found: Any
+    with progressing.shown(shown.quiet, "comparing") as progress:
+        if options.b is None:
+            found = ckptforge.check(**_for_check(options), progress=progress)
+            said = findings.check_text(found)
+        else:
+            found = ckptforge.compare(**{**vars(options), "progress": progress})
+            said = findings.comparison_text(found)
+    return shown.check(found.to_json(), said, found.equal, ("same", "different"), "Different")
+
+
+def _for_check(options: CompareOrCheck) -> dict[str, Any]:
+    """What comparing with a manifest is called with. Raises `UsageError` for more."""
+    taken = {"workers": options.workers, "memory": options.memory}
+    for name, one in options_of(Compare).items():
+        if one.kw_only and name not in taken and getattr(options, name) != one.default:
+            raise click.UsageError(f"{spelled(name)} needs a second checkpoint, B.")
+    return {"path": options.a, **taken}
+
+
+def verify(shown: Shown, options: Verify, wanted: Report) -> int:
+    """The forward check, and a page on it."""
+    from ckptforge.errors import OutputError
+    from ckptforge.forward.device import parse_device
+    from ckptforge.publish.output_name import refuse_address
+
+    parse_device(options.device)
+    report = wanted.report
+    if report is not None:
+        refuse_address(report)
+        if report.exists() and not wanted.overwrite:
+            raise OutputError(f"{report}: exists already; give --overwrite to replace it.")
+    aloud = not shown.quiet and sys.stderr.isatty() and not shown.verbose
+    found = call(options, say=(lambda line: click.echo(line, err=True)) if aloud else None)
+    if report is not None:
+        from ckptforge.cli.verify_report import html_page
+        from ckptforge.publish.single_file import write_file
+
+        write_file(report, html_page(found).encode())
+    said = findings.verification_text(found)
+    return shown.check(found.to_json(), said, found.passed, ("passed", "failed"), "VerifyFailed")
+
+
+def clean(shown: Shown, options: Clean) -> int:
+    """What interrupted runs left."""
+    found = call(options)
+    return shown.check(
+        {"verb": "clean", **found.to_json()},
+        text.cleaned_text(found),
+        found.ok,
+        ("done", "failed"),
+        "OutputError",
+        "something that isn't in use couldn't be removed.",
+    )
+
+
+def mapping_list(shown: Shown) -> None:
+    """The shipped tables."""
+    from ckptforge.verbs.tables import list_tables
+
+    found = list_tables()
+    shown.result(
+        lambda: {"verb": "mapping list", "tables": [asdict(one) for one in found]},
+        lambda: text.tables_text(found),
+    )
+
+
+def mapping_show(shown: Shown, options: MappingShow) -> None:
+    """One layout of a table."""
+    from ckptforge.verbs.tables import describe
+
+    found = describe(**vars(options))
+    shown.result(
+        lambda: {"verb": "mapping show", **asdict(found)}, lambda: text.description_text(found)
+    )
+
+
+def mapping_check(shown: Shown, options: MappingCheck) -> None:
+    """Whether a table is right."""
+    from ckptforge.verbs.tables import check_table
+
+    found = check_table(**vars(options))
+    shown.result(
+        lambda: {"verb": "mapping check", **found.to_json()}, lambda: text.checked_text(found)
+    )
+
+
+def demo(shown: Shown, options: Demo) -> None:
+    """The demo."""
+    from ckptforge.cli.demo import run_demo
+
+    say = (lambda _: None) if shown.json or shown.quiet else click.echo
+    found = run_demo(options.directory, options.overwrite, say)
+    if shown.json:
+        print_json({"verb": "demo", **found})

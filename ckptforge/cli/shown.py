@@ -1,0 +1,45 @@
+"""How commands show what a verb gives back: the options for that, and where the result goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ckptforge.cli.console import print_json, print_result
+from ckptforge.verbs.options.option import option
+from ckptforge.verbs.options.record import Options
+
+
+class Shown(Options):
+    """How a result is shown."""
+
+    json: bool = option("print the result as one JSON object (docs/json.md)", default=False)
+    quiet: bool = option("print nothing but errors (and the JSON object)", default=False)
+    verbose: bool = option(
+        "say on stderr what was found, and why, and how long it took", default=False
+    )
+
+    def result(self, content: Callable[[], Mapping[str, Any]], text: Callable[[], str]) -> None:
+        """Shows what was done."""
+        if self.json:
+            print_json(content())
+        elif not self.quiet:
+            print_result(text())
+
+    def check(
+        self,
+        content: Mapping[str, Any],
+        text: str,
+        passed: bool,
+        words: tuple[str, str],
+        kind: str,
+        failure: str | None = None,
+    ) -> int:
+        """Shows what a check found, and gives back the exit code. `words` say in JSON how it ended,
+        `kind` and `failure` (by default the text's last line) what failed."""
+        if self.json:
+            error = None if passed else failure or text.splitlines()[-1]
+            print_json(content, words[0] if passed else words[1], error, kind)
+        elif not self.quiet:
+            print_result(text, failed=not passed)
+        return 0 if passed else 1
