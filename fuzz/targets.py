@@ -29,6 +29,7 @@ from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.ranks import open_ranks, open_source
 from ckptforge.reading.source import Choices, bind_source
 from ckptforge.run.audit import Audit, CastCount
+from ckptforge.storage.local import DISK
 from ckptforge.storage.small_json import parse_object
 from ckptforge.tables.constants import Used, differing_constants
 from ckptforge.tables.parsing import load_table
@@ -406,9 +407,8 @@ def _journal(work: Path) -> Target:
         "plan": "0123",
         "sources": [{"path": "/a", "size": 1, "mtime_ns": 2, "index": "4567"}],
     }
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    written = journals.Journal(path, fd, head)
-    written._add(head)
+    written = journals.Journal(path, DISK.create(path), head)
+    written.add_line(head)
     audit = Audit({("w1", "float32", "float16"): CastCount(1, 2, 3, 4)})
     written.add_tensor(("x.ckpt", "a"), journals.Finished("89ab", audit))
     written.add_source(0, 0, bytes(16))
@@ -418,7 +418,7 @@ def _journal(work: Path) -> Target:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        journal = journals.reopen(path)
+        journal = journals.reopen(DISK, path)
         if journal is not None:
             journal.close()
             _ = journal.audit

@@ -16,6 +16,9 @@ import numpy as np
 from ckptforge.boxes import full_box
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.formats.entry import read_box
+from ckptforge.storage.local import DISK
+from ckptforge.storage.store import Room
+from ckptforge.testing.stores import FailingStore
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HUB = FIXTURES / "peer" / "hf_hub"
@@ -184,3 +187,14 @@ def with_default_signals():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+class WithRoom(FailingStore):
+    """The disk, where some directories have other room than they have."""
+
+    def __init__(self, rooms: dict[Path, Room]) -> None:
+        super().__init__(DISK)
+        self.rooms = rooms
+
+    def room(self, directory: Path) -> Room:
+        return self.rooms.get(directory) or super().room(directory)

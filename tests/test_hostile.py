@@ -32,6 +32,7 @@ from ckptforge.formats.protobuf import encode_varint, number, record
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.publish import journal
+from ckptforge.storage.local import DISK
 from ckptforge.storage.small_files import is_file_name, read_small
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import load_table
@@ -1171,7 +1172,7 @@ def test_outputs_that_are_nothing_to_write_to(tmp_path, name, message):
 def test_a_journal_that_is_no_file(tmp_path, make):
     make(tmp_path / "journal")
     with pytest.raises(OutputError, match="journal"):
-        journal.reopen(tmp_path / "journal")
+        journal.reopen(DISK, tmp_path / "journal")
 
 
 @pytest.mark.parametrize(
@@ -1196,7 +1197,7 @@ def test_a_journal_ends_before_what_is_no_line_of_it(tmp_path, line):
         b"0" * 16 + b' {"publishing": 9}\n',
     ):
         path.write_bytes(first + bad + last)
-        found = journal.reopen(path)
+        found = journal.reopen(DISK, path)
         found.close()
         assert found.publishing == 7 and path.read_bytes() == first
 

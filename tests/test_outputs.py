@@ -14,10 +14,12 @@ from ckptforge.errors import (
     OutputError,
     UsageError,
 )
-from ckptforge.publish import refusals as checks
-from ckptforge.publish import replace as placing
+from ckptforge.storage.local import DISK
+from ckptforge.storage.mounts import mounted
+from ckptforge.storage.store import Room
 from ckptforge.targets.huggingface import parse_size
-from tests.helpers import HUB, contents, tiny_config, write_hub
+from ckptforge.testing.stores import FailingStore, fail
+from tests.helpers import HUB, WithRoom, contents, tiny_config, write_hub
 
 
 def names(path):
@@ -81,24 +83,19 @@ def test_overwriting_ranks_loses_no_file_of_others(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_replacement_that_fails_half_way_is_resumed_or_taken_back(tmp_path, monkeypatch, stop):
+def test_a_replacement_that_fails_half_way_is_resumed_or_taken_back(tmp_path, stop):
     ckptforge.to_ms(HUB, tmp_path / "o")
     (tmp_path / "o" / "notes.txt").write_text("mine")
     before = (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes()
-    real, calls = os.rename, []
+    third = fail(stop, KeyboardInterrupt(), {"rename"})
 
-    def failing(a, b):
-        calls.append(a)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        real(a, b)
+    def failing(call):
+        if call.name == "exchange":  # as on file systems that can't swap two names
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        third(call)
 
-    # as on file systems that can't swap two names
-    monkeypatch.setattr(placing, "_exchange", lambda a, b: False)
-    monkeypatch.setattr(placing.os, "rename", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with mounted(tmp_path, FailingStore(DISK, failing)), pytest.raises(KeyboardInterrupt):
         ckptforge.to_ms(HUB, tmp_path / "o", layout="gmm", overwrite=True)
-    monkeypatch.setattr(placing.os, "rename", real)
     assert (tmp_path / "o" / "rank_0" / "checkpoint_0.ckpt").read_bytes() == before
     copy = tmp_path.with_name(tmp_path.name + "-copy")
     shutil.copytree(tmp_path, copy)
@@ -172,62 +169,64 @@ def test_the_output_may_not_hold_the_input(tmp_path):
     assert (tmp_path / "x.ckpt").read_bytes() == before
 
 
-def test_missing_parents_are_made_and_taken_back_on_failure(tmp_path, monkeypatch):
+def test_missing_parents_are_made_and_taken_back_on_failure(tmp_path):
     ckptforge.to_ms(HUB, tmp_path / "a" / "b" / "x.ckpt")
     assert (tmp_path / "a" / "b" / "x.ckpt").is_file()
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OutputError, match="No space left on device"):
+    full = fail(1, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), {"write"}, ever=True)
+    with (
+        mounted(tmp_path, FailingStore(DISK, full)),
+        pytest.raises(OutputError, match="No space left on device"),
+    ):
         ckptforge.to_ms(HUB, tmp_path / "c" / "d" / "x.ckpt")
     assert names(tmp_path) == ["a"]
 
 
-def test_an_output_that_cannot_be_written_is_said_before_any_work(tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_said_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="isn't a directory"):
         ckptforge.to_ms(HUB, tmp_path / "file" / "x.ckpt")
     with pytest.raises(OutputError, match="exists and is a directory, but the output is a file"):
         (tmp_path / "d.ckpt").mkdir()
         ckptforge.to_ms(HUB, tmp_path / "d.ckpt", overwrite=True)
-    monkeypatch.setattr(checks.os, "access", lambda *_: False)
-    with pytest.raises(OutputError, match="no permission to write"):
+    with (
+        mounted(tmp_path, WithRoom({tmp_path: Room(1 << 40, False, False)})),
+        pytest.raises(OutputError, match="no permission to write"),
+    ):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    with (
+        mounted(tmp_path, WithRoom({tmp_path: Room(1 << 40, True, True)})),
+        pytest.raises(OutputError, match="is on a read-only file system"),
+    ):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
     (tmp_path / "link.ckpt").symlink_to(tmp_path / "file")
     with pytest.raises(OutputError, match="symbolic link"):
         ckptforge.to_ms(HUB, tmp_path / "link.ckpt", overwrite=True)
 
 
-def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
-    real = os.statvfs(tmp_path)
-
-    class Full:
-        f_bavail, f_frsize, f_flag = 100, 4096, real.f_flag
-
-    monkeypatch.setattr(checks.os, "statvfs", lambda _: Full)
-    with pytest.raises(OutputError, match=r"needs \d+ bytes but only 409600 are free"):
-        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
-    assert any(
-        "only 409600 are free" in note
-        for note in ckptforge.to_ms(HUB, tmp_path / "x.ckpt", dry_run=True).notes
-    )
+def test_too_little_room_is_said_before_any_work(tmp_path):
+    with mounted(tmp_path, WithRoom({tmp_path: Room(409600, False, True)})):
+        with pytest.raises(OutputError, match=r"needs \d+ bytes but only 409600 are free"):
+            ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+        assert any(
+            "only 409600 are free" in note
+            for note in ckptforge.to_ms(HUB, tmp_path / "x.ckpt", dry_run=True).notes
+        )
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("layout", ["dense", "gmm"])
-def test_a_source_cut_off_while_it_is_read(tmp_path, monkeypatch, layout):
+def test_a_source_cut_off_while_it_is_read(tmp_path, layout):
     shutil.copytree(HUB, tmp_path / "hub")
     victim = tmp_path / "hub" / "model-00002-of-00002.safetensors"
-    real = checks.check_output
 
-    def cut(*args):
-        real(*args)
-        os.truncate(victim, 200_000)
+    def cut(call):
+        if call.name == "lock":  # all that is refused before any work has been
+            os.truncate(victim, 200_000)
 
-    monkeypatch.setattr("ckptforge.verbs.job.check_output", cut)
-    with pytest.raises(FormatError, match=r"model-00002-of-00002.safetensors: ends at byte"):
+    with (
+        mounted(tmp_path, FailingStore(DISK, cut)),
+        pytest.raises(FormatError, match=r"model-00002-of-00002.safetensors: ends at byte"),
+    ):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout=layout)
     assert names(tmp_path) == ["hub"]
 

@@ -39,6 +39,7 @@ ORDER = [
     "forward",
     "verbs",
     "cli",
+    "testing",
 ]
 
 
@@ -150,5 +151,74 @@ def test_messages_below_the_command_line_spell_no_option_themselves():
             and isinstance(node.value, str)
             and id(node) not in docs
             and literal.search(node.value)
+        ]
+    assert not found, "\n".join(found)
+
+
+# What knows the file system of this machine: the store of its disks; what isn't about files that
+# users name (tables in the package, a terminal's standard output); and the demo with its model.
+_NO_STORE = ("storage", "testing")
+_NOT_OF_USERS = (
+    "tables/table.py",
+    "cli/entry.py",
+    "cli/completion.py",
+    "cli/demo.py",
+    "verbs/synthetic.py",
+)
+_OF_OS = {
+    "access", "chdir", "chmod", "chown", "close", "copy_file_range", "fdatasync", "fdopen", "fstat",
+    "fsync", "ftruncate", "link", "listdir", "lseek", "lstat", "makedirs", "mkdir", "open", "pread",
+    "preadv", "pwrite", "pwritev", "read", "readlink", "remove", "removedirs", "rename", "renames",
+    "replace", "rmdir", "scandir", "sendfile", "stat", "statvfs", "symlink", "sync", "truncate",
+    "unlink", "utime", "walk", "write",
+}  # fmt: skip
+_OF_OS_PATH = {
+    "abspath", "exists", "getmtime", "getsize", "isdir", "isfile", "islink", "ismount", "lexists",
+    "realpath", "samefile", "samestat",
+}  # fmt: skip
+_OF_A_PATH = {
+    "absolute", "chmod", "exists", "glob", "hardlink_to", "is_dir", "is_file", "is_mount",
+    "is_symlink", "iterdir", "lchmod", "lstat", "mkdir", "read_bytes", "read_text", "readlink",
+    "resolve", "rglob", "rmdir", "samefile", "symlink_to", "touch", "write_bytes", "write_text",
+}  # fmt: skip
+_MODULES = {"fcntl", "shutil", "tempfile", "mmap", "glob"}
+
+
+def _file_calls(tree):
+    """(line, call) of what looks like a call of the file system of this machine."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of = ast.unparse(node.func.value)
+            name = node.func.attr
+            if (
+                (of == "os" and name in _OF_OS)
+                or (of == "os.path" and name in _OF_OS_PATH)
+                or (name in _OF_A_PATH and of not in ("os", "os.path"))
+            ):
+                yield node.lineno, f"{of}.{name}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "open":
+            yield node.lineno, "open"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in _MODULES:
+                    yield node.lineno, f"import {alias.name}"
+        elif isinstance(node, ast.ImportFrom) and node.module in ("os", "os.path", *_MODULES):
+            yield node.lineno, f"from {node.module}"
+
+
+def test_files_are_reached_by_way_of_a_store():
+    """Or they couldn't lie anywhere else, and nothing could fail there in tests."""
+    package = Path(ckptforge.__file__).parent
+    allowed = {("run/buffers.py", "import mmap")}  # memory
+    allowed |= {(f"cli/{name}.py", "import shutil") for name in ("progress", "table")}  # a width
+    found = []
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).as_posix()
+        if name.split("/")[0] in _NO_STORE or name in _NOT_OF_USERS:
+            continue
+        found += [
+            f"{name}:{line}: {call}"
+            for line, call in _file_calls(ast.parse(path.read_text()))
+            if (name, call) not in allowed
         ]
     assert not found, "\n".join(found)

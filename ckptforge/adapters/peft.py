@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from ckptforge.adapters.module_pattern import ModulePatterns
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.entry import FileIndex
+from ckptforge.storage.files import has_name, is_directory
 from ckptforge.storage.small_files import is_there, read_small
 from ckptforge.storage.small_json import parse_object
 
@@ -147,7 +147,7 @@ def number(value: object, what: str) -> float:
 
 def is_adapter(path: Path) -> bool:
     """Whether a path is a PEFT directory."""
-    return os.path.isdir(path) and os.path.lexists(path / CONFIG)
+    return is_directory(path) and has_name(path / CONFIG)
 
 
 def read_weights(directory: Path) -> FileIndex:

@@ -4,7 +4,6 @@ files."""
 from __future__ import annotations
 
 import base64
-import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ckptforge.checkpoints.huggingface import INDEX
 from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.errors import FormatError
 from ckptforge.formats.entry import FileIndex
+from ckptforge.storage.files import is_directory, is_file, is_link, real_path
 from ckptforge.storage.small_files import entries_of, is_file_name, read_small
 
 MAX_SMALL_FILE = 32 * 1024 * 1024
@@ -98,17 +98,22 @@ def small_files_of(
                 "isn't Unicode."
             )
             continue
-        if path.is_dir() and all_files and not path.name.startswith("."):
+        if is_directory(path) and all_files and not path.name.startswith("."):
             skipped.append(f"{path.name}/ isn't carried along: it is a directory.")
-        if all_files and not path.name.startswith(".") and not path.is_dir() and not path.is_file():
+        if (
+            all_files
+            and not path.name.startswith(".")
+            and not is_directory(path)
+            and not is_file(path)
+        ):
             skipped.append(f"{path.name} isn't carried along: it isn't a regular file.")
-        if all_files and path.suffix in WEIGHTS - {".safetensors"} and path.is_file():
+        if all_files and path.suffix in WEIGHTS - {".safetensors"} and is_file(path):
             skipped.append(f"{path.name} isn't carried along: it holds weights of another format.")
         if (
             path.name.startswith(".")
             or path.name.endswith("manifest.json")
             or path.suffix in WEIGHTS
-            or not path.is_file()
+            or not is_file(path)
         ):
             continue
         if not all_files and not any(fnmatchcase(path.name, glob) for glob in _MODEL_FILES):
@@ -131,9 +136,9 @@ def _is_inside(path: Path, directory: Path) -> bool:
     """Whether what a name leads to lies in the model's directory, or in the blobs of the hub's
     cache that it is a snapshot of: what a link leads to elsewhere may be private, and an output is
     passed on."""
-    if not path.is_symlink():
+    if not is_link(path):
         return True
-    target, root = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
+    target, root = real_path(path), real_path(directory)
     blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
     return any(inside in target.parents for inside in (root, *blobs))
 

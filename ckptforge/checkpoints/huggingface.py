@@ -9,7 +9,6 @@ bytes}, "weight_map": {tensor: file name}}.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, 
 from ckptforge.formats import safetensors
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.layout import TensorSpec
-from ckptforge.storage.small_files import is_file_name, is_there
+from ckptforge.storage.files import has_name, is_file
+from ckptforge.storage.small_files import is_file_name, is_there, named
 from ckptforge.storage.small_json import read_object
 
 INDEX = "model.safetensors.index.json"
@@ -38,7 +38,7 @@ def read_directory(directory: Path) -> list[FileIndex]:
     `FormatError` when files and index disagree, or two files hold different tensors of one name and
     no index says which is meant.
     """
-    indexes = sorted(directory.glob("*.safetensors.index.json"))
+    indexes = named(directory, ".safetensors.index.json")
     chosen = next(
         (path for path in indexes if path.name == INDEX), indexes[0] if len(indexes) == 1 else None
     )
@@ -52,7 +52,7 @@ def read_directory(directory: Path) -> list[FileIndex]:
     if is_there(directory / SINGLE):
         shards = [
             path.name
-            for path in sorted(directory.glob("*.safetensors"))
+            for path in named(directory, ".safetensors")
             if _SHARD_NAME.fullmatch(path.name)
         ]
         note = (
@@ -61,7 +61,7 @@ def read_directory(directory: Path) -> list[FileIndex]:
             else None
         )
         return _noted([safetensors.read_index(directory / SINGLE)], note)
-    paths = sorted(directory.glob("*.safetensors"))
+    paths = named(directory, ".safetensors")
     if not paths:
         raise InputNotFoundError(f"{directory}: no .safetensors files in it.")
     _check_shard_names(directory, paths)
@@ -78,7 +78,7 @@ def shard_of(path: Path) -> str | None:
             f"{path.parent}, for all of it"
         )
     index = path.parent / INDEX
-    if path.suffix != ".safetensors" or not index.is_file():
+    if path.suffix != ".safetensors" or not is_file(index):
         return None
     try:
         files = set(weight_map_of(index).values())
@@ -104,7 +104,7 @@ def weight_map_of(index: Path) -> dict[str, str]:
 
 def holds_model(directory: Path) -> bool:
     """Whether a model's weights lie there under the names that transformers looks for."""
-    return os.path.lexists(directory / SINGLE) or os.path.lexists(directory / INDEX)
+    return has_name(directory / SINGLE) or has_name(directory / INDEX)
 
 
 def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
@@ -115,7 +115,7 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             raise FormatError(
                 f"{index_path}: {shown(name)} isn't the name of a file in this directory."
             )
-    missing = [name for name in names if not (directory / name).is_file()]
+    missing = [name for name in names if not is_file(directory / name)]
     if missing:
         are = "is" if len(missing) == 1 else "are"
         raise InputNotFoundError(
@@ -151,7 +151,7 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
     )
     return _noted(
         without_duplicates(files, weight_map, index_path),
-        note if single.is_file() and SINGLE not in held else None,
+        note if is_file(single) and SINGLE not in held else None,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import msgspec
 from ckptforge.checkpoints.card import WEIGHTS, HuggingFaceSide, unpacked
 from ckptforge.errors import FormatError, counted, printable, shown
 from ckptforge.formats.entry import FileIndex
+from ckptforge.storage.files import is_directory, status_of
 from ckptforge.storage.small_files import is_file_name, is_there
 from ckptforge.storage.small_json import read_object
 
@@ -54,10 +54,8 @@ class Manifest(msgspec.Struct, frozen=True):
         """Whether these files are the very ones that were written, by their times: what is in them
         can be trusted."""
         if len(files) == 1 and len(self.mtimes) == 1:
-            return next(iter(self.mtimes.values())) == files[0].path.stat().st_mtime_ns
-        return all(
-            self.mtimes.get(file.path.name) == file.path.stat().st_mtime_ns for file in files
-        )
+            return next(iter(self.mtimes.values())) == _mtime_ns(files[0].path)
+        return all(self.mtimes.get(file.path.name) == _mtime_ns(file.path) for file in files)
 
     def distrust(self, directory: Path, files: tuple[FileIndex, ...]) -> str | None:
         """Why the cut of rank directories can't be taken from here; None where it can: these are
@@ -88,6 +86,10 @@ class Manifest(msgspec.Struct, frozen=True):
                     "rsync -t keep it), since it was written"
                 )
         return None
+
+
+def _mtime_ns(path: Path) -> int | None:
+    return None if (found := status_of(path)) is None else found.mtime_ns
 
 
 def manifest_path(output: Path, is_directory: bool) -> Path:
@@ -164,7 +166,7 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
     is none or it is of another file by that name."""
     first = files[0].path
     candidates = [
-        manifest_path(path, os.path.isdir(path)),
+        manifest_path(path, is_directory(path)),
         manifest_path(first, False),
         first.parent / DIRECTORY_NAME,
     ]

@@ -14,6 +14,7 @@ from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.entry import FileIndex
 from ckptforge.formats.sniff import STRATEGY_FILE, explained, identify
 from ckptforge.spelling import option
+from ckptforge.storage.files import is_directory, is_file
 from ckptforge.storage.small_files import entries_of, is_file_name, is_there
 from ckptforge.storage.small_json import read_object
 
@@ -42,7 +43,7 @@ def rank_directories(directory: Path) -> dict[int, Path]:
     ranks: dict[int, Path] = {}
     for path in entries_of(directory):
         match = _RANK.fullmatch(path.name)
-        if match and path.is_dir():
+        if match and is_directory(path):
             rank = int(match[1])
             if rank in ranks:
                 raise FormatError(
@@ -73,7 +74,7 @@ def read_unified(directory: Path) -> list[FileIndex]:
         raise FormatError(
             f"{map_path}: {shown(bad[0])} isn't the name of a file in this directory."
         )
-    if missing := [name for name in names if not (directory / name).is_file()]:
+    if missing := [name for name in names if not is_file(directory / name)]:
         raise InputNotFoundError(
             f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}"
         )
@@ -86,7 +87,7 @@ def read_unified(directory: Path) -> list[FileIndex]:
             f"{map_path}: tensors that aren't in the file it names:\n{listing(wrong)}"
         )
     hyper = directory / HYPER_PARAMETERS
-    if hyper.is_file() and hyper.name not in names:
+    if is_file(hyper) and hyper.name not in names:
         files.append(safetensors.read_index(hyper))
     return without_duplicates(files, weight_map, map_path)
 
@@ -121,7 +122,7 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     paths = [
         path
         for path in entries_of(directory)
-        if path.suffix in (".ckpt", ".safetensors") and path.is_file()
+        if path.suffix in (".ckpt", ".safetensors") and is_file(path)
     ]
     if not paths:
         raise InputNotFoundError(f"{directory}: no .ckpt or .safetensors file in it.")

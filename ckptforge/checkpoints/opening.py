@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import stat
 from pathlib import Path
 
 import msgspec
@@ -20,7 +19,10 @@ from ckptforge.checkpoints.whereabouts import (
 from ckptforge.errors import FormatError, InputNotFoundError, counted
 from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.spelling import option
-from ckptforge.storage.small_files import entries_of, is_there
+from ckptforge.storage.files import is_directory
+from ckptforge.storage.mounts import store_of
+from ckptforge.storage.small_files import entries_of, is_there, named
+from ckptforge.storage.store import Kind
 
 CONFIG = "config.json"
 _log = logging.getLogger(__name__)
@@ -58,12 +60,12 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
     mindspore_dir.check_step(step)
     refuse_unfinished(path)
     try:
-        mode = path.stat().st_mode
+        kind = store_of(path).status(path).kind
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise InputNotFoundError(f"{path}: {reason}.{explain_missing(path)}") from error
-    if not stat.S_ISDIR(mode):
-        if not stat.S_ISREG(mode):
+    if kind is not Kind.DIRECTORY:
+        if kind is not Kind.FILE:
             raise InputNotFoundError(f"{path}: is neither a file nor a directory.")
         mindspore_dir.refuse_step(step, path, "one file")
         shard = huggingface.shard_of(path)
@@ -117,12 +119,12 @@ def _looks_hugging_face(directory: Path) -> bool:
     steps of a training job."""
     if is_there(directory / huggingface.SINGLE) or is_there(directory / huggingface.INDEX):
         return True  # whatever else lies there
-    if any(directory.glob("*.ckpt")):
+    if named(directory, ".ckpt"):
         return False
-    paths = list(directory.glob("*.safetensors"))
+    paths = named(directory, ".safetensors")
     return (
         is_there(directory / CONFIG)
-        or any(directory.glob("*.safetensors.index.json"))
+        or bool(named(directory, ".safetensors.index.json"))
         or any(path.name.startswith("model") for path in paths)
         or not paths
     )
@@ -139,7 +141,7 @@ def _collect(
     if not tensors:
         raise FormatError(f"{path}: holds no tensors.")
     noted = [*(notes or []), *(note for file in files for note in file.notes)]
-    hugging_face = path.is_dir() and files[0].format == "safetensors"
+    hugging_face = is_directory(path) and files[0].format == "safetensors"
     kind = "hugging face directory" if hugging_face else files[0].format
     found = Checkpoint(path, kind, tuple(files), tensors, directory, tuple(noted), ranks)
     _log.info(

@@ -8,7 +8,6 @@ Layouts of directories: the hub's cache (huggingface_hub,
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +15,8 @@ from pathlib import Path
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, listing
 from ckptforge.formats.sniff import identify
 from ckptforge.spelling import option
-from ckptforge.storage.address import address
+from ckptforge.storage.files import exists, is_directory, is_file
+from ckptforge.storage.mounts import store_of, unknown_address
 from ckptforge.storage.small_files import read_small
 
 WEIGHTS = (".ckpt", ".safetensors")
@@ -50,13 +50,13 @@ def explain_missing(path: Path, model: bool = True) -> str:
     """What a path that doesn't exist may mean: a sentence with a space before it, or nothing. A
     `model` may be an id of the hub."""
     text = str(path)
-    if address(path) is not None:
+    if unknown_address(path) is not None:
         hub = _HUB_URL.match(text)
         how = f": `hf download {hub[1]}/{hub[2]} --local-dir {hub[2]}`" if hub else ""
         return (
             f" It is an address, and only files and directories are read: download it first{how}."
         )
-    if model and _HUB_ID.fullmatch(text) and not path.parent.exists():
+    if model and _HUB_ID.fullmatch(text) and not exists(path.parent):
         return (
             " If it is the id of a model on the Hugging Face hub, download it first: `hf "
             f"download {text} --local-dir {path.name}`."
@@ -70,7 +70,7 @@ def refuse_newer_mindformers(directory: Path) -> None:
     entries = _entries(directory)
     names = {entry.name for entry in entries}
     iterations = [
-        entry.name for entry in entries if _ITERATION.fullmatch(entry.name) and entry.is_dir()
+        entry.name for entry in entries if _ITERATION.fullmatch(entry.name) and is_directory(entry)
     ]
     parts = [
         match for entry in entries if (match := _PARTS.fullmatch(entry.name)) and int(match[1]) > 1
@@ -103,7 +103,7 @@ def holds_weights(directory: Path) -> bool:
     return any(
         entry.suffix in WEIGHTS
         or entry.name.endswith(".safetensors.index.json")
-        or (_RANK.fullmatch(entry.name) and entry.is_dir())
+        or (_RANK.fullmatch(entry.name) and is_directory(entry))
         for entry in _entries(directory, None)
     )
 
@@ -117,18 +117,18 @@ def explain_directory(directory: Path) -> str:
 
 def _hub_cache(directory: Path) -> str | None:
     snapshots = directory / "snapshots"
-    if not snapshots.is_dir() or not (
-        (directory / "blobs").is_dir() or directory.name.startswith("models--")
+    if not is_directory(snapshots) or not (
+        is_directory(directory / "blobs") or directory.name.startswith("models--")
     ):
         return None
-    found = [path for path in _entries(snapshots) if path.is_dir()]
+    found = [path for path in _entries(snapshots) if is_directory(path)]
     if not found:
         return (
             "It is a model in the cache of the Hugging Face hub, of which nothing was downloaded."
         )
     refs: dict[str, list[str]] = {}
     for ref in _entries(directory / "refs"):
-        if ref.is_file():
+        if is_file(ref):
             refs.setdefault(read_small(ref, 4096).decode("utf-8", "replace").strip(), []).append(
                 ref.name
             )
@@ -146,10 +146,12 @@ def _hub_cache(directory: Path) -> str | None:
 def _run(directory: Path) -> str | None:
     strategy = directory / "strategy"
     for name in ("checkpoint", "checkpoint_network"):
-        if (directory / name).is_dir() and (strategy.is_dir() or holds_weights(directory / name)):
+        if is_directory(directory / name) and (
+            is_directory(strategy) or holds_weights(directory / name)
+        ):
             cut = (
                 f", with {option('strategy_dir', strategy)} if it was cut among ranks"
-                if strategy.is_dir()
+                if is_directory(strategy)
                 else ""
             )
             return f"It is the output directory of a training job; name {directory / name}{cut}."
@@ -157,8 +159,10 @@ def _run(directory: Path) -> str | None:
 
 
 def _one_down(directory: Path) -> str | None:
-    found = [str(path) for path in _entries(directory) if path.is_dir() and holds_weights(path)]
-    found += [str(path) for path in _entries(directory) if (path / "snapshots").is_dir()]
+    found = [
+        str(path) for path in _entries(directory) if is_directory(path) and holds_weights(path)
+    ]
+    found += [str(path) for path in _entries(directory) if is_directory(path / "snapshots")]
     if not found:
         return None
     return (
@@ -169,7 +173,7 @@ def _one_down(directory: Path) -> str | None:
 
 
 def _other_weights(directory: Path) -> str | None:
-    files = [path for path in _entries(directory) if path.is_file()]
+    files = [path for path in _entries(directory) if is_file(path)]
     other = [path for path in files if path.suffix in OTHER_WEIGHTS]
     for path in other:
         try:
@@ -189,7 +193,7 @@ def _other_weights(directory: Path) -> str | None:
 
 def _entries(directory: Path, limit: int | None = _LOOKED_AT) -> list[Path]:
     try:
-        names = sorted(os.listdir(directory))
+        names = sorted(store_of(directory).names(directory))
     except OSError:
         return []
     return [directory / name for name in names[:limit]]

@@ -108,12 +108,13 @@ def verify(shown: Shown, options: Verify, wanted: Report) -> int:
     from ckptforge.errors import OutputError
     from ckptforge.forward.device import parse_device
     from ckptforge.publish.output_name import refuse_address
+    from ckptforge.storage.files import exists
 
     parse_device(options.device)
     report = wanted.report
     if report is not None:
         refuse_address(report)
-        if report.exists() and not wanted.overwrite:
+        if exists(report) and not wanted.overwrite:
             raise OutputError(f"{report}: exists already; give --overwrite to replace it.")
     aloud = not shown.quiet and sys.stderr.isatty() and not shown.verbose
     found = call(options, say=(lambda line: click.echo(line, err=True)) if aloud else None)

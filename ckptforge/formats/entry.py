@@ -16,6 +16,7 @@ from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import FormatError, ReadError, shown
 from ckptforge.storage.files import open_file, read_exactly
+from ckptforge.storage.mounts import store_of
 from ckptforge.storage.store import Reader
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
@@ -165,12 +166,12 @@ class FileIndex(msgspec.Struct, frozen=True):
         """Raises `FormatError` where the file isn't what it was when its index was read,
         `ReadError` where it has vanished."""
         try:
-            found = self.path.stat()
+            found = store_of(self.path).status(self.path)
         except OSError as error:
             raise ReadError(
                 f"{self.path}: has vanished while it was read: {error.strerror}."
             ) from error
-        if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
+        if (found.size, found.mtime_ns) != (self.size, self.mtime_ns):
             raise FormatError(
                 f"{self.path}: was changed while it was read, so that nothing was "
                 "written; convert it again."

@@ -125,7 +125,7 @@ def read_index(path: Path) -> FileIndex:
     """
     reader = open_file(path)
     try:
-        size, mtime_ns = (identity := reader.identity()).size, identity.mtime_ns
+        size, mtime_ns = (found := reader.status()).size, found.mtime_ns
         if size == 0:
             raise FormatError(f"{path}: the file is empty (0 bytes).")
         cursor = _Cursor(reader, path, size)

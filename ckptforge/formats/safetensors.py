@@ -65,7 +65,7 @@ def read_index(path: Path) -> FileIndex:
     """
     reader = open_file(path)
     try:
-        size, mtime_ns = (identity := reader.identity()).size, identity.mtime_ns
+        size, mtime_ns = (found := reader.status()).size, found.mtime_ns
         if size < 8:
             raise FormatError(
                 f"{path}: {size} bytes are too few for a safetensors file, which "

@@ -78,7 +78,7 @@ def identify(path: Path) -> Found | None:
     `InputNotFoundError` if it can't be opened."""
     reader = open_file(path)
     try:
-        size, buffer = reader.identity().size, bytearray(_HEAD)
+        size, buffer = reader.status().size, bytearray(_HEAD)
         head = bytes(buffer[: reader.read_into(0, memoryview(buffer))])
     except OSError:
         return None

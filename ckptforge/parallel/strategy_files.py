@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, 
 from ckptforge.formats.entry import check_name
 from ckptforge.formats.protobuf import Message, number, record, signed
 from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, DeviceLayout
+from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.small_files import entries_of, read_small
 from ckptforge.storage.small_json import parse_object
 
@@ -74,11 +74,9 @@ def read_strategy(path: Path) -> Strategy:
     Raises `InputNotFoundError` when there is none, and `FormatError` for files that are damaged,
     disagree, lack a stage, or hold what ckptforge can't honour (manual embedding split).
     """
-    if os.path.isdir(path):
+    if is_directory(path):
         paths = [
-            file
-            for file in entries_of(path)
-            if file.suffix in (".ckpt", ".json") and file.is_file()
+            file for file in entries_of(path) if file.suffix in (".ckpt", ".json") and is_file(file)
         ]
         if not paths:
             raise InputNotFoundError(f"{path}: no strategy files (.ckpt or .json) in it.")
@@ -86,7 +84,7 @@ def read_strategy(path: Path) -> Strategy:
             raise FormatError(
                 f"{path}: holds .ckpt and .json strategy files; keep one kind, or name one file."
             )
-    elif os.path.exists(path):
+    elif exists(path):
         paths = [path]
     else:
         raise InputNotFoundError(

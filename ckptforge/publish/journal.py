@@ -8,11 +8,10 @@ at last one when everything is written and is being put in place. A line that is
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,28 @@ from ckptforge.formats.entry import FileIndex, TensorEntry
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit, audit_json, read_audit
 from ckptforge.run.ledger import Finished, Key
+from ckptforge.storage.address import absolute
+from ckptforge.storage.files import write_exactly
+from ckptforge.storage.store import FileSystem, LockableWriter, Reader
 from ckptforge.version import __version__
 
 _MAX_LINE = 1 << 26
+_PIECE = 1 << 16
 
 
 @dataclass
 class Journal:
     """An open journal. `sources` are digests by (index of the source, first byte of the block);
-    `publishing` is the inode of what is being put in place, once that has begun."""
+    `publishing` is the inode of what is being put in place, once that has begun; at byte `end` the
+    next line goes."""
 
     path: Path
-    fd: int
+    file: LockableWriter
     head: Mapping[str, Any]
     tensors: dict[Key, Finished] = field(default_factory=dict)
     sources: dict[tuple[int, int], bytes] = field(default_factory=dict)
     publishing: int | None = None
+    end: int = 0
 
     @property
     def audit(self) -> Audit:
@@ -52,7 +57,7 @@ class Journal:
 
     def add_tensor(self, key: Key, finished: Finished) -> None:
         self.tensors[key] = finished
-        self._add(
+        self.add_line(
             {
                 "file": key[0],
                 "tensor": key[1],
@@ -63,29 +68,33 @@ class Journal:
 
     def add_source(self, index: int, start: int, digest: bytes) -> None:
         self.sources[index, start] = digest
-        self._add({"source": index, "start": start, "digest": digest.hex()})
+        self.add_line({"source": index, "start": start, "digest": digest.hex()})
 
     def add_publishing(self, inode: int) -> None:
+        """Durably: what is put in place before would be taken for another's."""
         self.publishing = inode
-        self._add({"publishing": inode})
+        self.add_line({"publishing": inode})
+        self.sync()
+
+    def add_line(self, line: Mapping[str, Any]) -> None:
+        content = journal_line(json.dumps(line, separators=(",", ":")).encode())
         try:
-            os.fsync(self.fd)
+            write_exactly(self.file, self.end, content, self.path)
+        except OutputError as error:
+            with suppress(OSError):  # what follows would be lost behind half a line
+                self.file.resize(self.end)
+            reason = getattr(error.__cause__, "strerror", None)
+            raise OutputError(f"{self.path}: can't be written: {reason}.") from error
+        self.end += len(content)
+
+    def sync(self) -> None:
+        try:
+            self.file.sync()
         except OSError as error:
             raise OutputError(f"{self.path}: can't be synced to disk: {error.strerror}.") from error
 
-    def _add(self, line: Mapping[str, Any]) -> None:
-        content = journal_line(json.dumps(line, separators=(",", ":")).encode())
-        try:
-            end = os.fstat(self.fd).st_size
-            # a disk that is nearly full: what follows would be lost behind half a line
-            if os.write(self.fd, content) != len(content):
-                os.ftruncate(self.fd, end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
-
     def close(self) -> None:
-        os.close(self.fd)
+        self.file.close()
 
 
 def journal_line(content: bytes) -> bytes:
@@ -93,56 +102,75 @@ def journal_line(content: bytes) -> bytes:
     return xxhash.xxh3_64(content).hexdigest().encode() + b" " + content + b"\n"
 
 
-def begin(path: Path, plan: Plan, command: str | None) -> Journal:
-    """A new journal of a plan. Raises `OutputError`."""
+def begin(disk: FileSystem, path: Path, plan: Plan, command: str | None) -> Journal:
+    """A new journal of a plan, whose first line is durable: without it the others say nothing.
+    Raises `OutputError` and `OSError`."""
     try:
-        fd = os.open(
-            path,
-            os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
-            0o666,
-        )
+        file = disk.create(path)
+        file.resize(0)
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
-    journal = Journal(path, fd, head_of(plan, command))
-    journal._add(journal.head)
+    journal = Journal(path, file, head_of(plan, command))
+    journal.add_line(journal.head)
+    journal.sync()
+    disk.sync_directory(path.parent)
     return journal
 
 
-def reopen(path: Path) -> Journal | None:
+def reopen(disk: FileSystem, path: Path) -> Journal | None:
     """The journal that a run left, cut after its last whole line; None where there is none or it
     never got a line."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = disk.reopen(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise OutputError(
             f"{path}: can't be opened: {error.strerror}; remove the directory that it lies in."
         ) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    if file is None:
         raise OutputError(f"{path}: isn't a regular file; remove the directory that it lies in.")
     journal: Journal | None = None
-    end = 0
-    with os.fdopen(os.dup(fd), "rb") as lines:
-        while line := lines.readline(_MAX_LINE):
-            try:
-                text = line.partition(b" ")[2]
-                if line != journal_line(text[:-1]):
-                    break
-                content = json.loads(text)
-                if journal is None:
-                    journal = Journal(path, fd, {**content})
-                else:
-                    _read_line(journal, content)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
-                break
-            end += len(line)
-    if journal is None:
-        os.close(fd)
-        return None
-    os.ftruncate(fd, end)
+    try:
+        journal = _read(path, file)
+        if journal is not None:
+            file.resize(journal.end)
+    finally:
+        if journal is None:
+            file.close()
     return journal
+
+
+def _read(path: Path, file: LockableWriter) -> Journal | None:
+    """A journal up to its last whole line."""
+    journal: Journal | None = None
+    for line in _lines(file):
+        try:
+            text = line.partition(b" ")[2]
+            if line != journal_line(text[:-1]):
+                break
+            content = json.loads(text)
+            if journal is None:
+                journal = Journal(path, file, {**content})
+            else:
+                _read_line(journal, content)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+            break
+        journal.end += len(line)
+    return journal
+
+
+def _lines(file: Reader) -> Iterator[bytes]:
+    """The lines of a file, with their ends; one that is too long is cut."""
+    offset, rest, buffer = 0, b"", memoryview(bytearray(_PIECE))
+    while count := file.read_into(offset, buffer):
+        offset += count
+        *lines, rest = (rest + buffer[:count]).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+        if len(rest) > _MAX_LINE:
+            break
+    if rest:
+        yield rest
 
 
 def _read_line(journal: Journal, content: dict[str, Any]) -> None:
@@ -203,7 +231,7 @@ def _state(file: FileIndex) -> dict[str, Any]:
         extents = [(extent.start, extent.offset, extent.length) for extent in entry.extents]
         index.update(_bytes(entry.name, entry.dtype, entry.shape, extents))
     return {
-        "path": os.path.abspath(file.path),
+        "path": os.path.normpath(absolute(file.path)),
         "size": file.size,
         "mtime_ns": file.mtime_ns,
         "index": index.hexdigest(),

@@ -14,6 +14,7 @@ from ckptforge.parallel.cut import cut_json, cut_of
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit, audit_json
+from ckptforge.storage.files import status_of
 from ckptforge.tables.table import Layout, Table
 from ckptforge.version import __version__
 
@@ -88,10 +89,8 @@ def _held(plan: Plan, strategy: Strategy) -> list[list[str]]:
 def _source_json(
     source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None
 ) -> dict[str, Any]:
-    try:
-        mtime = source.path.stat().st_mtime_ns
-    except OSError:
-        mtime = None
+    now = status_of(source.path)
+    mtime = None if now is None else now.mtime_ns
     found = {"path": _unicode(str(source.path)), "size": source.size, "mtime_ns": mtime}
     return found if hashes is None else {**found, "xxh3_128": hashes[source.path][""]}
 

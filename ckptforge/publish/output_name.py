@@ -7,14 +7,14 @@ from pathlib import Path
 
 from ckptforge.checkpoints.whereabouts import OTHER_WEIGHTS, WEIGHTS
 from ckptforge.errors import UsageError
-from ckptforge.storage.address import address
+from ckptforge.storage.mounts import unknown_address
 
 _TEXT = (".json", ".yaml", ".yml", ".toml")
 
 
 def refuse_address(output: Path) -> None:
     """Raises `UsageError` for an output `scheme://…`."""
-    if (found := address(output)) is not None:
+    if (found := unknown_address(output)) is not None:
         raise UsageError(
             f"{found}: is an address, and outputs are written to this machine's "
             "disks: name a path here, and copy it there."

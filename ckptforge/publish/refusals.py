@@ -3,23 +3,28 @@ doesn't fit on the disk."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 from ckptforge.checkpoints.manifest import manifest_path, read_manifest, written_names
-from ckptforge.checkpoints.unfinished import SUFFIX
 from ckptforge.errors import CkptforgeError, OutputError, listing
 from ckptforge.planning.plan import Plan
-from ckptforge.publish.replace import names_in, refuse_mounts
+from ckptforge.publish.directory import staging_path
+from ckptforge.publish.replace import refuse_mounts
 from ckptforge.spelling import flag
+from ckptforge.storage.address import absolute
+from ckptforge.storage.files import real_path
+from ckptforge.storage.mounts import file_system_of
+from ckptforge.storage.store import FileSystem, Kind, Room, Status
+from ckptforge.storage.tree import lies_at, names_in
 
 _SPARE = 1 << 20  # bytes kept free beyond the plan
 
 
 @contextmanager
-def said(output: Path, what: str) -> Iterator[None]:
+def as_output_error(output: Path, what: str) -> Iterator[None]:
     """Raises `OutputError` for the system's errors."""
     try:
         yield
@@ -31,155 +36,228 @@ def said(output: Path, what: str) -> Iterator[None]:
 def check_output(plan: Plan, overwrite: bool) -> None:
     """Refuses, before any work, an output that exists (without `overwrite`), that holds an input,
     or that can't be written where it is to be. Raises `OutputError`."""
-    with said(plan.output, "can't be written"):
-        _check_output(plan, overwrite)
+    asked = _Asked(plan, overwrite, file_system_of(plan.output))
+    with as_output_error(plan.output, "can't be written"):
+        for rule in _RULES:
+            if (why := rule(asked)) is not None:
+                raise OutputError(why)
 
 
-def _check_output(plan: Plan, overwrite: bool) -> None:
-    output = plan.output
-    is_directory = plan.is_directory
-    try:
-        for name in (
-            (output, output.with_name(f".{output.name}{SUFFIX}"), manifest_path(output, False))
-            if output.name
-            else (output,)
-        ):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                os.lstat(name)
-        output.name.encode()
-    except UnicodeEncodeError as error:
+def check_room(plan: Plan, disk_used: int = 0) -> None:
+    """Refuses, before any work, an output for which the disk has no room; `disk_used` are bytes
+    that it takes up already. Raises `OutputError`."""
+    asked = _Asked(plan, True, file_system_of(plan.output))
+    with as_output_error(plan.output, "can't be written"):
+        free = asked.room.free_bytes
+    if plan.nbytes - disk_used + _SPARE > free:
         raise OutputError(
+            f"{plan.output}: needs {plan.nbytes - disk_used} bytes but only {free} are free in "
+            f"{asked.parent}; make room or choose another disk."
+        )
+
+
+class _Asked:
+    """What is wanted, and what lies there."""
+
+    def __init__(self, plan: Plan, overwrite: bool, disk: FileSystem) -> None:
+        self.plan, self.overwrite, self.disk = plan, overwrite, disk
+        self.output = plan.output
+
+    @cached_property
+    def real(self) -> Path:
+        return real_path(self.output)
+
+    @cached_property
+    def found(self) -> Status | None:
+        """What has the output's name."""
+        return self.disk.status(self.output) if lies_at(self.disk, self.output) else None
+
+    @property
+    def is_directory(self) -> bool:
+        return self.found is not None and self.found.kind is Kind.DIRECTORY
+
+    @cached_property
+    def parent(self) -> Path:
+        """The nearest directory above the output that there is."""
+        parent = absolute(self.output).parent
+        while not lies_at(self.disk, parent):
+            parent = parent.parent
+        return parent
+
+    @cached_property
+    def room(self) -> Room:
+        return self.disk.room(self.parent)
+
+
+def _name(asked: _Asked) -> str | None:
+    output = asked.output
+    beside = (staging_path(output), manifest_path(output, False)) if output.name else ()
+    try:
+        for name in (output, *beside):
+            lies_at(asked.disk, name)
+        output.name.encode()
+    except UnicodeEncodeError:
+        return (
             f"{output}: can't be written: the name isn't Unicode, and its manifest "
             "couldn't hold it."
-        ) from error
+        )
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
-        raise OutputError(
-            f"{output}: can't be written: {getattr(error, 'strerror', None) or error}."
-        ) from error
-    resolved = Path(os.path.realpath(output))
-    for source in plan.sources:
-        path = Path(os.path.realpath(source.path))
-        if path == resolved or resolved in path.parents:
-            raise OutputError(
-                f"{output}: holds {source.path}, which is being read; choose another output."
+        return f"{output}: can't be written: {getattr(error, 'strerror', None) or error}."
+    return None
+
+
+def _input(asked: _Asked) -> str | None:
+    for source in asked.plan.sources:
+        path = real_path(source.path)
+        if path == asked.real or asked.real in path.parents:
+            return (
+                f"{asked.output}: holds {source.path}, which is being read; choose another output."
             )
-    if output.is_symlink():
-        raise OutputError(f"{output}: is a symbolic link; name the file or directory itself.")
+    return None
+
+
+def _link(asked: _Asked) -> str | None:
+    if lies_at(asked.disk, asked.output, Kind.LINK):
+        return f"{asked.output}: is a symbolic link; name the file or directory itself."
+    return None
+
+
+def _place(asked: _Asked) -> str | None:
+    output = asked.output
+    here = (Path.cwd(), *Path.cwd().parents)
     if (
         not output.name
         or output.name == ".."
         or (
-            output.is_dir()
-            and (os.path.ismount(output) or resolved in (Path.cwd(), *Path.cwd().parents))
+            asked.is_directory
+            and (asked.real in here or str(asked.real) in asked.disk.mounts_below(output))
         )
     ):
-        raise OutputError(
+        return (
             f"{output}: is the current directory, a parent or a mount point, which can't be "
             "replaced whole; name a directory in it."
         )
-    if os.path.lexists(output):
-        if not output.is_dir() and not output.is_file():
-            raise OutputError(
-                f"{output}: is neither a file nor a directory, and isn't replaced; "
-                "choose another output."
-            )
-        found, wanted = (
-            "a directory" if yes else "a file" for yes in (output.is_dir(), is_directory)
+    return None
+
+
+def _kind(asked: _Asked) -> str | None:
+    output, found = asked.output, asked.found
+    if found is None:
+        return None
+    if found.kind not in (Kind.DIRECTORY, Kind.FILE):
+        return (
+            f"{output}: is neither a file nor a directory, and isn't replaced; "
+            "choose another output."
         )
-        if found != wanted:
-            raise OutputError(
-                f"{output}: exists and is {found}, but the output is {wanted}; choose another name."
-            )
-        if not overwrite and not (is_directory and not any(output.iterdir())):
-            raise OutputError(f"{output}: exists already; give {flag('overwrite')} to replace it.")
-        refuse_mounts(output)
-        if is_directory and not os.access(output, os.W_OK | os.X_OK):
-            raise OutputError(f"{output}: can't be replaced: no permission to write in it.")
-        if is_directory and (stale := _foreign_checkpoints(plan)):
-            raise OutputError(
-                f"{output}: holds checkpoint files that no manifest there names, and that would "
-                f"not fit the new output:\n{listing(stale)}\n"
-                "Remove them, or choose another output."
-            )
-        _refuse_collisions(plan)
-    for path in () if is_directory else (*plan.paths, manifest_path(output, False)):
-        if (
-            path != output
-            and os.path.lexists(path)
-            and not (path.is_file() and (overwrite or _is_manifest(path)))
-        ):
-            raise OutputError(
-                f"{path}: would be written with {output.name}, but is there already"
-                + (
-                    f"; give {flag('overwrite')} to replace it."
-                    if path.is_file()
-                    else ", and isn't a file; remove it, or choose another output."
-                )
-            )
-    parent = _existing_parent(output)
-    if not parent.is_dir():
-        raise OutputError(f"{output}: can't be created: {parent} isn't a directory.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{output}: can't be written: no permission to write in {parent}.")
-    if os.statvfs(parent).f_flag & os.ST_RDONLY:
-        raise OutputError(f"{output}: can't be written: {parent} is on a read-only file system.")
+    there, wanted = (
+        "a directory" if yes else "a file" for yes in (asked.is_directory, asked.plan.is_directory)
+    )
+    if there != wanted:
+        return f"{output}: exists and is {there}, but the output is {wanted}; choose another name."
+    return None
 
 
-def _refuse_collisions(plan: Plan) -> None:
-    """Refuses a file of the user's where the plan has a directory, and the other way round."""
-    for path in plan.paths if plan.is_directory else ():
-        for parent in path.relative_to(plan.output).parents:
-            if (
-                parent.name
-                and (plan.output / parent).exists()
-                and not (plan.output / parent).is_dir()
-            ):
-                raise OutputError(
-                    f"{plan.output / parent}: is a file where the output has a "
-                    "directory; move it away."
-                )
-        if path.is_dir():
-            raise OutputError(f"{path}: is a directory where the output has a file; move it away.")
+def _existence(asked: _Asked) -> str | None:
+    empty = asked.is_directory and not asked.disk.names(asked.output)
+    if asked.found is not None and not asked.overwrite and not empty:
+        return f"{asked.output}: exists already; give {flag('overwrite')} to replace it."
+    return None
 
 
-def _is_manifest(path: Path) -> bool:
-    try:
-        read_manifest(path)
-    except CkptforgeError:
-        return False
-    return True
+def _mounts(asked: _Asked) -> str | None:
+    if asked.found is not None:
+        refuse_mounts(asked.disk, asked.output)
+    return None
 
 
-def check_room(plan: Plan, held: int = 0) -> None:
-    """Refuses, before any work, an output for which the disk has no room; `held` are bytes that it
-    takes up already. Raises `OutputError`."""
-    parent = _existing_parent(plan.output)
-    with said(plan.output, "can't be written"):
-        disk = os.statvfs(parent)
-    free = disk.f_bavail * disk.f_frsize
-    if plan.nbytes - held + _SPARE > free:
-        raise OutputError(
-            f"{plan.output}: needs {plan.nbytes - held} bytes but only {free} are free in "
-            f"{parent}; make room or choose another disk."
-        )
+def _permission(asked: _Asked) -> str | None:
+    if asked.is_directory and not asked.disk.room(asked.output).permitted:
+        return f"{asked.output}: can't be replaced: no permission to write in it."
+    return None
 
 
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    return parent
-
-
-def _foreign_checkpoints(plan: Plan) -> list[str]:
-    """Checkpoint files of an existing output directory that neither its manifest nor the plan
-    names."""
-    if not plan.output.is_dir():
-        return []
-    known = written_names(plan.output) | {str(path.relative_to(plan.output)) for path in plan.paths}
-    return sorted(
+def _other_checkpoints(asked: _Asked) -> str | None:
+    """Checkpoint files of an existing directory that neither its manifest nor the plan names."""
+    output = asked.output
+    if not asked.is_directory:
+        return None
+    known = written_names(output)
+    known |= {str(path.relative_to(output)) for path in asked.plan.paths}
+    stale = sorted(
         name
-        for name in names_in(plan.output)
+        for name in names_in(asked.disk, output)
         if name not in known
         and (Path(name).suffix in (".ckpt", ".safetensors") or name.endswith(".index.json"))
     )
+    if not stale:
+        return None
+    return (
+        f"{output}: holds checkpoint files that no manifest there names, and that would "
+        f"not fit the new output:\n{listing(stale)}\n"
+        "Remove them, or choose another output."
+    )
+
+
+def _collisions(asked: _Asked) -> str | None:
+    """A file of the user's where the plan has a directory, and the other way round."""
+    output = asked.output
+    for path in asked.plan.paths if asked.is_directory else ():
+        for parent in path.relative_to(output).parents:
+            place = output / parent
+            if parent.name and lies_at(asked.disk, place, *_NO_DIRECTORY, follow=True):
+                return f"{place}: is a file where the output has a directory; move it away."
+        if lies_at(asked.disk, path, Kind.DIRECTORY, follow=True):
+            return f"{path}: is a directory where the output has a file; move it away."
+    return None
+
+
+def _files_beside(asked: _Asked) -> str | None:
+    plan, output, disk = asked.plan, asked.output, asked.disk
+    for path in () if plan.is_directory else (*plan.paths, manifest_path(output, False)):
+        if path == output or not lies_at(disk, path):
+            continue
+        is_file = lies_at(disk, path, Kind.FILE, follow=True)
+        if is_file and (asked.overwrite or _is_manifest(path)):
+            continue
+        return f"{path}: would be written with {output.name}, but is there already" + (
+            f"; give {flag('overwrite')} to replace it."
+            if is_file
+            else ", and isn't a file; remove it, or choose another output."
+        )
+    return None
+
+
+def _is_manifest(path: Path) -> bool:
+    with suppress(CkptforgeError):
+        read_manifest(path)
+        return True
+    return False
+
+
+def _parent(asked: _Asked) -> str | None:
+    output, parent = asked.output, asked.parent
+    if not lies_at(asked.disk, parent, Kind.DIRECTORY, follow=True):
+        return f"{output}: can't be created: {parent} isn't a directory."
+    if not asked.room.permitted:
+        return f"{output}: can't be written: no permission to write in {parent}."
+    if asked.room.read_only:
+        return f"{output}: can't be written: {parent} is on a read-only file system."
+    return None
+
+
+_NO_DIRECTORY = (Kind.FILE, Kind.LINK, Kind.OTHER)
+# Each says why an output is refused, or None; those that come later rely on those before.
+_RULES: tuple[Callable[[_Asked], str | None], ...] = (
+    _name,
+    _input,
+    _link,
+    _place,
+    _kind,
+    _existence,
+    _mounts,
+    _permission,
+    _other_checkpoints,
+    _collisions,
+    _files_beside,
+    _parent,
+)

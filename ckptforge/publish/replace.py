@@ -1,108 +1,84 @@
 """Putting finished outputs in their place: in one step where the system has one, and so that a step
-that was cut off can be done again."""
+that was cut off, by whatever, can be done again.
+
+A step is made durable before the next where the two would be wrong in the other order: a file
+system may bring the names of two files to the disk in any order.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
-import re
-import shutil
-import stat
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ckptforge.checkpoints.manifest import manifest_path, read_manifest, written_names
 from ckptforge.errors import OutputError
-
-# directories of CIFS, FUSE, 9p
-_NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP}
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # linux/fs.h
+from ckptforge.storage.address import absolute
+from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.storage.tree import lies_at, make_directories, names_in, remove, walk
 
 
-def place_files(out: Path, output: Path, overwrite: bool) -> None:
+def place_files(disk: FileSystem, out: Path, output: Path, overwrite: bool) -> None:
     """Moves a finished file and those that go with it beside it; the file itself first, so that its
     manifest is never without it. Raises `FileExistsError` for one that has appeared, unless it may
     be replaced."""
-    others = [path for path in out.iterdir() if path.name != output.name]
+    parent = absolute(output).parent
+    others = [name for name in disk.names(out) if name != output.name]
     if overwrite:
         # no manifest is better than one of other contents
-        _unlink(output.parent / path.name for path in others)
-    if overwrite or not _link(out / output.name, output):
-        keep_mode(output, out / output.name)
-        os.replace(out / output.name, output)
-    _unlink(output.parent / path.name for path in others)
-    for path in others:
-        os.replace(path, output.parent / path.name)
+        for name in others:
+            remove(disk, output.parent / name)
+        disk.sync_directory(parent)
+    if overwrite or not _link(disk, out / output.name, output):
+        keep_mode(disk, output, out / output.name)
+        disk.rename(out / output.name, output)
+    disk.sync_directory(parent)
+    with suppress(FileNotFoundError):  # it was linked
+        disk.unlink(out / output.name)
+    for name in others:
+        disk.rename(out / name, output.parent / name)
 
 
-def _link(path: Path, output: Path) -> bool:
+def _link(disk: FileSystem, path: Path, output: Path) -> bool:
     """Gives a file a name that nothing has; False on a file system without links. Raises
     `FileExistsError`."""
     try:
-        os.link(path, output)
+        disk.link(path, output)
     except FileExistsError:
         raise
     except OSError:
         return False
-    path.unlink()
     return True
 
 
-def _unlink(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def finish_files(out: Path, output: Path) -> bool:
-    """Puts the manifest of a file in its place where a run was stopped between the two; False where
-    that isn't so."""
+def finish_files(disk: FileSystem, out: Path, output: Path) -> bool:
+    """Puts the manifest of a file in its place where a run was stopped between the two, and makes
+    that durable; False where that isn't so."""
     manifest = out / manifest_path(output, False).name
-    if (
-        output.is_file()
-        and (out / output.name).exists()
-        and os.path.samefile(out / output.name, output)
-    ):
-        (out / output.name).unlink()  # it was linked, and not yet unlinked
-    if (out / output.name).exists() or not manifest.is_file() or not output.is_file():
+    if not lies_at(disk, output, Kind.FILE, follow=True):
         return False
-    found, written = output.stat(), read_manifest(manifest)
+    found = disk.status(output)
+    if lies_at(disk, out / output.name, follow=True):
+        if disk.status(out / output.name).number != found.number:
+            return False
+        disk.unlink(out / output.name)  # it was linked, and not yet unlinked
+    if not lies_at(disk, manifest, Kind.FILE, follow=True):
+        return False
+    written = read_manifest(manifest)
     if (written.sizes, written.mtimes) != (
-        {output.name: found.st_size},
-        {output.name: found.st_mtime_ns},
+        {output.name: found.size},
+        {output.name: found.mtime_ns},
     ):
         return False
-    for path in sorted(out.iterdir()):
-        os.replace(path, output.parent / path.name)
+    for name in sorted(disk.names(out)):
+        disk.rename(out / name, output.parent / name)
+    disk.sync_directory(absolute(output).parent)
     return True
 
 
-def mounts_under(directory: Path) -> list[str]:
-    """Mount points in or below a directory, which must be neither moved nor emptied with it
-    (proc(5), mountinfo)."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return [
-            os.path.join(root, name)
-            for root, names, _ in os.walk(directory)
-            for name in names
-            if os.path.ismount(os.path.join(root, name))
-        ]
-    base = os.path.realpath(directory)
-    points = [
-        re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
-        for line in lines
-    ]
-    return [point for point in points if point == base or point.startswith(base.rstrip("/") + "/")]
-
-
-def refuse_mounts(directory: Path) -> None:
+def refuse_mounts(disk: FileSystem, directory: Path) -> None:
     """Raises `OutputError` where another file system is mounted in a directory that is to be
     replaced or removed."""
-    if directory.exists() and (found := mounts_under(directory)):
+    if lies_at(disk, directory, follow=True) and (found := disk.mounts_below(directory)):
         raise OutputError(
             f"{directory}: something is mounted there, at {found[0]}, so that it is neither "
             "replaced nor removed; unmount it, or choose "
@@ -110,140 +86,84 @@ def refuse_mounts(directory: Path) -> None:
         )
 
 
-def place_directory(staging: Path, output: Path) -> None:
+def place_directory(disk: FileSystem, staging: Path, output: Path) -> None:
     """Puts `staging/out` in the place of `output`. What lies in an existing one and isn't part of
     its checkpoint is kept, and so are the modes and owners of its directories."""
     out = staging / "out"
-    refuse_mounts(output)
-    if not output.is_dir():
-        os.rename(out, output)
+    refuse_mounts(disk, output)
+    if not lies_at(disk, output, Kind.DIRECTORY, follow=True):
+        disk.rename(out, output)
         return
-    _take_along(output, out)
+    _take_along(disk, output, out)
     old = staging / "out"
-    if not _exchange(out, output):
+    try:
+        disk.exchange(out, output)
+    except OSError:  # not on every file system
         old = staging / "old"
         try:
-            os.rename(output, old)
-            os.rename(out, output)
+            disk.rename(output, old)
+            disk.rename(out, output)
         except BaseException:
-            restore_old(staging, output)
+            restore_old(disk, staging, output)
             raise
-    _take_along(old, output)  # again: what has appeared meanwhile
+    _take_along(disk, old, output)  # again: what has appeared meanwhile
     with suppress(OSError):
-        for root, _, files in _walk(old):
-            for name in (".", *files):
-                keep_mode(Path(root) / name, output / os.path.relpath(root, old) / name)
+        for root, names in walk(disk, old):
+            for name in (".", *names):
+                keep_mode(disk, root / name, output / root.relative_to(old) / name)
 
 
-def restore_old(staging: Path, output: Path) -> None:
-    """Puts an output back that was moved away to be replaced and wasn't. Raises `OutputError` where
-    something has taken its place."""
+def restore_old(disk: FileSystem, staging: Path, output: Path) -> None:
+    """Puts an output back that was moved away to be replaced and wasn't, and makes that durable.
+    Raises `OutputError` where something has taken its place."""
     old = staging / "old"
-    if not old.is_dir() or not (staging / "out").exists():
+    if not lies_at(disk, old, Kind.DIRECTORY, follow=True) or not lies_at(disk, staging / "out"):
         return  # it was replaced
     try:
-        if os.path.lexists(output):
-            os.rmdir(output)
-        os.rename(old, output)
+        if lies_at(disk, output):
+            disk.remove_directory(output)
+        disk.rename(old, output)
     except OSError as error:
         raise OutputError(
             f"{output}: a run was stopped while it replaced this, and something else has that name "
             f"now; what it was lies in {old}. "
             "Move one of them away."
         ) from error
+    disk.sync_directory(absolute(output).parent)
 
 
-def _take_along(old: Path, new: Path) -> None:
+def _take_along(disk: FileSystem, old: Path, new: Path) -> None:
     """Links, or copies, what in `old` isn't of its checkpoint into `new`, where it stays if `old`
-    goes, and brings that to the disk."""
+    goes, and makes that durable."""
     ours = written_names(old)
-    for name in names_in(old):
-        if name in ours or os.path.lexists(new / name):
+    for name in names_in(disk, old):
+        if name in ours or lies_at(disk, new / name):
             continue
-        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        make_directories(disk, (new / name).parent)
         try:
-            os.link(old / name, new / name, follow_symlinks=False)
+            disk.link(old / name, new / name)
         except OSError:
-            shutil.copy2(old / name, new / name, follow_symlinks=False)
-            if not (new / name).is_symlink():
-                sync_directory(new / name)
-    for root, _, _ in _walk(old):
-        if not os.listdir(root):
-            (new / os.path.relpath(root, old)).mkdir(parents=True, exist_ok=True)
-    for root, _, _ in _walk(new):
-        sync_directory(Path(root))
+            disk.copy(old / name, new / name)
+            if (copy := disk.reopen(new / name)) is not None:
+                copy.sync()
+                copy.close()
+    for root, _ in walk(disk, old):
+        if not disk.names(root):
+            make_directories(disk, new / root.relative_to(old))
+    for root, _ in walk(disk, new):
+        disk.sync_directory(root)
 
 
-def keep_mode(old: Path, new: Path) -> None:
+def keep_mode(disk: FileSystem, old: Path, new: Path) -> None:
     """Gives `new` the mode and the owner of what it replaces, if there is anything and where that
     is allowed."""
     with suppress(OSError):
-        before, now = old.lstat(), new.lstat()
-        if stat.S_IFMT(before.st_mode) != stat.S_IFMT(now.st_mode) or stat.S_ISLNK(now.st_mode):
+        before, now = disk.status(old, follow=False), disk.status(new, follow=False)
+        if before.kind is not now.kind or now.kind is Kind.LINK:
             return
-        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+        if before.owner != now.owner:
             with suppress(OSError):
-                os.chown(new, before.st_uid, before.st_gid)
-        mode = before.st_mode & (0o7777 if stat.S_ISDIR(now.st_mode) else 0o777)
-        if mode != now.st_mode & 0o7777:
-            os.chmod(new, mode)
-
-
-def remove_tree(directory: Path) -> None:
-    """Removes a directory of ours, whatever its modes."""
-
-    def again(function: Callable[[str], object], path: str, _: object) -> None:
-        if not os.path.lexists(path):
-            return
-        for one in (os.path.dirname(path), path):
-            with suppress(OSError):
-                if os.path.isdir(one) and not os.path.islink(one):
-                    os.chmod(one, os.stat(one).st_mode | 0o700)
-        if function in (os.open, os.scandir, os.lstat):
-            shutil.rmtree(path)
-        else:
-            function(path)
-
-    shutil.rmtree(directory, onerror=again)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swaps two names in one step; False where the system can't (renameat2, Linux 3.15, not on
-    every file system)."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    return bool(
-        renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
-    )
-
-
-def names_in(directory: Path) -> list[str]:
-    """Every file and link in a directory, as paths relative to it."""
-    found = []
-    for root, directories, files in _walk(directory):
-        links = [name for name in directories if (Path(root) / name).is_symlink()]
-        found += [str((Path(root) / name).relative_to(directory)) for name in (*files, *links)]
-    return found
-
-
-def _walk(directory: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` that doesn't pass over what can't be listed. Raises `OSError`."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    return os.walk(directory, onerror=stop)
-
-
-def sync_directory(directory: Path) -> None:
-    """Brings a directory's entries to the disk, where its file system can."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(fd)
+                disk.set_owner(new, before.owner)
+        mode = before.mode & (0o7777 if now.kind is Kind.DIRECTORY else 0o777)
+        if mode != now.mode:
+            disk.set_mode(new, mode)

@@ -9,28 +9,19 @@ from pathlib import Path
 
 from ckptforge.checkpoints.unfinished import SUFFIX
 from ckptforge.errors import OutputError
-from ckptforge.storage.files import write_exactly
-from ckptforge.storage.local import LocalWriter
-from ckptforge.storage.store import Writer
+from ckptforge.storage.files import sync, write_exactly
+from ckptforge.storage.mounts import file_system_of
+from ckptforge.storage.store import FileSystem
 
 _TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DOTALL)
 
 
-def sync(writer: Writer, path: Path) -> None:
-    """Brings a file to the disk. Raises `OutputError`."""
+def write_small(disk: FileSystem, path: Path, content: bytes) -> None:
+    """Writes a small file and makes it durable, but for its name. Raises `OutputError` and
+    `OSError`."""
+    writer = disk.create(path)
     try:
-        writer.sync()
-    except OSError as error:
-        raise OutputError(
-            f"{path}: can't be synced to disk: {error.strerror}; no output was created."
-        ) from error
-
-
-def write_small(path: Path, content: bytes) -> None:
-    """Writes a small file and brings it to the disk. Raises `OutputError` and `OSError`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    writer = LocalWriter(fd)
-    try:
+        writer.resize(0)
         write_exactly(writer, 0, content, path)
         sync(writer, path)
     finally:
@@ -51,12 +42,12 @@ def temporary_of(path: Path) -> tuple[Path, int] | None:
 def write_file(path: Path, content: bytes) -> None:
     """Writes one small file whole or not at all, in the place of an existing one. Raises
     `OutputError`."""
-    temporary = temporary_path(path)
+    disk, temporary = file_system_of(path), temporary_path(path)
     try:
-        write_small(temporary, content)
-        os.replace(temporary, path)
+        write_small(disk, temporary, content)
+        disk.rename(temporary, path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            disk.unlink(temporary)

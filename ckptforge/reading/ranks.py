@@ -3,7 +3,6 @@ configuration, or by the manifest that ckptforge wrote with them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ckptforge.parallel.solve import Model, solve_strategy
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.reading.source import Choices, Source, bind_source, known_of
 from ckptforge.spelling import option
+from ckptforge.storage.files import is_directory
 from ckptforge.storage.small_files import is_there
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.binding import recognise_names
@@ -51,7 +51,7 @@ def in_ranks(path: Path, choices: Choices) -> bool:
     for."""
     if choices.strategy is not None or choices.parallel_config is not None:
         return True
-    if not os.path.isdir(path) or is_unified(path):
+    if not is_directory(path) or is_unified(path):
         return False
     return list(rank_directories(path)) not in ([], [0])
 

@@ -4,7 +4,6 @@ read as."""
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -41,6 +40,7 @@ from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.naming import language_side, renamed, side_renamed
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 from ckptforge.spelling import flag, option
+from ckptforge.storage.files import is_directory
 from ckptforge.storage.small_files import is_there, read_small
 from ckptforge.storage.small_json import parse_object, read_object
 from ckptforge.tables.binding import Binding, Shapes
@@ -198,7 +198,7 @@ class Choices(msgspec.Struct, frozen=True):
 def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
     """(a config.json as an object, its path): of a file, or of the directory that holds it. Raises
     `InputNotFoundError` and `FormatError`."""
-    path = given / CONFIG if os.path.isdir(given) else given
+    path = given / CONFIG if is_directory(given) else given
     return read_object(path, _MAX_CONFIG, constants=True), str(path)
 
 
@@ -218,7 +218,7 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
     """Of a checkpoint, whose tensors may still be missing. Raises the errors of reading a manifest,
     config.json and tables."""
     path = checkpoint.path
-    if (shard := shard_of(path)) and not os.path.isdir(path):
+    if (shard := shard_of(path)) and not is_directory(path):
         raise MissingTensorsError(f"{path}: {shard}.")
     manifest = find_manifest(path, checkpoint.files)
     side = _hugging_face_side(checkpoint, manifest, choices.config)
@@ -267,7 +267,7 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
     try:
         checkpoint, identified = _identified(checkpoint, shapes, known, choices)
     except LayoutError as error:
-        names = error.tensors if os.path.isdir(path) else ()
+        names = error.tensors if is_directory(path) else ()
         places = "".join(
             f" {name} lies in {checkpoint.tensors[name].path.name}."
             for name in names
@@ -405,7 +405,7 @@ def _hugging_face_side(
     """Small files from --config, else from the manifest, else from beside the weights where a
     config.json lies."""
     if config is not None:
-        if os.path.isdir(config):
+        if is_directory(config):
             files, skipped = small_files_of(config)
         else:
             files, skipped = {CONFIG: read_small(config, MAX_SMALL_FILE, ConfigError)}, ()
@@ -437,7 +437,7 @@ def _config(
     if side is None or CONFIG not in side.files:
         return {}, CONFIG
     if given is not None:
-        origin = str(given / CONFIG if os.path.isdir(given) else given)
+        origin = str(given / CONFIG if is_directory(given) else given)
     elif manifest is not None and side is manifest.hugging_face:
         origin = f"{CONFIG} in {manifest.path}"
     else:

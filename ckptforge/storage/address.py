@@ -1,28 +1,25 @@
-"""Addresses of remote stores, which stand where a path is expected."""
+"""Addresses of stores, such as `s3://bucket/model`, which stand where a path is expected."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from ckptforge.errors import InputNotFoundError
-
 # a Path has one slash where there were two
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/+(.*)", re.DOTALL)
 
 
+_ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
 def address(path: Path) -> str | None:
-    """`path` as the address `scheme://…` that was meant, or None for a path. A directory of such a
-    name is a path."""
+    """`path` as the address `scheme://…` that was meant, or None for a path."""
     match = _ADDRESS.match(str(path))
-    if match is None or Path(match[1]).exists():
-        return None
-    return f"{match[1]}//{match[2]}"
+    return None if match is None else f"{match[1]}//{match[2]}"
 
 
-def refuse_address(path: Path) -> None:
-    """Raises `InputNotFoundError` for an address, where an input has not been found."""
-    if (found := address(path)) is not None:
-        raise InputNotFoundError(
-            f"{found}: is an address, and only files and directories are read: download it first."
-        )
+def absolute(path: Path) -> Path:
+    """A path from the root of its store: an address is one already, as is `memory://` itself."""
+    if address(path) is not None or _ROOT.fullmatch(str(path)):
+        return path
+    return path.absolute()

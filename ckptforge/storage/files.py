@@ -1,21 +1,60 @@
-"""Opening, reading and writing files whole, with errors that name the file."""
+"""Files of whichever store: what is there, and reading and writing whole, with errors that name the
+file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ckptforge.errors import FormatError, InputNotFoundError, OutputError, ReadError
-from ckptforge.storage.address import refuse_address
-from ckptforge.storage.local import open_local
-from ckptforge.storage.store import Reader, Writer
+from ckptforge.storage.mounts import refuse_address, store_of
+from ckptforge.storage.store import Kind, Reader, Status, Writer
+
+
+def status_of(path: Path, *, follow: bool = True) -> Status | None:
+    """What a path leads to, or with `follow=False` a link itself; None for nothing, and for what
+    the system won't say."""
+    try:
+        return store_of(path).status(path, follow=follow)
+    except (OSError, ValueError):  # ValueError: a NUL, or what the system's encoding lacks
+        return None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path leads to a regular file."""
+    return (found := status_of(path)) is not None and found.kind is Kind.FILE
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a path leads to a directory."""
+    return (found := status_of(path)) is not None and found.kind is Kind.DIRECTORY
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path is a symbolic link, wherever that leads."""
+    return (found := status_of(path, follow=False)) is not None and found.kind is Kind.LINK
+
+
+def exists(path: Path) -> bool:
+    """Whether a path leads to anything."""
+    return status_of(path) is not None
+
+
+def has_name(path: Path) -> bool:
+    """Whether anything has this name, be it a link to nowhere."""
+    return status_of(path, follow=False) is not None
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path without links on its way."""
+    return store_of(path).real_path(path)
 
 
 def open_file(path: Path) -> Reader:
     """A regular file, opened for reading. Raises `InputNotFoundError`, naming the path and the
     system's reason."""
     try:
-        reader = open_local(path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL, or what the system's encoding lacks
+        reader = store_of(path).open(path)
+    except (OSError, ValueError) as error:
         refuse_address(path)
         raise InputNotFoundError(
             f"{path}: can't be opened: {getattr(error, 'strerror', None) or error}."
@@ -57,3 +96,13 @@ def write_exactly(writer: Writer, offset: int, data: memoryview | bytes, path: P
                 f"{path}: writing at byte {offset + done} failed: {error.strerror}; "
                 "no output was created."
             ) from error
+
+
+def sync(writer: Writer, path: Path) -> None:
+    """Makes a file durable. Raises `OutputError`."""
+    try:
+        writer.sync()
+    except OSError as error:
+        raise OutputError(
+            f"{path}: can't be synced to disk: {error.strerror}; no output was created."
+        ) from error

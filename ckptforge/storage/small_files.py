@@ -3,13 +3,12 @@ names they may have."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
-from ckptforge.storage.address import refuse_address
-from ckptforge.storage.files import open_file
+from ckptforge.storage.files import has_name, is_file, open_file
+from ckptforge.storage.mounts import refuse_address, store_of
 
 _PIECE = 1 << 20
 _AT_LEAST = 1 << 12
@@ -25,7 +24,7 @@ def read_small(path: Path, limit: int, too_large: type[CkptforgeError] = FormatE
     content = bytearray()
     reader = open_file(path)
     try:
-        expected = max(reader.identity().size, _AT_LEAST) + 1
+        expected = max(reader.status().size, _AT_LEAST) + 1
         piece = memoryview(bytearray(min(limit + 1, expected, _PIECE)))
         while len(content) <= limit and (count := reader.read_into(len(content), piece)):
             content += piece[:count]
@@ -41,9 +40,9 @@ def read_small(path: Path, limit: int, too_large: type[CkptforgeError] = FormatE
 def is_there(path: Path) -> bool:
     """Whether a file of a fixed name is there. Raises `InputNotFoundError` for anything else of
     that name: a directory, a pipe, a link to nowhere."""
-    if path.is_file():
+    if is_file(path):
         return True
-    if os.path.lexists(path):
+    if has_name(path):
         raise InputNotFoundError(f"{path}: isn't a regular file.")
     return False
 
@@ -59,10 +58,18 @@ def is_file_name(name: object) -> bool:
         return False
 
 
+def named(directory: Path, ending: str) -> list[Path]:
+    """What in a directory has a name with this ending, by name; nothing if it can't be listed."""
+    try:
+        return sorted(path for path in entries_of(directory) if path.name.endswith(ending))
+    except InputNotFoundError:
+        return []
+
+
 def entries_of(directory: Path) -> list[Path]:
     """What lies in a directory, by name. Raises `InputNotFoundError` if it can't be listed."""
     try:
-        return sorted(directory.iterdir())
+        return sorted(directory / name for name in store_of(directory).names(directory))
     except OSError as error:
         refuse_address(directory)
         raise InputNotFoundError(f"{directory}: can't be listed: {error.strerror}.") from error

@@ -1,28 +1,73 @@
-"""Where bytes lie, as interfaces: a file that is open for reading, and one that is being written.
+"""Where bytes lie, as interfaces, so that outputs can be read and written in other places than this
+machine's disks.
 
-All calls say where in the file they read or write, so that several threads may share one. They may
-do less than they were asked for, as the system's own calls may, and raise `OSError`;
-`storage/files.py` has what does everything or raises an error of ours.
+A `Store` is enough to read from. It answers for every path below the place where it is mounted
+(`storage/mounts.py`), and gets the paths as they are:
+
+1. `status` says whether a path is a file or a directory, and its size. `names` lists a directory.
+2. `open` gives a `Reader` of a regular file. Threads share it: each call says where it reads.
+3. The reader's own `status` is that of the very file that is open, whatever has its name now.
+
+Three things are separate, as stores differ in them:
+
+- *Reading* (`Store`, `Reader`): all can do it.
+- *Writing a file* (`Writer`): pieces come in any order and from several threads, each to its place.
+- *Making an output appear whole or not at all*: on a `FileSystem`, files are written under another
+  name, synced, and renamed, under a lock (`publish/staging.py`). A store without renames and locks
+  needs a way of its own; then it isn't a `FileSystem`, and `publish/` asks which way is its.
+
+To add a store, write a class with the methods of `Store`, or of `FileSystem` if it has renames, let
+`ckptforge.testing.stores` test it, and mount it. `storage/memory.py` is the example.
+
+All calls raise `OSError` with the path as its `filename`. Reading and writing may do less than was
+asked for, as the system's own calls may; `storage/files.py` goes on until all is done, and makes
+errors of ours.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from enum import Enum
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """What tells whether a file is still what it was: its size in bytes and when it was changed."""
+class Kind(Enum):
+    """What has a name."""
 
+    FILE = "file"
+    DIRECTORY = "directory"
+    LINK = "link"
+    OTHER = "other"  # a pipe, a device
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store knows of a file or a directory. Two names with the same `number` (device, file)
+    are one file. `mode` are permissions, `owner` is (user, group), `disk_bytes` what it takes up.
+    Size and `mtime_ns` tell whether a file is still what it was."""
+
+    kind: Kind
     size: int
     mtime_ns: int
+    mode: int = 0o644
+    owner: tuple[int, int] = (0, 0)
+    number: tuple[int, int] = (0, 0)
+    disk_bytes: int = 0
+
+
+class Room(msgspec.Struct, frozen=True):
+    """What can be written in a directory."""
+
+    free_bytes: int
+    read_only: bool
+    permitted: bool
 
 
 class Reader(Protocol):
     """A file that is open for reading."""
 
-    def identity(self) -> Identity: ...
+    def status(self) -> Status: ...
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Reads bytes from `offset` into a buffer; returns how many, 0 at the end of the file."""
@@ -44,4 +89,78 @@ class Writer(Reader, Protocol):
         """Asks for these bytes to be made durable soon, so that `sync` finds little left to do."""
 
     def sync(self) -> None:
-        """Makes what has been written durable: it survives a loss of power."""
+        """Makes the contents and the size durable: they survive a loss of power."""
+
+
+class LockableWriter(Writer, Protocol):
+    """A file of a file system that is being written."""
+
+    def resize(self, size: int) -> None: ...
+
+    def lock(self) -> bool:
+        """Whether this now holds the file's lock, until it is closed; the lock goes with a process
+        that dies. True on a file system without locks."""
+
+
+class Store(Protocol):
+    """A place that files can be read from."""
+
+    def status(self, path: Path, *, follow: bool = True) -> Status:
+        """Of what a path leads to, or with `follow=False` of a link itself."""
+
+    def names(self, directory: Path) -> list[str]:
+        """What lies in a directory, in any order."""
+
+    def open(self, path: Path) -> Reader | None:
+        """A regular file, opened for reading; None for anything else of that name."""
+
+    def real_path(self, path: Path) -> Path:
+        """The absolute path without links on its way."""
+
+
+@runtime_checkable
+class FileSystem(Store, Protocol):
+    """A store with files, directories, links, renames and locks, as POSIX has them.
+
+    What is changed isn't durable before it is synced: `Writer.sync` for what a file holds,
+    `sync_directory` for the names in a directory. Either may become durable earlier, in any order.
+    """
+
+    def create(self, path: Path) -> LockableWriter:
+        """Opens a file for writing, as it is or new, and no link."""
+
+    def reopen(self, path: Path) -> LockableWriter | None:
+        """Opens a regular file that is there for writing; None for anything else but a link."""
+
+    def make_directory(self, path: Path) -> None: ...
+
+    def remove_directory(self, path: Path) -> None:
+        """Removes an empty one."""
+
+    def unlink(self, path: Path) -> None: ...
+
+    def rename(self, path: Path, new: Path) -> None:
+        """Gives a file or directory another name in one step, in the place of a file or an empty
+        directory that has it."""
+
+    def exchange(self, a: Path, b: Path) -> None:
+        """Swaps two names in one step. `OSError` where the file system can't."""
+
+    def link(self, path: Path, new: Path) -> None:
+        """Gives a file, or a link itself, a second name, which nothing may have. `OSError` where
+        the file system can't."""
+
+    def copy(self, path: Path, new: Path) -> None:
+        """Copies a file, or a link itself, with its mode and times."""
+
+    def set_mode(self, path: Path, mode: int) -> None: ...
+
+    def set_owner(self, path: Path, owner: tuple[int, int]) -> None: ...
+
+    def sync_directory(self, directory: Path) -> None: ...
+
+    def room(self, directory: Path) -> Room: ...
+
+    def mounts_below(self, directory: Path) -> list[str]:
+        """Other file systems at or below a directory, which can be neither moved nor removed with
+        it."""

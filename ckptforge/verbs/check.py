@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from ckptforge.formats.entry import FileIndex
 from ckptforge.run.budget import Budget
 from ckptforge.run.hashing import tensor_hashes
 from ckptforge.spelling import flag
+from ckptforge.storage.files import is_directory, is_file, status_of
 from ckptforge.storage.small_files import is_file_name
 from ckptforge.storage.small_json import read_object
+from ckptforge.storage.store import Kind
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.verbs.options import Check as CheckOptions
 from ckptforge.verbs.public import verb
@@ -59,8 +60,8 @@ def check(options: CheckOptions) -> Check:
     memory = None if options.memory is None else parse_size(options.memory, "memory")
     budget = Budget.of(options.workers, memory)
     path = options.path
-    manifest = manifest_path(path, os.path.isdir(path))
-    if not manifest.is_file():
+    manifest = manifest_path(path, is_directory(path))
+    if not is_file(manifest):
         raise InputNotFoundError(
             f"{path}: has no manifest ({manifest}) to be compared with; name a second checkpoint."
         )
@@ -69,12 +70,13 @@ def check(options: CheckOptions) -> Check:
     problems: list[str] = []
     opened: dict[Path, tuple[FileIndex, dict[str, list[Any]]]] = {}
     for name, size, tensors in outputs:
-        file = base / name if len(outputs) > 1 or os.path.isdir(path) else path
-        if not file.is_file():
+        file = base / name if len(outputs) > 1 or is_directory(path) else path
+        found = status_of(file)
+        if found is None or found.kind is not Kind.FILE:
             problems.append(f"{file}: is missing.")
             continue
-        if (found := file.stat().st_size) != size:
-            problems.append(f"{file}: has {found} bytes, {size} were written.")
+        if found.size != size:
+            problems.append(f"{file}: has {found.size} bytes, {size} were written.")
         try:
             opened[file] = read_file(file), tensors
         except CkptforgeError as error:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.reading.tied import tied
 from ckptforge.spelling import command, flag, option
 from ckptforge.tables.shipped import candidate_tables
+from ckptforge.storage.files import real_path
 from ckptforge.tables.state import companion_prefix
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
@@ -252,7 +252,7 @@ def _bind(checkpoint: Checkpoint, options: Converting, **choices: Any) -> Source
     source = bind_source(checkpoint, Choices(**own, **choices, trim_vocab=options.trim_vocab))
     alpha, adapter = _alpha(options), options.merge_lora
     if adapter is not None:
-        same = os.path.realpath(adapter) == os.path.realpath(checkpoint.path)
+        same = real_path(adapter) == real_path(checkpoint.path)
         source = merge_adapter(source, open_weights(adapter, options.step if same else None), alpha)
     elif alpha is not None:
         raise UsageError(

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from ckptforge.errors import UsageError
 from ckptforge.parallel.strategy_files import read_strategy
+from ckptforge.storage.files import is_directory, is_file
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs import convert as verbs
 from ckptforge.verbs import reshard as resharding
@@ -56,7 +57,7 @@ def convert_weight(flags: ConvertFlags) -> Call:
 def _with_config(flags: ConvertFlags) -> ConvertFlags:
     """MindFormers' YAML is one of the other flags: of Hugging Face's config.json sizes are read,
     and of the tensors."""
-    if flags.config is None or flags.config.endswith(".json") or Path(flags.config).is_dir():
+    if flags.config is None or flags.config.endswith(".json") or is_directory(Path(flags.config)):
         return flags
     return flags.replace(config=None, others={**flags.others, "config": flags.config})
 
@@ -178,7 +179,7 @@ def _to_torch(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
         )
     # of a whole checkpoint there is none
     strategy = (
-        None if flags.strategy_dir == "None" or Path(source).is_file() else flags.strategy_dir
+        None if flags.strategy_dir == "None" or is_file(Path(source)) else flags.strategy_dir
     )
     options = {
         "strategy_dir": strategy,
@@ -237,7 +238,7 @@ def transform_ckpt(flags: TransformFlags) -> Call:
         )
     if src is None and dst is None:
         raise UsageError("transform-ckpt needs --src_ckpt_strategy, --dst_ckpt_strategy or both.")
-    if src is not None and Path(source).is_file():
+    if src is not None and is_file(Path(source)):
         raise UsageError(
             f"{source}: is one file, but a source strategy describes rank directories. Name the "
             "directory that holds rank_0, "

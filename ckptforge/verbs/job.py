@@ -13,9 +13,11 @@ from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, brief, counted
 from ckptforge.formats.entry import TensorEntry
 from ckptforge.planning.plan import Plan
+from ckptforge.publish.directory import staging_path
+from ckptforge.publish.earlier import Request, finish_placing
 from ckptforge.publish.manifest import manifest_json
 from ckptforge.publish.refusals import check_output, check_room
-from ckptforge.publish.staging import Request, Staging, finish_placing, staged, staging_path
+from ckptforge.publish.staging import Staging, staged
 from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run import worker as stream
@@ -27,6 +29,7 @@ from ckptforge.run.low_rank import factor_bytes
 from ckptforge.run.match import unlike
 from ckptforge.run.scales import scale_bytes
 from ckptforge.spelling import command, flag
+from ckptforge.storage.files import exists
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.verbs.options import Overflow, Running
@@ -93,7 +96,7 @@ def run_job(job: Job, options: Running) -> Result:
     request = Request(options.overwrite, options.resume, hashing, options.command)
     manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
     with staged(plan, request) as staging:
-        check_room(plan, staging.held)
+        check_room(plan, staging.disk_used)
         _refuse_unlike(plan, budget)
         said = tied_notes(job.tied, budget)
         kept = _kept(plan, staging, budget)
@@ -101,7 +104,7 @@ def run_job(job: Job, options: Running) -> Result:
             "checked output path and disk space; %s of %s finished before", len(kept), tensors
         )
         done = stream.run(
-            plan, staging.descriptors, budget, options.progress, hashing, staging.journal, kept
+            plan, staging.writers, budget, options.progress, hashing, staging.journal, kept
         )
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
@@ -111,12 +114,9 @@ def run_job(job: Job, options: Running) -> Result:
             source.refuse_changed()
         if manifest is not None:
             staging.sync()
-            mtimes = {
-                path: writer.identity().mtime_ns for path, writer in staging.descriptors.items()
-            }
             command = staging.journal.head.get("command") if staging.journal else options.command
             staging.small_files[manifest.name] = manifest_json(
-                plan, job.table, job.layout, job.side, audit, mtimes, done.hashes, command
+                plan, job.table, job.layout, job.side, audit, staging.mtimes, done.hashes, command
             )
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
     return Result(
@@ -138,7 +138,7 @@ def _remains(output: Path) -> list[str]:
     left = staging_path(output)
     return (
         [f"{left} couldn't be removed wholly; see {command('clean', output.parent)}."]
-        if left.exists()
+        if exists(left)
         else []
     )
 
@@ -176,7 +176,7 @@ def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Fin
     files: dict[Path, list[TensorEntry]] = {}
     for entry in finished:
         files.setdefault(entry.path, []).append(entry)
-    hashes = tensor_hashes(files, budget, opened=staging.descriptors)
+    hashes = tensor_hashes(files, budget, opened=staging.writers)
     return {
         entry: found
         for entry, found in finished.items()
