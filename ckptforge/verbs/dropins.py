@@ -178,9 +178,7 @@ def _to_torch(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
             "which holds safetensors."
         )
     # of a whole checkpoint there is none
-    strategy = (
-        None if flags.strategy_dir == "None" or is_file(Path(source)) else flags.strategy_dir
-    )
+    strategy = None if flags.strategy_dir == "None" or is_file(Path(source)) else flags.strategy_dir
     options = {
         "strategy_dir": strategy,
         "layout": flags.layout,
