@@ -25,8 +25,8 @@ from ckptforge.reading.ranks import in_ranks, open_ranks
 from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.reading.tied import tied
 from ckptforge.spelling import command, flag, option
-from ckptforge.tables.shipped import candidate_tables
 from ckptforge.storage.files import real_path
+from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import companion_prefix
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
