@@ -159,7 +159,7 @@ def test_messages_below_the_command_line_spell_no_option_themselves():
 # users name (tables in the package, a terminal's standard output); and the demo with its model.
 _NO_STORE = ("storage", "testing")
 _NOT_OF_USERS = (
-    "tables/table.py",
+    "tables/shipped.py",
     "cli/entry.py",
     "cli/completion.py",
     "cli/demo.py",
