@@ -30,7 +30,7 @@ def main() -> None:
             "python -c pass": [sys.executable, "-c", "pass"],
             "python -c 'import numpy'": [sys.executable, "-c", "import numpy"],
             "ckptforge --help": [*FORGE, "--help"],
-            f"ckptforge inspect, {len(open_checkpoint(hub).tensors):,} tensors in "
+            f"ckptforge inspect, {len(open_checkpoint(hub).values):,} tensors in "
             f"{len(files_of(hub)) - 2} files": [
                 *FORGE,
                 "inspect",

@@ -307,3 +307,99 @@ def within_target(transfer: Transfer, shape: tuple[int, ...], box: Box) -> tuple
     return tuple(
         part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box)
     )
+
+
+def chained(first: Transfer, second: Transfer, shape: tuple[int, ...]) -> list[Transfer]:
+    """A transfer from a to b and one from b, which has this `shape`, to c, as transfers from a to
+    c: what the first brings of what the second takes. They come out ordered.
+
+    The first mustn't write an element of b twice.
+    """
+    if not first.size or not second.size:
+        return []
+    found = _as_box(first, shape)
+    if found is None:
+        return [part for row in _unrolled(first) for part in chained(row, second, shape)]
+    fine, box, strides = found
+    parts: list[Transfer] = []
+    for part in within_source(second, fine, box):
+        parts += _from_box(part, box_shape(box), first.source, strides)
+    return parts
+
+
+@lru_cache(maxsize=1 << 12)
+def _as_box(
+    transfer: Transfer, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], Box, tuple[int, ...]] | None:
+    """(a shape of the target with the same flat order, the box in it that a transfer writes, the
+    source's stride along each axis); None where it writes no box."""
+    axes = {to: (n, from_) for n, from_, to in _axes(transfer)}
+    own = [unit for n, unit in zip(shape, row_major_strides(shape), strict=True) if n != 1]
+    units = sorted({*own, *axes, 1}, reverse=True)
+    total = math.prod(shape)
+    lengths = [outer // unit for outer, unit in zip([total, *units], units, strict=False)]
+    if math.prod(lengths) != total or len(axes) != len(_axes(transfer)):
+        return None
+    box, strides, rest = [], [], transfer.target
+    for length, unit in zip(lengths, units, strict=True):
+        start, rest = divmod(rest, unit)
+        n, from_ = axes.get(unit, (1, 0))
+        if start + n > length:
+            return None
+        box.append((start, start + n))
+        strides.append(from_)
+    return tuple(lengths), tuple(box), tuple(strides)
+
+
+def box_of(transfer: Transfer, shape: tuple[int, ...]) -> Box:
+    """The box of a tensor of this shape that a transfer writes, of one whose axes are the
+    tensor's."""
+    starts, rest = [], transfer.target
+    for stride in row_major_strides(shape):
+        start, rest = divmod(rest, stride) if stride else (0, rest)
+        starts.append(start)
+    along = dict(zip(transfer.to, transfer.shape, strict=True))
+    strides = row_major_strides(shape)
+    lengths = [
+        along.get(stride, 1) if n != 1 else 1 for n, stride in zip(shape, strides, strict=True)
+    ]
+    return tuple((start, start + n) for start, n in zip(starts, lengths, strict=True))
+
+
+def _axes(transfer: Transfer) -> list[tuple[int, int, int]]:
+    """(length, source's stride, target's stride) of the axes that are longer than 1."""
+    axes = zip(transfer.shape, transfer.from_, transfer.to, strict=True)
+    return [axis for axis in axes if axis[0] != 1]
+
+
+def _unrolled(transfer: Transfer) -> Iterator[Transfer]:
+    """A transfer cut into those of single steps along its slowest axis of the target."""
+    ordered = transfer.ordered()
+    rest = full_box(ordered.shape[1:])
+    return (ordered.sub(((i, i + 1), *rest)).ordered() for i in range(ordered.shape[0]))
+
+
+def _from_box(
+    transfer: Transfer, lengths: tuple[int, ...], offset: int, strides: tuple[int, ...]
+) -> Iterator[Transfer]:
+    """A transfer whose source is a box, row-major, with the box in its place: at an offset, with
+    these strides."""
+    local = row_major_strides(lengths)
+    starts, rest = [], transfer.source
+    for unit in local:
+        start, rest = divmod(rest, unit)
+        starts.append(start)
+    ends, from_ = list(starts), [0] * len(transfer.shape)
+    for i, (n, stride) in enumerate(zip(transfer.shape, transfer.from_, strict=True)):
+        if n == 1:
+            continue
+        axis = next(k for k, unit in enumerate(local) if stride >= unit and lengths[k] != 1)
+        steps, uneven = divmod(stride, local[axis])
+        ends[axis] += (n - 1) * steps
+        if uneven or ends[axis] >= lengths[axis]:  # it runs on into the next row
+            for row in _unrolled(transfer):
+                yield from _from_box(row, lengths, offset, strides)
+            return
+        from_[i] = steps * strides[axis]
+    source = offset + sum(i * stride for i, stride in zip(starts, strides, strict=True))
+    yield Transfer(transfer.shape, source, tuple(from_), transfer.target, transfer.to).ordered()

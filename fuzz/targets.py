@@ -17,18 +17,21 @@ from ckptforge.adapters.adapter import open_weights, read_adapter, read_kept
 from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.manifest import written_names
-from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.layout import specs_of
+from ckptforge.model import Model
 from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config_file import read_parallel_config
+from ckptforge.parallel.ranks import open_ranks, open_source
 from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.publish import journal as journals
 from ckptforge.quantisation.method import MODEL_OPT
 from ckptforge.quantisation.undo import undo, without_quantisation
-from ckptforge.reading.ranks import open_ranks, open_source
 from ckptforge.reading.source import Choices, bind_source
 from ckptforge.run.audit import Audit, CastCount
+from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.local import DISK
 from ckptforge.storage.small_json import parse_object
 from ckptforge.tables.constants import Used, differing_constants
@@ -326,9 +329,10 @@ def _quantisation(work: Path) -> Target:
         undone = undo(
             checkpoints.get(data[:1], checkpoints[b"\0"]), config, str(work / "config.json")
         )
-        for entry in undone.checkpoint.tensors.values():
-            if entry.scaled is not None:
-                assert len(entry.scaled.block) == len(entry.shape) and min(entry.scaled.block) > 0
+        for value in undone.model.values.values():
+            for step in next(value.fragments).steps:
+                assert isinstance(step, Scaled)
+                assert len(step.block) == len(value.shape) and min(step.block) > 0
 
     def mutator(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
         return data[:1] + inner(data[1:], [other[1:] for other in others], random)
@@ -336,7 +340,7 @@ def _quantisation(work: Path) -> Target:
     return Target("quantisation", seeds, mutator, read)
 
 
-def _linked(directory: Path, weights: Path) -> Checkpoint:
+def _linked(directory: Path, weights: Path) -> Model:
     """A directory with links to weights, in which files can be put beside them."""
     directory.mkdir()
     for path in weights.glob("model*"):
@@ -469,9 +473,9 @@ def _parallel_config(work: Path) -> Target:
     path = work / "p.yaml"
     source = open_source(MINDSPORE / "full.ckpt", Choices())
     tensors = [
-        entry
-        for name, entry in source.checkpoint.tensors.items()
-        if ".layers.0." in name or "layers" not in name
+        spec
+        for spec in specs_of(source.model.values)
+        if ".layers.0." in spec.name or "layers" not in spec.name
     ]
     seeds = sorted((ROOT / "fuzz" / "parallel").iterdir())
 

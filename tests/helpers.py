@@ -13,9 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ckptforge.boxes import full_box
 from ckptforge.checkpoints.opening import open_checkpoint
-from ckptforge.formats.entry import read_box
+from ckptforge.formats.entry import read_range
 from ckptforge.storage.local import DISK
 from ckptforge.storage.store import Room
 from ckptforge.testing.stores import FailingStore
@@ -29,10 +28,10 @@ Tensor = tuple[str, tuple[int, ...], bytes]
 def contents(path: Path) -> dict[str, Tensor]:
     """name → (dtype, shape, bytes), read by ckptforge."""
     found: dict[str, Tensor] = {}
-    for name, entry in open_checkpoint(path).tensors.items():
-        buffer = bytearray(entry.nbytes)
-        read_box(entry, full_box(entry.shape), memoryview(buffer))
-        found[name] = (entry.dtype.name, entry.shape, bytes(buffer))
+    for name, value in open_checkpoint(path).values.items():
+        buffer = bytearray(value.nbytes)
+        read_range(value.origin, 0, memoryview(buffer))
+        found[name] = (value.dtype.name, value.shape, bytes(buffer))
     return found
 
 

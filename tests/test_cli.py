@@ -167,7 +167,7 @@ def test_signals_end_the_run_which_can_be_resumed(tmp_path, which, code):
     }
     write_hub(tmp_path / "hub", tiny_config(**sizes))
     script = (
-        "import time, ckptforge.run.worker as s\nfrom ckptforge.cli import main\nreal = "
+        "import time, ckptforge.run.tasks as s\nfrom ckptforge.cli import main\nreal = "
         "s.write_exactly\n"
         "def slow(*a):\n print('writing', flush=True); time.sleep(0.05); real(*a)\ns.write_exactly "
         "= slow\nmain()\n"

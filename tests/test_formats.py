@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import BY_MINDSPORE, DTYPES
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, PlanError
 from ckptforge.formats import mindspore_ckpt, protobuf, safetensors
-from ckptforge.formats.entry import read_box
 from ckptforge.formats.layout import TensorSpec
+from ckptforge.run.budget import Budget
+from ckptforge.run.files import OpenFiles
+from ckptforge.run.memory import read_value
+from ckptforge.run.worker import Worker
+from ckptforge.targets.huggingface import cut_into_shards
+from ckptforge.values import value_of
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, write_safetensors
 
 EXPECTED = json.loads((MINDSPORE / "misc" / "expected.json").read_text())
@@ -101,7 +105,7 @@ def rewrite(index, lay_out, path):
         content = b"".join(
             data[extent.offset : extent.offset + extent.length] for extent in entry.extents
         )
-        for extent in laid_out.tensors[name].extents:
+        for extent in laid_out.places[name].extents:
             made[extent.offset : extent.offset + extent.length] = content[
                 extent.start : extent.start + extent.length
             ]
@@ -132,7 +136,7 @@ def test_the_safetensors_writer_orders_like_the_library():
         specs = [
             TensorSpec(entry.name, entry.dtype, entry.shape) for entry in index.tensors.values()
         ]
-        assert safetensors.library_order(specs) == specs
+        assert safetensors.ordered(specs) == specs
         made = rewrite(
             index,
             lambda at, tensors, found=index: safetensors.lay_out(
@@ -155,13 +159,13 @@ def test_big_tensors_are_cut_into_chunks_and_read_back(tmp_path, monkeypatch):
     for offset, literal in laid_out.literals:
         data[offset : offset + len(literal)] = literal
     content = bytes(range(256)) + bytes(52)
-    for extent in laid_out.tensors["big"].extents:
+    for extent in laid_out.places["big"].extents:
         data[extent.offset : extent.offset + extent.length] = content[
             extent.start : extent.start + extent.length
         ]
     path.write_bytes(data)
-    assert [extent.length for extent in laid_out.tensors["big"].extents] == [100, 100, 100, 8]
-    assert [extent.length for extent in laid_out.tensors["exact"].extents] == [100]
+    assert [extent.length for extent in laid_out.places["big"].extents] == [100, 100, 100, 8]
+    assert [extent.length for extent in laid_out.places["exact"].extents] == [100]
     assert contents(path)["big"] == ("float32", (7, 11), content)
 
 
@@ -275,10 +279,11 @@ def test_overlapping_tensors(tmp_path):
         safetensors.read_index(tmp_path / "x.safetensors")
 
 
-def test_read_box_reads_any_box(tmp_path):
+def test_any_box_of_a_tensor_is_read(tmp_path):
     numbers = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
     write_safetensors(tmp_path / "x.safetensors", {"t": ("F32", [2, 3, 4], numbers.tobytes())})
-    entry = safetensors.read_index(tmp_path / "x.safetensors").tensors["t"]
+    value = value_of(safetensors.read_index(tmp_path / "x.safetensors").tensors["t"])
+    files = OpenFiles()
     for box in [
         ((0, 2), (0, 3), (0, 4)),
         ((1, 2), (0, 3), (0, 4)),
@@ -286,13 +291,9 @@ def test_read_box_reads_any_box(tmp_path):
         ((0, 1), (2, 2), (0, 4)),
     ]:
         expected = numbers[tuple(slice(*range_) for range_ in box)]
-        buffer = np.empty(expected.shape, np.float32)
-        read_box(entry, box, memoryview(buffer.reshape(-1)))
-        assert (buffer == expected).all()
-    with pytest.raises(ValueError, match="isn't inside"):
-        read_box(entry, ((0, 3), (0, 3), (0, 4)), memoryview(bytearray(4)))
-    with pytest.raises(ValueError, match="needs 96"):
-        read_box(entry, ((0, 2), (0, 3), (0, 4)), memoryview(bytearray(4)))
+        found = read_value("t", value.within(box), Worker(files, Budget(1, 1 << 20)))
+        assert found.shape == expected.shape and (found == expected).all()
+    files.close()
 
 
 def test_checkpoints_are_chosen_by_numeric_step(tmp_path):
@@ -324,11 +325,11 @@ def test_shards_are_cut_like_the_hub_does():
     specs = [
         TensorSpec(name, dtype, (size,)) for name, size in (("a", 6), ("b", 4), ("c", 20), ("d", 1))
     ]
-    shards = huggingface.cut_into_shards(specs, 10)
+    shards = cut_into_shards(specs, 10)
     assert [[spec.name for spec in shard] for shard in shards.values()] == [
         ["a", "b"],
         ["c"],
         ["d"],
     ]
     assert next(iter(shards)) == "model-00001-of-00003.safetensors"
-    assert list(huggingface.cut_into_shards(specs, 100)) == ["model.safetensors"]
+    assert list(cut_into_shards(specs, 100)) == ["model.safetensors"]

@@ -530,7 +530,9 @@ def test_factors_are_part_of_the_memory(tmp_path, models):
         write_adapter(tmp_path / "lora", shapes, rank=500, alpha=500),
     )
     call = {"to": "hub", "merge_lora": tmp_path / "lora", "workers": 4}
-    with pytest.raises(UsageError, match="memory of 2097152 bytes is too little: the factors"):
+    with pytest.raises(
+        UsageError, match="memory of 2097152 bytes is too little: the scales and factors"
+    ):
         ckptforge.convert(models["llama"], tmp_path / "x", **call, memory="2MiB")
     ckptforge.convert(models["llama"], tmp_path / "x", **call, memory="8MiB")
     assert_same(tmp_path / "x", expected)
@@ -1048,16 +1050,14 @@ def test_a_resume_tells_factors_from_their_transposes(tmp_path, models):
         "convert", models["llama"], tmp_path / "x", to="hub", merge_lora=tmp_path / "lora"
     )
 
-    def turned(source):
-        if source.plus is None:
-            return source
-        products = tuple(replace(product, turned=True) for product in source.plus.products)
-        return replace(source, plus=replace(source.plus, products=products))
+    def turned(step):
+        return replace(step, products=tuple(replace(one, turned=True) for one in step.products))
 
-    changed = [
-        replace(one, copies=tuple((turned(source), copy) for source, copy in one.copies))
-        for one in plan.assemblies
-    ]
+    def changed_term(term):
+        steps = lambda fragment: tuple(map(turned, fragment.steps))  # noqa: E731
+        return replace(term, fragments=tuple(replace(f, steps=steps(f)) for f in term.fragments))
+
+    changed = [replace(one, terms=tuple(map(changed_term, one.terms))) for one in plan.assemblies]
     assert (
         fingerprint(plan)
         == fingerprint(replace(plan))

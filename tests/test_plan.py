@@ -8,18 +8,19 @@ import pytest
 from ckptforge.boxes import Grid, Transfer
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
-from ckptforge.formats.entry import Extent, TensorEntry
-from ckptforge.planning.plan import Assembly, fill, prove_complete
-from ckptforge.tables.binding import Piece
+from ckptforge.planning.plan import Assembly, prove_filled
+from ckptforge.tables.pieces import Piece, fill
+from ckptforge.values import Extent, Fragment, Place, Stored, Term
 
+FLOAT = BY_NAME["float32"]
 WHOLE = Piece("whole", ((0, 4), (0, 3)), Grid(0, (3, 1)))
 TOP, BOTTOM = (
     Piece(name, ((lo, lo + 2), (0, 3)), Grid(0, (3, 1))) for name, lo in (("top", 0), ("bottom", 2))
 )
 
 
-def entry(name, *shape):
-    return TensorEntry(name, BY_NAME["float32"], shape, Path("x"), (Extent(0, 0, 48),))
+def stored(*shape):
+    return Stored(path=Path("x"), name="s", dtype=FLOAT, shape=shape, extents=(Extent(0, 0, 48),))
 
 
 def test_pieces_fill_one_another_both_ways():
@@ -41,11 +42,19 @@ def copy(size, source=0, target=0):
     return Transfer((size,), source, (1,), target, (1,))
 
 
-def test_a_complete_plan_passes():
-    source = entry("s", 12)
-    prove_complete(
-        [Assembly(entry("t", 12), "g", ((source, copy(5)), (source, copy(7, 5, 5))))], [source]
+def assembly(*terms):
+    """A tensor of 12 numbers whose terms are made of these transfers from one of 12, or of 13."""
+    place = Place(path=Path("y"), name="t", dtype=FLOAT, shape=(12,), extents=(Extent(0, 0, 48),))
+    made = tuple(
+        Term(fragments=tuple(Fragment(stored(12), transfer) for transfer in term), fill=fill)
+        for term, fill in terms
     )
+    return Assembly(place=place, terms=made, kind="t")
+
+
+def test_a_complete_plan_passes():
+    prove_filled(assembly(([copy(5), copy(7, 5, 5)], None)))
+    prove_filled(assembly(([copy(12)], None), ([copy(4)], 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -58,16 +67,12 @@ def test_a_complete_plan_passes():
     ],
 )
 def test_an_incomplete_plan_is_refused(copies, message):
-    source = entry("s", 12)
     with pytest.raises(PlanError, match=message):
-        prove_complete(
-            [Assembly(entry("t", 12), "g", tuple((source, transfer) for transfer in copies))],
-            [source],
-        )
+        prove_filled(assembly((copies, None)))
+    with pytest.raises(PlanError, match=message):
+        prove_filled(assembly(([copy(12)], None), (copies, None)))
 
 
-def test_a_source_used_in_part_is_refused():
-    with pytest.raises(PlanError, match="s: 12 of 13 elements are used"):
-        prove_complete(
-            [Assembly(entry("t", 12), "g", ((entry("s", 13), copy(12)),))], [entry("s", 13)]
-        )
+def test_a_tensor_that_nothing_fills_is_refused():
+    with pytest.raises(PlanError, match="t: nothing fills it"):
+        prove_filled(assembly())

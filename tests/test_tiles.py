@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from ckptforge.boxes import Transfer, row_major_strides
 from ckptforge.dtypes import BY_NAME
-from ckptforge.formats.entry import Scaled, TensorEntry
 from ckptforge.run import tiles as tiles_module
 from ckptforge.run import transpose
-from ckptforge.run.scales import Scales
-from ckptforge.run.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles
+from ckptforge.run.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles, windows
 from ckptforge.run.transpose import copy_strided
+from ckptforge.steps.scaled import Scaled
+from ckptforge.values import Stored
 
 
 @st.composite
@@ -116,7 +116,6 @@ def test_any_part_of_a_matrix_gets_its_own_scales(data):
     block = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
     shape = -(-rows // block[0]), -(-columns // block[1])
     scales = np.arange(1, math.prod(shape) + 1, dtype=np.float32)
-    entry = TensorEntry("scales", BY_NAME["float32"], shape, Path(), ())
     spread = np.kron(scales.reshape(shape), np.ones(block, np.float32))[:rows, :columns].reshape(-1)
     start = data.draw(st.integers(0, rows * columns - 1))
     length = data.draw(st.integers(1, rows * columns - start))
@@ -124,11 +123,16 @@ def test_any_part_of_a_matrix_gets_its_own_scales(data):
     count = data.draw(st.integers(1, (rows * columns - start - length) // stride + 1))
     spans = Spans(((count, stride),), length, (length, 1))
     numbers = np.ones(spans.elements, np.float32)
-    scaled = Scaled(scale=entry, block=block, dtype=BY_NAME["bfloat16"])
-    matrix = TensorEntry(
-        "matrix", BY_NAME["float8_e4m3fn"], (rows, columns), Path(), (), scaled=scaled
+    matrix, scale = (
+        Stored(path=Path(), name=name, dtype=BY_NAME[dtype], shape=shape, extents=())
+        for name, dtype, shape in (
+            ("matrix", "float8_e4m3fn", (rows, columns)),
+            ("scales", "float32", shape),
+        )
     )
-    Scales(matrix, scaled, lambda _: scales.view(np.uint8)).apply(numbers, start, spans)
+    step = Scaled(scale=scale, block=block)
+    prepared = step.prepare(matrix, lambda stored, dtype: scales.reshape(stored.shape))
+    prepared.apply(numbers, list(windows(start, spans, columns)))
     assert (
         numbers == np.concatenate([spread[start + i : start + i + length] for i in spans.starts()])
     ).all()

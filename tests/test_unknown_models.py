@@ -17,7 +17,7 @@ from ckptforge.errors import (
     ModelUnknownError,
     UnmappedTensorsError,
 )
-from ckptforge.tables.binding import name_pieces
+from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.prefixes import adapted
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.sizes import AxisSizes

@@ -10,9 +10,16 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import UsageError, VerifyError
-from ckptforge.forward import device, verification
+from ckptforge.forward import checks, device
 from ckptforge.forward.experts import GroupedExperts, LoopExperts, sort_by_expert
+from ckptforge.forward.mindspore_forward import MindSporeForward
+from ckptforge.forward.network import network_of
+from ckptforge.forward.precision import precision_of
+from ckptforge.forward.weights import Weights
+from ckptforge.parallel.ranks import open_source
+from ckptforge.reading.source import Choices
 from ckptforge.tables.shipped import shipped_tables
+from ckptforge.verbs import verify as verification
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import FIXTURES, HUB, contents, tiny_config, write_safetensors
 from tests.test_cli import ckpt
@@ -130,11 +137,9 @@ def test_the_logits_are_those_that_were_recorded(heavy, tmp_path):
         if array.dtype == np.float32 and array.shape == (*tokens.shape, 256)
     )
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout="gmm")
-    source = verification._open_mindspore(tmp_path / "x.ckpt", HUB, None, None, None)
-    weights = verification.Weights(source)
-    side = verification.MindSporeForward(
-        heavy, weights, verification.network_of(weights, source.config, "x")
-    )
+    source = open_source(tmp_path / "x.ckpt", Choices(family="mindspore"))
+    weights = Weights(source)
+    side = MindSporeForward(heavy, weights, network_of(weights, source.config, "x"))
     hidden = side.embed(tokens)
     for i in range(2):
         hidden = side.layer(i, hidden)[0]
@@ -178,7 +183,7 @@ def test_other_experts_are_let_off_only_within_the_margin():
     chosen = np.array([[0], [0]])
     for difference, within, beyond in ((0.06, 1, 0), (0.04, 0, 1)):
         other = logits + np.array([[difference, 0, 0], [0, 0, 0]], "f4")
-        found = verification._layer_check(
+        found = checks.layer_check(
             3, gate, expected, expected, logits, other, chosen, np.array([[1], [0]])
         )
         assert (found.flips_within, found.flips_beyond, found.passed) == (
@@ -422,15 +427,13 @@ def test_the_ascend_side_computes_what_the_other_does(heavy, tmp_path, compute, 
     """A whole layer with grouped experts, in the precision's own dtype, on a CPU with a stand-in
     for the kernel."""
     hub = model(tmp_path / "hub", intermediate_size=24)
-    weights = verification.Weights(verification.open_source(hub, verification.Choices()))
-    network = verification.network_of(weights, weights.source.config, "x")
-    precision, calls = verification.precision_of(compute), []
-    side = verification.MindSporeForward.on_ascend(
-        heavy, weights, network, precision, stand_in(heavy, calls)
-    )
+    weights = Weights(open_source(hub, Choices()))
+    network = network_of(weights, weights.source.config, "x")
+    precision, calls = precision_of(compute), []
+    side = MindSporeForward.on_ascend(heavy, weights, network, precision, stand_in(heavy, calls))
     hidden = np.random.default_rng(0).normal(size=(1, 5, 16)).astype("f4")
     made, _, _ = side.layer(1, hidden)
-    expected, _, _ = verification.MindSporeForward(heavy, weights, network).layer(1, hidden)
+    expected, _, _ = MindSporeForward(heavy, weights, network).layer(1, hidden)
     assert np.linalg.norm(made - expected) <= gate * np.linalg.norm(expected)
     assert len(calls) == 3 and {dtype for _, _, dtype in calls} == {
         {"fp32": "Float32", "fp16": "Float16"}[compute]
@@ -440,7 +443,7 @@ def test_the_ascend_side_computes_what_the_other_does(heavy, tmp_path, compute, 
 def test_grouped_experts_equal_the_loop(heavy, tmp_path):
     """An expert without tokens included."""
     hub = model(tmp_path / "hub", intermediate_size=24)
-    weights = verification.Weights(verification.open_source(hub, verification.Choices()))
+    weights = Weights(open_source(hub, Choices()))
     calls = []
     random = np.random.default_rng(0)
     states = heavy.Tensor(random.normal(size=(5, 16)).astype("f4"))

@@ -17,7 +17,7 @@ from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import refuse_step
-from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import (
     ConfigError,
     FormatError,
@@ -30,12 +30,13 @@ from ckptforge.errors import (
     nearest,
     shown,
 )
-from ckptforge.formats.entry import TensorEntry
+from ckptforge.model import Account, Model
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Names, recognise_names, without_offsets
 from ckptforge.tables.lora import WEIGHT
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
+from ckptforge.values import Value, value_of
 
 _MARK = "lora_"
 
@@ -56,19 +57,19 @@ class Adapter(msgspec.Struct, frozen=True):
     that it is adapted by, `whole` the weights that it holds whole, by their names in the model."""
 
     path: Path
-    checkpoint: Checkpoint
+    model: Model
     table: Table
     layout: Layout
     factors: tuple[Factors, ...]
     kept: Kept
     by_tensor: Mapping[tuple[str, Index], Factors] = msgspec.field(default_factory=dict)
-    whole: Mapping[str, TensorEntry] = msgspec.field(default_factory=dict)
+    whole: Mapping[str, Value] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def whole_texts(self) -> list[str]:
         """What it holds whole, in words."""
-        trained = [name for name, entry in self.whole.items() if not of_the_base(entry.name)]
+        trained = [name for name, entry in self.whole.items() if not of_the_base(entry.origin.name)]
         along = [name for name in self.whole if name not in set(trained)]
         kinds = (
             ("whole, as training left them", trained),
@@ -91,13 +92,13 @@ def is_lora(name: str) -> bool:
     return _MARK in name.lower()
 
 
-def holds_only_factors(checkpoint: Checkpoint) -> bool:
+def holds_only_factors(model: Model) -> bool:
     """Whether a checkpoint is an adapter, without the weights that it is for."""
-    names = [name for name in checkpoint.tensors if not is_state(name)]
-    return checkpoint.format == "peft adapter" or (bool(names) and all(map(is_lora, names)))
+    names = [name for name in model.values if not is_state(name)]
+    return model.format == "peft adapter" or (bool(names) and all(map(is_lora, names)))
 
 
-def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Checkpoint:
+def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Model:
     """The tensors of an adapter: of a PEFT directory, or of a checkpoint that holds factors,
     perhaps with the weights.
 
@@ -108,20 +109,27 @@ def open_weights(path: Path, step: int | None = None, model_first: bool = False)
     refuse_step(step, path, "a PEFT adapter")
     file = peft.read_weights(path)
     tensors, notes = plain_names(file.path, file.tensors)
-    return Checkpoint(path, "peft adapter", (file,), tensors, path, (*file.notes, *notes))
+    return Model(
+        path=path,
+        format="peft adapter",
+        directory=path,
+        files=(file,),
+        values={name: value_of(stored) for name, stored in tensors.items()},
+        account=Account().noting(*file.notes, *notes),
+    )
 
 
-def read_kept(checkpoint: Checkpoint) -> Kept:
+def read_kept(model: Model) -> Kept:
     """Raises `FormatError` for an adapter_config.json of what isn't a plain LoRA."""
-    if checkpoint.format == "peft adapter":
-        content, config = peft.read_config(checkpoint.path)
-        side = hugging_face_side(checkpoint.path, checkpoint.files, "hub")
+    if model.format == "peft adapter":
+        content, config = peft.read_config(model.path)
+        side = hugging_face_side(model.path, model.files, "hub")
         return Kept(replace(side, files={**side.files, peft.CONFIG: content}), config)
-    manifest = find_manifest(checkpoint.path, checkpoint.files)
+    manifest = find_manifest(model.path, model.files)
     if manifest is None:
         return Kept()
     layout, beside = (
-        manifest.layout if manifest.untouched(checkpoint.files) else None,
+        manifest.layout if manifest.untouched(model.files) else None,
         manifest.hugging_face,
     )
     if beside is None or peft.CONFIG not in beside.files:
@@ -131,7 +139,7 @@ def read_kept(checkpoint: Checkpoint) -> Kept:
 
 
 def read_adapter(
-    checkpoint: Checkpoint,
+    model: Model,
     kept: Kept,
     table: Table,
     lengths: Mapping[str, int],
@@ -148,15 +156,15 @@ def read_adapter(
     factors that the table doesn't know, `FormatError` for ones that don't fit each other,
     `UsageError` where the scale isn't recorded.
     """
-    path = checkpoint.path
-    is_peft = checkpoint.format == "peft adapter"
-    names = [name for name in checkpoint.tensors if is_lora(name) and not is_state(name)]
+    path = model.path
+    is_peft = model.format == "peft adapter"
+    names = [name for name in model.values if is_lora(name) and not is_state(name)]
     if not names:
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor named *{_MARK}*).")
     kept, notes = _with_alpha(path, kept, alpha)
     family = "huggingface" if is_peft else "mindspore"
     chosen, found, unknown = _recognise(
-        checkpoint,
+        model,
         table,
         names,
         lengths,
@@ -165,7 +173,7 @@ def read_adapter(
         (kept.layout, like),
         advice or f"Name the right one with {option('layout')}.",
     )
-    others = {name: e for name, e in checkpoint.tensors.items() if is_peft and not is_lora(name)}
+    others = {name: e for name, e in model.values.items() if is_peft and not is_lora(name)}
     whole, strange = _whole(chosen, others, lengths)
     if unknown := [*unknown, *strange]:
         tensors = counted(len(unknown), "tensor of the adapter", "aren't")
@@ -176,14 +184,14 @@ def read_adapter(
         )
     if kept.config is not None and is_peft:
         _check_saved(path, kept.config, whole)
-    factors = tuple(_pair(checkpoint, table, chosen, found, kept.config, alpha, lengths))
+    factors = tuple(_pair(model, table, chosen, found, kept.config, alpha, lengths))
     by_tensor = {
         (tensor, one.index): one for one in factors for tensor in one.weight.weight.tensors
     }
     said = kept.config.notes if kept.config is not None else ()
     return Adapter(
         path,
-        checkpoint,
+        model,
         table,
         chosen,
         factors,
@@ -223,8 +231,8 @@ def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tupl
 
 
 def _whole(
-    layout: Layout, others: Mapping[str, TensorEntry], lengths: Mapping[str, int]
-) -> tuple[dict[str, TensorEntry], list[str]]:
+    layout: Layout, others: Mapping[str, Value], lengths: Mapping[str, int]
+) -> tuple[dict[str, Value], list[str]]:
     """(the weights that are stored whole, by their names in the model, the tensors that are
     none)."""
     names = {whole_weight(name): name for name in others}
@@ -234,7 +242,7 @@ def _whole(
     ]
 
 
-def _check_saved(path: Path, config: peft.AdapterConfig, whole: Mapping[str, TensorEntry]) -> None:
+def _check_saved(path: Path, config: peft.AdapterConfig, whole: Mapping[str, Value]) -> None:
     modules = [name.rpartition(".")[0] for name in whole]
     for saved in config.saved_modules:
         if not any(module == saved or module.endswith(f".{saved}") for module in modules):
@@ -253,11 +261,11 @@ def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
         return ("lora_alpha is 0, so that the adapter does nothing.",)
     return (
         f"lora_alpha is 0 for {len(idle)} of {len(factors)} modules, such as that of "
-        f"{idle[0].a.name}, which do nothing.",
+        f"{idle[0].a.origin.name}, which do nothing.",
     )
 
 
-def describe_adapter(checkpoint: Checkpoint, kept: Kept, table: Table) -> Adapter:
+def describe_adapter(model: Model, kept: Kept, table: Table) -> Adapter:
     """The same without knowing the model's sizes or the scale."""
     unknown = {
         offset: 0
@@ -265,11 +273,11 @@ def describe_adapter(checkpoint: Checkpoint, kept: Kept, table: Table) -> Adapte
         for weight in weights
         for offset in weight.weight.offsets.values()
     }
-    return read_adapter(checkpoint, kept, table, unknown, 1.0 if kept.config is None else None)
+    return read_adapter(model, kept, table, unknown, 1.0 if kept.config is None else None)
 
 
 def _recognise(
-    checkpoint: Checkpoint,
+    model: Model,
     table: Table,
     names: list[str],
     lengths: Mapping[str, int],
@@ -292,7 +300,7 @@ def _recognise(
             lengths
         ):
             raise ConfigError(
-                f"{checkpoint.path}: to read the adapter {table.axes[min(lost)].text} must be "
+                f"{model.path}: to read the adapter {table.axes[min(lost)].text} must be "
                 "known; give the model's config.json with "
                 f"{option('config')}."
             )
@@ -304,14 +312,14 @@ def _recognise(
             or len(best[named][2]) == len(names)
         ):
             raise LayoutError(
-                f"{checkpoint.path}: the adapter isn't of layout {named}; its first "
+                f"{model.path}: the adapter isn't of layout {named}; its first "
                 f"tensor is {shown(names[0])}."
             )
         return best[named]
     fewest = min((len(unknown) for _, _, unknown in best.values()), default=len(names))
     if fewest == len(names):
         raise LayoutError(
-            f"{checkpoint.path}: the adapter's tensors fit no layout of {table.name} "
+            f"{model.path}: the adapter's tensors fit no layout of {table.name} "
             f"({', '.join(best) or 'its table has no [lora]'}), the "
             f"first is {shown(names[0])}."
         )
@@ -325,7 +333,7 @@ def _recognise(
         > 1
     ):
         raise LayoutError(
-            f"{checkpoint.path}: the adapter's tensors fit layouts "
+            f"{model.path}: the adapter's tensors fit layouts "
             f"{' and '.join(one[0].name for one in fitting)} alike, which order the "
             f"rows of a weight in different ways. {advice}"
         )
@@ -333,7 +341,7 @@ def _recognise(
 
 
 def _pair(
-    checkpoint: Checkpoint,
+    model: Model,
     table: Table,
     layout: Layout,
     found: Names,
@@ -341,7 +349,7 @@ def _pair(
     alpha: float | None,
     lengths: Mapping[str, int],
 ) -> Iterator[Factors]:
-    tensors, path = checkpoint.tensors, checkpoint.path
+    tensors, path = model.values, model.path
     for weight in table.lora.weights[layout.name]:
         firsts, seconds = found.get(weight.a, {}), found.get(weight.b, {})
         for numbers in sorted({*firsts, *seconds}):
@@ -373,12 +381,12 @@ def _pair(
                     "(r, vocabulary) and (hidden, r)" if weight.turned else "(r, in) and (out, r)"
                 )
                 raise FormatError(
-                    f"{path}: {low.name} has shape {list(low.shape)} and {high.name} "
+                    f"{path}: {low.origin.name} has shape {list(low.shape)} and {high.origin.name} "
                     f"{list(high.shape)}; expected {expected} with one r."
                 )
             if not a.dtype.floating or not b.dtype.floating:
                 raise FormatError(
-                    f"{path}: {a.name} is {a.dtype} and {b.name} {b.dtype}; expected "
+                    f"{path}: {a.origin.name} is {a.dtype} and {b.origin.name} {b.dtype}; expected "
                     "floating-point numbers."
                 )
             yield Factors(
@@ -396,7 +404,7 @@ def _scale(
     alpha: float | None,
     layout: Layout,
     module: str,
-    low: TensorEntry,
+    low: Value,
 ) -> float:
     """What a product is multiplied with; `low` is the factor whose rows are the rank."""
     rank = low.shape[0]
@@ -407,7 +415,7 @@ def _scale(
         raise FormatError(
             " ".join(
                 (
-                    f"{path}: {low.name} has rank {rank}, but {config.where} says "
+                    f"{path}: {low.origin.name} has rank {rank}, but {config.where} says "
                     f"{config.rank(module)}.",
                     *config.notes,
                 )
@@ -418,7 +426,7 @@ def _scale(
 
 def adapter_tables(
     tables: Iterable[Table],
-    checkpoint: Checkpoint,
+    held: Model,
     kept: Kept,
     config: Mapping[str, Any],
     model: str | None,
@@ -440,17 +448,15 @@ def adapter_tables(
     found = by_type or [table for table in tables if table.lora.weights]
     if not found:
         raise ModelUnknownError(
-            f"{checkpoint.path}: no mapping table has a [lora] section; name "
+            f"{held.path}: no mapping table has a [lora] section; name "
             f"one with {option('mapping')}."
         )
-    unknown = {table.name: _fewest_unknown(checkpoint, table) for table in found}
+    unknown = {table.name: _fewest_unknown(held, table) for table in found}
     return [table for table in found if unknown[table.name] == min(unknown.values())]
 
 
-def _fewest_unknown(checkpoint: Checkpoint, table: Table) -> int:
-    names = dict.fromkeys(
-        name for name in checkpoint.tensors if is_lora(name) and not is_state(name)
-    )
+def _fewest_unknown(model: Model, table: Table) -> int:
+    names = dict.fromkeys(name for name in model.values if is_lora(name) and not is_state(name))
     patterns = [
         tuple(pattern for weight in weights for pattern in (weight.a, weight.b))
         for weights in table.lora.weights.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,22 +14,20 @@ from ckptforge.adapters.peft_names import of_the_base
 from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.errors import LayoutError, PlanError, listing
-from ckptforge.formats.entry import TensorEntry
-from ckptforge.formats.layout import TensorSpec
-from ckptforge.planning.conversion import Conversion
 from ckptforge.run.budget import Budget
 from ckptforge.run.hashing import tensor_hashes
 from ckptforge.spelling import option
 from ckptforge.tables.lora import WEIGHT, AdaptedWeight
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout
+from ckptforge.values import Stored, Value, terms_through
 
 
 class Converted(msgspec.Struct, frozen=True):
     """An adapter in another layout: its tensors, the names of the weights that have one, and the
     rank and the scale that all have, or None where they have several."""
 
-    conversion: Conversion
+    values: dict[str, Value]
     modules: tuple[str, ...]
     rank: int | None
     scale: float | None
@@ -45,7 +44,9 @@ def convert_adapter(
     `PlanError` where scales differ, and `LayoutError` for weights that can't have an adapter in
     `target`.
     """
-    if trained := [entry.name for entry in adapter.whole.values() if not of_the_base(entry.name)]:
+    if trained := [
+        entry.origin.name for entry in adapter.whole.values() if not of_the_base(entry.origin.name)
+    ]:
         raise PlanError(
             f"{adapter.path}: holds weights that were trained whole, beside its "
             f"factors:\n{listing(trained)}\nAn adapter in layout "
@@ -55,7 +56,7 @@ def convert_adapter(
     weights = adapter.table.lora.weights.get(target.name, ())
     held = {tensor for weight in weights for tensor in weight.weight.tensors}
     if lost := sorted(
-        {one.a.name for (tensor, _), one in adapter.by_tensor.items() if tensor not in held}
+        {one.a.origin.name for (tensor, _), one in adapter.by_tensor.items() if tensor not in held}
     ):
         raise LayoutError(
             f"{adapter.path}: in layout {target.name} the weights of these can't have an "
@@ -84,22 +85,17 @@ def convert_adapter(
             f"({', '.join(f'{scale:g}' for scale in sorted(scales)[:5])}), but "
             f"MindFormers has one lora_alpha for all; merge it with {option('merge_lora')}."
         )
-    conversion = Conversion([], {}, {}, [])
+    values: dict[str, Value] = {}
     for stack in stacks:
-        stack.add_to(
-            conversion,
-            adapter,
-            sizes,
-            max(ranks) if target.family == "mindspore" else stack.rank,
-            dtype,
-        )
-    conversion.used += [one.b for one in adapter.factors]
+        own = max(ranks) if target.family == "mindspore" else stack.rank
+        values |= stack.values(adapter, sizes, own, dtype)
+    _prove_used(adapter, values)
     modules = tuple(
         stack.weight.weight.name(stack.index, sizes.lengths).removesuffix(WEIGHT)
         for stack in stacks
     )
     rank = max(ranks) if target.family == "mindspore" or len(ranks) == 1 else None
-    return Converted(conversion, modules, rank, next(iter(scales)) if len(scales) == 1 else None)
+    return Converted(values, modules, rank, next(iter(scales)) if len(scales) == 1 else None)
 
 
 class _Stack(msgspec.Struct, frozen=True):
@@ -115,81 +111,94 @@ class _Stack(msgspec.Struct, frozen=True):
     def rank(self) -> int:
         return sum(one.rank for one in self.blocks)
 
-    def add_to(
-        self,
-        conversion: Conversion,
-        adapter: Adapter,
-        sizes: AxisSizes,
-        rank: int,
-        dtype: DType | None,
-    ) -> None:
-        """Adds A of shape (rank, in) and B of shape (out, rank)."""
-        first = self.blocks[0]
-        columns = first.columns
+    def values(
+        self, adapter: Adapter, sizes: AxisSizes, rank: int, dtype: DType | None
+    ) -> dict[str, Value]:
+        """A of shape (rank, in) and B of shape (out, rank)."""
+        columns = self.blocks[0].columns
         if wrong := [one for one in self.blocks if one.columns != columns]:
             raise LayoutError(
-                f"{adapter.path}: {first.a.name} has {columns} columns, but "
-                f"{wrong[0].a.name} {wrong[0].columns}."
+                f"{adapter.path}: {self.blocks[0].a.origin.name} has {columns} columns, but "
+                f"{wrong[0].a.origin.name} {wrong[0].columns}."
             )
-        turned = self.weight.turned
-        above: list[tuple[TensorEntry, Transfer]] = []
-        for tensor, one in self.found.items():
-            if any(one is block for block in self.blocks) and one.a not in [
-                entry for entry, _ in above
-            ]:
-                from_, to = _strides(one.rank, columns, one.turned), _strides(rank, columns, turned)
-                above.append(
-                    (
-                        one.a,
-                        Transfer((one.rank, columns), 0, from_, self.starts[tensor] * to[0], to),
-                    )
-                )
-        alike = first.rows_as(self.weight.rows)
-        lengths = {} if alike else row_lengths(adapter.table, sizes, self.found, self.weight.rows)
-        rows = first.height if alike else row_count(self.weight.rows, lengths)
-        beside: list[tuple[TensorEntry, Transfer]] = []
-        for tensor, one in self.found.items():
-            moved = row_transfer(tensor, one, self.weight.rows, lengths)
-            (from_row, from_rank), (to_row, to_rank) = (
-                _strides(one.height, one.rank, one.turned),
-                _strides(rows, rank, turned),
-            )
-            out_of, into = (
-                (*(n * from_row for n in moved.from_), from_rank),
-                (*(n * to_row for n in moved.to), to_rank),
-            )
-            place = moved.target * to_row + self.starts[tensor] * to_rank
-            beside.append(
-                (
-                    one.b,
-                    Transfer(
-                        (*moved.shape, one.rank), moved.source * from_row, out_of, place, into
-                    ),
-                )
-            )
-            if alike:
-                break  # all rows at once
-        written = {
-            name: sum(transfer.size for _, transfer in copies)
-            for name, copies in (("A", above), ("B", beside))
-        }
-        for pattern, kind, sides, copies in (
-            (self.weight.a, "A", (rank, columns), above),
+        rows, beside = self._beside(adapter, sizes, rank)
+        found = {}
+        for pattern, kind, sides, parts in (
+            (self.weight.a, "A", (rank, columns), self._above(rank, columns)),
             (self.weight.b, "B", (rows, rank), beside),
         ):
-            shape = (sides[1], sides[0]) if turned else sides
+            shape = (sides[1], sides[0]) if self.weight.turned else sides
             name = pattern.name(self.index, sizes.lengths)
-            dtypes = {entry.dtype for entry, _ in copies}
+            dtypes = {value.dtype for value, _ in parts}
             if len(dtypes) > 1 and dtype is None:
                 raise PlanError(
                     f"{name} is made of tensors of different dtypes "
                     f"({', '.join(sorted(map(str, dtypes)))}); cast them with {option('dtype')}."
                 )
-            conversion.specs.append(TensorSpec(name, dtype or copies[0][0].dtype, shape))
-            conversion.copies[name] = [(entry, transfer.ordered()) for entry, transfer in copies]
-            conversion.groups[name] = f"{'+'.join(self.weight.weight.tensors)} {kind}"
-            if written[kind] < shape[0] * shape[1]:
-                conversion.zeroed.add(name)
+            written = sum(transfer.size for _, transfer in parts)
+            fill = 0.0 if written < shape[0] * shape[1] else None
+            found[name] = Value(
+                dtype=dtype or parts[0][0].dtype,
+                shape=shape,
+                terms=tuple(terms_through([(v, t.ordered()) for v, t in parts], fill)),
+                kind=f"{'+'.join(self.weight.weight.tensors)} {kind}",
+            )
+        return found
+
+    def _above(self, rank: int, columns: int) -> list[tuple[Value, Transfer]]:
+        """The A's, one above the other."""
+        found: list[tuple[Value, Transfer]] = []
+        placed: set[int] = set()
+        for tensor, one in self.found.items():
+            if id(one.a) in placed or not any(one is block for block in self.blocks):
+                continue
+            placed.add(id(one.a))
+            from_ = _strides(one.rank, columns, one.turned)
+            to = _strides(rank, columns, self.weight.turned)
+            place = self.starts[tensor] * to[0]
+            found.append((one.a, Transfer((one.rank, columns), 0, from_, place, to)))
+        return found
+
+    def _beside(
+        self, adapter: Adapter, sizes: AxisSizes, rank: int
+    ) -> tuple[int, list[tuple[Value, Transfer]]]:
+        """(rows of B, the B's, on the diagonal)."""
+        first = self.blocks[0]
+        alike = first.rows_as(self.weight.rows)
+        lengths = {} if alike else row_lengths(adapter.table, sizes, self.found, self.weight.rows)
+        rows = first.height if alike else row_count(self.weight.rows, lengths)
+        found: list[tuple[Value, Transfer]] = []
+        for tensor, one in self.found.items():
+            moved = row_transfer(tensor, one, self.weight.rows, lengths)
+            from_row, from_rank = _strides(one.height, one.rank, one.turned)
+            to_row, to_rank = _strides(rows, rank, self.weight.turned)
+            transfer = Transfer(
+                (*moved.shape, one.rank),
+                moved.source * from_row,
+                (*(n * from_row for n in moved.from_), from_rank),
+                moved.target * to_row + self.starts[tensor] * to_rank,
+                (*(n * to_row for n in moved.to), to_rank),
+            )
+            found.append((one.b, transfer))
+            if alike:
+                break  # all rows at once
+        return rows, found
+
+
+def _prove_used(adapter: Adapter, values: Mapping[str, Value]) -> None:
+    """Every element of every B goes somewhere. Raises `PlanError`."""
+    read: Counter[Stored] = Counter()
+    for value in values.values():
+        for fragment in value.fragments:
+            read[fragment.stored] += fragment.transfer.size
+    for one in adapter.factors:
+        for fragment in one.b.fragments:
+            if read[fragment.stored] != fragment.stored.elements:
+                raise PlanError(
+                    f"{fragment.stored.name}: {read[fragment.stored]} of "
+                    f"{fragment.stored.elements} elements are used; this is a defect of the "
+                    "mapping."
+                )
 
 
 def _strides(rows: int, columns: int, turned: bool) -> tuple[int, int]:
@@ -197,27 +206,27 @@ def _strides(rows: int, columns: int, turned: bool) -> tuple[int, int]:
     return (1, rows) if turned else (columns, 1)
 
 
-def _contents(entries: Iterable[TensorEntry]) -> dict[TensorEntry, str]:
+def _contents(values: Iterable[Value]) -> dict[Stored, str]:
     """Hashes of tensors that lie in one file; parts of several aren't looked into."""
-    files: dict[Path, dict[TensorEntry, None]] = {}
-    for entry in entries:
-        if entry.extents:
-            files.setdefault(entry.path, {})[entry] = None
+    files: dict[Path, dict[Stored, None]] = {}
+    for value in values:
+        if (stored := value.whole) is not None:
+            files.setdefault(stored.path, {})[stored] = None
     hashes = tensor_hashes(files, Budget.of(None, None))
-    return {entry: hashes[path][entry.name] for path, held in files.items() for entry in held}
+    return {stored: hashes[path][stored.name] for path, held in files.items() for stored in held}
 
 
 def _stack(
     weight: AdaptedWeight,
     index: dict[str, int],
     found: Mapping[str, Factors],
-    contents: Mapping[TensorEntry, str],
+    contents: Mapping[Stored, str],
 ) -> _Stack:
     """Adapters with one A, be it one tensor or equal ones, share their ranks."""
     blocks: dict[object, tuple[Factors, int]] = {}
     starts: dict[str, int] = {}
     for tensor, one in found.items():
-        same = (one.a.shape, one.a.dtype, contents.get(one.a, one.a.name))
+        same = (one.a.shape, one.a.dtype, contents.get(one.a.origin, one.a.origin.name))
         _, starts[tensor] = blocks.setdefault(
             same, (one, sum(other.rank for other, _ in blocks.values()))
         )

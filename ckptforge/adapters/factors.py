@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import msgspec
 
 from ckptforge.boxes import Transfer
-from ckptforge.formats.entry import TensorEntry
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lora import AdaptedWeight
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Table
+from ckptforge.values import Value
 
 Lengths = dict[str, dict[str, int]]  # logical tensor → axis → length
 Index = tuple[tuple[str, int], ...]  # (axis, number) of the axes in a weight's name, sorted
@@ -23,8 +23,8 @@ class Factors(msgspec.Struct, frozen=True):
 
     weight: AdaptedWeight
     index: Index
-    a: TensorEntry
-    b: TensorEntry
+    a: Value
+    b: Value
     scale: float
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckptforge.errors import FormatError, shown
-from ckptforge.formats.entry import TensorEntry
+from ckptforge.values import Stored
 
 PREFIX = "base_model.model."
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -25,14 +25,14 @@ _BASE = ".base_layer."
 
 
 def plain_names(
-    path: Path, tensors: Mapping[str, TensorEntry]
-) -> tuple[dict[str, TensorEntry], tuple[str, ...]]:
+    path: Path, tensors: Mapping[str, Stored]
+) -> tuple[dict[str, Stored], tuple[str, ...]]:
     """(the tensors by the names that save_pretrained gives them, a note where those in the file are
     others).
 
     Raises `FormatError` for a file of several adapters.
     """
-    found: dict[str, TensorEntry] = {}
+    found: dict[str, Stored] = {}
     adapters: dict[str, str] = {}
     for name, entry in tensors.items():
         plain, adapter = _plain(name)

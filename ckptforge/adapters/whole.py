@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.errors import LayoutError
-from ckptforge.formats.entry import TensorEntry
 from ckptforge.reading.source import Source
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import recognise_names, without_offsets
+from ckptforge.values import Value
 
 _TIED = "tie_word_embeddings"
 
 
-def taken_whole(adapter: Adapter, source: Source) -> dict[str, TensorEntry]:
+def taken_whole(adapter: Adapter, source: Source) -> dict[str, Value]:
     """Name in the source's layout → the tensor of the adapter that takes its place.
 
     Raises `LayoutError` where the source stores such a weight with others or in another order, or
@@ -21,7 +21,7 @@ def taken_whole(adapter: Adapter, source: Source) -> dict[str, TensorEntry]:
     binding = source.binding
     lengths = binding.sizes.lengths
     found, _ = recognise_names(adapter.layout, adapter.whole, lengths)
-    taken: dict[str, TensorEntry] = {}
+    taken: dict[str, Value] = {}
     for pattern, names in without_offsets(found, lengths).items():
         same = next(
             (names for stored, names in binding.names.items() if _alike(stored, pattern)), {}
@@ -30,21 +30,23 @@ def taken_whole(adapter: Adapter, source: Source) -> dict[str, TensorEntry]:
             entry = adapter.whole[name]
             if numbers not in same:
                 raise LayoutError(
-                    f"{entry.path}: holds {entry.name} whole, for which {source.checkpoint.path}, "
+                    f"{entry.origin.path}: holds {entry.origin.name} whole, for which "
+                    f"{source.model.path}, "
                     f"in layout {binding.layout.name}, has no "
                     "tensor of its own with the same order of numbers: merge into the Hugging Face "
                     "directory, then convert that."
                 )
-            base = source.checkpoint.tensors[same[numbers]]
+            base = source.model.values[same[numbers]]
             if entry.shape != base.shape or not entry.dtype.floating:
                 raise LayoutError(
-                    f"{entry.path}: {entry.name} is {entry.dtype} {list(entry.shape)}, but "
-                    f"{base.name} in {base.path} "
+                    f"{entry.origin.path}: {entry.origin.name} is {entry.dtype} "
+                    f"{list(entry.shape)}, but "
+                    f"{base.origin.name} in {base.origin.path} "
                     f"{list(base.shape)}. Where the vocabulary was extended, extend the model too "
                     "(transformers' "
                     "resize_token_embeddings), save it, and merge into that."
                 )
-            taken[base.name] = entry
+            taken[same[numbers]] = entry
     return taken
 
 
@@ -81,13 +83,13 @@ def refuse_tied(adapter: Adapter, source: Source) -> None:
         }
     )
     changed = [
-        factors.b.name
+        factors.b.origin.name
         for (tensor, _), factors in adapter.by_tensor.items()
         if tensor in one and factors.scale
     ]
     found, _ = recognise_names(adapter.layout, adapter.whole)
     changed += [
-        adapter.whole[n].name
+        adapter.whole[n].origin.name
         for pattern, names in found.items()
         if one & set(pattern.tensors)
         for n in names.values()
@@ -95,7 +97,7 @@ def refuse_tied(adapter: Adapter, source: Source) -> None:
     if changed:
         raise LayoutError(
             f"{adapter.path}: {changed[0]} changes the embedding or the head alone, but in "
-            f"{source.checkpoint.path} both are one tensor "
+            f"{source.model.path} both are one tensor "
             f"({_TIED} in config.json), so that merging would change the other too. Save the model "
             f"with {_TIED} = false and a head of "
             "its own (a copy of the embedding), and merge into that; or keep the adapter beside "

@@ -8,9 +8,7 @@ bytes}, "weight_map": {tensor: file name}}.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -19,7 +17,6 @@ from ckptforge.checkpoints.duplicates import without_duplicates
 from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.entry import FileIndex
-from ckptforge.formats.layout import TensorSpec
 from ckptforge.storage.files import has_name, is_file
 from ckptforge.storage.small_files import is_file_name, is_there, named
 from ckptforge.storage.small_json import read_object
@@ -175,33 +172,3 @@ def _check_shard_names(directory: Path, paths: list[Path]) -> None:
                 f"{directory}: shards are missing:\n{listing(missing)}\nGet "
                 "them from where the model came from."
             )
-
-
-def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
-    """File name → tensors: consecutive tensors fill a shard up to `max_bytes`, a larger tensor has
-    one of its own.
-
-    The rule of `huggingface_hub.split_state_dict_into_shards_factory`.
-    """
-    shards: list[list[TensorSpec]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if shards[-1] and filled + tensor.nbytes > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.nbytes
-    if len(shards) == 1:
-        return {SINGLE: shards[0]}
-    return {
-        f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard
-        for i, shard in enumerate(shards, 1)
-    }
-
-
-def index_json(shards: dict[str, list[TensorSpec]]) -> bytes:
-    """The contents of `model.safetensors.index.json` for these shards."""
-    weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
-    total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import msgspec
-
-from ckptforge.boxes import Box
 from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.unfinished import refuse_unfinished
@@ -17,40 +14,20 @@ from ckptforge.checkpoints.whereabouts import (
     refuse_weightless,
 )
 from ckptforge.errors import FormatError, InputNotFoundError, counted
-from ckptforge.formats.entry import FileIndex, TensorEntry
+from ckptforge.formats.entry import FileIndex
+from ckptforge.model import Account, Model
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory
 from ckptforge.storage.mounts import store_of
 from ckptforge.storage.small_files import entries_of, is_there, named
 from ckptforge.storage.store import Kind
+from ckptforge.values import value_of
 
 CONFIG = "config.json"
 _log = logging.getLogger(__name__)
 
 
-class Checkpoint(msgspec.Struct, frozen=True):
-    """One set of tensors: `directory` is where files that go with it may lie, `ranks` how many rank
-    directories there are.
-
-    In a sharded checkpoint `tensors` are the full tensors, without extents, and `shards[name]` the
-    (box, entry) of the parts that make each up, every element in one part.
-    """
-
-    path: Path
-    format: str
-    files: tuple[FileIndex, ...]
-    tensors: dict[str, TensorEntry]
-    directory: Path
-    notes: tuple[str, ...] = ()
-    ranks: int = 0
-    shards: dict[str, tuple[tuple[Box, TensorEntry], ...]] = msgspec.field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.tensors.values())
-
-
-def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, step: int | None = None) -> Model:
     """Opens a Hugging Face directory, a `.ckpt` or `.safetensors` file, or a directory with one of
     them.
 
@@ -81,7 +58,7 @@ def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
         raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
 
 
-def _open_directory(directory: Path, step: int | None) -> Checkpoint:
+def _open_directory(directory: Path, step: int | None) -> Model:
     if not entries_of(directory):
         raise InputNotFoundError(f"{directory}: the directory is empty.")
     if mindspore_dir.is_unified(directory):
@@ -136,19 +113,25 @@ def _collect(
     directory: Path,
     notes: list[str] | None = None,
     ranks: int = 0,
-) -> Checkpoint:
-    tensors = {name: entry for file in files for name, entry in file.tensors.items()}
-    if not tensors:
+) -> Model:
+    values = {name: value_of(stored) for file in files for name, stored in file.tensors.items()}
+    if not values:
         raise FormatError(f"{path}: holds no tensors.")
-    noted = [*(notes or []), *(note for file in files for note in file.notes)]
     hugging_face = is_directory(path) and files[0].format == "safetensors"
-    kind = "hugging face directory" if hugging_face else files[0].format
-    found = Checkpoint(path, kind, tuple(files), tensors, directory, tuple(noted), ranks)
+    found = Model(
+        path=path,
+        format="hugging face directory" if hugging_face else files[0].format,
+        directory=directory,
+        files=tuple(files),
+        values=values,
+        account=Account().noting(*(notes or []), *(note for file in files for note in file.notes)),
+        ranks=ranks,
+    )
     _log.info(
         "opened %s: %s, %s in %s, %s bytes",
         path,
-        kind,
-        counted(len(tensors), "tensor"),
+        found.format,
+        counted(len(values), "tensor"),
         counted(len(files), "file"),
         f"{found.nbytes:,}",
     )

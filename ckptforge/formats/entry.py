@@ -5,138 +5,22 @@ from __future__ import annotations
 
 import math
 import zlib
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from ckptforge.boxes import Box, Transfer, box_shape, row_major_strides
-from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, ReadError, shown
 from ckptforge.storage.files import open_file, read_exactly
 from ckptforge.storage.mounts import store_of
 from ckptforge.storage.store import Reader
+from ckptforge.values import Located, Stored
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
 MAX_DIMS = 64
 _PIECE = 1 << 20  # bytes that are compared at a time
-
-
-class Extent(msgspec.Struct, frozen=True):
-    """`length` bytes of a tensor, from its byte `start`, lie at byte `offset` of the file."""
-
-    start: int
-    offset: int
-    length: int
-
-
-class TensorEntry(msgspec.Struct, frozen=True):
-    """A tensor in a file: row-major, little-endian, its bytes cut into consecutive extents. Where
-    it is read, it becomes what it stands for by `scaled`, and `plus` is added to it."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    path: Path
-    extents: tuple[Extent, ...]
-    plus: LowRank | None = None
-    scaled: Scaled | None = None
-    stored: str = ""
-
-    @property
-    def label(self) -> str:
-        """The name that it is stored under, for messages; `name` may be that without what a wrapper
-        put before it."""
-        return self.stored or self.name
-
-    @property
-    def computed(self) -> bool:
-        """Whether its numbers aren't those in the file."""
-        return self.plus is not None or self.scaled is not None
-
-    @property
-    def value_dtype(self) -> DType:
-        """The dtype of the numbers that it stands for."""
-        return self.dtype if self.scaled is None else self.scaled.dtype
-
-    @property
-    def working_dtype(self) -> DType:
-        """What its numbers are computed in: float32, or float64 where the tensor or its scales are
-        of that."""
-        scale = self if self.scaled is None else self.scaled.scale
-        return BY_NAME["float64" if "float64" in (self.dtype.name, scale.dtype.name) else "float32"]
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.path))  # plans of many ranks hash millions of times
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.elements * self.dtype.itemsize
-
-    def file_offset(self, start: int) -> int:
-        """Where byte `start` of the tensor lies in the file; 0 for a tensor of no file."""
-        return next(self.file_ranges(start, 1))[0] if self.extents else 0
-
-    def file_ranges(self, start: int, length: int) -> Iterator[tuple[int, int]]:
-        """(file offset, length) of the pieces that hold bytes [start, start + length) of the
-        tensor, in order."""
-        index = bisect_right(self.extents, start, key=lambda extent: extent.start) - 1
-        while length > 0:
-            extent = self.extents[index]
-            skip = start - extent.start
-            take = min(length, extent.length - skip)
-            if take > 0:
-                yield extent.offset + skip, take
-                start += take
-                length -= take
-            index += 1
-
-
-class Scaled(msgspec.Struct, frozen=True, kw_only=True):
-    """What the numbers of a quantised tensor stand for: (number - offset) · scale, with one scale,
-    and one offset, for each block of `block` elements by axis; blocks at the edges may be smaller.
-    What comes out is taken for `dtype`. With `exponents` a scale is the byte of a power of two, 2
-    ** (byte - 127)."""
-
-    scale: TensorEntry
-    block: tuple[int, ...]
-    dtype: DType
-    offset: TensorEntry | None = None
-    exponents: bool = False
-
-
-class Product(msgspec.Struct, frozen=True):
-    """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B
-    to those of the whole matrix. `turned`: both are stored as their transposes."""
-
-    a: TensorEntry
-    b: TensorEntry
-    scale: float
-    rows: Transfer
-    turned: bool = False
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[1 if self.turned else 0]
-
-    @property
-    def columns(self) -> int:
-        return self.a.shape[0 if self.turned else 1]
-
-
-class LowRank(msgspec.Struct, frozen=True):
-    """What is to be added to a matrix: products, each to some of its rows. The matrix, or the part
-    of it that lies in one file, is `box` of the whole."""
-
-    products: tuple[Product, ...]
-    box: Box
 
 
 class Checksum(msgspec.Struct, frozen=True):
@@ -156,7 +40,7 @@ class FileIndex(msgspec.Struct, frozen=True):
     format: str
     size: int
     mtime_ns: int
-    tensors: dict[str, TensorEntry]
+    tensors: dict[str, Stored]
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checksum: Checksum | None = None
@@ -238,9 +122,7 @@ def bytes_needed(dtype: DType, shape: tuple[int, ...], path: Path, name: str) ->
     return math.prod(shape) * dtype.itemsize
 
 
-def read_range(
-    entry: TensorEntry, start: int, into: memoryview, reader: Reader | None = None
-) -> None:
+def read_range(entry: Located, start: int, into: memoryview, reader: Reader | None = None) -> None:
     """Fills `into` with the bytes of a tensor from its byte `start`; `reader` is the open file, if
     it is open already."""
     opened = open_file(entry.path) if reader is None else reader
@@ -255,7 +137,7 @@ def read_range(
 
 
 def read_spans(
-    entry: TensorEntry, starts: Iterable[int], length: int, into: memoryview, reader: Reader
+    entry: Located, starts: Iterable[int], length: int, into: memoryview, reader: Reader
 ) -> None:
     """Fills `into` with spans of `length` bytes of a tensor, one after the other, from each of its
     bytes `starts`."""
@@ -272,45 +154,7 @@ def read_spans(
         at += length
 
 
-def read_box(entry: TensorEntry, box: Box, into: memoryview) -> None:
-    """Reads a box of a tensor, row-major, into a caller's writable buffer of `volume(box) *
-    itemsize` bytes.
-
-    Raises `ValueError` for a box outside the tensor or a buffer of another size, `FormatError` if
-    the file is short.
-    """
-    if len(box) != len(entry.shape) or any(
-        not 0 <= lo <= hi <= n for (lo, hi), n in zip(box, entry.shape, strict=True)
-    ):
-        raise ValueError(f"box {box} isn't inside {entry.name} {list(entry.shape)}")
-    shape, strides, itemsize = box_shape(box), row_major_strides(entry.shape), entry.dtype.itemsize
-    target = into.cast("B")
-    if len(target) != math.prod(shape) * itemsize:
-        raise ValueError(
-            f"the buffer has {len(target)} bytes; box {box} of {entry.name} needs "
-            f"{math.prod(shape) * itemsize}"
-        )
-    if not len(target):
-        return
-    inner = len(shape)
-    while inner > 0 and math.prod(shape[inner:]) == math.prod(entry.shape[inner:]):
-        inner -= 1
-    run = math.prod(shape[inner:]) * itemsize
-    base = sum(lo * stride for (lo, _), stride in zip(box, strides, strict=True))
-    reader = open_file(entry.path)
-    try:
-        done = 0
-        for index in product(*(range(n) for n in shape[:inner])):
-            start = (
-                base + sum(i * stride for i, stride in zip(index, strides[:inner], strict=True))
-            ) * itemsize
-            read_range(entry, start, target[done : done + run], reader)
-            done += run
-    finally:
-        reader.close()
-
-
-def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
+def same_bytes(a: Located, b: Located) -> bool:
     """Whether two tensors of as many bytes hold the same, read piece by piece. Raises the errors of
     reading."""
     buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]

@@ -8,12 +8,14 @@ it is written, and its tensors can then be written in any order, in pieces, by s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.dtypes import DType
-from ckptforge.formats.entry import TensorEntry
+from ckptforge.values import Place, Value
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -28,19 +30,21 @@ class TensorSpec(msgspec.Struct, frozen=True):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class FileLayout(msgspec.Struct, frozen=True):
-    """A file to be written: `size` bytes, `literals` as (offset, bytes), and `tensors` with the
-    extents to fill."""
+def specs_of(values: Mapping[str, Value]) -> list[TensorSpec]:
+    """Values as tensors to be written."""
+    return [TensorSpec(name, value.dtype, value.shape) for name, value in values.items()]
+
+
+class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file to be written: `size` bytes, `literals` as (offset, bytes), which are all of them that
+    aren't tensors, and the places of the tensors by their names."""
 
     path: Path
     size: int
     literals: tuple[tuple[int, bytes], ...]
-    tensors: dict[str, TensorEntry]
+    places: dict[str, Place]
 
-    def at(self, path: Path) -> FileLayout:
+    def at(self, path: Path) -> OutputFile:
         """The same file under another path."""
-        moved = {
-            name: TensorEntry(name, entry.dtype, entry.shape, path, entry.extents)
-            for name, entry in self.tensors.items()
-        }
-        return FileLayout(path, self.size, self.literals, moved)
+        places = {name: replace(place, path=path) for name, place in self.places.items()}
+        return replace(self, path=path, places=places)

@@ -9,7 +9,7 @@ into consecutive values of one tag. An optional tail of 17 bytes holds the crc32
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,18 +20,19 @@ from ckptforge.formats.entry import (
     MAX_NAME,
     MAX_TENSORS,
     Checksum,
-    Extent,
     FileIndex,
-    TensorEntry,
     bytes_needed,
 )
-from ckptforge.formats.layout import FileLayout, TensorSpec
+from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
 from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import option
 from ckptforge.storage.files import open_file, read_exactly
 from ckptforge.storage.store import Reader
+from ckptforge.values import Extent, Place, Stored
 
+NAME = "mindspore ckpt"
+ENDINGS = (".ckpt",)
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
 _NOTES = 10
 _CRC_MARK = b"crc_num"
@@ -141,7 +142,7 @@ def read_index(path: Path) -> FileIndex:
             if last.startswith(_CRC_MARK):
                 end = size - _CRC_TAIL
                 tail = Checksum(int.from_bytes(last[len(_CRC_MARK) :], "big"), ((0, end),))
-        tensors: dict[str, TensorEntry] = {}
+        tensors: dict[str, Stored] = {}
         twice: dict[str, None] = {}
         for tag, chunks in _groups(_values(cursor, end)):
             if tag in tensors:
@@ -155,7 +156,7 @@ def read_index(path: Path) -> FileIndex:
     ]
     if len(twice) > _NOTES:
         notes.append(f"{path}: {counted(len(twice) - _NOTES, 'more tensor', 'are')} stored twice.")
-    return FileIndex(path, "mindspore ckpt", size, mtime_ns, tensors, {}, tuple(notes), tail)
+    return FileIndex(path, NAME, size, mtime_ns, tensors, {}, tuple(notes), tail)
 
 
 def _values(cursor: _Cursor, end: int) -> Iterator[_Value]:
@@ -263,7 +264,7 @@ def _groups(values: Iterator[_Value]) -> Iterator[tuple[str, list[_Value]]]:
         yield str(group[0].tag), group
 
 
-def _tensor(path: Path, tag: str, chunks: list[_Value]) -> TensorEntry:
+def _tensor(path: Path, tag: str, chunks: list[_Value]) -> Stored:
     last = chunks[-1]
     dtype = BY_MINDSPORE.get(str(last.type_name))
     if dtype is None:
@@ -300,11 +301,24 @@ def _tensor(path: Path, tag: str, chunks: list[_Value]) -> TensorEntry:
             f"{start} are stored; "
             "the file is damaged or incomplete."
         )
-    return TensorEntry(tag, dtype, shape, path, tuple(extents))
+    return Stored(path=path, name=tag, dtype=dtype, shape=shape, extents=tuple(extents))
 
 
-def lay_out(path: Path, tensors: Sequence[TensorSpec]) -> FileLayout:
+def recognises(head: bytes) -> bool:
+    """Whether a file begins with the key of a value, the length of which is still open."""
+    return head[:1] == b"\n"
+
+
+def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The tensors as they are: save_checkpoint keeps the order of the network."""
+    return list(tensors)
+
+
+def lay_out(
+    path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None
+) -> OutputFile:
     """A file with these tensors in this order, byte for byte as save_checkpoint lays them out.
+    There is no room for `metadata`.
 
     Tensors over 512 MiB are cut into chunks of 512 MiB. A tensor without elements, which
     save_checkpoint drops unless it saves asynchronously, is written as the asynchronous save does.
@@ -312,11 +326,11 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec]) -> FileLayout:
     clash.
     """
     literals: list[tuple[int, bytes]] = []
-    entries: dict[str, TensorEntry] = {}
+    places: dict[str, Place] = {}
     at = 0
     for tensor in tensors:
         dtype = tensor.dtype
-        if tensor.name in entries:
+        if tensor.name in places:
             raise PlanError(f"{path}: tensor {tensor.name!r} would be written twice.")
         if dtype.mindspore is None or not dtype.mindspore_loads:
             raise PlanError(
@@ -338,5 +352,11 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec]) -> FileLayout:
             if length:
                 extents.append(Extent(start, at, length))
             at += length
-        entries[tensor.name] = TensorEntry(tensor.name, dtype, tensor.shape, path, tuple(extents))
-    return FileLayout(path, at, tuple(literals), entries)
+        places[tensor.name] = Place(
+            path=path,
+            name=tensor.name,
+            dtype=dtype,
+            shape=tensor.shape,
+            extents=tuple(extents),
+        )
+    return OutputFile(path=path, size=at, literals=tuple(literals), places=places)

@@ -19,17 +19,18 @@ from ckptforge.errors import FormatError, PlanError, shown
 from ckptforge.formats.entry import (
     MAX_TENSORS,
     Checksum,
-    Extent,
     FileIndex,
-    TensorEntry,
     bytes_needed,
     check_name,
 )
-from ckptforge.formats.layout import FileLayout, TensorSpec
+from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import flag
 from ckptforge.storage.files import open_file, read_exactly
+from ckptforge.values import Extent, Place, Stored
 
+NAME = "safetensors"
+ENDINGS = (".safetensors",)
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
@@ -118,9 +119,7 @@ def read_index(path: Path) -> FileIndex:
     )
 
 
-def _checksum(
-    path: Path, metadata: Mapping[str, str], entries: list[TensorEntry]
-) -> Checksum | None:
+def _checksum(path: Path, metadata: Mapping[str, str], entries: list[Stored]) -> Checksum | None:
     """MindSpore's crc_num: over each tensor's name and bytes, in the order of the names."""
     stored = metadata.get("crc_num")
     if stored is None or metadata.get("format") != "ms":
@@ -245,7 +244,7 @@ def _is_count(value: object) -> bool:
 
 def _entry(
     path: Path, name: str, text: str, metadata: Mapping[str, str], data: int, size: int
-) -> TensorEntry:
+) -> Stored:
     def wrong(what: str) -> FormatError:
         return FormatError(f"{path}: tensor {shown(name)}: {what}")
 
@@ -276,10 +275,16 @@ def _entry(
     needed = bytes_needed(dtype, tuple(shape), path, name)
     if needed != end - begin:
         raise wrong(f"{dtype} {shape} needs {needed} bytes but its offsets hold {end - begin}.")
-    return TensorEntry(name, dtype, tuple(shape), path, (Extent(0, data + begin, end - begin),))
+    extents = (Extent(0, data + begin, end - begin),)
+    return Stored(path=path, name=name, dtype=dtype, shape=tuple(shape), extents=extents)
 
 
-def library_order(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
+def recognises(head: bytes) -> bool:
+    """Whether a file begins with the length of a header, and the header with a brace."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
+
+
+def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
     """The order in which the safetensors library itself would lay these tensors out, which keeps
     them aligned."""
     return sorted(tensors, key=lambda tensor: (_ORDER.index(_stored_dtype(tensor)), tensor.name))
@@ -296,7 +301,7 @@ def _stored_dtype(tensor: TensorSpec) -> str:
     return tensor.dtype.safetensors
 
 
-def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> FileLayout:
+def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> OutputFile:
     """A file with these tensors in this order; `format: ms` in the metadata makes it MindSpore's
     variant.
 
@@ -328,14 +333,15 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, st
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     data = 8 + len(raw)
-    entries = {
-        tensor.name: TensorEntry(
-            tensor.name,
-            tensor.dtype,
-            tensor.shape,
-            path,
-            (Extent(0, data + header[tensor.name]["data_offsets"][0], tensor.nbytes),),
+    places = {
+        tensor.name: Place(
+            path=path,
+            name=tensor.name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            extents=(Extent(0, data + header[tensor.name]["data_offsets"][0], tensor.nbytes),),
         )
         for tensor in tensors
     }
-    return FileLayout(path, data + begin, ((0, len(raw).to_bytes(8, "little") + raw),), entries)
+    literals = ((0, len(raw).to_bytes(8, "little") + raw),)
+    return OutputFile(path=path, size=data + begin, literals=literals, places=places)

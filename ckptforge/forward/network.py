@@ -41,7 +41,7 @@ def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Netwo
     table = weights.source.table
     if _MODEL not in table.model_types:
         raise ConfigError(
-            f"{weights.source.checkpoint.path}: is a model of the table {table.name}; the forward "
+            f"{weights.source.model.path}: is a model of the table {table.name}; the forward "
             "check computes Mixtral only. "
             f"{command('compare')} shows whether the weights are the same, for every model."
         )

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.errors import PlanError
-from ckptforge.planning.conversion import convert
 from ckptforge.reading.source import Source
 from ckptforge.run.budget import Budget
-from ckptforge.run.casts import numpy_dtype
-from ckptforge.run.memory import read_assembly
-from ckptforge.run.worker import Descriptors, Worker
+from ckptforge.run.files import OpenFiles
+from ckptforge.run.memory import read_value
+from ckptforge.run.worker import Worker
 from ckptforge.spelling import option
+from ckptforge.tables.convert import convert
 
 _BLOCK_BYTES = 32 << 20
 
@@ -28,9 +28,9 @@ class Weights:
     def __init__(self, source: Source, layout: str = "hub", worker: Worker | None = None) -> None:
         self.source = source
         self.layout = source.table.layout(layout)
-        self._conversion = convert(source.binding, self.layout, source.checkpoint.tensors, None)
-        self._specs = {spec.name: spec for spec in self._conversion.specs}
-        self._worker = worker or Worker(Descriptors({}), Budget(1, 64 << 20))
+        model, binding = source.model, source.binding
+        self._values = convert(binding, self.layout, model.values, None, partly=True).values
+        self._worker = worker or Worker(OpenFiles(), Budget(1, 64 << 20))
 
     def in_layout(self, layout: str) -> Weights:
         """The same weights as another layout stores them; its files are closed with this one's."""
@@ -45,7 +45,7 @@ class Weights:
         found = self.source.binding.sizes.get(axis)
         if found is None:
             raise PlanError(
-                f"{self.source.checkpoint.path}: the length of axis {axis} isn't "
+                f"{self.source.model.path}: the length of axis {axis} isn't "
                 f"known; give {option('config')}."
             )
         return found
@@ -54,16 +54,13 @@ class Weights:
         """A tensor in the dtype that it is stored in. Raises `PlanError` for dtypes that aren't
         floating-point."""
         name = self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
-        spec = self._specs[name]
-        if not spec.dtype.floating:
+        value = self._values[name]
+        if not value.dtype.floating:
             raise PlanError(
-                f"{self.source.checkpoint.path}: {name} is {spec.dtype}, which the "
+                f"{self.source.model.path}: {name} is {value.dtype}, which the "
                 "forward check can't compute with."
             )
-        (assembly,) = self._conversion.only([name], self.source.checkpoint.shards)
-        return (
-            read_assembly(assembly, self._worker).view(numpy_dtype(spec.dtype)).reshape(spec.shape)
-        )
+        return read_value(name, value, self._worker)
 
     def float32(self, tensor: str, **index: int) -> NDArray[np.float32]:
         """A tensor in float32."""
@@ -73,7 +70,7 @@ class Weights:
         """Matrices one after another along their rows, in float32; beside the result, one at a time
         is in memory."""
         shapes = [
-            self._specs[
+            self._values[
                 self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
             ].shape
             for tensor in tensors
@@ -98,4 +95,4 @@ class Weights:
 
     def close(self) -> None:
         """Closes the files."""
-        self._worker.descriptors.close()
+        self._worker.files.close()

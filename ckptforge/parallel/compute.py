@@ -32,10 +32,10 @@ from ckptforge.tables.table import Layout, Table
 _TERMS = {"mp": "model_parallel", "ep": "expert_parallel"}
 # of config.json, as tables name their axes by them
 _HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"
-Shaped = tuple[Pattern, str, tuple[int, ...]]
+Learnt = tuple[Pattern, str, tuple[int, ...]]
 
 
-class Stored(Protocol):
+class CutTensor(Protocol):
     """A stored tensor: what the strategy must know of it."""
 
     @property
@@ -51,7 +51,7 @@ def compute_strategy(
     table: Table,
     layout: Layout,
     sizes: AxisSizes,
-    tensors: Sequence[Stored],
+    tensors: Sequence[CutTensor],
 ) -> Strategy:
     """The strategy of a job that holds `tensors` in a layout: as MindSpore would save it, optimizer
     state included. Counters and scales in `tensors` are passed over.
@@ -128,7 +128,7 @@ class Cutter(msgspec.Struct, frozen=True):
             else stored_cuts(pattern, self.rows)
         )
 
-    def layout_of(self, pattern: Pattern, tensor: Stored) -> DeviceLayout:
+    def layout_of(self, pattern: Pattern, tensor: CutTensor) -> DeviceLayout:
         """How a tensor is cut. Raises `ConfigError` where it can't be."""
         cut_by = _cut_by(self.config, pattern, self.cuts(pattern), self.sizes, tensor)
         return _device_layout(
@@ -232,7 +232,7 @@ def learn_heads(sizes: AxisSizes, config: ParallelConfig, table: Table) -> bool:
 
 
 def _check_shapes(
-    config: ParallelConfig, table: Table, sizes: AxisSizes, shapes: Sequence[Shaped]
+    config: ParallelConfig, table: Table, sizes: AxisSizes, shapes: Sequence[Learnt]
 ) -> None:
     """Where the model's heads aren't known, those that the file says must at least fit the
     shapes."""
@@ -285,7 +285,7 @@ def _cut_by(
     pattern: Pattern,
     cuts: Mapping[int, Cut],
     sizes: AxisSizes,
-    tensor: Stored,
+    tensor: CutTensor,
 ) -> dict[int, str]:
     """Tensor axis → the dimension that cuts it. Raises `ConfigError` where it doesn't divide."""
     found = {}
@@ -323,7 +323,11 @@ def _cut_by(
 
 
 def _device_layout(
-    config: ParallelConfig, row: Sharding, cut_by: Mapping[int, str], tensor: Stored, shared: bool
+    config: ParallelConfig,
+    row: Sharding,
+    cut_by: Mapping[int, str],
+    tensor: CutTensor,
+    shared: bool,
 ) -> DeviceLayout:
     used = set(cut_by.values())
     grid = ["mp"]
@@ -356,7 +360,7 @@ def _device_layout(
 
 
 def _optimizer_shards(
-    config: ParallelConfig, row: Sharding, layout: DeviceLayout, tensor: Stored
+    config: ParallelConfig, row: Sharding, layout: DeviceLayout, tensor: CutTensor
 ) -> int:
     allowed = config.flags[row.optimizer] if isinstance(row.optimizer, str) else row.optimizer
     if not (config.optimizer.enabled and allowed and tensor.shape) or layout.replicas == 1:

@@ -9,19 +9,20 @@ from pathlib import Path
 
 from ckptforge.boxes import Box, box_text, full_box, uncovered
 from ckptforge.checkpoints.mindspore import read_ranks
-from ckptforge.checkpoints.opening import Checkpoint
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.errors import FormatError, counted, listing, shown
-from ckptforge.formats.entry import FileIndex, TensorEntry, same_bytes
+from ckptforge.formats.entry import FileIndex, same_bytes
+from ckptforge.model import Account, Model
 from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.values import Stored, Value, value_of, value_of_parts
 
+IN_RANKS = " in ranks"  # what a format's name ends with
 _log = logging.getLogger(__name__)
-Parts = tuple[tuple[Box, TensorEntry], ...]
 
 
 def open_sharded(
     directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False
-) -> Checkpoint:
+) -> Model:
     """Opens `rank_<r>` directories under the strategy that they were made under. See
     `join_ranks`."""
     refuse_unfinished(directory)
@@ -33,7 +34,7 @@ def join_ranks(
     ranks: tuple[list[FileIndex], list[str]],
     strategy: Strategy,
     check_replicas: bool = False,
-) -> Checkpoint:
+) -> Model:
     """The files of ranks, and notes about their choice, as one set of full tensors under the
     strategy that they were made under.
 
@@ -50,24 +51,28 @@ def join_ranks(
             f"({counted(len(strategy.stages), 'stage')} of {counted(strategy.devices, 'device')}); "
             "it isn't the strategy of these shards."
         )
-    tensors: dict[str, TensorEntry] = {}
-    shards: dict[str, Parts] = {}
+    values: dict[str, Value] = {}
     for name in _order(files, strategy):
         stage = strategy.first_stage(name)
         if stage is None:
-            whole, parts = _common(directory, name, files, strategy)
+            values[name] = _common(directory, name, files, strategy)
         else:
-            whole, parts = _sharded(directory, name, stage, files, strategy, check_replicas)
-        tensors[name], shards[name] = whole, parts
+            values[name] = _sharded(directory, name, stage, files, strategy, check_replicas)
     notes += _once([note for file in files for note in file.notes], len(files))
-    kind = f"{files[0].format} in ranks"
+    kind = files[0].format + IN_RANKS
     held = (
-        f"{counted(len(tensors), 'tensor')} in {counted(len(files), 'rank')}, "
+        f"{counted(len(values), 'tensor')} in {counted(len(files), 'rank')}, "
         f"{counted(len(strategy.stages), 'stage')}"
     )
     _log.info("opened %s: %s, %s, sharding from %s", directory, kind, held, strategy.path)
-    return Checkpoint(
-        directory, kind, tuple(files), tensors, directory, tuple(notes), len(files), shards
+    return Model(
+        path=directory,
+        format=kind,
+        directory=directory,
+        files=tuple(files),
+        values=values,
+        account=Account().noting(*notes),
+        ranks=len(files),
     )
 
 
@@ -92,9 +97,7 @@ def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
     return sorted(names, key=lambda name: strategy.first_stage(name) is None)
 
 
-def _common(
-    directory: Path, name: str, files: Sequence[FileIndex], strategy: Strategy
-) -> tuple[TensorEntry, Parts]:
+def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: Strategy) -> Value:
     """A tensor of no strategy, such as a step counter: one and the same on every rank that has
     it."""
     holders = [file.tensors[name] for file in files if name in file.tensors]
@@ -108,9 +111,7 @@ def _common(
                 f"{list(other.shape)}) differ; "
                 "it isn't the strategy of these shards, or not all of it."
             )
-    return TensorEntry(name, first.dtype, first.shape, directory, ()), (
-        (full_box(first.shape), first),
-    )
+    return value_of(first)
 
 
 def _sharded(
@@ -120,7 +121,7 @@ def _sharded(
     files: Sequence[FileIndex],
     strategy: Strategy,
     check_replicas: bool,
-) -> tuple[TensorEntry, Parts]:
+) -> Value:
     layout = strategy.stages[stage][name]
     held = {
         device: files[stage * strategy.devices + device].tensors.get(name)
@@ -151,7 +152,7 @@ def _sharded(
             + (f", which {strategy.path} makes {list(full)} in all" if full is not None else "")
             + f"; the strategy says {expected}. It isn't the strategy of these shards."
         )
-    chosen: dict[Box, TensorEntry] = {}
+    chosen: dict[Box, Stored] = {}
     for device, entry in present.items():
         box = layout.box(full, device)
         kept = chosen.setdefault(box, entry)
@@ -173,4 +174,4 @@ def _sharded(
                 else "; it isn't the strategy of these shards."
             )
         )
-    return TensorEntry(name, first.dtype, full, directory, ()), tuple(chosen.items())
+    return value_of_parts(full, chosen)

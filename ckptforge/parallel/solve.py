@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, counted, listing, shown
-from ckptforge.parallel.compute import Cutter, Stored, compute_strategy, learn_heads
+from ckptforge.parallel.compute import CutTensor, Cutter, compute_strategy, learn_heads
 from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.spelling import option
@@ -35,7 +35,7 @@ class Whole(msgspec.Struct, frozen=True):
     shape: Shape
 
 
-class Model(msgspec.Struct, frozen=True):
+class Described(msgspec.Struct, frozen=True):
     """The table of a model, and what its config.json says, which `where` names in messages; empty
     where none is known."""
 
@@ -46,9 +46,9 @@ class Model(msgspec.Struct, frozen=True):
 
 def solve_strategy(
     config: ParallelConfig,
-    model: Model,
+    model: Described,
     layouts: Sequence[Layout],
-    parts: Sequence[Stored],
+    parts: Sequence[CutTensor],
     named: str,
 ) -> Strategy:
     """The strategy under which a job of `config` holds `parts`, one of each tensor, in one of some
@@ -76,7 +76,7 @@ def solve_strategy(
 
 
 def _solve(
-    config: ParallelConfig, model: Model, layout: Layout, parts: Sequence[Stored]
+    config: ParallelConfig, model: Described, layout: Layout, parts: Sequence[CutTensor]
 ) -> Strategy:
     table = model.table
     weights = {part.name: part for part in parts if not is_state(part.name)}
@@ -121,7 +121,7 @@ def _solve(
     return strategy
 
 
-def _one_of_each(found: Names, weights: Mapping[str, Stored]) -> dict[Pattern, Stored]:
+def _one_of_each(found: Names, weights: Mapping[str, CutTensor]) -> dict[Pattern, CutTensor]:
     """A part of each kind. Raises `LayoutError` where those of a kind have different shapes."""
     chosen = {}
     for pattern, names in found.items():
@@ -140,7 +140,7 @@ class _Search:
     """Full shapes, one for each kind of tensor, that give the parts by the rules of the job and
     that agree on the lengths of axes."""
 
-    def __init__(self, cutter: Cutter, parts: Mapping[Pattern, Stored]) -> None:
+    def __init__(self, cutter: Cutter, parts: Mapping[Pattern, CutTensor]) -> None:
         self.cutter, self.parts = cutter, parts
         self.trials = 0
 
@@ -161,7 +161,7 @@ class _Search:
             settled.update(solutions[0])
         return settled
 
-    def _candidates(self, pattern: Pattern, part: Stored) -> Iterator[Shape]:
+    def _candidates(self, pattern: Pattern, part: CutTensor) -> Iterator[Shape]:
         """The full shapes that the job's rules would cut into this part."""
         config = self.cutter.config
         cuts = self.cutter.cuts(pattern)
@@ -198,7 +198,7 @@ class _Search:
                     seen.add(full)
                     yield full
 
-    def _gives(self, pattern: Pattern, part: Stored, full: Shape, sizes: AxisSizes) -> bool:
+    def _gives(self, pattern: Pattern, part: CutTensor, full: Shape, sizes: AxisSizes) -> bool:
         """Whether a tensor of this shape is cut into this part."""
         if len(full) != len(pattern.shape_axes):
             return False

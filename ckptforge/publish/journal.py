@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import xxhash
-from msgspec.structs import astuple
 
 from ckptforge.errors import OutputError, shown
-from ckptforge.formats.entry import FileIndex, TensorEntry
+from ckptforge.formats.entry import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit, audit_json, read_audit
 from ckptforge.run.ledger import Finished, Key
@@ -243,7 +243,8 @@ def _bytes(*values: object) -> bytes:
 
 
 def fingerprint(plan: Plan) -> str:
-    """A hash of all that decides the bytes of a plan's outputs but the contents of its sources."""
+    """A hash of all that decides the bytes of a plan's outputs but the contents of its sources, the
+    same in every Python."""
     state = xxhash.xxh3_64()
     numbers = {file.path: i for i, file in enumerate(plan.sources)}
     state.update(_bytes(plan.verb, plan.is_directory, sorted(plan.small_files.items())))
@@ -251,27 +252,16 @@ def fingerprint(plan: Plan) -> str:
         state.update(_bytes(plan.name_of(file.path), file.size))
         for offset, literal in file.literals:
             state.update(_bytes(offset) + literal)
-    entries: dict[TensorEntry, bytes] = {}
+    steps: dict[tuple[int, ...], bytes] = {}
+    encode = msgspec.msgpack.Encoder().encode
     for assembly in plan.assemblies:
-        for source, transfer in assembly.copies:
-            if source not in entries:
-                entries[source] = _bytes(numbers[source.path], source.name, source.dtype)
-                if (scaled := source.scaled) is not None:
-                    tensors = [scaled.scale, *([] if scaled.offset is None else [scaled.offset])]
-                    places = [(numbers[tensor.path], tensor.name) for tensor in tensors]
-                    entries[source] += _bytes(places, scaled.block, scaled.exponents, scaled.dtype)
-                if source.plus is not None:
-                    entries[source] += _bytes(source.plus.box)
-                    for product in source.plus.products:
-                        factors = [
-                            (numbers[factor.path], factor.name) for factor in (product.a, product.b)
-                        ]
-                        entries[source] += _bytes(
-                            factors, product.scale, product.rows, product.turned
-                        )
-            # The hash of integers in tuples is the same in every process, that of a transfer isn't.
-            state.update(
-                entries[source] + hash(astuple(transfer)).to_bytes(8, "little", signed=True)
-            )
-        state.update(_bytes(assembly.target.name, assembly.target.dtype))
+        state.update(_bytes(assembly.place.name, assembly.place.dtype))
+        for term in assembly.terms:
+            state.update(_bytes(term.weight, term.fill))
+            for fragment in term.fragments:
+                stored, key = fragment.stored, tuple(map(id, fragment.steps))
+                if key not in steps:
+                    steps[key] = b"".join(step.identity() for step in fragment.steps)
+                source = (numbers[stored.path], stored.name, stored.dtype.name)
+                state.update(encode((source, fragment.transfer)) + steps[key])
     return state.hexdigest()

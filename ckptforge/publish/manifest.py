@@ -10,8 +10,6 @@ from typing import Any
 
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.formats.entry import FileIndex
-from ckptforge.parallel.cut import cut_json, cut_of
-from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit, audit_json
 from ckptforge.storage.files import status_of
@@ -50,9 +48,7 @@ def manifest_json(
         "small_files": sorted(plan.small_files),
         "left_out": plan.left_out,
         "casts": audit_json(audit),
-        "cut": None
-        if plan.strategy is None
-        else cut_json(cut_of(plan.strategy, _held(plan, plan.strategy))),
+        "cut": plan.cut,
         "hugging_face": side.to_json() if side else None,
     }
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
@@ -64,10 +60,10 @@ def _outputs_json(
     first: dict[tuple[object, ...], str] = {}
     for file in plan.files:
         name = plan.name_of(file.path)
-        own = None if hashes is None else [hashes[file.path][tensor] for tensor in file.tensors]
+        own = None if hashes is None else [hashes[file.path][tensor] for tensor in file.places]
         found: dict[str, Any] = {"file": name, "size": file.size, "mtime_ns": mtimes[file.path]}
         kinds = tuple(
-            (tensor, entry.dtype.name, entry.shape) for tensor, entry in file.tensors.items()
+            (tensor, entry.dtype.name, entry.shape) for tensor, entry in file.places.items()
         )
         if (like := first.setdefault(kinds, name)) != name:
             yield {**found, "like": like, **({} if own is None else {"hashes": " ".join(own)})}
@@ -76,14 +72,7 @@ def _outputs_json(
             [dtype, list(shape), *([own[i]] if own is not None else [])]
             for i, (_, dtype, shape) in enumerate(kinds)
         ]
-        yield {**found, "tensors": dict(zip(file.tensors, stored, strict=True))}
-
-
-def _held(plan: Plan, strategy: Strategy) -> list[list[str]]:
-    """The tensors of each stage, whose ranks hold the same ones."""
-    return [
-        list(plan.files[stage * strategy.devices].tensors) for stage in range(len(strategy.stages))
-    ]
+        yield {**found, "tensors": dict(zip(file.places, stored, strict=True))}
 
 
 def _source_json(

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.checkpoints.opening import CONFIG, Checkpoint
+from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import ConfigError, FormatError, QuantisedError, counted, shown
-from ckptforge.formats.entry import Scaled, TensorEntry
-from ckptforge.quantisation.companions import (
+from ckptforge.model import Model
+from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
+from ckptforge.spelling import command, option
+from ckptforge.steps.scaled import Scaled
+from ckptforge.tables.companions import (
     is_of_activations,
     kind_of,
     offset_of,
     scale_of,
     writer_of,
 )
-from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
-from ckptforge.spelling import command, option
+from ckptforge.values import Stored, Value
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
 _ADVICE = (
@@ -33,92 +36,89 @@ _WEIGHTS = ("bfloat16", "float16", "float32")
 
 
 class Undone(msgspec.Struct, frozen=True):
-    """A checkpoint with its quantised weights as what they stand for. `taken` are the scales and
-    offsets by which they are computed, `activations` those that only the quantised model needs."""
+    """A model with its quantised weights as what they stand for. `taken` are the scales and offsets
+    by which they are computed, `activations` those that only the quantised model needs."""
 
-    checkpoint: Checkpoint
+    model: Model
     taken: frozenset[str] = frozenset()
     activations: tuple[str, ...] = ()
 
 
-def undo(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> Undone:
-    """The checkpoint with every quantised weight computed from its numbers and scales; `where`
-    names config.json.
+def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
+    """The model with every quantised weight computed from its numbers and scales; `where` names
+    config.json.
 
     Raises `QuantisedError`, which names the method, for weights that can't be undone, `FormatError`
     for scales that don't fit their weight or are missing, and `ConfigError` where nothing says how
     large a block is.
     """
-    tensors = checkpoint.tensors
+    tensors = {name: value.origin for name, value in model.values.items()}
     method = None
-    if all(file.path.suffix == ".safetensors" for file in checkpoint.files):
-        method = find_method(config, where, checkpoint.directory)
-    _refuse_unread(checkpoint, method)
+    if all(file.path.suffix == ".safetensors" for file in model.files):
+        method = find_method(config, where, model.directory)
+    _refuse_unread(model.path, tensors, method)
     weights = [
         name
-        for name, entry in tensors.items()
+        for name, stored in tensors.items()
         if scale_of(name, tensors) is not None
-        and (method is not None or entry.dtype.name in _EIGHT_BITS)
+        and (method is not None or stored.dtype.name in _EIGHT_BITS)
     ]
     if weights or (method is not None and method.codes):
-        _refuse_without_scales(checkpoint, method, weights)
+        _refuse_without_scales(tensors, method, weights)
     if not weights:
-        return Undone(checkpoint if method is None else _not_quantised(checkpoint, method))
-    if cut := next((name for name in weights if name in checkpoint.shards), None):
+        return Undone(model if method is None else _not_quantised(model, method))
+    scales = {str(scale_of(name, tensors)) for name in weights}
+    if cut := next((n for n in (*weights, *scales) if model.values[n].whole is None), None):
         raise FormatError(
-            f"{checkpoint.path}: {shown(cut)} is stored with scales of its blocks and cut into "
-            "ranks, which isn't read; merge the ranks "
-            "first, with "
-            f"{command('merge')}."
+            f"{model.path}: {shown(cut)} is stored with scales of its blocks and cut into "
+            f"ranks, which isn't read; merge the ranks first, with {command('merge')}."
         )
     dtype = _dtype_of(config)
-    scaled = {name: _scaled(tensors, name, method, where, dtype) for name in weights}
-    read = {
-        name: replace(entry, scaled=scaled.get(name)) if name in scaled else entry
-        for name, entry in tensors.items()
+    steps = {name: _scaled(tensors, name, method, where) for name in weights}
+    beside = frozenset(tensor.name for step in steps.values() for tensor in step.inputs)
+    values = {
+        name: _undone(value, steps[name], dtype) if name in steps else value
+        for name, value in model.values.items()
     }
-    beside = {
-        tensor.name
-        for one in scaled.values()
-        for tensor in (one.scale, one.offset)
-        if tensor is not None
-    }
-    notes = tuple(_notes(tensors, scaled, method))
-    changed = replace(checkpoint, tensors=read, notes=(*checkpoint.notes, *notes))
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
-    return Undone(changed, frozenset(beside), activations)
+    changed = replace(model, values=values).noting(*_notes(tensors, steps, method))
+    return Undone(changed, beside, activations)
 
 
-def _not_quantised(checkpoint: Checkpoint, method: Method) -> Checkpoint:
+def _undone(value: Value, step: Scaled, dtype: DType) -> Value:
+    read = value.map(lambda fragment: replace(fragment, steps=(*fragment.steps, step)))
+    return replace(read, dtype=dtype)
+
+
+def _not_quantised(model: Model, method: Method) -> Model:
     note = (
         f"{method.where} says {method.name}, but no weight is quantised; a config.json that is "
         "written doesn't say so."
     )
-    return replace(checkpoint, notes=(*checkpoint.notes, note))
+    return model.noting(note)
 
 
-def _refuse_unread(checkpoint: Checkpoint, method: Method | None) -> None:
+def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | None) -> None:
     """Raises `QuantisedError` where the method isn't one that can be undone, and the tensors show
     that it was used."""
-    names = checkpoint.tensors
     writer = writer_of(names)
     if method is not None and method.unread is not None:
         sign = next((name for name, entry in names.items() if _is_sign(name, entry)), None)
         if sign is not None:
             entry = names[sign]
             raise QuantisedError(
-                f"{checkpoint.path}: the weights are quantised: {method.where} says {method.name}, "
+                f"{path}: the weights are quantised: {method.where} says {method.name}, "
                 f"and {shown(sign)} is {entry.dtype} "
                 f"{list(entry.shape)}. {method.unread[0].upper()}{method.unread[1:]}. {_ADVICE}"
             )
     elif writer is not None:
         raise QuantisedError(
-            f"{checkpoint.path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} "
+            f"{path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} "
             f"shows, which isn't read. {_ADVICE}"
         )
 
 
-def _is_sign(name: str, entry: TensorEntry) -> bool:
+def _is_sign(name: str, entry: Stored) -> bool:
     """Whether a tensor shows that weights are quantised: a companion of one, or codes."""
     return (
         kind_of(name) is not None
@@ -128,10 +128,9 @@ def _is_sign(name: str, entry: TensorEntry) -> bool:
 
 
 def _refuse_without_scales(
-    checkpoint: Checkpoint, method: Method | None, weights: list[str]
+    names: Mapping[str, Stored], method: Method | None, weights: list[str]
 ) -> None:
     scaled = set(weights)
-    names = checkpoint.tensors
     lacking = [
         name
         for name, entry in names.items()
@@ -158,9 +157,7 @@ def _refuse_without_scales(
         )
 
 
-def _scaled(
-    tensors: Mapping[str, TensorEntry], name: str, method: Method | None, where: str, dtype: DType
-) -> Scaled:
+def _scaled(tensors: Mapping[str, Stored], name: str, method: Method | None, where: str) -> Scaled:
     entry, scale = tensors[name], tensors[str(scale_of(name, tensors))]
     offset = None if (found := offset_of(name, tensors)) is None else tensors[found]
     _check_codes(entry, scale, method, name)
@@ -182,20 +179,20 @@ def _scaled(
             f"{list(scale.shape)}, but {shown(offset.name)} in "
             f"{offset.path} is {offset.dtype} {list(offset.shape)}."
         )
-    return Scaled(scale=scale, block=block, dtype=dtype, offset=offset, exponents=exponents)
+    return Scaled(scale=scale, block=block, offset=offset, exponents=exponents)
 
 
-def _not_undone(entry: TensorEntry, method: Method, why: str) -> QuantisedError:
+def _not_undone(entry: Stored, method: Method, why: str) -> QuantisedError:
     return QuantisedError(
         f"{_described(entry)}, quantised by {method.name} ({method.where}): {why}. {_ADVICE}"
     )
 
 
-def _described(entry: TensorEntry) -> str:
+def _described(entry: Stored) -> str:
     return f"{entry.path}: {shown(entry.name)} is {entry.dtype} {list(entry.shape)}"
 
 
-def _check_codes(entry: TensorEntry, scale: TensorEntry, method: Method | None, name: str) -> None:
+def _check_codes(entry: Stored, scale: Stored, method: Method | None, name: str) -> None:
     if method is not None and (refusal := method.refusal(name)) is not None:
         raise _not_undone(entry, method, refusal)
     allowed = ("float8_e4m3fn", "float8_e5m2") if method is None else method.codes_of(name)
@@ -212,9 +209,7 @@ def _check_codes(entry: TensorEntry, scale: TensorEntry, method: Method | None, 
         )
 
 
-def _block(
-    entry: TensorEntry, scale: TensorEntry, method: Method | None, where: str
-) -> tuple[int, ...]:
+def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> tuple[int, ...]:
     """How many elements share a scale, by axis. The shape of the scales says it where there is one
     for the whole tensor, or one for each row or column; else the method must, and fit."""
     shape, held = entry.shape, _grid_of(entry.shape, scale.shape)
@@ -280,7 +275,7 @@ def _dtype_of(config: Mapping[str, Any]) -> DType:
 
 
 def _notes(
-    tensors: Mapping[str, TensorEntry], scaled: Mapping[str, Scaled], method: Method | None
+    tensors: Mapping[str, Stored], scaled: Mapping[str, Scaled], method: Method | None
 ) -> Iterator[str]:
     """A sentence for each kind of scales."""
     kinds = Counter(
@@ -304,10 +299,10 @@ def _kind(shape: tuple[int, ...], block: tuple[int, ...]) -> str:
     return f"a scale for each block of {' × '.join(map(str, block[-2:]))}"
 
 
-def refuse_scaled(checkpoint: Checkpoint) -> None:
+def refuse_scaled(model: Model) -> None:
     """Raises `QuantisedError` for eight-bit floats with scales beside them, which a cast would take
     for the weights."""
-    names = checkpoint.tensors
+    names = {name: value.origin for name, value in model.values.items()}
     for name, entry in names.items():
         if (
             entry.dtype.itemsize == 1

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import INDEX
-from ckptforge.checkpoints.opening import CONFIG, Checkpoint
+from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.errors import shown
+from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.storage.small_json import parse_object
 from ckptforge.tables.model_config import language_part
@@ -27,19 +28,11 @@ _OF_OTHER_PARTS = (
 )
 
 
-def renamed(checkpoint: Checkpoint, renaming: Renaming) -> Checkpoint:
-    """The checkpoint with its tensors under the layout's names; each remembers the name that it is
-    stored under."""
-    names = {**renaming.of_state(filter(is_state, checkpoint.tensors)), **renaming.names}
-    tensors = {
-        names.get(name, name): replace(entry, name=names[name], stored=name)
-        if name in names
-        else entry
-        for name, entry in checkpoint.tensors.items()
-    }
-    shards = {names.get(name, name): parts for name, parts in checkpoint.shards.items()}
-    note = f"{checkpoint.path}: {renaming.said}."
-    return replace(checkpoint, tensors=tensors, shards=shards, notes=(*checkpoint.notes, note))
+def renamed(model: Model, renaming: Renaming) -> Model:
+    """The model with its tensors under the layout's names; each is stored under its own."""
+    names = {**renaming.of_state(filter(is_state, model.values)), **renaming.names}
+    values = {names.get(name, name): value for name, value in model.values.items()}
+    return replace(model, values=values).noting(f"{model.path}: {renaming.said}.")
 
 
 def side_renamed(side: HuggingFaceSide, renaming: Renaming) -> HuggingFaceSide:

@@ -21,7 +21,7 @@ from ckptforge.checkpoints.card import (
 )
 from ckptforge.checkpoints.huggingface import shard_of
 from ckptforge.checkpoints.manifest import Manifest, find_manifest
-from ckptforge.checkpoints.opening import CONFIG, Checkpoint
+from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.dtypes import DType
 from ckptforge.errors import (
     CkptforgeError,
@@ -35,11 +35,12 @@ from ckptforge.errors import (
     listing,
     shown,
 )
-from ckptforge.formats.entry import TensorEntry
+from ckptforge.model import Model
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.naming import language_side, renamed, side_renamed
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 from ckptforge.spelling import flag, option
+from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.files import is_directory
 from ckptforge.storage.small_files import is_there, read_small
 from ckptforge.storage.small_json import parse_object, read_object
@@ -58,17 +59,15 @@ _MAX_CONFIG = 16 * 1024 * 1024  # some hold tables of labels
 
 class Source(msgspec.Struct, frozen=True):
     """A checkpoint bound to a layout. `state` are optimizer state and counters, `unmapped` what
-    nothing knows, `activations` scales that only a quantised model needs, `unmerged` the tensors
-    before an adapter was added."""
+    nothing knows, `activations` scales that only a quantised model needs."""
 
-    checkpoint: Checkpoint
+    model: Model
     binding: Binding
     config: Mapping[str, Any]
     hugging_face: HuggingFaceSide | None
     state: tuple[str, ...]
     unmapped: tuple[str, ...]
     activations: tuple[str, ...] = ()
-    unmerged: Mapping[str, TensorEntry] | None = None
 
     @property
     def table(self) -> Table:
@@ -78,11 +77,12 @@ class Source(msgspec.Struct, frozen=True):
     def quantised(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """Name → how a quantised weight is stored: its dtype, and how many elements share a scale,
         by axis."""
-        tensors = self.checkpoint.tensors
         return {
-            name: (entry.dtype, entry.scaled.block)
-            for name, entry in tensors.items()
-            if entry.scaled is not None
+            name: (fragment.stored.dtype, step.block)
+            for name, value in self.model.values.items()
+            for fragment in value.fragments
+            for step in fragment.steps
+            if isinstance(step, Scaled)
         }
 
     def refuse_unmapped(self, allowed: bool, drop: Sequence[str] = ()) -> None:
@@ -101,17 +101,17 @@ class Source(msgspec.Struct, frozen=True):
             name for name in self.unmapped if not any(fnmatchcase(name, glob) for glob in drop)
         ]
         if refusal := self.table.refusal(self.binding.layout, unmapped):
-            raise UnmappedTensorsError(f"{self.checkpoint.path}: holds {refusal[0]}: {refusal[1]}.")
+            raise UnmappedTensorsError(f"{self.model.path}: holds {refusal[0]}: {refusal[1]}.")
         if kept := undroppable(unmapped):
             kind, names = kept
             raise UnmappedTensorsError(
-                f"{self.checkpoint.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice} "
+                f"{self.model.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice} "
                 f"To drop them anyway, name them with {option('drop')}."
             )
         if unmapped and not allowed:
             unknown = counted(len(unmapped), "tensor", "aren't")
             raise UnmappedTensorsError(
-                f"{self.checkpoint.path}: {unknown} known to the mapping {self.table.name} in "
+                f"{self.model.path}: {unknown} known to the mapping {self.table.name} in "
                 "layout "
                 f"{self.binding.layout.name}:\n{self._places(unmapped)}\n{self._advice(unmapped)}"
             )
@@ -142,38 +142,28 @@ class Source(msgspec.Struct, frozen=True):
         return f"Give {flag('allow_unmapped')} to leave them out."
 
     def _places(self, names: Sequence[str]) -> str:
-        return listing(
-            [
-                f"{entry.label} in {entry.path.name}"
-                for entry in map(self.checkpoint.tensors.__getitem__, names)
-            ]
-        )
+        origins = [self.model.values[name].origin for name in names]
+        return listing([f"{stored.name} in {stored.path.name}" for stored in origins])
 
     def refuse_codes(self, dtype: DType | None) -> None:
         """Raises `QuantisedError` for weights of integers, and for eight-bit floats without scales
         that aren't cast to `dtype`: whatever reads them would take codes for weights."""
-        tensors = self.checkpoint.tensors
-        weights = [
-            tensors[name] for names in self.binding.names.values() for name in names.values()
-        ]
-        if codes := [entry for entry in weights if not entry.value_dtype.floating]:
+        names = [name for names in self.binding.names.values() for name in names.values()]
+        weights = [self.model.values[name] for name in names]
+        if codes := [value.origin for value in weights if not value.dtype.floating]:
             raise QuantisedError(
                 f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} "
                 f"{list(codes[0].shape)}, expected floating-point numbers "
                 f"({counted(len(codes), 'such weight')}). Integers are codes of a quantised "
-                "weight, and no scales stand beside it; take "
-                "the model before it was quantised."
+                "weight, and no scales stand beside it; take the model before it was quantised."
             )
-        if dtype is None and (
-            codes := [entry for entry in weights if entry.value_dtype.itemsize == 1]
-        ):
+        if dtype is None and (codes := [v.origin for v in weights if v.dtype.itemsize == 1]):
             raise QuantisedError(
                 f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} "
                 f"{list(codes[0].shape)}, without scales "
                 f"({counted(len(codes), 'such weight')}). If these numbers are the weights, cast "
-                "them with "
-                f"{option('dtype', 'bf16')}; if they were made with scales, take the files that "
-                "hold those."
+                f"them with {option('dtype', 'bf16')}; if they were made with scales, take the "
+                "files that hold those."
             )
 
 
@@ -214,20 +204,20 @@ class Known(msgspec.Struct, frozen=True):
     described: Mapping[str, Any]
 
 
-def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
+def known_of(model: Model, choices: Choices) -> Known:
     """Of a checkpoint, whose tensors may still be missing. Raises the errors of reading a manifest,
     config.json and tables."""
-    path = checkpoint.path
+    path = model.path
     if (shard := shard_of(path)) and not is_directory(path):
         raise MissingTensorsError(f"{path}: {shard}.")
-    manifest = find_manifest(path, checkpoint.files)
-    side = _hugging_face_side(checkpoint, manifest, choices.config)
-    described, described_in = _config(checkpoint, manifest, side, choices.config)
+    manifest = find_manifest(path, model.files)
+    side = _hugging_face_side(model, manifest, choices.config)
+    described, described_in = _config(model, manifest, side, choices.config)
     part = language_part(described, described_in)
     config, config_source = part.config, part.where
     named = choices.model or (manifest.model if manifest is not None else None)
     tables = candidate_tables(choices.mapping, named, config.get("model_type"))
-    if manifest is not None and not manifest.untouched(checkpoint.files):
+    if manifest is not None and not manifest.untouched(model.files):
         _log.info(
             "the files aren't the very ones that were written with the manifest: its layout "
             "isn't relied on"
@@ -237,7 +227,7 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
         config_source,
         choices.model,
         choices.layout,
-        manifest.layout if manifest and manifest.untouched(checkpoint.files) else None,
+        manifest.layout if manifest and manifest.untouched(model.files) else None,
         choices.layout_option,
     )
     if (
@@ -251,27 +241,27 @@ def known_of(checkpoint: Checkpoint, choices: Choices) -> Known:
     return Known(config, config_source, side, tables, hints, described)
 
 
-def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
-    """Finds the layout of an open checkpoint. Raises the errors of the tables and of binding, which
+def bind_source(model: Model, choices: Choices) -> Source:
+    """Finds the layout of an open model. Raises the errors of the tables and of binding, which
     name the path."""
-    path, known = checkpoint.path, known_of(checkpoint, choices)
+    path, known = model.path, known_of(model, choices)
     config, config_source, side = known.config, known.config_source, known.side
-    undone = undo(checkpoint, config, config_source)
-    checkpoint = undone.checkpoint
+    undone = undo(model, config, config_source)
+    model = undone.model
     beside = {*undone.taken, *undone.activations}
     shapes: Shapes = {
-        name: entry.shape
-        for name, entry in checkpoint.tensors.items()
+        name: value.shape
+        for name, value in model.values.items()
         if not is_state(name) and name not in beside
     }
     try:
-        checkpoint, identified = _identified(checkpoint, shapes, known, choices)
+        model, identified = _identified(model, shapes, known, choices)
     except LayoutError as error:
         names = error.tensors if is_directory(path) else ()
         places = "".join(
-            f" {name} lies in {checkpoint.tensors[name].path.name}."
+            f" {name} lies in {model.values[name].origin.path.name}."
             for name in names
-            if name in checkpoint.tensors
+            if name in model.values
         )
         raise type(error)(f"{path}: {error}{places}") from error
     except CkptforgeError as error:
@@ -292,13 +282,16 @@ def bind_source(checkpoint: Checkpoint, choices: Choices) -> Source:
             side if identified.renaming is None else side_renamed(side, identified.renaming),
             binding.table,
         )
-        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
-    checkpoint = replace(
-        checkpoint, notes=(*checkpoint.notes, *_undeclared(binding, config, config_source))
-    )
-    state = tuple(name for name in checkpoint.tensors if is_state(name))
+        model = model.noting(*notes)
+    model = model.noting(*_undeclared(binding, config, config_source))
+    must_equal = {
+        (copy, original): (model.values[copy], model.values[original])
+        for copy, original in binding.copies.items()
+    }
+    model = replace(model, account=replace(model.account, must_equal=must_equal))
+    state = tuple(name for name in model.values if is_state(name))
     _log_choice(binding, choices, known.hints)
-    return Source(checkpoint, binding, config, side, state, binding.unknown, undone.activations)
+    return Source(model, binding, config, side, state, binding.unknown, undone.activations)
 
 
 def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -323,9 +316,9 @@ def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iter
 
 
 def _identified(
-    checkpoint: Checkpoint, shapes: Shapes, known: Known, choices: Choices
-) -> tuple[Checkpoint, Identified]:
-    """A checkpoint under the names of its layout, without the padding of its vocabulary where that
+    model: Model, shapes: Shapes, known: Known, choices: Choices
+) -> tuple[Model, Identified]:
+    """A model under the names of its layout, without the padding of its vocabulary where that
     is wanted, and what it is."""
     hints = known.hints
     if choices.trim_vocab and KEY not in hints.config:
@@ -336,50 +329,48 @@ def _identified(
     try:
         identified = identify(known.tables, shapes, hints, choices.family)
     except LayoutError as error:
-        if (found := _padded(checkpoint, shapes, known, choices.family)) is None:
+        if (found := _padded(model, shapes, known, choices.family)) is None:
             raise
-        checkpoint, identified, padding = found
+        model, identified, padding = found
         if not choices.trim_vocab:
             raise LayoutError(refusal(padding, known.config_source), padding.names) from error
-        checkpoint = trimmed(checkpoint, padding)
-        kept = {name: checkpoint.tensors[name].shape for name in map(identified.renamed, shapes)}
-        return checkpoint, replace(
+        model = trimmed(model, padding)
+        kept = {name: model.values[name].shape for name in map(identified.renamed, shapes)}
+        return model, replace(
             identified, binding=recognise(identified.binding.table, kept, hints, choices.family)
         )
     if choices.trim_vocab:
         note = f"no tensor has more rows than {KEY} {hints.config[KEY]}: nothing is cut off."
-        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
-    return _as_identified(checkpoint, identified), identified
+        model = model.noting(note)
+    return _as_identified(model, identified), identified
 
 
 def _padded(
-    checkpoint: Checkpoint, shapes: Shapes, known: Known, family: str | None
-) -> tuple[Checkpoint, Identified, Padding] | None:
-    """The same and the padding of its vocabulary, where that is all in which a checkpoint and its
+    model: Model, shapes: Shapes, known: Known, family: str | None
+) -> tuple[Model, Identified, Padding] | None:
+    """The same and the padding of its vocabulary, where that is all in which a model and its
     config.json differ."""
     if KEY not in known.config:
         return None
     unsaid = {key: value for key, value in known.config.items() if key != KEY}
     try:
         identified = identify(known.tables, shapes, replace(known.hints, config=unsaid), family)
-        checkpoint = _as_identified(checkpoint, identified)
-        padding = padding_of(identified.binding, checkpoint.tensors, known.config)
+        model = _as_identified(model, identified)
+        padding = padding_of(identified.binding, model.values, known.config)
     except CkptforgeError:
         return None
-    return None if padding is None else (checkpoint, identified, padding)
+    return None if padding is None else (model, identified, padding)
 
 
-def _as_identified(checkpoint: Checkpoint, identified: Identified) -> Checkpoint:
-    """A checkpoint under the names that the layout has, with what a user should hear of."""
+def _as_identified(model: Model, identified: Identified) -> Model:
+    """A model under the names that the layout has, with what a user should hear of."""
     if identified.note and identified.binding.layout.family == "huggingface":
-        checkpoint = replace(
-            checkpoint, notes=(*checkpoint.notes, f"{checkpoint.path}: {identified.note}")
-        )
-    return checkpoint if identified.renaming is None else renamed(checkpoint, identified.renaming)
+        model = model.noting(f"{model.path}: {identified.note}")
+    return model if identified.renaming is None else renamed(model, identified.renaming)
 
 
 def _log_choice(binding: Binding, choices: Choices, hints: Hints) -> None:
-    """Says which model and layout a checkpoint is read as, and by what that was known."""
+    """Says which model and layout a model is read as, and by what that was known."""
     model_type = hints.config.get("model_type")
     if choices.model is not None or choices.mapping is not None:
         why = "as was asked for"
@@ -400,7 +391,7 @@ def _log_choice(binding: Binding, choices: Choices, hints: Hints) -> None:
 
 
 def _hugging_face_side(
-    checkpoint: Checkpoint, manifest: Manifest | None, config: Path | None
+    model: Model, manifest: Manifest | None, config: Path | None
 ) -> HuggingFaceSide | None:
     """Small files from --config, else from the manifest, else from beside the weights where a
     config.json lies."""
@@ -417,18 +408,18 @@ def _hugging_face_side(
         )
     if manifest is not None and manifest.hugging_face is not None:
         return manifest.hugging_face
-    if is_there(checkpoint.directory / CONFIG):
+    if is_there(model.directory / CONFIG):
         return hugging_face_side(
-            checkpoint.directory,
-            checkpoint.files,
+            model.directory,
+            model.files,
             None,
-            all_files=checkpoint.format == "hugging face directory",
+            all_files=model.format == "hugging face directory",
         )
     return None
 
 
 def _config(
-    checkpoint: Checkpoint,
+    model: Model,
     manifest: Manifest | None,
     side: HuggingFaceSide | None,
     given: Path | None,
@@ -441,7 +432,7 @@ def _config(
     elif manifest is not None and side is manifest.hugging_face:
         origin = f"{CONFIG} in {manifest.path}"
     else:
-        origin = str(checkpoint.directory / CONFIG)
+        origin = str(model.directory / CONFIG)
     if len(side.files[CONFIG]) > _MAX_CONFIG:
         raise ConfigError(f"{origin}: over {_MAX_CONFIG} bytes, too large for what it should be.")
     return parse_object(side.files[CONFIG], origin, constants=True), origin

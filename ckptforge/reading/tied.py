@@ -5,42 +5,41 @@ from __future__ import annotations
 
 import msgspec
 
-from ckptforge.formats.entry import TensorEntry
 from ckptforge.reading.source import Source
 from ckptforge.run.budget import Budget
+from ckptforge.values import Value
 
 
-class Tied(msgspec.Struct, frozen=True):
-    """A stored tensor (`stored`), and the one that config.json says is used in its place (`used`),
-    by the key that says so."""
+class Tied(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored tensor, `name`, and the one that config.json says is used in its place, `used`, by
+    the key that says so; `values` are both."""
 
-    stored: TensorEntry
-    used: TensorEntry
+    name: str
+    used: str
     key: str
+    values: tuple[Value, Value]
 
     @property
     def text(self) -> str:
         """What is to be said where the two differ."""
         return (
-            f"config.json ties {self.stored.name} to {self.used.name} ({self.key}), but the files "
-            "hold two that differ. Programs that "
-            f"trust config.json use {self.used.name} for both: if the head was trained, set "
-            f"{self.key} to false in the "
-            "output's config.json."
+            f"config.json ties {self.name} to {self.used} ({self.key}), but the files hold two "
+            f"that differ. Programs that trust config.json use {self.used} for both: if the head "
+            f"was trained, set {self.key} to false in the output's config.json."
         )
 
     @property
     def unknown(self) -> str:
         """What is to be said where they weren't compared."""
         return (
-            f"config.json ties {self.stored.name} to {self.used.name} ({self.key}), and both "
+            f"config.json ties {self.name} to {self.used} ({self.key}), and both "
             "are stored; they weren't compared."
         )
 
 
-def stored_heads(source: Source) -> dict[str, tuple[TensorEntry, TensorEntry]]:
-    """Key of config.json → (the tensor that it makes needless, the one that stands in for it),
-    where both are stored by themselves."""
+def stored_heads(source: Source) -> dict[str, Tied]:
+    """Key of config.json → the tensor that it would make needless, with the one that would stand
+    in for it, where both are stored by themselves."""
     table, names = source.table, source.binding.names
     held = {
         pattern.tensors[0]: list(indexed.values())
@@ -51,8 +50,9 @@ def stored_heads(source: Source) -> dict[str, tuple[TensorEntry, TensorEntry]]:
     for tensor, stand_in in (table.pipeline.tied if table.pipeline is not None else {}).items():
         condition = table.optional.get(tensor)
         if condition is not None and len(held.get(tensor, ())) == len(held.get(stand_in, ())) == 1:
-            tensors = source.checkpoint.tensors
-            found[condition.met()[0]] = tensors[held[tensor][0]], tensors[held[stand_in][0]]
+            (name,), (used,), key = held[tensor], held[stand_in], condition.met()[0]
+            values = source.model.values[name], source.model.values[used]
+            found[key] = Tied(name=name, used=used, key=key, values=values)
     return found
 
 
@@ -64,29 +64,21 @@ def tied(source: Source) -> tuple[Tied, ...]:
         for condition in source.table.optional.values()
         if condition.holds(source.config)
     }
-    return tuple(
-        Tied(stored, used, key)
-        for key, (stored, used) in stored_heads(source).items()
-        if key in met
-    )
+    return tuple(pair for key, pair in stored_heads(source).items() if key in met)
 
 
 def differing(pairs: tuple[Tied, ...], budget: Budget) -> list[Tied]:
     """Those pairs whose tensors hold something else; reads both."""
+    if not pairs:
+        return []
     from ckptforge.run.match import unlike  # which needs numpy, inspect mostly doesn't
 
-    comparable = [pair for pair in pairs if pair.stored.extents and pair.used.extents]
-    if not comparable:
-        return []
-    found = unlike([(pair.stored, pair.used) for pair in comparable], budget)
-    return [pair for pair in comparable if pair.stored.name in found]
+    found = unlike({(pair.name, pair.used): pair.values for pair in pairs}, budget)
+    return [pair for pair in pairs if pair.name in found]
 
 
 def notes(pairs: tuple[Tied, ...], budget: Budget | None) -> list[str]:
-    """A sentence for each pair that differs, or, without a budget or for ranks, wasn't compared."""
-    unknown = [
-        pair.unknown
-        for pair in pairs
-        if budget is None or not (pair.stored.extents and pair.used.extents)
-    ]
-    return unknown + ([] if budget is None else [pair.text for pair in differing(pairs, budget)])
+    """A sentence for each pair that differs, or, without a budget, wasn't compared."""
+    if budget is None:
+        return [pair.unknown for pair in pairs]
+    return [pair.text for pair in differing(pairs, budget)]

@@ -3,20 +3,20 @@ jobs add to divide them evenly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.boxes import Box
-from ckptforge.checkpoints.opening import Checkpoint
+from ckptforge.boxes import full_box
 from ckptforge.errors import LayoutError, counted
-from ckptforge.formats.entry import Extent, TensorEntry
+from ckptforge.model import Model
 from ckptforge.spelling import command, flag, option
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.tables.table import Table
+from ckptforge.values import Value
 
 KEY = "vocab_size"
 
@@ -51,7 +51,7 @@ def vocabulary_axis(table: Table) -> str | None:
 
 
 def padding_of(
-    binding: Binding, tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]
+    binding: Binding, tensors: Mapping[str, Value], config: Mapping[str, Any]
 ) -> Padding | None:
     """The padding of a checkpoint that was bound without config.json's vocab_size; None where there
     is none.
@@ -92,33 +92,11 @@ def refusal(padding: Padding, where: str) -> str:
     )
 
 
-def trimmed(checkpoint: Checkpoint, padding: Padding) -> Checkpoint:
-    """The checkpoint without the rows that pad its vocabulary, and a note of them."""
-    tensors, shards = dict(checkpoint.tensors), dict(checkpoint.shards)
+def trimmed(model: Model, padding: Padding) -> Model:
+    """The model without the rows that pad its vocabulary, and a note of them."""
+    values = dict(model.values)
     for name in padding.names:
-        tensors[name] = _first_rows(tensors[name], padding.tokens)
-        if name in shards:
-            shards[name] = tuple(_trimmed_parts(shards[name], padding.tokens))
-    note = f"{padding.text}: {counted(padding.rows - padding.tokens, 'row')} of padding cut off."
-    return replace(checkpoint, tensors=tensors, shards=shards, notes=(*checkpoint.notes, note))
-
-
-def _trimmed_parts(
-    parts: tuple[tuple[Box, TensorEntry], ...], rows: int
-) -> Iterator[tuple[Box, TensorEntry]]:
-    for box, entry in parts:
-        first, last = box[0]
-        if first < rows:
-            kept = min(last, rows)
-            yield ((first, kept), *box[1:]), _first_rows(entry, kept - first)
-
-
-def _first_rows(entry: TensorEntry, rows: int) -> TensorEntry:
-    """The first rows of a tensor, which are the first of its bytes."""
-    nbytes = entry.nbytes // entry.shape[0] * rows
-    extents = tuple(
-        Extent(extent.start, extent.offset, min(extent.length, nbytes - extent.start))
-        for extent in entry.extents
-        if extent.start < nbytes
-    )
-    return replace(entry, shape=(rows, *entry.shape[1:]), extents=extents)
+        _, *sides = full_box(values[name].shape)
+        values[name] = values[name].within(((0, padding.tokens), *sides))
+    cut = counted(padding.rows - padding.tokens, "row")
+    return replace(model, values=values).noting(f"{padding.text}: {cut} of padding cut off.")

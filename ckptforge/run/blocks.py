@@ -15,8 +15,10 @@ import msgspec
 import xxhash
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.formats.entry import Extent, FileIndex, TensorEntry, read_range
-from ckptforge.storage.store import Reader
+from ckptforge.formats.entry import FileIndex, read_range
+from ckptforge.run.worker import Worker
+from ckptforge.run.write import PIECE_BYTES
+from ckptforge.values import Extent, Located, Stored
 
 BLOCK_BYTES = 8 * 1024 * 1024
 Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
@@ -28,12 +30,15 @@ class Block(msgspec.Struct, frozen=True):
     the tensor is known under."""
 
     file: Path
-    entry: TensorEntry
+    entry: Located
     start: int
     length: int
+    progress: int = 0
 
-    def digest(self, reader: Reader, buffer: memoryview) -> bytes:
-        """Its digest, read by way of `buffer`. Raises the errors of reading."""
+    def do(self, worker: Worker) -> bytes:
+        """Its digest. Raises the errors of reading."""
+        buffer = worker.buffers.lend((PIECE_BYTES, self.entry.file_offset(self.start)))[0].data
+        reader = worker.files.targets.get(self.file) or worker.files.source(self.entry.path)
         state = xxhash.xxh3_128()
         for at in range(self.start, self.start + self.length, len(buffer)):
             part = buffer[: min(len(buffer), self.start + self.length - at)]
@@ -42,20 +47,28 @@ class Block(msgspec.Struct, frozen=True):
         return state.digest()
 
 
-def blocks_of(file: Path, entry: TensorEntry) -> Iterator[Block]:
-    """The blocks of a tensor in a file that is known as `file`."""
+def blocks_of(file: Path, entry: Located, counted: bool = False) -> Iterator[Block]:
+    """The blocks of a tensor in a file that is known as `file`; their bytes count as progress where
+    they are `counted`."""
     for start in range(0, entry.nbytes, BLOCK_BYTES):
-        yield Block(file, entry, start, min(BLOCK_BYTES, entry.nbytes - start))
+        length = min(BLOCK_BYTES, entry.nbytes - start)
+        yield Block(file, entry, start, length, length if counted else 0)
 
 
-def block_count(entry: TensorEntry) -> int:
+def block_count(entry: Located) -> int:
     """How many blocks a tensor has."""
     return -(-entry.nbytes // BLOCK_BYTES)
 
 
-def whole_file(file: FileIndex) -> TensorEntry:
+def whole_file(file: FileIndex) -> Stored:
     """A file's bytes as one tensor, so that files are hashed as tensors are."""
-    return TensorEntry("", BY_NAME["uint8"], (file.size,), file.path, (Extent(0, 0, file.size),))
+    return Stored(
+        path=file.path,
+        name="",
+        dtype=BY_NAME["uint8"],
+        shape=(file.size,),
+        extents=(Extent(0, 0, file.size),),
+    )
 
 
 def hash_of(digests: Mapping[int, bytes]) -> str:

@@ -24,7 +24,7 @@ class Budget(msgspec.Struct, frozen=True):
 
     workers: int
     bytes_each: int
-    held: int = 0
+    cached: int = 0
 
     @classmethod
     def of(cls, workers: int | None, memory: int | None) -> Budget:
@@ -43,31 +43,33 @@ class Budget(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        return self.workers * (self.bytes_each + self.held)
+        return self.workers * (self.bytes_each + self.cached)
 
-    def holding(self, held: int) -> Budget:
+    def caching(self, cached: int) -> Budget:
         """The budget where each worker keeps so many bytes beside its buffers, with fewer workers
         if need be. Raises `UsageError` where that isn't enough for one."""
-        workers = min(self.workers, self.total // (held + _MIN_BUFFERS)) if held else self.workers
+        workers = (
+            min(self.workers, self.total // (cached + _MIN_BUFFERS)) if cached else self.workers
+        )
         if not workers:
             raise UsageError(
-                f"{option('memory')} of {self.total} bytes is too little: the factors of a "
-                f"weight's adapter take {held}, buffers {_MIN_BUFFERS}."
+                f"{option('memory')} of {self.total} bytes is too little: the scales and "
+                f"factors of a weight take {cached}, buffers {_MIN_BUFFERS}."
             )
-        return Budget(workers, self.total // workers - held, held)
+        return Budget(workers, self.total // workers - cached, cached)
 
     @property
     def halved(self) -> Budget:
         """The budget of tiles where each is held twice, to be compared."""
         return Budget(self.workers, self.bytes_each // 2)
 
-    def tile_elements(self, target: DType, turned: bool) -> int:
-        """Elements of an output tensor that are made at a time. Where its axes are turned, broad
-        tiles save reading twice; otherwise small ones stay in the cache."""
+    def tile_elements(self, target: DType, turned: bool, sums: int = 0) -> int:
+        """Elements of an output tensor that are made at a time, with `sums` bytes for each beside.
+        Where its axes are turned, broad tiles save reading twice; otherwise small ones stay in the
+        cache."""
         limit = self.bytes_each * 3 // 4
-        return max(
-            1, min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES) // target.itemsize
-        )
+        most = min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES)
+        return max(1, most // (target.itemsize + sums))
 
     def strip_elements(self, source: DType, target: DType, summed: DType | None = None) -> int:
         """Elements of a source, gaps included, that are read at a time: as read, as `summed` with

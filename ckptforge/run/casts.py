@@ -33,8 +33,9 @@ _EXACT, _ROUNDED, _UNDERFLOW, _OVERFLOW = 0, 1, 2, 3
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
-    """The numpy dtype of a castable dtype, or of one of eight bits."""
-    return np.dtype(getattr(ml_dtypes, dtype.name, dtype.name))
+    """The numpy dtype of a dtype; of one that numpy doesn't have, raw bytes."""
+    name = dtype.numpy or f"V{dtype.itemsize}"
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 Cast = Callable[[Array, Array], CastCount]

@@ -1,27 +1,29 @@
-"""Comparing instead of writing: the tiles of a plan against the bytes of tensors that are there
-already."""
+"""Comparing instead of writing: the tiles of tensors as two sides make them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Box, Transfer, row_major_strides
+from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
-from ckptforge.formats.entry import TensorEntry, read_range
-from ckptforge.planning.plan import Assembly, Pair
+from ckptforge.planning.lower import in_memory
+from ckptforge.planning.plan import Assembly
 from ckptforge.run.budget import Budget
 from ckptforge.run.casts import STEP, numpy_dtype
-from ckptforge.run.tasks import Fill, fills
-from ckptforge.run.worker import Descriptors, Progress, Worker, run_workers
-from ckptforge.storage.store import Reader
+from ckptforge.run.files import OpenFiles
+from ckptforge.run.pool import Progress, Task, run_tasks
+from ckptforge.run.run import cache_bytes
+from ckptforge.run.tasks import tiles_of
+from ckptforge.run.tiles import Tile
+from ckptforge.run.worker import Worker
+from ckptforge.values import Value
 
 Array = NDArray[Any]
 Index = tuple[int, ...]
@@ -59,116 +61,138 @@ class Difference:
             self.first, self.first_source = other.first, other.first_source
 
 
+class Pair(msgspec.Struct, frozen=True):
+    """A tensor as two sides make it, of one shape."""
+
+    one: Assembly
+    other: Assembly
+
+    @property
+    def name(self) -> str:
+        """The name that the other side has for it."""
+        return self.other.place.name
+
+
 def differing(
     pairs: Sequence[Pair], budget: Budget, progress: Progress | None = None
 ) -> dict[str, Difference]:
     """Name → difference, of the tensors that aren't equal: bit by bit where the dtypes are the
     same, else by value (NaN equals NaN). Reads both sides once, and those that differ once more for
     the figures."""
-    total = sum(pair.entry.nbytes for pair in pairs)
-    unequal = _compare(pairs, budget, progress, total, exact=True)
-    again = [pair for pair in pairs if pair.entry.name in unequal]
-    return _compare(again, budget, None, total, exact=False) if again else {}
+    total = sum(pair.other.place.nbytes for pair in pairs)
+    unequal: set[str] = set()
+
+    def note(task: _Equality, same: bool) -> None:
+        if not same:
+            unequal.add(task.pair.name)
+
+    tiles = ((pair, tile) for pair in pairs for tile in _tiles(pair, budget))
+    queue: Iterator[Task] = (_Equality(pair, tile, unequal) for pair, tile in tiles)
+    _run(queue, pairs, budget, note, lambda done: progress(done, total) if progress else None)
+    again = [pair for pair in pairs if pair.name in unequal]
+    found = {pair.name: Difference() for pair in again}
+    tiles = ((pair, tile) for pair in again for tile in _tiles(pair, budget))
+    queue = (_Measurement(pair, tile) for pair, tile in tiles)
+    _run(queue, again, budget, lambda task, difference: found[task.pair.name].add(difference))
+    return {name: difference for name, difference in found.items() if difference.count}
 
 
-def unlike(pairs: Sequence[tuple[TensorEntry, TensorEntry]], budget: Budget) -> dict[str, str]:
-    """Name of a first tensor → that of the second, of whole tensors that should hold the same and
+def unlike(pairs: Mapping[tuple[str, str], tuple[Value, Value]], budget: Budget) -> dict[str, str]:
+    """Name of a first tensor → that of the second, of tensors that should hold the same and
     don't."""
-    made = []
-    for copy, original in pairs:
-        if copy.shape != original.shape:
-            continue
-        strides = row_major_strides(original.shape)
-        whole = Transfer(original.shape, 0, strides, 0, strides).ordered()
-        target = TensorEntry(copy.name, original.value_dtype, original.shape, Path(), ())
-        made.append(Pair(Assembly(target, original.name, ((original, whole),)), copy, None))
+    made = [
+        Pair(in_memory(original, values[1]), in_memory(copy, values[0]))
+        for (copy, original), values in pairs.items()
+        if values[0].shape == values[1].shape
+    ]
     found = differing(made, budget)
     return {
-        copy.name: original.name
-        for copy, original in pairs
-        if copy.name in found or copy.shape != original.shape
+        copy: original
+        for (copy, original), values in pairs.items()
+        if copy in found or values[0].shape != values[1].shape
     }
 
 
-def _compare(
-    pairs: Sequence[Pair], budget: Budget, progress: Progress | None, total: int, exact: bool
-) -> dict[str, Difference]:
-    descriptors = Descriptors({})
-    against = {pair.assembly.target: pair for pair in pairs}
-    found: dict[str, Difference] = {}
+def _tiles(pair: Pair, budget: Budget) -> Iterator[Tile]:
+    return tiles_of(budget.halved, pair.one, pair.other)
+
+
+def _run(
+    queue: Iterator[Task],
+    pairs: Sequence[Pair],
+    budget: Budget,
+    finished: Callable[[Any, Any], None],
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    if not pairs:
+        return
+    sides = [side for pair in pairs for side in (pair.one, pair.other)]
+    budget = budget.caching(cache_bytes(sides)).halved
+    files = OpenFiles()
     try:
-        workers = [
-            _Comparer(descriptors, budget, against=against, only_equality=exact)
-            for _ in range(budget.workers)
-        ]
-        queue = fills((pair.assembly for pair in pairs), budget.halved)
-        for worker in run_workers(queue, workers, descriptors.stop, progress, total):
-            for name, difference in worker.found.items():
-                found.setdefault(name, Difference()).add(difference)
+        workers = [Worker(files, budget) for _ in range(budget.workers)]
+        run_tasks(queue, workers, files.stop, finished, progress)
     finally:
-        descriptors.close()
-    return (
-        found
-        if exact
-        else {name: difference for name, difference in found.items() if difference.count}
-    )
+        files.close()
 
 
-@dataclass
-class _Comparer(Worker):
-    against: Mapping[TensorEntry, Pair] = field(default_factory=dict)
-    only_equality: bool = True
-    found: dict[str, Difference] = field(default_factory=dict)
+class _Equality(msgspec.Struct, frozen=True):
+    """Whether a tile is the same on both sides; nothing is read for one that is known to
+    differ."""
 
-    def do(self, task: object) -> int:
-        assert isinstance(task, Fill)
-        pair = self.against[task.assembly.target]
-        if self.only_equality and pair.entry.name in self.found:
-            return task.tile.elements * pair.entry.dtype.itemsize
-        size = task.tile.elements * pair.entry.dtype.itemsize
-        made, theirs = self.assemble(
-            task,
-            (size, pair.entry.file_offset(next(task.tile.runs())[0] * pair.entry.dtype.itemsize)),
-        )
-        read_tile(task, pair.entry, theirs, self.descriptors.source(pair.entry.path))
-        if self.only_equality:
-            if not _equal(made, theirs, pair):
-                self.found[pair.entry.name] = Difference(count=1)
-        else:
-            self.measure(task, pair, made, theirs)
-        return size
+    pair: Pair
+    tile: Tile
+    unequal: set[str]
 
-    def measure(self, task: Fill, pair: Pair, made: Array, theirs: Array) -> None:
-        mine, other = pair.assembly.target.dtype, pair.entry.dtype
-        total = self.found.setdefault(pair.entry.name, Difference())
-        for start in range(0, task.tile.elements, STEP):
-            stop = min(start + STEP, task.tile.elements)
-            a, b = (
-                made[start * mine.itemsize : stop * mine.itemsize],
-                theirs[start * other.itemsize : stop * other.itemsize],
-            )
+    @property
+    def progress(self) -> int:
+        """The other side's bytes."""
+        return self.tile.elements * self.pair.other.place.dtype.itemsize
+
+    def do(self, worker: Worker) -> bool:
+        """Reads it on both sides."""
+        if self.pair.name in self.unequal:
+            return False
+        return _equal(*_both(self.pair, self.tile, worker), self.pair)
+
+
+class _Measurement(msgspec.Struct, frozen=True):
+    """The figures of what differs in a tile."""
+
+    pair: Pair
+    tile: Tile
+    progress: int = 0
+
+    def do(self, worker: Worker) -> Difference:
+        """Reads it on both sides."""
+        pair, tile = self.pair, self.tile
+        made, theirs = _both(pair, tile, worker)
+        mine, other = pair.one.place.dtype, pair.other.place.dtype
+        total = Difference()
+        for start in range(0, tile.elements, STEP):
+            stop = min(start + STEP, tile.elements)
+            a = made[start * mine.itemsize : stop * mine.itemsize]
+            b = theirs[start * other.itemsize : stop * other.itemsize]
             unequal = _unequal(a, b, mine, other)
             piece = Difference(elements=stop - start, count=int(np.count_nonzero(unequal)))
             values = _values(a, mine), _values(b, other)
             if values[0] is not None and values[1] is not None:
                 _measure(values[0], values[1], unequal, piece)
             if piece.count:
-                local = _flat(task, start + int(np.flatnonzero(unequal)[0]))
-                piece.first = _index(local, pair.entry.shape, pair.box)
-                piece.first_source = _origin(pair.assembly, local)
+                flat = _flat(tile, start + int(np.flatnonzero(unequal)[0]))
+                piece.first = _index(flat, pair.other.place.shape)
+                piece.first_source = _origin(pair.one, flat)
             total.add(piece)
+        return total
 
 
-def read_tile(task: Fill, entry: TensorEntry, into: Array, reader: Reader) -> None:
-    """Reads from a tensor what a tile covers of it."""
-    itemsize, at = entry.dtype.itemsize, 0
-    for first, count in task.tile.runs():
-        read_range(entry, first * itemsize, into[at : at + count * itemsize].data, reader)
-        at += count * itemsize
+def _both(pair: Pair, tile: Tile, worker: Worker) -> tuple[Array, Array]:
+    made = worker.assemble(pair.one, tile)
+    return made, worker.assemble(pair.other, tile, other=True)
 
 
 def _equal(made: Array, theirs: Array, pair: Pair) -> bool:
-    mine, other = pair.assembly.target.dtype, pair.entry.dtype
+    mine, other = pair.one.place.dtype, pair.other.place.dtype
     if mine == other:
         return bool(np.array_equal(made, theirs))
     for start in range(0, len(made) // mine.itemsize, STEP):
@@ -222,32 +246,27 @@ def _measure(
         into.reference = float(x @ x)
 
 
-def _flat(task: Fill, position: int) -> int:
+def _flat(tile: Tile, position: int) -> int:
     """Element of a tile → flat element of the tensor that it is a window of."""
-    tile = task.tile
     row, column = divmod(position, tile.columns)
     return (tile.r0 + row) * tile.width + tile.c0 + column
 
 
-def _index(flat: int, shape: Sequence[int], box: Box | None) -> Index:
+def _index(flat: int, shape: Sequence[int]) -> Index:
     index: list[int] = []
     for length in reversed(shape):
         flat, i = divmod(flat, length)
         index.append(i)
-    index.reverse()
-    return (
-        tuple(index)
-        if box is None
-        else tuple(i + lo for i, (lo, _) in zip(index, box, strict=True))
-    )
+    return tuple(reversed(index))
 
 
 def _origin(assembly: Assembly, flat: int) -> tuple[str, Index] | None:
-    """The source tensor and index that an element of an assembled tensor comes from."""
-    for source, transfer in assembly.copies:
-        at = _source_of(transfer, flat)
-        if at is not None:
-            return source.label, _index(at, source.shape, None)
+    """The stored tensor and index that an element of an assembled tensor comes from."""
+    for term in assembly.terms:
+        for fragment in term.fragments:
+            at = _source_of(fragment.transfer, flat)
+            if at is not None:
+                return fragment.stored.name, _index(at, fragment.stored.shape)
     return None
 
 
@@ -272,34 +291,40 @@ class Fingerprint(msgspec.Struct, frozen=True):
     transposed: int
 
 
-def fingerprints(assemblies: Iterable[Assembly], budget: Budget) -> dict[str, Fingerprint]:
-    """Name → fingerprint of tensors as assemblies would make them. Tiles are summed up, so that
-    their order doesn't matter."""
-    descriptors = Descriptors({})
-    found: dict[str, list[int]] = {}
+def fingerprints(values: Mapping[str, Value], budget: Budget) -> dict[str, Fingerprint]:
+    """Name → fingerprint of what these values are."""
+    sums: dict[str, list[int]] = {}
+
+    def add(task: _Print, made: tuple[int, int]) -> None:
+        held = sums.setdefault(task.assembly.place.name, [0, 0])
+        held[:] = ((a + b) % 2**64 for a, b in zip(held, made, strict=True))
+
+    assemblies = [in_memory(name, value) for name, value in values.items()]
+    budget = budget.caching(cache_bytes(assemblies))
+    queue = (_Print(one, tile) for one in assemblies for tile in tiles_of(budget, one))
+    files = OpenFiles()
     try:
-        workers = [_Printer(descriptors, budget) for _ in range(budget.workers)]
-        for worker in run_workers(fills(assemblies, budget), workers, descriptors.stop, None, 0):
-            for name, (straight, transposed) in worker.sums.items():
-                sums = found.setdefault(name, [0, 0])
-                sums[0] = (sums[0] + straight) % 2**64
-                sums[1] = (sums[1] + transposed) % 2**64
+        workers = [Worker(files, budget) for _ in range(budget.workers)]
+        run_tasks(queue, workers, files.stop, add)
     finally:
-        descriptors.close()
-    return {name: Fingerprint(*sums) for name, sums in found.items()}
+        files.close()
+    return {name: Fingerprint(*both) for name, both in sums.items()}
 
 
-@dataclass
-class _Printer(Worker):
-    sums: dict[str, tuple[int, int]] = field(default_factory=dict)
+class _Print(msgspec.Struct, frozen=True):
+    """The fingerprint of a tile."""
 
-    def do(self, task: object) -> int:
-        assert isinstance(task, Fill)
-        target, tile = task.assembly.target, task.tile
-        size = target.dtype.itemsize
-        (made,) = self.assemble(task)
+    assembly: Assembly
+    tile: Tile
+    progress: int = 0
+
+    def do(self, worker: Worker) -> tuple[int, int]:
+        """(the sum of its numbers with their places, the same with those of the transpose)."""
+        shape, tile = self.assembly.place.shape, self.tile
+        size = self.assembly.place.dtype.itemsize
+        made = worker.assemble(self.assembly, tile)
         bits = made.view(f"u{size}") if size in (1, 2, 4, 8) else made.reshape(-1, size)[:, 0]
-        straight, transposed = self.sums.get(target.name, (0, 0))
+        straight = transposed = 0
         for start in range(0, tile.elements, STEP):
             stop = min(start + STEP, tile.elements)
             position = np.arange(start, stop, dtype=np.uint64)
@@ -309,12 +334,11 @@ class _Printer(Worker):
             )
             numbers = bits[start:stop].astype(np.uint64)
             straight = (straight + _mixed(numbers, flat)) % 2**64
-            if len(target.shape) == 2:
-                row, column = np.divmod(flat, np.uint64(target.shape[1]))
-                flat = column * np.uint64(target.shape[0]) + row
+            if len(shape) == 2:
+                row, column = np.divmod(flat, np.uint64(shape[1]))
+                flat = column * np.uint64(shape[0]) + row
             transposed = (transposed + _mixed(numbers, flat)) % 2**64
-        self.sums[target.name] = straight, transposed
-        return 0
+        return straight, transposed
 
 
 def _mixed(numbers: NDArray[np.uint64], flat: NDArray[np.uint64]) -> int:

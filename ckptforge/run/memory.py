@@ -1,4 +1,4 @@
-"""One tensor of a plan in memory instead of in a file."""
+"""Values in memory instead of in a file."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.planning.plan import Assembly
-from ckptforge.run.tasks import Fill, fills
+from ckptforge.planning.lower import in_memory
+from ckptforge.run.casts import numpy_dtype
+from ckptforge.run.tasks import tiles_of
 from ckptforge.run.worker import Worker
+from ckptforge.values import Value
 
 
-def read_assembly(assembly: Assembly, worker: Worker) -> NDArray[Any]:
-    """The bytes of a tensor as its assembly makes them, row-major. Raises the errors of reading."""
-    target = assembly.target
-    out = np.empty(target.nbytes, np.uint8)
-    for task in fills([assembly], worker.budget):
-        assert isinstance(task, Fill)
-        (made,) = worker.assemble(task)
+def read_value(name: str, value: Value, worker: Worker) -> NDArray[Any]:
+    """A value as an array of its dtype and shape. Raises the errors of reading."""
+    assembly = in_memory(name, value)
+    out = np.empty(value.nbytes, np.uint8)
+    itemsize = value.dtype.itemsize
+    for tile in tiles_of(worker.budget, assembly):
+        made = worker.assemble(assembly, tile)
         at = 0
-        for first, count in task.tile.runs():
-            length = count * target.dtype.itemsize
-            start = first * target.dtype.itemsize
-            out[start : start + length] = made[at : at + length]
+        for first, count in tile.runs():
+            length = count * itemsize
+            out[first * itemsize : first * itemsize + length] = made[at : at + length]
             at += length
-    return out
+    return out.view(numpy_dtype(value.dtype)).reshape(value.shape)

@@ -16,6 +16,7 @@ from itertools import product
 import msgspec
 
 from ckptforge.boxes import Transfer, boxes_in_range
+from ckptforge.values import Window
 
 # What a system call costs, in bytes that could be read in its time. Short writes cost more than
 # reads, as each meets two pages that it fills in part, and a lock. Measured: 2 µs, 7 µs with one
@@ -106,23 +107,23 @@ def spans_of(transfer: Transfer, itemsize: int) -> Spans:
     )
 
 
-def windows(start: int, spans: Spans, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """(place in the buffer, first row, rows, columns c0 to c1) of windows that spans are, those of
-    neighbouring rows joined."""
-    held: tuple[int, int, int, int, int] | None = None
+def windows(start: int, spans: Spans, columns: int) -> Iterator[Window]:
+    """The windows that spans are of a tensor with so many columns, counted from element `start`,
+    those of neighbouring rows joined."""
     at = 0
+    held: Window | None = None
     for offset in spans.starts():
         flat, left = start + offset, spans.length
         while left:
             row, c0 = divmod(flat, columns)
             count = left // columns if c0 == 0 and left >= columns else 1
             c1 = columns if count > 1 else min(columns, c0 + left)
-            if held is not None and held[3:] == (c0, c1) and held[1] + held[2] == row:
-                held = (held[0], held[1], held[2] + count, c0, c1)
+            if held is not None and held[3:] == (c0, c1) and held.first + held.rows == row:
+                held = held._replace(rows=held.rows + count)
             else:
                 if held is not None:
                     yield held
-                held = (at, row, count, c0, c1)
+                held = Window(at, row, count, c0, c1)
             taken = count * (c1 - c0)
             at, flat, left = at + taken, flat + taken, left - taken
     if held is not None:

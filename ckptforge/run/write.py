@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from ckptforge.formats.entry import TensorEntry
 from ckptforge.run.buffers import LINE, Buffers, copy_runs, slow_to_copy
 from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.storage.store import Reader, Writer
+from ckptforge.values import Place, Stored
 
 PIECE_BYTES = 256 * 1024  # stays in a core's cache
 
 
 def paired_ranges(
-    source: TensorEntry, start: int, target: TensorEntry, to: int, length: int
+    source: Stored, start: int, target: Place, to: int, length: int
 ) -> Iterator[tuple[int, int, int]]:
     """(source offset, target offset, length) of the runs that `length` bytes of a tensor are, from
     byte `start` to byte `to`, cut where either file cuts them."""
@@ -32,10 +32,10 @@ def paired_ranges(
 
 
 def move_bytes(
-    source: TensorEntry,
+    source: Stored,
     reader: Reader,
     source_at: int,
-    target: TensorEntry,
+    target: Place,
     writer: Writer,
     target_at: int,
     length: int,

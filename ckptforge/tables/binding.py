@@ -6,12 +6,10 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import msgspec
 
-from ckptforge.boxes import Box, Grid, full_box, row_major_strides
 from ckptforge.errors import LayoutError, MissingTensorsError, counted, listing, shown
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern, skeleton_of
@@ -20,15 +18,6 @@ from ckptforge.tables.table import Layout, Table
 from ckptforge.tables.unmapped import HEAD, of_kind, other_task
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """A box of a logical tensor, its axes in the table's order, and where it lies in the stored
-    tensor `name`."""
-
-    name: str
-    box: Box
-    grid: Grid
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -354,51 +343,3 @@ def _first_missing(
             if len(names) == 100:
                 break
     return names
-
-
-def name_pieces(
-    pattern: Pattern, counts: Mapping[str, int]
-) -> Iterator[tuple[dict[str, int], str]]:
-    """Every index of the axes in a pattern's name, and the name it gives."""
-    for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
-        pinned = dict(zip(pattern.name_axes, index, strict=True))
-        yield pinned, pattern.name(pinned, counts)
-
-
-def pieces(
-    pattern: Pattern,
-    tensor: str,
-    axes: Sequence[str],
-    lengths: Mapping[str, Mapping[str, int]],
-    counts: Mapping[str, int],
-) -> list[Piece]:
-    """The pieces that a pattern cuts a logical tensor with these axes into, one for every name.
-
-    `lengths[tensor]` gives the size of its axes, and those of the tensors that it is concatenated
-    with; `counts` those of the axes that stand in names.
-    """
-    own = lengths[tensor]
-    grid = pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
-    return [
-        Piece(
-            name,
-            tuple(
-                (pinned[axis], pinned[axis] + 1) if axis in pinned else (0, own[axis])
-                for axis in axes
-            ),
-            grid,
-        )
-        for pinned, name in name_pieces(pattern, counts)
-    ]
-
-
-def whole_pieces(
-    pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]
-) -> list[Piece]:
-    """The stored tensors of a pattern as they are: boxes over the axes in the name and those of the
-    shape."""
-    grid = Grid(0, (0,) * len(pattern.name_axes) + row_major_strides(shape))
-    return [
-        Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid)
-        for pinned, name in name_pieces(pattern, counts)
-    ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.quantisation import companions
+from ckptforge.tables import companions
 
 
 class Kind(msgspec.Struct, frozen=True):

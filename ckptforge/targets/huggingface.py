@@ -11,17 +11,17 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints.card import HuggingFaceSide
-from ckptforge.checkpoints.huggingface import INDEX
+from ckptforge.checkpoints.huggingface import INDEX, SINGLE
 from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.dtypes import DType
 from ckptforge.errors import ConfigError, UsageError, shown
 from ckptforge.formats import safetensors
 from ckptforge.formats.layout import TensorSpec
-from ckptforge.planning.conversion import PlacedFile
+from ckptforge.planning.lower import PlacedFile
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import flag, option
+from ckptforge.targets.target import LaidOut
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
@@ -46,47 +46,29 @@ def parse_size(text: str | int, name: str) -> int:
     return size
 
 
-class HuggingFaceTarget(msgspec.Struct, frozen=True):
-    """A Hugging Face directory. `max_shard_size` None restores the recorded files where the tensors
-    are the same, else 5 GB. `allow_no_config`: write the weights alone where no config.json is
-    known."""
+class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """A Hugging Face directory of a model in `layout`. `max_shard_size` None restores the recorded
+    files where the tensors are the same, else 5 GB. `allow_no_config`: write the weights alone
+    where no config.json is known. `cast`: the dtype that the weights were cast to."""
 
     output: Path
-    side: HuggingFaceSide | None
-    max_shard_size: int | None
+    layout: str
+    side: HuggingFaceSide | None = None
+    max_shard_size: int | None = None
     allow_no_config: bool = False
+    cast: DType | None = None
 
     def __post_init__(self) -> None:
         refuse_name(self.output, directory=True)
 
     @property
     def has_config(self) -> bool:
+        """Whether a config.json is known."""
         return self.side is not None and CONFIG in self.side.files
 
-    def notes(self, specs: Sequence[TensorSpec], cast: DType | None) -> tuple[str, ...]:
-        """A sentence about a config.json that isn't written, or that said another dtype than the
-        weights had without a `cast`."""
-        if self.side is not None and self.has_config:
-            changed = (
-                {}
-                if cast is not None
-                else _other_dtypes(json.loads(self.side.files[CONFIG]), specs)
-            )
-            return tuple(
-                f"{CONFIG} said {key} {shown(before)}, but the weights are {now}; the one that is "
-                f"written says {now}."
-                for key, (before, now) in changed.items()
-            )
-        return (
-            f"{CONFIG} isn't known and so not written; put the model's own beside the weights "
-            "before loading them.",
-        )
-
-    def lay_out(
-        self, specs: Sequence[TensorSpec], layout: str
-    ) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
-        """(weight files, small files). Raises `ConfigError` when there is no config.json,
-        `PlanError` for dtypes that safetensors doesn't have."""
+    def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
+        """The weight files, and the small files of the model. Raises `ConfigError` when there is no
+        config.json, `PlanError` for dtypes that safetensors doesn't have."""
         if not self.has_config and not self.allow_no_config:
             raise ConfigError(
                 f"{self.output}: {CONFIG} is missing, without which the directory can't be loaded, "
@@ -99,37 +81,46 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
         small = {name: content for name, content in kept.items() if name != INDEX}
         if self.has_config:
             small[CONFIG] = _with_dtype(small[CONFIG], specs)
-        if self.max_shard_size is None and (recorded := self._recorded(specs, layout)) is not None:
-            assert self.side is not None
-            if self.side.index_json is not None:
-                small[INDEX] = self.side.index_json
-            elif len(recorded) > 1:
-                small[INDEX] = huggingface.index_json(recorded)
-            files = tuple(
-                PlacedFile(
-                    safetensors.lay_out(
-                        self.output / name, tensors, self.side.shards[name]["metadata"]
-                    )
-                )
-                for name, tensors in recorded.items()
-            )
-            return files, small
-        shards = huggingface.cut_into_shards(specs, self.max_shard_size or DEFAULT_SHARD_BYTES)
-        shards = {name: safetensors.library_order(tensors) for name, tensors in shards.items()}
-        if len(shards) > 1:
-            small[INDEX] = huggingface.index_json(shards)
+        recorded = None if self.max_shard_size is not None else self._recorded(specs)
+        if recorded is not None and self.side is not None:
+            shards, own = recorded, self.side.index_json
+            about = {name: self.side.shards[name]["metadata"] for name in shards}
+        else:
+            shards = cut_into_shards(specs, self.max_shard_size or DEFAULT_SHARD_BYTES)
+            shards = {name: safetensors.ordered(tensors) for name, tensors in shards.items()}
+            own, about = None, {name: {"format": "pt"} for name in shards}
+        if own is not None:
+            small[INDEX] = own
+        elif len(shards) > 1:
+            small[INDEX] = index_json(shards)
         files = tuple(
-            PlacedFile(safetensors.lay_out(self.output / name, tensors, {"format": "pt"}))
+            PlacedFile(safetensors.lay_out(self.output / name, tensors, about[name]))
             for name, tensors in shards.items()
         )
-        return files, small
+        return LaidOut(files=files, small_files=small, notes=self._notes(specs))
 
-    def _recorded(
-        self, specs: Sequence[TensorSpec], layout: str
-    ) -> dict[str, list[TensorSpec]] | None:
+    def _notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+        """A sentence about a config.json that isn't written, or that said another dtype than the
+        weights had without a cast."""
+        if self.side is None or not self.has_config:
+            return (
+                f"{CONFIG} isn't known and so not written; put the model's own beside the weights "
+                "before loading them.",
+            )
+        if self.cast is not None:
+            return ()
+        return tuple(
+            f"{CONFIG} said {key} {shown(before)}, but the weights are {now}; the one that is "
+            f"written says {now}."
+            for key, (before, now) in _other_dtypes(
+                json.loads(self.side.files[CONFIG]), specs
+            ).items()
+        )
+
+    def _recorded(self, specs: Sequence[TensorSpec]) -> dict[str, list[TensorSpec]] | None:
         """The recorded files with these tensors in the recorded order, if they are the same tensors
         of the same dtypes, each once."""
-        if self.side is None or not self.side.shards or self.side.layout != layout:
+        if self.side is None or not self.side.shards or self.side.layout != self.layout:
             return None
         if any(shard.get("passed_over") for shard in self.side.shards.values()):
             return None  # the files were larger than what would be written
@@ -143,7 +134,7 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True):
             return None
         if not all(shard["metadata"].get("format") == "pt" for shard in self.side.shards.values()):
             return None  # transformers refuses files that don't say so
-        if len(self.side.shards) == 1 and huggingface.SINGLE not in self.side.shards:
+        if len(self.side.shards) == 1 and SINGLE not in self.side.shards:
             return None  # transformers doesn't look for files of other names
         return {
             name: [by_name[tensor] for tensor in shard["tensors"]]
@@ -184,3 +175,33 @@ def _with_dtype(config: bytes, specs: Sequence[TensorSpec]) -> bytes:
         )
         + "\n"
     ).encode()
+
+
+def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
+    """File name → tensors: consecutive tensors fill a shard up to `max_bytes`, a larger tensor has
+    one of its own.
+
+    The rule of `huggingface_hub.split_state_dict_into_shards_factory`.
+    """
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard
+        for i, shard in enumerate(shards, 1)
+    }
+
+
+def index_json(shards: dict[str, list[TensorSpec]]) -> bytes:
+    """The contents of `model.safetensors.index.json` for these shards."""
+    weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+    total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()

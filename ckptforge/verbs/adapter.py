@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -11,24 +12,25 @@ from msgspec.structs import replace
 from ckptforge.adapters import peft
 from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter, read_kept
 from ckptforge.adapters.converting import Converted, convert_adapter
+from ckptforge.adapters.target import PeftTarget, holds
 from ckptforge.checkpoints.card import HuggingFaceSide
-from ckptforge.checkpoints.opening import CONFIG, Checkpoint
+from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.dtypes import DType
-from ckptforge.errors import CkptforgeError, ModelUnknownError, PlanError, UsageError
-from ckptforge.formats import safetensors
-from ckptforge.parallel.config import ParallelConfig
-from ckptforge.parallel.strategy_files import Strategy
-from ckptforge.planning.conversion import PlacedFile
-from ckptforge.planning.plan import Plan
-from ckptforge.publish.output_name import refuse_name
+from ckptforge.errors import CkptforgeError, ModelUnknownError, UsageError
+from ckptforge.model import Account, Model
 from ckptforge.reading.source import read_model_config
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
-from ckptforge.targets.mindspore import Spread, cut_by
+from ckptforge.targets.target import plan_for
 from ckptforge.verbs.job import Job
+from ckptforge.verbs.spread import Spread
+
+if TYPE_CHECKING:
+    from ckptforge.parallel.config import ParallelConfig
+    from ckptforge.parallel.strategy_files import Strategy
 
 _Found = tuple[Adapter, Layout, Converted]
 
@@ -49,68 +51,54 @@ class AdapterChoices(msgspec.Struct, frozen=True):
 
 
 def adapter_job(
-    verb: str,
-    checkpoint: Checkpoint,
-    tables: Iterable[Table],
-    choices: AdapterChoices,
-    spread: Spread,
+    verb: str, model: Model, tables: Iterable[Table], choices: AdapterChoices, spread: Spread
 ) -> Job:
     """The job. Raises the errors of reading and converting an adapter, and `ModelUnknownError`
     where it would be another for another model."""
-    adapter, target, converted = _convert(checkpoint, list(tables), choices)
+    adapter, target, converted = _convert(model, list(tables), choices)
     rank, scale = converted.rank, converted.scale
-    notes = [
-        *checkpoint.notes,
-        *adapter.notes,
-        *(adapter.kept.side.skipped if adapter.kept.side is not None else ()),
-    ]
-    place = None
+    account = _account(model, adapter)
     if target.family == "mindspore":
-        notes += adapter.table.mindspore_layout(choices.target)[1]
         assert rank is not None and scale is not None
-        place = spread.place(_no_strategy)
-        files, small = place.lay_out(converted.conversion.specs)
-        output, side = place.output, _side(adapter, rank, scale)
-        notes.append(
-            f"set lora_rank: {rank} and lora_alpha: {scale * rank:.15g} in the job's pet_config."
-        )
+        account = account.noting(*adapter.table.mindspore_layout(choices.target)[1])
+        place, side = spread.place(_no_strategy), _side(adapter, rank, scale)
+        said = f"set lora_rank: {rank} and lora_alpha: {scale * rank:.15g} in the job's pet_config."
     else:
         if spread.strategy is not None or spread.parallel_config is not None:
             raise UsageError(
                 f"{target.name} is a Hugging Face layout, which has no ranks; omit "
                 "the target strategy."
             )
-        refuse_name(spread.out, directory=True)
-        output, side = spread.out, None
-        files, small = _directory(adapter, converted, output)
-    left_out: dict[str, list[str]] = {}
-    factors = {entry for one in adapter.factors for entry in (one.a, one.b)}
-    for name, entry in checkpoint.tensors.items():
-        if entry not in factors:
-            what = (
-                "weights of the base model"
-                if entry in adapter.whole.values()
-                else "not of the adapter"
-            )
-            left_out.setdefault(
-                "optimizer state and counters" if is_state(name) else what, []
-            ).append(name)
+        place, side, said = PeftTarget(spread.out, adapter, converted), None, None
     facts = {
         "model": adapter.table.name,
         "from": adapter.layout.name,
         "to": target.name,
-        "source_format": checkpoint.format,
-        "source_tensors": len(checkpoint.tensors),
+        "source_format": model.format,
+        "source_tensors": len(model.values),
         "dtype": choices.dtype.name if choices.dtype else "keep",
         "lora_rank": rank,
         "lora_alpha": None if scale is None or rank is None else scale * rank,
     }
-    assemblies = converted.conversion.assemblies(files, checkpoint.shards)
-    layouts = tuple(file.layout for file in files)
-    plan = Plan(
-        verb, output, layouts, assemblies, checkpoint.files, small, left_out, tuple(notes), facts
-    )
-    return Job(plan if place is None else cut_by(plan, place), adapter.table, target, side)
+    plan = plan_for(verb, replace(model, values=converted.values, account=account), place, facts)
+    if said is not None:
+        plan = replace(plan, account=plan.account.noting(said))
+    return Job(plan, adapter.table, target, side)
+
+
+def _account(model: Model, adapter: Adapter) -> Account:
+    """What is said of an adapter, and what of its files isn't it."""
+    skipped = adapter.kept.side.skipped if adapter.kept.side is not None else ()
+    account = model.account.noting(*adapter.notes, *skipped)
+    factors = {factor.origin for one in adapter.factors for factor in (one.a, one.b)}
+    along = {value.origin for value in adapter.whole.values()}
+    for name, value in model.values.items():
+        if value.origin in factors:
+            continue
+        base = "weights of the base model" if value.origin in along else "not of the adapter"
+        reason = "optimizer state and counters" if is_state(name) else base
+        account = account.leaving(reason, (name,))
+    return account
 
 
 def _no_strategy(_: ParallelConfig) -> Strategy:
@@ -119,10 +107,10 @@ def _no_strategy(_: ParallelConfig) -> Strategy:
     )
 
 
-def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoices) -> _Found:
+def _convert(model: Model, tables: list[Table], choices: AdapterChoices) -> _Found:
     config, where = ({}, CONFIG) if choices.config is None else read_model_config(choices.config)
-    kept = read_kept(checkpoint)
-    candidates = adapter_tables(tables, checkpoint, kept, config, choices.model)
+    kept = read_kept(model)
+    candidates = adapter_tables(tables, model, kept, config, choices.model)
     found: list[_Found] = []
     errors: list[CkptforgeError] = []
     for table in candidates:
@@ -136,7 +124,7 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
             sizes = AxisSizes()
             sizes.learn_config(table, config, where)
             adapter = read_adapter(
-                checkpoint,
+                model,
                 kept,
                 table,
                 sizes.lengths,
@@ -151,13 +139,10 @@ def _convert(checkpoint: Checkpoint, tables: list[Table], choices: AdapterChoice
             errors.append(error)
     if not found:
         raise errors[0]
-    first = found[0][2].conversion
-    if any(
-        (one.conversion.specs, one.conversion.copies) != (first.specs, first.copies)
-        for _, _, one in found
-    ):
+    first = list(found[0][2].values.items())
+    if any(list(one.values.items()) != first for _, _, one in found):
         raise ModelUnknownError(
-            f"{checkpoint.path}: the adapter fits the models "
+            f"{model.path}: the adapter fits the models "
             f"{', '.join(adapter.table.name for adapter, _, _ in found)}, whose layouts "
             f"({', '.join(dict.fromkeys(target.name for _, target, _ in found))}) hold it in "
             f"different ways; name its own with {option('model')}, or "
@@ -181,8 +166,8 @@ def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:
             one.weight.weight.template, one.weight.weight.axes[1:], one.weight.weight.tensors
         )
         shapes += [
-            (one.weight.rows, one.b.name, (one.height,)),
-            (columns, one.a.name, (one.columns,)),
+            (one.weight.rows, one.b.origin.name, (one.height,)),
+            (columns, one.a.origin.name, (one.columns,)),
         ]
     sizes.learn_shapes(shapes)
 
@@ -191,64 +176,7 @@ def _side(adapter: Adapter, rank: int, scale: float) -> HuggingFaceSide | None:
     """What is kept for the way back, with an adapter_config.json that holds for what is written."""
     if adapter.kept.side is None or adapter.kept.config is None:
         return None
-    if _holds(adapter.kept.config, rank, scale):
+    if holds(adapter.kept.config, rank, scale):
         return adapter.kept.side
     changed = peft.config_json((), rank, scale * rank, adapter.kept.config)
     return replace(adapter.kept.side, files={**adapter.kept.side.files, peft.CONFIG: changed})
-
-
-def _holds(
-    config: peft.AdapterConfig, rank: int, scale: float, modules: Sequence[str] = ()
-) -> bool:
-    """Whether a config says the rank and scale of every module, without patterns, and names the
-    modules."""
-    targets = config.content.get("target_modules")
-    if isinstance(targets, list) and not set(peft.ends(modules)) <= {
-        str(name).rpartition(".")[2] for name in targets
-    }:
-        return False
-    if config.content.get("rank_pattern") or config.content.get("alpha_pattern"):
-        return False
-    return config.rank("") == rank and abs(config.scale("") - scale) <= 1e-12 * abs(scale)
-
-
-def _directory(
-    adapter: Adapter, converted: Converted, output: Path
-) -> tuple[tuple[PlacedFile, ...], dict[str, bytes]]:
-    """The files of a PEFT directory: as they were, where the factors are the same."""
-    side, config, specs = adapter.kept.side, adapter.kept.config, converted.conversion.specs
-    small = (
-        {}
-        if side is None
-        else {name: content for name, content in side.files.items() if name != peft.CONFIG}
-    )
-    if side is not None and config is not None and adapter.layout.family == "huggingface":
-        small[peft.CONFIG] = side.files[peft.CONFIG]
-    elif converted.rank is None or converted.scale is None:
-        raise PlanError(
-            f"{adapter.path}: its modules have different ranks or scales; PEFT has no "
-            "record of which module has which."
-        )
-    elif (
-        side is not None
-        and config is not None
-        and _holds(config, converted.rank, converted.scale, converted.modules)
-    ):
-        small[peft.CONFIG] = side.files[peft.CONFIG]
-    else:
-        small[peft.CONFIG] = peft.config_json(
-            converted.modules, converted.rank, converted.scale * converted.rank, config
-        )
-    recorded = {} if side is None else side.shards.get(peft.WEIGHTS, {})
-    by_name = {spec.name: spec for spec in specs}
-    if recorded.get("tensors") == {name: spec.dtype.safetensors for name, spec in by_name.items()}:
-        layout = safetensors.lay_out(
-            output / peft.WEIGHTS,
-            [by_name[name] for name in recorded["tensors"]],
-            recorded["metadata"],
-        )
-    else:
-        layout = safetensors.lay_out(
-            output / peft.WEIGHTS, safetensors.library_order(specs), {"format": "pt"}
-        )
-    return (PlacedFile(layout),), small

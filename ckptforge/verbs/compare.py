@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace as choices_with
 
 from ckptforge.adapters import peft
-from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.errors import (
     CkptforgeError,
@@ -24,29 +24,29 @@ from ckptforge.errors import (
     counted,
     shown,
 )
-from ckptforge.formats.entry import TensorEntry
-from ckptforge.formats.layout import TensorSpec
-from ckptforge.planning.conversion import Conversion, convert, identity
-from ckptforge.reading.ranks import in_ranks, open_ranks
+from ckptforge.model import Model
+from ckptforge.parallel.ranks import in_ranks, open_ranks
 from ckptforge.reading.source import Choices, Source, bind_source, known_of
+from ckptforge.reading.state import state_in
 from ckptforge.reading.tied import differing as differing_ties
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import stored_heads, tied
 from ckptforge.run.budget import Budget
-from ckptforge.run.match import Difference, differing, fingerprints, unlike
-from ckptforge.run.worker import Progress
-from ckptforge.spelling import option
-from ckptforge.tables.binding import recognise_names
+from ckptforge.run.match import Difference, differing, unlike
+from ckptforge.run.pool import Progress
+from ckptforge.surgery.cast import cast
 from ckptforge.tables.constants import Used, differing_constants
+from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
-from ckptforge.tables.state import companion_prefix, is_state
-from ckptforge.tables.table import Layout, names_that_keep_dtype
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.targets.huggingface import parse_size
+from ckptforge.values import Value
+from ckptforge.verbs.explain import Differs, causes, pairs_of, rounded
 from ckptforge.verbs.options import Compare
 from ckptforge.verbs.public import verb
 
 _log = logging.getLogger(__name__)
-_ROUNDINGS = ("fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Side:
-    checkpoint: Checkpoint
+    model: Model
     choices: Choices
     source: Source | None
     reason: str = ""
@@ -185,12 +185,10 @@ def compare(options: Compare) -> Comparison:
             "or, where both are quantised in different ways, convert it."
         )
     _share_sizes(one.source, other.source)
-    conversion, left_a, left_b, notes = _through_mapping(
-        one.source, other.source, dtype, weights_only
-    )
+    values, left_a, left_b, notes = _through_mapping(one.source, other.source, dtype, weights_only)
     left_a += [
         f"{copy}, which isn't the copy of {name} that it should be"
-        for copy, name in unlike(_copies(one.source), budget).items()
+        for copy, name in unlike(one.source.model.account.must_equal, budget).items()
     ]
     if needless := _needless(other.source, left_b, budget):
         left_b = [name for name in left_b if name not in needless]
@@ -209,39 +207,32 @@ def compare(options: Compare) -> Comparison:
     layouts = (one.source.binding.layout.name, other.source.binding.layout.name)
     _log.info(
         "comparing %s of B through %s, %s with %s",
-        counted(len(conversion.specs), "tensor"),
+        counted(len(values), "tensor"),
         one.source.table.name,
         *layouts,
     )
-    found, equal_bytes = _differences(
-        conversion, one.source.checkpoint, other.source.checkpoint, left_b, budget, progress
-    )
-    causes = _causes(one.source, other.source, found, dtype, budget)
+    found, equal_bytes = _differences(values, other.source.model.values, budget, progress)
+    reasons = causes(one.source, other.source, _differs(found), dtype, budget)
     constants, unknown = _constants(one.source, other.source)
     constants |= _heads(one.source, other.source, budget)
     for side in (one.source, other.source):
-        unknown += [f"{side.checkpoint.path}: {note}" for note in tied_notes(tied(side), budget)]
+        unknown += [f"{side.model.path}: {note}" for note in tied_notes(tied(side), budget)]
     return Comparison(
         str(options.a),
         str(options.b),
         one.source.table.name,
         (one.source.binding.layout.name, other.source.binding.layout.name),
         after_cast,
-        len(conversion.specs),
+        len(values),
         equal_bytes,
         not (found or left_a or left_b or constants),
         found,
         left_a,
         left_b,
         constants,
-        causes,
-        [*one.source.checkpoint.notes, *other.source.checkpoint.notes, *notes, *unknown],
+        reasons,
+        [*one.source.model.notes, *other.source.model.notes, *notes, *unknown],
     )
-
-
-def _copies(source: Source) -> list[tuple[TensorEntry, TensorEntry]]:
-    tensors = source.checkpoint.tensors
-    return [(tensors[copy], tensors[original]) for copy, original in source.binding.copies.items()]
 
 
 def _open(path: Path, choices: Choices) -> _Side:
@@ -258,10 +249,10 @@ def _open(path: Path, choices: Choices) -> _Side:
         return _Side(checkpoint, choices, None, str(error))
 
 
-def _config_of(checkpoint: Checkpoint, choices: Choices) -> Mapping[str, Any]:
+def _config_of(model: Model, choices: Choices) -> Mapping[str, Any]:
     """The config.json of a checkpoint, empty where none is known."""
     try:
-        return known_of(checkpoint, choices).described
+        return known_of(model, choices).described
     except CkptforgeError:
         return {}
 
@@ -275,7 +266,7 @@ def _share_sizes(one: Source, other: Source) -> None:
                 mine.binding.sizes.learn(axis, size, reason)
             except LayoutError as error:
                 raise LayoutError(
-                    f"{one.checkpoint.path} and {other.checkpoint.path} are models "
+                    f"{one.model.path} and {other.model.path} are models "
                     f"of different sizes: {error}"
                 ) from error
 
@@ -327,32 +318,36 @@ def _heads(one: Source, other: Source, budget: Budget) -> dict[str, tuple[bool, 
 def _needless(source: Source, names: Sequence[str], budget: Budget) -> list[str]:
     """Those of the names that are heads which config.json ties to the embedding, and that hold the
     same."""
-    pairs = tuple(
-        pair
-        for pair in tied(source)
-        if pair.stored.name in names and pair.stored.extents and pair.used.extents
-    )
-    unequal = {pair.stored.name for pair in differing_ties(pairs, budget)}
-    return [pair.stored.name for pair in pairs if pair.stored.name not in unequal]
+    pairs = tuple(pair for pair in tied(source) if pair.name in names)
+    unequal = {pair.name for pair in differing_ties(pairs, budget)}
+    return [pair.name for pair in pairs if pair.name not in unequal]
+
+
+class _Through(NamedTuple):
+    """A in B's layout: the tensors that both have, names that only one has, and notes."""
+
+    values: dict[str, Value]
+    only_a: list[str]
+    only_b: list[str]
+    notes: list[str]
 
 
 def _through_mapping(
     one: Source, other: Source, dtype: DType | None, weights_only: bool
-) -> tuple[Conversion, list[str], list[str], list[str]]:
-    """(A in B's layout, names only in A, names only in B, notes)."""
-    target = other.binding.layout
-    mine, theirs = one.checkpoint.tensors, other.checkpoint.tensors
-    conversion = convert(one.binding, target, mine, dtype, copied=other.binding.copies.__contains__)
-    only_b = [*other.unmapped]
-    notes = []
-    made = {spec.name for spec in conversion.specs}
+) -> _Through:
+    target, copies = other.binding.layout, other.binding.copies
+    mine, theirs = one.model.values, other.model.values
+    made, uncast = convert(
+        one.binding, target, mine, dtype, copied=copies.__contains__, partly=True
+    )
     stored = {
-        *other.binding.copies,
+        *copies,
         *(name for names in other.binding.names.values() for name in names.values()),
     }
-    only_b += sorted(stored - made)
-    only_a = [*one.unmapped, *sorted(made - stored)]
-    conversion.specs = [spec for spec in conversion.specs if spec.name in stored]
+    only_b = [*other.unmapped, *sorted(stored - made.keys())]
+    only_a = [*one.unmapped, *sorted(made.keys() - stored)]
+    values = {name: value for name, value in made.items() if name in stored}
+    notes = []
     state_a, state_b = ([] if weights_only else list(source.state) for source in (one, other))
     if bool(state_a) != bool(state_b):
         side, count = ("A", len(state_a)) if state_a else ("B", len(state_b))
@@ -361,20 +356,11 @@ def _through_mapping(
             "which weren't compared."
         )
     elif state_a:
-        prefixes = dict.fromkeys(prefix for name in state_a if (prefix := companion_prefix(name)))
-        for prefix in prefixes:
-            conversion.extend(convert(one.binding, target, mine, None, prefix))
-        taken = {entry.name for entry in conversion.used}
-        for name in state_a:
-            if name not in taken:
-                conversion.keep(mine[name])
-        state_made = [spec.name for spec in conversion.specs if is_state(spec.name)]
-        only_b += [name for name in state_b if name not in set(state_made)]
-        only_a += [name for name in state_made if name not in theirs]
-        conversion.specs = [
-            spec for spec in conversion.specs if not is_state(spec.name) or spec.name in theirs
-        ]
-    return conversion, only_a, only_b, [*conversion.uncast_notes(dtype, "after_cast"), *notes]
+        state = state_in(one, target, state_a, partly=True)
+        only_b += [name for name in state_b if name not in state]
+        only_a += [name for name in state if name not in theirs]
+        values |= {name: value for name, value in state.items() if name in theirs}
+    return _Through(values, only_a, only_b, [*uncast_note(uncast, dtype, "after_cast"), *notes])
 
 
 def _by_name(
@@ -386,35 +372,35 @@ def _by_name(
     budget: Budget,
     progress: Progress | None,
 ) -> Comparison:
-    mine, theirs = one.checkpoint.tensors, other.checkpoint.tensors
+    mine, theirs = one.model.values, other.model.values
     names = [name for name in mine if name in theirs and not (weights_only and is_state(name))]
     if not names:
         reasons = "\n".join(side.reason for side in (one, other) if side.reason)
         raise ModelUnknownError(
-            f"{one.checkpoint.path} and {other.checkpoint.path} have no tensor name in common, and "
+            f"{one.model.path} and {other.model.path} have no tensor name in common, and "
             "no mapping knows both" + (f":\n{reasons}" if reasons else ".")
         )
     kept = names_that_keep_dtype(shipped_tables(), names) if dtype is not None else frozenset()
-    conversion = identity(mine, names, dtype, kept)
+    values, uncast = cast({name: mine[name] for name in names}, dtype, kept)
     _log.info("comparing %s by name, as no mapping knows both sides", counted(len(names), "tensor"))
     only_a, only_b = (
         [name for name in x if name not in y and not (weights_only and is_state(name))]
         for x, y in ((mine, theirs), (theirs, mine))
     )
-    found, count = _differences(conversion, one.checkpoint, other.checkpoint, [], budget, progress)
-    uncast = conversion.uncast_notes(dtype, "after_cast")
+    found, count = _differences(values, theirs, budget, progress)
+    said = uncast_note(uncast, dtype, "after_cast")
     notes = [
-        *one.checkpoint.notes,
-        *other.checkpoint.notes,
-        *uncast,
+        *one.model.notes,
+        *other.model.notes,
+        *said,
         "compared by name, without a mapping.",
     ]
-    scales = _scales(one.checkpoint.path, other.checkpoint.path)
+    scales = _scales(one.model.path, other.model.path)
     configs, uncompared = _configs(one, other)
     scales, notes = {**scales, **configs}, [*notes, *uncompared]
     return Comparison(
-        str(one.checkpoint.path),
-        str(other.checkpoint.path),
+        str(one.model.path),
+        str(other.model.path),
         None,
         (None, None),
         after_cast,
@@ -425,7 +411,7 @@ def _by_name(
         only_a,
         only_b,
         scales,
-        causes=_rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget),
+        causes=rounded(_differs(found), values, theirs, dtype, budget),
         notes=notes,
     )
 
@@ -450,7 +436,7 @@ def _configs(one: _Side, other: _Side) -> tuple[dict[str, tuple[Any, Any]], list
         and one.source.table is other.source.table
     ):
         return {}, []
-    a, b = (_config_of(side.checkpoint, side.choices) for side in (one, other))
+    a, b = (_config_of(side.model, side.choices) for side in (one, other))
     if not a and not b:
         return {}, []
     if not a or not b:
@@ -486,44 +472,42 @@ def _scales(one: Path, other: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _differences(
-    conversion: Conversion,
-    one: Checkpoint,
-    other: Checkpoint,
-    absent: Sequence[str],
+    mine: Mapping[str, Value],
+    theirs: Mapping[str, Value],
     budget: Budget,
     progress: Progress | None,
 ) -> tuple[list[TensorDifference], int]:
-    """(what differs, in the order of B, bytes of B that were compared)."""
+    """(what differs of A's tensors from B's of the same names, in the order of B, bytes of B that
+    were compared)."""
     found: dict[str, TensorDifference] = {}
     comparable = []
-    for spec in conversion.specs:
-        entry = other.tensors[spec.name]
-        dtypes = (spec.dtype.name, entry.dtype.name)
-        if entry.shape != spec.shape:
-            found[spec.name] = TensorDifference(
-                spec.name, f"shape {list(spec.shape)} in A, {list(entry.shape)} in B", dtypes
-            )
-        else:
-            comparable.append(spec.name)
-            if spec.dtype != entry.dtype and not (spec.dtype.floating and entry.dtype.floating):
-                found[spec.name] = TensorDifference(
-                    spec.name, f"dtype {dtypes[0]} in A, {dtypes[1]} in B", dtypes
-                )
-    pairs = conversion.against(comparable, other.tensors, one.shards, other.shards)
-    unequal = differing(pairs, budget, progress)
-    wanted = {spec.name: spec.dtype for spec in conversion.specs}
+    for name, value in mine.items():
+        other = theirs[name]
+        dtypes = (value.dtype.name, other.dtype.name)
+        if other.shape != value.shape:
+            what = f"shape {list(value.shape)} in A, {list(other.shape)} in B"
+            found[name] = TensorDifference(name, what, dtypes)
+            continue
+        comparable.append(name)
+        if value.dtype != other.dtype and not (value.dtype.floating and other.dtype.floating):
+            what = f"dtype {dtypes[0]} in A, {dtypes[1]} in B"
+            found[name] = TensorDifference(name, what, dtypes)
+    unequal = differing(pairs_of(comparable, mine, theirs), budget, progress)
     for name in comparable:
-        dtypes = (wanted[name].name, other.tensors[name].dtype.name)
+        dtypes = (mine[name].dtype.name, theirs[name].dtype.name)
         if name in unequal:
             found[name] = _described(name, dtypes, unequal[name])
         elif dtypes[0] != dtypes[1] and name not in found:
-            found[name] = TensorDifference(
-                name, f"the same values, but {dtypes[0]} in A and {dtypes[1]} in B", dtypes
-            )
-    order = {name: i for i, name in enumerate(other.tensors)}
+            what = f"the same values, but {dtypes[0]} in A and {dtypes[1]} in B"
+            found[name] = TensorDifference(name, what, dtypes)
+    order = {name: i for i, name in enumerate(theirs)}
     return sorted(found.values(), key=lambda difference: order[difference.name]), sum(
-        pair.entry.nbytes for pair in pairs
+        theirs[name].nbytes for name in comparable
     )
+
+
+def _differs(found: Sequence[TensorDifference]) -> list[Differs]:
+    return [Differs(difference.name, difference.count) for difference in found]
 
 
 def _described(name: str, dtypes: tuple[str, str], difference: Difference) -> TensorDifference:
@@ -541,207 +525,3 @@ def _described(name: str, dtypes: tuple[str, str], difference: Difference) -> Te
         source,
         index,
     )
-
-
-def _causes(
-    one: Source,
-    other: Source,
-    found: Sequence[TensorDifference],
-    dtype: DType | None,
-    budget: Budget,
-) -> list[str]:
-    """Likely reasons: another content of the same names, tensors at one another's place,
-    transposed, rounded."""
-    found = [difference for difference in found if not is_state(difference.name)]
-    differing_names = [difference.name for difference in found if difference.count]
-    if not differing_names:
-        return []
-    causes = _other_layout(one, other, differing_names, dtype, budget)
-    if causes:
-        return causes
-    causes = _misplaced(one, other, differing_names, dtype, budget)
-    conversion = convert(one.binding, other.binding.layout, one.checkpoint.tensors, dtype)
-    return causes + _rounded(found, conversion, one.checkpoint, other.checkpoint, dtype, budget)
-
-
-def _other_layout(
-    one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
-) -> list[str]:
-    """Whether B is what A makes in another layout of the same names and shapes: transposed experts,
-    another qkv grouping."""
-    theirs = other.checkpoint.tensors
-    for layout in other.table.layouts.values():
-        if layout is other.binding.layout or layout.family != other.binding.layout.family:
-            continue
-        try:
-            conversion = convert(one.binding, layout, one.checkpoint.tensors, dtype)
-        except CkptforgeError:  # nothing that this model can be in
-            continue
-        shapes = {spec.name: spec.shape for spec in conversion.specs}
-        if any(shapes.get(name) != theirs[name].shape for name in names):
-            continue
-        if not differing(
-            conversion.against(names, theirs, one.checkpoint.shards, other.checkpoint.shards),
-            budget,
-        ):
-            return [
-                f"B is what A is in layout {layout.name}; it was read as "
-                f"{other.binding.layout.name}. "
-                "The names and shapes of both are the same, so say which it is with "
-                f"{option('layout_b', layout.name)}, or convert it again."
-            ]
-    return []
-
-
-def _misplaced(
-    one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
-) -> list[str]:
-    """Matches the smallest pieces that a layout of the table knows (one expert's matrix) by their
-    contents."""
-    layout = next(
-        (layout for layout in other.table.layouts.values() if layout.family == "huggingface"),
-        other.binding.layout,
-    )
-    try:
-        mine = convert(one.binding, layout, one.checkpoint.tensors, dtype)
-        theirs = convert(other.binding, layout, other.checkpoint.tensors, None)
-    except CkptforgeError:
-        return []
-    touched = {tensor for name in names for tensor in _logical(other, name)}
-    _, chosen = _pieces(layout, [spec.name for spec in mine.specs], touched)
-    prints_a = fingerprints(mine.only(chosen, one.checkpoint.shards), budget)
-    prints_b = fingerprints(theirs.only(chosen, other.checkpoint.shards), budget)
-    shapes = {spec.name: spec.shape for spec in mine.specs}
-    places, _ = _pieces(layout, chosen, touched)
-    by_print: dict[tuple[int, tuple[int, ...]], str] = {}
-    for name, printed in prints_a.items():
-        by_print.setdefault((printed.straight, shapes[name]), name)
-    moved: dict[str, str] = {}
-    transposed: list[str] = []
-    for name, printed in prints_b.items():
-        if printed.straight == prints_a[name].straight:
-            continue
-        if (
-            len(shapes[name]) == 2
-            and printed.transposed == prints_a[name].straight
-            and shapes[name][0] == shapes[name][1]
-        ):
-            transposed.append(name)
-        elif (origin := by_print.get((printed.straight, shapes[name]))) is not None:
-            moved[name] = origin
-    causes = [_transposed_text(transposed)] if transposed else []
-    return causes + _moved_texts(moved, places)
-
-
-def _logical(source: Source, stored: str) -> tuple[str, ...]:
-    return next(
-        (
-            pattern.tensors
-            for pattern, names in source.binding.names.items()
-            if stored in names.values()
-        ),
-        (),
-    )
-
-
-def _pieces(
-    layout: Layout, names: Sequence[str], touched: set[str]
-) -> tuple[dict[str, tuple[str, dict[str, int]]], list[str]]:
-    """(name → (logical tensor, index by axis), the names that hold a touched tensor)."""
-    found, _ = recognise_names(layout, dict.fromkeys(names))
-    places = {
-        name: ("+".join(pattern.tensors), dict(zip(pattern.name_axes, index, strict=True)))
-        for pattern, indexed in found.items()
-        if touched & set(pattern.tensors)
-        for index, name in indexed.items()
-    }
-    return places, [name for name in names if name in places]
-
-
-def _transposed_text(names: Sequence[str]) -> str:
-    return f"transposed in B: {_some(names)}"
-
-
-def _moved_texts(
-    moved: Mapping[str, str], places: Mapping[str, tuple[str, dict[str, int]]]
-) -> list[str]:
-    """One sentence for each kind of misplacement: which axes or tensors changed, exchanged or
-    shifted, with examples."""
-    kinds: dict[str, list[str]] = {}
-    for name, origin in moved.items():
-        (tensor, index), (from_tensor, from_index) = places[name], places[origin]
-        mutual = moved.get(origin) == name
-        if tensor != from_tensor:
-            kind = (
-                f"{' and '.join(sorted((tensor, from_tensor)))} exchanged"
-                if mutual
-                else f"{tensor} holds {from_tensor}"
-            )
-        else:
-            axes = [axis for axis in index if index[axis] != from_index.get(axis)]
-            steps = {index[axis] - from_index[axis] for axis in axes}
-            what = ", ".join(axes)
-            kind = (
-                f"{what} exchanged"
-                if mutual
-                else f"{what} shifted by {next(iter(steps))}"
-                if len(steps) == 1
-                else f"{what} permuted"
-            )
-        kinds.setdefault(kind, []).append(f"{name} in B holds A's {origin}")
-    return [f"{kind}: {_some(examples)}" for kind, examples in kinds.items()]
-
-
-def _some(names: Sequence[str]) -> str:
-    return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _cast_side(
-    specs: Sequence[TensorSpec], conversion: Conversion, other: Checkpoint, dtype: DType
-) -> list[str]:
-    """Whether the cast that was asked for changes nothing in A, as it is B that holds the wider
-    numbers."""
-    held = {
-        source.value_dtype for spec in specs for source, _ in conversion.copies.get(spec.name, ())
-    }
-    wider = {other.tensors[spec.name].dtype for spec in specs}
-    if not specs or held != {dtype} or any(one.itemsize <= dtype.itemsize for one in wider):
-        return []
-    names = " and ".join(sorted(one.name for one in wider))
-    return [
-        f"A is {dtype} already, and B is {names}: {option('after_cast')} casts A, so name B first."
-    ]
-
-
-def _rounded(
-    found: Sequence[TensorDifference],
-    conversion: Conversion,
-    one: Checkpoint,
-    other: Checkpoint,
-    dtype: DType | None,
-    budget: Budget,
-) -> list[str]:
-    """Whether the differing tensors of B hold A's values rounded to a smaller dtype."""
-    names = {difference.name for difference in found if difference.count}
-    specs = [spec for spec in conversion.specs if spec.name in names and spec.dtype.floating]
-    if dtype is not None:
-        return _cast_side(specs, conversion, other, dtype)
-    if not specs:
-        return []
-    for rounding in _ROUNDINGS:
-        smaller = parse_target(rounding)
-        assert smaller is not None
-        trial = Conversion(
-            [type(spec)(spec.name, smaller, spec.shape) for spec in specs],
-            conversion.copies,
-            conversion.groups,
-            [],
-        )
-        pairs = trial.against(
-            [spec.name for spec in specs], other.tensors, one.shards, other.shards
-        )
-        unequal = differing(pairs, budget)
-        equal = [spec.name for spec in specs if spec.name not in unequal]
-        if equal:
-            return [f"rounded to {rounding} in B: {_some(equal)}"]
-    return []

@@ -23,7 +23,7 @@ from ckptforge.checkpoints.mindspore import (
     read_file,
     read_ranks,
 )
-from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import (
     CkptforgeError,
     FormatError,
@@ -32,9 +32,10 @@ from ckptforge.errors import (
     brief,
     counted,
 )
+from ckptforge.model import Model
 from ckptforge.parallel.join import join_ranks
+from ckptforge.parallel.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
 from ckptforge.parallel.strategy_files import Strategy
-from ckptforge.reading.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
 from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
@@ -132,12 +133,10 @@ def inspect(options: Inspect) -> Inspection:
     return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
 
 
-def _first_stage_first(checkpoint: Checkpoint) -> Checkpoint:
+def _first_stage_first(model: Model) -> Model:
     """A sharded checkpoint with its tensors as the ranks hold them, from the first on."""
-    names = dict.fromkeys(name for file in checkpoint.files for name in file.tensors)
-    return msgspec.structs.replace(
-        checkpoint, tensors={name: checkpoint.tensors[name] for name in names}
-    )
+    names = dict.fromkeys(name for file in model.files for name in file.tensors)
+    return msgspec.structs.replace(model, values={name: model.values[name] for name in names})
 
 
 def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
@@ -165,39 +164,35 @@ def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
     return replace(described, model=None if manifest is None else manifest.model)
 
 
-def _bound(
-    path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]
-) -> Inspection:
-    if holds_only_factors(checkpoint):
-        return _adapter(path, checkpoint, choices, ranks)
+def _bound(path: Path, model: Model, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
+    if holds_only_factors(model):
+        return _adapter(path, model, choices, ranks)
     try:
-        source = bind_source(checkpoint, choices)
+        source = bind_source(model, choices)
     except InputNotFoundError:
         raise
     except CkptforgeError as error:
-        return _describe(path, checkpoint, None, str(error), ranks)
-    return _describe(path, checkpoint, source, None, ranks)
+        return _describe(path, model, None, str(error), ranks)
+    return _describe(path, model, source, None, ranks)
 
 
-def _adapter(
-    path: Path, checkpoint: Checkpoint, choices: Choices, ranks: list[dict[str, Any]]
-) -> Inspection:
+def _adapter(path: Path, model: Model, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
     """An adapter alone: every model and layout that has its names."""
     found: list[Adapter] = []
     reason = None
     try:
-        kept = read_kept(checkpoint)
+        kept = read_kept(model)
         candidates = adapter_tables(
-            candidate_tables(choices.mapping), checkpoint, kept, {}, choices.model
+            candidate_tables(choices.mapping), model, kept, {}, choices.model
         )
     except (ModelUnknownError, FormatError) as error:
-        return _describe(path, checkpoint, None, str(error), ranks)
+        return _describe(path, model, None, str(error), ranks)
     for table in candidates:
         try:
-            found.append(describe_adapter(checkpoint, kept, table))
+            found.append(describe_adapter(model, kept, table))
         except CkptforgeError as error:
             reason = str(error)
-    described = _describe(path, checkpoint, None, reason if not found else None, ranks)
+    described = _describe(path, model, None, reason if not found else None, ranks)
     if not found:
         return described
     count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
@@ -218,11 +213,11 @@ def _adapter(
     return replace(described, model=names[0], layout=names[1], notes=[*notes, *described.notes])
 
 
-def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
+def _parts(model: Model, strategy: Strategy) -> list[dict[str, Any]]:
     """A row for each kind of tensor (names alike except for numbers, the same cut): full shape, and
     each rank's box of it."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for name, entry in checkpoint.tensors.items():
+    for name, entry in model.values.items():
         stage = strategy.first_stage(name)
         layout = strategy.stages[stage][name] if stage is not None else None
         row = rows.setdefault(
@@ -243,58 +238,57 @@ def _parts(checkpoint: Checkpoint, strategy: Strategy) -> list[dict[str, Any]]:
 
 def _describe(
     path: Path,
-    checkpoint: Checkpoint,
+    model: Model,
     source: Source | None,
     reason: str | None,
     ranks: list[dict[str, Any]],
 ) -> Inspection:
-    read = source.checkpoint if source else checkpoint
-    scales = {
-        entry.scaled.scale.name for entry in read.tensors.values() if entry.scaled is not None
-    }
+    read = source.model if source else model
+    fragments = (fragment for value in read.values.values() for fragment in value.fragments)
+    scales = {one.name for fragment in fragments for step in fragment.steps for one in step.inputs}
     notes = list(read.notes)
     if source is not None and (pairs := tied(source)):
-        small = all(pair.stored.nbytes <= _VERIFY_UP_TO for pair in pairs)
+        small = all(pair.values[0].nbytes <= _VERIFY_UP_TO for pair in pairs)
         notes += tied_notes(pairs, Budget.of(1, None) if small else None)
     buffer = memoryview(bytearray(1 << 20))
-    for file in checkpoint.files:
+    for file in model.files:
         if file.checksum is not None and file.size <= _VERIFY_UP_TO:
             file.verify(buffer)
             notes.append(f"{file.path.name}: the stored crc32 is right.")
         elif file.checksum is not None:
             notes.append(f"{file.path.name}: has a crc32, which is checked when it is converted.")
     dtypes: dict[str, dict[str, int]] = {}
-    for entry in checkpoint.tensors.values():
+    for entry in model.values.values():
         counted = dtypes.setdefault(entry.dtype.name, {"tensors": 0, "bytes": 0})
         counted["tensors"] += 1
         counted["bytes"] += entry.nbytes
-    state = [name for name in checkpoint.tensors if is_state(name)]
+    state = [name for name in model.values if is_state(name)]
     return Inspection(
         path=str(path),
-        format=checkpoint.format,
+        format=model.format,
         model=source.table.name if source else None,
         layout=source.binding.layout.name if source else None,
         layout_reason=reason,
-        tensors=len(checkpoint.tensors),
+        tensors=len(model.values),
         parameters=sum(
             entry.elements
-            for name, entry in checkpoint.tensors.items()
+            for name, entry in model.values.items()
             if not is_state(name) and name not in scales
         ),
-        bytes=checkpoint.nbytes,
+        bytes=model.nbytes,
         dtypes=dtypes,
         axes={axis: size for axis, (size, _) in source.binding.sizes.known.items()}
         if source
         else {},
         files=[
             {"file": file.path.name, "bytes": file.size, "tensors": len(file.tensors)}
-            for file in checkpoint.files
+            for file in model.files
         ],
         ranks=ranks,
         state=len(state),
         unmapped=list(source.unmapped) if source else [],
         notes=notes,
         entries={
-            name: Entry(entry.dtype.name, entry.shape) for name, entry in checkpoint.tensors.items()
+            name: Entry(entry.dtype.name, entry.shape) for name, entry in model.values.items()
         },
     )

@@ -11,7 +11,6 @@ import msgspec
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, brief, counted
-from ckptforge.formats.entry import TensorEntry
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
 from ckptforge.publish.earlier import Request, finish_placing
@@ -20,23 +19,21 @@ from ckptforge.publish.refusals import check_output, check_room
 from ckptforge.publish.staging import Staging, staged
 from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
-from ckptforge.run import worker as stream
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
 from ckptforge.run.hashing import tensor_hashes
 from ckptforge.run.ledger import Finished
-from ckptforge.run.low_rank import factor_bytes
 from ckptforge.run.match import unlike
-from ckptforge.run.scales import scale_bytes
+from ckptforge.run.run import cache_bytes, run
 from ckptforge.spelling import command, flag
 from ckptforge.storage.files import exists
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import parse_size
+from ckptforge.values import Place
 from ckptforge.verbs.options import Overflow, Running
 from ckptforge.verbs.result import Result, dry_result
 
 _log = logging.getLogger(__name__)
-_MATRICES, _SMALL = 16, 256 * 1024  # whose scales are kept at a time, if they take no more bytes
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -59,7 +56,7 @@ def run_job(job: Job, options: Running) -> Result:
     `CastOverflowError` and read errors."""
     plan = job.plan
     memory = None if options.memory is None else parse_size(options.memory, "memory")
-    budget = Budget.of(options.workers, memory).holding(_held(plan))
+    budget = Budget.of(options.workers, memory).caching(cache_bytes(plan.assemblies))
     hashing = job.manifest and not options.no_hash
     if options.resume and not options.dry_run and finish_placing(plan, options.command):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
@@ -73,7 +70,7 @@ def run_job(job: Job, options: Running) -> Result:
             Audit(),
             plan.left_out,
             notes,
-            plan.facts,
+            dict(plan.facts),
             0.0,
         )
     made, tensors = counted(len(plan.files), "file"), counted(plan.tensor_count, "tensor")
@@ -103,9 +100,7 @@ def run_job(job: Job, options: Running) -> Result:
         _log.info(
             "checked output path and disk space; %s of %s finished before", len(kept), tensors
         )
-        done = stream.run(
-            plan, staging.writers, budget, options.progress, hashing, staging.journal, kept
-        )
+        done = run(plan, staging.writers, budget, options.progress, hashing, staging.journal, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
         if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
@@ -128,7 +123,7 @@ def run_job(job: Job, options: Running) -> Result:
         audit,
         plan.left_out,
         (*plan.notes, *said, *_remains(plan.output)),
-        plan.facts,
+        dict(plan.facts),
         time.monotonic() - began,
         peak_buffers=budget.total,
     )
@@ -143,55 +138,33 @@ def _remains(output: Path) -> list[str]:
     )
 
 
-def _held(plan: Plan) -> int:
-    """Bytes that a worker must hold beside its buffers: the factors of the largest adapter, and
-    scales, of more than one matrix where they are small."""
-    computed = {
-        source for assembly in plan.assemblies for source, _ in assembly.copies if source.computed
-    }
-    factors = max(
-        (
-            factor_bytes(source.plus, source.working_dtype)
-            for source in computed
-            if source.plus is not None
-        ),
-        default=0,
-    )
-    scales = max(
-        (scale_bytes(source.scaled) for source in computed if source.scaled is not None), default=0
-    )
-    return factors + max(scales, min(_MATRICES * scales, _SMALL))
-
-
-def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[TensorEntry, Finished]:
+def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[Place, Finished]:
     """The tensors that an earlier run finished and that are on the disk as it wrote them: their
     hashes are made again."""
     if staging.journal is None or not staging.journal.tensors:
         return {}
-    finished = {
-        entry: staging.journal.tensors[key]
-        for entry in plan.targets
-        if (key := plan.key(entry)) in staging.journal.tensors
-    }
-    files: dict[Path, list[TensorEntry]] = {}
-    for entry in finished:
-        files.setdefault(entry.path, []).append(entry)
+    places = (assembly.place for assembly in plan.assemblies)
+    tensors = staging.journal.tensors
+    finished = {one: tensors[key] for one in places if (key := plan.key(one)) in tensors}
+    files: dict[Path, list[Place]] = {}
+    for place in finished:
+        files.setdefault(place.path, []).append(place)
     hashes = tensor_hashes(files, budget, opened=staging.writers)
     return {
-        entry: found
-        for entry, found in finished.items()
-        if hashes[entry.path][entry.name] == found.hash
+        place: found
+        for place, found in finished.items()
+        if hashes[place.path][place.name] == found.hash
     }
 
 
 def _refuse_unlike(plan: Plan, budget: Budget) -> None:
-    if found := unlike(plan.alike, budget) if plan.alike else {}:
+    pairs = plan.account.must_equal
+    if found := unlike(pairs, budget) if pairs else {}:
         (name, original), *_ = found.items()
-        path = next(copy.path for copy, _ in plan.alike if copy.name == name)
+        path = pairs[name, original][0].origin.path
         raise FormatError(
             f"{path}: {name} should be a copy of {original}, and holds something else; nothing "
-            f"was written. Give {flag('allow_unmapped')} to leave "
-            "it out."
+            f"was written. Give {flag('allow_unmapped')} to leave it out."
         )
 
 

@@ -6,28 +6,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME
-from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
-from ckptforge.dtypes import parse_target
+from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.dtypes import DType, parse_target
 from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError, counted
+from ckptforge.formats.layout import specs_of
+from ckptforge.model import Model
 from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config import ParallelConfig
+from ckptforge.parallel.join import IN_RANKS
+from ckptforge.parallel.ranks import in_ranks, open_ranks
 from ckptforge.parallel.strategy_files import Strategy
-from ckptforge.planning.conversion import identity
-from ckptforge.planning.plan import Plan
 from ckptforge.quantisation.undo import refuse_scaled
-from ckptforge.reading.ranks import in_ranks, open_ranks
 from ckptforge.reading.source import Choices, bind_source
 from ckptforge.spelling import command, option
+from ckptforge.surgery.cast import cast
 from ckptforge.tables.binding import bind, recognise_names
+from ckptforge.tables.convert import uncast_note
 from ckptforge.tables.shipped import candidate_tables, shipped_tables
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import names_that_keep_dtype
-from ckptforge.targets.mindspore import RankTarget, Spread, cut_by
+from ckptforge.targets.target import plan_for
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Merge, Reshard, Resharding, Split
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
+from ckptforge.verbs.spread import Spread
 
 
 @verb(Merge)
@@ -134,7 +140,7 @@ def _choices(options: Resharding, layout: str | None, config: Path | None, **cut
     )
 
 
-def _sharded(ms_dir: Path, choices: Choices, check_replicas: bool) -> Checkpoint:
+def _sharded(ms_dir: Path, choices: Choices, check_replicas: bool) -> Model:
     source = open_ranks(ms_dir, choices, check_replicas)
     _check_shapes(source, choices.strategy or choices.parallel_config or ms_dir / DIRECTORY_NAME)
     return source
@@ -142,7 +148,7 @@ def _sharded(ms_dir: Path, choices: Choices, check_replicas: bool) -> Checkpoint
 
 def _job(
     verb: str,
-    source: Checkpoint,
+    source: Model,
     spread: Spread,
     options: Resharding,
     layout: str | None = None,
@@ -152,61 +158,55 @@ def _job(
     bound = None
     if spread.parallel_config is not None and spread.strategy is None:
         bound = bind_source(source, _choices(options, layout, given))
-        if any(entry.stored for entry in bound.checkpoint.tensors.values()):
-            source = bound.checkpoint  # its job has the layout's own names
-    state = [name for name in source.tensors if is_state(name)]
-    dropped = set(state) if options.weights_only else set()
+        if bound.model.values.keys() != source.values.keys():
+            source = bound.model  # its job has the layout's own names
     if dtype is not None:
         refuse_scaled(source)
-    kept = _kept(source, options) if dtype is not None else frozenset()
-    conversion = identity(
-        source.tensors, [name for name in source.tensors if name not in dropped], dtype, kept
-    )
+    model = _cast(source, dtype, options)
 
     def compute(config: ParallelConfig) -> Strategy:
         assert bound is not None
-        return compute_strategy(
-            config, bound.table, bound.binding.layout, bound.binding.sizes, conversion.specs
-        )
+        sizes = bound.binding.sizes
+        specs = specs_of(model.values)
+        return compute_strategy(config, bound.table, bound.binding.layout, sizes, specs)
 
-    place = spread.place(compute)
-    files, small = place.lay_out(conversion.specs)
-    left_out = {"optimizer state and counters": state} if dropped else {}
     facts = {
         "model": None,
-        "from": counted(source.ranks, "rank") if source.shards else "one",
-        "to": counted(len(files), "rank") if isinstance(place, RankTarget) else "one",
+        "from": counted(source.ranks, "rank") if source.format.endswith(IN_RANKS) else "one",
+        "to": "one",
         "source_format": source.format,
-        "source_tensors": len(source.tensors),
+        "source_tensors": len(source.values),
         "dtype": dtype.name if dtype else "keep",
     }
-    layouts = tuple(file.layout for file in files)
-    notes = (*source.notes, *conversion.uncast_notes(dtype), *place.notes(conversion.specs))
-    plan = Plan(
-        verb,
-        place.output,
-        layouts,
-        conversion.assemblies(files, source.shards),
-        source.files,
-        small,
-        left_out,
-        notes,
-        facts,
-    )
-    return Job(cut_by(plan, place))
+    plan = plan_for(verb, model, spread.place(compute), facts)
+    if "ranks" in plan.facts:
+        facts["to"] = counted(plan.facts["ranks"], "rank")
+        plan = replace(plan, facts={**plan.facts, **facts})
+    return Job(plan)
 
 
-def _kept(source: Checkpoint, options: Resharding) -> frozenset[str]:
+def _cast(source: Model, dtype: DType | None, options: Resharding) -> Model:
+    """The model without state where that isn't wanted, its weights cast."""
+    state = tuple(name for name in source.values if is_state(name) and options.weights_only)
+    kept = _kept(source, options) if dtype is not None else frozenset()
+    values = {name: value for name, value in source.values.items() if name not in set(state)}
+    cast_values = cast(values, dtype, kept)
+    account = source.account.leaving("optimizer state and counters", state)
+    account = replace(account, must_equal={}).noting(*uncast_note(cast_values.uncast, dtype))
+    return replace(source, values=cast_values.values, account=account)
+
+
+def _kept(source: Model, options: Resharding) -> frozenset[str]:
     """The tensors that keep their dtype by the user's table, else by the shipped ones."""
     tables = candidate_tables(options.mapping, options.model)
-    return names_that_keep_dtype(tables, source.tensors)
+    return names_that_keep_dtype(tables, source.values)
 
 
-def _check_shapes(source: Checkpoint, strategy: Path) -> None:
+def _check_shapes(source: Model, strategy: Path) -> None:
     """Where a mapping table knows the names, the merged shapes must agree over the whole model:
     most strategies that aren't those of the shards show there, as protobuf strategies hold no full
     shapes. Raises `FormatError`."""
-    shapes = {name: entry.shape for name, entry in source.tensors.items() if not is_state(name)}
+    shapes = {name: entry.shape for name, entry in source.values.items() if not is_state(name)}
     contradiction: LayoutError | None = None
     for table in shipped_tables():
         for layout in table.layouts.values():

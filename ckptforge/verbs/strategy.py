@@ -6,16 +6,18 @@ from typing import Any
 
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import UsageError
+from ckptforge.formats.layout import specs_of
+from ckptforge.model import Account
 from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config_file import read_parallel_config
+from ckptforge.parallel.ranks import open_source
 from ckptforge.parallel.strategy_files import Strategy, strategy_bytes
-from ckptforge.planning.conversion import convert
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.reading.ranks import open_source
 from ckptforge.reading.source import Choices
 from ckptforge.spelling import option
 from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.convert import convert
 from ckptforge.tables.state import companion_prefix
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Strategy as StrategyOptions
@@ -53,10 +55,9 @@ def strategy(options: StrategyOptions) -> Result:
         raise UsageError(
             f"{option('layout', target.name)} is a layout of Hugging Face, which has no ranks."
         )
-    specs = convert(
-        source.binding, target, source.checkpoint.tensors, parse_target(options.dtype)
-    ).specs
-    computed = compute_strategy(parallel, table, target, source.binding.sizes, specs)
+    dtype = parse_target(options.dtype)
+    values = convert(source.binding, target, source.model.values, dtype, partly=True).values
+    computed = compute_strategy(parallel, table, target, source.binding.sizes, specs_of(values))
     as_json = options.format == "json"
     files = {
         f"ckpt_strategy_rank_{stage * computed.devices}.{options.format}": strategy_bytes(
@@ -68,21 +69,20 @@ def strategy(options: StrategyOptions) -> Result:
         "model": table.name,
         "from": target.name,
         "to": computed.extent,
-        "source_format": source.checkpoint.format,
-        "source_tensors": len(source.checkpoint.tensors),
+        "source_format": source.model.format,
+        "source_tensors": len(source.model.values),
         "dtype": "keep",
         "cuts": _cuts(computed),
     }
     plan = Plan(
-        "strategy",
-        options.out_dir,
-        (),
-        (),
-        source.checkpoint.files,
-        files,
-        {},
-        (*source.checkpoint.notes, *said),
-        facts,
+        verb="strategy",
+        output=options.out_dir,
+        files=(),
+        assemblies=(),
+        sources=source.model.files,
+        small_files=files,
+        account=Account().noting(*source.model.notes, *said),
+        facts=facts,
     )
     return run_job(Job(plan, manifest=False), options)
 

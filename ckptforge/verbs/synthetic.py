@@ -16,9 +16,10 @@ from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.formats import safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.run.casts import cast_function, numpy_dtype
-from ckptforge.tables.binding import name_pieces
+from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
+from ckptforge.targets.huggingface import cut_into_shards, index_json
 
 _PIECE = 1 << 20
 
@@ -54,11 +55,11 @@ def write_model(
     stored = BY_NAME[dtype]
     specs, copies = _specs(table, table.layout(layout), config, counts, stored)
     shards = {
-        name: safetensors.library_order(tensors)
-        for name, tensors in huggingface.cut_into_shards(specs, shard_bytes).items()
+        name: safetensors.ordered(tensors)
+        for name, tensors in cut_into_shards(specs, shard_bytes).items()
     }
     if len(shards) > 1:
-        (directory / huggingface.INDEX).write_bytes(huggingface.index_json(shards))
+        (directory / huggingface.INDEX).write_bytes(index_json(shards))
     cast = cast_function(BY_NAME["float32"], stored) if dtype != "float32" else None
     for name, tensors in shards.items():
         laid_out = safetensors.lay_out(directory / name, tensors, {"format": "pt"})

@@ -13,8 +13,8 @@ from typing import Any
 from ckptforge.errors import UsageError, nearest
 from ckptforge.reading.source import read_model_config
 from ckptforge.tables.axes import Pattern
-from ckptforge.tables.binding import name_pieces
 from ckptforge.tables.parsing import load_table
+from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.sharding import Sharding, stored_cuts
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.sizes import AxisSizes

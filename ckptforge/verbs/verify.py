@@ -22,7 +22,7 @@ from ckptforge.forward.network import Network, network_of
 from ckptforge.forward.precision import Precision, precision_of
 from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
-from ckptforge.reading.ranks import open_source
+from ckptforge.parallel.ranks import open_source
 from ckptforge.reading.source import Choices, Source
 from ckptforge.spelling import option
 from ckptforge.verbs.options import Say, Verify
@@ -143,7 +143,7 @@ def _sides(
     """(the reference's sizes, the reference, MindSpore with the constants of the checkpoint's own
     config)."""
     network, own = (
-        network_of(side, side.source.config, f"the config of {side.source.checkpoint.path}")
+        network_of(side, side.source.config, f"the config of {side.source.model.path}")
         for side in (reference, weights)
     )
     if (own.layers, own.experts, own.vocab, weights.size("H")) != (
@@ -152,7 +152,7 @@ def _sides(
         network.vocab,
         reference.size("H"),
     ):
-        paths = " and ".join(str(side.source.checkpoint.path) for side in (reference, weights))
+        paths = " and ".join(str(side.source.model.path) for side in (reference, weights))
         raise VerifyError(f"{paths} are models of different sizes: {network} and {own}.")
     make = MindSporeForward if device == "CPU" else MindSporeForward.on_ascend
     torch_side = TorchForward(reference, reference.source.config, precision=precision)

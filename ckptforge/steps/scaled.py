@@ -10,78 +10,100 @@ weight_scale); the OCP microscaling formats for scales that are powers of two.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, printable
-from ckptforge.formats.entry import Scaled, TensorEntry
 from ckptforge.run.casts import numpy_dtype
-from ckptforge.run.low_rank import numbers_of
-from ckptforge.run.tiles import Spans, windows
+from ckptforge.values import Read, Stored, Window, computing_dtype
 
 Array = NDArray[Any]
 _LARGEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "int8": 128.0}  # magnitude of a number
 _PIECE = 1 << 16  # elements that are scaled at a time
+_TENSORS, _SMALL = 16, 256 * 1024  # that are kept at a time, if they take no more bytes
 _NO_EXPONENT = 255  # stands for NaN
 
 
-def scale_bytes(scaled: Scaled) -> int:
-    """Memory that the scales and offsets of one tensor take, as numbers and while they are read."""
-    tensors = (scaled.scale, *(() if scaled.offset is None else (scaled.offset,)))
-    width = 8 if scaled.scale.dtype.name == "float64" else 4
-    return sum(tensor.nbytes + 2 * width * tensor.elements for tensor in tensors)
+class Scaled(msgspec.Struct, frozen=True, kw_only=True):
+    """What the numbers of a quantised tensor stand for: (number - offset) · scale, with one scale,
+    and one offset, for each block of `block` elements by axis; blocks at the edges may be smaller.
+    With `exponents` a scale is the byte of a power of two, 2 ** (byte - 127)."""
+
+    scale: Stored
+    block: tuple[int, ...]
+    offset: Stored | None = None
+    exponents: bool = False
+
+    @property
+    def inputs(self) -> tuple[Stored, ...]:
+        """The scales, and the offsets."""
+        return (self.scale,) if self.offset is None else (self.scale, self.offset)
+
+    def gives(self, dtype: DType) -> DType:
+        """float32, or float64 where the tensor or its scales are of that."""
+        return computing_dtype((dtype, self.scale.dtype))
+
+    def memory(self, stored: Stored) -> int:
+        """Scales and offsets as numbers and while they are read, of more tensors than one where
+        they are small."""
+        width = 8 if self.scale.dtype.name == "float64" else 4
+        each = sum(tensor.nbytes + 2 * width * tensor.elements for tensor in self.inputs)
+        return max(each, min(_TENSORS * each, _SMALL))
+
+    def identity(self) -> bytes:
+        """Its scales and offsets, and how they lie."""
+        tensors = b"".join(tensor.identity() for tensor in self.inputs)
+        return tensors + repr(("scaled", self.block, self.exponents)).encode()
+
+    def prepare(self, stored: Stored, read: Read) -> Scales:
+        """The scales in memory. Raises `FormatError` for ones that aren't finite, or make numbers
+        that aren't."""
+        return Scales(stored, self, read)
 
 
 class Scales:
-    """The scales and offsets of one tensor, in memory. `read` gives the bytes of a tensor.
+    """The scales and offsets of one tensor, in memory."""
 
-    Raises `FormatError` for scales that aren't finite, or make numbers that aren't.
-    """
-
-    def __init__(
-        self, source: TensorEntry, scaled: Scaled, read: Callable[[TensorEntry], Array]
-    ) -> None:
-        dtype = source.working_dtype
-        *leading, columns = zip(source.shape or (1,), scaled.block or (1,), strict=True)
+    def __init__(self, stored: Stored, step: Scaled, read: Read) -> None:
+        dtype = step.gives(stored.dtype)
+        *leading, columns = zip(stored.shape or (1,), step.block or (1,), strict=True)
         self._leading, (self._columns, block) = leading, columns
         self._block = min(block, max(self._columns, 1))
         across = -(-self._columns // self._block) if self._columns else 0
-        scales = (
-            _exponents(read(scaled.scale), dtype)
-            if _is_exponents(scaled)
-            else numbers_of(read(scaled.scale), scaled.scale, dtype)
-        )
+        if step.exponents or step.scale.dtype.name == "float8_e8m0":
+            scales = _powers(read(step.scale, None)).astype(numpy_dtype(dtype))
+        else:
+            scales = read(step.scale, dtype)
         self._scales = scales.reshape(-1, across)
-        self._offsets = (
-            None
-            if scaled.offset is None
-            else _integers(read(scaled.offset), scaled.offset, dtype).reshape(-1, across)
-        )
-        self._of_infinities = source.dtype.name == "float8_e5m2" and bool((self._scales == 0).any())
-        self._refuse_infinite(source, scaled)
+        self._offsets: Array | None = None
+        if (offset := step.offset) is not None:
+            offsets = read(offset, dtype if offset.dtype.floating else None)
+            self._offsets = offsets.astype(numpy_dtype(dtype)).reshape(-1, across)
+        self._of_infinities = stored.dtype.name == "float8_e5m2" and bool((self._scales == 0).any())
+        self._refuse_infinite(stored, step)
 
-    def _refuse_infinite(self, source: TensorEntry, scaled: Scaled) -> None:
+    def _refuse_infinite(self, stored: Stored, step: Scaled) -> None:
         with np.errstate(all="ignore"):
-            largest = self._scales.dtype.type(_LARGEST.get(source.dtype.name, 0.0))
+            largest = self._scales.dtype.type(_LARGEST.get(stored.dtype.name, 0.0))
             shifted = largest if self._offsets is None else largest + np.abs(self._offsets)
             if np.isfinite(self._scales * shifted).all():
                 return
-        where = f"{scaled.scale.path}: {printable(scaled.scale.name)}"
+        where = f"{step.scale.path}: {printable(step.scale.name)}"
         raise FormatError(
             f"{where} holds scales that aren't finite, or make numbers that aren't; "
             "the file is damaged."
         )
 
-    def apply(self, numbers: Array, start: int, spans: Spans) -> int:
-        """Makes what the numbers stand for of what was read: `numbers`, in the working dtype, are
-        the tensor's `spans`, counted from element `start`. Returns how many infinities met a scale
-        of 0, which makes NaN."""
+    def apply(self, numbers: Array, windows: Sequence[Window]) -> int:
+        """Makes of numbers what they stand for. Returns how many infinities met a scale of 0,
+        which makes NaN."""
         undefined = 0
-        for at, row, count, c0, c1 in windows(start, spans, self._columns):
+        for at, row, count, c0, c1 in windows:
             window = numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0)
             for first, last in _pieces(count, c1 - c0):
                 undefined += self._scale(window[first:last], row + first, c0)
@@ -128,19 +150,9 @@ def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def _is_exponents(scaled: Scaled) -> bool:
-    return scaled.exponents or scaled.scale.dtype.name == "float8_e8m0"
-
-
-def _exponents(raw: Array, dtype: DType) -> Array:
+def _powers(exponents: Array) -> Array:
     """Bytes as powers of two."""
-    made = np.ldexp(1.0, raw.view(np.uint8).astype(np.int32) - 127)
-    made[raw.view(np.uint8) == _NO_EXPONENT] = math.nan
-    return made.astype(numpy_dtype(dtype))
-
-
-def _integers(raw: Array, entry: TensorEntry, dtype: DType) -> Array:
-    """Offsets, which may be integers or floats, as numbers."""
-    if entry.dtype.floating:
-        return numbers_of(raw, entry, dtype)
-    return raw.view(numpy_dtype(entry.dtype)).astype(numpy_dtype(dtype))
+    raw = exponents.view(np.uint8)
+    made = np.ldexp(1.0, raw.astype(np.int32) - 127)
+    made[raw == _NO_EXPONENT] = math.nan
+    return made

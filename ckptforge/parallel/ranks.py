@@ -9,16 +9,17 @@ from pathlib import Path
 from ckptforge.boxes import Box
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME, read_manifest
 from ckptforge.checkpoints.mindspore import is_unified, rank_directories, read_ranks
-from ckptforge.checkpoints.opening import Checkpoint, open_checkpoint
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.errors import CkptforgeError, FormatError, LayoutError, UsageError, counted, shown
-from ckptforge.formats.entry import FileIndex, TensorEntry, read_range
+from ckptforge.formats.entry import FileIndex, read_range
+from ckptforge.model import Model
 from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.cut import recorded_cut
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.join import join_ranks
-from ckptforge.parallel.solve import Model, solve_strategy
+from ckptforge.parallel.solve import Described, solve_strategy
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.reading.source import Choices, Source, bind_source, known_of
 from ckptforge.spelling import option
@@ -29,6 +30,7 @@ from ckptforge.tables.binding import recognise_names
 from ckptforge.tables.recognition import Hints, choose_table
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
+from ckptforge.values import Stored, value_of
 
 Ranks = tuple[list[FileIndex], list[str]]
 _SAMPLE = 1 << 16  # bytes
@@ -56,7 +58,7 @@ def in_ranks(path: Path, choices: Choices) -> bool:
     return list(rank_directories(path)) not in ([], [0])
 
 
-def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Checkpoint:
+def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
     """The rank directories of a job as one set of full tensors. Raises the errors of `read_job` and
     of joining the parts."""
     ranks, strategy = read_job(directory, choices)
@@ -128,11 +130,11 @@ def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy |
     return cut.strategy(path, [list(held) for held in _held(files, cut.devices)])
 
 
-def _held(files: Sequence[FileIndex], devices: int) -> list[dict[str, TensorEntry]]:
+def _held(files: Sequence[FileIndex], devices: int) -> list[dict[str, Stored]]:
     """By stage, a part of each tensor that its ranks hold."""
-    found: list[dict[str, TensorEntry]] = []
+    found: list[dict[str, Stored]] = []
     for first in range(0, len(files), devices):
-        held: dict[str, TensorEntry] = {}
+        held: dict[str, Stored] = {}
         for file in files[first : first + devices]:
             for name, entry in file.tensors.items():
                 held.setdefault(name, entry)
@@ -148,15 +150,21 @@ def _computed(
         stages = f"{counted(job.pipeline, 'stage')} of {counted(job.devices, 'device')}"
         raise FormatError(
             f"{directory}: holds {counted(len(files), 'rank')}, but {config.path} is of a job with "
-            f"{job.ranks} ({stages}); it isn't the configuration of these ranks."
+            f"{job.ranks} ({stages}); it isn't the "
+            "configuration of these ranks."
         )
-    parts: dict[str, TensorEntry] = {}
+    parts: dict[str, Stored] = {}
     for held in reversed(_held(files, job.devices)):
         parts.update(held)
-    checkpoint = Checkpoint(
-        directory, files[0].format, tuple(files), parts, directory, (), len(files)
+    model = Model(
+        path=directory,
+        format=files[0].format,
+        directory=directory,
+        files=tuple(files),
+        values={name: value_of(part) for name, part in parts.items()},
+        ranks=len(files),
     )
-    known = known_of(checkpoint, choices)
+    known = known_of(model, choices)
     shapes = {name: entry.shape for name, entry in parts.items() if not is_state(name)}
     try:
         table = choose_table(known.tables, shapes, known.hints)
@@ -166,13 +174,11 @@ def _computed(
             "mapping knows it; of others give the "
             f"strategy files with {_spelled(choices, 'strategy_dir')}."
         ) from error
-    layouts, model = (
-        _layouts(table, shapes, known.hints),
-        Model(table, known.config, known.config_source),
-    )
+    layouts = _layouts(table, shapes, known.hints)
+    described = Described(table, known.config, known.config_source)
     try:
         strategy = solve_strategy(
-            config, model, layouts, list(parts.values()), option(choices.layout_option)
+            config, described, layouts, list(parts.values()), option(choices.layout_option)
         )
     except LayoutError as error:
         raise type(error)(f"{directory}: {error}", error.tensors) from error

@@ -1,0 +1,63 @@
+"""A model: an ordered map from names to values, with the files behind it.
+
+Every operation is a function from model to model, and adds what is to be said of it to the account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.formats.entry import FileIndex
+from ckptforge.values import Value
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be said of the way to a model: `left_out` by reason, `notes` as sentences, and
+    `must_equal`, pairs of values that have to hold the same as only the second is used, by the
+    name of the first and of the second."""
+
+    left_out: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    must_equal: Mapping[tuple[str, str], tuple[Value, Value]] = msgspec.field(default_factory=dict)
+
+    def leaving(self, reason: str, names: tuple[str, ...]) -> Account:
+        """The account with more names left out, if there are any."""
+        if not names:
+            return self
+        held = self.left_out.get(reason, ())
+        return replace(self, left_out={**self.left_out, reason: (*held, *names)})
+
+    def noting(self, *notes: str) -> Account:
+        """The account with more sentences."""
+        return replace(self, notes=(*self.notes, *notes)) if notes else self
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The tensors of a checkpoint, whatever it is: `path` is what a user named, `directory` where
+    files that go with it may lie, `ranks` how many rank directories it was read from."""
+
+    path: Path
+    format: str
+    directory: Path
+    files: tuple[FileIndex, ...]
+    values: dict[str, Value]
+    account: Account = Account()
+    ranks: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should hear of."""
+        return self.account.notes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(value.nbytes for value in self.values.values())
+
+    def noting(self, *notes: str) -> Model:
+        """The model with more sentences in its account."""
+        return replace(self, account=self.account.noting(*notes)) if notes else self

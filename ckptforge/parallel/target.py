@@ -1,0 +1,126 @@
+"""The rank directories of a job as a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.boxes import box_shape
+from ckptforge.errors import PlanError, counted, shown
+from ckptforge.formats.layout import OutputFile, TensorSpec
+from ckptforge.parallel.cut import cut_json, cut_of
+from ckptforge.parallel.device_layout import DeviceLayout
+from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.planning.lower import PlacedFile
+from ckptforge.tables.state import companion_prefix, is_state
+from ckptforge.targets.mindspore import DEFAULT_ENDING, check_prefix, mindspore_file
+from ckptforge.targets.target import LaidOut
+
+
+class RankTarget(msgspec.Struct, frozen=True):
+    """The rank directories of a job: `rank_<r>/<prefix><r>.ckpt` (or `.safetensors`) in a
+    directory."""
+
+    output: Path
+    prefix: str
+    ending: str
+    strategy: Strategy
+
+    @classmethod
+    def of(cls, out: Path, ending: str | None, prefix: str, strategy: Strategy) -> RankTarget:
+        """Raises `UsageError` for a prefix that isn't the beginning of a file's name."""
+        check_prefix(prefix)
+        return cls(out, prefix, ending or DEFAULT_ENDING, strategy)
+
+    def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
+        """A file for each rank: the tensors of its stage, cut, and whole those that no stage has.
+
+        Raises `PlanError` for tensors that the strategy can't cut, and for a strategy of none of
+        them.
+        """
+        known = {name for stage in self.strategy.stages for name in stage}
+        weights = [spec.name for spec in specs if not is_state(spec.name)]
+        if weights and known.isdisjoint(weights):
+            other = next(iter(self.strategy.stages[0]), "")
+            raise PlanError(
+                f"{self.strategy.path}: covers none of the {counted(len(weights), 'tensor')} (such "
+                f"as {shown(weights[0])}); it describes "
+                f"others (such as {shown(other)}), so every rank would hold the whole model. It "
+                "isn't a strategy for this model or layout."
+            )
+        held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]
+        laid_out: dict[int, OutputFile] = {}
+        placed = []
+        for rank in range(self.strategy.ranks):
+            stage, device = self.strategy.stage_of(rank), rank % self.strategy.devices
+            boxes = {
+                spec.name: layout.box(spec.shape, device)
+                for spec, layout in held[stage]
+                if layout is not None
+            }
+            path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{self.ending}"
+            if stage not in laid_out:  # the ranks of a stage have equal parts
+                parts = [
+                    replace(spec, shape=box_shape(boxes[spec.name])) if layout is not None else spec
+                    for spec, layout in held[stage]
+                ]
+                laid_out[stage] = mindspore_file(path, parts)
+            placed.append(PlacedFile(laid_out[stage].at(path), boxes))
+        stages = [laid_out[stage].places for stage in range(len(held))]
+        return LaidOut(
+            files=tuple(placed),
+            notes=self._notes(specs),
+            facts={"ranks": self.strategy.ranks, "stages": len(self.strategy.stages)},
+            cut=cut_json(cut_of(self.strategy, stages)),
+        )
+
+    def _notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+        """A sentence about parameters of the strategy that there are no tensors for; a whole lack
+        of optimizer state is none."""
+        names = {spec.name for spec in specs}
+        with_state = any(companion_prefix(name) for name in names)
+        lacking = [
+            name
+            for stage in self.strategy.stages
+            for name in stage
+            if name not in names and (with_state or companion_prefix(name) is None)
+        ]
+        if not lacking or self.strategy.computed:
+            return ()
+        parameters = counted(len(lacking), f"parameter of {self.strategy.path}", "aren't")
+        return (f"{parameters} in the input and so in no rank, such as {lacking[0]}.",)
+
+    def _held(
+        self, stage: int, specs: Sequence[TensorSpec]
+    ) -> list[tuple[TensorSpec, DeviceLayout | None]]:
+        """The tensors that the ranks of a stage hold, and how they are cut; None for one that no
+        stage has."""
+        found: list[tuple[TensorSpec, DeviceLayout | None]] = []
+        for spec in specs:
+            layout = self.strategy.stages[stage].get(spec.name)
+            if layout is None:
+                if self.strategy.first_stage(spec.name) is None:
+                    found.append((spec, None))
+                continue
+            if layout.shape_of_parts(spec.shape) is None or layout.full_shape not in (
+                None,
+                spec.shape,
+            ):
+                raise PlanError(
+                    f"tensor {shown(spec.name)} has shape {list(spec.shape)}, but "
+                    f"{self.strategy.path} cuts it by device matrix "
+                    f"{list(layout.device_matrix)}, tensor map "
+                    f"{[list(axes) or -1 for axes in layout.tensor_map]}"
+                    + (
+                        f" and {layout.optimizer_parts} optimizer shards"
+                        if layout.optimizer_parts > 1
+                        else ""
+                    )
+                    + (f" from shape {list(layout.full_shape)}" if layout.full_shape else "")
+                    + "; it isn't a strategy for this model."
+                )
+            found.append((spec, layout))
+        return found

@@ -1,0 +1,73 @@
+"""The engine: carries out a plan with a fixed memory budget and several workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from ckptforge.planning.plan import Assembly, Plan
+from ckptforge.run.audit import Audit
+from ckptforge.run.blocks import Hashes
+from ckptforge.run.budget import Budget
+from ckptforge.run.files import OpenFiles
+from ckptforge.run.ledger import Ledger
+from ckptforge.run.pool import Progress, run_tasks
+from ckptforge.run.schedule import Kept, Schedule
+from ckptforge.run.worker import Worker
+from ckptforge.storage.store import Writer
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What a run did: the counts of its casts, and the hashes of what was read and written if they
+    were wanted."""
+
+    audit: Audit
+    hashes: Hashes | None
+
+
+def run(
+    plan: Plan,
+    targets: Mapping[Path, Writer],
+    budget: Budget,
+    progress: Progress | None = None,
+    hashing: bool = False,
+    ledger: Ledger | None = None,
+    kept: Kept | None = None,
+) -> Done:
+    """Writes all tensors of a plan into the open files `targets`, except those `kept`, which are
+    there already.
+
+    `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
+    of any worker stops all and is raised.
+    """
+    files = OpenFiles(targets)
+    schedule = Schedule(plan, budget, hashing, ledger, kept or {})
+    workers = [Worker(files, budget) for _ in range(budget.workers)]
+    before, total = sum(place.nbytes for place in kept or ()), plan.tensor_bytes
+    try:
+        run_tasks(
+            schedule,
+            workers,
+            files.stop,
+            schedule.finished,
+            lambda done: progress(before + done, total) if progress is not None else None,
+        )
+    finally:
+        files.close()
+    return Done(schedule.audit, schedule.all_hashes())
+
+
+def cache_bytes(assemblies: Iterable[Assembly]) -> int:
+    """Bytes that a worker must hold beside its buffers for the steps of these tensors."""
+    return max(
+        (
+            sum(step.memory(fragment.stored) for step in fragment.steps)
+            for assembly in assemblies
+            for term in assembly.terms
+            for fragment in term.fragments
+            if fragment.steps
+        ),
+        default=0,
+    )

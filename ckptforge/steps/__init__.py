@@ -1,0 +1,1 @@
+"""What numbers go through where they are read: one file for each kind of step."""

@@ -1,0 +1,1 @@
+"""Functions from model to model."""

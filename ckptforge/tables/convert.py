@@ -1,0 +1,232 @@
+"""From a model read as a layout to another layout of its table: every tensor of that, and what
+fills it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from ckptforge.boxes import Box, Transfer
+from ckptforge.dtypes import DType, holds
+from ckptforge.errors import MissingTensorsError, PlanError, listing
+from ckptforge.spelling import flag, option
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.binding import Binding
+from ckptforge.tables.pieces import fill, name_pieces, pieces, whole_pieces
+from ckptforge.tables.table import Layout
+from ckptforge.values import Value, terms_through
+
+Values = Mapping[str, Value]
+Parts = list[tuple[str, Transfer]]  # source tensor → where it goes
+Absent = dict[str, list[str]]
+
+
+class Conversion:
+    """The tensors of a layout while they are put together."""
+
+    def __init__(self, binding: Binding, target: Layout, values: Values, prefix: str) -> None:
+        self.binding, self.target, self.values, self.prefix = binding, target, values, prefix
+        table = binding.table
+        self.held = [tensor for tensor in table.tensors if binding.holds(tensor)]
+        self.origin = {tensor: binding.layout.holding(tensor) for tensor in self.held}
+        self.wanted = [p for p in target.patterns if set(p.tensors) <= set(self.held)]
+        self.counts = {axis: size for axis, (size, _) in binding.sizes.known.items()}
+        self.parts: dict[str, Parts] = {}
+        self.absent: Absent = {}
+        self.shapes: dict[Pattern, tuple[int, ...]] = {}
+        self._lengths: dict[str, dict[str, int]] = {}
+        opaque = [pattern for pattern in self.wanted if self._same_inside(pattern)]
+        for pattern in self.wanted:
+            if pattern not in opaque:
+                self._learn_lengths(pattern)
+        for pattern in self.wanted:
+            if pattern in opaque:
+                self._move(pattern)
+            else:
+                self._rearrange(pattern)
+        self._refuse_partial()
+
+    def _same_inside(self, pattern: Pattern) -> bool:
+        """Whether a stored tensor goes over as it is: one source pattern with the same axes, name
+        axes and parts."""
+        first, *others = [self.origin[tensor] for tensor in pattern.tensors]
+        return (
+            all(origin is first for origin in others)
+            and first.tensors == pattern.tensors
+            and (first.axes, first.shape_axes) == (pattern.axes, pattern.shape_axes)
+            and first.name_axes == pattern.name_axes
+        )
+
+    def _learn_lengths(self, pattern: Pattern) -> None:
+        sizes, table = self.binding.sizes, self.binding.table
+        for tensor in pattern.tensors:
+            for neighbour in (*pattern.tensors, *self.origin[tensor].tensors):
+                source = self.origin[neighbour]
+                self._lengths[neighbour] = sizes.telling(
+                    table,
+                    neighbour,
+                    source,
+                    self.target.holding(neighbour),
+                    self.binding.shapes[source],
+                )
+
+    def _move(self, pattern: Pattern) -> None:
+        source = self.origin[pattern.tensors[0]]
+        shape = self.shapes[pattern] = self.binding.shapes[source]
+        targets, sources = (whole_pieces(one, shape, self.counts) for one in (pattern, source))
+        self._gather(fill(targets, sources, range(len(pattern.name_axes))))
+
+    def _rearrange(self, pattern: Pattern) -> None:
+        self.shapes[pattern] = pattern.shape(lambda part, axis: self._lengths[part][axis])
+        for tensor in pattern.tensors:
+            axes, source = self.binding.table.tensors[tensor], self.origin[tensor]
+            both = set(pattern.name_axes) & set(source.name_axes)
+            targets, sources = (
+                pieces(one, tensor, axes, self._lengths, self.counts) for one in (pattern, source)
+            )
+            self._gather(fill(targets, sources, [i for i, a in enumerate(axes) if a in both]))
+
+    def _gather(self, found: Mapping[str, list[tuple[str, Box, Transfer]]]) -> None:
+        for name, parts in found.items():
+            for source, _, transfer in parts:
+                full = self.prefix + source
+                if full in self.values:
+                    self.parts.setdefault(self.prefix + name, []).append((full, transfer))
+                else:
+                    self.absent.setdefault(self.prefix + name, []).append(full)
+
+    def _refuse_partial(self) -> None:
+        for name, missing in self.absent.items():
+            if name in self.parts:
+                raise MissingTensorsError(
+                    f"{name} can't be made, as some of its parts are missing:\n{listing(missing)}\n"
+                    f"Give {flag('weights_only')} to drop such state."
+                )
+
+    def names(self) -> Iterator[tuple[Pattern, str]]:
+        """(pattern, name) in checkpoint order: neighbouring patterns that begin with the same axis
+        (the layers) take turns."""
+        for axis, group in groupby(self.wanted, key=lambda pattern: pattern.name_axes[:1]):
+            members = list(group)
+            if not axis:
+                for pattern in members:
+                    yield from ((pattern, name) for _, name in name_pieces(pattern, self.counts))
+                continue
+            turns: dict[int, list[tuple[Pattern, str]]] = {}
+            for pattern in members:
+                for pinned, name in name_pieces(pattern, self.counts):
+                    turns.setdefault(pinned[axis[0]], []).append((pattern, name))
+            for turn in sorted(turns):
+                yield from turns[turn]
+
+    def made(self, dtype: DType | None) -> tuple[dict[str, Value], list[tuple[str, Value]]]:
+        """(the tensors that something fills, cast; those that keep their dtype by the table)."""
+        found: dict[str, Value] = {}
+        uncast: list[tuple[str, Value]] = []
+        for pattern, name in self.names():
+            full = self.prefix + name
+            if full not in self.parts:
+                continue
+            sources = [self.values[source] for source, _ in self.parts[full]]
+            kept = self.binding.table.keeps_dtype(pattern)
+            if kept and not (dtype and all(holds(dtype, source.dtype) for source in sources)):
+                wanted = None
+            else:
+                wanted = dtype
+            transfers = [transfer for _, transfer in self.parts[full]]
+            found[full] = Value(
+                dtype=_target_dtype(full, sources, wanted),
+                shape=self.shapes[pattern],
+                terms=tuple(terms_through(zip(sources, transfers, strict=True))),
+                kind="+".join(pattern.tensors),
+            )
+            own = found[full].dtype
+            if kept and dtype is not None and own.floating and own != dtype:
+                uncast.append((full, found[full]))
+        return found, uncast
+
+    def prove_used(self) -> None:
+        """Every element of every tensor that was bound goes somewhere. Together with `fill`, which
+        proves that no two meet, this is the proof that nothing is lost. Raises `PlanError`."""
+        read: Counter[str] = Counter()
+        for parts in self.parts.values():
+            for source, transfer in parts:
+                read[source] += transfer.size
+        for names in self.binding.names.values():
+            for name in names.values():
+                value = self.values.get(self.prefix + name)
+                if value is not None and read[self.prefix + name] != value.elements:
+                    raise PlanError(
+                        f"{self.prefix + name}: {read[self.prefix + name]} of {value.elements} "
+                        "elements are used; this is a defect of the mapping."
+                    )
+
+
+class Converted(NamedTuple):
+    """The tensors of a layout in its order, and those that a cast left as they are, by the
+    table."""
+
+    values: dict[str, Value]
+    uncast: list[tuple[str, Value]]
+
+
+def convert(
+    binding: Binding,
+    target: Layout,
+    values: Values,
+    dtype: DType | None,
+    prefix: str = "",
+    copied: Callable[[str], bool] = lambda _: True,
+    partly: bool = False,
+) -> Converted:
+    """Every tensor of `target` from the tensors of a binding, cast to `dtype` unless that is None,
+    except those that keep theirs by the table.
+
+    Of the copies that `target` has of some tensors, those are made that are `copied`. With a
+    `prefix`, the same for the tensors that bear it before their weight's name (optimizer state);
+    those whose sources are all absent are left away. Raises `PlanError` when tensors that become
+    one differ in dtype, and, unless `partly`, when something would be lost, and `ConfigError` when
+    a size is needed that nothing tells.
+    """
+    conversion = Conversion(binding, target, values, prefix)
+    if not partly:
+        conversion.prove_used()
+    made, uncast = conversion.made(dtype)
+    for copy in () if prefix else target.copies:
+        if binding.holds(copy.tensors[0]) and all(a in conversion.counts for a in copy.name_axes):
+            for _, name in name_pieces(copy, conversion.counts):
+                if copied(name):
+                    made[name] = made[target.holding(copy.tensors[0]).template]
+    return Converted(made, uncast)
+
+
+def uncast_note(
+    uncast: Sequence[tuple[str, Value]], dtype: DType | None, keyword: str = "dtype"
+) -> tuple[str, ...]:
+    """A sentence about the tensors that a cast to `dtype`, by the option `keyword`, left as they
+    are; none where there are none."""
+    if dtype is None or not uncast:
+        return ()
+    counts = sorted(Counter(value.dtype.name for _, value in uncast).items())
+    found = " and ".join(f"{n} tensor{'s' if n > 1 else ''} in {name}" for name, n in counts)
+    example = f"{'such as ' if len(uncast) > 1 else ''}{uncast[0][0]}"
+    asked = option(keyword, dtype.name)
+    return (f"{asked} left {found}, as the model's table says: {example}.",)
+
+
+def _target_dtype(name: str, sources: Sequence[Value], dtype: DType | None) -> DType:
+    dtypes = {value.dtype: value for value in sources}
+    if dtype is not None and all(found.floating for found in dtypes):
+        return dtype
+    if len(dtypes) > 1:
+        found = "; ".join(
+            f"{value.origin.name} is {value.dtype} in {value.origin.path}"
+            for value in dtypes.values()
+        )
+        raise PlanError(
+            f"{name} is made of tensors of different dtypes: {found}. Cast them all with "
+            f"{option('dtype')}."
+        )
+    return next(iter(dtypes))

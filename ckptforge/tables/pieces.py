@@ -1,0 +1,120 @@
+"""The stored tensors of a layout as boxes of logical tensors, and which of those fill which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+
+import msgspec
+
+from ckptforge.boxes import (
+    Box,
+    Grid,
+    Transfer,
+    box_shape,
+    box_text,
+    full_box,
+    intersect,
+    row_major_strides,
+    uncovered,
+)
+from ckptforge.errors import PlanError
+from ckptforge.tables.axes import Pattern
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A box of a logical tensor, its axes in the table's order, and where it lies in the stored
+    tensor `name`."""
+
+    name: str
+    box: Box
+    grid: Grid
+
+
+def name_pieces(
+    pattern: Pattern, counts: Mapping[str, int]
+) -> Iterator[tuple[dict[str, int], str]]:
+    """Every index of the axes in a pattern's name, and the name it gives."""
+    for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
+        pinned = dict(zip(pattern.name_axes, index, strict=True))
+        yield pinned, pattern.name(pinned, counts)
+
+
+def pieces(
+    pattern: Pattern,
+    tensor: str,
+    axes: Sequence[str],
+    lengths: Mapping[str, Mapping[str, int]],
+    counts: Mapping[str, int],
+) -> list[Piece]:
+    """The pieces that a pattern cuts a logical tensor with these axes into, one for every name.
+
+    `lengths[tensor]` gives the size of its axes, and those of the tensors that it is concatenated
+    with; `counts` those of the axes that stand in names.
+    """
+    own = lengths[tensor]
+    grid = pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
+    return [
+        Piece(
+            name,
+            tuple(
+                (pinned[axis], pinned[axis] + 1) if axis in pinned else (0, own[axis])
+                for axis in axes
+            ),
+            grid,
+        )
+        for pinned, name in name_pieces(pattern, counts)
+    ]
+
+
+def whole_pieces(
+    pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]
+) -> list[Piece]:
+    """The stored tensors of a pattern as they are: boxes over the axes in the name and those of the
+    shape."""
+    grid = Grid(0, (0,) * len(pattern.name_axes) + row_major_strides(shape))
+    return [
+        Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid)
+        for pinned, name in name_pieces(pattern, counts)
+    ]
+
+
+def fill(
+    targets: Iterable[Piece], sources: Sequence[Piece], pinned: Sequence[int]
+) -> dict[str, list[tuple[str, Box, Transfer]]]:
+    """Target name → (source name, box, transfer): the source boxes that fill each target piece.
+
+    `pinned` are the axes of the boxes on which every piece, on both sides, has length one; they
+    pair the pieces off fast. Raises `PlanError` unless each element of each target piece is filled
+    exactly once.
+    """
+    by_key: dict[tuple[int, ...], list[Piece]] = {}
+    for piece in sources:
+        by_key.setdefault(tuple(piece.box[axis][0] for axis in pinned), []).append(piece)
+    found: dict[str, list[tuple[str, Box, Transfer]]] = {}
+    for target in targets:
+        parts: list[Box] = []
+        for source in by_key.get(tuple(target.box[axis][0] for axis in pinned), ()):
+            common = intersect(source.box, target.box)
+            if common is None:
+                continue
+            parts.append(common)
+            transfer = Transfer(
+                box_shape(common),
+                source.grid.at(
+                    [lo - start for (lo, _), (start, _) in zip(common, source.box, strict=True)]
+                ),
+                source.grid.strides,
+                target.grid.at(
+                    [lo - start for (lo, _), (start, _) in zip(common, target.box, strict=True)]
+                ),
+                target.grid.strides,
+            )
+            found.setdefault(target.name, []).append((source.name, common, transfer.ordered()))
+        if wrong := uncovered(target.box, parts):
+            where = f"{box_text(wrong[1])} of {box_text(target.box)}"
+            raise PlanError(
+                f"{target.name}: the sources {wrong[0]} at box {where}; this is a "
+                "defect of the mapping."
+            )
+    return found

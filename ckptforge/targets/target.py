@@ -1,0 +1,56 @@
+"""What a target is: where a model goes, and which files that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from ckptforge.formats.layout import TensorSpec, specs_of
+from ckptforge.model import Model
+from ckptforge.planning.lower import PlacedFile, lower
+from ckptforge.planning.plan import Plan
+
+
+class LaidOut(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of an output: those with tensors, and the small ones beside them; `notes`, `facts`
+    and `cut` are what they say to a plan's."""
+
+    files: tuple[PlacedFile, ...]
+    small_files: Mapping[str, bytes] = msgspec.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    cut: Mapping[str, Any] | None = None
+
+
+class Target(Protocol):
+    """Where a model goes: a file or a directory of some kind."""
+
+    @property
+    def output(self) -> Path:
+        """The file or directory that appears."""
+        ...
+
+    def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
+        """The files for tensors of these names, dtypes and shapes. Raises `PlanError` for what the
+        target can't hold."""
+        ...
+
+
+def plan_for(verb: str, model: Model, target: Target, facts: Mapping[str, Any]) -> Plan:
+    """The plan that writes a model to a target. Raises what laying out raises, and `PlanError`
+    where something isn't filled."""
+    laid = target.lay_out(specs_of(model.values))
+    return Plan(
+        verb=verb,
+        output=target.output,
+        files=tuple(placed.file for placed in laid.files),
+        assemblies=lower(model.values, laid.files),
+        sources=model.files,
+        small_files=laid.small_files,
+        account=model.account.noting(*laid.notes),
+        facts={**facts, **laid.facts},
+        cut=laid.cut,
+    )

@@ -1,0 +1,316 @@
+"""What a tensor is: stored in a file, and as a value that can be made of stored ones.
+
+A *stored* tensor is a name, a dtype, a shape and the extents of the file where its bytes lie. A
+*value* is a dtype, a shape and the *fragments* that fill it: runs of stored tensors, each with the
+*steps* that its numbers go through on the way. Ranks, scales, adapters, casts and layouts are
+nothing but fragments, so that whoever reads a value needs to know of none of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
+
+from ckptforge.boxes import Box, Transfer, box_shape, chained, row_major_strides, within_target
+from ckptforge.dtypes import BY_NAME, DType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """`length` bytes of a tensor, from its byte `start`, lie at byte `offset` of the file."""
+
+    start: int
+    offset: int
+    length: int
+
+
+class Located(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor's place in a file: row-major, little-endian, its bytes cut into consecutive
+    extents."""
+
+    path: Path
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    extents: tuple[Extent, ...]
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.path))  # plans of many ranks hash millions of times
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they take."""
+        return self.elements * self.dtype.itemsize
+
+    def identity(self) -> bytes:
+        """Bytes that name it, for the identity of what is made of it."""
+        place = (self.path.parent.name, self.path.name, self.name, self.dtype, self.shape)
+        return repr(tuple(map(str, place))).encode(errors="surrogatepass")
+
+    def file_offset(self, start: int) -> int:
+        """Where byte `start` of the tensor lies in the file; 0 in a tensor without bytes."""
+        return next(self.file_ranges(start, 1))[0] if self.extents else 0
+
+    def file_ranges(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """(file offset, length) of the pieces that hold bytes [start, start + length) of the
+        tensor, in order."""
+        index = bisect_right(self.extents, start, key=lambda extent: extent.start) - 1
+        while length > 0:
+            extent = self.extents[index]
+            skip = start - extent.start
+            take = min(length, extent.length - skip)
+            if take > 0:
+                yield extent.offset + skip, take
+                start += take
+                length -= take
+            index += 1
+
+
+class Stored(Located, frozen=True, kw_only=True):
+    """A tensor that lies in a file. Only readers make one."""
+
+    __hash__ = Located.__hash__
+
+
+class Place(Located, frozen=True, kw_only=True):
+    """Where a tensor will lie in a file that is to be written. Only formats make one."""
+
+    __hash__ = Located.__hash__
+
+
+class Window(NamedTuple):
+    """Rows of a stored tensor, its leading axes taken as one, in a buffer: `rows` rows from
+    `first`, of each the columns [start, stop), from the buffer's number `at` on."""
+
+    at: int
+    first: int
+    rows: int
+    start: int
+    stop: int
+
+
+_NUMBER = re.compile(r"\d+")
+
+Read = Callable[[Stored, "DType | None"], "Array"]
+
+
+class Prepared(Protocol):
+    """A step with what it needs in memory."""
+
+    def apply(self, numbers: Array, windows: Sequence[Window]) -> int:
+        """Changes numbers, which are windows of the stored tensor, in place. Returns how many
+        became NaN that weren't."""
+        ...
+
+
+class Step(Protocol):
+    """What the numbers of a stored tensor go through where they are read, before they are cast to
+    the dtype of their value."""
+
+    @property
+    def inputs(self) -> tuple[Stored, ...]:
+        """Stored tensors that are needed whole."""
+        ...
+
+    def gives(self, dtype: DType) -> DType:
+        """The dtype that numbers of `dtype` are computed in."""
+        ...
+
+    def memory(self, stored: Stored) -> int:
+        """Bytes that a worker holds for this tensor."""
+        ...
+
+    def identity(self) -> bytes:
+        """Bytes that are the same where the step does the same, and differ where it doesn't; a run
+        is resumed only where all are the same."""
+        ...
+
+    def prepare(self, stored: Stored, read: Read) -> Prepared:
+        """The step for a tensor. `read` gives a stored tensor as an array of its shape, cast to a
+        floating-point dtype, or as it is stored where that is None."""
+        ...
+
+
+class Fragment(msgspec.Struct, frozen=True):
+    """A strided run of a stored tensor: where it lands in the value, and the steps that its numbers
+    go through."""
+
+    stored: Stored
+    transfer: Transfer
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of its numbers after the steps."""
+        dtype = self.stored.dtype
+        for step in self.steps:
+            dtype = step.gives(dtype)
+        return dtype
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """What is added up to a value: `weight` times the numbers of its fragments. With `fill` the
+    elements that no fragment covers are that number."""
+
+    fragments: tuple[Fragment, ...]
+    weight: float = 1.0
+    fill: float | None = None
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor that can be made: a sum of terms, one of weight 1 but for averages and the like.
+    `kind` names tensors of its kind, by which casts are counted."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+    kind: str
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they take."""
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def fragments(self) -> Iterator[Fragment]:
+        """The fragments of all terms."""
+        return (fragment for term in self.terms for fragment in term.fragments)
+
+    @property
+    def origin(self) -> Stored:
+        """The stored tensor that it begins with, for messages."""
+        return next(self.fragments).stored
+
+    @property
+    def whole(self) -> Stored | None:
+        """The stored tensor that it is as it is; None where there is more to it."""
+        fragment = next(self.fragments, None)
+        if fragment is None or fragment.steps or len(self.terms) > 1:
+            return None
+        stored, (term,) = fragment.stored, self.terms
+        same = (stored.dtype, stored.shape) == (self.dtype, self.shape)
+        return stored if same and term.weight == 1 and _is_whole(fragment, self.shape) else None
+
+    def within(self, box: Box) -> Value:
+        """The part of it that lies in a box, counted from the box's start."""
+        return msgspec.structs.replace(
+            self,
+            shape=box_shape(box),
+            terms=tuple(
+                msgspec.structs.replace(
+                    term,
+                    fragments=tuple(
+                        msgspec.structs.replace(fragment, transfer=part)
+                        for fragment in term.fragments
+                        for part in within_target(fragment.transfer, self.shape, box)
+                    ),
+                )
+                for term in self.terms
+            ),
+        )
+
+    def map(self, change: Callable[[Fragment], Fragment]) -> Value:
+        """The value with each of its fragments changed."""
+        return msgspec.structs.replace(
+            self,
+            terms=tuple(
+                msgspec.structs.replace(term, fragments=tuple(map(change, term.fragments)))
+                for term in self.terms
+            ),
+        )
+
+
+def kind_of(name: str) -> str:
+    """A tensor's name with its numbers as `#`: what the tensors of its kind have in common."""
+    return _NUMBER.sub("#", name)
+
+
+def value_of(stored: Stored) -> Value:
+    """A stored tensor as a value."""
+    term = Term(fragments=(Fragment(stored, whole_transfer(stored.shape)),))
+    return Value(dtype=stored.dtype, shape=stored.shape, terms=(term,), kind=kind_of(stored.name))
+
+
+def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value:
+    """Boxes of a tensor of this shape, each stored by itself, as the value that they make up."""
+    first = next(iter(parts.values()))
+    strides = row_major_strides(shape)
+    fragments = []
+    for box, stored in parts.items():
+        start = sum(lo * stride for (lo, _), stride in zip(box, strides, strict=True))
+        own = row_major_strides(stored.shape)
+        fragments.append(Fragment(stored, Transfer(stored.shape, 0, own, start, strides).ordered()))
+    term = Term(fragments=tuple(fragments))
+    return Value(dtype=first.dtype, shape=shape, terms=(term,), kind=kind_of(first.name))
+
+
+@lru_cache(maxsize=1 << 12)
+def whole_transfer(shape: tuple[int, ...]) -> Transfer:
+    """The transfer of all of a tensor to itself."""
+    strides = row_major_strides(shape)
+    return Transfer(shape, 0, strides, 0, strides).ordered()
+
+
+def _is_whole(fragment: Fragment, shape: tuple[int, ...]) -> bool:
+    return fragment.transfer == whole_transfer(shape)
+
+
+def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = None) -> list[Term]:
+    """The terms of a value that is put together from parts of others, each by a transfer.
+
+    Values with the same weights share their terms; others get some of their own, which are 0
+    where the others lie.
+    """
+    found: dict[tuple[tuple[float, float | None], ...], list[list[Fragment]]] = {}
+    for value, transfer in parts:
+        weights = tuple((term.weight, term.fill) for term in value.terms)
+        lists = found.setdefault(weights, [[] for _ in weights])
+        for term, fragments in zip(value.terms, lists, strict=True):
+            fragments += _through(term.fragments, transfer, value.shape)
+    alone = len(found) <= 1
+    return [
+        Term(
+            fragments=tuple(fragments),
+            weight=weight,
+            fill=own if own is not None else fill if alone else 0.0,
+        )
+        for weights, lists in found.items()
+        for (weight, own), fragments in zip(weights, lists, strict=True)
+    ] or [Term(fragments=(), fill=fill)]
+
+
+def _through(
+    fragments: Sequence[Fragment], transfer: Transfer, shape: tuple[int, ...]
+) -> Iterator[Fragment]:
+    for fragment in fragments:
+        if _is_whole(fragment, shape):
+            yield Fragment(fragment.stored, transfer, fragment.steps)
+            continue
+        for part in chained(fragment.transfer, transfer, shape):
+            yield Fragment(fragment.stored, part, fragment.steps)
+
+
+def computing_dtype(dtypes: Iterable[DType]) -> DType:
+    """What sums are made in: float32, or float64 where something is of that."""
+    return BY_NAME["float64" if any(dtype.name == "float64" for dtype in dtypes) else "float32"]

@@ -1,0 +1,213 @@
+"""compare, why two checkpoints may differ: another layout of the same names, tensors at one
+another's place, transposed, rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from ckptforge.dtypes import DType, parse_target
+from ckptforge.errors import CkptforgeError
+from ckptforge.planning.lower import in_memory
+from ckptforge.reading.source import Source
+from ckptforge.run.budget import Budget
+from ckptforge.run.match import Pair, differing, fingerprints
+from ckptforge.spelling import option
+from ckptforge.tables.binding import recognise_names
+from ckptforge.tables.convert import convert
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import Layout
+from ckptforge.values import Value
+
+_ROUNDINGS = ("fp16", "bf16")
+Values = Mapping[str, Value]
+
+
+class Differs(NamedTuple):
+    """A tensor of B that isn't what A makes it, and how many of its numbers aren't."""
+
+    name: str
+    numbers: int
+
+
+def pairs_of(names: Sequence[str], one: Values, other: Values) -> list[Pair]:
+    """The tensors of these names on both sides."""
+    return [Pair(in_memory(name, one[name]), in_memory(name, other[name])) for name in names]
+
+
+def causes(
+    one: Source, other: Source, found: Sequence[Differs], dtype: DType | None, budget: Budget
+) -> list[str]:
+    """Likely reasons why tensors of B aren't what A makes them."""
+    found = [difference for difference in found if not is_state(difference.name)]
+    names = [difference.name for difference in found if difference.numbers]
+    if not names:
+        return []
+    if said := _other_layout(one, other, names, dtype, budget):
+        return said
+    said = _misplaced(one, other, names, dtype, budget)
+    mine = convert(one.binding, other.binding.layout, one.model.values, dtype, partly=True).values
+    return said + rounded(found, mine, other.model.values, dtype, budget)
+
+
+def _other_layout(
+    one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
+) -> list[str]:
+    """Whether B is what A makes in another layout of the same names and shapes: transposed experts,
+    another qkv grouping."""
+    theirs = other.model.values
+    for layout in other.table.layouts.values():
+        if layout is other.binding.layout or layout.family != other.binding.layout.family:
+            continue
+        try:
+            mine = convert(one.binding, layout, one.model.values, dtype, partly=True).values
+        except CkptforgeError:  # nothing that this model can be in
+            continue
+        if any(name not in mine or mine[name].shape != theirs[name].shape for name in names):
+            continue
+        if not differing(pairs_of(names, mine, theirs), budget):
+            return [
+                f"B is what A is in layout {layout.name}; it was read as "
+                f"{other.binding.layout.name}. "
+                "The names and shapes of both are the same, so say which it is with "
+                f"{option('layout_b', layout.name)}, or convert it again."
+            ]
+    return []
+
+
+def _misplaced(
+    one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
+) -> list[str]:
+    """Matches the smallest pieces that a layout of the table knows (one expert's matrix) by their
+    contents."""
+    layout = next(
+        (layout for layout in other.table.layouts.values() if layout.family == "huggingface"),
+        other.binding.layout,
+    )
+    try:
+        mine = convert(one.binding, layout, one.model.values, dtype, partly=True).values
+        theirs = convert(other.binding, layout, other.model.values, None, partly=True).values
+    except CkptforgeError:
+        return []
+    touched = {tensor for name in names for tensor in _logical(other, name)}
+    _, chosen = _pieces(layout, list(mine), touched)
+    prints_a = fingerprints({name: mine[name] for name in chosen}, budget)
+    prints_b = fingerprints({name: theirs[name] for name in chosen if name in theirs}, budget)
+    shapes = {name: value.shape for name, value in mine.items()}
+    places, _ = _pieces(layout, chosen, touched)
+    by_print: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, printed in prints_a.items():
+        by_print.setdefault((printed.straight, shapes[name]), name)
+    moved: dict[str, str] = {}
+    transposed: list[str] = []
+    for name, printed in prints_b.items():
+        if printed.straight == prints_a[name].straight:
+            continue
+        if (
+            len(shapes[name]) == 2
+            and printed.transposed == prints_a[name].straight
+            and shapes[name][0] == shapes[name][1]
+        ):
+            transposed.append(name)
+        elif (origin := by_print.get((printed.straight, shapes[name]))) is not None:
+            moved[name] = origin
+    causes = [_transposed_text(transposed)] if transposed else []
+    return causes + _moved_texts(moved, places)
+
+
+def _logical(source: Source, stored: str) -> tuple[str, ...]:
+    return next(
+        (
+            pattern.tensors
+            for pattern, names in source.binding.names.items()
+            if stored in names.values()
+        ),
+        (),
+    )
+
+
+def _pieces(
+    layout: Layout, names: Sequence[str], touched: set[str]
+) -> tuple[dict[str, tuple[str, dict[str, int]]], list[str]]:
+    """(name → (logical tensor, index by axis), the names that hold a touched tensor)."""
+    found, _ = recognise_names(layout, dict.fromkeys(names))
+    places = {
+        name: ("+".join(pattern.tensors), dict(zip(pattern.name_axes, index, strict=True)))
+        for pattern, indexed in found.items()
+        if touched & set(pattern.tensors)
+        for index, name in indexed.items()
+    }
+    return places, [name for name in names if name in places]
+
+
+def _transposed_text(names: Sequence[str]) -> str:
+    return f"transposed in B: {_some(names)}"
+
+
+def _moved_texts(
+    moved: Mapping[str, str], places: Mapping[str, tuple[str, dict[str, int]]]
+) -> list[str]:
+    """One sentence for each kind of misplacement: which axes or tensors changed, exchanged or
+    shifted, with examples."""
+    kinds: dict[str, list[str]] = {}
+    for name, origin in moved.items():
+        (tensor, index), (from_tensor, from_index) = places[name], places[origin]
+        mutual = moved.get(origin) == name
+        if tensor != from_tensor:
+            kind = (
+                f"{' and '.join(sorted((tensor, from_tensor)))} exchanged"
+                if mutual
+                else f"{tensor} holds {from_tensor}"
+            )
+        else:
+            axes = [axis for axis in index if index[axis] != from_index.get(axis)]
+            steps = {index[axis] - from_index[axis] for axis in axes}
+            what = ", ".join(axes)
+            kind = (
+                f"{what} exchanged"
+                if mutual
+                else f"{what} shifted by {next(iter(steps))}"
+                if len(steps) == 1
+                else f"{what} permuted"
+            )
+        kinds.setdefault(kind, []).append(f"{name} in B holds A's {origin}")
+    return [f"{kind}: {_some(examples)}" for kind, examples in kinds.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    return "; ".join(names[:4]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def rounded(
+    found: Sequence[Differs], mine: Values, theirs: Values, dtype: DType | None, budget: Budget
+) -> list[str]:
+    """Whether the differing tensors of B hold A's values rounded to a smaller dtype."""
+    names = {difference.name for difference in found if difference.numbers}
+    floats = {n: value for n, value in mine.items() if n in names and value.dtype.floating}
+    if not floats:
+        return []
+    if dtype is not None:
+        return _cast_side(floats, theirs, dtype)
+    for rounding in _ROUNDINGS:
+        smaller = parse_target(rounding)
+        assert smaller is not None
+        trial = {name: replace(value, dtype=smaller) for name, value in floats.items()}
+        unequal = differing(pairs_of(list(trial), trial, theirs), budget)
+        if equal := [name for name in trial if name not in unequal]:
+            return [f"rounded to {rounding} in B: {_some(equal)}"]
+    return []
+
+
+def _cast_side(mine: Values, theirs: Values, dtype: DType) -> list[str]:
+    """Whether the cast that was asked for changes nothing in A, as it is B that holds the wider
+    numbers."""
+    held = {fragment.stored.dtype for value in mine.values() for fragment in value.fragments}
+    wider = {theirs[name].dtype for name in mine}
+    if held != {dtype} or any(one.itemsize <= dtype.itemsize for one in wider):
+        return []
+    names = " and ".join(sorted(one.name for one in wider))
+    return [
+        f"A is {dtype} already, and B is {names}: {option('after_cast')} casts A, so name B first."
+    ]

@@ -1,0 +1,135 @@
+"""A model that was read, in the layout that is wanted, and the job that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from ckptforge.dtypes import DType, parse_target
+from ckptforge.formats.layout import specs_of
+from ckptforge.model import Account, Model
+from ckptforge.reading.source import Source
+from ckptforge.reading.state import followed
+from ckptforge.reading.tied import tied
+from ckptforge.tables.convert import convert, uncast_note
+from ckptforge.tables.table import Layout
+from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
+from ckptforge.targets.target import plan_for
+from ckptforge.verbs.job import Job
+from ckptforge.verbs.options import Converting
+from ckptforge.verbs.spread import Spread
+
+_STATE = "optimizer state and counters"
+
+
+def mindspore_job(
+    verb: str,
+    source: Source,
+    target: Layout,
+    spread: Spread,
+    options: Converting,
+    said: tuple[str, ...] = (),
+) -> Job:
+    """The job that writes a model in a MindSpore layout."""
+    merged = options.merge_lora is not None  # optimizer state isn't that of the sums
+    stateful = source.binding.layout.family == "mindspore" and not options.weights_only
+    model = _in_layout(source, target, options, None, stateful and not merged, said)
+
+    def compute(config: Any) -> Any:
+        from ckptforge.parallel.compute import compute_strategy
+
+        sizes = source.binding.sizes
+        return compute_strategy(config, source.table, target, sizes, specs_of(model.values))
+
+    facts = facts_of(source, target, parse_target(options.dtype))
+    plan = plan_for(verb, model, spread.place(compute), facts)
+    return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
+
+
+def hugging_face_job(
+    verb: str, source: Source, target: Layout, options: Converting, place: HuggingFaceTarget
+) -> Job:
+    """The job that writes a model in a layout of Hugging Face."""
+    model = _in_layout(source, target, options, _recorded_names(source, target), False)
+    plan = plan_for(verb, model, place, facts_of(source, target, parse_target(options.dtype)))
+    return Job(plan, source.table, target, tied=tied(source))
+
+
+def hugging_face_target(
+    source: Source, target: Layout, options: Converting, **given: Any
+) -> HuggingFaceTarget:
+    """The directory that a model goes into; `given` are its `output` and other fields."""
+    size = given.pop("max_shard_size", None)
+    return HuggingFaceTarget(
+        layout=target.name,
+        side=source.hugging_face,
+        max_shard_size=None if size is None else parse_size(size, "max_shard_size"),
+        cast=parse_target(options.dtype),
+        **given,
+    )
+
+
+def facts_of(source: Source, target: Layout, dtype: DType | None) -> dict[str, Any]:
+    """What a conversion is, for people."""
+    return {
+        "model": source.table.name,
+        "from": source.binding.layout.name,
+        "to": target.name,
+        "source_format": source.model.format,
+        "source_tensors": len(source.model.values),
+        "dtype": dtype.name if dtype else "keep",
+    }
+
+
+def _in_layout(
+    source: Source,
+    target: Layout,
+    options: Converting,
+    recorded: set[str] | None,
+    stateful: bool,
+    said: tuple[str, ...] = (),
+) -> Model:
+    """A model in another layout, cast, with its state where that follows, and the account of all
+    that."""
+    dtype, model = parse_target(options.dtype), source.model
+    copied = (lambda _: True) if recorded is None else recorded.__contains__
+    converted = convert(source.binding, target, model.values, dtype, copied=copied)
+    values, account = converted.values, _account(source, options)
+    if stateful:
+        state, account = followed(source, target, account)
+        values = {**values, **state}
+    else:
+        account = account.leaving(_STATE, source.state)
+    if source.binding.copies:
+        compared = "" if account.must_equal else ", not compared"
+        account = account.leaving(
+            f"copies of other tensors{compared}", tuple(source.binding.copies)
+        )
+    skipped = source.hugging_face.skipped if source.hugging_face else ()
+    account = account.noting(*skipped, *said, *uncast_note(converted.uncast, dtype))
+    return replace(model, values=values, account=account)
+
+
+def _account(source: Source, options: Converting) -> Account:
+    """What is left out of a model that was read, and which of its tensors must be copies."""
+    held: Mapping[str, tuple[str, ...]] = {
+        "not known to the mapping": source.unmapped,
+        "scales of activations, which only the quantised model uses": source.activations,
+        "recomputed by the network": source.binding.ignored,
+    }
+    account = source.model.account
+    if options.allow_unmapped:
+        account = replace(account, must_equal={})
+    for reason, names in held.items():
+        account = account.leaving(reason, tuple(names))
+    return account
+
+
+def _recorded_names(source: Source, target: Layout) -> set[str] | None:
+    """The tensors that the original directory had in this layout; None where that isn't known."""
+    side = source.hugging_face
+    if side is None or side.layout != target.name or not side.shards:
+        return None
+    return {name for shard in side.shards.values() for name in shard["tensors"]}

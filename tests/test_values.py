@@ -1,0 +1,73 @@
+"""Values: parts of parts, put together by transfers, are what numpy makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptforge.boxes import Transfer, chained, row_major_strides
+
+
+def applied(transfer, source, target):
+    """A transfer carried out element by element."""
+    for index in np.ndindex(*transfer.shape):
+        at = transfer.source + sum(i * s for i, s in zip(index, transfer.from_, strict=True))
+        to = transfer.target + sum(i * s for i, s in zip(index, transfer.to, strict=True))
+        target[to] = source[at]
+
+
+@st.composite
+def views(draw, elements):
+    """A strided view of a row-major tensor of so many elements, as (shape, offset, strides)."""
+    lengths, left = [], elements
+    while left > 1 and len(lengths) < 4:
+        divisors = [n for n in range(1, left + 1) if left % n == 0]
+        n = left if len(lengths) == 3 else draw(st.sampled_from(divisors))
+        lengths.append(n)
+        left //= n
+    strides = row_major_strides(lengths)
+    axes = draw(st.permutations(range(len(lengths))))
+    shape, offset, found = [], 0, []
+    for axis in axes:
+        start = draw(st.integers(0, lengths[axis] - 1))
+        step = draw(st.integers(1, 2))
+        shape.append(draw(st.integers(1, (lengths[axis] - start + step - 1) // step)))
+        offset += start * strides[axis]
+        found.append(step * strides[axis])
+    return tuple(shape), offset, tuple(found)
+
+
+@st.composite
+def chains(draw):
+    """(shape of b, a transfer from a to b, one from b to c)."""
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)))
+    elements = int(np.prod(shape))
+    lengths, target, to = draw(views(elements))
+    order = draw(st.permutations(range(len(lengths))))
+    dense = row_major_strides([lengths[i] for i in order])
+    from_ = tuple(dense[order.index(i)] * 2 for i in range(len(lengths)))
+    first = Transfer(lengths, draw(st.integers(0, 3)), from_, target, to)
+    taken, source, strides = draw(views(elements))
+    second = Transfer(taken, source, strides, draw(st.integers(0, 3)), row_major_strides(taken))
+    if draw(st.booleans()):
+        first = first.coalesced()
+    return shape, first, second.coalesced() if draw(st.booleans()) else second
+
+
+@settings(max_examples=150, deadline=None)
+@given(chains())
+def test_a_chain_of_two_transfers_brings_what_both_bring_one_after_the_other(case):
+    shape, first, second = case
+    a = np.arange(1, first.last_source + 2)
+    b = np.zeros(int(np.prod(shape)), int)
+    applied(first, a, b)
+    expected = np.zeros(second.last_target + 1, int)
+    applied(second, b, expected)
+    got = np.zeros_like(expected)
+    parts = chained(first, second, shape)
+    for part in parts:
+        applied(part, a, got)
+    assert (got == expected).all()
+    assert sum(part.size for part in parts) == np.count_nonzero(expected)
+    assert all(part == part.ordered() for part in parts)
