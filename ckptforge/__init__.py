@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from ckptforge.verbs.clean import Cleaned, clean
     from ckptforge.verbs.compare import Comparison, compare
     from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
-    from ckptforge.verbs.inspection import Inspection, inspect
+    from ckptforge.verbs.inspect import inspect
+    from ckptforge.verbs.inspection import Inspection
     from ckptforge.verbs.reshard import merge, reshard, split
     from ckptforge.verbs.result import Result
     from ckptforge.verbs.strategy import strategy
@@ -101,7 +102,7 @@ _HOMES = {
     "clean": "verbs.clean",
     "compare": "verbs.compare",
     "convert": "verbs.convert",
-    "inspect": "verbs.inspection",
+    "inspect": "verbs.inspect",
     "merge": "verbs.reshard",
     "plan": "verbs.convert",
     "reshard": "verbs.reshard",

@@ -254,9 +254,8 @@ def test_inspect_counts_ranks(tmp_path):
             (MINDSPORE / "misc" / "append.ckpt").read_bytes()
         )
     found = ckptforge.inspect(tmp_path)
-    assert [rank["rank"] for rank in found.ranks] == [0, 1, 2] and found.ranks[2][
-        "file"
-    ] == "rank_2/c_2.ckpt"
+    assert [rank.rank for rank in found.ranks] == [0, 1, 2]
+    assert found.ranks[2].file == "rank_2/c_2.ckpt"
     assert ckpt("to-torch", tmp_path, tmp_path / "hf").returncode == 1
 
 
@@ -444,7 +443,6 @@ def test_inspect_shows_which_rank_holds_what():
     found = ckptforge.inspect(
         MINDSPORE / "sharded" / "mp8", strategy_dir=MINDSPORE / "strategies" / "mp8"
     )
-    (head,) = [part for part in found.parts if part["tensor"] == "lm_head.weight"]
-    assert (
-        head["boxes"][7] == [[70, 80], [0, 32]] and found.layout == "dense" and found.tensors == 73
-    )
+    (head,) = [part for part in found.parts if part.tensor == "lm_head.weight"]
+    assert head.boxes[7] == [[70, 80], [0, 32]]
+    assert found.layout == "dense" and found.tensors == 73

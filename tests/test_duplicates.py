@@ -153,7 +153,7 @@ def test_without_an_index_other_copies_are_refused_with_both_files(tmp_path, mod
 def test_one_file_beside_shards_is_said(tmp_path, model):
     shutil.copy(model / A, model / "model.safetensors")
     found = ckptforge.inspect(model)
-    assert [file["file"] for file in found.files] == [A, B]
+    assert [file.file for file in found.files] == [A, B]
     assert [
         note
         for note in found.notes
@@ -161,7 +161,7 @@ def test_one_file_beside_shards_is_said(tmp_path, model):
     ]
     (model / INDEX).unlink()
     found = ckptforge.inspect(model)
-    assert [file["file"] for file in found.files] == ["model.safetensors"]
+    assert [file.file for file in found.files] == ["model.safetensors"]
     assert [
         note
         for note in found.notes

@@ -196,5 +196,5 @@ def test_a_step_that_can_not_be_is_wrong_usage(tmp_path, step):
 
 def test_a_step_of_several_is_taken(tmp_path):
     job = job_of(tmp_path, "m-1_2.ckpt", "m-1_5.ckpt")
-    assert ckptforge.inspect(job, step=2).files[0]["file"] == "m-1_2.ckpt"
-    assert ckptforge.inspect(job).files[0]["file"] == "m-1_5.ckpt"
+    assert ckptforge.inspect(job, step=2).files[0].file == "m-1_2.ckpt"
+    assert ckptforge.inspect(job).files[0].file == "m-1_5.ckpt"

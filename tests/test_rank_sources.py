@@ -149,7 +149,7 @@ def test_every_command_reads_ranks_by_their_manifest(tmp_path):
     found = ckptforge.inspect(ranks)
     assert (found.model, found.layout, found.tensors) == ("mixtral", "dense", 23)
     embedding, *_, head = found.parts
-    assert embedding["boxes"].keys() == {0, 1, 2, 3} and head["boxes"].keys() == {4, 5, 6, 7}
+    assert embedding.boxes.keys() == {0, 1, 2, 3} and head.boxes.keys() == {4, 5, 6, 7}
     ckptforge.strategy(tmp_path / "s", parallel_config=config, like=ranks)
     again = ckptforge.inspect(ranks, strategy_dir=tmp_path / "s")
     assert (again.parts, again.axes) == (found.parts, found.axes)
@@ -184,7 +184,7 @@ def test_every_command_takes_a_parallel_configuration_for_its_source(tmp_path):
         sides = (ranks, tmp_path / "two") if side == "a" else (tmp_path / "two", ranks)
         assert ckptforge.compare(*sides, config=HUB, **{f"parallel_config_{side}": config}).equal
     found = ckptforge.inspect(ranks, parallel_config=config, **from_parts)
-    assert (found.model, found.tensors, len(found.parts[0]["boxes"])) == ("mixtral", 23, 8)
+    assert (found.model, found.tensors, len(found.parts[0].boxes)) == ("mixtral", 23, 8)
     for call in (
         lambda: ckptforge.merge(
             ranks, tmp_path / "x", parallel_config=config, strategy_dir=STRATEGIES / "mp8"

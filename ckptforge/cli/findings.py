@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckptforge.cli.table import facts, table
 from ckptforge.cli.text import size
@@ -11,7 +11,7 @@ from ckptforge.errors import counted, shown
 if TYPE_CHECKING:
     from ckptforge.verbs.check import Check
     from ckptforge.verbs.compare import Comparison
-    from ckptforge.verbs.inspection import Inspection
+    from ckptforge.verbs.inspection import Inspection, PartLine
     from ckptforge.verbs.verify import Verification
 
 
@@ -32,7 +32,7 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         (
             "dtypes",
             ", ".join(
-                f"{name}: {counted(count['tensors'], 'tensor')}, {size(count['bytes'])}"
+                f"{name}: {counted(count.tensors, 'tensor')}, {size(count.bytes)}"
                 for name, count in found.dtypes.items()
             ),
         ),
@@ -44,7 +44,7 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
             (
                 "ranks",
                 f"{len(found.ranks)} (tensors, parameters and bytes above are those "
-                f"of rank {found.ranks[0]['rank']})",
+                f"of rank {found.ranks[0].rank})",
             )
         )
     lines = [facts(rows)]
@@ -54,7 +54,7 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         table(
             [
                 ["file", "bytes", "tensors"],
-                *([file["file"], f"{file['bytes']:,}", str(file["tensors"])] for file in files),
+                *([file.file, f"{file.bytes:,}", str(file.tensors)] for file in files),
             ],
             right=(1, 2),
         ),
@@ -204,23 +204,23 @@ def verification_text(found: Verification) -> str:
 _SHOWN_RANKS = 16
 
 
-def _parts_table(parts: list[dict[str, Any]]) -> str:
+def _parts_table(parts: list[PartLine]) -> str:
     """A line for each kind of tensor and each part of it: the indexes that it covers, and the ranks
     that hold it."""
     rows = [["tensor", "full shape", "part", "ranks"]]
     for kind in parts:
         held: dict[str, list[int]] = {}
-        for rank, box in kind["boxes"].items():
+        for rank, box in kind.boxes.items():
             held.setdefault("[" + ", ".join(f"{lo}:{hi}" for lo, hi in box) + "]", []).append(rank)
-        more = f" (+{kind['count'] - 1} alike)" if kind["count"] > 1 else ""
+        more = f" (+{kind.count - 1} alike)" if kind.count > 1 else ""
         for i, (part, ranks) in enumerate(held.items()):
             some = " ".join(map(str, ranks[:_SHOWN_RANKS])) + (
                 f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else ""
             )
             rows.append(
                 [
-                    kind["tensor"] + more if i == 0 else "",
-                    str(kind["shape"]) if i == 0 else "",
+                    kind.tensor + more if i == 0 else "",
+                    str(kind.shape) if i == 0 else "",
                     part,
                     some,
                 ]

@@ -1,52 +1,11 @@
-"""What is in a checkpoint: format, model, layout, dtypes, sizes, ranks."""
+"""What `inspect` finds in a checkpoint: totals, and a line for each file, rank and kind of part."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-import msgspec
-
-from ckptforge.adapters.adapter import (
-    Adapter,
-    adapter_tables,
-    describe_adapter,
-    holds_only_factors,
-    open_weights,
-    read_kept,
-)
-from ckptforge.checkpoints.manifest import find_manifest
-from ckptforge.checkpoints.mindspore import (
-    choose_checkpoint,
-    rank_directories,
-    read_file,
-    read_ranks,
-)
-from ckptforge.checkpoints.opening import open_checkpoint
-from ckptforge.errors import (
-    CkptforgeError,
-    FormatError,
-    InputNotFoundError,
-    ModelUnknownError,
-    brief,
-    counted,
-)
-from ckptforge.model import Model
-from ckptforge.parallel.join import join_ranks
-from ckptforge.parallel.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
-from ckptforge.parallel.strategy_files import Strategy
-from ckptforge.reading.source import Choices, Source, bind_source
-from ckptforge.reading.tied import notes as tied_notes
-from ckptforge.reading.tied import tied
-from ckptforge.run.budget import Budget
-from ckptforge.tables.axes import skeleton_of
-from ckptforge.tables.shipped import candidate_tables
-from ckptforge.tables.state import is_state
-from ckptforge.verbs.options import Inspect
-from ckptforge.verbs.public import verb
-
-_VERIFY_UP_TO = 256 * 1024 * 1024
+from ckptforge.errors import brief, counted
 
 
 class Entry(NamedTuple):
@@ -56,15 +15,53 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Amount:
+    """How many tensors, and their bytes."""
+
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FileLine:
+    """A file of weights: its name, its size and the tensors in it."""
+
+    file: str
+    bytes: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class RankLine:
+    """A rank's file: its path in the directory, its size and the tensors in it."""
+
+    rank: int
+    file: str
+    bytes: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class PartLine:
+    """A kind of tensor that ranks hold parts of: the first of its name, how many there are, the
+    full shape, and the box of every rank that has one, as `[start, stop]` for each axis."""
+
+    tensor: str
+    count: int
+    shape: list[int]
+    boxes: dict[int, list[list[int]]]
+
+
 @dataclass(frozen=True, repr=False)
 class Inspection:
     """What `inspect` found. `layout` is None where it can't be detected, and `layout_reason` says
     why.
 
-    `dtypes` is name → {tensors, bytes}; `files` are {file, bytes, tensors}; `ranks` those of rank
-    directories, of which `tensors` and what follows from them describe the first; with a strategy
-    they are the full tensors, and `parts` says for each kind of tensor which box of it (as `[start,
-    stop]` per axis) each rank holds.
+    `ranks` are the files of rank directories whose cut isn't known, of which `tensors` and what
+    follows from them describe the first; with a strategy they are the full tensors, and `parts`
+    says for each kind of tensor which box of it each rank holds. `state` is how many tensors are
+    optimizer state and counters, `unmapped` are those that the mapping doesn't know.
     """
 
     path: str
@@ -75,15 +72,15 @@ class Inspection:
     tensors: int
     parameters: int
     bytes: int
-    dtypes: dict[str, dict[str, int]]
+    dtypes: dict[str, Amount]
     axes: dict[str, int]
-    files: list[dict[str, Any]]
-    ranks: list[dict[str, Any]]
+    files: list[FileLine]
+    ranks: list[RankLine]
     state: int
     unmapped: list[str]
     notes: list[str]
     entries: dict[str, Entry] = field(default_factory=dict)
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[PartLine] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         entries = {name: [entry.dtype, list(entry.shape)] for name, entry in self.entries.items()}
@@ -95,200 +92,3 @@ class Inspection:
             f"<Inspection of {brief(self.path)}: {brief(what)}, "
             f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes>"
         )
-
-
-@verb(Inspect)
-def inspect(options: Inspect) -> Inspection:
-    """Says what is in a checkpoint of any kind, without reading its tensors. Returns an
-    `Inspection`.
-
-    Stored checksums of files up to 256 MiB are checked. An unknown model or layout is no error.
-
-    Raises `InputNotFoundError` and `FormatError` for what can't be read.
-    """
-    path, step = options.path, options.step
-    choices = Choices(
-        model=options.model,
-        layout=options.layout,
-        step=step,
-        layout_option="layout",
-        mapping=options.mapping,
-        config=options.config,
-        strategy=options.strategy_dir,
-        parallel_config=options.parallel_config,
-    )
-    if not in_ranks(path, choices):
-        return _bound(path, open_weights(path, step, model_first=True), choices, [])
-    if choices.strategy is None and choices.parallel_config is None:
-        try:
-            strategy = recorded_strategy(path, read_ranks(path, step)[0])
-        except CkptforgeError as error:  # such as ranks that are missing, or at different steps
-            return _first_rank(path, step, f"shards of one model: {error}")
-        if isinstance(strategy, str):
-            return _first_rank(
-                path, step, f"shards of one model, and {strategy}. {ways_to_say(choices)}"
-            )
-    ranks, strategy = read_job(path, choices)
-    sharded = _first_stage_first(join_ranks(path, ranks, strategy))
-    return replace(_bound(path, sharded, choices, []), parts=_parts(sharded, strategy))
-
-
-def _first_stage_first(model: Model) -> Model:
-    """A sharded checkpoint with its tensors as the ranks hold them, from the first on."""
-    names = dict.fromkeys(name for file in model.files for name in file.tensors)
-    return msgspec.structs.replace(model, values={name: model.values[name] for name in names})
-
-
-def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
-    """The files of ranks whose cut isn't known: each with its size, and what the first holds."""
-    files = {
-        rank: read_file(choose_checkpoint(directory, step)[0])
-        for rank, directory in rank_directories(path).items()
-    }
-    ranks = [
-        {
-            "rank": rank,
-            "file": f"{file.path.parent.name}/{file.path.name}",
-            "bytes": file.size,
-            "tensors": len(file.tensors),
-        }
-        for rank, file in files.items()
-    ]
-    described = _describe(
-        path, open_checkpoint(next(iter(files.values())).path), None, reason, ranks
-    )
-    try:
-        manifest = find_manifest(path, tuple(files.values()))
-    except CkptforgeError:  # which the reason says
-        manifest = None
-    return replace(described, model=None if manifest is None else manifest.model)
-
-
-def _bound(path: Path, model: Model, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
-    if holds_only_factors(model):
-        return _adapter(path, model, choices, ranks)
-    try:
-        source = bind_source(model, choices)
-    except InputNotFoundError:
-        raise
-    except CkptforgeError as error:
-        return _describe(path, model, None, str(error), ranks)
-    return _describe(path, model, source, None, ranks)
-
-
-def _adapter(path: Path, model: Model, choices: Choices, ranks: list[dict[str, Any]]) -> Inspection:
-    """An adapter alone: every model and layout that has its names."""
-    found: list[Adapter] = []
-    reason = None
-    try:
-        kept = read_kept(model)
-        candidates = adapter_tables(
-            candidate_tables(choices.mapping), model, kept, {}, choices.model
-        )
-    except (ModelUnknownError, FormatError) as error:
-        return _describe(path, model, None, str(error), ranks)
-    for table in candidates:
-        try:
-            found.append(describe_adapter(model, kept, table))
-        except CkptforgeError as error:
-            reason = str(error)
-    described = _describe(path, model, None, reason if not found else None, ranks)
-    if not found:
-        return described
-    count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
-    scale = (
-        "its lora_alpha isn't recorded"
-        if kept.config is None
-        else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
-    )
-    note = (
-        f"a LoRA adapter of {counted(count, 'weight')}, rank {', '.join(map(str, adapted))}, "
-        f"{scale}."
-    )
-    notes = [note, *(f"it holds {text}." for text in found[0].whole_texts), *found[0].notes]
-    names = [
-        " or ".join(dict.fromkeys(names))
-        for names in ([a.table.name for a in found], [a.layout.name for a in found])
-    ]
-    return replace(described, model=names[0], layout=names[1], notes=[*notes, *described.notes])
-
-
-def _parts(model: Model, strategy: Strategy) -> list[dict[str, Any]]:
-    """A row for each kind of tensor (names alike except for numbers, the same cut): full shape, and
-    each rank's box of it."""
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for name, entry in model.values.items():
-        stage = strategy.first_stage(name)
-        layout = strategy.stages[stage][name] if stage is not None else None
-        row = rows.setdefault(
-            (skeleton_of(name)[0], entry.shape, stage, layout),
-            {"tensor": name, "count": 0, "shape": list(entry.shape), "boxes": {}},
-        )
-        row["count"] += 1
-        if not row["boxes"]:
-            for rank in range(strategy.ranks):
-                if layout is None:
-                    row["boxes"][rank] = [[0, n] for n in entry.shape]
-                elif strategy.stage_of(rank) == stage:
-                    row["boxes"][rank] = [
-                        list(side) for side in layout.box(entry.shape, rank % strategy.devices)
-                    ]
-    return list(rows.values())
-
-
-def _describe(
-    path: Path,
-    model: Model,
-    source: Source | None,
-    reason: str | None,
-    ranks: list[dict[str, Any]],
-) -> Inspection:
-    read = source.model if source else model
-    fragments = (fragment for value in read.values.values() for fragment in value.fragments)
-    scales = {one.name for fragment in fragments for step in fragment.steps for one in step.inputs}
-    notes = list(read.notes)
-    if source is not None and (pairs := tied(source)):
-        small = all(pair.values[0].nbytes <= _VERIFY_UP_TO for pair in pairs)
-        notes += tied_notes(pairs, Budget.of(1, None) if small else None)
-    buffer = memoryview(bytearray(1 << 20))
-    for file in model.files:
-        if file.checksum is not None and file.size <= _VERIFY_UP_TO:
-            file.verify(buffer)
-            notes.append(f"{file.path.name}: the stored crc32 is right.")
-        elif file.checksum is not None:
-            notes.append(f"{file.path.name}: has a crc32, which is checked when it is converted.")
-    dtypes: dict[str, dict[str, int]] = {}
-    for entry in model.values.values():
-        counted = dtypes.setdefault(entry.dtype.name, {"tensors": 0, "bytes": 0})
-        counted["tensors"] += 1
-        counted["bytes"] += entry.nbytes
-    state = [name for name in model.values if is_state(name)]
-    return Inspection(
-        path=str(path),
-        format=model.format,
-        model=source.table.name if source else None,
-        layout=source.binding.layout.name if source else None,
-        layout_reason=reason,
-        tensors=len(model.values),
-        parameters=sum(
-            entry.elements
-            for name, entry in model.values.items()
-            if not is_state(name) and name not in scales
-        ),
-        bytes=model.nbytes,
-        dtypes=dtypes,
-        axes={axis: size for axis, (size, _) in source.binding.sizes.known.items()}
-        if source
-        else {},
-        files=[
-            {"file": file.path.name, "bytes": file.size, "tensors": len(file.tensors)}
-            for file in model.files
-        ],
-        ranks=ranks,
-        state=len(state),
-        unmapped=list(source.unmapped) if source else [],
-        notes=notes,
-        entries={
-            name: Entry(entry.dtype.name, entry.shape) for name, entry in model.values.items()
-        },
-    )
