@@ -31,7 +31,7 @@ class Written(BaseModel):
     """Keys and values as people write them: no key that isn't declared, no value of another
     type."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod

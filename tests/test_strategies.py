@@ -443,6 +443,7 @@ def test_mp8_gmm_and_back(tmp_path):
         ({"parallel_config": 3}, "parallel_config is 3, expected keys and values"),
         ({"dp": 2, "data_parallel": 4}, "dp is 2, but data_parallel is 4"),
         ({"other": 1}, "'other' isn't a key"),
+        ({"dp": 2, "use_seq_parallel": False}, "'use_seq_parallel' isn't a key"),
         ({"parallel": {}}, "has none of the keys"),
         ({"dp": 2, "shard": {"nope": {}}}, "no such tensor"),
         ({"dp": 2, "shard": {"wq": {"cut": "r:mp"}}}, "isn't the slowest"),

@@ -181,7 +181,7 @@ def test_bad_tables_are_refused_with_row_and_reason(old, new, message):
         (
             "[layout.b]",
             "[shard.aa]\nup = {}\n[layout.b]",
-            "no layout of that name. Did you mean 'a'",
+            "no layout of that name; the table has a, b. Did you mean 'a'",
         ),
         (
             "[layout.b]",

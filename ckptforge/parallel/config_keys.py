@@ -64,7 +64,7 @@ def _refuse_unknown(content: Content, spellings: Spellings) -> None:
     """Refuses a key that is nearly one that is read, and in a file without sections any that isn't
     one: of those that MindFormers' files have, most say nothing of how weights are cut."""
     sections = _sections(spellings)
-    flat = not any(section in content for section in sections[""] - {*spellings})
+    flat = not any(section in content for section in sections if section)
     for section, held in _held(content, sections):
         prefix = f"{section}." if section else ""
         for key in held:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from ckptforge.errors import nearest, shown
 from ckptforge.tables.axes import Pattern, parse_pattern
-from ckptforge.tables.rows import at, check_known, sentence
+from ckptforge.tables.rows import at, check_known, check_layout, sentence
 from ckptforge.tables.sharding import Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.table import Layout, Logical
 from ckptforge.tables.templates import check_template, find_clash
@@ -30,9 +30,7 @@ def make_layouts(file: TableFile, logical: Logical) -> dict[str, Layout]:
     for section, named in (("shard", file.shard), ("copies", file.copies)):
         for name in named:
             with at(section, name):
-                if name not in file.layout:
-                    why = "there is no layout of that name"
-                    raise ValueError(f"{why}.{nearest(name, file.layout)}")
+                check_layout(name, file.layout)
     return {name: _layout(name, file, logical) for name in file.layout}
 
 

@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ckptforge.errors import nearest
 from ckptforge.tables.axes import Axis, Concat, Pattern
-from ckptforge.tables.rows import at, check_known
+from ckptforge.tables.rows import at, check_known, check_layout
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Layout
@@ -191,8 +190,7 @@ def _check_kind(kind: _Kind, file: TableFile, layouts: Mapping[str, Layout]) -> 
         check_known(kind.tensors, file.tensors, "[tensors]")
     for name, templates in kind.templates.items():
         with at("lora", kind.section, name):
-            if name not in layouts:
-                raise ValueError(f"there is no layout of that name.{nearest(name, layouts)}")
+            check_layout(name, layouts)
             _check_factor_names(templates)
 
 

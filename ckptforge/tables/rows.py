@@ -53,3 +53,12 @@ def check_known(names: Iterable[str], known: Collection[str], where: str, what: 
             there = f", which has {', '.join(known)}" if 0 < len(known) <= _FEW else ""
             unknown = f"{what} {shown(name)}".lstrip()
             raise ValueError(f"{unknown} isn't in {where}{there}.{nearest(name, known)}")
+
+
+def check_layout(name: str, layouts: Collection[str]) -> None:
+    """Raises `ValueError` where rows are said to be of a layout that there isn't."""
+    if name not in layouts:
+        raise ValueError(
+            f"there is no layout of that name; the table has {', '.join(layouts)}."
+            f"{nearest(name, layouts)}"
+        )

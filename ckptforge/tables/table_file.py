@@ -84,8 +84,8 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
             with at("layout", chain[-1]):
                 if parent not in self.layout:
                     raise ValueError(
-                        f"extends {shown(parent)}, which isn't a layout of this table."
-                        f"{nearest(parent, self.layout)}"
+                        f"extends {shown(parent)}, which isn't a layout of this table; it has "
+                        f"{', '.join(self.layout)}.{nearest(parent, self.layout)}"
                     )
                 if parent in chain:
                     raise ValueError(f"extends itself by way of {parent!r}")
