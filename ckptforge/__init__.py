@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
     from ckptforge.verbs.inspect import inspect
     from ckptforge.verbs.inspection import Inspection
+    from ckptforge.verbs.opened import OpenedModel, open
     from ckptforge.verbs.reshard import merge, reshard, split
     from ckptforge.verbs.result import Result
     from ckptforge.verbs.strategy import strategy
@@ -63,6 +64,7 @@ __all__ = [
     "LeftError",
     "MissingTensorsError",
     "ModelUnknownError",
+    "OpenedModel",
     "OutputError",
     "Plan",
     "PlanError",
@@ -81,6 +83,7 @@ __all__ = [
     "convert",
     "inspect",
     "merge",
+    "open",
     "plan",
     "reshard",
     "split",
@@ -94,6 +97,8 @@ _HOMES = {
     "Check": "verbs.check",
     "Cleaned": "verbs.clean",
     "Comparison": "verbs.compare",
+    "OpenedModel": "verbs.opened",
+    "open": "verbs.opened",
     "Inspection": "verbs.inspection",
     "Plan": "planning.plan",
     "Result": "verbs.result",

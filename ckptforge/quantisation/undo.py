@@ -52,7 +52,8 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     for scales that don't fit their weight or are missing, and `ConfigError` where nothing says how
     large a block is.
     """
-    tensors = {name: value.origin for name, value in model.values.items()}
+    plain = ((n, v) for n, v in model.values.items() if not any(f.steps for f in v.fragments))
+    tensors = {name: value.origin for name, value in plain}
     method = None
     if all(file.path.suffix == ".safetensors" for file in model.files):
         method = find_method(config, where, model.directory)

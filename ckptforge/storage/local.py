@@ -49,6 +49,11 @@ class LocalReader:
     def read_into(self, offset: int, buffer: memoryview) -> int:
         return os.preadv(self.fd, (buffer,), offset)
 
+    def begin_read(self, offset: int, length: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def close(self) -> None:
         os.close(self.fd)
 

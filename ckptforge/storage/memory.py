@@ -195,6 +195,9 @@ class MemoryFile:
         buffer[: len(found)] = found
         return len(found)
 
+    def begin_read(self, offset: int, length: int) -> None:
+        """Nothing to bring."""
+
     @_alone
     def write(self, offset: int, data: memoryview) -> int:
         end = offset + len(data)

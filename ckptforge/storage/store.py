@@ -72,6 +72,9 @@ class Reader(Protocol):
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Reads bytes from `offset` into a buffer; returns how many, 0 at the end of the file."""
 
+    def begin_read(self, offset: int, length: int) -> None:
+        """Says that these bytes will be read soon, so that the store may bring them."""
+
     def close(self) -> None: ...
 
 

@@ -232,6 +232,9 @@ class FailingReader:
         _, length = self._call("read_into", offset, len(buffer))
         return self.inner.read_into(offset, buffer[:length])
 
+    def begin_read(self, offset: int, length: int) -> None:
+        self.inner.begin_read(offset, length)
+
     def close(self) -> None:
         call, _ = self._call("close")
         self.inner.close()

@@ -11,7 +11,7 @@ from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import option
 from ckptforge.tables.table import Table
-from ckptforge.verbs.inputs import adapter_job_of, bind_input, open_input, wants_adapter
+from ckptforge.verbs.inputs import adapter_job_of, bind_input, open_choice, wants_adapter
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.layouts import hugging_face_job, hugging_face_target, mindspore_job
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
@@ -86,7 +86,7 @@ def _to_ms(options: ToMs) -> Job:
     spread = Spread(
         options.out, options.format, options.prefix, options.strategy_dir, options.parallel_config
     )
-    checkpoint = open_input(options.hf_dir, options)
+    checkpoint = open_choice(options.hf_dir, options)
     if wants_adapter(checkpoint, options):
         return adapter_job_of(
             "to-ms",
@@ -117,7 +117,7 @@ def _to_torch(options: ToTorch) -> Job:
         "strategy": options.strategy_dir,
         "parallel_config": options.parallel_config,
     }
-    checkpoint = open_input(
+    checkpoint = open_choice(
         options.ms, options, **cut, layout=chosen, config=options.config, layout_option="layout"
     )
     if wants_adapter(checkpoint, options):
@@ -177,7 +177,7 @@ def _convert(options: Convert) -> Job:
         "parallel_config": options.src_parallel_config,
         "option": "src_{}",
     }
-    checkpoint = open_input(
+    checkpoint = open_choice(
         options.source,
         options,
         **cut,

@@ -23,17 +23,25 @@ from ckptforge.verbs.spread import Spread
 _FAMILIES = {"huggingface": "PEFT's", "mindspore": "MindSpore's"}
 
 
-def open_input(path: Path, options: Converting, **choices: Any) -> Model:
+def open_choice(path: Path, options: Converting, **choices: Any) -> Model:
     """Opens what a conversion reads: a checkpoint of any kind, ranks, or an adapter."""
-    chosen = Choices(
-        model=options.model,
-        mapping=options.mapping,
-        step=options.step,
-        **choices,
-    )
+    step = options.step
+    chosen = Choices(model=options.model, mapping=options.mapping, step=step, **choices)
     if in_ranks(path, chosen):
         return open_ranks(path, chosen)
-    return open_weights(path, options.step, model_first=not options.adapter)
+    return open_input(path, step, options.adapter)
+
+
+def open_input(path: Path, step: int | None, adapter: bool) -> Model:
+    """Opens a checkpoint that isn't in ranks: of a directory that holds both a model and an adapter
+    the one that is wanted."""
+    return open_weights(path, step, model_first=not adapter)
+
+
+def merged(source: Source, adapter: Path, alpha: float | None, step: int | None) -> Source:
+    """A model with an adapter added; `step` is for one that lies in the model's own directory."""
+    same = real_path(adapter) == real_path(source.model.path)
+    return merge_adapter(source, open_weights(adapter, step if same else None), alpha)
 
 
 def bind_input(model: Model, options: Converting, **choices: Any) -> Source:
@@ -43,8 +51,7 @@ def bind_input(model: Model, options: Converting, **choices: Any) -> Source:
     source = bind_source(model, Choices(**own, **choices, trim_vocab=options.trim_vocab))
     alpha, adapter = _alpha(options), options.merge_lora
     if adapter is not None:
-        same = real_path(adapter) == real_path(model.path)
-        source = merge_adapter(source, open_weights(adapter, options.step if same else None), alpha)
+        source = merged(source, adapter, alpha, options.step)
     elif alpha is not None:
         raise UsageError(
             f"{option('lora_alpha')} applies only to an adapter: give that with "

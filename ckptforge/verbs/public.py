@@ -9,13 +9,14 @@ import re
 import textwrap
 from collections.abc import Callable
 from inspect import Parameter, Signature
-from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
 from ckptforge.verbs.options.record import Options, options_of, types_of
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Options)
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:
@@ -32,6 +33,27 @@ def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]
 
         returned = get_type_hints(function).get("return", Any)
         call.__signature__ = _signature(options, returned)  # type: ignore[attr-defined]
+        call.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), options)
+        return call
+
+    return decorate
+
+
+def method(
+    record: Callable[P, R],
+) -> Callable[[Callable[[S, R], T]], Callable[Concatenate[S, P], T]]:
+    """Makes a method of a record one of the record's options."""
+    options = cast(type[Options], record)
+
+    def decorate(function: Callable[[S, R], T]) -> Callable[Concatenate[S, P], T]:
+        @functools.wraps(function)
+        def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return function(self, record(*args, **kwargs))
+
+        own = Parameter("self", Parameter.POSITIONAL_ONLY)
+        signature = _signature(options, get_type_hints(function).get("return", Any))
+        parameters = [own, *signature.parameters.values()]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         call.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), options)
         return call
 

@@ -1,0 +1,72 @@
+"""Reading parts of values, from any number of threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.errors import UsageError
+from ckptforge.planning.lower import in_memory
+from ckptforge.run.budget import Budget
+from ckptforge.run.files import OpenFiles
+from ckptforge.run.memory import read_value
+from ckptforge.run.run import cache_bytes
+from ckptforge.run.worker import Worker
+from ckptforge.values import Value, terms_through
+
+MEMORY = 64 * 1024 * 1024  # of one thread's buffers
+
+
+class Window:
+    """Opens the files of values when they are first read, and reads what is asked for. Each thread
+    has buffers of its own."""
+
+    def __init__(self) -> None:
+        self._files = OpenFiles()
+        self._own = threading.local()
+
+    def read(self, name: str, value: Value) -> NDArray[Any]:
+        """A value as an array. Raises the errors of reading."""
+        if self._files.stop.is_set():
+            raise UsageError(f"{name} can't be read: the model was closed; open it again.")
+        cached = cache_bytes([in_memory(name, value)])
+        worker: Worker | None = getattr(self._own, "worker", None)
+        if worker is None or worker.budget.cached < cached:
+            worker = self._own.worker = Worker(self._files, Budget(1, MEMORY, cached))
+        return read_value(name, value, worker)
+
+    def begin_read(self, value: Value) -> None:
+        """Says that a value will be read soon."""
+        for stored in {fragment.stored for fragment in value.fragments}:
+            reader = self._files.source(stored.path)
+            for offset, length in stored.file_ranges(0, stored.nbytes):
+                reader.begin_read(offset, length)
+
+    def close(self) -> None:
+        """Closes the files; nothing can be read afterwards."""
+        self._files.stop.set()
+        self._files.close()
+
+
+def strided(value: Value, ranges: Sequence[range], kept: Sequence[bool]) -> Value:
+    """The elements of a value whose index along each axis lies in a range that goes up, without
+    the axes that aren't kept (of one element)."""
+    strides = row_major_strides(value.shape)
+    lengths = tuple(map(len, ranges))
+    shape = tuple(n for n, stays in zip(lengths, kept, strict=True) if stays)
+    if 0 in lengths:
+        return replace(value, shape=shape)
+    transfer = Transfer(
+        lengths,
+        sum(one.start * stride for one, stride in zip(ranges, strides, strict=True)),
+        tuple(one.step * stride for one, stride in zip(ranges, strides, strict=True)),
+        0,
+        row_major_strides(lengths),
+    )
+    terms = terms_through([(value, transfer.ordered())])
+    return replace(value, shape=shape, terms=tuple(terms))

@@ -1,0 +1,307 @@
+"""A model that was opened: a mapping from names to tensors that lie in files, and functions that
+make another model of it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, ItemsView, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from msgspec.structs import replace
+
+from ckptforge.dtypes import parse_target
+from ckptforge.errors import CkptforgeError, LayoutError, brief, counted, nearest
+from ckptforge.formats.layout import specs_of
+from ckptforge.formats.registry import format_by_ending
+from ckptforge.model import Model
+from ckptforge.parallel.ranks import in_ranks, open_ranks
+from ckptforge.reading.source import Choices, Source, bind_source, known_of
+from ckptforge.reading.state import followed
+from ckptforge.run.window import Window
+from ckptforge.surgery import names as named
+from ckptforge.surgery.cast import cast
+from ckptforge.tables.convert import convert, uncast_note
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.tables.table import names_that_keep_dtype
+from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
+from ckptforge.targets.single import FileTarget
+from ckptforge.targets.target import Target, plan_for
+from ckptforge.verbs.inputs import merged, open_input
+from ckptforge.verbs.job import Job, run_job
+from ckptforge.verbs.options.opening import Open, Save
+from ckptforge.verbs.public import method, verb
+from ckptforge.verbs.result import Result
+from ckptforge.verbs.spread import Spread
+from ckptforge.verbs.tensor import Tensor
+
+_AHEAD = 64 * 1024 * 1024  # bytes that are brought before they are read, by items()
+_SHOWN = 20  # rows of a table in a notebook
+
+
+class OpenedModel(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by their names. Nothing is read before a tensor is indexed, and
+    then only what the index needs, from any number of threads.
+
+    `as_layout`, `cast`, `rename`, `drop` and `keep` make another model, at no cost; `save` writes
+    one in a single pass. A `with` statement closes the files at its end.
+    """
+
+    def __init__(
+        self, model: Model, choices: Choices, window: Window, source: Source | None, reason: str
+    ) -> None:
+        self._model, self._choices, self._window = model, choices, window
+        self._source, self._reason = source, reason
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor. Raises `KeyError`, with the nearest name."""
+        if name not in self._model.values:
+            near = nearest(str(name), list(self._model.values))
+            raise KeyError(f"no tensor has the name {name!r}.{near}")
+        return Tensor(name, self._model.values[name], self._window)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model.values)
+
+    def __len__(self) -> int:
+        return len(self._model.values)
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Names and tensors in the order in which they lie in the files; those to come are brought
+        from the disk meanwhile."""
+        return _Items(self)
+
+    def __enter__(self) -> OpenedModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files, also those of models that were made of this one."""
+        self._window.close()
+
+    @property
+    def model(self) -> str | None:
+        """The name of the mapping table that knows it; None where none does."""
+        return None if self._source is None else self._source.table.name
+
+    @property
+    def layout(self) -> str | None:
+        """The layout that its names and shapes are; None where no table knows it."""
+        return None if self._source is None else self._source.binding.layout.name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json says of the language model; empty where none is known."""
+        return {} if self._source is None else self._source.config
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should hear of."""
+        return self._model.notes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self._model.nbytes
+
+    def as_layout(self, layout: str) -> OpenedModel:
+        """The model in another layout of its table, such as "hub" or "gmm". Optimizer state follows
+        from one MindSpore layout to another. Raises `LayoutError` where no table knows the model,
+        and `PlanError` for what can't become one tensor."""
+        source = self._bound()
+        target = source.table.layout(layout)
+        account = source.model.account.leaving("not known to the mapping", tuple(source.unmapped))
+        values = convert(source.binding, target, source.model.values, None).values
+        if {source.binding.layout.family, target.family} == {"mindspore"}:
+            state, account = followed(source, target, account)
+            values = {**values, **state}
+        else:
+            account = account.leaving("optimizer state and counters", source.state)
+        changed = replace(source.model, values=values, account=account)
+        return self._changed(changed, replace(self._choices, layout=layout))
+
+    def cast(self, dtype: str) -> OpenedModel:
+        """The model with its floating-point weights cast to "fp16", "bf16", "fp32" or "fp64"; those
+        that its table keeps stay. Rounding is counted when it is saved. Raises `UsageError` for
+        another word, and where a cast has rounded them already."""
+        wanted = parse_target(dtype)
+        tables = shipped_tables() if self._source is None else (self._source.table,)
+        kept = names_that_keep_dtype(tables, self._model.values)
+        values, uncast = cast(self._model.values, wanted, kept)
+        changed = replace(self._model, values=values).noting(*uncast_note(uncast, wanted))
+        return self._changed(changed)
+
+    def rename(self, names: Mapping[str, str] | Callable[[str], str]) -> OpenedModel:
+        """The model with other names: by a mapping from old names to new, or by a function of each
+        name. Raises `UsageError` for a name that there isn't, or that two would have."""
+        return self._changed(named.rename(self._model, names))
+
+    def drop(self, *globs: str) -> OpenedModel:
+        """The model without the tensors of these names (globs). Raises `UsageError` for a glob that
+        names none."""
+        return self._changed(named.drop(self._model, *globs))
+
+    def keep(self, *globs: str) -> OpenedModel:
+        """The model with only the tensors of these names (globs). Raises `UsageError` for a glob
+        that names none."""
+        return self._changed(named.keep(self._model, *globs))
+
+    @method(Save)
+    def save(self, options: Save) -> Result:
+        """Writes the model in one pass, whole or not at all. Returns a `Result`.
+
+        A directory is one of Hugging Face for a model in such a layout, else one of MindSpore.
+
+        Raises `UsageError`, `ConfigError`, `PlanError`, `CastOverflowError`, `OutputError` and the
+        errors of reading; nothing is written then.
+        """
+        source = self._source
+        facts = {
+            "model": self.model,
+            "from": self.layout,
+            "to": self.layout,
+            "source_format": self._model.format,
+            "source_tensors": len(self._model.values),
+            "dtype": "keep",
+        }
+        plan = plan_for("save", self._model, self._target(options), facts)
+        if source is None:
+            return run_job(Job(plan), options)
+        layout, side = source.binding.layout, source.hugging_face
+        kept = side if layout.family == "mindspore" else None
+        return run_job(Job(plan, source.table, layout, kept), options)
+
+    def _target(self, options: Save) -> Target:
+        hub = self._model.format in ("hugging face directory", "safetensors")
+        if self._source is not None:
+            hub = self._source.binding.layout.family == "huggingface"
+        single = format_by_ending(options.out)
+        cut = options.strategy_dir is not None or options.parallel_config is not None
+        if hub and not cut and single is not None:
+            return FileTarget(options.out, single, {"format": "pt"})
+        if hub and not cut:
+            size = options.max_shard_size
+            known = self._source or known_of(self._model, self._choices)
+            return HuggingFaceTarget(
+                output=options.out,
+                layout=self.layout or "",
+                side=known.hugging_face if isinstance(known, Source) else known.side,
+                max_shard_size=None if size is None else parse_size(size, "max_shard_size"),
+                allow_no_config=options.allow_no_config,
+            )
+        spread = Spread(
+            options.out,
+            options.format,
+            options.prefix,
+            options.strategy_dir,
+            options.parallel_config,
+        )
+        return spread.place(self._strategy)
+
+    def _strategy(self, config: Any) -> Any:
+        from ckptforge.parallel.compute import compute_strategy
+
+        source = self._bound()
+        layout, sizes = source.binding.layout, source.binding.sizes
+        return compute_strategy(config, source.table, layout, sizes, specs_of(self._model.values))
+
+    def _bound(self) -> Source:
+        if self._source is None:
+            raise LayoutError(f"{self._model.path}: no mapping knows these tensors: {self._reason}")
+        return self._source
+
+    def _changed(self, model: Model, choices: Choices | None = None) -> OpenedModel:
+        return _opened(model, choices or self._choices, self._window, asked=False)
+
+    def __repr__(self) -> str:
+        what = " ".join(word for word in (self.model, self.layout) if word) or "not recognised"
+        extent = f"{counted(len(self), 'tensor')}, {self.nbytes:,} bytes"
+        return f"<OpenedModel of {brief(self._model.path)}: {what}, {extent}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f"<tr><td>{html.escape(name)}</td><td>{value.dtype}</td>"
+            f"<td>{' × '.join(map(str, value.shape))}</td></tr>"
+            for name, value in list(self._model.values.items())[:_SHOWN]
+        ]
+        if (more := len(self) - _SHOWN) > 0:
+            rows.append(f"<tr><td colspan=3>and {counted(more, 'more tensor')}</td></tr>")
+        head = "<tr><th>tensor</th><th>dtype</th><th>shape</th></tr>"
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
+
+
+class _Items(ItemsView[str, Tensor]):
+    def __init__(self, opened: OpenedModel) -> None:
+        super().__init__(opened)
+        self._opened = opened
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        model, window = self._opened._model, self._opened._window
+        numbers = {file.path: i for i, file in enumerate(model.files)}
+        order = sorted(
+            model.values.items(),
+            key=lambda item: (numbers[item[1].origin.path], item[1].origin.file_offset(0)),
+        )
+        ahead = iter(order)
+        brought = 0
+        for name, value in order:
+            while brought < _AHEAD and (coming := next(ahead, None)) is not None:
+                window.begin_read(coming[1])
+                brought += coming[1].nbytes
+            yield name, self._opened[name]
+            brought -= value.nbytes
+
+
+@verb(Open)
+def open(options: Open) -> OpenedModel:
+    """Opens a checkpoint of any kind, in any split, as a model: a mapping from names to tensors.
+    Returns an `OpenedModel`.
+
+    Reads indexes only. Quantised weights are what they stand for.
+
+    Raises `InputNotFoundError`, `FormatError` and `UsageError`, and what reading it as `model`,
+    `layout` or `mapping` raises where one of them is given.
+    """
+    choices = Choices(
+        model=options.model,
+        layout=options.layout,
+        mapping=options.mapping,
+        config=options.config,
+        step=options.step,
+        layout_option="layout",
+        strategy=options.strategy_dir,
+        parallel_config=options.parallel_config,
+        trim_vocab=options.trim_vocab,
+    )
+    path = options.path
+    ranks = in_ranks(path, choices)
+    model = open_ranks(path, choices) if ranks else open_input(path, options.step, options.adapter)
+    asked = any((options.model, options.layout, options.mapping, options.trim_vocab))
+    opened = _opened(model, choices, Window(), asked=asked or options.merge_lora is not None)
+    if options.merge_lora is None:
+        return opened
+    source = merged(opened._bound(), options.merge_lora, options.lora_alpha, options.step)
+    return OpenedModel(source.model, choices, opened._window, source, "")
+
+
+def _opened(model: Model, choices: Choices, window: Window, asked: bool) -> OpenedModel:
+    """A model read as a layout, if a table knows it."""
+    try:
+        source = bind_source(model, choices)
+    except CkptforgeError as error:
+        if asked:
+            raise
+        return OpenedModel(model, choices, window, None, str(error))
+    fragments = (fragment for value in source.model.values.values() for fragment in value.fragments)
+    taken = {one.name for fragment in fragments for step in fragment.steps for one in step.inputs}
+    values = {name: one for name, one in source.model.values.items() if name not in taken}
+    made = replace(source.model, values=values)
+    again = replace(choices, trim_vocab=False)
+    return OpenedModel(made, again, window, replace(source, model=made), "")
