@@ -76,6 +76,7 @@ FUNCTIONS = [
     "convert",
     "inspect",
     "merge",
+    "open",
     "plan",
     "reshard",
     "split",
@@ -212,7 +213,7 @@ def test_options_of_the_command_line_are_keywords_of_the_same_name():
     for name in FUNCTIONS:
         command = cli.commands.get(name.replace("_", "-"))
         if command is None:  # plan is --dry-run, check is compare with one argument
-            assert name in ("plan", "check")
+            assert name in ("plan", "check", "open")
             continue
         params = command.get_params(click.Context(command))
         options = {one.name for one in params if one.param_type_name == "option"} - ours
@@ -237,7 +238,8 @@ def test_tab_completion_shows_what_is_public_and_nothing_else():
         for name, one in vars(ckptforge.errors).items()
         if isinstance(one, type) and issubclass(one, Exception)
     ]
-    types = ["Check", "Cleaned", "Comparison", "Inspection", "Plan", "Result", "Verification"]
+    types = ["Check", "Cleaned", "Comparison", "Inspection", "OpenedModel", "Plan", "Result"]
+    types.append("Verification")
     assert sorted(name for name in shown if not name.startswith("_")) == sorted(
         [*FUNCTIONS, *types, *errors]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ckptforge.verbs.options.checks import Check, Clean, Compare, Inspect, Verify
 from ckptforge.verbs.options.conversion import Convert, ToMs, ToTorch
+from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.option import PathLike, Progress, Say
 from ckptforge.verbs.options.ranks import Merge, Reshard, Split, Strategy
 from ckptforge.verbs.options.record import Options
@@ -21,6 +22,7 @@ __all__ = [
     "MappingCheck",
     "MappingShow",
     "Merge",
+    "Open",
     "Options",
     "Overflow",
     "PathLike",
@@ -28,6 +30,7 @@ __all__ = [
     "Reshard",
     "Resharding",
     "Running",
+    "Save",
     "Say",
     "Split",
     "Strategy",
