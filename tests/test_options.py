@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import ckptforge
 from ckptforge.cli.app import cli
@@ -13,9 +14,10 @@ from ckptforge.verbs import options as records
 from ckptforge.verbs.mindformers_flags import ConvertFlags, TransformFlags
 from ckptforge.verbs.options import Compare, Convert, Options, Strategy, ToMs, Verify
 from ckptforge.verbs.options.kinds import fits
-from ckptforge.verbs.options.option import option
+from ckptforge.verbs.options.option import option, required
 from ckptforge.verbs.options.record import options_of, types_of, verb_of
 from ckptforge.verbs.options.schema import schema
+from tests.test_conversion import edit_hub
 
 ALL = [
     one
@@ -111,7 +113,7 @@ def test_a_number_has_its_bounds():
 
 def test_an_option_said_anew_keeps_its_place():
     class Again(Compare):
-        b = option("the other", default=None, kw_only=False)
+        b = option("the other", kw_only=False)
 
     assert list(options_of(Again)) == list(options_of(Compare))
     assert Again("x").b is None and options_of(Compare)["b"].required
@@ -119,7 +121,7 @@ def test_an_option_said_anew_keeps_its_place():
 
 def test_help_spells_other_options_as_its_reader_writes_them():
     class Some(Options):
-        ms_dir: str = option("where it is", kw_only=False)
+        ms_dir: str = required("where it is", kw_only=False)
         from_: str = option("the layout of `ms_dir`", default="", unset="that of `to_dir`")
         to_dir: str = option("another, with `from_` or `nothing`", default="")
 
@@ -127,6 +129,22 @@ def test_help_spells_other_options_as_its_reader_writes_them():
     assert help_of(found["from_"], Some) == "The layout of MS_DIR. [default: that of --to-dir]"
     assert help_of(found["to_dir"], Some) == "Another, with --from or `nothing`."
     assert found["from_"].text == "the layout of `ms_dir`; by default that of `to_dir`."
+
+
+def test_strategy_drops_what_no_mapping_knows_as_its_message_says(tmp_path):
+    edit_hub(tmp_path / "hub", lambda held: held.update({"model.extra": ("F32", [1], bytes(4))}))
+    (tmp_path / "job.json").write_text('{"model_parallel": 2}')
+    words = ["--parallel-config", tmp_path / "job.json", "--like", tmp_path / "hub"]
+    for out, more in (("a", []), ("b", ["--allow-unmapped"]), ("c", ["--drop", "*.extra"])):
+        done = CliRunner().invoke(cli, [*map(str, ("strategy", tmp_path / out, *words)), *more])
+        assert (tmp_path / out).is_dir() == bool(more) == (done.exit_code == 0)
+    with pytest.raises(UsageError, match="no tensor that the mapping .* has that name"):
+        ckptforge.strategy(
+            tmp_path / "d",
+            parallel_config=tmp_path / "job.json",
+            like=tmp_path / "hub",
+            drop=["other"],
+        )
 
 
 def commands(group, path=()):

@@ -24,14 +24,14 @@ from ckptforge.verbs.options import (
     Running,
     Verify,
 )
-from ckptforge.verbs.options.option import OptionalPlace, option
+from ckptforge.verbs.options.option import OptionalPlace, flag, option
 from ckptforge.verbs.options.record import Options, options_of, verb_of
 
 
 class Listed(Options):
     """What `inspect` lists."""
 
-    tensors: bool = option("list every tensor", default=False)
+    tensors: bool = flag("list every tensor")
 
 
 class Report(Options):
@@ -39,25 +39,22 @@ class Report(Options):
 
     report: OptionalPlace = option(
         "also write a page with pictures of error and expert coverage",
-        default=None,
         metavar="FILE.html",
     )
-    overwrite: bool = option("replace an existing report", default=False)
+    overwrite: bool = flag("replace an existing report")
 
 
 class CompareOrCheck(Compare):
     """`compare` takes one output, too, and then checks it."""
 
-    b = option("any other", default=None, kw_only=False)
+    b = option("any other", kw_only=False)
 
 
 class Demo(Options):
     """Where the demo is made."""
 
-    directory: OptionalPlace = option(
-        "where the files are kept", default=None, metavar="DIR", kw_only=False
-    )
-    overwrite: bool = option("replace an earlier demo in `directory`", default=False)
+    directory: OptionalPlace = option("where the files are kept", metavar="DIR", kw_only=False)
+    overwrite: bool = flag("replace an earlier demo in `directory`")
 
 
 def call(options: Options, **more: Any) -> Any:

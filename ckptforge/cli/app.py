@@ -175,6 +175,9 @@ COMMANDS = (
         actions.Listed,
         help="""
         Show what is in a checkpoint: format, model, layout, dtypes, sizes, ranks.
+
+        With the strategy or the parallel configuration of rank directories, or their manifest, it
+        shows which rank holds what.
         """,
         examples="""
             ckptforge inspect hf_dir

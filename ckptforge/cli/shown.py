@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptforge.cli.console import print_json, print_result
-from ckptforge.verbs.options.option import option
+from ckptforge.verbs.options.option import flag
 from ckptforge.verbs.options.record import Options
 
 
 class Shown(Options):
     """How a result is shown."""
 
-    json: bool = option("print the result as one JSON object (docs/json.md)", default=False)
-    quiet: bool = option("print nothing but errors (and the JSON object)", default=False)
-    verbose: bool = option(
-        "say on stderr what was found, and why, and how long it took", default=False
-    )
+    json: bool = flag("print the result as one JSON object (docs/json.md)")
+    quiet: bool = flag("print nothing but errors (and the JSON object)")
+    verbose: bool = flag("say on stderr what was found, and why, and how long it took")
 
     def result(self, content: Callable[[], Mapping[str, Any]], text: Callable[[], str]) -> None:
         """Shows what was done."""

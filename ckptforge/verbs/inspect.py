@@ -62,7 +62,8 @@ def inspect(options: Inspect) -> Inspection:
     """Says what is in a checkpoint of any kind, without reading its tensors. Returns an
     `Inspection`.
 
-    Stored checksums of files up to 256 MiB are checked. An unknown model or layout is no error.
+    Stored checksums of files up to 256 MiB are checked. An unknown model or layout is no error. Of
+    rank directories it says which rank holds what, where it is known how they are cut.
 
     Raises `InputNotFoundError` and `FormatError` for what can't be read.
     """

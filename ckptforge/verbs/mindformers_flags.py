@@ -95,45 +95,36 @@ class ConvertFlags(Options):
 
     model: str | None = option(
         "the mapping to use, or MindFormers' name of it",
-        default=None,
         metavar="NAME",
         completes="model",
     )
     input_path: str | None = option(
         "a Hugging Face directory; with `reversed` a MindSpore checkpoint",
-        default=None,
         metavar="PATH",
     )
-    output_path: str | None = option(
-        "the .ckpt file; with `reversed` a directory", default=None, metavar="PATH"
-    )
-    reversed: bool = option("from MindSpore to Hugging Face", default=False)
+    output_path: str | None = option("the .ckpt file; with `reversed` a directory", metavar="PATH")
+    reversed: bool = option("from MindSpore to Hugging Face", False)
     strategy_dir: str | None = option(
         "with `reversed`: the strategy of the rank directories in `input_path`",
-        default=None,
         metavar="DIR",
     )
     torch_ckpt_dir: str | None = option(
         "a Hugging Face directory",
-        default=None,
         metavar="DIR",
         aliases=("--torch-ckpt-idr", "--torch-ckpt-path", "--huggingface-ckpt-path"),
     )
     mindspore_ckpt_path: str | None = option(
-        "the .ckpt file to write; with `reversed` to read", default=None, metavar="FILE"
+        "the .ckpt file to write; with `reversed` to read", metavar="FILE"
     )
     pre_ckpt_path: str | None = option(
-        "a MindSpore checkpoint to bring into another layout", default=None, metavar="FILE"
+        "a MindSpore checkpoint to bring into another layout", metavar="FILE"
     )
     use_gmm: bool | None = option(
-        "write the GMM layout", default=None, unset="True from `pre_ckpt_path`, else False"
+        "write the GMM layout", unset="True from `pre_ckpt_path`, else False"
     )
-    qkv_concat: bool | None = option(
-        "write joined q, k and v; `layout` says in which order", default=None
-    )
+    qkv_concat: bool | None = option("write joined q, k and v; `layout` says in which order")
     layout: str | None = option(
         "how MindSpore is to hold the model; with `reversed` how it does",
-        default=None,
         unset="the model's first MindSpore layout in `ckptforge mapping list`; with `reversed` "
         "detected from names and shapes",
         choices="dense|gmm|mcore|…",
@@ -141,15 +132,11 @@ class ConvertFlags(Options):
     )
     dtype: Literal["fp16", "bf16", "fp32"] | None = option(
         "what the weights are cast to",
-        default=None,
         unset="fp32 with `input_path`, fp16 with `torch_ckpt_dir`, else kept",
     )
-    save_format: Literal["ckpt", "safetensors"] | None = option(
-        "format of an output directory", default=None
-    )
+    save_format: Literal["ckpt", "safetensors"] | None = option("format of an output directory")
     config: str | None = option(
         "a config.json or its directory; MindFormers' YAML isn't needed",
-        default=None,
         metavar="PATH",
         aliases=("--config-path",),
     )
@@ -168,25 +155,21 @@ class TransformFlags(Options):
     )
     src_ckpt_strategy: str | None = option(
         "the strategy of the input; None: it is whole",
-        default=None,
         metavar="DIR_OR_FILE",
         aliases=("--src-strategy",),
     )
     dst_ckpt_strategy: str | None = option(
         "the strategy of the output; None: merge",
-        default=None,
         metavar="DIR_OR_FILE",
         aliases=("--dst-strategy",),
     )
     src_ckpt_dir: str | None = option(
         "the rank_<r> directories to read, or a whole checkpoint",
-        default=None,
         metavar="PATH",
         aliases=("--src-checkpoint", "--src-checkpoint-dir", "--src-ckpt-path-or-dir"),
     )
     dst_ckpt_dir: str | None = option(
         "where rank_<r>/<prefix><r>.ckpt go",
-        default=None,
         unset="transformed_checkpoint",
         metavar="DIR",
         aliases=("--dst-checkpoint", "--dst-checkpoint-dir"),
@@ -194,7 +177,6 @@ class TransformFlags(Options):
     prefix: str = option("start of the output files' names", default="checkpoint_", metavar="P")
     save_format: Literal["ckpt", "safetensors"] | None = option(
         "format of the output files",
-        default=None,
         unset="ckpt",
         aliases=("--format", "--output-format"),
     )

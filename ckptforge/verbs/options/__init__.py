@@ -3,14 +3,28 @@ Python, its command line, its help and its JSON schema."""
 
 from __future__ import annotations
 
-from ckptforge.verbs.options.checks import Check, Clean, Compare, Inspect, Verify
-from ckptforge.verbs.options.conversion import Convert, ToMs, ToTorch
+from ckptforge.verbs.options.looking import (
+    Check,
+    Clean,
+    Compare,
+    Inspect,
+    MappingCheck,
+    MappingShow,
+    Verify,
+)
 from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.option import PathLike, Progress, Say
-from ckptforge.verbs.options.ranks import Merge, Reshard, Split, Strategy
 from ckptforge.verbs.options.record import Options
 from ckptforge.verbs.options.shared import Converting, Overflow, Resharding, Running
-from ckptforge.verbs.options.tables import MappingCheck, MappingShow
+from ckptforge.verbs.options.writing import (
+    Convert,
+    Merge,
+    Reshard,
+    Split,
+    Strategy,
+    ToMs,
+    ToTorch,
+)
 
 __all__ = [
     "Check",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 PathLike = str | os.PathLike[str]
 Format = Literal["ckpt", "safetensors", "unified"]
+Names = Literal["", "layout", "mindspore", "huggingface", "model", "dtype"]  # "": of nothing known
 Progress = Callable[[int, int], None]
 Say = Callable[[str], object]
 
@@ -54,7 +55,7 @@ class Option(NamedTuple):
     unset: str = ""
     choices: str = ""
     metavar: str = ""
-    completes: Literal["", "layout", "mindspore", "huggingface", "model", "dtype"] = ""
+    completes: Names = ""
     bounds: tuple[int, int] | None = None
     aliases: tuple[str, ...] = ()
     hidden: bool = False
@@ -72,7 +73,16 @@ class Option(NamedTuple):
         return f"{self.meaning}{choices}{f'; by default {self.unset}' if self.unset else ''}."
 
 
-def option(meaning: str, *, default: Any = REQUIRED, kw_only: bool = True, **facts: Any) -> Any:
-    """A field of a record of options; the keywords are those of `Option`. Without a default it must
-    be given."""
-    return Option(meaning, default, kw_only=kw_only, **facts)
+def required(meaning: str, *, kw_only: bool = True, **facts: Any) -> Any:
+    """A field of a record of options that must be given; the keywords are those of `Option`."""
+    return Option(meaning, kw_only=kw_only, **facts)
+
+
+def option(meaning: str, default: Any = None, **facts: Any) -> Any:
+    """A field of a record of options with a default; the keywords are those of `Option`."""
+    return Option(meaning, default, **facts)
+
+
+def flag(meaning: str) -> Any:
+    """A switch, off by default."""
+    return Option(meaning, False)

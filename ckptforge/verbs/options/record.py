@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from ckptforge.errors import UsageError, shown
 from ckptforge.spelling import option as spelled
 from ckptforge.verbs.options.kinds import described, fits
-from ckptforge.verbs.options.option import Option, option
+from ckptforge.verbs.options.option import Option, required
 
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
@@ -25,7 +25,7 @@ _OPTIONS: dict[type[Options], Mapping[str, Option]] = {}
 _TYPES: dict[type[Options], Mapping[str, Any]] = {}
 
 
-@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(option,))
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(required,))
 class Options:
     """The options of a verb, which can't be changed.
 

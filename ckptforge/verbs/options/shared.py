@@ -5,26 +5,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckptforge.verbs.options.option import Format, OptionalPlace, Progress, option
+from ckptforge.verbs.options.option import Format, Names, OptionalPlace, Progress, flag, option
 from ckptforge.verbs.options.record import Options
+
+HF_DIR = (
+    "a Hugging Face directory: safetensors (one file, or shards and their index) and config.json"
+)
+MS = "a MindSpore checkpoint: a .ckpt or .safetensors file, a directory with one, or of ranks"
+MS_DIR = "the rank_<r>/ directories of a job"
+OUT = "what is written: a file where it ends in .ckpt or .safetensors, else a directory"
+OUT_DIR = "the directory that is written"
+TARGET_CONFIG = (
+    "shard for this parallel configuration: a MindFormers YAML, or a file with the same keys"
+)
+NO_CONFIG = "write the weights alone where no config.json is known"
+FIRST_LAYOUT = "the model's first MindSpore layout in `ckptforge mapping list`"
+
+
+def source_strategy(source: str, unset: str = "") -> Any:
+    """The option that names the strategy of an input."""
+    text = f"`{source}` holds the rank directories of the job with this strategy"
+    return option(text, unset=unset, metavar="DIR_OR_FILE")
+
+
+def source_config(source: str) -> Any:
+    """The option that names the parallel configuration of an input."""
+    text = (
+        f"`{source}` holds the rank directories of the job with this parallel configuration, of a "
+        "model that a mapping knows"
+    )
+    return option(text, metavar="FILE")
+
+
+def target_strategy() -> Any:
+    """The option that names the strategy of an output."""
+    text = "write rank directories for the job with this strategy: a file, or a directory"
+    return option(text, metavar="DIR_OR_FILE")
+
+
+def target_config() -> Any:
+    """The option that names the parallel configuration of an output."""
+    return option(TARGET_CONFIG, metavar="FILE")
+
+
+def layout_of(source: str, completes: Names = "layout") -> Any:
+    """The option that names the layout of an input."""
+    unset = "detected from names and shapes"
+    return option(f"the layout of {source}", unset=unset, metavar="LAYOUT", completes=completes)
 
 
 class Workers(Options):
     """How many work, in how much memory, and who hears of it."""
 
-    workers: int | None = option(
-        "number of worker threads", default=None, unset="one per core, at most 8"
-    )
+    workers: int | None = option("number of worker threads", unset="one per core, at most 8")
     memory: int | str | None = option(
         "memory for the buffers of all workers, in bytes or as 512MB",
-        default=None,
         unset="128MiB",
         metavar="SIZE",
     )
     progress: Progress | None = option(
         "called as progress(done, total), in bytes, while it runs; an exception from it ends the "
         "run",
-        default=None,
         hidden=True,
     )
 
@@ -32,22 +73,13 @@ class Workers(Options):
 class Running(Workers):
     """How a job is run."""
 
-    overwrite: bool = option(
-        "replace an existing output, and what an interrupted run left of one", default=False
+    overwrite: bool = flag("replace an existing output, and what an interrupted run left of one")
+    resume: bool = flag("continue where an interrupted run of the same command stopped")
+    dry_run: bool = flag(
+        "show the plan (outputs, tensors, bytes, memory, what is left out) and write nothing"
     )
-    resume: bool = option(
-        "continue where an interrupted run of the same command stopped", default=False
-    )
-    dry_run: bool = option(
-        "show the plan (outputs, tensors, bytes, memory, what is left out) and write nothing",
-        default=False,
-    )
-    no_hash: bool = option(
-        "compute no hashes: the manifest has none, and the run can't be resumed", default=False
-    )
-    command: str | None = option(
-        "the command line to be noted in the manifest", default=None, hidden=True
-    )
+    no_hash: bool = flag("compute no hashes: the manifest has none, and the run can't be resumed")
+    command: str | None = option("the command line to be noted in the manifest", hidden=True)
 
 
 class Mapped(Options):
@@ -55,13 +87,12 @@ class Mapped(Options):
 
     model: str | None = option(
         "the mapping to use",
-        default=None,
         unset="detected from config.json or the tensor names",
         metavar="NAME",
         completes="model",
     )
     mapping: OptionalPlace = option(
-        "a mapping table of your own, a TOML file (docs/mappings.md)", default=None, metavar="FILE"
+        "a mapping table of your own, a TOML file (docs/mappings.md)", metavar="FILE"
     )
 
 
@@ -69,14 +100,14 @@ class Stepped(Options):
     """Which of several checkpoints."""
 
     step: int | None = option(
-        "training step to use when a directory holds several", default=None, unset="the last"
+        "training step to use when a directory holds several", unset="the last"
     )
 
 
 class Overflow(Options):
     """Infinities."""
 
-    allow_overflow: bool = option("allow casts that overflow to infinity", default=False)
+    allow_overflow: bool = flag("allow casts that overflow to infinity")
 
 
 class Casting(Overflow):
@@ -88,7 +119,7 @@ class Casting(Overflow):
         choices="keep|fp16|bf16|fp32|fp64",
         completes="dtype",
     )
-    weights_only: bool = option("drop optimizer state and counters", default=False)
+    weights_only: bool = flag("drop optimizer state and counters")
 
 
 class Lora(Options):
@@ -97,16 +128,12 @@ class Lora(Options):
     merge_lora: OptionalPlace = option(
         "add this LoRA adapter (PEFT's directory, or a MindSpore checkpoint) to the weights, in "
         "float32",
-        default=None,
         metavar="ADAPTER",
     )
-    adapter: bool = option(
-        "convert only the LoRA adapter that the input holds beside its weights", default=False
-    )
+    adapter: bool = flag("convert only the LoRA adapter that the input holds beside its weights")
     lora_alpha: float | None = option(
         "the adapter's lora_alpha, where it doesn't record that (MindSpore's), or instead of what "
         "it records",
-        default=None,
         metavar="X",
     )
 
@@ -114,10 +141,9 @@ class Lora(Options):
 class Unmapped(Options):
     """Tensors that the mapping doesn't know."""
 
-    allow_unmapped: bool = option(
+    allow_unmapped: bool = flag(
         "leave out tensors that the mapping doesn't know, except heads and parts of quantised "
-        "weights, instead of refusing",
-        default=False,
+        "weights, instead of refusing"
     )
     drop: Sequence[str] = option(
         "leave out unknown tensors of these names (globs), also heads and scales, which "
@@ -130,8 +156,8 @@ class Unmapped(Options):
 class Vocabulary(Options):
     """Rows of the vocabulary."""
 
-    trim_vocab: bool = option(
-        "cut off rows of the embedding and the head beyond config.json's vocab_size", default=False
+    trim_vocab: bool = flag(
+        "cut off rows of the embedding and the head beyond config.json's vocab_size"
     )
 
 
@@ -148,7 +174,6 @@ class MindSporeOutput(Options):
 
     format: Format | None = option(
         "format of an output directory; unified: MindSpore's unified safetensors",
-        default=None,
         unset="the ending of the output, else ckpt",
     )
     prefix: str = option(
@@ -163,7 +188,6 @@ class Shards(Options):
 
     max_shard_size: int | str | None = option(
         "largest weight file, in bytes or as 5GB",
-        default=None,
         unset="as the original directory had it, else 5GB",
         metavar="SIZE",
     )
@@ -174,7 +198,6 @@ class Configured(Options):
 
     config: OptionalPlace = option(
         "where config.json and tokenizer are, if the checkpoint has no manifest",
-        default=None,
         metavar="HF_DIR",
     )
 
@@ -182,45 +205,13 @@ class Configured(Options):
 class Described(Options):
     """What an input is, for a parallel configuration of it."""
 
-    layout: str | None = option(
-        "the layout of the input, for a parallel configuration",
-        default=None,
-        unset="detected from its names and shapes",
-        metavar="LAYOUT",
-        completes="mindspore",
-    )
+    layout: str | None = layout_of("the input, for a parallel configuration", "mindspore")
     config: OptionalPlace = option(
-        "where config.json is, if a parallel configuration of the input needs it",
-        default=None,
-        metavar="HF_DIR",
+        "where config.json is, if a parallel configuration of the input needs it", metavar="HF_DIR"
     )
 
 
 class Replicas(Options):
     """Copies of one tensor in several ranks."""
 
-    check_replicas: bool = option("compare all replicas instead of reading one", default=False)
-
-
-def strategy(meaning: str, unset: str = "") -> Any:
-    """An option that names a strategy: a file, or the directory of its ranks' files."""
-    return option(meaning, default=None, unset=unset, metavar="DIR_OR_FILE")
-
-
-def source_config(source: str) -> Any:
-    """An option that names the parallel configuration of an input."""
-    return option(
-        f"`{source}` holds the rank directories of the job with this parallel configuration, of a "
-        "model that a mapping knows",
-        default=None,
-        metavar="FILE",
-    )
-
-
-def target_config(default: Any = None) -> Any:
-    """An option that names the parallel configuration of an output."""
-    return option(
-        "shard for this parallel configuration: a MindFormers YAML, or a file with the same keys",
-        default=default,
-        metavar="FILE",
-    )
+    check_replicas: bool = flag("compare all replicas instead of reading one")

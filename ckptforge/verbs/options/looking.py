@@ -1,0 +1,117 @@
+"""What the verbs that only look are called with, and the one that removes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from ckptforge.verbs.options.option import OptionalPlace, Place, Say, flag, option, required
+from ckptforge.verbs.options.record import Options
+from ckptforge.verbs.options.shared import (
+    HF_DIR,
+    MS,
+    Configured,
+    Described,
+    Mapped,
+    Stepped,
+    Vocabulary,
+    Workers,
+    layout_of,
+    source_config,
+    source_strategy,
+)
+
+
+class Inspect(Described, Mapped, Stepped):
+    """What is in a checkpoint."""
+
+    path: Place = required("any checkpoint: a file, or a directory of any kind", kw_only=False)
+    strategy_dir: OptionalPlace = source_strategy("path")
+    parallel_config: OptionalPlace = source_config("path")
+
+
+class Compare(Vocabulary, Configured, Mapped, Workers):
+    """Whether two checkpoints are the same."""
+
+    a: Place = required("any checkpoint", kw_only=False)
+    b: Place = required("any other", kw_only=False)
+    strategy_dir_a: OptionalPlace = source_strategy("a")
+    strategy_dir_b: OptionalPlace = source_strategy("b")
+    parallel_config_a: OptionalPlace = source_config("a")
+    parallel_config_b: OptionalPlace = source_config("b")
+    layout_a: str | None = layout_of("`a`")
+    layout_b: str | None = layout_of("`b`")
+    after_cast: str | None = option(
+        "cast the floating-point weights of `a` to this first; where dtypes differ then, values "
+        "are compared",
+        choices="fp16|bf16|fp32|fp64",
+        completes="dtype",
+    )
+    weights_only: bool = flag("ignore optimizer state and counters")
+
+
+class Check(Workers):
+    """Whether an output is still what was written."""
+
+    path: Place = required("an output of ckptforge: a file, or a directory", kw_only=False)
+
+
+class Verify(Options):
+    """Whether MindSpore computes what transformers does."""
+
+    hf_dir: Place = required(HF_DIR, kw_only=False)
+    ms: Place = required(MS, kw_only=False)
+    strategy_dir: OptionalPlace = source_strategy("ms")
+    parallel_config: OptionalPlace = source_config("ms")
+    layout: str | None = layout_of("`ms`", "mindspore")
+    device: str = option("where MindSpore computes", default="cpu", choices="cpu|ascend[:N]")
+    compute: Literal["fp32", "fp16", "bf16"] = option("precision on both sides", default="fp32")
+    layers: Sequence[int] | None = option(
+        "check only these layers, numbers in order, each with the output of the one checked "
+        "before it",
+        unset="all, and the logits",
+        metavar="0,1,31",
+    )
+    tokens: int | Sequence[int] | None = option(
+        "how many random tokens, or their ids",
+        unset="256 for small models, else 32",
+        metavar="N|ID,ID,…",
+    )
+    text: str | None = option("tokens from a text, by the tokenizer in `hf_dir`", metavar="TEXT")
+    generate: int = option(
+        "continue greedily by so many tokens on both sides", default=0, bounds=(0, 1000)
+    )
+    say: Say | None = option("called with a line of text for each layer", hidden=True)
+
+
+class Clean(Options):
+    """What interrupted runs left."""
+
+    directory: Place = required(
+        "where the outputs were being made, or the unfinished output itself",
+        metavar="DIR",
+        kw_only=False,
+    )
+    dry_run: bool = flag("say what is there and remove nothing")
+
+
+class MappingShow(Options):
+    """One layout of a table."""
+
+    name: Place = required("a shipped table, or a .toml file", kw_only=False)
+    layout: str | None = option(
+        "the layout to show",
+        unset="MindSpore's first",
+        metavar="LAYOUT",
+        completes="layout",
+    )
+
+
+class MappingCheck(Options):
+    """Whether a table keeps all rules."""
+
+    file: Place = required("a .toml file, or the name of a shipped table", kw_only=False)
+    config: OptionalPlace = option(
+        "a config.json, or its directory: count tensors and parameters",
+        metavar="JSON",
+    )
