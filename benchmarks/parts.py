@@ -22,12 +22,12 @@ import numpy as np
 import xxhash
 
 from benchmarks.measurement import measure, show, succeeded
-from ckptforge.boxes import Transfer
 from ckptforge.dtypes import BY_NAME
 from ckptforge.run.buffers import Buffers
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.transpose import copy_strided
 from ckptforge.run.write import PIECE_BYTES
+from ckptforge.transfers import Transfer
 
 SIDE = 1024
 

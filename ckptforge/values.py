@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
-from ckptforge.boxes import Box, Transfer, box_shape, chained, row_major_strides, within_target
+from ckptforge.boxes import Box, box_shape, row_major_strides
 from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.transfers import Transfer, chained, within_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

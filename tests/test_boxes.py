@@ -9,16 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptforge.boxes import (
-    Transfer,
     boxes_in_range,
     full_box,
     intersect,
     row_major_strides,
     uncovered,
     volume,
-    within_source,
-    within_target,
 )
+from ckptforge.transfers import Transfer, within_source, within_target
 
 
 @st.composite
@@ -104,8 +102,10 @@ def pairs(transfer):
     """{(source element, target element)}: what a transfer does."""
     return {
         (
-            transfer.source + sum(i * s for i, s in zip(index, transfer.from_, strict=True)),
-            transfer.target + sum(i * s for i, s in zip(index, transfer.to, strict=True)),
+            transfer.source
+            + sum(i * s for i, s in zip(index, transfer.source_strides, strict=True)),
+            transfer.target
+            + sum(i * s for i, s in zip(index, transfer.target_strides, strict=True)),
         )
         for index in elements(full_box(transfer.shape))
     }

@@ -24,6 +24,7 @@ ORDER = [
     "version",
     "dtypes",
     "boxes",
+    "transfers",
     "values",
     "storage",
     "formats",

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ckptforge.boxes import Grid, Transfer
+from ckptforge.boxes import Grid
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
 from ckptforge.planning.plan import Assembly, prove_filled
 from ckptforge.tables.pieces import Piece, fill
+from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Place, Stored, Term
 
 FLOAT = BY_NAME["float32"]

@@ -9,13 +9,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.boxes import row_major_strides
 from ckptforge.dtypes import BY_NAME
 from ckptforge.run import tiles as tiles_module
 from ckptforge.run import transpose
 from ckptforge.run.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles, windows
 from ckptforge.run.transpose import copy_strided
 from ckptforge.steps.scaled import Scaled
+from ckptforge.transfers import Transfer
 from ckptforge.values import Stored
 
 
@@ -72,7 +73,9 @@ def test_any_tiling_assembles_the_tensor(case, data):
                     copy_strided(
                         buffer,
                         made,
-                        Transfer(strip.shape, 0, spans.strides, strip.target, strip.to).coalesced(),
+                        Transfer(
+                            strip.shape, 0, spans.strides, strip.target, strip.target_strides
+                        ).coalesced(),
                     )
         at = 0
         assert len(list(tile.runs())) == tile.run_count
@@ -81,7 +84,7 @@ def test_any_tiling_assembles_the_tensor(case, data):
             out[first : first + count] = made[at : at + count]
             at += count
     expected = np.lib.stride_tricks.as_strided(
-        source, transfer.shape, [8 * s for s in transfer.from_]
+        source, transfer.shape, [8 * s for s in transfer.source_strides]
     ).reshape(-1)
     assert (out == expected).all() if transfer.shape else out[0] == 0
 

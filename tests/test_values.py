@@ -6,14 +6,19 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptforge.boxes import Transfer, chained, row_major_strides
+from ckptforge.boxes import row_major_strides
+from ckptforge.transfers import Transfer, chained
 
 
 def applied(transfer, source, target):
     """A transfer carried out element by element."""
     for index in np.ndindex(*transfer.shape):
-        at = transfer.source + sum(i * s for i, s in zip(index, transfer.from_, strict=True))
-        to = transfer.target + sum(i * s for i, s in zip(index, transfer.to, strict=True))
+        at = transfer.source + sum(
+            i * s for i, s in zip(index, transfer.source_strides, strict=True)
+        )
+        to = transfer.target + sum(
+            i * s for i, s in zip(index, transfer.target_strides, strict=True)
+        )
         target[to] = source[at]
 
 

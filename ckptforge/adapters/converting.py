@@ -11,7 +11,6 @@ import msgspec
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, row_transfer
 from ckptforge.adapters.peft_names import of_the_base
-from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.errors import LayoutError, PlanError, listing
 from ckptforge.run.budget import Budget
@@ -20,6 +19,7 @@ from ckptforge.spelling import option
 from ckptforge.tables.lora import WEIGHT, AdaptedWeight
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout
+from ckptforge.transfers import Transfer
 from ckptforge.values import Stored, Value, terms_through
 
 
@@ -175,9 +175,9 @@ class _Stack(msgspec.Struct, frozen=True):
             transfer = Transfer(
                 (*moved.shape, one.rank),
                 moved.source * from_row,
-                (*(n * from_row for n in moved.from_), from_rank),
+                (*(n * from_row for n in moved.source_strides), from_rank),
                 moved.target * to_row + self.starts[tensor] * to_rank,
-                (*(n * to_row for n in moved.to), to_rank),
+                (*(n * to_row for n in moved.target_strides), to_rank),
             )
             found.append((one.b, transfer))
             if alike:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ckptforge.boxes import Transfer
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lora import AdaptedWeight
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Table
+from ckptforge.transfers import Transfer
 from ckptforge.values import Value
 
 Lengths = dict[str, dict[str, int]]  # logical tensor → axis → length

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from ckptforge.boxes import Box, Transfer, within_target
+from ckptforge.boxes import Box
 from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.plan import Assembly, prove_filled
+from ckptforge.transfers import Transfer, within_target
 from ckptforge.values import Fragment, Place, Term, Value
 
 Cut = list[tuple[int, Transfer]]  # number of a fragment, and what of it lies in a box

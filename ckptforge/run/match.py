@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.planning.lower import in_memory
 from ckptforge.planning.plan import Assembly
@@ -23,6 +22,7 @@ from ckptforge.run.run import cache_bytes
 from ckptforge.run.tasks import tiles_of
 from ckptforge.run.tiles import Tile
 from ckptforge.run.worker import Worker
+from ckptforge.transfers import Transfer
 from ckptforge.values import Value
 
 Array = NDArray[Any]
@@ -275,7 +275,8 @@ def _source_of(transfer: Transfer, flat: int) -> int | None:
     if rest < 0:
         return None
     for length, from_, to in sorted(
-        zip(transfer.shape, transfer.from_, transfer.to, strict=True), key=lambda axis: -axis[2]
+        zip(transfer.shape, transfer.source_strides, transfer.target_strides, strict=True),
+        key=lambda axis: -axis[2],
     ):
         i = min(rest // to, length - 1) if to else 0
         rest -= i * to

@@ -119,7 +119,7 @@ def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:
     terms = [term for one in assemblies for term in one.terms]
     transfers = tuple([fragment.transfer for term in terms for fragment in term.fragments])
     joined = (transfer.coalesced() for transfer in transfers)
-    turned = any(transfer.shape and transfer.from_[-1] != 1 for transfer in joined)
+    turned = any(transfer.shape and transfer.source_strides[-1] != 1 for transfer in joined)
     sums = max(2 * one.computing.itemsize if one.summed else 0 for one in assemblies)
     limit = budget.tile_elements(place.dtype, turned, sums)
     form = best_form(place.elements, place.dtype.itemsize, transfers, limit)

@@ -15,7 +15,8 @@ from itertools import product
 
 import msgspec
 
-from ckptforge.boxes import Transfer, boxes_in_range
+from ckptforge.boxes import boxes_in_range
+from ckptforge.transfers import Transfer
 from ckptforge.values import Window
 
 # What a system call costs, in bytes that could be read in its time. Short writes cost more than
@@ -86,22 +87,22 @@ class Spans(msgspec.Struct, frozen=True):
 
 def spans_of(transfer: Transfer, itemsize: int) -> Spans:
     """The spans that are read fastest: over a gap that costs less to read than to skip."""
-    axes = sorted(range(len(transfer.shape)), key=lambda axis: -transfer.from_[axis])
+    axes = sorted(range(len(transfer.shape)), key=lambda axis: -transfer.source_strides[axis])
     length = 1
     level = len(axes)
     while level > 0:
         axis = axes[level - 1]
-        n, stride = transfer.shape[axis], transfer.from_[axis]
+        n, stride = transfer.shape[axis], transfer.source_strides[axis]
         if (stride - length) * itemsize > _READ_CALL:
             break
         length, level = (n - 1) * stride + length, level - 1
-    strides = list(transfer.from_)
+    strides = list(transfer.source_strides)
     packed = length
     for axis in reversed(axes[:level]):
         strides[axis] = packed
         packed *= transfer.shape[axis]
     return Spans(
-        tuple((transfer.shape[axis], transfer.from_[axis]) for axis in axes[:level]),
+        tuple((transfer.shape[axis], transfer.source_strides[axis]) for axis in axes[:level]),
         length,
         tuple(strides),
     )
@@ -139,7 +140,7 @@ def strips(transfer: Transfer, max_elements: int, itemsize: int) -> Iterator[Tra
         return
     axis = max(
         (axis for axis, n in enumerate(transfer.shape) if n > 1),
-        key=lambda axis: transfer.from_[axis],
+        key=lambda axis: transfer.source_strides[axis],
     )
     n = transfer.shape[axis]
     step = max(1, min(n - 1, n * max_elements // read))
@@ -155,30 +156,32 @@ def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
 
     The tile's width must be one that `fits` the transfer.
     """
-    split = sum(stride >= tile.width for stride in transfer.to)
+    split = sum(stride >= tile.width for stride in transfer.target_strides)
     row, column = divmod(transfer.target, tile.width)
-    row_strides = [stride // tile.width for stride in transfer.to[:split]]
+    row_strides = [stride // tile.width for stride in transfer.target_strides[:split]]
     rows = boxes_in_range(transfer.shape[:split], row_strides, tile.r0 - row, tile.r1 - row)
     if not rows:
         return
     columns = boxes_in_range(
-        transfer.shape[split:], transfer.to[split:], tile.c0 - column, tile.c1 - column
+        transfer.shape[split:], transfer.target_strides[split:], tile.c0 - column, tile.c1 - column
     )
-    to = (*(stride * tile.columns for stride in row_strides), *transfer.to[split:])
+    to = (*(stride * tile.columns for stride in row_strides), *transfer.target_strides[split:])
     for row_box, column_box in product(rows, columns):
         part = transfer.sub((*row_box, *column_box))
         part_row, part_column = divmod(part.target, tile.width)
         target = (part_row - tile.r0) * tile.columns + part_column - tile.c0
-        yield Transfer(part.shape, part.source, part.from_, target, to).coalesced()
+        yield Transfer(part.shape, part.source, part.source_strides, target, to).coalesced()
 
 
 def fits(transfer: Transfer, width: int) -> bool:
     """Whether each of an ordered transfer's axes runs either along rows of `width` elements, or
     along columns."""
     along = [
-        (n, stride) for n, stride in zip(transfer.shape, transfer.to, strict=True) if stride < width
+        (n, stride)
+        for n, stride in zip(transfer.shape, transfer.target_strides, strict=True)
+        if stride < width
     ]
-    across = transfer.to[: len(transfer.to) - len(along)]
+    across = transfer.target_strides[: len(transfer.target_strides) - len(along)]
     return (
         all(stride % width == 0 for stride in across)
         and transfer.target % width + sum((n - 1) * s for n, s in along) < width
@@ -200,7 +203,12 @@ def best_form(
     """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one
     in the middle."""
     best, best_cost = (total, 1, min(total, max_elements)), math.inf
-    strides = {stride for transfer in transfers for stride in transfer.to if total % stride == 0}
+    strides = {
+        stride
+        for transfer in transfers
+        for stride in transfer.target_strides
+        if total % stride == 0
+    }
     for width in sorted({1, total} | strides, reverse=True):
         if not all(fits(transfer, width) for transfer in transfers):
             continue

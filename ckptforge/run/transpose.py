@@ -10,8 +10,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Transfer
 from ckptforge.run.buffers import copy_runs
+from ckptforge.transfers import Transfer
 
 Array = NDArray[Any]
 # Measured best for 2- and 4-byte numbers; the rows of a block lie a cache line further apart than a
@@ -34,15 +34,17 @@ def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
     # interpreter.
     if source.itemsize in (1, 2, 4, 8):
         source, target = (numbers.view(f"u{numbers.itemsize}") for numbers in (source, target))
-    out = strided(target, transfer.target, transfer.shape, transfer.to)
-    numbers = strided(source, transfer.source, transfer.shape, transfer.from_)
-    inner = next((axis for axis, stride in enumerate(transfer.from_[:-1]) if stride == 1), None)
-    if transfer.shape and transfer.from_[-1] == transfer.to[-1] == 1:
+    out = strided(target, transfer.target, transfer.shape, transfer.target_strides)
+    numbers = strided(source, transfer.source, transfer.shape, transfer.source_strides)
+    inner = next(
+        (axis for axis, stride in enumerate(transfer.source_strides[:-1]) if stride == 1), None
+    )
+    if transfer.shape and transfer.source_strides[-1] == transfer.target_strides[-1] == 1:
         copy_runs(numbers, out)
         return
     if (
         inner is None
-        or transfer.from_[-1] == 1
+        or transfer.source_strides[-1] == 1
         or transfer.shape[inner] * transfer.shape[-1] < _WORTH
     ):
         np.copyto(out, numbers)

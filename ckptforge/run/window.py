@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Transfer, row_major_strides
+from ckptforge.boxes import row_major_strides
 from ckptforge.errors import UsageError
 from ckptforge.planning.lower import in_memory
 from ckptforge.run.budget import Budget
@@ -17,6 +17,7 @@ from ckptforge.run.files import OpenFiles
 from ckptforge.run.memory import read_value
 from ckptforge.run.run import cache_bytes
 from ckptforge.run.worker import Worker
+from ckptforge.transfers import Transfer
 from ckptforge.values import Value, terms_through
 
 MEMORY = 64 * 1024 * 1024  # of one thread's buffers

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Transfer
 from ckptforge.dtypes import DType
 from ckptforge.errors import PlanError
 from ckptforge.formats.entry import read_range, read_spans
@@ -21,6 +20,7 @@ from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
+from ckptforge.transfers import Transfer
 from ckptforge.values import Fragment, Prepared, Stored, Term
 
 Array = NDArray[Any]
@@ -124,15 +124,20 @@ class Worker:
         numbers = as_numbers(read, stored.dtype)
         if fragment.steps:
             numbers = self._compute(wanted, numbers, as_numbers(computed, dtype), spans)
-        packed = Transfer(part.shape, 0, spans.strides, part.target, part.to)
+        packed = Transfer(part.shape, 0, spans.strides, part.target, part.target_strides)
         if cast:
             if spans.elements != part.size:  # gaps are neither cast nor counted
                 dense = as_numbers(spare, dtype)
                 strides = _without_gaps(packed)
                 copy_strided(
-                    numbers, dense, Transfer(part.shape, 0, packed.from_, 0, strides).coalesced()
+                    numbers,
+                    dense,
+                    Transfer(part.shape, 0, packed.source_strides, 0, strides).coalesced(),
                 )
-                numbers, packed = dense, Transfer(part.shape, 0, strides, part.target, part.to)
+                numbers, packed = (
+                    dense,
+                    Transfer(part.shape, 0, strides, part.target, part.target_strides),
+                )
             packed = packed.coalesced()
             place = (
                 out[packed.target : packed.target + packed.size]
@@ -199,7 +204,7 @@ def _without_gaps(transfer: Transfer) -> tuple[int, ...]:
     """Strides of a source without gaps, its axes nested as they were."""
     strides = [0] * len(transfer.shape)
     run = 1
-    for axis in sorted(range(len(transfer.shape)), key=lambda axis: transfer.from_[axis]):
+    for axis in sorted(range(len(transfer.shape)), key=lambda axis: transfer.source_strides[axis]):
         strides[axis] = run
         run *= transfer.shape[axis]
     return tuple(strides)

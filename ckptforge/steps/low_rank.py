@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.boxes import Box, Transfer
+from ckptforge.boxes import Box
 from ckptforge.dtypes import DType
 from ckptforge.run.casts import numpy_dtype
+from ckptforge.transfers import Transfer
 from ckptforge.values import Read, Stored, Window, computing_dtype
 
 Array = NDArray[Any]
@@ -72,7 +73,13 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
         """Its factors, their scales, and the rows that they are for."""
         found = [repr(("added", self.box)).encode()]
         for one in self.products:
-            rows = (one.rows.shape, one.rows.source, one.rows.from_, one.rows.target, one.rows.to)
+            rows = (
+                one.rows.shape,
+                one.rows.source,
+                one.rows.source_strides,
+                one.rows.target,
+                one.rows.target_strides,
+            )
             found += [
                 one.a.identity(),
                 one.b.identity(),
@@ -107,8 +114,10 @@ class Addend:
             wide = np.zeros((rank, -(-columns // _COLUMNS) * _COLUMNS), self._dtype)
             wide[:, :columns] = a
             tall = np.zeros((_height(step), rank), self._dtype)
-            rows = _rows(product.rows.target, product.rows.shape, product.rows.to)
-            tall[rows] = b[_rows(product.rows.source, product.rows.shape, product.rows.from_)]
+            rows = _rows(product.rows.target, product.rows.shape, product.rows.target_strides)
+            tall[rows] = b[
+                _rows(product.rows.source, product.rows.shape, product.rows.source_strides)
+            ]
             touched: Array = np.zeros(len(tall), bool)
             touched[rows] = True
             self._products.append((wide, tall, product.scale, touched))

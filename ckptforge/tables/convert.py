@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from ckptforge.boxes import Box, Transfer
+from ckptforge.boxes import Box
 from ckptforge.dtypes import DType, holds
 from ckptforge.errors import MissingTensorsError, PlanError, listing
 from ckptforge.spelling import flag, option
@@ -16,6 +16,7 @@ from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.pieces import fill, name_pieces, pieces, whole_pieces
 from ckptforge.tables.table import Layout
+from ckptforge.transfers import Transfer
 from ckptforge.values import Value, terms_through
 
 Values = Mapping[str, Value]

@@ -10,7 +10,6 @@ import msgspec
 from ckptforge.boxes import (
     Box,
     Grid,
-    Transfer,
     box_shape,
     box_text,
     full_box,
@@ -20,6 +19,7 @@ from ckptforge.boxes import (
 )
 from ckptforge.errors import PlanError
 from ckptforge.tables.axes import Pattern
+from ckptforge.transfers import Transfer
 
 
 class Piece(msgspec.Struct, frozen=True):
