@@ -43,7 +43,9 @@ def journal_to_resume(
     path = directory / "journal"
     left = journals.reopen(disk, path)
     if left is None:
-        if lies_at(disk, path) and disk.status(path).size and not request.overwrite:
+        # a journal is durable before there is anything else
+        begun = lies_at(disk, path) and disk.status(path).size and lies_at(disk, directory / "out")
+        if begun and not request.overwrite:
             raise LeftError(
                 f"{plan.output}: what an earlier run left, in {directory}, can't be resumed: "
                 "its journal can't be read. "

@@ -35,19 +35,21 @@ def lock_directory(disk: FileSystem, directory: Path, output: Path) -> LockableW
             raise OutputError(
                 f"{output}: can't be written: {error.strerror} in {output.parent}."
             ) from error
-        if not lock.lock():
-            holder = bytearray(200)
-            said = bytes(holder[: lock.read_into(0, memoryview(holder))])
-            lock.close()
-            raise OutputError(
-                f"{output}: another run is writing it "
-                f"({said.decode('utf-8', 'replace') or 'it has not said which'}); wait for it to "
-                "finish, or stop it."
-            )
-        if is_same(disk, lock, directory / "lock"):
-            _sign(lock)
-            return lock
-        lock.close()  # the run that held it has removed it
+        held = False
+        try:
+            if not lock.lock():
+                raise OutputError(
+                    f"{output}: another run is writing it ({_holder(lock)}); wait for it to "
+                    "finish, or stop it."
+                )
+            # or the run that held it has removed it
+            if is_same(disk, lock, directory / "lock"):
+                _sign(lock)
+                held = True
+                return lock
+        finally:
+            if not held:
+                lock.close()
     raise OutputError(
         f"{output}: {directory} can't be locked, as other runs keep making and "
         "removing it; wait for them to finish."
@@ -67,6 +69,13 @@ def _open_lock(disk: FileSystem, directory: Path) -> LockableWriter:
             "made; move it, or choose another output."
         )
     return disk.create(directory / "lock")
+
+
+def _holder(lock: LockableWriter) -> str:
+    """Who signed a lock."""
+    text = bytearray(200)
+    said = bytes(text[: lock.read_into(0, memoryview(text))])
+    return said.decode("utf-8", "replace") or "it has not said which"
 
 
 def _sign(lock: LockableWriter) -> None:

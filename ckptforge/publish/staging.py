@@ -243,6 +243,7 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
         write_small(disk, staging.out / name, content)
     for root, _ in walk(disk, staging.out):
         disk.sync_directory(root)
+    disk.sync_directory(staging.directory)
     if staging.journal is not None:
         staging.journal.add_publishing(disk.status(staging.out).number[1])
     _refuse_replaced(staging, plan)
