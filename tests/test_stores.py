@@ -127,6 +127,24 @@ def test_a_model_goes_through_memory_and_back(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "hf"]
 
 
+class OnlyRead:
+    """A store that is no file system."""
+
+    def __init__(self, inner):
+        self.status, self.names = inner.status, inner.names
+        self.open, self.real_path = inner.open, inner.real_path
+
+
+def test_a_store_without_renames_can_be_read_from(tmp_path):
+    with mounted(HUB, OnlyRead(DISK)):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+        assert ckptforge.compare(HUB, tmp_path / "x.ckpt").equal
+    with mounted(tmp_path, OnlyRead(DISK)):
+        with pytest.raises(OutputError, match=r"y.ckpt: lies in a store that can only be read"):
+            ckptforge.to_ms(HUB, tmp_path / "y.ckpt")
+        assert ckptforge.check(tmp_path / "x.ckpt").equal
+
+
 def test_threads_write_into_one_file_in_memory():
     memory = Memory(Path("/m"))
     file = memory.create(Path("/m/a"))

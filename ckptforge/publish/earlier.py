@@ -16,7 +16,6 @@ from ckptforge.publish.lock import lock_directory, unlock
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.publish.replace import finish_files
 from ckptforge.spelling import command, flag
-from ckptforge.storage.mounts import file_system_of
 from ckptforge.storage.store import FileSystem, Kind
 from ckptforge.storage.tree import lies_at
 
@@ -104,11 +103,10 @@ def is_complete(disk: FileSystem, directory: Path, journal: Journal) -> bool:
     return lies_at(disk, out) and disk.status(out).number[1] == journal.publishing
 
 
-def finish_placing(plan: Plan, command: str | None) -> bool:
+def finish_placing(disk: FileSystem, plan: Plan, command: str | None) -> bool:
     """Puts the manifest of an output that is a file in its place, where a run of the same plan was
     stopped between the two; whether that was so. Raises `OutputError`."""
-    output = plan.output
-    disk, directory = file_system_of(output), staging_path(output)
+    output, directory = plan.output, staging_path(plan.output)
     with as_output_error(output, "can't be put in place"):
         if not lies_at(disk, directory / "journal", Kind.FILE, follow=True):
             return False

@@ -16,7 +16,6 @@ from ckptforge.publish.replace import refuse_mounts
 from ckptforge.spelling import flag
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import real_path
-from ckptforge.storage.mounts import file_system_of
 from ckptforge.storage.store import FileSystem, Kind, Room, Status
 from ckptforge.storage.tree import lies_at, names_in
 
@@ -33,20 +32,20 @@ def as_output_error(output: Path, what: str) -> Iterator[None]:
         raise OutputError(f"{output}: {what}: {error.strerror}{where}.") from error
 
 
-def check_output(plan: Plan, overwrite: bool) -> None:
+def check_output(disk: FileSystem, plan: Plan, overwrite: bool) -> None:
     """Refuses, before any work, an output that exists (without `overwrite`), that holds an input,
     or that can't be written where it is to be. Raises `OutputError`."""
-    asked = _Asked(plan, overwrite, file_system_of(plan.output))
+    asked = _Asked(plan, overwrite, disk)
     with as_output_error(plan.output, "can't be written"):
         for rule in _RULES:
             if (why := rule(asked)) is not None:
                 raise OutputError(why)
 
 
-def check_room(plan: Plan, disk_used: int = 0) -> None:
+def check_room(disk: FileSystem, plan: Plan, disk_used: int) -> None:
     """Refuses, before any work, an output for which the disk has no room; `disk_used` are bytes
     that it takes up already. Raises `OutputError`."""
-    asked = _Asked(plan, True, file_system_of(plan.output))
+    asked = _Asked(plan, True, disk)
     with as_output_error(plan.output, "can't be written"):
         free = asked.room.free_bytes
     if plan.nbytes - disk_used + _SPARE > free:

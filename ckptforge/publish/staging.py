@@ -29,7 +29,6 @@ from ckptforge.spelling import command, flag
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import sync, write_exactly
 from ckptforge.storage.local import allow_open_files
-from ckptforge.storage.mounts import file_system_of
 from ckptforge.storage.store import FileSystem, Kind, LockableWriter, Status
 from ckptforge.storage.tree import lies_at, make_directories, names_in, walk
 
@@ -74,7 +73,7 @@ class Staging:
 
 
 @contextmanager
-def staged(plan: Plan, request: Request) -> Iterator[Staging]:
+def staged(disk: FileSystem, plan: Plan, request: Request) -> Iterator[Staging]:
     """Opens a plan's files in the staging directory of its output; on a clean exit everything is
     synced and put in place.
 
@@ -85,7 +84,6 @@ def staged(plan: Plan, request: Request) -> Iterator[Staging]:
     another command or another version.
     """
     output = plan.output
-    disk = file_system_of(output)
     _allow_open_files(len(plan.files) + len(plan.sources) + _SPARE_FILES)
     parents = _make_parents(disk, output)
     staging = Staging(disk, staging_path(output), small_files=dict(plan.small_files))
@@ -234,7 +232,7 @@ def _staged_path(staging: Staging, plan: Plan, path: Path) -> Path:
 def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
     disk = staging.disk
     try:
-        check_output(plan, request.overwrite)  # again: it may have appeared since
+        check_output(disk, plan, request.overwrite)  # again: it may have appeared since
     except CkptforgeError as error:
         raise OutputError(str(error)) from error
     staging.sync()

@@ -12,11 +12,9 @@ from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, brief, counted
 from ckptforge.planning.plan import Plan
-from ckptforge.publish.directory import staging_path
-from ckptforge.publish.earlier import Request, finish_placing
+from ckptforge.publish.earlier import Request
 from ckptforge.publish.manifest import manifest_json
-from ckptforge.publish.refusals import check_output, check_room
-from ckptforge.publish.staging import Staging, staged
+from ckptforge.publish.publisher import Publication, publisher_of
 from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run.audit import Audit
@@ -26,7 +24,6 @@ from ckptforge.run.ledger import Finished
 from ckptforge.run.match import unlike
 from ckptforge.run.run import cache_bytes, run
 from ckptforge.spelling import command, flag
-from ckptforge.storage.files import exists
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.values import Place
@@ -54,11 +51,11 @@ class Job(msgspec.Struct, frozen=True):
 def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it for a dry run. Raises `OutputError`,
     `CastOverflowError` and read errors."""
-    plan = job.plan
+    plan, publisher = job.plan, publisher_of(job.plan.output)
     memory = None if options.memory is None else parse_size(options.memory, "memory")
     budget = Budget.of(options.workers, memory).caching(cache_bytes(plan.assemblies))
     hashing = job.manifest and not options.no_hash
-    if options.resume and not options.dry_run and finish_placing(plan, options.command):
+    if options.resume and not options.dry_run and publisher.finish(plan, options.command):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
         files = (*plan.paths, manifest_path(plan.output, False))
         return Result(
@@ -86,21 +83,21 @@ def run_job(job: Job, options: Running) -> Result:
         counted(budget.workers, "worker"),
         f"{budget.bytes_each:,}",
     )
-    check_output(plan, options.overwrite)
+    publisher.check(plan, options.overwrite)
     if options.dry_run:
         return dry_result(plan, budget, tied_notes(job.tied, None))
     began = time.monotonic()
     request = Request(options.overwrite, options.resume, hashing, options.command)
     manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
-    with staged(plan, request) as staging:
-        check_room(plan, staging.disk_used)
+    with publisher.publication(plan, request) as out:
+        publisher.check_room(plan, out.disk_used)
         _refuse_unlike(plan, budget)
         said = tied_notes(job.tied, budget)
-        kept = _kept(plan, staging, budget)
+        kept = _kept(plan, out, budget)
         _log.info(
             "checked output path and disk space; %s of %s finished before", len(kept), tensors
         )
-        done = run(plan, staging.writers, budget, options.progress, hashing, staging.journal, kept)
+        done = run(plan, out.writers, budget, options.progress, hashing, out.journal, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         audit = done.audit
         if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
@@ -108,10 +105,10 @@ def run_job(job: Job, options: Running) -> Result:
         for source in plan.sources:
             source.refuse_changed()
         if manifest is not None:
-            staging.sync()
-            command = staging.journal.head.get("command") if staging.journal else options.command
-            staging.small_files[manifest.name] = manifest_json(
-                plan, job.table, job.layout, job.side, audit, staging.mtimes, done.hashes, command
+            out.sync()
+            command = out.journal.head.get("command") if out.journal else options.command
+            out.small_files[manifest.name] = manifest_json(
+                plan, job.table, job.layout, job.side, audit, out.mtimes, done.hashes, command
             )
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
     return Result(
@@ -122,34 +119,31 @@ def run_job(job: Job, options: Running) -> Result:
         plan.tensor_count,
         audit,
         plan.left_out,
-        (*plan.notes, *said, *_remains(plan.output)),
+        (*plan.notes, *said, *_remains(publisher.remains(plan.output), plan.output)),
         dict(plan.facts),
         time.monotonic() - began,
         peak_buffers=budget.total,
     )
 
 
-def _remains(output: Path) -> list[str]:
-    left = staging_path(output)
-    return (
-        [f"{left} couldn't be removed wholly; see {command('clean', output.parent)}."]
-        if exists(left)
-        else []
-    )
+def _remains(left: Path | None, output: Path) -> list[str]:
+    if left is None:
+        return []
+    return [f"{left} couldn't be removed wholly; see {command('clean', output.parent)}."]
 
 
-def _kept(plan: Plan, staging: Staging, budget: Budget) -> dict[Place, Finished]:
+def _kept(plan: Plan, out: Publication, budget: Budget) -> dict[Place, Finished]:
     """The tensors that an earlier run finished and that are on the disk as it wrote them: their
     hashes are made again."""
-    if staging.journal is None or not staging.journal.tensors:
+    if out.journal is None or not out.journal.tensors:
         return {}
     places = (assembly.place for assembly in plan.assemblies)
-    tensors = staging.journal.tensors
+    tensors = out.journal.tensors
     finished = {one: tensors[key] for one in places if (key := plan.key(one)) in tensors}
     files: dict[Path, list[Place]] = {}
     for place in finished:
         files.setdefault(place.path, []).append(place)
-    hashes = tensor_hashes(files, budget, opened=staging.writers)
+    hashes = tensor_hashes(files, budget, opened=out.writers)
     return {
         place: found
         for place, found in finished.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptforge.errors import OutputError, brief, counted
 from ckptforge.planning.plan import Plan
-from ckptforge.publish.refusals import check_room
+from ckptforge.publish.publisher import publisher_of
 from ckptforge.run.audit import Audit, audit_json
 from ckptforge.run.budget import Budget
 
@@ -66,7 +66,7 @@ def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
     it."""
     notes = [*plan.notes, *said]
     try:
-        check_room(plan)
+        publisher_of(plan.output).check_room(plan)
     except OutputError as error:
         notes.append(str(error))
     return Result(

@@ -1,0 +1,101 @@
+"""How an output appears whole or not at all, as an interface. A store's kind decides the way:
+
+    publisher = publisher_of(plan.output)
+    publisher.check(plan, overwrite)                    # refuses before any work
+    with publisher.publication(plan, request) as out:   # goes on with what an earlier run left
+        run(plan, out.writers, …)                       # any worker writes any part of any file
+        out.small_files["manifest.json"] = …
+                                                        # here everything appears, or nothing
+
+A file system does it by a directory beside the output and renames (`staging.py`). A store without
+renames needs a publisher of its own here: one of objects may upload parts, finish them at the end
+and write the manifest last, by which readers tell what is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from ckptforge.planning.plan import Plan
+from ckptforge.publish.directory import staging_path
+from ckptforge.publish.earlier import Request, finish_placing
+from ckptforge.publish.journal import Journal
+from ckptforge.publish.refusals import check_output, check_room
+from ckptforge.publish.staging import Staging, staged
+from ckptforge.storage.files import exists
+from ckptforge.storage.mounts import file_system_of
+from ckptforge.storage.store import FileSystem, Writer
+
+
+class Publication(Protocol):
+    """An output in the making: an open file for each path of the plan, small files that are written
+    with them, and the journal by which another run can go on, if there is one."""
+
+    small_files: dict[str, bytes]
+
+    @property
+    def writers(self) -> Mapping[Path, Writer]: ...
+
+    @property
+    def journal(self) -> Journal | None: ...
+
+    @property
+    def disk_used(self) -> int:
+        """Bytes that the files take up already. Raises `OutputError`."""
+
+    @property
+    def mtimes(self) -> dict[Path, int]:
+        """When the files were written last. Raises `OutputError`."""
+
+    def sync(self) -> None:
+        """Makes the files durable. Raises `OutputError`."""
+
+
+class Publisher(Protocol):
+    """One kind of store's way of publishing."""
+
+    def check(self, plan: Plan, overwrite: bool) -> None:
+        """Refuses, before any work, what can't or mustn't be written. Raises `OutputError`."""
+
+    def check_room(self, plan: Plan, disk_used: int = 0) -> None:
+        """Refuses an output for which there is no room. Raises `OutputError`."""
+
+    def publication(self, plan: Plan, request: Request) -> AbstractContextManager[Publication]:
+        """The output in the making, which is put in its place at the end, or not at all."""
+
+    def finish(self, plan: Plan, command: str | None) -> bool:
+        """Does what is left to do where an earlier run of the same plan was stopped after all was
+        written and its files had their names; whether that was so. Raises `OutputError`."""
+
+    def remains(self, output: Path) -> Path | None:
+        """What couldn't be removed after an output was put in its place."""
+
+
+class ByRename:
+    """A file system's way: made in a directory beside it, renamed at the end."""
+
+    def __init__(self, disk: FileSystem) -> None:
+        self.disk = disk
+
+    def check(self, plan: Plan, overwrite: bool) -> None:
+        check_output(self.disk, plan, overwrite)
+
+    def check_room(self, plan: Plan, disk_used: int = 0) -> None:
+        check_room(self.disk, plan, disk_used)
+
+    def publication(self, plan: Plan, request: Request) -> AbstractContextManager[Staging]:
+        return staged(self.disk, plan, request)
+
+    def finish(self, plan: Plan, command: str | None) -> bool:
+        return finish_placing(self.disk, plan, command)
+
+    def remains(self, output: Path) -> Path | None:
+        return left if exists(left := staging_path(output)) else None
+
+
+def publisher_of(output: Path) -> Publisher:
+    """The way in which an output is published where it is to lie. Raises `OutputError`."""
+    return ByRename(file_system_of(output))
