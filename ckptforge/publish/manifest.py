@@ -11,7 +11,8 @@ from typing import Any
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.formats.entry import FileIndex
 from ckptforge.planning.plan import Plan
-from ckptforge.run.audit import Audit, audit_json
+from ckptforge.run.audit import audit_json
+from ckptforge.run.run import Done
 from ckptforge.storage.files import status_of
 from ckptforge.tables.table import Layout, Table
 from ckptforge.version import __version__
@@ -22,15 +23,14 @@ def manifest_json(
     table: Table | None,
     layout: Layout | None,
     side: HuggingFaceSide | None,
-    audit: Audit,
+    done: Done,
     mtimes: Mapping[Path, int],
-    hashes: Mapping[Path, Mapping[str, str]] | None = None,
-    command: str | None = None,
+    command: str | None,
 ) -> bytes:
     """The manifest of a finished plan; without a table where none was needed, without hashes where
     they weren't made.
 
-    `outputs[].tensors` is name → [dtype, shape, hash]; see `engine/blocks.py`. An output that has
+    `outputs[].tensors` is name → [dtype, shape, hash]; see `run/blocks.py`. An output that has
     the same tensors as an earlier one, as the ranks of a stage have, names that (`like`) and holds
     only its hashes, in that order, with blanks between.
     """
@@ -43,11 +43,11 @@ def manifest_json(
         "mapping": {"source": table.source, "sha256": hashlib.sha256(table.about.text).hexdigest()}
         if table
         else None,
-        "sources": [_source_json(source, hashes) for source in plan.sources],
-        "outputs": list(_outputs_json(plan, mtimes, hashes)),
+        "sources": [_source_json(source, done.hashes) for source in plan.sources],
+        "outputs": list(_outputs_json(plan, mtimes, done.hashes)),
         "small_files": sorted(plan.small_files),
         "left_out": plan.left_out,
-        "casts": audit_json(audit),
+        "casts": audit_json(done.audit),
         "cut": plan.cut,
         "hugging_face": side.to_json() if side else None,
     }

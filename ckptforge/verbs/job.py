@@ -108,7 +108,7 @@ def run_job(job: Job, options: Running) -> Result:
             out.sync()
             command = out.journal.head.get("command") if out.journal else options.command
             out.small_files[manifest.name] = manifest_json(
-                plan, job.table, job.layout, job.side, audit, out.mtimes, done.hashes, command
+                plan, job.table, job.layout, job.side, done, out.mtimes, command
             )
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
     return Result(
