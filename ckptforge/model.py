@@ -14,6 +14,8 @@ from msgspec.structs import replace
 from ckptforge.formats.entry import FileIndex
 from ckptforge.values import Value
 
+IN_RANKS = " in ranks"  # what the format of such a model ends with
+
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be said of the way to a model: `left_out` by reason, `notes` as sentences, and
@@ -52,6 +54,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     def notes(self) -> tuple[str, ...]:
         """What a user should hear of."""
         return self.account.notes
+
+    @property
+    def in_ranks(self) -> bool:
+        """Whether it was put together from the parts of rank directories."""
+        return self.format.endswith(IN_RANKS)
 
     @property
     def nbytes(self) -> int:

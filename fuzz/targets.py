@@ -24,7 +24,6 @@ from ckptforge.formats.layout import specs_of
 from ckptforge.model import Model
 from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config_file import read_parallel_config
-from ckptforge.parallel.ranks import open_ranks, open_source
 from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.publish import journal as journals
 from ckptforge.quantisation.method import MODEL_OPT
@@ -38,6 +37,7 @@ from ckptforge.tables.constants import Used, differing_constants
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.check import check
+from ckptforge.verbs.ranks import open_ranks, open_source
 from ckptforge.verbs.synthetic import write_model
 from fuzz import mutate, trees
 from fuzz.mutate import Mutator

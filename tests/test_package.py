@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -227,3 +228,37 @@ def test_files_are_reached_by_way_of_a_store():
             if (name, call) not in allowed
         ]
     assert not found, "\n".join(found)
+
+
+NEEDS = {"forward", "testing"}  # torch, mindspore or pytest, which may not be there
+LEAVES = {
+    "adapters": ["adapters"],
+    "clean": ["publish/clean.py"],
+    "drop-ins": ["verbs/dropins.py", "verbs/mindformers_flags.py", "cli/dropins.py"],
+    "forward": ["forward"],
+    "parallel": ["parallel"],
+    "testing": ["testing"],
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_without_a_leaf_the_rest_can_be_imported(tmp_path, leaf):
+    source, copy = Path(ckptforge.__file__).parent, tmp_path / "ckptforge"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in LEAVES[leaf]:
+        shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
+    code = (
+        "import importlib, sys\nsys.path.insert(0, sys.argv[1])\n"
+        "for name in sys.argv[2:]:\n    importlib.import_module(name)\n"
+        "assert importlib.import_module('ckptforge').__file__.startswith(sys.argv[1])"
+    )
+    modules = [
+        ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted(copy.rglob("*.py"))
+        if path.name != "__main__.py" and NEEDS.isdisjoint(path.relative_to(copy).parts)
+    ]
+    run = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", code]
+    done = subprocess.run(
+        [*run, str(tmp_path), *modules], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-1000:]

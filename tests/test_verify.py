@@ -10,16 +10,16 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import UsageError, VerifyError
+from ckptforge.forward import bench as verification
 from ckptforge.forward import checks, device
 from ckptforge.forward.experts import GroupedExperts, LoopExperts, sort_by_expert
 from ckptforge.forward.mindspore_forward import MindSporeForward
 from ckptforge.forward.network import network_of
 from ckptforge.forward.precision import precision_of
 from ckptforge.forward.weights import Weights
-from ckptforge.parallel.ranks import open_source
 from ckptforge.reading.source import Choices
 from ckptforge.tables.shipped import shipped_tables
-from ckptforge.verbs import verify as verification
+from ckptforge.verbs.ranks import open_source
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import FIXTURES, HUB, contents, tiny_config, write_safetensors
 from tests.test_cli import ckpt

@@ -33,12 +33,10 @@ from ckptforge.errors import (
 from ckptforge.model import Account, Model
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Names, recognise_names, without_offsets
-from ckptforge.tables.lora import WEIGHT
+from ckptforge.tables.lora import LORA_MARK, WEIGHT, is_lora
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Value, value_of
-
-_MARK = "lora_"
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -85,17 +83,6 @@ class Adapter(msgspec.Struct, frozen=True):
     @property
     def scales(self) -> list[float]:
         return sorted({one.scale for one in self.factors})
-
-
-def is_lora(name: str) -> bool:
-    """Whether a tensor is a factor of an adapter, by its name, in whatever layout."""
-    return _MARK in name.lower()
-
-
-def holds_only_factors(model: Model) -> bool:
-    """Whether a checkpoint is an adapter, without the weights that it is for."""
-    names = [name for name in model.values if not is_state(name)]
-    return model.format == "peft adapter" or (bool(names) and all(map(is_lora, names)))
 
 
 def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Model:
@@ -160,7 +147,9 @@ def read_adapter(
     is_peft = model.format == "peft adapter"
     names = [name for name in model.values if is_lora(name) and not is_state(name)]
     if not names:
-        raise LayoutError(f"{path}: holds no factors of an adapter (no tensor named *{_MARK}*).")
+        raise LayoutError(
+            f"{path}: holds no factors of an adapter (no tensor named *{LORA_MARK}*)."
+        )
     kept, notes = _with_alpha(path, kept, alpha)
     family = "huggingface" if is_peft else "mindspore"
     chosen, found, unknown = _recognise(

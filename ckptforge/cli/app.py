@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 
 from ckptforge.cli import actions
 from ckptforge.cli.command import CONTEXT, Command, Group
-from ckptforge.cli.dropins import DROP_INS
 from ckptforge.spelling import command_line
 from ckptforge.verbs.options import (
     Clean,
@@ -287,7 +288,12 @@ MAPPING_COMMANDS = (
         """,
     ),
 )
-for command in (*COMMANDS, *DROP_INS):
+for command in COMMANDS:
     cli.add_command(command)
+if find_spec("ckptforge.cli.dropins") is not None:  # nothing else needs it
+    from ckptforge.cli.dropins import DROP_INS
+
+    for command in DROP_INS:
+        cli.add_command(command)
 for command in MAPPING_COMMANDS:
     mapping.add_command(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -14,18 +14,11 @@ from ckptforge.errors import nearest
 from ckptforge.verbs.options.option import Option
 from ckptforge.verbs.options.record import Options, options_of, types_of
 
-if TYPE_CHECKING:
-    _Choice = click.Choice[str]
-    _ParamType = click.ParamType[Any]
-else:  # click 8.1 has them without parameters
-    _Choice = click.Choice
-    _ParamType = click.ParamType
-
 _PATH = click.Path(path_type=Path)
 _NONE = type(None)
 
 
-class Choice(_Choice):
+class Choice(click.Choice[str]):
     """`click.Choice` that suggests the nearest."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -35,7 +28,7 @@ class Choice(_Choice):
             self.fail(f"{error.message}{nearest(str(value), self.choices)}", param, ctx)
 
 
-class Numbers(_ParamType):
+class Numbers(click.ParamType[Any]):
     """Whole numbers joined by commas; where one may stand alone, it is given as itself."""
 
     name = "numbers"

@@ -6,11 +6,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ckptforge.errors import counted
-from ckptforge.forward.checks import LayerCheck
 from ckptforge.spelling import command
 from ckptforge.verbs.verify import Verification
+
+if TYPE_CHECKING:
+    from ckptforge.forward.checks import LayerCheck
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 220, 60, 14
 

@@ -12,11 +12,10 @@ from ckptforge.checkpoints.mindspore import read_ranks
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.errors import FormatError, counted, listing, shown
 from ckptforge.formats.entry import FileIndex, same_bytes
-from ckptforge.model import Account, Model
+from ckptforge.model import IN_RANKS, Account, Model
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.values import Stored, Value, value_of, value_of_parts
 
-IN_RANKS = " in ranks"  # what a format's name ends with
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +58,7 @@ def join_ranks(
         else:
             values[name] = _sharded(directory, name, stage, files, strategy, check_replicas)
     notes += _once([note for file in files for note in file.notes], len(files))
-    kind = files[0].format + IN_RANKS
+    kind = f"{files[0].format}{IN_RANKS}"
     held = (
         f"{counted(len(values), 'tensor')} in {counted(len(files), 'rank')}, "
         f"{counted(len(strategy.stages), 'stage')}"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ckptforge.boxes import Box
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME, read_manifest
-from ckptforge.checkpoints.mindspore import is_unified, rank_directories, read_ranks
-from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.checkpoints.mindspore import read_ranks
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.errors import CkptforgeError, FormatError, LayoutError, UsageError, counted, shown
 from ckptforge.formats.entry import FileIndex, read_range
@@ -21,9 +20,8 @@ from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.join import join_ranks
 from ckptforge.parallel.solve import Described, solve_strategy
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
-from ckptforge.reading.source import Choices, Source, bind_source, known_of
+from ckptforge.reading.source import Choices, known_of
 from ckptforge.spelling import option
-from ckptforge.storage.files import is_directory
 from ckptforge.storage.small_files import is_there
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.binding import recognise_names
@@ -35,27 +33,6 @@ from ckptforge.values import Stored, value_of
 Ranks = tuple[list[FileIndex], list[str]]
 _SAMPLE = 1 << 16  # bytes
 _FEW = 4  # different bytes, as numbers that are all alike have
-
-
-def open_source(path: Path, choices: Choices) -> Source:
-    """Opens a checkpoint, whole or in ranks, and finds its layout. Raises the errors of opening, of
-    the tables and of binding."""
-    return bind_source(
-        open_ranks(path, choices)
-        if in_ranks(path, choices)
-        else open_checkpoint(path, choices.step),
-        choices,
-    )
-
-
-def in_ranks(path: Path, choices: Choices) -> bool:
-    """Whether an input is the shards of a job: rank directories, or whatever a strategy is given
-    for."""
-    if choices.strategy is not None or choices.parallel_config is not None:
-        return True
-    if not is_directory(path) or is_unified(path):
-        return False
-    return list(rank_directories(path)) not in ([], [0])
 
 
 def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:

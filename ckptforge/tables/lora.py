@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ckptforge.tables.table import Layout
     from ckptforge.tables.table_file import LoraFile, TableFile
 
+LORA_MARK = "lora_"  # in the names of factors, in every layout
 WEIGHT = ".weight"
 RANK = "rank"
 Columns = tuple[Axis, frozenset[str]]
@@ -234,3 +235,8 @@ def _columns(
         raise ValueError(
             "names no layout of Hugging Face, whose matrices say what is a row and what a column"
         )
+
+
+def is_lora(name: str) -> bool:
+    """Whether a tensor is a factor of an adapter, by its name, in whatever layout."""
+    return LORA_MARK in name.lower()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptforge.errors import brief, counted
-from ckptforge.publish.clean import Left, remove_left
 from ckptforge.verbs.options import Clean
 from ckptforge.verbs.public import verb
+
+if TYPE_CHECKING:
+    from ckptforge.publish.clean import Left
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,5 +49,7 @@ def clean(options: Clean) -> Cleaned:
 
     Raises `InputNotFoundError` for a directory that isn't there.
     """
+    from ckptforge.publish.clean import remove_left
+
     path, dry_run = options.directory, options.dry_run
     return Cleaned(str(path), remove_left(path, dry_run=dry_run), dry_run)

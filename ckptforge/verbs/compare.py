@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace as choices_with
 
-from ckptforge.adapters import peft
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.errors import (
@@ -25,7 +24,6 @@ from ckptforge.errors import (
     shown,
 )
 from ckptforge.model import Model
-from ckptforge.parallel.ranks import in_ranks, open_ranks
 from ckptforge.reading.source import Choices, Source, bind_source, known_of
 from ckptforge.reading.state import state_in
 from ckptforge.reading.tied import differing as differing_ties
@@ -45,6 +43,7 @@ from ckptforge.values import Value
 from ckptforge.verbs.explain import Differs, causes, pairs_of, rounded
 from ckptforge.verbs.options import Compare
 from ckptforge.verbs.public import verb
+from ckptforge.verbs.ranks import in_ranks, open_ranks
 
 _log = logging.getLogger(__name__)
 
@@ -460,6 +459,8 @@ def _configs(one: _Side, other: _Side) -> tuple[dict[str, tuple[Any, Any]], list
 
 def _scales(one: Path, other: Path) -> dict[str, tuple[Any, Any]]:
     """What two PEFT adapters say differently of what their products are multiplied with."""
+    from ckptforge.adapters import peft
+
     if not (peft.is_adapter(one) and peft.is_adapter(other)):
         return {}
     a, b = (peft.read_config(path)[1].content for path in (one, other))

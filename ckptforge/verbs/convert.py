@@ -204,7 +204,7 @@ def _convert(options: Convert) -> Job:
     target = source.table.layout(options.to)
     if target.family == "mindspore":
         return mindspore_job("convert", source, target, spread, options)
-    if spread.strategy is not None or spread.parallel_config is not None:
+    if spread.cut:
         raise UsageError(
             f"{option('to', options.to)} is a Hugging Face layout, which has no ranks; omit "
             "the target strategy."

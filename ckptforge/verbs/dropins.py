@@ -15,7 +15,6 @@ from typing import Any
 from msgspec.structs import replace
 
 from ckptforge.errors import UsageError
-from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.storage.files import is_directory, is_file
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs import convert as verbs
@@ -282,6 +281,8 @@ def _check_processes(given: Mapping[str, str], dst: str | None) -> None:
             f"--transform_process_num {numbers['transform_process_num']} doesn't "
             f"divide --world_size {world_size}."
         )
+    from ckptforge.parallel.strategy_files import read_strategy
+
     if dst is not None and (ranks := read_strategy(Path(dst)).ranks) != world_size:
         raise UsageError(
             f"--world_size {world_size}: {dst} is the strategy of a {ranks}-rank job, so {ranks} "

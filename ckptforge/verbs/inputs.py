@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ckptforge.adapters.adapter import holds_only_factors, is_lora, open_weights
-from ckptforge.adapters.merging import merge_adapter
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
-from ckptforge.parallel.ranks import in_ranks, open_ranks
+from ckptforge.reading.factors import holds_only_factors
 from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.spelling import command, flag, option
 from ckptforge.storage.files import real_path
+from ckptforge.tables.lora import is_lora
 from ckptforge.tables.shipped import candidate_tables
-from ckptforge.verbs.adapter import AdapterChoices, adapter_job
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Converting
+from ckptforge.verbs.ranks import in_ranks, open_ranks
 from ckptforge.verbs.spread import Spread
 
 _FAMILIES = {"huggingface": "PEFT's", "mindspore": "MindSpore's"}
@@ -35,11 +34,16 @@ def open_choice(path: Path, options: Converting, **choices: Any) -> Model:
 def open_input(path: Path, step: int | None, adapter: bool) -> Model:
     """Opens a checkpoint that isn't in ranks: of a directory that holds both a model and an adapter
     the one that is wanted."""
+    from ckptforge.adapters.adapter import open_weights
+
     return open_weights(path, step, model_first=not adapter)
 
 
 def merged(source: Source, adapter: Path, alpha: float | None, step: int | None) -> Source:
     """A model with an adapter added; `step` is for one that lies in the model's own directory."""
+    from ckptforge.adapters.adapter import open_weights
+    from ckptforge.adapters.merging import merge_adapter
+
     same = real_path(adapter) == real_path(source.model.path)
     return merge_adapter(source, open_weights(adapter, step if same else None), alpha)
 
@@ -120,7 +124,9 @@ def adapter_job_of(
             f"{model.path}: holds an adapter in {_FAMILIES[found]} names; use "
             f"{command(other)} or {command('convert')}."
         )
+    from ckptforge.adapters.plan import AdapterChoices, adapter_plan
+
     tables = candidate_tables(options.mapping)
     dtype = parse_target(options.dtype)
     chosen = AdapterChoices(model=options.model, alpha=_alpha(options), dtype=dtype, **choices)
-    return adapter_job(verb, model, tables, chosen, spread)
+    return Job(*adapter_plan(verb, model, tables, chosen, spread))

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ckptforge.adapters.adapter import (
-    Adapter,
-    adapter_tables,
-    describe_adapter,
-    holds_only_factors,
-    open_weights,
-    read_kept,
-)
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import (
     choose_checkpoint,
@@ -32,10 +24,7 @@ from ckptforge.errors import (
     counted,
 )
 from ckptforge.model import Model
-from ckptforge.parallel.device_layout import DeviceLayout
-from ckptforge.parallel.join import join_ranks
-from ckptforge.parallel.ranks import in_ranks, read_job, recorded_strategy, ways_to_say
-from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.reading.factors import holds_only_factors
 from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
@@ -43,6 +32,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import is_state
+from ckptforge.verbs.inputs import open_input
 from ckptforge.verbs.inspection import (
     Amount,
     Entry,
@@ -53,6 +43,12 @@ from ckptforge.verbs.inspection import (
 )
 from ckptforge.verbs.options import Inspect
 from ckptforge.verbs.public import verb
+from ckptforge.verbs.ranks import in_ranks
+
+if TYPE_CHECKING:
+    from ckptforge.adapters.adapter import Adapter
+    from ckptforge.parallel.device_layout import DeviceLayout
+    from ckptforge.parallel.strategy_files import Strategy
 
 _VERIFY_UP_TO = 256 * 1024 * 1024
 
@@ -79,7 +75,10 @@ def inspect(options: Inspect) -> Inspection:
         parallel_config=options.parallel_config,
     )
     if not in_ranks(path, choices):
-        return _bound(path, open_weights(path, step, model_first=True), choices)
+        return _bound(path, open_input(path, step, adapter=False), choices)
+    from ckptforge.parallel.join import join_ranks
+    from ckptforge.parallel.ranks import read_job, recorded_strategy, ways_to_say
+
     if choices.strategy is None and choices.parallel_config is None:
         try:
             strategy = recorded_strategy(path, read_ranks(path, step)[0])
@@ -138,6 +137,8 @@ def _bound(path: Path, model: Model, choices: Choices) -> Inspection:
 
 def _adapter(path: Path, model: Model, choices: Choices) -> Inspection:
     """An adapter alone: every model and layout that has its names."""
+    from ckptforge.adapters.adapter import adapter_tables, describe_adapter, read_kept
+
     found: list[Adapter] = []
     reason = None
     try:

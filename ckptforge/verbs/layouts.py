@@ -19,6 +19,7 @@ from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.target import plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Converting
+from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 
 _STATE = "optimizer state and counters"
@@ -38,10 +39,7 @@ def mindspore_job(
     model = _in_layout(source, target, options, None, stateful and not merged, said)
 
     def compute(config: Any) -> Any:
-        from ckptforge.parallel.compute import compute_strategy
-
-        sizes = source.binding.sizes
-        return compute_strategy(config, source.table, target, sizes, specs_of(model.values))
+        return compute_strategy(config, source, target, specs_of(model.values))
 
     facts = facts_of(source, target, parse_target(options.dtype))
     plan = plan_for(verb, model, spread.place(compute), facts)

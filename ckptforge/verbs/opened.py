@@ -15,7 +15,6 @@ from ckptforge.errors import CkptforgeError, LayoutError, brief, counted, neares
 from ckptforge.formats.layout import specs_of
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
-from ckptforge.parallel.ranks import in_ranks, open_ranks
 from ckptforge.reading.source import Choices, Source, bind_source, known_of
 from ckptforge.reading.state import followed
 from ckptforge.run.window import Window
@@ -31,6 +30,7 @@ from ckptforge.verbs.inputs import merged, open_input
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.public import method, verb
+from ckptforge.verbs.ranks import compute_strategy, in_ranks, open_ranks
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.spread import Spread
 from ckptforge.verbs.tensor import Tensor
@@ -206,11 +206,9 @@ class OpenedModel(Mapping[str, Tensor]):
         return spread.place(self._strategy)
 
     def _strategy(self, config: Any) -> Any:
-        from ckptforge.parallel.compute import compute_strategy
-
         source = self._bound()
-        layout, sizes = source.binding.layout, source.binding.sizes
-        return compute_strategy(config, source.table, layout, sizes, specs_of(self._model.values))
+        specs = specs_of(self._model.values)
+        return compute_strategy(config, source, source.binding.layout, specs)
 
     def _bound(self) -> Source:
         if self._source is None:

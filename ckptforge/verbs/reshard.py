@@ -4,7 +4,7 @@ needed."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -14,11 +14,6 @@ from ckptforge.dtypes import DType, parse_target
 from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError, counted
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Model
-from ckptforge.parallel.compute import compute_strategy
-from ckptforge.parallel.config import ParallelConfig
-from ckptforge.parallel.join import IN_RANKS
-from ckptforge.parallel.ranks import in_ranks, open_ranks
-from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.quantisation.undo import refuse_scaled
 from ckptforge.reading.source import Choices, bind_source
 from ckptforge.spelling import command, option
@@ -32,8 +27,13 @@ from ckptforge.targets.target import plan_for
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Merge, Reshard, Resharding, Split
 from ckptforge.verbs.public import verb
+from ckptforge.verbs.ranks import compute_strategy, in_ranks, open_ranks
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.spread import Spread
+
+if TYPE_CHECKING:
+    from ckptforge.parallel.config import ParallelConfig
+    from ckptforge.parallel.strategy_files import Strategy
 
 
 @verb(Merge)
@@ -166,13 +166,11 @@ def _job(
 
     def compute(config: ParallelConfig) -> Strategy:
         assert bound is not None
-        sizes = bound.binding.sizes
-        specs = specs_of(model.values)
-        return compute_strategy(config, bound.table, bound.binding.layout, sizes, specs)
+        return compute_strategy(config, bound, bound.binding.layout, specs_of(model.values))
 
     facts = {
         "model": None,
-        "from": counted(source.ranks, "rank") if source.format.endswith(IN_RANKS) else "one",
+        "from": counted(source.ranks, "rank") if source.in_ranks else "one",
         "to": "one",
         "source_format": source.format,
         "source_tensors": len(source.values),

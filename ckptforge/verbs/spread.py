@@ -31,13 +31,17 @@ class Spread(msgspec.Struct, frozen=True):
     parallel_config: Path | None = None
 
     def __post_init__(self) -> None:
-        split = self.strategy is not None or self.parallel_config is not None
-        refuse_name(self.out, directory=split or self.format == "unified")
+        refuse_name(self.out, directory=self.cut or self.format == "unified")
+
+    @property
+    def cut(self) -> bool:
+        """Whether the tensors are cut into ranks."""
+        return self.strategy is not None or self.parallel_config is not None
 
     def place(self, compute: Callable[[ParallelConfig], Strategy]) -> Target:
         """The target; `compute` makes the strategy of a parallel configuration. Raises
         `UsageError`, and what reading raises."""
-        if self.strategy is None and self.parallel_config is None:
+        if not self.cut:
             if self.format == "unified":
                 return UnifiedTarget(self.out)
             return MindSporeTarget.of(self.out, self.format, self.prefix)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account
-from ckptforge.parallel.compute import compute_strategy
-from ckptforge.parallel.config_file import read_parallel_config
-from ckptforge.parallel.ranks import open_source
-from ckptforge.parallel.strategy_files import Strategy, strategy_bytes
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.reading.source import Choices
@@ -22,7 +18,11 @@ from ckptforge.tables.state import companion_prefix
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Strategy as StrategyOptions
 from ckptforge.verbs.public import verb
+from ckptforge.verbs.ranks import compute_strategy, open_source
 from ckptforge.verbs.result import Result
+
+if TYPE_CHECKING:
+    from ckptforge.parallel.strategy_files import Strategy
 
 
 @verb(StrategyOptions)
@@ -35,6 +35,9 @@ def strategy(options: StrategyOptions) -> Result:
     Raises `ConfigError` with the rule that is broken, the errors of opening `like`, and
     `OutputError`.
     """
+    from ckptforge.parallel.config_file import read_parallel_config
+    from ckptforge.parallel.strategy_files import strategy_bytes
+
     refuse_name(options.out_dir, directory=True)
     parallel = read_parallel_config(options.parallel_config)
     choices = Choices(
@@ -57,7 +60,7 @@ def strategy(options: StrategyOptions) -> Result:
         )
     dtype = parse_target(options.dtype)
     values = convert(source.binding, target, source.model.values, dtype, partly=True).values
-    computed = compute_strategy(parallel, table, target, source.binding.sizes, specs_of(values))
+    computed = compute_strategy(parallel, source, target, specs_of(values))
     as_json = options.format == "json"
     files = {
         f"ckpt_strategy_rank_{stage * computed.devices}.{options.format}": strategy_bytes(

@@ -1,10 +1,10 @@
-"""Jobs that convert an adapter: PEFT's directory to MindSpore's names, and back."""
+"""The plan that converts an adapter: PEFT's directory to MindSpore's names, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -18,19 +18,42 @@ from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, ModelUnknownError, UsageError
 from ckptforge.model import Account, Model
+from ckptforge.planning.plan import Plan
 from ckptforge.reading.source import read_model_config
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
-from ckptforge.targets.target import plan_for
-from ckptforge.verbs.job import Job
-from ckptforge.verbs.spread import Spread
+from ckptforge.targets.target import Target, plan_for
 
-if TYPE_CHECKING:
-    from ckptforge.parallel.config import ParallelConfig
-    from ckptforge.parallel.strategy_files import Strategy
+
+class Places(Protocol):
+    """How a user wants the tensors spread over files."""
+
+    @property
+    def out(self) -> Path:
+        """The file or directory that is named."""
+        ...
+
+    @property
+    def cut(self) -> bool:
+        """Whether they are to be cut into ranks."""
+        ...
+
+    def place(self, compute: Any) -> Target:
+        """The target; `compute` makes the strategy of a parallel configuration."""
+        ...
+
+
+class AdapterPlan(NamedTuple):
+    """A plan, the table and the layout of what it writes, and what is kept for the way back."""
+
+    plan: Plan
+    table: Table
+    layout: Layout
+    side: HuggingFaceSide | None
+
 
 _Found = tuple[Adapter, Layout, Converted]
 
@@ -50,11 +73,11 @@ class AdapterChoices(msgspec.Struct, frozen=True):
     dtype: DType | None = None
 
 
-def adapter_job(
-    verb: str, model: Model, tables: Iterable[Table], choices: AdapterChoices, spread: Spread
-) -> Job:
-    """The job. Raises the errors of reading and converting an adapter, and `ModelUnknownError`
-    where it would be another for another model."""
+def adapter_plan(
+    verb: str, model: Model, tables: Iterable[Table], choices: AdapterChoices, spread: Places
+) -> AdapterPlan:
+    """Plans the conversion of an adapter. Raises the errors of reading and converting an adapter,
+    and `ModelUnknownError` where it would be another for another model."""
     adapter, target, converted = _convert(model, list(tables), choices)
     rank, scale = converted.rank, converted.scale
     account = _account(model, adapter)
@@ -64,7 +87,7 @@ def adapter_job(
         place, side = spread.place(_no_strategy), _side(adapter, rank, scale)
         said = f"set lora_rank: {rank} and lora_alpha: {scale * rank:.15g} in the job's pet_config."
     else:
-        if spread.strategy is not None or spread.parallel_config is not None:
+        if spread.cut:
             raise UsageError(
                 f"{target.name} is a Hugging Face layout, which has no ranks; omit "
                 "the target strategy."
@@ -83,7 +106,7 @@ def adapter_job(
     plan = plan_for(verb, replace(model, values=converted.values, account=account), place, facts)
     if said is not None:
         plan = replace(plan, account=plan.account.noting(said))
-    return Job(plan, adapter.table, target, side)
+    return AdapterPlan(plan, adapter.table, target, side)
 
 
 def _account(model: Model, adapter: Adapter) -> Account:
@@ -101,7 +124,7 @@ def _account(model: Model, adapter: Adapter) -> Account:
     return account
 
 
-def _no_strategy(_: ParallelConfig) -> Strategy:
+def _no_strategy(_: Any) -> Any:
     raise UsageError(
         "an adapter can't be cut by a parallel configuration; give the strategy of its job."
     )

@@ -1,0 +1,191 @@
+"""The forward check of a model: the same tokens through both sides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforge.errors import UsageError, VerifyError, counted
+from ckptforge.forward.checks import EndCheck, LayerCheck, end_check, layer_check
+from ckptforge.forward.checks import generate as continued
+from ckptforge.forward.device import import_mindspore, select_device
+from ckptforge.forward.mindspore_forward import MindSporeForward
+from ckptforge.forward.network import Network, network_of
+from ckptforge.forward.precision import Precision, precision_of
+from ckptforge.forward.torch_forward import TorchForward
+from ckptforge.forward.weights import Weights
+from ckptforge.reading.source import Source
+from ckptforge.spelling import option
+
+_log = logging.getLogger(__name__)
+_SMALL = 1024  # up to this hidden size tokens cost little
+_SAMPLE = (
+    "a sample of layers: each gets the output of the one checked before it, and the logits aren't "
+    "compared."
+)
+_ASCEND = "experts were computed by GroupedMatmul, which no test of ours has run on a device."
+Array = NDArray[Any]
+Say = Callable[[str], object]
+
+
+class Wanted(Protocol):
+    """What is to be checked: layers, tokens or a text (by the tokenizer in `hf_dir`), how many
+    tokens more are to be generated, and who hears of each layer."""
+
+    hf_dir: Any
+    layers: Sequence[int] | None
+    tokens: int | Sequence[int] | None
+    text: str | None
+    generate: int
+    say: Say | None
+
+
+class Found(NamedTuple):
+    """What a check found; `end` is None where only a sample of the layers was checked."""
+
+    tokens: int
+    layers: list[LayerCheck]
+    end: EndCheck | None
+    generated: list[list[int]]
+    notes: list[str]
+
+
+class Bench(NamedTuple):
+    """Where and in which precision MindSpore computes."""
+
+    mindspore: Any
+    device: str
+    precision: Precision
+
+    @classmethod
+    def of(cls, compute: str, device: str) -> Bench:
+        """Raises `VerifyError` for missing packages and a device that isn't there, `UsageError` for
+        another word."""
+        precision = precision_of(compute)
+        mindspore = import_mindspore()
+        return cls(mindspore, select_device(mindspore, device), precision)
+
+    def check(self, hub: Source, checkpoint: Source, wanted: Wanted) -> Found:
+        """Runs the same tokens through both. Raises `UsageError` for layers and tokens that the
+        model doesn't have, `VerifyError` for models of different sizes."""
+        with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
+            network, torch_side, mindspore_side = _sides(self, reference, weights)
+            sides = torch_side, mindspore_side
+            ids = _tokens(network, int(reference.size("H")), wanted)
+            layers = _wanted(network, wanted.layers)
+            whole = len(layers) == network.layers
+            say = wanted.say or (lambda _: None)
+            checks, end = _run(*sides, self.precision, ids, layers, whole, say)
+            count = wanted.generate
+            made = [continued(side, network, ids[:1], count) for side in sides] if count else []
+        notes = [*([] if end else [_SAMPLE]), *([_ASCEND] if self.device == "Ascend" else [])]
+        return Found(int(ids.size), checks, end, made, notes)
+
+
+def _sides(
+    bench: Bench, reference: Weights, weights: Weights
+) -> tuple[Network, TorchForward, MindSporeForward]:
+    """(the reference's sizes, the reference, MindSpore with the constants of the checkpoint's own
+    config)."""
+    network, own = (
+        network_of(side, side.source.config, f"the config of {side.source.model.path}")
+        for side in (reference, weights)
+    )
+    if (own.layers, own.experts, own.vocab, weights.size("H")) != (
+        network.layers,
+        network.experts,
+        network.vocab,
+        reference.size("H"),
+    ):
+        paths = " and ".join(str(side.source.model.path) for side in (reference, weights))
+        raise VerifyError(f"{paths} are models of different sizes: {network} and {own}.")
+    make = MindSporeForward if bench.device == "CPU" else MindSporeForward.on_ascend
+    torch_side = TorchForward(reference, reference.source.config, precision=bench.precision)
+    made = make(bench.mindspore, weights, own, bench.precision)
+    return network, torch_side, made
+
+
+def _wanted(network: Network, layers: Sequence[int] | None) -> list[int]:
+    if layers is None:
+        return list(range(network.layers))
+    if bad := [i for i in layers if not 0 <= i < network.layers]:
+        raise UsageError(
+            f"{option('layers', bad[0])}: the model has layers 0 to {network.layers - 1}."
+        )
+    if list(layers) != sorted(set(layers)) or not layers:
+        raise UsageError(
+            f"{option('layers', ','.join(map(str, layers)))}: expected different layers in order."
+        )
+    return list(layers)
+
+
+def _run(
+    torch_side: TorchForward,
+    mindspore_side: MindSporeForward,
+    precision: Precision,
+    ids: Array,
+    wanted: Sequence[int],
+    whole: bool,
+    say: Say,
+) -> tuple[list[LayerCheck], EndCheck | None]:
+    given = torch_side.embed(ids)
+    running = mindspore_side.embed(ids)
+    checks, routes = [], []
+    for i in wanted:
+        expected, logits, experts = torch_side.layer(i, given)
+        got, other_logits, other_experts = mindspore_side.layer(i, given, experts)
+        checks.append(
+            layer_check(
+                i, precision.layer_gate, expected, got, logits, other_logits, experts, other_experts
+            )
+        )
+        say(f"layer {i}: worst token {checks[-1].worst:.2e}")
+        _log.info("layer %d: worst token %.2e", i, checks[-1].worst)
+        if whole:
+            running, _, _ = mindspore_side.layer(i, running, experts)
+            routes.append(experts)
+        given = expected
+    return checks, end_check(
+        torch_side, mindspore_side, precision, ids, routes, given, running
+    ) if whole else None
+
+
+def _tokens(network: Network, hidden: int, options: Wanted) -> NDArray[np.int64]:
+    """(1, length) token ids."""
+    tokens, text, hf_dir = options.tokens, options.text, options.hf_dir
+    limit = network.positions
+    if text is not None:
+        if tokens is not None:
+            raise UsageError(
+                f"{option('tokens')} and {option('text')} both say what to run; give one."
+            )
+        try:
+            from transformers import AutoTokenizer
+
+            found = AutoTokenizer.from_pretrained(str(hf_dir))(text)["input_ids"]
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(
+                f"{option('text')} needs a tokenizer in {hf_dir}, which can't be loaded: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+        ids = np.array([found], np.int64)
+    elif tokens is None or isinstance(tokens, int):
+        count = tokens if tokens is not None else min(limit, 256 if hidden <= _SMALL else 32)
+        if count < 1:
+            raise UsageError(f"{option('tokens', count)}: at least one is needed.")
+        ids = np.random.default_rng(0).integers(0, network.vocab, (1, count))
+    else:
+        ids = np.array([list(tokens)], np.int64)
+    if ids.size == 0 or ids.min() < 0 or ids.max() >= network.vocab:
+        raise UsageError(f"token ids must be from 0 to {network.vocab - 1}.")
+    if ids.shape[1] > limit:
+        raise UsageError(
+            f"{counted(ids.shape[1], 'token', 'are')} more than the "
+            f"{counted(limit, 'position')} of the model."
+        )
+    return ids

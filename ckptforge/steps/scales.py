@@ -1,0 +1,112 @@
+"""The arithmetic of scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforge.errors import FormatError, printable
+from ckptforge.run.casts import numpy_dtype
+from ckptforge.steps.scaled import Scaled
+from ckptforge.values import Read, Stored, Window
+
+Array = NDArray[Any]
+_LARGEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "int8": 128.0}  # magnitude of a number
+_PIECE = 1 << 16  # elements that are scaled at a time
+_NO_EXPONENT = 255  # stands for NaN
+
+
+class Scales:
+    """The scales and offsets of one tensor, in memory."""
+
+    def __init__(self, stored: Stored, step: Scaled, read: Read) -> None:
+        dtype = step.gives(stored.dtype)
+        *leading, columns = zip(stored.shape or (1,), step.block or (1,), strict=True)
+        self._leading, (self._columns, block) = leading, columns
+        self._block = min(block, max(self._columns, 1))
+        across = -(-self._columns // self._block) if self._columns else 0
+        if step.exponents or step.scale.dtype.name == "float8_e8m0":
+            scales = _powers(read(step.scale, None)).astype(numpy_dtype(dtype))
+        else:
+            scales = read(step.scale, dtype)
+        self._scales = scales.reshape(-1, across)
+        self._offsets: Array | None = None
+        if (offset := step.offset) is not None:
+            offsets = read(offset, dtype if offset.dtype.floating else None)
+            self._offsets = offsets.astype(numpy_dtype(dtype)).reshape(-1, across)
+        self._of_infinities = stored.dtype.name == "float8_e5m2" and bool((self._scales == 0).any())
+        self._refuse_infinite(stored, step)
+
+    def _refuse_infinite(self, stored: Stored, step: Scaled) -> None:
+        with np.errstate(all="ignore"):
+            largest = self._scales.dtype.type(_LARGEST.get(stored.dtype.name, 0.0))
+            shifted = largest if self._offsets is None else largest + np.abs(self._offsets)
+            if np.isfinite(self._scales * shifted).all():
+                return
+        where = f"{step.scale.path}: {printable(step.scale.name)}"
+        raise FormatError(
+            f"{where} holds scales that aren't finite, or make numbers that aren't; "
+            "the file is damaged."
+        )
+
+    def apply(self, numbers: Array, windows: Sequence[Window]) -> int:
+        """Makes of numbers what they stand for. Returns how many infinities met a scale of 0,
+        which makes NaN."""
+        undefined = 0
+        for at, row, count, c0, c1 in windows:
+            window = numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0)
+            for first, last in _pieces(count, c1 - c0):
+                undefined += self._scale(window[first:last], row + first, c0)
+        return undefined
+
+    def _scale(self, window: Array, row: int, column: int) -> int:
+        rows = self._grid_rows(np.arange(row, row + len(window)))
+        if (rows == rows[0]).all():
+            rows = rows[:1]
+        if self._offsets is not None:
+            window -= self._spread(self._offsets, rows, column, window.shape[1])
+        scales = self._spread(self._scales, rows, column, window.shape[1])
+        undefined = (
+            int(np.count_nonzero(np.isinf(window) & (scales == 0))) if self._of_infinities else 0
+        )
+        with np.errstate(invalid="ignore"):
+            window *= scales
+        return undefined
+
+    def _grid_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Rows of the tensor, its leading axes taken as one → rows of the grid of blocks."""
+        found: NDArray[np.intp] = np.zeros_like(rows)
+        stride = 1
+        for length, block in reversed(self._leading):
+            rows, index = np.divmod(rows, length)
+            found += index // block * stride
+            stride *= -(-length // block)
+        return found
+
+    def _spread(self, grid: Array, rows: NDArray[np.intp], column: int, columns: int) -> Array:
+        """The numbers of some rows of the grid, over `columns` columns of the tensor from `column`
+        on."""
+        first, last = column // self._block, (column + columns - 1) // self._block
+        chosen = grid[rows, first : last + 1]
+        if first == last:
+            return chosen
+        return np.repeat(chosen, self._block, axis=1)[:, column - first * self._block :][
+            :, :columns
+        ]
+
+
+def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _PIECE // columns)
+    return ((first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+def _powers(exponents: Array) -> Array:
+    """Bytes as powers of two."""
+    raw = exponents.view(np.uint8)
+    made = np.ldexp(1.0, raw.astype(np.int32) - 127)
+    made[raw == _NO_EXPONENT] = math.nan
+    return made

@@ -1,0 +1,60 @@
+"""Rank directories as inputs and outputs. What knows how a job is cut is a room of its own
+(`parallel/`), which is imported only where something is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptforge.checkpoints.mindspore import is_unified, rank_directories
+from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.formats.layout import TensorSpec
+from ckptforge.model import Model
+from ckptforge.reading.source import Choices, Source, bind_source
+from ckptforge.storage.files import is_directory
+from ckptforge.tables.table import Layout
+
+if TYPE_CHECKING:
+    from ckptforge.parallel.config import ParallelConfig
+    from ckptforge.parallel.strategy_files import Strategy
+
+
+def in_ranks(path: Path, choices: Choices) -> bool:
+    """Whether an input is the shards of a job: rank directories, or whatever a strategy is given
+    for."""
+    if choices.strategy is not None or choices.parallel_config is not None:
+        return True
+    if not is_directory(path) or is_unified(path):
+        return False
+    return list(rank_directories(path)) not in ([], [0])
+
+
+def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
+    """The rank directories of a job as one model. Raises the errors of reading them, and
+    `FormatError` for a strategy that isn't theirs."""
+    from ckptforge.parallel import ranks
+
+    return ranks.open_ranks(directory, choices, check_replicas)
+
+
+def open_source(path: Path, choices: Choices) -> Source:
+    """Opens a checkpoint, whole or in ranks, and finds its layout. Raises the errors of opening, of
+    the tables and of binding."""
+    model = (
+        open_ranks(path, choices)
+        if in_ranks(path, choices)
+        else open_checkpoint(path, choices.step)
+    )
+    return bind_source(model, choices)
+
+
+def compute_strategy(
+    config: ParallelConfig, source: Source, layout: Layout, specs: Sequence[TensorSpec]
+) -> Strategy:
+    """The strategy by which a job of this configuration cuts a model in a layout. Raises
+    `ConfigError` with the rule that is broken."""
+    from ckptforge.parallel import compute
+
+    sizes = source.binding.sizes
+    return compute.compute_strategy(config, source.table, layout, sizes, specs)
