@@ -15,8 +15,15 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
+class _Line:
+    """A record whose fields can be asked for by their names, too."""
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
+
+
 @dataclass(frozen=True)
-class Amount:
+class Amount(_Line):
     """How many tensors, and their bytes."""
 
     tensors: int
@@ -24,7 +31,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class FileLine:
+class FileLine(_Line):
     """A file of weights: its name, its size and the tensors in it."""
 
     file: str
@@ -33,7 +40,7 @@ class FileLine:
 
 
 @dataclass(frozen=True)
-class RankLine:
+class RankLine(_Line):
     """A rank's file: its path in the directory, its size and the tensors in it."""
 
     rank: int
@@ -43,7 +50,7 @@ class RankLine:
 
 
 @dataclass(frozen=True)
-class PartLine:
+class PartLine(_Line):
     """A kind of tensor that ranks hold parts of: the first of its name, how many there are, the
     full shape, and the box of every rank that has one, as `[start, stop]` for each axis."""
 
