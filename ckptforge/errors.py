@@ -156,6 +156,12 @@ def counted(count: int, noun: str, verb: str = "") -> str:
     return f"{count:,} {plural}{that}{rest}" + (f" {verb}" if verb else "")
 
 
+def alternatives(words: Iterable[str]) -> str:
+    """Words as what may be chosen: "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ " Did you mean 'gmm'?" with the known word that is most like another, to be put after a
     message; "" if none is. Dashes before a word don't count, so that options aren't alike by

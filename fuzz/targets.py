@@ -19,7 +19,7 @@ from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.manifest import written_names
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.formats import mindspore_ckpt, safetensors
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Model
 from ckptforge.parallel.compute import compute_strategy

@@ -16,8 +16,8 @@ import pytest
 import ckptforge
 from ckptforge.checkpoints.huggingface import shard_of
 from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.checkpoints.sniff import identify
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
-from ckptforge.formats.sniff import identify
 from tests.helpers import HUB, MINDSPORE, tiny_config, write_hub
 
 POINTER = (

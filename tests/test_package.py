@@ -26,6 +26,7 @@ ORDER = [
     "dtypes",
     "boxes",
     "transfers",
+    "registry",
     "values",
     "storage",
     "formats",

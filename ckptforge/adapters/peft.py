@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from ckptforge.adapters.module_pattern import ModulePatterns
+from ckptforge.checkpoints.files import read_file
 from ckptforge.errors import FormatError, InputNotFoundError, shown
-from ckptforge.formats import safetensors
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.storage.files import has_name, is_directory
 from ckptforge.storage.small_files import is_there, read_small
 from ckptforge.storage.small_json import parse_object
@@ -153,7 +153,7 @@ def is_adapter(path: Path) -> bool:
 def read_weights(directory: Path) -> FileIndex:
     """The factors. Raises `InputNotFoundError` where they aren't there as safetensors."""
     if is_there(directory / WEIGHTS):
-        return safetensors.read_index(directory / WEIGHTS)
+        return read_file(directory / WEIGHTS)
     if is_there(directory / _BINARY):
         raise InputNotFoundError(
             f"{directory}: holds {_BINARY}, which isn't read; save the "

@@ -13,7 +13,7 @@ import msgspec
 from ckptforge.checkpoints.huggingface import INDEX
 from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.errors import FormatError
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.storage.files import is_directory, is_file, is_link, real_path
 from ckptforge.storage.small_files import entries_of, is_file_name, read_small
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ckptforge.errors import FormatError, shown
-from ckptforge.formats.entry import FileIndex, same_bytes
+from ckptforge.formats.index import FileIndex
+from ckptforge.storage.ranges import read_range
+from ckptforge.values import Located
 
+_PIECE = 1 << 20  # bytes that are compared at a time
 Duplicates = dict[str, list[int]]  # tensor → the numbers of the files that hold it, several
 
 
@@ -98,3 +101,16 @@ def _refuse_unequal(files: Sequence[FileIndex], duplicates: Duplicates, index: P
                 "that doesn't belong to the model away, or get the model's index, whose weight_map "
                 "names the file of each tensor."
             )
+
+
+def same_bytes(a: Located, b: Located) -> bool:
+    """Whether two tensors of as many bytes hold the same, read piece by piece. Raises the errors of
+    reading."""
+    buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]
+    for start in range(0, a.nbytes, _PIECE):
+        length = min(_PIECE, a.nbytes - start)
+        for entry, buffer in zip((a, b), buffers, strict=True):
+            read_range(entry, start, buffer[:length])
+        if buffers[0][:length] != buffers[1][:length]:
+            return False
+    return True

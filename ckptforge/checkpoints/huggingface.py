@@ -14,9 +14,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.duplicates import without_duplicates
+from ckptforge.checkpoints.files import read_file
 from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
-from ckptforge.formats import safetensors
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.storage.files import has_name, is_file
 from ckptforge.storage.small_files import is_file_name, is_there, named
 from ckptforge.storage.small_json import read_object
@@ -57,12 +57,12 @@ def read_directory(directory: Path) -> list[FileIndex]:
             if shards
             else None
         )
-        return _noted([safetensors.read_index(directory / SINGLE)], note)
+        return _noted([read_file(directory / SINGLE)], note)
     paths = named(directory, ".safetensors")
     if not paths:
         raise InputNotFoundError(f"{directory}: no .safetensors files in it.")
     _check_shard_names(directory, paths)
-    return without_duplicates([safetensors.read_index(path) for path in paths], {})
+    return without_duplicates([read_file(path) for path in paths], {})
 
 
 def shard_of(path: Path) -> str | None:
@@ -120,7 +120,7 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             f"{index_path.name} {are} missing:\n{listing(missing)}\n"
             "Get them from where the model came from."
         )
-    files = [safetensors.read_index(directory / name) for name in names]
+    files = [read_file(directory / name) for name in names]
     where = {tensor: file.path.name for file in files for tensor in file.tensors}
     held = {file.path.name: file.tensors for file in files}
     for tensor, name in weight_map.items():

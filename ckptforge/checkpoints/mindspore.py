@@ -8,11 +8,20 @@ from itertools import count, islice
 from pathlib import Path
 
 from ckptforge.checkpoints.duplicates import without_duplicates
+from ckptforge.checkpoints.files import read_file
+from ckptforge.checkpoints.sniff import STRATEGY_FILE, identify
 from ckptforge.checkpoints.whereabouts import explain_directory
-from ckptforge.errors import FormatError, InputNotFoundError, UsageError, counted, listing, shown
-from ckptforge.formats import mindspore_ckpt, safetensors
-from ckptforge.formats.entry import FileIndex
-from ckptforge.formats.sniff import STRATEGY_FILE, explained, identify
+from ckptforge.errors import (
+    FormatError,
+    InputNotFoundError,
+    UsageError,
+    alternatives,
+    counted,
+    listing,
+    shown,
+)
+from ckptforge.formats.index import FileIndex
+from ckptforge.formats.registry import endings, of_a_format
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory, is_file
 from ckptforge.storage.small_files import entries_of, is_file_name, is_there
@@ -21,21 +30,7 @@ from ckptforge.storage.small_json import read_object
 UNIFIED_MAP = "param_name_map.json"
 HYPER_PARAMETERS = "hyper_param.safetensors"
 _RANK = re.compile(r"rank_([0-9]+)")
-_STEP = re.compile(r".*-([0-9]+)_([0-9]+)\.(?:ckpt|safetensors)", re.DOTALL)
-
-
-def read_file(path: Path) -> FileIndex:
-    """The index of one `.ckpt` or `.safetensors` file, by the ending of its name."""
-    if path.suffix == ".ckpt":
-        return mindspore_ckpt.read_index(path)
-    if path.suffix == ".safetensors":
-        return safetensors.read_index(path)
-    raise explained(
-        path,
-        FormatError(
-            f"{path}: the name must end in .ckpt or .safetensors, by which the format is known."
-        ),
-    )
+_STEP = re.compile(r".*-([0-9]+)_([0-9]+)\.[^.]+", re.DOTALL)
 
 
 def rank_directories(directory: Path) -> dict[int, Path]:
@@ -78,7 +73,7 @@ def read_unified(directory: Path) -> list[FileIndex]:
         raise InputNotFoundError(
             f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}"
         )
-    files = [safetensors.read_index(directory / name) for name in names]
+    files = [read_file(directory / name) for name in names]
     held = {file.path.name: file.tensors for file in files}
     if wrong := [
         f"{tensor}: {name}" for tensor, name in weight_map.items() if tensor not in held[name]
@@ -88,7 +83,7 @@ def read_unified(directory: Path) -> list[FileIndex]:
         )
     hyper = directory / HYPER_PARAMETERS
     if is_file(hyper) and hyper.name not in names:
-        files.append(safetensors.read_index(hyper))
+        files.append(read_file(hyper))
     return without_duplicates(files, weight_map, map_path)
 
 
@@ -119,13 +114,10 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     Names end in `-<epoch>_<step>`. Also returns a sentence when there was a choice. Raises
     `InputNotFoundError` when there is none, `FormatError` when the names leave it open.
     """
-    paths = [
-        path
-        for path in entries_of(directory)
-        if path.suffix in (".ckpt", ".safetensors") and is_file(path)
-    ]
+    paths = of_a_format(filter(is_file, entries_of(directory)))
     if not paths:
-        raise InputNotFoundError(f"{directory}: no .ckpt or .safetensors file in it.")
+        ends = alternatives(sorted(endings()))
+        raise InputNotFoundError(f"{directory}: no {ends} file in it.")
     steps = {
         path: (int(match[1]), int(match[2]))
         for path in paths

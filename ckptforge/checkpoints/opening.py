@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints import mindspore as mindspore_dir
+from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.checkpoints.whereabouts import (
     explain_missing,
@@ -14,7 +15,7 @@ from ckptforge.checkpoints.whereabouts import (
     refuse_weightless,
 )
 from ckptforge.errors import FormatError, InputNotFoundError, counted
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.model import Account, Model
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory
@@ -48,7 +49,7 @@ def open_checkpoint(path: Path, step: int | None = None) -> Model:
         shard = huggingface.shard_of(path)
         return _collect(
             path,
-            [mindspore_dir.read_file(path)],
+            [read_file(path)],
             path.parent,
             [f"{path}: {shard}."] if shard else [],
         )
@@ -79,7 +80,7 @@ def _open_directory(directory: Path, step: int | None) -> Model:
         chosen, note = mindspore_dir.choose_checkpoint(ranks[0], step)
         return _collect(
             directory,
-            [mindspore_dir.read_file(chosen)],
+            [read_file(chosen)],
             directory,
             [note] if note else [],
             len(ranks),
@@ -88,7 +89,7 @@ def _open_directory(directory: Path, step: int | None) -> Model:
         mindspore_dir.refuse_step(step, directory, "a Hugging Face directory")
         return _collect(directory, huggingface.read_directory(directory), directory)
     chosen, note = mindspore_dir.choose_checkpoint(directory, step)
-    return _collect(directory, [mindspore_dir.read_file(chosen)], directory, [note] if note else [])
+    return _collect(directory, [read_file(chosen)], directory, [note] if note else [])
 
 
 def _looks_hugging_face(directory: Path) -> bool:

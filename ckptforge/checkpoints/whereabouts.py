@@ -12,14 +12,20 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, listing
-from ckptforge.formats.sniff import identify
+from ckptforge.checkpoints.sniff import identify
+from ckptforge.errors import (
+    CkptforgeError,
+    FormatError,
+    InputNotFoundError,
+    alternatives,
+    listing,
+)
+from ckptforge.formats.registry import endings, of_a_format
 from ckptforge.spelling import option
 from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.mounts import store_of, unknown_address
 from ckptforge.storage.small_files import read_small
 
-WEIGHTS = (".ckpt", ".safetensors")
 OTHER_WEIGHTS = (
     ".bin",
     ".pt",
@@ -94,18 +100,18 @@ def refuse_weightless(directory: Path) -> None:
     it is and what to name instead."""
     if not holds_weights(directory):
         raise InputNotFoundError(
-            f"{directory}: no .safetensors or .ckpt files in it.{explain_directory(directory)}"
+            f"{directory}: no {alternatives(endings())} files in it.{explain_directory(directory)}"
         )
 
 
 def holds_weights(directory: Path) -> bool:
     """Whether files of a checkpoint lie in a directory, or an index of them, or ranks."""
+    entries = _entries(directory, None)
     return any(
-        entry.suffix in WEIGHTS
-        or entry.name.endswith(".safetensors.index.json")
+        entry.name.endswith(".safetensors.index.json")
         or (_RANK.fullmatch(entry.name) and is_directory(entry))
-        for entry in _entries(directory, None)
-    )
+        for entry in entries
+    ) or bool(of_a_format(entries))
 
 
 def explain_directory(directory: Path) -> str:

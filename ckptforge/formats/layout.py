@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.dtypes import DType
-from ckptforge.values import Place, Value
+from ckptforge.values import Extent, Place, Value
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -28,6 +28,10 @@ class TensorSpec(msgspec.Struct, frozen=True):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def placed(self, path: Path, *extents: Extent) -> Place:
+        """Its place in a file."""
+        return Place(path=path, name=self.name, dtype=self.dtype, shape=self.shape, extents=extents)
 
 
 def specs_of(values: Mapping[str, Value]) -> list[TensorSpec]:

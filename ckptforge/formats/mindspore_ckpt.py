@@ -10,28 +10,22 @@ into consecutive values of one tag. An optional tail of 17 bytes holds the crc32
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from itertools import groupby, islice
 from pathlib import Path
+
+import msgspec
 
 from ckptforge.dtypes import BY_MINDSPORE
 from ckptforge.errors import FormatError, PlanError, counted, shown
-from ckptforge.formats.entry import (
-    MAX_DIMS,
-    MAX_NAME,
-    MAX_TENSORS,
-    Checksum,
-    FileIndex,
-    bytes_needed,
-)
+from ckptforge.formats.index import MAX_DIMS, MAX_TENSORS, Checksum, FileIndex, bytes_needed
 from ckptforge.formats.layout import OutputFile, TensorSpec
-from ckptforge.formats.protobuf import BYTES, VARINT, encode_varint, record, signed
-from ckptforge.formats.sniff import naming_others
+from ckptforge.formats.protobuf import Message, Source, number, record, signed
 from ckptforge.spelling import option
-from ckptforge.storage.files import open_file, read_exactly
-from ckptforge.storage.store import Reader
+from ckptforge.storage.files import open_file
 from ckptforge.values import Extent, Place, Stored
 
-NAME = "mindspore ckpt"
+NAME = "a MindSpore checkpoint"
 ENDINGS = (".ckpt",)
 CHUNK_BYTES = 512 * 1024 * 1024  # save_checkpoint's SLICE_SIZE, in bytes
 _NOTES = 10
@@ -44,78 +38,22 @@ _ENCRYPTED = {
 }
 
 
-@dataclass
-class _Value:
-    """One value of the file as it is parsed: a tensor's chunk."""
+class _Chunk(msgspec.Struct, frozen=True):
+    """One value of the file: a tensor, or a part of one."""
 
-    tag: str | None = None
-    dims: list[int] = field(default_factory=list)
-    type_name: str | None = None
-    content: tuple[int, int] | None = None  # file offset, length
-
-
-class _Cursor:
-    """Reads a file's small parts through a window, so that skipping over tensor data costs no
-    reading of it."""
-
-    _WINDOW = 4096
-
-    def __init__(self, reader: Reader, path: Path, size: int) -> None:
-        self.reader, self.path, self.size = reader, path, size
-        self._start, self._window = 0, b""
-
-    def bytes(self, offset: int, length: int) -> bytes:
-        if length > len(self._window) - (offset - self._start) or offset < self._start:
-            buffer = bytearray(min(max(length, self._WINDOW), self.size - offset))
-            read_exactly(self.reader, offset, memoryview(buffer), self.path)
-            self._start, self._window = offset, bytes(buffer)
-        return self._window[offset - self._start : offset - self._start + length]
-
-    def varint(self, offset: int, end: int) -> tuple[int, int]:
-        """(value, offset after it); at most 10 bytes, inside `end`."""
-        if (
-            offset < end
-            and 0 <= offset - self._start < len(self._window)
-            and (byte := self._window[offset - self._start]) < 0x80
-        ):
-            return byte, offset + 1  # most are of one byte
-        raw = self.bytes(offset, min(10, end - offset))
-        value = 0
-        for i, byte in enumerate(raw):
-            value |= (byte & 0x7F) << (7 * i)
-            if byte < 0x80:
-                if value >= 1 << 64:
-                    raise FormatError(
-                        f"{self.path}: the number at byte {offset} is over 64 bits; "
-                        "damaged, or not a checkpoint."
-                    )
-                return value, offset + i + 1
-        raise FormatError(
-            f"{self.path}: a number that begins at byte {offset} doesn't end; "
-            "truncated, or not a checkpoint."
-        )
-
-    def field(self, offset: int, end: int) -> tuple[int, int, int, int]:
-        """(number, wire type, value or length, offset of what follows) of the protobuf field at
-        `offset`."""
-        key, at = self.varint(offset, end)
-        number, wire = key >> 3, key & 7
-        if wire not in (VARINT, BYTES):
-            raise FormatError(
-                f"{self.path}: byte {offset} holds protobuf wire type {wire}, which "
-                "no MindSpore checkpoint has."
-            )
-        value, at = self.varint(at, end)
-        if wire == BYTES and value > end - at:
-            raise FormatError(
-                f"{self.path}: the record at byte {offset} should have {value} bytes but only "
-                f"{end - at} are there; "
-                "the file is truncated or damaged."
-            )
-        return number, wire, value, at
+    tag: str
+    dims: tuple[int, ...]
+    type_name: str
+    content: Message
 
 
-@naming_others
+def recognises(head: bytes) -> bool:
+    """Whether a file begins with a value that begins with its name, which is shorter."""
+    at = next((i for i in range(1, 10) if head[i : i + 1] < b"\x80"), 10)  # the length's last byte
+    shorter = at > 1 or head[3:4] < head[1:2]
+    return head[:1] == b"\n" == head[at + 1 : at + 2] and shorter
+
+
 def read_index(path: Path) -> FileIndex:
     """The index of one `.ckpt`, following MindSpore's loading rules, no tensor data read.
 
@@ -124,189 +62,132 @@ def read_index(path: Path) -> FileIndex:
     encrypted files, map parameters, unknown dtypes, truncation, and contents whose bytes don't
     match their dims; `InputNotFoundError` if the file can't be opened.
     """
-    reader = open_file(path)
-    try:
-        size, mtime_ns = (found := reader.status()).size, found.mtime_ns
-        if size == 0:
+    with closing(open_file(path)) as reader:
+        status = reader.status()
+        if status.size == 0:
             raise FormatError(f"{path}: the file is empty (0 bytes).")
-        cursor = _Cursor(reader, path, size)
-        algorithm = _ENCRYPTED.get(cursor.bytes(0, min(4, size)))
-        if algorithm:
+        source = Source(path, "checkpoint", reader=reader)
+        if algorithm := _ENCRYPTED.get(source.bytes(0, min(4, status.size))):
             raise FormatError(
                 f"{path}: the checkpoint is encrypted ({algorithm}), which ckptforge can't read; "
                 "load it in MindSpore with its key and save it without."
             )
-        end, tail = size, None
-        if size >= _CRC_TAIL:
-            last = cursor.bytes(size - _CRC_TAIL, _CRC_TAIL)
-            if last.startswith(_CRC_MARK):
-                end = size - _CRC_TAIL
-                tail = Checksum(int.from_bytes(last[len(_CRC_MARK) :], "big"), ((0, end),))
+        end, checksum = status.size, None
+        tail = source.bytes(end - _CRC_TAIL, _CRC_TAIL) if end >= _CRC_TAIL else b""
+        if tail.startswith(_CRC_MARK):
+            end -= _CRC_TAIL
+            checksum = Checksum(int.from_bytes(tail[len(_CRC_MARK) :], "big"), ((0, end),))
         tensors: dict[str, Stored] = {}
         twice: dict[str, None] = {}
-        for tag, chunks in _groups(_values(cursor, end)):
+        for tag, chunks in groupby(_chunks(source.message(end)), lambda chunk: chunk.tag):
             if tag in tensors:
                 twice[tag] = None
-            tensors[tag] = _tensor(path, tag, chunks)
-    finally:
-        reader.close()
+            tensors[tag] = _tensor(path, tag, list(chunks))
     notes = [
         f"{path}: {shown(tag)} is stored twice; as in MindSpore, the later one counts."
-        for tag in [*twice][:_NOTES]
+        for tag in islice(twice, _NOTES)
     ]
     if len(twice) > _NOTES:
         notes.append(f"{path}: {counted(len(twice) - _NOTES, 'more tensor', 'are')} stored twice.")
-    return FileIndex(path, NAME, size, mtime_ns, tensors, {}, tuple(notes), tail)
+    return FileIndex(
+        path=path,
+        format="mindspore ckpt",
+        size=status.size,
+        mtime_ns=status.mtime_ns,
+        tensors=tensors,
+        notes=tuple(notes),
+        checksum=checksum,
+    )
 
 
-def _values(cursor: _Cursor, end: int) -> Iterator[_Value]:
-    at = count = 0
-    while at < end:
-        number, wire, length, body = cursor.field(at, end)
-        count += 1
-        if count > MAX_TENSORS:
+def _chunks(file: Message) -> Iterator[_Chunk]:
+    at = 0
+    for field, value in file.fields(MAX_TENSORS):
+        if field != 1 or isinstance(value, int):
             raise FormatError(
-                f"{cursor.path}: holds more than {MAX_TENSORS} values; damaged, or "
-                "not a checkpoint."
+                f"{file.source.path}: byte {at} holds protobuf field {field}, expected a "
+                "checkpoint value; damaged, or another kind of file."
             )
-        if (number, wire) != (1, BYTES):
-            raise FormatError(
-                f"{cursor.path}: byte {at} holds protobuf field {number}, expected a checkpoint "
-                "value; damaged, or another kind of file."
-            )
-        yield _value(cursor, at, body, body + length)
-        at = body + length
+        at = value.end
+        yield _chunk(value)
 
 
-def _value(cursor: _Cursor, start: int, at: int, end: int) -> _Value:
-    value = _Value()
-    tensor: tuple[int, int] | None = None
-    while at < end:
-        number, wire, length, body = cursor.field(at, end)
-        if (number, wire) == (1, BYTES) and value.tag is None:
-            value.tag = _text(cursor, body, length)
-        elif (number, wire) == (2, BYTES) and tensor is None:
-            tensor = (body, body + length)
-        elif (number, wire) == (3, BYTES):
+def _chunk(value: Message) -> _Chunk:
+    def wrong(what: str) -> FormatError:
+        return FormatError(f"{value.source.path}: the value at byte {value.at} {what}.")
+
+    tag, tensor = None, None
+    for field, found in value.fields(MAX_DIMS):
+        if field == 1 and isinstance(found, Message) and tag is None:
+            tag = found.text()
+        elif field == 2 and isinstance(found, Message) and tensor is None:
+            tensor = found
+        elif field == 3 and isinstance(found, Message):
             raise FormatError(
-                f"{cursor.path}: {shown(value.tag or 'a value')} is a MapParameter (hash table), "
-                "which ckptforge can't convert; "
-                "export it from MindSpore as plain tensors."
+                f"{value.source.path}: {shown(tag or 'a value')} is a MapParameter (hash table), "
+                "which ckptforge can't convert; export it from MindSpore as plain tensors."
             )
         else:
-            raise FormatError(
-                f"{cursor.path}: the value at byte {start} holds an unexpected or "
-                f"repeated protobuf field {number}."
-            )
-        at = body + (length if wire == BYTES else 0)
-    if value.tag is None or tensor is None:
-        raise FormatError(
-            f"{cursor.path}: the value at byte {start} lacks its "
-            f"{'name' if value.tag is None else 'tensor'}."
-        )
-    at, end = tensor
-    while at < end:
-        number, wire, length, body = cursor.field(at, end)
-        if number == 1 and wire == VARINT:
-            value.dims.append(signed(length))
-        elif number == 1 and wire == BYTES:  # packed, which protobuf readers must accept
-            inner = body
-            while inner < body + length:
-                dim, inner = cursor.varint(inner, body + length)
-                value.dims.append(signed(dim))
-                if len(value.dims) > MAX_DIMS:
-                    break
-        elif (number, wire) == (2, BYTES) and value.type_name is None:
-            value.type_name = _text(cursor, body, length)
-        elif (number, wire) == (3, BYTES) and value.content is None:
-            value.content = (body, length)
+            raise wrong(f"holds an unexpected or repeated protobuf field {field}")
+    if tag is None or tensor is None:
+        raise wrong(f"lacks its {'name' if tag is None else 'tensor'}")
+    return _tensor_chunk(tag, tensor)
+
+
+def _tensor_chunk(tag: str, tensor: Message) -> _Chunk:
+    def wrong(what: str) -> FormatError:
+        return FormatError(f"{tensor.source.path}: tensor {shown(tag)} {what}.")
+
+    dims: list[int] = []
+    type_name, content = None, None
+    for field, found in tensor.fields(2 * MAX_DIMS):
+        if field == 1 and isinstance(found, int):
+            dims.append(signed(found))
+        elif field == 1 and isinstance(found, Message):  # packed, which readers must accept
+            dims += islice(found.numbers(), MAX_DIMS + 1)
+        elif field == 2 and isinstance(found, Message) and type_name is None:
+            type_name = found.text()
+        elif field == 3 and isinstance(found, Message) and content is None:
+            content = found
         else:
-            raise FormatError(
-                f"{cursor.path}: tensor {shown(value.tag)} holds an unexpected or "
-                f"repeated protobuf field {number}."
-            )
-        if len(value.dims) > MAX_DIMS:
-            raise FormatError(
-                f"{cursor.path}: tensor {shown(value.tag)} has more than {MAX_DIMS} "
-                "dims; damaged, or not a checkpoint."
-            )
-        at = body + (length if wire == BYTES else 0)
-    if value.type_name is None or value.content is None:
-        raise FormatError(
-            f"{cursor.path}: tensor {shown(value.tag)} lacks its "
-            f"{'dtype' if value.type_name is None else 'content'}."
-        )
-    return value
+            raise wrong(f"holds an unexpected or repeated protobuf field {field}")
+        if len(dims) > MAX_DIMS:
+            raise wrong(f"has more than {MAX_DIMS} dims; damaged, or not a checkpoint")
+    if type_name is None or content is None:
+        raise wrong(f"lacks its {'dtype' if type_name is None else 'content'}")
+    return _Chunk(tag, tuple(dims), type_name, content)
 
 
-def _text(cursor: _Cursor, at: int, length: int) -> str:
-    if length > MAX_NAME:
-        raise FormatError(
-            f"{cursor.path}: the name at byte {at} has {length} bytes; damaged, or "
-            "not a checkpoint."
-        )
-    try:
-        return cursor.bytes(at, length).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{cursor.path}: the name at byte {at} isn't UTF-8; damaged, or not a checkpoint."
-        ) from error
+def _tensor(path: Path, tag: str, chunks: Sequence[_Chunk]) -> Stored:
+    def wrong(what: str) -> FormatError:
+        return FormatError(f"{path}: tensor {shown(tag)}{what}.")
 
-
-def _groups(values: Iterator[_Value]) -> Iterator[tuple[str, list[_Value]]]:
-    group: list[_Value] = []
-    for value in values:
-        if group and group[0].tag != value.tag:
-            yield str(group[0].tag), group
-            group = []
-        group.append(value)
-    if group:
-        yield str(group[0].tag), group
-
-
-def _tensor(path: Path, tag: str, chunks: list[_Value]) -> Stored:
-    last = chunks[-1]
-    dtype = BY_MINDSPORE.get(str(last.type_name))
+    shape, type_name = chunks[-1].dims, chunks[-1].type_name
+    dtype = BY_MINDSPORE.get(type_name)
     if dtype is None:
-        raise FormatError(
-            f"{path}: tensor {shown(tag)} has dtype {shown(last.type_name)}, which is unknown; "
-            f"known: {', '.join(sorted(filter(None, BY_MINDSPORE)))}."
-        )
+        known = ", ".join(sorted(filter(None, BY_MINDSPORE)))
+        raise wrong(f" has dtype {shown(type_name)}, which is unknown; known: {known}")
     extents: list[Extent] = []
-    start = 0
-    for chunk in chunks:
-        assert chunk.content is not None
-        offset, length = chunk.content
-        if length:
-            extents.append(Extent(start, offset, length))
-        start += length
-    shape = tuple(last.dims)
+    size = 0
+    for content in (chunk.content for chunk in chunks):
+        if content.length:
+            extents.append(Extent(size, content.start, content.length))
+        size += content.length
     if any(n < 0 for n in shape):
-        raise FormatError(
-            f"{path}: tensor {shown(tag)} has dims {list(shape)}; sizes can't be negative."
-        )
+        raise wrong(f" has dims {list(shape)}; sizes can't be negative")
     if dtype.name == "str":
-        if start % 4:
-            raise FormatError(
-                f"{path}: text {shown(tag)} has {start} bytes, expected whole UTF-32 "
-                "code points of 4."
-            )
-        shape = (start // 4,)
-    elif shape == (0,) and start == dtype.itemsize:
+        if size % 4:
+            raise wrong(f" is a text of {size} bytes, expected whole UTF-32 code points of 4")
+        shape = (size // 4,)
+    elif shape == (0,) and size == dtype.itemsize:
         shape = ()  # MindSpore reads dims [0] as a scalar
     expected = bytes_needed(dtype, shape, path, tag)
-    if start != expected:
-        raise FormatError(
-            f"{path}: tensor {shown(tag)}, {dtype} {list(shape)}, should have {expected} bytes but "
-            f"{start} are stored; "
-            "the file is damaged or incomplete."
+    if size != expected:
+        raise wrong(
+            f", {dtype} {list(shape)}, should have {expected} bytes but {size} are stored; the "
+            "file is damaged or incomplete"
         )
     return Stored(path=path, name=tag, dtype=dtype, shape=shape, extents=tuple(extents))
-
-
-def recognises(head: bytes) -> bool:
-    """Whether a file begins with the key of a value, the length of which is still open."""
-    return head[:1] == b"\n"
 
 
 def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -338,9 +219,7 @@ def lay_out(
                 f".ckpt; cast it with {option('dtype')}."
             )
         dims = (0,) if dtype.name == "str" else tensor.shape
-        head = b"".join(b"\x08" + encode_varint(n) for n in dims) + record(
-            2, dtype.mindspore.encode()
-        )
+        head = b"".join(number(1, n) for n in dims) + record(2, dtype.mindspore.encode())
         extents = []
         for start in range(0, max(tensor.nbytes, 1), CHUNK_BYTES):
             length = min(CHUNK_BYTES, tensor.nbytes - start)

@@ -12,8 +12,12 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.errors import FormatError
+from ckptforge.formats.index import MAX_NAME
+from ckptforge.storage.files import read_exactly
+from ckptforge.storage.store import Reader
 
 VARINT, BYTES = 0, 2
+_WINDOW = 4096
 
 
 def encode_varint(value: int) -> bytes:
@@ -42,59 +46,114 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-class Message(msgspec.Struct, frozen=True):
-    """A message that begins at byte `start` of a file, which errors name."""
+class Source:
+    """The bytes that messages lie in: the contents of a small file, or a large file that is read
+    through a window, so that passing over tensor data costs no reading of it. `kind` is what it
+    should be, in errors."""
 
-    data: bytes
-    path: Path
-    start: int = 0
+    def __init__(
+        self, path: Path, kind: str, content: bytes = b"", reader: Reader | None = None
+    ) -> None:
+        self.path, self.kind, self.reader = path, kind, reader
+        self.size = reader.status().size if reader is not None else len(content)
+        self.start, self.window = 0, content
+
+    def message(self, end: int) -> Message:
+        """All up to byte `end` as one message."""
+        return Message(self, 0, 0, end)
+
+    def bytes(self, offset: int, length: int) -> bytes:
+        """`length` bytes from byte `offset`, which are there."""
+        at = offset - self.start
+        if self.reader is not None and not 0 <= at <= len(self.window) - length:
+            buffer = bytearray(min(max(length, _WINDOW), self.size - offset))
+            read_exactly(self.reader, offset, memoryview(buffer), self.path)
+            self.start, self.window, at = offset, bytes(buffer), 0
+        return self.window[at : at + length]
+
+    def varint(self, offset: int, end: int) -> tuple[int, int]:
+        """(value, offset after it) of the number at `offset`, which lies before `end`."""
+        value = 0
+        for i, byte in enumerate(self.bytes(offset, min(10, end - offset))):
+            value |= (byte & 0x7F) << (7 * i)
+            if byte < 0x80:
+                if value >> 64:
+                    raise self.wrong(f"the number at byte {offset} is over 64 bits; damaged")
+                return value, offset + i + 1
+        raise self.wrong(f"a number that begins at byte {offset} doesn't end; truncated")
+
+    def wrong(self, what: str) -> FormatError:
+        """An error that says what isn't right."""
+        return FormatError(f"{self.path}: {what}, or not a {self.kind}.")
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What may be a message, or a text, in the bytes from `start` to `end`; its field begins at
+    byte `at`."""
+
+    source: Source
+    at: int
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """Its bytes."""
+        return self.end - self.start
 
     def fields(self, limit: int) -> Iterator[tuple[int, int | Message]]:
         """(number, value) of each field: an integer for varints, what may be a message for
-        length-delimited fields.
+        length-delimited ones.
 
         Raises `FormatError`, naming the file and the byte, for whatever isn't the format and for
         more than `limit` fields.
         """
-        data, at, count = self.data, 0, 0
-        while at < len(data):
-            begin = at
-            key, at = self._varint(at)
-            value, at = self._varint(at)
-            count += 1
-            if count > limit:
-                raise self.error(f"over {limit} fields where there are fewer", begin)
-            if key & 7 == VARINT:
-                yield key >> 3, value
-            elif key & 7 == BYTES:
-                if value > len(data) - at:
-                    raise self.error(
-                        f"a field of {value} bytes where only {len(data) - at} are left; truncated",
-                        begin,
-                    )
-                yield key >> 3, Message(data[at : at + value], self.path, self.start + at)
-                at += value
+        source, at, end = self.source, self.start, self.end
+        for _ in range(limit):
+            if at == end:
+                return
+            begin, pair = at, source.window[at - source.start : at - source.start + 2]
+            if pair.isascii() and len(pair) == 2 <= end - at and at >= source.start:
+                key, value = pair  # most are of a byte each
+                at += 2
             else:
-                raise self.error(
-                    f"protobuf wire type {key & 7}, which doesn't occur in such files", begin
+                key, at = source.varint(at, end)
+                value, at = source.varint(at, end) if key & 7 in (VARINT, BYTES) else (0, at)
+            wire = key & 7
+            if wire == BYTES:
+                if value > end - at:
+                    raise FormatError(
+                        f"{source.path}: the record at byte {begin} should have {value} bytes but "
+                        f"only {end - at} are there; the file is truncated or damaged."
+                    )
+                yield key >> 3, Message(source, begin, at, at + value)
+                at += value
+            elif wire == VARINT:
+                yield key >> 3, value
+            else:
+                raise FormatError(
+                    f"{source.path}: byte {begin} holds protobuf wire type {wire}, which no "
+                    f"MindSpore {source.kind} has."
                 )
+        if at < end:
+            raise source.wrong(f"holds more than {limit} values from byte {self.start} on; damaged")
 
-    def error(self, found: str, at: int = 0) -> FormatError:
-        """What is wrong `at` bytes after the message's start."""
-        return FormatError(
-            f"{self.path}: at byte {self.start + at} stands {found}; damaged, or "
-            "another kind of file."
-        )
+    def numbers(self) -> Iterator[int]:
+        """The signed numbers that it holds, one after the other."""
+        at = self.start
+        while at < self.end:
+            value, at = self.source.varint(at, self.end)
+            yield signed(value)
 
-    def _varint(self, at: int) -> tuple[int, int]:
-        value = 0
-        for i in range(10):
-            if at + i >= len(self.data):
-                raise self.error("a number that doesn't end; truncated", at)
-            byte = self.data[at + i]
-            value |= (byte & 0x7F) << (7 * i)
-            if byte < 0x80:
-                if value >> 64:
-                    raise self.error("a number of more than 64 bits", at)
-                return value, at + i + 1
-        raise self.error("a number of more than 10 bytes", at)
+    def text(self) -> str:
+        """The name that it is. Raises `FormatError`."""
+        if self.length > MAX_NAME:
+            raise self.source.wrong(
+                f"the name at byte {self.start} has {self.length} bytes; damaged"
+            )
+        try:
+            return self.source.bytes(self.start, self.length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.source.wrong(
+                f"the name at byte {self.start} isn't UTF-8; damaged"
+            ) from error

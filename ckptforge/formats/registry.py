@@ -1,23 +1,22 @@
-"""The formats that there are: one module, or object, for each.
+"""The formats that there are, each a module or an object with the members of `Format`. A file's is
+known by the ending of its name and, where several have that, by its first bytes.
 
-A package of its own announces another by an entry point of the group `ckptforge.formats` that names
-an object with the members of `Format`; `ckptforge.testing` tests it.
+Another package announces one by an entry point of the group `ckptforge.formats`, a program by
+`FORMATS.registered(…)`; `ckptforge.testing.formats` tests it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import import_module
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 from ckptforge.errors import UsageError, nearest
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile, TensorSpec
+from ckptforge.registry import Registry
 
-GROUP = "ckptforge.formats"
-_BUILT_IN = ("safetensors", "mindspore_ckpt")
+HEAD = 16  # bytes
 
 
 class Format(Protocol):
@@ -25,7 +24,7 @@ class Format(Protocol):
 
     @property
     def NAME(self) -> str:
-        """What users call it, as in `inspect`."""
+        """What a file of it is called, with its article: "a safetensors file"."""
         ...
 
     @property
@@ -38,7 +37,7 @@ class Format(Protocol):
         ...
 
     def read_index(self, path: Path) -> FileIndex:
-        """What a file holds and where, read in constant memory. Raises `FormatError`, naming the
+        """What a file holds and where, without reading tensors. Raises `FormatError`, naming the
         file and what is wrong, for whatever isn't right in it."""
         ...
 
@@ -53,27 +52,40 @@ class Format(Protocol):
         ...
 
 
-@cache
-def formats() -> tuple[Format, ...]:
-    """All formats: the built-in ones, and those that other packages announce."""
-    from importlib.metadata import entry_points
+FORMATS: Registry[Format] = Registry(
+    "ckptforge.formats", "ckptforge.formats.safetensors", "ckptforge.formats.mindspore_ckpt"
+)
 
-    built_in = (import_module(f"ckptforge.formats.{name}") for name in _BUILT_IN)
-    announced = (point.load() for point in entry_points(group=GROUP))
-    return tuple(cast(Format, found) for found in (*built_in, *announced))
+
+def formats_by_ending(path: Path) -> Iterator[Format]:
+    """The formats of files with the ending of this path."""
+    return (one for one in FORMATS if path.suffix in one.ENDINGS) if path.suffix else iter(())
 
 
 def format_by_ending(path: Path) -> Format | None:
-    """The format of files with the ending of this path; None where there is none."""
-    return next((one for one in formats() if path.suffix in one.ENDINGS), None)
+    """The format that a file of this path is written in; None where there is none."""
+    return next(formats_by_ending(path), None)
 
 
 def format_of_option(word: str) -> Format:
     """The format whose files end in `word`, without the dot. Raises `UsageError`."""
     found = format_by_ending(Path(f"x.{word}"))
     if found is None:
-        words = sorted(ending[1:] for one in formats() for ending in one.ENDINGS)
+        words = sorted(ending[1:] for ending in endings())
         raise UsageError(
             f"no format has the ending .{word}: use {', '.join(words)}.{nearest(word, words)}"
         )
     return found
+
+
+def endings() -> list[str]:
+    """The endings of all formats, the most usual first."""
+    return list(dict.fromkeys(ending for one in FORMATS for ending in one.ENDINGS))
+
+
+def of_a_format(paths: Iterable[Path]) -> list[Path]:
+    """The paths that end as files of a built-in format do; where none does, of any format."""
+    paths = list(paths)
+    built_in = {ending for one in FORMATS.built_in for ending in one.ENDINGS}
+    found = [path for path in paths if path.suffix in built_in]
+    return found or [path for path in paths if format_by_ending(path) is not None]

@@ -11,62 +11,45 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
 from ckptforge.errors import FormatError, PlanError, shown
-from ckptforge.formats.entry import (
-    MAX_TENSORS,
-    Checksum,
-    FileIndex,
-    bytes_needed,
-    check_name,
-)
+from ckptforge.formats.index import MAX_TENSORS, Checksum, FileIndex, bytes_needed, check_name
 from ckptforge.formats.layout import OutputFile, TensorSpec
-from ckptforge.formats.sniff import naming_others
 from ckptforge.spelling import flag
 from ckptforge.storage.files import open_file, read_exactly
-from ckptforge.values import Extent, Place, Stored
+from ckptforge.values import Extent, Stored
 
-NAME = "safetensors"
+NAME = "a safetensors file"
 ENDINGS = (".safetensors",)
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
 # The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by
 # name.
-_ORDER = [
-    "U64",
-    "I64",
-    "C64",
-    "F64",
-    "F32",
-    "U32",
-    "I32",
-    "BF16",
-    "F16",
-    "U16",
-    "I16",
-    "F8_E4M3",
-    "F8_E5M2",
-    "F8_E8M0",
-    "I8",
-    "U8",
-    "BOOL",
-]
+_ORDER = (
+    *("U64", "I64", "C64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
+    *("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"),
+)
 
 
-@naming_others
+def recognises(head: bytes) -> bool:
+    """Whether a file begins with the length of a header, and the header with an object."""
+    return 2 <= int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8:9] in (b"{", b" ")
+
+
 def read_index(path: Path) -> FileIndex:
     """The index of one file, every rule of the format checked, no tensor data read.
 
     Raises `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file
     can't be opened.
     """
-    reader = open_file(path)
-    try:
-        size, mtime_ns = (found := reader.status()).size, found.mtime_ns
+    with closing(open_file(path)) as reader:
+        status = reader.status()
+        size = status.size
         if size < 8:
             raise FormatError(
                 f"{path}: {size} bytes are too few for a safetensors file, which "
@@ -86,24 +69,19 @@ def read_index(path: Path) -> FileIndex:
             )
         raw = bytearray(length)
         read_exactly(reader, 8, memoryview(raw), path)
-    finally:
-        reader.close()
     metadata, specs = _Header(path, raw).read()
-    entries = [_entry(path, name, spec, metadata, 8 + length, size) for name, spec in specs.items()]
+    data = 8 + length
+    entries = [_entry(path, name, spec, metadata, data, size) for name, spec in specs.items()]
     entries.sort(key=lambda entry: (entry.extents[0].offset, entry.extents[0].length))
-    end = 8 + length
+    end = data
     for entry in entries:
         extent = entry.extents[0]
         if extent.offset != end:
-            what = (
-                "overlaps the tensor before it"
-                if extent.offset < end
-                else "leaves a hole before it"
-            )
+            overlaps = extent.offset < end
+            what = "overlaps the tensor before it" if overlaps else "leaves a hole before it"
             raise FormatError(
                 f"{path}: tensor {shown(entry.name)} {what}: it begins at data byte "
-                f"{extent.offset - 8 - length}, "
-                f"expected {end - 8 - length}."
+                f"{extent.offset - data}, expected {end - data}."
             )
         end = extent.offset + extent.length
     if end != size:
@@ -111,11 +89,14 @@ def read_index(path: Path) -> FileIndex:
             f"{path}: the tensors end at byte {end} but the file has {size}: "
             f"{size - end} bytes belong to no tensor."
         )
-    is_mindspore = metadata.get("format") == "ms"
-    name = "mindspore safetensors" if is_mindspore else "safetensors"
-    tensors = {entry.name: entry for entry in entries}
     return FileIndex(
-        path, name, size, mtime_ns, tensors, metadata, (), _checksum(path, metadata, entries)
+        path=path,
+        format="mindspore safetensors" if metadata.get("format") == "ms" else "safetensors",
+        size=size,
+        mtime_ns=status.mtime_ns,
+        tensors={entry.name: entry for entry in entries},
+        metadata=metadata,
+        checksum=_checksum(path, metadata, entries),
     )
 
 
@@ -171,12 +152,13 @@ class _Header:
         return metadata, specs
 
     def _strings(self) -> dict[str, str]:
-        if self._peek() != "{":
-            raise FormatError(f"{self.path}: __metadata__ must map strings to strings.")
         found: dict[str, str] = {}
+        wrong = FormatError(f"{self.path}: __metadata__ must map strings to strings.")
+        if self._peek() != "{":
+            raise wrong
         for key in self._members("__metadata__"):
             if self._peek() != '"':
-                raise FormatError(f"{self.path}: __metadata__ must map strings to strings.")
+                raise wrong
             found[key] = self._string()
         return found
 
@@ -279,11 +261,6 @@ def _entry(
     return Stored(path=path, name=name, dtype=dtype, shape=tuple(shape), extents=extents)
 
 
-def recognises(head: bytes) -> bool:
-    """Whether a file begins with the length of a header, and the header with a brace."""
-    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
-
-
 def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
     """The order in which the safetensors library itself would lay these tensors out, which keeps
     them aligned."""
@@ -333,15 +310,9 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, st
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     data = 8 + len(raw)
-    places = {
-        tensor.name: Place(
-            path=path,
-            name=tensor.name,
-            dtype=tensor.dtype,
-            shape=tensor.shape,
-            extents=(Extent(0, data + header[tensor.name]["data_offsets"][0], tensor.nbytes),),
-        )
-        for tensor in tensors
-    }
+    places = {}
+    for tensor in tensors:
+        at = data + header[tensor.name]["data_offsets"][0]
+        places[tensor.name] = tensor.placed(path, Extent(0, at, tensor.nbytes))
     literals = ((0, len(raw).to_bytes(8, "little") + raw),)
     return OutputFile(path=path, size=data + begin, literals=literals, places=places)

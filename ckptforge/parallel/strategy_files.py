@@ -17,8 +17,8 @@ import msgspec
 
 from ckptforge.checkpoints.whereabouts import explain_missing
 from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
-from ckptforge.formats.entry import check_name
-from ckptforge.formats.protobuf import Message, number, record, signed
+from ckptforge.formats.index import check_name
+from ckptforge.formats.protobuf import Message, Source, number, record, signed
 from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, DeviceLayout
 from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.small_files import entries_of, read_small
@@ -152,7 +152,7 @@ def _read_file(path: Path, content: bytes) -> dict[int, Stage]:
     own_stage, layouts = (
         _read_json(path, content)
         if path.suffix == ".json"
-        else _read_protobuf(Message(content, path))
+        else _read_protobuf(Source(path, "strategy file", content).message(len(content)))
     )
     stages: dict[int, Stage] = {}
     for name, layout in layouts.items():
@@ -179,18 +179,27 @@ def _read_protobuf(file: Message) -> tuple[int, Stage]:
         elif field == 3:
             name, layout = _layout_item(_message(file, value))
             if name in layouts:
-                raise FormatError(f"{file.path}: parameter {shown(name)} is laid out twice.")
+                raise FormatError(f"{file.source.path}: parameter {shown(name)} is laid out twice.")
             layouts[name] = layout
             if len(layouts) > _MAX_PARAMETERS:
-                raise file.error(f"more than {_MAX_PARAMETERS} parameters")
+                raise _wrong(file, f"more than {_MAX_PARAMETERS} parameters")
         elif field not in (1, 2):
-            raise file.error(f"a message with field {field}, which doesn't occur in strategy files")
+            raise _wrong(
+                file, f"a message with field {field}, which doesn't occur in strategy files"
+            )
     return own_stage or 0, layouts
+
+
+def _wrong(message: Message, found: str) -> FormatError:
+    return FormatError(
+        f"{message.source.path}: at byte {message.start} stands {found}; damaged, or another kind "
+        "of file."
+    )
 
 
 def _message(outer: Message, value: int | Message) -> Message:
     if isinstance(value, int):
-        raise outer.error("a message that holds a number instead of a record")
+        raise _wrong(outer, "a message that holds a number instead of a record")
     return value
 
 
@@ -198,7 +207,7 @@ def _integers(message: Message) -> tuple[int, ...]:
     found = []
     for key, value in message.fields(MAX_DIMS):
         if key != 1 or not isinstance(value, int):
-            raise message.error("a list of numbers that holds something else")
+            raise _wrong(message, "a list of numbers that holds something else")
         found.append(signed(value))
     return tuple(found)
 
@@ -209,21 +218,18 @@ def _stage_of_item(item: Message) -> int:
             for inner, stage in _message(item, value).fields(_MAX_ITEMS):
                 if inner == 1 and isinstance(stage, int):
                     return signed(stage)
-    raise item.error("an operator without a stage")
+    raise _wrong(item, "an operator without a stage")
 
 
 def _layout_item(item: Message) -> tuple[str, DeviceLayout]:
     name, message = None, None
     for field, value in item.fields(_MAX_FIELDS):
         if field == 1:
-            try:
-                name = _message(item, value).data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise item.error("a parameter whose name isn't UTF-8") from error
+            name = _message(item, value).text()
         elif field == 2:
             message = _message(item, value)
     if name is None or message is None:
-        raise item.error("a parameter without a name or a layout")
+        raise _wrong(item, "a parameter without a name or a layout")
     lists: dict[int, list[tuple[int, ...]]] = {1: [], 2: [], 3: [], 4: []}
     numbers = {5: 0, 6: 0, 7: 0}
     for field, value in message.fields(_MAX_FIELDS):
@@ -232,14 +238,14 @@ def _layout_item(item: Message) -> tuple[str, DeviceLayout]:
         elif field in numbers and isinstance(value, int):
             numbers[field] = signed(value)
         else:
-            raise message.error(f"the layout of {shown(name)} with an unexpected field {field}")
+            raise _wrong(message, f"the layout of {shown(name)} with an unexpected field {field}")
     maps = [axes for axes in lists[2] if axes]
     if len(lists[1]) != 1:
         raise FormatError(
-            f"{item.path}: parameter {shown(name)} has {len(lists[1])} device "
+            f"{item.source.path}: parameter {shown(name)} has {len(lists[1])} device "
             "matrices, expected one."
         )
-    _refuse_manual_split(item.path, name, numbers[5], any(lists[3]), any(lists[4]))
+    _refuse_manual_split(item.source.path, name, numbers[5], any(lists[3]), any(lists[4]))
     return name, _device_layout(
         lists[1][0],
         maps if len(lists[2]) > 1 else [(axis,) for axis in (maps[0] if maps else ())],

@@ -12,7 +12,7 @@ import msgspec
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import PlanError, brief, counted
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile
 from ckptforge.model import Account
 from ckptforge.values import Place, Term, computing_dtype

@@ -20,7 +20,7 @@ import msgspec
 import xxhash
 
 from ckptforge.errors import OutputError, shown
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit, audit_json, read_audit
 from ckptforge.run.ledger import Finished, Key

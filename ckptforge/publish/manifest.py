@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.checkpoints.card import HuggingFaceSide
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import audit_json
 from ckptforge.run.run import Done

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptforge.checkpoints.whereabouts import OTHER_WEIGHTS, WEIGHTS
-from ckptforge.errors import UsageError
+from ckptforge.checkpoints.whereabouts import OTHER_WEIGHTS
+from ckptforge.errors import UsageError, alternatives
+from ckptforge.formats.registry import endings, format_by_ending
 from ckptforge.storage.mounts import unknown_address
 
 _TEXT = (".json", ".yaml", ".yml", ".toml")
@@ -27,15 +28,16 @@ def refuse_name(output: Path, *, directory: bool) -> None:
     write instead."""
     refuse_address(output)
     ending, stem = output.suffix, output.with_suffix("") if output.suffix else output
-    if ending.lower() not in (*WEIGHTS, *OTHER_WEIGHTS, *_TEXT):
+    if format_by_ending(output) is not None and not directory:
+        return
+    others = (*OTHER_WEIGHTS, *_TEXT)
+    if ending.lower() not in others and format_by_ending(Path(f"x{ending.lower()}")) is None:
         return
     if directory:
         raise UsageError(
             f"{output}: the output needs a directory, not a file: name a directory, such as {stem}."
         )
-    if ending not in WEIGHTS:
-        raise UsageError(
-            f"{output}: no {ending} file is written: name a file that ends in .ckpt or "
-            f".safetensors, such as {stem}.ckpt, or a directory, "
-            f"such as {stem}."
-        )
+    raise UsageError(
+        f"{output}: no {ending} file is written: name a file that ends in "
+        f"{alternatives(sorted(endings()))}, such as {stem}.ckpt, or a directory, such as {stem}."
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptforge.checkpoints.manifest import manifest_path, read_manifest, written_names
 from ckptforge.errors import CkptforgeError, OutputError, listing
+from ckptforge.formats.registry import format_by_ending
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
 from ckptforge.publish.replace import refuse_mounts
@@ -186,7 +187,7 @@ def _other_checkpoints(asked: _Asked) -> str | None:
         name
         for name in names_in(asked.disk, output)
         if name not in known
-        and (Path(name).suffix in (".ckpt", ".safetensors") or name.endswith(".index.json"))
+        and (format_by_ending(Path(name)) is not None or name.endswith(".index.json"))
     )
     if not stale:
         return None

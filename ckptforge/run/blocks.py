@@ -15,9 +15,10 @@ import msgspec
 import xxhash
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.formats.entry import FileIndex, read_range
+from ckptforge.formats.index import FileIndex
 from ckptforge.run.worker import Worker
 from ckptforge.run.write import PIECE_BYTES
+from ckptforge.storage.ranges import read_range
 from ckptforge.values import Extent, Located, Stored
 
 BLOCK_BYTES = 8 * 1024 * 1024

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Assembly
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget

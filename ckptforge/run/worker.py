@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import PlanError
-from ckptforge.formats.entry import read_range, read_spans
 from ckptforge.planning.plan import Assembly
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.run.budget import Budget
@@ -20,6 +19,7 @@ from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
+from ckptforge.storage.ranges import read_range, read_spans
 from ckptforge.transfers import Transfer
 from ckptforge.values import Fragment, Prepared, Stored, Term
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
+from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME, MAX_MANIFEST, integer, manifest_path
-from ckptforge.checkpoints.mindspore import read_file
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, brief, counted, shown
-from ckptforge.formats.entry import FileIndex
+from ckptforge.formats.index import FileIndex
 from ckptforge.run.budget import Budget
 from ckptforge.run.hashing import tensor_hashes
 from ckptforge.spelling import flag

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import (
     choose_checkpoint,
     rank_directories,
-    read_file,
     read_ranks,
 )
 from ckptforge.checkpoints.opening import open_checkpoint

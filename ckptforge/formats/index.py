@@ -1,11 +1,11 @@
-"""What every format's index is made of, and reading from it: tensors, and the extents of files
-where their bytes lie."""
+"""What a file holds, as every format's reader says it: tensors, and the extents of the file where
+their bytes lie."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,13 +14,11 @@ from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, ReadError, shown
 from ckptforge.storage.files import open_file, read_exactly
 from ckptforge.storage.mounts import store_of
-from ckptforge.storage.store import Reader
-from ckptforge.values import Located, Stored
+from ckptforge.values import Stored
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
 MAX_DIMS = 64
-_PIECE = 1 << 20  # bytes that are compared at a time
 
 
 class Checksum(msgspec.Struct, frozen=True):
@@ -31,7 +29,7 @@ class Checksum(msgspec.Struct, frozen=True):
     parts: tuple[bytes | tuple[int, int], ...]
 
 
-class FileIndex(msgspec.Struct, frozen=True):
+class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
     """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user
     should hear of; `size` (bytes) and `mtime_ns` are those it had when the index was read.
     `passed_over` are tensors that it holds too, but that are read from another file."""
@@ -120,48 +118,3 @@ def bytes_needed(dtype: DType, shape: tuple[int, ...], path: Path, name: str) ->
             "bytes than 63 bits can count; damaged."
         )
     return math.prod(shape) * dtype.itemsize
-
-
-def read_range(entry: Located, start: int, into: memoryview, reader: Reader | None = None) -> None:
-    """Fills `into` with the bytes of a tensor from its byte `start`; `reader` is the open file, if
-    it is open already."""
-    opened = open_file(entry.path) if reader is None else reader
-    try:
-        at = 0
-        for offset, length in entry.file_ranges(start, len(into)):
-            read_exactly(opened, offset, into[at : at + length], entry.path)
-            at += length
-    finally:
-        if reader is None:
-            opened.close()
-
-
-def read_spans(
-    entry: Located, starts: Iterable[int], length: int, into: memoryview, reader: Reader
-) -> None:
-    """Fills `into` with spans of `length` bytes of a tensor, one after the other, from each of its
-    bytes `starts`."""
-    at = 0
-    base = entry.extents[0].offset if len(entry.extents) == 1 else None
-    for start in starts:
-        piece = into[at : at + length]
-        try:
-            whole = base is not None and reader.read_into(base + start, piece) == length
-        except OSError:
-            whole = False
-        if not whole:
-            read_range(entry, start, piece, reader)
-        at += length
-
-
-def same_bytes(a: Located, b: Located) -> bool:
-    """Whether two tensors of as many bytes hold the same, read piece by piece. Raises the errors of
-    reading."""
-    buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]
-    for start in range(0, a.nbytes, _PIECE):
-        length = min(_PIECE, a.nbytes - start)
-        for entry, buffer in zip((a, b), buffers, strict=True):
-            read_range(entry, start, buffer[:length])
-        if buffers[0][:length] != buffers[1][:length]:
-            return False
-    return True

@@ -9,14 +9,12 @@ docs/spec.md), ZIP local headers, pickle opcodes, GGUF, NumPy, HDF5, ONNX and Mi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 
 import msgspec
 
-from ckptforge.errors import CkptforgeError, FormatError, ReadError, shown
-from ckptforge.formats.entry import FileIndex
+from ckptforge.errors import CkptforgeError, FormatError, shown
+from ckptforge.formats.registry import FORMATS, HEAD, formats_by_ending
 from ckptforge.spelling import option
 from ckptforge.storage.files import open_file
 
@@ -76,51 +74,44 @@ class Found(msgspec.Struct, frozen=True):
 def identify(path: Path) -> Found | None:
     """What a regular file is, by its first bytes; None for what isn't recognised. Raises
     `InputNotFoundError` if it can't be opened."""
+    head = head_of(path)
+    return None if head is None else _identified(head)
+
+
+def head_of(path: Path) -> bytes | None:
+    """The first bytes of a regular file; None if reading fails. Raises `InputNotFoundError` if it
+    can't be opened."""
     reader = open_file(path)
     try:
-        size, buffer = reader.status().size, bytearray(_HEAD)
-        head = bytes(buffer[: reader.read_into(0, memoryview(buffer))])
+        buffer = bytearray(_HEAD)
+        return bytes(buffer[: reader.read_into(0, memoryview(buffer))])
     except OSError:
         return None
     finally:
         reader.close()
+
+
+def explained(path: Path, error: FormatError) -> FormatError:
+    """`FormatError` with what the file is where it is of another kind than its name says; the
+    error itself where it is of that kind, or that isn't known or the file has changed."""
+    try:
+        head = head_of(path)
+    except CkptforgeError:
+        return error
+    if head is None or any(one.recognises(head[:HEAD]) for one in formats_by_ending(path)):
+        return error
+    if (found := _identified(head)) is None:
+        return error
+    return FormatError(f"{path}: is {found.what}: {found.advice}.")
+
+
+def _identified(head: bytes) -> Found | None:
     if not head:
         return Found(
             "empty (0 bytes)", f"{_AGAIN}, or write it again: a download or a save was interrupted"
         )
-    for recognise in (_pointer, _archive, _magic, _protobuf, _text):
-        if found := recognise(head):
-            return found
-    return _checkpoint(head, size)
-
-
-def naming_others(read: Callable[[Path], FileIndex]) -> Callable[[Path], FileIndex]:
-    """A reader whose `FormatError`s say what the file is where it is of another kind."""
-
-    @wraps(read)
-    def reader(path: Path) -> FileIndex:
-        try:
-            return read(path)
-        except ReadError:
-            raise
-        except FormatError as error:
-            if (better := explained(path, error)) is error:
-                raise
-            raise better from error
-
-    return reader
-
-
-def explained(path: Path, error: CkptforgeError) -> CkptforgeError:
-    """`FormatError` with what the file is, or the error itself where that isn't known or the file
-    has changed."""
-    try:
-        found = identify(path)
-    except CkptforgeError:
-        return error
-    if found is None or found == {".safetensors": _SAFETENSORS, ".ckpt": _CKPT}.get(path.suffix):
-        return error
-    return FormatError(f"{path}: is {found.what}: {found.advice}.")
+    kinds = (_pointer, _archive, _magic, _protobuf, _text, _checkpoint)
+    return next((found for recognise in kinds if (found := recognise(head))), None)
 
 
 def _pointer(head: bytes) -> Found | None:
@@ -226,20 +217,11 @@ def _text(head: bytes) -> Found | None:
     )
 
 
-_SAFETENSORS = Found(
-    "a safetensors file under another name",
-    "rename it, or make a link to it, so that the name ends in .safetensors",
-)
-_CKPT = Found(
-    "a MindSpore checkpoint under another name",
-    "rename it, or make a link to it, so that the name ends in .ckpt",
-)
-
-
-def _checkpoint(head: bytes, size: int) -> Found | None:
-    if 2 <= int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] in (b"{", b" "):
-        return _SAFETENSORS
-    at = 1
-    while at < 10 and at < len(head) and head[at] & 0x80:
-        at += 1
-    return _CKPT if head[:1] == b"\x0a" and head[at + 1 : at + 2] == b"\x0a" else None
+def _checkpoint(head: bytes) -> Found | None:
+    one = next((one for one in FORMATS if one.recognises(head[:HEAD])), None)
+    if one is None:
+        return None
+    return Found(
+        f"{one.NAME} under another name",
+        f"rename it, or make a link to it, so that the name ends in {one.ENDINGS[0]}",
+    )

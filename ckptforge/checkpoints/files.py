@@ -1,0 +1,37 @@
+"""One file of tensors, in the format that it has by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptforge.checkpoints.sniff import explained, head_of
+from ckptforge.errors import FormatError, ReadError, alternatives
+from ckptforge.formats.index import FileIndex
+from ckptforge.formats.registry import HEAD, endings, formats_by_ending
+
+
+def read_file(path: Path) -> FileIndex:
+    """The index of one file, by the ending of its name; of several formats with that ending in the
+    one that recognises it.
+
+    Raises `FormatError`, which says what the file is where it is of another kind, and
+    `InputNotFoundError` if it can't be opened.
+    """
+    found = formats_by_ending(path)
+    if (first := next(found, None)) is None:
+        ends = alternatives(sorted(endings()))
+        raise explained(
+            path,
+            FormatError(f"{path}: the name must end in {ends}, by which the format is known."),
+        )
+    try:
+        return first.read_index(path)
+    except ReadError:
+        raise
+    except FormatError as error:
+        head = (head_of(path) or b"")[:HEAD]
+        if (other := next((one for one in found if one.recognises(head)), None)) is not None:
+            return other.read_index(path)
+        if (better := explained(path, error)) is error:
+            raise
+        raise better from error

@@ -1,0 +1,71 @@
+"""Things of one kind that can be added to, such as formats: those of the package, those that a
+program registers, and those that other packages announce by entry points."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Generic, TypeVar, cast
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class Registry(Generic[T]):
+    """All of a kind, in the order of preference: `built_in`, what a program registers, what other
+    packages announce by entry points of the `group`, and `last`. Built-in ones are named
+    `module:object`, or `module` where the module itself is meant, and loaded when they are needed.
+
+    Entry points are looked up only when the iteration gets there, which most never do: that takes
+    longer than opening a checkpoint.
+    """
+
+    def __init__(self, group: str, *built_in: str, last: tuple[str, ...] = ()) -> None:
+        self.group = group
+        self._names, self._last_names = built_in, last
+        self._registered: list[T] = []
+
+    def __iter__(self) -> Iterator[T]:
+        yield from self.built_in
+        yield from self._registered
+        yield from self._announced
+        yield from self._last
+
+    @contextmanager
+    def registered(self, *added: T) -> Iterator[None]:
+        """While it is entered, these are of them, too."""
+        before, self._registered = self._registered, [*self._registered, *added]
+        try:
+            yield
+        finally:
+            self._registered = before
+
+    @cached_property
+    def built_in(self) -> tuple[T, ...]:
+        """Those of the package that stand first."""
+        return tuple(map(_load, self._names))
+
+    @cached_property
+    def _last(self) -> tuple[T, ...]:
+        return tuple(map(_load, self._last_names))
+
+    @cached_property
+    def _announced(self) -> tuple[T, ...]:
+        from importlib.metadata import entry_points
+
+        found = []
+        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+            try:
+                found.append(cast(T, point.load()))
+            except Exception as error:
+                _log.warning("%s %s can't be loaded: %s", self.group, point.value, error)
+        return tuple(found)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
