@@ -8,6 +8,7 @@ from ckptforge.checkpoints.sniff import explained, head_of
 from ckptforge.errors import FormatError, ReadError, alternatives
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import HEAD, endings, formats_by_ending
+from ckptforge.storage.mounts import store_of
 
 
 def read_file(path: Path) -> FileIndex:
@@ -35,3 +36,19 @@ def read_file(path: Path) -> FileIndex:
         if (better := explained(path, error)) is error:
             raise
         raise better from error
+
+
+def refuse_changed(file: FileIndex) -> None:
+    """Raises `FormatError` for a file that isn't what it was when its index was read, `ReadError`
+    for one that has vanished."""
+    try:
+        found = store_of(file.path).status(file.path)
+    except OSError as error:
+        raise ReadError(
+            f"{file.path}: has vanished while it was read: {error.strerror}."
+        ) from error
+    if (found.size, found.mtime_ns) != (file.size, file.mtime_ns):
+        raise FormatError(
+            f"{file.path}: was changed while it was read, so that nothing was "
+            "written; convert it again."
+        )

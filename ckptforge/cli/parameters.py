@@ -11,7 +11,7 @@ import click
 
 from ckptforge.cli.completion import completing
 from ckptforge.errors import nearest
-from ckptforge.verbs.options.option import Option
+from ckptforge.verbs.options.option import Option, Words
 from ckptforge.verbs.options.record import Options, options_of, types_of
 
 _PATH = click.Path(path_type=Path)
@@ -26,6 +26,19 @@ class Choice(click.Choice[str]):
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
             self.fail(f"{error.message}{nearest(str(value), self.choices)}", param, ctx)
+
+
+class Word(Choice):
+    """One of the usual words, or another that is asked for when it is given."""
+
+    def __init__(self, words: Words) -> None:
+        super().__init__(words.usual)
+        self.words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.words.usual:
+            self.choices = tuple(self.words.all())
+        return super().convert(value, param, ctx)
 
 
 class Numbers(click.ParamType[Any]):
@@ -109,6 +122,8 @@ def _type(one: Option, kind: Any) -> Any:
         return _PATH
     if Sequence[int] in kinds:
         return Numbers(one=int in kinds)
+    if one.words is not None:
+        return Word(one.words)
     if one.bounds is not None:
         return click.IntRange(*one.bounds)
     return next((each for each in (bool, float, int) if kinds == {each}), str)

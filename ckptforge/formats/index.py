@@ -6,14 +6,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import FormatError, ReadError, shown
+from ckptforge.errors import FormatError, shown
 from ckptforge.storage.files import open_file, read_exactly
-from ckptforge.storage.mounts import store_of
 from ckptforge.values import Stored
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
@@ -44,21 +44,6 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
     checksum: Checksum | None = None
     passed_over: tuple[str, ...] = ()
 
-    def refuse_changed(self) -> None:
-        """Raises `FormatError` where the file isn't what it was when its index was read,
-        `ReadError` where it has vanished."""
-        try:
-            found = store_of(self.path).status(self.path)
-        except OSError as error:
-            raise ReadError(
-                f"{self.path}: has vanished while it was read: {error.strerror}."
-            ) from error
-        if (found.size, found.mtime_ns) != (self.size, self.mtime_ns):
-            raise FormatError(
-                f"{self.path}: was changed while it was read, so that nothing was "
-                "written; convert it again."
-            )
-
     def verify(self, buffer: memoryview, stopped: Callable[[], bool] = lambda: False) -> None:
         """Reads the whole file through `buffer` and compares its stored checksum, if it has one;
         ends early when `stopped`.
@@ -68,8 +53,7 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
         if self.checksum is None:
             return
         crc = 0
-        reader = open_file(self.path)
-        try:
+        with closing(open_file(self.path)) as reader:
             for part in self.checksum.parts:
                 if isinstance(part, bytes):
                     crc = zlib.crc32(part, crc)
@@ -81,8 +65,6 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
                     piece = buffer[: min(len(buffer), offset + length - at)]
                     read_exactly(reader, at, piece, self.path)
                     crc = zlib.crc32(piece, crc)
-        finally:
-            reader.close()
         if crc != self.checksum.expected:
             raise FormatError(
                 f"{self.path}: the stored crc32 is {self.checksum.expected}, the "

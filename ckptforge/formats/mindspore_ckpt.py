@@ -144,7 +144,7 @@ def _tensor_chunk(tag: str, tensor: Message) -> _Chunk:
         if field == 1 and isinstance(found, int):
             dims.append(signed(found))
         elif field == 1 and isinstance(found, Message):  # packed, which readers must accept
-            dims += islice(found.numbers(), MAX_DIMS + 1)
+            dims += found.numbers(MAX_DIMS + 1)
         elif field == 2 and isinstance(found, Message) and type_name is None:
             type_name = found.text()
         elif field == 3 and isinstance(found, Message) and content is None:

@@ -13,7 +13,7 @@ import msgspec
 
 from ckptforge.errors import FormatError
 from ckptforge.formats.index import MAX_NAME
-from ckptforge.storage.files import read_exactly
+from ckptforge.storage.files import read_bytes
 from ckptforge.storage.store import Reader
 
 VARINT, BYTES = 0, 2
@@ -66,9 +66,9 @@ class Source:
         """`length` bytes from byte `offset`, which are there."""
         at = offset - self.start
         if self.reader is not None and not 0 <= at <= len(self.window) - length:
-            buffer = bytearray(min(max(length, _WINDOW), self.size - offset))
-            read_exactly(self.reader, offset, memoryview(buffer), self.path)
-            self.start, self.window, at = offset, bytes(buffer), 0
+            count = min(max(length, _WINDOW), self.size - offset)
+            self.window = bytes(read_bytes(self.reader, offset, count, self.path))
+            self.start, at = offset, 0
         return self.window[at : at + length]
 
     def varint(self, offset: int, end: int) -> tuple[int, int]:
@@ -138,12 +138,14 @@ class Message(msgspec.Struct, frozen=True):
         if at < end:
             raise source.wrong(f"holds more than {limit} values from byte {self.start} on; damaged")
 
-    def numbers(self) -> Iterator[int]:
-        """The signed numbers that it holds, one after the other."""
+    def numbers(self, limit: int) -> list[int]:
+        """The signed numbers that it holds one after the other, up to `limit`."""
+        found: list[int] = []
         at = self.start
-        while at < self.end:
+        while at < self.end and len(found) < limit:
             value, at = self.source.varint(at, self.end)
-            yield signed(value)
+            found.append(signed(value))
+        return found
 
     def text(self) -> str:
         """The name that it is. Raises `FormatError`."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ckptforge.errors import UsageError, nearest
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.registry import Registry
@@ -65,17 +64,6 @@ def formats_by_ending(path: Path) -> Iterator[Format]:
 def format_by_ending(path: Path) -> Format | None:
     """The format that a file of this path is written in; None where there is none."""
     return next(formats_by_ending(path), None)
-
-
-def format_of_option(word: str) -> Format:
-    """The format whose files end in `word`, without the dot. Raises `UsageError`."""
-    found = format_by_ending(Path(f"x.{word}"))
-    if found is None:
-        words = sorted(ending[1:] for ending in endings())
-        raise UsageError(
-            f"no format has the ending .{word}: use {', '.join(words)}.{nearest(word, words)}"
-        )
-    return found
 
 
 def endings() -> list[str]:

@@ -20,13 +20,15 @@ from ckptforge.errors import FormatError, PlanError, shown
 from ckptforge.formats.index import MAX_TENSORS, Checksum, FileIndex, bytes_needed, check_name
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.spelling import flag
-from ckptforge.storage.files import open_file, read_exactly
+from ckptforge.storage.files import open_file, read_bytes
 from ckptforge.values import Extent, Stored
 
 NAME = "a safetensors file"
 ENDINGS = (".safetensors",)
 MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
+_EXACTLY = "its entry must have exactly dtype, shape and data_offsets"
+_DAMAGED = "damaged, or another kind of file"
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
 # The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by
 # name.
@@ -47,53 +49,48 @@ def read_index(path: Path) -> FileIndex:
     Raises `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file
     can't be opened.
     """
+
+    def wrong(what: str) -> FormatError:
+        return FormatError(f"{path}: {what}.")
+
     with closing(open_file(path)) as reader:
-        status = reader.status()
-        size = status.size
+        size, mtime_ns = (status := reader.status()).size, status.mtime_ns
         if size < 8:
-            raise FormatError(
-                f"{path}: {size} bytes are too few for a safetensors file, which "
-                "begins with 8 bytes of length."
+            raise wrong(
+                f"{size} bytes are too few for a safetensors file, which begins with 8 bytes of "
+                "length"
             )
-        prefix = bytearray(8)
-        read_exactly(reader, 0, memoryview(prefix), path)
-        length = int.from_bytes(prefix, "little")
+        length = int.from_bytes(read_bytes(reader, 0, 8, path), "little")
         if length > size - 8:
-            raise FormatError(
-                f"{path}: the header should have {length} bytes but only {size - 8} follow; "
-                "truncated, or not a safetensors file."
+            raise wrong(
+                f"the header should have {length} bytes but only {size - 8} follow; truncated, or "
+                "not a safetensors file"
             )
         if length > MAX_HEADER:
-            raise FormatError(
-                f"{path}: a header of {length} bytes is over the format's limit of {MAX_HEADER}."
-            )
-        raw = bytearray(length)
-        read_exactly(reader, 8, memoryview(raw), path)
+            raise wrong(f"a header of {length} bytes is over the format's limit of {MAX_HEADER}")
+        raw = read_bytes(reader, 8, length, path)
     metadata, specs = _Header(path, raw).read()
-    data = 8 + length
+    data = end = 8 + length
     entries = [_entry(path, name, spec, metadata, data, size) for name, spec in specs.items()]
     entries.sort(key=lambda entry: (entry.extents[0].offset, entry.extents[0].length))
-    end = data
     for entry in entries:
         extent = entry.extents[0]
         if extent.offset != end:
             overlaps = extent.offset < end
             what = "overlaps the tensor before it" if overlaps else "leaves a hole before it"
-            raise FormatError(
-                f"{path}: tensor {shown(entry.name)} {what}: it begins at data byte "
-                f"{extent.offset - data}, expected {end - data}."
-            )
+            at = f"it begins at data byte {extent.offset - data}, expected {end - data}"
+            raise wrong(f"tensor {shown(entry.name)} {what}: {at}")
         end = extent.offset + extent.length
     if end != size:
-        raise FormatError(
-            f"{path}: the tensors end at byte {end} but the file has {size}: "
-            f"{size - end} bytes belong to no tensor."
+        raise wrong(
+            f"the tensors end at byte {end} but the file has {size}: {size - end} bytes belong to "
+            "no tensor"
         )
     return FileIndex(
         path=path,
         format="mindspore safetensors" if metadata.get("format") == "ms" else "safetensors",
         size=size,
-        mtime_ns=status.mtime_ns,
+        mtime_ns=mtime_ns,
         tensors={entry.name: entry for entry in entries},
         metadata=metadata,
         checksum=_checksum(path, metadata, entries),
@@ -127,9 +124,7 @@ class _Header:
     def read(self) -> tuple[dict[str, str], dict[str, str]]:
         """(metadata, tensor name → the JSON of its entry)."""
         if self._peek() not in ("{", ""):
-            raise FormatError(
-                f"{self.path}: the safetensors header is JSON of another kind, expected an object."
-            )
+            raise self._wrong("the safetensors header is JSON of another kind, expected an object")
         metadata: dict[str, str] = {}
         specs: dict[str, str] = {}
         for name in self._members("the header"):
@@ -139,21 +134,18 @@ class _Header:
             check_name(name, self.path)
             end = self.text.find("}", self.at, self.at + _MAX_ENTRY) + 1
             if self._peek() != "{" or not end:
-                raise FormatError(
-                    f"{self.path}: tensor {shown(name)}: its entry must have exactly "
-                    "dtype, shape and data_offsets."
-                )
+                raise self._wrong(f"tensor {shown(name)}: {_EXACTLY}")
             specs[name] = self.text[self.at : end]
             self.at = end
             if len(specs) > MAX_TENSORS:
-                raise FormatError(f"{self.path}: holds more than {MAX_TENSORS} tensors.")
+                raise self._wrong(f"holds more than {MAX_TENSORS} tensors")
         if self._peek():
             raise self._not_json(f"something after the object, at character {self.at}")
         return metadata, specs
 
     def _strings(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        wrong = FormatError(f"{self.path}: __metadata__ must map strings to strings.")
+        wrong = self._wrong("__metadata__ must map strings to strings")
         if self._peek() != "{":
             raise wrong
         for key in self._members("__metadata__"):
@@ -174,7 +166,7 @@ class _Header:
                 self._take(":")
                 self._peek()
             if key in seen:
-                raise FormatError(f"{self.path}: {what} holds {shown(key)} twice.")
+                raise self._wrong(f"{what} holds {shown(key)} twice")
             seen.add(key)
             yield key
             if self._peek() == "}":
@@ -207,10 +199,10 @@ class _Header:
         return str(found)
 
     def _not_json(self, why: str) -> FormatError:
-        return FormatError(
-            f"{self.path}: the safetensors header isn't JSON ({why}); damaged, or "
-            "another kind of file."
-        )
+        return self._wrong(f"the safetensors header isn't JSON ({why}); {_DAMAGED}")
+
+    def _wrong(self, what: str) -> FormatError:
+        return FormatError(f"{self.path}: {what}.")
 
 
 # the usual one, read at once
@@ -228,35 +220,35 @@ def _entry(
     path: Path, name: str, text: str, metadata: Mapping[str, str], data: int, size: int
 ) -> Stored:
     def wrong(what: str) -> FormatError:
-        return FormatError(f"{path}: tensor {shown(name)}: {what}")
+        return FormatError(f"{path}: tensor {shown(name)}: {what}.")
 
     try:
         # to the first } that closes it, which is the last character
         pairs, _ = _DECODER.raw_decode(text)
     except (ValueError, RecursionError) as error:
-        raise wrong(f"its entry isn't JSON ({error}); damaged, or another kind of file.") from error
+        raise wrong(f"its entry isn't JSON ({error}); {_DAMAGED}") from error
     spec = dict(pairs)
     if len(pairs) != 3 or set(spec) != {"dtype", "shape", "data_offsets"}:
-        raise wrong("its entry must have exactly dtype, shape and data_offsets.")
+        raise wrong(_EXACTLY)
     dtype = BY_SAFETENSORS.get(spec["dtype"]) if isinstance(spec["dtype"], str) else None
     if dtype is None:
-        raise wrong(f"dtype {shown(spec['dtype'])} is unknown; known: {', '.join(_ORDER)}.")
+        raise wrong(f"dtype {shown(spec['dtype'])} is unknown; known: {', '.join(_ORDER)}")
     if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
         dtype = BY_NAME["qint4x2"]
     shape, offsets = spec["shape"], spec["data_offsets"]
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise wrong(f"shape {shown(shape)} isn't a list of sizes.")
+        raise wrong(f"shape {shown(shape)} isn't a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets.")
+        raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets")
     begin, end = offsets
     if begin > end or end > size - data:
         raise wrong(
             f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; "
-            "truncated or damaged, get the file again."
+            "truncated or damaged, get the file again"
         )
     needed = bytes_needed(dtype, tuple(shape), path, name)
     if needed != end - begin:
-        raise wrong(f"{dtype} {shape} needs {needed} bytes but its offsets hold {end - begin}.")
+        raise wrong(f"{dtype} {shape} needs {needed} bytes but its offsets hold {end - begin}")
     extents = (Extent(0, data + begin, end - begin),)
     return Stored(path=path, name=name, dtype=dtype, shape=tuple(shape), extents=extents)
 

@@ -84,6 +84,13 @@ def read_exactly(reader: Reader, offset: int, into: memoryview, path: Path) -> N
         done += count
 
 
+def read_bytes(reader: Reader, offset: int, length: int, path: Path) -> bytearray:
+    """`length` bytes from byte `offset`. Raises what `read_exactly` raises."""
+    buffer = bytearray(length)
+    read_exactly(reader, offset, memoryview(buffer), path)
+    return buffer
+
+
 def write_exactly(writer: Writer, offset: int, data: memoryview | bytes, path: Path) -> None:
     """Writes all of `data` at byte `offset`. Raises `OutputError` with the system's reason."""
     view = memoryview(data).cast("B")

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.checkpoints.card import HuggingFaceSide
+from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, brief, counted
 from ckptforge.planning.plan import Plan
@@ -103,7 +104,7 @@ def run_job(job: Job, options: Running) -> Result:
         if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
             raise CastOverflowError(_overflow_message(plan, audit))
         for source in plan.sources:
-            source.refuse_changed()
+            refuse_changed(source)
         if manifest is not None:
             out.sync()
             command = out.journal.head.get("command") if out.journal else options.command

@@ -4,12 +4,11 @@ help and the JSON schema say of it."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 PathLike = str | os.PathLike[str]
-Format = Literal["ckpt", "safetensors", "unified"]
 Names = Literal["", "layout", "mindspore", "huggingface", "model", "dtype"]  # "": of nothing known
 Progress = Callable[[int, int], None]
 Say = Callable[[str], object]
@@ -41,13 +40,26 @@ class _Required:
 REQUIRED = _Required()
 
 
+class Words(NamedTuple):
+    """The words that an option takes: the usual ones, and others that other packages may add,
+    which takes a while to find out."""
+
+    usual: tuple[str, ...]
+    others: Callable[[], Iterable[str]]
+
+    def all(self) -> list[str]:
+        """All of them."""
+        return list(dict.fromkeys((*self.usual, *self.others())))
+
+
 class Option(NamedTuple):
     """What is known of an option beside its name and type.
 
     `meaning` is a sentence without its capital letter and full stop; options in backquotes are
-    spelled as the reader writes them. `unset` says what happens where nothing is given. The rest is
-    for the command line: `choices` or `metavar` in place of the value, `completes` what kind of
-    name it is, `aliases` other spellings, `hidden` that it isn't there.
+    spelled as the reader writes them. `unset` says what happens where nothing is given, `words`
+    which texts may be. The rest is for the command line: `choices` or `metavar` in place of the
+    value, `completes` what kind of name it is, `aliases` other spellings, `hidden` that it isn't
+    there.
     """
 
     meaning: str
@@ -57,6 +69,7 @@ class Option(NamedTuple):
     metavar: str = ""
     completes: Names = ""
     bounds: tuple[int, int] | None = None
+    words: Words | None = None
     aliases: tuple[str, ...] = ()
     hidden: bool = False
     kw_only: bool = True

@@ -95,6 +95,11 @@ def _bound(
         if not fits(value, kinds[name]):
             expected = described(kinds[name])
             raise UsageError(f"{spelled(name)} is {shown(value)}, expected {expected}.")
+        if one.words is not None and value not in (None, *one.words.usual):
+            words = one.words.all()
+            if value not in words:
+                expected = f"{', '.join(map(repr, words))} or None"
+                raise UsageError(f"{spelled(name)} is {shown(value)}, expected {expected}.")
         if one.bounds is not None and not one.bounds[0] <= value <= one.bounds[1]:
             least, most = one.bounds
             raise UsageError(f"{spelled(name, value)}: expected {least} to {most:,}.")

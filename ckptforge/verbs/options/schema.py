@@ -47,6 +47,8 @@ def schema(record: type[Options]) -> dict[str, Any]:
 
 def _property(one: Option, kind: Any) -> dict[str, Any]:
     found = {"description": one.text, **_kind(kind)}
+    if one.words is not None:
+        found = {"description": one.text, "enum": [*one.words.all(), None]}
     if one.bounds is not None:
         found["minimum"], found["maximum"] = one.bounds
     if not one.required:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckptforge.verbs.options.option import Format, Names, OptionalPlace, Progress, flag, option
+from ckptforge.verbs.options.option import Names, OptionalPlace, Progress, Words, flag, option
 from ckptforge.verbs.options.record import Options
 
 HF_DIR = (
@@ -169,12 +169,19 @@ class Resharding(Casting, Stepped, Mapped, Running):
     """What all changes of a split take."""
 
 
+def _formats() -> Iterator[str]:
+    from ckptforge.formats.registry import endings
+
+    return (ending.removeprefix(".") for ending in endings())
+
+
 class MindSporeOutput(Options):
     """Files of MindSpore that are written."""
 
-    format: Format | None = option(
+    format: str | None = option(
         "format of an output directory; unified: MindSpore's unified safetensors",
         unset="the ending of the output, else ckpt",
+        words=Words(("ckpt", "safetensors", "unified"), _formats),
     )
     prefix: str = option(
         "start of file names in an output directory: rank_0/<prefix>0.ckpt",
