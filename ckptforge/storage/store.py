@@ -17,7 +17,7 @@ Three things are separate, as stores differ in them:
   needs a way of its own; then it isn't a `FileSystem`, and `publish/` asks which way is its.
 
 To add a store, write a class with the methods of `Store`, or of `FileSystem` if it has renames, let
-`ckptforge.testing.stores` test it, and mount it. `storage/memory.py` is the example.
+`ckptforge.testing.stores` test it, and mount it. `testing/memory.py` is the example.
 
 All calls raise `OSError` with the path as its `filename`. Reading and writing may do less than was
 asked for, as the system's own calls may; `storage/files.py` goes on until all is done, and makes

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import random
 
-from ckptforge.storage.memory import Memory
-from ckptforge.storage.nodes import Change, Node, Watcher, nodes_in
 from ckptforge.storage.store import Kind
+from ckptforge.testing.memory import Memory
+from ckptforge.testing.nodes import Change, Node, Watcher, nodes_in
 
 BLOCK = 512
 _CHANCES = (0.0, 0.1, 0.5, 0.9, 1.0)  # that something unsynced is there

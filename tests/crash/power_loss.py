@@ -24,10 +24,10 @@ from typing import Any
 
 import ckptforge
 from ckptforge.errors import OutputError
-from ckptforge.storage.memory import Memory
 from ckptforge.storage.mounts import mounted
 from ckptforge.storage.store import Kind
 from ckptforge.storage.tree import lies_at, names_in
+from ckptforge.testing.memory import Memory
 from ckptforge.testing.power_loss import Durable, PowerLoss
 from ckptforge.testing.store_tests import get, put
 from ckptforge.testing.stores import CHANGES, Call, FailingStore, fail

@@ -13,8 +13,8 @@ import pytest
 import ckptforge
 from ckptforge.errors import OutputError, ReadError
 from ckptforge.storage.local import DISK
-from ckptforge.storage.memory import Memory
 from ckptforge.storage.mounts import mounted
+from ckptforge.testing.memory import Memory
 from ckptforge.testing.store_tests import get
 from ckptforge.testing.stores import FailingStore, counting, fail
 from tests.crash.common import clean_all, on_a_disk

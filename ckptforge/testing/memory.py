@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from ckptforge.storage.nodes import Node, Nodes, Watcher, error_of, nodes_in, target_of
 from ckptforge.storage.store import Kind, Reader, Room, Status
+from ckptforge.testing.nodes import Node, Nodes, Watcher, error_of, nodes_in, target_of
 
 _BLOCK = 4096
 _DEVICES = count(1 << 40)  # no device of the system has such a number
