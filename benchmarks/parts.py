@@ -23,10 +23,9 @@ import xxhash
 
 from benchmarks.measurement import measure, show, succeeded
 from ckptforge.dtypes import BY_NAME
-from ckptforge.run.buffers import Buffers
+from ckptforge.run.buffers import PIECE_BYTES, Buffers
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.transpose import copy_strided
-from ckptforge.run.write import PIECE_BYTES
 from ckptforge.transfers import Transfer
 
 SIDE = 1024

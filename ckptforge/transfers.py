@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from ckptforge.boxes import Box, box_shape, boxes_in_range, full_box, row_major_strides
 
 
-class Transfer(msgspec.Struct, frozen=True):
+class Transfer(msgspec.Struct, frozen=True, gc=False):
     """Two grids over one box of `shape`: element i of the box goes from flat `source +
     i·source_strides` to flat `target + i·target_strides`."""
 

@@ -4,6 +4,8 @@ A *stored* tensor is a name, a dtype, a shape and the extents of the file where 
 *value* is a dtype, a shape and the *fragments* that fill it: runs of stored tensors, each with the
 *steps* that its numbers go through on the way. Ranks, scales, adapters, casts and layouts are
 nothing but fragments, so that whoever reads a value needs to know of none of them.
+
+Plans hold millions of these, which can't be part of cycles: the collector doesn't see them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
-class Extent(msgspec.Struct, frozen=True):
+class Extent(msgspec.Struct, frozen=True, gc=False):
     """`length` bytes of a tensor, from its byte `start`, lie at byte `offset` of the file."""
 
     start: int
@@ -36,7 +38,7 @@ class Extent(msgspec.Struct, frozen=True):
     length: int
 
 
-class Located(msgspec.Struct, frozen=True, kw_only=True):
+class Located(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tensor's place in a file: row-major, little-endian, its bytes cut into consecutive
     extents."""
 
@@ -83,13 +85,13 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
             index += 1
 
 
-class Stored(Located, frozen=True, kw_only=True):
+class Stored(Located, frozen=True, kw_only=True, gc=False):
     """A tensor that lies in a file. Only readers make one."""
 
     __hash__ = Located.__hash__
 
 
-class Place(Located, frozen=True, kw_only=True):
+class Place(Located, frozen=True, kw_only=True, gc=False):
     """Where a tensor will lie in a file that is to be written. Only formats make one."""
 
     __hash__ = Located.__hash__
@@ -148,7 +150,7 @@ class Step(Protocol):
         ...
 
 
-class Fragment(msgspec.Struct, frozen=True):
+class Fragment(msgspec.Struct, frozen=True, gc=False):
     """A strided run of a stored tensor: where it lands in the value, and the steps that its numbers
     go through."""
 
@@ -165,7 +167,7 @@ class Fragment(msgspec.Struct, frozen=True):
         return dtype
 
 
-class Term(msgspec.Struct, frozen=True, kw_only=True):
+class Term(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is added up to a value: `weight` times the numbers of its fragments. With `fill` the
     elements that no fragment covers are that number."""
 
@@ -174,7 +176,7 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     fill: float | None = None
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True):
+class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tensor that can be made: a sum of terms, one of weight 1 but for averages and the like.
     `kind` names tensors of its kind, by which casts are counted."""
 

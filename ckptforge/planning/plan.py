@@ -18,7 +18,7 @@ from ckptforge.model import Account
 from ckptforge.values import Place, Term, computing_dtype
 
 
-class Assembly(msgspec.Struct, frozen=True, kw_only=True):
+class Assembly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One output tensor: its place, and the terms that are added up in it. `kind` names its kind
     for the audit, in which a `replica`, the same numbers once more in another file, doesn't
     count."""

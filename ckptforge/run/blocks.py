@@ -16,8 +16,8 @@ import xxhash
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.formats.index import FileIndex
+from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.worker import Worker
-from ckptforge.run.write import PIECE_BYTES
 from ckptforge.storage.ranges import read_range
 from ckptforge.values import Extent, Located, Stored
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 LINE = 64  # bytes of a cache line
 PAGE = 4096
+PIECE_BYTES = 256 * 1024  # stays in a core's cache
 _NEAR = 32
 _NO_BITS = np.uint8(0)
 

@@ -11,9 +11,10 @@ from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Assembly
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
+from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.tiles import Tile, best_form, tiles
 from ckptforge.run.worker import MANY_CALLS, Worker
-from ckptforge.run.write import PIECE_BYTES, move_bytes, paired_ranges
+from ckptforge.run.write import move_bytes, paired_ranges
 from ckptforge.storage.files import write_exactly
 from ckptforge.values import Place, Stored
 

@@ -13,7 +13,7 @@ from ckptforge.errors import PlanError
 from ckptforge.planning.plan import Assembly
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.run.budget import Budget
-from ckptforge.run.buffers import LINE, Buffers, slow_to_copy
+from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy
 from ckptforge.run.cache import Cache
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.files import OpenFiles
@@ -42,8 +42,7 @@ class Worker:
         """The bytes of a tile put together. They are the worker's until it makes another one, in
         its `other` buffers or not."""
         place = assembly.place
-        start = next(tile.runs())[0] * place.dtype.itemsize
-        wanted = [(tile.elements * place.dtype.itemsize, place.file_offset(start))]
+        wanted = [(tile.elements * place.dtype.itemsize, _offset(assembly, tile))]
         if assembly.summed:
             wanted += 2 * [(tile.elements * assembly.computing.itemsize, 0)]
         buffers = self.other_buffers if other else self.buffers
@@ -111,9 +110,8 @@ class Worker:
         offset = stored.file_offset(part.source * itemsize)
         if part.is_move and not cast and not fragment.steps:
             place = out[part.target : part.target + part.size].view(np.uint8)
-            if not slow_to_copy(offset, place.ctypes.data, LINE):
-                self._read(stored, part, spans, place)
-                return
+            self._read_run(stored, part.source * itemsize, place)
+            return
         read, spare, made, computed = self._strip_buffers.lend(
             (spans.elements * itemsize, offset),
             (cast * part.size * dtype.itemsize, 0),
@@ -151,6 +149,21 @@ class Worker:
             numbers = place
         copy_strided(numbers, out, packed.coalesced())
 
+    def _read_run(self, stored: Stored, start: int, into: Array) -> None:
+        """Reads one run of bytes to its place, where that is slow by way of a buffer."""
+        reader = self.files.source(stored.path)
+        slow = slow_to_copy(stored.file_offset(start), into.ctypes.data, LINE)
+        step = PIECE_BYTES if slow else max(len(into), 1)
+        for at in range(0, len(into), step):
+            piece = into[at : at + step]
+            read = piece
+            if slow:
+                offset = stored.file_offset(start + at)
+                (read,) = self._strip_buffers.lend((len(piece), offset))
+            read_range(stored, start + at, read.data, reader)
+            if slow:
+                copy_runs(read, piece)
+
     def _read(self, stored: Stored, part: Transfer, spans: Spans, into: Array) -> None:
         itemsize = stored.dtype.itemsize
         reader = self.files.source(stored.path)
@@ -187,6 +200,20 @@ class Worker:
             cast_function(stored.dtype, dtype)(numbers, cast)
             numbers = cast
         return numbers.reshape(stored.shape)
+
+
+def _offset(assembly: Assembly, tile: Tile) -> int:
+    """Where the first byte of a tile lies in its file, or, of a tensor in memory, in the file that
+    it comes from."""
+    place, start = assembly.place, next(tile.runs())[0]
+    if place.extents:
+        return place.file_offset(start * place.dtype.itemsize)
+    fragment = next(iter(assembly.terms[0].fragments), None)
+    if fragment is None or not fragment.stored.extents:
+        return 0
+    stored = fragment.stored
+    element = min(fragment.transfer.source + start, stored.elements - 1)
+    return stored.file_offset(element * stored.dtype.itemsize)
 
 
 class _Gathering(NamedTuple):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from ckptforge.run.buffers import LINE, Buffers, copy_runs, slow_to_copy
+from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy
 from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.storage.store import Reader, Writer
 from ckptforge.values import Place, Stored
-
-PIECE_BYTES = 256 * 1024  # stays in a core's cache
 
 
 def paired_ranges(
