@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -246,7 +247,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def kind_of(name: str) -> str:
     """A tensor's name with its numbers as `#`: what the tensors of its kind have in common."""
-    return _NUMBER.sub("#", name)
+    return sys.intern(_NUMBER.sub("#", name))  # one text for all layers and experts
 
 
 def value_of(stored: Stored) -> Value:

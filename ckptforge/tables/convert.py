@@ -124,6 +124,7 @@ class Conversion:
 
     def made(self, dtype: DType | None) -> tuple[dict[str, Value], list[tuple[str, Value]]]:
         """(the tensors that something fills, cast; those that keep their dtype by the table)."""
+        kinds = {pattern: "+".join(pattern.tensors) for pattern in self.wanted}
         found: dict[str, Value] = {}
         uncast: list[tuple[str, Value]] = []
         for pattern, name in self.names():
@@ -141,7 +142,7 @@ class Conversion:
                 dtype=_target_dtype(full, sources, wanted),
                 shape=self.shapes[pattern],
                 terms=tuple(terms_through(zip(sources, transfers, strict=True))),
-                kind="+".join(pattern.tensors),
+                kind=kinds[pattern],
             )
             own = found[full].dtype
             if kept and dtype is not None and own.floating and own != dtype:
