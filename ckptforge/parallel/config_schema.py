@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ckptforge.tables.table_schema import ShardRow
+from ckptforge.tables.shard_schema import ShardRow
 from ckptforge.validation import Written, expected
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from ckptforge.dtypes import BY_NAME
-from ckptforge.tables.sharding import FLAGS
+from ckptforge.tables.shard_schema import ShardRow, Text
 from ckptforge.validation import Written, expected
 
-Text = Annotated[str, expected("text")]
 Texts = list[Text]
 _NAME = r"^[A-Za-z0-9][\w.-]*$"
 TableName = Annotated[
@@ -26,21 +24,6 @@ LayersText = Annotated[str | list[str], expected("text, or a list of texts")]
 Pair = Annotated[Texts, Field(min_length=2, max_length=2)]
 
 
-def _named_dtype(name: str) -> str:
-    if name not in BY_NAME:
-        raise ValueError(name)
-    return name
-
-
-DTypeName = Annotated[
-    str,
-    AfterValidator(_named_dtype),
-    expected("a dtype, such as float32", BY_NAME),
-    Field(json_schema_extra={"enum": [*BY_NAME]}),
-]
-_FlagName = Literal["vocab_emb_dp", "parallel_optimizer"]
-FlagName = Annotated[_FlagName, expected(" or ".join(FLAGS), FLAGS)]
-MaybeByFlag = Annotated[bool | _FlagName, expected(f"true, false, {' or '.join(FLAGS)}", FLAGS)]
 _Family = Literal["huggingface", "mindspore"]
 Family = Annotated[_Family, expected(" or ".join(get_args(_Family)), get_args(_Family))]
 _Told = Literal["by name only", "by names and shapes"]
@@ -71,27 +54,6 @@ class LayoutSection(Written):
         default=None,
         description="'not known' if its network doesn't spread it as that of the layout which it "
         "extends",
-    )
-
-
-class ShardRow(Written):
-    """How a network spreads one logical tensor over the devices of a stage."""
-
-    cut: Text = Field(
-        default="",
-        description="which dimension of a parallel configuration cuts which axis, as axis:mp "
-        "(model parallel) or axis:ep (expert parallel), with ? where an axis that doesn't divide "
-        "stays whole; the tensor is whole if omitted",
-    )
-    whole_if: FlagName | None = Field(
-        default=None, description="the flag of a parallel configuration under which it isn't cut"
-    )
-    optimizer: MaybeByFlag = Field(
-        default=True,
-        description="whether optimizer parallelism may cut it once more: yes, no, or by a flag",
-    )
-    dtype: DTypeName | None = Field(
-        default=None, description="what the network holds it in, where that isn't the model's dtype"
     )
 
 
