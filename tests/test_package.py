@@ -231,6 +231,20 @@ def test_files_are_reached_by_way_of_a_store():
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize(
+    "path", ["peer/hf_hub", "mindspore/full.ckpt", "mindspore/unified", "mindspore/sharded/mp8"]
+)
+def test_what_is_in_a_checkpoint_is_said_without_numpy_and_pydantic(path):
+    """They take longer to import than most checkpoints to inspect."""
+    code = (
+        "import sys, ckptforge\nckptforge.inspect(sys.argv[1])\n"
+        "assert not {'numpy', 'pydantic', 'click', 'torch'} & set(sys.modules)"
+    )
+    path = ROOT / "tests" / "fixtures" / path
+    assert path.exists()
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
+
+
 NEEDS = {"forward", "testing"}  # torch, mindspore or pytest, which may not be there
 LEAVES = {
     "adapters": ["adapters"],

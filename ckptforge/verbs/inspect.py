@@ -32,7 +32,6 @@ from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import is_state
-from ckptforge.verbs.inputs import open_input
 from ckptforge.verbs.inspection import (
     Amount,
     Entry,
@@ -75,7 +74,9 @@ def inspect(options: Inspect) -> Inspection:
         parallel_config=options.parallel_config,
     )
     if not in_ranks(path, choices):
-        return _bound(path, open_input(path, step, adapter=False), choices)
+        from ckptforge.adapters.adapter import open_weights
+
+        return _bound(path, open_weights(path, step, model_first=True), choices)
     from ckptforge.parallel.join import join_ranks
     from ckptforge.parallel.ranks import read_job, recorded_strategy, ways_to_say
 
