@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -25,14 +25,17 @@ class Registry(Generic[T]):
 
     def __init__(self, group: str, *built_in: str, last: tuple[str, ...] = ()) -> None:
         self.group = group
-        self._names, self._last_names = built_in, last
+        self._first, self._last = built_in, last
         self._registered: list[T] = []
+        self._loaded: dict[str, tuple[T, ...]] = {}
 
     def __iter__(self) -> Iterator[T]:
-        yield from self.built_in
+        for name in self._first:
+            yield from self._load(name)
         yield from self._registered
         yield from self._announced
-        yield from self._last
+        for name in self._last:
+            yield from self._load(name)
 
     @contextmanager
     def registered(self, *added: T) -> Iterator[None]:
@@ -45,12 +48,22 @@ class Registry(Generic[T]):
 
     @cached_property
     def built_in(self) -> tuple[T, ...]:
-        """Those of the package that stand first."""
-        return tuple(map(_load, self._names))
+        """Those of the package."""
+        return tuple(one for name in (*self._first, *self._last) for one in self._load(name))
 
-    @cached_property
-    def _last(self) -> tuple[T, ...]:
-        return tuple(map(_load, self._last_names))
+    def _load(self, name: str) -> tuple[T, ...]:
+        """What a name stands for; nothing where the part of the package that has it isn't there."""
+        if name not in self._loaded:
+            module, _, attribute = name.partition(":")
+            try:
+                found = import_module(module)
+            except ModuleNotFoundError as error:
+                if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                    raise
+                self._loaded[name] = ()
+            else:
+                self._loaded[name] = (getattr(found, attribute) if attribute else cast(T, found),)
+        return self._loaded[name]
 
     @cached_property
     def _announced(self) -> tuple[T, ...]:
@@ -63,9 +76,3 @@ class Registry(Generic[T]):
             except Exception as error:
                 _log.warning("%s %s can't be loaded: %s", self.group, point.value, error)
         return tuple(found)
-
-
-def _load(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    found = import_module(module)
-    return getattr(found, attribute) if attribute else found

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 import ckptforge
-from ckptforge.adapters.adapter import open_weights, read_adapter, read_kept
+from ckptforge.adapters.adapter import open_adapter, read_adapter, read_kept
 from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.manifest import written_names
@@ -530,7 +530,7 @@ def _adapter(work: Path) -> Target:
                 (path / "adapter_model.safetensors").write_bytes(
                     len(chosen).to_bytes(8, "little") + chosen + bytes(4 * len(header))
                 )
-        checkpoint = open_weights(path)
+        checkpoint = open_adapter(path)
         read_adapter(checkpoint, read_kept(checkpoint), table, {}, None)
 
     def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:

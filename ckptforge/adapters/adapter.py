@@ -12,11 +12,9 @@ from msgspec.structs import replace
 
 from ckptforge.adapters import peft
 from ckptforge.adapters.factors import Factors, Index
-from ckptforge.adapters.peft_names import of_the_base, plain_names, whole_weight
-from ckptforge.checkpoints import huggingface
+from ckptforge.adapters.peft_names import of_the_base, whole_weight
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
 from ckptforge.checkpoints.manifest import find_manifest
-from ckptforge.checkpoints.mindspore import refuse_step
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import (
     ConfigError,
@@ -30,13 +28,13 @@ from ckptforge.errors import (
     nearest,
     shown,
 )
-from ckptforge.model import Account, Model
+from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Names, recognise_names, without_offsets
 from ckptforge.tables.lora import LORA_MARK, WEIGHT, is_lora
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
-from ckptforge.values import Value, value_of
+from ckptforge.values import Value
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -85,25 +83,12 @@ class Adapter(msgspec.Struct, frozen=True):
         return sorted({one.scale for one in self.factors})
 
 
-def open_weights(path: Path, step: int | None = None, model_first: bool = False) -> Model:
-    """The tensors of an adapter: of a PEFT directory, or of a checkpoint that holds factors,
-    perhaps with the weights.
-
-    With `model_first` a directory that holds a model beside a PEFT adapter is read as the model.
-    """
-    if not peft.is_adapter(path) or (model_first and huggingface.holds_model(path)):
-        return open_checkpoint(path, step)
-    refuse_step(step, path, "a PEFT adapter")
-    file = peft.read_weights(path)
-    tensors, notes = plain_names(file.path, file.tensors)
-    return Model(
-        path=path,
-        format="peft adapter",
-        directory=path,
-        files=(file,),
-        values={name: value_of(stored) for name, stored in tensors.items()},
-        account=Account().noting(*file.notes, *notes),
-    )
+def open_adapter(path: Path, step: int | None = None) -> Model:
+    """The tensors of an adapter: of a PEFT directory, whatever else lies there, or of a checkpoint
+    that holds factors, perhaps with the weights."""
+    if peft.is_adapter(path):
+        return peft.PEFT_ADAPTER.open(path, step)
+    return open_checkpoint(path, step)
 
 
 def read_kept(model: Model) -> Kept:

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.adapters.module_pattern import ModulePatterns
-from ckptforge.checkpoints.files import read_file
+from ckptforge.adapters.peft_names import plain_names
+from ckptforge.checkpoints.files import model_of, read_file
+from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.formats.index import FileIndex
+from ckptforge.model import Model
 from ckptforge.storage.files import has_name, is_directory
 from ckptforge.storage.small_files import is_there, read_small
 from ckptforge.storage.small_json import parse_object
@@ -148,6 +152,25 @@ def number(value: object, what: str) -> float:
 def is_adapter(path: Path) -> bool:
     """Whether a path is a PEFT directory."""
     return is_directory(path) and has_name(path / CONFIG)
+
+
+class PeftAdapter:
+    """A PEFT directory without a model beside its adapter."""
+
+    def recognises(self, directory: Path) -> bool:
+        return has_name(directory / CONFIG)
+
+    def open(self, directory: Path, step: int | None) -> Model:
+        """The factors under the names that save_pretrained gives them."""
+        refuse_step(step, directory, "a PEFT adapter")
+        file = read_weights(directory)
+        tensors, notes = plain_names(file.path, file.tensors)
+        named = replace(file, tensors=tensors)
+        found = model_of(directory, [named], *notes, format="peft adapter")
+        return replace(found, files=(file,))
+
+
+PEFT_ADAPTER = PeftAdapter()
 
 
 def read_weights(directory: Path) -> FileIndex:

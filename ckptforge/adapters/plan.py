@@ -14,7 +14,7 @@ from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter, re
 from ckptforge.adapters.converting import Converted, convert_adapter
 from ckptforge.adapters.target import PeftTarget, holds
 from ckptforge.checkpoints.card import HuggingFaceSide
-from ckptforge.checkpoints.opening import CONFIG
+from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, ModelUnknownError, UsageError
 from ckptforge.model import Account, Model

@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.checkpoints.huggingface import INDEX
-from ckptforge.checkpoints.opening import CONFIG
+from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import FormatError
 from ckptforge.formats.index import FileIndex
 from ckptforge.storage.files import is_directory, is_file, is_link, real_path

@@ -1,14 +1,21 @@
-"""One file of tensors, in the format that it has by its name."""
+"""Files of tensors: read in the format that they have by their names, and put together."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ckptforge.checkpoints.sniff import explained, head_of
-from ckptforge.errors import FormatError, ReadError, alternatives
+from ckptforge.errors import FormatError, ReadError, alternatives, counted
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import HEAD, endings, formats_by_ending
+from ckptforge.model import Account, Model
+from ckptforge.storage.files import is_directory
 from ckptforge.storage.mounts import store_of
+from ckptforge.values import value_of
+
+_log = logging.getLogger(__name__)
 
 
 def read_file(path: Path) -> FileIndex:
@@ -52,3 +59,31 @@ def refuse_changed(file: FileIndex) -> None:
             f"{file.path}: was changed while it was read, so that nothing was "
             "written; convert it again."
         )
+
+
+def model_of(path: Path, files: Sequence[FileIndex], *notes: str, format: str = "") -> Model:
+    """The tensors of some files as one model; `path` is what a user named. Raises `FormatError` if
+    there are none."""
+    values = {name: value_of(stored) for file in files for name, stored in file.tensors.items()}
+    if not values:
+        raise FormatError(f"{path}: holds no tensors.")
+    directory = is_directory(path)
+    if directory and files[0].format == "safetensors":
+        format = format or "hugging face directory"
+    found = Model(
+        path=path,
+        format=format or files[0].format,
+        directory=path if directory else path.parent,
+        files=tuple(files),
+        values=values,
+        account=Account().noting(*notes, *(note for file in files for note in file.notes)),
+    )
+    _log.info(
+        "opened %s: %s, %s in %s, %s bytes",
+        path,
+        found.format,
+        counted(len(values), "tensor"),
+        counted(len(files), "file"),
+        f"{found.nbytes:,}",
+    )
+    return found

@@ -14,13 +14,16 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.duplicates import without_duplicates
-from ckptforge.checkpoints.files import read_file
+from ckptforge.checkpoints.files import model_of, read_file
+from ckptforge.checkpoints.kinds import refuse_step
+from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
 from ckptforge.formats.index import FileIndex
-from ckptforge.storage.files import has_name, is_file
-from ckptforge.storage.small_files import is_file_name, is_there, named
-from ckptforge.storage.small_json import read_object
+from ckptforge.model import Model
+from ckptforge.storage.files import is_file
+from ckptforge.storage.small_files import is_there, named
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]+)-of-(?P<count>[0-9]+)\.safetensors")
@@ -89,29 +92,9 @@ def shard_of(path: Path) -> str | None:
     return None
 
 
-def weight_map_of(index: Path) -> dict[str, str]:
-    """Tensor → name of its file, as an index says. Raises `FormatError`."""
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) for name in weight_map.values()
-    ):
-        raise FormatError(f"{index}: weight_map must map tensor names to file names.")
-    return weight_map
-
-
-def holds_model(directory: Path) -> bool:
-    """Whether a model's weights lie there under the names that transformers looks for."""
-    return has_name(directory / SINGLE) or has_name(directory / INDEX)
-
-
 def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
     weight_map = weight_map_of(index_path)
     names = sorted(set(weight_map.values()))
-    for name in names:
-        if not is_file_name(name):
-            raise FormatError(
-                f"{index_path}: {shown(name)} isn't the name of a file in this directory."
-            )
     missing = [name for name in names if not is_file(directory / name)]
     if missing:
         are = "is" if len(missing) == 1 else "are"
@@ -172,3 +155,32 @@ def _check_shard_names(directory: Path, paths: list[Path]) -> None:
                 f"{directory}: shards are missing:\n{listing(missing)}\nGet "
                 "them from where the model came from."
             )
+
+
+class HuggingFace:
+    """A Hugging Face directory, known by the names of its weights or of their index, which are
+    those that transformers looks for (`fixed`) or others."""
+
+    def __init__(self, fixed: bool) -> None:
+        self.fixed = fixed
+
+    def recognises(self, directory: Path) -> bool:
+        """By other names: shards with an index or a config.json beside them, or several files that
+        aren't the steps of a training job."""
+        if self.fixed:
+            return is_there(directory / SINGLE) or is_there(directory / INDEX)
+        if named(directory, ".ckpt"):
+            return False
+        paths = named(directory, ".safetensors")
+        return (
+            bool(paths and is_there(directory / CONFIG))
+            or bool(named(directory, ".safetensors.index.json"))
+            or any(path.name.startswith("model") for path in paths)
+        )
+
+    def open(self, directory: Path, step: int | None) -> Model:
+        refuse_step(step, directory, "a Hugging Face directory")
+        return model_of(directory, read_directory(directory))
+
+
+BY_FIXED_NAME, BY_OTHER_NAMES = HuggingFace(fixed=True), HuggingFace(fixed=False)

@@ -7,25 +7,27 @@ import re
 from itertools import count, islice
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ckptforge.checkpoints.duplicates import without_duplicates
-from ckptforge.checkpoints.files import read_file
+from ckptforge.checkpoints.files import model_of, read_file
+from ckptforge.checkpoints.kinds import check_step, refuse_step
 from ckptforge.checkpoints.sniff import STRATEGY_FILE, identify
+from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.checkpoints.whereabouts import explain_directory
 from ckptforge.errors import (
     FormatError,
     InputNotFoundError,
-    UsageError,
     alternatives,
     counted,
     listing,
-    shown,
 )
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import endings, of_a_format
+from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory, is_file
-from ckptforge.storage.small_files import entries_of, is_file_name, is_there
-from ckptforge.storage.small_json import read_object
+from ckptforge.storage.small_files import entries_of, is_there
 
 UNIFIED_MAP = "param_name_map.json"
 HYPER_PARAMETERS = "hyper_param.safetensors"
@@ -59,16 +61,8 @@ def read_unified(directory: Path) -> list[FileIndex]:
     the hyper parameters. Of a tensor that several hold, the one in the file that the map names; see
     `without_duplicates`."""
     map_path = directory / UNIFIED_MAP
-    weight_map = read_object(map_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) for name in weight_map.values()
-    ):
-        raise FormatError(f"{map_path}: weight_map must map parameter names to file names.")
+    weight_map = weight_map_of(map_path, "parameter")
     names = sorted(set(weight_map.values()))
-    if bad := [name for name in names if not is_file_name(name)]:
-        raise FormatError(
-            f"{map_path}: {shown(bad[0])} isn't the name of a file in this directory."
-        )
     if missing := [name for name in names if not is_file(directory / name)]:
         raise InputNotFoundError(
             f"{directory}: files named by {UNIFIED_MAP} are missing:\n{listing(missing)}"
@@ -85,26 +79,6 @@ def read_unified(directory: Path) -> list[FileIndex]:
     if is_file(hyper) and hyper.name not in names:
         files.append(read_file(hyper))
     return without_duplicates(files, weight_map, map_path)
-
-
-def check_step(step: int | None) -> None:
-    """Raises `UsageError` for a step that none can be."""
-    if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
-        raise UsageError(
-            f"{option('step', step)}: expected the number of a training step, which isn't negative."
-        )
-
-
-def refuse_step(step: int | None, path: Path, what: str) -> None:
-    """Raises `InputNotFoundError` where a step is named of something, `what`, that holds only
-    one."""
-    check_step(step)
-    if step is not None:
-        raise InputNotFoundError(
-            f"{path}: is {what}, where there is no step to choose: omit {option('step', step)}, or "
-            "name the directory that holds the "
-            "checkpoints of several steps."
-        )
 
 
 def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | None]:
@@ -203,3 +177,49 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
         f"{directory}: {where} the last of several checkpoints is taken, such as "
         f"{several[0]} ({option('step')} picks another)."
     ]
+
+
+class UnifiedSafetensors:
+    """MindSpore's `unified_safetensors`."""
+
+    def recognises(self, directory: Path) -> bool:
+        return is_unified(directory)
+
+    def open(self, directory: Path, step: int | None) -> Model:
+        refuse_step(step, directory, "a directory of unified safetensors")
+        return model_of(directory, read_unified(directory))
+
+
+class RankDirectories:
+    """The output of one device, in `rank_0/`; that of several is put together by who knows how
+    they are cut (`parallel/`)."""
+
+    def recognises(self, directory: Path) -> bool:
+        return bool(rank_directories(directory))
+
+    def open(self, directory: Path, step: int | None) -> Model:
+        ranks = rank_directories(directory)
+        if list(ranks) != [0]:
+            held = counted(len(ranks), "rank directory")
+            raise FormatError(
+                f"{directory}: holds {held}, the shards of one model; give the strategy of their "
+                f"job with {option('strategy_dir')}, or name the directory of one rank if each "
+                "holds the whole model."
+            )
+        chosen, note = choose_checkpoint(ranks[0], step)
+        found = model_of(directory, [read_file(chosen)], *([note] if note else []))
+        return replace(found, ranks=1)
+
+
+class OneFile:
+    """A directory with one file of tensors, or one for each of several steps."""
+
+    def recognises(self, directory: Path) -> bool:
+        return bool(of_a_format(entries_of(directory)))
+
+    def open(self, directory: Path, step: int | None) -> Model:
+        chosen, note = choose_checkpoint(directory, step)
+        return model_of(directory, [read_file(chosen)], *([note] if note else []))
+
+
+UNIFIED, RANKS, ONE_FILE = UnifiedSafetensors(), RankDirectories(), OneFile()

@@ -21,6 +21,7 @@ from ckptforge.errors import (
     listing,
 )
 from ckptforge.formats.registry import endings, of_a_format
+from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.mounts import store_of, unknown_address
@@ -70,38 +71,43 @@ def explain_missing(path: Path, model: bool = True) -> str:
     return ""
 
 
-def refuse_newer_mindformers(directory: Path) -> None:
-    """Raises `FormatError` for a checkpoint of MindFormers since r1.7, which isn't read yet: its
-    root, or an iteration of several ranks."""
-    entries = _entries(directory)
-    names = {entry.name for entry in entries}
-    iterations = [
-        entry.name for entry in entries if _ITERATION.fullmatch(entry.name) and is_directory(entry)
-    ]
-    parts = [
-        match for entry in entries if (match := _PARTS.fullmatch(entry.name)) and int(match[1]) > 1
-    ]
-    if _TRACKER not in names and not iterations and not parts:
-        return
-    found = (
-        f", with {', '.join(iterations[:3])}{', …' if len(iterations) > 3 else ''}"
-        if iterations
-        else ""
-    )
-    raise FormatError(
-        f"{directory}: is a checkpoint of MindFormers since r1.7{found}, which isn't read yet. "
-        "Save it with use_legacy_format: True, which "
-        "writes rank directories and strategy files."
-    )
+class NewerMindFormers:
+    """A checkpoint of MindFormers since r1.7, which isn't read yet: its root, or an iteration of
+    several ranks."""
 
-
-def refuse_weightless(directory: Path) -> None:
-    """Raises `InputNotFoundError` for a directory in which no file of a checkpoint lies, with what
-    it is and what to name instead."""
-    if not holds_weights(directory):
-        raise InputNotFoundError(
-            f"{directory}: no {alternatives(endings())} files in it.{explain_directory(directory)}"
+    def recognises(self, directory: Path) -> bool:
+        entries = _entries(directory)
+        parts = (_PARTS.fullmatch(entry.name) for entry in entries)
+        return (
+            any(entry.name == _TRACKER for entry in entries)
+            or bool(_iterations(entries))
+            or any(int(part[1]) > 1 for part in parts if part)
         )
+
+    def open(self, directory: Path, step: int | None) -> Model:
+        iterations = _iterations(_entries(directory))
+        more = ", …" if len(iterations) > 3 else ""
+        found = f", with {', '.join(iterations[:3])}{more}" if iterations else ""
+        raise FormatError(
+            f"{directory}: is a checkpoint of MindFormers since r1.7{found}, which isn't read yet. "
+            "Save it with use_legacy_format: True, which writes rank directories and strategy "
+            "files."
+        )
+
+
+NEWER_MINDFORMERS = NewerMindFormers()
+
+
+def _iterations(entries: Iterable[Path]) -> list[str]:
+    return [path.name for path in entries if _ITERATION.fullmatch(path.name) and is_directory(path)]
+
+
+def no_weights(directory: Path) -> InputNotFoundError:
+    """The error for a directory in which no file of a checkpoint lies, with what it is and what to
+    name instead."""
+    return InputNotFoundError(
+        f"{directory}: no {alternatives(endings())} files in it.{explain_directory(directory)}"
+    )
 
 
 def holds_weights(directory: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.checkpoints.opening import CONFIG
+from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import ConfigError, FormatError, QuantisedError, counted, shown
 from ckptforge.model import Model

@@ -10,8 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.card import HuggingFaceSide
-from ckptforge.checkpoints.huggingface import INDEX
-from ckptforge.checkpoints.opening import CONFIG
+from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import shown
 from ckptforge.model import Model
 from ckptforge.spelling import option

@@ -19,9 +19,8 @@ from ckptforge.checkpoints.card import (
     hugging_face_side,
     small_files_of,
 )
-from ckptforge.checkpoints.huggingface import shard_of
+from ckptforge.checkpoints.huggingface import CONFIG, shard_of
 from ckptforge.checkpoints.manifest import Manifest, find_manifest
-from ckptforge.checkpoints.opening import CONFIG
 from ckptforge.dtypes import DType
 from ckptforge.errors import (
     CkptforgeError,

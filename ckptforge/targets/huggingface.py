@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.checkpoints.card import HuggingFaceSide
-from ckptforge.checkpoints.huggingface import INDEX, SINGLE
-from ckptforge.checkpoints.opening import CONFIG
+from ckptforge.checkpoints.huggingface import CONFIG, INDEX, SINGLE
 from ckptforge.dtypes import DType
 from ckptforge.errors import ConfigError, UsageError, shown
 from ckptforge.formats import safetensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
@@ -34,18 +35,20 @@ def open_choice(path: Path, options: Converting, **choices: Any) -> Model:
 def open_input(path: Path, step: int | None, adapter: bool) -> Model:
     """Opens a checkpoint that isn't in ranks: of a directory that holds both a model and an adapter
     the one that is wanted."""
-    from ckptforge.adapters.adapter import open_weights
+    if not adapter:
+        return open_checkpoint(path, step)
+    from ckptforge.adapters.adapter import open_adapter
 
-    return open_weights(path, step, model_first=not adapter)
+    return open_adapter(path, step)
 
 
 def merged(source: Source, adapter: Path, alpha: float | None, step: int | None) -> Source:
     """A model with an adapter added; `step` is for one that lies in the model's own directory."""
-    from ckptforge.adapters.adapter import open_weights
+    from ckptforge.adapters.adapter import open_adapter
     from ckptforge.adapters.merging import merge_adapter
 
     same = real_path(adapter) == real_path(source.model.path)
-    return merge_adapter(source, open_weights(adapter, step if same else None), alpha)
+    return merge_adapter(source, open_adapter(adapter, step if same else None), alpha)
 
 
 def bind_input(model: Model, options: Converting, **choices: Any) -> Source:

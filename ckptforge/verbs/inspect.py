@@ -74,9 +74,7 @@ def inspect(options: Inspect) -> Inspection:
         parallel_config=options.parallel_config,
     )
     if not in_ranks(path, choices):
-        from ckptforge.adapters.adapter import open_weights
-
-        return _bound(path, open_weights(path, step, model_first=True), choices)
+        return _bound(path, open_checkpoint(path, step), choices)
     from ckptforge.parallel.join import join_ranks
     from ckptforge.parallel.ranks import read_job, recorded_strategy, ways_to_say
 
