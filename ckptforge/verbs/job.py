@@ -23,13 +23,13 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.hashing import tensor_hashes
 from ckptforge.run.ledger import Finished
 from ckptforge.run.match import unlike
-from ckptforge.run.run import cache_bytes, run
+from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.values import Place
 from ckptforge.verbs.options import Overflow, Running
-from ckptforge.verbs.result import Result, dry_result
+from ckptforge.verbs.result import Result, dry_result, result_of
 
 _log = logging.getLogger(__name__)
 
@@ -55,75 +55,65 @@ def run_job(job: Job, options: Running) -> Result:
     plan, publisher = job.plan, publisher_of(job.plan.output)
     memory = None if options.memory is None else parse_size(options.memory, "memory")
     budget = Budget.of(options.workers, memory).caching(cache_bytes(plan.assemblies))
-    hashing = job.manifest and not options.no_hash
     if options.resume and not options.dry_run and publisher.finish(plan, options.command):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
-        files = (*plan.paths, manifest_path(plan.output, False))
-        return Result(
-            plan.verb,
-            plan.output,
-            files,
-            plan.nbytes,
-            plan.tensor_count,
-            Audit(),
-            plan.left_out,
-            notes,
-            dict(plan.facts),
-            0.0,
-        )
-    made, tensors = counted(len(plan.files), "file"), counted(plan.tensor_count, "tensor")
-    _log.info(
-        "plan: %s with %s, %s bytes, from %s",
-        made,
-        tensors,
-        f"{plan.nbytes:,}",
-        counted(len(plan.sources), "file"),
-    )
-    _log.info(
-        "budget: %s with %s bytes of buffers each",
-        counted(budget.workers, "worker"),
-        f"{budget.bytes_each:,}",
-    )
+        return result_of(plan, files=_files(job), notes=notes)
+    _log_plan(plan, budget)
     publisher.check(plan, options.overwrite)
     if options.dry_run:
         return dry_result(plan, budget, tied_notes(job.tied, None))
     began = time.monotonic()
+    hashing = job.manifest and not options.no_hash
     request = Request(options.overwrite, options.resume, hashing, options.command)
-    manifest = manifest_path(plan.output, plan.is_directory) if job.manifest else None
     with publisher.publication(plan, request) as out:
         publisher.check_room(plan, out.disk_used)
         _refuse_unlike(plan, budget)
         said = tied_notes(job.tied, budget)
         kept = _kept(plan, out, budget)
-        _log.info(
-            "checked output path and disk space; %s of %s finished before", len(kept), tensors
-        )
+        total = counted(plan.tensor_count, "tensor")
+        _log.info("checked output path and disk space; %s of %s finished before", len(kept), total)
         done = run(plan, out.writers, budget, options.progress, hashing, out.journal, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
-        audit = done.audit
-        if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
-            raise CastOverflowError(_overflow_message(plan, audit))
+        if done.audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
+            raise CastOverflowError(_overflow_message(plan, done.audit))
         for source in plan.sources:
             refuse_changed(source)
-        if manifest is not None:
-            out.sync()
-            command = out.journal.head.get("command") if out.journal else options.command
-            out.small_files[manifest.name] = manifest_json(
-                plan, job.table, job.layout, job.side, done, out.mtimes, command
-            )
+        if job.manifest:
+            _add_manifest(job, out, done, options.command)
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
-    return Result(
-        plan.verb,
-        plan.output,
-        (*plan.paths, *([manifest] if manifest is not None else [])),
-        plan.nbytes,
-        plan.tensor_count,
-        audit,
-        plan.left_out,
-        (*plan.notes, *said, *_remains(publisher.remains(plan.output), plan.output)),
-        dict(plan.facts),
-        time.monotonic() - began,
+    remains = _remains(publisher.remains(plan.output), plan.output)
+    return result_of(
+        plan,
+        files=_files(job),
+        audit=done.audit,
+        notes=(*plan.notes, *said, *remains),
+        seconds=time.monotonic() - began,
         peak_buffers=budget.total,
+    )
+
+
+def _files(job: Job) -> tuple[Path, ...]:
+    """What a job writes, the manifest last."""
+    plan = job.plan
+    manifest = [manifest_path(plan.output, plan.is_directory)] if job.manifest else []
+    return (*plan.paths, *manifest)
+
+
+def _log_plan(plan: Plan, budget: Budget) -> None:
+    made, tensors = counted(len(plan.files), "file"), counted(plan.tensor_count, "tensor")
+    sources = counted(len(plan.sources), "file")
+    _log.info("plan: %s with %s, %s bytes, from %s", made, tensors, f"{plan.nbytes:,}", sources)
+    workers, each = counted(budget.workers, "worker"), f"{budget.bytes_each:,}"
+    _log.info("budget: %s with %s bytes of buffers each", workers, each)
+
+
+def _add_manifest(job: Job, out: Publication, done: Done, command: str | None) -> None:
+    """The manifest, with the command that the run was begun with."""
+    out.sync()
+    begun = command if out.journal is None else out.journal.head.get("command")
+    name = manifest_path(job.plan.output, job.plan.is_directory).name
+    out.small_files[name] = manifest_json(
+        job.plan, job.table, job.layout, job.side, done, out.mtimes, begun
     )
 
 

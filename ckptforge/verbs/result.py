@@ -61,6 +61,23 @@ class Result:
         }
 
 
+def result_of(plan: Plan, **more: Any) -> Result:
+    """What a plan makes, with what `more` says of a run of it."""
+    found: dict[str, Any] = {
+        "verb": plan.verb,
+        "output": plan.output,
+        "files": plan.paths,
+        "bytes": plan.nbytes,
+        "tensors": plan.tensor_count,
+        "audit": Audit(),
+        "left_out": plan.left_out,
+        "notes": plan.notes,
+        "facts": dict(plan.facts),
+        "seconds": 0.0,
+    }
+    return Result(**{**found, **more})
+
+
 def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
     """The result of a plan that isn't carried out; a note says where the disk has no room for
     it."""
@@ -69,17 +86,6 @@ def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
         publisher_of(plan.output).check_room(plan)
     except OutputError as error:
         notes.append(str(error))
-    return Result(
-        plan.verb,
-        plan.output,
-        plan.paths,
-        plan.nbytes,
-        plan.tensor_count,
-        Audit(),
-        plan.left_out,
-        tuple(notes),
-        {**plan.facts, "planned_casts": plan.casts()},
-        0.0,
-        dry_run=True,
-        peak_buffers=budget.total,
-    )
+    facts = {**plan.facts, "planned_casts": plan.casts()}
+    buffers = budget.total
+    return result_of(plan, notes=tuple(notes), facts=facts, dry_run=True, peak_buffers=buffers)
