@@ -113,7 +113,6 @@ def begin(disk: FileSystem, path: Path, plan: Plan, command: str | None) -> Jour
     journal = Journal(path, file, head_of(plan, command))
     journal.add_line(journal.head)
     journal.sync()
-    disk.sync_directory(path.parent)
     return journal
 
 

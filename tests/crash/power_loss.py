@@ -81,6 +81,10 @@ def jobs(work: Path) -> dict[str, Job]:
         ckptforge.split(full, out, parallel_config=cut, **options)
 
     gmm = {"layout": "gmm", "dtype": "fp32"}
+
+    def strategy(out: Path, **options: Any) -> None:
+        ckptforge.strategy(out, parallel_config=cut, like=full, **options)
+
     shards = {"max_shard_size": "20KB"}
     no_exchange = frozenset({"exchange"})
     return {
@@ -89,6 +93,7 @@ def jobs(work: Path) -> dict[str, Job]:
         "to-torch": Job(to_torch, "new/hf", shards),
         "merge": Job(merge, "a/b/m.ckpt"),
         "split": Job(split, "ranks"),
+        "strategy": Job(strategy, "s"),
         "replace a file": Job(to_ms, "x.ckpt", gmm, lambda: to_ms(PLACE / "x.ckpt")),
         "replace a directory": Job(to_ms, "o", gmm, lambda: to_ms(PLACE / "o")),
         "replace without exchange": Job(

@@ -15,7 +15,7 @@ from ckptforge.testing.memory import Memory
 from ckptforge.testing.power_loss import BLOCK, Durable, PowerLoss
 from ckptforge.testing.store_tests import get, put
 from ckptforge.testing.stores import FailingStore, fail
-from tests.crash.power_loss import Rig, jobs, lose_power
+from tests.crash.power_loss import Rig, clean, jobs, lose_power
 
 TIMES = 10  # of each job
 PLACE = Path("/power")
@@ -34,6 +34,7 @@ def every_job(tmp_path_factory):
         "to-torch",
         "merge",
         "split",
+        "strategy",
         "replace a file",
         "replace a directory",
         "replace without exchange",
@@ -49,6 +50,24 @@ def test_power_is_lost_and_nothing_else(every_job, name):
             lose_power(rig, random.Random(seed))
         except Exception as error:
             raise AssertionError(f"with the seed {seed!r}") from error
+
+
+def test_what_was_moved_away_is_put_back_for_good(every_job):
+    """It isn't removed before its name is durable."""
+    rig = Rig(every_job["replace without exchange"])
+    memory, renames = rig.copy(), fail(2, PowerLoss(), {"rename"}, ever=True)
+    missing = rig.fault(10**9)
+    faults = FailingStore(memory, lambda call: missing(call) or renames(call))
+    with mounted(PLACE, faults), pytest.raises(PowerLoss):
+        rig.job(workers=1)
+    rig.ended = False
+    assert rig.judge(memory) == "old, moved away"
+    for i in range(150):
+        chance = random.Random(i)
+        again = Durable(memory).cut(random.Random(0))
+        left = clean(rig, again, chance, stop=chance.randrange(1, 16))
+        assert rig.judge(left) in ("old", "old, moved away")
+        assert rig.judge(clean(rig, left, chance)) == "old"
 
 
 def test_a_run_that_syncs_nothing_is_found_out(every_job, monkeypatch):
