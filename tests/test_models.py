@@ -564,12 +564,17 @@ def test_a_weight_whose_scales_are_missing_is_refused(tmp_path):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
 
 
-def test_scaled_weights_in_ranks_are_refused(tmp_path):
+@pytest.mark.parametrize("cut", [True, False])
+def test_scaled_weights_that_are_cut_into_ranks_are_refused(tmp_path, cut):
     write_model(tmp_path / "hub", TABLES["qwen3"], TABLES["qwen3"].example)
     stored, _ = eight_bits(tmp_path / "hub", (16, 24))
     item = {"dev_matrix": [2], "opt_weight_shard_size": 0, "opt_weight_shard_step": 0, "field": 0}
     items = {
-        name: {**item, "tensor_map": [-1] * len(shape), "tensor_shape": shape}
+        name: {
+            **item,
+            "tensor_map": [0 if cut else -1, *[-1] * (len(shape) - 1)],
+            "tensor_shape": [shape[0] * (2 if cut else 1), *shape[1:]],
+        }
         for name, (_, shape, _) in stored.items()
     }
     (tmp_path / "s").mkdir()
@@ -582,19 +587,14 @@ def test_scaled_weights_in_ranks_are_refused(tmp_path):
             tmp_path / "hub" / "model.safetensors",
             tmp_path / "ranks" / f"rank_{rank}" / "x.safetensors",
         )
-    with pytest.raises(
-        FormatError,
-        match=r"is stored with scales of its blocks and cut into "
-        r"ranks.*ckptforge.merge",
-    ):
-        ckptforge.convert(
-            tmp_path / "ranks",
-            tmp_path / "x.ckpt",
-            to="mcore",
-            from_="hub",
-            src_strategy_dir=tmp_path / "s",
-            config=tmp_path / "hub",
-        )
+    call = {"to": "hub", "src_strategy_dir": tmp_path / "s", "config": tmp_path / "hub"}
+    if cut:
+        with pytest.raises(FormatError, match=r"scales of its blocks and cut into ranks.*merge"):
+            ckptforge.convert(tmp_path / "ranks", tmp_path / "out", **call)
+        return
+    ckptforge.convert(tmp_path / "ranks", tmp_path / "out", **call)
+    ckptforge.convert(tmp_path / "hub", tmp_path / "plain", to="hub")
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
 
 
 def test_a_config_that_says_eight_bits_is_not_kept_for_wider_weights(tmp_path):

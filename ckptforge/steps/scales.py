@@ -106,7 +106,7 @@ def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 def _powers(exponents: Array) -> Array:
     """Bytes as powers of two."""
-    raw = exponents.view(np.uint8)
+    raw = exponents.reshape(-1).view(np.uint8)
     made = np.ldexp(1.0, raw.astype(np.int32) - 127)
     made[raw == _NO_EXPONENT] = math.nan
     return made
