@@ -154,7 +154,7 @@ def hugging_face_side(
             **({"passed_over": list(file.passed_over)} if file.passed_over else {}),
         }
         for file in files
-        if is_file_name(file.path.name)
+        if is_file_name(file.path.name) and file.path.suffix in WEIGHTS
     }
     return HuggingFaceSide(small, shards, layout, skipped)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import CkptforgeError, FormatError, shown
 from ckptforge.storage.files import open_file, read_exactly
+from ckptforge.storage.store import Status
 from ckptforge.values import Stored
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
@@ -70,6 +71,41 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.path}: the stored crc32 is {self.checksum.expected}, the "
                 f"contents give {crc}; the file is damaged."
             )
+
+
+def index_of(path: Path, format: str, status: Status, tensors: Iterable[Stored]) -> FileIndex:
+    """The index of a file that holds these tensors. Raises `FormatError` for a name that stands
+    twice or can't be, and where a tensor's bytes aren't all in the file."""
+    found: dict[str, Stored] = {}
+    for one in tensors:
+        check_name(one.name, path)
+        if one.name in found:
+            raise FormatError(f"{path}: tensor {shown(one.name)} is there twice.")
+        needed, held = bytes_needed(one.dtype, one.shape, path, one.name), 0
+        for extent in one.extents:
+            held += extent.length if extent.offset + extent.length <= status.size else 0
+        if held != needed or min(one.shape, default=0) < 0:
+            raise FormatError(
+                f"{path}: tensor {shown(one.name)}, {one.dtype} {list(one.shape)}, should have "
+                f"{needed} bytes but {held} are there; the file is damaged or incomplete."
+            )
+        found[one.name] = one
+    return FileIndex(
+        path=path, format=format, size=status.size, mtime_ns=status.mtime_ns, tensors=found
+    )
+
+
+@contextmanager
+def parsing(path: Path, what: str) -> Iterator[None]:
+    """Raises `FormatError` for whatever another library's parser raises of a file that isn't
+    `what`."""
+    try:
+        yield
+    except CkptforgeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"{path}: isn't {what} ({reason}); damaged.") from error
 
 
 def check_name(name: str, path: Path) -> None:

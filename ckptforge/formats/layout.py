@@ -39,14 +39,25 @@ def specs_of(values: Mapping[str, Value]) -> list[TensorSpec]:
     return [TensorSpec(name, value.dtype, value.shape) for name, value in values.items()]
 
 
+class Seal(msgspec.Struct, frozen=True, kw_only=True):
+    """The crc32 of `length` bytes of a file from byte `start`, which stands in the file itself, at
+    the bytes `at` (little-endian): what a format says of numbers that aren't known yet."""
+
+    start: int
+    length: int
+    at: tuple[int, ...]
+
+
 class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file to be written: `size` bytes, `literals` as (offset, bytes), which are all of them that
-    aren't tensors, and the places of the tensors by their names."""
+    aren't tensors, the places of the tensors by their names, and `seals` that are put over literals
+    when the tensors are written."""
 
     path: Path
     size: int
     literals: tuple[tuple[int, bytes], ...]
     places: dict[str, Place]
+    seals: tuple[Seal, ...] = ()
 
     def at(self, path: Path) -> OutputFile:
         """The same file under another path."""

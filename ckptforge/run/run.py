@@ -15,6 +15,7 @@ from ckptforge.run.files import OpenFiles
 from ckptforge.run.ledger import Ledger
 from ckptforge.run.pool import Progress, run_tasks
 from ckptforge.run.schedule import Kept, Schedule
+from ckptforge.run.tasks import Sealing
 from ckptforge.run.worker import Worker
 from ckptforge.storage.store import Writer
 
@@ -54,6 +55,9 @@ def run(
             schedule.finished,
             lambda done: progress(before + done, total) if progress is not None else None,
         )
+        seals = [Sealing(file.path, seal) for file in plan.files for seal in file.seals]
+        if seals:
+            run_tasks(iter(seals), workers, files.stop)
     finally:
         files.close()
     return Done(schedule.audit, schedule.all_hashes())

@@ -3,11 +3,14 @@ together, and files whose checksums are compared."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 
 from ckptforge.formats.index import FileIndex
+from ckptforge.formats.layout import Seal
 from ckptforge.planning.plan import Assembly
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
@@ -15,7 +18,7 @@ from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.tiles import Tile, best_form, tiles
 from ckptforge.run.worker import MANY_CALLS, Worker
 from ckptforge.run.write import move_bytes, paired_ranges
-from ckptforge.storage.files import write_exactly
+from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.values import Place, Stored
 
 _MOVE_BYTES = 8 * 1024 * 1024
@@ -104,6 +107,27 @@ class Verify(msgspec.Struct, frozen=True):
         """Reads it. Raises `FormatError` where they differ."""
         buffer = worker.buffers.lend((PIECE_BYTES, 0))[0].data
         self.file.verify(buffer, worker.files.stop.is_set)
+
+
+class Sealing(msgspec.Struct, frozen=True):
+    """A checksum that a written file holds of its own bytes."""
+
+    path: Path
+    seal: Seal
+    progress: int = 0
+
+    def do(self, worker: Worker) -> None:
+        """Computes it and writes it. Raises the errors of reading and writing."""
+        buffer = worker.buffers.lend((PIECE_BYTES, 0))[0].data
+        writer, start = worker.files.target(self.path), self.seal.start
+        crc, end = 0, start + self.seal.length
+        for at in range(start, end, len(buffer)):
+            piece = buffer[: min(len(buffer), end - at)]
+            read_exactly(writer, at, piece, self.path)
+            crc = zlib.crc32(piece, crc)
+        with worker.files.writing[self.path]:
+            for at in self.seal.at:
+                write_exactly(writer, at, crc.to_bytes(4, "little"), self.path)
 
 
 def tasks_of(assemblies: Iterable[Assembly], budget: Budget) -> Iterator[Move | Fill]:

@@ -153,6 +153,10 @@ class OpenedModel(Mapping[str, Tensor]):
         that names none."""
         return self._changed(named.keep(self._model, *globs))
 
+    def apply(self, function: Callable[[Model], Model]) -> OpenedModel:
+        """The model that a function of yours makes of it (docs/extending.md)."""
+        return self._changed(function(self._model))
+
     @method(Save)
     def save(self, options: Save) -> Result:
         """Writes the model in one pass, whole or not at all. Returns a `Result`.

@@ -1,0 +1,56 @@
+"""A file of whichever store as one of Python's own, for parsers that want such."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from ckptforge.errors import ReadError
+from ckptforge.storage.files import open_file
+from ckptforge.storage.store import Reader, Status
+
+
+class Stream(io.BufferedReader):
+    """A regular file that is open for reading. Reading raises `ReadError`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens it. Raises `InputNotFoundError`."""
+        self._reader = open_file(path)
+        super().__init__(_Raw(self._reader, path))
+
+    def status(self) -> Status:
+        """What the store knows of the file."""
+        return self._reader.status()
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, reader: Reader, path: Path) -> None:
+        self._reader, self._path, self._at = reader, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._reader.status().size}
+        if starts[whence] + offset < 0:
+            raise ValueError(f"{self._path}: byte {starts[whence] + offset} isn't in any file.")
+        self._at = starts[whence] + offset
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            count = self._reader.read_into(self._at, memoryview(buffer).cast("B"))
+        except OSError as error:
+            raise ReadError(
+                f"{self._path}: reading at byte {self._at} failed: {error.strerror}."
+            ) from error
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reader.close()
+        super().close()
