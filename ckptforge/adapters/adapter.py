@@ -221,8 +221,8 @@ def _check_saved(path: Path, config: peft.AdapterConfig, whole: Mapping[str, Val
     for saved in config.saved_modules:
         if not any(module == saved or module.endswith(f".{saved}") for module in modules):
             raise FormatError(
-                f"{path}: {config.where} names {shown(saved)} in modules_to_save, "
-                f"but {peft.WEIGHTS} holds no weight of it."
+                f"{path}: {config.where} names {shown(saved)} in modules_to_save, but "
+                f"{peft.WEIGHTS} holds no weight of it."
             )
 
 
@@ -274,9 +274,8 @@ def _recognise(
             lengths
         ):
             raise ConfigError(
-                f"{model.path}: to read the adapter {table.axes[min(lost)].text} must be "
-                "known; give the model's config.json with "
-                f"{option('config')}."
+                f"{model.path}: to read the adapter {table.axes[min(lost)].text} must be known; "
+                f"give the model's config.json with {option('config')}."
             )
         best[name] = known, without_offsets(numbered, lengths), unknown
     if named is not None:
@@ -286,16 +285,15 @@ def _recognise(
             or len(best[named][2]) == len(names)
         ):
             raise LayoutError(
-                f"{model.path}: the adapter isn't of layout {named}; its first "
-                f"tensor is {shown(names[0])}."
+                f"{model.path}: the adapter isn't of layout {named}; its first tensor is "
+                f"{shown(names[0])}."
             )
         return best[named]
     fewest = min((len(unknown) for _, _, unknown in best.values()), default=len(names))
     if fewest == len(names):
         raise LayoutError(
             f"{model.path}: the adapter's tensors fit no layout of {table.name} "
-            f"({', '.join(best) or 'its table has no [lora]'}), the "
-            f"first is {shown(names[0])}."
+            f"({', '.join(best) or 'its table has no [lora]'}), the first is {shown(names[0])}."
         )
     for choice in preferred:
         if choice in best and len(best[choice][2]) == fewest:
@@ -308,8 +306,8 @@ def _recognise(
     ):
         raise LayoutError(
             f"{model.path}: the adapter's tensors fit layouts "
-            f"{' and '.join(one[0].name for one in fitting)} alike, which order the "
-            f"rows of a weight in different ways. {advice}"
+            f"{' and '.join(one[0].name for one in fitting)} alike, which order the rows of a "
+            f"weight in different ways. {advice}"
         )
     return fitting[0]
 
@@ -334,14 +332,14 @@ def _pair(
             ):
                 raise LayoutError(
                     f"{path}: holds the adapter of {module}, whose number is {index[beyond]}, but "
-                    f"the model has only {lengths[beyond]} "
-                    f"({table.axes[beyond].text}); is it an adapter of this model?"
+                    f"the model has only {lengths[beyond]} ({table.axes[beyond].text}); is it an "
+                    "adapter of this model?"
                 )
             if numbers not in firsts or numbers not in seconds:
                 there = firsts.get(numbers) or seconds[numbers]
                 raise FormatError(
-                    f"{path}: {there} is there without the other factor of {module}; "
-                    "the adapter is damaged."
+                    f"{path}: {there} is there without the other factor of {module}; the adapter "
+                    "is damaged."
                 )
             a, b = tensors[firsts[numbers]], tensors[seconds[numbers]]
             low, high = (b, a) if weight.turned else (a, b)  # of shapes (r, …) and (…, r)
@@ -399,11 +397,7 @@ def _scale(
 
 
 def adapter_tables(
-    tables: Iterable[Table],
-    held: Model,
-    kept: Kept,
-    config: Mapping[str, Any],
-    model: str | None,
+    tables: Iterable[Table], held: Model, kept: Kept, config: Mapping[str, Any], model: str | None
 ) -> list[Table]:
     """The tables that may be an adapter's model's: the one named, else those of config.json's
     model_type or of the manifest, else all that know its names. Raises `UsageError` and
@@ -422,8 +416,8 @@ def adapter_tables(
     found = by_type or [table for table in tables if table.lora.weights]
     if not found:
         raise ModelUnknownError(
-            f"{held.path}: no mapping table has a [lora] section; name "
-            f"one with {option('mapping')}."
+            f"{held.path}: no mapping table has a [lora] section; name one with "
+            f"{option('mapping')}."
         )
     unknown = {table.name: _fewest_unknown(held, table) for table in found}
     return [table for table in found if unknown[table.name] == min(unknown.values())]

@@ -48,10 +48,10 @@ def convert_adapter(
         entry.origin.name for entry in adapter.whole.values() if not of_the_base(entry.origin.name)
     ]:
         raise PlanError(
-            f"{adapter.path}: holds weights that were trained whole, beside its "
-            f"factors:\n{listing(trained)}\nAn adapter in layout "
-            f"{target.name} has none. Merge it while converting the model, with "
-            f"{option('merge_lora')}."
+            f"{adapter.path}: holds weights that were trained whole, beside its factors:\n"
+            f"{listing(trained)}\n"
+            f"An adapter in layout {target.name} has none. Merge it while converting the model, "
+            f"with {option('merge_lora')}."
         )
     weights = adapter.table.lora.weights.get(target.name, ())
     held = {tensor for weight in weights for tensor in weight.weight.tensors}
@@ -59,8 +59,8 @@ def convert_adapter(
         {one.a.origin.name for (tensor, _), one in adapter.by_tensor.items() if tensor not in held}
     ):
         raise LayoutError(
-            f"{adapter.path}: in layout {target.name} the weights of these can't have an "
-            f"adapter:\n{listing(lost)}\n"
+            f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n"
+            f"{listing(lost)}\n"
             f"Merge it while converting the model, with {option('merge_lora')}."
         )
     parts: list[tuple[AdaptedWeight, Index, dict[str, Factors]]] = []
@@ -82,8 +82,8 @@ def convert_adapter(
     if len(scales) > 1 and target.family == "mindspore":
         raise PlanError(
             f"{adapter.path}: its modules have different scales "
-            f"({', '.join(f'{scale:g}' for scale in sorted(scales)[:5])}), but "
-            f"MindFormers has one lora_alpha for all; merge it with {option('merge_lora')}."
+            f"({', '.join(f'{scale:g}' for scale in sorted(scales)[:5])}), but MindFormers has one "
+            f"lora_alpha for all; merge it with {option('merge_lora')}."
         )
     values: dict[str, Value] = {}
     for stack in stacks:

@@ -104,11 +104,7 @@ def _added(value: Value, products: tuple[Product, ...]) -> Value:
 
 
 def _products(
-    adapted: Mapping[str, Factors],
-    into: Pattern,
-    entry: Value,
-    sizes: AxisSizes,
-    table: Table,
+    adapted: Mapping[str, Factors], into: Pattern, entry: Value, sizes: AxisSizes, table: Table
 ) -> Iterator[Product]:
     """The products for one matrix, whose rows are `into`."""
     lengths: Lengths = {}
@@ -121,8 +117,7 @@ def _products(
         if one.columns != entry.shape[1]:
             raise LayoutError(
                 f"{one.a.origin.path}: {one.a.origin.name} has shape {list(one.a.shape)}, but "
-                f"{entry.origin.name} in "
-                f"{entry.origin.path} has {entry.shape[1]} columns."
+                f"{entry.origin.name} in {entry.origin.path} has {entry.shape[1]} columns."
             )
         alike = one.rows_as(into)
         if not alike:
@@ -137,9 +132,8 @@ def _products(
         ):
             raise LayoutError(
                 f"{one.b.origin.path}: {one.b.origin.name} has shape {list(one.b.shape)}, whose "
-                "rows don't fit "
-                f"those of {tensor} in {entry.origin.name} "
-                f"{list(entry.shape)} of {entry.origin.path}; is it an adapter of this model?"
+                f"rows don't fit those of {tensor} in {entry.origin.name} {list(entry.shape)} of "
+                f"{entry.origin.path}; is it an adapter of this model?"
             )
         yield Product(a=one.a.origin, b=one.b.origin, scale=one.scale, rows=rows, turned=one.turned)
         if alike:

@@ -71,8 +71,7 @@ class ModulePatterns:
         if other := next((other for other, value in matching if value != first), None):
             self.notes = self.notes or (
                 f"{self._what}: {shown(key)} and {shown(other)} both match {module}; as in PEFT "
-                "the first in the file counts, and PEFT "
-                "sorts them when it saves.",
+                "the first in the file counts, and PEFT sorts them when it saves.",
             )
         return first
 
@@ -81,8 +80,7 @@ class ModulePatterns:
         if self._steps > MAX_STEPS:
             raise FormatError(
                 f"{self._what}: its {len(self._values)} keys take too many steps to be matched "
-                "with the names of modules; write them "
-                "as plain names."
+                "with the names of modules; write them as plain names."
             )
 
     def _matcher(self, key: str) -> Callable[[_Name], bool]:

@@ -179,8 +179,8 @@ def read_weights(directory: Path) -> FileIndex:
         return read_file(directory / WEIGHTS)
     if is_there(directory / _BINARY):
         raise InputNotFoundError(
-            f"{directory}: holds {_BINARY}, which isn't read; save the "
-            "adapter with safe_serialization=True."
+            f"{directory}: holds {_BINARY}, which isn't read; save the adapter with "
+            "safe_serialization=True."
         )
     raise InputNotFoundError(f"{directory}: has {CONFIG} but no {WEIGHTS}.")
 
@@ -200,8 +200,8 @@ def parse_config(content: bytes, where: str) -> AdapterConfig:
         ):
             name = key if key in _PLAIN else shown(key)
             raise FormatError(
-                f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't "
-                "have; merge this adapter with peft itself."
+                f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't have; merge this "
+                "adapter with peft itself."
             )
     return AdapterConfig(where, found)
 

@@ -41,8 +41,8 @@ def plain_names(
         if len(adapters) > 1:
             raise FormatError(
                 f"{path}: holds several adapters, {' and '.join(map(shown, adapters))} (in the "
-                "names "
-                f"{' and '.join(map(shown, adapters.values()))}); keep one in a file of its own."
+                f"names {' and '.join(map(shown, adapters.values()))}); keep one in a file of its "
+                "own."
             )
         if plain in found:
             raise FormatError(
@@ -54,8 +54,8 @@ def plain_names(
     if not changed:
         return dict(tensors), ()
     return found, (
-        f"{len(changed)} names of tensors aren't as PEFT saves them: {changed[0][0]} "
-        f"was read as {changed[0][1]}.",
+        f"{len(changed)} names of tensors aren't as PEFT saves them: {changed[0][0]} was read as "
+        f"{changed[0][1]}.",
     )
 
 

@@ -89,8 +89,8 @@ def adapter_plan(
     else:
         if spread.cut:
             raise UsageError(
-                f"{target.name} is a Hugging Face layout, which has no ranks; omit "
-                "the target strategy."
+                f"{target.name} is a Hugging Face layout, which has no ranks; omit the target "
+                "strategy."
             )
         place, side, said = PeftTarget(spread.out, adapter, converted), None, None
     facts = {
@@ -141,8 +141,8 @@ def _convert(model: Model, tables: list[Table], choices: AdapterChoices) -> _Fou
             target = _target(table, choices)
             if choices.family not in (None, target.family):
                 raise UsageError(
-                    f"{target.name} is a layout of {target.family}, which this "
-                    "command doesn't write."
+                    f"{target.name} is a layout of {target.family}, which this command doesn't "
+                    "write."
                 )
             sizes = AxisSizes()
             sizes.learn_config(table, config, where)
@@ -168,8 +168,8 @@ def _convert(model: Model, tables: list[Table], choices: AdapterChoices) -> _Fou
             f"{model.path}: the adapter fits the models "
             f"{', '.join(adapter.table.name for adapter, _, _ in found)}, whose layouts "
             f"({', '.join(dict.fromkeys(target.name for _, target, _ in found))}) hold it in "
-            f"different ways; name its own with {option('model')}, or "
-            f"give its config.json with {option('config')}."
+            f"different ways; name its own with {option('model')}, or give its config.json with "
+            f"{option('config')}."
         )
     return found[0]
 

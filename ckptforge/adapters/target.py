@@ -55,8 +55,8 @@ class PeftTarget(msgspec.Struct, frozen=True):
             small[peft.CONFIG] = side.files[peft.CONFIG]
         elif converted.rank is None or converted.scale is None:
             raise PlanError(
-                f"{adapter.path}: its modules have different ranks or scales; PEFT has no "
-                "record of which module has which."
+                f"{adapter.path}: its modules have different ranks or scales; PEFT has no record "
+                "of which module has which."
             )
         elif (
             side is not None

@@ -31,20 +31,17 @@ def taken_whole(adapter: Adapter, source: Source) -> dict[str, Value]:
             if numbers not in same:
                 raise LayoutError(
                     f"{entry.origin.path}: holds {entry.origin.name} whole, for which "
-                    f"{source.model.path}, "
-                    f"in layout {binding.layout.name}, has no "
-                    "tensor of its own with the same order of numbers: merge into the Hugging Face "
-                    "directory, then convert that."
+                    f"{source.model.path}, in layout {binding.layout.name}, has no tensor of its "
+                    "own with the same order of numbers: merge into the Hugging Face directory, "
+                    "then convert that."
                 )
             base = source.model.values[same[numbers]]
             if entry.shape != base.shape or not entry.dtype.floating:
                 raise LayoutError(
                     f"{entry.origin.path}: {entry.origin.name} is {entry.dtype} "
-                    f"{list(entry.shape)}, but "
-                    f"{base.origin.name} in {base.origin.path} "
+                    f"{list(entry.shape)}, but {base.origin.name} in {base.origin.path} "
                     f"{list(base.shape)}. Where the vocabulary was extended, extend the model too "
-                    "(transformers' "
-                    "resize_token_embeddings), save it, and merge into that."
+                    "(transformers' resize_token_embeddings), save it, and merge into that."
                 )
             taken[same[numbers]] = entry
     return taken
@@ -97,9 +94,8 @@ def refuse_tied(adapter: Adapter, source: Source) -> None:
     if changed:
         raise LayoutError(
             f"{adapter.path}: {changed[0]} changes the embedding or the head alone, but in "
-            f"{source.model.path} both are one tensor "
-            f"({_TIED} in config.json), so that merging would change the other too. Save the model "
-            f"with {_TIED} = false and a head of "
-            "its own (a copy of the embedding), and merge into that; or keep the adapter beside "
-            "the model."
+            f"{source.model.path} both are one tensor ({_TIED} in config.json), so that merging "
+            f"would change the other too. Save the model with {_TIED} = false and a head of its "
+            "own (a copy of the embedding), and merge into that; or keep the adapter beside the "
+            "model."
         )

@@ -93,8 +93,8 @@ def small_files_of(
     for path in entries_of(directory):
         if not is_file_name(path.name):
             skipped.append(
-                f"{path.name} isn't carried along: its name has control characters or "
-                "isn't Unicode."
+                f"{path.name} isn't carried along: its name has control characters or isn't "
+                "Unicode."
             )
             continue
         if is_directory(path) and all_files and not path.name.startswith("."):

@@ -53,8 +53,8 @@ def without_duplicates(
     if listed:
         assert index is not None
         notes.append(
-            f"{_several(files, listed, kept)}: the copies that {index.name} names are "
-            "read, the others are passed over."
+            f"{_several(files, listed, kept)}: the copies that {index.name} names are read, the "
+            "others are passed over."
         )
     if others:
         notes.append(f"{_several(files, others, kept)}, with the same bits: each is read once.")
@@ -76,8 +76,8 @@ def _several(files: Sequence[FileIndex], duplicates: Duplicates, kept: Mapping[s
     other = next(number for number in numbers if number != kept[name])
     count = "1 tensor lies" if len(duplicates) == 1 else f"{len(duplicates)} tensors lie"
     return (
-        f"{count} in several files, such as {shown(name)} in {files[kept[name]].path.name} and "
-        f"in {files[other].path.name}"
+        f"{count} in several files, such as {shown(name)} in {files[kept[name]].path.name} and in "
+        f"{files[other].path.name}"
     )
 
 
@@ -97,9 +97,8 @@ def _refuse_unequal(files: Sequence[FileIndex], duplicates: Duplicates, index: P
             unnamed = "there is no index" if index is None else f"{index.name} doesn't list it"
             raise FormatError(
                 f"{other.path}: tensor {shown(name)} is also in {one.path.name}, {how}, and "
-                f"{unnamed} to say which is meant. Move the file "
-                "that doesn't belong to the model away, or get the model's index, whose weight_map "
-                "names the file of each tensor."
+                f"{unnamed} to say which is meant. Move the file that doesn't belong to the model "
+                "away, or get the model's index, whose weight_map names the file of each tensor."
             )
 
 

@@ -29,8 +29,7 @@ def read_file(path: Path) -> FileIndex:
     if (first := next(found, None)) is None:
         ends = alternatives(sorted(endings()))
         raise explained(
-            path,
-            FormatError(f"{path}: the name must end in {ends}, by which the format is known."),
+            path, FormatError(f"{path}: the name must end in {ends}, by which the format is known.")
         )
     try:
         return first.read_index(path)
@@ -56,8 +55,8 @@ def refuse_changed(file: FileIndex) -> None:
         ) from error
     if (found.size, found.mtime_ns) != (file.size, file.mtime_ns):
         raise FormatError(
-            f"{file.path}: was changed while it was read, so that nothing was "
-            "written; convert it again."
+            f"{file.path}: was changed while it was read, so that nothing was written; convert it "
+            "again."
         )
 
 

@@ -46,8 +46,8 @@ def read_directory(directory: Path) -> list[FileIndex]:
         return _read_indexed(directory, chosen)
     if indexes:
         raise FormatError(
-            f"{directory}: {len(indexes)} index files "
-            f"({', '.join(p.name for p in indexes)}) and none is {INDEX}; keep one."
+            f"{directory}: {len(indexes)} index files ({', '.join(p.name for p in indexes)}) and "
+            f"none is {INDEX}; keep one."
         )
     if is_there(directory / SINGLE):
         shards = [
@@ -74,8 +74,8 @@ def shard_of(path: Path) -> str | None:
     match = _SHARD_NAME.fullmatch(path.name)
     if match and int(match["count"]) > 1:
         return (
-            f"is one shard of {int(match['count'])} of a model; name the directory, "
-            f"{path.parent}, for all of it"
+            f"is one shard of {int(match['count'])} of a model; name the directory, {path.parent}, "
+            "for all of it"
         )
     index = path.parent / INDEX
     if path.suffix != ".safetensors" or not is_file(index):
@@ -125,8 +125,7 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
         )
     single = directory / SINGLE
     note = (
-        f"reading the shards of {index_path.name}, not {SINGLE} beside them, which "
-        "transformers "
+        f"reading the shards of {index_path.name}, not {SINGLE} beside them, which transformers "
         "would load."
     )
     return _noted(

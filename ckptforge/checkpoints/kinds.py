@@ -63,6 +63,5 @@ def refuse_step(step: int | None, path: Path, what: str) -> None:
     if step is not None:
         raise InputNotFoundError(
             f"{path}: is {what}, where there is no step to choose: omit {option('step', step)}, or "
-            "name the directory that holds the "
-            "checkpoints of several steps."
+            "name the directory that holds the checkpoints of several steps."
         )

@@ -65,8 +65,8 @@ class Manifest(msgspec.Struct, frozen=True):
         found = {str(file.path.relative_to(directory)): file for file in files}
         if other := next((name for name in found if name not in self.files), None):
             return (
-                f"{printable(other)} isn't among the {counted(len(self.files), 'file')} that "
-                "its manifest names"
+                f"{printable(other)} isn't among the {counted(len(self.files), 'file')} that its "
+                "manifest names"
             )
         if missing := next((name for name in self.files if name not in found), None):
             return (
@@ -76,14 +76,13 @@ class Manifest(msgspec.Struct, frozen=True):
         for name, file in found.items():
             if self.sizes.get(file.path.name) != file.size:
                 return (
-                    f"{printable(name)} has {file.size} bytes, "
-                    f"{self.sizes.get(file.path.name)} "
+                    f"{printable(name)} has {file.size} bytes, {self.sizes.get(file.path.name)} "
                     "were written"
                 )
             if self.mtimes.get(file.path.name) != file.mtime_ns:
                 return (
-                    f"{printable(name)} was changed, or copied without its time (cp -p and "
-                    "rsync -t keep it), since it was written"
+                    f"{printable(name)} was changed, or copied without its time (cp -p and rsync "
+                    "-t keep it), since it was written"
                 )
         return None
 
@@ -123,8 +122,8 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest(path, layout, model, sizes, mtimes, hugging_face, files, cut)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
-            f"{path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); "
-            "remove it, or convert again."
+            f"{path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); remove it, or "
+            "convert again."
         ) from error
 
 

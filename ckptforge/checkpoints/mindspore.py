@@ -15,13 +15,7 @@ from ckptforge.checkpoints.kinds import check_step, refuse_step
 from ckptforge.checkpoints.sniff import STRATEGY_FILE, identify
 from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.checkpoints.whereabouts import explain_directory
-from ckptforge.errors import (
-    FormatError,
-    InputNotFoundError,
-    alternatives,
-    counted,
-    listing,
-)
+from ckptforge.errors import FormatError, InputNotFoundError, alternatives, counted, listing
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import endings, of_a_format
 from ckptforge.model import Model
@@ -44,8 +38,8 @@ def rank_directories(directory: Path) -> dict[int, Path]:
             rank = int(match[1])
             if rank in ranks:
                 raise FormatError(
-                    f"{directory}: {ranks[rank].name} and {path.name} are both rank "
-                    f"{rank}; keep one."
+                    f"{directory}: {ranks[rank].name} and {path.name} are both rank {rank}; keep "
+                    "one."
                 )
             ranks[rank] = path
     return dict(sorted(ranks.items()))
@@ -102,8 +96,8 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
         steps = {path: found for path, found in steps.items() if found[1] == step}
         if not steps:
             raise InputNotFoundError(
-                f"{directory}: no checkpoint of step {step}; its "
-                f"files:\n{listing([p.name for p in paths])}"
+                f"{directory}: no checkpoint of step {step}; its files:\n"
+                f"{listing([p.name for p in paths])}"
             )
         paths = sorted(steps)
     if len(paths) == 1:
@@ -113,21 +107,20 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
         if (found := identify(paths[0])) is not None and found.what == STRATEGY_FILE:
             raise FormatError(
                 f"{directory}: holds {counted(len(paths), 'file')}, of which {paths[0].name} is "
-                f"{found.what}: "
-                f"give the directory with {option('strategy_dir')}, and the checkpoint in its "
-                "place."
+                f"{found.what}: give the directory with {option('strategy_dir')}, and the "
+                "checkpoint in its place."
             )
         raise FormatError(
             f"{directory}: {len(paths)} checkpoints, and these names have no -<epoch>_<step> to "
-            "choose by; "
-            f"give the file itself:\n{listing(unnumbered)}"
+            "choose by; give the file itself:\n"
+            f"{listing(unnumbered)}"
         )
     best = max(steps.values())
     chosen = [path for path in paths if steps[path] == best]
     if len(chosen) > 1:
         raise FormatError(
-            f"{directory}: {chosen[0].name} and {chosen[1].name} have the same epoch "
-            "and step; give the file itself."
+            f"{directory}: {chosen[0].name} and {chosen[1].name} have the same epoch and step; "
+            "give the file itself."
         )
     return (
         chosen[0],
@@ -163,8 +156,8 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
         other = next(rank for rank in steps if steps[rank] != steps[0])
         raise FormatError(
             f"{directory}: the ranks are at different steps: {files[0].path.name} of rank 0, "
-            f"{files[other].path.name} of rank {other}; "
-            f"name a step that all have with {option('step')}."
+            f"{files[other].path.name} of rank {other}; name a step that all have with "
+            f"{option('step')}."
         )
     if not several:
         return files, []
@@ -174,8 +167,8 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
         else f"in {len(ranks)} ranks"
     )
     return files, [
-        f"{directory}: {where} the last of several checkpoints is taken, such as "
-        f"{several[0]} ({option('step')} picks another)."
+        f"{directory}: {where} the last of several checkpoints is taken, such as {several[0]} "
+        f"({option('step')} picks another)."
     ]
 
 

@@ -22,8 +22,7 @@ STRATEGY_FILE = "a MindSpore strategy file, not a checkpoint"
 _HEAD = 4096
 _TORCH = (
     "load it with torch.load(path, weights_only=True) and save the tensors with "
-    "safetensors.torch.save_file, or save the model with "
-    "save_pretrained, which writes safetensors"
+    "safetensors.torch.save_file, or save the model with save_pretrained, which writes safetensors"
 )
 _UNPACK = "unpack it first"
 _AGAIN = "download the file again"
@@ -160,8 +159,7 @@ def _magic(head: bytes) -> Found | None:
 
 def _strategy() -> Found:
     return Found(
-        STRATEGY_FILE,
-        f"give it with {option('strategy_dir')}, and the checkpoint in its place",
+        STRATEGY_FILE, f"give it with {option('strategy_dir')}, and the checkpoint in its place"
     )
 
 

@@ -13,13 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ckptforge.checkpoints.sniff import identify
-from ckptforge.errors import (
-    CkptforgeError,
-    FormatError,
-    InputNotFoundError,
-    alternatives,
-    listing,
-)
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, alternatives, listing
 from ckptforge.formats.registry import endings, of_a_format
 from ckptforge.model import Model
 from ckptforge.spelling import option
@@ -65,8 +59,8 @@ def explain_missing(path: Path, model: bool = True) -> str:
         )
     if model and _HUB_ID.fullmatch(text) and not exists(path.parent):
         return (
-            " If it is the id of a model on the Hugging Face hub, download it first: `hf "
-            f"download {text} --local-dir {path.name}`."
+            " If it is the id of a model on the Hugging Face hub, download it first: `hf download "
+            f"{text} --local-dir {path.name}`."
         )
     return ""
 

@@ -38,8 +38,7 @@ class Report(Options):
     """A page on what `verify` found."""
 
     report: OptionalPlace = option(
-        "also write a page with pictures of error and expert coverage",
-        metavar="FILE.html",
+        "also write a page with pictures of error and expert coverage", metavar="FILE.html"
     )
     overwrite: bool = flag("replace an existing report")
 

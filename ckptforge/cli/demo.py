@@ -61,8 +61,8 @@ def _make_room(directory: Path, overwrite: bool) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not (overwrite and (directory / MARK).is_file()):
             raise OutputError(
-                f"{directory}: exists already; choose another place, or give "
-                "--overwrite if it is an earlier demo."
+                f"{directory}: exists already; choose another place, or give --overwrite if it is "
+                "an earlier demo."
             )
         import shutil
 
@@ -162,8 +162,8 @@ class _Demo:
             if verified is None
             else {
                 **found,
-                "MindSpore computes from gmm_bf16.ckpt what "
-                "transformers computes from hub": verified,
+                "MindSpore computes from gmm_bf16.ckpt what transformers computes from "
+                "hub": verified,
             }
         )
 

@@ -43,8 +43,8 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         rows.append(
             (
                 "ranks",
-                f"{len(found.ranks)} (tensors, parameters and bytes above are those "
-                f"of rank {found.ranks[0].rank})",
+                f"{len(found.ranks)} (tensors, parameters and bytes above are those of rank "
+                f"{found.ranks[0].rank})",
             )
         )
     lines = [facts(rows)]
@@ -79,8 +79,8 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
     if found.unmapped:
         lines += [
             "",
-            f"not known to the mapping: {counted(len(found.unmapped), 'tensor')}, such "
-            f"as {', '.join(found.unmapped[:3])}",
+            f"not known to the mapping: {counted(len(found.unmapped), 'tensor')}, such as "
+            f"{', '.join(found.unmapped[:3])}",
         ]
     lines += [f"note: {note}" for note in found.notes if note != found.layout_reason]
     return "\n".join(lines)
@@ -161,8 +161,8 @@ def comparison_text(found: Comparison) -> str:
     return "\n".join(
         [
             *lines,
-            f"different: {counted(len(found.differences), 'tensor', 'differ')}, {missing} "
-            f"{are} only on one side{configs}",
+            f"different: {counted(len(found.differences), 'tensor', 'differ')}, {missing} {are} "
+            f"only on one side{configs}",
         ]
     )
 

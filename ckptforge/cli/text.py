@@ -47,8 +47,8 @@ def result_text(result: Result) -> str:
             for pair, count in about["planned_casts"].items()
         ]
         lines.append(
-            f"memory: {size(result.peak_buffers)} of buffers at most, whatever the size "
-            "of the model"
+            f"memory: {size(result.peak_buffers)} of buffers at most, whatever the size of the "
+            "model"
         )
     casts = result.audit.counts
     if casts:

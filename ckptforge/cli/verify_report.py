@@ -29,8 +29,8 @@ def summary(found: Verification) -> list[str]:
         )
         lines.append(
             f"logits end to end: relative L2 {found.end.relative_l2:.1e}, tolerance "
-            f"{found.end.gate:.1e}{noise}; "
-            f"top-1 agreement {found.end.top1:.1%}, KL {found.end.kl:.1e}"
+            f"{found.end.gate:.1e}{noise}; top-1 agreement {found.end.top1:.1%}, KL "
+            f"{found.end.kl:.1e}"
         )
     if found.generated:
         lines += [
@@ -125,15 +125,14 @@ def _errors(layers: Sequence[LayerCheck]) -> str:
     step = _WIDTH / len(layers)
     grid = "".join(
         f"<line x1='{_LEFT}' x2='{_LEFT + _WIDTH}' y1='{y(10.0**power):.1f}' "
-        f"y2='{y(10.0**power):.1f}' stroke='#ddd'/>"
-        f"<text x='{_LEFT - 6}' y='{y(10.0**power) + 4:.1f}' text-anchor='end' "
-        f"font-size='11'>1e{power}</text>"
+        f"y2='{y(10.0**power):.1f}' stroke='#ddd'/><text x='{_LEFT - 6}' "
+        f"y='{y(10.0**power) + 4:.1f}' text-anchor='end' font-size='11'>1e{power}</text>"
         for power in range(-8, 2, 2)
     )
     dots = "".join(
         f"<circle cx='{_LEFT + step * (k + 0.5):.1f}' cy='{y(layer.worst):.1f}' r='4' "
-        f"fill='{'#2a7' if layer.passed else '#c33'}'>"
-        f"<title>layer {layer.layer}: {layer.worst:.2e}</title></circle>"
+        f"fill='{'#2a7' if layer.passed else '#c33'}'><title>layer {layer.layer}: "
+        f"{layer.worst:.2e}</title></circle>"
         for k, layer in enumerate(layers)
     )
     at = f"{y(layers[0].gate):.1f}"

@@ -185,7 +185,7 @@ def _tokens(network: Network, hidden: int, options: Wanted) -> NDArray[np.int64]
         raise UsageError(f"token ids must be from 0 to {network.vocab - 1}.")
     if ids.shape[1] > limit:
         raise UsageError(
-            f"{counted(ids.shape[1], 'token', 'are')} more than the "
-            f"{counted(limit, 'position')} of the model."
+            f"{counted(ids.shape[1], 'token', 'are')} more than the {counted(limit, 'position')} "
+            "of the model."
         )
     return ids

@@ -30,8 +30,8 @@ def import_mindspore() -> Any:
         )
     if int(numpy.__version__.split(".")[0]) >= 2:
         raise VerifyError(
-            f"MindSpore computes only with numpy 1, but numpy {numpy.__version__} is "
-            f"installed: {install_hint('mindspore')}."
+            f"MindSpore computes only with numpy 1, but numpy {numpy.__version__} is installed: "
+            f"{install_hint('mindspore')}."
         )
     os.environ.setdefault("GLOG_v", "3")
     import mindspore
@@ -49,8 +49,7 @@ def select_device(mindspore: Any, text: str) -> str:
         raise VerifyError(
             f"{option('device', text)}: MindSpore can't use it: "
             f"{' '.join(str(error).split())[:300]} Nothing was computed; use "
-            f"{option('device', 'cpu')}, or run "
-            "where the device and its driver are."
+            f"{option('device', 'cpu')}, or run where the device and its driver are."
         ) from error
     if name == "CPU":
         mindspore.runtime.launch_blocking()  # a missing kernel is then reported where it is missing

@@ -41,9 +41,9 @@ def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Netwo
     table = weights.source.table
     if _MODEL not in table.model_types:
         raise ConfigError(
-            f"{weights.source.model.path}: is a model of the table {table.name}; the forward "
-            "check computes Mixtral only. "
-            f"{command('compare')} shows whether the weights are the same, for every model."
+            f"{weights.source.model.path}: is a model of the table {table.name}; the forward check "
+            f"computes Mixtral only. {command('compare')} shows whether the weights are the same, "
+            "for every model."
         )
     rope = config.get("rope_parameters") or {}
     theta = rope.get("rope_theta", config.get("rope_theta"))

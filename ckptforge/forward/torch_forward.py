@@ -47,8 +47,8 @@ class TorchForward:
             from transformers.models.mixtral import modeling_mixtral
         except ImportError as error:
             raise VerifyError(
-                "the forward check needs torch and transformers: "
-                f"{install_hint('torch')} ({error})."
+                f"the forward check needs torch and transformers: {install_hint('torch')} "
+                f"({error})."
             ) from error
         self.torch, self.modeling, self.weights = torch, modeling_mixtral, weights
         self.dtype = getattr(torch, precision.name)

@@ -45,8 +45,8 @@ class Weights:
         found = self.source.binding.sizes.get(axis)
         if found is None:
             raise PlanError(
-                f"{self.source.model.path}: the length of axis {axis} isn't "
-                f"known; give {option('config')}."
+                f"{self.source.model.path}: the length of axis {axis} isn't known; give "
+                f"{option('config')}."
             )
         return found
 
@@ -57,8 +57,8 @@ class Weights:
         value = self._values[name]
         if not value.dtype.floating:
             raise PlanError(
-                f"{self.source.model.path}: {name} is {value.dtype}, which the "
-                "forward check can't compute with."
+                f"{self.source.model.path}: {name} is {value.dtype}, which the forward check can't "
+                "compute with."
             )
         return read_value(name, value, self._worker)
 

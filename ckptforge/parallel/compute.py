@@ -18,13 +18,7 @@ from ckptforge.parallel.strategy_files import Stage, Strategy, make_strategy
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import recognise_names, without_offsets
-from ckptforge.tables.sharding import (
-    DIMENSIONS,
-    Cut,
-    Sharding,
-    parse_sharding,
-    stored_cuts,
-)
+from ckptforge.tables.sharding import DIMENSIONS, Cut, Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.tables.table import Layout, Table
@@ -69,8 +63,8 @@ def compute_strategy(
     numbered, unknown = recognise_names(layout, by_name, sizes.lengths)
     if unknown:
         raise ConfigError(
-            f"{config.path}: {unknown[0]!r} isn't a tensor of layout {layout.name}, "
-            "so it can't be said how it is cut."
+            f"{config.path}: {unknown[0]!r} isn't a tensor of layout {layout.name}, so it can't be "
+            "said how it is cut."
         )
     found = without_offsets(numbered, sizes.lengths)
     first = [(pattern, next(iter(names.values()))) for pattern, names in found.items()]
@@ -140,8 +134,7 @@ def _rows(config: ParallelConfig, table: Table, layout: Layout) -> dict[str, Sha
     if layout.sharding is None:
         raise ConfigError(
             f"{config.path}: the mapping {table.name} doesn't say how layout {layout.name} is "
-            "spread over devices ([shard] rows); "
-            "give strategy files instead."
+            "spread over devices ([shard] rows); give strategy files instead."
         )
     rows = dict(layout.sharding)
     for tensor, row in config.shard.items():
@@ -254,8 +247,8 @@ def _stages(
     if pipeline is None:
         if config.degrees.pipeline > 1:
             raise ConfigError(
-                f"{config.path}: the mapping {table.name} doesn't say how stages "
-                "divide the model ([pipeline])."
+                f"{config.path}: the mapping {table.name} doesn't say how stages divide the model "
+                "([pipeline])."
             )
         return lambda pattern, index: 0
     layer_stage = stage_of_layers(config, sizes.get(pipeline.layers[0][0]))
@@ -302,9 +295,8 @@ def _cut_by(
         ):
             raise ConfigError(
                 f"{config.path}: whether {_TERMS[cut.dimension]} {degree} cuts {tensor.name} "
-                f"depends on {cut.axis}, which its shape "
-                f"{list(tensor.shape)} doesn't show; give the model's config.json with "
-                f"{option('config')}."
+                f"depends on {cut.axis}, which its shape {list(tensor.shape)} doesn't show; give "
+                f"the model's config.json with {option('config')}."
             )
         if length % degree or tensor.shape[i] % degree:
             if cut.optional:
@@ -315,8 +307,8 @@ def _cut_by(
                 else f"axis {i} of"
             )
             raise ConfigError(
-                f"{config.path}: {_TERMS[cut.dimension]} {degree} does not divide "
-                f"{told} {tensor.name} {list(tensor.shape)}."
+                f"{config.path}: {_TERMS[cut.dimension]} {degree} does not divide {told} "
+                f"{tensor.name} {list(tensor.shape)}."
             )
         found[i] = cut.dimension
     return found

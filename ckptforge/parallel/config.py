@@ -117,8 +117,8 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
         if len(rows) not in (1, interleave):
             raise ConfigError(
-                f"{self.path}: offset {shown(offset)} must hold a list for each of "
-                f"{interleave} interleaved parts."
+                f"{self.path}: offset {shown(offset)} must hold a list for each of {interleave} "
+                "interleaved parts."
             )
         return rows if len(rows) == interleave else rows * interleave
 

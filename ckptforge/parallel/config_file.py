@@ -93,8 +93,7 @@ def _config(path: Path, keys: ParallelKeys) -> ParallelConfig:
             shards=keys.optimizer_weight_shard_size,
         ),
         stages=Stages(
-            offset=keys.offset,
-            interleave=keys.pp_interleave_num if keys.pipeline_interleave else 1,
+            offset=keys.offset, interleave=keys.pp_interleave_num if keys.pipeline_interleave else 1
         ),
         counts=Counts(
             layers=keys.num_layers,
@@ -102,9 +101,6 @@ def _config(path: Path, keys: ParallelKeys) -> ParallelConfig:
             kv_heads=keys.n_kv_heads,
             experts=keys.expert_num,
         ),
-        flags={
-            "vocab_emb_dp": keys.vocab_emb_dp,
-            "parallel_optimizer": keys.parallel_optimizer,
-        },
+        flags={"vocab_emb_dp": keys.vocab_emb_dp, "parallel_optimizer": keys.parallel_optimizer},
         shard={tensor: ShardRow(**row.model_dump()) for tensor, row in keys.shard.items()},
     )

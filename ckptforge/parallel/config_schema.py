@@ -50,10 +50,7 @@ class ParallelKeys(Written):
     pipeline_stage: Annotated[
         Count,
         Spelt(
-            "parallel_config.pipeline_stage",
-            "parallel.pipeline_stages",
-            "parallel_config.pp",
-            "pp",
+            "parallel_config.pipeline_stage", "parallel.pipeline_stages", "parallel_config.pp", "pp"
         ),
     ] = Field(default=1, description="stages that share the layers")
     context_parallel: Annotated[
@@ -93,8 +90,7 @@ class ParallelKeys(Written):
         description="layers more or less in each stage; one list, or one for each interleaved part",
     )
     num_layers: Annotated[
-        Count | None,
-        Spelt("model.model_config.num_layers", "model.model_config.num_hidden_layers"),
+        Count | None, Spelt("model.model_config.num_layers", "model.model_config.num_hidden_layers")
     ] = Field(default=None, description="layers of the model")
     num_heads: Annotated[
         Count | None,
@@ -108,8 +104,7 @@ class ParallelKeys(Written):
         default=False, description="optimizer parallelism may cut the embedding"
     )
     expert_num: Annotated[
-        Count | None,
-        Spelt("moe_config.expert_num", "model.model_config.moe_config.expert_num"),
+        Count | None, Spelt("moe_config.expert_num", "model.model_config.moe_config.expert_num")
     ] = Field(default=None, description="experts of a layer")
     shard: dict[str, ShardRow] = Field(
         default={}, description="rows that replace those of the mapping table, by logical tensor"

@@ -47,9 +47,8 @@ def join_ranks(
     if len(files) != strategy.ranks:
         raise FormatError(
             f"{directory}: holds {counted(len(files), 'rank')}, but {strategy.path} is of a job "
-            f"with {strategy.ranks} "
-            f"({counted(len(strategy.stages), 'stage')} of {counted(strategy.devices, 'device')}); "
-            "it isn't the strategy of these shards."
+            f"with {strategy.ranks} ({counted(len(strategy.stages), 'stage')} of "
+            f"{counted(strategy.devices, 'device')}); it isn't the strategy of these shards."
         )
     values: dict[str, Value] = {}
     for name in _order(files, strategy):
@@ -106,10 +105,9 @@ def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: St
         if (other.dtype, other.shape) != (first.dtype, first.shape) or not same_bytes(first, other):
             raise FormatError(
                 f"{directory}: {shown(name)} isn't in the strategy {strategy.path}, so every rank "
-                f"must hold the same, but {first.path} "
-                f"({first.dtype} {list(first.shape)}) and {other.path} ({other.dtype} "
-                f"{list(other.shape)}) differ; "
-                "it isn't the strategy of these shards, or not all of it."
+                f"must hold the same, but {first.path} ({first.dtype} {list(first.shape)}) and "
+                f"{other.path} ({other.dtype} {list(other.shape)}) differ; it isn't the strategy "
+                "of these shards, or not all of it."
             )
     return value_of(first)
 
@@ -139,8 +137,8 @@ def _sharded(
         if (entry.dtype, entry.shape) != (first.dtype, first.shape):
             raise FormatError(
                 f"{entry.path}: {shown(name)} is {entry.dtype} {list(entry.shape)}, but "
-                f"{first.dtype} {list(first.shape)} in {first.path}; "
-                "the ranks of a job have equal parts."
+                f"{first.dtype} {list(first.shape)} in {first.path}; the ranks of a job have equal "
+                "parts."
             )
     full = layout.shape_of_whole(first.shape)
     if full is None or (layout.full_shape is not None and full != layout.full_shape):

@@ -80,9 +80,8 @@ def ways_to_say(choices: Choices) -> str:
     """What a user can do about rank directories whose cut isn't known."""
     return (
         f"Give the strategy of their job with {_spelled(choices, 'strategy_dir')}, or its parallel "
-        "configuration with "
-        f"{_spelled(choices, 'parallel_config')}; or name the directory of one rank if each holds "
-        "the whole model."
+        f"configuration with {_spelled(choices, 'parallel_config')}; or name the directory of one "
+        "rank if each holds the whole model."
     )
 
 
@@ -102,8 +101,8 @@ def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy |
     cut = recorded_cut(manifest)
     if cut.ranks != len(files):
         raise FormatError(
-            f"{path}: is of {counted(cut.ranks, 'rank')}, but names "
-            f"{counted(len(files), 'file')}; damaged."
+            f"{path}: is of {counted(cut.ranks, 'rank')}, but names {counted(len(files), 'file')}; "
+            "damaged."
         )
     return cut.strategy(path, [list(held) for held in _held(files, cut.devices)])
 
@@ -128,8 +127,7 @@ def _computed(
         stages = f"{counted(job.pipeline, 'stage')} of {counted(job.devices, 'device')}"
         raise FormatError(
             f"{directory}: holds {counted(len(files), 'rank')}, but {config.path} is of a job with "
-            f"{job.ranks} ({stages}); it isn't the "
-            "configuration of these ranks."
+            f"{job.ranks} ({stages}); it isn't the configuration of these ranks."
         )
     parts: dict[str, Stored] = {}
     for held in reversed(_held(files, job.devices)):
@@ -149,8 +147,8 @@ def _computed(
     except CkptforgeError as error:
         raise type(error)(
             f"{directory}: {error} A parallel configuration says how a model is cut only where a "
-            "mapping knows it; of others give the "
-            f"strategy files with {_spelled(choices, 'strategy_dir')}."
+            "mapping knows it; of others give the strategy files with "
+            f"{_spelled(choices, 'strategy_dir')}."
         ) from error
     layouts = _layouts(table, shapes, known.hints)
     described = Described(table, known.config, known.config_source)
@@ -188,8 +186,8 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
             if kept != sample:
                 raise FormatError(
                     f"{entry.path}: {shown(name)} differs from that in {path}, of which "
-                    f"{strategy.path} says that it is the same part; it "
-                    "isn't the configuration of these ranks."
+                    f"{strategy.path} says that it is the same part; it isn't the configuration of "
+                    "these ranks."
                 )
         found = {sample for sample, _ in samples.values()}
         differ = differ or len(found) > 1
@@ -198,8 +196,7 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
     if alike and not differ:
         raise FormatError(
             f"{files[0].path.parent.parent}: every rank holds the same of {shown(alike[0])}, which "
-            f"{strategy.path} says is cut; it "
-            "isn't the configuration of these ranks."
+            f"{strategy.path} says is cut; it isn't the configuration of these ranks."
         )
 
 

@@ -85,8 +85,8 @@ def _solve(
         strangers = counted(len(strange), "tensor", "aren't")
         raise ConfigError(
             f"{config.path}: {strangers} of layout {layout.name}, so that nothing says how to cut "
-            "them; give the "
-            f"strategy files of the job:\n{listing(strange)}"
+            "them; give the strategy files of the job:\n"
+            f"{listing(strange)}"
         )
     cutter = Cutter.of(config, table, layout, sizes)
     learn_heads(sizes, config, table)
@@ -115,8 +115,8 @@ def _solve(
         if made != part:
             raise ConfigError(
                 f"{config.path}: cuts {shown(whole.name)} {list(whole.shape)} into parts of "
-                f"{list(made or ())}, but the ranks hold "
-                f"{list(part)}; it isn't the configuration of these ranks."
+                f"{list(made or ())}, but the ranks hold {list(part)}; it isn't the configuration "
+                "of these ranks."
             )
     return strategy
 
@@ -174,8 +174,8 @@ class _Search:
             if inner and self.cutter.sizes.get(cut.axis) is None:
                 raise ConfigError(
                     f"{config.path}: whether {part.name} is cut depends on {cut.axis}, which the "
-                    "parts don't show; give the model's "
-                    f"config.json with {option('config')}, or the job's strategy files."
+                    f"parts don't show; give the model's config.json with {option('config')}, or "
+                    "the job's strategy files."
                 )
         choices = [
             [(i, cut.dimension), None] if cut.optional else [(i, cut.dimension)]
@@ -293,8 +293,8 @@ class _Search:
             for pattern, shapes in left.items()
         ]
         return ConfigError(
-            f"{self.cutter.config.path}: the parts alone don't show how these tensors are "
-            f"cut:\n{listing(lines)}\n"
+            f"{self.cutter.config.path}: the parts alone don't show how these tensors are cut:\n"
+            f"{listing(lines)}\n"
             f"Give the model's config.json with {option('config')}, or the job's strategy files."
         )
 

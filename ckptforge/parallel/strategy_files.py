@@ -111,8 +111,7 @@ def read_strategy(path: Path) -> Strategy:
                 )
                 raise FormatError(
                     f"{path}: {origin[stage].name} and {file.name} disagree on stage {stage}, for "
-                    f"one on parameter {shown(name)}; "
-                    "they are of two jobs. Keep the files of one."
+                    f"one on parameter {shown(name)}; they are of two jobs. Keep the files of one."
                 )
     return make_strategy(path, stages)
 
@@ -122,21 +121,21 @@ def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = Fals
     numbers of devices."""
     if not stages or not any(stages.values()):
         raise FormatError(
-            f"{path}: holds no parameter layouts; it isn't a strategy file, or of a "
-            "job without parallelism."
+            f"{path}: holds no parameter layouts; it isn't a strategy file, or of a job without "
+            "parallelism."
         )
     if missing := [stage for stage in range(len(stages)) if stage not in stages]:
         found = ", ".join(map(str, sorted(stages)[:10])) + (", …" if len(stages) > 10 else "")
         raise FormatError(
-            f"{path}: stage {missing[0]} is missing (there is {found}); give the "
-            "strategy files of all stages."
+            f"{path}: stage {missing[0]} is missing (there is {found}); give the strategy files of "
+            "all stages."
         )
     devices = {layout.devices: name for stage in stages.values() for name, layout in stage.items()}
     if len(devices) > 1:
         different = [f"{name}: {counted(count, 'device')}" for count, name in devices.items()]
         raise FormatError(
-            f"{path}: parameters are laid out for different numbers of "
-            f"devices:\n{listing(different)}"
+            f"{path}: parameters are laid out for different numbers of devices:\n"
+            f"{listing(different)}"
         )
     if next(iter(devices)) * len(stages) > MAX_DEVICES:
         raise FormatError(
@@ -163,8 +162,8 @@ def _read_file(path: Path, content: bytes) -> dict[int, Stage]:
         stage, parameter = (int(match[1]), match[2]) if match else (own_stage, name)
         if not 0 <= stage < MAX_STAGES:
             raise FormatError(
-                f"{path}: parameter {shown(name)} is of stage {shown(stage)}; "
-                "damaged, or not a strategy file."
+                f"{path}: parameter {shown(name)} is of stage {shown(stage)}; damaged, or not a "
+                "strategy file."
             )
         stages.setdefault(stage, {})[parameter] = layout
     return stages
@@ -242,8 +241,8 @@ def _layout_item(item: Message) -> tuple[str, DeviceLayout]:
     maps = [axes for axes in lists[2] if axes]
     if len(lists[1]) != 1:
         raise FormatError(
-            f"{item.source.path}: parameter {shown(name)} has {len(lists[1])} device "
-            "matrices, expected one."
+            f"{item.source.path}: parameter {shown(name)} has {len(lists[1])} device matrices, "
+            "expected one."
         )
     _refuse_manual_split(item.source.path, name, numbers[5], any(lists[3]), any(lists[4]))
     return name, _device_layout(
@@ -275,8 +274,8 @@ def _refuse_manual_split(
     ):
         if found:
             raise FormatError(
-                f"{path}: parameter {shown(name)} has {what} (a manually split "
-                "embedding), which ckptforge can't honour."
+                f"{path}: parameter {shown(name)} has {what} (a manually split embedding), which "
+                "ckptforge can't honour."
             )
 
 
@@ -321,14 +320,13 @@ def _json_layout(path: Path, name: str, item: dict[str, Any]) -> DeviceLayout:
     )
     if full is not None and not all(0 <= n < 1 << 63 for n in full):
         raise FormatError(
-            f"{path}: parameter {shown(name)} has shape {shown(shape)}, which isn't "
-            "one of a tensor."
+            f"{path}: parameter {shown(name)} has shape {shown(shape)}, which isn't one of a "
+            "tensor."
         )
     if full is not None and (layout.problem() is None and layout.shape_of_parts(full) is None):
         raise FormatError(
             f"{path}: parameter {shown(name)} of shape {shown(shape)} can't be cut by device "
-            f"matrix {shown(matrix)} and tensor map "
-            f"{shown(tensor_map)}."
+            f"matrix {shown(matrix)} and tensor map {shown(tensor_map)}."
         )
     return layout
 
@@ -378,8 +376,8 @@ def _json_bytes(stage: int, layouts: Stage) -> bytes:
     for name, layout in sorted(layouts.items()):
         if any(len(axes) > 1 for axes in layout.tensor_map):
             raise ValueError(
-                f"{name}: several device axes split one tensor axis, which JSON "
-                "strategies can't say"
+                f"{name}: several device axes split one tensor axis, which JSON strategies can't "
+                "say"
             )
         optimizer = layout.optimizer_parts > 1
         items[name] = {

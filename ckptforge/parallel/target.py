@@ -47,9 +47,8 @@ class RankTarget(msgspec.Struct, frozen=True):
             other = next(iter(self.strategy.stages[0]), "")
             raise PlanError(
                 f"{self.strategy.path}: covers none of the {counted(len(weights), 'tensor')} (such "
-                f"as {shown(weights[0])}); it describes "
-                f"others (such as {shown(other)}), so every rank would hold the whole model. It "
-                "isn't a strategy for this model or layout."
+                f"as {shown(weights[0])}); it describes others (such as {shown(other)}), so every "
+                "rank would hold the whole model. It isn't a strategy for this model or layout."
             )
         held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]
         laid_out: dict[int, OutputFile] = {}
@@ -111,9 +110,8 @@ class RankTarget(msgspec.Struct, frozen=True):
             ):
                 raise PlanError(
                     f"tensor {shown(spec.name)} has shape {list(spec.shape)}, but "
-                    f"{self.strategy.path} cuts it by device matrix "
-                    f"{list(layout.device_matrix)}, tensor map "
-                    f"{[list(axes) or -1 for axes in layout.tensor_map]}"
+                    f"{self.strategy.path} cuts it by device matrix {list(layout.device_matrix)}, "
+                    f"tensor map {[list(axes) or -1 for axes in layout.tensor_map]}"
                     + (
                         f" and {layout.optimizer_parts} optimizer shards"
                         if layout.optimizer_parts > 1

@@ -46,9 +46,9 @@ def journal_to_resume(
         begun = lies_at(disk, path) and disk.status(path).size and lies_at(disk, directory / "out")
         if begun and not request.overwrite:
             raise LeftError(
-                f"{plan.output}: what an earlier run left, in {directory}, can't be resumed: "
-                "its journal can't be read. "
-                f"Start over with {flag('overwrite')}, or remove it with {command('clean')}."
+                f"{plan.output}: what an earlier run left, in {directory}, can't be resumed: its "
+                f"journal can't be read. Start over with {flag('overwrite')}, or remove it with "
+                f"{command('clean')}."
             )
         return None
     resumed = False
@@ -72,17 +72,14 @@ def _is_to_resume(disk: FileSystem, left: Journal, plan: Plan, request: Request)
         if request.overwrite:
             return False
         raise LeftError(
-            f"{plan.output}: an earlier run stopped {where}; continue with "
-            f"{flag('resume')}, "
-            f"start over with {flag('overwrite')}, or remove them "
-            f"with {command('clean')}."
+            f"{plan.output}: an earlier run stopped {where}; continue with {flag('resume')}, start "
+            f"over with {flag('overwrite')}, or remove them with {command('clean')}."
         )
     if reason := journals.differences(left, journals.head_of(plan, request.command)):
         raise LeftError(
-            f"{plan.output}: what an earlier run left {where}, can't be resumed: "
-            f"{reason}. "
-            f"Start over with {flag('overwrite')} and without {flag('resume')}, or "
-            f"remove it with {command('clean')}."
+            f"{plan.output}: what an earlier run left {where}, can't be resumed: {reason}. Start "
+            f"over with {flag('overwrite')} and without {flag('resume')}, or remove it with "
+            f"{command('clean')}."
         )
     return True
 

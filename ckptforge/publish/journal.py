@@ -212,8 +212,8 @@ def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
         for key, what in (("size", "size"), ("mtime_ns", "time of change"), ("index", "header")):
             if a.get(key) != b[key]:
                 return (
-                    f"the input {b['path']} has changed since: its {what} was "
-                    f"{shown(a.get(key))}, now it is {b[key]}"
+                    f"the input {b['path']} has changed since: its {what} was {shown(a.get(key))}, "
+                    f"now it is {b[key]}"
                 )
     if before.get("plan") != head["plan"]:
         first, second = (

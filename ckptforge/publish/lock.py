@@ -51,8 +51,8 @@ def lock_directory(disk: FileSystem, directory: Path, output: Path) -> LockableW
             if not held:
                 lock.close()
     raise OutputError(
-        f"{output}: {directory} can't be locked, as other runs keep making and "
-        "removing it; wait for them to finish."
+        f"{output}: {directory} can't be locked, as other runs keep making and removing it; wait "
+        "for them to finish."
     )
 
 
@@ -65,8 +65,8 @@ def _open_lock(disk: FileSystem, directory: Path) -> LockableWriter:
         disk.make_directory(directory)
     if foreign := names_of(disk, directory) - PARTS:
         raise OutputError(
-            f"{directory}: holds {min(foreign)}, which no run of ckptforge "
-            "made; move it, or choose another output."
+            f"{directory}: holds {min(foreign)}, which no run of ckptforge made; move it, or "
+            "choose another output."
         )
     return disk.create(directory / "lock")
 

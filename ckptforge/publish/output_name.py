@@ -17,8 +17,8 @@ def refuse_address(output: Path) -> None:
     """Raises `UsageError` for an output `scheme://…`."""
     if (found := unknown_address(output)) is not None:
         raise UsageError(
-            f"{found}: is an address, and outputs are written to this machine's "
-            "disks: name a path here, and copy it there."
+            f"{found}: is an address, and outputs are written to this machine's disks: name a path "
+            "here, and copy it there."
         )
 
 

@@ -98,8 +98,8 @@ def _name(asked: _Asked) -> str | None:
         output.name.encode()
     except UnicodeEncodeError:
         return (
-            f"{output}: can't be written: the name isn't Unicode, and its manifest "
-            "couldn't hold it."
+            f"{output}: can't be written: the name isn't Unicode, and its manifest couldn't hold "
+            "it."
         )
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
         return f"{output}: can't be written: {getattr(error, 'strerror', None) or error}."
@@ -146,8 +146,8 @@ def _kind(asked: _Asked) -> str | None:
         return None
     if found.kind not in (Kind.DIRECTORY, Kind.FILE):
         return (
-            f"{output}: is neither a file nor a directory, and isn't replaced; "
-            "choose another output."
+            f"{output}: is neither a file nor a directory, and isn't replaced; choose another "
+            "output."
         )
     there, wanted = (
         "a directory" if yes else "a file" for yes in (asked.is_directory, asked.plan.is_directory)

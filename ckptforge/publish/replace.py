@@ -81,8 +81,7 @@ def refuse_mounts(disk: FileSystem, directory: Path) -> None:
     if lies_at(disk, directory, follow=True) and (found := disk.mounts_below(directory)):
         raise OutputError(
             f"{directory}: something is mounted there, at {found[0]}, so that it is neither "
-            "replaced nor removed; unmount it, or choose "
-            "another."
+            "replaced nor removed; unmount it, or choose another."
         )
 
 
@@ -126,8 +125,7 @@ def restore_old(disk: FileSystem, staging: Path, output: Path) -> None:
     except OSError as error:
         raise OutputError(
             f"{output}: a run was stopped while it replaced this, and something else has that name "
-            f"now; what it was lies in {old}. "
-            "Move one of them away."
+            f"now; what it was lies in {old}. Move one of them away."
         ) from error
     disk.sync_directory(absolute(output).parent)
 

@@ -138,9 +138,8 @@ def _notes(
         are = "is" if len(journal.tensors) == 1 else "are"
         yield (
             f"{len(journal.tensors)} of {counted(plan.tensor_count, 'tensor')} {are} finished and "
-            f"kept in {staging.directory}: "
-            f"the same command with {flag('resume')} continues from there, "
-            f"{command('clean', output.parent)} removes them."
+            f"kept in {staging.directory}: the same command with {flag('resume')} continues from "
+            f"there, {command('clean', output.parent)} removes them."
         )
 
 
@@ -267,8 +266,8 @@ def _allow_open_files(count: int) -> None:
     allow it."""
     if (allowed := allow_open_files(count)) is not None:
         raise OutputError(
-            f"{counted(count, 'file')} must be open at a time, but the system allows "
-            f"{allowed} (ulimit -Hn); raise that limit."
+            f"{counted(count, 'file')} must be open at a time, but the system allows {allowed} "
+            "(ulimit -Hn); raise that limit."
         )
 
 

@@ -18,13 +18,7 @@ from ckptforge.model import Model
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
 from ckptforge.spelling import command, option
 from ckptforge.steps.scaled import Scaled
-from ckptforge.tables.companions import (
-    is_of_activations,
-    kind_of,
-    offset_of,
-    scale_of,
-    writer_of,
-)
+from ckptforge.tables.companions import is_of_activations, kind_of, offset_of, scale_of, writer_of
 from ckptforge.values import Stored, Value
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
@@ -71,8 +65,8 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     scales = {str(scale_of(name, tensors)) for name in weights}
     if cut := next((n for n in (*weights, *scales) if model.values[n].whole is None), None):
         raise FormatError(
-            f"{model.path}: {shown(cut)} is stored with scales of its blocks and cut into "
-            f"ranks, which isn't read; merge the ranks first, with {command('merge')}."
+            f"{model.path}: {shown(cut)} is stored with scales of its blocks and cut into ranks, "
+            f"which isn't read; merge the ranks first, with {command('merge')}."
         )
     dtype = _dtype_of(config)
     steps = {name: _scaled(tensors, name, method, where) for name in weights}
@@ -108,14 +102,14 @@ def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | Non
         if sign is not None:
             entry = names[sign]
             raise QuantisedError(
-                f"{path}: the weights are quantised: {method.where} says {method.name}, "
-                f"and {shown(sign)} is {entry.dtype} "
-                f"{list(entry.shape)}. {method.unread[0].upper()}{method.unread[1:]}. {_ADVICE}"
+                f"{path}: the weights are quantised: {method.where} says {method.name}, and "
+                f"{shown(sign)} is {entry.dtype} {list(entry.shape)}. "
+                f"{method.unread[0].upper()}{method.unread[1:]}. {_ADVICE}"
             )
     elif writer is not None:
         raise QuantisedError(
-            f"{path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} "
-            f"shows, which isn't read. {_ADVICE}"
+            f"{path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} shows, which "
+            f"isn't read. {_ADVICE}"
         )
 
 
@@ -153,8 +147,8 @@ def _refuse_without_scales(
         said = "" if method is None else f" ({method.where} says {method.name})"
         raise FormatError(
             f"{entry.path}: {shown(entry.name)} is {entry.dtype}, but there is no "
-            f"{shown(entry.name + ending)}, by which it would be "
-            f"multiplied ({counted(len(lacking), 'such weight')}){said}; is a file missing?"
+            f"{shown(entry.name + ending)}, by which it would be multiplied "
+            f"({counted(len(lacking), 'such weight')}){said}; is a file missing?"
         )
 
 
@@ -166,8 +160,7 @@ def _scaled(tensors: Mapping[str, Stored], name: str, method: Method | None, whe
     if not (scale.dtype.floating or scale.dtype.name == "float8_e8m0" or exponents):
         raise FormatError(
             f"{_described(entry)}: its scales should be floats, but {shown(scale.name)} in "
-            f"{scale.path} is {scale.dtype} "
-            f"{list(scale.shape)}."
+            f"{scale.path} is {scale.dtype} {list(scale.shape)}."
         )
     block = _block(entry, scale, method, where)
     grid = tuple(-(-n // step) for n, step in zip(entry.shape, block, strict=True))
@@ -177,8 +170,8 @@ def _scaled(tensors: Mapping[str, Stored], name: str, method: Method | None, whe
     ):
         raise FormatError(
             f"{_described(entry)}: its offsets should be as many as its scales, "
-            f"{list(scale.shape)}, but {shown(offset.name)} in "
-            f"{offset.path} is {offset.dtype} {list(offset.shape)}."
+            f"{list(scale.shape)}, but {shown(offset.name)} in {offset.path} is {offset.dtype} "
+            f"{list(offset.shape)}."
         )
     return Scaled(scale=scale, block=block, offset=offset, exponents=exponents)
 
@@ -205,8 +198,7 @@ def _check_codes(entry: Stored, scale: Stored, method: Method | None, name: str)
         )
         raise FormatError(
             f"{_described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as "
-            f"{scale.path} has scales of it, "
-            f"{shown(scale.name)} ({said})."
+            f"{scale.path} has scales of it, {shown(scale.name)} ({said})."
         )
 
 
@@ -232,9 +224,8 @@ def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> t
     if not choices and len(shape) > 1 and len(scale.shape) == len(shape):
         raise ConfigError(
             f"{where}: {_described(entry)} with scales of shape {list(scale.shape)}, but "
-            "quantization_config.weight_block_size isn't two "
-            "positive integers, expected the rows and columns of a block, which the shapes don't "
-            "tell. Take config.json from where the "
+            "quantization_config.weight_block_size isn't two positive integers, expected the rows "
+            "and columns of a block, which the shapes don't tell. Take config.json from where the "
             f"quantised model was published, or give it with {option('config')}."
         )
     expected = [
@@ -243,8 +234,7 @@ def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> t
     raise FormatError(
         f"{_described(entry)}: {_sizes(blocks, groups)}its scales should be floats of shape "
         f"{' or '.join(map(str, expected or ([], [shape[0] if shape else 1, 1])))}, but "
-        f"{shown(scale.name)} in {scale.path} is "
-        f"{scale.dtype} {list(scale.shape)}."
+        f"{shown(scale.name)} in {scale.path} is {scale.dtype} {list(scale.shape)}."
     )
 
 
@@ -312,9 +302,8 @@ def refuse_scaled(model: Model) -> None:
         ):
             raise QuantisedError(
                 f"{_described(entry)} with scales beside it, {shown(scale)}: a cast would take "
-                "codes for weights. "
-                f"Omit {option('dtype')}, and cast where the model is converted, which undoes the "
-                "scales."
+                f"codes for weights. Omit {option('dtype')}, and cast where the model is "
+                "converted, which undoes the scales."
             )
 
 

@@ -73,8 +73,7 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
         said = shown(part.config.get("model_type"))
         return replace(side, files=files), (
             f"{described} and isn't kept, as its model_type {said} isn't one of {table.name}: give "
-            "the language model's own with "
-            f"{option('config')} where one is needed.",
+            f"the language model's own with {option('config')} where one is needed.",
         )
     content = (
         json.dumps(_of_language_model(part.config, table), indent=2, ensure_ascii=False) + "\n"

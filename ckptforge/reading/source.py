@@ -129,14 +129,14 @@ class Source(msgspec.Struct, frozen=True):
         if fitting:
             return (
                 f"The mapping {' and '.join(fitting)} knows all names: is it a model of that kind? "
-                "Then give its own config.json with "
-                f"{option('config')}, or {option('model', fitting[0])}."
+                f"Then give its own config.json with {option('config')}, or "
+                f"{option('model', fitting[0])}."
             )
         if in_layers := [name for name in unmapped if _IN_LAYER.search(name)]:
             return (
                 f"{in_layers[0]} lies in a layer: a model that computes with it isn't the same "
-                "without it. If nothing computes with "
-                f"them, {flag('allow_unmapped')} leaves them out."
+                f"without it. If nothing computes with them, {flag('allow_unmapped')} leaves them "
+                "out."
             )
         return f"Give {flag('allow_unmapped')} to leave them out."
 
@@ -159,10 +159,9 @@ class Source(msgspec.Struct, frozen=True):
         if dtype is None and (codes := [v.origin for v in weights if v.dtype.itemsize == 1]):
             raise QuantisedError(
                 f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} "
-                f"{list(codes[0].shape)}, without scales "
-                f"({counted(len(codes), 'such weight')}). If these numbers are the weights, cast "
-                f"them with {option('dtype', 'bf16')}; if they were made with scales, take the "
-                "files that hold those."
+                f"{list(codes[0].shape)}, without scales ({counted(len(codes), 'such weight')}). "
+                f"If these numbers are the weights, cast them with {option('dtype', 'bf16')}; if "
+                "they were made with scales, take the files that hold those."
             )
 
 
@@ -218,8 +217,8 @@ def known_of(model: Model, choices: Choices) -> Known:
     tables = candidate_tables(choices.mapping, named, config.get("model_type"))
     if manifest is not None and not manifest.untouched(model.files):
         _log.info(
-            "the files aren't the very ones that were written with the manifest: its layout "
-            "isn't relied on"
+            "the files aren't the very ones that were written with the manifest: its layout isn't "
+            "relied on"
         )
     hints = Hints(
         config,
@@ -270,8 +269,8 @@ def bind_source(model: Model, choices: Choices) -> Source:
         heads = of_kind(binding.unknown, HEAD)
         there = f", and {shown(heads[0])} is there" if heads else ""
         raise MissingTensorsError(
-            f"{path}: {config_source} says {task}, which isn't a causal "
-            f"language model{there}. {HEAD.advice}"
+            f"{path}: {config_source} says {task}, which isn't a causal language model{there}. "
+            f"{HEAD.advice}"
         )
     if side is not None:
         if side.layout is None and binding.layout.family == "huggingface":
@@ -308,9 +307,9 @@ def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iter
         verb = "is" if len(names_there) == 1 else "are"
         yield (
             f"{where} has {key} {shown(config.get(key))}, but "
-            f"{counted(len(names_there), 'tensor')} such as {names_there[0]} {verb} there "
-            f"and {verb} kept. Programs that follow config.json compute without them: set {key} if "
-            "the model was trained with them."
+            f"{counted(len(names_there), 'tensor')} such as {names_there[0]} {verb} there and "
+            f"{verb} kept. Programs that follow config.json compute without them: set {key} if the "
+            "model was trained with them."
         )
 
 
@@ -322,8 +321,8 @@ def _identified(
     hints = known.hints
     if choices.trim_vocab and KEY not in hints.config:
         raise ConfigError(
-            f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the "
-            f"model's config.json with {option('config')}."
+            f"{hints.config_source}: {flag('trim_vocab')} needs {KEY}; give the model's "
+            f"config.json with {option('config')}."
         )
     try:
         identified = identify(known.tables, shapes, hints, choices.family)
@@ -409,19 +408,13 @@ def _hugging_face_side(
         return manifest.hugging_face
     if is_there(model.directory / CONFIG):
         return hugging_face_side(
-            model.directory,
-            model.files,
-            None,
-            all_files=model.format == "hugging face directory",
+            model.directory, model.files, None, all_files=model.format == "hugging face directory"
         )
     return None
 
 
 def _config(
-    model: Model,
-    manifest: Manifest | None,
-    side: HuggingFaceSide | None,
-    given: Path | None,
+    model: Model, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None
 ) -> tuple[Mapping[str, Any], str]:
     """(config.json as an object, the name of where it comes from); empty where there is none."""
     if side is None or CONFIG not in side.files:

@@ -32,8 +32,8 @@ class Tied(msgspec.Struct, frozen=True, kw_only=True):
     def unknown(self) -> str:
         """What is to be said where they weren't compared."""
         return (
-            f"config.json ties {self.name} to {self.used} ({self.key}), and both "
-            "are stored; they weren't compared."
+            f"config.json ties {self.name} to {self.used} ({self.key}), and both are stored; they "
+            "weren't compared."
         )
 
 

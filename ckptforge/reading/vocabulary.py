@@ -37,8 +37,7 @@ class Padding(msgspec.Struct, frozen=True, kw_only=True):
         )
         verb = "has" if len(self.names) == 1 else "have"
         return (
-            f"{tensors} {verb} {counted(self.rows, 'row')}, {self.rows - self.tokens} more "
-            "than "
+            f"{tensors} {verb} {counted(self.rows, 'row')}, {self.rows - self.tokens} more than "
             f"{KEY} {self.tokens}"
         )
 
@@ -70,8 +69,8 @@ def padding_of(
             continue
         if not pattern.shape_axes or pattern.shape_axes[0] != (axis,):
             raise LayoutError(
-                f"{next(iter(indexed.values()))}: its tokens aren't its rows, so "
-                "that padding can't be cut off."
+                f"{next(iter(indexed.values()))}: its tokens aren't its rows, so that padding "
+                "can't be cut off."
             )
         names += indexed.values()
     names += [copy for copy, original in binding.copies.items() if original in names]
@@ -85,10 +84,9 @@ def refusal(padding: Padding, where: str) -> str:
     """The sentence that refuses a padded vocabulary; `where` names config.json."""
     return (
         f"{padding.text} ({where}): rows that pad the vocabulary. Cut them off with "
-        f"{flag('trim_vocab')} of {command('to_ms')}, "
-        f"{command('to_torch')}, {command('convert')} or {command('compare')}, or keep them by "
-        "giving the "
-        f"config.json of the padded model, with {KEY} {padding.rows}, with {option('config')}."
+        f"{flag('trim_vocab')} of {command('to_ms')}, {command('to_torch')}, {command('convert')} "
+        f"or {command('compare')}, or keep them by giving the config.json of the padded model, "
+        f"with {KEY} {padding.rows}, with {option('config')}."
     )
 
 

@@ -315,13 +315,11 @@ def _missing_text(
     if not config:
         return (
             f"{text}Add the files that hold them. If the model has none, its own config.json says "
-            f"so, by {conditions}: it isn't there, "
-            f"give it with {option('config')}."
+            f"so, by {conditions}: it isn't there, give it with {option('config')}."
         )
     return (
         f"{text}Add the files that hold them: by {where} the model has them, as {conditions} "
-        "doesn't stand there. Don't put it there for "
-        "this, it would be another model."
+        "doesn't stand there. Don't put it there for this, it would be another model."
     )
 
 

@@ -125,8 +125,8 @@ def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str,
         )
         if not plain or not pattern.template.endswith(WEIGHT):
             raise ValueError(
-                f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of "
-                f"rows and columns named …{WEIGHT}"
+                f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of rows and columns "
+                f"named …{WEIGHT}"
             )
         found[tensor] = pattern.axes[1], frozenset(pattern.name_axes)
     return found

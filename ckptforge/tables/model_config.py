@@ -34,8 +34,8 @@ class Expression(msgspec.Struct, frozen=True):
                 )
             if all(word.isdigit() for _, word in _STEP.findall(choice)):
                 raise ValueError(
-                    f"{self.text!r}: {choice!r} names no key of config.json, so it "
-                    "would hold for every model"
+                    f"{self.text!r}: {choice!r} names no key of config.json, so it would hold for "
+                    "every model"
                 )
 
     @property
@@ -65,8 +65,8 @@ class Expression(msgspec.Struct, frozen=True):
                     value += sign * _product(term, config, where)
             if not 0 <= value < 1 << 63:
                 raise ConfigError(
-                    f"{where}: {choice} is {value}, which is no count; config.json "
-                    "doesn't fit a model of this kind."
+                    f"{where}: {choice} is {value}, which is no count; config.json doesn't fit a "
+                    "model of this kind."
                 )
             return value
         return None
@@ -87,8 +87,8 @@ def _product(term: str, config: Mapping[str, Any], where: str) -> int:
             value *= operand
             if value >= 1 << 63:
                 raise ConfigError(
-                    f"{where}: {term.strip()} is over 63 bits; config.json doesn't "
-                    "fit a model of this kind."
+                    f"{where}: {term.strip()} is over 63 bits; config.json doesn't fit a model of "
+                    "this kind."
                 )
     return value
 
@@ -123,8 +123,8 @@ class Constant(msgspec.Struct, frozen=True):
         for choice in self._choices:
             if not _CONSTANT.fullmatch(choice):
                 raise ValueError(
-                    f"{self.text!r} isn't keys of config.json, with '.' for inner "
-                    "ones, and texts in quotes, joined by 'or'"
+                    f"{self.text!r} isn't keys of config.json, with '.' for inner ones, and texts "
+                    "in quotes, joined by 'or'"
                 )
 
     @property

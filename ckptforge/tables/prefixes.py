@@ -247,7 +247,7 @@ def _flaw(
     for stored, name in found.items():
         if _skeleton(ways.setdefault(_skeleton(name), stored)) != _skeleton(stored):
             return (
-                f"{shown(ways[_skeleton(name)])} and {shown(stored)}, of the same kind, don't "
-                "both have it"
+                f"{shown(ways[_skeleton(name)])} and {shown(stored)}, of the same kind, don't both "
+                "have it"
             )
     return ""

@@ -72,10 +72,9 @@ def identify(
     if found and len(found) < len(shapes):
         raise MissingTensorsError(
             "holds a model that peft has wrapped, its adapter not merged: "
-            f"{counted(len(found), 'tensor')} such as "
-            f"{shown(found[0])}. Merge it with merge_and_unload() and save the result; or save the "
-            "adapter alone with save_pretrained "
-            f"and add it to the base model with {option('merge_lora')}."
+            f"{counted(len(found), 'tensor')} such as {shown(found[0])}. Merge it with "
+            "merge_and_unload() and save the result; or save the adapter alone with "
+            f"save_pretrained and add it to the base model with {option('merge_lora')}."
         ) from first
     identified, reason = _renamed(tables, shapes, hints, family)
     if identified is not None:
@@ -250,13 +249,12 @@ def _unknown(
         if len(closest) == 1:
             return (
                 f"no mapping table fits this checkpoint: {seen} (tables: {tables}), but all "
-                f"{counted(best, 'tensor')} have names of "
-                f"{names}. If the model computes as that does, {ways}; else give a table of its "
-                f"own with {option('mapping')}."
+                f"{counted(best, 'tensor')} have names of {names}. If the model computes as that "
+                f"does, {ways}; else give a table of its own with {option('mapping')}."
             )
         return (
-            f"several mapping tables fit this checkpoint ({names}): {seen}. Give its "
-            f"config.json with {option('config')}, or {ways}."
+            f"several mapping tables fit this checkpoint ({names}): {seen}. Give its config.json "
+            f"with {option('config')}, or {ways}."
         )
     unknown = sorted(recognise_names(layout, shapes)[1])
     prefix = common_prefix(shapes)
@@ -266,11 +264,11 @@ def _unknown(
     near = f"; nearest is {names}, layout {layout.name}" if best else ""
     return (
         f"no mapping table fits this checkpoint: {seen}, and of "
-        f"{counted(len(shapes), 'tensor name')} at most {best} are known "
-        f"(tables: {tables}){near}.{begin} First unknown tensors:\n{listing(unknown, 5)}{expects}\n"
+        f"{counted(len(shapes), 'tensor name')} at most {best} are known (tables: "
+        f"{tables}){near}.{begin} First unknown tensors:\n"
+        f"{listing(unknown, 5)}{expects}\n"
         f"Name a table with {option('model')}, give the model's config.json with "
-        f"{option('config')}, or your own table with "
-        f"{option('mapping')}."
+        f"{option('config')}, or your own table with {option('mapping')}."
     )
 
 
@@ -293,10 +291,9 @@ def _contradiction(
             ):
                 return ModelUnknownError(
                     f"{hints.config_source} has model_type {shown(model_type)}, but the tensors "
-                    f"are those of {table.name}. Give the "
-                    f"model's own config.json with {option('config')}; or, if only model_type is "
-                    "wrong in it, name the table with "
-                    f"{option('model', table.name)}."
+                    f"are those of {table.name}. Give the model's own config.json with "
+                    f"{option('config')}; or, if only model_type is wrong in it, name the table "
+                    f"with {option('model', table.name)}."
                 )
     return None
 
@@ -376,8 +373,8 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
     if fitting:
         raise LayoutError(
             f"the tensors fit layouts {' and '.join(fitting)} alike: their names and shapes are "
-            "the same, only what is in them differs. "
-            f"Name the right one with {option(hints.option)}."
+            "the same, only what is in them differs. Name the right one with "
+            f"{option(hints.option)}."
         )
     if elsewhere := _fitting(
         table,
@@ -391,9 +388,8 @@ def recognise(table: Table, shapes: Shapes, hints: Hints, family: str | None = N
     ):
         raise LayoutError(
             f"the tensors are in layout {' or '.join(elsewhere)}, which this command doesn't read: "
-            "it reads "
-            f"{', '.join(layout.name for layout in candidates)}. Use {command('convert')}, or the "
-            "command for the other direction."
+            f"it reads {', '.join(layout.name for layout in candidates)}. Use "
+            f"{command('convert')}, or the command for the other direction."
         )
     nearest = max(candidates, key=lambda layout: _recognised(layout, shapes))
     try:

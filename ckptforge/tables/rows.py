@@ -59,6 +59,6 @@ def check_layout(name: str, layouts: Collection[str]) -> None:
     """Raises `ValueError` where rows are said to be of a layout that there isn't."""
     if name not in layouts:
         raise ValueError(
-            f"there is no layout of that name; the table has {', '.join(layouts)}."
-            f"{nearest(name, layouts)}"
+            "there is no layout of that name; the table has "
+            f"{', '.join(layouts)}.{nearest(name, layouts)}"
         )

@@ -61,8 +61,8 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
         cuts.append(Cut(match[1], match[2], bool(match[3])))
     if len(cuts) > len(DIMENSIONS):
         raise ValueError(
-            f"there are {len(cuts)} cuts, at most one by each of "
-            f"{', '.join(DIMENSIONS)} is possible"
+            f"there are {len(cuts)} cuts, at most one by each of {', '.join(DIMENSIONS)} is "
+            "possible"
         )
     for what in ([cut.axis for cut in cuts], [cut.dimension for cut in cuts]):
         if len(set(what)) < len(what):
@@ -80,13 +80,13 @@ def stored_cuts(pattern: Pattern, rows: Mapping[str, Sharding]) -> dict[int, Cut
             places = [i for i, axis in enumerate(pattern.axes) if cut.axis in axis_factors(axis)]
             if pattern.reshaped:
                 raise ValueError(
-                    f"{pattern.template!r} has another shape than the order of its "
-                    "numbers, of which no axis can be cut"
+                    f"{pattern.template!r} has another shape than the order of its numbers, of "
+                    "which no axis can be cut"
                 )
             if not places:
                 raise ValueError(
-                    f"axis {cut.axis!r} stands in the name {pattern.template!r}, "
-                    "where nothing can be cut"
+                    f"axis {cut.axis!r} stands in the name {pattern.template!r}, where nothing can "
+                    "be cut"
                 )
             if cut.axis not in _leading(pattern.axes[places[0]]):
                 raise ValueError(
@@ -95,13 +95,13 @@ def stored_cuts(pattern: Pattern, rows: Mapping[str, Sharding]) -> dict[int, Cut
                 )
             if found.setdefault(places[0], cut).dimension != cut.dimension:
                 raise ValueError(
-                    f"{pattern.template!r}: one axis is cut by "
-                    f"{found[places[0]].dimension} and by {cut.dimension}"
+                    f"{pattern.template!r}: one axis is cut by {found[places[0]].dimension} and by "
+                    f"{cut.dimension}"
                 )
     if len({(row.whole_if, row.optimizer, row.dtype, len(row.cuts)) for row in shardings}) > 1:
         raise ValueError(
-            f"{pattern.template!r} holds {', '.join(pattern.tensors)}, which are "
-            "spread in different ways"
+            f"{pattern.template!r} holds {', '.join(pattern.tensors)}, which are spread in "
+            "different ways"
         )
     return found
 

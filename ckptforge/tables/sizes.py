@@ -136,10 +136,9 @@ class AxisSizes:
             keys = "; ".join(f"{axis} = {table.axes[axis].text}" for axis in unknown)
             raise ConfigError(
                 f"{source.template}: to store {tensor} as {target.template!r} the lengths of its "
-                f"axes {', '.join(unknown)} "
-                "are needed, which the shapes don't give; they come from config.json "
-                f"({keys}), which is absent or lacks them. Put it beside the tensors, or give it "
-                f"with {option('config')}."
+                f"axes {', '.join(unknown)} are needed, which the shapes don't give; they come "
+                f"from config.json ({keys}), which is absent or lacks them. Put it beside the "
+                f"tensors, or give it with {option('config')}."
             )
         return {axis: size for axis, size in found.items() if size is not None}
 

@@ -150,8 +150,8 @@ class WrittenTable(Written):
         default=False, description="whether the demo shows this table"
     )
     axes: dict[str, Text] = Field(
-        description="every axis, and what config.json says of its length: keys and numbers with "
-        "*, /, +, - and or"
+        description="every axis, and what config.json says of its length: keys and numbers with *, "
+        "/, +, - and or"
     )
     tensors: Annotated[dict[str, Text], Field(min_length=1)] = Field(
         description="logical tensors with all their axes, in the order of a MindSpore checkpoint"

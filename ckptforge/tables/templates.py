@@ -40,8 +40,8 @@ def _adds_known_axes(pattern: Pattern, axes: Collection[str]) -> None:
     for offset in pattern.offsets.values():
         if offset not in axes:
             raise ValueError(
-                f"{pattern.template!r} adds the length of {offset!r}, which isn't in [axes]."
-                f"{nearest(offset, axes)}"
+                f"{pattern.template!r} adds the length of {offset!r}, which isn't in "
+                f"[axes].{nearest(offset, axes)}"
             )
 
 

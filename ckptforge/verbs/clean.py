@@ -32,8 +32,8 @@ class Cleaned:
 
     def __repr__(self) -> str:
         return (
-            f"<Cleaned {brief(self.directory)}: {counted(len(self.left), 'output')} left by "
-            f"runs, {self.bytes} bytes>"
+            f"<Cleaned {brief(self.directory)}: {counted(len(self.left), 'output')} left by runs, "
+            f"{self.bytes} bytes>"
         )
 
     def to_json(self) -> dict[str, Any]:

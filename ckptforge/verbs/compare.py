@@ -192,16 +192,16 @@ def compare(options: Compare) -> Comparison:
     if needless := _needless(other.source, left_b, budget):
         left_b = [name for name in left_b if name not in needless]
         notes.append(
-            f"only B holds {', '.join(needless)}, which config.json ties to the "
-            "embedding, and which is the same."
+            f"only B holds {', '.join(needless)}, which config.json ties to the embedding, and "
+            "which is the same."
         )
     elif one.source.binding.layout is other.source.binding.layout and (
         needless := _needless(one.source, left_a, budget)
     ):
         left_a = [name for name in left_a if name not in needless]
         notes.append(
-            f"only A holds {', '.join(needless)}, which config.json ties to the "
-            "embedding, and which is the same."
+            f"only A holds {', '.join(needless)}, which config.json ties to the embedding, and "
+            "which is the same."
         )
     layouts = (one.source.binding.layout.name, other.source.binding.layout.name)
     _log.info(
@@ -265,8 +265,8 @@ def _share_sizes(one: Source, other: Source) -> None:
                 mine.binding.sizes.learn(axis, size, reason)
             except LayoutError as error:
                 raise LayoutError(
-                    f"{one.model.path} and {other.model.path} are models "
-                    f"of different sizes: {error}"
+                    f"{one.model.path} and {other.model.path} are models of different sizes: "
+                    f"{error}"
                 ) from error
 
 
@@ -280,8 +280,8 @@ def _constants(one: Source, other: Source) -> tuple[dict[str, tuple[Any, Any]], 
         return {}, []
     if lacking := [side for side, source in (("A", one), ("B", other)) if not source.config]:
         return {}, [
-            f"no config.json is known of {' and '.join(lacking)}, so "
-            f"{', '.join(names[:3])} and the like weren't compared."
+            f"no config.json is known of {' and '.join(lacking)}, so {', '.join(names[:3])} and "
+            "the like weren't compared."
         ]
     values = {
         constant.name: (constant.value(one.config), constant.value(other.config))
@@ -339,10 +339,7 @@ def _through_mapping(
     made, uncast = convert(
         one.binding, target, mine, dtype, copied=copies.__contains__, partly=True
     )
-    stored = {
-        *copies,
-        *(name for names in other.binding.names.values() for name in names.values()),
-    }
+    stored = {*copies, *(name for names in other.binding.names.values() for name in names.values())}
     only_b = [*other.unmapped, *sorted(stored - made.keys())]
     only_a = [*one.unmapped, *sorted(made.keys() - stored)]
     values = {name: value for name, value in made.items() if name in stored}
@@ -351,8 +348,8 @@ def _through_mapping(
     if bool(state_a) != bool(state_b):
         side, count = ("A", len(state_a)) if state_a else ("B", len(state_b))
         notes.append(
-            f"only {side} has optimizer state and counters ({counted(count, 'tensor')}), "
-            "which weren't compared."
+            f"only {side} has optimizer state and counters ({counted(count, 'tensor')}), which "
+            "weren't compared."
         )
     elif state_a:
         state = state_in(one, target, state_a, partly=True)
@@ -376,8 +373,8 @@ def _by_name(
     if not names:
         reasons = "\n".join(side.reason for side in (one, other) if side.reason)
         raise ModelUnknownError(
-            f"{one.model.path} and {other.model.path} have no tensor name in common, and "
-            "no mapping knows both" + (f":\n{reasons}" if reasons else ".")
+            f"{one.model.path} and {other.model.path} have no tensor name in common, and no "
+            "mapping knows both" + (f":\n{reasons}" if reasons else ".")
         )
     kept = names_that_keep_dtype(shipped_tables(), names) if dtype is not None else frozenset()
     values, uncast = cast({name: mine[name] for name in names}, dtype, kept)
@@ -388,12 +385,7 @@ def _by_name(
     )
     found, count = _differences(values, theirs, budget, progress)
     said = uncast_note(uncast, dtype, "after_cast")
-    notes = [
-        *one.model.notes,
-        *other.model.notes,
-        *said,
-        "compared by name, without a mapping.",
-    ]
+    notes = [*one.model.notes, *other.model.notes, *said, "compared by name, without a mapping."]
     scales = _scales(one.model.path, other.model.path)
     configs, uncompared = _configs(one, other)
     scales, notes = {**scales, **configs}, [*notes, *uncompared]
@@ -451,8 +443,8 @@ def _configs(one: _Side, other: _Side) -> tuple[dict[str, tuple[Any, Any]], list
         f" and {len(rest) - 8} more" if len(rest) > 8 else ""
     )
     note = (
-        f"config.json differs in {listed}; without a mapping it isn't known which of them "
-        "change what is computed."
+        f"config.json differs in {listed}; without a mapping it isn't known which of them change "
+        "what is computed."
     )
     return found, [note] if rest else []
 

@@ -195,19 +195,15 @@ def _convert(options: Convert) -> Job:
             "convert", checkpoint, options, spread, None, config=options.config, **named
         )
     source = bind_input(
-        checkpoint,
-        options,
-        layout=options.from_,
-        config=options.config,
-        layout_option="from_",
+        checkpoint, options, layout=options.from_, config=options.config, layout_option="from_"
     )
     target = source.table.layout(options.to)
     if target.family == "mindspore":
         return mindspore_job("convert", source, target, spread, options)
     if spread.cut:
         raise UsageError(
-            f"{option('to', options.to)} is a Hugging Face layout, which has no ranks; omit "
-            "the target strategy."
+            f"{option('to', options.to)} is a Hugging Face layout, which has no ranks; omit the "
+            "target strategy."
         )
     place = hugging_face_target(
         source, target, options, output=options.out, max_shard_size=options.max_shard_size

@@ -78,8 +78,8 @@ def _layout(flags: ConvertFlags) -> str | None:
     if layout is None and flags.qkv_concat:
         raise UsageError(
             "--qkv_concat: the versions of MindFormers hold concatenated rows in different orders "
-            "under one name. Name the layout of your "
-            "version with --layout; `ckptforge mapping list` shows the layouts."
+            "under one name. Name the layout of your version with --layout; `ckptforge mapping "
+            "list` shows the layouts."
         )
     if layout is None:
         return "gmm" if flags.use_gmm else None
@@ -121,8 +121,8 @@ def _unified(flags: ConvertFlags) -> Call:
         return _to_torch(flags, source, out, dtype)
     if flags.strategy_dir not in (None, "None"):
         raise UsageError(
-            "--strategy_dir goes with --reversed; to write rank directories use "
-            "`ckptforge to-ms --strategy-dir`."
+            "--strategy_dir goes with --reversed; to write rank directories use `ckptforge to-ms "
+            "--strategy-dir`."
         )
     if flags.qkv_concat:  # of a MindSpore checkpoint
         return _convert(flags, source, out, flags.layout, flags.dtype)
@@ -173,8 +173,8 @@ def _convert(
 def _to_torch(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
     if flags.save_format == "ckpt":
         raise UsageError(
-            "--save_format ckpt: with --reversed a Hugging Face directory is written, "
-            "which holds safetensors."
+            "--save_format ckpt: with --reversed a Hugging Face directory is written, which holds "
+            "safetensors."
         )
     # of a whole checkpoint there is none
     strategy = None if flags.strategy_dir == "None" or is_file(Path(source)) else flags.strategy_dir
@@ -202,9 +202,8 @@ def _with_words(flags: TransformFlags) -> TransformFlags:
         return flags
     if len(words) not in (6, 7) or (flags.src_ckpt_dir, flags.dst_ckpt_dir) != (None, None):
         raise UsageError(
-            "transform-ckpt takes named flags, or as transform_checkpoint.sh SRC_CKPT "
-            "SRC_STRATEGY DST_CKPT_DIR DST_STRATEGY "
-            f"WORLD_SIZE PROCESS_NUM [PREFIX]; found {shlex.join(words)}."
+            "transform-ckpt takes named flags, or as transform_checkpoint.sh SRC_CKPT SRC_STRATEGY "
+            f"DST_CKPT_DIR DST_STRATEGY WORLD_SIZE PROCESS_NUM [PREFIX]; found {shlex.join(words)}."
         )
     source, source_strategy, out, strategy, world_size, processes = words[:6]
     return flags.replace(
@@ -238,8 +237,8 @@ def transform_ckpt(flags: TransformFlags) -> Call:
     if src is not None and is_file(Path(source)):
         raise UsageError(
             f"{source}: is one file, but a source strategy describes rank directories. Name the "
-            "directory that holds rank_0, "
-            "rank_1, …; if the file holds the whole model, omit --src_strategy."
+            "directory that holds rank_0, rank_1, …; if the file holds the whole model, omit "
+            "--src_strategy."
         )
     _check_processes(flags.others, dst)
     notes = not_needed(flags.others, TRANSFORM_NOT_NEEDED)
@@ -273,19 +272,19 @@ def _check_processes(given: Mapping[str, str], dst: str | None) -> None:
         return
     if numbers.get("rank_id", 0) >= world_size:
         raise UsageError(
-            f"--rank_id {numbers['rank_id']}: of a job with {world_size} ranks the "
-            f"last is {world_size - 1}."
+            f"--rank_id {numbers['rank_id']}: of a job with {world_size} ranks the last is "
+            f"{world_size - 1}."
         )
     if world_size % numbers.get("transform_process_num", 1):
         raise UsageError(
-            f"--transform_process_num {numbers['transform_process_num']} doesn't "
-            f"divide --world_size {world_size}."
+            f"--transform_process_num {numbers['transform_process_num']} doesn't divide "
+            f"--world_size {world_size}."
         )
     from ckptforge.parallel.strategy_files import read_strategy
 
     if dst is not None and (ranks := read_strategy(Path(dst)).ranks) != world_size:
         raise UsageError(
             f"--world_size {world_size}: {dst} is the strategy of a {ranks}-rank job, so {ranks} "
-            "ranks would be written; give the "
-            "strategy of the job that is to load them, or omit --world_size."
+            "ranks would be written; give the strategy of the job that is to load them, or omit "
+            "--world_size."
         )

@@ -70,9 +70,8 @@ def _other_layout(
         if not differing(pairs_of(names, mine, theirs), budget):
             return [
                 f"B is what A is in layout {layout.name}; it was read as "
-                f"{other.binding.layout.name}. "
-                "The names and shapes of both are the same, so say which it is with "
-                f"{option('layout_b', layout.name)}, or convert it again."
+                f"{other.binding.layout.name}. The names and shapes of both are the same, so say "
+                f"which it is with {option('layout_b', layout.name)}, or convert it again."
             ]
     return []
 

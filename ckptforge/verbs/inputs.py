@@ -62,8 +62,7 @@ def bind_input(model: Model, options: Converting, **choices: Any) -> Source:
     elif alpha is not None:
         raise UsageError(
             f"{option('lora_alpha')} applies only to an adapter: give that with "
-            f"{option('merge_lora')}, or "
-            f"{flag('adapter')} to convert the input's own."
+            f"{option('merge_lora')}, or {flag('adapter')} to convert the input's own."
         )
     elif (
         found := [name for name in source.unmapped if is_lora(name)]
@@ -71,14 +70,13 @@ def bind_input(model: Model, options: Converting, **choices: Any) -> Source:
         if model.ranks:
             raise UnmappedTensorsError(
                 f"{model.path}: holds the factors of a LoRA adapter in ranks, such as "
-                f"{shown(found[0])}. Join the ranks first with "
-                f"{command('merge')}, or leave the factors out with {flag('allow_unmapped')}."
+                f"{shown(found[0])}. Join the ranks first with {command('merge')}, or leave the "
+                f"factors out with {flag('allow_unmapped')}."
             )
         raise UnmappedTensorsError(
-            f"{model.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. "
-            "Merge them into the weights with "
-            f"{option('merge_lora', model.path)}, convert them alone with {flag('adapter')}, "
-            f"or leave them out with {flag('allow_unmapped')}."
+            f"{model.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. Merge "
+            f"them into the weights with {option('merge_lora', model.path)}, convert them alone "
+            f"with {flag('adapter')}, or leave them out with {flag('allow_unmapped')}."
         )
     source.refuse_unmapped(options.allow_unmapped, options.drop)
     source.refuse_codes(parse_target(options.dtype))
@@ -104,12 +102,7 @@ def wants_adapter(model: Model, options: Converting) -> bool:
 
 
 def adapter_job_of(
-    verb: str,
-    model: Model,
-    options: Converting,
-    spread: Spread,
-    reads: str | None,
-    **choices: Any,
+    verb: str, model: Model, options: Converting, spread: Spread, reads: str | None, **choices: Any
 ) -> Job:
     """The job that converts an adapter alone."""
     found = "huggingface" if model.format == "peft adapter" else "mindspore"
@@ -118,14 +111,14 @@ def adapter_job_of(
             name.startswith("base_model.model.") for name in model.values
         ):
             raise UsageError(
-                f"{model.path}: holds the factors of a PEFT adapter, but no "
-                "adapter_config.json beside them, which says its scale; "
-                "take the whole directory that save_pretrained wrote."
+                f"{model.path}: holds the factors of a PEFT adapter, but no adapter_config.json "
+                "beside them, which says its scale; take the whole directory that save_pretrained "
+                "wrote."
             )
         other = "to_ms" if found == "huggingface" else "to_torch"
         raise UsageError(
-            f"{model.path}: holds an adapter in {_FAMILIES[found]} names; use "
-            f"{command(other)} or {command('convert')}."
+            f"{model.path}: holds an adapter in {_FAMILIES[found]} names; use {command(other)} or "
+            f"{command('convert')}."
         )
     from ckptforge.adapters.plan import AdapterChoices, adapter_plan
 

@@ -10,11 +10,7 @@ import msgspec
 
 from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import find_manifest
-from ckptforge.checkpoints.mindspore import (
-    choose_checkpoint,
-    rank_directories,
-    read_ranks,
-)
+from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_ranks
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import (
     CkptforgeError,
@@ -32,14 +28,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import is_state
-from ckptforge.verbs.inspection import (
-    Amount,
-    Entry,
-    FileLine,
-    Inspection,
-    PartLine,
-    RankLine,
-)
+from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, PartLine, RankLine
 from ckptforge.verbs.options import Inspect
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import in_ranks

@@ -96,6 +96,6 @@ class Inspection:
     def __repr__(self) -> str:
         what = " ".join(name for name in (self.model, self.layout) if name) or "not recognised"
         return (
-            f"<Inspection of {brief(self.path)}: {brief(what)}, "
-            f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes>"
+            f"<Inspection of {brief(self.path)}: {brief(what)}, {counted(self.tensors, 'tensor')}, "
+            f"{self.bytes} bytes>"
         )

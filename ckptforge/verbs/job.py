@@ -148,8 +148,8 @@ def _refuse_unlike(plan: Plan, budget: Budget) -> None:
         (name, original), *_ = found.items()
         path = pairs[name, original][0].origin.path
         raise FormatError(
-            f"{path}: {name} should be a copy of {original}, and holds something else; nothing "
-            f"was written. Give {flag('allow_unmapped')} to leave it out."
+            f"{path}: {name} should be a copy of {original}, and holds something else; nothing was "
+            f"written. Give {flag('allow_unmapped')} to leave it out."
         )
 
 

@@ -19,12 +19,12 @@ from ckptforge.verbs.options.record import Options
 _SIZES = "sizes are read from the tensors and config.json"
 _PROCESSES = "one call writes everything, and --workers says with how many threads"
 _LAYOUT = (
-    "it chooses how MindSpore is to hold the model: name that with --layout instead; "
-    "`ckptforge mapping list` shows the layouts"
+    "it chooses how MindSpore is to hold the model: name that with --layout instead; `ckptforge "
+    "mapping list` shows the layouts"
 )
 _OTHER = (
-    "it is of a model that no mapping table describes; `ckptforge mapping list` shows those "
-    "that are"
+    "it is of a model that no mapping table describes; `ckptforge mapping list` shows those that "
+    "are"
 )
 
 CONVERT_NOT_NEEDED: Mapping[str, str] = {
@@ -78,9 +78,8 @@ TRANSFORM_NOT_NEEDED: Mapping[str, str] = dict.fromkeys(
 TRANSFORM_REFUSED: Mapping[str, str] = {
     "lora_scaling": (
         "it adds an adapter to the weights: bring the ranks together without it, then `ckptforge "
-        "convert MERGED OUT --to LAYOUT "
-        "--merge-lora MERGED --lora-alpha ALPHA`, where ALPHA is lora_scaling times the adapter's "
-        "rank"
+        "convert MERGED OUT --to LAYOUT --merge-lora MERGED --lora-alpha ALPHA`, where ALPHA is "
+        "lora_scaling times the adapter's rank"
     )
 }
 # The options that the drop-ins take beside those with a meaning of their own.
@@ -94,19 +93,15 @@ class ConvertFlags(Options):
     directory; `others` are those above, by name."""
 
     model: str | None = option(
-        "the mapping to use, or MindFormers' name of it",
-        metavar="NAME",
-        completes="model",
+        "the mapping to use, or MindFormers' name of it", metavar="NAME", completes="model"
     )
     input_path: str | None = option(
-        "a Hugging Face directory; with `reversed` a MindSpore checkpoint",
-        metavar="PATH",
+        "a Hugging Face directory; with `reversed` a MindSpore checkpoint", metavar="PATH"
     )
     output_path: str | None = option("the .ckpt file; with `reversed` a directory", metavar="PATH")
     reversed: bool = option("from MindSpore to Hugging Face", False)
     strategy_dir: str | None = option(
-        "with `reversed`: the strategy of the rank directories in `input_path`",
-        metavar="DIR",
+        "with `reversed`: the strategy of the rank directories in `input_path`", metavar="DIR"
     )
     torch_ckpt_dir: str | None = option(
         "a Hugging Face directory",
@@ -176,9 +171,7 @@ class TransformFlags(Options):
     )
     prefix: str = option("start of the output files' names", default="checkpoint_", metavar="P")
     save_format: Literal["ckpt", "safetensors"] | None = option(
-        "format of the output files",
-        unset="ckpt",
-        aliases=("--format", "--output-format"),
+        "format of the output files", unset="ckpt", aliases=("--format", "--output-format")
     )
     others: Mapping[str, str] = option("flags without a meaning here", default={}, hidden=True)
 

@@ -69,8 +69,8 @@ def split(options: Split) -> Result:
     """
     if options.strategy_dir is None and options.parallel_config is None:
         raise UsageError(
-            f"split needs {option('strategy_dir')} or {option('parallel_config')}, "
-            "which say how to cut."
+            f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how "
+            "to cut."
         )
     if in_ranks(options.ms, Choices()):
         raise UsageError(
@@ -88,9 +88,8 @@ def split(options: Split) -> Result:
     if source.format == "hugging face directory":
         raise UsageError(
             f"{options.ms}: is a model of Hugging Face, whose tensors no MindSpore job holds as "
-            f"they are; {command('to_ms')} with "
-            f"{option('strategy_dir')} or {option('parallel_config')} converts it to rank "
-            "directories."
+            f"they are; {command('to_ms')} with {option('strategy_dir')} or "
+            f"{option('parallel_config')} converts it to rank directories."
         )
     return run_job(_job("split", source, spread, options, options.layout), options)
 
@@ -107,8 +106,8 @@ def reshard(options: Reshard) -> Result:
     """
     if options.dst_strategy_dir is None and options.dst_parallel_config is None:
         raise UsageError(
-            f"reshard needs {option('dst_strategy_dir')} or "
-            f"{option('dst_parallel_config')}, which say how to cut."
+            f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which "
+            "say how to cut."
         )
     spread = Spread(
         options.out_dir,
@@ -130,13 +129,7 @@ def reshard(options: Reshard) -> Result:
 
 def _choices(options: Resharding, layout: str | None, config: Path | None, **cut: Any) -> Choices:
     return Choices(
-        options.model,
-        layout,
-        options.mapping,
-        config,
-        options.step,
-        layout_option="layout",
-        **cut,
+        options.model, layout, options.mapping, config, options.step, layout_option="layout", **cut
     )
 
 
@@ -226,6 +219,5 @@ def _check_shapes(source: Model, strategy: Path) -> None:
     if contradiction is not None:
         raise FormatError(
             f"{source.path}: merged under {strategy} the tensors contradict each other: "
-            f"{contradiction} "
-            "It isn't the strategy of these shards."
+            f"{contradiction} It isn't the strategy of these shards."
         )

@@ -98,8 +98,8 @@ def _ranges(
             continue
         if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
             raise TypeError(
-                f"{name} is indexed by numbers, slices and ..., not by {type(item).__name__}; "
-                "read more of it, and index that"
+                f"{name} is indexed by numbers, slices and ..., not by {type(item).__name__}; read "
+                "more of it, and index that"
             )
         number = int(item)
         if not -length <= number < length:

@@ -16,15 +16,7 @@ from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.option import PathLike, Progress, Say
 from ckptforge.verbs.options.record import Options
 from ckptforge.verbs.options.shared import Converting, Overflow, Resharding, Running
-from ckptforge.verbs.options.writing import (
-    Convert,
-    Merge,
-    Reshard,
-    Split,
-    Strategy,
-    ToMs,
-    ToTorch,
-)
+from ckptforge.verbs.options.writing import Convert, Merge, Reshard, Split, Strategy, ToMs, ToTorch
 
 __all__ = [
     "Check",

@@ -67,8 +67,8 @@ class Verify(Options):
     device: str = option("where MindSpore computes", default="cpu", choices="cpu|ascend[:N]")
     compute: Literal["fp32", "fp16", "bf16"] = option("precision on both sides", default="fp32")
     layers: Sequence[int] | None = option(
-        "check only these layers, numbers in order, each with the output of the one checked "
-        "before it",
+        "check only these layers, numbers in order, each with the output of the one checked before "
+        "it",
         unset="all, and the logits",
         metavar="0,1,31",
     )
@@ -100,10 +100,7 @@ class MappingShow(Options):
 
     name: Place = required("a shipped table, or a .toml file", kw_only=False)
     layout: str | None = option(
-        "the layout to show",
-        unset="MindSpore's first",
-        metavar="LAYOUT",
-        completes="layout",
+        "the layout to show", unset="MindSpore's first", metavar="LAYOUT", completes="layout"
     )
 
 
@@ -112,6 +109,5 @@ class MappingCheck(Options):
 
     file: Place = required("a .toml file, or the name of a shipped table", kw_only=False)
     config: OptionalPlace = option(
-        "a config.json, or its directory: count tensors and parameters",
-        metavar="JSON",
+        "a config.json, or its directory: count tensors and parameters", metavar="JSON"
     )

@@ -204,8 +204,7 @@ class Configured(Options):
     """Where the config is."""
 
     config: OptionalPlace = option(
-        "where config.json and tokenizer are, if the checkpoint has no manifest",
-        metavar="HF_DIR",
+        "where config.json and tokenizer are, if the checkpoint has no manifest", metavar="HF_DIR"
     )
 
 
