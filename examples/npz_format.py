@@ -9,9 +9,9 @@ from numpy.lib import format as npy
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
+from ckptforge.foreign.stream import Stream
 from ckptforge.formats.index import index_of, parsing
 from ckptforge.formats.layout import OutputFile, Seal
-from ckptforge.storage.stream import Stream
 from ckptforge.values import Extent, Stored
 
 NAME, ENDINGS, ordered = "a NumPy archive", (".npz",), list

@@ -10,11 +10,11 @@ from numpy.lib import format as npy
 from ckptforge.checkpoints.files import model_of
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.dtypes import BY_NAME
+from ckptforge.foreign.files import is_there
+from ckptforge.foreign.stream import Stream
 from ckptforge.formats.index import index_of, parsing
+from ckptforge.publish.tree import names_in
 from ckptforge.storage.mounts import store_of
-from ckptforge.storage.small_files import is_there
-from ckptforge.storage.stream import Stream
-from ckptforge.storage.tree import names_in
 from ckptforge.values import Extent, Stored
 
 MARK = "npy_tree"

@@ -18,6 +18,7 @@ from ckptforge.checkpoints import huggingface
 from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.manifest import written_names
 from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.foreign.json import parse_object
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import specs_of
@@ -32,7 +33,6 @@ from ckptforge.reading.source import Choices, bind_source
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.local import DISK
-from ckptforge.storage.small_json import parse_object
 from ckptforge.tables.constants import Used, differing_constants
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables

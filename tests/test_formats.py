@@ -13,11 +13,11 @@ from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import BY_MINDSPORE, DTYPES
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, PlanError
+from ckptforge.examine.window import read_value
 from ckptforge.formats import mindspore_ckpt, protobuf, safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
-from ckptforge.run.memory import read_value
 from ckptforge.run.worker import Worker
 from ckptforge.targets.huggingface import cut_into_shards
 from ckptforge.values import value_of

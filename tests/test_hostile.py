@@ -27,13 +27,13 @@ from ckptforge.errors import (
     printable,
     shown,
 )
+from ckptforge.foreign.files import is_file_name, read_small
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.protobuf import encode_varint, number, record
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.publish import journal
 from ckptforge.storage.local import DISK
-from ckptforge.storage.small_files import is_file_name, read_small
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import load_table
 from ckptforge.verbs.check import check

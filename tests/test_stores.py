@@ -8,10 +8,10 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import OutputError, UsageError
+from ckptforge.foreign.files import read_small
 from ckptforge.storage.files import is_file, read_exactly, write_exactly
 from ckptforge.storage.local import DISK
 from ckptforge.storage.mounts import mounted, store_of
-from ckptforge.storage.small_files import read_small
 from ckptforge.storage.store import FileSystem, Kind
 from ckptforge.testing.memory import Memory
 from ckptforge.testing.store_tests import FileSystemTests, get, put

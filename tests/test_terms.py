@@ -16,12 +16,12 @@ import ckptforge
 from ckptforge.boxes import full_box, row_major_strides
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
+from ckptforge.examine.window import read_value
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.planning.lower import in_memory
 from ckptforge.planning.plan import prove_filled
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
-from ckptforge.run.memory import read_value
 from ckptforge.run.worker import Worker
 from ckptforge.targets.single import FileTarget
 from ckptforge.targets.target import plan_for

@@ -13,8 +13,8 @@ from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, r
 from ckptforge.adapters.peft_names import of_the_base
 from ckptforge.dtypes import DType
 from ckptforge.errors import LayoutError, PlanError, listing
+from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.run.budget import Budget
-from ckptforge.run.hashing import tensor_hashes
 from ckptforge.spelling import option
 from ckptforge.tables.lora import WEIGHT, AdaptedWeight
 from ckptforge.tables.sizes import AxisSizes

@@ -23,11 +23,11 @@ from ckptforge.adapters.peft_names import plain_names
 from ckptforge.checkpoints.files import model_of, read_file
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.foreign.files import is_there, read_small
+from ckptforge.foreign.json import parse_object
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
 from ckptforge.storage.files import has_name, is_directory
-from ckptforge.storage.small_files import is_there, read_small
-from ckptforge.storage.small_json import parse_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

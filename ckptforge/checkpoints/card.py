@@ -12,9 +12,9 @@ import msgspec
 
 from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import FormatError
+from ckptforge.foreign.files import entries_of, is_file_name, read_small
 from ckptforge.formats.index import FileIndex
 from ckptforge.storage.files import is_directory, is_file, is_link, real_path
-from ckptforge.storage.small_files import entries_of, is_file_name, read_small
 
 MAX_SMALL_FILE = 32 * 1024 * 1024
 

@@ -18,10 +18,10 @@ from ckptforge.checkpoints.files import model_of, read_file
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
+from ckptforge.foreign.files import is_there, named
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
 from ckptforge.storage.files import is_file
-from ckptforge.storage.small_files import is_there, named
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

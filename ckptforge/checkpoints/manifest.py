@@ -11,10 +11,10 @@ import msgspec
 
 from ckptforge.checkpoints.card import WEIGHTS, HuggingFaceSide, unpacked
 from ckptforge.errors import FormatError, counted, printable, shown
+from ckptforge.foreign.files import is_file_name, is_there
+from ckptforge.foreign.json import read_object
 from ckptforge.formats.index import FileIndex
 from ckptforge.storage.files import is_directory, status_of
-from ckptforge.storage.small_files import is_file_name, is_there
-from ckptforge.storage.small_json import read_object
 
 DIRECTORY_NAME = "ckptforge.manifest.json"
 

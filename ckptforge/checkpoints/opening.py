@@ -10,9 +10,9 @@ from ckptforge.checkpoints.kinds import KINDS, check_step, refuse_step
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.checkpoints.whereabouts import explain_missing, no_weights
 from ckptforge.errors import InputNotFoundError
+from ckptforge.foreign.files import entries_of
 from ckptforge.model import Model
 from ckptforge.storage.mounts import store_of
-from ckptforge.storage.small_files import entries_of
 from ckptforge.storage.store import Kind
 
 

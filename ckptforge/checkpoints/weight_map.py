@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforge.errors import FormatError, shown
-from ckptforge.storage.small_files import is_file_name
-from ckptforge.storage.small_json import read_object
+from ckptforge.foreign.files import is_file_name
+from ckptforge.foreign.json import read_object
 
 
 def weight_map_of(index: Path, of: str = "tensor") -> dict[str, str]:

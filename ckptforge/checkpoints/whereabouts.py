@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ckptforge.checkpoints.sniff import identify
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, alternatives, listing
+from ckptforge.foreign.files import read_small
 from ckptforge.formats.registry import endings, of_a_format
 from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.mounts import store_of, unknown_address
-from ckptforge.storage.small_files import read_small
 
 OTHER_WEIGHTS = (
     ".bin",

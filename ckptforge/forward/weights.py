@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.errors import PlanError
+from ckptforge.examine.window import read_value
 from ckptforge.reading.source import Source
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
-from ckptforge.run.memory import read_value
 from ckptforge.run.worker import Worker
 from ckptforge.spelling import option
 from ckptforge.tables.convert import convert

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptforge.errors import ConfigError, FormatError
+from ckptforge.foreign.files import read_small
+from ckptforge.foreign.json import parse_object
 from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel, ParallelConfig, Stages
 from ckptforge.parallel.config_keys import find_keys
 from ckptforge.parallel.config_rules import RULES
-from ckptforge.storage.small_files import read_small
-from ckptforge.storage.small_json import parse_object
 from ckptforge.tables.sharding import ShardRow
 
 if TYPE_CHECKING:

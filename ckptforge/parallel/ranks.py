@@ -11,6 +11,7 @@ from ckptforge.checkpoints.manifest import DIRECTORY_NAME, read_manifest
 from ckptforge.checkpoints.mindspore import read_ranks
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.errors import CkptforgeError, FormatError, LayoutError, UsageError, counted, shown
+from ckptforge.foreign.files import is_there
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
 from ckptforge.parallel.config import ParallelConfig
@@ -23,7 +24,6 @@ from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.reading.source import Choices, known_of
 from ckptforge.spelling import option
 from ckptforge.storage.ranges import read_range
-from ckptforge.storage.small_files import is_there
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.binding import recognise_names
 from ckptforge.tables.recognition import Hints, choose_table

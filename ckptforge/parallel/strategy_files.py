@@ -17,12 +17,12 @@ import msgspec
 
 from ckptforge.checkpoints.whereabouts import explain_missing
 from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
+from ckptforge.foreign.files import entries_of, read_small
+from ckptforge.foreign.json import parse_object
 from ckptforge.formats.index import check_name
 from ckptforge.formats.protobuf import Message, Source, number, record, signed
 from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_DIMS, MAX_STAGES, DeviceLayout
 from ckptforge.storage.files import exists, is_directory, is_file
-from ckptforge.storage.small_files import entries_of, read_small
-from ckptforge.storage.small_json import parse_object
 
 # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage
 MAX_BYTES = 1 << 26

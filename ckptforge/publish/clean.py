@@ -14,10 +14,10 @@ from ckptforge.publish.earlier import is_complete
 from ckptforge.publish.lock import lock_directory, unlock
 from ckptforge.publish.replace import finish_files, refuse_mounts, restore_old
 from ckptforge.publish.single_file import temporary_of
+from ckptforge.publish.tree import disk_bytes, lies_at
 from ckptforge.storage.files import is_directory
 from ckptforge.storage.mounts import file_system_of
 from ckptforge.storage.store import FileSystem, Kind
-from ckptforge.storage.tree import disk_bytes, lies_at
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from ckptforge.publish.journal import Journal
 from ckptforge.publish.lock import lock_directory, unlock
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.publish.replace import finish_files
+from ckptforge.publish.tree import lies_at
 from ckptforge.spelling import command, flag
 from ckptforge.storage.store import FileSystem, Kind
-from ckptforge.storage.tree import lies_at
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -22,8 +22,9 @@ import xxhash
 from ckptforge.errors import OutputError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
-from ckptforge.run.audit import Audit, audit_json, read_audit
-from ckptforge.run.ledger import Finished, Key
+from ckptforge.publish.audit import audit_json, read_audit
+from ckptforge.run.audit import Audit
+from ckptforge.run.schedule import Finished, Key
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import write_exactly
 from ckptforge.storage.store import FileSystem, LockableWriter, Reader

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ckptforge.errors import OutputError
 from ckptforge.publish.directory import PARTS, names_of
+from ckptforge.publish.tree import lies_at
 from ckptforge.storage.store import FileSystem, Kind, LockableWriter, Writer
-from ckptforge.storage.tree import lies_at
 
 _TRIES = 100
 

@@ -11,7 +11,7 @@ from typing import Any
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
-from ckptforge.run.audit import audit_json
+from ckptforge.publish.audit import audit_json
 from ckptforge.run.run import Done
 from ckptforge.storage.files import status_of
 from ckptforge.tables.table import Layout, Table

@@ -14,11 +14,11 @@ from ckptforge.formats.registry import format_by_ending
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
 from ckptforge.publish.replace import refuse_mounts
+from ckptforge.publish.tree import lies_at, names_in
 from ckptforge.spelling import flag
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import real_path
 from ckptforge.storage.store import FileSystem, Kind, Room, Status
-from ckptforge.storage.tree import lies_at, names_in
 
 _SPARE = 1 << 20  # bytes kept free beyond the plan
 

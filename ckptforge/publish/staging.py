@@ -25,12 +25,12 @@ from ckptforge.publish.lock import is_same, lock_directory, unlock
 from ckptforge.publish.refusals import as_output_error, check_output
 from ckptforge.publish.replace import place_directory, place_files, restore_old
 from ckptforge.publish.single_file import write_small
+from ckptforge.publish.tree import lies_at, make_directories, names_in, walk
 from ckptforge.spelling import command, flag
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import sync, write_exactly
 from ckptforge.storage.local import allow_open_files
 from ckptforge.storage.store import FileSystem, Kind, LockableWriter, Status
-from ckptforge.storage.tree import lies_at, make_directories, names_in, walk
 
 _SPARE_FILES = 64
 

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from ckptforge.errors import shown
-from ckptforge.storage.small_files import entries_of, is_there
-from ckptforge.storage.small_json import read_object
+from ckptforge.foreign.files import entries_of, is_there
+from ckptforge.foreign.json import read_object
 
 DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
 MODEL_OPT = "hf_quant_config.json"

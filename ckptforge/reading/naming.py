@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import shown
+from ckptforge.foreign.json import parse_object
 from ckptforge.model import Model
 from ckptforge.spelling import option
-from ckptforge.storage.small_json import parse_object
 from ckptforge.tables.model_config import language_part
 from ckptforge.tables.prefixes import Renaming
 from ckptforge.tables.state import is_state

@@ -34,6 +34,8 @@ from ckptforge.errors import (
     listing,
     shown,
 )
+from ckptforge.foreign.files import is_there, read_small
+from ckptforge.foreign.json import parse_object, read_object
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.naming import language_side, renamed, side_renamed
@@ -41,8 +43,6 @@ from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trim
 from ckptforge.spelling import flag, option
 from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.files import is_directory
-from ckptforge.storage.small_files import is_there, read_small
-from ckptforge.storage.small_json import parse_object, read_object
 from ckptforge.tables.binding import Binding, Shapes
 from ckptforge.tables.model_config import language_part
 from ckptforge.tables.recognition import Hints, Identified, identify, recognise

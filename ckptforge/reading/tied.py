@@ -71,7 +71,7 @@ def differing(pairs: tuple[Tied, ...], budget: Budget) -> list[Tied]:
     """Those pairs whose tensors hold something else; reads both."""
     if not pairs:
         return []
-    from ckptforge.run.match import unlike  # which needs numpy, inspect mostly doesn't
+    from ckptforge.examine.differences import unlike  # which needs numpy, inspect mostly doesn't
 
     found = unlike({(pair.name, pair.used): pair.values for pair in pairs}, budget)
     return [pair for pair in pairs if pair.name in found]

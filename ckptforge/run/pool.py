@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from ckptforge.errors import OutputError
+from ckptforge.run.budget import Budget
+from ckptforge.run.files import OpenFiles
 from ckptforge.run.worker import Worker
+from ckptforge.storage.store import Writer
 
 Progress = Callable[[int, int], None]
 
@@ -23,33 +27,34 @@ class Task(Protocol):
         ...
 
     def do(self, worker: Worker) -> Any:
-        """Does it, with the worker's memory and files. Returns what the one who made the task wants
-        to know of it."""
+        """Does it with the worker's memory and files. Returns what `finished` is to know."""
         ...
 
 
 def run_tasks(
     queue: Iterator[Task],
-    workers: Sequence[Worker],
-    stop: threading.Event,
+    budget: Budget,
     finished: Callable[[Any, Any], None] = lambda task, outcome: None,
     progress: Callable[[int], None] = lambda done: None,
+    targets: Mapping[Path, Writer] | None = None,
 ) -> None:
-    """Each worker takes tasks until there are none; `finished` is notified of each that has been
-    done and of what it returned, by one thread at a time, and may add to the queue; `progress` is
-    told the bytes done so far. The first error of any sets `stop`, which ends all, and is
-    raised."""
+    """Each worker takes tasks until there are none; `targets` are the files that they write.
+
+    `finished` is notified of each task that has been done and of what it returned, by one thread at
+    a time, and may add to the queue; `progress` is told the bytes done so far. The first error of
+    any worker stops all and is raised.
+    """
     lock = threading.Lock()
     done = 0
-
-    def take() -> Task | None:
-        with lock:
-            return None if stop.is_set() else next(queue, None)
 
     def work(worker: Worker) -> None:
         nonlocal done
         try:
-            while (task := take()) is not None:
+            while True:
+                with lock:
+                    task = None if files.stop.is_set() else next(queue, None)
+                if task is None:
+                    return
                 outcome = task.do(worker)
                 with lock:
                     finished(task, outcome)
@@ -58,25 +63,35 @@ def run_tasks(
                         progress(done)
         except BaseException as error:
             errors.append(error)
-            stop.set()
-            raise
+            files.stop.set()
 
     errors: list[BaseException] = []
+    with closing(OpenFiles(targets or {})) as files:
+        workers = [Worker(files, budget) for _ in range(budget.workers)]
+        _in_threads(work, workers, files.stop)
+    if errors:
+        raise errors[0]
+
+
+def _in_threads(
+    work: Callable[[Worker], None], workers: list[Worker], stop: threading.Event
+) -> None:
+    """Does it with each worker in a thread of its own; where the system gives no more threads,
+    those that there are do it. Raises `OutputError` where there is none."""
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(len(workers), thread_name_prefix="ckptforge") as pool:
         try:
             for worker in workers:
                 try:
                     futures.append(pool.submit(work, worker))
-                except RuntimeError as error:  # no more threads: those that there are do it
+                except RuntimeError as error:
                     if not futures:
                         raise OutputError(
                             f"no thread can be started: {error}; raise the "
                             "system's limit of processes."
                         ) from error
                     break
-            for future in futures:
-                future.result()
+            wait(futures)
         except BaseException:
             stop.set()
             # a second interrupt must not close files that are being written
@@ -84,5 +99,3 @@ def run_tasks(
                 with suppress(BaseException):
                     wait(futures)
             raise
-    if errors:  # of one that wasn't started at once
-        raise errors[0]

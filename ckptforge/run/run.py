@@ -11,12 +11,9 @@ from ckptforge.planning.plan import Assembly, Plan
 from ckptforge.run.audit import Audit
 from ckptforge.run.blocks import Hashes
 from ckptforge.run.budget import Budget
-from ckptforge.run.files import OpenFiles
-from ckptforge.run.ledger import Ledger
 from ckptforge.run.pool import Progress, run_tasks
-from ckptforge.run.schedule import Kept, Schedule
+from ckptforge.run.schedule import Kept, Ledger, Schedule
 from ckptforge.run.tasks import Sealing
-from ckptforge.run.worker import Worker
 from ckptforge.storage.store import Writer
 
 
@@ -43,35 +40,23 @@ def run(
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
     of any worker stops all and is raised.
     """
-    files = OpenFiles(targets)
     schedule = Schedule(plan, budget, hashing, ledger, kept or {})
-    workers = [Worker(files, budget) for _ in range(budget.workers)]
     before, total = sum(place.nbytes for place in kept or ()), plan.tensor_bytes
-    try:
-        run_tasks(
-            schedule,
-            workers,
-            files.stop,
-            schedule.finished,
-            lambda done: progress(before + done, total) if progress is not None else None,
-        )
-        seals = [Sealing(file.path, seal) for file in plan.files for seal in file.seals]
-        if seals:
-            run_tasks(iter(seals), workers, files.stop)
-    finally:
-        files.close()
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(before + done, total)
+
+    run_tasks(schedule, budget, schedule.finished, report, targets)
+    if seals := [Sealing(file.path, seal) for file in plan.files for seal in file.seals]:
+        run_tasks(iter(seals), budget, targets=targets)
     return Done(schedule.audit, schedule.all_hashes())
 
 
 def cache_bytes(assemblies: Iterable[Assembly]) -> int:
     """Bytes that a worker must hold beside its buffers for the steps of these tensors."""
+    fragments = (one for made in assemblies for term in made.terms for one in term.fragments)
     return max(
-        (
-            sum(step.memory(fragment.stored) for step in fragment.steps)
-            for assembly in assemblies
-            for term in assembly.terms
-            for fragment in term.fragments
-            if fragment.steps
-        ),
+        (sum(step.memory(one.stored) for step in one.steps) for one in fragments if one.steps),
         default=0,
     )

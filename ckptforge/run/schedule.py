@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
 
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
@@ -19,10 +21,30 @@ from ckptforge.run.blocks import (
     whole_file,
 )
 from ckptforge.run.budget import Budget
-from ckptforge.run.ledger import Finished, Ledger
 from ckptforge.run.pool import Task
 from ckptforge.run.tasks import Fill, Move, Verify, tasks_of
 from ckptforge.values import Place
+
+Key = tuple[str, str]  # file as the plan's output names it, tensor
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A tensor that was written: its hash, and what its casts did."""
+
+    hash: str
+    audit: Audit
+
+
+class Ledger(Protocol):
+    """Where finished tensors and hashed blocks of sources are written down. `sources` are digests
+    by (index of the source, first byte of the block)."""
+
+    @property
+    def sources(self) -> dict[tuple[int, int], bytes]: ...
+
+    def add_tensor(self, key: Key, finished: Finished) -> None: ...
+    def add_source(self, index: int, start: int, digest: bytes) -> None: ...
+
 
 Kept = Mapping[Place, Finished]
 

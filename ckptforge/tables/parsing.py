@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforge.errors import TableError
-from ckptforge.storage.small_files import read_small
+from ckptforge.foreign.files import read_small
 from ckptforge.tables.constants import make_constants
 from ckptforge.tables.layouts import make_layouts
 from ckptforge.tables.logical import check_kept_together, make_logical

@@ -20,8 +20,8 @@ from pathlib import Path
 from ckptforge.checkpoints.kinds import KINDS, DirectoryKind
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, InputNotFoundError
+from ckptforge.examine.window import Window
 from ckptforge.model import Model
-from ckptforge.run.window import Window
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...], bytes]]  # name → dtype, shape, bytes
 

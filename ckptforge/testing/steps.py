@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
+from ckptforge.examine.window import read_value
 from ckptforge.run.budget import Budget
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.files import OpenFiles
-from ckptforge.run.memory import read_value
 from ckptforge.run.worker import Worker, as_numbers
 from ckptforge.values import Fragment, Step, Stored, Term, Value, Window, whole_transfer
 

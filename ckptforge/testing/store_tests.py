@@ -14,8 +14,8 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+from ckptforge.publish.tree import disk_bytes, lies_at, names_in, remove_tree
 from ckptforge.storage.store import FileSystem, Kind
-from ckptforge.storage.tree import disk_bytes, lies_at, names_in, remove_tree
 
 
 def put(disk: FileSystem, path: Path, content: bytes) -> None:

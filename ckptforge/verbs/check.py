@@ -10,13 +10,13 @@ import msgspec
 from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME, MAX_MANIFEST, integer, manifest_path
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, brief, counted, shown
+from ckptforge.examine.hashes import tensor_hashes
+from ckptforge.foreign.files import is_file_name
+from ckptforge.foreign.json import read_object
 from ckptforge.formats.index import FileIndex
 from ckptforge.run.budget import Budget
-from ckptforge.run.hashing import tensor_hashes
 from ckptforge.spelling import flag
 from ckptforge.storage.files import is_directory, is_file, status_of
-from ckptforge.storage.small_files import is_file_name
-from ckptforge.storage.small_json import read_object
 from ckptforge.storage.store import Kind
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.verbs.options import Check as CheckOptions

@@ -23,6 +23,7 @@ from ckptforge.errors import (
     counted,
     shown,
 )
+from ckptforge.examine.differences import Difference, differing, unlike
 from ckptforge.model import Model
 from ckptforge.reading.source import Choices, Source, bind_source, known_of
 from ckptforge.reading.state import state_in
@@ -30,7 +31,6 @@ from ckptforge.reading.tied import differing as differing_ties
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import stored_heads, tied
 from ckptforge.run.budget import Budget
-from ckptforge.run.match import Difference, differing, unlike
 from ckptforge.run.pool import Progress
 from ckptforge.surgery.cast import cast
 from ckptforge.tables.constants import Used, differing_constants

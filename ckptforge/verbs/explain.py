@@ -10,10 +10,11 @@ from msgspec.structs import replace
 
 from ckptforge.dtypes import DType, parse_target
 from ckptforge.errors import CkptforgeError
+from ckptforge.examine.differences import Pair, differing
+from ckptforge.examine.fingerprints import fingerprints
 from ckptforge.planning.lower import in_memory
 from ckptforge.reading.source import Source
 from ckptforge.run.budget import Budget
-from ckptforge.run.match import Pair, differing, fingerprints
 from ckptforge.spelling import option
 from ckptforge.tables.binding import recognise_names
 from ckptforge.tables.convert import convert

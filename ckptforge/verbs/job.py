@@ -12,6 +12,8 @@ from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, brief, counted
+from ckptforge.examine.differences import unlike
+from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.earlier import Request
 from ckptforge.publish.manifest import manifest_json
@@ -20,10 +22,8 @@ from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
-from ckptforge.run.hashing import tensor_hashes
-from ckptforge.run.ledger import Finished
-from ckptforge.run.match import unlike
 from ckptforge.run.run import Done, cache_bytes, run
+from ckptforge.run.schedule import Finished
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import parse_size

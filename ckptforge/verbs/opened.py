@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import CkptforgeError, LayoutError, brief, counted, nearest
+from ckptforge.examine.window import Window
 from ckptforge.formats.layout import specs_of
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
 from ckptforge.reading.source import Choices, Source, bind_source, known_of
 from ckptforge.reading.state import followed
-from ckptforge.run.window import Window
 from ckptforge.surgery import names as named
 from ckptforge.surgery.cast import cast
 from ckptforge.tables.convert import convert, uncast_note

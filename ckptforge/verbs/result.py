@@ -9,8 +9,9 @@ from typing import Any
 
 from ckptforge.errors import OutputError, brief, counted
 from ckptforge.planning.plan import Plan
+from ckptforge.publish.audit import audit_json
 from ckptforge.publish.publisher import publisher_of
-from ckptforge.run.audit import Audit, audit_json
+from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
 
 

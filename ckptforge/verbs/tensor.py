@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.examine.window import Window, strided
 from ckptforge.run.casts import numpy_dtype
-from ckptforge.run.window import Window, strided
 from ckptforge.values import Value
 
 Item = int | slice | EllipsisType

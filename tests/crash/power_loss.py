@@ -24,9 +24,9 @@ from typing import Any
 
 import ckptforge
 from ckptforge.errors import OutputError
+from ckptforge.publish.tree import lies_at, names_in
 from ckptforge.storage.mounts import mounted
 from ckptforge.storage.store import Kind
-from ckptforge.storage.tree import lies_at, names_in
 from ckptforge.testing.memory import Memory
 from ckptforge.testing.power_loss import Durable, PowerLoss
 from ckptforge.testing.store_tests import get, put

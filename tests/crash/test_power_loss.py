@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ckptforge.publish.single_file import write_file
+from ckptforge.publish.tree import names_in
 from ckptforge.storage.mounts import mounted
 from ckptforge.storage.store import Kind
-from ckptforge.storage.tree import names_in
 from ckptforge.testing.memory import Memory
 from ckptforge.testing.power_loss import BLOCK, Durable, PowerLoss
 from ckptforge.testing.store_tests import get, put

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import FormatError, shown
-from ckptforge.storage.small_files import read_small
+from ckptforge.foreign.files import read_small
 
 MAX_BYTES = 64 * 1024 * 1024  # an index of 91,000 tensors has 9 MB
 _MAX_DEPTH = 64

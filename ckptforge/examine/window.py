@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
@@ -13,9 +14,10 @@ from ckptforge.boxes import row_major_strides
 from ckptforge.errors import UsageError
 from ckptforge.planning.lower import in_memory
 from ckptforge.run.budget import Budget
+from ckptforge.run.casts import numpy_dtype
 from ckptforge.run.files import OpenFiles
-from ckptforge.run.memory import read_value
 from ckptforge.run.run import cache_bytes
+from ckptforge.run.tasks import tiles_of
 from ckptforge.run.worker import Worker
 from ckptforge.transfers import Transfer
 from ckptforge.values import Value, terms_through
@@ -71,3 +73,18 @@ def strided(value: Value, ranges: Sequence[range], kept: Sequence[bool]) -> Valu
     )
     terms = terms_through([(value, transfer.ordered())])
     return replace(value, shape=shape, terms=tuple(terms))
+
+
+def read_value(name: str, value: Value, worker: Worker) -> NDArray[Any]:
+    """A value as an array of its dtype and shape. Raises the errors of reading."""
+    assembly = in_memory(name, value)
+    out = np.empty(value.nbytes, np.uint8)
+    itemsize = value.dtype.itemsize
+    for tile in tiles_of(worker.budget, assembly):
+        made = worker.assemble(assembly, tile)
+        at = 0
+        for first, count in tile.runs():
+            length = count * itemsize
+            out[first * itemsize : first * itemsize + length] = made[at : at + length]
+            at += length
+    return out.view(numpy_dtype(value.dtype)).reshape(value.shape)

@@ -1,0 +1,1 @@
+"""Files of people and of other programs, read within bounds."""
