@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from ckptforge.verbs.clean import Cleaned, clean
     from ckptforge.verbs.compare import Comparison, compare
     from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
+    from ckptforge.verbs.extract import extract
     from ckptforge.verbs.inspect import inspect
     from ckptforge.verbs.inspection import Inspection
     from ckptforge.verbs.opened import OpenedModel, open
     from ckptforge.verbs.reshard import merge, reshard, split
     from ckptforge.verbs.result import Result
+    from ckptforge.verbs.stats import Statistics, stats
     from ckptforge.verbs.strategy import strategy
     from ckptforge.verbs.verify import Verification, verify
 
@@ -71,6 +73,7 @@ __all__ = [
     "QuantisedError",
     "ReadError",
     "Result",
+    "Statistics",
     "TableError",
     "UnmappedTensorsError",
     "UsageError",
@@ -81,12 +84,14 @@ __all__ = [
     "clean",
     "compare",
     "convert",
+    "extract",
     "inspect",
     "merge",
     "open",
     "plan",
     "reshard",
     "split",
+    "stats",
     "strategy",
     "to_ms",
     "to_torch",
@@ -102,16 +107,19 @@ _HOMES = {
     "Inspection": "verbs.inspection",
     "Plan": "planning.plan",
     "Result": "verbs.result",
+    "Statistics": "verbs.stats",
     "Verification": "verbs.verify",
     "check": "verbs.check",
     "clean": "verbs.clean",
     "compare": "verbs.compare",
     "convert": "verbs.convert",
+    "extract": "verbs.extract",
     "inspect": "verbs.inspect",
     "merge": "verbs.reshard",
     "plan": "verbs.convert",
     "reshard": "verbs.reshard",
     "split": "verbs.reshard",
+    "stats": "verbs.stats",
     "strategy": "verbs.strategy",
     "to_ms": "verbs.convert",
     "to_torch": "verbs.convert",

@@ -41,7 +41,8 @@ def documented(section):
 
 
 WRITING = (
-    "to-ms, to-torch, convert, merge, split, reshard, strategy, convert-weight, transform-ckpt"
+    "to-ms, to-torch, convert, merge, split, reshard, strategy, extract, convert-weight, "
+    "transform-ckpt"
 )
 COMMON = documented("Every object")
 
@@ -123,6 +124,7 @@ def test_verbs_that_write(tmp_path):
             "--dst-strategy-dir",
             strategies / "pp2mp2",
         ],
+        ["extract", HUB, "lm_head.weight", tmp_path / "head.npy"],
         ["strategy", tmp_path / "st", "--parallel-config", tmp_path / "job.json", "--like", HUB],
         [
             "convert-weight",
@@ -201,6 +203,11 @@ def test_what_was_left(tmp_path):
     (left / "out").mkdir(parents=True)
     (left / "lock").touch()
     assert len(check("clean", invoke("clean", tmp_path, "--dry-run"))["left"]) == 1
+
+
+def test_stats():
+    check("stats", invoke("stats", HUB))
+    check("stats", invoke("stats", MINDSPORE / "full.ckpt", "--layout", "gmm"))
 
 
 def test_mapping_commands():

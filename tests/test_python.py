@@ -74,12 +74,14 @@ FUNCTIONS = [
     "clean",
     "compare",
     "convert",
+    "extract",
     "inspect",
     "merge",
     "open",
     "plan",
     "reshard",
     "split",
+    "stats",
     "strategy",
     "to_ms",
     "to_torch",
@@ -239,7 +241,7 @@ def test_tab_completion_shows_what_is_public_and_nothing_else():
         if isinstance(one, type) and issubclass(one, Exception)
     ]
     types = ["Check", "Cleaned", "Comparison", "Inspection", "OpenedModel", "Plan", "Result"]
-    types.append("Verification")
+    types += ["Statistics", "Verification"]
     assert sorted(name for name in shown if not name.startswith("_")) == sorted(
         [*FUNCTIONS, *types, *errors]
     )

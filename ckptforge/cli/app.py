@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import click
 
-from ckptforge.cli import actions
+from ckptforge.cli import actions, surgery
 from ckptforge.cli.command import CONTEXT, Command, Group
 from ckptforge.spelling import command_line
 from ckptforge.verbs.options import (
@@ -236,6 +236,7 @@ COMMANDS = (
             ckptforge clean output --dry-run
         """,
     ),
+    *surgery.COMMANDS,
     Command(
         "demo",
         actions.demo,

@@ -20,7 +20,7 @@ from ckptforge.run.run import cache_bytes
 from ckptforge.run.tasks import tiles_of
 from ckptforge.run.worker import Worker
 from ckptforge.transfers import Transfer
-from ckptforge.values import Value, terms_through
+from ckptforge.values import Term, Value, terms_through
 
 MEMORY = 64 * 1024 * 1024  # of one thread's buffers
 
@@ -63,7 +63,7 @@ def strided(value: Value, ranges: Sequence[range], kept: Sequence[bool]) -> Valu
     lengths = tuple(map(len, ranges))
     shape = tuple(n for n, stays in zip(lengths, kept, strict=True) if stays)
     if 0 in lengths:
-        return replace(value, shape=shape)
+        return replace(value, shape=shape, terms=(Term(fragments=()),))
     transfer = Transfer(
         lengths,
         sum(one.start * stride for one, stride in zip(ranges, strides, strict=True)),

@@ -97,6 +97,16 @@ class OpenedModel(Mapping[str, Tensor]):
         return None if self._source is None else self._source.binding.layout.name
 
     @property
+    def as_model(self) -> Model:
+        """Its tensors as values, for functions from model to model (docs/extending.md)."""
+        return self._model
+
+    @property
+    def source(self) -> Source | None:
+        """How a table reads it; None where none knows it."""
+        return self._source
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """What config.json says of the language model; empty where none is known."""
         return {} if self._source is None else self._source.config

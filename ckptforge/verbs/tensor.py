@@ -59,7 +59,7 @@ class Tensor:
         """Reads some of it: by numbers, slices (with steps of any sign) and `...`, as of an array
         of numpy. Raises `IndexError` outside of it, and `TypeError` for lists and masks: read more
         of it, and index that."""
-        ranges, kept, turned = _ranges(self.name, self.shape, index)
+        ranges, kept, turned = ranges_of(self.name, self.shape, index)
         found = self._window.read(self.name, strided(self._value, ranges, kept))
         back = tuple(slice(None, None, -1 if flip else 1) for flip in turned)
         return np.asarray(found[back]) if any(turned) else found
@@ -76,7 +76,7 @@ class Tensor:
         return f"<Tensor {self.name}: {self._value.dtype} {list(self.shape)}>"
 
 
-def _ranges(
+def ranges_of(
     name: str, shape: tuple[int, ...], index: Index
 ) -> tuple[list[range], list[bool], list[bool]]:
     """(the indices along each axis, upwards; whether the axis stays; of those that stay whether it

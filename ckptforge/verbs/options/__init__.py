@@ -16,6 +16,7 @@ from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.option import PathLike, Progress, Say
 from ckptforge.verbs.options.record import Options
 from ckptforge.verbs.options.shared import Converting, Overflow, Resharding, Running
+from ckptforge.verbs.options.surgery import Extract, Stats
 from ckptforge.verbs.options.writing import Convert, Merge, Reshard, Split, Strategy, ToMs, ToTorch
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Compare",
     "Convert",
     "Converting",
+    "Extract",
     "Inspect",
     "MappingCheck",
     "MappingShow",
@@ -39,6 +41,7 @@ __all__ = [
     "Save",
     "Say",
     "Split",
+    "Stats",
     "Strategy",
     "ToMs",
     "ToTorch",

@@ -1,0 +1,70 @@
+"""The commands of surgery, and looking closer: `extract` and `stats`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptforge.cli import actions
+from ckptforge.cli import progress as progressing
+from ckptforge.cli.command import Command
+from ckptforge.cli.shown import Shown
+from ckptforge.cli.table import table
+from ckptforge.errors import counted, printable
+from ckptforge.verbs.options import Extract, Stats
+
+if TYPE_CHECKING:
+    from ckptforge.verbs.stats import Statistics
+
+
+def stats(shown: Shown, options: Stats) -> None:
+    """Figures by kind; the JSON and the page have every tensor."""
+    with progressing.shown(shown.quiet, "reading") as progress:
+        found = actions.call(options, progress=progress)
+    shown.result(found.to_json, lambda: _stats_text(found))
+
+
+def _stats_text(found: Statistics) -> str:
+    from ckptforge.verbs.stats_page import TITLES, cells_of
+
+    about = f"{found.model or 'any model'}, layout {found.layout or 'not recognised'}"
+    rows = [["kind", "tensors", "numbers", *TITLES]]
+    for kind, one in found.kinds.items():
+        rows.append([kind, str(one.tensors), f"{one.count:,}", *cells_of(one)])
+    lines = [f"{printable(str(found.path))}: {about}", "", table(rows, right=range(1, 10))]
+    for name, tensor in found.tensors.items():
+        if bad := tensor.figures.nan + tensor.figures.infinite:
+            lines.append(f"not finite: {counted(bad, 'number')} of {printable(name)}")
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+COMMANDS = (
+    Command(
+        "extract",
+        actions.write,
+        Extract,
+        help="""
+        Write one tensor of a checkpoint, or a part of it, as numpy's file.
+
+        IN is any checkpoint, also in ranks; NAME is the name of a tensor in it, or in the layout
+        that is asked for.
+        """,
+        examples="""
+            ckptforge extract hf_dir lm_head.weight head.npy
+            ckptforge extract model.ckpt lm_head.weight rows.npy --index 0:4,: --dtype fp32
+        """,
+    ),
+    Command(
+        "stats",
+        stats,
+        Stats,
+        help="""
+        Minimum, maximum, mean, deviation, zeros, NaN and infinities of every kind of tensor.
+
+        With --json or --html of every tensor. Each is read once; sums are made in float64.
+        """,
+        examples="""
+            ckptforge stats hf_dir
+            ckptforge stats output/checkpoint --strategy-dir output/strategy --html stats.html
+        """,
+    ),
+)
