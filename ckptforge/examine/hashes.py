@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ckptforge.run.blocks import Block, Hashes, blocks_of, hash_of
@@ -13,29 +13,24 @@ from ckptforge.values import Located
 
 
 def tensor_hashes(
-    files: Mapping[Path, Iterable[Located]],
+    files: Mapping[Path, Collection[Located]],
     budget: Budget,
     progress: Progress | None = None,
     opened: Mapping[Path, Writer] | None = None,
 ) -> Hashes:
     """File → tensor name → hash; `opened` are files that are open already. Raises the errors of
     reading."""
-    entries = [(file, entry) for file, held in files.items() for entry in held]
-    total = sum(entry.nbytes for _, entry in entries)
-    digests: dict[tuple[Path, str], dict[int, bytes]] = {
-        (file, entry.name): {} for file, entry in entries
-    }
+    digests = {entry: dict[int, bytes]() for held in files.values() for entry in held}
+    total = sum(entry.nbytes for entry in digests)
 
     def finished(block: Block, digest: bytes) -> None:
-        digests[block.file, block.entry.name][block.start] = digest
+        digests[block.entry][block.start] = digest
 
     def report(done: int) -> None:
         if progress is not None:
             progress(done, total)
 
-    queue = (block for file, entry in entries for block in blocks_of(file, entry, counted=True))
+    queue = (block for entry in digests for block in blocks_of(entry, counted=True))
     run_tasks(queue, budget, finished, report, opened)
-    found: Hashes = {file: {} for file in files}
-    for (file, name), blocks in digests.items():
-        found[file][name] = hash_of(blocks)
-    return found
+    hashes = {entry: hash_of(blocks) for entry, blocks in digests.items()}
+    return {file: {entry.name: hashes[entry] for entry in held} for file, held in files.items()}

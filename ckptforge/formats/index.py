@@ -13,7 +13,7 @@ import msgspec
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, FormatError, shown
-from ckptforge.storage.files import open_file, read_exactly
+from ckptforge.storage.files import open_file, read_pieces
 from ckptforge.storage.store import Status
 from ckptforge.values import Stored
 
@@ -59,12 +59,9 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
                 if isinstance(part, bytes):
                     crc = zlib.crc32(part, crc)
                     continue
-                offset, length = part
-                for at in range(offset, offset + length, len(buffer)):
+                for piece in read_pieces(reader, *part, buffer, self.path):
                     if stopped():
                         return
-                    piece = buffer[: min(len(buffer), offset + length - at)]
-                    read_exactly(reader, at, piece, self.path)
                     crc = zlib.crc32(piece, crc)
         if crc != self.checksum.expected:
             raise FormatError(

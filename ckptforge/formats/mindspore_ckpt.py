@@ -232,10 +232,6 @@ def lay_out(
                 extents.append(Extent(start, at, length))
             at += length
         places[tensor.name] = Place(
-            path=path,
-            name=tensor.name,
-            dtype=dtype,
-            shape=tensor.shape,
-            extents=tuple(extents),
+            path=path, name=tensor.name, dtype=dtype, shape=tensor.shape, extents=tuple(extents)
         )
     return OutputFile(path=path, size=at, literals=tuple(literals), places=places)

@@ -18,19 +18,16 @@ from ckptforge.dtypes import BY_NAME
 from ckptforge.formats.index import FileIndex
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.worker import Worker
-from ckptforge.storage.ranges import read_range
+from ckptforge.storage.files import read_pieces
 from ckptforge.values import Extent, Located, Stored
 
 BLOCK_BYTES = 8 * 1024 * 1024
 Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
-Digests = dict[Path, dict[int, bytes]]  # file → first byte of a block → digest
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A run of a tensor's bytes, at most `BLOCK_BYTES` from byte `start`; `file` is the path that
-    the tensor is known under."""
+    """A run of a tensor's bytes, at most `BLOCK_BYTES` from byte `start`."""
 
-    file: Path
     entry: Located
     start: int
     length: int
@@ -38,22 +35,21 @@ class Block(msgspec.Struct, frozen=True):
 
     def do(self, worker: Worker) -> bytes:
         """Its digest. Raises the errors of reading."""
+        path, files = self.entry.path, worker.files
         buffer = worker.buffers.lend((PIECE_BYTES, self.entry.file_offset(self.start)))[0].data
-        reader = worker.files.targets.get(self.file) or worker.files.source(self.entry.path)
+        reader = files.targets.get(path) or files.source(path)
         state = xxhash.xxh3_128()
-        for at in range(self.start, self.start + self.length, len(buffer)):
-            part = buffer[: min(len(buffer), self.start + self.length - at)]
-            read_range(self.entry, at, part, reader)
-            state.update(part)
+        for offset, length in self.entry.file_ranges(self.start, self.length):
+            for piece in read_pieces(reader, offset, length, buffer, path):
+                state.update(piece)
         return state.digest()
 
 
-def blocks_of(file: Path, entry: Located, counted: bool = False) -> Iterator[Block]:
-    """The blocks of a tensor in a file that is known as `file`; their bytes count as progress where
-    they are `counted`."""
+def blocks_of(entry: Located, counted: bool = False) -> Iterator[Block]:
+    """The blocks of a tensor; their bytes count as progress where they are `counted`."""
     for start in range(0, entry.nbytes, BLOCK_BYTES):
         length = min(BLOCK_BYTES, entry.nbytes - start)
-        yield Block(file, entry, start, length, length if counted else 0)
+        yield Block(entry, start, length, length if counted else 0)
 
 
 def block_count(entry: Located) -> int:
@@ -63,12 +59,9 @@ def block_count(entry: Located) -> int:
 
 def whole_file(file: FileIndex) -> Stored:
     """A file's bytes as one tensor, so that files are hashed as tensors are."""
+    extents = (Extent(0, 0, file.size),)
     return Stored(
-        path=file.path,
-        name="",
-        dtype=BY_NAME["uint8"],
-        shape=(file.size,),
-        extents=(Extent(0, 0, file.size),),
+        path=file.path, name="", dtype=BY_NAME["uint8"], shape=(file.size,), extents=extents
     )
 
 

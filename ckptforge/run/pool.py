@@ -66,7 +66,7 @@ def run_tasks(
             files.stop.set()
 
     errors: list[BaseException] = []
-    with closing(OpenFiles(targets or {})) as files:
+    with closing(OpenFiles(targets)) as files:
         workers = [Worker(files, budget) for _ in range(budget.workers)]
         _in_threads(work, workers, files.stop)
     if errors:

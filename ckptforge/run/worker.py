@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
@@ -14,16 +17,16 @@ from ckptforge.planning.plan import Assembly
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy
-from ckptforge.run.cache import Cache
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
 from ckptforge.storage.ranges import read_range, read_spans
 from ckptforge.transfers import Transfer
-from ckptforge.values import Fragment, Prepared, Stored, Term
+from ckptforge.values import Fragment, Prepared, Step, Stored, Term
 
 Array = NDArray[Any]
+Note = Callable[[DType, DType, CastCount], None]  # what a cast from one dtype to another did
 MANY_CALLS = 16
 
 
@@ -34,50 +37,46 @@ class Worker:
         self.files, self.budget = files, budget
         self.audit = Audit()
         self.buffers = Buffers()  # of a tile, or of bytes that are moved
-        self.other_buffers = Buffers()  # of a second tile, where two are compared
+        self._other_buffers = Buffers()  # of a second tile, where two are compared
         self._strip_buffers = Buffers()
-        self._prepared = Cache(budget.cached)
+        self._prepared: dict[int, tuple[int, Prepared]] = {}  # steps, with their bytes
 
     def assemble(self, assembly: Assembly, tile: Tile, other: bool = False) -> Array:
         """The bytes of a tile put together. They are the worker's until it makes another one, in
         its `other` buffers or not."""
-        place = assembly.place
-        wanted = [(tile.elements * place.dtype.itemsize, _offset(assembly, tile))]
-        if assembly.summed:
-            wanted += 2 * [(tile.elements * assembly.computing.itemsize, 0)]
-        buffers = self.other_buffers if other else self.buffers
-        made, *sums = buffers.lend(*wanted)
-        out = as_numbers(made, place.dtype)
-        if assembly.summed:
-            total, part = (as_numbers(raw, assembly.computing) for raw in sums)
-            self._add_up(assembly, tile, total, part, out)
+        dtype, kind = assembly.place.dtype, assembly.kind
+        buffers = self._other_buffers if other else self.buffers
+        wanted = (tile.elements * dtype.itemsize, _offset(assembly, tile))
+        if not assembly.summed:
+            (made,) = buffers.lend(wanted)
+            note = partial(self.audit.add, kind)
+            self._fill(assembly, assembly.terms[0], tile, dtype, as_numbers(made, dtype), note)
+            return made
+        summed = assembly.computing
+        made, *sums = buffers.lend(wanted, *2 * [(tile.elements * summed.itemsize, 0)])
+        total = self._sum(assembly, tile, *(as_numbers(raw, summed) for raw in sums))
+        if summed == dtype:
+            as_numbers(made, dtype)[:] = total
         else:
-            (term,) = assembly.terms
-            self._fill(assembly, term, tile, place.dtype, out, self.audit)
+            count = cast_function(summed, dtype)(total, as_numbers(made, dtype))
+            self.audit.add(kind, summed, dtype, count)
         return made
 
-    def _add_up(
-        self, assembly: Assembly, tile: Tile, total: Array, part: Array, out: Array
-    ) -> None:
-        """Adds the terms up in float32 or float64, and rounds once."""
-        dtype, uncounted = assembly.computing, Audit()
+    def _sum(self, assembly: Assembly, tile: Tile, total: Array, part: Array) -> Array:
+        """The terms added up in float32 or float64, to be rounded once."""
+        dtype = assembly.computing
         for i, term in enumerate(assembly.terms):
             made = part if i else total
-            self._fill(assembly, term, tile, dtype, made, uncounted)
+            self._fill(assembly, term, tile, dtype, made, lambda *cast: None)
             with np.errstate(all="ignore"):
                 if term.weight != 1:
                     made *= made.dtype.type(term.weight)
                 if i:
                     total += part
-        target = assembly.place.dtype
-        count = cast_function(dtype, target)(total, out) if dtype != target else None
-        if count is None:
-            out[:] = total
-        else:
-            self.audit.add(assembly.kind, dtype, target, count)
+        return total
 
     def _fill(
-        self, assembly: Assembly, term: Term, tile: Tile, dtype: DType, out: Array, audit: Audit
+        self, assembly: Assembly, term: Term, tile: Tile, dtype: DType, out: Array, note: Note
     ) -> None:
         """Makes a tile of one term in `out`, of this dtype."""
         if term.fill is not None:
@@ -92,58 +91,47 @@ class Worker:
             for part in inside(fragment.transfer, tile):
                 left -= part.size
                 for strip in strips(part, limit, stored.dtype.itemsize):
-                    gathered = _Gathering(fragment, strip.coalesced(), dtype, assembly.kind, audit)
-                    self._gather(gathered, out)
+                    self._gather(fragment, strip.coalesced(), dtype, out, note)
         if left and term.fill is None:
             raise PlanError(
                 f"{assembly.place.name}: {left} elements of {tile} aren't filled; this is a "
                 "defect of ckptforge, please report it."
             )
 
-    def _gather(self, wanted: _Gathering, out: Array) -> None:
+    def _gather(
+        self, fragment: Fragment, part: Transfer, target: DType, out: Array, note: Note
+    ) -> None:
         """Reads one part of a tile, casts it and puts it in its place."""
-        fragment, part, target = wanted.fragment, wanted.part, wanted.dtype
-        stored, itemsize = fragment.stored, fragment.stored.dtype.itemsize
-        spans = spans_of(part, itemsize)
-        dtype = fragment.dtype
-        cast = dtype != target
-        offset = stored.file_offset(part.source * itemsize)
+        stored, itemsize, dtype = fragment.stored, fragment.stored.dtype.itemsize, fragment.dtype
+        cast, start = dtype != target, part.source * itemsize
         if part.is_move and not cast and not fragment.steps:
-            place = out[part.target : part.target + part.size].view(np.uint8)
-            self._read_run(stored, part.source * itemsize, place)
+            self._read_run(stored, start, out[part.target : part.target + part.size].view(np.uint8))
             return
-        read, spare, made, computed = self._strip_buffers.lend(
-            (spans.elements * itemsize, offset),
+        spans = spans_of(part, itemsize)
+        read, computed, dense, made = self._strip_buffers.lend(
+            (spans.elements * itemsize, stored.file_offset(start)),
+            (bool(fragment.steps) * spans.elements * dtype.itemsize, 0),
             (cast * part.size * dtype.itemsize, 0),
             (cast * part.size * target.itemsize, 0),
-            (bool(fragment.steps) * spans.elements * dtype.itemsize, 0),
         )
         self._read(stored, part, spans, read)
         numbers = as_numbers(read, stored.dtype)
         if fragment.steps:
-            numbers = self._compute(wanted, numbers, as_numbers(computed, dtype), spans)
+            made_of_steps = as_numbers(computed, dtype)
+            numbers = self._compute(fragment, part, spans, numbers, made_of_steps, note)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.target_strides)
         if cast:
             if spans.elements != part.size:  # gaps are neither cast nor counted
-                dense = as_numbers(spare, dtype)
-                strides = _without_gaps(packed)
-                copy_strided(
-                    numbers,
-                    dense,
-                    Transfer(part.shape, 0, packed.source_strides, 0, strides).coalesced(),
-                )
-                numbers, packed = (
-                    dense,
-                    Transfer(part.shape, 0, strides, part.target, part.target_strides),
-                )
+                strides, gapped = _without_gaps(packed), numbers
+                numbers = as_numbers(dense, dtype)
+                without = replace(packed, target=0, target_strides=strides)
+                copy_strided(gapped, numbers, without.coalesced())
+                packed = replace(packed, source_strides=strides)
             packed = packed.coalesced()
-            place = (
-                out[packed.target : packed.target + packed.size]
-                if packed.is_move
-                else as_numbers(made, target)
-            )
-            count = cast_function(dtype, target)(numbers, place)
-            wanted.audit.add(wanted.kind, dtype, target, count)
+            place = as_numbers(made, target)
+            if packed.is_move:
+                place = out[packed.target : packed.target + packed.size]
+            note(dtype, target, cast_function(dtype, target)(numbers, place))
             if packed.is_move:
                 return
             numbers = place
@@ -171,24 +159,32 @@ class Worker:
             starts = ((part.source + start) * itemsize for start in spans.starts())
             read_spans(stored, starts, spans.length * itemsize, into.data, reader)
 
-    def _compute(self, wanted: _Gathering, numbers: Array, out: Array, spans: Spans) -> Array:
+    def _compute(
+        self,
+        fragment: Fragment,
+        part: Transfer,
+        spans: Spans,
+        numbers: Array,
+        out: Array,
+        note: Note,
+    ) -> Array:
         """What was read of a tensor after its steps, in the dtype that they give."""
-        fragment, stored = wanted.fragment, wanted.fragment.stored
+        stored = fragment.stored
         cast_function(stored.dtype, fragment.dtype)(numbers, out)
-        columns = stored.shape[-1] if stored.shape else 1
-        found = list(windows(wanted.part.source, spans, columns))
-        for i in range(len(fragment.steps)):
-            if undefined := self._prepare(fragment, i).apply(out, found):
-                count = CastCount(undefined, undefined=undefined)
-                wanted.audit.add(wanted.kind, stored.dtype, fragment.dtype, count)
+        found = list(windows(part.source, spans, stored.shape[-1] if stored.shape else 1))
+        for step in fragment.steps:
+            if undefined := self._prepare(step, stored).apply(out, found):
+                note(stored.dtype, fragment.dtype, CastCount(undefined, undefined=undefined))
         return out
 
-    def _prepare(self, fragment: Fragment, i: int) -> Prepared:
-        stored, step = fragment.stored, fragment.steps[i]
-        # A step of the plan outlives this.
-        return self._prepared.get(
-            id(step), step.memory(stored), lambda: step.prepare(stored, self.read_whole)
-        )
+    def _prepare(self, step: Step, stored: Stored) -> Prepared:
+        """A step ready to be applied, kept as long as there is room."""
+        key, nbytes, kept = id(step), step.memory(stored), self._prepared  # the plan holds the step
+        if key not in kept:
+            while kept and sum(size for size, _ in kept.values()) + nbytes > self.budget.cached:
+                del kept[next(iter(kept))]
+            kept[key] = nbytes, step.prepare(stored, self.read_whole)
+        return kept[key][1]
 
     def read_whole(self, stored: Stored, dtype: DType | None) -> Array:
         """A small tensor, cast to a floating-point dtype unless that is None."""
@@ -214,17 +210,6 @@ def _offset(assembly: Assembly, tile: Tile) -> int:
     stored = fragment.stored
     element = min(fragment.transfer.source + start, stored.elements - 1)
     return stored.file_offset(element * stored.dtype.itemsize)
-
-
-class _Gathering(NamedTuple):
-    """One part of a tile that is to be read, in which dtype it is wanted, and where its casts are
-    counted."""
-
-    fragment: Fragment
-    part: Transfer
-    dtype: DType
-    kind: str
-    audit: Audit
 
 
 def _without_gaps(transfer: Transfer) -> tuple[int, ...]:

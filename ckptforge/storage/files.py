@@ -3,6 +3,7 @@ file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ckptforge.errors import FormatError, InputNotFoundError, OutputError, ReadError
@@ -82,6 +83,16 @@ def read_exactly(reader: Reader, offset: int, into: memoryview, path: Path) -> N
                 "the file was cut off or changed while it was read."
             )
         done += count
+
+
+def read_pieces(
+    reader: Reader, offset: int, length: int, buffer: memoryview, path: Path
+) -> Iterator[memoryview]:
+    """`length` bytes from byte `offset`, as many at a time as `buffer` holds, in it."""
+    for at in range(offset, offset + length, len(buffer)):
+        piece = buffer[: min(len(buffer), offset + length - at)]
+        read_exactly(reader, at, piece, path)
+        yield piece
 
 
 def read_bytes(reader: Reader, offset: int, length: int, path: Path) -> bytearray:
