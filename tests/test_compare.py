@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, LayoutError, ModelUnknownError
+from ckptforge.examine.fingerprints import fingerprints
+from ckptforge.run.budget import Budget
 from tests.helpers import (
     FIXTURES,
     HUB,
@@ -469,3 +472,11 @@ def test_a_cast_of_the_wrong_side_is_said(tmp_path):
     found = ckptforge.compare(tmp_path / "narrow", tmp_path / "wide", after_cast="bf16")
     assert not found.equal and any("name B first" in cause for cause in found.causes)
     assert ckptforge.compare(tmp_path / "wide", tmp_path / "narrow", after_cast="bf16").equal
+
+
+def test_causes_name_tensors_in_their_order_whichever_is_read_first(tmp_path):
+    sizes = {f"layers.{i}": 1 if i % 2 else 1 << 18 for i in range(40)}
+    stored = {name: ("F32", [size], bytes(4 * size)) for name, size in sizes.items()}
+    write_safetensors(tmp_path / "x.safetensors", stored)
+    values = open_checkpoint(tmp_path / "x.safetensors").values
+    assert list(fingerprints(values, Budget.of(4, 64 << 20))) == list(values) == list(sizes)

@@ -891,6 +891,10 @@ def test_a_shard_row_with_a_long_key(tmp_path):
     ) as caught:
         ckptforge.strategy(tmp_path / "out", parallel_config=tmp_path / "p.yaml", like=HUB)
     assert len(str(caught.value)) < 1000
+    (tmp_path / "p.yaml").write_text("mp: 1\nshard:\n  " + "x" * 1000 + ": 1")
+    with pytest.raises(ConfigError, match=r"shard.x+\.\.\.x+ is 1, expected keys") as caught:
+        ckptforge.strategy(tmp_path / "out", parallel_config=tmp_path / "p.yaml", like=HUB)
+    assert len(str(caught.value)) < 1000
 
 
 def test_many_offsets_of_interleaved_stages_end(tmp_path):

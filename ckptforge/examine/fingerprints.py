@@ -31,11 +31,11 @@ class Fingerprint(msgspec.Struct, frozen=True):
 
 
 def fingerprints(values: Mapping[str, Value], budget: Budget) -> dict[str, Fingerprint]:
-    """Name → fingerprint of what these values are."""
-    sums: dict[str, list[int]] = {}
+    """Name → fingerprint of what these values are, in their order."""
+    sums = {name: [0, 0] for name in values}
 
     def add(task: _Print, made: tuple[int, int]) -> None:
-        held = sums.setdefault(task.assembly.place.name, [0, 0])
+        held = sums[task.assembly.place.name]
         held[:] = ((a + b) % 2**64 for a, b in zip(held, made, strict=True))
 
     assemblies = [in_memory(name, value) for name, value in values.items()]

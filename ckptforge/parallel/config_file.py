@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.errors import ConfigError, FormatError
+from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.foreign.files import read_small
 from ckptforge.foreign.json import parse_object
 from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel, ParallelConfig, Stages
@@ -73,7 +73,8 @@ def _read_keys(content: Mapping[str, Any]) -> ParallelKeys:
 
     def spell(place: tuple[str | int, ...]) -> str:
         key, *inner = map(str, place)
-        return ".".join((found.places.get(key, key), *inner))
+        shortened = (shown(part)[1:-1] for part in inner)
+        return ".".join((found.places.get(key, key), *shortened))
 
     return validate(ParallelKeys, found.values, spell)
 

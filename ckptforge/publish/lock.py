@@ -63,6 +63,11 @@ def _open_lock(disk: FileSystem, directory: Path) -> LockableWriter:
         )
     with suppress(FileExistsError):
         disk.make_directory(directory)
+    if lies_at(disk, directory) and not lies_at(disk, directory, Kind.DIRECTORY):
+        raise OutputError(
+            f"{directory}: isn't a directory, so no run of ckptforge made it; move it, or choose "
+            "another output."
+        )
     if foreign := names_of(disk, directory) - PARTS:
         raise OutputError(
             f"{directory}: holds {min(foreign)}, which no run of ckptforge made; move it, or "

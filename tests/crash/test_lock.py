@@ -52,6 +52,13 @@ def test_a_staging_directory_that_is_a_link_is_refused(tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == ["precious"]
 
 
+def test_what_is_no_directory_by_the_name_of_ours_is_named(tmp_path):
+    (tmp_path / ".x.ckpt.ckptforge").write_text("mine")
+    with pytest.raises(OutputError, match=r"\.x\.ckpt\.ckptforge: isn't a directory, so no run"):
+        ckptforge.to_ms(HUB, tmp_path / "x.ckpt", overwrite=True)
+    assert (tmp_path / ".x.ckpt.ckptforge").read_text() == "mine"
+
+
 def test_a_directory_of_others_by_the_name_of_ours_is_let_alone(tmp_path):
     (tmp_path / ".o.ckptforge").mkdir()
     (tmp_path / ".o.ckptforge" / "notes.txt").write_text("mine")
