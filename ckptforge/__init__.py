@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from ckptforge.planning.plan import Plan
+    from ckptforge.verbs.average import average
     from ckptforge.verbs.check import Check, check
     from ckptforge.verbs.clean import Cleaned, clean
     from ckptforge.verbs.compare import Comparison, compare
@@ -80,6 +81,7 @@ __all__ = [
     "Verification",
     "VerifyError",
     "__version__",
+    "average",
     "check",
     "clean",
     "compare",
@@ -109,6 +111,7 @@ _HOMES = {
     "Result": "verbs.result",
     "Statistics": "verbs.stats",
     "Verification": "verbs.verify",
+    "average": "verbs.average",
     "check": "verbs.check",
     "clean": "verbs.clean",
     "compare": "verbs.compare",

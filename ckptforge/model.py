@@ -40,7 +40,9 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """The tensors of a checkpoint, whatever it is: `path` is what a user named, `directory` where
-    files that go with it may lie, `ranks` how many rank directories it was read from."""
+    files that go with it may lie, `ranks` how many rank directories it was read from. `card` are
+    the small files that go along with it, where a function has changed them: else they are those
+    that lie there."""
 
     path: Path
     format: str
@@ -49,6 +51,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, Value]
     account: Account = Account()
     ranks: int = 0
+    card: Mapping[str, bytes] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

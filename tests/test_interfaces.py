@@ -14,7 +14,9 @@ from ckptforge.checkpoints.kinds import KINDS
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import TensorSpec
+from ckptforge.steps.counters import chances
 from ckptforge.steps.low_rank import Added, Product
+from ckptforge.steps.masked import Masked
 from ckptforge.steps.scaled import Scaled
 from ckptforge.testing.checkpoints import DirectoryKindTests
 from ckptforge.testing.formats import FormatTests, filled, made
@@ -133,6 +135,26 @@ class TestAdded(StepTests):
                 replace(step, products=(replace(one, rows=last), two)),
                 replace(step, products=(replace(one, turned=True), two)),
                 replace(step, box=((0, 70), (1, 1501))),
+            ],
+        )
+
+
+class TestMasked(StepTests):
+    @pytest.fixture
+    def case(self, tmp_path):
+        weight = RANDOM.normal(size=(60, 2000)).astype(ml_dtypes.bfloat16)
+        turned = Transfer((2000, 60), 0, (1, 2000), 7, (60, 1))
+        step = Masked(key=(1, 2), density=0.25, transfer=turned)
+        places = np.arange(60 * 2000).reshape(2000, 60).T + 7
+        kept = chances(places.reshape(-1), (1, 2)).reshape(60, 2000) < 0.25
+        return StepCase(
+            step=step,
+            stored=stored(tmp_path, w=weight)["w"],
+            expected=np.where(kept, weight, 0).astype(np.float32),
+            others=[
+                replace(step, key=(1, 3)),
+                replace(step, density=0.5),
+                replace(step, transfer=turned.ordered().reversed()),
             ],
         )
 

@@ -70,6 +70,7 @@ def test_the_same_error_names_a_keyword_in_python_and_an_option_on_the_command_l
 
 
 FUNCTIONS = [
+    "average",
     "check",
     "clean",
     "compare",

@@ -129,6 +129,12 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     )
 
 
+def step_of(path: Path) -> int | None:
+    """The training step in the name of a file, `…-<epoch>_<step>`."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[2]) if match else None
+
+
 def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list[str]]:
     """The checkpoint of every `rank_<r>` directory, by rank, and sentences about choices.
 

@@ -10,7 +10,7 @@ from ckptforge.cli.command import Command
 from ckptforge.cli.shown import Shown
 from ckptforge.cli.table import table
 from ckptforge.errors import counted, printable
-from ckptforge.verbs.options import Extract, Stats
+from ckptforge.verbs.options import Average, Extract, Stats
 
 if TYPE_CHECKING:
     from ckptforge.verbs.stats import Statistics
@@ -38,6 +38,23 @@ def _stats_text(found: Statistics) -> str:
 
 
 COMMANDS = (
+    Command(
+        "average",
+        actions.write,
+        Average,
+        help="""
+        Average checkpoints of one model, of any formats, layouts and splits, into one.
+
+        Weighted sums in float32, rounded once; task arithmetic with --base and --scale; the arc
+        between two (slerp); DARE; the last checkpoints of a run by a schedule.
+        """,
+        examples="""
+            ckptforge average out a b c --weights 0.5,0.3,0.2
+            ckptforge average out output/checkpoint --last 5 --schedule minus-sqrt --to hub
+            ckptforge average out math code --base base --scale 0.7
+            ckptforge average out a b --method slerp --weights 0.6,0.4
+        """,
+    ),
     Command(
         "extract",
         actions.write,

@@ -49,6 +49,7 @@ def manifest_json(
         "left_out": plan.left_out,
         "casts": audit_json(done.audit),
         "cut": plan.cut,
+        **({"surgery": plan.facts["surgery"]} if "surgery" in plan.facts else {}),
         "hugging_face": side.to_json() if side else None,
     }
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()

@@ -391,8 +391,10 @@ def _log_choice(binding: Binding, choices: Choices, hints: Hints) -> None:
 def _hugging_face_side(
     model: Model, manifest: Manifest | None, config: Path | None
 ) -> HuggingFaceSide | None:
-    """Small files from --config, else from the manifest, else from beside the weights where a
-    config.json lies."""
+    """Small files that the model brings along, else from --config, else from the manifest, else
+    from beside the weights where a config.json lies."""
+    if model.card is not None:
+        return HuggingFaceSide(dict(model.card))
     if config is not None:
         if is_directory(config):
             files, skipped = small_files_of(config)
@@ -419,7 +421,9 @@ def _config(
     """(config.json as an object, the name of where it comes from); empty where there is none."""
     if side is None or CONFIG not in side.files:
         return {}, CONFIG
-    if given is not None:
+    if model.card is not None:
+        origin = f"{CONFIG} of {model.path}, as it was changed"
+    elif given is not None:
         origin = str(given / CONFIG if is_directory(given) else given)
     elif manifest is not None and side is manifest.hugging_face:
         origin = f"{CONFIG} in {manifest.path}"

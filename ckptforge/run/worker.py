@@ -55,10 +55,14 @@ class Worker:
         summed = assembly.computing
         made, *sums = buffers.lend(wanted, *2 * [(tile.elements * summed.itemsize, 0)])
         total = self._sum(assembly, tile, *(as_numbers(raw, summed) for raw in sums))
+        undefined = total.size - int(np.count_nonzero(np.isfinite(total)))
         if summed == dtype:
             as_numbers(made, dtype)[:] = total
+            count = CastCount(undefined)
         else:
             count = cast_function(summed, dtype)(total, as_numbers(made, dtype))
+        count.overflowed += undefined
+        if count.values:
             self.audit.add(kind, summed, dtype, count)
         return made
 

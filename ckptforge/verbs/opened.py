@@ -13,26 +13,21 @@ from msgspec.structs import replace
 from ckptforge.dtypes import parse_target
 from ckptforge.errors import CkptforgeError, LayoutError, brief, counted, nearest
 from ckptforge.examine.window import Window
-from ckptforge.formats.layout import specs_of
-from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
-from ckptforge.reading.source import Choices, Source, bind_source, known_of
+from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.reading.state import followed
 from ckptforge.surgery import names as named
 from ckptforge.surgery.cast import cast
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
-from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
-from ckptforge.targets.single import FileTarget
-from ckptforge.targets.target import Target, plan_for
 from ckptforge.verbs.inputs import merged, open_input
-from ckptforge.verbs.job import Job, run_job
+from ckptforge.verbs.job import run_job
 from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.public import method, verb
-from ckptforge.verbs.ranks import compute_strategy, in_ranks, open_ranks
+from ckptforge.verbs.ranks import in_ranks, open_ranks
 from ckptforge.verbs.result import Result
-from ckptforge.verbs.spread import Spread
+from ckptforge.verbs.saving import saving_job
 from ckptforge.verbs.tensor import Tensor
 
 _AHEAD = 64 * 1024 * 1024  # bytes that are brought before they are read, by items()
@@ -107,6 +102,11 @@ class OpenedModel(Mapping[str, Tensor]):
         return self._source
 
     @property
+    def choices(self) -> Choices:
+        """What was said of it when it was opened."""
+        return self._choices
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """What config.json says of the language model; empty where none is known."""
         return {} if self._source is None else self._source.config
@@ -176,58 +176,21 @@ class OpenedModel(Mapping[str, Tensor]):
         Raises `UsageError`, `ConfigError`, `PlanError`, `CastOverflowError`, `OutputError` and the
         errors of reading; nothing is written then.
         """
-        source = self._source
-        facts = {
-            "model": self.model,
-            "from": self.layout,
-            "to": self.layout,
-            "source_format": self._model.format,
-            "source_tensors": len(self._model.values),
-            "dtype": "keep",
-        }
-        plan = plan_for("save", self._model, self._target(options), facts)
-        if source is None:
-            return run_job(Job(plan), options)
-        layout, side = source.binding.layout, source.hugging_face
-        kept = side if layout.family == "mindspore" else None
-        return run_job(Job(plan, source.table, layout, kept), options)
-
-    def _target(self, options: Save) -> Target:
-        hub = self._model.format in ("hugging face directory", "safetensors")
-        if self._source is not None:
-            hub = self._source.binding.layout.family == "huggingface"
-        single = format_by_ending(options.out)
-        cut = options.strategy_dir is not None or options.parallel_config is not None
-        if hub and not cut and single is not None:
-            return FileTarget(options.out, single, {"format": "pt"})
-        if hub and not cut:
-            size = options.max_shard_size
-            known = self._source or known_of(self._model, self._choices)
-            return HuggingFaceTarget(
-                output=options.out,
-                layout=self.layout or "",
-                side=known.hugging_face if isinstance(known, Source) else known.side,
-                max_shard_size=None if size is None else parse_size(size, "max_shard_size"),
-                allow_no_config=options.allow_no_config,
-            )
-        spread = Spread(
-            options.out,
-            options.format,
-            options.prefix,
-            options.strategy_dir,
-            options.parallel_config,
-        )
-        return spread.place(self._strategy)
-
-    def _strategy(self, config: Any) -> Any:
-        source = self._bound()
-        specs = specs_of(self._model.values)
-        return compute_strategy(config, source, source.binding.layout, specs)
+        read = self._choices if self._source is None else self._source
+        return run_job(saving_job("save", self._model, read, options), options)
 
     def _bound(self) -> Source:
         if self._source is None:
             raise LayoutError(f"{self._model.path}: no mapping knows these tensors: {self._reason}")
         return self._source
+
+    def changed(self, model: Model, card: Mapping[str, bytes] | None) -> OpenedModel:
+        """Another model that is of the same table and in the same layout, with its small files."""
+        if self._source is None:
+            return self._changed(replace(model, card=card))
+        table, layout = self._source.table.name, self._source.binding.layout.name
+        choices = replace(self._choices, model=table, layout=layout)
+        return self._changed(replace(model, card=card), choices)
 
     def _changed(self, model: Model, choices: Choices | None = None) -> OpenedModel:
         return _opened(model, choices or self._choices, self._window, asked=False)

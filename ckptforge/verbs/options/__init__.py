@@ -16,10 +16,11 @@ from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.option import PathLike, Progress, Say
 from ckptforge.verbs.options.record import Options
 from ckptforge.verbs.options.shared import Converting, Overflow, Resharding, Running
-from ckptforge.verbs.options.surgery import Extract, Stats
+from ckptforge.verbs.options.surgery import Average, Extract, Stats
 from ckptforge.verbs.options.writing import Convert, Merge, Reshard, Split, Strategy, ToMs, ToTorch
 
 __all__ = [
+    "Average",
     "Check",
     "Clean",
     "Compare",

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
 from ckptforge.verbs.options.option import OptionalPlace, Place, flag, option, required
 from ckptforge.verbs.options.shared import (
+    NO_CONFIG,
+    OUT,
     Configured,
     Mapped,
+    MindSporeOutput,
     Overflow,
     Running,
+    Shards,
     Stepped,
     Workers,
     source_config,
     source_strategy,
+    target_config,
+    target_strategy,
 )
 
 ANY = "any checkpoint: a file, a directory, rank directories, a Hugging Face directory"
@@ -42,6 +52,67 @@ class Extract(_Looked, Overflow, Running):
         choices="keep|fp16|bf16|fp32|fp64",
         completes="dtype",
     )
+
+
+class Average(MindSporeOutput, Shards, Overflow, Configured, Mapped, Running):
+    """One checkpoint of several."""
+
+    out: Place = required(OUT, kw_only=False)
+    sources: Sequence[str | Path] = option(
+        "the checkpoints, of any formats, layouts and splits, but of one model; with `last` the "
+        "directory of one run",
+        default=(),
+        metavar="IN",
+        kw_only=False,
+    )
+    weights: str | Sequence[float] | None = option(
+        "how much each counts, in their order: 0.5,0.3,0.2",
+        unset="all alike, together 1; with `base` each 1",
+        metavar="X,X,…",
+    )
+    last: int | None = option("average the last so many checkpoints of one run", metavar="N")
+    schedule: str | None = option(
+        "how much the last checkpoints count, the oldest first",
+        choices="uniform|ema:DECAY|minus-sqrt",
+    )
+    method: Literal["linear", "slerp", "dare"] | None = option(
+        "how they are averaged: by a weighted sum, along the arc between two, or with part of each "
+        "difference from the base dropped",
+        unset="linear",
+    )
+    base: OptionalPlace = option(
+        "the checkpoint whose differences from the others are averaged and added to it",
+        metavar="BASE",
+    )
+    scale: float | None = option(
+        "what the sum of the differences from `base` is multiplied by", unset="1", metavar="X"
+    )
+    density: float | None = option(
+        "of dare: which part of each difference is kept", unset="0.5", metavar="X"
+    )
+    seed: int | None = option("of dare: by which the kept elements are chosen", unset="0")
+    recipe: OptionalPlace = option(
+        "a TOML file that says all that, also weights by kind and by layer (docs/surgery.md)",
+        metavar="FILE",
+    )
+    to: str | None = option(
+        "the layout to write", unset="the first one's", metavar="LAYOUT", completes="layout"
+    )
+    dtype: str | None = option(
+        "the dtype of floating-point weights",
+        default="keep",
+        choices="keep|fp16|bf16|fp32|fp64",
+        completes="dtype",
+    )
+    src_strategy_dir: OptionalPlace = option(
+        "the strategy of those that are rank directories", metavar="DIR_OR_FILE"
+    )
+    src_parallel_config: OptionalPlace = option(
+        "the parallel configuration of those that are rank directories", metavar="FILE"
+    )
+    dst_strategy_dir: OptionalPlace = target_strategy()
+    dst_parallel_config: OptionalPlace = target_config()
+    allow_no_config: bool = flag(NO_CONFIG)
 
 
 class Stats(_Looked, Workers):
