@@ -423,11 +423,11 @@ def entry(shape=(1,), dtype="U8", offsets=(0, 1)):
 E = json.dumps(entry()).encode()
 BAD_SAFETENSORS = {
     "a header of 2**64 - 1 bytes": (b"\xff" * 8, "truncated"),
-    "deep": (header(b'{"a":' * 100_000), "'a': its entry"),
-    "deep lists": (header(b'{"a":' + b"[" * 100_000), "'a': its entry"),
+    "deep": (header(b'{"a":' * 100_000), "isn't JSON"),
+    "deep lists": (header(b'{"a":' + b"[" * 100_000), "isn't JSON"),
     "a deep shape": (
         header(b'{"a":{"dtype":"U8","shape":' + b"[" * 5000 + b"]" * 5000 + b"}}", b"x"),
-        "isn't JSON|isn't a list|must have exactly",
+        "isn't JSON",
     ),
     "a shape deep enough to show": (
         header({"a": {**entry(), "shape": [[[[[[[[[[[[]]]]]]]]]]]]}}, b"x"),
@@ -435,7 +435,7 @@ BAD_SAFETENSORS = {
     ),
     "objects instead of sizes": (
         header({"a": {"dtype": "U8", "data_offsets": [0, 1], "shape": {"x": 1}}}, b"x"),
-        "isn't JSON",
+        "exactly dtype",
     ),
     "many lists": (header(b'{"a":[' + b"[]," * 1_000_000 + b"1]}"), "exactly dtype"),
     "a name twice": (header(b'{"a":' + E + b',"a":' + E + b"}", b"x"), "holds 'a' twice"),
@@ -454,7 +454,7 @@ BAD_SAFETENSORS = {
     "metadata of numbers": (header({"__metadata__": {"k": 1}}), "strings to strings"),
     "metadata of deep lists": (
         header(b'{"__metadata__":{"k":' + b"[" * 100_000),
-        "strings to strings",
+        "isn't JSON",
     ),
     "metadata that is a list": (header({"__metadata__": []}), "strings to strings"),
     "an entry with a key twice": (
@@ -482,7 +482,7 @@ BAD_SAFETENSORS = {
     ),
     "digits": (
         header(b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,1]}}', b"x"),
-        "isn't JSON",
+        r"exactly dtype, shape and data_offsets \(Integer value out of range",
     ),
     "many digits": (
         header(
@@ -492,7 +492,7 @@ BAD_SAFETENSORS = {
     ),
     "NaN": (
         header(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,1]}}', b"x"),
-        "isn't a list of sizes",
+        "isn't JSON",
     ),
     "a size of 2**63": (header({"a": entry((1 << 63,))}, b"x"), "isn't a list of sizes"),
     "65 dims": (header({"a": entry((1,) * 65)}, b"x"), "has 65 dims"),
@@ -522,9 +522,9 @@ BAD_SAFETENSORS = {
     "something behind": (header(b'{"a":' + E + b"}{}", b"x"), "isn't JSON"),
     "a brace in a string": (
         header(b'{"a":{"dtype":"}","shape":[1],"data_offsets":[0,1]}}', b"x"),
-        "isn't JSON",
+        "dtype '}' is unknown",
     ),
-    "not ended": (header(b'{"a":{"dtype":"U8","shape":[1'), "exactly dtype"),
+    "not ended": (header(b'{"a":{"dtype":"U8","shape":[1'), "isn't JSON"),
     "a dtype of 10,000 characters": (header({"a": entry(dtype="D" * 10_000)}, b"x"), "is unknown"),
     "no tensors": (header(b"{}"), "holds no tensors"),
     "a checksum of 5,000 digits": (

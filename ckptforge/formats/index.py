@@ -78,14 +78,8 @@ def index_of(path: Path, format: str, status: Status, tensors: Iterable[Stored])
         check_name(one.name, path)
         if one.name in found:
             raise FormatError(f"{path}: tensor {shown(one.name)} is there twice.")
-        needed, held = bytes_needed(one.dtype, one.shape, path, one.name), 0
-        for extent in one.extents:
-            held += extent.length if extent.offset + extent.length <= status.size else 0
-        if held != needed or min(one.shape, default=0) < 0:
-            raise FormatError(
-                f"{path}: tensor {shown(one.name)}, {one.dtype} {list(one.shape)}, should have "
-                f"{needed} bytes but {held} are there; the file is damaged or incomplete."
-            )
+        inside = (one for one in one.extents if one.offset + one.length <= status.size)
+        check_size(one, sum(extent.length for extent in inside))
         found[one.name] = one
     return FileIndex(
         path=path, format=format, size=status.size, mtime_ns=status.mtime_ns, tensors=found
@@ -116,6 +110,18 @@ def check_name(name: str, path: Path) -> None:
     if length > MAX_NAME:
         raise FormatError(
             f"{path}: the name {shown(name)} has {length} bytes, at most {MAX_NAME} are read."
+        )
+
+
+def check_size(stored: Stored, held: int) -> None:
+    """Raises `FormatError` where a tensor hasn't as many bytes as it needs, and for sizes below
+    0."""
+    path, name, shape = stored.path, stored.name, stored.shape
+    needed = bytes_needed(stored.dtype, shape, path, name)
+    if held != needed or min(shape, default=0) < 0:
+        raise FormatError(
+            f"{path}: tensor {shown(name)}, {stored.dtype} {list(shape)}, should have {needed} "
+            f"bytes but {held} are there; the file is damaged or incomplete."
         )
 
 

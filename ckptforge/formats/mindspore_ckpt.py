@@ -9,7 +9,7 @@ into consecutive values of one tag. An optional tail of 17 bytes holds the crc32
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import msgspec
 
 from ckptforge.dtypes import BY_MINDSPORE
 from ckptforge.errors import FormatError, PlanError, counted, shown
-from ckptforge.formats.index import MAX_DIMS, MAX_TENSORS, Checksum, FileIndex, bytes_needed
+from ckptforge.formats.index import MAX_DIMS, MAX_TENSORS, Checksum, FileIndex, check_size
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.protobuf import Message, Source, number, record, signed
 from ckptforge.spelling import option
@@ -113,49 +113,47 @@ def _chunks(file: Message) -> Iterator[_Chunk]:
 
 
 def _chunk(value: Message) -> _Chunk:
-    def wrong(what: str) -> FormatError:
-        return FormatError(f"{value.source.path}: the value at byte {value.at} {what}.")
-
-    tag, tensor = None, None
-    for field, found in value.fields(MAX_DIMS):
-        if field == 1 and isinstance(found, Message) and tag is None:
-            tag = found.text()
-        elif field == 2 and isinstance(found, Message) and tensor is None:
-            tensor = found
-        elif field == 3 and isinstance(found, Message):
-            raise FormatError(
-                f"{value.source.path}: {shown(tag or 'a value')} is a MapParameter (hash table), "
-                "which ckptforge can't convert; export it from MindSpore as plain tensors."
-            )
-        else:
-            raise wrong(f"holds an unexpected or repeated protobuf field {field}")
-    if tag is None or tensor is None:
-        raise wrong(f"lacks its {'name' if tag is None else 'tensor'}")
-    return _tensor_chunk(tag, tensor)
-
-
-def _tensor_chunk(tag: str, tensor: Message) -> _Chunk:
-    def wrong(what: str) -> FormatError:
-        return FormatError(f"{tensor.source.path}: tensor {shown(tag)} {what}.")
-
+    tag: str | None = None
     dims: list[int] = []
-    type_name, content = None, None
-    for field, found in tensor.fields(2 * MAX_DIMS):
-        if field == 1 and isinstance(found, int):
-            dims.append(signed(found))
-        elif field == 1 and isinstance(found, Message):  # packed, which readers must accept
-            dims += found.numbers(MAX_DIMS + 1)
-        elif field == 2 and isinstance(found, Message) and type_name is None:
-            type_name = found.text()
-        elif field == 3 and isinstance(found, Message) and content is None:
-            content = found
+
+    def wrong(what: str) -> FormatError:
+        of = f"the value at byte {value.at}" if tag is None else f"tensor {shown(tag)}"
+        return FormatError(f"{value.source.path}: {of} {what}.")
+
+    found = _records(value, wrong, (1, 2, 3))
+    tag = found[1].text() if 1 in found else None
+    if 3 in found:
+        raise wrong(
+            "is a MapParameter (hash table), which ckptforge can't convert; export it from "
+            "MindSpore as plain tensors"
+        )
+    if tag is None or 2 not in found:
+        raise wrong(f"lacks its {'name' if tag is None else 'tensor'}")
+    tensor = _records(found[2], wrong, (2, 3), dims)
+    if len(tensor) < 2:
+        raise wrong(f"lacks its {'content' if 2 in tensor else 'dtype'}")
+    return _Chunk(tag, tuple(dims), tensor[2].text(), tensor[3])
+
+
+def _records(
+    message: Message,
+    wrong: Callable[[str], FormatError],
+    known: tuple[int, ...],
+    dims: list[int] | None = None,
+) -> dict[int, Message]:
+    """A message's records by their fields, each of those `known` once at most; numbers of field 1
+    become `dims`."""
+    found: dict[int, Message] = {}
+    for field, value in message.fields(2 * MAX_DIMS):
+        if isinstance(value, Message) and field in known and field not in found:
+            found[field] = value
+        elif field == 1 and dims is not None:  # packed numbers, too, which readers must accept
+            dims += [signed(value)] if isinstance(value, int) else value.numbers(MAX_DIMS + 1)
+            if len(dims) > MAX_DIMS:
+                raise wrong(f"has more than {MAX_DIMS} dims; damaged, or not a checkpoint")
         else:
             raise wrong(f"holds an unexpected or repeated protobuf field {field}")
-        if len(dims) > MAX_DIMS:
-            raise wrong(f"has more than {MAX_DIMS} dims; damaged, or not a checkpoint")
-    if type_name is None or content is None:
-        raise wrong(f"lacks its {'dtype' if type_name is None else 'content'}")
-    return _Chunk(tag, tuple(dims), type_name, content)
+    return found
 
 
 def _tensor(path: Path, tag: str, chunks: Sequence[_Chunk]) -> Stored:
@@ -181,13 +179,9 @@ def _tensor(path: Path, tag: str, chunks: Sequence[_Chunk]) -> Stored:
         shape = (size // 4,)
     elif shape == (0,) and size == dtype.itemsize:
         shape = ()  # MindSpore reads dims [0] as a scalar
-    expected = bytes_needed(dtype, shape, path, tag)
-    if size != expected:
-        raise wrong(
-            f", {dtype} {list(shape)}, should have {expected} bytes but {size} are stored; the "
-            "file is damaged or incomplete"
-        )
-    return Stored(path=path, name=tag, dtype=dtype, shape=shape, extents=tuple(extents))
+    stored = Stored(path=path, name=tag, dtype=dtype, shape=shape, extents=tuple(extents))
+    check_size(stored, size)
+    return stored
 
 
 def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -231,7 +225,5 @@ def lay_out(
             if length:
                 extents.append(Extent(start, at, length))
             at += length
-        places[tensor.name] = Place(
-            path=path, name=tensor.name, dtype=dtype, shape=tensor.shape, extents=tuple(extents)
-        )
+        places[tensor.name] = tensor.placed(path, *extents)
     return OutputFile(path=path, size=at, literals=tuple(literals), places=places)

@@ -73,6 +73,9 @@ class Source:
 
     def varint(self, offset: int, end: int) -> tuple[int, int]:
         """(value, offset after it) of the number at `offset`, which lies before `end`."""
+        at = offset - self.start
+        if 0 <= at < len(self.window) and self.window[at] < 0x80 and offset < end:
+            return self.window[at], offset + 1  # most are of a byte
         value = 0
         for i, byte in enumerate(self.bytes(offset, min(10, end - offset))):
             value |= (byte & 0x7F) << (7 * i)
@@ -112,14 +115,10 @@ class Message(msgspec.Struct, frozen=True):
         for _ in range(limit):
             if at == end:
                 return
-            begin, pair = at, source.window[at - source.start : at - source.start + 2]
-            if pair.isascii() and len(pair) == 2 <= end - at and at >= source.start:
-                key, value = pair  # most are of a byte each
-                at += 2
-            else:
-                key, at = source.varint(at, end)
-                value, at = source.varint(at, end) if key & 7 in (VARINT, BYTES) else (0, at)
+            begin = at
+            key, at = source.varint(at, end)
             wire = key & 7
+            value, at = source.varint(at, end) if wire in (VARINT, BYTES) else (0, at)
             if wire == BYTES:
                 if value > end - at:
                     raise FormatError(

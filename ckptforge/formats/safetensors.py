@@ -9,11 +9,12 @@ metadata, `Int4` notes and an optional `crc_num`.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
 from ckptforge.errors import FormatError, PlanError, shown
@@ -29,6 +30,7 @@ MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,400
 _EXACTLY = "its entry must have exactly dtype, shape and data_offsets"
 _DAMAGED = "damaged, or another kind of file"
+_METADATA = "__metadata__"
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
 # The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by
 # name.
@@ -69,9 +71,11 @@ def read_index(path: Path) -> FileIndex:
         if length > MAX_HEADER:
             raise wrong(f"a header of {length} bytes is over the format's limit of {MAX_HEADER}")
         raw = read_bytes(reader, 8, length, path)
-    metadata, specs = _Header(path, raw).read()
+    found = _members(path, raw, msgspec.Raw, "the safetensors header", "expected an object")
+    pairs = found.pop(_METADATA, msgspec.Raw(b"{}"))
+    metadata = _members(path, pairs, str, _METADATA, "it must map strings to strings")
     data = end = 8 + length
-    entries = [_entry(path, name, spec, metadata, data, size) for name, spec in specs.items()]
+    entries = [_stored(path, *named, metadata, data, size) for named in found.items()]
     entries.sort(key=lambda entry: (entry.extents[0].offset, entry.extents[0].length))
     for entry in entries:
         extent = entry.extents[0]
@@ -110,132 +114,73 @@ def _checksum(path: Path, metadata: Mapping[str, str], entries: list[Stored]) ->
     return Checksum(int(stored), tuple(parts))
 
 
-class _Header:
-    """Reads a header member by member: what it holds is put into objects only when it is known to
-    be short."""
-
-    def __init__(self, path: Path, raw: bytearray) -> None:
-        self.path, self.at = path, 0
-        try:
-            self.text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self._not_json(str(error)) from error
-
-    def read(self) -> tuple[dict[str, str], dict[str, str]]:
-        """(metadata, tensor name → the JSON of its entry)."""
-        if self._peek() not in ("{", ""):
-            raise self._wrong("the safetensors header is JSON of another kind, expected an object")
-        metadata: dict[str, str] = {}
-        specs: dict[str, str] = {}
-        for name in self._members("the header"):
-            if name == "__metadata__":
-                metadata = self._strings()
-                continue
-            check_name(name, self.path)
-            end = self.text.find("}", self.at, self.at + _MAX_ENTRY) + 1
-            if self._peek() != "{" or not end:
-                raise self._wrong(f"tensor {shown(name)}: {_EXACTLY}")
-            specs[name] = self.text[self.at : end]
-            self.at = end
-            if len(specs) > MAX_TENSORS:
-                raise self._wrong(f"holds more than {MAX_TENSORS} tensors")
-        if self._peek():
-            raise self._not_json(f"something after the object, at character {self.at}")
-        return metadata, specs
-
-    def _strings(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        wrong = self._wrong("__metadata__ must map strings to strings")
-        if self._peek() != "{":
-            raise wrong
-        for key in self._members("__metadata__"):
-            if self._peek() != '"':
-                raise wrong
-            found[key] = self._string()
-        return found
-
-    def _members(self, what: str) -> Iterator[str]:
-        """The keys of an object; the caller moves past each value."""
-        self._take("{")
-        seen: set[str] = set()
-        while self._peek() != "}" or seen:
-            if member := _PLAIN_KEY.match(self.text, self.at):
-                key, self.at = member[1], member.end()
-            else:
-                key = self._string()
-                self._take(":")
-                self._peek()
-            if key in seen:
-                raise self._wrong(f"{what} holds {shown(key)} twice")
-            seen.add(key)
-            yield key
-            if self._peek() == "}":
-                break
-            self._take(",")
-        self._take("}")
-
-    def _peek(self) -> str:
-        """The next character after spaces; none at the end."""
-        found = self.text[self.at : self.at + 1]
-        if found in _SPACES and (space := _SPACE.match(self.text, self.at)):
-            self.at = space.end()
-            found = self.text[self.at : self.at + 1]
-        return found
-
-    def _take(self, character: str) -> None:
-        if self._peek() != character:
-            raise self._not_json(f"expected {character!r} at character {self.at}")
-        self.at += 1
-
-    def _string(self) -> str:
-        if self._peek() != '"':
-            raise self._not_json(f"expected a string at character {self.at}")
-        try:
-            found, self.at = _DECODER.raw_decode(self.text, self.at)
-            if not found.isascii():
-                found.encode()  # refuses half of a surrogate pair, which no file can hold
-        except ValueError as error:
-            raise self._not_json(str(error)) from error
-        return str(found)
-
-    def _not_json(self, why: str) -> FormatError:
-        return self._wrong(f"the safetensors header isn't JSON ({why}); {_DAMAGED}")
-
-    def _wrong(self, what: str) -> FormatError:
-        return FormatError(f"{self.path}: {what}.")
+class _Key(str):
+    """A key of an object, of which `_members` hears when it is met."""
 
 
-# the usual one, read at once
-_PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f\x7f-\U0010ffff]*)"[ \t\n\r]*:[ \t\n\r]*')
-_SPACES = " \t\n\r"
-_SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder(object_pairs_hook=list)
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """What the header says of a tensor."""
+
+    dtype: Any
+    shape: Any
+    data_offsets: Any
+
+
+_ENTRY = msgspec.json.Decoder(_Entry)
+_NOT_JSON = msgspec.DecodeError, UnicodeDecodeError, RecursionError
+
+
+def _members(
+    path: Path, raw: bytearray | msgspec.Raw, of: type, what: str, expected: str
+) -> dict[str, Any]:
+    """The members of a JSON object, each `of` a type; with `msgspec.Raw` nothing is made of what
+    they hold. Raises `FormatError` with `what` it is of, also for a key that stands twice and for
+    too many."""
+    seen: set[str] = set()
+
+    def meet(_: type, key: str) -> _Key:
+        if key in seen:
+            raise FormatError(f"{path}: {what} holds {shown(key)} twice.")
+        if key != _METADATA and len(seen) - (_METADATA in seen) == MAX_TENSORS:
+            raise FormatError(f"{path}: holds more than {MAX_TENSORS} tensors.")
+        seen.add(key)
+        return _Key(key)
+
+    decoder = msgspec.json.Decoder(dict[_Key, of], dec_hook=meet)  # type: ignore[valid-type]
+    try:
+        return {str(key): value for key, value in decoder.decode(raw).items()}
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{path}: {what} is JSON of another kind, {expected}.") from error
+    except _NOT_JSON as error:
+        raise FormatError(f"{path}: {what} isn't JSON ({error}); {_DAMAGED}.") from error
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _entry(
-    path: Path, name: str, text: str, metadata: Mapping[str, str], data: int, size: int
+def _stored(
+    path: Path, name: str, entry: msgspec.Raw, metadata: Mapping[str, str], data: int, size: int
 ) -> Stored:
     def wrong(what: str) -> FormatError:
         return FormatError(f"{path}: tensor {shown(name)}: {what}.")
 
-    try:
-        # to the first } that closes it, which is the last character
-        pairs, _ = _DECODER.raw_decode(text)
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"its entry isn't JSON ({error}); {_DAMAGED}") from error
-    spec = dict(pairs)
-    if len(pairs) != 3 or set(spec) != {"dtype", "shape", "data_offsets"}:
+    check_name(name, path)
+    raw = bytes(entry)
+    if len(raw) > _MAX_ENTRY or raw.count(b'"') != 8:  # of three keys and a dtype
         raise wrong(_EXACTLY)
-    dtype = BY_SAFETENSORS.get(spec["dtype"]) if isinstance(spec["dtype"], str) else None
+    try:
+        spec = _ENTRY.decode(raw)
+    except msgspec.ValidationError as error:
+        raise wrong(f"{_EXACTLY} ({error})") from error
+    except _NOT_JSON as error:
+        raise wrong(f"its entry isn't JSON ({error}); {_DAMAGED}") from error
+    dtype = BY_SAFETENSORS.get(spec.dtype) if isinstance(spec.dtype, str) else None
     if dtype is None:
-        raise wrong(f"dtype {shown(spec['dtype'])} is unknown; known: {', '.join(_ORDER)}")
+        raise wrong(f"dtype {shown(spec.dtype)} is unknown; known: {', '.join(_ORDER)}")
     if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
         dtype = BY_NAME["qint4x2"]
-    shape, offsets = spec["shape"], spec["data_offsets"]
+    shape, offsets = spec.shape, spec.data_offsets
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise wrong(f"shape {shown(shape)} isn't a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
@@ -277,10 +222,10 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, st
     Raises `PlanError` for a dtype that safetensors can't hold and for names that clash.
     """
     notes = dict(metadata)
-    header: dict[str, Any] = {"__metadata__": notes} if metadata else {}
+    header: dict[str, Any] = {_METADATA: notes} if metadata else {}
     begin = 0
     for tensor in tensors:
-        if tensor.name in header or tensor.name == "__metadata__":
+        if tensor.name in header or tensor.name == _METADATA:
             raise PlanError(
                 f"{path}: tensor {tensor.name!r} would be written twice, or bears the "
                 "name of the metadata."
