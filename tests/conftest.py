@@ -1,8 +1,13 @@
-"""Hypothesis: no deadlines on shared machines, and the same examples in every CI run."""
+"""Hypothesis: no deadlines on shared machines, and the same examples in every CI run. Fixtures that
+several files use."""
 
 import os
 
 from hypothesis import HealthCheck, settings
+
+from tests.mindformers_oracle.fixtures import mindformers, mindformers_release
+
+__all__ = ["mindformers", "mindformers_release"]
 
 settings.register_profile(
     "ckptforge",
