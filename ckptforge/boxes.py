@@ -9,6 +9,7 @@ factored axes are all grids.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import product
 
@@ -56,29 +57,25 @@ def uncovered(box: Box, parts: Sequence[Box]) -> tuple[str, Box] | None:
     if volume(box) == 0:
         return None
     edges = [
-        sorted({box[axis][0], box[axis][1], *(edge for part in parts for edge in part[axis])})
-        for axis in range(len(box))
+        sorted({*side, *(edge for part in parts for edge in part[axis])})
+        for axis, side in enumerate(box)
     ]
-    position = [{edge: i for i, edge in enumerate(axis_edges)} for axis_edges in edges]
+
+    def box_at(cell: tuple[int, ...]) -> Box:
+        return tuple((along[i], along[i + 1]) for along, i in zip(edges, cell, strict=True))
+
     seen: set[tuple[int, ...]] = set()
     for part in parts:
-        cells = product(
-            *(range(position[axis][p0], position[axis][p1]) for axis, (p0, p1) in enumerate(part))
-        )
-        for cell in cells:
+        sides = zip(edges, part, strict=True)
+        ranges = [range(bisect_left(of, lo), bisect_left(of, hi)) for of, (lo, hi) in sides]
+        for cell in product(*ranges):
             if cell in seen:
-                return "overlap", _cell_box(edges, cell)
+                return "overlap", box_at(cell)
             seen.add(cell)
-    if len(seen) == math.prod(len(axis_edges) - 1 for axis_edges in edges):
+    if len(seen) == math.prod(len(along) - 1 for along in edges):
         return None
-    for cell in product(*(range(len(axis_edges) - 1) for axis_edges in edges)):
-        if cell not in seen:
-            return "gap", _cell_box(edges, cell)
-    return None
-
-
-def _cell_box(edges: Sequence[Sequence[int]], cell: Sequence[int]) -> Box:
-    return tuple((edges[axis][i], edges[axis][i + 1]) for axis, i in enumerate(cell))
+    cells = product(*(range(len(along) - 1) for along in edges))
+    return "gap", box_at(next(cell for cell in cells if cell not in seen))
 
 
 def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -89,6 +86,20 @@ def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
+def dot(a: Sequence[int], b: Sequence[int]) -> int:
+    """The sum of their products: with strides, the flat element of an index."""
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def index_in(strides: Sequence[int], flat: int) -> tuple[int, ...]:
+    """The index, along axes with these strides, sorted downwards, of a flat element."""
+    index = []
+    for stride in strides:
+        i, flat = divmod(flat, stride) if stride else (0, flat)
+        index.append(i)
+    return tuple(index)
+
+
 class Grid(msgspec.Struct, frozen=True):
     """Where a box lies in a tensor; offset and strides in elements."""
 
@@ -97,7 +108,7 @@ class Grid(msgspec.Struct, frozen=True):
 
     def at(self, start: Sequence[int]) -> int:
         """The flat element of the box's element `start`."""
-        return self.offset + sum(i * stride for i, stride in zip(start, self.strides, strict=True))
+        return self.offset + dot(start, self.strides)
 
 
 def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:
@@ -112,7 +123,7 @@ def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: in
         return []
     if not shape:
         return [()] if lo <= 0 < hi else []
-    inner_span = sum((n - 1) * s for n, s in zip(shape[1:], strides[1:], strict=True))
+    inner_span = dot([n - 1 for n in shape[1:]], strides[1:])
     n, stride = shape[0], strides[0]
     first_whole = max(0, -(-lo // stride))
     last_whole = min(n, (hi - 1 - inner_span) // stride + 1)

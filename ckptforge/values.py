@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,7 +23,7 @@ import msgspec
 
 from ckptforge.boxes import Box, box_shape, row_major_strides
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.transfers import Transfer, chained, within_target
+from ckptforge.transfers import Transfer, within_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -212,9 +212,9 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         fragment = next(self.fragments, None)
         if fragment is None or fragment.steps or len(self.terms) > 1:
             return None
-        stored, (term,) = fragment.stored, self.terms
+        stored, whole = fragment.stored, fragment.transfer == whole_transfer(self.shape)
         same = (stored.dtype, stored.shape) == (self.dtype, self.shape)
-        return stored if same and term.weight == 1 and _is_whole(fragment, self.shape) else None
+        return stored if same and whole and self.terms[0].weight == 1 else None
 
     def within(self, box: Box) -> Value:
         """The part of it that lies in a box, counted from the box's start."""
@@ -256,63 +256,11 @@ def value_of(stored: Stored) -> Value:
     return Value(dtype=stored.dtype, shape=stored.shape, terms=(term,), kind=kind_of(stored.name))
 
 
-def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value:
-    """Boxes of a tensor of this shape, each stored by itself, as the value that they make up."""
-    first = next(iter(parts.values()))
-    strides = row_major_strides(shape)
-    fragments = []
-    for box, stored in parts.items():
-        start = sum(lo * stride for (lo, _), stride in zip(box, strides, strict=True))
-        own = row_major_strides(stored.shape)
-        fragments.append(Fragment(stored, Transfer(stored.shape, 0, own, start, strides).ordered()))
-    term = Term(fragments=tuple(fragments))
-    return Value(dtype=first.dtype, shape=shape, terms=(term,), kind=kind_of(first.name))
-
-
 @lru_cache(maxsize=1 << 12)
 def whole_transfer(shape: tuple[int, ...]) -> Transfer:
     """The transfer of all of a tensor to itself."""
     strides = row_major_strides(shape)
     return Transfer(shape, 0, strides, 0, strides).ordered()
-
-
-def _is_whole(fragment: Fragment, shape: tuple[int, ...]) -> bool:
-    return fragment.transfer == whole_transfer(shape)
-
-
-def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = None) -> list[Term]:
-    """The terms of a value that is put together from parts of others, each by a transfer.
-
-    Values with the same weights share their terms; others get some of their own, which are 0
-    where the others lie.
-    """
-    found: dict[tuple[tuple[float, float | None], ...], list[list[Fragment]]] = {}
-    for value, transfer in parts:
-        weights = tuple((term.weight, term.fill) for term in value.terms)
-        lists = found.setdefault(weights, [[] for _ in weights])
-        for term, fragments in zip(value.terms, lists, strict=True):
-            fragments += _through(term.fragments, transfer, value.shape)
-    alone = len(found) <= 1
-    return [
-        Term(
-            fragments=tuple(fragments),
-            weight=weight,
-            fill=own if own is not None else fill if alone else 0.0,
-        )
-        for weights, lists in found.items()
-        for (weight, own), fragments in zip(weights, lists, strict=True)
-    ] or [Term(fragments=(), fill=fill)]
-
-
-def _through(
-    fragments: Sequence[Fragment], transfer: Transfer, shape: tuple[int, ...]
-) -> Iterator[Fragment]:
-    for fragment in fragments:
-        if _is_whole(fragment, shape):
-            yield Fragment(fragment.stored, transfer, fragment.steps)
-            continue
-        for part in chained(fragment.transfer, transfer, shape):
-            yield Fragment(fragment.stored, part, fragment.steps)
 
 
 def computing_dtype(dtypes: Iterable[DType]) -> DType:

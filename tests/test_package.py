@@ -28,6 +28,7 @@ ORDER = [
     "transfers",
     "registry",
     "values",
+    "composing",
     "storage",
     "foreign",
     "formats",

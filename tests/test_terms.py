@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 import ckptforge
 from ckptforge.boxes import full_box, row_major_strides
+from ckptforge.composing import terms_through
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
 from ckptforge.examine.window import read_value
@@ -26,7 +27,7 @@ from ckptforge.run.worker import Worker
 from ckptforge.targets.single import FileTarget
 from ckptforge.targets.target import plan_for
 from ckptforge.transfers import Transfer
-from ckptforge.values import Fragment, Term, Value, terms_through
+from ckptforge.values import Fragment, Term, Value
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Save
 from tests.helpers import HUB, contents, write_safetensors

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptforge.boxes import row_major_strides
-from ckptforge.transfers import Transfer, chained
+from ckptforge.composing import chained
+from ckptforge.transfers import Transfer
 
 
 def applied(transfer, source, target):

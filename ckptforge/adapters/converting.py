@@ -11,6 +11,7 @@ import msgspec
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, row_transfer
 from ckptforge.adapters.peft_names import of_the_base
+from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType
 from ckptforge.errors import LayoutError, PlanError, listing
 from ckptforge.examine.hashes import tensor_hashes
@@ -20,7 +21,7 @@ from ckptforge.tables.lora import WEIGHT, AdaptedWeight
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout
 from ckptforge.transfers import Transfer
-from ckptforge.values import Stored, Value, terms_through
+from ckptforge.values import Stored, Value
 
 
 class Converted(msgspec.Struct, frozen=True):

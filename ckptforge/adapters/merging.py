@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from ckptforge.adapters.adapter import Adapter, read_adapter, read_kept
 from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer
 from ckptforge.adapters.whole import refuse_tied, taken_whole
+from ckptforge.composing import box_of
 from ckptforge.errors import LayoutError, counted, listing
 from ckptforge.model import Model
 from ckptforge.reading.source import Source
@@ -18,7 +19,6 @@ from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lora import rows_of
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Table
-from ckptforge.transfers import box_of
 from ckptforge.values import Fragment, Value
 
 

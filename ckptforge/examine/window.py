@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ckptforge.boxes import row_major_strides
+from ckptforge.composing import terms_through
 from ckptforge.errors import UsageError
 from ckptforge.planning.lower import in_memory
 from ckptforge.run.budget import Budget
@@ -20,7 +21,7 @@ from ckptforge.run.run import cache_bytes
 from ckptforge.run.tasks import tiles_of
 from ckptforge.run.worker import Worker
 from ckptforge.transfers import Transfer
-from ckptforge.values import Term, Value, terms_through
+from ckptforge.values import Term, Value
 
 MEMORY = 64 * 1024 * 1024  # of one thread's buffers
 

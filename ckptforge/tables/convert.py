@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ckptforge.boxes import Box
+from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType, holds
 from ckptforge.errors import MissingTensorsError, PlanError, listing
 from ckptforge.spelling import flag, option
@@ -17,7 +18,7 @@ from ckptforge.tables.binding import Binding
 from ckptforge.tables.pieces import fill, name_pieces, pieces, whole_pieces
 from ckptforge.tables.table import Layout
 from ckptforge.transfers import Transfer
-from ckptforge.values import Value, terms_through
+from ckptforge.values import Value
 
 Values = Mapping[str, Value]
 Parts = list[tuple[str, Transfer]]  # source tensor → where it goes

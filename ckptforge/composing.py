@@ -1,0 +1,144 @@
+"""Values put together from others: what a function from model to model does with their fragments.
+Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from msgspec.structs import replace
+
+from ckptforge.boxes import Box, box_shape, dot, full_box, index_in, row_major_strides
+from ckptforge.transfers import Transfer, within_source
+from ckptforge.values import Fragment, Stored, Term, Value, kind_of, whole_transfer
+
+
+def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = None) -> list[Term]:
+    """The terms of a value that is put together from parts of others, each by a transfer.
+
+    Values with the same weights share their terms; others get some of their own, which are 0
+    where the others lie.
+    """
+    found: dict[tuple[tuple[float, float | None], ...], list[list[Fragment]]] = {}
+    for value, transfer in parts:
+        weights = tuple((term.weight, term.fill) for term in value.terms)
+        lists = found.setdefault(weights, [[] for _ in weights])
+        for term, fragments in zip(value.terms, lists, strict=True):
+            fragments += _through(term.fragments, transfer, value.shape)
+    alone = len(found) <= 1
+    return [
+        Term(
+            fragments=tuple(fragments),
+            weight=weight,
+            fill=own if own is not None else fill if alone else 0.0,
+        )
+        for weights, lists in found.items()
+        for (weight, own), fragments in zip(weights, lists, strict=True)
+    ] or [Term(fragments=(), fill=fill)]
+
+
+def _through(
+    fragments: Sequence[Fragment], transfer: Transfer, shape: tuple[int, ...]
+) -> Iterator[Fragment]:
+    for fragment in fragments:
+        if fragment.transfer == whole_transfer(shape):
+            yield Fragment(fragment.stored, transfer, fragment.steps)
+            continue
+        for part in chained(fragment.transfer, transfer, shape):
+            yield Fragment(fragment.stored, part, fragment.steps)
+
+
+def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value:
+    """Boxes of a tensor of this shape, each stored by itself, as the value that they make up."""
+    first = next(iter(parts.values()))
+    strides = row_major_strides(shape)
+    fragments = []
+    for box, stored in parts.items():
+        start = dot([lo for lo, _ in box], strides)
+        own = row_major_strides(stored.shape)
+        fragments.append(Fragment(stored, Transfer(stored.shape, 0, own, start, strides).ordered()))
+    term = Term(fragments=tuple(fragments))
+    return Value(dtype=first.dtype, shape=shape, terms=(term,), kind=kind_of(first.name))
+
+
+def chained(first: Transfer, second: Transfer, shape: tuple[int, ...]) -> list[Transfer]:
+    """A transfer from a to b and one from b, which has this `shape`, to c, as transfers from a to
+    c: what the first brings of what the second takes. They come out ordered.
+
+    The first mustn't write an element of b twice.
+    """
+    if not first.size or not second.size:
+        return []
+    found = _as_box(first, shape)
+    if found is None:
+        return [part for row in _unrolled(first) for part in chained(row, second, shape)]
+    fine, box, strides = found
+    parts: list[Transfer] = []
+    for part in within_source(second, fine, box):
+        parts += _from_box(part, box_shape(box), first.source, strides)
+    return parts
+
+
+@lru_cache(maxsize=1 << 12)
+def _as_box(
+    transfer: Transfer, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], Box, tuple[int, ...]] | None:
+    """(a shape of the target with the same flat order, the box in it that a transfer writes, the
+    source's stride along each axis); None where it writes no box."""
+    axes = {to: (n, from_) for n, from_, to in transfer.axes}
+    own = [unit for n, unit in zip(shape, row_major_strides(shape), strict=True) if n != 1]
+    units = sorted({*own, *axes, 1}, reverse=True)
+    total = math.prod(shape)
+    lengths = [outer // unit for outer, unit in zip([total, *units], units, strict=False)]
+    if math.prod(lengths) != total or len(axes) != len(transfer.axes):
+        return None
+    along = [axes.get(unit, (1, 0)) for unit in units]
+    starts = index_in(units, transfer.target)
+    box = tuple((start, start + n) for start, (n, _) in zip(starts, along, strict=True))
+    if any(stop > length for (_, stop), length in zip(box, lengths, strict=True)):
+        return None
+    return tuple(lengths), box, tuple(from_ for _, from_ in along)
+
+
+def box_of(transfer: Transfer, shape: tuple[int, ...]) -> Box:
+    """The box of a tensor of this shape that a transfer writes, of one whose axes are the
+    tensor's."""
+    strides = row_major_strides(shape)
+    along = dict(zip(transfer.target_strides, transfer.shape, strict=True))
+    starts = index_in(strides, transfer.target)
+    return tuple(
+        (start, start + (along.get(stride, 1) if n != 1 else 1))
+        for start, stride, n in zip(starts, strides, shape, strict=True)
+    )
+
+
+def _unrolled(transfer: Transfer) -> Iterator[Transfer]:
+    """A transfer cut into those of single steps along its slowest axis of the target."""
+    ordered = transfer.ordered()
+    rest = full_box(ordered.shape[1:])
+    return (ordered.sub(((i, i + 1), *rest)).ordered() for i in range(ordered.shape[0]))
+
+
+def _from_box(
+    transfer: Transfer, lengths: tuple[int, ...], offset: int, strides: tuple[int, ...]
+) -> Iterator[Transfer]:
+    """A transfer whose source is a box, row-major, with the box in its place: at an offset, with
+    these strides."""
+    local = row_major_strides(lengths)
+    starts = index_in(local, transfer.source)
+    ends, from_ = list(starts), [0] * len(transfer.shape)
+    for i, (n, stride) in enumerate(zip(transfer.shape, transfer.source_strides, strict=True)):
+        if n == 1:
+            continue
+        axis = next(k for k, unit in enumerate(local) if stride >= unit and lengths[k] != 1)
+        steps, uneven = divmod(stride, local[axis])
+        ends[axis] += (n - 1) * steps
+        if uneven or ends[axis] >= lengths[axis]:  # it runs on into the next row
+            for row in _unrolled(transfer):
+                yield from _from_box(row, lengths, offset, strides)
+            return
+        from_[i] = steps * strides[axis]
+    yield replace(
+        transfer, source=offset + dot(starts, strides), source_strides=tuple(from_)
+    ).ordered()
