@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from ckptforge.verbs.average import average
     from ckptforge.verbs.check import Check, check
     from ckptforge.verbs.clean import Cleaned, clean
-    from ckptforge.verbs.compare import Comparison, compare
+    from ckptforge.verbs.compare import compare
+    from ckptforge.verbs.comparison import Comparison
     from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
     from ckptforge.verbs.extract import extract
     from ckptforge.verbs.inspect import inspect
@@ -103,7 +104,7 @@ __all__ = [
 _HOMES = {
     "Check": "verbs.check",
     "Cleaned": "verbs.clean",
-    "Comparison": "verbs.compare",
+    "Comparison": "verbs.comparison",
     "OpenedModel": "verbs.opened",
     "open": "verbs.opened",
     "Inspection": "verbs.inspection",

@@ -8,11 +8,13 @@ from paths and names afterwards.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 _UNSET = object()
+_called: ContextVar[Mapping[str, str]] = ContextVar("_called")
 _on_command_line = False  # of the whole process: threads of a command belong to it
 
 
@@ -27,6 +29,17 @@ def command_line() -> Iterator[None]:
         _on_command_line = before
 
 
+@contextmanager
+def called(names: Mapping[str, str]) -> Iterator[None]:
+    """In messages made within, options have the names of a verb that has several inputs: the
+    `layout` of the second is `layout_b`."""
+    before = _called.set(names)
+    try:
+        yield
+    finally:
+        _called.reset(before)
+
+
 def flag(name: str) -> str:
     """A switch, on: `--allow-unmapped` or `allow_unmapped=True`."""
     return _dashes(name) if _on_command_line else f"{name}=True"
@@ -35,6 +48,7 @@ def flag(name: str) -> str:
 def option(name: str, value: object = _UNSET) -> str:
     """An option, with the value that it has or should have: `--layout-b gmm` or
     `layout_b='gmm'`."""
+    name = _called.get({}).get(name, name)
     if value is _UNSET:
         return _dashes(name) if _on_command_line else name
     return f"{_dashes(name)} {_word(value)}" if _on_command_line else f"{name}={_literal(value)}"

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
 from ckptforge.tables import constants, rope, sharding, table_file, table_schema
-from ckptforge.tables.axes import parse_pattern, shared_runs, skeleton_of
+from ckptforge.tables.axes import shared_runs, skeleton_of
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import load_table, parse_table
+from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.shipped import shipped_tables
 
 GOOD = """

@@ -29,9 +29,9 @@ from ckptforge.errors import (
     shown,
 )
 from ckptforge.model import Model
-from ckptforge.spelling import option
-from ckptforge.tables.binding import Names, recognise_names, without_offsets
+from ckptforge.spelling import command, option
 from ckptforge.tables.lora import LORA_MARK, WEIGHT, is_lora
+from ckptforge.tables.names import Names, recognise_names, without_offsets
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Value
@@ -118,11 +118,10 @@ def read_adapter(
     alpha: float | None,
     layout: str | None = None,
     like: str | None = None,
-    advice: str | None = None,
 ) -> Adapter:
     """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes.
     `layout` is the one that they must have; of several that fit, the one that a manifest recorded
-    is taken, else `like`.
+    is taken, else `like`, that of the model which it is merged into.
 
     Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for
     factors that the table doesn't know, `FormatError` for ones that don't fit each other,
@@ -145,7 +144,6 @@ def read_adapter(
         family,
         layout,
         (kept.layout, like),
-        advice or f"Name the right one with {option('layout')}.",
     )
     others = {name: e for name, e in model.values.items() if is_peft and not is_lora(name)}
     whole, strange = _whole(chosen, others, lengths)
@@ -257,8 +255,7 @@ def _recognise(
     lengths: Mapping[str, int],
     family: str,
     named: str | None,
-    preferred: tuple[str | None, ...],
-    advice: str,
+    preferred: tuple[str | None, str | None],
 ) -> tuple[Layout, Names, list[str]]:
     """The layout whose names most factors have, those found, and the names that it doesn't know."""
     best: dict[str, tuple[Layout, Names, list[str]]] = {}
@@ -304,6 +301,10 @@ def _recognise(
         len({tuple(sorted((p.template, p.axes_text) for p in found)) for _, found, _ in fitting})
         > 1
     ):
+        advice = f"Name the right one with {option('layout')}."
+        if preferred[1] is not None:
+            way = command("to_torch", model.path, "DIR", layout="LAYOUT")
+            advice = f"Convert it first, with {way}."
         raise LayoutError(
             f"{model.path}: the adapter's tensors fit layouts "
             f"{' and '.join(one[0].name for one in fitting)} alike, which order the rows of a "

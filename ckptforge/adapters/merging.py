@@ -13,7 +13,6 @@ from ckptforge.composing import box_of
 from ckptforge.errors import LayoutError, counted, listing
 from ckptforge.model import Model
 from ckptforge.reading.source import Source
-from ckptforge.spelling import command
 from ckptforge.steps.low_rank import Added, Product
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lora import rows_of
@@ -30,17 +29,8 @@ def merge_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     weight for, whose shapes don't fit, or that would change two weights of the model that are one.
     """
     binding = source.binding
-    advice = f"Convert it first, with {command('to_torch', model.path, 'DIR', layout='LAYOUT')}."
-    adapter = read_adapter(
-        model,
-        read_kept(model),
-        source.table,
-        binding.sizes.lengths,
-        alpha,
-        None,
-        binding.layout.name,
-        advice,
-    )
+    lengths, layout = binding.sizes.lengths, binding.layout.name
+    adapter = read_adapter(model, read_kept(model), source.table, lengths, alpha, like=layout)
     refuse_tied(adapter, source)
     whole = taken_whole(adapter, source)
     values = {**source.model.values, **whole}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,13 +18,14 @@ from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, ModelUnknownError, UsageError
 from ckptforge.model import Account, Model
 from ckptforge.planning.plan import Plan
-from ckptforge.reading.source import read_model_config
+from ckptforge.reading.source import Choices, read_model_config
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
+from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
-from ckptforge.targets.target import Target, plan_for
+from ckptforge.targets.target import Target, facts_of, plan_for
 
 
 class Places(Protocol):
@@ -59,26 +59,21 @@ _Found = tuple[Adapter, Layout, Converted]
 
 
 class AdapterChoices(msgspec.Struct, frozen=True):
-    """What a user says of an adapter: its model, the layouts it has and is to have, its alpha, the
-    model's config.json, the dtype; `family` is what the command writes, of which the table's first
+    """What a user says of an adapter, beside what is said `of_input`: the layout that it is to
+    have, its alpha, the dtype; `family` is what the command writes, of which the table's first
     layout is meant where no `target` is named."""
 
+    of_input: Choices
     target: str | None
-    layout: str | None = None
-    advice: str | None = None
-    family: str | None = None
-    model: str | None = None
-    config: Path | None = None
-    alpha: float | None = None
-    dtype: DType | None = None
+    family: str | None
+    alpha: float | None
+    dtype: DType | None
 
 
-def adapter_plan(
-    verb: str, model: Model, tables: Iterable[Table], choices: AdapterChoices, spread: Places
-) -> AdapterPlan:
+def adapter_plan(verb: str, model: Model, choices: AdapterChoices, spread: Places) -> AdapterPlan:
     """Plans the conversion of an adapter. Raises the errors of reading and converting an adapter,
     and `ModelUnknownError` where it would be another for another model."""
-    adapter, target, converted = _convert(model, list(tables), choices)
+    adapter, target, converted = _convert(model, choices)
     rank, scale = converted.rank, converted.scale
     account = _account(model, adapter)
     if target.family == "mindspore":
@@ -94,12 +89,7 @@ def adapter_plan(
             )
         place, side, said = PeftTarget(spread.out, adapter, converted), None, None
     facts = {
-        "model": adapter.table.name,
-        "from": adapter.layout.name,
-        "to": target.name,
-        "source_format": model.format,
-        "source_tensors": len(model.values),
-        "dtype": choices.dtype.name if choices.dtype else "keep",
+        **facts_of(model, adapter.table.name, adapter.layout.name, target.name, choices.dtype),
         "lora_rank": rank,
         "lora_alpha": None if scale is None or rank is None else scale * rank,
     }
@@ -130,10 +120,10 @@ def _no_strategy(_: Any) -> Any:
     )
 
 
-def _convert(model: Model, tables: list[Table], choices: AdapterChoices) -> _Found:
-    config, where = ({}, CONFIG) if choices.config is None else read_model_config(choices.config)
-    kept = read_kept(model)
-    candidates = adapter_tables(tables, model, kept, config, choices.model)
+def _convert(model: Model, choices: AdapterChoices) -> _Found:
+    said, kept = choices.of_input, read_kept(model)
+    config, where = ({}, CONFIG) if said.config is None else read_model_config(said.config)
+    candidates = adapter_tables(candidate_tables(said.mapping), model, kept, config, said.model)
     found: list[_Found] = []
     errors: list[CkptforgeError] = []
     for table in candidates:
@@ -146,16 +136,7 @@ def _convert(model: Model, tables: list[Table], choices: AdapterChoices) -> _Fou
                 )
             sizes = AxisSizes()
             sizes.learn_config(table, config, where)
-            adapter = read_adapter(
-                model,
-                kept,
-                table,
-                sizes.lengths,
-                choices.alpha,
-                choices.layout,
-                None,
-                choices.advice,
-            )
+            adapter = read_adapter(model, kept, table, sizes.lengths, choices.alpha, said.layout)
             _learn_shapes(sizes, adapter)
             found.append((adapter, target, convert_adapter(adapter, target, sizes, choices.dtype)))
         except CkptforgeError as error:

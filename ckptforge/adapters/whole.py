@@ -6,7 +6,7 @@ from ckptforge.adapters.adapter import Adapter
 from ckptforge.errors import LayoutError
 from ckptforge.reading.source import Source
 from ckptforge.tables.axes import Pattern
-from ckptforge.tables.binding import recognise_names, without_offsets
+from ckptforge.tables.names import recognise_names, without_offsets
 from ckptforge.values import Value
 
 _TIED = "tie_word_embeddings"

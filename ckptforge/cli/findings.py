@@ -10,7 +10,7 @@ from ckptforge.errors import counted, shown
 
 if TYPE_CHECKING:
     from ckptforge.verbs.check import Check
-    from ckptforge.verbs.compare import Comparison
+    from ckptforge.verbs.comparison import Comparison
     from ckptforge.verbs.inspection import Inspection, PartLine
     from ckptforge.verbs.verify import Verification
 

@@ -17,7 +17,7 @@ from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import Stage, Strategy, make_strategy
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
-from ckptforge.tables.binding import recognise_names, without_offsets
+from ckptforge.tables.names import recognise_names, without_offsets
 from ckptforge.tables.sharding import DIMENSIONS, Cut, Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import companion_prefix, is_state

@@ -25,10 +25,11 @@ from ckptforge.reading.source import Choices, known_of
 from ckptforge.spelling import option
 from ckptforge.storage.ranges import read_range
 from ckptforge.tables.axes import skeleton_of
-from ckptforge.tables.binding import recognise_names
-from ckptforge.tables.recognition import Hints, choose_table
+from ckptforge.tables.layout_choice import Hints
+from ckptforge.tables.names import recognise_names
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
+from ckptforge.tables.table_choice import choose_table
 from ckptforge.values import Stored, value_of
 
 Ranks = tuple[list[FileIndex], list[str]]
@@ -50,14 +51,14 @@ def read_job(directory: Path, choices: Choices) -> tuple[Ranks, Strategy]:
     their manifest can't tell; the errors of reading ranks, of strategies, and of parallel
     configurations that don't fit.
     """
-    if choices.strategy is not None and choices.parallel_config is not None:
+    if choices.strategy_dir is not None and choices.parallel_config is not None:
         raise UsageError(
-            f"{_spelled(choices, 'strategy_dir')} and {_spelled(choices, 'parallel_config')} both "
-            f"say how {directory} is cut; give one."
+            f"{option('strategy_dir')} and {option('parallel_config')} both say how {directory} is "
+            "cut; give one."
         )
     refuse_unfinished(directory)
-    if choices.strategy is not None:
-        strategy = read_strategy(choices.strategy)
+    if choices.strategy_dir is not None:
+        strategy = read_strategy(choices.strategy_dir)
         return read_ranks(directory, choices.step), strategy
     config = (
         None if choices.parallel_config is None else read_parallel_config(choices.parallel_config)
@@ -71,22 +72,18 @@ def read_job(directory: Path, choices: Choices) -> tuple[Ranks, Strategy]:
     if isinstance(found, str):
         raise FormatError(
             f"{directory}: holds {counted(len(ranks[0]), 'rank directory')}, the shards of one "
-            f"model, and {found}. {ways_to_say(choices)}"
+            f"model, and {found}. {ways_to_say()}"
         )
     return ranks, found
 
 
-def ways_to_say(choices: Choices) -> str:
+def ways_to_say() -> str:
     """What a user can do about rank directories whose cut isn't known."""
     return (
-        f"Give the strategy of their job with {_spelled(choices, 'strategy_dir')}, or its parallel "
-        f"configuration with {_spelled(choices, 'parallel_config')}; or name the directory of one "
-        "rank if each holds the whole model."
+        f"Give the strategy of their job with {option('strategy_dir')}, or its parallel "
+        f"configuration with {option('parallel_config')}; or name the directory of one rank if "
+        "each holds the whole model."
     )
-
-
-def _spelled(choices: Choices, name: str) -> str:
-    return option(choices.option.format(name))
 
 
 def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy | str:
@@ -148,14 +145,12 @@ def _computed(
         raise type(error)(
             f"{directory}: {error} A parallel configuration says how a model is cut only where a "
             "mapping knows it; of others give the strategy files with "
-            f"{_spelled(choices, 'strategy_dir')}."
+            f"{option('strategy_dir')}."
         ) from error
     layouts = _layouts(table, shapes, known.hints)
     described = Described(table, known.config, known.config_source)
     try:
-        strategy = solve_strategy(
-            config, described, layouts, list(parts.values()), option(choices.layout_option)
-        )
+        strategy = solve_strategy(config, described, layouts, list(parts.values()))
     except LayoutError as error:
         raise type(error)(f"{directory}: {error}", error.tensors) from error
     _check_samples(files, strategy)

@@ -18,7 +18,8 @@ from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Concat, Pattern
-from ckptforge.tables.binding import Names, bind, read_names
+from ckptforge.tables.binding import bind
+from ckptforge.tables.names import Names, read_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
@@ -45,17 +46,13 @@ class Described(msgspec.Struct, frozen=True):
 
 
 def solve_strategy(
-    config: ParallelConfig,
-    model: Described,
-    layouts: Sequence[Layout],
-    parts: Sequence[CutTensor],
-    named: str,
+    config: ParallelConfig, model: Described, layouts: Sequence[Layout], parts: Sequence[CutTensor]
 ) -> Strategy:
     """The strategy under which a job of `config` holds `parts`, one of each tensor, in one of some
     layouts.
 
     Raises `ConfigError` and `LayoutError` where no full shapes give these parts, and where several
-    do or layouts are cut in different ways, of which the option `named` tells the right one.
+    do or layouts are cut in different ways.
     """
     found: dict[str, Strategy] = {}
     reasons: dict[str, CkptforgeError] = {}
@@ -70,7 +67,7 @@ def solve_strategy(
     if any(other.stages != first.stages for other in found.values()):
         raise LayoutError(
             f"the parts fit layouts {' and '.join(found)}, which {config.path} cuts in different "
-            f"ways. Name the right one with {named}."
+            f"ways. Name the right one with {option('layout')}."
         )
     return first
 

@@ -44,8 +44,9 @@ from ckptforge.spelling import flag, option
 from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.files import is_directory
 from ckptforge.tables.binding import Binding, Shapes
+from ckptforge.tables.layout_choice import Hints, recognise
 from ckptforge.tables.model_config import language_part
-from ckptforge.tables.recognition import Hints, Identified, identify, recognise
+from ckptforge.tables.recognition import Identified, identify
 from ckptforge.tables.shipped import candidate_tables, shipped_tables
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Table
@@ -167,8 +168,8 @@ class Source(msgspec.Struct, frozen=True):
 
 class Choices(msgspec.Struct, frozen=True):
     """What a user says about an input: the model, the layout, a table or a config of their own, the
-    step; of rank directories the strategy or the parallel configuration of their job. `option`
-    makes the names of one side's: `src_{}`, `{}_a`."""
+    step; of rank directories the strategy or the parallel configuration of their job. `family` is
+    the one that a verb reads."""
 
     model: str | None = None
     layout: str | None = None
@@ -176,11 +177,9 @@ class Choices(msgspec.Struct, frozen=True):
     config: Path | None = None
     step: int | None = None
     family: str | None = None
-    layout_option: str = "from_"
-    strategy: Path | None = None
+    strategy_dir: Path | None = None
     trim_vocab: bool = False
     parallel_config: Path | None = None
-    option: str = "{}"
 
 
 def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
@@ -215,27 +214,24 @@ def known_of(model: Model, choices: Choices) -> Known:
     config, config_source = part.config, part.where
     named = choices.model or (manifest.model if manifest is not None else None)
     tables = candidate_tables(choices.mapping, named, config.get("model_type"))
-    if manifest is not None and not manifest.untouched(model.files):
+    trusted = manifest is None or manifest.untouched(model.files)
+    if not trusted:
         _log.info(
             "the files aren't the very ones that were written with the manifest: its layout isn't "
             "relied on"
         )
+    if choices.model is None and choices.mapping is not None:
+        named = tables[0].name
+    elif choices.model is None and named not in {table.name for table in tables}:
+        named = None
     hints = Hints(
-        config,
-        config_source,
-        choices.model,
-        choices.layout,
-        manifest.layout if manifest and manifest.untouched(model.files) else None,
-        choices.layout_option,
+        config=config,
+        config_source=config_source,
+        model=named,
+        layout=choices.layout,
+        recorded_layout=manifest.layout if trusted and manifest is not None else None,
+        family=choices.family,
     )
-    if (
-        choices.model is None
-        and manifest is not None
-        and manifest.model in {table.name for table in tables}
-    ):
-        hints = replace(hints, model=manifest.model)
-    if choices.mapping is not None and choices.model is None:
-        hints = replace(hints, model=tables[0].name)
     return Known(config, config_source, side, tables, hints, described)
 
 
@@ -325,34 +321,30 @@ def _identified(
             f"config.json with {option('config')}."
         )
     try:
-        identified = identify(known.tables, shapes, hints, choices.family)
+        identified = identify(known.tables, shapes, hints)
     except LayoutError as error:
-        if (found := _padded(model, shapes, known, choices.family)) is None:
+        if (found := _padded(model, shapes, known)) is None:
             raise
         model, identified, padding = found
         if not choices.trim_vocab:
             raise LayoutError(refusal(padding, known.config_source), padding.names) from error
         model = trimmed(model, padding)
         kept = {name: model.values[name].shape for name in map(identified.renamed, shapes)}
-        return model, replace(
-            identified, binding=recognise(identified.binding.table, kept, hints, choices.family)
-        )
+        return model, replace(identified, binding=recognise(identified.binding.table, kept, hints))
     if choices.trim_vocab:
         note = f"no tensor has more rows than {KEY} {hints.config[KEY]}: nothing is cut off."
         model = model.noting(note)
     return _as_identified(model, identified), identified
 
 
-def _padded(
-    model: Model, shapes: Shapes, known: Known, family: str | None
-) -> tuple[Model, Identified, Padding] | None:
+def _padded(model: Model, shapes: Shapes, known: Known) -> tuple[Model, Identified, Padding] | None:
     """The same and the padding of its vocabulary, where that is all in which a model and its
     config.json differ."""
     if KEY not in known.config:
         return None
     unsaid = {key: value for key, value in known.config.items() if key != KEY}
     try:
-        identified = identify(known.tables, shapes, replace(known.hints, config=unsaid), family)
+        identified = identify(known.tables, shapes, replace(known.hints, config=unsaid))
         model = _as_identified(model, identified)
         padding = padding_of(identified.binding, model.values, known.config)
     except CkptforgeError:

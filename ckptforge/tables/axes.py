@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import msgspec
 
@@ -31,7 +30,6 @@ from ckptforge.boxes import Grid
 # The size of an axis for one logical tensor: sizes("wq", "d").
 Sizes = Callable[[str, str], int]
 
-_TOKEN = re.compile(r"\s*([A-Za-z_]\w*|[()\[\]:+])")
 _WORD = re.compile(r"\{[A-Za-z_]\w*(?:\+[A-Za-z_]\w*)?\}|\d+|[^{}\d]+|[{}]")
 _NUMBER = re.compile(r"\d+")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
@@ -44,11 +42,21 @@ class Part(msgspec.Struct, frozen=True):
     tensor: str
     factors: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """The part as a table writes it."""
+        return f"{self.tensor}: {' '.join(self.factors)}" if self.factors else self.tensor
+
 
 class Concat(msgspec.Struct, frozen=True):
     """Parts of several logical tensors one after another in one axis."""
 
     parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The concatenation as a table writes it."""
+        return f"[{' + '.join(part.text for part in self.parts)}]"
 
 
 Item = str | Concat
@@ -73,14 +81,12 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
     @property
     def axes_text(self) -> str:
         """The axes as a table writes them."""
-        return (
-            f"{_axes_text(self.axes)} as {_axes_text(self.reshaped)}"
-            if self.reshaped
-            else _axes_text(self.axes)
-        )
+        shape = f" as {_axes_text(self.reshaped)}" if self.reshaped else ""
+        return _axes_text(self.axes) + shape
 
     @cached_property
     def name_axes(self) -> tuple[str, ...]:
+        """The axes whose index stands in the name."""
         return tuple(axis for axis, _ in _PLACEHOLDER.findall(self.template))
 
     @cached_property
@@ -97,19 +103,13 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
     def skeleton(self) -> str:
         """The template with every number and placeholder as `#`; names of this pattern have the
         same `skeleton_of`."""
-        return "".join(
-            "#" if word.isdigit() or word.startswith("{") else word for word in self.words
-        )
+        return "".join("#" if is_number(word) else word for word in self.words)
 
     def match(self, numbers: Sequence[str]) -> dict[str, int] | None:
         """The numbers by axis that stand in a name with this skeleton, or None if another is
         written in the template."""
         index: dict[str, int] = {}
-        for word, number in zip(
-            (word for word in self.words if word.isdigit() or word.startswith("{")),
-            numbers,
-            strict=True,
-        ):
+        for word, number in zip(filter(is_number, self.words), numbers, strict=True):
             if word.isdigit():
                 if word != number:
                     return None
@@ -169,23 +169,18 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         return Grid(offset, tuple(strides.get(factor, 0) for factor in order))
 
     def shape(self, size: Sizes) -> tuple[int, ...]:
+        """The shape of the stored tensor."""
         return tuple(axis_size(axis, self.tensors[0], size) for axis in self.shape_axes)
 
 
 def _axes_text(axes: tuple[Axis, ...]) -> str:
-    return " ".join(map(_axis_text, axes))
+    texts = [[item if isinstance(item, str) else item.text for item in axis] for axis in axes]
+    return " ".join(items[0] if len(items) == 1 else f"({' '.join(items)})" for items in texts)
 
 
-def _axis_text(axis: Axis) -> str:
-    items = [
-        item if isinstance(item, str) else f"[{' + '.join(map(_part_text, item.parts))}]"
-        for item in axis
-    ]
-    return items[0] if len(items) == 1 else f"({' '.join(items)})"
-
-
-def _part_text(part: Part) -> str:
-    return f"{part.tensor}: {' '.join(part.factors)}" if part.factors else part.tensor
+def is_number(word: str) -> bool:
+    """Whether a word of a template is a number, or a placeholder for one."""
+    return word.isdigit() or word.startswith("{")
 
 
 def skeleton_of(name: str) -> tuple[str, list[str]]:
@@ -209,13 +204,9 @@ def axis_size(axis: Axis, tensor: str, size: Sizes) -> int:
 
 def axis_factors(axis: Axis) -> set[str]:
     """Every factor that the length of an axis depends on."""
-    found: set[str] = set()
-    for item in axis:
-        if isinstance(item, Concat):
-            found.update(factor for part in item.parts for factor in part.factors)
-        else:
-            found.add(item)
-    return found
+    concats = [item for item in axis if isinstance(item, Concat)]
+    inner = {factor for concat in concats for part in concat.parts for factor in part.factors}
+    return inner.union(item for item in axis if isinstance(item, str))
 
 
 def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:
@@ -244,99 +235,3 @@ def _followers(pattern: Pattern, tensor: str) -> dict[str, str]:
     return {
         first: second for segment in pattern.segments(tensor) for first, second in pairwise(segment)
     }
-
-
-def parse_pattern(text: str, owner: str) -> Pattern:
-    """Parses `name : axes`, or `name : axes as axes`. Without a concatenation the tensor is that of
-    `owner`.
-
-    Raises `ValueError` with what is wrong and where.
-    """
-    template, separator, axes_text = text.rpartition(" : ")
-    template = template.strip()
-    if not separator or not template or " " in template:
-        raise ValueError(f"{text!r} isn't of the form 'tensor.name : axes'")
-    ordered, *shaped = re.split(r"\sas\s", axes_text)
-    axes = _parse_axes(ordered)
-    if len(shaped) > 1:
-        raise ValueError(f"{text!r} has more than one 'as'")
-    reshaped = _parse_axes(shaped[0]) if shaped else ()
-    if shaped and Counter(chain(*axes)) != Counter(chain(*reshaped)):
-        raise ValueError(f"{text!r} doesn't have the same axes before and after 'as'")
-    concats = [item for axis in axes for item in axis if isinstance(item, Concat)]
-    if len(concats) > 1:
-        raise ValueError(f"{text!r} has {len(concats)} concatenations; a tensor can have one")
-    tensors = tuple(part.tensor for part in concats[0].parts) if concats else (owner,)
-    if len(set(tensors)) < len(tensors):
-        raise ValueError(f"{text!r} concatenates one tensor with itself")
-    return Pattern(template, axes, tensors, reshaped)
-
-
-def _parse_axes(text: str) -> tuple[Axis, ...]:
-    tokens = _tokens(text)
-    axes: list[Axis] = []
-    position = 0
-    while position < len(tokens):
-        axis, position = _parse_axis(tokens, position, text)
-        axes.append(axis)
-    return tuple(axes)
-
-
-def _tokens(text: str) -> list[str]:
-    tokens: list[str] = []
-    position = 0
-    text = text.rstrip()
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if not match:
-            raise ValueError(f"axes {text!r}: unexpected {text[position:].strip()[:1]!r}")
-        tokens.append(match[1])
-        position = match.end()
-    return tokens
-
-
-def _parse_axis(tokens: list[str], position: int, text: str) -> tuple[Axis, int]:
-    if tokens[position] != "(":
-        item, position = _parse_item(tokens, position, text)
-        return (item,), position
-    items: list[Item] = []
-    position += 1
-    while position < len(tokens) and tokens[position] != ")":
-        item, position = _parse_item(tokens, position, text)
-        items.append(item)
-    if position == len(tokens) or not items:
-        raise ValueError(
-            f"axes {text!r}: a parenthesis "
-            f"{'holds nothing' if position < len(tokens) else 'isn’t closed'}"
-        )
-    return tuple(items), position + 1
-
-
-def _parse_item(tokens: list[str], position: int, text: str) -> tuple[Item, int]:
-    token = tokens[position]
-    if token.isidentifier():
-        return token, position + 1
-    if token != "[":
-        raise ValueError(f"axes {text!r}: unexpected {token!r}")
-    parts: list[Part] = []
-    position += 1
-    while True:
-        if position >= len(tokens) or not tokens[position].isidentifier():
-            raise ValueError(f"axes {text!r}: expected the name of a tensor in the concatenation")
-        tensor = tokens[position]
-        factors: list[str] = []
-        position += 1
-        if position < len(tokens) and tokens[position] == ":":
-            position += 1
-            while position < len(tokens) and tokens[position].isidentifier():
-                factors.append(tokens[position])
-                position += 1
-        parts.append(Part(tensor, tuple(factors)))
-        if position >= len(tokens) or tokens[position] not in "+]":
-            raise ValueError(f"axes {text!r}: expected '+' or ']' after the part {tensor!r}")
-        position += 1
-        if tokens[position - 1] == "]":
-            break
-    if len(parts) < 2:
-        raise ValueError(f"axes {text!r}: a concatenation needs two parts")
-    return Concat(tuple(parts)), position

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ckptforge.errors import nearest, shown
-from ckptforge.tables.axes import Pattern, parse_pattern
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.rows import at, check_known, check_layout, sentence
 from ckptforge.tables.sharding import Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.table import Layout, Logical

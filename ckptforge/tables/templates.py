@@ -6,51 +6,28 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 from ckptforge.errors import nearest, shown
-from ckptforge.tables.axes import Pattern
+from ckptforge.tables.axes import Pattern, is_number
 
 
 def check_template(pattern: Pattern, axes: Collection[str]) -> None:
     """Raises `ValueError` with the rule that the template of a name breaks."""
-    for rule in (_has_no_stray_brace, _is_printable, _has_each_axis_once):
-        rule(pattern)
-    _adds_known_axes(pattern, axes)
-    _numbers_do_not_touch(pattern)
-
-
-def _has_no_stray_brace(pattern: Pattern) -> None:
-    for word in pattern.words:
-        if word in ("{", "}"):
-            raise ValueError(f"{pattern.template!r} has a stray {word!r}")
-
-
-def _is_printable(pattern: Pattern) -> None:
-    if "#" in pattern.template or not pattern.template.isprintable():
+    template = pattern.template
+    if stray := next((word for word in pattern.words if word in "{}"), None):
+        raise ValueError(f"{template!r} has a stray {stray!r}")
+    if "#" in template or not template.isprintable():
         raise ValueError(
-            f"{shown(pattern.template)} has a '#' or an unprintable character, which no name may "
-            "have"
+            f"{shown(template)} has a '#' or an unprintable character, which no name may have"
         )
-
-
-def _has_each_axis_once(pattern: Pattern) -> None:
     if len(set(pattern.name_axes)) < len(pattern.name_axes):
-        raise ValueError(f"{pattern.template!r} has one axis twice")
-
-
-def _adds_known_axes(pattern: Pattern, axes: Collection[str]) -> None:
+        raise ValueError(f"{template!r} has one axis twice")
     for offset in pattern.offsets.values():
         if offset not in axes:
             raise ValueError(
-                f"{pattern.template!r} adds the length of {offset!r}, which isn't in "
-                f"[axes].{nearest(offset, axes)}"
+                f"{template!r} adds the length of {offset!r}, which isn't in [axes]."
+                f"{nearest(offset, axes)}"
             )
-
-
-def _numbers_do_not_touch(pattern: Pattern) -> None:
-    numeric = [word.isdigit() or word.startswith("{") for word in pattern.words]
-    if any(a and b for a, b in pairwise(numeric)):
-        raise ValueError(
-            f"in {pattern.template!r} two numbers touch, so that a name can't be read back"
-        )
+    if any(a and b for a, b in pairwise(map(is_number, pattern.words))):
+        raise ValueError(f"in {template!r} two numbers touch, so that a name can't be read back")
 
 
 def find_clash(pattern: Pattern, others: Iterable[Pattern]) -> Pattern | None:

@@ -26,9 +26,11 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
-def parse_size(text: str | int, name: str) -> int:
-    """Bytes of `5GB` (10⁹), `512MiB` (2²⁰) or a plain number. Raises `UsageError`, naming the
-    option."""
+def parse_size(text: str | int | None, name: str) -> int | None:
+    """Bytes of `5GB` (10⁹), `512MiB` (2²⁰) or a plain number; None of None. Raises `UsageError`,
+    naming the option."""
+    if text is None:
+        return None
     match = _SIZE.fullmatch(str(text).strip())
     if not match:
         raise UsageError(f"{option(name, text)}: expected a size such as 512MB, 5GB or 1GiB.")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ckptforge.dtypes import DType
 from ckptforge.formats.layout import TensorSpec, specs_of
 from ckptforge.model import Model
 from ckptforge.planning.lower import PlacedFile, lower
@@ -37,6 +38,20 @@ class Target(Protocol):
         """The files for tensors of these names, dtypes and shapes. Raises `PlanError` for what the
         target can't hold."""
         ...
+
+
+def facts_of(
+    source: Model, model: str | None, from_: str | None, to: str | None, dtype: DType | None
+) -> dict[str, Any]:
+    """What a job is, for people: the name of its `model`'s table, what it goes from and to."""
+    return {
+        "model": model,
+        "from": from_,
+        "to": to,
+        "source_format": source.format,
+        "source_tensors": len(source.values),
+        "dtype": dtype.name if dtype else "keep",
+    }
 
 
 def plan_for(verb: str, model: Model, target: Target, facts: Mapping[str, Any]) -> Plan:

@@ -14,11 +14,10 @@ from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.foreign.files import is_file_name
 from ckptforge.foreign.json import read_object
 from ckptforge.formats.index import FileIndex
-from ckptforge.run.budget import Budget
 from ckptforge.spelling import flag
 from ckptforge.storage.files import is_directory, is_file, status_of
 from ckptforge.storage.store import Kind
-from ckptforge.targets.huggingface import parse_size
+from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Check as CheckOptions
 from ckptforge.verbs.public import verb
 
@@ -57,8 +56,7 @@ def check(options: CheckOptions) -> Check:
     Raises `InputNotFoundError` when there is no manifest, `FormatError` for one that is damaged or
     holds no hashes.
     """
-    memory = None if options.memory is None else parse_size(options.memory, "memory")
-    budget = Budget.of(options.workers, memory)
+    budget = budget_of(options)
     path = options.path
     manifest = manifest_path(path, is_directory(path))
     if not is_file(manifest):

@@ -6,14 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from ckptforge.errors import UsageError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.spelling import option
+from ckptforge.spelling import called, option
 from ckptforge.tables.table import Table
-from ckptforge.verbs.inputs import adapter_job_of, bind_input, open_choice, wants_adapter
+from ckptforge.verbs.choices import SOURCE, choices_of
+from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_adapter
 from ckptforge.verbs.job import Job, run_job
-from ckptforge.verbs.layouts import hugging_face_job, hugging_face_target, mindspore_job
+from ckptforge.verbs.layouts import hugging_face_job, mindspore_job
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
@@ -83,120 +86,55 @@ def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
 
 
 def _to_ms(options: ToMs) -> Job:
-    spread = Spread(
-        options.out, options.format, options.prefix, options.strategy_dir, options.parallel_config
-    )
-    checkpoint = open_choice(options.hf_dir, options)
-    if wants_adapter(checkpoint, options):
-        return adapter_job_of(
-            "to-ms",
-            checkpoint,
-            options,
-            spread,
-            "huggingface",
-            target=options.layout,
-            config=options.config,
-            family="mindspore",
-        )
-    source = bind_input(
-        checkpoint, options, config=options.config, family="huggingface", layout_option="model"
-    )
-    target, said = source.table.mindspore_layout(options.layout)
+    spread = Spread.of(options, options.out)
+    choices = choices_of(options, {}, family="huggingface")
+    model = open_input(options.hf_dir, choices, options.adapter)
+    if wants_adapter(model, options):
+        return adapter_job("to-ms", model, options, choices, spread, options.layout)
+    with called({"layout": "model"}):  # which alone can tell what is meant
+        source = bind_input(model, options, choices)
+    target, notes = source.table.mindspore_layout(options.layout)
     if target.family != "mindspore":
         raise UsageError(
-            f"{option('layout', options.layout)} is a layout of Hugging Face; to-ms writes "
+            f"{option('layout', target.name)} is a layout of Hugging Face; to-ms writes "
             f"{_names(source.table, 'mindspore')}."
         )
-    return mindspore_job("to-ms", source, target, spread, options, said)
+    return mindspore_job("to-ms", source, target, spread, options, notes)
 
 
 def _to_torch(options: ToTorch) -> Job:
     refuse_name(options.out_dir, directory=True)
-    chosen = None if options.layout == "auto" else options.layout
-    cut: dict[str, Any] = {
-        "strategy": options.strategy_dir,
-        "parallel_config": options.parallel_config,
-    }
-    checkpoint = open_choice(
-        options.ms, options, **cut, layout=chosen, config=options.config, layout_option="layout"
-    )
-    if wants_adapter(checkpoint, options):
-        spread, named = (
-            Spread(options.out_dir, None, ""),
-            {"target": options.hf_layout, "layout": chosen, "family": "huggingface"},
-        )
-        return adapter_job_of(
-            "to-torch", checkpoint, options, spread, "mindspore", config=options.config, **named
-        )
-    source = bind_input(
-        checkpoint,
-        options,
-        layout=chosen,
-        config=options.config,
-        family="mindspore",
-        layout_option="layout",
-    )
+    layout = None if options.layout == "auto" else options.layout
+    choices = replace(choices_of(options, family="mindspore"), layout=layout)
+    model = open_input(options.ms, choices, options.adapter)
+    if wants_adapter(model, options):
+        spread = Spread(options.out_dir)
+        return adapter_job("to-torch", model, options, choices, spread, options.hf_layout)
+    source = bind_input(model, options, choices)
     if source.binding.layout.family != "mindspore":
         raise UsageError(
             f"{option('layout', options.layout)} is a layout of Hugging Face; to-torch reads "
             f"{_names(source.table, 'mindspore')}."
         )
     recorded = source.hugging_face.layout if source.hugging_face else None
-    hf_layout = options.hf_layout or (recorded if recorded in source.table.layouts else None)
-    target = (
-        source.table.first_layout("huggingface")
-        if hf_layout is None
-        else source.table.layout(hf_layout)
-    )
+    name = options.hf_layout or (recorded if recorded in source.table.layouts else None)
+    target = source.table.layout(name) if name else source.table.first_layout("huggingface")
     if target.family != "huggingface":
         raise UsageError(
-            f"{option('hf_layout', hf_layout)} is a layout of MindSpore; to-torch writes "
+            f"{option('hf_layout', name)} is a layout of MindSpore; to-torch writes "
             f"{_names(source.table, 'huggingface')}."
         )
-    place = hugging_face_target(
-        source,
-        target,
-        options,
-        output=options.out_dir,
-        max_shard_size=options.max_shard_size,
-        allow_no_config=options.allow_no_config,
-    )
-    return hugging_face_job("to-torch", source, target, options, place)
+    return hugging_face_job("to-torch", source, target, options, options.out_dir)
 
 
 def _convert(options: Convert) -> Job:
-    spread = Spread(
-        options.out,
-        options.format,
-        options.prefix,
-        options.dst_strategy_dir,
-        options.dst_parallel_config,
-    )
-    cut: dict[str, Any] = {
-        "strategy": options.src_strategy_dir,
-        "parallel_config": options.src_parallel_config,
-        "option": "src_{}",
-    }
-    checkpoint = open_choice(
-        options.source,
-        options,
-        **cut,
-        layout=options.from_,
-        config=options.config,
-        layout_option="from_",
-    )
-    if wants_adapter(checkpoint, options):
-        named = {
-            "target": options.to,
-            "layout": options.from_,
-            "advice": f"Name the right one with {option('from_')}.",
-        }
-        return adapter_job_of(
-            "convert", checkpoint, options, spread, None, config=options.config, **named
-        )
-    source = bind_input(
-        checkpoint, options, layout=options.from_, config=options.config, layout_option="from_"
-    )
+    spread = Spread.of(options, options.out, "dst_")
+    choices = choices_of(options, SOURCE)
+    with called(SOURCE):
+        model = open_input(options.source, choices, options.adapter)
+        if wants_adapter(model, options):
+            return adapter_job("convert", model, options, choices, spread, options.to)
+        source = bind_input(model, options, choices)
     target = source.table.layout(options.to)
     if target.family == "mindspore":
         return mindspore_job("convert", source, target, spread, options)
@@ -205,10 +143,7 @@ def _convert(options: Convert) -> Job:
             f"{option('to', options.to)} is a Hugging Face layout, which has no ranks; omit the "
             "target strategy."
         )
-    place = hugging_face_target(
-        source, target, options, output=options.out, max_shard_size=options.max_shard_size
-    )
-    return hugging_face_job("convert", source, target, options, place)
+    return hugging_face_job("convert", source, target, options, options.out)
 
 
 def _names(table: Table, family: str) -> str:

@@ -7,6 +7,7 @@ scripts.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,11 +65,8 @@ def _with_config(flags: ConvertFlags) -> ConvertFlags:
 def _table_name(model: str | None) -> str | None:
     """The table that convert_weight.py knows under this name; what no table has for a name is left
     to the verb to refuse."""
-    return (
-        next((table.name for table in shipped_tables(model) if model in table.about.aliases), model)
-        if model is not None
-        else None
-    )
+    tables = () if model is None else shipped_tables(model)
+    return next((table.name for table in tables if model in table.about.aliases), model)
 
 
 def _layout(flags: ConvertFlags) -> str | None:
@@ -84,18 +82,13 @@ def _layout(flags: ConvertFlags) -> str | None:
     if layout is None:
         return "gmm" if flags.use_gmm else None
     words = layout.split("-")
-    if flags.use_gmm is not None and flags.use_gmm != ("gmm" in words):
-        raise UsageError(
-            f"--use_gmm={flags.use_gmm} contradicts --layout {layout}; omit one of them."
-        )
-    if (
-        flags.qkv_concat is not None
-        and words[0] in ("dense", "gmm")
-        and flags.qkv_concat != ("qkv" in words)
-    ):
-        raise UsageError(
-            f"--qkv_concat={flags.qkv_concat} contradicts --layout {layout}; omit one of them."
-        )
+    contradicted = {"use_gmm": "gmm" in words}
+    if words[0] in ("dense", "gmm"):
+        contradicted["qkv_concat"] = "qkv" in words
+    for name, meant in contradicted.items():
+        given = getattr(flags, name)
+        if given is not None and given != meant:
+            raise UsageError(f"--{name}={given} contradicts --layout {layout}; omit one of them.")
     return layout
 
 
@@ -105,13 +98,10 @@ def _unified(flags: ConvertFlags) -> Call:
     if source is None and out is None:
         source, out = flags.mindspore_ckpt_path, flags.torch_ckpt_dir  # convert_reversed.py
     else:
-        given = {
-            name: getattr(flags, name)
-            for name in ("torch_ckpt_dir", "mindspore_ckpt_path", "pre_ckpt_path")
-        }
-        if mixed := [name for name, value in given.items() if value is not None]:
+        others = ("torch_ckpt_dir", "mindspore_ckpt_path", "pre_ckpt_path")
+        if mixed := next((name for name in others if getattr(flags, name) is not None), None):
             raise UsageError(
-                f"--{mixed[0]} belongs to the inference script, --input_path and --output_path to "
+                f"--{mixed} belongs to the inference script, --input_path and --output_path to "
                 "the unified one; use the flags of one."
             )
     if source is None or out is None:
@@ -147,27 +137,15 @@ def _of_one_model(flags: ConvertFlags) -> Call:
 
 
 def _to_ms(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
-    options = {
-        "layout": flags.layout,
-        "dtype": dtype,
-        "format": flags.save_format,
-        "model": flags.model,
-        "config": flags.config,
-    }
-    return Call("to-ms", verbs.to_ms, (source, out), _given(options))
+    own = {"layout": flags.layout, "dtype": dtype, "format": flags.save_format}
+    return Call("to-ms", verbs.to_ms, (source, out), _given(own, flags))
 
 
 def _convert(
     flags: ConvertFlags, source: str, out: str, target: str | None, dtype: str | None
 ) -> Call:
-    options = {
-        "to": target,
-        "dtype": dtype,
-        "format": flags.save_format,
-        "model": flags.model,
-        "config": flags.config,
-    }
-    return Call("convert", verbs.convert, (source, out), _given(options))
+    own = {"to": target, "dtype": dtype, "format": flags.save_format}
+    return Call("convert", verbs.convert, (source, out), _given(own, flags))
 
 
 def _to_torch(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
@@ -178,19 +156,14 @@ def _to_torch(flags: ConvertFlags, source: str, out: str, dtype: str) -> Call:
         )
     # of a whole checkpoint there is none
     strategy = None if flags.strategy_dir == "None" or is_file(Path(source)) else flags.strategy_dir
-    options = {
-        "strategy_dir": strategy,
-        "layout": flags.layout,
-        "dtype": dtype,
-        "model": flags.model,
-        "config": flags.config,
-    }
-    return Call(
-        "to-torch", verbs.to_torch, (source, out), {**_given(options), "allow_no_config": True}
-    )
+    own = {"strategy_dir": strategy, "layout": flags.layout, "dtype": dtype}
+    options = {**_given(own, flags), "allow_no_config": True}
+    return Call("to-torch", verbs.to_torch, (source, out), options)
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _given(own: dict[str, Any], flags: ConvertFlags) -> dict[str, Any]:
+    """The options of a call that are given: its own, and those of every conversion."""
+    options = {**own, "model": flags.model, "config": flags.config}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -247,7 +220,9 @@ def transform_ckpt(flags: TransformFlags) -> Call:
             f"written to {out}, as transform_checkpoint.py without --dst_checkpoint_dir does.",
             *notes,
         )
-    shared = _given({"prefix": flags.prefix, "format": flags.save_format})
+    shared = {"prefix": flags.prefix}
+    if flags.save_format is not None:
+        shared["format"] = flags.save_format
     if src is not None and dst is not None:
         both = {"src_strategy_dir": src, "dst_strategy_dir": dst}
         return Call("reshard", resharding.reshard, (source, out), {**both, **shared}, notes)
@@ -262,23 +237,21 @@ def _check_processes(given: Mapping[str, str], dst: str | None) -> None:
     for flag in ("rank_id", "world_size", "transform_process_num", "npu_num_per_node"):
         if flag in given:
             least = 0 if flag == "rank_id" else 1
-            if not given[flag].isascii() or not given[flag].isdigit() or int(given[flag]) < least:
+            if not re.fullmatch("[0-9]+", given[flag]) or int(given[flag]) < least:
                 raise UsageError(
                     f"--{flag} {given[flag]}: expected a whole number of at least {least}."
                 )
             numbers[flag] = int(given[flag])
-    world_size = numbers.get("world_size", 1)
+    world_size, processes = numbers.get("world_size", 1), numbers.get("transform_process_num", 1)
     if world_size == 1:
         return
-    if numbers.get("rank_id", 0) >= world_size:
+    if (rank := numbers.get("rank_id", 0)) >= world_size:
         raise UsageError(
-            f"--rank_id {numbers['rank_id']}: of a job with {world_size} ranks the last is "
-            f"{world_size - 1}."
+            f"--rank_id {rank}: of a job with {world_size} ranks the last is {world_size - 1}."
         )
-    if world_size % numbers.get("transform_process_num", 1):
+    if world_size % processes:
         raise UsageError(
-            f"--transform_process_num {numbers['transform_process_num']} doesn't divide "
-            f"--world_size {world_size}."
+            f"--transform_process_num {processes} doesn't divide --world_size {world_size}."
         )
     from ckptforge.parallel.strategy_files import read_strategy
 

@@ -16,8 +16,8 @@ from ckptforge.planning.lower import in_memory
 from ckptforge.reading.source import Source
 from ckptforge.run.budget import Budget
 from ckptforge.spelling import option
-from ckptforge.tables.binding import recognise_names
 from ckptforge.tables.convert import convert
+from ckptforge.tables.names import recognise_names
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout
 from ckptforge.values import Value
@@ -46,11 +46,11 @@ def causes(
     names = [difference.name for difference in found if difference.numbers]
     if not names:
         return []
-    if said := _other_layout(one, other, names, dtype, budget):
-        return said
-    said = _misplaced(one, other, names, dtype, budget)
+    if layout := _other_layout(one, other, names, dtype, budget):
+        return layout
+    misplaced = _misplaced(one, other, names, dtype, budget)
     mine = convert(one.binding, other.binding.layout, one.model.values, dtype, partly=True).values
-    return said + rounded(found, mine, other.model.values, dtype, budget)
+    return misplaced + rounded(found, mine, other.model.values, dtype, budget)
 
 
 def _other_layout(
@@ -91,12 +91,17 @@ def _misplaced(
         theirs = convert(other.binding, layout, other.model.values, None, partly=True).values
     except CkptforgeError:
         return []
-    touched = {tensor for name in names for tensor in _logical(other, name)}
-    _, chosen = _pieces(layout, list(mine), touched)
-    prints_a = fingerprints({name: mine[name] for name in chosen}, budget)
-    prints_b = fingerprints({name: theirs[name] for name in chosen if name in theirs}, budget)
+    patterns = other.binding.names.items()
+    touched = {
+        tensor
+        for pattern, stored in patterns
+        if set(names) & set(stored.values())
+        for tensor in pattern.tensors
+    }
+    places = _pieces(layout, list(mine), touched)
+    prints_a = fingerprints({name: mine[name] for name in mine if name in places}, budget)
+    prints_b = fingerprints({name: theirs[name] for name in prints_a if name in theirs}, budget)
     shapes = {name: value.shape for name, value in mine.items()}
-    places, _ = _pieces(layout, chosen, touched)
     by_print: dict[tuple[int, tuple[int, ...]], str] = {}
     for name, printed in prints_a.items():
         by_print.setdefault((printed.straight, shapes[name]), name)
@@ -105,45 +110,26 @@ def _misplaced(
     for name, printed in prints_b.items():
         if printed.straight == prints_a[name].straight:
             continue
-        if (
-            len(shapes[name]) == 2
-            and printed.transposed == prints_a[name].straight
-            and shapes[name][0] == shapes[name][1]
-        ):
+        square = len(shapes[name]) == 2 and len(set(shapes[name])) == 1
+        if square and printed.transposed == prints_a[name].straight:
             transposed.append(name)
         elif (origin := by_print.get((printed.straight, shapes[name]))) is not None:
             moved[name] = origin
-    causes = [_transposed_text(transposed)] if transposed else []
-    return causes + _moved_texts(moved, places)
-
-
-def _logical(source: Source, stored: str) -> tuple[str, ...]:
-    return next(
-        (
-            pattern.tensors
-            for pattern, names in source.binding.names.items()
-            if stored in names.values()
-        ),
-        (),
-    )
+    found = [f"transposed in B: {_some(transposed)}"] if transposed else []
+    return found + _moved_texts(moved, places)
 
 
 def _pieces(
     layout: Layout, names: Sequence[str], touched: set[str]
-) -> tuple[dict[str, tuple[str, dict[str, int]]], list[str]]:
-    """(name → (logical tensor, index by axis), the names that hold a touched tensor)."""
+) -> dict[str, tuple[str, dict[str, int]]]:
+    """Name → (logical tensor, index by axis), of the names that hold a touched tensor."""
     found, _ = recognise_names(layout, dict.fromkeys(names))
-    places = {
+    return {
         name: ("+".join(pattern.tensors), dict(zip(pattern.name_axes, index, strict=True)))
         for pattern, indexed in found.items()
         if touched & set(pattern.tensors)
         for index, name in indexed.items()
     }
-    return places, [name for name in names if name in places]
-
-
-def _transposed_text(names: Sequence[str]) -> str:
-    return f"transposed in B: {_some(names)}"
 
 
 def _moved_texts(
@@ -156,22 +142,13 @@ def _moved_texts(
         (tensor, index), (from_tensor, from_index) = places[name], places[origin]
         mutual = moved.get(origin) == name
         if tensor != from_tensor:
-            kind = (
-                f"{' and '.join(sorted((tensor, from_tensor)))} exchanged"
-                if mutual
-                else f"{tensor} holds {from_tensor}"
-            )
+            both = " and ".join(sorted((tensor, from_tensor)))
+            kind = f"{both} exchanged" if mutual else f"{tensor} holds {from_tensor}"
         else:
             axes = [axis for axis in index if index[axis] != from_index.get(axis)]
             steps = {index[axis] - from_index[axis] for axis in axes}
-            what = ", ".join(axes)
-            kind = (
-                f"{what} exchanged"
-                if mutual
-                else f"{what} shifted by {next(iter(steps))}"
-                if len(steps) == 1
-                else f"{what} permuted"
-            )
+            shift = f"shifted by {min(steps)}" if len(steps) == 1 else "permuted"
+            kind = f"{', '.join(axes)} {'exchanged' if mutual else shift}"
         kinds.setdefault(kind, []).append(f"{name} in B holds A's {origin}")
     return [f"{kind}: {_some(examples)}" for kind, examples in kinds.items()]
 
@@ -203,9 +180,9 @@ def rounded(
 def _cast_side(mine: Values, theirs: Values, dtype: DType) -> list[str]:
     """Whether the cast that was asked for changes nothing in A, as it is B that holds the wider
     numbers."""
-    held = {fragment.stored.dtype for value in mine.values() for fragment in value.fragments}
+    stored = {fragment.stored.dtype for value in mine.values() for fragment in value.fragments}
     wider = {theirs[name].dtype for name in mine}
-    if held != {dtype} or any(one.itemsize <= dtype.itemsize for one in wider):
+    if stored != {dtype} or any(one.itemsize <= dtype.itemsize for one in wider):
         return []
     names = " and ".join(sorted(one.name for one in wider))
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import parse_target
@@ -14,32 +13,25 @@ from ckptforge.reading.source import Choices, Source, bind_source
 from ckptforge.spelling import command, flag, option
 from ckptforge.storage.files import real_path
 from ckptforge.tables.lora import is_lora
-from ckptforge.tables.shipped import candidate_tables
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Converting
 from ckptforge.verbs.ranks import in_ranks, open_ranks
 from ckptforge.verbs.spread import Spread
 
 _FAMILIES = {"huggingface": "PEFT's", "mindspore": "MindSpore's"}
+_OTHER_FAMILY = {"huggingface": "mindspore", "mindspore": "huggingface"}
 
 
-def open_choice(path: Path, options: Converting, **choices: Any) -> Model:
-    """Opens what a conversion reads: a checkpoint of any kind, ranks, or an adapter."""
-    step = options.step
-    chosen = Choices(model=options.model, mapping=options.mapping, step=step, **choices)
-    if in_ranks(path, chosen):
-        return open_ranks(path, chosen)
-    return open_input(path, step, options.adapter)
-
-
-def open_input(path: Path, step: int | None, adapter: bool) -> Model:
-    """Opens a checkpoint that isn't in ranks: of a directory that holds both a model and an adapter
-    the one that is wanted."""
+def open_input(path: Path, choices: Choices, adapter: bool) -> Model:
+    """Opens a checkpoint of any kind, or ranks; of a directory that holds both a model and an
+    adapter the one that is wanted."""
+    if in_ranks(path, choices):
+        return open_ranks(path, choices)
     if not adapter:
-        return open_checkpoint(path, step)
+        return open_checkpoint(path, choices.step)
     from ckptforge.adapters.adapter import open_adapter
 
-    return open_adapter(path, step)
+    return open_adapter(path, choices.step)
 
 
 def merged(source: Source, adapter: Path, alpha: float | None, step: int | None) -> Source:
@@ -51,32 +43,30 @@ def merged(source: Source, adapter: Path, alpha: float | None, step: int | None)
     return merge_adapter(source, open_adapter(adapter, step if same else None), alpha)
 
 
-def bind_input(model: Model, options: Converting, **choices: Any) -> Source:
+def bind_input(model: Model, options: Converting, choices: Choices) -> Source:
     """Finds the layout of an input, and adds the adapter that is to be merged. Raises what
     `bind_source` and `merge_adapter` raise, and the errors of tensors that aren't known."""
-    own: dict[str, Any] = {"model": options.model, "mapping": options.mapping}
-    source = bind_source(model, Choices(**own, **choices, trim_vocab=options.trim_vocab))
-    alpha, adapter = _alpha(options), options.merge_lora
-    if adapter is not None:
-        source = merged(source, adapter, alpha, options.step)
+    source = bind_source(model, choices)
+    alpha = _alpha(options)
+    factors = [name for name in source.unmapped if is_lora(name)]
+    if options.merge_lora is not None:
+        source = merged(source, options.merge_lora, alpha, options.step)
     elif alpha is not None:
         raise UsageError(
             f"{option('lora_alpha')} applies only to an adapter: give that with "
             f"{option('merge_lora')}, or {flag('adapter')} to convert the input's own."
         )
-    elif (
-        found := [name for name in source.unmapped if is_lora(name)]
-    ) and not options.allow_unmapped:
-        if model.ranks:
-            raise UnmappedTensorsError(
-                f"{model.path}: holds the factors of a LoRA adapter in ranks, such as "
-                f"{shown(found[0])}. Join the ranks first with {command('merge')}, or leave the "
-                f"factors out with {flag('allow_unmapped')}."
-            )
+    elif factors and not options.allow_unmapped:
+        where = " in ranks" if model.ranks else ""
+        ways = (
+            f"Join the ranks first with {command('merge')}, or leave the factors out"
+            if model.ranks
+            else f"Merge them into the weights with {option('merge_lora', model.path)}, convert "
+            f"them alone with {flag('adapter')}, or leave them out"
+        )
         raise UnmappedTensorsError(
-            f"{model.path}: holds the factors of a LoRA adapter, such as {shown(found[0])}. Merge "
-            f"them into the weights with {option('merge_lora', model.path)}, convert them alone "
-            f"with {flag('adapter')}, or leave them out with {flag('allow_unmapped')}."
+            f"{model.path}: holds the factors of a LoRA adapter{where}, such as "
+            f"{shown(factors[0])}. {ways} with {flag('allow_unmapped')}."
         )
     source.refuse_unmapped(options.allow_unmapped, options.drop)
     source.refuse_codes(parse_target(options.dtype))
@@ -101,15 +91,19 @@ def wants_adapter(model: Model, options: Converting) -> bool:
     return True
 
 
-def adapter_job_of(
-    verb: str, model: Model, options: Converting, spread: Spread, reads: str | None, **choices: Any
+def adapter_job(
+    verb: str,
+    model: Model,
+    options: Converting,
+    choices: Choices,
+    spread: Spread,
+    target: str | None,
 ) -> Job:
-    """The job that converts an adapter alone."""
-    found = "huggingface" if model.format == "peft adapter" else "mindspore"
+    """The job that converts an adapter alone, to the layout `target`, else to the first of the
+    family that the verb doesn't read."""
+    reads, found = choices.family, "huggingface" if model.format == "peft adapter" else "mindspore"
     if reads not in (None, found) and any(map(is_lora, model.values)):
-        if found == "mindspore" and any(
-            name.startswith("base_model.model.") for name in model.values
-        ):
+        if reads == "huggingface" and any(n.startswith("base_model.model.") for n in model.values):
             raise UsageError(
                 f"{model.path}: holds the factors of a PEFT adapter, but no adapter_config.json "
                 "beside them, which says its scale; take the whole directory that save_pretrained "
@@ -122,7 +116,6 @@ def adapter_job_of(
         )
     from ckptforge.adapters.plan import AdapterChoices, adapter_plan
 
-    tables = candidate_tables(options.mapping)
-    dtype = parse_target(options.dtype)
-    chosen = AdapterChoices(model=options.model, alpha=_alpha(options), dtype=dtype, **choices)
-    return Job(*adapter_plan(verb, model, tables, chosen, spread))
+    family, dtype = _OTHER_FAMILY.get(reads or ""), parse_target(options.dtype)
+    chosen = AdapterChoices(choices, target, family, _alpha(options), dtype)
+    return Job(*adapter_plan(verb, model, chosen, spread))

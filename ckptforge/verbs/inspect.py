@@ -28,6 +28,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import is_state
+from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, PartLine, RankLine
 from ckptforge.verbs.options import Inspect
 from ckptforge.verbs.public import verb
@@ -51,31 +52,19 @@ def inspect(options: Inspect) -> Inspection:
 
     Raises `InputNotFoundError` and `FormatError` for what can't be read.
     """
-    path, step = options.path, options.step
-    choices = Choices(
-        model=options.model,
-        layout=options.layout,
-        step=step,
-        layout_option="layout",
-        mapping=options.mapping,
-        config=options.config,
-        strategy=options.strategy_dir,
-        parallel_config=options.parallel_config,
-    )
+    path, step, choices = options.path, options.step, choices_of(options)
     if not in_ranks(path, choices):
         return _bound(path, open_checkpoint(path, step), choices)
     from ckptforge.parallel.join import join_ranks
     from ckptforge.parallel.ranks import read_job, recorded_strategy, ways_to_say
 
-    if choices.strategy is None and choices.parallel_config is None:
+    if choices.strategy_dir is None and choices.parallel_config is None:
         try:
             strategy = recorded_strategy(path, read_ranks(path, step)[0])
         except CkptforgeError as error:  # such as ranks that are missing, or at different steps
             return _first_rank(path, step, f"shards of one model: {error}")
         if isinstance(strategy, str):
-            return _first_rank(
-                path, step, f"shards of one model, and {strategy}. {ways_to_say(choices)}"
-            )
+            return _first_rank(path, step, f"shards of one model, and {strategy}. {ways_to_say()}")
     ranks, strategy = read_job(path, choices)
     sharded = _first_stage_first(join_ranks(path, ranks, strategy))
     return replace(_bound(path, sharded, choices), parts=_parts(sharded, strategy))
@@ -127,39 +116,39 @@ def _adapter(path: Path, model: Model, choices: Choices) -> Inspection:
     """An adapter alone: every model and layout that has its names."""
     from ckptforge.adapters.adapter import adapter_tables, describe_adapter, read_kept
 
-    found: list[Adapter] = []
-    reason = None
     try:
         kept = read_kept(model)
-        candidates = adapter_tables(
-            candidate_tables(choices.mapping), model, kept, {}, choices.model
-        )
+        tables = candidate_tables(choices.mapping)
+        candidates = adapter_tables(tables, model, kept, {}, choices.model)
     except (ModelUnknownError, FormatError) as error:
         return _describe(path, model, None, str(error))
+    found: list[Adapter] = []
+    reason = None
     for table in candidates:
         try:
             found.append(describe_adapter(model, kept, table))
         except CkptforgeError as error:
             reason = str(error)
-    described = _describe(path, model, None, reason if not found else None)
     if not found:
-        return described
-    count, adapted = len(found[0].factors), sorted({one.rank for one in found[0].factors})
-    scale = (
-        "its lora_alpha isn't recorded"
-        if kept.config is None
-        else f"scale {', '.join(f'{s:g}' for s in found[0].scales)}"
+        return _describe(path, model, None, reason)
+    first = found[0]
+    ranks = ", ".join(map(str, sorted({one.rank for one in first.factors})))
+    scale = f"scale {', '.join(f'{s:g}' for s in first.scales)}"
+    if kept.config is None:
+        scale = "its lora_alpha isn't recorded"
+    weights = counted(len(first.factors), "weight")
+    described = _describe(path, model, None, None)
+    return replace(
+        described,
+        model=" or ".join(dict.fromkeys(one.table.name for one in found)),
+        layout=" or ".join(dict.fromkeys(one.layout.name for one in found)),
+        notes=[
+            f"a LoRA adapter of {weights}, rank {ranks}, {scale}.",
+            *(f"it holds {text}." for text in first.whole_texts),
+            *first.notes,
+            *described.notes,
+        ],
     )
-    note = (
-        f"a LoRA adapter of {counted(count, 'weight')}, rank {', '.join(map(str, adapted))}, "
-        f"{scale}."
-    )
-    notes = [note, *(f"it holds {text}." for text in found[0].whole_texts), *found[0].notes]
-    names = [
-        " or ".join(dict.fromkeys(names))
-        for names in ([a.table.name for a in found], [a.layout.name for a in found])
-    ]
-    return replace(described, model=names[0], layout=names[1], notes=[*notes, *described.notes])
 
 
 def _parts(model: Model, strategy: Strategy) -> list[PartLine]:

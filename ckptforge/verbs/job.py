@@ -26,8 +26,8 @@ from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.run.schedule import Finished
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
-from ckptforge.targets.huggingface import parse_size
 from ckptforge.values import Place
+from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Overflow, Running
 from ckptforge.verbs.result import Result, dry_result, result_of
 
@@ -53,8 +53,7 @@ def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it for a dry run. Raises `OutputError`,
     `CastOverflowError` and read errors."""
     plan, publisher = job.plan, publisher_of(job.plan.output)
-    memory = None if options.memory is None else parse_size(options.memory, "memory")
-    budget = Budget.of(options.workers, memory).caching(cache_bytes(plan.assemblies))
+    budget = budget_of(options).caching(cache_bytes(plan.assemblies))
     if options.resume and not options.dry_run and publisher.finish(plan, options.command):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
         return result_of(plan, files=_files(job), notes=notes)

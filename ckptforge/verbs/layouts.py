@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from ckptforge.dtypes import DType, parse_target
+from ckptforge.dtypes import parse_target
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account, Model
 from ckptforge.reading.source import Source
@@ -16,9 +17,9 @@ from ckptforge.reading.tied import tied
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.table import Layout
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
-from ckptforge.targets.target import plan_for
+from ckptforge.targets.target import facts_of, plan_for
 from ckptforge.verbs.job import Job
-from ckptforge.verbs.options import Converting
+from ckptforge.verbs.options import Convert, Converting, ToTorch
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 
@@ -41,44 +42,34 @@ def mindspore_job(
     def compute(config: Any) -> Any:
         return compute_strategy(config, source, target, specs_of(model.values))
 
-    facts = facts_of(source, target, parse_target(options.dtype))
-    plan = plan_for(verb, model, spread.place(compute), facts)
+    plan = plan_for(verb, model, spread.place(compute), _facts(source, target, options))
     return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
 
 
 def hugging_face_job(
-    verb: str, source: Source, target: Layout, options: Converting, place: HuggingFaceTarget
+    verb: str, source: Source, target: Layout, options: ToTorch | Convert, output: Path
 ) -> Job:
     """The job that writes a model in a layout of Hugging Face."""
     model = _in_layout(source, target, options, _recorded_names(source, target), False)
-    plan = plan_for(verb, model, place, facts_of(source, target, parse_target(options.dtype)))
-    return Job(plan, source.table, target, tied=tied(source))
-
-
-def hugging_face_target(
-    source: Source, target: Layout, options: Converting, **given: Any
-) -> HuggingFaceTarget:
-    """The directory that a model goes into; `given` are its `output` and other fields."""
-    size = given.pop("max_shard_size", None)
-    return HuggingFaceTarget(
+    place = HuggingFaceTarget(
+        output=output,
         layout=target.name,
         side=source.hugging_face,
-        max_shard_size=None if size is None else parse_size(size, "max_shard_size"),
+        max_shard_size=parse_size(options.max_shard_size, "max_shard_size"),
+        allow_no_config=isinstance(options, ToTorch) and options.allow_no_config,
         cast=parse_target(options.dtype),
-        **given,
+    )
+    return Job(
+        plan_for(verb, model, place, _facts(source, target, options)),
+        source.table,
+        target,
+        tied=tied(source),
     )
 
 
-def facts_of(source: Source, target: Layout, dtype: DType | None) -> dict[str, Any]:
-    """What a conversion is, for people."""
-    return {
-        "model": source.table.name,
-        "from": source.binding.layout.name,
-        "to": target.name,
-        "source_format": source.model.format,
-        "source_tensors": len(source.model.values),
-        "dtype": dtype.name if dtype else "keep",
-    }
+def _facts(source: Source, target: Layout, options: Converting) -> dict[str, Any]:
+    dtype, from_ = parse_target(options.dtype), source.binding.layout.name
+    return facts_of(source.model, source.table.name, from_, target.name, dtype)
 
 
 def _in_layout(

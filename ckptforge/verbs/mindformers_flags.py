@@ -27,36 +27,14 @@ _OTHER = (
     "are"
 )
 
+_SIZE_FLAGS = """
+    layers num_layers hidden_size ffn_hidden_size moe_ffn_hidden_size n_head num_attention_heads
+    num_query_groups kv_channels qk_nope_head_dim qk_rope_head_dim v_head_dim num_routed_experts
+    num_nextn_predict_layers first_k_dense_replace config auto_config param_json
+"""
+
 CONVERT_NOT_NEEDED: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            *(
-                "layers",
-                "num_layers",
-                "hidden_size",
-                "ffn_hidden_size",
-                "moe_ffn_hidden_size",
-                "n_head",
-                "num_attention_heads",
-            ),
-            *(
-                "num_query_groups",
-                "kv_channels",
-                "qk_nope_head_dim",
-                "qk_rope_head_dim",
-                "v_head_dim",
-                "num_routed_experts",
-            ),
-            *(
-                "num_nextn_predict_layers",
-                "first_k_dense_replace",
-                "config",
-                "auto_config",
-                "param_json",
-            ),
-        ),
-        _SIZES,
-    ),
+    **dict.fromkeys(_SIZE_FLAGS.split(), _SIZES),
     **dict.fromkeys(("worker_num", "max_worker", "max_process_num"), _PROCESSES),
     "is_lora": "an adapter is known by its tensors",
     "load_format": "a file's format is known by its contents",

@@ -21,11 +21,11 @@ from ckptforge.surgery.cast import cast
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
+from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.inputs import merged, open_input
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.public import method, verb
-from ckptforge.verbs.ranks import in_ranks, open_ranks
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.saving import saving_job
 from ckptforge.verbs.tensor import Tensor
@@ -244,20 +244,8 @@ def open(options: Open) -> OpenedModel:
     Raises `InputNotFoundError`, `FormatError` and `UsageError`, and what reading it as `model`,
     `layout` or `mapping` raises where one of them is given.
     """
-    choices = Choices(
-        model=options.model,
-        layout=options.layout,
-        mapping=options.mapping,
-        config=options.config,
-        step=options.step,
-        layout_option="layout",
-        strategy=options.strategy_dir,
-        parallel_config=options.parallel_config,
-        trim_vocab=options.trim_vocab,
-    )
-    path = options.path
-    ranks = in_ranks(path, choices)
-    model = open_ranks(path, choices) if ranks else open_input(path, options.step, options.adapter)
+    choices = choices_of(options)
+    model = open_input(options.path, choices, options.adapter)
     asked = any((options.model, options.layout, options.mapping, options.trim_vocab))
     opened = _opened(model, choices, Window(), asked=asked or options.merge_lora is not None)
     if options.merge_lora is None:

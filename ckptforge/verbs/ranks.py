@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def in_ranks(path: Path, choices: Choices) -> bool:
     """Whether an input is the shards of a job: rank directories, or whatever a strategy is given
     for."""
-    if choices.strategy is not None or choices.parallel_config is not None:
+    if choices.strategy_dir is not None or choices.parallel_config is not None:
         return True
     if not is_directory(path) or is_unified(path):
         return False

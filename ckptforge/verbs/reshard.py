@@ -4,7 +4,7 @@ needed."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -16,14 +16,16 @@ from ckptforge.formats.layout import specs_of
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import refuse_scaled
 from ckptforge.reading.source import Choices, bind_source
-from ckptforge.spelling import command, option
+from ckptforge.spelling import called, command, option
 from ckptforge.surgery.cast import cast
-from ckptforge.tables.binding import bind, recognise_names
+from ckptforge.tables.binding import bind
 from ckptforge.tables.convert import uncast_note
+from ckptforge.tables.names import recognise_names
 from ckptforge.tables.shipped import candidate_tables, shipped_tables
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import names_that_keep_dtype
-from ckptforge.targets.target import plan_for
+from ckptforge.targets.target import facts_of, plan_for
+from ckptforge.verbs.choices import ONLY, SOURCE, Names, choices_of
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Merge, Reshard, Resharding, Split
 from ckptforge.verbs.public import verb
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from ckptforge.parallel.strategy_files import Strategy
 
 
+_SOURCE: Names = {**SOURCE, "layout": "layout"}
+
+
 @verb(Merge)
 def merge(options: Merge) -> Result:
     """Merges the rank directories of a job into one checkpoint, of any model. Returns a `Result`.
@@ -46,15 +51,8 @@ def merge(options: Merge) -> Result:
     Raises `UsageError`, `InputNotFoundError`, `FormatError` (also for a strategy that isn't that of
     the shards), `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
-    spread = Spread(options.out, options.format, options.prefix)
-    cut: dict[str, Any] = {
-        "strategy": options.strategy_dir,
-        "parallel_config": options.parallel_config,
-        "option": "{}",
-    }
-    choices = _choices(options, options.layout, options.config, **cut)
-    source = _sharded(options.ms_dir, choices, options.check_replicas)
-    return run_job(_job("merge", source, spread, options), options)
+    spread = Spread.of(options, options.out, None)
+    return run_job(_resharded("merge", options, spread, ONLY), options)
 
 
 @verb(Split)
@@ -77,13 +75,7 @@ def split(options: Split) -> Result:
             f"{options.ms}: is cut into ranks already; {command('reshard')} cuts them in another "
             "way."
         )
-    spread = Spread(
-        options.out_dir,
-        options.format,
-        options.prefix,
-        options.strategy_dir,
-        options.parallel_config,
-    )
+    spread = Spread.of(options, options.out_dir)
     source = open_checkpoint(options.ms, options.step)
     if source.format == "hugging face directory":
         raise UsageError(
@@ -91,7 +83,8 @@ def split(options: Split) -> Result:
             f"they are; {command('to_ms')} with {option('strategy_dir')} or "
             f"{option('parallel_config')} converts it to rank directories."
         )
-    return run_job(_job("split", source, spread, options, options.layout), options)
+    choices = choices_of(options, {"layout": "layout"})
+    return run_job(_job("split", source, spread, options, choices), options)
 
 
 @verb(Reshard)
@@ -109,48 +102,24 @@ def reshard(options: Reshard) -> Result:
             f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which "
             "say how to cut."
         )
-    spread = Spread(
-        options.out_dir,
-        options.format,
-        options.prefix,
-        options.dst_strategy_dir,
-        options.dst_parallel_config,
-    )
-    cut: dict[str, Any] = {
-        "strategy": options.src_strategy_dir,
-        "parallel_config": options.src_parallel_config,
-        "option": "src_{}",
-    }
-    choices = _choices(options, options.layout, options.config, **cut)
-    source = _sharded(options.ms_dir, choices, options.check_replicas)
-    job = _job("reshard", source, spread, options, options.layout, options.config)
-    return run_job(job, options)
+    spread = Spread.of(options, options.out_dir, "dst_")
+    return run_job(_resharded("reshard", options, spread, _SOURCE), options)
 
 
-def _choices(options: Resharding, layout: str | None, config: Path | None, **cut: Any) -> Choices:
-    return Choices(
-        options.model, layout, options.mapping, config, options.step, layout_option="layout", **cut
-    )
+def _resharded(verb: str, options: Merge | Reshard, spread: Spread, names: Names) -> Job:
+    """The job that writes the tensors of rank directories."""
+    choices = choices_of(options, names)
+    with called(names):
+        source = open_ranks(options.ms_dir, choices, options.check_replicas)
+        strategy = choices.strategy_dir or choices.parallel_config
+        _check_shapes(source, strategy or options.ms_dir / DIRECTORY_NAME)
+        return _job(verb, source, spread, options, choices)
 
 
-def _sharded(ms_dir: Path, choices: Choices, check_replicas: bool) -> Model:
-    source = open_ranks(ms_dir, choices, check_replicas)
-    _check_shapes(source, choices.strategy or choices.parallel_config or ms_dir / DIRECTORY_NAME)
-    return source
-
-
-def _job(
-    verb: str,
-    source: Model,
-    spread: Spread,
-    options: Resharding,
-    layout: str | None = None,
-    given: Path | None = None,
-) -> Job:
-    dtype = parse_target(options.dtype)
-    bound = None
+def _job(verb: str, source: Model, spread: Spread, options: Resharding, choices: Choices) -> Job:
+    dtype, bound = parse_target(options.dtype), None
     if spread.parallel_config is not None and spread.strategy is None:
-        bound = bind_source(source, _choices(options, layout, given))
+        bound = bind_source(source, choices)
         if bound.model.values.keys() != source.values.keys():
             source = bound.model  # its job has the layout's own names
     if dtype is not None:
@@ -161,36 +130,24 @@ def _job(
         assert bound is not None
         return compute_strategy(config, bound, bound.binding.layout, specs_of(model.values))
 
-    facts = {
-        "model": None,
-        "from": counted(source.ranks, "rank") if source.in_ranks else "one",
-        "to": "one",
-        "source_format": source.format,
-        "source_tensors": len(source.values),
-        "dtype": dtype.name if dtype else "keep",
-    }
-    plan = plan_for(verb, model, spread.place(compute), facts)
+    from_ = counted(source.ranks, "rank") if source.in_ranks else "one"
+    plan = plan_for(verb, model, spread.place(compute), facts_of(source, None, from_, "one", dtype))
     if "ranks" in plan.facts:
-        facts["to"] = counted(plan.facts["ranks"], "rank")
-        plan = replace(plan, facts={**plan.facts, **facts})
+        to = counted(plan.facts["ranks"], "rank")
+        plan = replace(plan, facts={**plan.facts, "to": to})
     return Job(plan)
 
 
 def _cast(source: Model, dtype: DType | None, options: Resharding) -> Model:
-    """The model without state where that isn't wanted, its weights cast."""
+    """The model without state where that isn't wanted, its weights cast, but for those that keep
+    their dtype by the user's table, else by the shipped ones."""
     state = tuple(name for name in source.values if is_state(name) and options.weights_only)
-    kept = _kept(source, options) if dtype is not None else frozenset()
+    tables = () if dtype is None else candidate_tables(options.mapping, options.model)
     values = {name: value for name, value in source.values.items() if name not in set(state)}
-    cast_values = cast(values, dtype, kept)
+    cast_values = cast(values, dtype, names_that_keep_dtype(tables, source.values))
     account = source.account.leaving("optimizer state and counters", state)
     account = replace(account, must_equal={}).noting(*uncast_note(cast_values.uncast, dtype))
     return replace(source, values=cast_values.values, account=account)
-
-
-def _kept(source: Model, options: Resharding) -> frozenset[str]:
-    """The tensors that keep their dtype by the user's table, else by the shipped ones."""
-    tables = candidate_tables(options.mapping, options.model)
-    return names_that_keep_dtype(tables, source.values)
 
 
 def _check_shapes(source: Model, strategy: Path) -> None:

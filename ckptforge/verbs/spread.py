@@ -13,6 +13,7 @@ from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import option
 from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget
 from ckptforge.targets.target import Target
+from ckptforge.verbs.options.shared import MindSporeOutput
 
 if TYPE_CHECKING:
     from ckptforge.parallel.config import ParallelConfig
@@ -25,13 +26,21 @@ class Spread(msgspec.Struct, frozen=True):
     read: raises `UsageError` for a name that isn't right for what is written."""
 
     out: Path
-    format: str | None
-    prefix: str
+    format: str | None = None
+    prefix: str = ""
     strategy: Path | None = None
     parallel_config: Path | None = None
 
     def __post_init__(self) -> None:
         refuse_name(self.out, directory=self.cut or self.format == "unified")
+
+    @classmethod
+    def of(cls, options: MindSporeOutput, out: Path, which: str | None = "") -> Spread:
+        """What options say of an output; `which` is what the names of those begin with that say how
+        it is cut, None where there are none."""
+        names = () if which is None else (f"{which}strategy_dir", f"{which}parallel_config")
+        cut = (getattr(options, name) for name in names)
+        return cls(out, options.format, options.prefix, *cut)
 
     @property
     def cut(self) -> bool:

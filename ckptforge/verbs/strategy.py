@@ -10,11 +10,12 @@ from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.reading.source import Choices
 from ckptforge.spelling import option
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.convert import convert
 from ckptforge.tables.state import companion_prefix
+from ckptforge.targets.target import facts_of
+from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Strategy as StrategyOptions
 from ckptforge.verbs.public import verb
@@ -40,14 +41,7 @@ def strategy(options: StrategyOptions) -> Result:
 
     refuse_name(options.out_dir, directory=True)
     parallel = read_parallel_config(options.parallel_config)
-    choices = Choices(
-        model=options.model,
-        step=options.step,
-        mapping=options.mapping,
-        config=options.config,
-        layout_option="layout",
-    )
-    source = open_source(options.like, choices)
+    source = open_source(options.like, choices_of(options, {}))
     source.refuse_unmapped(options.allow_unmapped, options.drop)
     table = source.table
     own = source.binding.layout
@@ -69,12 +63,7 @@ def strategy(options: StrategyOptions) -> Result:
         for stage, layouts in enumerate(computed.stages)
     }
     facts = {
-        "model": table.name,
-        "from": target.name,
-        "to": computed.extent,
-        "source_format": source.model.format,
-        "source_tensors": len(source.model.values),
-        "dtype": "keep",
+        **facts_of(source.model, table.name, target.name, computed.extent, None),
         "cuts": _cuts(computed),
     }
     plan = Plan(

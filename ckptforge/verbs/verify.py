@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ckptforge.errors import brief, counted
 from ckptforge.reading.source import Choices, Source
+from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.options import Verify
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import open_source
@@ -65,7 +66,7 @@ def verify(options: Verify) -> Verification:
     from ckptforge.forward.bench import Bench  # which needs torch and mindspore
 
     bench = Bench.of(options.compute, options.device)
-    hub = open_source(options.hf_dir, Choices(family="huggingface", layout_option="layout"))
+    hub = open_source(options.hf_dir, Choices(family="huggingface"))
     checkpoint = _open_mindspore(options)
     found = bench.check(hub, checkpoint, options)
     return Verification(
@@ -91,16 +92,8 @@ def verify(options: Verify) -> Verification:
 def _open_mindspore(options: Verify) -> Source:
     """With the config that goes with it, of which its manifest tells; the reference's where it has
     none."""
-    choices = Choices(
-        layout=options.layout,
-        strategy=options.strategy_dir,
-        parallel_config=options.parallel_config,
-        family="mindspore",
-        layout_option="layout",
-    )
+    choices = choices_of(options, family="mindspore")
     source = open_source(options.ms, choices)
-    return (
-        source
-        if source.config
-        else open_source(options.ms, replace(choices, config=options.hf_dir))
-    )
+    if source.config:
+        return source
+    return open_source(options.ms, replace(choices, config=options.hf_dir))

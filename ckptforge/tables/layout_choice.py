@@ -1,0 +1,104 @@
+"""Which layout of a table a checkpoint is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from ckptforge.errors import CkptforgeError, LayoutError
+from ckptforge.spelling import command, option
+from ckptforge.tables.binding import Binding, Shapes, bind
+from ckptforge.tables.names import recognise_names
+from ckptforge.tables.table import Layout, Table
+
+
+class Hints(msgspec.Struct, frozen=True):
+    """What is known beside the tensors; `family` is the only one that is read."""
+
+    config: Mapping[str, Any]
+    config_source: str
+    model: str | None = None
+    layout: str | None = None
+    recorded_layout: str | None = None
+    family: str | None = None
+
+
+def recognise(table: Table, shapes: Shapes, hints: Hints) -> Binding:
+    """Reads the tensors as the layout named in the hints, else as the only layout (of a family)
+    that fits them.
+
+    Raises `LayoutError` when none fits, with the reason of the nearest, and when several do.
+    """
+    candidates = readable(table, hints)
+    if hints.layout is not None:
+        layout = table.layout(hints.layout)
+        try:
+            return bind(table, layout, shapes, hints.config, hints.config_source)
+        except LayoutError as error:
+            others = [
+                name for name in fitting(table, shapes, hints, candidates) if name != layout.name
+            ]
+            advice = f" The tensors fit layout {' or '.join(others)}." if others else ""
+            raise type(error)(
+                f"not layout {layout.name}: {error}{advice}", error.tensors
+            ) from error
+    found = fitting(table, shapes, hints, candidates)
+    if hints.recorded_layout in found:
+        return found[hints.recorded_layout]
+    kinds = {frozenset((p.template, p.axes) for p in one.names) for one in found.values()}
+    if len(kinds) == 1:  # one, or several that differ in what this model doesn't have
+        return next(iter(found.values()))
+    if found:
+        raise LayoutError(
+            f"the tensors fit layouts {' and '.join(found)} alike: their names and shapes are the "
+            "same, only what is in them differs. Name the right one with "
+            f"{option('layout')}."
+        )
+    told = (one for one in table.layouts.values() if not one.by_name_only)
+    elsewhere = [one for one in told if one not in candidates]
+    if there := fitting(table, shapes, hints, elsewhere):
+        raise LayoutError(
+            f"the tensors are in layout {' or '.join(there)}, which this command doesn't read: it "
+            f"reads {', '.join(layout.name for layout in candidates)}. Use {command('convert')}, "
+            "or the command for the other direction."
+        )
+    nearest = max(candidates, key=lambda layout: known_names(layout, shapes))
+    try:
+        bind(table, nearest, shapes, hints.config, hints.config_source)
+    except LayoutError as error:
+        raise type(error)(
+            f"the tensors fit no layout of {table.name}; nearest is {nearest.name}: {error}",
+            error.tensors,
+        ) from error
+    raise AssertionError("a layout that fits was not found fitting")
+
+
+def fitting(
+    table: Table, shapes: Shapes, hints: Hints, candidates: Iterable[Layout]
+) -> dict[str, Binding]:
+    """Name of a layout → the tensors read as it, of those that fit."""
+    found = {}
+    for layout in candidates:
+        with suppress(CkptforgeError):
+            found[layout.name] = bind(table, layout, shapes, hints.config, hints.config_source)
+    return found
+
+
+def readable(table: Table, hints: Hints) -> list[Layout]:
+    """The layouts of a table that may be meant: those whose names and shapes are another's only
+    where they are named."""
+    named = (hints.layout, hints.recorded_layout)
+    return [
+        layout
+        for layout in table.layouts.values()
+        if hints.family in (None, layout.family)
+        and (not layout.by_name_only or layout.name in named)
+    ]
+
+
+def known_names(layout: Layout, shapes: Shapes) -> int:
+    """How many of the tensors have names of a layout."""
+    return len(shapes) - len(recognise_names(layout, shapes)[1])

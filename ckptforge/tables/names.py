@@ -1,0 +1,152 @@
+"""The names of a checkpoint's tensors, as those of a layout, and the lengths of axes that they
+tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ckptforge.errors import LayoutError
+from ckptforge.tables.axes import Pattern, skeleton_of
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.table import Layout, Table
+
+# pattern → index of the axes in the name → the stored name
+Names = dict[Pattern, dict[tuple[int, ...], str]]
+
+
+def recognise_names(
+    layout: Layout, names: Mapping[str, Any], lengths: Mapping[str, int] | None = None
+) -> tuple[Names, list[str]]:
+    """(pattern → numbers in the name → tensor name, the names that no pattern of the layout has).
+
+    Where several patterns are alike except for what is added to an index, the known `lengths` of
+    axes distinguish them.
+    """
+    by_skeleton: dict[str, list[Pattern]] = {}
+    for pattern in (*layout.patterns, *layout.copies):
+        by_skeleton.setdefault(pattern.skeleton, []).append(pattern)
+    found: Names = {}
+    unknown: list[str] = []
+    for name in names:
+        skeleton, numbers = skeleton_of(name)
+        patterns = () if "#" in name else by_skeleton.get(skeleton, ())
+        matches = ((pattern, pattern.match(numbers)) for pattern in patterns)
+        matching = [(pattern, index) for pattern, index in matches if index is not None]
+        if not matching:
+            unknown.append(name)
+            continue
+        pattern, index = next(
+            (pair for pair in matching if _in_range(*pair, lengths or {})), matching[-1]
+        )
+        found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
+    return found, unknown
+
+
+def _in_range(pattern: Pattern, index: Mapping[str, int], lengths: Mapping[str, int]) -> bool:
+    for axis, number in index.items():
+        offset = lengths.get(pattern.offsets.get(axis, ""), 0)
+        if not 0 <= number - offset < lengths.get(axis, number + 1):
+            return False
+    return True
+
+
+def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
+    """Recognised names by the indexes of their axes. Raises `LayoutError` for one below what is
+    added to it."""
+    resolved: Names = {}
+    for pattern, names in found.items():
+        added = [
+            lengths[pattern.offsets[axis]] if axis in pattern.offsets else 0
+            for axis in pattern.name_axes
+        ]
+        for numbers, name in names.items():
+            index = tuple(number - offset for number, offset in zip(numbers, added, strict=True))
+            if any(i < 0 for i in index):
+                raise LayoutError(
+                    f"{name} isn't {pattern.template}, whose numbers begin with {max(added)}.",
+                    (name,),
+                )
+            resolved.setdefault(pattern, {})[index] = name
+    return resolved
+
+
+def read_names(
+    table: Table, layout: Layout, names: Mapping[str, Any], config: Mapping[str, Any], where: str
+) -> tuple[AxisSizes, Names, list[str]]:
+    """(the lengths that config.json and names tell, pattern → index → name, names that the layout
+    doesn't have). Raises `LayoutError` where they contradict each other."""
+    sizes = AxisSizes()
+    sizes.learn_config(table, config, where)
+    numbered, unknown = recognise_names(layout, names, sizes.lengths)
+    if _learn_offsets(sizes, layout, numbered):
+        numbered, unknown = recognise_names(layout, names, sizes.lengths)
+    _learn_none(sizes, table, numbered, config, where)
+    found = without_offsets(numbered, sizes.lengths)
+    _learn_counts(sizes, found)
+    return sizes, found, unknown
+
+
+def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
+    """Where config.json doesn't tell the length of an axis that is added to others: those begin
+    where their own names do, which are like no other's, else behind the names of the axis itself.
+    Whether anything was learnt."""
+    skeletons = Counter(pattern.skeleton for pattern in layout.patterns)
+    offsets = {o for p in (*layout.patterns, *layout.copies) for o in p.offsets.values()}
+    unknown = {offset for offset in offsets if sizes.get(offset) is None}
+    for offset in unknown:
+        own = [
+            numbers[p.name_axes.index(offset)]
+            for p, names in numbered.items()
+            if offset in p.name_axes
+            for numbers in names
+        ]
+        others = [
+            numbers[pattern.name_axes.index(axis)]
+            for pattern, names in numbered.items()
+            for axis, added in pattern.offsets.items()
+            if added == offset and skeletons[pattern.skeleton] == 1
+            for numbers in names
+        ]
+        if own or others:
+            sizes.learn(offset, min(others) if others else max(own) + 1, "the numbers in names")
+        else:
+            sizes.learn(offset, 0, "the names, in which there is none")
+    return bool(unknown)
+
+
+def _learn_none(
+    sizes: AxisSizes, table: Table, numbered: Names, config: Mapping[str, Any], where: str
+) -> None:
+    """The axes of which there may be none: none where no name has one, else as many as config.json
+    says, or the names."""
+    for axis, expression in table.axes.items():
+        if not expression.may_be_none:
+            continue
+        size = expression.evaluate(config, where)
+        if not any(axis in pattern.name_axes for pattern in numbered):
+            sizes.learn(axis, 0, "the names, in which there is none")
+        elif size is not None:
+            sizes.learn(axis, size, f"{where} ({expression.text})")
+
+
+def _learn_counts(sizes: AxisSizes, found: Names) -> None:
+    """The axes that stand in names: as many as config.json says, else as the highest number in any
+    name."""
+    highest: dict[str, tuple[int, str]] = {}
+    for pattern, names in found.items():
+        for index, name in names.items():
+            for axis, i in zip(pattern.name_axes, index, strict=True):
+                if i >= highest.get(axis, (-1, ""))[0]:
+                    highest[axis] = (i, name)
+    for axis, (i, name) in highest.items():
+        size = sizes.get(axis)
+        if size is None:
+            sizes.learn(axis, i + 1, f"the name {name}")
+        elif i >= size:
+            raise LayoutError(
+                f"{name} has {axis} = {i}, but there should be only {size}, by "
+                f"{sizes.known[axis][1]}.",
+                (name,),
+            )

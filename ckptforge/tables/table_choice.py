@@ -1,0 +1,150 @@
+"""Which table a checkpoint's model is described by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ckptforge.errors import ModelUnknownError, UsageError, counted, listing, nearest, shown
+from ckptforge.spelling import option
+from ckptforge.tables.binding import Shapes
+from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
+from ckptforge.tables.names import recognise_names
+from ckptforge.tables.prefixes import common_prefix
+from ckptforge.tables.table import Layout, Table
+
+_CLASS = re.compile(r"(\w+?)(?:For\w+|LMHeadModel|Model)?")
+
+
+class Near(NamedTuple):
+    """The layout of a table that knows most names, and how many."""
+
+    known: int
+    layout: Layout
+
+
+def possible_tables(tables: Sequence[Table], hints: Hints) -> list[Table]:
+    """The tables that the name given, or config.json, leaves."""
+    if hints.model is not None:
+        return [table for table in tables if table.name == hints.model]
+    model_type = hints.config.get("model_type")
+    by_type = [table for table in tables if model_type in table.model_types]
+    if not by_type and model_type is None:
+        by_type = [table for table in tables if has_class(table, hints.config)]
+    return by_type or list(tables)
+
+
+def has_class(table: Table, config: Mapping[str, Any]) -> bool:
+    """Whether config.json names a class of the table's models: its name without underscores, and
+    what it is for."""
+    names = config.get("architectures")
+    classes = (_CLASS.fullmatch(str(name)) for name in (names if isinstance(names, list) else ()))
+    found = {match[1].lower() for match in classes if match}
+    return bool(found & {model_type.replace("_", "") for model_type in table.model_types})
+
+
+def nearest_layout(table: Table, shapes: Shapes) -> Near:
+    """The layout that knows most names."""
+    near = (Near(known_names(layout, shapes), layout) for layout in table.layouts.values())
+    return max(near, key=lambda one: one.known)
+
+
+def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
+    """The table of the model, by its name if given, else by config.json's model_type or
+    architectures, else the only one that the tensors fit.
+
+    Raises `UsageError` for an unknown name and `ModelUnknownError`, with what was seen, when none
+    or several fit.
+    """
+    candidates = possible_tables(tables, hints)
+    if hints.model is not None:
+        if not candidates:
+            names = [table.name for table in tables]
+            raise UsageError(
+                f"model {hints.model!r} is unknown; tables: {', '.join(names)}."
+                f"{nearest(hints.model, names)}"
+            )
+        return candidates[0]
+    if len(candidates) == 1 and _is_told(tables, hints):
+        return candidates[0]
+    near = {table.name: nearest_layout(table, shapes) for table in candidates}
+    best = max((one.known for one in near.values()), default=0)
+    closest = [table for table in candidates if near[table.name].known == best]
+    if best and len(closest) > 1:
+        fits = [t for t in closest if fitting(t, shapes, hints, readable(t, hints))] or closest
+        lacking = {t.name: _lack(t, near[t.name].layout, shapes) for t in fits}
+        closest = [table for table in fits if lacking[table.name] == min(lacking.values())]
+    if best * 2 > len(shapes) and len(closest) == 1 and hints.config.get("model_type") is None:
+        return closest[0]
+    raise ModelUnknownError(_unknown(candidates, closest, near, shapes, hints))
+
+
+def _is_told(tables: Sequence[Table], hints: Hints) -> bool:
+    """Whether something in config.json tells which table is meant."""
+    model_type = hints.config.get("model_type")
+    return any(
+        model_type in table.model_types or (model_type is None and has_class(table, hints.config))
+        for table in tables
+    )
+
+
+def _unknown(
+    candidates: Sequence[Table],
+    closest: Sequence[Table],
+    near: Mapping[str, Near],
+    shapes: Shapes,
+    hints: Hints,
+) -> str:
+    """Why no table was chosen: what config.json says, and what differs from the closest."""
+    model_type = hints.config.get("model_type")
+    best, layout = near[closest[0].name]
+    names = " and ".join(table.name for table in closest)
+    tables = ", ".join(table.name for table in candidates)
+    seen = "no model_type is known"
+    if not hints.config:
+        seen = "there is no config.json"
+    elif model_type:
+        seen = f"{hints.config_source} has model_type {shown(model_type)}, which no table supports"
+    if best == len(shapes) and len(closest) == 1:
+        return (
+            f"no mapping table fits this checkpoint: {seen} (tables: {tables}), but all "
+            f"{counted(best, 'tensor')} have names of {names}. If the model computes as that does, "
+            f"name the table with {option('model', names)}; else give a table of its own with "
+            f"{option('mapping')}."
+        )
+    if best == len(shapes):
+        return (
+            f"several mapping tables fit this checkpoint ({names}): {seen}. Give its config.json "
+            f"with {option('config')}, or name the right one with {option('model')}."
+        )
+    unknown = sorted(recognise_names(layout, shapes)[1])
+    prefix = common_prefix(shapes)
+    begin = f" All names begin with {shown(prefix)}." if prefix and not best else ""
+    missing = _lacking(closest[0], layout, shapes)
+    expects = f"\nThat layout has, for example:\n{listing(missing, 3)}" if best and missing else ""
+    nearby = f"; nearest is {names}, layout {layout.name}" if best else ""
+    return (
+        f"no mapping table fits this checkpoint: {seen}, and of "
+        f"{counted(len(shapes), 'tensor name')} at most {best} are known (tables: {tables})"
+        f"{nearby}.{begin} First unknown tensors:\n{listing(unknown, 5)}{expects}\n"
+        f"Name a table with {option('model')}, give the model's config.json with "
+        f"{option('config')}, or your own table with {option('mapping')}."
+    )
+
+
+def _lack(table: Table, layout: Layout, shapes: Shapes) -> tuple[int, int]:
+    """How much of a layout isn't there: what it always has, and what it may have."""
+    found, _ = recognise_names(layout, shapes)
+    optional = sum(pattern not in found for pattern in layout.patterns)
+    return len(_lacking(table, layout, shapes)), optional
+
+
+def _lacking(table: Table, layout: Layout, shapes: Shapes) -> list[str]:
+    """What a layout always has and the checkpoint doesn't, as templates."""
+    found, _ = recognise_names(layout, shapes)
+    return [
+        p.template
+        for p in layout.patterns
+        if p not in found and not set(p.tensors) <= set(table.optional)
+    ]
