@@ -24,7 +24,18 @@ CONTEXT: dict[str, Any] = {
 _UNASKED = ("--overwrite", "--allow-", "--no-", "--weights-only", "--trim-", "--drop")
 
 
-class Command(click.Command):
+class _Forgiving(click.Command):
+    """Suggests the nearest for an option that isn't there."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise _without_harm(error, self, ctx) from None
+
+
+class Command(_Forgiving):
     """A command that is declared: `run` is called with how results are shown and with each of its
     records, made of what was given, and returns the exit code. `others` are options that no help
     lists, which a record holds together under that name."""
@@ -71,14 +82,8 @@ class Command(click.Command):
                     formatter.write(f"  {line.strip()}\n")
         super().format_epilog(ctx, formatter)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            raise _without_harm(error, self, ctx) from None
 
-
-class Group(click.Group):
+class Group(_Forgiving, click.Group):
     """A group of commands that suggests the nearest for one that isn't there."""
 
     def resolve_command(
@@ -93,12 +98,6 @@ class Group(click.Group):
             raise click.UsageError(
                 f"No such command {name!r}.{nearest(name, self.list_commands(ctx))}", ctx
             ) from error
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            raise _without_harm(error, self, ctx) from None
 
 
 def _made(record: type[R], given: Mapping[str, Any]) -> R:

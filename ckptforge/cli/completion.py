@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ckptforge.errors import CkptforgeError
-from ckptforge.verbs.options.option import Option
+from ckptforge.verbs.options.option import Names, Option
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Table
@@ -25,58 +25,37 @@ _MAX_CONFIG = 1 << 20
 def completing(option: Option) -> Complete | None:
     """What completes the value of an option; its default, where that is a word, is completed
     too."""
-    words = [option.default] if isinstance(option.default, str) else []
-    if option.completes == "model":
-        return models
-    if option.completes == "dtype":
-        return dtypes(*words)
-    if option.completes == "layout":
-        return layouts(None, *words)
-    return layouts(option.completes, *words) if option.completes else None
-
-
-def layouts(family: str | None = None, *more: str) -> Complete:
-    """Completes the layouts of a family, or all: of the model that --model, --mapping or the
-    input's config.json names, else of every table; and `more` words."""
+    if not option.completes:
+        return None
+    default = [CompletionItem(option.default)] if isinstance(option.default, str) else []
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        names: dict[str, list[str]] = {}
-        for table in _tables(ctx):
-            for layout in table.layouts.values():
-                if family in (None, layout.family):
-                    names.setdefault(layout.name, []).append(table.name)
-        found = [CompletionItem(word) for word in more] + [
-            CompletionItem(name, help=", ".join(of)) for name, of in names.items()
-        ]
-        return [item for item in found if item.value.startswith(incomplete)]
+        words = [*default, *_words(option.completes, ctx)]
+        return [word for word in words if word.value.startswith(incomplete)]
 
     return complete
 
 
-def models(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the names of tables."""
+def _words(kind: Names, ctx: click.Context) -> Iterator[CompletionItem]:
+    """The tables, the dtypes that a cast can have, or the layouts of a family or of both: those of
+    the model that --model, --mapping or the input's config.json names, else of every table."""
+    from ckptforge.dtypes import BY_NAME, SHORT_NAMES
     from ckptforge.tables.shipped import shipped_tables
 
-    tables = [table for table in shipped_tables() if table.name.startswith(incomplete)]
-    return [CompletionItem(table.name, help=", ".join(table.model_types)) for table in tables]
-
-
-def dtypes(*words: str) -> Complete:
-    """Completes the short names of dtypes that a cast can have, with `words` before them."""
-
-    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ckptforge.dtypes import BY_NAME, SHORT_NAMES
-
-        named = [
-            CompletionItem(short, help=BY_NAME[name].name) for short, name in SHORT_NAMES.items()
-        ]
-        return [
-            item
-            for item in [*map(CompletionItem, words), *named]
-            if item.value.startswith(incomplete)
-        ]
-
-    return complete
+    if kind == "model":
+        for table in shipped_tables():
+            yield CompletionItem(table.name, help=", ".join(table.model_types))
+    elif kind == "dtype":
+        for short, name in SHORT_NAMES.items():
+            yield CompletionItem(short, help=BY_NAME[name].name)
+    else:
+        tables: dict[str, list[str]] = {}
+        for table in _tables(ctx):
+            for layout in table.layouts.values():
+                if kind in ("layout", layout.family):
+                    tables.setdefault(layout.name, []).append(table.name)
+        for name, of in tables.items():
+            yield CompletionItem(name, help=", ".join(of))
 
 
 def _tables(ctx: click.Context) -> tuple[Table, ...]:

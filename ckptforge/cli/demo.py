@@ -106,12 +106,14 @@ class _Demo:
         say(f"job.json: {json.dumps(JOB)}\n")
 
     def run(self, name: str, verb: Callable[..., Any], *arguments: str, **options: Any) -> Any:
+        """Shows a command and runs it."""
         call = Call(name, verb, arguments, options)
         self.commands.append(call.command)
         self.say(f"$ {call.command}")
         return call.run()
 
     def convert(self) -> None:
+        """One layout to another, and back."""
         result = self.run("to-ms", verbs.to_ms, "hub", "dense.ckpt")
         self.say(
             f"  {result.facts['source_tensors']} tensors become {result.tensors}, "
@@ -125,6 +127,7 @@ class _Demo:
         self.run("to-torch", verbs.to_torch, "dense.ckpt", "back")
 
     def shard(self) -> None:
+        """Ranks, by a parallel configuration, and one file again."""
         result = self.run("to-ms", verbs.to_ms, "hub", "ranks", parallel_config="job.json")
         ranks = len({path.parent for path in result.files if path.parent.name.startswith("rank_")})
         self.say(
@@ -155,30 +158,21 @@ class _Demo:
             "the safetensors library reads every tensor that came back": _names(self.hub)
             == _names(back),
         }
-        verified = self.verify()
+        if (verified := self.verify()) is not None:
+            what = "MindSpore computes from gmm_bf16.ckpt what transformers computes from hub"
+            found[what] = verified
         self.say("")
-        return (
-            found
-            if verified is None
-            else {
-                **found,
-                "MindSpore computes from gmm_bf16.ckpt what transformers computes from "
-                "hub": verified,
-            }
-        )
+        return found
 
     def verify(self) -> bool | None:
         """Whether the forward check passes; None where what it needs isn't installed, which is
         said."""
-        lacking = [
-            name for name in ("mindspore", "torch", "transformers") if find_spec(name) is None
-        ]
-        if lacking:
-            names = ", ".join(lacking[:-1]) + " and " * (len(lacking) > 1) + lacking[-1]
-            are = "isn't" if len(lacking) == 1 else "aren't"
-            self.skipped = (
-                f"ckptforge verify: {names} {are} installed ({install_hint('torch', 'mindspore')})"
-            )
+        needed = ("mindspore", "torch", "transformers")
+        if lacking := [name for name in needed if find_spec(name) is None]:
+            *first, last = lacking
+            names = f"{', '.join(first)} and {last} aren't" if first else f"{last} isn't"
+            hint = install_hint("torch", "mindspore")
+            self.skipped = f"ckptforge verify: {names} installed ({hint})"
             return None
         from ckptforge.forward.device import import_mindspore
         from ckptforge.verbs.verify import verify
@@ -201,10 +195,8 @@ def _casts(audit: Audit) -> str:
         sum(getattr(count, what) for count in counts)
         for what in ("values", "rounded", "underflowed", "overflowed")
     )
-    return (
-        f"{values:,} values cast: {rounded:,} rounded, {lost:,} underflowed to 0, {over:,} "
-        "overflowed"
-    )
+    what = f"{rounded:,} rounded, {lost:,} underflowed to 0, {over:,} overflowed"
+    return f"{values:,} values cast: {what}"
 
 
 @contextmanager

@@ -5,83 +5,53 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptforge.cli.table import facts, table
-from ckptforge.cli.text import size
+from ckptforge.cli.text import more, size, some
 from ckptforge.errors import counted, shown
 
 if TYPE_CHECKING:
     from ckptforge.verbs.check import Check
-    from ckptforge.verbs.comparison import Comparison
+    from ckptforge.verbs.comparison import Comparison, TensorDifference
     from ckptforge.verbs.inspection import Inspection, PartLine
     from ckptforge.verbs.verify import Verification
 
 
 def inspection_text(found: Inspection, with_tensors: bool) -> str:
     """What `inspect` found; `with_tensors` adds a line for every tensor."""
+    state = f" ({found.state} of them optimizer state and counters)" if found.state else ""
+    dtypes = (
+        f"{name}: {counted(count.tensors, 'tensor')}, {size(count.bytes)}"
+        for name, count in found.dtypes.items()
+    )
     rows = [
         ("path", found.path),
         ("format", found.format),
         ("model", found.model or "not recognised"),
         ("layout", found.layout or "not recognised"),
-        (
-            "tensors",
-            f"{found.tensors:,}"
-            + (f" ({found.state} of them optimizer state and counters)" if found.state else ""),
-        ),
+        ("tensors", f"{found.tensors:,}{state}"),
         ("parameters", f"{found.parameters:,}"),
         ("bytes", f"{found.bytes:,} ({size(found.bytes)})"),
-        (
-            "dtypes",
-            ", ".join(
-                f"{name}: {counted(count.tensors, 'tensor')}, {size(count.bytes)}"
-                for name, count in found.dtypes.items()
-            ),
-        ),
+        ("dtypes", ", ".join(dtypes)),
     ]
     if found.axes:
         rows.append(("axes", ", ".join(f"{axis}={length}" for axis, length in found.axes.items())))
     if found.ranks:
-        rows.append(
-            (
-                "ranks",
-                f"{len(found.ranks)} (tensors, parameters and bytes above are those of rank "
-                f"{found.ranks[0].rank})",
-            )
-        )
-    lines = [facts(rows)]
-    files = found.ranks or found.files
-    lines += [
-        "",
-        table(
-            [
-                ["file", "bytes", "tensors"],
-                *([file.file, f"{file.bytes:,}", str(file.tensors)] for file in files),
-            ],
-            right=(1, 2),
-        ),
-    ]
+        first = f"(tensors, parameters and bytes above are those of rank {found.ranks[0].rank})"
+        rows.append(("ranks", f"{len(found.ranks)} {first}"))
+    files = [["file", "bytes", "tensors"]]
+    for file in found.ranks or found.files:
+        files.append([file.file, f"{file.bytes:,}", str(file.tensors)])
+    lines = [facts(rows), "", table(files, right=(1, 2))]
     if found.parts:
         lines += ["", _parts_table(found.parts)]
     if with_tensors:
-        lines += [
-            "",
-            table(
-                [
-                    ["tensor", "dtype", "shape"],
-                    *(
-                        [name, entry.dtype, str(list(entry.shape))]
-                        for name, entry in found.entries.items()
-                    ),
-                ]
-            ),
-        ]
+        tensors = [[name, one.dtype, str(list(one.shape))] for name, one in found.entries.items()]
+        lines += ["", table([["tensor", "dtype", "shape"], *tensors])]
     if found.layout_reason:
         lines += ["", f"layout: {found.layout_reason}"]
     if found.unmapped:
-        lines += [
-            "",
-            f"not known to the mapping: {counted(len(found.unmapped), 'tensor')}, such as "
-            f"{', '.join(found.unmapped[:3])}",
-        ]
+        unmapped = counted(len(found.unmapped), "tensor")
+        few = ", ".join(found.unmapped[:3])
+        lines += ["", f"not known to the mapping: {unmapped}, such as {few}"]
     lines += [f"note: {note}" for note in found.notes if note != found.layout_reason]
     return "\n".join(lines)
 
@@ -103,42 +73,13 @@ def comparison_text(found: Comparison) -> str:
         f"compared {counted(found.tensors, 'tensor')} of B, {size(found.bytes)}, {how}{cast}",
     ]
     if found.differences:
-        rows = [
-            [
-                "tensor of B",
-                "difference",
-                "values",
-                "max abs",
-                "relative L2",
-                "first in B",
-                "is in A",
-            ]
-        ]
-        for one in found.differences[:_SHOWN_DIFFERENCES]:
-            figures = [""] * 5
-            if one.count:
-                norm = "" if one.relative_l2 is None else f"{one.relative_l2:.3g}"
-                origin = f"{one.source} {list(one.source_index or ())}" if one.source else ""
-                figures = [
-                    f"{one.count:,} of {one.elements:,}",
-                    f"{one.max_abs:.3g}",
-                    norm,
-                    str(list(one.index or ())),
-                    origin,
-                ]
-            what = one.what
-            if one.count and one.dtypes[0] != one.dtypes[1]:
-                what += f" ({one.dtypes[0]}, {one.dtypes[1]})"
-            if one.nonfinite:
-                what += f", {one.nonfinite:,} of them not finite"
-            rows.append([one.name, what, *figures])
-        lines += ["", table(rows, right=(2,))]
-        if len(found.differences) > _SHOWN_DIFFERENCES:
-            lines.append(f"… and {len(found.differences) - _SHOWN_DIFFERENCES} more")
+        titles = ["tensor of B", "difference", "values", "max abs", "relative L2"]
+        rows = [[*titles, "first in B", "is in A"]]
+        rows += map(_difference_row, found.differences[:_SHOWN_DIFFERENCES])
+        lines += ["", table(rows, right=(2,)), *more(found.differences, _SHOWN_DIFFERENCES)]
     for side, names in (("A", found.only_in_a), ("B", found.only_in_b)):
         if names:
-            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            lines.append(f"only in {side}: {counted(len(names), 'tensor')} ({some})")
+            lines.append(f"only in {side}: {counted(len(names), 'tensor')} ({some(names, 5)})")
     lines += [
         f"config.json: {key} is {shown(mine)} in A, {shown(theirs)} in B"
         for key, (mine, theirs) in found.constants.items()
@@ -146,25 +87,32 @@ def comparison_text(found: Comparison) -> str:
     lines += [f"likely cause: {cause}" for cause in found.causes]
     lines += [f"note: {note}" for note in found.notes]
     if found.equal:
-        return "\n".join(
-            [
-                *lines,
-                "the same: every tensor has the same bits"
-                + (" after the cast" if found.after_cast else ""),
-            ]
-        )
-    are = "is" if len(found.only_in_a) + len(found.only_in_b) == 1 else "are"
+        cast = " after the cast" if found.after_cast else ""
+        return "\n".join([*lines, f"the same: every tensor has the same bits{cast}"])
+    tensors = counted(len(found.differences), "tensor", "differ")
     missing = len(found.only_in_a) + len(found.only_in_b)
-    configs = (
-        f"; the configs differ in {counted(len(found.constants), 'key')}" if found.constants else ""
-    )
-    return "\n".join(
-        [
-            *lines,
-            f"different: {counted(len(found.differences), 'tensor', 'differ')}, {missing} {are} "
-            f"only on one side{configs}",
+    are = "is" if missing == 1 else "are"
+    keys = counted(len(found.constants), "key")
+    configs = f"; the configs differ in {keys}" if found.constants else ""
+    verdict = f"different: {tensors}, {missing} {are} only on one side{configs}"
+    return "\n".join([*lines, verdict])
+
+
+def _difference_row(one: TensorDifference) -> list[str]:
+    what, figures = one.what, [""] * 5
+    if one.count:
+        figures = [
+            f"{one.count:,} of {one.elements:,}",
+            f"{one.max_abs:.3g}",
+            "" if one.relative_l2 is None else f"{one.relative_l2:.3g}",
+            str(list(one.index or ())),
+            f"{one.source} {list(one.source_index or ())}" if one.source else "",
         ]
-    )
+        if one.dtypes[0] != one.dtypes[1]:
+            what += f" ({one.dtypes[0]}, {one.dtypes[1]})"
+    if one.nonfinite:
+        what += f", {one.nonfinite:,} of them not finite"
+    return [one.name, what, *figures]
 
 
 def check_text(found: Check) -> str:
@@ -173,15 +121,10 @@ def check_text(found: Check) -> str:
         f"{found.path} against {found.manifest}: {counted(found.files, 'file')}, "
         f"{counted(found.tensors, 'tensor')}, {size(found.bytes)}"
     ]
-    lines += found.problems[:_SHOWN_DIFFERENCES]
-    if (more := len(found.problems) - _SHOWN_DIFFERENCES) > 0:
-        lines.append(f"… and {more} more")
-    verdict = (
-        "the same: every tensor is what was written"
-        if found.equal
-        else f"different: {counted(len(found.problems), 'problem')}"
-    )
-    return "\n".join([*lines, verdict])
+    lines += [*found.problems[:_SHOWN_DIFFERENCES], *more(found.problems, _SHOWN_DIFFERENCES)]
+    if found.equal:
+        return "\n".join([*lines, "the same: every tensor is what was written"])
+    return "\n".join([*lines, f"different: {counted(len(found.problems), 'problem')}"])
 
 
 def verification_text(found: Verification) -> str:
@@ -189,16 +132,8 @@ def verification_text(found: Verification) -> str:
     from ckptforge.cli.verify_report import rows, summary
 
     how = f"{counted(found.tokens, 'token')}, {found.layout}, {found.device}, {found.compute}"
-    return "\n".join(
-        [
-            f"torch      {found.hf_dir}",
-            f"mindspore  {found.ms} ({how})",
-            "",
-            table(rows(found)),
-            "",
-            *summary(found),
-        ]
-    )
+    sides = [f"torch      {found.hf_dir}", f"mindspore  {found.ms} ({how})"]
+    return "\n".join([*sides, "", table(rows(found)), "", *summary(found)])
 
 
 _SHOWN_RANKS = 16
@@ -209,20 +144,14 @@ def _parts_table(parts: list[PartLine]) -> str:
     that hold it."""
     rows = [["tensor", "full shape", "part", "ranks"]]
     for kind in parts:
-        held: dict[str, list[int]] = {}
+        by_part: dict[str, list[int]] = {}
         for rank, box in kind.boxes.items():
-            held.setdefault("[" + ", ".join(f"{lo}:{hi}" for lo, hi in box) + "]", []).append(rank)
-        more = f" (+{kind.count - 1} alike)" if kind.count > 1 else ""
-        for i, (part, ranks) in enumerate(held.items()):
-            some = " ".join(map(str, ranks[:_SHOWN_RANKS])) + (
-                f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else ""
-            )
-            rows.append(
-                [
-                    kind.tensor + more if i == 0 else "",
-                    str(kind.shape) if i == 0 else "",
-                    part,
-                    some,
-                ]
-            )
+            part = ", ".join(f"{lo}:{hi}" for lo, hi in box)
+            by_part.setdefault(f"[{part}]", []).append(rank)
+        others = f" (+{kind.count - 1} alike)" if kind.count > 1 else ""
+        titles = [kind.tensor + others, str(kind.shape)]
+        for part, ranks in by_part.items():
+            many = f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else ""
+            rows.append([*titles, part, " ".join(map(str, ranks[:_SHOWN_RANKS])) + many])
+            titles = ["", ""]
     return table(rows)

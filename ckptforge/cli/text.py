@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptforge.cli.table import table
@@ -23,6 +24,17 @@ def size(count: int) -> str:
     return f"{value:.4g} TB"
 
 
+def some(items: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are."""
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(printable, items[:most])) + rest
+
+
+def more(items: Sequence[object], shown: int) -> list[str]:
+    """A line that says how many more there are than are shown, if there are."""
+    return [f"… and {len(items) - shown} more"] if len(items) > shown else []
+
+
 _SHOWN_FILES = 8  # of a dry run; its JSON has all
 
 
@@ -39,38 +51,20 @@ def result_text(result: Result) -> str:
         f"{size(result.bytes)}" + ("" if result.dry_run else f" in {result.seconds:.2f} s"),
     ]
     if result.dry_run:
-        lines += [f"  {path}" for path in result.files[:_SHOWN_FILES]]
-        if (more := len(result.files) - _SHOWN_FILES) > 0:
-            lines.append(f"  … and {more} more")
-        lines += [
-            f"casts: {pair}, {counted(count, 'tensor')}"
-            for pair, count in about["planned_casts"].items()
-        ]
-        lines.append(
-            f"memory: {size(result.peak_buffers)} of buffers at most, whatever the size of the "
-            "model"
-        )
-    casts = result.audit.counts
-    if casts:
-        lines.append("")
+        files = [*map(str, result.files[:_SHOWN_FILES]), *more(result.files, _SHOWN_FILES)]
+        lines += [f"  {line}" for line in files]
+        for pair, count in about["planned_casts"].items():
+            lines.append(f"casts: {pair}, {counted(count, 'tensor')}")
+        buffers = size(result.peak_buffers)
+        lines.append(f"memory: {buffers} of buffers at most, whatever the size of the model")
+    if result.audit.counts:
         rows = [["cast", "dtypes", "values", "overflowed", "underflowed", "rounded"]]
-        for (group, source, target), count in sorted(casts.items()):
-            rows.append(
-                [
-                    group,
-                    f"{source} → {target}",
-                    *(
-                        f"{n:,}"
-                        for n in (count.values, count.overflowed, count.underflowed, count.rounded)
-                    ),
-                ]
-            )
-        lines.append(table(rows, right=(2, 3, 4, 5)))
+        for (group, source, target), count in sorted(result.audit.counts.items()):
+            numbers = (count.values, count.overflowed, count.underflowed, count.rounded)
+            rows.append([group, f"{source} → {target}", *(f"{n:,}" for n in numbers)])
+        lines += ["", table(rows, right=(2, 3, 4, 5))]
     for reason, names in result.left_out.items():
-        some = ", ".join(map(printable, names[:3])) + (
-            f" and {len(names) - 3} more" if len(names) > 3 else ""
-        )
-        lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({some})")
+        lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({some(names, 3)})")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
 
@@ -86,22 +80,8 @@ def _extent(facts: dict[str, Any]) -> str:
 def _strategy_text(result: Result) -> str:
     """The strategy files that were made, and how they cut each kind of tensor."""
     about = result.facts
-    rows = [
-        ["tensor", "stages", "shape", "device matrix", "tensor map", "optimizer", "part of a rank"]
-    ]
-    for cut in about["cuts"]:
-        stages = cut["stages"]
-        rows.append(
-            [
-                cut["tensor"] + (f" (+{cut['count'] - 1} alike)" if cut["count"] > 1 else ""),
-                str(stages[0]) if len(stages) == 1 else f"{stages[0]}-{stages[-1]}",
-                *(str(cut[key]) for key in ("shape", "device_matrix", "tensor_map")),
-                {0: "-", -1: "all replicas"}.get(
-                    cut["optimizer_shards"], f"{cut['optimizer_shards']} parts"
-                ),
-                str(cut["part"]),
-            ]
-        )
+    titles = ["tensor", "stages", "shape", "device matrix", "tensor map", "optimizer"]
+    rows = [[*titles, "part of a rank"], *map(_cut_row, about["cuts"])]
     verb = "would write" if result.dry_run else "wrote"
     lines = [
         f"{about['model']}, layout {about['from']}, for {about['to']}",
@@ -111,22 +91,31 @@ def _strategy_text(result: Result) -> str:
     return "\n".join([*lines, "", table(rows), *(f"note: {note}" for note in result.notes)])
 
 
+def _cut_row(cut: dict[str, Any]) -> list[str]:
+    stages, shards = cut["stages"], cut["optimizer_shards"]
+    return [
+        cut["tensor"] + (f" (+{cut['count'] - 1} alike)" if cut["count"] > 1 else ""),
+        str(stages[0]) if len(stages) == 1 else f"{stages[0]}-{stages[-1]}",
+        *(str(cut[key]) for key in ("shape", "device_matrix", "tensor_map")),
+        {0: "-", -1: "all replicas"}.get(shards, f"{shards} parts"),
+        str(cut["part"]),
+    ]
+
+
 def cleaned_text(found: Cleaned) -> str:
     """What `clean` prints."""
     if not found.left:
         return f"{printable(found.directory)}: nothing was left there"
+    verb = "would remove" if found.dry_run else "removed"
     lines = []
     for left in found.left:
-        if left.busy is not None:
-            lines.append(f"left alone: {printable(left.busy)}")
-        else:
-            verb = "would remove" if found.dry_run else "removed"
-            state = (
-                "whole, but not put in place"
-                if left.complete
-                else f"{counted(left.finished, 'tensor')} finished"
-            )
-            lines.append(f"{verb} {printable(left.directory)}: {size(left.bytes)}, {state}")
+        finished = f"{counted(left.finished, 'tensor')} finished"
+        state = "whole, but not put in place" if left.complete else finished
+        lines.append(
+            f"{verb} {printable(left.directory)}: {size(left.bytes)}, {state}"
+            if left.busy is None
+            else f"left alone: {printable(left.busy)}"
+        )
     return "\n".join(lines)
 
 
@@ -134,36 +123,18 @@ def tables_text(found: list[Summary]) -> str:
     """What `mapping list` prints."""
     rows = [["table", "model_type", "tensors", "Hugging Face", "MindSpore"]]
     for one in found:
-        rows.append(
-            [
-                one.name,
-                ", ".join(one.model_types),
-                str(one.tensors),
-                *(" ".join(one.layouts[f]) for f in ("huggingface", "mindspore")),
-            ]
-        )
+        layouts = [" ".join(one.layouts[family]) for family in ("huggingface", "mindspore")]
+        rows.append([one.name, ", ".join(one.model_types), str(one.tensors), *layouts])
     return table(rows, right=(2,))
 
 
 def description_text(found: Description) -> str:
     """What `mapping show` prints."""
-    lines = [
-        f"{found.table}, layout {found.layout} ({found.family}); operations from {found.against}",
-        "",
-    ]
-    lines.append(
-        table(
-            [
-                ["axis", "length by config.json"],
-                *([axis, text] for axis, text in found.axes.items()),
-            ]
-        )
-    )
-    rows = [
-        ["tensor", "axes", "operation", "cut"],
-        *([row.name, row.axes, row.operation, row.cut] for row in found.rows),
-    ]
-    return "\n".join([*lines, "", table(rows)])
+    first = f"{found.table}, layout {found.layout} ({found.family}); operations from"
+    axes = [["axis", "length by config.json"], *map(list, found.axes.items())]
+    rows = [["tensor", "axes", "operation", "cut"]]
+    rows += [[row.name, row.axes, row.operation, row.cut] for row in found.rows]
+    return "\n".join([f"{first} {found.against}", "", table(axes), "", table(rows)])
 
 
 def checked_text(found: Checked) -> str:
@@ -175,9 +146,7 @@ def checked_text(found: Checked) -> str:
         f"{counted(count, 'layout')}{convertible}"
     ]
     if found.counts:
-        rows = [
-            ["layout", "tensors", "parameters"],
-            *([one.layout, f"{one.tensors:,}", f"{one.parameters:,}"] for one in found.counts),
-        ]
+        rows = [["layout", "tensors", "parameters"]]
+        rows += [[one.layout, f"{one.tensors:,}", f"{one.parameters:,}"] for one in found.counts]
         lines += ["", table(rows, right=(1, 2))]
     return "\n".join(lines)

@@ -21,70 +21,40 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 220, 60, 14
 def summary(found: Verification) -> list[str]:
     """Sentences after the table, the verdict last."""
     lines = []
-    if found.end is not None:
+    if (end := found.end) is not None:
         noise = (
-            f" (ten times the reference's own noise, {found.end.noise:.1e})"
-            if found.end.noise is not None
+            f" (ten times the reference's own noise, {end.noise:.1e})"
+            if end.noise is not None
             else ""
         )
         lines.append(
-            f"logits end to end: relative L2 {found.end.relative_l2:.1e}, tolerance "
-            f"{found.end.gate:.1e}{noise}; top-1 agreement {found.end.top1:.1%}, KL "
-            f"{found.end.kl:.1e}"
+            f"logits end to end: relative L2 {end.relative_l2:.1e}, tolerance {end.gate:.1e}"
+            f"{noise}; top-1 agreement {end.top1:.1%}, KL {end.kl:.1e}"
         )
-    if found.generated:
-        lines += [
-            f"{who} continues: {' '.join(map(str, ids))}"
-            for who, ids in zip(("torch", "mindspore"), found.generated, strict=True)
-        ]
-    lines += [
-        f"experts not reached by any token (not verified): {text}" for text in found.unreached
-    ]
+    for who, ids in zip(("torch", "mindspore"), found.generated, strict=False):
+        lines.append(f"{who} continues: {' '.join(map(str, ids))}")
+    lines += [f"experts not reached by any token (not verified): {one}" for one in found.unreached]
     lines += [f"note: {note}" for note in found.notes]
     if found.passed:
-        lines.append("passed: MindSpore computes what transformers computes")
-    else:
-        bad = [str(layer.layer) for layer in found.layers if not layer.passed]
-        where = f"layers {', '.join(bad)}" if bad else "the logits"
-        lines.append(
-            f"FAILED: {where} beyond the tolerance; {command('compare')} says what differs"
-        )
-    return lines
+        return [*lines, "passed: MindSpore computes what transformers computes"]
+    bad = [str(layer.layer) for layer in found.layers if not layer.passed]
+    where = f"layers {', '.join(bad)}" if bad else "the logits"
+    verdict = f"FAILED: {where} beyond the tolerance; {command('compare')} says what differs"
+    return [*lines, verdict]
 
 
 def rows(found: Verification) -> list[list[str]]:
     """The table of layers, titles first: the worst token's relative L2, the router's, the tolerance
     of both; tokens that would have chosen other experts within the margin and beyond it; the least
     margin; tokens that reached each expert."""
-    made = [
-        [
-            "layer",
-            "worst",
-            "router",
-            "tolerance",
-            "",
-            "rerouted",
-            "beyond",
-            "margin",
-            "tokens by expert",
-        ]
-    ]
+    titles = ["layer", "worst", "router", "tolerance", "", "rerouted", "beyond", "margin"]
+    made = [[*titles, "tokens by expert"]]
     for layer in found.layers:
-        counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
+        errors = [f"{layer.worst:.1e}", f"{layer.router:.1e}", f"{layer.gate:.0e}"]
+        flips = [str(layer.flips_within), str(layer.flips_beyond), f"{layer.least_margin:.1e}"]
         verdict = "ok" if layer.passed else "FAILED"
-        flips = [str(layer.flips_within), str(layer.flips_beyond)]
-        made.append(
-            [
-                str(layer.layer),
-                f"{layer.worst:.1e}",
-                f"{layer.router:.1e}",
-                f"{layer.gate:.0e}",
-                verdict,
-                *flips,
-                f"{layer.least_margin:.1e}",
-                counts,
-            ]
-        )
+        counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
+        made.append([str(layer.layer), *errors, verdict, *flips, counts])
     return made
 
 
@@ -101,16 +71,16 @@ def html_page(found: Verification) -> str:
         f"{counted(found.tokens, 'token')})"
     )
     style = (
-        "body{font:14px sans-serif;margin:2em;max-width:60em}td,th{padding:2px "
-        "10px;text-align:right;border-bottom:1px solid #ddd}"
+        "body{font:14px sans-serif;margin:2em;max-width:60em}"
+        "td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}"
     )
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>ckptforge "
-        f"verify</title><style>{style}</style>"
-        f"<h1>Forward check</h1><p>{heading}</p>{body}<h2>Error by "
-        f"layer</h2>{_errors(found.layers)}"
-        "<h2>Tokens by "
-        f"expert</h2>{_coverage(found.layers)}<h2>Layers</h2><table><tr>{cells}</tr>{lines}</table></html>\n"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        f"<title>ckptforge verify</title><style>{style}</style>"
+        f"<h1>Forward check</h1><p>{heading}</p>{body}"
+        f"<h2>Error by layer</h2>{_errors(found.layers)}"
+        f"<h2>Tokens by expert</h2>{_coverage(found.layers)}"
+        f"<h2>Layers</h2><table><tr>{cells}</tr>{lines}</table></html>\n"
     )
 
 

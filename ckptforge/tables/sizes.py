@@ -155,6 +155,15 @@ class AxisSizes:
         return None
 
 
+def lengths_of(table: Table, config: Mapping[str, Any], where: str) -> dict[str, int]:
+    """The lengths that a config.json gives, 0 of the axes of which there may be none. Raises
+    `ConfigError`."""
+    sizes = AxisSizes()
+    sizes.learn_config(table, config, where)
+    optional = {axis: e for axis, e in table.axes.items() if e.may_be_none}
+    return sizes.lengths | {a: e.evaluate(config, where) or 0 for a, e in optional.items()}
+
+
 def _text(axis: Axis) -> str:
     return " × ".join(
         "(" + " + ".join("·".join(part.factors) or "1" for part in item.parts) + ")"

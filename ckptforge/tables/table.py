@@ -37,6 +37,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     by_name_only: bool = False
 
     def holding(self, tensor: str) -> Pattern:
+        """How a logical tensor is stored."""
         return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
 
 
@@ -117,25 +118,15 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     @cached_property
     def counted(self) -> frozenset[str]:
         """The axes that stand in names only, never in a shape: their length may be 0."""
-        shaped = {
-            axis
-            for layout in self.layouts.values()
-            for p in layout.patterns
-            for tensor in p.tensors
-            for axis in p.factors(tensor)
-        }
-        return frozenset(self.axes) - shaped
+        patterns = [p for layout in self.layouts.values() for p in layout.patterns]
+        shaped = (axis for p in patterns for tensor in p.tensors for axis in p.factors(tensor))
+        return frozenset(self.axes).difference(shaped)
 
     @cached_property
     def kept_patterns(self) -> tuple[Pattern, ...]:
         """How the tensors that keep their dtype are stored, in whatever layout."""
-        found = {
-            p: None
-            for layout in self.layouts.values()
-            for p in layout.patterns
-            if self.keeps_dtype(p)
-        }
-        return tuple(found)
+        patterns = (p for layout in self.layouts.values() for p in layout.patterns)
+        return tuple(dict.fromkeys(filter(self.keeps_dtype, patterns)))
 
     def keeps_dtype(self, pattern: Pattern) -> bool:
         """Whether a cast of the weights leaves what is stored so in its dtype."""
@@ -151,16 +142,25 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
                 f"{', '.join(self.layouts)}.{nearest(name, self.layouts)}"
             ) from None
 
+    def names_of(self, family: str) -> list[str]:
+        """The names of the layouts of a family."""
+        return [layout.name for layout in self.layouts.values() if layout.family == family]
+
+    def present(self, layout: Layout, config: Mapping[str, Any]) -> list[Pattern]:
+        """The patterns of a layout but for those of optional tensors that a config.json says aren't
+        there."""
+        absent = {t for t, condition in self.optional.items() if condition.holds(config)}
+        return [pattern for pattern in layout.patterns if absent.isdisjoint(pattern.tensors)]
+
     def first_layout(self, family: str) -> Layout:
         """The layout of a family that is written where none is named: the first in the table.
         Raises `UsageError` where it has none."""
-        found = next((layout for layout in self.layouts.values() if layout.family == family), None)
-        if found is None:
-            raise UsageError(
-                f"the mapping {self.name} has no layout of family {family}; it has "
-                f"{', '.join(self.layouts)}."
-            )
-        return found
+        if names := self.names_of(family):
+            return self.layouts[names[0]]
+        raise UsageError(
+            f"the mapping {self.name} has no layout of family {family}; it has "
+            f"{', '.join(self.layouts)}."
+        )
 
     def mindspore_layout(self, name: str | None) -> tuple[Layout, tuple[str, ...]]:
         """The MindSpore layout to write: the named one, or the first; and a sentence where nobody
@@ -168,7 +168,7 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         if name is not None:
             return self.layout(name), ()
         chosen = self.first_layout("mindspore")
-        if sum(layout.family == "mindspore" for layout in self.layouts.values()) == 1:
+        if len(self.names_of("mindspore")) == 1:
             return chosen, (f"layout {chosen.name}, the only MindSpore layout of {self.name}.",)
         return chosen, (
             f"layout {chosen.name}, the first of {self.name}'s MindSpore layouts; "
@@ -178,27 +178,18 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     def refusal(self, layout: Layout, names: Iterable[str]) -> tuple[str, str] | None:
         """(tensor, reason) of the first of these names whose presence means that the checkpoint
         can't be converted."""
-        globs = self.other_names.refused.get(layout.family, {})
-        return next(
-            (
-                (name, reason)
-                for name in names
-                for glob, reason in globs.items()
-                if fnmatchcase(name, glob)
-            ),
-            None,
-        )
+        globs = self.other_names.refused.get(layout.family, {}).items()
+        found = ((n, reason) for n in names for glob, reason in globs if fnmatchcase(n, glob))
+        return next(found, None)
 
     def knows(self, names: Iterable[str], family: str) -> bool:
         """Whether one of the family's layouts has all of these names."""
-        known = {name: skeleton_of(name)[0] for name in names}
-        layouts = [layout for layout in self.layouts.values() if layout.family == family]
-        return any(
-            set(known.values()) <= {p.skeleton for p in (*layout.patterns, *layout.copies)}
-            for layout in layouts
-        )
+        kinds = {skeleton_of(name)[0] for name in names}
+        layouts = map(self.layouts.__getitem__, self.names_of(family))
+        return any(kinds <= {p.skeleton for p in (*one.patterns, *one.copies)} for one in layouts)
 
     def is_ignored(self, layout: Layout, tensor_name: str) -> bool:
+        """Whether a tensor is one that is dropped."""
         globs = self.other_names.ignored.get(layout.family, ())
         return any(fnmatchcase(tensor_name, glob) for glob in globs)
 

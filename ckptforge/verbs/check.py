@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from ckptforge.storage.store import Kind
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Check as CheckOptions
 from ckptforge.verbs.public import verb
+
+# name → dtype, shape, hash
+Tensors = dict[str, list[Any]]
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -66,7 +70,7 @@ def check(options: CheckOptions) -> Check:
     outputs = _outputs(manifest)
     base = path if manifest.name == DIRECTORY_NAME else path.parent
     problems: list[str] = []
-    opened: dict[Path, tuple[FileIndex, dict[str, list[Any]]]] = {}
+    opened: dict[Path, tuple[FileIndex, Tensors]] = {}
     for name, size, tensors in outputs:
         file = base / name if len(outputs) > 1 or is_directory(path) else path
         found = status_of(file)
@@ -79,46 +83,49 @@ def check(options: CheckOptions) -> Check:
             opened[file] = read_file(file), tensors
         except CkptforgeError as error:
             problems.append(str(error))
-    hashes = tensor_hashes(
-        {file: index.tensors.values() for file, (index, _) in opened.items()},
-        budget,
-        progress=options.progress,
-    )
+    stored = {file: index.tensors.values() for file, (index, _) in opened.items()}
+    hashes = tensor_hashes(stored, budget, progress=options.progress)
     for file, (index, tensors) in opened.items():
-        problems += [
-            f"{file}: tensor {shown(name)} is missing."
-            for name in tensors
-            if name not in index.tensors
-        ]
-        problems += [
-            f"{file}: tensor {shown(name)} wasn't written with it."
-            for name in index.tensors
-            if name not in tensors
-        ]
-        for name, entry in index.tensors.items():
-            if name in tensors and [entry.dtype.name, list(entry.shape)] != tensors[name][:2]:
-                problems.append(
-                    f"{file}: {shown(name)} is {entry.dtype} {list(entry.shape)}, "
-                    f"{shown(tensors[name][:2])} was written."
-                )
-            elif name in tensors and hashes[file][name] != tensors[name][2]:
-                problems.append(f"{file}: {shown(name)} has other bytes than were written.")
-    count = sum(len(tensors) for _, _, tensors in outputs)
+        problems += (f"{file}: {problem}" for problem in _problems(index, tensors, hashes[file]))
     return Check(
-        str(path), str(manifest), len(outputs), count, sum(size for _, size, _ in outputs), problems
+        path=str(path),
+        manifest=str(manifest),
+        files=len(outputs),
+        tensors=sum(len(tensors) for _, _, tensors in outputs),
+        bytes=sum(size for _, size, _ in outputs),
+        problems=problems,
     )
 
 
-def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
+def _problems(index: FileIndex, tensors: Tensors, hashes: Mapping[str, str]) -> Iterator[str]:
+    """What isn't in a file as it was written."""
+    for name in tensors:
+        if name not in index.tensors:
+            yield f"tensor {shown(name)} is missing."
+    for name in index.tensors:
+        if name not in tensors:
+            yield f"tensor {shown(name)} wasn't written with it."
+    for name, stored in index.tensors.items():
+        if name not in tensors:
+            continue
+        if [stored.dtype.name, list(stored.shape)] != tensors[name][:2]:
+            written = shown(tensors[name][:2])
+            yield f"{shown(name)} is {stored.dtype} {list(stored.shape)}, {written} was written."
+        elif hashes[name] != tensors[name][2]:
+            yield f"{shown(name)} has other bytes than were written."
+
+
+def _outputs(manifest: Path) -> list[tuple[str, int, Tensors]]:
+    """(file, size, what stands of its tensors) for each output of a manifest. Raises
+    `FormatError`."""
     content = read_object(manifest, MAX_MANIFEST)
     found = []
-    by_name: dict[str, dict[str, list[Any]]] = {}
+    by_name: dict[str, Tensors] = {}
     try:
         for output in content["outputs"]:
             name = output["file"]
-            tensors = by_name[name] = (
-                _like(output, by_name) if "like" in output else output["tensors"]
-            )
+            tensors = _like(output, by_name) if "like" in output else output["tensors"]
+            by_name[name] = tensors
             if not all(map(is_file_name, name.split("/"))):
                 raise FormatError(f"{manifest}: {shown(name)} isn't a file of this output.")
             for tensor, stored in tensors.items():
@@ -137,14 +144,12 @@ def _outputs(manifest: Path) -> list[tuple[str, int, dict[str, list[Any]]]]:
     return found
 
 
-def _like(output: dict[str, Any], by_name: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
+def _like(output: dict[str, Any], by_name: Mapping[str, Tensors]) -> Tensors:
     """The tensors of an output that has those of an earlier one. Raises `ValueError` where it
     doesn't have a hash for each."""
     tensors = by_name[output["like"]]
     if "hashes" not in output:
         return {name: stored[:2] for name, stored in tensors.items()}
     hashes = output["hashes"].split(" ") if tensors else []
-    return {
-        name: [*stored[:2], found]
-        for (name, stored), found in zip(tensors.items(), hashes, strict=True)
-    }
+    pairs = zip(tensors.items(), hashes, strict=True)
+    return {name: [*stored[:2], found] for (name, stored), found in pairs}

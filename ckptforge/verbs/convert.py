@@ -12,7 +12,6 @@ from ckptforge.errors import UsageError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import called, option
-from ckptforge.tables.table import Table
 from ckptforge.verbs.choices import SOURCE, choices_of
 from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_adapter
 from ckptforge.verbs.job import Job, run_job
@@ -97,7 +96,7 @@ def _to_ms(options: ToMs) -> Job:
     if target.family != "mindspore":
         raise UsageError(
             f"{option('layout', target.name)} is a layout of Hugging Face; to-ms writes "
-            f"{_names(source.table, 'mindspore')}."
+            f"{', '.join(source.table.names_of('mindspore'))}."
         )
     return mindspore_job("to-ms", source, target, spread, options, notes)
 
@@ -114,7 +113,7 @@ def _to_torch(options: ToTorch) -> Job:
     if source.binding.layout.family != "mindspore":
         raise UsageError(
             f"{option('layout', options.layout)} is a layout of Hugging Face; to-torch reads "
-            f"{_names(source.table, 'mindspore')}."
+            f"{', '.join(source.table.names_of('mindspore'))}."
         )
     recorded = source.hugging_face.layout if source.hugging_face else None
     name = options.hf_layout or (recorded if recorded in source.table.layouts else None)
@@ -122,7 +121,7 @@ def _to_torch(options: ToTorch) -> Job:
     if target.family != "huggingface":
         raise UsageError(
             f"{option('hf_layout', name)} is a layout of MindSpore; to-torch writes "
-            f"{_names(source.table, 'huggingface')}."
+            f"{', '.join(source.table.names_of('huggingface'))}."
         )
     return hugging_face_job("to-torch", source, target, options, options.out_dir)
 
@@ -144,7 +143,3 @@ def _convert(options: Convert) -> Job:
             "target strategy."
         )
     return hugging_face_job("convert", source, target, options, options.out)
-
-
-def _names(table: Table, family: str) -> str:
-    return ", ".join(layout.name for layout in table.layouts.values() if layout.family == family)

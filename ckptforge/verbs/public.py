@@ -17,6 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=Options)
 T = TypeVar("T")
 S = TypeVar("S")
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:
@@ -24,17 +25,13 @@ def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]
 
     Its docstring gets a section "Arguments:" before the paragraph on what it raises.
     """
-    options = cast(type[Options], record)
 
     def decorate(function: Callable[[R], T]) -> Callable[P, T]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             return function(record(*args, **kwargs))
 
-        returned = get_type_hints(function).get("return", Any)
-        call.__signature__ = _signature(options, returned)  # type: ignore[attr-defined]
-        call.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), options)
-        return call
+        return _shown(call, function, cast(type[Options], record))
 
     return decorate
 
@@ -43,7 +40,6 @@ def method(
     record: Callable[P, R],
 ) -> Callable[[Callable[[S, R], T]], Callable[Concatenate[S, P], T]]:
     """Makes a method of a record one of the record's options."""
-    options = cast(type[Options], record)
 
     def decorate(function: Callable[[S, R], T]) -> Callable[Concatenate[S, P], T]:
         @functools.wraps(function)
@@ -51,16 +47,13 @@ def method(
             return function(self, record(*args, **kwargs))
 
         own = Parameter("self", Parameter.POSITIONAL_ONLY)
-        signature = _signature(options, get_type_hints(function).get("return", Any))
-        parameters = [own, *signature.parameters.values()]
-        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        call.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), options)
-        return call
+        return _shown(call, function, cast(type[Options], record), own)
 
     return decorate
 
 
-def _signature(record: type[Options], returned: Any) -> Signature:
+def _shown(call: C, function: Callable[..., Any], record: type[Options], *first: Parameter) -> C:
+    """A call with the signature and the docstring that show the record's options."""
     kinds = types_of(record)
     parameters = [
         Parameter(
@@ -71,7 +64,11 @@ def _signature(record: type[Options], returned: Any) -> Signature:
         )
         for name, one in options_of(record).items()
     ]
-    return Signature(parameters, return_annotation=returned)
+    returned = get_type_hints(function).get("return", Any)
+    signature = Signature([*first, *parameters], return_annotation=returned)
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), record)
+    return call
 
 
 def _documented(text: str, record: type[Options]) -> str:

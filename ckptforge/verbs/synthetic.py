@@ -17,7 +17,7 @@ from ckptforge.formats import safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.tables.pieces import name_pieces
-from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.sizes import lengths_of
 from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import cut_into_shards, index_json
 
@@ -44,20 +44,10 @@ def write_model(
     """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    sizes = AxisSizes()
-    sizes.learn_config(table, config, "config.json")
-    none = {
-        axis: expression.evaluate(config, "config.json") or 0
-        for axis, expression in table.axes.items()
-        if expression.may_be_none
-    }
-    counts = {**sizes.lengths, **none}
     stored = BY_NAME[dtype]
-    specs, copies = _specs(table, table.layout(layout), config, counts, stored)
-    shards = {
-        name: safetensors.ordered(tensors)
-        for name, tensors in cut_into_shards(specs, shard_bytes).items()
-    }
+    specs, copies = _specs(table, table.layout(layout), config, stored)
+    cut = cut_into_shards(specs, shard_bytes)
+    shards = {name: safetensors.ordered(tensors) for name, tensors in cut.items()}
     if len(shards) > 1:
         (directory / huggingface.INDEX).write_bytes(index_json(shards))
     cast = cast_function(BY_NAME["float32"], stored) if dtype != "float32" else None
@@ -70,50 +60,35 @@ def write_model(
                 file.truncate(laid_out.size)
                 continue
             for tensor in tensors:
-                random = np.random.default_rng(
-                    (seed, zlib.crc32(copies.get(tensor.name, tensor.name).encode()))
-                )
+                name = copies.get(tensor.name, tensor.name)
+                random = np.random.default_rng((seed, zlib.crc32(name.encode())))
                 left = tensor.nbytes // stored.itemsize
                 while left:
                     count = min(left, _PIECE)
                     numbers = random.standard_normal(count, np.float32) * np.float32(0.1)
-                    made = np.empty(count, numpy_dtype(stored))
-                    if cast is None:
-                        made = numbers
-                    else:
+                    made = numbers if cast is None else np.empty(count, numpy_dtype(stored))
+                    if cast is not None:
                         cast(numbers, made)
                     file.write(made.view(np.uint8).data)
                     left -= count
 
 
 def _specs(
-    table: Table,
-    layout: Layout,
-    config: Mapping[str, Any],
-    counts: Mapping[str, int],
-    stored: DType,
+    table: Table, layout: Layout, config: Mapping[str, Any], stored: DType
 ) -> tuple[list[TensorSpec], dict[str, str]]:
     """The tensors of a model, and the name of each copy among them → that of its original."""
+    counts = lengths_of(table, config, "config.json")
     specs: list[TensorSpec] = []
-    for pattern in layout.patterns:
-        conditions = [
-            table.optional[tensor] for tensor in pattern.tensors if tensor in table.optional
-        ]
-        if any(condition.holds(config) for condition in conditions) or 0 in [
-            counts.get(axis, 1) for axis in pattern.name_axes
-        ]:
-            continue
-        shape = pattern.shape(lambda _, axis: counts[axis])
-        specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+    for pattern in table.present(layout, config):
+        if all(counts.get(axis, 1) for axis in pattern.name_axes):
+            shape = pattern.shape(lambda _, axis: counts[axis])
+            specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+    shapes = {spec.name: spec.shape for spec in specs}
     copies: dict[str, str] = {}
     for pattern in layout.copies:
-        original = next(
-            (spec for spec in specs if spec.name == layout.holding(pattern.tensors[0]).template),
-            None,
-        )
-        if original is not None:
-            copies |= {name: original.name for _, name in name_pieces(pattern, counts)}
-            specs += [
-                TensorSpec(name, stored, original.shape) for _, name in name_pieces(pattern, counts)
-            ]
+        original = layout.holding(pattern.tensors[0]).template
+        if original in shapes:
+            names = [name for _, name in name_pieces(pattern, counts)]
+            copies |= dict.fromkeys(names, original)
+            specs += [TensorSpec(name, stored, shapes[original]) for name in names]
     return specs, copies

@@ -17,7 +17,7 @@ from ckptforge.tables.parsing import load_table
 from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.sharding import Sharding, stored_cuts
 from ckptforge.tables.shipped import shipped_tables
-from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.sizes import lengths_of
 from ckptforge.tables.table import Layout, Table
 from ckptforge.verbs.options import MappingCheck, MappingShow
 from ckptforge.verbs.public import verb
@@ -85,15 +85,10 @@ def list_tables() -> list[Summary]:
     """The tables that come with ckptforge."""
     return [
         Summary(
-            table.name,
-            list(table.model_types),
-            {
-                family: [
-                    layout.name for layout in table.layouts.values() if layout.family == family
-                ]
-                for family in ("huggingface", "mindspore")
-            },
-            len(table.tensors),
+            name=table.name,
+            model_types=list(table.model_types),
+            layouts={family: table.names_of(family) for family in ("huggingface", "mindspore")},
+            tensors=len(table.tensors),
         )
         for table in shipped_tables()
     ]
@@ -119,38 +114,24 @@ def describe(options: MappingShow) -> Description:
     first layout, sharding."""
     table = find_table(options.name)
     first = next(iter(table.layouts.values()))
-    chosen = first if options.layout is None else table.layout(options.layout)
-    if options.layout is None and any(
-        found.family == "mindspore" for found in table.layouts.values()
-    ):
+    chosen = first
+    if options.layout is not None:
+        chosen = table.layout(options.layout)
+    elif table.names_of("mindspore"):
         chosen = table.first_layout("mindspore")
-    rows = [
-        Row(
-            pattern.template,
-            pattern.axes_text,
-            list(pattern.tensors),
-            _operation(pattern, first),
-            _cut(pattern, chosen),
-        )
-        for pattern in chosen.patterns
-    ]
-    rows += [
-        Row(
-            copy.template,
-            copy.axes_text,
-            list(copy.tensors),
-            f"a copy of {chosen.holding(copy.tensors[0]).template}",
-            "",
-        )
-        for copy in chosen.copies
-    ]
+    rows = [(p, _operation(p, first), _cut(p, chosen)) for p in chosen.patterns]
+    for copy in chosen.copies:
+        rows.append((copy, f"a copy of {chosen.holding(copy.tensors[0]).template}", ""))
     return Description(
-        table.name,
-        chosen.name,
-        chosen.family,
-        first.name,
-        {axis: e.text for axis, e in table.axes.items()},
-        rows,
+        table=table.name,
+        layout=chosen.name,
+        family=chosen.family,
+        against=first.name,
+        axes={axis: expression.text for axis, expression in table.axes.items()},
+        rows=[
+            Row(pattern.template, pattern.axes_text, list(pattern.tensors), operation, cut)
+            for pattern, operation, cut in rows
+        ],
     )
 
 
@@ -172,26 +153,14 @@ def check_table(options: MappingCheck) -> Checked:
 def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
     """Stored tensors and parameters of a model in a layout. Raises `ConfigError` where the config
     doesn't give a length."""
-    sizes = AxisSizes()
-    sizes.learn_config(table, config, where)
-    lengths = sizes.lengths | {
-        axis: expression.evaluate(config, where) or 0
-        for axis, expression in table.axes.items()
-        if expression.may_be_none
-    }
+    lengths = lengths_of(table, config, where)
     if unknown := [axis for axis in table.axes if axis not in lengths]:
         raise UsageError(
             f"{where}: doesn't give the length of axis {unknown[0]} "
             f"({table.axes[unknown[0]].text})."
         )
     tensors = parameters = 0
-    for pattern in layout.patterns:
-        if any(
-            table.optional[tensor].holds(config)
-            for tensor in pattern.tensors
-            if tensor in table.optional
-        ):
-            continue
+    for pattern in table.present(layout, config):
         number = sum(1 for _ in name_pieces(pattern, lengths))
         tensors += number
         parameters += number * math.prod(pattern.shape(lambda _, axis: lengths[axis]))
@@ -215,15 +184,14 @@ def _operation(pattern: Pattern, first: Layout) -> str:
         split = [axis for axis in pattern.name_axes if axis in origin.factors(tensor)]
         before = [axis for axis in origin.factors(tensor) if axis not in split]
         after = [axis for axis in pattern.factors(tensor) if axis not in moved]
-        steps += [f"stack {' '.join(moved)}"] * bool(moved) + [f"unstack {' '.join(split)}"] * bool(
-            split
-        )
-        steps += ["transpose"] * (before != after)
-    if len(pattern.tensors) > 1 and not (
-        len(origins) == 1
-        and origins[0].tensors == pattern.tensors
-        and origins[0].axes == pattern.axes
-    ):
+        if moved:
+            steps.append(f"stack {' '.join(moved)}")
+        if split:
+            steps.append(f"unstack {' '.join(split)}")
+        if before != after:
+            steps.append("transpose")
+    alike = [(one.tensors, one.axes) for one in origins] == [(pattern.tensors, pattern.axes)]
+    if len(pattern.tensors) > 1 and not alike:
         steps.append("concatenate")
     if len(pattern.tensors) == 1 and len(origins[0].tensors) > 1:
         steps.append("split")
