@@ -9,7 +9,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.adapters import peft
-from ckptforge.adapters.adapter import Adapter, adapter_tables, read_adapter, read_kept
+from ckptforge.adapters.adapter import Adapter, read_adapter, read_kept
+from ckptforge.adapters.adapter_layout import adapter_tables
 from ckptforge.adapters.converting import Converted, convert_adapter
 from ckptforge.adapters.target import PeftTarget, holds
 from ckptforge.checkpoints.card import HuggingFaceSide
@@ -123,7 +124,10 @@ def _no_strategy(_: Any) -> Any:
 def _convert(model: Model, choices: AdapterChoices) -> _Found:
     said, kept = choices.of_input, read_kept(model)
     config, where = ({}, CONFIG) if said.config is None else read_model_config(said.config)
-    candidates = adapter_tables(candidate_tables(said.mapping), model, kept, config, said.model)
+    tables, named = candidate_tables(said.mapping), said.model
+    candidates = adapter_tables(
+        tables, model.path, model.values, config.get("model_type"), named, kept.model
+    )
     found: list[_Found] = []
     errors: list[CkptforgeError] = []
     for table in candidates:

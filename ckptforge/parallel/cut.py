@@ -12,8 +12,8 @@ import msgspec
 
 from ckptforge.checkpoints.manifest import Manifest
 from ckptforge.errors import FormatError, shown
-from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_STAGES, DeviceLayout
-from ckptforge.parallel.strategy_files import Stage, Strategy, make_strategy
+from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_STAGES, DeviceLayout, Stage
+from ckptforge.parallel.strategy_files import Strategy, make_strategy
 from ckptforge.tables.axes import skeleton_of
 
 _MAX_ROWS = 1 << 17  # kinds of tensors, and tensors that aren't cut as others of their kind
@@ -25,6 +25,16 @@ class LayoutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_matrix: tuple[int, ...]
     tensor_map: tuple[tuple[int, ...], ...]
     optimizer_shards: int = 0
+
+    @classmethod
+    def of(cls, layout: DeviceLayout) -> LayoutRow:
+        """A layout, without the shape."""
+        return cls(layout.device_matrix, layout.tensor_map, layout.optimizer_shards)
+
+    @property
+    def layout(self) -> DeviceLayout:
+        """The layout."""
+        return DeviceLayout(self.device_matrix, self.tensor_map, self.optimizer_shards)
 
 
 class CutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,10 +74,7 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                         f"{path}: doesn't say how {shown(name)} is cut in stage {stage}."
                     )
                 if found.layout is not None:
-                    layout = found.layout
-                    stages[stage][name] = DeviceLayout(
-                        layout.device_matrix, layout.tensor_map, layout.optimizer_shards
-                    )
+                    stages[stage][name] = found.layout.layout
         return make_strategy(path, stages, computed=True)
 
     def _by(self, what: str) -> dict[tuple[int, str], CutRow]:
@@ -75,9 +82,8 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for row in self.rows:
             keys = row.names if what == "names" else () if row.kind is None else (row.kind,)
             for first, last in row.stages:
-                found.update(
-                    {(stage, key): row for stage in range(first, last + 1) for key in keys}
-                )
+                for stage in range(first, last + 1):
+                    found.update({(stage, key): row for key in keys})
         return found
 
 
@@ -87,11 +93,7 @@ def cut_of(strategy: Strategy, held: Sequence[Iterable[str]]) -> Cut:
     for stage, names in enumerate(held):
         for name in names:
             layout = strategy.stages[stage].get(name)
-            row = (
-                None
-                if layout is None
-                else LayoutRow(layout.device_matrix, layout.tensor_map, layout.optimizer_shards)
-            )
+            row = None if layout is None else LayoutRow.of(layout)
             by_kind.setdefault((stage, skeleton_of(name)[0]), {})[name] = row
     stages: dict[tuple[LayoutRow | None, str | None, tuple[str, ...]], list[int]] = {}
     for (stage, kind), layouts in by_kind.items():
@@ -150,11 +152,8 @@ def read_cut(content: Mapping[str, Any]) -> Cut:
     if not isinstance(rows, list) or len(rows) > _MAX_ROWS:
         raise ValueError(f"cut.rows is {shown(rows)}")
     cut = msgspec.convert(content, Cut)  # msgspec's ValidationError is a ValueError
-    if not (
-        1 <= cut.stages <= MAX_STAGES
-        and 1 <= cut.devices <= MAX_DEVICES
-        and cut.ranks <= MAX_DEVICES
-    ):
+    few = 1 <= cut.stages <= MAX_STAGES and 1 <= cut.devices <= MAX_DEVICES
+    if not few or cut.ranks > MAX_DEVICES:
         raise ValueError(f"cut has {shown(cut.stages)} stages of {shown(cut.devices)} devices")
     spans = 0
     for row in cut.rows:
@@ -166,9 +165,7 @@ def read_cut(content: Mapping[str, Any]) -> Cut:
         if spans > _MAX_ROWS * 8:
             raise ValueError("cut says more than there can be")
         if row.layout is not None:
-            layout = DeviceLayout(
-                row.layout.device_matrix, row.layout.tensor_map, row.layout.optimizer_shards
-            )
+            layout = row.layout.layout
             if problem := layout.problem():
                 raise ValueError(f"a row of cut: {problem}")
             if layout.devices != cut.devices:

@@ -113,6 +113,9 @@ class DeviceLayout(msgspec.Struct, frozen=True):
         return _box(self, full, device)
 
 
+Stage = dict[str, DeviceLayout]  # parameter → layout
+
+
 @lru_cache(maxsize=1 << 14)
 def _box(layout: DeviceLayout, full: tuple[int, ...], device: int) -> Box:
     """Kept, as the tensors of many layers are cut alike."""

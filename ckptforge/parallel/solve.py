@@ -13,8 +13,10 @@ from msgspec.structs import replace
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, counted, listing, shown
-from ckptforge.parallel.compute import CutTensor, Cutter, compute_strategy, learn_heads
+from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config import ParallelConfig
+from ckptforge.parallel.cutter import CutTensor, Cutter
+from ckptforge.parallel.heads import learn_heads
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Concat, Pattern
@@ -87,11 +89,10 @@ def _solve(
         )
     cutter = Cutter.of(config, table, layout, sizes)
     learn_heads(sizes, config, table)
-    for axis in {
-        cut.axis for row in cutter.rows.values() for cut in row.cuts if cut.dimension == "ep"
-    }:
-        if config.counts.experts is not None and sizes.get(axis) is None:
-            sizes.learn(axis, config.counts.experts, f"expert_num of {config.path}")
+    experts = config.counts.experts
+    for axis in cutter.axes_of("ep") if experts is not None else ():
+        if sizes.get(axis) is None:
+            sizes.learn(axis, experts, f"expert_num of {config.path}")
     shapes = _Search(cutter.sharing(table, found), _one_of_each(found, weights)).solve()
     wholes = [
         Whole(name, weights[name].dtype, shapes[pattern])
@@ -105,10 +106,8 @@ def _solve(
     for whole in wholes:
         stage = strategy.first_stage(whole.name)
         assert stage is not None
-        made, part = (
-            strategy.stages[stage][whole.name].shape_of_parts(whole.shape),
-            weights[whole.name].shape,
-        )
+        made = strategy.stages[stage][whole.name].shape_of_parts(whole.shape)
+        part = weights[whole.name].shape
         if made != part:
             raise ConfigError(
                 f"{config.path}: cuts {shown(whole.name)} {list(whole.shape)} into parts of "
@@ -163,12 +162,7 @@ class _Search:
         config = self.cutter.config
         cuts = self.cutter.cuts(pattern)
         for axis, cut in cuts.items():
-            inner = (
-                cut.optional
-                and config.degrees.of(cut.dimension) > 1
-                and pattern.axes[axis] != (cut.axis,)
-            )
-            if inner and self.cutter.sizes.get(cut.axis) is None:
+            if self.cutter.hides(pattern, axis, cut):
                 raise ConfigError(
                     f"{config.path}: whether {part.name} is cut depends on {cut.axis}, which the "
                     f"parts don't show; give the model's config.json with {option('config')}, or "
@@ -186,9 +180,8 @@ class _Search:
                 if axis >= len(shape):
                     return
                 shape[axis] *= config.degrees.of(dimension)
-            replicas = config.degrees.devices // math.prod(
-                config.degrees.of(dimension) for _, dimension in used
-            )
+            cut_into = math.prod(config.degrees.of(dimension) for _, dimension in used)
+            replicas = config.degrees.devices // cut_into
             for parts in dict.fromkeys((1, replicas, config.optimizer.shards)):
                 full = (shape[0] * parts, *shape[1:]) if shape and parts > 0 else tuple(shape)
                 if full not in seen and self._gives(pattern, part, full, self.cutter.sizes):
@@ -199,10 +192,9 @@ class _Search:
         """Whether a tensor of this shape is cut into this part."""
         if len(full) != len(pattern.shape_axes):
             return False
+        cutter = replace(self.cutter, sizes=sizes)
         try:
-            layout = replace(self.cutter, sizes=sizes).layout_of(
-                pattern, Whole(part.name, part.dtype, full)
-            )
+            layout = cutter.layout_of(pattern, Whole(part.name, part.dtype, full))
         except ConfigError:
             return False
         return layout.shape_of_parts(full) == part.shape
@@ -217,17 +209,15 @@ class _Search:
         while progress and left:
             progress = False
             for pattern, possible in list(left.items()):
-                fitting = [
-                    shape for shape in possible if self._fits(known, pattern, shape) is not None
-                ]
+                learnt = {shape: self._fits(known, pattern, shape) for shape in possible}
+                fitting = {shape: found for shape, found in learnt.items() if found is not None}
                 if not fitting:
                     raise self._no_shape(pattern)
-                left[pattern] = fitting
+                left[pattern] = list(fitting)
                 if len(fitting) == 1:
-                    learnt = self._fits(known, pattern, fitting[0])
-                    assert learnt is not None
-                    known.sizes, known.products = learnt.sizes, learnt.products
-                    shapes[pattern] = left.pop(pattern)[0]
+                    ((shapes[pattern], found),) = fitting.items()
+                    known.sizes, known.products = found.sizes, found.products
+                    del left[pattern]
                     progress = True
         return left
 
@@ -241,10 +231,9 @@ class _Search:
             return None
         for axis, length in zip(pattern.shape_axes, shape, strict=True):
             factors = [item for item in axis if not isinstance(item, Concat)]
-            if (
-                len(factors) == len(axis)
-                and products.setdefault(tuple(sorted(factors)), length) != length
-            ):
+            if len(factors) < len(axis):
+                continue
+            if products.setdefault(tuple(sorted(factors)), length) != length:
                 return None
         return _Known(sizes, products) if self._gives(pattern, part, shape, sizes) else None
 
@@ -270,13 +259,15 @@ class _Search:
 
     def _no_shape(self, pattern: Pattern) -> ConfigError:
         part, config = self.parts[pattern], self.cutter.config
+        degrees = (
+            f"data_parallel {config.degrees.data}, model_parallel {config.degrees.model}, "
+            f"expert_parallel {config.degrees.expert}"
+        )
+        optimizer = " and optimizer parallelism" if config.optimizer.enabled else ""
         return ConfigError(
             f"{config.path}: no shape of {shown(part.name)} is cut into parts of "
-            f"{list(part.shape)} by data_parallel {config.degrees.data}, "
-            f"model_parallel {config.degrees.model}, expert_parallel {config.degrees.expert}"
-            f"{' and optimizer parallelism' if config.optimizer.enabled else ''}; it isn't the "
-            "configuration of these ranks, or their model isn't "
-            "of this layout."
+            f"{list(part.shape)} by {degrees}{optimizer}; it isn't the configuration of these "
+            "ranks, or their model isn't of this layout."
         )
 
     def _undecided(

@@ -104,20 +104,15 @@ class RankTarget(msgspec.Struct, frozen=True):
                 if self.strategy.first_stage(spec.name) is None:
                     found.append((spec, None))
                 continue
-            if layout.shape_of_parts(spec.shape) is None or layout.full_shape not in (
-                None,
-                spec.shape,
-            ):
+            whole = layout.full_shape
+            if layout.shape_of_parts(spec.shape) is None or whole not in (None, spec.shape):
+                parts = layout.optimizer_parts
+                optimizer = f" and {parts} optimizer shards" if parts > 1 else ""
                 raise PlanError(
                     f"tensor {shown(spec.name)} has shape {list(spec.shape)}, but "
                     f"{self.strategy.path} cuts it by device matrix {list(layout.device_matrix)}, "
-                    f"tensor map {[list(axes) or -1 for axes in layout.tensor_map]}"
-                    + (
-                        f" and {layout.optimizer_parts} optimizer shards"
-                        if layout.optimizer_parts > 1
-                        else ""
-                    )
-                    + (f" from shape {list(layout.full_shape)}" if layout.full_shape else "")
+                    f"tensor map {[list(axes) or -1 for axes in layout.tensor_map]}{optimizer}"
+                    + (f" from shape {list(whole)}" if whole else "")
                     + "; it isn't a strategy for this model."
                 )
             found.append((spec, layout))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptforge.errors import brief, counted
 from ckptforge.run.budget import Budget
-from ckptforge.run.match import Difference, differing
+from ckptforge.examine.differences import Difference, differing
 from ckptforge.run.pool import Progress
 from ckptforge.values import Value
 from ckptforge.verbs.explain import pairs_of

@@ -114,12 +114,13 @@ def _bound(path: Path, model: Model, choices: Choices) -> Inspection:
 
 def _adapter(path: Path, model: Model, choices: Choices) -> Inspection:
     """An adapter alone: every model and layout that has its names."""
-    from ckptforge.adapters.adapter import adapter_tables, describe_adapter, read_kept
+    from ckptforge.adapters.adapter import describe_adapter, read_kept
+    from ckptforge.adapters.adapter_layout import adapter_tables
 
     try:
         kept = read_kept(model)
         tables = candidate_tables(choices.mapping)
-        candidates = adapter_tables(tables, model, kept, {}, choices.model)
+        candidates = adapter_tables(tables, path, model.values, None, choices.model, kept.model)
     except (ModelUnknownError, FormatError) as error:
         return _describe(path, model, None, str(error))
     found: list[Adapter] = []

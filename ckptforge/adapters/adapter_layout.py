@@ -1,0 +1,132 @@
+"""Which model and which layout the factors of an adapter are of, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptforge.errors import ConfigError, LayoutError, ModelUnknownError, UsageError, nearest, shown
+from ckptforge.spelling import command, option
+from ckptforge.tables.lora import is_lora
+from ckptforge.tables.names import Names, recognise_names, without_offsets
+from ckptforge.tables.state import is_state
+from ckptforge.tables.table import Layout, Table
+
+
+class FactorNames(NamedTuple):
+    """Names of factors as those of a layout, and those that it doesn't know."""
+
+    layout: Layout
+    found: Names
+    unknown: list[str]
+
+
+def factor_names(names: Iterable[str]) -> list[str]:
+    """Those of the names that are of an adapter's factors."""
+    return [name for name in names if is_lora(name) and not is_state(name)]
+
+
+def _patterns(table: Table, layout: str) -> Layout:
+    """A layout of the factors alone."""
+    weights = table.lora.weights[layout]
+    patterns = tuple(pattern for weight in weights for pattern in (weight.a, weight.b))
+    return Layout(name=layout, family=table.layouts[layout].family, patterns=patterns)
+
+
+def recognise_factors(
+    path: Path,
+    table: Table,
+    names: Sequence[str],
+    lengths: Mapping[str, int],
+    family: str,
+    named: str | None,
+    preferred: Sequence[str | None],
+) -> FactorNames:
+    """The layout whose names most factors have: the one that is `named`; of several that fit, one
+    that is `preferred`, first that of a manifest, then that of the model which they are merged
+    into. Raises `LayoutError`, and `ConfigError` for an axis that must be known."""
+    best: dict[str, FactorNames] = {}
+    for name, weights in table.lora.weights.items():
+        if table.layouts[name].family != family or not weights:
+            continue
+        numbered, unknown = recognise_names(_patterns(table, name), dict.fromkeys(names), lengths)
+        offsets = {offset for pattern in numbered for offset in pattern.offsets.values()}
+        if lost := offsets - set(lengths):
+            raise ConfigError(
+                f"{path}: to read the adapter {table.axes[min(lost)].text} must be known; give the "
+                f"model's config.json with {option('config')}."
+            )
+        found = without_offsets(numbered, lengths)
+        best[name] = FactorNames(table.layouts[name], found, unknown)
+    if named is not None:
+        table.layout(named)
+        if named not in best or len(best[named].unknown) == len(names):
+            first = shown(names[0])
+            raise LayoutError(
+                f"{path}: the adapter isn't of layout {named}; its first tensor is {first}."
+            )
+        return best[named]
+    fewest = min((len(one.unknown) for one in best.values()), default=len(names))
+    if fewest == len(names):
+        raise LayoutError(
+            f"{path}: the adapter's tensors fit no layout of {table.name} "
+            f"({', '.join(best) or 'its table has no [lora]'}), the first is {shown(names[0])}."
+        )
+    fitting = {name: one for name, one in best.items() if len(one.unknown) == fewest}
+    for choice in preferred:
+        if choice in fitting:
+            return fitting[choice]
+    chosen = [one for one in fitting.values() if not one.layout.by_name_only]
+    chosen = chosen or list(fitting.values())
+    if len({tuple(sorted((p.template, p.axes_text) for p in one.found)) for one in chosen}) > 1:
+        advice = f"Name the right one with {option('layout')}."
+        if preferred[-1] is not None:
+            way = command("to_torch", path, "DIR", layout="LAYOUT")
+            advice = f"Convert it first, with {way}."
+        raise LayoutError(
+            f"{path}: the adapter's tensors fit layouts "
+            f"{' and '.join(one.layout.name for one in chosen)} alike, which order the rows of a "
+            f"weight in different ways. {advice}"
+        )
+    return chosen[0]
+
+
+def adapter_tables(
+    tables: Sequence[Table],
+    path: Path,
+    names: Iterable[str],
+    model_type: object,
+    named: str | None,
+    recorded: str | None,
+) -> list[Table]:
+    """The tables that may be those of the model of an adapter with tensors of these names: the one
+    `named`, else those of config.json's model_type or `recorded` in a manifest, else all that know
+    its names. Raises `UsageError` and `ModelUnknownError`."""
+    by_name = {table.name: table for table in tables}
+    named = named or (recorded if recorded in by_name else None)
+    if named is not None:
+        if named not in by_name:
+            known = ", ".join(by_name)
+            raise UsageError(
+                f"model {named!r} is unknown; tables: {known}.{nearest(named, by_name)}"
+            )
+        return [by_name[named]]
+    found = [table for table in tables if model_type in table.model_types]
+    found = found or [table for table in tables if table.lora.weights]
+    if not found:
+        raise ModelUnknownError(
+            f"{path}: no mapping table has a [lora] section; name one with {option('mapping')}."
+        )
+    factors = dict.fromkeys(factor_names(names))
+    unknown = {
+        table.name: min(
+            (
+                len(recognise_names(_patterns(table, layout), factors)[1])
+                for layout in table.lora.weights
+            ),
+            default=len(factors),
+        )
+        for table in found
+    }
+    return [table for table in found if unknown[table.name] == min(unknown.values())]

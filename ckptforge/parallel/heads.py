@@ -1,0 +1,71 @@
+"""The numbers of heads that a parallel configuration says, and those of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ckptforge.errors import ConfigError, LayoutError
+from ckptforge.parallel.config import ParallelConfig
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.table import Table
+
+# of config.json, as tables name their axes by them
+_HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"
+Learnt = tuple[
+    Pattern, str, tuple[int, ...]
+]  # a pattern, the name of one of its tensors, its shape
+
+
+def check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
+    """Compares the numbers of heads that the file says with the model's, as far as they are
+    known. Raises `ConfigError`."""
+    own, own_kv = config.counts.heads, config.counts.kv_heads
+    if own is not None and own_kv is not None and own % own_kv:
+        raise ConfigError(
+            f"{config.path}: num_heads {own} isn't a multiple of n_kv_heads {own_kv}."
+        )
+    axes = {expression.choices[0]: axis for axis, expression in table.axes.items()}
+    lengths = {text: sizes.get(axis) for text, axis in axes.items()}
+    kv_heads, groups = lengths.get(_KV_HEADS), lengths.get(f"{_HEADS} / {_KV_HEADS}")
+    heads = lengths.get(_HEADS) or (kv_heads * groups if kv_heads and groups else None)
+    for key, said, what, there in (
+        ("num_heads", own, _HEADS, heads),
+        ("n_kv_heads", own_kv, _KV_HEADS, kv_heads),
+    ):
+        if said is not None and there is not None and said != there:
+            raise ConfigError(
+                f"{config.path}: {key} is {said}, but the model has {there} ({what})."
+            )
+
+
+def learn_heads(sizes: AxisSizes, config: ParallelConfig, table: Table) -> bool:
+    """Adds what the numbers of heads that the file says tell of axes that aren't known. Whether
+    there were any."""
+    pairs = {_HEADS: config.counts.heads, _KV_HEADS: config.counts.kv_heads}
+    said = {key: count for key, count in pairs.items() if count is not None}
+    needs_kv = any(_KV_HEADS in expression.text for expression in table.axes.values())
+    if not said or (needs_kv and _KV_HEADS not in said):
+        return False
+    learnt = False
+    for axis, expression in table.axes.items():
+        length = expression.evaluate(said, str(config.path)) if sizes.get(axis) is None else None
+        if length is not None:
+            sizes.learn(axis, length, f"num_heads and n_kv_heads of {config.path}")
+            learnt = True
+    return learnt
+
+
+def check_shapes(
+    config: ParallelConfig, table: Table, sizes: AxisSizes, shapes: Sequence[Learnt]
+) -> None:
+    """Where the model's heads aren't known, those that the file says must at least fit the shapes.
+    Raises `ConfigError`."""
+    trial = sizes.copy()
+    try:
+        if learn_heads(trial, config, table):
+            trial.learn_shapes(shapes)
+    except LayoutError as error:
+        raise ConfigError(
+            f"{config.path}: its num_heads or n_kv_heads aren't the model's: {error}"
+        ) from error
