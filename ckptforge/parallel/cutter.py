@@ -94,7 +94,8 @@ class Cutter(msgspec.Struct, frozen=True):
         path, shape = self.config.path, list(tensor.shape)
         for i, cut in sorted(self.cuts(pattern).items()):
             degree, known = self.config.degrees.of(cut.dimension), self.sizes.get(cut.axis)
-            by, length = f"{_TERMS[cut.dimension]} {degree}", known or shape[i]
+            length = shape[i] if known is None else known
+            by = f"{_TERMS[cut.dimension]} {degree}"
             if self.hides(pattern, i, cut) and not length % degree:
                 raise ConfigError(
                     f"{path}: whether {by} cuts {tensor.name} depends on {cut.axis}, which its "

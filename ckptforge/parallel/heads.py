@@ -12,9 +12,8 @@ from ckptforge.tables.table import Table
 
 # of config.json, as tables name their axes by them
 _HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"
-Learnt = tuple[
-    Pattern, str, tuple[int, ...]
-]  # a pattern, the name of one of its tensors, its shape
+# a pattern, the name of one of its tensors, its shape
+Learnt = tuple[Pattern, str, tuple[int, ...]]
 
 
 def check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:

@@ -89,9 +89,8 @@ def _solve(
         )
     cutter = Cutter.of(config, table, layout, sizes)
     learn_heads(sizes, config, table)
-    experts = config.counts.experts
-    for axis in cutter.axes_of("ep") if experts is not None else ():
-        if sizes.get(axis) is None:
+    for axis in cutter.axes_of("ep"):
+        if (experts := config.counts.experts) is not None and sizes.get(axis) is None:
             sizes.learn(axis, experts, f"expert_num of {config.path}")
     shapes = _Search(cutter.sharing(table, found), _one_of_each(found, weights)).solve()
     wholes = [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import FormatError, shown
+from ckptforge.foreign.json import parse_object
 from ckptforge.parallel.device_layout import DeviceLayout, Stage
 from ckptforge.parallel.strategy_fields import (
     MAX_PARAMETERS,
@@ -14,7 +15,6 @@ from ckptforge.parallel.strategy_fields import (
     optimizer_fields,
     refuse_manual_split,
 )
-from ckptforge.foreign.json import parse_object
 
 
 def read_file(path: Path, content: bytes) -> tuple[int, Stage]:

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from ckptforge.dtypes import DType, holds, parse_target
 from ckptforge.errors import LayoutError, counted
 from ckptforge.model import Model
-from ckptforge.run.budget import Budget
 from ckptforge.surgery.average import Weighted, check_method, mixes
 from ckptforge.surgery.average import average as average_of
 from ckptforge.surgery.dare import dare
@@ -21,10 +20,10 @@ from ckptforge.surgery.sums import Mix, linear
 from ckptforge.surgery.weights import roles_of
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
-from ckptforge.targets.huggingface import parse_size
 from ckptforge.values import Term
 from ckptforge.verbs import opened
 from ckptforge.verbs.average_settings import Named, Settings, settings_of
+from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.opened import OpenedModel
 from ckptforge.verbs.options import Average, Save
@@ -136,9 +135,8 @@ def _combining(
         return linear
     from ckptforge.examine.angles import products
 
-    memory = None if options.memory is None else parse_size(options.memory, "memory")
     pairs = {name: (mix.values[0], mix.values[1]) for name, mix in found.items()}
-    angles = products(pairs, Budget.of(options.workers, memory))
+    angles = products(pairs, budget_of(options))
     return lambda mix: slerp(mix, angles[mix.name])
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ckptforge.errors import brief, counted
-from ckptforge.run.budget import Budget
 from ckptforge.examine.differences import Difference, differing
+from ckptforge.run.budget import Budget
 from ckptforge.run.pool import Progress
 from ckptforge.values import Value
 from ckptforge.verbs.explain import pairs_of

@@ -13,7 +13,7 @@ from ckptforge.reading.source import Choices, Source, known_of
 from ckptforge.reading.tied import tied
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.single import FileTarget
-from ckptforge.targets.target import Target, plan_for
+from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options.opening import Save
 from ckptforge.verbs.ranks import compute_strategy
@@ -31,19 +31,13 @@ def saving_job(
     choices. A directory is one of Hugging Face for a model in such a layout, else one of
     MindSpore. Raises what targets and planning raise."""
     source = read if isinstance(read, Source) else None
-    layout = None if source is None else source.binding.layout
-    about = {
-        "model": None if source is None else source.table.name,
-        "from": None if layout is None else layout.name,
-        "to": None if layout is None else layout.name,
-        "source_format": model.format,
-        "source_tensors": len(model.values),
-        "dtype": "keep",
-        **(facts or {}),
-    }
+    table = None if source is None else source.table.name
+    name = None if source is None else source.binding.layout.name
+    about = {**facts_of(model, table, name, name, None), **(facts or {})}
     plan = plan_for(verb, model, _target(model, read, options), about)
-    if source is None or layout is None:
+    if source is None:
         return Job(plan)
+    layout = source.binding.layout
     kept = source.hugging_face if layout.family == "mindspore" else None
     return Job(plan, source.table, layout, kept, tied=tied(source))
 
@@ -58,22 +52,14 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
     if hub and not cut and single is not None:
         return FileTarget(options.out, single, {"format": "pt"})
     if hub and not cut:
-        size = options.max_shard_size
         side = read.hugging_face if isinstance(read, Source) else known_of(model, read).side
         return HuggingFaceTarget(
             output=options.out,
             layout="" if source is None else source.binding.layout.name,
             side=side,
-            max_shard_size=None if size is None else parse_size(size, "max_shard_size"),
+            max_shard_size=parse_size(options.max_shard_size, "max_shard_size"),
             allow_no_config=options.allow_no_config,
         )
-    spread = Spread(
-        options.out,
-        options.format,
-        options.prefix,
-        options.strategy_dir,
-        options.parallel_config,
-    )
 
     def compute(config: Any) -> Any:
         if source is None:
@@ -83,4 +69,4 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
             )
         return compute_strategy(config, source, source.binding.layout, specs_of(model.values))
 
-    return spread.place(compute)
+    return Spread.of(options, options.out).place(compute)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptforge.errors import brief, counted
 from ckptforge.reading.source import Source
-from ckptforge.targets.huggingface import parse_size
+from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.looked import opened_as
 from ckptforge.verbs.options import Stats
 from ckptforge.verbs.public import verb
@@ -98,14 +98,12 @@ def stats(options: Stats) -> Statistics:
     reading.
     """
     from ckptforge.examine.statistics import moments, together
-    from ckptforge.run.budget import Budget
 
-    memory = None if options.memory is None else parse_size(options.memory, "memory")
     if options.html is not None:
         refuse_page(options.html, options.overwrite)
     opened = opened_as(options)
     values = opened.as_model.values
-    found = moments(values, Budget.of(options.workers, memory), options.progress)
+    found = moments(values, budget_of(options), options.progress)
     kinds = _kinds(opened.source) if opened.source is not None else {}
     by_kind: dict[str, list[Moments]] = {}
     tensors = {}
