@@ -1,2 +1,1 @@
-"""LoRA adapters: reading them, adding them to a checkpoint where it is read, and converting them
-between layouts."""
+"""LoRA adapters: read, added to a checkpoint where it is read, converted between layouts."""

@@ -1,5 +1,4 @@
-"""Adapters as they are stored: which factors there are, and what their products are multiplied
-with."""
+"""Adapters as they are stored: which factors there are, and the scale of their products."""
 
 from __future__ import annotations
 
@@ -159,8 +158,7 @@ def read_adapter(
 
 
 def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tuple[str, ...]]:
-    """(what is known, with the lora_alpha that a user gives, which overrides that of
-    adapter_config.json, a note with both)."""
+    """(what is known, with the lora_alpha that a user gives in its place; a note with both)."""
     if kept.config is None and alpha is None:
         raise UsageError(
             f"{path}: the adapter's lora_alpha isn't recorded there; give the one it was trained "
@@ -183,8 +181,7 @@ def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tupl
 def _whole(
     layout: Layout, others: Mapping[str, Value], lengths: Mapping[str, int]
 ) -> tuple[dict[str, Value], list[str]]:
-    """(the weights that are stored whole, by their names in the model, the tensors that are
-    none)."""
+    """(the weights stored whole, by their names in the model; the tensors that are none)."""
     names = {whole_weight(name): name for name in others}
     _, unknown = recognise_names(layout, dict.fromkeys(names), lengths)
     whole = {name: others[stored] for name, stored in names.items() if name not in set(unknown)}

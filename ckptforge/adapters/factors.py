@@ -45,8 +45,7 @@ class Factors(msgspec.Struct, frozen=True):
         return self.b.shape[1 if self.turned else 0]
 
     def rows_as(self, rows: Pattern) -> bool:
-        """Whether a weight of another layout, whose rows these are, has the same ones in the same
-        order."""
+        """Whether a weight whose rows these are has the same ones in the same order."""
         return self.weight.rows.axes == rows.axes
 
 
@@ -73,8 +72,7 @@ def row_count(rows: Pattern, lengths: Lengths) -> int:
 
 
 def row_transfer(tensor: str, one: Factors, rows: Pattern, lengths: Lengths) -> Transfer:
-    """Rows of B → rows of a weight in another layout, for the part of a logical tensor; for all
-    where both order them alike."""
+    """Rows of B → rows of another layout's weight, for the part of a logical tensor, or all."""
     if one.rows_as(rows):
         return Transfer((one.height,), 0, (1,), 0, (1,))
     axes = one.weight.rows.factors(tensor)

@@ -23,8 +23,7 @@ class Scales(msgspec.Struct, frozen=True):
     alpha: float | None
 
     def of(self, path: Path, layout: Layout, module: str, low: Value) -> float:
-        """The scale of a module; `low` is the factor whose rows are the rank. Raises
-        `FormatError`."""
+        """The scale of a module; the rows of `low` are the rank. Raises `FormatError`."""
         rank, config = low.shape[0], self.config
         if config is None:
             assert self.alpha is not None

@@ -79,8 +79,7 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 
 
 class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
-    """What adapter_config.json says of an adapter's size and scale; `where` names it in
-    messages."""
+    """What adapter_config.json says of an adapter; `where` names it in messages."""
 
     where: str
     content: Mapping[str, Any]
@@ -103,8 +102,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def saved_modules(self) -> list[str]:
-        """The modules whose weights the adapter holds whole, by the ends of their names. Raises
-        `FormatError`."""
+        """The modules held whole, by the ends of their names. Raises `FormatError`."""
         found = self.content.get("modules_to_save") or []
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
             raise FormatError(
@@ -186,8 +184,7 @@ def read_weights(directory: Path) -> FileIndex:
 
 
 def parse_config(content: bytes, where: str) -> AdapterConfig:
-    """adapter_config.json. Raises `FormatError` for an adapter that is more than B·A added to
-    weights."""
+    """Raises `FormatError` for an adapter that is more than B·A added to weights."""
     found = parse_object(content, where)
     if found.get("peft_type") != "LORA":
         raise FormatError(
@@ -207,8 +204,7 @@ def parse_config(content: bytes, where: str) -> AdapterConfig:
 
 
 def read_config(directory: Path) -> tuple[bytes, AdapterConfig]:
-    """A directory's adapter_config.json, as it is and parsed. Raises `InputNotFoundError` and
-    `FormatError`."""
+    """A directory's adapter_config.json, as it is and parsed. Raises `FormatError`."""
     path = directory / CONFIG
     is_there(path)
     content = read_small(path, _MAX_CONFIG)
@@ -223,8 +219,7 @@ def ends(modules: Sequence[str]) -> list[str]:
 def config_json(
     modules: Sequence[str], rank: int, alpha: float, like: AdapterConfig | None
 ) -> bytes:
-    """An adapter_config.json of one rank and scale, for `modules` unless they are those of `like`,
-    as is all else that it says."""
+    """An adapter_config.json of one rank and scale, for `modules`; the rest as in `like`."""
     fixed: dict[str, Any] = {
         "peft_type": "LORA",
         "r": rank,

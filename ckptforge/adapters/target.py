@@ -19,8 +19,7 @@ from ckptforge.targets.target import LaidOut
 
 
 def holds(config: peft.AdapterConfig, rank: int, scale: float, modules: Sequence[str] = ()) -> bool:
-    """Whether a config says the rank and scale of every module, without patterns, and names the
-    modules."""
+    """Whether a config says the rank and scale of all modules, and names them."""
     targets = config.content.get("target_modules")
     if isinstance(targets, list) and not set(peft.ends(modules)) <= {
         str(name).rpartition(".")[2] for name in targets

@@ -57,8 +57,7 @@ def _alike(stored: Pattern, pattern: Pattern) -> bool:
 
 
 def refuse_tied(adapter: Adapter, source: Source) -> None:
-    """Raises `LayoutError` for an adapter that changes the embedding or the head of a model in
-    which these are one tensor."""
+    """Raises `LayoutError` for one that changes only one of a tied embedding and head."""
     table, binding = source.table, source.binding
     conditions = {
         tensor: condition for tensor, condition in table.optional.items() if condition.text == _TIED

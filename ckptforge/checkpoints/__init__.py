@@ -1,2 +1,1 @@
-"""What a user names, a file or a directory, as one set of tensors, and what goes along with a
-model."""
+"""What a user names, a file or a directory, as one set of tensors, and what goes along."""

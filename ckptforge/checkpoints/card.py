@@ -1,5 +1,4 @@
-"""What goes along with a model: the small files beside its weights, and how these are cut into
-files."""
+"""What goes along with a model: small files, and how its weights are cut into files."""
 
 from __future__ import annotations
 

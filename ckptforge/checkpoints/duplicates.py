@@ -1,5 +1,4 @@
-"""Tensors that several files of one directory hold: which copy is read, and which are passed
-over."""
+"""Tensors that several files of one directory hold: which copy is read."""
 
 from __future__ import annotations
 
@@ -103,8 +102,7 @@ def _refuse_unequal(files: Sequence[FileIndex], duplicates: Duplicates, index: P
 
 
 def same_bytes(a: Located, b: Located) -> bool:
-    """Whether two tensors of as many bytes hold the same, read piece by piece. Raises the errors of
-    reading."""
+    """Whether two tensors of as many bytes hold the same, read piece by piece."""
     buffers = [memoryview(bytearray(min(_PIECE, max(a.nbytes, 1)))) for _ in range(2)]
     for start in range(0, a.nbytes, _PIECE):
         length = min(_PIECE, a.nbytes - start)

@@ -45,8 +45,7 @@ def read_file(path: Path) -> FileIndex:
 
 
 def refuse_changed(file: FileIndex) -> None:
-    """Raises `FormatError` for a file that isn't what it was when its index was read, `ReadError`
-    for one that has vanished."""
+    """Raises `FormatError` for a file changed since it was indexed, `ReadError` for none."""
     try:
         found = store_of(file.path).status(file.path)
     except OSError as error:
@@ -61,8 +60,7 @@ def refuse_changed(file: FileIndex) -> None:
 
 
 def model_of(path: Path, files: Sequence[FileIndex], *notes: str, format: str = "") -> Model:
-    """The tensors of some files as one model; `path` is what a user named. Raises `FormatError` if
-    there are none."""
+    """Files as one model; `path` is what a user named. Raises `FormatError` for no tensors."""
     values = {name: value_of(stored) for file in files for name, stored in file.tensors.items()}
     if not values:
         raise FormatError(f"{path}: holds no tensors.")

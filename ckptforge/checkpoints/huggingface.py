@@ -69,8 +69,7 @@ def read_directory(directory: Path) -> list[FileIndex]:
 
 
 def shard_of(path: Path) -> str | None:
-    """In words, that a file is one of several of a model, by its name or by an index beside it;
-    None for one that is by itself."""
+    """In words, that a file is one of several of a model, by its name or an index; or None."""
     match = _SHARD_NAME.fullmatch(path.name)
     if match and int(match["count"]) > 1:
         return (

@@ -57,8 +57,7 @@ def check_step(step: int | None) -> None:
 
 
 def refuse_step(step: int | None, path: Path, what: str) -> None:
-    """Raises `InputNotFoundError` where a step is named of something, `what`, that holds only
-    one."""
+    """Raises `InputNotFoundError` where a step is named of something that holds only one."""
     check_step(step)
     if step is not None:
         raise InputNotFoundError(

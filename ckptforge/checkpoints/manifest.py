@@ -40,8 +40,7 @@ class Manifest(msgspec.Struct, frozen=True):
     cut: Mapping[str, Any] | None = None
 
     def describes(self, files: tuple[FileIndex, ...]) -> bool:
-        """Whether these files have the sizes that were written; a single one may have been renamed
-        with its manifest."""
+        """Whether these files have the sizes that were written; one may be renamed."""
         if (
             len(files) == 1
             and len(self.sizes) == 1
@@ -51,8 +50,7 @@ class Manifest(msgspec.Struct, frozen=True):
         return all(self.sizes.get(file.path.name) == file.size for file in files)
 
     def untouched(self, files: tuple[FileIndex, ...]) -> bool:
-        """Whether these files are the very ones that were written, by their times: what is in them
-        can be trusted."""
+        """Whether these files are the very ones that were written, by their times."""
         if len(files) == 1 and len(self.mtimes) == 1:
             return next(iter(self.mtimes.values())) == _mtime_ns(files[0].path)
         return all(self.mtimes.get(file.path.name) == _mtime_ns(file.path) for file in files)
@@ -183,8 +181,7 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
 
 
 def written_names(directory: Path) -> set[str]:
-    """The files in an output directory that its manifest says were written with it; none without a
-    manifest."""
+    """The files that the manifest of a directory says were written with it, if it has one."""
     path = directory / DIRECTORY_NAME
     if not is_there(path):
         return set()

@@ -1,5 +1,4 @@
-"""Directories of MindSpore checkpoints: one file, `rank_<r>/` with the files of its training steps,
-or unified safetensors."""
+"""Directories of MindSpore: one file, `rank_<r>/` with files of steps, unified safetensors."""
 
 from __future__ import annotations
 
@@ -190,8 +189,7 @@ class UnifiedSafetensors:
 
 
 class RankDirectories:
-    """The output of one device, in `rank_0/`; that of several is put together by who knows how
-    they are cut (`parallel/`)."""
+    """The output of one device, in `rank_0/`; `parallel/` puts that of several together."""
 
     def recognises(self, directory: Path) -> bool:
         return bool(rank_directories(directory))

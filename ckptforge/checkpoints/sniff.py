@@ -71,15 +71,13 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def identify(path: Path) -> Found | None:
-    """What a regular file is, by its first bytes; None for what isn't recognised. Raises
-    `InputNotFoundError` if it can't be opened."""
+    """What a file is, by its first bytes, if that is known. Raises `InputNotFoundError`."""
     head = head_of(path)
     return None if head is None else _identified(head)
 
 
 def head_of(path: Path) -> bytes | None:
-    """The first bytes of a regular file; None if reading fails. Raises `InputNotFoundError` if it
-    can't be opened."""
+    """The first bytes of a file; None if reading fails. Raises `InputNotFoundError`."""
     reader = open_file(path)
     try:
         buffer = bytearray(_HEAD)

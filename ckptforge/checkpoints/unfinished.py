@@ -1,5 +1,4 @@
-"""Outputs in the making: how the directory is named that holds one, and that nobody reads from
-it."""
+"""Outputs in the making: the name of their directory, from which nobody reads."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ from ckptforge.foreign.json import read_object
 
 
 def weight_map_of(index: Path, of: str = "tensor") -> dict[str, str]:
-    """Tensor → name of its file in the directory, as an index says; `of` is what it calls a tensor.
-    Raises `FormatError`."""
+    """Tensor → name of its file, as an index says. Raises `FormatError`."""
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) for name in weight_map.values()

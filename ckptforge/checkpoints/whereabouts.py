@@ -97,8 +97,7 @@ def _iterations(entries: Iterable[Path]) -> list[str]:
 
 
 def no_weights(directory: Path) -> InputNotFoundError:
-    """The error for a directory in which no file of a checkpoint lies, with what it is and what to
-    name instead."""
+    """The error for a directory without files of a checkpoint: what it is, what to name."""
     return InputNotFoundError(
         f"{directory}: no {alternatives(endings())} files in it.{explain_directory(directory)}"
     )
@@ -115,8 +114,7 @@ def holds_weights(directory: Path) -> bool:
 
 
 def explain_directory(directory: Path) -> str:
-    """What a directory is that holds no checkpoint itself: a sentence with a space before it, or
-    nothing."""
+    """A sentence, after a space, on a directory that holds no checkpoint itself; or nothing."""
     steps: Iterable[Callable[[Path], str | None]] = (_hub_cache, _run, _one_down, _other_weights)
     return next((f" {found}" for step in steps if (found := step(directory))), "")
 

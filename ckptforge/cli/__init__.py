@@ -8,8 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line. What a short process is better off without is set before anything
-    heavy is imported."""
+    """Runs the command line, with what must be set before anything heavy is imported."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its waiting threads spin
     gc.set_threshold(100_000, 50, 50)  # plans are many small objects, none of them in cycles
     try:

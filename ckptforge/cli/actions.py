@@ -1,5 +1,4 @@
-"""What the commands do: each calls the verb of its options and shows what comes back. What is heavy
-is imported when a command runs."""
+"""What the commands do. What is heavy is imported when a command runs."""
 
 from __future__ import annotations
 

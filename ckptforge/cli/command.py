@@ -113,8 +113,7 @@ def _exclusive(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
 def _without_harm(
     error: click.NoSuchOption, command: click.Command, ctx: click.Context
 ) -> click.NoSuchOption:
-    """The error with the nearest option, but never one that overwrites, allows or drops
-    something."""
+    """The error with the nearest option that neither overwrites, allows nor drops anything."""
     options = [
         name
         for param in command.get_params(ctx)

@@ -1,5 +1,4 @@
-"""What the shell completes: names of layouts, models and dtypes. Reads the mapping tables alone,
-and config.json."""
+"""What the shell completes: names of layouts, models and dtypes."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ _MAX_CONFIG = 1 << 20
 
 
 def completing(option: Option) -> Complete | None:
-    """What completes the value of an option; its default, where that is a word, is completed
-    too."""
+    """What completes the value of an option, also its default where that is a word."""
     if not option.completes:
         return None
     default = [CompletionItem(option.default)] if isinstance(option.default, str) else []
@@ -68,8 +66,7 @@ def _tables(ctx: click.Context) -> tuple[Table, ...]:
 
 
 def _model_type(word: str) -> object:
-    """The model_type of the config.json in a directory, if that is what a word of the command line
-    names."""
+    """The model_type of the config.json in a directory, if a word names one."""
     with (
         suppress(OSError, ValueError, AttributeError),
         open(os.path.join(word, "config.json"), encoding="utf-8") as file,

@@ -1,5 +1,4 @@
-"""Where the command line prints to: results on stdout, all else on stderr, colours on terminals,
-one object with --json."""
+"""Where the command line prints to: results on stdout, all else on stderr."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ SCHEMA = 1  # of every --json object: docs/json.md; raised when a field goes or 
 def print_json(
     content: Mapping[str, Any], result: str = "done", error: str | None = None, kind: str = "Failed"
 ) -> None:
-    """One object on stdout. `result` says in a word how it ended; `error` and its `kind` are those
-    of a check that failed."""
+    """One object on stdout: how it ended, in a word, and the error of a check that failed."""
     about = {"schema": SCHEMA, "ok": error is None, "result": result}
     failure = {} if error is None else {"error": {"type": kind, "message": error}}
     click.echo(
@@ -65,8 +63,7 @@ def red(text: str) -> str:
 
 
 def coloured(stream: IO[str]) -> bool:
-    """Whether a stream gets colours: a terminal does. NO_COLOR forbids them, FORCE_COLOR wants them
-    anywhere."""
+    """Whether a stream gets colours: a terminal does, unless NO_COLOR or FORCE_COLOR is set."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):

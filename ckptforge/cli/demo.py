@@ -1,5 +1,4 @@
-"""The demo: a tiny model made on the spot, converted both ways and checked by a library that isn't
-ours."""
+"""The demo: a tiny model, converted both ways, and checked by a library that isn't ours."""
 
 from __future__ import annotations
 
@@ -165,8 +164,7 @@ class _Demo:
         return found
 
     def verify(self) -> bool | None:
-        """Whether the forward check passes; None where what it needs isn't installed, which is
-        said."""
+        """Whether the forward check passes; None where what it needs isn't installed."""
         needed = ("mindspore", "torch", "transformers")
         if lacking := [name for name in needed if find_spec(name) is None]:
             *first, last = lacking

@@ -140,8 +140,7 @@ _SHOWN_RANKS = 16
 
 
 def _parts_table(parts: list[PartLine]) -> str:
-    """A line for each kind of tensor and each part of it: the indexes that it covers, and the ranks
-    that hold it."""
+    """A line for each part of each kind of tensor: its indexes, and the ranks that hold it."""
     rows = [["tensor", "full shape", "part", "ranks"]]
     for kind in parts:
         by_part: dict[str, list[int]] = {}

@@ -27,8 +27,7 @@ Row = Sequence[str]
 
 
 def width_of_output() -> int | None:
-    """Columns of the terminal that stdout is, or those that COLUMNS names; None for a pipe or a
-    file."""
+    """Columns of the terminal, or those that COLUMNS names; None for a pipe or a file."""
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given):
         return int(given)
@@ -39,8 +38,7 @@ def width_of_output() -> int | None:
 
 
 def table(rows: Sequence[Row], right: Sequence[int] = (), width: int | None = None) -> str:
-    """Columns as wide as their longest cell, titles first; those in `right` are set flush right.
-    `width` in place of the output's."""
+    """Columns as wide as their longest cell, titles first; those in `right` flush right."""
     rows = [[printable(cell) for cell in row] for row in rows]
     limit = width_of_output() if width is None else width
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -76,8 +74,7 @@ def facts(rows: Sequence[tuple[str, str]], width: int | None = None) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """`text` in at most `width` columns: cut in its middle, where the names of tensors and files
-    are most alike."""
+    """`text` in at most `width` columns, cut in its middle, where names are most alike."""
     if len(text) <= width or width < 3:
         return text
     tail = (width - 1) // 2

@@ -1,5 +1,4 @@
-"""--verbose: what the package logs (the logger `ckptforge`), on stderr, with the seconds since it
-began."""
+"""--verbose: what the package logs, on stderr, with the seconds since it began."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the forward check found, as text for a terminal and as one HTML page without anything from
-elsewhere."""
+"""What the forward check found, as text for a terminal and as one HTML page."""
 
 from __future__ import annotations
 
@@ -117,8 +116,7 @@ def _errors(layers: Sequence[LayerCheck]) -> str:
 
 
 def _coverage(layers: Sequence[LayerCheck]) -> str:
-    """A row for each layer, a cell for each expert: the darker, the more tokens; red where none
-    came."""
+    """A row for each layer, a cell for each expert: darker for more tokens, red for none."""
     cell = max(4, min(28, _WIDTH // max(1, len(layers[0].reached))))
     most = max((count for layer in layers for count in layer.reached), default=1) or 1
     cells = "".join(

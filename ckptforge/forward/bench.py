@@ -64,8 +64,7 @@ class Bench(NamedTuple):
 
     @classmethod
     def of(cls, compute: str, device: str) -> Bench:
-        """Raises `VerifyError` for missing packages and a device that isn't there, `UsageError` for
-        another word."""
+        """Raises `VerifyError` for what isn't there, `UsageError` for another word."""
         precision = precision_of(compute)
         mindspore = import_mindspore()
         return cls(mindspore, select_device(mindspore, device), precision)
@@ -90,8 +89,7 @@ class Bench(NamedTuple):
 def _sides(
     bench: Bench, reference: Weights, weights: Weights
 ) -> tuple[Network, TorchForward, MindSporeForward]:
-    """(the reference's sizes, the reference, MindSpore with the constants of the checkpoint's own
-    config)."""
+    """(the reference's sizes, the reference, MindSpore with its own config's constants)."""
     network, own = (
         network_of(side, side.source.config, f"the config of {side.source.model.path}")
         for side in (reference, weights)

@@ -72,8 +72,7 @@ def layer_check(
     experts: Array,
     other_experts: Array,
 ) -> LayerCheck:
-    """One layer: what the reference made of its input against what MindSpore made of the same, with
-    the reference's experts."""
+    """One layer: what both sides made of the reference's input, with its experts."""
     width = expected.shape[-1]
     a, b = expected.reshape(-1, width).astype(np.float64), got.reshape(-1, width).astype(np.float64)
     norms = np.linalg.norm(a, axis=1)

@@ -20,8 +20,7 @@ def parse_device(text: str) -> tuple[str, int]:
 
 
 def import_mindspore() -> Any:
-    """MindSpore, its warnings silenced. Raises `VerifyError` where it isn't installed, and where
-    numpy is too new for it."""
+    """MindSpore, its warnings silenced. Raises `VerifyError` where it can't be used."""
     import numpy
 
     if find_spec("mindspore") is None:
@@ -40,8 +39,7 @@ def import_mindspore() -> Any:
 
 
 def select_device(mindspore: Any, text: str) -> str:
-    """Selects the device before any operation is run; returns its name. Raises `VerifyError` when
-    it isn't there."""
+    """Selects the device before any operation is run; returns its name. Raises `VerifyError`."""
     name, number = parse_device(text)
     try:
         mindspore.set_device(name, number)

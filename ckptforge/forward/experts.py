@@ -34,15 +34,13 @@ def streamed_dense(
 
 
 class Experts(Protocol):
-    """`states` (tokens, hidden), `chosen` and `gates` (tokens, top_k) → (tokens, hidden), for layer
-    `i`."""
+    """`states` (tokens, hidden), `chosen`, `gates` (tokens, top_k) → (tokens, hidden)."""
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any: ...
 
 
 class LoopExperts:
-    """The reference: each expert that a token reached, one block of a matrix at a time; `rounded`
-    is the precision's."""
+    """The reference: each expert that a token reached, one block of a matrix at a time."""
 
     def __init__(
         self, mindspore: Any, weights: Weights, rounded: Rounding = lambda values: values

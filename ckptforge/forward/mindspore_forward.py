@@ -19,8 +19,7 @@ Array = NDArray[np.float32]
 
 
 class MindSporeForward:
-    """`embed`, `layer` and `head` of a Mixtral; numpy in and out. `mindspore` has its device
-    selected."""
+    """`embed`, `layer` and `head` of a Mixtral; numpy in and out."""
 
     def __init__(
         self,

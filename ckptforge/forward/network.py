@@ -16,8 +16,7 @@ from ckptforge.spelling import command
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes and constants of the forward pass; `window` is the length of sliding-window attention,
-    None for none."""
+    """Sizes and constants of the forward pass; `window` is the sliding attention's, or None."""
 
     layers: int
     heads: int
@@ -36,8 +35,7 @@ _MODEL = "mixtral"
 
 
 def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Network:
-    """Raises `ConfigError` for what is missing, and for what this forward pass doesn't do (other
-    activations, scaled rope)."""
+    """Raises `ConfigError` for what is missing, and what this pass doesn't do."""
     table = weights.source.table
     if _MODEL not in table.model_types:
         raise ConfigError(
@@ -83,8 +81,7 @@ def network_of(weights: Weights, config: Mapping[str, Any], where: str) -> Netwo
 
 
 def rotary(network: Network, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of the rotary embedding, (length, head_dim), the frequencies repeated twice, in
-    float32."""
+    """cos and sin of the rotary embedding, (length, head_dim), float32."""
     d = network.head_dim
     frequencies = (
         1.0 / (np.float32(network.theta) ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d)))

@@ -28,8 +28,7 @@ class Precision:
         return self.name != "float32"
 
     def rounding(self, mindspore: Any) -> Callable[[Any], Any]:
-        """Rounds a float32 tensor to this precision and keeps it in float32, which every kernel of
-        a CPU can compute with."""
+        """Rounds a float32 tensor to this precision and keeps it in float32."""
         if not self.half:
             return lambda values: values
         narrow = getattr(mindspore, self.name)

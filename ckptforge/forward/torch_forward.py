@@ -1,5 +1,4 @@
-"""The reference: transformers' own Mixtral layers, their weights streamed in, experts one matrix at
-a time."""
+"""The reference: transformers' own Mixtral layers, with their weights streamed in."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Weights of a checkpoint of any format, layout and split, read one matrix at a time, as a layout
-of the table names them."""
+"""Weights of any checkpoint, read one matrix at a time as a layout of the table names them."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ _BLOCK_BYTES = 32 << 20
 
 
 class Weights:
-    """`read` gives a logical tensor at an index (`read("w1", l=0, e=3)`) as the table's layout
-    `layout` stores it."""
+    """`read("w1", l=0, e=3)` gives a logical tensor as the table's layout `layout` stores it."""
 
     def __init__(self, source: Source, layout: str = "hub", worker: Worker | None = None) -> None:
         self.source = source
@@ -51,8 +49,7 @@ class Weights:
         return found
 
     def read(self, tensor: str, **index: int) -> NDArray[Any]:
-        """A tensor in the dtype that it is stored in. Raises `PlanError` for dtypes that aren't
-        floating-point."""
+        """A tensor in its own dtype. Raises `PlanError` for one that isn't floating-point."""
         name = self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
         value = self._values[name]
         if not value.dtype.floating:
@@ -67,8 +64,7 @@ class Weights:
         return np.asarray(self.read(tensor, **index), np.float32)
 
     def stacked(self, tensors: tuple[str, ...], **index: int) -> NDArray[np.float32]:
-        """Matrices one after another along their rows, in float32; beside the result, one at a time
-        is in memory."""
+        """Matrices one after another along their rows, in float32, read one at a time."""
         shapes = [
             self._values[
                 self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)

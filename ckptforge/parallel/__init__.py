@@ -1,2 +1,1 @@
-"""Partitions: which box of the full tensor a rank holds. Nothing here knows checkpoint formats or
-models."""
+"""Partitions: which box of the full tensor a rank holds. Knows no formats and no models."""

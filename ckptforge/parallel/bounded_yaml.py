@@ -1,5 +1,4 @@
-"""YAML by PyYAML's safe loader, bounded: in what aliases and merges make of it, in depth, and to
-one value for each key."""
+"""YAML by PyYAML's safe loader, bounded in size and depth, with one value for each key."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Strategies computed from a parallel configuration and a table's [shard] rows, without compiling a
-network."""
+"""Strategies computed from a parallel configuration and a table's [shard] rows."""
 
 from __future__ import annotations
 

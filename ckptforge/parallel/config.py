@@ -1,5 +1,4 @@
-"""How a job is spread over devices: degrees of parallelism, and what else decides how weights are
-cut."""
+"""How a job is spread over devices: its degrees, and what else decides how weights are cut."""
 
 from __future__ import annotations
 
@@ -64,8 +63,7 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's parallel configuration. `flags` are what [shard] rows may depend on, `shard` rows
-    that replace those of the table."""
+    """A job's parallel configuration: also `flags` and `shard` rows for those of the table."""
 
     path: Path
     degrees: Degrees
@@ -124,8 +122,7 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stage_of_layers(config: ParallelConfig, layers: int | None) -> Sequence[int]:
-    """The stage of each layer of a model. Raises `ConfigError`, also where the file says another
-    number of layers."""
+    """The stage of each layer. Raises `ConfigError`, also for another number of layers."""
     if layers is None:
         return ()
     if config.counts.layers not in (None, layers):

@@ -15,8 +15,7 @@ from ckptforge.validation import Written, expected
 
 
 class Spelt:
-    """Where else a key may stand: in sections of MindFormers' files, with dots, or under a shorter
-    name."""
+    """Where else a key may stand: in MindFormers' sections, or under a shorter name."""
 
     def __init__(self, *places: str) -> None:
         self.places = places

@@ -61,8 +61,7 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.stages * self.devices
 
     def strategy(self, path: Path, held: Sequence[Iterable[str]]) -> Strategy:
-        """The strategy for stages that hold these tensors. Raises `FormatError` for a tensor of
-        which nothing is said."""
+        """The strategy for stages that hold these tensors. Raises `FormatError`."""
         by_kind, by_name = self._by("kind"), self._by("names")
         stages: dict[int, Stage] = {}
         for stage, names in enumerate(held):
@@ -134,8 +133,7 @@ def cut_json(cut: Cut) -> dict[str, Any]:
 
 
 def recorded_cut(manifest: Manifest) -> Cut:
-    """How a manifest says that its files are cut. Raises `FormatError` where that is damaged or
-    missing."""
+    """How a manifest says that its files are cut. Raises `FormatError` where it doesn't."""
     try:
         return read_cut(manifest.cut or {})
     except (TypeError, AttributeError, ValueError) as error:
@@ -146,8 +144,7 @@ def recorded_cut(manifest: Manifest) -> Cut:
 
 
 def read_cut(content: Mapping[str, Any]) -> Cut:
-    """What `cut_json` wrote. Raises `ValueError` for anything else, and for layouts and stages that
-    can't be."""
+    """What `cut_json` wrote. Raises `ValueError` for anything else."""
     rows = content.get("rows")
     if not isinstance(rows, list) or len(rows) > _MAX_ROWS:
         raise ValueError(f"cut.rows is {shown(rows)}")

@@ -34,8 +34,7 @@ class CutTensor(Protocol):
 
 
 class Cutter(msgspec.Struct, frozen=True):
-    """The rules by which a job cuts the tensors of a layout: a row for each logical tensor, and
-    those that stages share."""
+    """How a job cuts a layout: a row for each logical tensor, and those that stages share."""
 
     config: ParallelConfig
     rows: Mapping[str, Sharding]
@@ -44,8 +43,7 @@ class Cutter(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, config: ParallelConfig, table: Table, layout: Layout, sizes: AxisSizes) -> Cutter:
-        """Raises `ConfigError` where it isn't known how the layout is spread, and for rows of the
-        file's own that are wrong."""
+        """Raises `ConfigError` for a layout without rows, and wrong rows of the file's own."""
         return cls(config, _rows(config, table, layout), sizes)
 
     def sharing(self, table: Table, found: Iterable[Pattern]) -> Cutter:
@@ -74,8 +72,7 @@ class Cutter(msgspec.Struct, frozen=True):
         return stored_cuts(pattern, self.rows)
 
     def hides(self, pattern: Pattern, axis: int, cut: Cut) -> bool:
-        """Whether a shape doesn't show if an optional cut is made: its axis is one factor of a
-        tensor's, and its length isn't known."""
+        """Whether no shape shows if a cut is made, of one factor of an axis that may stay."""
         inner = pattern.axes[axis] != (cut.axis,) and self.config.degrees.of(cut.dimension) > 1
         return cut.optional and inner and self.sizes.get(cut.axis) is None
 
@@ -88,8 +85,7 @@ class Cutter(msgspec.Struct, frozen=True):
         return replace(layout, optimizer_shards=self._shards(self.row(pattern), layout, tensor))
 
     def _cut_by(self, pattern: Pattern, tensor: CutTensor) -> dict[int, str]:
-        """Tensor axis → the dimension that cuts it. Raises `ConfigError` where it doesn't
-        divide."""
+        """Tensor axis → the dimension that cuts it. Raises `ConfigError`."""
         found = {}
         path, shape = self.config.path, list(tensor.shape)
         for i, cut in sorted(self.cuts(pattern).items()):

@@ -96,8 +96,7 @@ class DeviceLayout(msgspec.Struct, frozen=True):
         return tuple(n // cut for n, cut in zip(full, cuts, strict=True))
 
     def shape_of_whole(self, part: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Shape of the full tensor whose parts have shape `part`; None if the number of axes
-        differs."""
+        """Shape of the full tensor whose parts have shape `part`; None for other axes."""
         if len(part) != len(self.tensor_map):
             return None
         full = [n * split for n, split in zip(part, self.splits, strict=True)]

@@ -17,8 +17,7 @@ Learnt = tuple[Pattern, str, tuple[int, ...]]
 
 
 def check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
-    """Compares the numbers of heads that the file says with the model's, as far as they are
-    known. Raises `ConfigError`."""
+    """Compares the numbers of heads in the file with the model's. Raises `ConfigError`."""
     own, own_kv = config.counts.heads, config.counts.kv_heads
     if own is not None and own_kv is not None and own % own_kv:
         raise ConfigError(
@@ -39,8 +38,7 @@ def check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
 
 
 def learn_heads(sizes: AxisSizes, config: ParallelConfig, table: Table) -> bool:
-    """Adds what the numbers of heads that the file says tell of axes that aren't known. Whether
-    there were any."""
+    """Learns axes by the numbers of heads that the file says. Whether there were any."""
     pairs = {_HEADS: config.counts.heads, _KV_HEADS: config.counts.kv_heads}
     said = {key: count for key, count in pairs.items() if count is not None}
     needs_kv = any(_KV_HEADS in expression.text for expression in table.axes.values())
@@ -58,8 +56,7 @@ def learn_heads(sizes: AxisSizes, config: ParallelConfig, table: Table) -> bool:
 def check_shapes(
     config: ParallelConfig, table: Table, sizes: AxisSizes, shapes: Sequence[Learnt]
 ) -> None:
-    """Where the model's heads aren't known, those that the file says must at least fit the shapes.
-    Raises `ConfigError`."""
+    """Where heads aren't known, the file's must fit the shapes. Raises `ConfigError`."""
     trial = sizes.copy()
     try:
         if learn_heads(trial, config, table):

@@ -1,5 +1,4 @@
-"""Sharded checkpoints: the rank directories of a job and its strategy, read as one set of full
-tensors."""
+"""Sharded checkpoints: rank directories and their strategy, as one set of full tensors."""
 
 from __future__ import annotations
 
@@ -24,8 +23,7 @@ _log = logging.getLogger(__name__)
 def open_sharded(
     directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False
 ) -> Model:
-    """Opens `rank_<r>` directories under the strategy that they were made under. See
-    `join_ranks`."""
+    """Opens `rank_<r>` directories under the strategy of their job; see `join_ranks`."""
     refuse_unfinished(directory)
     return join_ranks(directory, read_ranks(directory, step), strategy, check_replicas)
 
@@ -98,8 +96,7 @@ def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
 
 
 def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: Strategy) -> Value:
-    """A tensor of no strategy, such as a step counter: one and the same on every rank that has
-    it."""
+    """A tensor of no strategy, such as a step counter: the same on every rank that has it."""
     holders = [file.tensors[name] for file in files if name in file.tensors]
     first = holders[0]
     for other in holders[1:]:

@@ -38,8 +38,7 @@ _FEW = 4  # different bytes, as numbers that are all alike have
 
 
 def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
-    """The rank directories of a job as one set of full tensors. Raises the errors of `read_job` and
-    of joining the parts."""
+    """The rank directories of a job as one set of full tensors; see `read_job`, `join_ranks`."""
     ranks, strategy = read_job(directory, choices)
     return join_ranks(directory, ranks, strategy, check_replicas)
 
@@ -196,8 +195,7 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
 
 
 def _layouts(table: Table, names: dict[str, tuple[int, ...]], hints: Hints) -> list[Layout]:
-    """The layouts that may be meant: that which a user or a manifest names, else those with the
-    most of these names."""
+    """The layouts that may be meant: a named one, else those with the most of these names."""
     if hints.layout is not None:
         return [table.layout(hints.layout)]
     if hints.recorded_layout in table.layouts:

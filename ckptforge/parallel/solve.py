@@ -1,5 +1,4 @@
-"""The strategy of rank directories from a parallel configuration: the full shapes that make their
-parts what they are."""
+"""The strategy of rank directories from a parallel configuration: full shapes of parts."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ class Whole(msgspec.Struct, frozen=True):
 
 
 class Described(msgspec.Struct, frozen=True):
-    """The table of a model, and what its config.json says, which `where` names in messages; empty
-    where none is known."""
+    """The table of a model and its config.json, which `where` names; empty where unknown."""
 
     table: Table
     config: Mapping[str, Any]
@@ -132,8 +130,7 @@ def _one_of_each(found: Names, weights: Mapping[str, CutTensor]) -> dict[Pattern
 
 
 class _Search:
-    """Full shapes, one for each kind of tensor, that give the parts by the rules of the job and
-    that agree on the lengths of axes."""
+    """Full shapes that give the parts by a job's rules and agree on the lengths of axes."""
 
     def __init__(self, cutter: Cutter, parts: Mapping[Pattern, CutTensor]) -> None:
         self.cutter, self.parts = cutter, parts
@@ -201,8 +198,7 @@ class _Search:
     def _settle(
         self, known: _Known, candidates: Mapping[Pattern, list[Shape]], shapes: dict[Pattern, Shape]
     ) -> dict[Pattern, list[Shape]]:
-        """Takes the shapes of those kinds that can have only one, as long as that tells more; what
-        is left open."""
+        """Takes the shapes of kinds that can have only one; what is left open."""
         left = dict(candidates)
         progress = True
         while progress and left:

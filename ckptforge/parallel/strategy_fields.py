@@ -42,8 +42,7 @@ def optimizer_fields(layout: DeviceLayout) -> tuple[int, int]:
 
 
 def _replica_step(layout: DeviceLayout) -> int:
-    """Rank distance of neighbouring replicas: (last - first) / (replicas - 1) of a replica
-    group."""
+    """Rank distance of neighbouring replicas: (last - first) / (replicas - 1)."""
     used = {axis for axes in layout.tensor_map for axis in axes}
     last, stride = 0, 1
     for axis, size in enumerate(reversed(layout.device_matrix)):

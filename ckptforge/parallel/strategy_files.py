@@ -56,8 +56,7 @@ class Strategy(msgspec.Struct, frozen=True):
         return rank // self.devices
 
     def first_stage(self, parameter: str) -> int | None:
-        """The lowest stage that holds a parameter, whose values count; None for parameters of no
-        stage."""
+        """The lowest stage that holds a parameter, whose values count, or None."""
         return next((i for i, stage in enumerate(self.stages) if parameter in stage), None)
 
 
@@ -106,8 +105,7 @@ def read_strategy(path: Path) -> Strategy:
 
 
 def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = False) -> Strategy:
-    """Checks that stages belong together. Raises `FormatError` for missing stages and different
-    numbers of devices."""
+    """Stages that belong together. Raises `FormatError` where they don't."""
     if not stages or not any(stages.values()):
         raise FormatError(
             f"{path}: holds no parameter layouts; it isn't a strategy file, or of a job without "

@@ -21,8 +21,7 @@ from ckptforge.targets.target import LaidOut
 
 
 class RankTarget(msgspec.Struct, frozen=True):
-    """The rank directories of a job: `rank_<r>/<prefix><r>.ckpt` (or `.safetensors`) in a
-    directory."""
+    """Rank directories: `rank_<r>/<prefix><r>.ckpt` (or `.safetensors`) in a directory."""
 
     output: Path
     prefix: str
@@ -95,8 +94,7 @@ class RankTarget(msgspec.Struct, frozen=True):
     def _held(
         self, stage: int, specs: Sequence[TensorSpec]
     ) -> list[tuple[TensorSpec, DeviceLayout | None]]:
-        """The tensors that the ranks of a stage hold, and how they are cut; None for one that no
-        stage has."""
+        """The tensors of a stage's ranks, and how they are cut: None where no stage has one."""
         found: list[tuple[TensorSpec, DeviceLayout | None]] = []
         for spec in specs:
             layout = self.strategy.stages[stage].get(spec.name)

@@ -25,8 +25,7 @@ def audit_json(audit: Audit) -> list[dict[str, Any]]:
 
 
 def read_audit(content: list[dict[str, Any]]) -> Audit:
-    """The audit that `audit_json` wrote. Raises `KeyError`, `TypeError` or `ValueError` for
-    anything else."""
+    """The audit that `audit_json` wrote. Raises `LookupError`, `TypeError`, `ValueError`."""
     audit = Audit()
     for row in content:
         figures = {key: int(row[key]) for key in ("values", "overflowed", "underflowed", "rounded")}

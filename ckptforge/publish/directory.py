@@ -25,8 +25,7 @@ def output_of(directory: Path) -> Path:
 
 
 def names_of(disk: FileSystem, directory: Path) -> set[str]:
-    """What lies in a staging directory, except what NFS keeps there of removed files that are open.
-    Raises `OSError`."""
+    """What lies in a staging directory, without NFS's names. Raises `OSError`."""
     return {name for name in disk.names(directory) if not name.startswith(".nfs")}
 
 
@@ -38,8 +37,7 @@ def empty_staging(disk: FileSystem, directory: Path) -> None:
 
 
 def empty_but_lock(disk: FileSystem, directory: Path) -> None:
-    """Removes all but the lock. Raises `OutputError` where something is mounted in it, or it holds
-    what a run moved away."""
+    """Removes all but the lock. Raises `OutputError` for mounts and an old output."""
     refuse_mounts(disk, directory)
     if lies_at(disk, directory / "old", Kind.DIRECTORY) and lies_at(disk, directory / "out"):
         raise OutputError(

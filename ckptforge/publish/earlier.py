@@ -21,8 +21,7 @@ from ckptforge.storage.store import FileSystem, Kind
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a user wants of a staging directory. `journaled`: keep a journal, without which nothing
-    can be resumed."""
+    """What a user wants of a staging directory; `journaled`: it can be resumed."""
 
     overwrite: bool = False
     resume: bool = False
@@ -85,8 +84,7 @@ def _is_to_resume(disk: FileSystem, left: Journal, plan: Plan, request: Request)
 
 
 def _was_placed(disk: FileSystem, directory: Path, plan: Plan, inode: int) -> bool:
-    """Whether the output of a run that began to put it in place got there: its directory is gone,
-    or has the final name."""
+    """Whether an output that was being put in place got there."""
     if not lies_at(disk, directory / "out", follow=True):
         return True
     if not plan.is_directory or not lies_at(disk, plan.output, follow=True):

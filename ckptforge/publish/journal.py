@@ -104,8 +104,7 @@ def journal_line(content: bytes) -> bytes:
 
 
 def begin(disk: FileSystem, path: Path, plan: Plan, command: str | None) -> Journal:
-    """A new journal of a plan, whose first line is durable: without it the others say nothing.
-    Raises `OutputError` and `OSError`."""
+    """A new journal, whose first line is durable. Raises `OutputError` and `OSError`."""
     try:
         file = disk.create(path)
         file.resize(0)
@@ -118,8 +117,7 @@ def begin(disk: FileSystem, path: Path, plan: Plan, command: str | None) -> Jour
 
 
 def reopen(disk: FileSystem, path: Path) -> Journal | None:
-    """The journal that a run left, cut after its last whole line; None where there is none or it
-    never got a line."""
+    """The journal that a run left, cut after its last whole line; None where there is none."""
     try:
         file = disk.reopen(path)
     except FileNotFoundError:
@@ -186,8 +184,7 @@ def _read_line(journal: Journal, content: dict[str, Any]) -> None:
 
 
 def head_of(plan: Plan, command: str | None) -> dict[str, Any]:
-    """What a run is made from: our version, the plan, and the sources as they were when their
-    indexes were read."""
+    """What a run is made from: our version, the plan, the sources when they were indexed."""
     return {
         "ckptforge": __version__,
         "command": command,
@@ -243,8 +240,7 @@ def _bytes(*values: object) -> bytes:
 
 
 def fingerprint(plan: Plan) -> str:
-    """A hash of all that decides the bytes of a plan's outputs but the contents of its sources, the
-    same in every Python."""
+    """A hash of all that decides a plan's bytes but what the sources hold."""
     state = xxhash.xxh3_64()
     numbers = {file.path: i for i, file in enumerate(plan.sources)}
     state.update(_bytes(plan.verb, plan.is_directory, sorted(plan.small_files.items())))

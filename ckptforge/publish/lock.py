@@ -93,8 +93,7 @@ def _sign(lock: LockableWriter) -> None:
 
 
 def unlock(disk: FileSystem, lock: LockableWriter, directory: Path) -> None:
-    """Gives a lock back, and removes the directory if nothing is left in it: NFS keeps what is open
-    until it is closed."""
+    """Gives a lock back, and removes an empty directory: NFS keeps what is open."""
     with suppress(OSError):
         lock.close()
     with suppress(OSError):

@@ -1,5 +1,4 @@
-"""The name of an output: refused before anything is read where it isn't the name of what would be
-written."""
+"""The name of an output, refused where it isn't the name of what would be written."""
 
 from __future__ import annotations
 

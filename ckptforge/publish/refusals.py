@@ -1,5 +1,4 @@
-"""What is refused of an output before any work: one that exists, that can't be written, that
-doesn't fit on the disk."""
+"""What is refused of an output before any work."""
 
 from __future__ import annotations
 

@@ -39,8 +39,7 @@ def place_files(disk: FileSystem, out: Path, output: Path, overwrite: bool) -> N
 
 
 def _link(disk: FileSystem, path: Path, output: Path) -> bool:
-    """Gives a file a name that nothing has; False on a file system without links. Raises
-    `FileExistsError`."""
+    """Gives a file a name that nothing has; False on a file system without links."""
     try:
         disk.link(path, output)
     except FileExistsError:
@@ -76,8 +75,7 @@ def finish_files(disk: FileSystem, out: Path, output: Path) -> bool:
 
 
 def refuse_mounts(disk: FileSystem, directory: Path) -> None:
-    """Raises `OutputError` where another file system is mounted in a directory that is to be
-    replaced or removed."""
+    """Raises `OutputError` where something is mounted in what is replaced or removed."""
     if lies_at(disk, directory, follow=True) and (found := disk.mounts_below(directory)):
         raise OutputError(
             f"{directory}: something is mounted there, at {found[0]}, so that it is neither "
@@ -131,8 +129,7 @@ def restore_old(disk: FileSystem, staging: Path, output: Path) -> None:
 
 
 def _take_along(disk: FileSystem, old: Path, new: Path) -> None:
-    """Links, or copies, what in `old` isn't of its checkpoint into `new`, where it stays if `old`
-    goes, and makes that durable."""
+    """Durably links, or copies, what isn't of the checkpoint in `old` into `new`."""
     ours = written_names(old)
     for name in names_in(disk, old):
         if name in ours or lies_at(disk, new / name):
@@ -153,8 +150,7 @@ def _take_along(disk: FileSystem, old: Path, new: Path) -> None:
 
 
 def keep_mode(disk: FileSystem, old: Path, new: Path) -> None:
-    """Gives `new` the mode and the owner of what it replaces, if there is anything and where that
-    is allowed."""
+    """Gives `new` the mode and the owner of what it replaces, where that is allowed."""
     with suppress(OSError):
         before, now = disk.status(old, follow=False), disk.status(new, follow=False)
         if before.kind is not now.kind or now.kind is Kind.LINK:

@@ -17,8 +17,7 @@ _TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DO
 
 
 def write_small(disk: FileSystem, path: Path, content: bytes) -> None:
-    """Writes a small file and makes it durable, but for its name. Raises `OutputError` and
-    `OSError`."""
+    """Writes a small file and makes it durable, but for its name. Raises `OSError`."""
     writer = disk.create(path)
     try:
         writer.resize(0)
@@ -40,8 +39,7 @@ def temporary_of(path: Path) -> tuple[Path, int] | None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes one small file whole or not at all, in the place of an existing one. Raises
-    `OutputError`."""
+    """Writes, or replaces, one small file whole or not at all. Raises `OutputError`."""
     disk, temporary = file_system_of(path), temporary_path(path)
     try:
         write_small(disk, temporary, content)

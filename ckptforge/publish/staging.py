@@ -144,8 +144,7 @@ def _notes(
 
 
 def _give_up(staging: Staging, output: Path, kept: bool) -> None:
-    """Puts back what was moved away, and removes what isn't `kept`: nothing that this run hasn't
-    taken over, but an empty directory."""
+    """Puts back what was moved away, and removes what is this run's and isn't `kept`."""
     if staging.begun:
         restore_old(staging.disk, staging.directory, output)
     if not kept and (staging.begun or names_of(staging.disk, staging.directory) == {"lock"}):
@@ -173,8 +172,7 @@ def _is_placed(staging: Staging) -> bool:
 
 
 def _worth_keeping(staging: Staging, error: BaseException) -> bool:
-    """Whether a run that stopped so can be gone on with: something is finished, and it isn't the
-    input or the cast that is bad."""
+    """Whether a run can be gone on with: something is finished, and the input isn't bad."""
     journal = staging.journal if staging.begun else None
     if journal is None or not lies_at(staging.disk, journal.path):
         return False
@@ -185,8 +183,7 @@ def _worth_keeping(staging: Staging, error: BaseException) -> bool:
 
 
 def _begin(staging: Staging, plan: Plan, request: Request) -> None:
-    """Gets the journal to go on with, or a new one; what an earlier run left and isn't gone on with
-    is removed."""
+    """Gets the journal to go on with, or removes what an earlier run left and begins one."""
     disk, directory = staging.disk, staging.directory
     resumed = journal_to_resume(disk, directory, plan, request)
     staging.journal = resumed
@@ -251,8 +248,7 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
 
 
 def _refuse_replaced(staging: Staging, plan: Plan) -> None:
-    """Raises `OutputError` where what lies under the names that are about to be placed isn't what
-    was written."""
+    """Raises `OutputError` where the files to be placed aren't those that were written."""
     for path, writer in staging.writers.items():
         name = _staged_path(staging, plan, path)
         if not is_same(staging.disk, writer, name):
@@ -262,8 +258,7 @@ def _refuse_replaced(staging: Staging, plan: Plan) -> None:
 
 
 def _allow_open_files(count: int) -> None:
-    """Lets a job with many ranks open all its files. Raises `OutputError` where the system doesn't
-    allow it."""
+    """Lets a job with many ranks open all its files. Raises `OutputError`."""
     if (allowed := allow_open_files(count)) is not None:
         raise OutputError(
             f"{counted(count, 'file')} must be open at a time, but the system allows {allowed} "
@@ -272,8 +267,7 @@ def _allow_open_files(count: int) -> None:
 
 
 def _make_parents(disk: FileSystem, output: Path) -> list[Path]:
-    """Makes the directories above the output, durably; returns those that were missing, the highest
-    first."""
+    """Makes the directories above the output, durably; returns the new ones, highest first."""
     try:
         made = make_directories(disk, absolute(output).parent)
         for directory in made:

@@ -10,8 +10,7 @@ from ckptforge.storage.store import FileSystem, Kind
 
 
 def lies_at(disk: FileSystem, path: Path, *kinds: Kind, follow: bool = False) -> bool:
-    """Whether something lies at a path, of one of some `kinds` if these are given. Raises `OSError`
-    where that can't be said."""
+    """Whether something, of one of some `kinds`, lies at a path. Raises `OSError`."""
     try:
         found = disk.status(path, follow=follow)
     except (FileNotFoundError, NotADirectoryError):
@@ -42,8 +41,7 @@ def names_in(disk: FileSystem, directory: Path) -> list[str]:
 
 
 def make_directories(disk: FileSystem, directory: Path) -> list[Path]:
-    """Makes a directory and those above it; returns those that were missing, the highest first.
-    Raises `OSError`."""
+    """Makes a directory and those above it; returns the new ones, highest first."""
     missing = []
     while not lies_at(disk, directory, follow=True):
         missing.append(directory)

@@ -1,2 +1,1 @@
-"""Quantised weights: what says that they are, which tensors belong to one, and reading them as what
-they stand for."""
+"""Quantised weights: what says that they are, and reading them as what they stand for."""

@@ -70,8 +70,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_description(name: str) -> bool:
-    """Whether a file of that name describes weights that ModelSlim quantised; older ones have their
-    type in it."""
+    """Whether a file of that name describes weights that ModelSlim quantised."""
     return any(fnmatchcase(name, glob) for glob in DESCRIPTIONS)
 
 
@@ -227,8 +226,7 @@ def _word(value: object) -> str:
 
 
 def _blocks(value: object) -> Iterator[tuple[int, int]]:
-    """[rows, columns], also as compressed-tensors' "128x128"; nothing where it is something
-    else."""
+    """[rows, columns], also as compressed-tensors' "128x128"; else nothing."""
     numbers = (
         [int(word) for word in value.split("x") if word.isdecimal()]
         if isinstance(value, str) and len(value) < 30

@@ -94,8 +94,7 @@ def _not_quantised(model: Model, method: Method) -> Model:
 
 
 def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | None) -> None:
-    """Raises `QuantisedError` where the method isn't one that can be undone, and the tensors show
-    that it was used."""
+    """Raises `QuantisedError` where tensors show a method that can't be undone."""
     writer = writer_of(names)
     if method is not None and method.unread is not None:
         sign = next((name for name, entry in names.items() if _is_sign(name, entry)), None)
@@ -291,8 +290,7 @@ def _kind(shape: tuple[int, ...], block: tuple[int, ...]) -> str:
 
 
 def refuse_scaled(model: Model) -> None:
-    """Raises `QuantisedError` for eight-bit floats with scales beside them, which a cast would take
-    for the weights."""
+    """Raises `QuantisedError` for eight-bit floats with scales, which a cast ignores."""
     names = {name: value.origin for name, value in model.values.items()}
     for name, entry in names.items():
         if (

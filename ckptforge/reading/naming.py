@@ -85,8 +85,7 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
 
 
 def _of_language_model(config: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    """A config.json of a causal language model: with the class that the table's example has for
-    that type, if it is that."""
+    """A language model's config.json, with the class that the table's example has."""
     classes = [
         name
         for name in config.get("architectures") or ()

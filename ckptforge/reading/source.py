@@ -1,5 +1,4 @@
-"""An input model: its tensors, its config, what was recorded about it, and the layout that it is
-read as."""
+"""An input model: its tensors, its config, and the layout that it is read as."""
 
 from __future__ import annotations
 
@@ -75,8 +74,7 @@ class Source(msgspec.Struct, frozen=True):
 
     @property
     def quantised(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
-        """Name → how a quantised weight is stored: its dtype, and how many elements share a scale,
-        by axis."""
+        """Name of a quantised weight → its dtype, and how many elements share a scale."""
         return {
             name: (fragment.stored.dtype, step.block)
             for name, value in self.model.values.items()
@@ -202,8 +200,7 @@ class Known(msgspec.Struct, frozen=True):
 
 
 def known_of(model: Model, choices: Choices) -> Known:
-    """Of a checkpoint, whose tensors may still be missing. Raises the errors of reading a manifest,
-    config.json and tables."""
+    """Of a checkpoint, whole or not. Raises what reading its manifest and config raises."""
     path = model.path
     if (shard := shard_of(path)) and not is_directory(path):
         raise MissingTensorsError(f"{path}: {shard}.")
@@ -236,8 +233,7 @@ def known_of(model: Model, choices: Choices) -> Known:
 
 
 def bind_source(model: Model, choices: Choices) -> Source:
-    """Finds the layout of an open model. Raises the errors of the tables and of binding, which
-    name the path."""
+    """Finds the layout of an open model. Raises the errors of the tables and of binding."""
     path, known = model.path, known_of(model, choices)
     config, config_source, side = known.config, known.config_source, known.side
     undone = undo(model, config, config_source)
@@ -312,8 +308,7 @@ def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iter
 def _identified(
     model: Model, shapes: Shapes, known: Known, choices: Choices
 ) -> tuple[Model, Identified]:
-    """A model under the names of its layout, without the padding of its vocabulary where that
-    is wanted, and what it is."""
+    """A model under its layout's names, without padding that isn't wanted, and what it is."""
     hints = known.hints
     if choices.trim_vocab and KEY not in hints.config:
         raise ConfigError(
@@ -338,8 +333,7 @@ def _identified(
 
 
 def _padded(model: Model, shapes: Shapes, known: Known) -> tuple[Model, Identified, Padding] | None:
-    """The same and the padding of its vocabulary, where that is all in which a model and its
-    config.json differ."""
+    """The same and its vocabulary's padding, where only that contradicts config.json."""
     if KEY not in known.config:
         return None
     unsaid = {key: value for key, value in known.config.items() if key != KEY}

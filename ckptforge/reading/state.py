@@ -16,8 +16,7 @@ from ckptforge.values import Value
 def state_in(
     source: Source, target: Layout, names: Sequence[str], partly: bool = False
 ) -> dict[str, Value]:
-    """Some of a model's optimizer state and counters in another layout: what belongs to a weight as
-    that is there, the rest as it is."""
+    """Optimizer state in another layout, as its weights; counters as they are."""
     values, weights = source.model.values, _weights(source)
     found: dict[str, Value] = {}
     for prefix in dict.fromkeys(prefix for name in names if (prefix := companion_prefix(name))):

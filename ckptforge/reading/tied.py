@@ -1,5 +1,4 @@
-"""Tied embeddings: models whose config.json says that the head is the embedding, and whose files
-hold a head all the same."""
+"""Tied embeddings: heads that are stored though config.json says they are the embedding."""
 
 from __future__ import annotations
 
@@ -57,8 +56,7 @@ def stored_heads(source: Source) -> dict[str, Tied]:
 
 
 def tied(source: Source) -> tuple[Tied, ...]:
-    """The tensors of a model that are stored though config.json says that others are used in their
-    place."""
+    """The stored tensors in whose place others are used, by what config.json says."""
     met = {
         condition.met()[0]
         for condition in source.table.optional.values()

@@ -1,5 +1,4 @@
-"""Padded vocabularies: rows of the embedding and of the head beyond config.json's vocab_size, which
-jobs add to divide them evenly."""
+"""Padded vocabularies: rows beyond config.json's vocab_size, for an even division."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ KEY = "vocab_size"
 
 
 class Padding(msgspec.Struct, frozen=True, kw_only=True):
-    """Stored tensors with more rows than there are tokens: `rows` of them, of which config.json
-    gives `tokens` a meaning."""
+    """Tensors with `rows` rows, of which config.json gives `tokens` a meaning."""
 
     names: tuple[str, ...]
     rows: int

@@ -1,2 +1,1 @@
-"""Mapping tables: which tensors a model has in each layout, as named axes. Nothing here knows
-files, ranks or dtypes."""
+"""Mapping tables: which tensors a model has in each layout, as named axes."""

@@ -36,8 +36,7 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one logical tensor contributes to a concatenation: an axis of these factors (none: one
-    row)."""
+    """One logical tensor's part of a concatenation: an axis of these factors (none: one row)."""
 
     tensor: str
     factors: tuple[str, ...]
@@ -101,13 +100,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def skeleton(self) -> str:
-        """The template with every number and placeholder as `#`; names of this pattern have the
-        same `skeleton_of`."""
+        """The template with each number and placeholder as `#`; see `skeleton_of`."""
         return "".join("#" if is_number(word) else word for word in self.words)
 
     def match(self, numbers: Sequence[str]) -> dict[str, int] | None:
-        """The numbers by axis that stand in a name with this skeleton, or None if another is
-        written in the template."""
+        """The numbers by axis in a name with this skeleton; None if another is written."""
         index: dict[str, int] = {}
         for word, number in zip(filter(is_number, self.words), numbers, strict=True):
             if word.isdigit():
@@ -127,8 +124,7 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         )
 
     def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
-        """The runs of factors of one logical tensor that lie directly one after another in one
-        axis."""
+        """The factors of one logical tensor that lie one after another in one axis."""
         for axis in self.axes:
             run: list[str] = []
             for item in axis:
@@ -141,13 +137,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
             yield tuple(run)
 
     def factors(self, tensor: str) -> list[str]:
-        """All axes of one logical tensor in this pattern, slowest first, without those in the
-        name."""
+        """The axes of one logical tensor, slowest first, without those in the name."""
         return [factor for segment in self.segments(tensor) for factor in segment]
 
     def place(self, tensor: str, order: Sequence[str], size: Sizes) -> Grid:
-        """Where a logical tensor lies in the stored one, its box's axes in `order`; axes in the
-        name have stride 0."""
+        """Where a logical tensor lies in the stored one; axes in the name have stride 0."""
         strides: dict[str, int] = {}
         offset, stride = 0, 1
         for axis in reversed(self.axes):

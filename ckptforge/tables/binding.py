@@ -94,8 +94,7 @@ def _shape_of(
 def _absent(
     table: Table, layout: Layout, found: Names, config: Mapping[str, Any], sizes: AxisSizes
 ) -> Iterator[str]:
-    """Tensors of an axis that has no length, and optional ones that aren't there and needn't be, by
-    what config.json says."""
+    """Tensors of an axis without length, and optional ones that config.json denies."""
     for tensor, axes in table.tensors.items():
         condition = table.optional.get(tensor)
         if 0 in map(sizes.get, axes) or (

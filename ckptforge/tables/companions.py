@@ -45,8 +45,7 @@ _WRITERS = (
 
 
 def kind_of(name: str) -> str | None:
-    """What a tensor of a quantised model is beside the weights, by its name; None for what looks
-    like none of these."""
+    """What a tensor is that belongs to a quantised weight, by its name; else None."""
     if _QUANT_STATE.fullmatch(name):
         return "packed codes or a part of them"
     last = name.rpartition(".")[2]

@@ -1,5 +1,4 @@
-"""What of config.json, beside sizes, a model computes with, and where two configs compute
-differently."""
+"""What of config.json, beside sizes, a model computes with, and where two differ in it."""
 
 from __future__ import annotations
 
@@ -58,8 +57,7 @@ class WindowRow(msgspec.Struct, frozen=True):
 
 
 class ModelConstants(msgspec.Struct, frozen=True):
-    """What a model of one model_type computes with: keys of config.json, with the values that stand
-    for absent ones."""
+    """What models of one model_type compute with: keys of config.json, with defaults."""
 
     defaults: Values
     rope: Rope | None = None
@@ -95,8 +93,7 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     defaults_from: str = ""
 
     def of(self, config: Values) -> ModelConstants | None:
-        """Those of the config's model_type, else of the class in `architectures`, else the first;
-        None where there are none."""
+        """Those of the model_type, else of the class in `architectures`, else the first."""
         if (named := self.by_model_type.get(str(config.get("model_type")))) is not None:
             return named
         classes = config.get("architectures")
@@ -113,8 +110,7 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_constants(file: TableFile) -> Constants:
-    """`constants`, [defaults], [rope] and [window] of a table. Raises `TableError` with the row
-    and the reason."""
+    """`constants`, [defaults], [rope] and [window] of a table. Raises `TableError`."""
     with at("constants"):
         listed = tuple(map(Constant, file.constants))
     with at("window"):
@@ -251,8 +247,7 @@ def _kinds(row: WindowRow | None, values: Values, layers: int) -> Iterator[str]:
 
 
 def _windows_of(side: Used) -> Callable[[Values], Any]:
-    """For each layer the length of its window, None for none; a layer of another type by its
-    name."""
+    """Each layer's window, None for none; a layer of another type by its name."""
     row = side.constants.window
 
     def windows(values: Values) -> list[Any]:
@@ -274,8 +269,7 @@ def _telling(
     compute_mine: Callable[[Values], Any],
     compute_theirs: Callable[[Values], Any],
 ) -> list[str]:
-    """The keys by which two configs compute differently: those that, taken from one into the other,
-    change what it computes."""
+    """The keys that, taken from one config into the other, change what is computed."""
     here, there = compute_mine(mine), compute_theirs(theirs)
     if alike(here, there):
         return []

@@ -1,5 +1,4 @@
-"""From a model read as a layout to another layout of its table: every tensor of that, and what
-fills it."""
+"""A model read as a layout in another layout of its table: each tensor, and what fills it."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ class Conversion:
         self._refuse_partial()
 
     def _same_inside(self, pattern: Pattern) -> bool:
-        """Whether a stored tensor goes over as it is: one source pattern with the same axes, name
-        axes and parts."""
+        """Whether a stored tensor goes over as it is: one source pattern like it."""
         first, *others = [self.origin[tensor] for tensor in pattern.tensors]
         return (
             all(origin is first for origin in others)
@@ -108,8 +106,7 @@ class Conversion:
                 )
 
     def names(self) -> Iterator[tuple[Pattern, str]]:
-        """(pattern, name) in checkpoint order: neighbouring patterns that begin with the same axis
-        (the layers) take turns."""
+        """(pattern, name) in checkpoint order: patterns with one first axis take turns."""
         for axis, group in groupby(self.wanted, key=lambda pattern: pattern.name_axes[:1]):
             members = list(group)
             if not axis:
@@ -168,8 +165,7 @@ class Conversion:
 
 
 class Converted(NamedTuple):
-    """The tensors of a layout in its order, and those that a cast left as they are, by the
-    table."""
+    """The tensors of a layout in its order, and those that a cast left as they are."""
 
     values: dict[str, Value]
     uncast: list[tuple[str, Value]]
@@ -208,8 +204,7 @@ def convert(
 def uncast_note(
     uncast: Sequence[tuple[str, Value]], dtype: DType | None, keyword: str = "dtype"
 ) -> tuple[str, ...]:
-    """A sentence about the tensors that a cast to `dtype`, by the option `keyword`, left as they
-    are; none where there are none."""
+    """A sentence about the tensors that a cast by the option `keyword` left, if any."""
     if dtype is None or not uncast:
         return ()
     counts = sorted(Counter(value.dtype.name for _, value in uncast).items())

@@ -88,8 +88,7 @@ def fitting(
 
 
 def readable(table: Table, hints: Hints) -> list[Layout]:
-    """The layouts of a table that may be meant: those whose names and shapes are another's only
-    where they are named."""
+    """The layouts that may be meant, those by name only where they are named."""
     named = (hints.layout, hints.recorded_layout)
     return [
         layout

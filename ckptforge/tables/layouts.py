@@ -1,5 +1,4 @@
-"""[layout], [copies] and [shard]: how each layout stores the logical tensors, and the rules by
-which that can be inverted."""
+"""[layout], [copies] and [shard]: how layouts store the logical tensors, invertibly."""
 
 from __future__ import annotations
 
@@ -198,8 +197,7 @@ def _check_axes_of_copy(copy: Pattern, file: TableFile) -> None:
 def _sharding(
     ancestors: Sequence[str], patterns: Iterable[Pattern], file: TableFile, logical: Logical
 ) -> dict[str, Sharding] | None:
-    """The [shard] rows of a layout and of those that it extends, up to one whose network is said to
-    spread it in another way."""
+    """The [shard] rows of a layout, and what it inherits of them."""
     name = ancestors[-1]
     with at("layout", name):
         if "sharding" in file.layout[name] and name in file.shard:

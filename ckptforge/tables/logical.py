@@ -51,8 +51,7 @@ def _axes(text: str, known: dict[str, Expression]) -> tuple[str, ...]:
 
 
 def check_kept_together(keep_dtype: frozenset[str], layouts: Iterable[Layout]) -> None:
-    """Raises `ValueError` where a layout stores tensors that keep their dtype in one with others,
-    as a stored tensor has one dtype."""
+    """Raises `ValueError` where tensors that keep their dtype are stored with others."""
     for layout in layouts:
         for pattern in layout.patterns:
             if 0 < len(keep_dtype.intersection(pattern.tensors)) < len(pattern.tensors):

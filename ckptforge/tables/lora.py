@@ -113,8 +113,7 @@ def adapted_weights(
 
 
 def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str, Columns]:
-    """Module → the axis of its columns, and those in its name. Raises `ValueError` for one that
-    isn't a matrix."""
+    """Module → the axis of its columns, and those in its name. Raises `ValueError`."""
     found: dict[str, Columns] = {}
     for tensor in modules:
         pattern = next(pattern for pattern in patterns if tensor in pattern.tensors)
@@ -225,8 +224,7 @@ def _names_by_layout(
 def _columns(
     kind: _Kind, names: Mapping[str, Sequence[str]], layouts: Mapping[str, Layout]
 ) -> dict[str, Columns]:
-    """What the columns of each matrix are, by the first layout of Hugging Face that has adapters'
-    names."""
+    """Each matrix's columns, by the first layout of Hugging Face with adapters' names."""
     for layout in layouts.values():
         if layout.family == "huggingface" and layout.name in names:
             with at("lora", kind.key):

@@ -65,8 +65,7 @@ def missing_text(
     config: Mapping[str, Any],
     where: str,
 ) -> str:
-    """Which tensors a layout needs and what that means: of another model, tied elsewhere, or
-    lost."""
+    """Which tensors a layout needs: those of another model, tied elsewhere, or lost."""
     count = sum(one.number for one in missing.values())
     names = [name for one in missing.values() for name in one.names]
     needed = counted(count, "tensor that", "aren't")

@@ -1,5 +1,4 @@
-"""What a model's config.json says about sizes, by the expressions of the tables' [axes], and about
-what it computes with."""
+"""What a model's config.json says about sizes, and about what it computes with."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ class Expression(msgspec.Struct, frozen=True):
 
     @property
     def may_be_none(self) -> bool:
-        """Whether a model may have none of these, whatever config.json says: then its tensors'
-        names tell."""
+        """Whether a model may have none of these, which its tensors' names tell."""
         return self.text.endswith(_NONE)
 
     def evaluate(self, config: Mapping[str, Any], where: str) -> int | None:

@@ -1,5 +1,4 @@
-"""The names of a checkpoint's tensors, as those of a layout, and the lengths of axes that they
-tell."""
+"""Tensor names read as those of a layout, and the lengths of axes that they tell."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ def _in_range(pattern: Pattern, index: Mapping[str, int], lengths: Mapping[str, 
 
 
 def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
-    """Recognised names by the indexes of their axes. Raises `LayoutError` for one below what is
-    added to it."""
+    """Recognised names by the indexes of their axes. Raises `LayoutError`."""
     resolved: Names = {}
     for pattern, names in found.items():
         added = [
@@ -119,8 +117,7 @@ def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
 def _learn_none(
     sizes: AxisSizes, table: Table, numbered: Names, config: Mapping[str, Any], where: str
 ) -> None:
-    """The axes of which there may be none: none where no name has one, else as many as config.json
-    says, or the names."""
+    """Axes that may have length 0: so where no name has one."""
     for axis, expression in table.axes.items():
         if not expression.may_be_none:
             continue
@@ -132,8 +129,7 @@ def _learn_none(
 
 
 def _learn_counts(sizes: AxisSizes, found: Names) -> None:
-    """The axes that stand in names: as many as config.json says, else as the highest number in any
-    name."""
+    """The axes in names: as many as config.json says, else as the highest number."""
     highest: dict[str, tuple[int, str]] = {}
     for pattern, names in found.items():
         for index, name in names.items():

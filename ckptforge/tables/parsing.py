@@ -1,5 +1,4 @@
-"""A mapping table from its text: every section, and every rule that a table must keep to be
-invertible and unambiguous."""
+"""A mapping table from its text, with every rule that a table must keep."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ from ckptforge.tables.table_file import MAX_BYTES, TableFile, read_table_file
 
 
 def load_table(path: Path) -> Table:
-    """Loads and checks a user's table. Raises `InputNotFoundError`, and `TableError` with the row
-    and the reason."""
+    """Loads and checks a user's table. Raises `InputNotFoundError` and `TableError`."""
     return parse_table(read_small(path, MAX_BYTES, TableError), str(path))
 
 
@@ -32,8 +30,7 @@ def parse_table(content: bytes, source: str) -> Table:
 
 
 def make_table(file: TableFile, content: bytes, source: str) -> Table:
-    """The table that a file of the right shape holds. Raises `TableError` with the row and the
-    rule that it breaks."""
+    """The table in a file of the right shape. Raises `TableError` with row and rule."""
     logical = make_logical(file)
     layouts = make_layouts(file, logical)
     with at("keep_dtype"):

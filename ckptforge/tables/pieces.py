@@ -23,8 +23,7 @@ from ckptforge.transfers import Transfer
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A box of a logical tensor, its axes in the table's order, and where it lies in the stored
-    tensor `name`."""
+    """A box of a logical tensor, and where it lies in the stored tensor `name`."""
 
     name: str
     box: Box
@@ -70,8 +69,7 @@ def pieces(
 def whole_pieces(
     pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]
 ) -> list[Piece]:
-    """The stored tensors of a pattern as they are: boxes over the axes in the name and those of the
-    shape."""
+    """Stored tensors as they are: boxes over the axes in the name and those of the shape."""
     grid = Grid(0, (0,) * len(pattern.name_axes) + row_major_strides(shape))
     return [
         Piece(name, (*((i, i + 1) for i in pinned.values()), *full_box(shape)), grid)

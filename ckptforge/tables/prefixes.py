@@ -67,8 +67,7 @@ _AS_IT_IS = _Head("", "")  # wrappers in the middle of names alone
 
 
 def adapted(names: Iterable[str]) -> list[str]:
-    """The names of a model that peft has wrapped which a plain model doesn't have: factors, and the
-    layers that they are added to."""
+    """The names that only a model has which peft has wrapped: factors, adapted layers."""
     return [name for name in names if _ADAPTED.search(name)]
 
 
@@ -133,8 +132,7 @@ def _first_word(layout: Layout) -> str:
 
 
 def _heads(layout: Layout, kinds: Mapping[str, int], first: Mapping[str, str]) -> dict[_Head, int]:
-    """What stands before the layout's names, or in place of their first word, and before how
-    many."""
+    """What stands before the layout's names, or for their first word, and how often."""
     votes: Counter[_Head] = Counter()
     known, word = _skeletons(layout), _first_word(layout)
     bodies = {skeleton[len(word) :] for skeleton in known if word and skeleton.startswith(word)}
@@ -228,8 +226,7 @@ def _said(
 def _flaw(
     head: _Head, found: Mapping[str, str], plain: Mapping[str, str], after: Mapping[str, str | None]
 ) -> str:
-    """Why the names can't be changed; empty where they can. `after` are all names with what they
-    become, None for what isn't changed."""
+    """Why the names can't be changed, if they can't; `after` is what they become, or None."""
     holders: dict[str, str] = {}
     for stored, new in after.items():
         name = new or stored

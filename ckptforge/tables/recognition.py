@@ -1,5 +1,4 @@
-"""Which model and which layout a checkpoint is, detected from config.json, from the tensors' names
-and, last, from their shapes."""
+"""Which model and layout a checkpoint is, by config.json, names and, last, shapes."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ from ckptforge.tables.table_choice import choose_table, has_class, nearest_layou
 
 
 class Identified(msgspec.Struct, frozen=True):
-    """A binding, what was done to the names before, and a sentence about what the model was known
-    by, where that may be wrong."""
+    """A binding, what was done to the names, and by what the model was known."""
 
     binding: Binding
     renaming: Renaming | None = None

@@ -46,8 +46,7 @@ def sentence(why: str) -> str:
 
 
 def check_known(names: Iterable[str], known: Collection[str], where: str, what: str = "") -> None:
-    """Raises `ValueError` for the first of some names that isn't known, with those that are, if
-    they are few, and the nearest."""
+    """Raises `ValueError` for the first name that isn't known, with the nearest."""
     for name in names:
         if name not in known:
             there = f", which has {', '.join(known)}" if 0 < len(known) <= _FEW else ""

@@ -1,5 +1,4 @@
-"""How a network spreads its tensors over devices: which parallel dimension cuts which axis, as a
-table's [shard] rows say."""
+"""How a network spreads tensors over devices, as a table's [shard] rows say."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ class ShardRow(msgspec.Struct, frozen=True):
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """An axis of a logical tensor that a parallel dimension cuts; `optional`: only where it
-    divides."""
+    """An axis that a parallel dimension cuts; `optional`: only where it divides."""
 
     axis: str
     dimension: str
@@ -71,8 +69,7 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
 
 
 def stored_cuts(pattern: Pattern, rows: Mapping[str, Sharding]) -> dict[int, Cut]:
-    """Index of the stored axis → the cut that falls on it. Raises `ValueError` where a cut isn't
-    one of the stored tensor."""
+    """Index of the stored axis → the cut that falls on it. Raises `ValueError`."""
     found: dict[int, Cut] = {}
     shardings = {rows.get(tensor, Sharding()) for tensor in pattern.tensors}
     for tensor in pattern.tensors:

@@ -1,5 +1,4 @@
-"""The lengths of a model's axes, put together from names, shapes and config.json, with the reason
-for each."""
+"""The lengths of a model's axes, by names, shapes and config.json, each with its reason."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ class AxisSizes:
         return {axis: size for axis, (size, _) in self.known.items()}
 
     def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
-        """What config.json says, but of axes of which there may be none. Raises `ConfigError` for a
-        length of 0 in a shape."""
+        """Learns what config.json says. Raises `ConfigError` for a length of 0 in a shape."""
         for axis, expression in table.axes.items():
             size = None if expression.may_be_none else expression.evaluate(config, where)
             if size == 0 and axis not in table.counted:
@@ -156,8 +154,7 @@ class AxisSizes:
 
 
 def lengths_of(table: Table, config: Mapping[str, Any], where: str) -> dict[str, int]:
-    """The lengths that a config.json gives, 0 of the axes of which there may be none. Raises
-    `ConfigError`."""
+    """The lengths that a config.json gives, 0 where there may be none. Raises `ConfigError`."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)
     optional = {axis: e for axis, e in table.axes.items() if e.may_be_none}

@@ -1,5 +1,4 @@
-"""What a MindSpore training checkpoint holds beside the weights, for any model: optimizer state,
-and counters and scales."""
+"""What training checkpoints hold beside weights: optimizer state, counters and scales."""
 
 from __future__ import annotations
 
@@ -15,12 +14,10 @@ _SCALARS = re.compile(
 
 
 def companion_prefix(name: str) -> str | None:
-    """`adam_m.` of `adam_m.lm_head.weight`; None for names that are no optimizer state of a
-    weight."""
+    """`adam_m.` of `adam_m.lm_head.weight`; None for what is no weight's state."""
     return next((prefix for prefix in COMPANION_PREFIXES if name.startswith(prefix)), None)
 
 
 def is_state(name: str) -> bool:
-    """True for optimizer state and training scalars: nothing that a network computes its output
-    with."""
+    """True for optimizer state and counters, with which no network computes."""
     return companion_prefix(name) is not None or _SCALARS.fullmatch(name) is not None

@@ -147,14 +147,12 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         return [layout.name for layout in self.layouts.values() if layout.family == family]
 
     def present(self, layout: Layout, config: Mapping[str, Any]) -> list[Pattern]:
-        """The patterns of a layout but for those of optional tensors that a config.json says aren't
-        there."""
+        """The patterns of a layout, without optional tensors that a config.json denies."""
         absent = {t for t, condition in self.optional.items() if condition.holds(config)}
         return [pattern for pattern in layout.patterns if absent.isdisjoint(pattern.tensors)]
 
     def first_layout(self, family: str) -> Layout:
-        """The layout of a family that is written where none is named: the first in the table.
-        Raises `UsageError` where it has none."""
+        """The first layout of a family, written where none is named. Raises `UsageError`."""
         if names := self.names_of(family):
             return self.layouts[names[0]]
         raise UsageError(
@@ -163,8 +161,7 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         )
 
     def mindspore_layout(self, name: str | None) -> tuple[Layout, tuple[str, ...]]:
-        """The MindSpore layout to write: the named one, or the first; and a sentence where nobody
-        named it. Raises `UsageError`."""
+        """The MindSpore layout to write, and a sentence where nobody named it."""
         if name is not None:
             return self.layout(name), ()
         chosen = self.first_layout("mindspore")
@@ -176,8 +173,7 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         )
 
     def refusal(self, layout: Layout, names: Iterable[str]) -> tuple[str, str] | None:
-        """(tensor, reason) of the first of these names whose presence means that the checkpoint
-        can't be converted."""
+        """(tensor, reason) of the first name with which a checkpoint can't be converted."""
         globs = self.other_names.refused.get(layout.family, {}).items()
         found = ((n, reason) for n in names for glob, reason in globs if fnmatchcase(n, glob))
         return next(found, None)

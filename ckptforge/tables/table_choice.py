@@ -36,8 +36,7 @@ def possible_tables(tables: Sequence[Table], hints: Hints) -> list[Table]:
 
 
 def has_class(table: Table, config: Mapping[str, Any]) -> bool:
-    """Whether config.json names a class of the table's models: its name without underscores, and
-    what it is for."""
+    """Whether config.json names a class of the table's models."""
     names = config.get("architectures")
     classes = (_CLASS.fullmatch(str(name)) for name in (names if isinstance(names, list) else ()))
     found = {match[1].lower() for match in classes if match}

@@ -51,8 +51,7 @@ class LoraFile(msgspec.Struct, frozen=True):
 
 
 class TableFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A table's file, as written: `table_schema` says what its sections and keys mean, and
-    validates them where a user wrote them."""
+    """A table's file, as written; `table_schema` says what its keys mean."""
 
     name: str
     model_type: list[str]
@@ -77,8 +76,7 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
     example: dict[str, Any] = {}
 
     def lineage(self, layout: str) -> list[str]:
-        """The layouts that one is made of, from that which extends none to itself. Raises
-        `TableError` where they are none."""
+        """The layouts that one is made of, itself last. Raises `TableError`."""
         chain = [layout]
         while parent := self.layout[chain[-1]].get("extends"):
             with at("layout", chain[-1]):
@@ -128,8 +126,7 @@ def _text(content: bytes) -> str:
 
 
 def _check_bounds(found: object, place: tuple[str, ...] = ()) -> None:
-    """A table is compared row with row and layout with layout, and what stands in it stands in
-    messages."""
+    """Rows are compared with rows, and stand in messages: there mustn't be too many."""
     where = ".".join(place) or "the table"
     inner: list[tuple[str, object]] = []
     if isinstance(found, dict):

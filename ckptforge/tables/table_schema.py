@@ -127,8 +127,7 @@ class RefusedSection(Written):
 
 
 class WrittenTable(Written):
-    """A mapping table of ckptforge: one model, its logical tensors, and how each layout stores
-    them."""
+    """A mapping table: one model, its logical tensors, and how each layout stores them."""
 
     model_config = ConfigDict(title="Mapping table")
 

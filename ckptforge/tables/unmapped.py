@@ -1,5 +1,4 @@
-"""What the tensors are that no table knows, by their names: some change what a model is, and can't
-simply be left out."""
+"""What the tensors are that no table knows: some can't simply be left out."""
 
 from __future__ import annotations
 
@@ -61,8 +60,7 @@ _TASK = re.compile(
 
 
 def other_task(config: Mapping[str, Any]) -> str:
-    """The class in config.json's architectures that is of a model with another head than a language
-    model's; empty if none is."""
+    """The class in config.json's architectures that has another head, if any."""
     names = config.get("architectures")
     return next(
         (

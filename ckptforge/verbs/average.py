@@ -141,8 +141,7 @@ def _combining(
 
 
 def _in_dtype(made: Model, first: OpenedModel, found: Mapping[str, Mix], dtype: DType) -> Model:
-    """The averages in another dtype, which they are rounded to once; those that the table keeps
-    stay."""
+    """The averages rounded once, to another dtype; those that the table keeps stay."""
     tables = shipped_tables() if first.source is None else (first.source.table,)
     kept = names_that_keep_dtype(tables, made.values)
     values = {

@@ -27,8 +27,7 @@ Tensors = dict[str, list[Any]]
 
 
 class Check(msgspec.Struct, frozen=True):
-    """What `compare OUT` found: `problems` are sentences, empty where every tensor is what the
-    manifest says."""
+    """What `compare OUT` found: `problems` are sentences, empty where all is as written."""
 
     path: str
     manifest: str
@@ -116,8 +115,7 @@ def _problems(index: FileIndex, tensors: Tensors, hashes: Mapping[str, str]) -> 
 
 
 def _outputs(manifest: Path) -> list[tuple[str, int, Tensors]]:
-    """(file, size, what stands of its tensors) for each output of a manifest. Raises
-    `FormatError`."""
+    """(file, size, its tensors) for each output of a manifest. Raises `FormatError`."""
     content = read_object(manifest, MAX_MANIFEST)
     found = []
     by_name: dict[str, Tensors] = {}
@@ -145,8 +143,7 @@ def _outputs(manifest: Path) -> list[tuple[str, int, Tensors]]:
 
 
 def _like(output: dict[str, Any], by_name: Mapping[str, Tensors]) -> Tensors:
-    """The tensors of an output that has those of an earlier one. Raises `ValueError` where it
-    doesn't have a hash for each."""
+    """The tensors of an output like an earlier one's. Raises `ValueError`."""
     tensors = by_name[output["like"]]
     if "hashes" not in output:
         return {name: stored[:2] for name, stored in tensors.items()}

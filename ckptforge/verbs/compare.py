@@ -56,8 +56,7 @@ class _Side(NamedTuple):
 
 
 class _Matched(NamedTuple):
-    """The tensors that both have, as A makes them and as B has them; names that only one has;
-    what the configs differ in; notes."""
+    """The tensors that both have, as A makes them and as B has them, and what differs."""
 
     mine: dict[str, Value]
     theirs: Mapping[str, Value]
@@ -153,8 +152,7 @@ def _config(model: Model, choices: Choices) -> Mapping[str, Any]:
 
 
 def _share_sizes(one: Source, other: Source) -> None:
-    """What either side knows of the axes, both know. Raises `LayoutError` where they contradict:
-    other models."""
+    """What either side knows of the axes, both know. Raises `LayoutError` for other models."""
     for mine, theirs in ((one, other), (other, one)):
         for axis, (size, reason) in theirs.binding.sizes.known.items():
             try:

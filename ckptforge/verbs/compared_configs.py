@@ -70,8 +70,7 @@ def _heads(one: Source, other: Source, budget: Budget) -> dict[str, tuple[bool, 
 
 
 def of_unknown_models(a: Mapping[str, Any], b: Mapping[str, Any]) -> Differing:
-    """The configs of two checkpoints that no mapping knows: model types that differ, and a note of
-    other keys that do."""
+    """The configs of unknown models: model types that differ, a note of other keys."""
     if not a and not b:
         return Differing({}, [])
     if not a or not b:

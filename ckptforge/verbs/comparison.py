@@ -81,8 +81,7 @@ def differences(
     budget: Budget,
     progress: Progress | None,
 ) -> tuple[list[TensorDifference], int]:
-    """(what differs of A's tensors from B's of the same names, in the order of B, bytes of B that
-    were compared)."""
+    """(what differs from B's tensors of these names, in B's order, bytes compared)."""
     comparable = [name for name, value in mine.items() if value.shape == theirs[name].shape]
     unequal = differing(pairs_of(comparable, mine, theirs), budget, progress)
     found = []

@@ -1,5 +1,4 @@
-"""The conversions as functions: each makes a plan and carries it out. No printing; errors are
-`CkptforgeError`s."""
+"""The conversions as functions: each makes a plan and carries it out, and prints nothing."""
 
 from __future__ import annotations
 

@@ -55,23 +55,20 @@ def convert_weight(flags: ConvertFlags) -> Call:
 
 
 def _with_config(flags: ConvertFlags) -> ConvertFlags:
-    """MindFormers' YAML is one of the other flags: of Hugging Face's config.json sizes are read,
-    and of the tensors."""
+    """MindFormers' YAML is one of the other flags: sizes are read from config.json."""
     if flags.config is None or flags.config.endswith(".json") or is_directory(Path(flags.config)):
         return flags
     return flags.replace(config=None, others={**flags.others, "config": flags.config})
 
 
 def _table_name(model: str | None) -> str | None:
-    """The table that convert_weight.py knows under this name; what no table has for a name is left
-    to the verb to refuse."""
+    """The table that convert_weight.py knows by this name, else the name itself."""
     tables = () if model is None else shipped_tables(model)
     return next((table.name for table in tables if model in table.about.aliases), model)
 
 
 def _layout(flags: ConvertFlags) -> str | None:
-    """The layout that `use_gmm`, `qkv_concat` and `layout` name together. Raises `UsageError` where
-    they contradict each other."""
+    """The layout that the flags name together. Raises `UsageError` for a contradiction."""
     layout = flags.layout
     if layout is None and flags.qkv_concat:
         raise UsageError(
@@ -168,8 +165,7 @@ def _given(own: dict[str, Any], flags: ConvertFlags) -> dict[str, Any]:
 
 
 def _with_words(flags: TransformFlags) -> TransformFlags:
-    """The flags with the arguments of transform_checkpoint.sh, which has no names for them. Raises
-    `UsageError`."""
+    """The flags with the nameless arguments of transform_checkpoint.sh. Raises `UsageError`."""
     words = flags.words
     if not words:
         return flags
@@ -231,8 +227,7 @@ def transform_ckpt(flags: TransformFlags) -> Call:
 
 
 def _check_processes(given: Mapping[str, str], dst: str | None) -> None:
-    """Raises `UsageError` for numbers of ranks and processes that can't be, or that aren't those of
-    the target's strategy."""
+    """Raises `UsageError` for numbers of ranks and processes that can't be."""
     numbers = {}
     for flag in ("rank_id", "world_size", "transform_process_num", "npu_num_per_node"):
         if flag in given:

@@ -1,5 +1,4 @@
-"""compare, why two checkpoints may differ: another layout of the same names, tensors at one
-another's place, transposed, rounded."""
+"""compare, why checkpoints differ: another layout, moved tensors, transposed, rounded."""
 
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ def causes(
 def _other_layout(
     one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
 ) -> list[str]:
-    """Whether B is what A makes in another layout of the same names and shapes: transposed experts,
-    another qkv grouping."""
+    """Whether B is what A makes in another layout of the same names and shapes."""
     theirs = other.model.values
     for layout in other.table.layouts.values():
         if layout is other.binding.layout or layout.family != other.binding.layout.family:
@@ -80,8 +78,7 @@ def _other_layout(
 def _misplaced(
     one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
 ) -> list[str]:
-    """Matches the smallest pieces that a layout of the table knows (one expert's matrix) by their
-    contents."""
+    """Matches the smallest pieces of any layout (one expert's matrix) by their contents."""
     layout = next(
         (layout for layout in other.table.layouts.values() if layout.family == "huggingface"),
         other.binding.layout,
@@ -135,8 +132,7 @@ def _pieces(
 def _moved_texts(
     moved: Mapping[str, str], places: Mapping[str, tuple[str, dict[str, int]]]
 ) -> list[str]:
-    """One sentence for each kind of misplacement: which axes or tensors changed, exchanged or
-    shifted, with examples."""
+    """A sentence for each kind of misplacement, with examples."""
     kinds: dict[str, list[str]] = {}
     for name, origin in moved.items():
         (tensor, index), (from_tensor, from_index) = places[name], places[origin]
@@ -178,8 +174,7 @@ def rounded(
 
 
 def _cast_side(mine: Values, theirs: Values, dtype: DType) -> list[str]:
-    """Whether the cast that was asked for changes nothing in A, as it is B that holds the wider
-    numbers."""
+    """Whether the cast changes nothing in A, as it is B that holds the wider numbers."""
     stored = {fragment.stored.dtype for value in mine.values() for fragment in value.fragments}
     wider = {theirs[name].dtype for name in mine}
     if stored != {dtype} or any(one.itemsize <= dtype.itemsize for one in wider):

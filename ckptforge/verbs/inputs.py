@@ -23,8 +23,7 @@ _OTHER_FAMILY = {"huggingface": "mindspore", "mindspore": "huggingface"}
 
 
 def open_input(path: Path, choices: Choices, adapter: bool) -> Model:
-    """Opens a checkpoint of any kind, or ranks; of a directory that holds both a model and an
-    adapter the one that is wanted."""
+    """Opens a checkpoint or ranks; of a model with an adapter the one that is wanted."""
     if in_ranks(path, choices):
         return open_ranks(path, choices)
     if not adapter:
@@ -99,8 +98,7 @@ def adapter_job(
     spread: Spread,
     target: str | None,
 ) -> Job:
-    """The job that converts an adapter alone, to the layout `target`, else to the first of the
-    family that the verb doesn't read."""
+    """The job that converts an adapter, to `target` or its family's first layout."""
     reads, found = choices.family, "huggingface" if model.format == "peft adapter" else "mindspore"
     if reads not in (None, found) and any(map(is_lora, model.values)):
         if reads == "huggingface" and any(n.startswith("base_model.model.") for n in model.values):

@@ -50,8 +50,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def run_job(job: Job, options: Running) -> Result:
-    """Carries a plan out, or only checks it for a dry run. Raises `OutputError`,
-    `CastOverflowError` and read errors."""
+    """Carries a plan out, or only checks it. Raises `OutputError`, `CastOverflowError`."""
     plan, publisher = job.plan, publisher_of(job.plan.output)
     budget = budget_of(options).caching(cache_bytes(plan.assemblies))
     if options.resume and not options.dry_run and publisher.finish(plan, options.command):
@@ -123,8 +122,7 @@ def _remains(left: Path | None, output: Path) -> list[str]:
 
 
 def _kept(plan: Plan, out: Publication, budget: Budget) -> dict[Place, Finished]:
-    """The tensors that an earlier run finished and that are on the disk as it wrote them: their
-    hashes are made again."""
+    """The tensors that an earlier run finished, by their hashes, which are made again."""
     if out.journal is None or not out.journal.tensors:
         return {}
     places = (assembly.place for assembly in plan.assemblies)

@@ -80,8 +80,7 @@ def _in_layout(
     stateful: bool,
     said: tuple[str, ...] = (),
 ) -> Model:
-    """A model in another layout, cast, with its state where that follows, and the account of all
-    that."""
+    """A model in another layout, cast, with the state that follows, and the account."""
     dtype, model = parse_target(options.dtype), source.model
     copied = (lambda _: True) if recorded is None else recorded.__contains__
     converted = convert(source.binding, target, model.values, dtype, copied=copied)

@@ -7,8 +7,7 @@ from ckptforge.verbs.options.surgery import Extract, Stats
 
 
 def opened_as(options: Extract | Stats) -> opened.OpenedModel:
-    """The checkpoint that is named, in the layout that is asked for. Raises what `open` and
-    `as_layout` raise."""
+    """The checkpoint that is named, in the layout that is asked for."""
     found = opened.open(
         options.source,
         strategy_dir=options.strategy_dir,

@@ -159,8 +159,7 @@ _SAYS_SOMETHING_WHEN_FALSE = ("use_grouped_gemm", "lora_scaling")
 
 
 def refuse(given: Mapping[str, str], reasons: Mapping[str, str]) -> None:
-    """Raises `UsageError`, with the reason, for the first flag that is given and not honoured; one
-    that is switched off asks nothing."""
+    """Raises `UsageError` for a flag that isn't honoured, unless it is switched off."""
     for flag, reason in reasons.items():
         if flag in given and (
             given[flag].lower() not in _FALSE or flag in _SAYS_SOMETHING_WHEN_FALSE

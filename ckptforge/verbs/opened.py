@@ -1,5 +1,4 @@
-"""A model that was opened: a mapping from names to tensors that lie in files, and functions that
-make another model of it."""
+"""An opened model: a mapping from names to tensors, and what makes another of it."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ class OpenedModel(Mapping[str, Tensor]):
         return len(self._model.values)
 
     def items(self) -> ItemsView[str, Tensor]:
-        """Names and tensors in the order in which they lie in the files; those to come are brought
-        from the disk meanwhile."""
+        """Names and tensors in the order of the files; the next are read ahead."""
         return _Items(self)
 
     def __enter__(self) -> OpenedModel:
@@ -154,13 +152,11 @@ class OpenedModel(Mapping[str, Tensor]):
         return self._changed(named.rename(self._model, names))
 
     def drop(self, *globs: str) -> OpenedModel:
-        """The model without the tensors of these names (globs). Raises `UsageError` for a glob that
-        names none."""
+        """The model without these names (globs). Raises `UsageError` for an idle glob."""
         return self._changed(named.drop(self._model, *globs))
 
     def keep(self, *globs: str) -> OpenedModel:
-        """The model with only the tensors of these names (globs). Raises `UsageError` for a glob
-        that names none."""
+        """The model of only these names (globs). Raises `UsageError` for an idle glob."""
         return self._changed(named.keep(self._model, *globs))
 
     def apply(self, function: Callable[[Model], Model]) -> OpenedModel:

@@ -1,5 +1,4 @@
-"""What makes a verb public: it is called with the options of its record, and its signature and
-docstring show them all."""
+"""What makes a verb public: a function of its options, with them in its docstring."""
 
 from __future__ import annotations
 

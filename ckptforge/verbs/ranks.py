@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 def in_ranks(path: Path, choices: Choices) -> bool:
-    """Whether an input is the shards of a job: rank directories, or whatever a strategy is given
-    for."""
+    """Whether an input is shards: rank directories, or what a strategy is given for."""
     if choices.strategy_dir is not None or choices.parallel_config is not None:
         return True
     if not is_directory(path) or is_unified(path):
@@ -39,8 +38,7 @@ def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) 
 
 
 def open_source(path: Path, choices: Choices) -> Source:
-    """Opens a checkpoint, whole or in ranks, and finds its layout. Raises the errors of opening, of
-    the tables and of binding."""
+    """Opens a checkpoint, whole or in ranks, and finds its layout."""
     model = (
         open_ranks(path, choices)
         if in_ranks(path, choices)
@@ -52,8 +50,7 @@ def open_source(path: Path, choices: Choices) -> Source:
 def compute_strategy(
     config: ParallelConfig, source: Source, layout: Layout, specs: Sequence[TensorSpec]
 ) -> Strategy:
-    """The strategy by which a job of this configuration cuts a model in a layout. Raises
-    `ConfigError` with the rule that is broken."""
+    """The strategy by which a job cuts a model in a layout. Raises `ConfigError`."""
     from ckptforge.parallel import compute
 
     sizes = source.binding.sizes

@@ -1,5 +1,4 @@
-"""merge, split and reshard: other splits of the same tensors, for any model, with no mapping
-needed."""
+"""merge, split and reshard: other splits of the same tensors, for any model."""
 
 from __future__ import annotations
 

@@ -80,8 +80,7 @@ def result_of(plan: Plan, **more: Any) -> Result:
 
 
 def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
-    """The result of a plan that isn't carried out; a note says where the disk has no room for
-    it."""
+    """The result of a dry run; a note says where the disk has no room for it."""
     notes = [*plan.notes, *said]
     try:
         publisher_of(plan.output).check_room(plan)

@@ -48,8 +48,7 @@ class Spread(msgspec.Struct, frozen=True):
         return self.strategy is not None or self.parallel_config is not None
 
     def place(self, compute: Callable[[ParallelConfig], Strategy]) -> Target:
-        """The target; `compute` makes the strategy of a parallel configuration. Raises
-        `UsageError`, and what reading raises."""
+        """The target; `compute` makes a configuration's strategy. Raises `UsageError`."""
         if not self.cut:
             if self.format == "unified":
                 return UnifiedTarget(self.out)

@@ -80,8 +80,7 @@ def strategy(options: StrategyOptions) -> Result:
 
 
 def _cuts(strategy: Strategy) -> list[dict[str, Any]]:
-    """A row for each kind of weight (names alike except for numbers) and each way that it is
-    cut."""
+    """A row for each kind of weight (names alike but for numbers) and way to cut it."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for stage, layouts in enumerate(strategy.stages):
         for name, layout in layouts.items():

@@ -1,5 +1,4 @@
-"""Models of random weights in the Hugging Face hub layout, of any size, for the demo, the tests and
-the benchmarks."""
+"""Models of random weights in the hub layout, of any size, for demo, tests and benchmarks."""
 
 from __future__ import annotations
 

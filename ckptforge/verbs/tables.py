@@ -1,5 +1,4 @@
-"""Mapping tables for people: which there are, what a layout holds and how it is spread, and whether
-a table is right."""
+"""Mapping tables for people: which there are, what they hold, whether one is right."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ from ckptforge.verbs.public import verb
 
 @dataclass(frozen=True)
 class Summary:
-    """A shipped table: its `layouts` by family, and the model_types of config.json that it is
-    for."""
+    """A shipped table: its `layouts` by family, and the model_types that it is for."""
 
     name: str
     model_types: list[str]
@@ -36,8 +34,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """How a layout stores one kind of tensor: `holds` logical tensors, `operation` is what makes it
-    of those of `against`."""
+    """How a layout stores a kind of tensor; `operation` makes it of `against`."""
 
     name: str
     axes: str
@@ -60,8 +57,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Count:
-    """What a model of a config.json has in one layout: numbers of stored tensors and of
-    parameters."""
+    """A model's numbers of stored tensors and of parameters in one layout."""
 
     layout: str
     tensors: int
@@ -95,8 +91,7 @@ def list_tables() -> list[Summary]:
 
 
 def find_table(name: str | Path) -> Table:
-    """A shipped table by its name, else one in a file. Raises `UsageError` for neither, and what
-    loading raises."""
+    """A shipped table by its name, else one in a file. Raises `UsageError` for neither."""
     by_name = {table.name: table for table in shipped_tables()}
     if str(name) in by_name:
         return by_name[str(name)]
@@ -110,8 +105,7 @@ def find_table(name: str | Path) -> Table:
 
 @verb(MappingShow)
 def describe(options: MappingShow) -> Description:
-    """One layout of a table, by default the first MindSpore one: names, axes, operations from the
-    first layout, sharding."""
+    """One layout of a table, by default the first MindSpore one."""
     table = find_table(options.name)
     first = next(iter(table.layouts.values()))
     chosen = first
@@ -151,8 +145,7 @@ def check_table(options: MappingCheck) -> Checked:
 
 
 def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
-    """Stored tensors and parameters of a model in a layout. Raises `ConfigError` where the config
-    doesn't give a length."""
+    """A model's stored tensors and parameters in a layout. Raises `ConfigError`."""
     lengths = lengths_of(table, config, where)
     if unknown := [axis for axis in table.axes if axis not in lengths]:
         raise UsageError(

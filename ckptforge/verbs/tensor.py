@@ -79,8 +79,7 @@ class Tensor:
 def ranges_of(
     name: str, shape: tuple[int, ...], index: Index
 ) -> tuple[list[range], list[bool], list[bool]]:
-    """(the indices along each axis, upwards; whether the axis stays; of those that stay whether it
-    is turned round)."""
+    """(indices along each axis; whether it stays; of those that stay whether it is turned)."""
     items = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, item in enumerate(items) if item is Ellipsis]
     if len(dots) > 1 or len(items) - len(dots) > len(shape):

@@ -1,5 +1,4 @@
-"""verify: the same tokens through transformers' layers and through MindSpore, layer by layer and
-end to end."""
+"""verify: the same tokens through transformers and MindSpore, by layer and end to end."""
 
 from __future__ import annotations
 
@@ -90,8 +89,7 @@ def verify(options: Verify) -> Verification:
 
 
 def _open_mindspore(options: Verify) -> Source:
-    """With the config that goes with it, of which its manifest tells; the reference's where it has
-    none."""
+    """The checkpoint with its own config, or the reference's where it has none."""
     choices = choices_of(options, family="mindspore")
     source = open_source(options.ms, choices)
     if source.config:

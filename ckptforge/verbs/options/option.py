@@ -1,5 +1,4 @@
-"""One option of a verb: a field of its record, with what Python's signature, the command line, the
-help and the JSON schema say of it."""
+"""One option of a verb, for Python's signature, the command line and the JSON schema."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ REQUIRED = _Required()
 
 
 class Words(NamedTuple):
-    """The words that an option takes: the usual ones, and others that other packages may add,
-    which takes a while to find out."""
+    """The words that an option takes: the usual ones, and those of other packages."""
 
     usual: tuple[str, ...]
     others: Callable[[], Iterable[str]]
