@@ -14,11 +14,8 @@ from ckptforge.spelling import option
 
 
 class DType(msgspec.Struct, frozen=True):
-    """One dtype: `itemsize` bytes per element; a name is None where that format has no such dtype.
-
-    `mindspore_loads` is False for types that MindSpore's save_checkpoint writes and its
-    load_checkpoint refuses.
-    """
+    """One dtype: `itemsize` bytes per element; a name is None where that format has no such
+    dtype."""
 
     name: str
     itemsize: int
@@ -26,7 +23,12 @@ class DType(msgspec.Struct, frozen=True):
     mindspore: str | None
     numpy: str | None
     floating: bool = False
-    mindspore_loads: bool = True
+
+    @property
+    def mindspore_loads(self) -> bool:
+        """False for those that MindSpore's save_checkpoint writes and its load_checkpoint
+        refuses."""
+        return self.name not in _NOT_LOADED
 
     def __str__(self) -> str:
         return self.name
@@ -49,31 +51,17 @@ DTYPES: tuple[DType, ...] = (
     # qint4x2: one byte per stored element. MindSpore's safetensors hold it as I8 with a note in the
     # metadata.
     DType("qint4x2", 1, None, "Int4", "int8"),
-    DType("complex64", 8, "C64", "Complex64", "complex64", mindspore_loads=False),
-    DType("complex128", 16, None, "Complex128", "complex128", mindspore_loads=False),
-    DType(
-        "float8_e4m3fn",
-        1,
-        "F8_E4M3",
-        "Float8E4M3FN",
-        "float8_e4m3fn",
-        floating=True,
-        mindspore_loads=False,
-    ),
-    DType(
-        "float8_e5m2",
-        1,
-        "F8_E5M2",
-        "Float8E5M2",
-        "float8_e5m2",
-        floating=True,
-        mindspore_loads=False,
-    ),
+    DType("complex64", 8, "C64", "Complex64", "complex64"),
+    DType("complex128", 16, None, "Complex128", "complex128"),
+    DType("float8_e4m3fn", 1, "F8_E4M3", "Float8E4M3FN", "float8_e4m3fn", floating=True),
+    DType("float8_e5m2", 1, "F8_E5M2", "Float8E5M2", "float8_e5m2", floating=True),
     DType("float8_e8m0", 1, "F8_E8M0", None, "float8_e8m0fnu"),
-    DType("hifloat8", 1, None, "HiFloat8", None, mindspore_loads=False),
+    DType("hifloat8", 1, None, "HiFloat8", None),
     # A text, stored as UTF-32-LE in 4-byte code points.
     DType("str", 4, None, "str", None),
 )
+
+_NOT_LOADED = {"complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "hifloat8"}
 
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES if dtype.safetensors}
@@ -83,17 +71,8 @@ SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": 
 
 def holds(wide: DType, narrow: DType) -> bool:
     """Whether every number of one floating-point dtype is one of another."""
-    if wide == narrow:
-        return True
-    order = {
-        "float8_e4m3fn": 0,
-        "float8_e5m2": 0,
-        "float16": 1,
-        "bfloat16": 1,
-        "float32": 2,
-        "float64": 3,
-    }
-    return order.get(wide.name, -1) > order.get(narrow.name, 9)
+    wider = wide.floating and narrow.floating and wide.itemsize > narrow.itemsize
+    return wide == narrow or wider
 
 
 def parse_target(name: str | None, asked: str = "dtype") -> DType | None:

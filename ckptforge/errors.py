@@ -13,8 +13,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 
 
 class CkptforgeError(Exception):
-    """Base class. The message says which file, which tensor, what was expected, what was found and
-    what to do."""
+    """The message says which file and tensor, what was expected and found, and what to do."""
 
     exit_code = 1
 
@@ -33,17 +32,15 @@ class InputNotFoundError(CkptforgeError):
 
 
 class FormatError(CkptforgeError):
-    """A file isn't what its format says it must be: truncated, inconsistent, encrypted, of an
-    unknown dtype."""
+    """A file isn't what its format says: truncated, inconsistent, encrypted, an unknown dtype."""
 
 
 class ReadError(FormatError):
-    """Reading a file that is what it should be failed: the disk or the network, not the file's
-    contents."""
+    """Reading failed: the disk or the network, not the file's contents."""
 
 
 class TableError(CkptforgeError):
-    """A mapping table is refused when it is loaded: the message names the row and the reason."""
+    """A mapping table is refused; the message names the row and the reason."""
 
 
 class ModelUnknownError(CkptforgeError):
@@ -51,8 +48,8 @@ class ModelUnknownError(CkptforgeError):
 
 
 class LayoutError(CkptforgeError):
-    """The tensors don't fit the layout that was asked for, or fit more than one. `tensors` are
-    those that the message is about, so that whoever knows the files can name them."""
+    """The tensors don't fit the layout that was asked for, or fit more than one. The message is
+    about `tensors`, so that whoever knows the files can name them."""
 
     def __init__(self, message: str, tensors: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -68,8 +65,7 @@ class UnmappedTensorsError(CkptforgeError):
 
 
 class QuantisedError(CkptforgeError):
-    """The weights are quantised in a way that can't be undone, or are integers that nothing says
-    the meaning of."""
+    """The weights are quantised in a way that can't be undone, or integers of unknown meaning."""
 
 
 class ConfigError(CkptforgeError):
@@ -77,13 +73,12 @@ class ConfigError(CkptforgeError):
 
 
 class PlanError(CkptforgeError):
-    """The plan can't be made: dtypes that differ inside one tensor, a dtype the target can't hold,
-    coverage that fails."""
+    """The plan can't be made: dtypes that differ inside one tensor or that the target can't hold,
+    elements that nothing fills."""
 
 
 class VerifyError(CkptforgeError):
-    """The forward check can't be run: a device that isn't there, or packages that don't fit
-    together."""
+    """The forward check can't be run: no such device, or packages that don't fit together."""
 
 
 class CastOverflowError(CkptforgeError):
@@ -130,14 +125,8 @@ class LeftError(OutputError):
     """An earlier run left an unfinished output, which is neither resumed nor discarded unasked."""
 
 
-_SINGULAR = {
-    "are": "is",
-    "aren't": "isn't",
-    "have": "has",
-    "were": "was",
-    "weren't": "wasn't",
-    "don't": "doesn't",
-}
+_PLURAL = ["are", "aren't", "have", "were", "weren't", "don't"]
+_SINGULAR = dict(zip(_PLURAL, ["is", "isn't", "has", "was", "wasn't", "doesn't"], strict=True))
 
 
 def counted(count: int, noun: str, verb: str = "") -> str:

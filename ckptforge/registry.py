@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 class Registry(Generic[T]):
     """All of a kind, in the order of preference: `built_in`, what a program registers, what other
     packages announce by entry points of the `group`, and `last`. Built-in ones are named
-    `module:object`, or `module` where the module itself is meant, and loaded when they are needed.
+    `module:object`, or `module` where the module itself is meant.
 
-    Entry points are looked up only when the iteration gets there, which most never do: that takes
-    longer than opening a checkpoint.
+    Each is loaded when the iteration gets there; to look entry points up, which most never need,
+    takes longer than opening a checkpoint.
     """
 
     def __init__(self, group: str, *built_in: str, last: tuple[str, ...] = ()) -> None:
@@ -55,14 +55,13 @@ class Registry(Generic[T]):
         """What a name stands for; nothing where the part of the package that has it isn't there."""
         if name not in self._loaded:
             module, _, attribute = name.partition(":")
+            self._loaded[name] = ()
             try:
                 found = import_module(module)
+                self._loaded[name] = (getattr(found, attribute) if attribute else cast(T, found),)
             except ModuleNotFoundError as error:
                 if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                     raise
-                self._loaded[name] = ()
-            else:
-                self._loaded[name] = (getattr(found, attribute) if attribute else cast(T, found),)
         return self._loaded[name]
 
     @cached_property

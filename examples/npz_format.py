@@ -9,8 +9,8 @@ from numpy.lib import format as npy
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
-from ckptforge.foreign.stream import Stream
-from ckptforge.formats.index import index_of, parsing
+from ckptforge.foreign.stream import Stream, parsing
+from ckptforge.formats.index import index_of
 from ckptforge.formats.layout import OutputFile, Seal
 from ckptforge.values import Extent, Stored
 

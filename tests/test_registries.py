@@ -11,8 +11,9 @@ from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.kinds import KINDS
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import CkptforgeError, FormatError, UsageError
+from ckptforge.foreign.stream import parsing
 from ckptforge.formats import mindspore_ckpt
-from ckptforge.formats.index import FileIndex, index_of, parsing
+from ckptforge.formats.index import FileIndex, index_of
 from ckptforge.formats.registry import FORMATS, endings, format_by_ending, of_a_format
 from ckptforge.registry import Registry
 from ckptforge.storage.store import Kind, Status

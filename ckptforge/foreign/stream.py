@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ckptforge.errors import ReadError
+from ckptforge.errors import CkptforgeError, FormatError, ReadError
 from ckptforge.storage.files import open_file
 from ckptforge.storage.store import Reader, Status
 
@@ -54,3 +56,16 @@ class _Raw(io.RawIOBase):
         if not self.closed:
             self._reader.close()
         super().close()
+
+
+@contextmanager
+def parsing(path: Path, what: str) -> Iterator[None]:
+    """Raises `FormatError` for whatever another library's parser raises of a file that isn't
+    `what`."""
+    try:
+        yield
+    except CkptforgeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"{path}: isn't {what} ({reason}); damaged.") from error

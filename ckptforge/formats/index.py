@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import CkptforgeError, FormatError, shown
+from ckptforge.errors import FormatError, shown
 from ckptforge.storage.files import open_file, read_pieces
 from ckptforge.storage.store import Status
 from ckptforge.values import Stored
@@ -84,19 +84,6 @@ def index_of(path: Path, format: str, status: Status, tensors: Iterable[Stored])
     return FileIndex(
         path=path, format=format, size=status.size, mtime_ns=status.mtime_ns, tensors=found
     )
-
-
-@contextmanager
-def parsing(path: Path, what: str) -> Iterator[None]:
-    """Raises `FormatError` for whatever another library's parser raises of a file that isn't
-    `what`."""
-    try:
-        yield
-    except CkptforgeError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"{path}: isn't {what} ({reason}); damaged.") from error
 
 
 def check_name(name: str, path: Path) -> None:

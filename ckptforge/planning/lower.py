@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,10 +27,7 @@ class PlacedFile(msgspec.Struct, frozen=True):
 def lower(values: Mapping[str, Value], files: Sequence[PlacedFile]) -> tuple[Assembly, ...]:
     """The assemblies of files that hold these values or boxes of them. What is alike, as layers and
     replicas are, is cut and proved once. Raises `PlanError`."""
-    return tuple(_lowered(values, files))
-
-
-def _lowered(values: Mapping[str, Value], files: Sequence[PlacedFile]) -> Iterator[Assembly]:
+    made: list[Assembly] = []
     kinds = _kinds(values) if any(file.boxes for file in files) else {}
     cuts: dict[tuple[int, Box], list[Cut]] = {}
     seen: set[tuple[str, Box | None]] = set()
@@ -49,7 +46,8 @@ def _lowered(values: Mapping[str, Value], files: Sequence[PlacedFile]) -> Iterat
             seen.add((name, box))
             if not proved:
                 prove_filled(assembly)
-            yield assembly
+            made.append(assembly)
+    return tuple(made)
 
 
 def _cut(term: Term, shape: tuple[int, ...], box: Box) -> Cut:
@@ -69,26 +67,17 @@ def _of_cut(term: Term, cut: Cut) -> Term:
 def _kinds(values: Mapping[str, Value]) -> dict[str, int]:
     """Name → number of its kind: the values of a kind are cut by a box in the same way."""
     numbers: dict[object, int] = {}
+
+    def kind(term: Term) -> object:
+        return term.fill, tuple((one.stored.elements, one.transfer) for one in term.fragments)
+
     return {
-        name: numbers.setdefault(
-            (
-                value.shape,
-                tuple(
-                    (term.fill, tuple((f.stored.elements, f.transfer) for f in term.fragments))
-                    for term in value.terms
-                ),
-            ),
-            len(numbers),
-        )
+        name: numbers.setdefault((value.shape, *map(kind, value.terms)), len(numbers))
         for name, value in values.items()
     }
 
 
-def place_of(name: str, value: Value) -> Place:
-    """A place in no file, for tensors that are made in memory."""
-    return Place(path=Path(), name=name, dtype=value.dtype, shape=value.shape, extents=())
-
-
 def in_memory(name: str, value: Value) -> Assembly:
     """The assembly of a value that goes into no file."""
-    return Assembly(place=place_of(name, value), terms=value.terms, kind=value.kind)
+    place = Place(path=Path(), name=name, dtype=value.dtype, shape=value.shape, extents=())
+    return Assembly(place=place, terms=value.terms, kind=value.kind)

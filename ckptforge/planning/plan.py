@@ -3,7 +3,6 @@ indexes alone, and proved before a byte is read."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,17 +106,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes of all output tensors."""
         return sum(assembly.place.nbytes for assembly in self.assemblies)
 
-    def casts(self) -> dict[str, int]:
-        """ "from → to" → number of source tensors that are cast so."""
-        pairs = {
-            (id(fragment.stored), assembly.place.dtype): fragment.stored.dtype
-            for assembly in self.assemblies
-            for term in assembly.terms
-            for fragment in term.fragments
-            if fragment.stored.dtype != assembly.place.dtype
-        }
-        return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
-
 
 def prove_filled(assembly: Assembly) -> None:
     """As many elements of an output are written by each of its terms as it has, all inside it and
@@ -132,17 +120,15 @@ def prove_filled(assembly: Assembly) -> None:
     for term in assembly.terms:
         written = 0
         for stored, transfer in ((one.stored, one.transfer) for one in term.fragments):
-            size = transfer.size
-            written += size
-            if size and (
-                transfer.last_source >= stored.elements or transfer.last_target >= elements
-            ):
+            written += transfer.size
+            inside = transfer.last_source < stored.elements and transfer.last_target < elements
+            if transfer.size and not inside:
                 raise PlanError(
-                    f"{name}: a copy from {stored.name} reaches outside; this is a defect "
-                    "of the mapping."
+                    f"{name}: a copy from {stored.name} reaches outside; this is a defect of the "
+                    "mapping."
                 )
         if written != elements and term.fill is None:
             raise PlanError(
-                f"{name}: {written} of {elements} elements are filled; "
-                "this is a defect of the mapping."
+                f"{name}: {written} of {elements} elements are filled; this is a defect of the "
+                "mapping."
             )

@@ -22,6 +22,7 @@ from ckptforge.publish.directory import empty_but_lock, empty_staging, names_of,
 from ckptforge.publish.earlier import Request, journal_to_resume
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.lock import is_same, lock_directory, unlock
+from ckptforge.publish.open_files import allow_open_files
 from ckptforge.publish.refusals import as_output_error, check_output
 from ckptforge.publish.replace import place_directory, place_files, restore_old
 from ckptforge.publish.single_file import write_small
@@ -29,7 +30,6 @@ from ckptforge.publish.tree import lies_at, make_directories, names_in, walk
 from ckptforge.spelling import command, flag
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import sync, write_exactly
-from ckptforge.storage.local import allow_open_files
 from ckptforge.storage.store import FileSystem, Kind, LockableWriter, Status
 
 _SPARE_FILES = 64
@@ -84,7 +84,7 @@ def staged(disk: FileSystem, plan: Plan, request: Request) -> Iterator[Staging]:
     another command or another version.
     """
     output = plan.output
-    _allow_open_files(len(plan.files) + len(plan.sources) + _SPARE_FILES)
+    allow_open_files(len(plan.files) + len(plan.sources) + _SPARE_FILES)
     parents = _make_parents(disk, output)
     staging = Staging(disk, staging_path(output), small_files=dict(plan.small_files))
     lock: LockableWriter | None = None
@@ -255,15 +255,6 @@ def _refuse_replaced(staging: Staging, plan: Plan) -> None:
             raise OutputError(
                 f"{name}: was removed or replaced while it was written; no output was created."
             )
-
-
-def _allow_open_files(count: int) -> None:
-    """Lets a job with many ranks open all its files. Raises `OutputError`."""
-    if (allowed := allow_open_files(count)) is not None:
-        raise OutputError(
-            f"{counted(count, 'file')} must be open at a time, but the system allows {allowed} "
-            "(ulimit -Hn); raise that limit."
-        )
 
 
 def _make_parents(disk: FileSystem, output: Path) -> list[Path]:

@@ -20,11 +20,8 @@ class CastCount:
     undefined: int = 0
 
     def add(self, other: CastCount) -> None:
-        self.values += other.values
-        self.overflowed += other.overflowed
-        self.underflowed += other.underflowed
-        self.rounded += other.rounded
-        self.undefined += other.undefined
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass

@@ -19,8 +19,7 @@ _MAX_STRIP_BYTES = 6 * 1024 * 1024  # as much as stays in a core's caches, or ne
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """How many workers, how many bytes of buffers each has, and how many it may hold beside
-    them."""
+    """How many workers, and for each the bytes of its buffers and what it may keep beside."""
 
     workers: int
     bytes_each: int
@@ -48,9 +47,9 @@ class Budget(msgspec.Struct, frozen=True):
     def caching(self, cached: int) -> Budget:
         """The budget where each worker keeps so many bytes beside its buffers, with fewer workers
         if need be. Raises `UsageError` where that isn't enough for one."""
-        workers = (
-            min(self.workers, self.total // (cached + _MIN_BUFFERS)) if cached else self.workers
-        )
+        if not cached:
+            return self
+        workers = min(self.workers, self.total // (cached + _MIN_BUFFERS))
         if not workers:
             raise UsageError(
                 f"{option('memory')} of {self.total} bytes is too little: the scales and "
@@ -65,7 +64,7 @@ class Budget(msgspec.Struct, frozen=True):
 
     def tile_elements(self, target: DType, turned: bool, sums: int = 0) -> int:
         """Elements of an output tensor that are made at a time, with `sums` bytes for each beside.
-        Where its axes are turned, broad tiles save reading twice; otherwise small ones stay in the
+        Where its axes are turned, broad tiles save reading twice; else small ones stay in the
         cache."""
         limit = self.bytes_each * 3 // 4
         most = min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES)
@@ -74,9 +73,6 @@ class Budget(msgspec.Struct, frozen=True):
     def strip_elements(self, source: DType, target: DType, summed: DType | None = None) -> int:
         """Elements of a source, gaps included, that are read at a time: as read, as `summed` with
         what is added, without gaps, and cast."""
-        each = (
-            source.itemsize
-            + target.itemsize
-            + (source.itemsize if summed is None else 2 * summed.itemsize)
-        )
+        made = source.itemsize if summed is None else 2 * summed.itemsize
+        each = source.itemsize + made + target.itemsize
         return max(1, min(self.bytes_each // 4, _MAX_STRIP_BYTES) // each)

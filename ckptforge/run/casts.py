@@ -50,11 +50,10 @@ def cast_function(source: DType, target: DType) -> Cast:
     if source.itemsize == 1:
         return _byte_cast(source, target)
     convert = _f64_to_bf16 if (source.name, target.name) == ("float64", "bfloat16") else _plain
-    widening = target.itemsize > source.itemsize
 
     def cast(numbers: Array, out: Array, count: CastCount) -> None:
         convert(numbers, out)
-        if not widening:
+        if target.itemsize <= source.itemsize:
             _count(numbers, out, count)
 
     return _by_pieces(cast)
@@ -116,8 +115,7 @@ def _byte_cast(source: DType, target: DType) -> Cast:
 
 
 class _Scratch(threading.local):
-    """A thread's memory for intermediate results, as fresh memory costs more than what is done with
-    it."""
+    """A thread's memory for intermediate results: fresh memory costs more than they do."""
 
     def __init__(self) -> None:
         self.work = np.empty(STEP, np.uint16)

@@ -1,9 +1,8 @@
 """Cutting output tensors into tiles that fit a worker's buffers. Pure arithmetic.
 
-An output tensor is seen as rows of `width` elements. A tile is a window of it: rows [r0, r1) and
-columns [c0, c1). Reading and writing a tile costs a system call for every run of bytes, so its form
-is chosen to make the runs few and long: a plain copy gets one long row, a transposition a window
-that is broad on both sides.
+Reading and writing a tile costs a system call for every run of bytes, so its form is chosen to
+make the runs few and long: a plain copy gets one long row, a transposition a window that is broad
+on both sides.
 """
 
 from __future__ import annotations
@@ -59,11 +58,8 @@ class Tile(msgspec.Struct, frozen=True):
 
 class Spans(msgspec.Struct, frozen=True):
     """How the source of a transfer is read: spans of `length` elements, put one after another into
-    a buffer.
-
-    `outer` are the (size, stride) of the axes that start a span each; in the buffer the transfer's
-    axes have `strides`.
-    """
+    a buffer, where the transfer's axes have `strides`. `outer` are the (size, stride) of the axes
+    that start a span each."""
 
     outer: tuple[tuple[int, int], ...]
     length: int
@@ -79,33 +75,23 @@ class Spans(msgspec.Struct, frozen=True):
 
     def starts(self) -> Iterator[int]:
         """First element of each span, counted from the transfer's source."""
-        return (
-            sum(index)
-            for index in product(*(range(0, n * stride, stride) for n, stride in self.outer))
-        )
+        axes = (range(0, n * stride, stride) for n, stride in self.outer)
+        return map(sum, product(*axes))
 
 
 def spans_of(transfer: Transfer, itemsize: int) -> Spans:
     """The spans that are read fastest: over a gap that costs less to read than to skip."""
     axes = sorted(range(len(transfer.shape)), key=lambda axis: -transfer.source_strides[axis])
-    length = 1
-    level = len(axes)
-    while level > 0:
-        axis = axes[level - 1]
-        n, stride = transfer.shape[axis], transfer.source_strides[axis]
-        if (stride - length) * itemsize > _READ_CALL:
-            break
-        length, level = (n - 1) * stride + length, level - 1
-    strides = list(transfer.source_strides)
+    shape, strides, length = transfer.shape, list(transfer.source_strides), 1
+    while axes and (strides[axes[-1]] - length) * itemsize <= _READ_CALL:
+        axis = axes.pop()
+        length += (shape[axis] - 1) * strides[axis]
+    outer = tuple((shape[axis], strides[axis]) for axis in axes)
     packed = length
-    for axis in reversed(axes[:level]):
+    for axis in reversed(axes):
         strides[axis] = packed
-        packed *= transfer.shape[axis]
-    return Spans(
-        tuple((transfer.shape[axis], transfer.source_strides[axis]) for axis in axes[:level]),
-        length,
-        tuple(strides),
-    )
+        packed *= shape[axis]
+    return Spans(outer, length, tuple(strides))
 
 
 def windows(start: int, spans: Spans, columns: int) -> Iterator[Window]:
@@ -151,11 +137,8 @@ def strips(transfer: Transfer, max_elements: int, itemsize: int) -> Iterator[Tra
 
 
 def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
-    """The parts of an ordered transfer that land in a tile, their targets counted in the tile's own
-    row-major elements.
-
-    The tile's width must be one that `fits` the transfer.
-    """
+    """The parts of an ordered transfer that land in a tile, whose width `fits` it; their targets
+    are counted in the tile's own row-major elements."""
     split = sum(stride >= tile.width for stride in transfer.target_strides)
     row, column = divmod(transfer.target, tile.width)
     row_strides = [stride // tile.width for stride in transfer.target_strides[:split]]
@@ -176,16 +159,9 @@ def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
 def fits(transfer: Transfer, width: int) -> bool:
     """Whether each of an ordered transfer's axes runs either along rows of `width` elements, or
     along columns."""
-    along = [
-        (n, stride)
-        for n, stride in zip(transfer.shape, transfer.target_strides, strict=True)
-        if stride < width
-    ]
-    across = transfer.target_strides[: len(transfer.target_strides) - len(along)]
-    return (
-        all(stride % width == 0 for stride in across)
-        and transfer.target % width + sum((n - 1) * s for n, s in along) < width
-    )
+    axes = list(zip(transfer.shape, transfer.target_strides, strict=True))
+    column = transfer.target % width + sum((n - 1) * s for n, s in axes if s < width)
+    return column < width and all(s % width == 0 for _, s in axes if s >= width)
 
 
 def tiles(elements: int, width: int, rows: int, columns: int) -> Iterator[Tile]:
@@ -203,25 +179,17 @@ def best_form(
     """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one
     in the middle."""
     best, best_cost = (total, 1, min(total, max_elements)), math.inf
-    strides = {
-        stride
-        for transfer in transfers
-        for stride in transfer.target_strides
-        if total % stride == 0
-    }
-    for width in sorted({1, total} | strides, reverse=True):
-        if not all(fits(transfer, width) for transfer in transfers):
+    strides = {stride for transfer in transfers for stride in transfer.target_strides}
+    for width in sorted({1, total, *strides}, reverse=True):
+        if total % width or not all(fits(transfer, width) for transfer in transfers):
             continue
         height = total // width
         whole = max_elements // width  # rows of whole width
-        counts = {min(1 << i, height) for i in range(max_elements.bit_length())} | (
-            {min(whole, height)} if whole else set()
-        )
-        for rows in sorted(counts):
+        counts = {min(1 << i, height) for i in range(max_elements.bit_length())}
+        for rows in sorted(counts | ({min(whole, height)} if whole else set())):
             columns = _even(width, min(width, max_elements // rows))
-            cost = _cost(
-                Tile(width, *_middle(height, rows), *_middle(width, columns)), itemsize, transfers
-            )
+            middle = Tile(width, *_middle(height, rows), *_middle(width, columns))
+            cost = _cost(middle, itemsize, transfers)
             if cost < best_cost:
                 best, best_cost = (width, _even(height, rows), columns), cost
     return best

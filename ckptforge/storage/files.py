@@ -79,8 +79,7 @@ def read_exactly(reader: Reader, offset: int, into: memoryview, path: Path) -> N
         if count == 0:
             raise FormatError(
                 f"{path}: ends at byte {offset + done} where its index promises {len(into) - done} "
-                "bytes more; "
-                "the file was cut off or changed while it was read."
+                "bytes more; the file was cut off or changed while it was read."
             )
         done += count
 

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import re
-import resource
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +34,14 @@ def _status(found: os.stat_result) -> Status:
         number=(found.st_dev, found.st_ino),
         disk_bytes=found.st_blocks * 512,
     )
+
+
+def _is_regular(fd: int) -> bool:
+    """Whether a descriptor is of a regular file; else it is closed."""
+    if regular := stat.S_ISREG(os.fstat(fd).st_mode):
+        return regular
+    os.close(fd)
+    return False
 
 
 class LocalReader:
@@ -104,10 +111,7 @@ class Disk:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            return None
-        return LocalReader(fd)
+        return LocalReader(fd) if _is_regular(fd) else None
 
     def real_path(self, path: Path) -> Path:
         return Path(os.path.realpath(path))
@@ -118,10 +122,7 @@ class Disk:
 
     def reopen(self, path: Path) -> LocalWriter | None:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            return None
-        return LocalWriter(fd)
+        return LocalWriter(fd) if _is_regular(fd) else None
 
     def make_directory(self, path: Path) -> None:
         os.mkdir(path)
@@ -191,25 +192,12 @@ class Disk:
                 for name in (".", *names)
                 if os.path.ismount(os.path.join(root, name))
             ]
-        base = os.path.realpath(directory)
+        base = self.real_path(directory)
         points = [
             re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
             for line in lines
         ]
-        below = base.rstrip("/") + "/"
-        return [point for point in points if point == base or point.startswith(below)]
+        return [point for point in points if Path(point).is_relative_to(base)]
 
 
 DISK = Disk()
-
-
-def allow_open_files(count: int) -> int | None:
-    """Raises the process's soft limit of open files to `count` where it is lower. Returns the hard
-    limit if that is too low."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or count <= soft:
-        return None
-    if hard != resource.RLIM_INFINITY and count > hard:
-        return hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-    return None

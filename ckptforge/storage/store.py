@@ -2,26 +2,19 @@
 machine's disks.
 
 A `Store` is enough to read from. It answers for every path below the place where it is mounted
-(`storage/mounts.py`), and gets the paths as they are:
+(`storage/mounts.py`), and gets the paths as they are. Threads share its readers and writers: each
+call says where it reads or writes. What a reader's `status` says is of the very file that is open,
+whatever has its name now.
 
-1. `status` says whether a path is a file or a directory, and its size. `names` lists a directory.
-2. `open` gives a `Reader` of a regular file. Threads share it: each call says where it reads.
-3. The reader's own `status` is that of the very file that is open, whatever has its name now.
-
-Three things are separate, as stores differ in them:
-
-- *Reading* (`Store`, `Reader`): all can do it.
-- *Writing a file* (`Writer`): pieces come in any order and from several threads, each to its place.
-- *Making an output appear whole or not at all*: on a `FileSystem`, files are written under another
-  name, synced, and renamed, under a lock (`publish/staging.py`). A store without renames and locks
-  needs a way of its own; then it isn't a `FileSystem`, and `publish/` asks which way is its.
+An output appears whole or not at all on a `FileSystem`: files are written under another name,
+synced, and renamed, under a lock (`publish/staging.py`). A store without renames and locks isn't
+one, and needs a way of its own, which `publish/` asks for.
 
 To add a store, write a class with the methods of `Store`, or of `FileSystem` if it has renames, let
 `ckptforge.testing.stores` test it, and mount it. `testing/memory.py` is the example.
 
 All calls raise `OSError` with the path as its `filename`. Reading and writing may do less than was
-asked for, as the system's own calls may; `storage/files.py` goes on until all is done, and makes
-errors of ours.
+asked for, as the system's own calls may; `storage/files.py` goes on, and makes errors of ours.
 """
 
 from __future__ import annotations
@@ -136,10 +129,7 @@ class FileSystem(Store, Protocol):
         """Opens a regular file that is there for writing; None for anything else but a link."""
 
     def make_directory(self, path: Path) -> None: ...
-
-    def remove_directory(self, path: Path) -> None:
-        """Removes an empty one."""
-
+    def remove_directory(self, path: Path) -> None: ...
     def unlink(self, path: Path) -> None: ...
 
     def rename(self, path: Path, new: Path) -> None:
@@ -157,11 +147,8 @@ class FileSystem(Store, Protocol):
         """Copies a file, or a link itself, with its mode and times."""
 
     def set_mode(self, path: Path, mode: int) -> None: ...
-
     def set_owner(self, path: Path, owner: tuple[int, int]) -> None: ...
-
     def sync_directory(self, directory: Path) -> None: ...
-
     def room(self, directory: Path) -> Room: ...
 
     def mounts_below(self, directory: Path) -> list[str]:
