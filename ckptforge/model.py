@@ -40,9 +40,10 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """The tensors of a checkpoint, whatever it is: `path` is what a user named, `directory` where
-    files that go with it may lie, `ranks` how many rank directories it was read from. `card` are
-    the small files that go along with it, where a function has changed them: else they are those
-    that lie there."""
+    files that go with it may lie, `ranks` how many ranks it was read from. `card` are the small
+    files that go along with it, where a function has changed them: else they are those that lie
+    there. `run` is what is said of the training run (its step, …), `optimizer` the tensors that
+    lie in files of optimizer state."""
 
     path: Path
     format: str
@@ -52,6 +53,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     account: Account = Account()
     ranks: int = 0
     card: Mapping[str, bytes] | None = None
+    run: Mapping[str, int | float | None] = msgspec.field(default_factory=dict)
+    optimizer: frozenset[str] = frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:

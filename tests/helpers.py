@@ -46,7 +46,7 @@ def raw_safetensors(path: Path) -> dict[str, np.ndarray]:
         header.pop("__metadata__", None)
         for name, spec in header.items():
             begin, end = (8 + length + offset for offset in spec["data_offsets"])
-            size = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8}[spec["dtype"]]
+            size = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}[spec["dtype"]]
             found[name] = np.frombuffer(data[begin:end], f"u{size}").reshape(spec["shape"])
     return found
 

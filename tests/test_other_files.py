@@ -235,20 +235,6 @@ def test_the_output_of_a_training_job_names_both_directories(tmp_path):
         )
 
 
-def test_a_checkpoint_of_newer_mindformers_is_said_not_to_be_read(tmp_path):
-    iteration = tmp_path / "root" / "iteration_00000007"
-    iteration.mkdir(parents=True)
-    (tmp_path / "root" / "latest_checkpointed_iteration.txt").write_text("7")
-    for rank in range(2):
-        shutil.copy(
-            HUB / "model-00001-of-00002.safetensors",
-            iteration / f"checkpoint-model-000000{rank}-0000002.safetensors",
-        )
-    for path in (tmp_path / "root", iteration):
-        with pytest.raises(FormatError, match=r"MindFormers since r1.7.*isn't read yet"):
-            open_checkpoint(path)
-
-
 @pytest.mark.parametrize(
     ("path", "message"),
     [

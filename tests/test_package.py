@@ -45,6 +45,7 @@ ORDER = [
     "surgery",
     "targets",
     "parallel",
+    "mindformers",
     "adapters",
     "forward",
     "verbs",
@@ -254,7 +255,8 @@ LEAVES = {
     "clean": ["publish/clean.py"],
     "drop-ins": ["verbs/dropins.py", "verbs/mindformers_flags.py", "cli/dropins.py"],
     "forward": ["forward"],
-    "parallel": ["parallel"],
+    "mindformers": ["mindformers"],
+    "parallel": ["parallel", "mindformers"],  # iterations are of ranks
     "testing": ["testing"],
 }
 

@@ -73,7 +73,7 @@ BROKEN = {
     "which isn't a layout": ('extends = "hub"', 'extends = "hbu"'),
     "names no key of config.json": ('H = "hidden_size"', 'H = "hidden_size or 1"'),
     "isn't keys and numbers": ('H = "hidden_size"', 'H = "hidden_size or"'),
-    "isn't a key of config.json, or 'not' and a key": ('"tie_word_embeddings"', '"not a key"'),
+    "isn't a key of config.json, 'not' and a key": ('"tie_word_embeddings"', '"not a key"'),
     "is 0, expected a positive integer": ("", ""),
 }
 

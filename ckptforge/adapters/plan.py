@@ -42,7 +42,7 @@ class Places(Protocol):
         """Whether they are to be cut into ranks."""
         ...
 
-    def place(self, compute: Any) -> Target:
+    def place(self, model: Model, compute: Any) -> Target:
         """The target; `compute` makes the strategy of a parallel configuration."""
         ...
 
@@ -80,7 +80,7 @@ def adapter_plan(verb: str, model: Model, choices: AdapterChoices, spread: Place
     if target.family == "mindspore":
         assert rank is not None and scale is not None
         account = account.noting(*adapter.table.mindspore_layout(choices.target)[1])
-        place, side = spread.place(_no_strategy), _side(adapter, rank, scale)
+        place, side = spread.place(model, _no_strategy), _side(adapter, rank, scale)
         said = f"set lora_rank: {rank} and lora_alpha: {scale * rank:.15g} in the job's pet_config."
     else:
         if spread.cut:

@@ -37,7 +37,7 @@ class DirectoryKind(Protocol):
 KINDS: Registry[DirectoryKind] = Registry(
     "ckptforge.checkpoints",
     "ckptforge.checkpoints.mindspore:UNIFIED",
-    "ckptforge.checkpoints.whereabouts:NEWER_MINDFORMERS",
+    "ckptforge.mindformers.kind:ITERATIONS",
     "ckptforge.checkpoints.mindspore:RANKS",
     "ckptforge.checkpoints.huggingface:BY_FIXED_NAME",
     "ckptforge.adapters.peft:PEFT_ADAPTER",

@@ -1,9 +1,8 @@
 """What a path is that holds no checkpoint itself, and where the checkpoint lies.
 
 Layouts of directories: the hub's cache (huggingface_hub,
-`models--ORG--NAME/{blobs,refs,snapshots/REVISION}`), the output of a MindFormers run
-(`checkpoint/rank_<r>`, `strategy/`), and its checkpoints since r1.7
-(`latest_checkpointed_iteration.txt`, `iteration_<n>/`).
+`models--ORG--NAME/{blobs,refs,snapshots/REVISION}`), and the output of a MindFormers run
+(`checkpoint/rank_<r>`, `strategy/`).
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ckptforge.checkpoints.sniff import identify
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, alternatives, listing
+from ckptforge.errors import CkptforgeError, InputNotFoundError, alternatives, listing
 from ckptforge.foreign.files import read_small
 from ckptforge.formats.registry import endings, of_a_format
-from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.mounts import store_of, unknown_address
@@ -41,10 +39,7 @@ OTHER_WEIGHTS = (
 _LOOKED_AT = 256  # entries of a directory
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_URL = re.compile(r"(?:hf:/+|https?:/+(?:huggingface\.co|hf-mirror\.com)/)([\w.-]+)/([\w.-]+)")
-_TRACKER = "latest_checkpointed_iteration.txt"
-_ITERATION = re.compile(r"iteration_[0-9]+")
 _RANK = re.compile(r"rank_[0-9]+")
-_PARTS = re.compile(r"(?:.+-)?(?:model|opt)-[0-9]{7}-([0-9]{7})\.safetensors")
 
 
 def explain_missing(path: Path, model: bool = True) -> str:
@@ -63,37 +58,6 @@ def explain_missing(path: Path, model: bool = True) -> str:
             f"{text} --local-dir {path.name}`."
         )
     return ""
-
-
-class NewerMindFormers:
-    """A checkpoint of MindFormers since r1.7, which isn't read yet: its root, or an iteration of
-    several ranks."""
-
-    def recognises(self, directory: Path) -> bool:
-        entries = _entries(directory)
-        parts = (_PARTS.fullmatch(entry.name) for entry in entries)
-        return (
-            any(entry.name == _TRACKER for entry in entries)
-            or bool(_iterations(entries))
-            or any(int(part[1]) > 1 for part in parts if part)
-        )
-
-    def open(self, directory: Path, step: int | None) -> Model:
-        iterations = _iterations(_entries(directory))
-        more = ", …" if len(iterations) > 3 else ""
-        found = f", with {', '.join(iterations[:3])}{more}" if iterations else ""
-        raise FormatError(
-            f"{directory}: is a checkpoint of MindFormers since r1.7{found}, which isn't read yet. "
-            "Save it with use_legacy_format: True, which writes rank directories and strategy "
-            "files."
-        )
-
-
-NEWER_MINDFORMERS = NewerMindFormers()
-
-
-def _iterations(entries: Iterable[Path]) -> list[str]:
-    return [path.name for path in entries if _ITERATION.fullmatch(path.name) and is_directory(path)]
 
 
 def no_weights(directory: Path) -> InputNotFoundError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from ckptforge.errors import ConfigError, counted
 from ckptforge.parallel.config import ParallelConfig, stage_of_layers
 from ckptforge.parallel.cutter import CutTensor, Cutter
-from ckptforge.parallel.device_layout import Stage
+from ckptforge.parallel.device_layout import DeviceLayout, Stage
 from ckptforge.parallel.heads import check_heads, check_shapes
 from ckptforge.parallel.strategy_files import Strategy, make_strategy
 from ckptforge.tables.axes import Pattern
@@ -15,6 +16,8 @@ from ckptforge.tables.names import recognise_names, without_offsets
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.tables.table import Layout, Table
+
+_LAYER = re.compile(r".*?\.[0-9]+\.")
 
 
 def compute_strategy(
@@ -38,9 +41,9 @@ def compute_strategy(
     check_heads(config, table, sizes)
     by_name = {tensor.name: tensor for tensor in tensors if not is_state(tensor.name)}
     numbered, unknown = recognise_names(layout, by_name, sizes.lengths)
-    if unknown:
+    if strange := [name for name in unknown if not table.is_ignored(layout, name)]:
         raise ConfigError(
-            f"{config.path}: {unknown[0]!r} isn't a tensor of layout {layout.name}, so it can't be "
+            f"{config.path}: {strange[0]!r} isn't a tensor of layout {layout.name}, so it can't be "
             "said how it is cut."
         )
     found = without_offsets(numbered, sizes.lengths)
@@ -53,6 +56,8 @@ def compute_strategy(
     for pattern, names in found.items():
         for index, name in names.items():
             stages[stage_of(pattern, index)][name] = cutter.layout_of(pattern, by_name[name])
+    for name in unknown:
+        _beside_weights(name, stages)[name] = _uncut(config, by_name[name])
     prefixes = dict.fromkeys(["adam_m.", "adam_v."])
     if config.degrees.pipeline > 1:
         prefixes["accu_grads."] = None
@@ -60,6 +65,19 @@ def compute_strategy(
     for stage in stages:
         stage.update({prefix + name: made for prefix in prefixes for name, made in stage.items()})
     return make_strategy(config.path, dict(enumerate(stages)), computed=True)
+
+
+def _beside_weights(name: str, stages: Sequence[Stage]) -> Stage:
+    """The stage of a counter of the network: that of the weights of its layer."""
+    layer = _LAYER.match(name)
+    same = (stage for stage in stages if layer and any(n.startswith(layer[0]) for n in stage))
+    return next(same, stages[0])
+
+
+def _uncut(config: ParallelConfig, tensor: CutTensor) -> DeviceLayout:
+    """The layout of a tensor that every device of a stage holds."""
+    devices = config.degrees.devices
+    return DeviceLayout((devices,), ((),) * len(tensor.shape), 0, tensor.shape)
 
 
 def _check_experts(cutter: Cutter, layout: Layout) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.errors import ConfigError, counted, shown
+from ckptforge.parallel.mesh import Mesh
 from ckptforge.tables.sharding import ShardRow
 
 Offset = int | list[int] | list[list[int]]
@@ -56,14 +57,16 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True):
     """How stages divide the layers: `offset` layers more or less in each (an integer, one list, or
-    one list for each of the `interleave` parts)."""
+    one list for each of the `interleave` parts), or in so many words the `layers` of each."""
 
     offset: Offset = 0
     interleave: int = 1
+    layers: tuple[tuple[int, ...], ...] | None = None
 
 
 class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's parallel configuration: also `flags` and `shard` rows for those of the table."""
+    """A job's parallel configuration: also `flags` and `shard` rows for those of the table, and the
+    `mesh` of a job of the PyNative trainer."""
 
     path: Path
     degrees: Degrees
@@ -72,6 +75,7 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
     counts: Counts = Counts()
     flags: Mapping[str, bool] = msgspec.field(default_factory=dict)
     shard: Mapping[str, ShardRow] = msgspec.field(default_factory=dict)
+    mesh: Mesh | None = None
 
     def layers_by_stage(self, layers: int) -> list[int]:
         """The stage of each layer. Raises `ConfigError` with the rule that the offsets break.
@@ -79,6 +83,8 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
         Layers of (mini) stage k: layers // (stages · interleave) + offset[k]; the offsets sum to
         the remainder.
         """
+        if self.stages.layers is not None:
+            return self._listed(layers, self.stages.layers)
         pipeline, interleave = self.degrees.pipeline, self.stages.interleave
         parts = pipeline * interleave
         rows = self._offsets()
@@ -100,6 +106,15 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
                 f"leave one of {counted(pipeline, 'stage')} without layers."
             )
         return [stage for row in counts for stage, count in enumerate(row) for _ in range(count)]
+
+    def _listed(self, layers: int, listed: tuple[tuple[int, ...], ...]) -> list[int]:
+        stage_of = {layer: stage for stage, held in enumerate(listed) for layer in held}
+        if sorted(layer for held in listed for layer in held) != list(range(layers)):
+            raise ConfigError(
+                f"{self.path}: the stages list layers {shown([list(held) for held in listed])}, "
+                f"expected each of {counted(layers, 'layer')}, from 0 to {layers - 1}, once."
+            )
+        return [stage_of[layer] for layer in range(layers)]
 
     def _offsets(self) -> list[list[int]]:
         """A row for each interleaved part, with a number for each stage."""

@@ -13,6 +13,7 @@ from ckptforge.foreign.json import parse_object
 from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel, ParallelConfig, Stages
 from ckptforge.parallel.config_keys import find_keys
 from ckptforge.parallel.config_rules import RULES
+from ckptforge.parallel.pynative import is_pynative, pynative_config
 from ckptforge.tables.sharding import ShardRow
 
 if TYPE_CHECKING:
@@ -23,15 +24,19 @@ _MAX_NODES = 5_000  # keys and values, those that aliases stand for counted each
 
 
 def read_parallel_config(path: Path) -> ParallelConfig:
-    """Reads MindFormers' YAML (sections parallel_config, parallel, moe_config, model), or a file of
-    only these keys, with or without their sections, as YAML or JSON.
+    """Reads MindFormers' YAML (sections parallel_config, parallel, moe_config, model, or of the
+    PyNative trainer parallelism), or a file of only these keys, with or without their sections, as
+    YAML or JSON.
 
     Raises `InputNotFoundError`, and `ConfigError` with the key, its value and what was expected, or
     with the rule between keys that is broken.
     """
     content = read_small(path, _MAX_BYTES, ConfigError)
     try:
-        keys = _read_keys(_parse(content))
+        found = _parse(content)
+        if is_pynative(found):
+            return pynative_config(path, found)
+        keys = _read_keys(found)
         for rule in RULES:
             if why := rule(keys):
                 raise ValueError(why)
@@ -69,7 +74,7 @@ def _read_keys(content: Mapping[str, Any]) -> ParallelKeys:
     from ckptforge.parallel.config_schema import ParallelKeys, places_of_keys
     from ckptforge.validation import validate
 
-    found = find_keys(content, places_of_keys())
+    found = find_keys(content, places_of_keys(ParallelKeys))
 
     def spell(place: tuple[str | int, ...]) -> str:
         key, *inner = map(str, place)

@@ -110,9 +110,9 @@ class ParallelKeys(Written):
     )
 
 
-def places_of_keys() -> dict[str, tuple[str, ...]]:
+def places_of_keys(keys: type[Written]) -> dict[str, tuple[str, ...]]:
     """Key → where else it may stand."""
     return {
         key: next((found.places for found in field.metadata if isinstance(found, Spelt)), ())
-        for key, field in ParallelKeys.model_fields.items()
+        for key, field in keys.model_fields.items()
     }

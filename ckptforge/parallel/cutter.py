@@ -78,7 +78,10 @@ class Cutter(msgspec.Struct, frozen=True):
 
     def layout_of(self, pattern: Pattern, tensor: CutTensor) -> DeviceLayout:
         """How a tensor is cut. Raises `ConfigError` where it can't be."""
-        grid, tensor_map = self._grid(self._cut_by(pattern, tensor), len(tensor.shape))
+        cut_by = self._cut_by(pattern, tensor)
+        if (mesh := self.config.mesh) is not None:
+            return mesh.layout(tensor.shape, cut_by, self.row(pattern).optimizer is not False)
+        grid, tensor_map = self._grid(cut_by, len(tensor.shape))
         layout = DeviceLayout(grid, tensor_map, 0, tensor.shape)
         if self.shared & set(pattern.tensors):
             return layout

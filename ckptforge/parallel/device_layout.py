@@ -104,6 +104,35 @@ class DeviceLayout(msgspec.Struct, frozen=True):
             full[0] *= self.optimizer_parts
         return tuple(full)
 
+    def folded(self) -> DeviceLayout | None:
+        """The layout with the device axes of optimizer sharding in the tensor map, which cuts the
+        same: axis 0 by its own device axes, then by the replicas' minor ones, of which one may be
+        split in two. None where no axis can be split so."""
+        left = self.optimizer_parts
+        if left == 1:
+            return DeviceLayout(self.device_matrix, self.tensor_map, 0, self.full_shape)
+        matrix = [*reversed(self.device_matrix)]
+        used = {axis for axes in self.tensor_map for axis in axes}
+        folded: list[int] = []
+        split: int | None = None
+        for axis, size in enumerate(matrix):
+            if axis in used or left == 1:
+                continue
+            if left % size and size % left:
+                return None
+            folded.append(axis)
+            split = axis if size > left else None
+            matrix[axis : axis + 1] = [left, size // left] if size > left else [size]
+            left = 1 if size > left else left // size
+            if split is not None:
+                break
+        moved = [
+            tuple(axis + (split is not None and axis > split) for axis in axes)
+            for axes in self.tensor_map
+        ]
+        first = (*moved[0], *reversed(folded))
+        return DeviceLayout(tuple(reversed(matrix)), (first, *moved[1:]), 0, self.full_shape)
+
     def box(self, full: tuple[int, ...], device: int) -> Box:
         """The box of a tensor of shape `full` that a device of the stage (0 … devices - 1) holds.
 

@@ -10,7 +10,15 @@ from ckptforge.boxes import Box
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME, read_manifest
 from ckptforge.checkpoints.mindspore import read_ranks
 from ckptforge.checkpoints.unfinished import refuse_unfinished
-from ckptforge.errors import CkptforgeError, FormatError, LayoutError, UsageError, counted, shown
+from ckptforge.errors import (
+    CkptforgeError,
+    ConfigError,
+    FormatError,
+    LayoutError,
+    UsageError,
+    counted,
+    shown,
+)
 from ckptforge.foreign.files import is_there
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
@@ -119,6 +127,11 @@ def _computed(
     directory: Path, files: list[FileIndex], config: ParallelConfig, choices: Choices
 ) -> Strategy:
     job = config.degrees
+    if config.mesh is not None:
+        raise ConfigError(
+            f"{config.path}: is of MindFormers' PyNative trainer, which writes iteration "
+            f"directories; {directory} holds ranks of another."
+        )
     if len(files) != job.ranks:
         stages = f"{counted(job.pipeline, 'stage')} of {counted(job.devices, 'device')}"
         raise FormatError(

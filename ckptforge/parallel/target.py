@@ -40,16 +40,8 @@ class RankTarget(msgspec.Struct, frozen=True):
         Raises `PlanError` for tensors that the strategy can't cut, and for a strategy of none of
         them.
         """
-        known = {name for stage in self.strategy.stages for name in stage}
-        weights = [spec.name for spec in specs if not is_state(spec.name)]
-        if weights and known.isdisjoint(weights):
-            other = next(iter(self.strategy.stages[0]), "")
-            raise PlanError(
-                f"{self.strategy.path}: covers none of the {counted(len(weights), 'tensor')} (such "
-                f"as {shown(weights[0])}); it describes others (such as {shown(other)}), so every "
-                "rank would hold the whole model. It isn't a strategy for this model or layout."
-            )
-        held = [self._held(stage, specs) for stage in range(len(self.strategy.stages))]
+        refuse_other_strategy(self.strategy, specs)
+        held = [held_by(self.strategy, stage, specs) for stage in range(len(self.strategy.stages))]
         laid_out: dict[int, OutputFile] = {}
         placed = []
         for rank in range(self.strategy.ranks):
@@ -70,48 +62,63 @@ class RankTarget(msgspec.Struct, frozen=True):
         stages = [laid_out[stage].places for stage in range(len(held))]
         return LaidOut(
             files=tuple(placed),
-            notes=self._notes(specs),
+            notes=lacking_notes(self.strategy, specs),
             facts={"ranks": self.strategy.ranks, "stages": len(self.strategy.stages)},
             cut=cut_json(cut_of(self.strategy, stages)),
         )
 
-    def _notes(self, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-        """A sentence about parameters of the strategy that there are no tensors for; a whole lack
-        of optimizer state is none."""
-        names = {spec.name for spec in specs}
-        with_state = any(companion_prefix(name) for name in names)
-        lacking = [
-            name
-            for stage in self.strategy.stages
-            for name in stage
-            if name not in names and (with_state or companion_prefix(name) is None)
-        ]
-        if not lacking or self.strategy.computed:
-            return ()
-        parameters = counted(len(lacking), f"parameter of {self.strategy.path}", "aren't")
-        return (f"{parameters} in the input and so in no rank, such as {lacking[0]}.",)
 
-    def _held(
-        self, stage: int, specs: Sequence[TensorSpec]
-    ) -> list[tuple[TensorSpec, DeviceLayout | None]]:
-        """The tensors of a stage's ranks, and how they are cut: None where no stage has one."""
-        found: list[tuple[TensorSpec, DeviceLayout | None]] = []
-        for spec in specs:
-            layout = self.strategy.stages[stage].get(spec.name)
-            if layout is None:
-                if self.strategy.first_stage(spec.name) is None:
-                    found.append((spec, None))
-                continue
-            whole = layout.full_shape
-            if layout.shape_of_parts(spec.shape) is None or whole not in (None, spec.shape):
-                parts = layout.optimizer_parts
-                optimizer = f" and {parts} optimizer shards" if parts > 1 else ""
-                raise PlanError(
-                    f"tensor {shown(spec.name)} has shape {list(spec.shape)}, but "
-                    f"{self.strategy.path} cuts it by device matrix {list(layout.device_matrix)}, "
-                    f"tensor map {[list(axes) or -1 for axes in layout.tensor_map]}{optimizer}"
-                    + (f" from shape {list(whole)}" if whole else "")
-                    + "; it isn't a strategy for this model."
-                )
-            found.append((spec, layout))
-        return found
+def refuse_other_strategy(strategy: Strategy, specs: Sequence[TensorSpec]) -> None:
+    """Raises `PlanError` for a strategy of none of these tensors."""
+    known = {name for stage in strategy.stages for name in stage}
+    weights = [spec.name for spec in specs if not is_state(spec.name)]
+    if weights and known.isdisjoint(weights):
+        other = next(iter(strategy.stages[0]), "")
+        raise PlanError(
+            f"{strategy.path}: covers none of the {counted(len(weights), 'tensor')} (such "
+            f"as {shown(weights[0])}); it describes others (such as {shown(other)}), so every "
+            "rank would hold the whole model. It isn't a strategy for this model or layout."
+        )
+
+
+def lacking_notes(strategy: Strategy, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """A sentence about parameters of the strategy that there are no tensors for; a whole lack
+    of optimizer state is none."""
+    names = {spec.name for spec in specs}
+    with_state = any(companion_prefix(name) for name in names)
+    lacking = [
+        name
+        for stage in strategy.stages
+        for name in stage
+        if name not in names and (with_state or companion_prefix(name) is None)
+    ]
+    if not lacking or strategy.computed:
+        return ()
+    parameters = counted(len(lacking), f"parameter of {strategy.path}", "aren't")
+    return (f"{parameters} in the input and so in no rank, such as {lacking[0]}.",)
+
+
+def held_by(
+    strategy: Strategy, stage: int, specs: Sequence[TensorSpec]
+) -> list[tuple[TensorSpec, DeviceLayout | None]]:
+    """The tensors of a stage's ranks, and how they are cut: None where no stage has one."""
+    found: list[tuple[TensorSpec, DeviceLayout | None]] = []
+    for spec in specs:
+        layout = strategy.stages[stage].get(spec.name)
+        if layout is None:
+            if strategy.first_stage(spec.name) is None:
+                found.append((spec, None))
+            continue
+        whole = layout.full_shape
+        if layout.shape_of_parts(spec.shape) is None or whole not in (None, spec.shape):
+            parts = layout.optimizer_parts
+            optimizer = f" and {parts} optimizer shards" if parts > 1 else ""
+            raise PlanError(
+                f"tensor {shown(spec.name)} has shape {list(spec.shape)}, but "
+                f"{strategy.path} cuts it by device matrix {list(layout.device_matrix)}, "
+                f"tensor map {[list(axes) or -1 for axes in layout.tensor_map]}{optimizer}"
+                + (f" from shape {list(whole)}" if whole else "")
+                + "; it isn't a strategy for this model."
+            )
+        found.append((spec, layout))
+    return found

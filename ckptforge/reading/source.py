@@ -38,6 +38,7 @@ from ckptforge.foreign.json import parse_object, read_object
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.naming import language_side, renamed, side_renamed
+from ckptforge.reading.switches import declared
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 from ckptforge.spelling import flag, option
 from ckptforge.steps.scaled import Scaled
@@ -47,7 +48,7 @@ from ckptforge.tables.layout_choice import Hints, recognise
 from ckptforge.tables.model_config import language_part
 from ckptforge.tables.recognition import Identified, identify
 from ckptforge.tables.shipped import candidate_tables, shipped_tables
-from ckptforge.tables.state import is_state
+from ckptforge.tables.state import state_of
 from ckptforge.tables.table import Table
 from ckptforge.tables.unmapped import HEAD, of_kind, other_task, undroppable
 
@@ -242,7 +243,7 @@ def bind_source(model: Model, choices: Choices) -> Source:
     shapes: Shapes = {
         name: value.shape
         for name, value in model.values.items()
-        if not is_state(name) and name not in beside
+        if not state_of(model, name) and name not in beside
     }
     try:
         model, identified = _identified(model, shapes, known, choices)
@@ -274,12 +275,14 @@ def bind_source(model: Model, choices: Choices) -> Source:
         )
         model = model.noting(*notes)
     model = model.noting(*_undeclared(binding, config, config_source))
+    side, notes = declared(side, binding, config)
+    model = model.noting(*notes)
     must_equal = {
         (copy, original): (model.values[copy], model.values[original])
         for copy, original in binding.copies.items()
     }
     model = replace(model, account=replace(model.account, must_equal=must_equal))
-    state = tuple(name for name in model.values if is_state(name))
+    state = tuple(name for name in model.values if state_of(model, name))
     _log_choice(binding, choices, known.hints)
     return Source(model, binding, config, side, state, binding.unknown, undone.activations)
 
@@ -294,7 +297,7 @@ def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iter
         for tensor in pattern.tensors:
             condition = table.optional.get(tensor)
             if condition is not None and tensor not in tied and config and condition.holds(config):
-                present.setdefault(condition.text.removeprefix("not "), []).extend(names.values())
+                present.setdefault(condition.key, []).extend(names.values())
     for key, names_there in present.items():
         verb = "is" if len(names_there) == 1 else "are"
         yield (

@@ -10,6 +10,7 @@ import msgspec
 from ckptforge.errors import LayoutError, MissingTensorsError, counted
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.missing import missing_of, missing_text
+from ckptforge.tables.model_config import Condition
 from ckptforge.tables.names import Names, read_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
@@ -100,6 +101,12 @@ def _absent(
         if 0 in map(sizes.get, axes) or (
             condition is not None
             and layout.holding(tensor) not in found
-            and condition.holds(config)
+            and (condition.holds(config) or _own_switch(condition, layout, config))
         ):
             yield tensor
+
+
+def _own_switch(condition: Condition, layout: Layout, config: Mapping[str, Any]) -> bool:
+    """Whether a condition is of a switch of MindSpore's, of which config.json says nothing."""
+    mindspore = layout.family == "mindspore"
+    return condition.in_words and mindspore and condition.key not in config

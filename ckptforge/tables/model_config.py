@@ -91,23 +91,43 @@ def _product(term: str, config: Mapping[str, Any], where: str) -> int:
     return value
 
 
+_IS_FALSE = " is false"
+
+
 class Condition(msgspec.Struct, frozen=True):
-    """`key` or `not key` of config.json: whether it is true, or is false or absent."""
+    """`key`, `not key` or `key is false`, of config.json: whether it is true, is false or absent,
+    or is false in so many words."""
 
     text: str
 
     def __post_init__(self) -> None:
-        if not self.text.removeprefix("not ").isidentifier():
-            raise ValueError(f"{self.text!r} isn't a key of config.json, or 'not' and a key")
+        if not self.key.isidentifier():
+            raise ValueError(
+                f"{self.text!r} isn't a key of config.json, 'not' and a key, or a key and 'is "
+                "false'"
+            )
+
+    @property
+    def key(self) -> str:
+        """The key of config.json."""
+        return self.text.removeprefix("not ").removesuffix(_IS_FALSE)
+
+    @property
+    def in_words(self) -> bool:
+        """Whether the key must be there. It is one of MindSpore's own, which isn't expected in the
+        config.json of a checkpoint in a MindSpore layout."""
+        return self.text.endswith(_IS_FALSE)
 
     def holds(self, config: Mapping[str, Any]) -> bool:
+        if self.in_words:
+            return config.get(self.key) is False
         if self.text.startswith("not "):
-            return not config.get(self.text.removeprefix("not "))
-        return config.get(self.text) is True
+            return not config.get(self.key)
+        return config.get(self.key) is True
 
     def met(self) -> tuple[str, bool]:
         """(key, value) under which it holds."""
-        return self.text.removeprefix("not "), not self.text.startswith("not ")
+        return self.key, self.text == self.key
 
 
 class Constant(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from ckptforge.errors import UsageError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import called, option
+from ckptforge.surgery.masters import from_main_params
 from ckptforge.verbs.choices import SOURCE, choices_of
 from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_adapter
 from ckptforge.verbs.job import Job, run_job
@@ -106,8 +107,10 @@ def _to_torch(options: ToTorch) -> Job:
     choices = replace(choices_of(options, family="mindspore"), layout=layout)
     model = open_input(options.ms, choices, options.adapter)
     if wants_adapter(model, options):
-        spread = Spread(options.out_dir)
+        spread = Spread(out=options.out_dir)
         return adapter_job("to-torch", model, options, choices, spread, options.hf_layout)
+    if options.from_main_params:
+        model = from_main_params(model)
     source = bind_input(model, options, choices)
     if source.binding.layout.family != "mindspore":
         raise UsageError(

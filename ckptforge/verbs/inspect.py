@@ -27,7 +27,7 @@ from ckptforge.reading.tied import tied
 from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.shipped import candidate_tables
-from ckptforge.tables.state import is_state
+from ckptforge.tables.state import state_of
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, PartLine, RankLine
 from ckptforge.verbs.options import Inspect
@@ -201,7 +201,7 @@ def _describe(path: Path, model: Model, source: Source | None, reason: str | Non
     sizes: dict[str, list[int]] = {}
     for value in model.values.values():
         sizes.setdefault(value.dtype.name, []).append(value.nbytes)
-    state = [name for name in model.values if is_state(name)]
+    state = {name for name in model.values if state_of(model, name)}
     return Inspection(
         path=str(path),
         format=model.format,
@@ -212,7 +212,7 @@ def _describe(path: Path, model: Model, source: Source | None, reason: str | Non
         parameters=sum(
             entry.elements
             for name, entry in model.values.items()
-            if not is_state(name) and name not in scales
+            if name not in state and name not in scales
         ),
         bytes=model.nbytes,
         dtypes={name: Amount(tensors=len(each), bytes=sum(each)) for name, each in sizes.items()},

@@ -42,7 +42,7 @@ def mindspore_job(
     def compute(config: Any) -> Any:
         return compute_strategy(config, source, target, specs_of(model.values))
 
-    plan = plan_for(verb, model, spread.place(compute), _facts(source, target, options))
+    plan = plan_for(verb, model, spread.place(model, compute), _facts(source, target, options))
     return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from ckptforge.checkpoints.mindspore import is_unified, rank_directories
 from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.errors import UsageError
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.model import Model
 from ckptforge.reading.source import Choices, Source, bind_source
+from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory
 from ckptforge.tables.table import Layout
 
@@ -29,9 +31,35 @@ def in_ranks(path: Path, choices: Choices) -> bool:
     return list(rank_directories(path)) not in ([], [0])
 
 
+def describes_itself(path: Path) -> bool:
+    """Whether an input is an iteration of MindFormers, which says itself how it is cut."""
+    if not is_directory(path):
+        return False
+    from ckptforge.mindformers.roots import is_iteration, is_root
+
+    return is_root(path) or is_iteration(path)
+
+
+def _refuse_cut(directory: Path, choices: Choices) -> None:
+    for name, given in (
+        ("strategy_dir", choices.strategy_dir),
+        ("parallel_config", choices.parallel_config),
+    ):
+        if given is not None:
+            raise UsageError(
+                f"{directory}: is an iteration of MindFormers, which says itself how it is cut; "
+                f"omit {option(name, given)}."
+            )
+
+
 def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
-    """The rank directories of a job as one model. Raises the errors of reading them, and
-    `FormatError` for a strategy that isn't theirs."""
+    """The ranks of a job as one model. Raises the errors of reading them, and `FormatError` for a
+    strategy that isn't theirs."""
+    if describes_itself(directory):
+        _refuse_cut(directory, choices)
+        from ckptforge.mindformers.kind import open_iteration
+
+        return open_iteration(directory, choices.step, check_replicas)
     from ckptforge.parallel import ranks
 
     return ranks.open_ranks(directory, choices, check_replicas)

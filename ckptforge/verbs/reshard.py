@@ -21,14 +21,14 @@ from ckptforge.tables.binding import bind
 from ckptforge.tables.convert import uncast_note
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.shipped import candidate_tables, shipped_tables
-from ckptforge.tables.state import is_state
+from ckptforge.tables.state import state_of
 from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.targets.target import facts_of, plan_for
 from ckptforge.verbs.choices import ONLY, SOURCE, Names, choices_of
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Merge, Reshard, Resharding, Split
 from ckptforge.verbs.public import verb
-from ckptforge.verbs.ranks import compute_strategy, in_ranks, open_ranks
+from ckptforge.verbs.ranks import compute_strategy, describes_itself, in_ranks, open_ranks
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.spread import Spread
 
@@ -110,8 +110,9 @@ def _resharded(verb: str, options: Merge | Reshard, spread: Spread, names: Names
     choices = choices_of(options, names)
     with called(names):
         source = open_ranks(options.ms_dir, choices, options.check_replicas)
-        strategy = choices.strategy_dir or choices.parallel_config
-        _check_shapes(source, strategy or options.ms_dir / DIRECTORY_NAME)
+        if not describes_itself(options.ms_dir):
+            strategy = choices.strategy_dir or choices.parallel_config
+            _check_shapes(source, strategy or options.ms_dir / DIRECTORY_NAME)
         return _job(verb, source, spread, options, choices)
 
 
@@ -130,7 +131,8 @@ def _job(verb: str, source: Model, spread: Spread, options: Resharding, choices:
         return compute_strategy(config, bound, bound.binding.layout, specs_of(model.values))
 
     from_ = counted(source.ranks, "rank") if source.in_ranks else "one"
-    plan = plan_for(verb, model, spread.place(compute), facts_of(source, None, from_, "one", dtype))
+    facts = facts_of(source, None, from_, "one", dtype)
+    plan = plan_for(verb, model, spread.place(model, compute), facts)
     if "ranks" in plan.facts:
         to = counted(plan.facts["ranks"], "rank")
         plan = replace(plan, facts={**plan.facts, "to": to})
@@ -140,7 +142,7 @@ def _job(verb: str, source: Model, spread: Spread, options: Resharding, choices:
 def _cast(source: Model, dtype: DType | None, options: Resharding) -> Model:
     """The model without state where that isn't wanted, its weights cast, but for those that keep
     their dtype by the user's table, else by the shipped ones."""
-    state = tuple(name for name in source.values if is_state(name) and options.weights_only)
+    state = tuple(name for name in source.values if options.weights_only and state_of(source, name))
     tables = () if dtype is None else candidate_tables(options.mapping, options.model)
     values = {name: value for name, value in source.values.items() if name not in set(state)}
     cast_values = cast(values, dtype, names_that_keep_dtype(tables, source.values))
@@ -153,7 +155,8 @@ def _check_shapes(source: Model, strategy: Path) -> None:
     """Where a mapping table knows the names, the merged shapes must agree over the whole model:
     most strategies that aren't those of the shards show there, as protobuf strategies hold no full
     shapes. Raises `FormatError`."""
-    shapes = {name: entry.shape for name, entry in source.values.items() if not is_state(name)}
+    weights = (name for name in source.values if not state_of(source, name))
+    shapes = {name: source.values[name].shape for name in weights}
     contradiction: LayoutError | None = None
     for table in shipped_tables():
         for layout in table.layouts.values():

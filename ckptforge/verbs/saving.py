@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptforge.errors import LayoutError
+from ckptforge.errors import LayoutError, UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
 from ckptforge.reading.source import Choices, Source, known_of
 from ckptforge.reading.tied import tied
+from ckptforge.spelling import option
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.single import FileTarget
 from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options.opening import Save
+from ckptforge.verbs.options.shared import MINDFORMERS
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 
@@ -49,6 +51,11 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
         hub = source.binding.layout.family == "huggingface"
     single = format_by_ending(options.out)
     cut = options.strategy_dir is not None or options.parallel_config is not None
+    if hub and options.format == MINDFORMERS:
+        raise UsageError(
+            f"{option('format', MINDFORMERS)}: {model.path} has names and shapes of Hugging Face, "
+            "which MindFormers doesn't train with; take it to one of its layouts first."
+        )
     if hub and not cut and single is not None:
         return FileTarget(options.out, single, {"format": "pt"})
     if hub and not cut:
@@ -69,4 +76,4 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
             )
         return compute_strategy(config, source, source.binding.layout, specs_of(model.values))
 
-    return Spread.of(options, options.out).place(compute)
+    return Spread.of(options, options.out).place(model, compute)

@@ -9,65 +9,140 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ckptforge.errors import UsageError
+from ckptforge.model import Model
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.spelling import option
+from ckptforge.spelling import flag, option
 from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget
 from ckptforge.targets.target import Target
-from ckptforge.verbs.options.shared import MindSporeOutput
+from ckptforge.verbs.options.shared import MINDFORMERS, MindSporeOutput
 
 if TYPE_CHECKING:
+    from ckptforge.mindformers.target import IterationTarget
     from ckptforge.parallel.config import ParallelConfig
     from ckptforge.parallel.strategy_files import Strategy
 
 
-class Spread(msgspec.Struct, frozen=True):
-    """How a user wants the output spread: `strategy` or `parallel_config` for rank directories,
-    else one file or one directory of unified safetensors, by `format`. Made before anything is
-    read: raises `UsageError` for a name that isn't right for what is written."""
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of an iteration directory that is written: its number, for which version of
+    MindFormers, and whether each slice is written once. Raises `UsageError` for what can't be."""
+
+    iteration: int | None = None
+    version: str | None = None
+    remove_redundancy: bool = False
+
+    def __post_init__(self) -> None:
+        from ckptforge.mindformers.versions import version_of
+
+        version_of(self.version)
+
+    def target(
+        self, out: Path, prefix: str, model: Model, strategy: Strategy | None
+    ) -> IterationTarget:
+        """The target for a model; its own iteration where none is said and it has one."""
+        from ckptforge.mindformers.target import iteration_target
+
+        return iteration_target(
+            model,
+            out,
+            prefix,
+            iteration=self.iteration,
+            version=self.version,
+            strategy=strategy,
+            remove_redundancy=self.remove_redundancy,
+        )
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """How a user wants the output spread: `strategy` or `parallel_config` for the ranks of a job,
+    else whole, in one file or a directory, by `format`. Made before anything is read: raises
+    `UsageError` for a name that isn't right for what is written, and for options that contradict
+    each other."""
 
     out: Path
     format: str | None = None
     prefix: str = ""
     strategy: Path | None = None
     parallel_config: Path | None = None
-
-    def __post_init__(self) -> None:
-        refuse_name(self.out, directory=self.cut or self.format == "unified")
+    training: Training | None = None
 
     @classmethod
     def of(cls, options: MindSporeOutput, out: Path, which: str | None = "") -> Spread:
         """What options say of an output; `which` is what the names of those begin with that say how
-        it is cut, None where there are none."""
+        it is cut, None where there are none. Raises `UsageError`."""
         names = () if which is None else (f"{which}strategy_dir", f"{which}parallel_config")
-        cut = (getattr(options, name) for name in names)
-        return cls(out, options.format, options.prefix, *cut)
+        cut = [getattr(options, name) for name in names] or [None, None]
+        asked = {
+            "iteration": options.iteration,
+            "mindformers": options.mindformers,
+            "remove_redundancy": options.remove_redundancy or None,
+        }
+        training = None
+        if options.format == MINDFORMERS:
+            training = Training(
+                iteration=options.iteration,
+                version=options.mindformers,
+                remove_redundancy=options.remove_redundancy,
+            )
+        elif given := [name for name, value in asked.items() if value is not None]:
+            raise UsageError(
+                f"{option(given[0])} is of {option('format', MINDFORMERS)}, which isn't asked for."
+            )
+        return cls(
+            out=out,
+            format=options.format,
+            prefix=options.prefix,
+            strategy=cut[0],
+            parallel_config=cut[1],
+            training=training,
+        )
+
+    def __post_init__(self) -> None:
+        whole = self.format == "unified"
+        refuse_name(self.out, directory=self.cut or whole or self.training is not None)
+        if self.strategy is not None and self.parallel_config is not None:
+            raise UsageError(
+                "a strategy and a parallel configuration both say how to split; give one."
+            )
+        if self.cut and whole:
+            raise UsageError(
+                f"{option('format', 'unified')} holds whole tensors; it can't be split into ranks."
+            )
+        if self.training is not None and self.training.remove_redundancy and not self.cut:
+            raise UsageError(
+                f"{flag('remove_redundancy')} is for ranks that hold the same; give a strategy or "
+                "a parallel configuration."
+            )
 
     @property
     def cut(self) -> bool:
         """Whether the tensors are cut into ranks."""
         return self.strategy is not None or self.parallel_config is not None
 
-    def place(self, compute: Callable[[ParallelConfig], Strategy]) -> Target:
-        """The target; `compute` makes a configuration's strategy. Raises `UsageError`."""
-        if not self.cut:
-            if self.format == "unified":
-                return UnifiedTarget(self.out)
-            return MindSporeTarget.of(self.out, self.format, self.prefix)
-        if self.strategy is not None and self.parallel_config is not None:
-            raise UsageError(
-                "a strategy and a parallel configuration both say how to split; give one."
-            )
+    def place(self, model: Model, compute: Callable[[ParallelConfig], Strategy]) -> Target:
+        """The target for a model; `compute` makes the strategy of a parallel configuration. Raises
+        `UsageError`, and what reading raises."""
+        strategy = self._strategy(compute) if self.cut else None
+        if self.training is not None:
+            return self.training.target(self.out, self.prefix, model, strategy)
+        if strategy is not None:
+            from ckptforge.parallel.target import RankTarget
+
+            return RankTarget.of(self.out, self.format, self.prefix, strategy)
         if self.format == "unified":
-            raise UsageError(
-                f"{option('format', 'unified')} holds whole tensors; it can't be split into ranks."
-            )
+            return UnifiedTarget(self.out)
+        return MindSporeTarget.of(self.out, self.format, self.prefix)
+
+    def _strategy(self, compute: Callable[[ParallelConfig], Strategy]) -> Strategy:
         from ckptforge.parallel.config_file import read_parallel_config
         from ckptforge.parallel.strategy_files import read_strategy
-        from ckptforge.parallel.target import RankTarget
 
         if self.strategy is not None:
-            strategy = read_strategy(self.strategy)
-        else:
-            assert self.parallel_config is not None
-            strategy = compute(read_parallel_config(self.parallel_config))
-        return RankTarget.of(self.out, self.format, self.prefix, strategy)
+            return read_strategy(self.strategy)
+        assert self.parallel_config is not None
+        config = read_parallel_config(self.parallel_config)
+        if config.mesh is not None and self.training is None:
+            raise UsageError(
+                f"{self.parallel_config}: is of MindFormers' PyNative trainer, which loads "
+                f"iteration directories: give {option('format', MINDFORMERS)}."
+            )
+        return compute(config)

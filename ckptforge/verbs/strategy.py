@@ -10,7 +10,7 @@ from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.spelling import option
+from ckptforge.spelling import command, option
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.convert import convert
 from ckptforge.tables.state import companion_prefix
@@ -51,6 +51,12 @@ def strategy(options: StrategyOptions) -> Result:
     if target.family != "mindspore":
         raise UsageError(
             f"{option('layout', target.name)} is a layout of Hugging Face, which has no ranks."
+        )
+    if parallel.mesh is not None:
+        raise UsageError(
+            f"{options.parallel_config}: is of MindFormers' PyNative trainer, which has no "
+            f"strategy files; {command('split')} with {option('format', 'mindformers')} writes "
+            "what it loads."
         )
     dtype = parse_target(options.dtype)
     values = convert(source.binding, target, source.model.values, dtype, partly=True).values

@@ -18,6 +18,7 @@ OUT_DIR = "the directory that is written"
 TARGET_CONFIG = (
     "shard for this parallel configuration: a MindFormers YAML, or a file with the same keys"
 )
+MINDFORMERS = "mindformers"  # of iteration directories
 NO_CONFIG = "write the weights alone where no config.json is known"
 FIRST_LAYOUT = "the model's first MindSpore layout in `ckptforge mapping list`"
 
@@ -179,9 +180,23 @@ class MindSporeOutput(Options):
     """Files of MindSpore that are written."""
 
     format: str | None = option(
-        "format of an output directory; unified: MindSpore's unified safetensors",
+        "format of an output directory; unified: MindSpore's unified safetensors; mindformers: an "
+        "iteration directory of MindFormers since r1.7, whole or for the ranks of a job",
         unset="the ending of the output, else ckpt",
-        words=Words(("ckpt", "safetensors", "unified"), _formats),
+        words=Words(("ckpt", "safetensors", "unified", MINDFORMERS), _formats),
+    )
+    iteration: int | None = option(
+        "with the format mindformers: the number of the iteration",
+        unset="that of an input that is an iteration, else 0",
+        metavar="N",
+    )
+    mindformers: str | None = option(
+        "with the format mindformers: the version of MindFormers that is to load it",
+        unset="2.1",
+        metavar="VERSION",
+    )
+    remove_redundancy: bool = flag(
+        "with the format mindformers: write what several ranks hold once"
     )
     prefix: str = option(
         "start of file names in an output directory: rank_0/<prefix>0.ckpt",

@@ -67,6 +67,9 @@ class ToTorch(Shards, Configured, Converting):
     )
     strategy_dir: OptionalPlace = source_strategy("ms")
     parallel_config: OptionalPlace = source_config("ms")
+    from_main_params: bool = flag(
+        "take the optimizer's float32 weights, main_param.*, in place of those that were rounded"
+    )
     allow_no_config: bool = flag(NO_CONFIG)
 
 

@@ -1,0 +1,184 @@
+"""An iteration directory as a target: whole as one rank has it, or cut into the ranks of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.boxes import Box, box_shape, full_box
+from ckptforge.errors import UsageError
+from ckptforge.formats.layout import OutputFile, TensorSpec
+from ckptforge.mindformers.common import ITERATION, Number, common_json
+from ckptforge.mindformers.describing import Cut, folded, metadata_json
+from ckptforge.mindformers.names import (
+    COMMON,
+    MAX_ITERATION,
+    METADATA,
+    MODEL,
+    OPTIMIZER,
+    TRACKER,
+    iteration_name,
+    part_name,
+)
+from ckptforge.mindformers.versions import Version, version_of
+from ckptforge.model import Model
+from ckptforge.parallel.device_layout import DeviceLayout
+from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.parallel.target import held_by, lacking_notes, refuse_other_strategy
+from ckptforge.planning.lower import PlacedFile
+from ckptforge.spelling import option
+from ckptforge.tables.state import is_state
+from ckptforge.targets.mindspore import check_prefix, mindspore_file
+from ckptforge.targets.target import LaidOut
+
+DEFAULT_PREFIX = "checkpoint"
+
+
+def iteration_target(
+    model: Model,
+    out: Path,
+    prefix: str,
+    *,
+    iteration: int | None,
+    version: str | None,
+    strategy: Strategy | None,
+    remove_redundancy: bool,
+) -> IterationTarget:
+    """The target for a model: under the iteration that it was itself, where none is said. Raises
+    `UsageError` for a number, a version or a prefix that can't be."""
+    check_prefix(prefix)
+    if iteration is not None and not 0 <= iteration < MAX_ITERATION:
+        raise UsageError(
+            f"{option('iteration', iteration)}: expected the number of a training step, which "
+            "isn't negative."
+        )
+    own = model.run.get(ITERATION)
+    return IterationTarget(
+        output=out,
+        prefix=prefix.rstrip("-_") or DEFAULT_PREFIX,
+        version=version_of(version),
+        iteration=iteration if iteration is not None else own if isinstance(own, int) else 0,
+        strategy=strategy,
+        remove_redundancy=remove_redundancy,
+        run=model.run,
+        optimizer=model.optimizer,
+    )
+
+
+class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """The root of a run with one iteration, of a version of MindFormers; without a `strategy`
+    whole, as one rank writes it. `run` are numbers for common.json, `optimizer` the tensors that go
+    into files of optimizer state beside those that are known by name."""
+
+    output: Path
+    prefix: str
+    version: Version
+    iteration: int
+    strategy: Strategy | None = None
+    remove_redundancy: bool = False
+    run: Mapping[str, Number] = msgspec.field(default_factory=dict)
+    optimizer: frozenset[str] = frozenset()
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the iteration."""
+        return self.output / iteration_name(self.iteration)
+
+    def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
+        """A file of the model for each rank, one of optimizer state where there is some, and what
+        describes them. Raises `PlanError` for tensors that the strategy can't cut."""
+        strategy = self.strategy
+        ranks = 1 if strategy is None else strategy.ranks
+        if strategy is not None:
+            refuse_other_strategy(strategy, specs)
+        cuts = list(self._cuts(specs))
+        small: dict[str, bytes] = {}
+        placed: list[PlacedFile] = []
+        files: dict[str, dict[int, str]] = {cut.spec.name: {} for cut in cuts}
+        for kind in (MODEL, OPTIMIZER):
+            own = [cut for cut in cuts if self._kind(cut.spec.name) == kind]
+            if own:
+                placed += self._files(kind, own, ranks, files)
+        home = self.directory.name
+        if ranks > 1:
+            small[f"{home}/{METADATA}"] = metadata_json(cuts, files, self.version)
+        numbers = {key: value for key, value in self.run.items() if key != ITERATION}
+        common = common_json(numbers, self.iteration, self.version.common_keys)
+        small[f"{home}/{COMMON}"] = common
+        small[TRACKER] = str(self.iteration).encode()
+        return LaidOut(
+            files=tuple(placed),
+            small_files=small,
+            notes=() if strategy is None else lacking_notes(strategy, specs),
+            facts={} if strategy is None else {"ranks": ranks, "stages": len(strategy.stages)},
+        )
+
+    def _kind(self, name: str) -> str:
+        return OPTIMIZER if name in self.optimizer or is_state(name) else MODEL
+
+    def _cuts(self, specs: Sequence[TensorSpec]) -> Iterator[Cut]:
+        if self.strategy is None:
+            for spec in specs:
+                yield Cut(spec=spec, layout=None, ranks=(0,), boxes={0: full_box(spec.shape)})
+            return
+        strategy, devices = self.strategy, self.strategy.devices
+        held: dict[str, list[tuple[int, DeviceLayout | None]]] = {}
+        for stage in range(len(strategy.stages)):
+            for spec, layout in held_by(strategy, stage, specs):
+                held.setdefault(spec.name, []).append((stage, layout))
+        for spec in specs:
+            stages = held.get(spec.name, [])
+            layout = None if not stages else stages[0][1]
+            everywhere = stages and layout is None
+            if layout is None and spec.shape:
+                layout = DeviceLayout((strategy.ranks,), ((),) * len(spec.shape))
+            if layout is None:  # a number, of which metadata.json can't say a layout
+                boxes: dict[int, Box] = dict.fromkeys(range(strategy.ranks), ())
+                yield Cut(spec=spec, layout=None, ranks=(), boxes=boxes)
+                continue
+            layout = folded(spec, layout)
+            first = 0 if everywhere else stages[0][0] * devices
+            ranks = tuple(range(first, first + layout.devices))
+            boxes = {
+                rank: layout.box(spec.shape, rank % layout.devices)
+                for rank in (
+                    ranks
+                    if everywhere
+                    else (s * devices + device for s, _ in stages for device in range(devices))
+                )
+            }
+            yield Cut(spec=spec, layout=layout, ranks=ranks, boxes=boxes)
+
+    def _files(
+        self, kind: str, cuts: Sequence[Cut], ranks: int, files: dict[str, dict[int, str]]
+    ) -> Iterator[PlacedFile]:
+        """The files of a kind; adds to `files` which rank's slice of a tensor is written where."""
+        held: dict[int, list[Cut]] = {rank: [] for rank in range(ranks)}
+        load = dict.fromkeys(held, 0)
+        for cut in cuts:
+            for holders in cut.slices().values():
+                chosen = holders
+                if self.remove_redundancy:
+                    chosen = [min(holders, key=lambda rank: (load[rank], rank))]
+                for rank in chosen:
+                    held[rank].append(cut)
+                    load[rank] += cut.spec.nbytes // max(1, len(cut.slices()))
+        writing = [rank for rank in held if held[rank] or not self.remove_redundancy]
+        alike: dict[tuple[str, ...], OutputFile] = {}
+        for index, rank in enumerate(writing):
+            name = part_name(self.prefix, kind, index, len(writing))
+            path = self.directory / name
+            boxes = {cut.spec.name: cut.boxes[rank] for cut in held[rank]}
+            key = tuple(boxes)
+            if key not in alike:  # the ranks of a stage have equal parts
+                parts = [replace(cut.spec, shape=box_shape(cut.boxes[rank])) for cut in held[rank]]
+                alike[key] = mindspore_file(path, parts)
+            for tensor in boxes:
+                files[tensor][rank] = name
+            yield PlacedFile(
+                alike[key].at(path),
+                {name: box for name, box in boxes.items() if box and self.strategy is not None},
+            )
