@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import msgspec
 
-from ckptforge.errors import UsageError, nearest
-from ckptforge.spelling import option
-
 
 class DType(msgspec.Struct, frozen=True):
     """One dtype: `itemsize` bytes per element; a name is None where that format has no such
@@ -66,27 +63,9 @@ _NOT_LOADED = {"complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "hiflo
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES if dtype.safetensors}
 BY_MINDSPORE = {dtype.mindspore: dtype for dtype in DTYPES if dtype.mindspore}
-SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def holds(wide: DType, narrow: DType) -> bool:
     """Whether every number of one floating-point dtype is one of another."""
     wider = wide.floating and narrow.floating and wide.itemsize > narrow.itemsize
     return wide == narrow or wider
-
-
-def parse_target(name: str | None, asked: str = "dtype") -> DType | None:
-    """The dtype that the option `asked` asks for: None for `keep`, else the float type (`fp16` or
-    `float16`, …).
-
-    Raises `UsageError` for any other value.
-    """
-    if name is None or name == "keep":
-        return None
-    dtype = BY_NAME.get(SHORT_NAMES.get(name, name))
-    if dtype is None or dtype.name not in SHORT_NAMES.values():
-        words = [*(["keep"] if asked == "dtype" else []), *sorted(SHORT_NAMES)]
-        raise UsageError(
-            f"{option(asked)} {name!r} is unknown: use {', '.join(words)}.{nearest(name, words)}"
-        )
-    return dtype

@@ -4,7 +4,6 @@ by `CkptforgeError`."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from reprlib import Repr
 
 # What would move a terminal's cursor, garble a line or can't be encoded: control characters, turns
@@ -89,6 +88,10 @@ class OutputError(CkptforgeError):
     """The output exists already, can't be written, or doesn't fit on the disk."""
 
 
+class LeftError(OutputError):
+    """An earlier run left an unfinished output, which is neither resumed nor discarded unasked."""
+
+
 def add_note(error: BaseException, note: str) -> None:
     """`error.add_note`, which Python 3.10 lacks: there the notes are kept, but its tracebacks don't
     show them."""
@@ -109,73 +112,7 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def brief(path: object, limit: int = 60) -> str:
-    """A path for a line of a program's own, its end where it is long."""
-    text = printable(str(path))
-    return text if len(text) <= limit else f"…{text[1 - limit :]}"
-
-
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
 _SHORT.maxlong = 60
-
-
-class LeftError(OutputError):
-    """An earlier run left an unfinished output, which is neither resumed nor discarded unasked."""
-
-
-_PLURAL = ["are", "aren't", "have", "were", "weren't", "don't"]
-_SINGULAR = dict(zip(_PLURAL, ["is", "isn't", "has", "was", "wasn't", "doesn't"], strict=True))
-
-
-def counted(count: int, noun: str, verb: str = "") -> str:
-    """A number with its noun, in the plural unless it is one: "1 tensor", "2 axes", "1,024 ranks of
-    a job". `verb` follows, given in the plural: "are", "aren't", "differ" …"""
-    if count == 1:
-        return f"1 {noun}" + (f" {_SINGULAR.get(verb, verb + 's')}" if verb else "")
-    head, of, rest = noun.partition(" of ")
-    head, that, rest = (head, of, rest) if of else noun.partition(" that")
-    if head.endswith("axis"):
-        plural = f"{head[:-2]}es"
-    elif head.endswith("y") and head[-2] not in "aeiou":
-        plural = f"{head[:-1]}ies"
-    else:
-        plural = f"{head}{'es' if head.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
-    return f"{count:,} {plural}{that}{rest}" + (f" {verb}" if verb else "")
-
-
-def alternatives(words: Iterable[str]) -> str:
-    """Words as what may be chosen: "a, b or c"."""
-    *others, last = words
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'gmm'?" with the known word that is most like another, to be put after a
-    message; "" if none is. Dashes before a word don't count, so that options aren't alike by
-    them."""
-    from difflib import get_close_matches
-
-    # a value in other letters is the nearest, too
-    by_folded = {name.casefold().lstrip("-"): name for name in known}
-    found = get_close_matches(word.casefold().lstrip("-"), by_folded, 1)
-    return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
-
-
-def install_hint(*extras: str) -> str:
-    """The command that installs optional packages, for messages: in a clone, as the project is
-    installed from one."""
-    return f"pip install '.[{','.join(extras)}]' in a clone of ckptforge"
-
-
-def listing(names: list[str], limit: int = 10, total: int | None = None) -> str:
-    """`names` as indented lines for a message, cut after `limit` with the number left out; `total`
-    if there are more."""
-    lines = [
-        f"  {printable(name if len(name) <= 300 else name[:299] + '…')}" for name in names[:limit]
-    ]
-    rest = (len(names) if total is None else total) - len(lines)
-    if rest > 0:
-        lines.append(f"  … and {rest} more")
-    return "\n".join(lines)

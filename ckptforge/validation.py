@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from ckptforge.errors import counted, listing, nearest, shown
+from ckptforge.errors import shown
+from ckptforge.wording import counted, listing, nearest
 
 Place = tuple[str | int, ...]
 """The keys, and the numbers in lists, that lead to a value."""

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptforge.dtypes import BY_NAME, parse_target
+from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import UsageError
 from ckptforge.run.casts import cast_function, numpy_dtype
+from ckptforge.verbs.options.dtypes import parse_target
 
 # exponent bits, mantissa bits
 FORMATS = {"float64": (11, 52), "float32": (8, 23), "bfloat16": (8, 7), "float16": (5, 10)}

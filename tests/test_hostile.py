@@ -23,7 +23,6 @@ from ckptforge.errors import (
     InputNotFoundError,
     OutputError,
     TableError,
-    listing,
     printable,
     shown,
 )
@@ -37,6 +36,7 @@ from ckptforge.storage.local import DISK
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import load_table
 from ckptforge.verbs.check import check
+from ckptforge.wording import listing
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
 from tests.test_tables import GOOD
 

@@ -20,6 +20,7 @@ else:
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors",
+    "wording",
     "spelling",
     "validation",
     "version",

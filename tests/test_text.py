@@ -11,10 +11,10 @@ import ckptforge
 from ckptforge.cli.findings import check_text
 from ckptforge.cli.table import facts, shortened, table
 from ckptforge.cli.verify_report import rows
-from ckptforge.errors import counted, install_hint
 from ckptforge.forward.checks import LayerCheck
 from ckptforge.verbs.check import Check
 from ckptforge.verbs.verify import Verification
+from ckptforge.wording import counted, install_hint
 
 
 @pytest.mark.parametrize(

@@ -16,21 +16,14 @@ from ckptforge.adapters.peft_names import of_the_base, whole_weight
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.opening import open_checkpoint
-from ckptforge.errors import (
-    FormatError,
-    LayoutError,
-    UnmappedTensorsError,
-    UsageError,
-    counted,
-    listing,
-    shown,
-)
+from ckptforge.errors import FormatError, LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.tables.lora import LORA_MARK, is_lora
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Value
+from ckptforge.wording import counted, listing
 
 
 class Kept(msgspec.Struct, frozen=True):

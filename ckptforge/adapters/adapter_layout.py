@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptforge.errors import ConfigError, LayoutError, ModelUnknownError, UsageError, nearest, shown
+from ckptforge.errors import ConfigError, LayoutError, ModelUnknownError, UsageError, shown
 from ckptforge.spelling import command, option
 from ckptforge.tables.lora import is_lora
 from ckptforge.tables.names import Names, recognise_names, without_offsets
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
+from ckptforge.wording import nearest
 
 
 class FactorNames(NamedTuple):

@@ -13,7 +13,7 @@ from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, r
 from ckptforge.adapters.peft_names import of_the_base
 from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType
-from ckptforge.errors import LayoutError, PlanError, listing
+from ckptforge.errors import LayoutError, PlanError
 from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.run.budget import Budget
 from ckptforge.spelling import option
@@ -22,6 +22,7 @@ from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout
 from ckptforge.transfers import Transfer
 from ckptforge.values import Stored, Value
+from ckptforge.wording import listing
 
 
 class Converted(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from ckptforge.adapters.adapter import Adapter, read_adapter, read_kept
 from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer
 from ckptforge.adapters.whole import refuse_tied, taken_whole
 from ckptforge.composing import box_of
-from ckptforge.errors import LayoutError, counted, listing
+from ckptforge.errors import LayoutError
 from ckptforge.model import Model
 from ckptforge.reading.source import Source
 from ckptforge.steps.low_rank import Added, Product
@@ -19,6 +19,7 @@ from ckptforge.tables.lora import rows_of
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Table
 from ckptforge.values import Fragment, Value
+from ckptforge.wording import counted, listing
 
 
 def merge_adapter(source: Source, model: Model, alpha: float | None) -> Source:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptforge.checkpoints.sniff import explained, head_of
-from ckptforge.errors import FormatError, ReadError, alternatives, counted
+from ckptforge.errors import FormatError, ReadError
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import HEAD, endings, formats_by_ending
 from ckptforge.model import Account, Model
 from ckptforge.storage.files import is_directory
 from ckptforge.storage.mounts import store_of
 from ckptforge.values import value_of
+from ckptforge.wording import alternatives, counted
 
 _log = logging.getLogger(__name__)
 

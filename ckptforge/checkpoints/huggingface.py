@@ -17,11 +17,12 @@ from ckptforge.checkpoints.duplicates import without_duplicates
 from ckptforge.checkpoints.files import model_of, read_file
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.checkpoints.weight_map import weight_map_of
-from ckptforge.errors import FormatError, InputNotFoundError, counted, listing, shown
+from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import is_there, named
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
 from ckptforge.storage.files import is_file
+from ckptforge.wording import counted, listing
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -14,13 +14,14 @@ from ckptforge.checkpoints.kinds import check_step, refuse_step
 from ckptforge.checkpoints.sniff import STRATEGY_FILE, identify
 from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.checkpoints.whereabouts import explain_directory
-from ckptforge.errors import FormatError, InputNotFoundError, alternatives, counted, listing
+from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import endings, of_a_format
 from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory, is_file
+from ckptforge.wording import alternatives, counted, listing
 
 UNIFIED_MAP = "param_name_map.json"
 HYPER_PARAMETERS = "hyper_param.safetensors"

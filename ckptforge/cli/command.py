@@ -11,8 +11,8 @@ import click
 
 from ckptforge.cli.parameters import hidden, parameters
 from ckptforge.cli.shown import Shown
-from ckptforge.errors import nearest
 from ckptforge.verbs.options.record import Options, options_of
+from ckptforge.wording import nearest
 
 R = TypeVar("R", bound=Options)
 CONTEXT: dict[str, Any] = {

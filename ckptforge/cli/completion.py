@@ -37,8 +37,9 @@ def completing(option: Option) -> Complete | None:
 def _words(kind: Names, ctx: click.Context) -> Iterator[CompletionItem]:
     """The tables, the dtypes that a cast can have, or the layouts of a family or of both: those of
     the model that --model, --mapping or the input's config.json names, else of every table."""
-    from ckptforge.dtypes import BY_NAME, SHORT_NAMES
+    from ckptforge.dtypes import BY_NAME
     from ckptforge.tables.shipped import shipped_tables
+    from ckptforge.verbs.options.dtypes import SHORT_NAMES
 
     if kind == "model":
         for table in shipped_tables():

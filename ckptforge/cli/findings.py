@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ckptforge.cli.table import facts, table
 from ckptforge.cli.text import more, size, some
-from ckptforge.errors import counted, shown
+from ckptforge.errors import shown
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.verbs.check import Check

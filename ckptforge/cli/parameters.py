@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from ckptforge.cli.completion import completing
-from ckptforge.errors import nearest
 from ckptforge.verbs.options.option import Option, Words
 from ckptforge.verbs.options.record import Options, options_of, types_of
+from ckptforge.wording import nearest
 
 _PATH = click.Path(path_type=Path)
 _NONE = type(None)

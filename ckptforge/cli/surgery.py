@@ -9,8 +9,9 @@ from ckptforge.cli import progress as progressing
 from ckptforge.cli.command import Command
 from ckptforge.cli.shown import Shown
 from ckptforge.cli.table import table
-from ckptforge.errors import counted, printable
+from ckptforge.errors import printable
 from ckptforge.verbs.options import Average, Extract, Stats
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.verbs.stats import Statistics

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptforge.cli.table import table
-from ckptforge.errors import counted, printable
+from ckptforge.errors import printable
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.verbs.clean import Cleaned

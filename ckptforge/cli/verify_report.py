@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckptforge.errors import counted
 from ckptforge.spelling import command
 from ckptforge.verbs.verify import Verification
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.forward.checks import LayerCheck

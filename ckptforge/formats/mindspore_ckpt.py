@@ -17,13 +17,14 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.dtypes import BY_MINDSPORE
-from ckptforge.errors import FormatError, PlanError, counted, shown
+from ckptforge.errors import FormatError, PlanError, shown
 from ckptforge.formats.index import MAX_DIMS, MAX_TENSORS, Checksum, FileIndex, check_size
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.protobuf import Message, Source, number, record, signed
 from ckptforge.spelling import option
 from ckptforge.storage.files import open_file
 from ckptforge.values import Extent, Place, Stored
+from ckptforge.wording import counted
 
 NAME = "a MindSpore checkpoint"
 ENDINGS = (".ckpt",)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.errors import UsageError, VerifyError, counted
+from ckptforge.errors import UsageError, VerifyError
 from ckptforge.forward.checks import EndCheck, LayerCheck, end_check, layer_check
 from ckptforge.forward.checks import generate as continued
 from ckptforge.forward.device import import_mindspore, select_device
@@ -21,6 +21,7 @@ from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
 from ckptforge.reading.source import Source
 from ckptforge.spelling import option
+from ckptforge.wording import counted
 
 _log = logging.getLogger(__name__)
 _SMALL = 1024  # up to this hidden size tokens cost little

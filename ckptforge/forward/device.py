@@ -7,8 +7,9 @@ import re
 from importlib.util import find_spec
 from typing import Any
 
-from ckptforge.errors import UsageError, VerifyError, install_hint
+from ckptforge.errors import UsageError, VerifyError
 from ckptforge.spelling import option
+from ckptforge.wording import install_hint
 
 
 def parse_device(text: str) -> tuple[str, int]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.errors import VerifyError, install_hint
+from ckptforge.errors import VerifyError
 from ckptforge.forward.precision import FLOAT32, Precision
 from ckptforge.forward.weights import Weights
+from ckptforge.wording import install_hint
 
 Array = NDArray[np.float32]
 _ATTENTION = {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo"}

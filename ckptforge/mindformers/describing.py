@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 
 from ckptforge.boxes import Box, box_shape
-from ckptforge.errors import PlanError, counted, shown
+from ckptforge.errors import PlanError, shown
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.mindformers.metadata import MAX_BYTES
 from ckptforge.mindformers.versions import Version
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.spelling import flag
+from ckptforge.wording import counted
 
 _OF_A_HOLDER = 100  # bytes of metadata.json, without its list of ranks
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.checkpoints.files import read_file
-from ckptforge.errors import FormatError, InputNotFoundError, counted, listing
+from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there
 from ckptforge.formats.index import FileIndex
 from ckptforge.mindformers.common import ITERATION, Number, read_common
@@ -26,6 +26,7 @@ from ckptforge.mindformers.roots import Iteration, find_iteration, is_iteration,
 from ckptforge.mindformers.slices import Slices
 from ckptforge.model import IN_RANKS, Account, Model
 from ckptforge.values import Value, value_of
+from ckptforge.wording import counted, listing
 
 _log = logging.getLogger(__name__)
 FORMAT = "mindformers iteration"

@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from ckptforge.dtypes import DTYPES, DType
-from ckptforge.errors import FormatError, counted, shown
+from ckptforge.errors import FormatError, shown
 from ckptforge.foreign.files import is_file_name
 from ckptforge.foreign.json import read_object
 from ckptforge.formats.index import MAX_DIMS, check_name
 from ckptforge.parallel.device_layout import MAX_DEVICES, DeviceLayout
+from ckptforge.wording import counted
 
 MAX_BYTES = 1 << 29  # with replicas kept it names every rank of every slice
 _MAX_VALUES = 1 << 26

@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.checkpoints.kinds import check_step
-from ckptforge.errors import FormatError, InputNotFoundError, listing, shown
+from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import entries_of, is_there, read_small
 from ckptforge.mindformers.names import TRACKER, iteration_number, parts_among
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory
+from ckptforge.wording import listing
 
 _INDEX = "model.safetensors.index.json"  # a directory that has one is Hugging Face's
 _MEGATRON = re.compile(r"iter_[0-9]{7}")  # whose roots have a tracker of the same name

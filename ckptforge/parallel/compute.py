@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from ckptforge.errors import ConfigError, counted
+from ckptforge.errors import ConfigError
 from ckptforge.parallel.config import ParallelConfig, stage_of_layers
 from ckptforge.parallel.cutter import CutTensor, Cutter
 from ckptforge.parallel.device_layout import DeviceLayout, Stage
@@ -16,6 +16,7 @@ from ckptforge.tables.names import recognise_names, without_offsets
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.tables.table import Layout, Table
+from ckptforge.wording import counted
 
 _LAYER = re.compile(r".*?\.[0-9]+\.")
 

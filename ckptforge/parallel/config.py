@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from ckptforge.errors import ConfigError, counted, shown
+from ckptforge.errors import ConfigError, shown
 from ckptforge.parallel.mesh import Mesh
 from ckptforge.tables.sharding import ShardRow
+from ckptforge.wording import counted
 
 Offset = int | list[int] | list[list[int]]
 

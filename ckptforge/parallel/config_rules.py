@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ckptforge.errors import counted, shown
+from ckptforge.errors import shown
 from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_STAGES
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.parallel.config_schema import ParallelKeys

@@ -12,7 +12,8 @@ from functools import lru_cache
 import msgspec
 
 from ckptforge.boxes import Box
-from ckptforge.errors import counted, shown
+from ckptforge.errors import shown
+from ckptforge.wording import counted
 
 MAX_DEVICES = 1 << 17  # of a job; more than any cluster has
 MAX_STAGES = 1024  # of its pipeline

@@ -11,11 +11,12 @@ from ckptforge.checkpoints.duplicates import same_bytes
 from ckptforge.checkpoints.mindspore import read_ranks
 from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.composing import value_of_parts
-from ckptforge.errors import FormatError, counted, listing, shown
+from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import IN_RANKS, Account, Model
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.values import Stored, Value, value_of
+from ckptforge.wording import counted, listing
 
 _log = logging.getLogger(__name__)
 

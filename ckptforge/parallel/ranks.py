@@ -16,7 +16,6 @@ from ckptforge.errors import (
     FormatError,
     LayoutError,
     UsageError,
-    counted,
     shown,
 )
 from ckptforge.foreign.files import is_there
@@ -39,6 +38,7 @@ from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
 from ckptforge.tables.table_choice import choose_table
 from ckptforge.values import Stored, value_of
+from ckptforge.wording import counted
 
 Ranks = tuple[list[FileIndex], list[str]]
 _SAMPLE = 1 << 16  # bytes

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, counted, listing, shown
+from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, shown
 from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.cutter import CutTensor, Cutter
@@ -24,6 +24,7 @@ from ckptforge.tables.names import Names, read_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
+from ckptforge.wording import counted, listing
 
 Shape = tuple[int, ...]
 _MAX_TRIALS = 1 << 12

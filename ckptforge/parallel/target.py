@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import box_shape
-from ckptforge.errors import PlanError, counted, shown
+from ckptforge.errors import PlanError, shown
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.parallel.cut import cut_json, cut_of
 from ckptforge.parallel.device_layout import DeviceLayout
@@ -18,6 +18,7 @@ from ckptforge.planning.lower import PlacedFile
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.targets.mindspore import DEFAULT_ENDING, check_prefix, mindspore_file
 from ckptforge.targets.target import LaidOut
+from ckptforge.wording import counted
 
 
 class RankTarget(msgspec.Struct, frozen=True):

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import PlanError, brief, counted
+from ckptforge.errors import PlanError
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile
 from ckptforge.model import Account
 from ckptforge.values import Place, Term, computing_dtype
+from ckptforge.wording import brief, counted
 
 
 class Assembly(msgspec.Struct, frozen=True, kw_only=True, gc=False):

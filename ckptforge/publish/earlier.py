@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ckptforge.errors import LeftError, OutputError, counted
+from ckptforge.errors import LeftError, OutputError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish import journal as journals
 from ckptforge.publish.directory import empty_staging, staging_path
@@ -18,6 +18,7 @@ from ckptforge.publish.replace import finish_files
 from ckptforge.publish.tree import lies_at
 from ckptforge.spelling import command, flag
 from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.wording import counted
 
 
 class Request(msgspec.Struct, frozen=True):

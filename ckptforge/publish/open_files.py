@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 
-from ckptforge.errors import OutputError, counted
+from ckptforge.errors import OutputError
+from ckptforge.wording import counted
 
 
 def allow_open_files(count: int) -> None:

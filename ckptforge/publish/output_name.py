@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforge.checkpoints.whereabouts import OTHER_WEIGHTS
-from ckptforge.errors import UsageError, alternatives
+from ckptforge.errors import UsageError
 from ckptforge.formats.registry import endings, format_by_ending
 from ckptforge.storage.mounts import unknown_address
+from ckptforge.wording import alternatives
 
 _TEXT = (".json", ".yaml", ".yml", ".toml")
 

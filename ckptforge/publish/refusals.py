@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ckptforge.checkpoints.manifest import manifest_path, read_manifest, written_names
-from ckptforge.errors import CkptforgeError, OutputError, listing
+from ckptforge.errors import CkptforgeError, OutputError
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
@@ -18,6 +18,7 @@ from ckptforge.spelling import flag
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import real_path
 from ckptforge.storage.store import FileSystem, Kind, Room, Status
+from ckptforge.wording import listing
 
 _SPARE = 1 << 20  # bytes kept free beyond the plan
 

@@ -8,14 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckptforge.errors import (
-    CkptforgeError,
-    InputNotFoundError,
-    OutputError,
-    ReadError,
-    add_note,
-    counted,
-)
+from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError, ReadError, add_note
 from ckptforge.planning.plan import Plan
 from ckptforge.publish import journal as journals
 from ckptforge.publish.directory import empty_but_lock, empty_staging, names_of, staging_path
@@ -31,6 +24,7 @@ from ckptforge.spelling import command, flag
 from ckptforge.storage.address import absolute
 from ckptforge.storage.files import sync, write_exactly
 from ckptforge.storage.store import FileSystem, Kind, LockableWriter, Status
+from ckptforge.wording import counted
 
 _SPARE_FILES = 64
 

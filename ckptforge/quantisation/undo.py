@@ -13,13 +13,14 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.errors import ConfigError, FormatError, QuantisedError, counted, shown
+from ckptforge.errors import ConfigError, FormatError, QuantisedError, shown
 from ckptforge.model import Model
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
 from ckptforge.spelling import command, option
 from ckptforge.steps.scaled import Scaled
 from ckptforge.tables.companions import is_of_activations, kind_of, offset_of, scale_of, writer_of
 from ckptforge.values import Stored, Value
+from ckptforge.wording import counted
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
 _ADVICE = (

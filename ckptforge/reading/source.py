@@ -29,8 +29,6 @@ from ckptforge.errors import (
     QuantisedError,
     UnmappedTensorsError,
     UsageError,
-    counted,
-    listing,
     shown,
 )
 from ckptforge.foreign.files import is_there, read_small
@@ -51,6 +49,7 @@ from ckptforge.tables.shipped import candidate_tables, shipped_tables
 from ckptforge.tables.state import state_of
 from ckptforge.tables.table import Table
 from ckptforge.tables.unmapped import HEAD, of_kind, other_task, undroppable
+from ckptforge.wording import counted, listing
 
 _log = logging.getLogger(__name__)
 _IN_LAYER = re.compile(r"\.[0-9]+\.")

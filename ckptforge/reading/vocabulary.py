@@ -9,13 +9,14 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import full_box
-from ckptforge.errors import LayoutError, counted
+from ckptforge.errors import LayoutError
 from ckptforge.model import Model
 from ckptforge.spelling import command, flag, option
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.tables.table import Table
 from ckptforge.values import Value
+from ckptforge.wording import counted
 
 KEY = "vocab_size"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.errors import LayoutError, MissingTensorsError, UsageError, counted, listing
+from ckptforge.errors import LayoutError, MissingTensorsError, UsageError
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Account, Model
 from ckptforge.spelling import option
@@ -15,6 +15,7 @@ from ckptforge.surgery.sums import Mix
 from ckptforge.surgery.weights import Role, Weights
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.values import Term
+from ckptforge.wording import counted, listing
 
 Combine = Callable[[Mix], tuple[Term, ...]]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from ckptforge.errors import FormatError, UsageError, counted, shown
+from ckptforge.errors import FormatError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.spelling import flag
 from ckptforge.tables.state import MAIN_PARAM
+from ckptforge.wording import counted
 
 
 def from_main_params(model: Model) -> Model:

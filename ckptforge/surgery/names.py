@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
-from ckptforge.errors import UsageError, nearest, shown
+from ckptforge.errors import UsageError, shown
 from ckptforge.model import Model
+from ckptforge.wording import nearest
 
 
 def rename(model: Model, names: Mapping[str, str] | Callable[[str], str]) -> Model:

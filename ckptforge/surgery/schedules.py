@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from ckptforge.errors import UsageError, nearest
+from ckptforge.errors import UsageError
 from ckptforge.spelling import option
+from ckptforge.wording import nearest
 
 SCHEDULES = ("uniform", "ema:DECAY", "minus-sqrt")
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import LayoutError, MissingTensorsError, counted
+from ckptforge.errors import LayoutError, MissingTensorsError
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.missing import missing_of, missing_text
 from ckptforge.tables.model_config import Condition
 from ckptforge.tables.names import Names, read_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
+from ckptforge.wording import counted
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ckptforge.boxes import Box
 from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType, holds
-from ckptforge.errors import MissingTensorsError, PlanError, listing
+from ckptforge.errors import MissingTensorsError, PlanError
 from ckptforge.spelling import flag, option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import Binding
@@ -18,6 +18,7 @@ from ckptforge.tables.pieces import fill, name_pieces, pieces, whole_pieces
 from ckptforge.tables.table import Layout
 from ckptforge.transfers import Transfer
 from ckptforge.values import Value
+from ckptforge.wording import listing
 
 Values = Mapping[str, Value]
 Parts = list[tuple[str, Transfer]]  # source tensor → where it goes

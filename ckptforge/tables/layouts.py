@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ckptforge.errors import nearest, shown
+from ckptforge.errors import shown
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.rows import at, check_known, check_layout, sentence
 from ckptforge.tables.sharding import Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.table import Layout, Logical
 from ckptforge.tables.templates import check_template, find_clash
+from ckptforge.wording import nearest
 
 if TYPE_CHECKING:
     from ckptforge.tables.table_file import TableFile

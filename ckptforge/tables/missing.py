@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ckptforge.errors import counted, listing, shown
+from ckptforge.errors import shown
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.names import Names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
 from ckptforge.tables.unmapped import HEAD, of_kind, other_task
+from ckptforge.wording import counted, listing
 
 _NAMED = 100  # of each pattern
 

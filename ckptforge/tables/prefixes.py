@@ -14,10 +14,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from ckptforge.errors import counted, shown
+from ckptforge.errors import shown
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.tables.table import Layout
+from ckptforge.wording import counted
 
 WRAPPERS = (
     "_orig_mod",

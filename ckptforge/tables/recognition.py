@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.errors import (
-    LayoutError,
-    MissingTensorsError,
-    ModelUnknownError,
-    counted,
-    shown,
-)
+from ckptforge.errors import LayoutError, MissingTensorsError, ModelUnknownError, shown
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Binding, Shapes
 from ckptforge.tables.layout_choice import Hints, fitting, readable, recognise
@@ -21,6 +15,7 @@ from ckptforge.tables.prefixes import Renaming, adapted, renamings
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import Table
 from ckptforge.tables.table_choice import choose_table, has_class, nearest_layout, possible_tables
+from ckptforge.wording import counted
 
 
 class Identified(msgspec.Struct, frozen=True):

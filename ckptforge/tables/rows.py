@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
-from ckptforge.errors import TableError, nearest, shown
+from ckptforge.errors import TableError, shown
+from ckptforge.wording import nearest
 
 # Sections that stand in others: [layout.hub], but [axes] H.
 _NESTED = {("layout",), ("copies",), ("shard",), ("refused",), ("defaults",)} | {

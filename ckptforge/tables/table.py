@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import UsageError, nearest
+from ckptforge.errors import UsageError
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern, skeleton_of
 from ckptforge.tables.constants import Constants
@@ -17,6 +17,7 @@ from ckptforge.tables.lora import Lora
 from ckptforge.tables.model_config import Condition, Expression
 from ckptforge.tables.pipeline import Pipeline
 from ckptforge.tables.sharding import Sharding
+from ckptforge.wording import nearest
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ckptforge.errors import ModelUnknownError, UsageError, counted, listing, nearest, shown
+from ckptforge.errors import ModelUnknownError, UsageError, shown
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Shapes
 from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.prefixes import common_prefix
 from ckptforge.tables.table import Layout, Table
+from ckptforge.wording import counted, listing, nearest
 
 _CLASS = re.compile(r"(\w+?)(?:For\w+|LMHeadModel|Model)?")
 

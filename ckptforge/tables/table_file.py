@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import TableError, nearest, shown
+from ckptforge.errors import TableError, shown
 from ckptforge.tables.constants import WindowRow
 from ckptforge.tables.rope import RopeRow
 from ckptforge.tables.rows import at, sentence, spell_row
 from ckptforge.tables.sharding import ShardRow
+from ckptforge.wording import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib

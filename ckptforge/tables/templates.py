@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from itertools import pairwise
 
-from ckptforge.errors import nearest, shown
+from ckptforge.errors import shown
 from ckptforge.tables.axes import Pattern, is_number
+from ckptforge.wording import nearest
 
 
 def check_template(pattern: Pattern, axes: Collection[str]) -> None:

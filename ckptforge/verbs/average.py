@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.dtypes import DType, holds, parse_target
-from ckptforge.errors import LayoutError, counted
+from ckptforge.dtypes import DType, holds
+from ckptforge.errors import LayoutError
 from ckptforge.model import Model
 from ckptforge.surgery.average import Weighted, check_method, mixes
 from ckptforge.surgery.average import average as average_of
@@ -27,9 +27,11 @@ from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.opened import OpenedModel
 from ckptforge.verbs.options import Average, Save
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.saving import saving_job
+from ckptforge.wording import counted
 
 
 @verb(Average)

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.iterations import last_of
 from ckptforge.checkpoints.mindspore import rank_directories
-from ckptforge.errors import UsageError, counted
+from ckptforge.errors import UsageError
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory
 from ckptforge.surgery.recipes import read_average_recipe
 from ckptforge.surgery.schedules import schedule_weights
 from ckptforge.surgery.weights import Weights, parse_weights, plain
 from ckptforge.verbs.options import Average
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.surgery.average_schema import AverageRecipe, Input

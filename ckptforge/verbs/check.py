@@ -10,7 +10,7 @@ import msgspec
 
 from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME, MAX_MANIFEST, integer, manifest_path
-from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, brief, counted, shown
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, shown
 from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.foreign.files import is_file_name
 from ckptforge.foreign.json import read_object
@@ -21,6 +21,7 @@ from ckptforge.storage.store import Kind
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Check as CheckOptions
 from ckptforge.verbs.public import verb
+from ckptforge.wording import brief, counted
 
 # name → dtype, shape, hash
 Tensors = dict[str, list[Any]]

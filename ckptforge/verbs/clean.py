@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.errors import brief, counted
 from ckptforge.verbs.options import Clean
 from ckptforge.verbs.public import verb
+from ckptforge.wording import brief, counted
 
 if TYPE_CHECKING:
     from ckptforge.publish.clean import Left

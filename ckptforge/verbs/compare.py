@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.opening import open_checkpoint
-from ckptforge.dtypes import DType, parse_target
+from ckptforge.dtypes import DType
 from ckptforge.errors import (
     CkptforgeError,
     LayoutError,
@@ -18,7 +18,6 @@ from ckptforge.errors import (
     ModelUnknownError,
     QuantisedError,
     UsageError,
-    counted,
 )
 from ckptforge.examine.differences import unlike
 from ckptforge.model import Model
@@ -40,8 +39,10 @@ from ckptforge.verbs.choices import SIDE_A, SIDE_B, Names, budget_of, choices_of
 from ckptforge.verbs.comparison import Comparison, differences
 from ckptforge.verbs.explain import Differs, causes, rounded
 from ckptforge.verbs.options import Compare
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import in_ranks, open_ranks
+from ckptforge.wording import counted
 
 _log = logging.getLogger(__name__)
 

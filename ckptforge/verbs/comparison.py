@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ckptforge.errors import brief, counted
 from ckptforge.examine.differences import Difference, differing
 from ckptforge.run.budget import Budget
 from ckptforge.run.pool import Progress
 from ckptforge.values import Value
 from ckptforge.verbs.explain import pairs_of
+from ckptforge.wording import brief, counted
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from ckptforge.dtypes import DType, parse_target
+from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError
 from ckptforge.examine.differences import Pair, differing
 from ckptforge.examine.fingerprints import fingerprints
@@ -20,6 +20,7 @@ from ckptforge.tables.names import recognise_names
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout
 from ckptforge.values import Value
+from ckptforge.verbs.options.dtypes import parse_target
 
 _ROUNDINGS = ("fp16", "bf16")
 Values = Mapping[str, Value]

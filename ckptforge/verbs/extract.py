@@ -6,8 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ckptforge.dtypes import parse_target
-from ckptforge.errors import UsageError, nearest, shown
+from ckptforge.errors import UsageError, shown
 from ckptforge.examine.window import strided
 from ckptforge.spelling import option
 from ckptforge.targets.npy import NpyTarget
@@ -16,9 +15,11 @@ from ckptforge.values import Value
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.looked import opened_as
 from ckptforge.verbs.options import Extract
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.tensor import ranges_of
+from ckptforge.wording import nearest
 
 
 @verb(Extract)

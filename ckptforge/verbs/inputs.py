@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforge.checkpoints.opening import open_checkpoint
-from ckptforge.dtypes import parse_target
 from ckptforge.errors import UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.reading.factors import holds_only_factors
@@ -15,6 +14,7 @@ from ckptforge.storage.files import real_path
 from ckptforge.tables.lora import is_lora
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Converting
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.ranks import in_ranks, open_ranks
 from ckptforge.verbs.spread import Spread
 

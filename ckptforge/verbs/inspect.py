@@ -12,13 +12,7 @@ from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_ranks
 from ckptforge.checkpoints.opening import open_checkpoint
-from ckptforge.errors import (
-    CkptforgeError,
-    FormatError,
-    InputNotFoundError,
-    ModelUnknownError,
-    counted,
-)
+from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError
 from ckptforge.model import Model
 from ckptforge.reading.factors import holds_only_factors
 from ckptforge.reading.source import Choices, Source, bind_source
@@ -33,6 +27,7 @@ from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, Part
 from ckptforge.verbs.options import Inspect
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import in_ranks
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.adapters.adapter import Adapter

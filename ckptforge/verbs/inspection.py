@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from ckptforge.errors import brief, counted
+from ckptforge.wording import brief, counted
 
 
 class Entry(NamedTuple):

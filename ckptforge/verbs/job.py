@@ -11,7 +11,7 @@ import msgspec
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
-from ckptforge.errors import CastOverflowError, FormatError, brief, counted
+from ckptforge.errors import CastOverflowError, FormatError
 from ckptforge.examine.differences import unlike
 from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.planning.plan import Plan
@@ -30,6 +30,7 @@ from ckptforge.values import Place
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Overflow, Running
 from ckptforge.verbs.result import Result, dry_result, result_of
+from ckptforge.wording import brief, counted
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ckptforge.dtypes import parse_target
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account, Model
 from ckptforge.reading.source import Source
@@ -20,6 +19,7 @@ from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.target import facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Convert, Converting, ToTorch
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ckptforge.dtypes import parse_target
-from ckptforge.errors import CkptforgeError, LayoutError, brief, counted, nearest
+from ckptforge.errors import CkptforgeError, LayoutError
 from ckptforge.examine.window import Window
 from ckptforge.model import Model
 from ckptforge.reading.source import Choices, Source, bind_source
@@ -23,11 +22,13 @@ from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.inputs import merged, open_input
 from ckptforge.verbs.job import run_job
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.public import method, verb
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.saving import saving_job
 from ckptforge.verbs.tensor import Tensor
+from ckptforge.wording import brief, counted, nearest
 
 _AHEAD = 64 * 1024 * 1024  # bytes that are brought before they are read, by items()
 _SHOWN = 20  # rows of a table in a notebook

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME
 from ckptforge.checkpoints.opening import open_checkpoint
-from ckptforge.dtypes import DType, parse_target
-from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError, counted
+from ckptforge.dtypes import DType
+from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import refuse_scaled
@@ -27,10 +27,12 @@ from ckptforge.targets.target import facts_of, plan_for
 from ckptforge.verbs.choices import ONLY, SOURCE, Names, choices_of
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Merge, Reshard, Resharding, Split
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import compute_strategy, describes_itself, in_ranks, open_ranks
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.spread import Spread
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.parallel.config import ParallelConfig

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptforge.errors import OutputError, brief, counted
+from ckptforge.errors import OutputError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.audit import audit_json
 from ckptforge.publish.publisher import publisher_of
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
+from ckptforge.wording import brief, counted
 
 
 @dataclass(frozen=True, repr=False)

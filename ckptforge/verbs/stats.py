@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.errors import brief, counted
 from ckptforge.reading.source import Source
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.looked import opened_as
 from ckptforge.verbs.options import Stats
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.stats_page import refuse_page, write_page
+from ckptforge.wording import brief, counted
 
 if TYPE_CHECKING:
     from ckptforge.examine.statistics import Moments

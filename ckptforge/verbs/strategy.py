@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.dtypes import parse_target
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account
@@ -18,6 +17,7 @@ from ckptforge.targets.target import facts_of
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Strategy as StrategyOptions
+from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import compute_strategy, open_source
 from ckptforge.verbs.result import Result

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptforge.errors import UsageError, nearest
+from ckptforge.errors import UsageError
 from ckptforge.reading.source import read_model_config
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.parsing import load_table
@@ -20,6 +20,7 @@ from ckptforge.tables.sizes import lengths_of
 from ckptforge.tables.table import Layout, Table
 from ckptforge.verbs.options import MappingCheck, MappingShow
 from ckptforge.verbs.public import verb
+from ckptforge.wording import nearest
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ckptforge.errors import brief, counted
 from ckptforge.reading.source import Choices, Source
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.options import Verify
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import open_source
+from ckptforge.wording import brief, counted
 
 if TYPE_CHECKING:
     from ckptforge.forward.checks import EndCheck, LayerCheck
