@@ -118,10 +118,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
 
     def name(self, index: Mapping[str, int], lengths: Mapping[str, int]) -> str:
         """The name at an index; `lengths` of the axes that are added to others."""
-        return _PLACEHOLDER.sub(
-            lambda match: str(index[match[1]] + (lengths[match[2]] if match[2] else 0)),
-            self.template,
-        )
+
+        def number(match: re.Match[str]) -> str:
+            return str(index[match[1]] + (lengths[match[2]] if match[2] else 0))
+
+        return _PLACEHOLDER.sub(number, self.template)
 
     def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
         """The factors of one logical tensor that lie one after another in one axis."""
@@ -210,11 +211,8 @@ def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:
     A run can be copied as one axis, so that only its total size must be known.
     """
     in_b = _followers(b, tensor)
-    pairs = {
-        first: second
-        for first, second in _followers(a, tensor).items()
-        if in_b.get(first) == second
-    }
+    mine = _followers(a, tensor).items()
+    pairs = {first: second for first, second in mine if in_b.get(first) == second}
     runs = []
     for first in pairs:
         if first not in pairs.values():

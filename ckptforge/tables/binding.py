@@ -99,11 +99,10 @@ def _absent(
     """Tensors of an axis without length, and optional ones that config.json denies."""
     for tensor, axes in table.tensors.items():
         condition = table.optional.get(tensor)
-        if 0 in map(sizes.get, axes) or (
-            condition is not None
-            and layout.holding(tensor) not in found
-            and (condition.holds(config) or _own_switch(condition, layout, config))
-        ):
+        met = condition is not None and (
+            condition.holds(config) or _own_switch(condition, layout, config)
+        )
+        if 0 in map(sizes.get, axes) or (met and layout.holding(tensor) not in found):
             yield tensor
 
 

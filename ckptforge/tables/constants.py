@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ckptforge.errors import ConfigError
-from ckptforge.tables.model_config import Constant, Expression
+from ckptforge.tables.model_config import Constant, Expression, classes_of
 from ckptforge.tables.rope import (
     KEYS,
     LONGEST,
@@ -49,11 +49,8 @@ class WindowRow(msgspec.Struct, frozen=True):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(
-            key
-            for key in (self.switch, self.size, self.layer_types, self.first_layer)
-            if key is not None
-        )
+        keys = (self.switch, self.size, self.layer_types, self.first_layer)
+        return tuple(key for key in keys if key is not None)
 
 
 class ModelConstants(msgspec.Struct, frozen=True):
@@ -66,10 +63,8 @@ class ModelConstants(msgspec.Struct, frozen=True):
     @property
     def plain(self) -> dict[str, Any]:
         """Those that are read as they stand, not by the rotation or the window."""
-        taken = {
-            *(KEYS if self.rope is not None else ()),
-            *(self.window.keys if self.window is not None else ()),
-        }
+        rope, window = KEYS if self.rope else (), self.window.keys if self.window else ()
+        taken = {*rope, *window}
         return {key: value for key, value in self.defaults.items() if key not in taken}
 
 
@@ -96,16 +91,9 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
         """Those of the model_type, else of the class in `architectures`, else the first."""
         if (named := self.by_model_type.get(str(config.get("model_type")))) is not None:
             return named
-        classes = config.get("architectures")
-        names = {
-            str(name).partition("For")[0].lower()
-            for name in (classes if isinstance(classes, list) else ())
-        }
-        fitting = (
-            found
-            for model_type, found in self.by_model_type.items()
-            if model_type.replace("_", "") in names
-        )
+        names = {name.partition("For")[0].lower() for name in classes_of(config)}
+        types = self.by_model_type.items()
+        fitting = (found for name, found in types if name.replace("_", "") in names)
         return next(fitting, next(iter(self.by_model_type.values()), None))
 
 
@@ -125,10 +113,8 @@ def make_constants(file: TableFile) -> Constants:
         with at("rope", "dim"):
             rope = Rope(Expression(file.rope.dim), file.rope.scales_softmax)
         _check_rope_defaults(file.defaults)
-    by_model_type = {
-        name: ModelConstants(values, rope, file.window.get(name))
-        for name, values in file.defaults.items()
-    }
+    types, windows = file.defaults.items(), file.window
+    by_model_type = {n: ModelConstants(values, rope, windows.get(n)) for n, values in types}
     return Constants(listed=listed, by_model_type=by_model_type, defaults_from=file.defaults_from)
 
 
@@ -165,12 +151,10 @@ def _plain(one: Used, other: Used) -> Found:
     for key in {**mine, **theirs}:
         # A model_type that doesn't read a key computes as the other's default does.
         default = mine.get(key, theirs.get(key))
-        values = (
-            one.value(key) if key in mine else default,
-            other.value(key) if key in theirs else default,
-        )
-        if not alike(_meaning(values[0], default), _meaning(values[1], default)):
-            found[key] = values
+        here = one.value(key) if key in mine else default
+        there = other.value(key) if key in theirs else default
+        if not alike(_meaning(here, default), _meaning(there, default)):
+            found[key] = here, there
     return found
 
 
@@ -184,16 +168,10 @@ def _meaning(value: Any, default: Any) -> Any:
 
 
 def _rotations(one: Used, other: Used) -> Found:
-    mine, theirs = (
-        rope_parameters(side.config, side.constants.defaults, side.constants.rope)
-        if side.constants.rope is not None
-        else {}
-        for side in (one, other)
-    )
+    mine, theirs = (_parameters_of(side) for side in (one, other))
     found: Found = {}
-    for layer_type in (
-        dict.fromkeys((*mine, *theirs)) if {*mine} == {*theirs} else _layer_types(mine, theirs)
-    ):
+    types = dict.fromkeys((*mine, *theirs)) if {*mine} == {*theirs} else _layer_types(mine, theirs)
+    for layer_type in types:
         a, b = (
             parameters.get(layer_type) or parameters.get("") or {LONGEST: side.value(LONGEST)}
             for side, parameters in ((one, mine), (other, theirs))
@@ -203,6 +181,11 @@ def _rotations(one: Used, other: Used) -> Found:
             name = key if key == LONGEST or (key == THETA and not layer_type) else prefix + key
             found[name] = (a.get(key), b.get(key))
     return found
+
+
+def _parameters_of(side: Used) -> Mapping[str, Any]:
+    rope = side.constants.rope
+    return {} if rope is None else rope_parameters(side.config, side.constants.defaults, rope)
 
 
 def _layer_types(mine: Values, theirs: Values) -> list[str]:
@@ -228,19 +211,14 @@ def _windows(one: Used, other: Used) -> Found:
         for key in said:
             if values[key] is None:
                 values[key] = list(_kinds(side.constants.window, values, side.layers))
-    return {
-        key: (mine[key], theirs[key])
-        for key in _telling(mine, theirs, _windows_of(one), _windows_of(other))
-    }
+    telling = _telling(mine, theirs, _windows_of(one), _windows_of(other))
+    return {key: (mine[key], theirs[key]) for key in telling}
 
 
 def _kinds(row: WindowRow | None, values: Values, layers: int) -> Iterator[str]:
     """The type of each layer where config.json doesn't list them."""
-    switched = (
-        row is not None
-        and values.get(row.size) is not None
-        and (row.switch is None or values.get(row.switch))
-    )
+    sized = row is not None and values.get(row.size) is not None
+    switched = sized and row is not None and (row.switch is None or values.get(row.switch))
     first = values.get(row.first_layer) if row is not None and row.first_layer is not None else 0
     for layer in range(layers):
         yield _SLIDING if switched and isinstance(first, int) and layer >= first else _FULL[0]
@@ -284,7 +262,5 @@ def _telling(
 
 
 def _taken(key: str, into: Values, source: Values) -> Values:
-    return {
-        **{k: v for k, v in into.items() if k != key},
-        **({key: source[key]} if key in source else {}),
-    }
+    rest = {k: v for k, v in into.items() if k != key}
+    return {**rest, key: source[key]} if key in source else rest

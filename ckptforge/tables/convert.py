@@ -53,25 +53,18 @@ class Conversion:
     def _same_inside(self, pattern: Pattern) -> bool:
         """Whether a stored tensor goes over as it is: one source pattern like it."""
         first, *others = [self.origin[tensor] for tensor in pattern.tensors]
-        return (
-            all(origin is first for origin in others)
-            and first.tensors == pattern.tensors
-            and (first.axes, first.shape_axes) == (pattern.axes, pattern.shape_axes)
-            and first.name_axes == pattern.name_axes
-        )
+        axes = (first.tensors, first.axes, first.shape_axes, first.name_axes)
+        own = (pattern.tensors, pattern.axes, pattern.shape_axes, pattern.name_axes)
+        return axes == own and all(origin is first for origin in others)
 
     def _learn_lengths(self, pattern: Pattern) -> None:
         sizes, table = self.binding.sizes, self.binding.table
         for tensor in pattern.tensors:
             for neighbour in (*pattern.tensors, *self.origin[tensor].tensors):
                 source = self.origin[neighbour]
-                self._lengths[neighbour] = sizes.telling(
-                    table,
-                    neighbour,
-                    source,
-                    self.target.holding(neighbour),
-                    self.binding.shapes[source],
-                )
+                target, shape = self.target.holding(neighbour), self.binding.shapes[source]
+                lengths = sizes.telling(table, neighbour, source, target, shape)
+                self._lengths[neighbour] = lengths
 
     def _move(self, pattern: Pattern) -> None:
         source = self.origin[pattern.tensors[0]]
@@ -220,10 +213,8 @@ def _target_dtype(name: str, sources: Sequence[Value], dtype: DType | None) -> D
     if dtype is not None and all(found.floating for found in dtypes):
         return dtype
     if len(dtypes) > 1:
-        found = "; ".join(
-            f"{value.origin.name} is {value.dtype} in {value.origin.path}"
-            for value in dtypes.values()
-        )
+        origins = [(value.origin, value.dtype) for value in dtypes.values()]
+        found = "; ".join(f"{one.name} is {own} in {one.path}" for one, own in origins)
         raise PlanError(
             f"{name} is made of tensors of different dtypes: {found}. Cast them all with "
             f"{option('dtype')}."

@@ -204,11 +204,8 @@ def _sharding(
         if "sharding" in file.layout[name] and name in file.shard:
             raise ValueError(f"sharding must be 'not known', without [shard.{name}], or omitted")
     unknown = [i for i, ancestor in enumerate(ancestors) if "sharding" in file.layout[ancestor]]
-    spread = [
-        ancestor
-        for ancestor in ancestors[unknown[-1] + 1 if unknown else 0 :]
-        if ancestor in file.shard
-    ]
+    heirs = ancestors[unknown[-1] + 1 if unknown else 0 :]
+    spread = [ancestor for ancestor in heirs if ancestor in file.shard]
     rows: dict[str, Sharding] = {}
     origin: dict[str, str] = {}
     for ancestor in spread:

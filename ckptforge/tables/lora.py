@@ -76,16 +76,10 @@ def adaptable(
 ) -> frozenset[Pattern]:
     """The matrices of a layout that hold nothing but modules and whose columns are `columns`, which
     leaves out what is stored (in, out) and what holds several matrices."""
-    found = (
-        p
-        for p in patterns
-        if set(p.tensors) <= set(modules) and len(p.axes) == 2 and not p.reshaped
-    )
-    return frozenset(
-        p
-        for p in found
-        if all((p.axes[1], frozenset(p.name_axes)) == columns[t] for t in p.tensors)
-    )
+    matrices = (p for p in patterns if len(p.axes) == 2 and not p.reshaped)
+    found = (p for p in matrices if set(p.tensors) <= set(modules))
+    own = {p: (p.axes[1], frozenset(p.name_axes)) for p in found}
+    return frozenset(p for p in own if all(own[p] == columns[t] for t in p.tensors))
 
 
 def adapted_weights(
@@ -100,15 +94,11 @@ def adapted_weights(
         )
         rows, columns = pattern.axes
         if turned:
-            a, b = (
-                Pattern(second, (columns, (RANK,)), pattern.tensors),
-                Pattern(first, ((RANK,), rows), pattern.tensors),
-            )
+            a = Pattern(second, (columns, (RANK,)), pattern.tensors)
+            b = Pattern(first, ((RANK,), rows), pattern.tensors)
         else:
-            a, b = (
-                Pattern(first, ((RANK,), columns), pattern.tensors),
-                Pattern(second, (rows, (RANK,)), pattern.tensors),
-            )
+            a = Pattern(first, ((RANK,), columns), pattern.tensors)
+            b = Pattern(second, (rows, (RANK,)), pattern.tensors)
         yield AdaptedWeight(pattern, a, b, turned)
 
 
@@ -117,11 +107,8 @@ def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str,
     found: dict[str, Columns] = {}
     for tensor in modules:
         pattern = next(pattern for pattern in patterns if tensor in pattern.tensors)
-        plain = (
-            len(pattern.axes) == 2
-            and not pattern.reshaped
-            and not any(isinstance(item, Concat) for item in pattern.axes[1])
-        )
+        concats = [item for axis in pattern.axes[1:] for item in axis if isinstance(item, Concat)]
+        plain = len(pattern.axes) == 2 and not pattern.reshaped and not concats
         if not plain or not pattern.template.endswith(WEIGHT):
             raise ValueError(
                 f"{pattern.template!r}, which holds {tensor!r}, isn't a matrix of rows and columns "

@@ -40,10 +40,9 @@ def missing_of(
             missing[pattern] = Missing(1, [pattern.template])
         elif (lacking := math.prod(extents) - len(found.get(pattern, {}))) > 0:
             lost = (index for index in _indexes(extents) if index not in found.get(pattern, {}))
-            names = [
-                pattern.name(dict(zip(pattern.name_axes, index, strict=True)), sizes.lengths)
-                for index in islice(lost, _NAMED)
-            ]
+            axes = pattern.name_axes
+            indexes = (dict(zip(axes, index, strict=True)) for index in islice(lost, _NAMED))
+            names = [pattern.name(index, sizes.lengths) for index in indexes]
             missing[pattern] = Missing(lacking, names)
     return missing
 

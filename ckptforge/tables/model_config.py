@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.errors import ConfigError, shown
 
@@ -182,16 +183,21 @@ class LanguagePart(msgspec.Struct, frozen=True):
 
 
 _OWN = (
-    "tie_word_embeddings",
-    "torch_dtype",
-    "dtype",
-    "quantization_config",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
+    *("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
 )
 _INNER = re.compile(r"(?:text|llm|language|language_model)_config")
 _OF_A_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "depth", "embed_dim", "d_model")
+
+
+def classes_of(config: Mapping[str, Any]) -> list[str]:
+    """The classes in config.json's architectures."""
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _describes_a_model(value: object) -> bool:
+    return isinstance(value, Mapping) and any(name in value for name in _OF_A_MODEL)
 
 
 def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
@@ -200,31 +206,19 @@ def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
     What only the outer object says of both is taken along."""
     beside = tuple(key for key, value in config.items() if _is_of_another_model(key, value))
     for key, value in config.items():
-        if (
-            isinstance(value, Mapping)
-            and _INNER.fullmatch(key)
-            and any(name in value for name in _OF_A_MODEL)
-        ):
+        if _INNER.fullmatch(key) and _describes_a_model(value):
             outer = {name: config[name] for name in _OWN if config.get(name) is not None}
-            tied = (
-                {"tie_word_embeddings": config["tie_word_embeddings"]}
-                if "tie_word_embeddings" in config
-                else {}
-            )
+            tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
             return LanguagePart({**outer, **value, **tied}, f"{where} ({key})", beside)
     for key, value in config.items():
         if isinstance(value, Mapping) and key == "thinker_config":
             inner = language_part(value, f"{where} ({key})")
             if inner.config is not value:
-                return LanguagePart(
-                    inner.config,
-                    inner.where,
-                    (*inner.beside, *(name for name in beside if name != key)),
-                )
+                rest = (name for name in beside if name != key)
+                return replace(inner, beside=(*inner.beside, *rest))
     return LanguagePart(config, where, beside)
 
 
 def _is_of_another_model(key: str, value: object) -> bool:
-    if not key.endswith("_config") or not isinstance(value, Mapping) or _INNER.fullmatch(key):
-        return False
-    return key != "quantization_config" and any(name in value for name in _OF_A_MODEL)
+    other = key.endswith("_config") and key != "quantization_config" and not _INNER.fullmatch(key)
+    return other and _describes_a_model(value)

@@ -55,10 +55,8 @@ def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
     """Recognised names by the indexes of their axes. Raises `LayoutError`."""
     resolved: Names = {}
     for pattern, names in found.items():
-        added = [
-            lengths[pattern.offsets[axis]] if axis in pattern.offsets else 0
-            for axis in pattern.name_axes
-        ]
+        axes = [pattern.offsets.get(axis) for axis in pattern.name_axes]
+        added = [0 if axis is None else lengths[axis] for axis in axes]
         for numbers, name in names.items():
             index = tuple(number - offset for number, offset in zip(numbers, added, strict=True))
             if any(i < 0 for i in index):

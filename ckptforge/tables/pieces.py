@@ -53,17 +53,11 @@ def pieces(
     """
     own = lengths[tensor]
     grid = pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
-    return [
-        Piece(
-            name,
-            tuple(
-                (pinned[axis], pinned[axis] + 1) if axis in pinned else (0, own[axis])
-                for axis in axes
-            ),
-            grid,
-        )
-        for pinned, name in name_pieces(pattern, counts)
-    ]
+    found = []
+    for pinned, name in name_pieces(pattern, counts):
+        ends = {axis: (i, i + 1) for axis, i in pinned.items()}
+        found.append(Piece(name, tuple(ends.get(axis, (0, own[axis])) for axis in axes), grid))
+    return found
 
 
 def whole_pieces(
@@ -97,17 +91,9 @@ def fill(
             if common is None:
                 continue
             parts.append(common)
-            transfer = Transfer(
-                box_shape(common),
-                source.grid.at(
-                    [lo - start for (lo, _), (start, _) in zip(common, source.box, strict=True)]
-                ),
-                source.grid.strides,
-                target.grid.at(
-                    [lo - start for (lo, _), (start, _) in zip(common, target.box, strict=True)]
-                ),
-                target.grid.strides,
-            )
+            source_at, target_at = _start(source, common), _start(target, common)
+            strides = source.grid.strides, target.grid.strides
+            transfer = Transfer(box_shape(common), source_at, strides[0], target_at, strides[1])
             found.setdefault(target.name, []).append((source.name, common, transfer.ordered()))
         if wrong := uncovered(target.box, parts):
             where = f"{box_text(wrong[1])} of {box_text(target.box)}"
@@ -116,3 +102,8 @@ def fill(
                 "mapping."
             )
     return found
+
+
+def _start(piece: Piece, box: Box) -> int:
+    """Where a box begins in the stored tensor of a piece that holds it."""
+    return piece.grid.at([lo - start for (lo, _), (start, _) in zip(box, piece.box, strict=True)])

@@ -43,11 +43,8 @@ def make_pipeline(
     )
     with at("pipeline", "layers"):
         _check_layers(found.layers, logical)
-    for key, tensors in (
-        ("first", found.first),
-        ("last", found.last),
-        ("tied", (*found.tied, *found.tied.values())),
-    ):
+    tied = (*found.tied, *found.tied.values())
+    for key, tensors in (("first", found.first), ("last", found.last), ("tied", tied)):
         with at("pipeline", key):
             check_known(tensors, logical.tensors, "[tensors]")
     with at("pipeline"):

@@ -21,13 +21,8 @@ from ckptforge.tables.table import Layout
 from ckptforge.wording import counted
 
 WRAPPERS = (
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_fpw_module",
-    "_checkpoint_wrapped_module",
-    "_forward_module",
-    "_module",
-    "module",
+    *("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"),
+    *("_forward_module", "_module", "module"),
 )
 _ADAPTED = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_module)(?:\.|$)")
 _KEPT = 8  # candidates that are looked at in full
@@ -83,16 +78,14 @@ def renamings(layouts: Iterable[Layout], names: Sequence[str]) -> Iterator[Renam
             if count > votes.get(head, (0, layout))[0]:
                 votes[head] = (count, layout)
         whole = sum(count for skeleton, count in kinds.items() if skeleton in _skeletons(layout))
-        if whole > votes.get(_AS_IT_IS, (0, layout))[0] and any(
-            name != stored for stored, name in plain.items()
-        ):
+        wrapped = any(name != stored for stored, name in plain.items())
+        if wrapped and whole > votes.get(_AS_IT_IS, (0, layout))[0]:
             votes[_AS_IT_IS] = (whole, layout)
     seen: list[Mapping[str, str]] = []
     most = max((count for count, _ in votes.values()), default=0)
     likely = [(head, vote) for head, vote in votes.items() if vote[0] * 2 >= most]
-    for head, (_, layout) in sorted(likely, key=lambda item: (-item[1][0], item[0].is_ragged))[
-        :_KEPT
-    ]:
+    likely.sort(key=lambda item: (-item[1][0], item[0].is_ragged))
+    for head, (_, layout) in likely[:_KEPT]:
         renaming = _renaming(head, layout, plain)
         if renaming is not None and renaming.names not in seen:
             seen += [] if renaming.flaw else [renaming.names]
@@ -102,10 +95,8 @@ def renamings(layouts: Iterable[Layout], names: Sequence[str]) -> Iterator[Renam
 def common_prefix(names: Collection[str]) -> str:
     """What all names begin with, up to the last dot of it that some have; empty for one name."""
     low, high = min(names, default=""), max(names, default="")
-    length = next(
-        (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b),
-        min(len(low), len(high)),
-    )
+    differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    length = next(differ, min(len(low), len(high)))
     return low[: low.rfind(".", 0, length) + 1] if len(names) > 1 else ""
 
 
@@ -142,11 +133,7 @@ def _heads(layout: Layout, kinds: Mapping[str, int], first: Mapping[str, str]) -
             for body in wanted:
                 if skeleton.endswith(body) and "." in body:
                     lead = _lead(first[skeleton], skeleton[: len(skeleton) - len(body)])
-                    if (
-                        lead is not None
-                        and lead != put
-                        and (not put or lead.endswith(".") or not lead)
-                    ):
+                    if lead not in (None, put) and (not put or not lead or lead.endswith(".")):
                         votes[_Head(lead, put)] += count
     return dict(votes)
 
@@ -172,19 +159,13 @@ def _renaming(head: _Head, layout: Layout, plain: Mapping[str, str]) -> Renaming
     parents = {
         stored.rpartition(".")[0]: standard.rpartition(".")[0] for stored, standard in found.items()
     }
-    beside = {
-        name: _beside(name, parents)
-        for name in plain
-        if name not in found and name.rpartition(".")[0] in parents
-    }
+    others = (name for name in plain if name not in found and name.rpartition(".")[0] in parents)
+    beside = {name: _beside(name, parents) for name in others}
     names = {stored: name for stored, name in {**found, **beside}.items() if stored != name}
     if not names:
         return None
-    return Renaming(
-        names,
-        _said(head, led, found, plain),
-        _flaw(head, found, plain, {**dict.fromkeys(plain), **found, **beside}),
-    )
+    after = {**dict.fromkeys(plain), **found, **beside}
+    return Renaming(names, _said(head, led, found, plain), _flaw(head, found, plain, after))
 
 
 def _beside(name: str, parents: Mapping[str, str]) -> str:
@@ -208,16 +189,12 @@ def _said(
         )
     elif led:
         begin = sum(name.startswith(head.lead) for name in plain)
-        many = (
-            f"all {counted(begin, 'name', 'begin')}"
-            if begin == len(plain)
-            else f"{begin} of {counted(len(plain), 'name', 'begin')}"
-        )
+        names = counted(len(plain), "name", "begin")
+        many = f"all {names}" if begin == len(plain) else f"{begin} of {names}"
         sentences.append(f"{many} with {shown(head.lead)}, which is taken off")
     for wrapper in WRAPPERS:
-        if inside := [
-            name for name in found if name != plain[name] and f".{wrapper}." in f".{name}"
-        ]:
+        changed = (name for name in found if name != plain[name])
+        if inside := [name for name in changed if f".{wrapper}." in f".{name}"]:
             sentences.append(
                 f"{counted(len(inside), 'name', 'hold')} {shown(wrapper + '.')}, which is taken out"
             )
@@ -244,8 +221,6 @@ def _flaw(
     ways: dict[str, str] = {}
     for stored, name in found.items():
         if _skeleton(ways.setdefault(_skeleton(name), stored)) != _skeleton(stored):
-            return (
-                f"{shown(ways[_skeleton(name)])} and {shown(stored)}, of the same kind, don't both "
-                "have it"
-            )
+            both = f"{shown(ways[_skeleton(name)])} and {shown(stored)}"
+            return f"{both}, of the same kind, don't both have it"
     return ""

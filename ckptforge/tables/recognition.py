@@ -74,12 +74,9 @@ def _renamed(
     tables: Sequence[Table], shapes: Shapes, hints: Hints
 ) -> tuple[Identified | None, LayoutError | ModelUnknownError | None]:
     """The model under other names, or what is wrong with them."""
-    layouts = [
-        layout
-        for table in possible_tables(tables, hints)
-        for layout in table.layouts.values()
-        if hints.family in (None, layout.family)
-    ]
+    tables_left = possible_tables(tables, hints)
+    every = (layout for table in tables_left for layout in table.layouts.values())
+    layouts = [layout for layout in every if hints.family in (None, layout.family)]
     found: list[tuple[Identified, Renaming]] = []
     flawed: LayoutError | None = None
     reason: LayoutError | ModelUnknownError | None = None
@@ -98,11 +95,8 @@ def _renamed(
             flawed = LayoutError(
                 f"{said}, but {renaming.flaw}. Save the model again without that prefix."
             )
-    whole = [
-        one
-        for one in found
-        if not any(one[1].names.items() < other.names.items() for _, other in found)
-    ]
+    names = [renaming.names.items() for _, renaming in found]
+    whole = [one for one in found if not any(one[1].names.items() < other for other in names)]
     if len(whole) > 1:
         listed = "\n".join(f"  {renaming.said}" for _, renaming in whole)
         return None, LayoutError(

@@ -15,32 +15,20 @@ from ckptforge.tables.model_config import Expression
 
 THETA = "rope_theta"
 LONGEST = "max_position_embeddings"
-_TYPE, _ORIGINAL, _PARTIAL = (
-    "rope_type",
-    "original_max_position_embeddings",
-    "partial_rotary_factor",
-)
+_TYPE, _ORIGINAL = "rope_type", "original_max_position_embeddings"
+_PARTIAL = "partial_rotary_factor"
 # of config.json itself, which are read here
 KEYS = frozenset({THETA, LONGEST, _ORIGINAL, _PARTIAL})
 PREFIX = "rope_scaling."
 
 _SCALED = ("factor", _PARTIAL)
+_YARN = ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate")
 _READ = {
     "default": (),
     "linear": _SCALED,
     "proportional": _SCALED,
     "dynamic": (*_SCALED, LONGEST),
-    "yarn": (
-        *_SCALED,
-        _ORIGINAL,
-        "attention_factor",
-        "mscale",
-        "mscale_all_dim",
-        "beta_fast",
-        "beta_slow",
-        "truncate",
-        LONGEST,
-    ),
+    "yarn": (*_SCALED, _ORIGINAL, *_YARN, LONGEST),
     "longrope": (*_SCALED, _ORIGINAL, "short_factor", "long_factor", "attention_factor", LONGEST),
     "llama3": (*_SCALED, _ORIGINAL, "low_freq_factor", "high_freq_factor", LONGEST),
 }
@@ -82,39 +70,29 @@ def rope_parameters(
     if not isinstance(given, Mapping):
         return {"": {_TYPE: given}}
     types = config.get("layer_types")
-    nested = {
-        key: value
-        for key, value in given.items()
-        if isinstance(value, Mapping) and (not isinstance(types, list) or key in types)
-    }
+    objects = {key: value for key, value in given.items() if isinstance(value, Mapping)}
+    nested = {k: v for k, v in objects.items() if not isinstance(types, list) or k in types}
     if len(nested) > _MAX_NESTED:
         return {"": {_TYPE: given}}
-    return {
-        key: _standard(value, config, defaults, rope)
-        for key, value in (nested or {"": given}).items()
-    }
+    rows = (nested or {"": given}).items()
+    return {key: _standard(value, config, defaults, rope) for key, value in rows}
 
 
 def _standard(
     given: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope
 ) -> Parameters:
     outer = {key: config[key] for key in KEYS if config.get(key) is not None}
-    said = {
-        **defaults,
-        **outer,
-        **{key: value for key, value in given.items() if value is not None and key != LONGEST},
-    }
+    own = {key: value for key, value in given.items() if value is not None and key != LONGEST}
+    said = {**defaults, **outer, **own}
     kind = said.get(_TYPE) or given.get("type") or "default"
     kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     if _ORIGINAL in outer and given.get(_ORIGINAL) != outer[_ORIGINAL]:
         said[_ORIGINAL] = outer[_ORIGINAL]  # beside the parameters it counts more than among them
     if "truncate" in given:
         said["truncate"] = bool(given["truncate"])
-    read: tuple[str, ...] = (
-        _READ.get(kind, tuple(key for key in given if key not in ("type", _TYPE)))
-        if isinstance(kind, str)
-        else ()
-    )
+    read: tuple[str, ...] = ()
+    if isinstance(kind, str):
+        read = _READ.get(kind, tuple(key for key in given if key not in ("type", _TYPE)))
     if rope.scales_softmax and kind != "default":
         read = (*read, "factor", "mscale_all_dim")
     said = {**_DEFAULTS, **said}
@@ -137,11 +115,8 @@ def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, 
         unread = (
             LONGEST if LONGEST not in _READ.get(str(parameters.get(_TYPE)), (LONGEST,)) else None
         )
-        return tuple(
-            sorted(
-                (item for item in parameters.items() if item[0] != unread), key=lambda item: item[0]
-            )
-        )
+        items = (item for item in parameters.items() if item[0] != unread)
+        return tuple(sorted(items, key=lambda item: item[0]))
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -198,11 +173,8 @@ def _yarn(p: Parameters, dim: int) -> tuple[Any, ...]:
     attention = p.get("attention_factor")
     if attention is None:
         upper, lower = p.get("mscale"), p.get("mscale_all_dim")
-        attention = (
-            _mscale(factor, upper) / _mscale(factor, lower)
-            if upper and lower
-            else _mscale(factor, 1)
-        )
+        both = upper and lower
+        attention = _mscale(factor, upper if both else 1) / (_mscale(factor, lower) if both else 1)
 
     def turn(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -213,13 +185,8 @@ def _yarn(p: Parameters, dim: int) -> tuple[Any, ...]:
     low, high = max(low, 0), min(high, dim - 1)
     high += 0.001 * (low == high)
     ramp = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(dim // 2)]
-    return _fixed(
-        [
-            x / factor * share + x * (1 - share)
-            for x, share in zip(_inverse(p, dim), ramp, strict=True)
-        ],
-        1.0 * attention,
-    )
+    pairs = zip(_inverse(p, dim), ramp, strict=True)
+    return _fixed([x / factor * share + x * (1 - share) for x, share in pairs], 1.0 * attention)
 
 
 def _mscale(scale: Any, mscale: Any) -> Any:
@@ -243,12 +210,8 @@ def _longrope(p: Parameters, dim: int) -> tuple[Any, ...]:
 
 
 def _llama3(p: Parameters, dim: int) -> tuple[Any, ...]:
-    factor, low, high, original = (
-        p["factor"],
-        p["low_freq_factor"],
-        p["high_freq_factor"],
-        _original(p),
-    )
+    factor, original = p["factor"], _original(p)
+    low, high = p["low_freq_factor"], p["high_freq_factor"]
 
     def scaled(frequency: float) -> Any:
         wavelength = 2 * math.pi / frequency

@@ -84,11 +84,8 @@ class AxisSizes:
             open_axes = remaining
 
     def _length(self, pattern: Pattern, axis: Axis, trial: Mapping[str, int]) -> int:
-        return axis_size(
-            axis,
-            pattern.tensors[0],
-            lambda _, factor: trial[factor] if factor in trial else self.known[factor][0],
-        )
+        lengths = {**self.lengths, **trial}
+        return axis_size(axis, pattern.tensors[0], lambda _, factor: lengths[factor])
 
     def _solve(self, pattern: Pattern, axis: Axis, unknown: str, size: int, reason: str) -> int:
         """An axis is linear in each of its factors: length(x) = a·x + b."""
@@ -144,9 +141,8 @@ class AxisSizes:
         self, source: Pattern, tensor: str, run: tuple[str, ...], shape: tuple[int, ...]
     ) -> int | None:
         for axis, size in zip(source.shape_axes, shape, strict=True):
-            if set(run) <= axis_factors(axis) and not any(
-                isinstance(item, Concat) for item in axis
-            ):
+            concats = [item for item in axis if isinstance(item, Concat)]
+            if set(run) <= axis_factors(axis) and not concats:
                 others = [self.get(factor) for factor in axis_factors(axis) - set(run)]
                 if all(others):
                     return size // math.prod(other for other in others if other is not None)

@@ -10,6 +10,7 @@ from ckptforge.errors import ModelUnknownError, UsageError, shown
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Shapes
 from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
+from ckptforge.tables.model_config import classes_of
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.prefixes import common_prefix
 from ckptforge.tables.table import Layout, Table
@@ -38,8 +39,7 @@ def possible_tables(tables: Sequence[Table], hints: Hints) -> list[Table]:
 
 def has_class(table: Table, config: Mapping[str, Any]) -> bool:
     """Whether config.json names a class of the table's models."""
-    names = config.get("architectures")
-    classes = (_CLASS.fullmatch(str(name)) for name in (names if isinstance(names, list) else ()))
+    classes = map(_CLASS.fullmatch, classes_of(config))
     found = {match[1].lower() for match in classes if match}
     return bool(found & {model_type.replace("_", "") for model_type in table.model_types})
 
@@ -143,8 +143,5 @@ def _lack(table: Table, layout: Layout, shapes: Shapes) -> tuple[int, int]:
 def _lacking(table: Table, layout: Layout, shapes: Shapes) -> list[str]:
     """What a layout always has and the checkpoint doesn't, as templates."""
     found, _ = recognise_names(layout, shapes)
-    return [
-        p.template
-        for p in layout.patterns
-        if p not in found and not set(p.tensors) <= set(table.optional)
-    ]
+    lacking = (p for p in layout.patterns if p not in found)
+    return [p.template for p in lacking if not set(p.tensors) <= set(table.optional)]

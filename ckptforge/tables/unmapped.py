@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.tables import companions
+from ckptforge.tables.model_config import classes_of
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -61,15 +62,7 @@ _TASK = re.compile(
 
 def other_task(config: Mapping[str, Any]) -> str:
     """The class in config.json's architectures that has another head, if any."""
-    names = config.get("architectures")
-    return next(
-        (
-            name
-            for name in (names if isinstance(names, list) else ())
-            if isinstance(name, str) and _TASK.fullmatch(name)
-        ),
-        "",
-    )
+    return next((name for name in classes_of(config) if _TASK.fullmatch(name)), "")
 
 
 def kind_of(name: str) -> Kind | None:
