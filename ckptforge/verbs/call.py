@@ -32,8 +32,5 @@ class Call(msgspec.Struct, frozen=True):
     def run(self, **running: Any) -> Any:
         """Carries the call out, with the arguments of `Running`; what the verb returns."""
         result = self.verb(*self.arguments, **self.options, **running)
-        return (
-            dataclasses.replace(result, notes=(*result.notes, *self.notes))
-            if self.notes
-            else result
-        )
+        notes = (*result.notes, *self.notes)
+        return dataclasses.replace(result, notes=notes) if self.notes else result

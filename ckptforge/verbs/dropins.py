@@ -46,11 +46,8 @@ def convert_weight(flags: ConvertFlags) -> Call:
     """
     refuse(flags.others, CONVERT_REFUSED)
     flags = _with_config(flags).replace(layout=_layout(flags), model=_table_name(flags.model))
-    call = (
-        _unified(flags)
-        if flags.input_path is not None or flags.output_path is not None or flags.reversed
-        else _of_one_model(flags)
-    )
+    unified = flags.input_path is not None or flags.output_path is not None or flags.reversed
+    call = _unified(flags) if unified else _of_one_model(flags)
     return replace(call, notes=not_needed(flags.others, CONVERT_NOT_NEEDED))
 
 
@@ -192,10 +189,8 @@ def transform_ckpt(flags: TransformFlags) -> Call:
     is neither, for flags that contradict each other, and for those that aren't honoured."""
     flags = _with_words(flags)
     refuse(flags.others, TRANSFORM_REFUSED)
-    src, dst = (
-        None if strategy in (None, "", "None") else strategy
-        for strategy in (flags.src_ckpt_strategy, flags.dst_ckpt_strategy)
-    )
+    given = (flags.src_ckpt_strategy, flags.dst_ckpt_strategy)
+    src, dst = (None if strategy in (None, "", "None") else strategy for strategy in given)
     source, out = flags.src_ckpt_dir, flags.dst_ckpt_dir or _TRANSFORMED
     if source is None:
         raise UsageError(
@@ -212,10 +207,8 @@ def transform_ckpt(flags: TransformFlags) -> Call:
     _check_processes(flags.others, dst)
     notes = not_needed(flags.others, TRANSFORM_NOT_NEEDED)
     if flags.dst_ckpt_dir is None:
-        notes = (
-            f"written to {out}, as transform_checkpoint.py without --dst_checkpoint_dir does.",
-            *notes,
-        )
+        how = "as transform_checkpoint.py without --dst_checkpoint_dir does"
+        notes = (f"written to {out}, {how}.", *notes)
     shared = {"prefix": flags.prefix}
     if flags.save_format is not None:
         shared["format"] = flags.save_format

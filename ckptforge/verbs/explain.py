@@ -80,22 +80,17 @@ def _misplaced(
     one: Source, other: Source, names: Sequence[str], dtype: DType | None, budget: Budget
 ) -> list[str]:
     """Matches the smallest pieces of any layout (one expert's matrix) by their contents."""
-    layout = next(
-        (layout for layout in other.table.layouts.values() if layout.family == "huggingface"),
-        other.binding.layout,
-    )
+    hub = other.table.names_of("huggingface")
+    layout = other.table.layouts[hub[0]] if hub else other.binding.layout
     try:
         mine = convert(one.binding, layout, one.model.values, dtype, partly=True).values
         theirs = convert(other.binding, layout, other.model.values, None, partly=True).values
     except CkptforgeError:
         return []
     patterns = other.binding.names.items()
-    touched = {
-        tensor
-        for pattern, stored in patterns
-        if set(names) & set(stored.values())
-        for tensor in pattern.tensors
-    }
+    differing_names = set(names)
+    held = [p.tensors for p, stored in patterns if differing_names & set(stored.values())]
+    touched = {tensor for tensors in held for tensor in tensors}
     places = _pieces(layout, list(mine), touched)
     prints_a = fingerprints({name: mine[name] for name in mine if name in places}, budget)
     prints_b = fingerprints({name: theirs[name] for name in prints_a if name in theirs}, budget)

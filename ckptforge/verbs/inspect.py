@@ -73,10 +73,8 @@ def _first_stage_first(model: Model) -> Model:
 
 def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
     """The files of ranks whose cut isn't known: each with its size, and what the first holds."""
-    files = {
-        rank: read_file(choose_checkpoint(directory, step)[0])
-        for rank, directory in rank_directories(path).items()
-    }
+    directories = rank_directories(path).items()
+    files = {rank: read_file(choose_checkpoint(one, step)[0]) for rank, one in directories}
     ranks = [
         RankLine(
             rank=rank,
@@ -171,11 +169,9 @@ def _boxes(
     """The box of a tensor that each rank of its stage holds; without a layout the whole, on all."""
     if layout is None:
         return {rank: [[0, length] for length in shape] for rank in range(strategy.ranks)}
-    return {
-        rank: [list(side) for side in layout.box(shape, rank % strategy.devices)]
-        for rank in range(strategy.ranks)
-        if strategy.stage_of(rank) == stage
-    }
+    ranks = (rank for rank in range(strategy.ranks) if strategy.stage_of(rank) == stage)
+    parts = {rank: layout.box(shape, rank % strategy.devices) for rank in ranks}
+    return {rank: [list(side) for side in box] for rank, box in parts.items()}
 
 
 def _describe(path: Path, model: Model, source: Source | None, reason: str | None) -> Inspection:

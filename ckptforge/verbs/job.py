@@ -133,11 +133,8 @@ def _kept(plan: Plan, out: Publication, budget: Budget) -> dict[Place, Finished]
     for place in finished:
         files.setdefault(place.path, []).append(place)
     hashes = tensor_hashes(files, budget, opened=out.writers)
-    return {
-        place: found
-        for place, found in finished.items()
-        if hashes[place.path][place.name] == found.hash
-    }
+    hashed = {place: hashes[place.path][place.name] for place in finished}
+    return {place: found for place, found in finished.items() if hashed[place] == found.hash}
 
 
 def _refuse_unlike(plan: Plan, budget: Budget) -> None:

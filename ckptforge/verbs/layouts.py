@@ -59,12 +59,8 @@ def hugging_face_job(
         allow_no_config=isinstance(options, ToTorch) and options.allow_no_config,
         cast=parse_target(options.dtype),
     )
-    return Job(
-        plan_for(verb, model, place, _facts(source, target, options)),
-        source.table,
-        target,
-        tied=tied(source),
-    )
+    plan = plan_for(verb, model, place, _facts(source, target, options))
+    return Job(plan, source.table, target, tied=tied(source))
 
 
 def _facts(source: Source, target: Layout, options: Converting) -> dict[str, Any]:

@@ -67,11 +67,8 @@ def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) 
 
 def open_source(path: Path, choices: Choices) -> Source:
     """Opens a checkpoint, whole or in ranks, and finds its layout."""
-    model = (
-        open_ranks(path, choices)
-        if in_ranks(path, choices)
-        else open_checkpoint(path, choices.step)
-    )
+    ranks = in_ranks(path, choices)
+    model = open_ranks(path, choices) if ranks else open_checkpoint(path, choices.step)
     return bind_source(model, choices)
 
 

@@ -40,10 +40,8 @@ class Result:
 
     def __repr__(self) -> str:
         how = "dry run" if self.dry_run else f"{self.seconds:.2f} s"
-        written = (
-            f"{counted(self.tensors, 'tensor')}, {self.bytes} bytes in "
-            f"{counted(len(self.files), 'file')}"
-        )
+        files, tensors = counted(len(self.files), "file"), counted(self.tensors, "tensor")
+        written = f"{tensors}, {self.bytes} bytes in {files}"
         return f"<Result of {self.verb}: {brief(self.output)}, {written}, {how}>"
 
     def to_json(self) -> dict[str, Any]:

@@ -61,17 +61,11 @@ def strategy(options: StrategyOptions) -> Result:
     dtype = parse_target(options.dtype)
     values = convert(source.binding, target, source.model.values, dtype, partly=True).values
     computed = compute_strategy(parallel, source, target, specs_of(values))
-    as_json = options.format == "json"
-    files = {
-        f"ckpt_strategy_rank_{stage * computed.devices}.{options.format}": strategy_bytes(
-            stage, layouts, as_json=as_json
-        )
-        for stage, layouts in enumerate(computed.stages)
-    }
-    facts = {
-        **facts_of(source.model, table.name, target.name, computed.extent, None),
-        "cuts": _cuts(computed),
-    }
+    files = {}
+    for stage, layouts in enumerate(computed.stages):
+        name = f"ckpt_strategy_rank_{stage * computed.devices}.{options.format}"
+        files[name] = strategy_bytes(stage, layouts, as_json=options.format == "json")
+    facts = facts_of(source.model, table.name, target.name, computed.extent, None)
     plan = Plan(
         verb="strategy",
         output=options.out_dir,
@@ -80,7 +74,7 @@ def strategy(options: StrategyOptions) -> Result:
         sources=source.model.files,
         small_files=files,
         account=Account().noting(*source.model.notes, *said),
-        facts=facts,
+        facts={**facts, "cuts": _cuts(computed)},
     )
     return run_job(Job(plan, manifest=False), options)
 

@@ -199,8 +199,6 @@ def _cut(pattern: Pattern, layout: Layout) -> str:
         return ""
     cuts = stored_cuts(pattern, layout.sharding)
     row = layout.sharding.get(pattern.tensors[0], Sharding())
-    parts = [
-        f"axis {i} by {cut.dimension}{' where it divides' if cut.optional else ''}"
-        for i, cut in sorted(cuts.items())
-    ]
+    where = {i: " where it divides" if cut.optional else "" for i, cut in cuts.items()}
+    parts = [f"axis {i} by {cut.dimension}{where[i]}" for i, cut in sorted(cuts.items())]
     return ", ".join(parts or ["whole"]) + (f", whole if {row.whole_if}" if row.whole_if else "")

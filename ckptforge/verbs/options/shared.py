@@ -55,6 +55,18 @@ def layout_of(source: str, completes: Names = "layout") -> Any:
     return option(f"the layout of {source}", unset=unset, metavar="LAYOUT", completes=completes)
 
 
+def dtype_of(meaning: str) -> Any:
+    """The option that names a dtype for floating-point weights."""
+    words = "keep|fp16|bf16|fp32|fp64"
+    return option(meaning, default="keep", choices=words, completes="dtype")
+
+
+def mindspore_layout(meaning: str, unset: str) -> Any:
+    """The option that names a layout of MindSpore's to be written."""
+    words = "dense|gmm|mcore|…"
+    return option(meaning, unset=unset, choices=words, completes="mindspore")
+
+
 class Workers(Options):
     """How many work, in how much memory, and who hears of it."""
 
@@ -114,12 +126,7 @@ class Overflow(Options):
 class Casting(Overflow):
     """What the numbers become."""
 
-    dtype: str | None = option(
-        "cast the floating-point weights, and count what that changes",
-        default="keep",
-        choices="keep|fp16|bf16|fp32|fp64",
-        completes="dtype",
-    )
+    dtype: str | None = dtype_of("cast the floating-point weights, and count what that changes")
     weights_only: bool = flag("drop optimizer state and counters")
 
 

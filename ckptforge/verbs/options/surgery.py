@@ -18,6 +18,7 @@ from ckptforge.verbs.options.shared import (
     Shards,
     Stepped,
     Workers,
+    dtype_of,
     source_config,
     source_strategy,
     target_config,
@@ -46,12 +47,7 @@ class Extract(_Looked, Overflow, Running):
     index: str | None = option(
         "which part of it, as numpy's index: 0:4,:,-1", unset="all of it", metavar="INDEX"
     )
-    dtype: str | None = option(
-        "cast its numbers, and count what that changes",
-        default="keep",
-        choices="keep|fp16|bf16|fp32|fp64",
-        completes="dtype",
-    )
+    dtype: str | None = dtype_of("cast its numbers, and count what that changes")
 
 
 class Average(MindSporeOutput, Shards, Overflow, Configured, Mapped, Running):
@@ -98,12 +94,7 @@ class Average(MindSporeOutput, Shards, Overflow, Configured, Mapped, Running):
     to: str | None = option(
         "the layout to write", unset="the first one's", metavar="LAYOUT", completes="layout"
     )
-    dtype: str | None = option(
-        "the dtype of floating-point weights",
-        default="keep",
-        choices="keep|fp16|bf16|fp32|fp64",
-        completes="dtype",
-    )
+    dtype: str | None = dtype_of("the dtype of floating-point weights")
     src_strategy_dir: OptionalPlace = option(
         "the strategy of those that are rank directories", metavar="DIR_OR_FILE"
     )

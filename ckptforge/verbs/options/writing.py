@@ -25,7 +25,9 @@ from ckptforge.verbs.options.shared import (
     Shards,
     Stepped,
     Unmapped,
+    dtype_of,
     layout_of,
+    mindspore_layout,
     source_config,
     source_strategy,
     target_config,
@@ -38,12 +40,7 @@ class ToMs(MindSporeOutput, Configured, Converting):
 
     hf_dir: Place = required(HF_DIR, kw_only=False)
     out: Place = required(OUT, kw_only=False)
-    layout: str | None = option(
-        "how MindSpore is to hold the model",
-        unset=FIRST_LAYOUT,
-        choices="dense|gmm|mcore|…",
-        completes="mindspore",
-    )
+    layout: str | None = mindspore_layout("how MindSpore is to hold the model", FIRST_LAYOUT)
     strategy_dir: OptionalPlace = target_strategy()
     parallel_config: OptionalPlace = target_config()
 
@@ -129,18 +126,11 @@ class Strategy(Configured, Mapped, Unmapped, Stepped, Running):
         "a model of the kind and size that the job holds, of Hugging Face or MindSpore, whole",
         metavar="HF_DIR_OR_MS",
     )
-    layout: str | None = option(
+    layout: str | None = mindspore_layout(
         "how the job's network holds it",
-        unset=f"as `like` does where that is MindSpore's; else {FIRST_LAYOUT}",
-        choices="dense|gmm|mcore|…",
-        completes="mindspore",
+        f"as `like` does where that is MindSpore's; else {FIRST_LAYOUT}",
     )
     format: Literal["ckpt", "json"] = option(
         "format of the strategy files; ckpt is protobuf", default="ckpt"
     )
-    dtype: str | None = option(
-        "the dtype that the job holds its weights in",
-        default="keep",
-        choices="keep|fp16|bf16|fp32|fp64",
-        completes="dtype",
-    )
+    dtype: str | None = dtype_of("the dtype that the job holds its weights in")
