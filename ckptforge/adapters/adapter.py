@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -58,11 +58,15 @@ class Adapter(msgspec.Struct, frozen=True):
         along = [name for name in self.whole if name not in set(trained)]
         kinds = {"whole, as training left them": trained, "of the base model, stored along": along}
         return [
-            f"{counted(len(names), 'weight')} {what}: "
-            f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            f"{counted(len(names), 'weight')} {what}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
             for what, names in kinds.items()
             if names
         ]
+
+    def at(self, tensors: Iterable[str], index: Index) -> dict[str, Factors]:
+        """Those of some logical tensors that have factors at an index, with these."""
+        keys = ((tensor, index) for tensor in tensors)
+        return {key[0]: self.by_tensor[key] for key in keys if key in self.by_tensor}
 
     @property
     def scales(self) -> list[float]:
@@ -206,10 +210,6 @@ def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
 
 def describe_adapter(model: Model, kept: Kept, table: Table) -> Adapter:
     """The same without knowing the model's sizes or the scale."""
-    unknown = {
-        offset: 0
-        for weights in table.lora.weights.values()
-        for weight in weights
-        for offset in weight.weight.offsets.values()
-    }
+    weights = (weight.weight for found in table.lora.weights.values() for weight in found)
+    unknown = {offset: 0 for weight in weights for offset in weight.offsets.values()}
     return read_adapter(model, kept, table, unknown, 1.0 if kept.config is None else None)

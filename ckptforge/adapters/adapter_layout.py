@@ -120,14 +120,12 @@ def adapter_tables(
             f"{path}: no mapping table has a [lora] section; name one with {option('mapping')}."
         )
     factors = dict.fromkeys(factor_names(names))
-    unknown = {
-        table.name: min(
-            (
-                len(recognise_names(_patterns(table, layout), factors)[1])
-                for layout in table.lora.weights
-            ),
-            default=len(factors),
-        )
+    strange = {
+        table.name: [
+            len(recognise_names(_patterns(table, layout), factors)[1])
+            for layout in table.lora.weights
+        ]
         for table in found
     }
+    unknown = {name: min(counts, default=len(factors)) for name, counts in strange.items()}
     return [table for table in found if unknown[table.name] == min(unknown.values())]

@@ -46,9 +46,8 @@ def convert_adapter(
     `PlanError` where scales differ, and `LayoutError` for weights that can't have an adapter in
     `target`.
     """
-    if trained := [
-        entry.origin.name for entry in adapter.whole.values() if not of_the_base(entry.origin.name)
-    ]:
+    whole = [entry.origin.name for entry in adapter.whole.values()]
+    if trained := [name for name in whole if not of_the_base(name)]:
         raise PlanError(
             f"{adapter.path}: holds weights that were trained whole, beside its factors:\n"
             f"{listing(trained)}\n"
@@ -57,9 +56,8 @@ def convert_adapter(
         )
     weights = adapter.table.lora.weights.get(target.name, ())
     held = {tensor for weight in weights for tensor in weight.weight.tensors}
-    if lost := sorted(
-        {one.a.origin.name for (tensor, _), one in adapter.by_tensor.items() if tensor not in held}
-    ):
+    others = (one for (tensor, _), one in adapter.by_tensor.items() if tensor not in held)
+    if lost := sorted({one.a.origin.name for one in others}):
         raise LayoutError(
             f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n"
             f"{listing(lost)}\n"
@@ -67,14 +65,9 @@ def convert_adapter(
         )
     parts: list[tuple[AdaptedWeight, Index, dict[str, Factors]]] = []
     for weight in weights:
-        for index in sorted(
-            {index for tensor, index in adapter.by_tensor if tensor in weight.weight.tensors}
-        ):
-            found = {
-                t: adapter.by_tensor[t, index]
-                for t in weight.weight.tensors
-                if (t, index) in adapter.by_tensor
-            }
+        tensors = weight.weight.tensors
+        for index in sorted({index for tensor, index in adapter.by_tensor if tensor in tensors}):
+            found = adapter.at(tensors, index)
             parts.append((weight, index, found))
     contents = _contents(
         [one.a for _, _, found in parts if len(found) > 1 for one in found.values()]
@@ -92,10 +85,8 @@ def convert_adapter(
         own = max(ranks) if target.family == "mindspore" else stack.rank
         values |= stack.values(adapter, sizes, own, dtype)
     _prove_used(adapter, values)
-    modules = tuple(
-        stack.weight.weight.name(stack.index, sizes.lengths).removesuffix(WEIGHT)
-        for stack in stacks
-    )
+    names = (stack.weight.weight.name(stack.index, sizes.lengths) for stack in stacks)
+    modules = tuple(name.removesuffix(WEIGHT) for name in names)
     rank = max(ranks) if target.family == "mindspore" or len(ranks) == 1 else None
     return Converted(values, modules, rank, next(iter(scales)) if len(scales) == 1 else None)
 

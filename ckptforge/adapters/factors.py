@@ -76,14 +76,10 @@ def row_transfer(tensor: str, one: Factors, rows: Pattern, lengths: Lengths) -> 
     if one.rows_as(rows):
         return Transfer((one.height,), 0, (1,), 0, (1,))
     axes = one.weight.rows.factors(tensor)
-    source, target = (
-        pattern.place(tensor, axes, lambda part, axis: lengths[part][axis])
-        for pattern in (one.weight.rows, rows)
-    )
-    return Transfer(
-        tuple(lengths[tensor][axis] for axis in axes),
-        source.offset,
-        source.strides,
-        target.offset,
-        target.strides,
-    )
+
+    def size(part: str, axis: str) -> int:
+        return lengths[part][axis]
+
+    source, target = (p.place(tensor, axes, size) for p in (one.weight.rows, rows))
+    shape = tuple(lengths[tensor][axis] for axis in axes)
+    return Transfer(shape, source.offset, source.strides, target.offset, target.strides)

@@ -36,11 +36,8 @@ def merge_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     whole = taken_whole(adapter, source)
     values = {**source.model.values, **whole}
     merged, used = _add(adapter, source, values)
-    if lost := [
-        f"{one.a.origin.name} for {tensor}"
-        for (tensor, index), one in adapter.by_tensor.items()
-        if (tensor, index) not in used
-    ]:
+    idle = (item for item in adapter.by_tensor.items() if item[0] not in used)
+    if lost := [f"{one.a.origin.name} for {tensor}" for (tensor, _), one in idle]:
         raise LayoutError(
             f"{adapter.path}: {source.model.path}, in layout {binding.layout.name}, has no "
             f"matrix that can take up\n{listing(lost)}\n"
@@ -68,11 +65,7 @@ def _add(
     for pattern, names in binding.names.items():
         for numbers, name in names.items() if pattern in matrices else ():
             index = tuple(sorted(zip(pattern.name_axes, numbers, strict=True)))
-            adapted = {
-                t: adapter.by_tensor[t, index]
-                for t in pattern.tensors
-                if (t, index) in adapter.by_tensor
-            }
+            adapted = adapter.at(pattern.tensors, index)
             if not adapted:
                 continue
             used.update((tensor, index) for tensor in adapted)
@@ -115,12 +108,8 @@ def _products(
             lengths = lengths or row_lengths(table, sizes, adapted, into)
         rows = row_transfer(tensor, one, into, lengths)
         whole = rows.size if alike else row_count(one.weight.rows, lengths)
-        if (
-            rows.last_source >= one.height
-            or rows.last_target >= entry.shape[0]
-            or whole != one.height
-            or (alike and whole != entry.shape[0])
-        ):
+        outside = rows.last_source >= one.height or rows.last_target >= entry.shape[0]
+        if outside or whole != one.height or (alike and whole != entry.shape[0]):
             raise LayoutError(
                 f"{one.b.origin.path}: {one.b.origin.name} has shape {list(one.b.shape)}, whose "
                 f"rows don't fit those of {tensor} in {entry.origin.name} {list(entry.shape)} of "

@@ -35,36 +35,13 @@ _BINARY = "adapter_model.bin"
 DEFAULT = 8  # of r and of lora_alpha
 _MAX_CONFIG = 16 * 1024 * 1024
 # What doesn't change what a trained adapter adds.
-_HARMLESS = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "target_modules",
-    "exclude_modules",
-    "task_type",
-    "base_model_name_or_path",
-    "modules_to_save",  # these and biases are weights that the file holds whole
-    "bias",
-    "revision",
-    "inference_mode",
-    "auto_mapping",
-    "peft_version",
-    "lora_dropout",
-    "layers_to_transform",
-    "layers_pattern",
-    "megatron_config",
-    "megatron_core",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "qalora_group_size",
-    "runtime_config",
-    "ensure_weight_tying",
-}
+_NAMES = """
+    peft_type r lora_alpha rank_pattern alpha_pattern use_rslora target_modules exclude_modules
+    task_type base_model_name_or_path revision inference_mode auto_mapping peft_version lora_dropout
+    layers_to_transform layers_pattern megatron_config megatron_core loftq_config eva_config
+    corda_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying
+"""
+_HARMLESS = {*_NAMES.split(), "modules_to_save", "bias"}  # weights that the file holds whole
 # What does, and the values under which it doesn't.
 _PLAIN: dict[str, tuple[object, ...]] = {
     "use_dora": (None, False),
@@ -93,10 +70,8 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
 
     def scale(self, module: str) -> float:
         """What B·A of a module of that name is multiplied with."""
-        alpha = number(
-            self._own("alpha_pattern", module, self.content.get("lora_alpha", DEFAULT)),
-            f"{self.where}: lora_alpha",
-        )
+        own = self._own("alpha_pattern", module, self.content.get("lora_alpha", DEFAULT))
+        alpha = number(own, f"{self.where}: lora_alpha")
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.content.get("use_rslora") else alpha / rank
 
@@ -129,10 +104,8 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def _patterns(self) -> dict[str, ModulePatterns]:
         fields = ("rank_pattern", "alpha_pattern")
-        return {
-            field: ModulePatterns(self.where, field, self.content.get(field) or {})
-            for field in fields
-        }
+        values = {field: self.content.get(field) or {} for field in fields}
+        return {field: ModulePatterns(self.where, field, own) for field, own in values.items()}
 
 
 def _plain(number: float) -> float:
@@ -192,9 +165,8 @@ def parse_config(content: bytes, where: str) -> AdapterConfig:
         )
     for key, value in found.items():
         plain = _PLAIN.get(key, (None, False, [], {}))
-        if key not in _HARMLESS and not any(
-            value == one and type(value) is type(one) for one in plain
-        ):
+        as_plain = any(value == one and type(value) is type(one) for one in plain)
+        if key not in _HARMLESS and not as_plain:
             name = key if key in _PLAIN else shown(key)
             raise FormatError(
                 f"{where}: {name} is {shown(value)}, which a plain LoRA doesn't have; merge this "

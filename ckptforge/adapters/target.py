@@ -21,9 +21,10 @@ from ckptforge.targets.target import LaidOut
 def holds(config: peft.AdapterConfig, rank: int, scale: float, modules: Sequence[str] = ()) -> bool:
     """Whether a config says the rank and scale of all modules, and names them."""
     targets = config.content.get("target_modules")
-    if isinstance(targets, list) and not set(peft.ends(modules)) <= {
-        str(name).rpartition(".")[2] for name in targets
-    }:
+    known = (
+        {str(name).rpartition(".")[2] for name in targets} if isinstance(targets, list) else None
+    )
+    if known is not None and not set(peft.ends(modules)) <= known:
         return False
     if config.content.get("rank_pattern") or config.content.get("alpha_pattern"):
         return False
@@ -45,11 +46,8 @@ class PeftTarget(msgspec.Struct, frozen=True):
         ranks and scales that PEFT has no record for."""
         adapter, converted = self.adapter, self.converted
         side, config = adapter.kept.side, adapter.kept.config
-        small = (
-            {}
-            if side is None
-            else {name: content for name, content in side.files.items() if name != peft.CONFIG}
-        )
+        files = {} if side is None else side.files
+        small = {name: content for name, content in files.items() if name != peft.CONFIG}
         if side is not None and config is not None and adapter.layout.family == "huggingface":
             small[peft.CONFIG] = side.files[peft.CONFIG]
         elif converted.rank is None or converted.scale is None:
@@ -57,11 +55,7 @@ class PeftTarget(msgspec.Struct, frozen=True):
                 f"{adapter.path}: its modules have different ranks or scales; PEFT has no record "
                 "of which module has which."
             )
-        elif (
-            side is not None
-            and config is not None
-            and holds(config, converted.rank, converted.scale, converted.modules)
-        ):
+        elif side and config and holds(config, converted.rank, converted.scale, converted.modules):
             small[peft.CONFIG] = side.files[peft.CONFIG]
         else:
             small[peft.CONFIG] = peft.config_json(
@@ -69,14 +63,11 @@ class PeftTarget(msgspec.Struct, frozen=True):
             )
         recorded = {} if side is None else side.shards.get(peft.WEIGHTS, {})
         by_name = {spec.name: spec for spec in specs}
-        if recorded.get("tensors") == {
-            name: spec.dtype.safetensors for name, spec in by_name.items()
-        }:
-            layout = safetensors.lay_out(
-                self.output / peft.WEIGHTS,
-                [by_name[name] for name in recorded["tensors"]],
-                recorded["metadata"],
-            )
+        path = self.output / peft.WEIGHTS
+        dtypes = {spec.name: spec.dtype.safetensors for spec in specs}
+        if recorded.get("tensors") == dtypes:
+            ordered = [by_name[name] for name in recorded["tensors"]]
+            layout = safetensors.lay_out(path, ordered, recorded["metadata"])
         else:
             layout = safetensors.lay_out(
                 self.output / peft.WEIGHTS, safetensors.ordered(specs), {"format": "pt"}

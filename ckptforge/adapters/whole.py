@@ -48,12 +48,8 @@ def taken_whole(adapter: Adapter, source: Source) -> dict[str, Value]:
 
 
 def _alike(stored: Pattern, pattern: Pattern) -> bool:
-    return (stored.tensors, stored.axes, stored.shape_axes, stored.name_axes) == (
-        pattern.tensors,
-        pattern.axes,
-        pattern.shape_axes,
-        pattern.name_axes,
-    )
+    one, other = ((p.tensors, p.axes, p.shape_axes, p.name_axes) for p in (stored, pattern))
+    return one == other
 
 
 def refuse_tied(adapter: Adapter, source: Source) -> None:
@@ -69,27 +65,13 @@ def refuse_tied(adapter: Adapter, source: Source) -> None:
     }
     if not heads:
         return
-    one = (
-        heads
-        | table.lora.embeddings
-        | {
-            table.pipeline.tied[head]
-            for head in heads
-            if table.pipeline and head in table.pipeline.tied
-        }
-    )
-    changed = [
-        factors.b.origin.name
-        for (tensor, _), factors in adapter.by_tensor.items()
-        if tensor in one and factors.scale
-    ]
+    tied = table.pipeline.tied if table.pipeline else {}
+    one = {*heads, *table.lora.embeddings, *(tied[head] for head in heads if head in tied)}
+    adapted = ((tensor, one) for (tensor, _), one in adapter.by_tensor.items())
+    changed = [f.b.origin.name for tensor, f in adapted if tensor in one and f.scale]
     found, _ = recognise_names(adapter.layout, adapter.whole)
-    changed += [
-        adapter.whole[n].origin.name
-        for pattern, names in found.items()
-        if one & set(pattern.tensors)
-        for n in names.values()
-    ]
+    whole = (names for pattern, names in found.items() if one & set(pattern.tensors))
+    changed += [adapter.whole[name].origin.name for names in whole for name in names.values()]
     if changed:
         raise LayoutError(
             f"{adapter.path}: {changed[0]} changes the embedding or the head alone, but in "

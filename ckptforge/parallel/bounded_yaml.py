@@ -65,10 +65,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
-        if len(node.value) > _MAX_NUMBER and node.tag in (
-            "tag:yaml.org,2002:int",
-            "tag:yaml.org,2002:float",
-        ):
+        numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if len(node.value) > _MAX_NUMBER and node.tag in numbers:
             # base 60 takes time by their square
             raise yaml.YAMLError(f"a number of {len(node.value)} characters{node.start_mark}")
         return node

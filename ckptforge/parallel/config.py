@@ -99,9 +99,8 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
                 f"{layers % parts} over {what}; offset must sum to {layers % parts}."
             )
         counts = [[layers // parts + more for more in row] for row in rows]
-        if any(count < 0 for row in counts for count in row) or any(
-            not sum(column) for column in zip(*counts, strict=True)
-        ):
+        negative = any(count < 0 for row in counts for count in row)
+        if negative or not all(map(sum, zip(*counts, strict=True))):
             raise ConfigError(
                 f"{self.path}: {counted(layers, 'layer')} with offset {shown(self.stages.offset)} "
                 f"leave one of {counted(pipeline, 'stage')} without layers."

@@ -12,7 +12,7 @@ from ckptforge.foreign.files import read_small
 from ckptforge.foreign.json import parse_object
 from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel, ParallelConfig, Stages
 from ckptforge.parallel.config_keys import find_keys
-from ckptforge.parallel.config_rules import RULES
+from ckptforge.parallel.config_rules import check_keys
 from ckptforge.parallel.pynative import is_pynative, pynative_config
 from ckptforge.tables.sharding import ShardRow
 
@@ -37,9 +37,7 @@ def read_parallel_config(path: Path) -> ParallelConfig:
         if is_pynative(found):
             return pynative_config(path, found)
         keys = _read_keys(found)
-        for rule in RULES:
-            if why := rule(keys):
-                raise ValueError(why)
+        check_keys(keys)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     return _config(path, keys)

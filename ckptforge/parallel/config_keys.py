@@ -109,11 +109,8 @@ def _slip_of(word: str, words: Iterable[str]) -> str | None:
     wrong or changed with the next, two such slips in long words; dashes and capitals don't
     count."""
     plain = word.lower().replace("-", "_")
-    distances = {
-        other: _slips(plain, other)
-        for other in words
-        if len(other) > 3 and abs(len(other) - len(plain)) <= 2
-    }
+    like = [other for other in words if len(other) > 3 and abs(len(other) - len(plain)) <= 2]
+    distances = {other: _slips(plain, other) for other in like}
     near = [
         other for other, slips in distances.items() if slips <= (2 if len(other) >= _LONG else 1)
     ]

@@ -125,10 +125,8 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 def cut_json(cut: Cut) -> dict[str, Any]:
     """A cut as it stands in a manifest."""
     found: dict[str, Any] = msgspec.to_builtins(cut)
-    found["rows"] = [
-        {key: value for key, value in row.items() if value not in (None, ())}
-        for row in found["rows"]
-    ]
+    rows = found["rows"]
+    found["rows"] = [{k: v for k, v in row.items() if v not in (None, ())} for row in rows]
     return found
 
 

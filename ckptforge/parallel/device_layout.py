@@ -72,11 +72,8 @@ class DeviceLayout(msgspec.Struct, frozen=True):
             )
         if len(set(used)) < len(used):
             return f"tensor map {shown(self.tensor_map)} uses a device axis twice"
-        if (
-            self.optimizer_shards < -1
-            or self.optimizer_parts > self.replicas
-            or self.replicas % self.optimizer_parts
-        ):
+        parts, replicas = self.optimizer_parts, self.replicas
+        if self.optimizer_shards < -1 or parts > replicas or replicas % parts:
             return (
                 f"optimizer sharding into {shown(self.optimizer_shards)} parts doesn't fit "
                 f"{counted(self.replicas, 'replica')}"

@@ -27,10 +27,8 @@ def check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
     lengths = {text: sizes.get(axis) for text, axis in axes.items()}
     kv_heads, groups = lengths.get(_KV_HEADS), lengths.get(f"{_HEADS} / {_KV_HEADS}")
     heads = lengths.get(_HEADS) or (kv_heads * groups if kv_heads and groups else None)
-    for key, said, what, there in (
-        ("num_heads", own, _HEADS, heads),
-        ("n_kv_heads", own_kv, _KV_HEADS, kv_heads),
-    ):
+    rows = (("num_heads", own, _HEADS, heads), ("n_kv_heads", own_kv, _KV_HEADS, kv_heads))
+    for key, said, what, there in rows:
         if said is not None and there is not None and said != there:
             raise ConfigError(
                 f"{config.path}: {key} is {said}, but the model has {there} ({what})."

@@ -78,15 +78,10 @@ def join_ranks(
 def _once(notes: list[str], ranks: int) -> list[str]:
     """The notes of the first file that has any, for all: those of a job's ranks are alike."""
     first = [note for note in notes if note.partition(": ")[0] == notes[0].partition(": ")[0]]
-    return (
-        first
-        if len(first) == len(notes)
-        else [
-            *first,
-            f"{counted(len(notes) - len(first), 'such note')} more, of the files of "
-            f"{counted(ranks, 'rank')}.",
-        ]
-    )
+    if len(first) == len(notes):
+        return first
+    more = counted(len(notes) - len(first), "such note")
+    return [*first, f"{more} more, of the files of {counted(ranks, 'rank')}."]
 
 
 def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
@@ -120,10 +115,8 @@ def _sharded(
     check_replicas: bool,
 ) -> Value:
     layout = strategy.stages[stage][name]
-    held = {
-        device: files[stage * strategy.devices + device].tensors.get(name)
-        for device in range(strategy.devices)
-    }
+    of_stage = files[stage * strategy.devices : (stage + 1) * strategy.devices]
+    held = {device: file.tensors.get(name) for device, file in enumerate(of_stage)}
     present = {device: entry for device, entry in held.items() if entry is not None}
     if not present:
         elsewhere = next(file.path for file in files if name in file.tensors)
@@ -158,11 +151,7 @@ def _sharded(
                 f"{entry.path}: {shown(name)} differs from its replica in {kept.path}."
             )
     if wrong := uncovered(full_box(full), list(chosen)):
-        lacking = [
-            str(files[stage * strategy.devices + device].path)
-            for device, entry in held.items()
-            if entry is None
-        ]
+        lacking = [str(of_stage[device].path) for device, entry in held.items() if entry is None]
         raise FormatError(
             f"{directory}: no rank holds part {box_text(wrong[1])} of {shown(name)} {list(full)}"
             + (

@@ -213,11 +213,8 @@ def _layouts(table: Table, names: dict[str, tuple[int, ...]], hints: Hints) -> l
         return [table.layout(hints.layout)]
     if hints.recorded_layout in table.layouts:
         return [table.layouts[hints.recorded_layout]]
-    of_mindspore = [
-        layout
-        for layout in table.layouts.values()
-        if layout.family == "mindspore" and not layout.by_name_only
-    ]
+    layouts = (table.layouts[name] for name in table.names_of("mindspore"))
+    of_mindspore = [layout for layout in layouts if not layout.by_name_only]
     strange = {layout.name: len(recognise_names(layout, names)[1]) for layout in of_mindspore}
     fewest = min(strange.values(), default=0)
     best = [layout for layout in of_mindspore if strange[layout.name] == fewest]

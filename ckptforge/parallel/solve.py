@@ -92,11 +92,9 @@ def _solve(
         if (experts := config.counts.experts) is not None and sizes.get(axis) is None:
             sizes.learn(axis, experts, f"expert_num of {config.path}")
     shapes = _Search(cutter.sharing(table, found), _one_of_each(found, weights)).solve()
-    wholes = [
-        Whole(name, weights[name].dtype, shapes[pattern])
-        for pattern, names in found.items()
-        for name in names.values()
-    ]
+    wholes = []
+    for pattern, names in found.items():
+        wholes += [Whole(n, weights[n].dtype, shapes[pattern]) for n in names.values()]
     given = model.config or dict(condition.met() for condition in table.optional.values())
     binding = bind(table, layout, {whole.name: whole.shape for whole in wholes}, given, model.where)
     state = [Whole(part.name, part.dtype, part.shape) for part in parts if is_state(part.name)]
@@ -165,10 +163,9 @@ class _Search:
                     f"parts don't show; give the model's config.json with {option('config')}, or "
                     "the job's strategy files."
                 )
-        choices = [
-            [(i, cut.dimension), None] if cut.optional else [(i, cut.dimension)]
-            for i, cut in cuts.items()
-        ]
+        choices: list[list[tuple[int, str] | None]] = [[(i, c.dimension)] for i, c in cuts.items()]
+        for choice, cut in zip(choices, cuts.values(), strict=True):
+            choice += [None] * cut.optional
         seen = set()
         for chosen in product(*choices):
             used = [one for one in chosen if one is not None]

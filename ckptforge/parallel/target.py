@@ -47,11 +47,8 @@ class RankTarget(msgspec.Struct, frozen=True):
         placed = []
         for rank in range(self.strategy.ranks):
             stage, device = self.strategy.stage_of(rank), rank % self.strategy.devices
-            boxes = {
-                spec.name: layout.box(spec.shape, device)
-                for spec, layout in held[stage]
-                if layout is not None
-            }
+            cut = ((spec, layout) for spec, layout in held[stage] if layout is not None)
+            boxes = {spec.name: layout.box(spec.shape, device) for spec, layout in cut}
             path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{self.ending}"
             if stage not in laid_out:  # the ranks of a stage have equal parts
                 parts = [
@@ -87,12 +84,8 @@ def lacking_notes(strategy: Strategy, specs: Sequence[TensorSpec]) -> tuple[str,
     of optimizer state is none."""
     names = {spec.name for spec in specs}
     with_state = any(companion_prefix(name) for name in names)
-    lacking = [
-        name
-        for stage in strategy.stages
-        for name in stage
-        if name not in names and (with_state or companion_prefix(name) is None)
-    ]
+    known = dict.fromkeys(name for stage in strategy.stages for name in stage)
+    lacking = [n for n in known if n not in names and (with_state or not companion_prefix(n))]
     if not lacking or strategy.computed:
         return ()
     parameters = counted(len(lacking), f"parameter of {strategy.path}", "aren't")
