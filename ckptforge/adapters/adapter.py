@@ -57,11 +57,11 @@ class Adapter(msgspec.Struct, frozen=True):
         trained = [name for name, entry in self.whole.items() if not of_the_base(entry.origin.name)]
         along = [name for name in self.whole if name not in set(trained)]
         kinds = {"whole, as training left them": trained, "of the base model, stored along": along}
-        return [
-            f"{counted(len(names), 'weight')} {what}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
-            for what, names in kinds.items()
-            if names
-        ]
+        found = []
+        for what, names in kinds.items():
+            some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            found += [f"{counted(len(names), 'weight')} {what}: {some}"] if names else []
+        return found
 
     def at(self, tensors: Iterable[str], index: Index) -> dict[str, Factors]:
         """Those of some logical tensors that have factors at an index, with these."""

@@ -21,11 +21,10 @@ from ckptforge.targets.target import LaidOut
 def holds(config: peft.AdapterConfig, rank: int, scale: float, modules: Sequence[str] = ()) -> bool:
     """Whether a config says the rank and scale of all modules, and names them."""
     targets = config.content.get("target_modules")
-    known = (
-        {str(name).rpartition(".")[2] for name in targets} if isinstance(targets, list) else None
-    )
-    if known is not None and not set(peft.ends(modules)) <= known:
-        return False
+    if isinstance(targets, list):
+        ends = {str(name).rpartition(".")[2] for name in targets}
+        if not ends.issuperset(peft.ends(modules)):
+            return False
     if config.content.get("rank_pattern") or config.content.get("alpha_pattern"):
         return False
     return config.rank("") == rank and abs(config.scale("") - scale) <= 1e-12 * abs(scale)

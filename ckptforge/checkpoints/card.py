@@ -18,34 +18,15 @@ from ckptforge.storage.files import is_directory, is_file, is_link, real_path
 MAX_SMALL_FILE = 32 * 1024 * 1024
 
 
-WEIGHTS = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".onnx",
-    ".h5",
-    ".msgpack",
-    ".npz",
-    ".mindir",
-}
+_ENDINGS = ".safetensors .bin .pt .pth .ckpt .gguf .onnx .h5 .msgpack .npz .mindir"
+WEIGHTS = set(_ENDINGS.split())
 
 
-_MODEL_FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "*.jinja",
-]
+_GLOBS = """
+    config.json generation_config.json tokenizer* special_tokens_map.json added_tokens.json vocab.*
+    merges.txt chat_template* preprocessor_config.json processor_config.json *.jinja
+"""
+_MODEL_FILES = _GLOBS.split()
 
 
 class HuggingFaceSide(msgspec.Struct, frozen=True):
@@ -98,21 +79,13 @@ def small_files_of(
             continue
         if is_directory(path) and all_files and not path.name.startswith("."):
             skipped.append(f"{path.name}/ isn't carried along: it is a directory.")
-        if (
-            all_files
-            and not path.name.startswith(".")
-            and not is_directory(path)
-            and not is_file(path)
-        ):
+        hidden, regular = path.name.startswith("."), is_file(path)
+        if all_files and not hidden and not is_directory(path) and not regular:
             skipped.append(f"{path.name} isn't carried along: it isn't a regular file.")
         if all_files and path.suffix in WEIGHTS - {".safetensors"} and is_file(path):
             skipped.append(f"{path.name} isn't carried along: it holds weights of another format.")
-        if (
-            path.name.startswith(".")
-            or path.name.endswith("manifest.json")
-            or path.suffix in WEIGHTS
-            or not is_file(path)
-        ):
+        manifest = path.name.endswith("manifest.json")
+        if hidden or manifest or path.suffix in WEIGHTS or not regular:
             continue
         if not all_files and not any(fnmatchcase(path.name, glob) for glob in _MODEL_FILES):
             continue

@@ -34,20 +34,15 @@ def without_duplicates(
     if not duplicates:
         return list(files)
     places = {file.path.name: number for number, file in enumerate(files)}
-    listed = {
-        name: numbers
-        for name, numbers in duplicates.items()
-        if places.get(weight_map.get(name, "")) in numbers
-    }
+    named = {name: places.get(weight_map.get(name, "")) for name in duplicates}
+    listed = {name: found for name, found in duplicates.items() if named[name] in found}
     others = {name: numbers for name, numbers in duplicates.items() if name not in listed}
     _refuse_unequal(files, others, index)
     kept = {name: places[weight_map[name]] for name in listed} | {
         name: numbers[0] for name, numbers in others.items()
     }
-    found = [
-        _without(file, {name for name in file.tensors if kept.get(name, number) != number})
-        for number, file in enumerate(files)
-    ]
+    lost = [{n for n in file.tensors if kept.get(n, i) != i} for i, file in enumerate(files)]
+    found = [_without(file, names) for file, names in zip(files, lost, strict=True)]
     notes = []
     if listed:
         assert index is not None
@@ -88,11 +83,9 @@ def _refuse_unequal(files: Sequence[FileIndex], duplicates: Duplicates, index: P
             kinds = [f"{entry.dtype} {list(entry.shape)}" for entry in (one, other)]
             if kinds[0] == kinds[1] and same_bytes(one, other):
                 continue
-            how = (
-                "with other values"
-                if kinds[0] == kinds[1]
-                else f"as {kinds[1]} instead of {kinds[0]}"
-            )
+            how = "with other values"
+            if kinds[0] != kinds[1]:
+                how = f"as {kinds[1]} instead of {kinds[0]}"
             unnamed = "there is no index" if index is None else f"{index.name} doesn't list it"
             raise FormatError(
                 f"{other.path}: tensor {shown(name)} is also in {one.path.name}, {how}, and "

@@ -76,12 +76,7 @@ def model_of(path: Path, files: Sequence[FileIndex], *notes: str, format: str = 
         values=values,
         account=Account().noting(*notes, *(note for file in files for note in file.notes)),
     )
-    _log.info(
-        "opened %s: %s, %s in %s, %s bytes",
-        path,
-        found.format,
-        counted(len(values), "tensor"),
-        counted(len(files), "file"),
-        f"{found.nbytes:,}",
-    )
+    tensors, held = counted(len(values), "tensor"), counted(len(files), "file")
+    size = f"{found.nbytes:,}"
+    _log.info("opened %s: %s, %s in %s, %s bytes", path, found.format, tensors, held, size)
     return found

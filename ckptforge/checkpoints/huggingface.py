@@ -51,16 +51,10 @@ def read_directory(directory: Path) -> list[FileIndex]:
             f"none is {INDEX}; keep one."
         )
     if is_there(directory / SINGLE):
-        shards = [
-            path.name
-            for path in named(directory, ".safetensors")
-            if _SHARD_NAME.fullmatch(path.name)
-        ]
-        note = (
-            f"{SINGLE} is read, and no shard beside it, such as {shards[0]}, as there is no index."
-            if shards
-            else None
-        )
+        names = (path.name for path in named(directory, ".safetensors"))
+        shards = [name for name in names if _SHARD_NAME.fullmatch(name)]
+        first = f"such as {shards[0]}, as there is no index" if shards else ""
+        note = f"{SINGLE} is read, and no shard beside it, {first}." if shards else None
         return _noted([read_file(directory / SINGLE)], note)
     paths = named(directory, ".safetensors")
     if not paths:
@@ -128,10 +122,9 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
         f"reading the shards of {index_path.name}, not {SINGLE} beside them, which transformers "
         "would load."
     )
-    return _noted(
-        without_duplicates(files, weight_map, index_path),
-        note if is_file(single) and SINGLE not in held else None,
-    )
+    beside = is_file(single) and SINGLE not in held
+    found = without_duplicates(files, weight_map, index_path)
+    return _noted(found, note if beside else None)
 
 
 def _noted(files: list[FileIndex], note: str | None) -> list[FileIndex]:
@@ -145,11 +138,8 @@ def _check_shard_names(directory: Path, paths: list[Path]) -> None:
             sets.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
     for (stem, count), numbers in sets.items():
         if count <= 99_999 and len(numbers) < count:
-            missing = [
-                f"{stem}-{i:05d}-of-{count:05d}.safetensors"
-                for i in range(1, count + 1)
-                if i not in numbers
-            ]
+            lacking = sorted({*range(1, count + 1)} - numbers)
+            missing = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in lacking]
             raise InputNotFoundError(
                 f"{directory}: shards are missing:\n{listing(missing)}\nGet "
                 "them from where the model came from."
@@ -171,11 +161,9 @@ class HuggingFace:
         if named(directory, ".ckpt"):
             return False
         paths = named(directory, ".safetensors")
-        return (
-            bool(paths and is_there(directory / CONFIG))
-            or bool(named(directory, ".safetensors.index.json"))
-            or any(path.name.startswith("model") for path in paths)
-        )
+        models = any(path.name.startswith("model") for path in paths)
+        configured = bool(paths and is_there(directory / CONFIG))
+        return models or configured or bool(named(directory, ".safetensors.index.json"))
 
     def open(self, directory: Path, step: int | None) -> Model:
         refuse_step(step, directory, "a Hugging Face directory")

@@ -42,11 +42,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
     def describes(self, files: tuple[FileIndex, ...]) -> bool:
         """Whether these files have the sizes that were written; one may be renamed."""
-        if (
-            len(files) == 1
-            and len(self.sizes) == 1
-            and self.path.name == manifest_path(files[0].path, False).name
-        ):
+        alone = len(files) == 1 and len(self.sizes) == 1
+        if alone and self.path.name == manifest_path(files[0].path, False).name:
             return self.sizes == {next(iter(self.sizes)): files[0].size}
         return all(self.sizes.get(file.path.name) == file.size for file in files)
 
@@ -92,11 +89,8 @@ def _mtime_ns(path: Path) -> int | None:
 
 def manifest_path(output: Path, is_directory: bool) -> Path:
     """Where an output's manifest lies: in a directory, or beside a file."""
-    return (
-        output / DIRECTORY_NAME
-        if is_directory
-        else output.with_name(output.name + ".manifest.json")
-    )
+    beside = output.with_name(output.name + ".manifest.json")
+    return output / DIRECTORY_NAME if is_directory else beside
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -110,11 +104,8 @@ def read_manifest(path: Path) -> Manifest:
             Path(output["file"]).name: integer(output.get("mtime_ns", -1))
             for output in content["outputs"]
         }
-        hugging_face = (
-            None
-            if content["hugging_face"] is None
-            else _hugging_face(path, content["hugging_face"])
-        )
+        packed = content["hugging_face"]
+        hugging_face = None if packed is None else _hugging_face(path, packed)
         files = tuple(str(output["file"]) for output in content["outputs"])
         cut = content.get("cut")
         layout, model = _text_or_none(content["layout"]), _text_or_none(content["model"])
@@ -130,11 +121,9 @@ def _hugging_face(path: Path, side: dict[str, Any]) -> HuggingFaceSide:
     files = {name: unpacked(packed) for name, packed in side["files"].items()}
     shards = side["shards"]
     for names, weights in ((files, False), (shards, True)):
-        if bad := [
-            name
-            for name in names
-            if not is_file_name(name) or (Path(name).suffix in WEIGHTS) != weights
-        ]:
+        files_only = [name for name in names if is_file_name(name)]
+        right = {name for name in files_only if (Path(name).suffix in WEIGHTS) == weights}
+        if bad := [name for name in names if name not in right]:
             raise FormatError(
                 f"{path}: {shown(bad[0])} isn't the name of a file "
                 f"{'with' if weights else 'beside'} weights."
@@ -163,11 +152,8 @@ def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:
     """The manifest that goes with a checkpoint: beside its file, or in its directory; None if there
     is none or it is of another file by that name."""
     first = files[0].path
-    candidates = [
-        manifest_path(path, is_directory(path)),
-        manifest_path(first, False),
-        first.parent / DIRECTORY_NAME,
-    ]
+    own = manifest_path(path, is_directory(path))
+    candidates = [own, manifest_path(first, False), first.parent / DIRECTORY_NAME]
     if first.parent.name.startswith("rank_"):
         candidates.append(first.parent.parent / DIRECTORY_NAME)
     for candidate in candidates:
@@ -188,17 +174,8 @@ def written_names(directory: Path) -> set[str]:
         return set()
     content = read_object(path, MAX_MANIFEST)
     outputs = content.get("outputs")
-    named = (
-        [output.get("file") for output in outputs if isinstance(output, dict)]
-        if isinstance(outputs, list)
-        else []
-    )
+    outputs = outputs if isinstance(outputs, list) else []
+    named = [output.get("file") for output in outputs if isinstance(output, dict)]
     small = content.get("small_files")
-    return {
-        DIRECTORY_NAME,
-        *(
-            name
-            for name in (*named, *(small if isinstance(small, list) else ()))
-            if isinstance(name, str)
-        ),
-    }
+    named += small if isinstance(small, list) else []
+    return {DIRECTORY_NAME, *(name for name in named if isinstance(name, str))}

@@ -63,9 +63,8 @@ def read_unified(directory: Path) -> list[FileIndex]:
         )
     files = [read_file(directory / name) for name in names]
     held = {file.path.name: file.tensors for file in files}
-    if wrong := [
-        f"{tensor}: {name}" for tensor, name in weight_map.items() if tensor not in held[name]
-    ]:
+    lost = (item for item in weight_map.items() if item[0] not in held[item[1]])
+    if wrong := [f"{tensor}: {name}" for tensor, name in lost]:
         raise FormatError(
             f"{map_path}: tensors that aren't in the file it names:\n{listing(wrong)}"
         )
@@ -86,11 +85,8 @@ def choose_checkpoint(directory: Path, step: int | None) -> tuple[Path, str | No
     if not paths:
         ends = alternatives(sorted(endings()))
         raise InputNotFoundError(f"{directory}: no {ends} file in it.")
-    steps = {
-        path: (int(match[1]), int(match[2]))
-        for path in paths
-        if (match := _STEP.fullmatch(path.name))
-    }
+    matches = {path: _STEP.fullmatch(path.name) for path in paths}
+    steps = {path: (int(m[1]), int(m[2])) for path, m in matches.items() if m}
     check_step(step)
     if step is not None:
         steps = {path: found for path, found in steps.items() if found[1] == step}
@@ -167,11 +163,8 @@ def read_ranks(directory: Path, step: int | None) -> tuple[list[FileIndex], list
         )
     if not several:
         return files, []
-    where = (
-        f"in {len(several)} of {len(ranks)} ranks"
-        if len(several) < len(ranks)
-        else f"in {len(ranks)} ranks"
-    )
+    few = f"{len(several)} of " if len(several) < len(ranks) else ""
+    where = f"in {few}{len(ranks)} ranks"
     return files, [
         f"{directory}: {where} the last of several checkpoints is taken, such as {several[0]} "
         f"({option('step')} picks another)."

@@ -30,24 +30,15 @@ _LFS = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/")
 _LFS_SIZE = re.compile(rb"^size ([0-9]{1,18})$", re.MULTILINE)
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x8a\x0a|\x95|[}\](c\x8c\x58]|ccollections|Mq?)")
 _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PUBLISHED = "take the model's safetensors from where it was published"
+_NUMPY = "save the tensors by name with safetensors.numpy.save_file"
+_SAVE = "save the model as safetensors (save_pretrained)"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"GGUF",
-        "a GGUF file (ggml), mostly of quantised weights",
-        "take the model's safetensors from where it was published",
-    ),
-    (b"lmgg", "a GGML file", "take the model's safetensors from where it was published"),
-    (b"tjgg", "a GGML file", "take the model's safetensors from where it was published"),
-    (
-        b"\x93NUMPY",
-        "a NumPy array (.npy)",
-        "save the tensors by name with safetensors.numpy.save_file",
-    ),
-    (
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file (Keras or TensorFlow weights)",
-        "save the model as safetensors (save_pretrained)",
-    ),
+    (b"GGUF", "a GGUF file (ggml), mostly of quantised weights", _PUBLISHED),
+    (b"lmgg", "a GGML file", _PUBLISHED),
+    (b"tjgg", "a GGML file", _PUBLISHED),
+    (b"\x93NUMPY", "a NumPy array (.npy)", _NUMPY),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow weights)", _SAVE),
     (b"\x1f\x8b", "compressed with gzip", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
     (b"\xfd7zXZ\x00", "compressed with xz", _UNPACK),
@@ -56,8 +47,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
 )
 _MARKUP = re.compile(
-    rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype "
-    rb"html|html|head|body|\?xml|error|center|h1)\b",
+    rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|\?xml|error|center|h1)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
@@ -116,36 +106,25 @@ def _pointer(head: bytes) -> Found | None:
         return None
     size = _LFS_SIZE.search(head)
     of = f", in place of the file itself of {int(size[1]):,} bytes" if size else ""
-    return Found(
-        f"a Git LFS pointer{of}",
-        "run `git lfs pull` in its repository, or download the model with `hf download`",
-    )
+    how = "run `git lfs pull` in its repository, or download the model with `hf download`"
+    return Found(f"a Git LFS pointer{of}", how)
 
 
 def _archive(head: bytes) -> Found | None:
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
-        if (
-            name.endswith((b"/data.pkl", b"/version", b"/byteorder", b"/.format_version"))
-            or b"/data.pkl" in head
-        ):
-            return Found(
-                "a PyTorch file (.pth, .pt, .bin, or .ckpt of Lightning: a zip with a pickle)",
-                _TORCH,
-            )
+        parts = (b"/data.pkl", b"/version", b"/byteorder", b"/.format_version")
+        if name.endswith(parts) or b"/data.pkl" in head:
+            kinds = ".pth, .pt, .bin, or .ckpt of Lightning: a zip with a pickle"
+            return Found(f"a PyTorch file ({kinds})", _TORCH)
         if name.endswith(b".npy"):
-            return Found(
-                "a NumPy archive (.npz)",
-                "save the tensors by name with safetensors.numpy.save_file",
-            )
+            return Found("a NumPy archive (.npz)", _NUMPY)
         return Found("a zip archive", _UNPACK)
     if head.startswith(_TORCH_MAGIC):
         return Found("a PyTorch file of the old format (.pth, .pt, .bin: a pickle)", _TORCH)
     if _PICKLE.match(head):
-        return Found(
-            "a Python pickle (.pth, .pt, .bin, .pkl)",
-            f"{_TORCH}; a pickle from a stranger can run any program",
-        )
+        danger = "a pickle from a stranger can run any program"
+        return Found("a Python pickle (.pth, .pt, .bin, .pkl)", f"{_TORCH}; {danger}")
     return Found("a tar archive", _UNPACK) if head[257:262] == b"ustar" else None
 
 
@@ -163,10 +142,8 @@ def _strategy() -> Found:
 
 def _protobuf(head: bytes) -> Found | None:
     if b"\x12\x09MindSpore" in head[:64] and head[:1] == b"\x0a":
-        return Found(
-            "a MindIR graph of MindSpore",
-            "save the network's parameters with mindspore.save_checkpoint",
-        )
+        how = "save the network's parameters with mindspore.save_checkpoint"
+        return Found("a MindIR graph of MindSpore", how)
     at = 2 if head[:1] == b"\x08" and head[1:2] < b"\x80" else 0
     if head[at : at + 1] not in (b"\x12", b"\x1a"):
         return None
@@ -183,41 +160,28 @@ def _protobuf(head: bytes) -> Found | None:
 
 def _text(head: bytes) -> Found | None:
     if _MARKUP.match(head):
-        return Found(
-            "a web page, mostly the error page of a server, saved in place of the file",
-            f"{_AGAIN}, logged in if that is needed",
-        )
+        what = "a web page, mostly the error page of a server, saved in place of the file"
+        return Found(what, f"{_AGAIN}, logged in if that is needed")
     text = head.decode("utf-8", "ignore")
-    if (
-        not _TEXT.fullmatch(head)
-        or len(text.encode()) < len(head) - 3
-        or not any(c.isalpha() for c in text[:80])
-    ):
+    whole = _TEXT.fullmatch(head) and len(text.encode()) >= len(head) - 3
+    if not whole or not any(c.isalpha() for c in text[:80]):
         return None
     if b'"parallel_layout_item"' in head or b'"parallel_strategy_item"' in head:
         return _strategy()
     if b'"weight_map"' in head:
-        return Found(
-            "the index of a model in several files",
-            "name the directory that holds the index and the files",
-        )
+        how = "name the directory that holds the index and the files"
+        return Found("the index of a model in several files", how)
     if head.lstrip()[:1] in (b"{", b"["):
-        return Found(
-            "a JSON file",
-            "name a file of tensors (.ckpt or .safetensors), or the directory that holds them",
-        )
+        how = "name a file of tensors (.ckpt or .safetensors), or the directory that holds them"
+        return Found("a JSON file", how)
     first = text.strip().split("\n")[0]
-    return Found(
-        f"a text file starting with {shown(first[:80])}",
-        "name a file of tensors (.ckpt or .safetensors); if this should be one, download it again",
-    )
+    how = "name a file of tensors (.ckpt or .safetensors); if this should be one, download it again"
+    return Found(f"a text file starting with {shown(first[:80])}", how)
 
 
 def _checkpoint(head: bytes) -> Found | None:
     one = next((one for one in FORMATS if one.recognises(head[:HEAD])), None)
     if one is None:
         return None
-    return Found(
-        f"{one.NAME} under another name",
-        f"rename it, or make a link to it, so that the name ends in {one.ENDINGS[0]}",
-    )
+    how = f"rename it, or make a link to it, so that the name ends in {one.ENDINGS[0]}"
+    return Found(f"{one.NAME} under another name", how)

@@ -20,23 +20,8 @@ from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.mounts import store_of, unknown_address
 from ckptforge.wording import alternatives, listing
 
-OTHER_WEIGHTS = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".gguf",
-    ".pkl",
-    ".h5",
-    ".npz",
-    ".npy",
-    ".onnx",
-    ".mindir",
-    ".msgpack",
-    ".zip",
-    ".tar",
-    ".gz",
-    ".zst",
-)
+_ENDINGS = ".bin .pt .pth .gguf .pkl .h5 .npz .npy .onnx .mindir .msgpack .zip .tar .gz .zst"
+OTHER_WEIGHTS = tuple(_ENDINGS.split())
 _LOOKED_AT = 256  # entries of a directory
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_URL = re.compile(r"(?:hf:/+|https?:/+(?:huggingface\.co|hf-mirror\.com)/)([\w.-]+)/([\w.-]+)")
@@ -71,11 +56,9 @@ def no_weights(directory: Path) -> InputNotFoundError:
 def holds_weights(directory: Path) -> bool:
     """Whether files of a checkpoint lie in a directory, or an index of them, or ranks."""
     entries = _entries(directory, None)
-    return any(
-        entry.name.endswith(".safetensors.index.json")
-        or (_RANK.fullmatch(entry.name) and is_directory(entry))
-        for entry in entries
-    ) or bool(of_a_format(entries))
+    indexed = any(entry.name.endswith(".safetensors.index.json") for entry in entries)
+    ranks = any(_RANK.fullmatch(entry.name) and is_directory(entry) for entry in entries)
+    return indexed or ranks or bool(of_a_format(entries))
 
 
 def explain_directory(directory: Path) -> str:
@@ -86,9 +69,8 @@ def explain_directory(directory: Path) -> str:
 
 def _hub_cache(directory: Path) -> str | None:
     snapshots = directory / "snapshots"
-    if not is_directory(snapshots) or not (
-        is_directory(directory / "blobs") or directory.name.startswith("models--")
-    ):
+    cached = directory.name.startswith("models--") or is_directory(directory / "blobs")
+    if not cached or not is_directory(snapshots):
         return None
     found = [path for path in _entries(snapshots) if is_directory(path)]
     if not found:
@@ -101,12 +83,10 @@ def _hub_cache(directory: Path) -> str | None:
             refs.setdefault(read_small(ref, 4096).decode("utf-8", "replace").strip(), []).append(
                 ref.name
             )
-    lines = [
-        str(path)
-        + (f" ({', '.join(refs[path.name])})" if path.name in refs else "")
-        + ("" if holds_weights(path) else ", without weights")
-        for path in found
-    ]
+    lines = []
+    for path in found:
+        named = f" ({', '.join(refs[path.name])})" if path.name in refs else ""
+        lines.append(f"{path}{named}{'' if holds_weights(path) else ', without weights'}")
     return (
         f"It is a model in the cache of the Hugging Face hub; name the snapshot:\n{listing(lines)}"
     )
@@ -115,15 +95,11 @@ def _hub_cache(directory: Path) -> str | None:
 def _run(directory: Path) -> str | None:
     strategy = directory / "strategy"
     for name in ("checkpoint", "checkpoint_network"):
-        if is_directory(directory / name) and (
-            is_directory(strategy) or holds_weights(directory / name)
-        ):
-            cut = (
-                f", with {option('strategy_dir', strategy)} if it was cut among ranks"
-                if is_directory(strategy)
-                else ""
-            )
-            return f"It is the output directory of a training job; name {directory / name}{cut}."
+        cut = is_directory(strategy)
+        if is_directory(directory / name) and (cut or holds_weights(directory / name)):
+            how = f", with {option('strategy_dir', strategy)} if it was cut among ranks"
+            how = how if cut else ""
+            return f"It is the output directory of a training job; name {directory / name}{how}."
     return None
 
 
@@ -134,11 +110,9 @@ def _one_down(directory: Path) -> str | None:
     found += [str(path) for path in _entries(directory) if is_directory(path / "snapshots")]
     if not found:
         return None
-    return (
-        f"The model lies one level down; name {found[0]}."
-        if len(found) == 1
-        else f"Name one of these:\n{listing(found)}"
-    )
+    if len(found) > 1:
+        return f"Name one of these:\n{listing(found)}"
+    return f"The model lies one level down; name {found[0]}."
 
 
 def _other_weights(directory: Path) -> str | None:
@@ -153,11 +127,8 @@ def _other_weights(directory: Path) -> str | None:
             return f"It holds {path.name}, which is {found.what}: {found.advice}."
     if other:
         return f"It holds {other[0].name}: save the model as safetensors first (save_pretrained)."
-    return (
-        f"It holds {', '.join(path.name for path in files[:5])}{', …' if len(files) > 5 else ''}."
-        if files
-        else None
-    )
+    names = ", ".join(path.name for path in files[:5]) + (", …" if len(files) > 5 else "")
+    return f"It holds {names}." if files else None
 
 
 def _entries(directory: Path, limit: int | None = _LOOKED_AT) -> list[Path]:

@@ -125,14 +125,10 @@ def _link(asked: _Asked) -> str | None:
 def _place(asked: _Asked) -> str | None:
     output = asked.output
     here = (Path.cwd(), *Path.cwd().parents)
-    if (
-        not output.name
-        or output.name == ".."
-        or (
-            asked.is_directory
-            and (asked.real in here or str(asked.real) in asked.disk.mounts_below(output))
-        )
-    ):
+    in_use = asked.is_directory and (
+        asked.real in here or str(asked.real) in asked.disk.mounts_below(output)
+    )
+    if in_use or output.name in ("", ".."):
         return (
             f"{output}: is the current directory, a parent or a mount point, which can't be "
             "replaced whole; name a directory in it."
@@ -183,12 +179,8 @@ def _other_checkpoints(asked: _Asked) -> str | None:
         return None
     known = written_names(output)
     known |= {str(path.relative_to(output)) for path in asked.plan.paths}
-    stale = sorted(
-        name
-        for name in names_in(asked.disk, output)
-        if name not in known
-        and (format_by_ending(Path(name)) is not None or name.endswith(".index.json"))
-    )
+    names = (name for name in names_in(asked.disk, output) if name not in known)
+    stale = sorted(name for name in names if _is_of_a_checkpoint(name))
     if not stale:
         return None
     return (
@@ -196,6 +188,10 @@ def _other_checkpoints(asked: _Asked) -> str | None:
         f"not fit the new output:\n{listing(stale)}\n"
         "Remove them, or choose another output."
     )
+
+
+def _is_of_a_checkpoint(name: str) -> bool:
+    return format_by_ending(Path(name)) is not None or name.endswith(".index.json")
 
 
 def _collisions(asked: _Asked) -> str | None:
@@ -219,11 +215,10 @@ def _files_beside(asked: _Asked) -> str | None:
         is_file = lies_at(disk, path, Kind.FILE, follow=True)
         if is_file and (asked.overwrite or _is_manifest(path)):
             continue
-        return f"{path}: would be written with {output.name}, but is there already" + (
-            f"; give {flag('overwrite')} to replace it."
-            if is_file
-            else ", and isn't a file; remove it, or choose another output."
-        )
+        how = ", and isn't a file; remove it, or choose another output."
+        if is_file:
+            how = f"; give {flag('overwrite')} to replace it."
+        return f"{path}: would be written with {output.name}, but is there already{how}"
     return None
 
 

@@ -63,10 +63,8 @@ def finish_files(disk: FileSystem, out: Path, output: Path) -> bool:
     if not lies_at(disk, manifest, Kind.FILE, follow=True):
         return False
     written = read_manifest(manifest)
-    if (written.sizes, written.mtimes) != (
-        {output.name: found.size},
-        {output.name: found.mtime_ns},
-    ):
+    sizes, mtimes = {output.name: found.size}, {output.name: found.mtime_ns}
+    if (written.sizes, written.mtimes) != (sizes, mtimes):
         return False
     for name in sorted(disk.names(out)):
         disk.rename(out / name, output.parent / name)

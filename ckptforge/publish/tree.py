@@ -33,11 +33,8 @@ def walk(disk: FileSystem, directory: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def names_in(disk: FileSystem, directory: Path) -> list[str]:
     """Every file and link in a directory and below, as paths relative to it. Raises `OSError`."""
-    return [
-        str((root / name).relative_to(directory))
-        for root, names in walk(disk, directory)
-        for name in names
-    ]
+    below = ((root, name) for root, names in walk(disk, directory) for name in names)
+    return [str((root / name).relative_to(directory)) for root, name in below]
 
 
 def make_directories(disk: FileSystem, directory: Path) -> list[Path]:
@@ -75,8 +72,5 @@ def remove(disk: FileSystem, path: Path) -> None:
 
 def disk_bytes(disk: FileSystem, directory: Path) -> int:
     """What all files in a directory take up. Raises `OSError`."""
-    return sum(
-        disk.status(root / name, follow=False).disk_bytes
-        for root, names in walk(disk, directory)
-        for name in names
-    )
+    files = (root / name for root, names in walk(disk, directory) for name in names)
+    return sum(disk.status(file, follow=False).disk_bytes for file in files)

@@ -150,11 +150,8 @@ _COMPRESSED = {
 
 def _compressed(found: Mapping[str, Any], where: str) -> Method:
     groups = found.get("config_groups")
-    schemes = (
-        [group for group in groups.values() if isinstance(group, Mapping)]
-        if isinstance(groups, Mapping)
-        else []
-    )
+    groups = groups.values() if isinstance(groups, Mapping) else ()
+    schemes = [group for group in groups if isinstance(group, Mapping)]
     kinds = [found.get("format")] if found.get("format") not in (None, "mixed-precision") else []
     kinds += [scheme["format"] for scheme in schemes if scheme.get("format") is not None]
     kinds = kinds or ["naive-quantized"]
@@ -202,11 +199,8 @@ def _model_opt(found: Mapping[str, Any], where: str) -> Method:
 
 
 def _ascend(found: Mapping[str, Any], where: str) -> Method:
-    types = {
-        name: kind
-        for name, kind in found.items()
-        if isinstance(kind, str) and ("." in name or name.endswith("weight"))
-    }
+    texts = {name: kind for name, kind in found.items() if isinstance(kind, str)}
+    types = {n: kind for n, kind in texts.items() if "." in n or n.endswith("weight")}
     optional, group = found.get("optional"), found.get("group_size")
     return Method(
         name=f"MindStudio ModelSlim, {shown(found.get('model_quant_type'))}",
@@ -227,11 +221,9 @@ def _word(value: object) -> str:
 
 def _blocks(value: object) -> Iterator[tuple[int, int]]:
     """[rows, columns], also as compressed-tensors' "128x128"; else nothing."""
-    numbers = (
-        [int(word) for word in value.split("x") if word.isdecimal()]
-        if isinstance(value, str) and len(value) < 30
-        else value
-    )
+    numbers = value
+    if isinstance(value, str) and len(value) < 30:
+        numbers = [int(word) for word in value.split("x") if word.isdecimal()]
     if isinstance(numbers, list) and len(numbers) == 2 and all(map(_is_count, numbers)):
         yield numbers[0], numbers[1]
 

@@ -53,12 +53,8 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     if all(file.path.suffix == ".safetensors" for file in model.files):
         method = find_method(config, where, model.directory)
     _refuse_unread(model.path, tensors, method)
-    weights = [
-        name
-        for name, stored in tensors.items()
-        if scale_of(name, tensors) is not None
-        and (method is not None or stored.dtype.name in _EIGHT_BITS)
-    ]
+    scaled = (name for name in tensors if scale_of(name, tensors) is not None)
+    weights = [n for n in scaled if method is not None or tensors[n].dtype.name in _EIGHT_BITS]
     if weights or (method is not None and method.codes):
         _refuse_without_scales(tensors, method, weights)
     if not weights:
@@ -115,35 +111,24 @@ def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | Non
 
 def _is_sign(name: str, entry: Stored) -> bool:
     """Whether a tensor shows that weights are quantised: a companion of one, or codes."""
-    return (
-        kind_of(name) is not None
-        or (not entry.dtype.floating and len(entry.shape) > 1)
-        or entry.dtype.name in _EIGHT_BITS
-    )
+    codes = not entry.dtype.floating and len(entry.shape) > 1
+    return codes or kind_of(name) is not None or entry.dtype.name in _EIGHT_BITS
 
 
 def _refuse_without_scales(
     names: Mapping[str, Stored], method: Method | None, weights: list[str]
 ) -> None:
     scaled = set(weights)
-    lacking = [
-        name
-        for name, entry in names.items()
-        if entry.dtype.name in _EIGHT_BITS and name not in scaled and kind_of(name) is None
-    ]
+    codes = (name for name, entry in names.items() if entry.dtype.name in _EIGHT_BITS)
+    lacking = [name for name in codes if name not in scaled and kind_of(name) is None]
     for name in lacking:
         if method is not None and (refusal := method.refusal(name)) is not None:
             raise _not_undone(names[name], method, refusal)
     if lacking:
         entry = names[lacking[0]]
-        ending = next(
-            (
-                scale[len(name) :]
-                for name in weights
-                if (scale := scale_of(name, names)) is not None
-            ),
-            "_scale",
-        )
+        scales = ((name, scale_of(name, names)) for name in weights)
+        endings = (scale[len(name) :] for name, scale in scales if scale is not None)
+        ending = next(endings, "_scale")
         said = "" if method is None else f" ({method.where} says {method.name})"
         raise FormatError(
             f"{entry.path}: {shown(entry.name)} is {entry.dtype}, but there is no "
@@ -163,11 +148,9 @@ def _scaled(tensors: Mapping[str, Stored], name: str, method: Method | None, whe
             f"{scale.path} is {scale.dtype} {list(scale.shape)}."
         )
     block = _block(entry, scale, method, where)
-    grid = tuple(-(-n // step) for n, step in zip(entry.shape, block, strict=True))
-    if offset is not None and (
-        _grid_of(entry.shape, offset.shape) != grid
-        or not (offset.dtype.floating or "int" in offset.dtype.name)
-    ):
+    grid = _grid(entry.shape, block)
+    numbers = offset is None or offset.dtype.floating or "int" in offset.dtype.name
+    if offset is not None and not (numbers and _grid_of(entry.shape, offset.shape) == grid):
         raise FormatError(
             f"{_described(entry)}: its offsets should be as many as its scales, "
             f"{list(scale.shape)}, but {shown(offset.name)} in {offset.path} is {offset.dtype} "
@@ -191,11 +174,9 @@ def _check_codes(entry: Stored, scale: Stored, method: Method | None, name: str)
         raise _not_undone(entry, method, refusal)
     allowed = ("float8_e4m3fn", "float8_e5m2") if method is None else method.codes_of(name)
     if entry.dtype.name not in allowed:
-        said = (
-            "no config.json or description says how"
-            if method is None
-            else f"{method.where} says {method.name}"
-        )
+        said = "no config.json or description says how"
+        if method is not None:
+            said = f"{method.where} says {method.name}"
         raise FormatError(
             f"{_described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as "
             f"{scale.path} has scales of it, {shown(scale.name)} ({said})."
@@ -210,11 +191,7 @@ def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> t
     groups = () if method is None else method.groups
     choices = {(1,) * (len(shape) - 2) + block for block in blocks if len(shape) > 1}
     choices |= {(1,) * (len(shape) - 1) + (group,) for group in groups}
-    fitting = {
-        choice
-        for choice in choices
-        if tuple(-(-n // step) for n, step in zip(shape, choice, strict=True)) == held
-    }
+    fitting = {choice for choice in choices if _grid(shape, choice) == held}
     if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
         return next(iter(fitting))
     plain = held is not None and all(count in (1, n) for count, n in zip(held, shape, strict=True))
@@ -228,9 +205,7 @@ def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> t
             "and columns of a block, which the shapes don't tell. Take config.json from where the "
             f"quantised model was published, or give it with {option('config')}."
         )
-    expected = [
-        [-(-n // step) for n, step in zip(shape, choice, strict=True)] for choice in sorted(choices)
-    ]
+    expected = [list(_grid(shape, choice)) for choice in sorted(choices)]
     raise FormatError(
         f"{_described(entry)}: {_sizes(blocks, groups)}its scales should be floats of shape "
         f"{' or '.join(map(str, expected or ([], [shape[0] if shape else 1, 1])))}, but "
@@ -242,6 +217,11 @@ def _sizes(blocks: tuple[tuple[int, int], ...], groups: tuple[int, ...]) -> str:
     if blocks:
         return f"with blocks of {' or '.join(f'{rows} × {columns}' for rows, columns in blocks)} "
     return f"with groups of {' or '.join(map(str, groups))} " if groups else ""
+
+
+def _grid(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """How many blocks there are along each axis of a tensor."""
+    return tuple(-(-n // step) for n, step in zip(shape, block, strict=True))
 
 
 def _grid_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -294,11 +274,8 @@ def refuse_scaled(model: Model) -> None:
     """Raises `QuantisedError` for eight-bit floats with scales, which a cast ignores."""
     names = {name: value.origin for name, value in model.values.items()}
     for name, entry in names.items():
-        if (
-            entry.dtype.itemsize == 1
-            and entry.dtype.floating
-            and (scale := scale_of(name, names)) is not None
-        ):
+        codes = entry.dtype.itemsize == 1 and entry.dtype.floating
+        if codes and (scale := scale_of(name, names)) is not None:
             raise QuantisedError(
                 f"{_described(entry)} with scales beside it, {shown(scale)}: a cast would take "
                 f"codes for weights. Omit {option('dtype')}, and cast where the model is "
@@ -309,11 +286,8 @@ def refuse_scaled(model: Model) -> None:
 def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, bytes]:
     """Small files that stand beside weights which aren't quantised: config.json (`config`, parsed)
     without what says that they are, and without the files that describe how."""
-    kept = {
-        name: content
-        for name, content in files.items()
-        if name != MODEL_OPT and not is_description(name)
-    }
+    described = {MODEL_OPT, *filter(is_description, files)}
+    kept = {name: content for name, content in files.items() if name not in described}
     dropped = (*KEYS, "quantize") if any(map(is_description, files)) else KEYS
     inner = config.get("text_config")
     plain = {key: value for key, value in config.items() if key not in dropped}

@@ -15,7 +15,7 @@ from ckptforge.errors import shown
 from ckptforge.foreign.json import parse_object
 from ckptforge.model import Model
 from ckptforge.spelling import option
-from ckptforge.tables.model_config import language_part
+from ckptforge.tables.model_config import classes_of, language_part
 from ckptforge.tables.prefixes import Renaming
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Table
@@ -36,20 +36,12 @@ def renamed(model: Model, renaming: Renaming) -> Model:
 
 def side_renamed(side: HuggingFaceSide, renaming: Renaming) -> HuggingFaceSide:
     """What is kept for the way back, which writes the layout's names."""
-    shards = {
-        file: {
-            **shard,
-            "tensors": {
-                renaming.names.get(name, name): dtype for name, dtype in shard["tensors"].items()
-            },
-        }
-        for file, shard in side.shards.items()
-    }
-    return replace(
-        side,
-        shards=shards,
-        files={name: content for name, content in side.files.items() if name != INDEX},
-    )
+    shards = {}
+    for file, shard in side.shards.items():
+        tensors = {renaming.names.get(n, n): dtype for n, dtype in shard["tensors"].items()}
+        shards[file] = {**shard, "tensors": tensors}
+    files = {name: content for name, content in side.files.items() if name != INDEX}
+    return replace(side, shards=shards, files=files)
 
 
 def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide, tuple[str, ...]]:
@@ -61,11 +53,8 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
     part = language_part(parse_object(side.files[CONFIG], CONFIG, constants=True), CONFIG)
     if not part.beside and part.where == CONFIG:
         return side, ()
-    files = {
-        name: content
-        for name, content in side.files.items()
-        if name not in (CONFIG, INDEX, *_OF_OTHER_PARTS)
-    }
+    others = (CONFIG, INDEX, *_OF_OTHER_PARTS)
+    files = {name: content for name, content in side.files.items() if name not in others}
     described = (
         f"{CONFIG} describes more than the language model ({', '.join(part.beside) or part.where})"
     )
@@ -86,11 +75,7 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
 
 def _of_language_model(config: Mapping[str, Any], table: Table) -> dict[str, Any]:
     """A language model's config.json, with the class that the table's example has."""
-    classes = [
-        name
-        for name in config.get("architectures") or ()
-        if isinstance(name, str) and name.endswith("ForCausalLM")
-    ]
+    classes = [name for name in classes_of(config) if name.endswith("ForCausalLM")]
     if not classes and config.get("model_type") == table.example.get("model_type"):
         classes = table.example.get("architectures", [])
     kept = {key: value for key, value in config.items() if key != "architectures"}

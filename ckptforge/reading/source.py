@@ -120,11 +120,8 @@ class Source(msgspec.Struct, frozen=True):
             name for pattern in self.binding.names.values() for name in pattern.values()
         ] + list(unmapped)
         family = self.binding.layout.family
-        fitting = [
-            table.name
-            for table in shipped_tables()
-            if table.name != self.table.name and table.knows(names, family)
-        ]
+        others = (table for table in shipped_tables() if table.name != self.table.name)
+        fitting = [table.name for table in others if table.knows(names, family)]
         if fitting:
             return (
                 f"The mapping {' and '.join(fitting)} knows all names: is it a model of that kind? "
@@ -239,20 +236,14 @@ def bind_source(model: Model, choices: Choices) -> Source:
     undone = undo(model, config, config_source)
     model = undone.model
     beside = {*undone.taken, *undone.activations}
-    shapes: Shapes = {
-        name: value.shape
-        for name, value in model.values.items()
-        if not state_of(model, name) and name not in beside
-    }
+    weights = {n: v for n, v in model.values.items() if not state_of(model, n) and n not in beside}
+    shapes: Shapes = {name: value.shape for name, value in weights.items()}
     try:
         model, identified = _identified(model, shapes, known, choices)
     except LayoutError as error:
         names = error.tensors if is_directory(path) else ()
-        places = "".join(
-            f" {name} lies in {model.values[name].origin.path.name}."
-            for name in names
-            if name in model.values
-        )
+        origins = {name: model.values[name].origin for name in names if name in model.values}
+        places = "".join(f" {name} lies in {one.path.name}." for name, one in origins.items())
         raise type(error)(f"{path}: {error}{places}") from error
     except CkptforgeError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -268,18 +259,16 @@ def bind_source(model: Model, choices: Choices) -> Source:
         if side.layout is None and binding.layout.family == "huggingface":
             side = replace(side, layout=binding.layout.name)
         side = replace(side, files=without_quantisation(side.files, known.described))
-        side, notes = language_side(
-            side if identified.renaming is None else side_renamed(side, identified.renaming),
-            binding.table,
-        )
+        if identified.renaming is not None:
+            side = side_renamed(side, identified.renaming)
+        side, notes = language_side(side, binding.table)
         model = model.noting(*notes)
     model = model.noting(*_undeclared(binding, config, config_source))
     side, notes = declared(side, binding, config)
     model = model.noting(*notes)
-    must_equal = {
-        (copy, original): (model.values[copy], model.values[original])
-        for copy, original in binding.copies.items()
-    }
+    values = model.values
+    copies = binding.copies.items()
+    must_equal = {(copy, original): (values[copy], values[original]) for copy, original in copies}
     model = replace(model, account=replace(model.account, must_equal=must_equal))
     state = tuple(name for name in model.values if state_of(model, name))
     _log_choice(binding, choices, known.hints)

@@ -40,11 +40,8 @@ def stored_heads(source: Source) -> dict[str, Tied]:
     """Key of config.json → the tensor that it would make needless, with the one that would stand
     in for it, where both are stored by themselves."""
     table, names = source.table, source.binding.names
-    held = {
-        pattern.tensors[0]: list(indexed.values())
-        for pattern, indexed in names.items()
-        if len(pattern.tensors) == 1
-    }
+    alone = {p.tensors[0]: found for p, found in names.items() if len(p.tensors) == 1}
+    held = {tensor: list(found.values()) for tensor, found in alone.items()}
     found = {}
     for tensor, stand_in in (table.pipeline.tied if table.pipeline is not None else {}).items():
         condition = table.optional.get(tensor)
@@ -57,11 +54,8 @@ def stored_heads(source: Source) -> dict[str, Tied]:
 
 def tied(source: Source) -> tuple[Tied, ...]:
     """The stored tensors in whose place others are used, by what config.json says."""
-    met = {
-        condition.met()[0]
-        for condition in source.table.optional.values()
-        if condition.holds(source.config)
-    }
+    conditions = source.table.optional.values()
+    met = {condition.met()[0] for condition in conditions if condition.holds(source.config)}
     return tuple(pair for key, pair in stored_heads(source).items() if key in met)
 
 
