@@ -65,229 +65,153 @@ def mapping_schema() -> None:
 
 
 COMMANDS = (
-    Command(
-        "to-ms",
-        actions.write,
-        ToMs,
-        help="""
+    Command("to-ms", actions.write, ToMs).described("""
         Convert a Hugging Face directory to a MindSpore checkpoint.
 
         HF_DIR holds safetensors and config.json. OUT ending in .ckpt or .safetensors is one file;
         otherwise a directory that gets rank_0/checkpoint_0.ckpt. config.json, tokenizer and the
         like are kept in a manifest beside the checkpoint.
-        """,
-        examples="""
+
+        Examples:
             ckptforge to-ms hf_dir model.ckpt
             ckptforge to-ms hf_dir model_gmm.ckpt --layout gmm --dtype fp16
             ckptforge to-ms hf_dir model_dir --format safetensors --dry-run
-        """,
-    ),
-    Command(
-        "to-torch",
-        actions.write,
-        ToTorch,
-        help="""
+        """),
+    Command("to-torch", actions.write, ToTorch).described("""
         Convert a MindSpore checkpoint to a Hugging Face directory.
 
         MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with
         from_pretrained as it stands. Optimizer state and counters are dropped and reported.
-        """,
-        examples="""
+
+        Examples:
             ckptforge to-torch model.ckpt restored
             ckptforge to-torch trained.ckpt my-model --config hf_dir --dtype bf16
-        """,
-    ),
-    Command(
-        "convert",
-        actions.write,
-        Convert,
-        help="""
+        """),
+    Command("convert", actions.write, Convert).described("""
         Convert a checkpoint of any layout to any other layout of its model.
 
         Optimizer state follows its weights from one MindSpore layout to another.
-        """,
-        examples="""
+
+        Examples:
             ckptforge convert model.ckpt model_gmm.ckpt --to gmm
             ckptforge convert hf_dir fused --to fused
-        """,
-    ),
-    Command(
-        "merge",
-        actions.write,
-        Merge,
-        help="""
+        """),
+    Command("merge", actions.write, Merge).described("""
         Merge the rank directories of a training job into one checkpoint.
 
         MS_DIR holds rank_<r>/ directories. Works for any model by a strategy; by the job's parallel
         configuration for those that a mapping knows; and of ranks that ckptforge wrote the manifest
         says how they are cut. Optimizer state and counters are kept.
-        """,
-        examples="""
+
+        Examples:
             ckptforge merge output/checkpoint merged.ckpt --strategy-dir output/strategy
-        """,
-    ),
-    Command(
-        "split",
-        actions.write,
-        Split,
-        help="""
+        """),
+    Command("split", actions.write, Split).described("""
         Split one checkpoint into the rank directories of a job.
 
         Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model by a
         strategy; by a parallel configuration for those that a mapping knows.
-        """,
-        examples="""
+
+        Examples:
             ckptforge split model.ckpt model_dir --strategy-dir strategy
             ckptforge split model.ckpt model_dir --parallel-config predict_model.yaml
-        """,
-    ),
-    Command(
-        "reshard",
-        actions.write,
-        Reshard,
-        help="""
+        """),
+    Command("reshard", actions.write, Reshard).described("""
         Reshard the rank directories of one job for another, in one pass.
 
         The numbers of devices need not divide each other. Works for any model.
-        """,
-        examples="""
+
+        Examples:
             ckptforge reshard output/checkpoint model_dir --src-strategy-dir output/strategy --dst-strategy-dir mp4_strategy.ckpt
-        """,  # noqa: E501
-    ),
-    Command(
-        "strategy",
-        actions.write,
-        Strategy,
-        help="""
+        """),  # noqa: E501
+    Command("strategy", actions.write, Strategy).described("""
         Write the strategy files of a job without compiling its network.
 
         One file for each pipeline stage, as MindSpore would save it, by data, model, expert and
         pipeline parallelism, vocab_emb_dp, optimizer parallelism, layer offsets and interleave.
-        """,
-        examples="""
+
+        Examples:
             ckptforge strategy output/strategy --parallel-config finetune_model.yaml --like hf_dir
             ckptforge strategy strategy_mp8 --parallel-config mp8.yaml --like model.ckpt --format json
-        """,  # noqa: E501
-    ),
-    Command(
-        "inspect",
-        actions.inspect,
-        Inspect,
-        actions.Listed,
-        help="""
+        """),  # noqa: E501
+    Command("inspect", actions.inspect, Inspect, actions.Listed).described("""
         Show what is in a checkpoint: format, model, layout, dtypes, sizes, ranks.
 
         With the strategy or the parallel configuration of rank directories, or their manifest, it
         shows which rank holds what.
-        """,
-        examples="""
+
+        Examples:
             ckptforge inspect hf_dir
             ckptforge inspect model.ckpt --tensors
-        """,
-    ),
-    Command(
-        "compare",
-        actions.compare,
-        actions.CompareOrCheck,
-        help="""
+        """),
+    Command("compare", actions.compare, actions.CompareOrCheck).described("""
         Compare two checkpoints tensor by tensor, bit by bit, through the mapping.
 
         A and B may have any format, layout and split: A is brought into B's layout in passing.
         Without B, A is an output of ckptforge and is compared with its manifest. Exit code 0: the
         same; 1: not.
-        """,
-        examples="""
+
+        Examples:
             ckptforge compare hf_dir model.ckpt
             ckptforge compare model.ckpt model_fp16.ckpt --after-cast fp16
             ckptforge compare hf_dir output/checkpoint --strategy-dir-b output/strategy
             ckptforge compare model.ckpt
-        """,
-    ),
-    Command(
-        "verify",
-        actions.verify,
-        Verify,
-        actions.Report,
-        help="""
+        """),
+    Command("verify", actions.verify, Verify, actions.Report).described("""
         Run the same tokens through transformers and through MindSpore, and compare.
 
         Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer
         gets the reference's input and must give its output; then the logits, end to end. Exit code
         0: passed; 1: not.
-        """,
-        examples="""
+
+        Examples:
             ckptforge verify hf_dir model.ckpt
             ckptforge verify hf_dir output/checkpoint --strategy-dir output/strategy --report verify.html
             ckptforge verify hf_dir model.ckpt --layers 0,1,31 --tokens 64
-        """,  # noqa: E501
-    ),
-    Command(
-        "clean",
-        actions.clean,
-        Clean,
-        help="""
+        """),  # noqa: E501
+    Command("clean", actions.clean, Clean).described("""
         Remove what interrupted or killed runs left in DIR.
 
         Those are hidden directories .NAME.ckptforge beside the outputs that were being made.
         Directories in use by a running process are left alone.
-        """,
-        examples="""
+
+        Examples:
             ckptforge clean output
             ckptforge clean output --dry-run
-        """,
-    ),
+        """),
     *surgery.COMMANDS,
-    Command(
-        "demo",
-        actions.demo,
-        actions.Demo,
-        help="""
+    Command("demo", actions.demo, actions.Demo).described("""
         Make a tiny model, convert it both ways, and show the commands.
 
         DIR is kept, and the commands can be pasted there; without DIR nothing is kept.
-        """,
-        examples="""
+
+        Examples:
             ckptforge demo
             ckptforge demo my-demo
-        """,
-    ),
+        """),
 )
 MAPPING_COMMANDS = (
-    Command(
-        "list",
-        actions.mapping_list,
-        help="""
+    Command("list", actions.mapping_list).described("""
         The tables that come with ckptforge, and their layouts.
-        """,
-    ),
-    Command(
-        "show",
-        actions.mapping_show,
-        MappingShow,
-        help="""
+        """),
+    Command("show", actions.mapping_show, MappingShow).described("""
         Names, axes, operations and sharding of one layout. NAME is a shipped table, or a .toml
         file.
-        """,
-        examples="""
+
+        Examples:
             ckptforge mapping show NAME
             ckptforge mapping show my-table.toml --layout mcore
-        """,
-    ),
-    Command(
-        "check",
-        actions.mapping_check,
-        MappingCheck,
-        help="""
+        """),
+    Command("check", actions.mapping_check, MappingCheck).described("""
         Check a table: everything that loading checks, and what a model of a config.json has in each
         layout.
 
         FILE is a .toml file, or the name of a shipped table.
-        """,
-        examples="""
+
+        Examples:
             ckptforge mapping check my-table.toml
             ckptforge mapping check my-table.toml --config hf_dir/config.json
-        """,
-    ),
+        """),
 )
 for command in COMMANDS:
     cli.add_command(command)

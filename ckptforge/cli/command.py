@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +13,9 @@ from ckptforge.cli.parameters import hidden, parameters
 from ckptforge.cli.shown import Shown
 from ckptforge.verbs.options.record import Options, options_of
 from ckptforge.wording import nearest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 R = TypeVar("R", bound=Options)
 CONTEXT: dict[str, Any] = {
@@ -45,12 +48,16 @@ class Command(_Forgiving):
         name: str,
         run: Callable[..., int | None],
         *records: type[Options],
-        help: str,
-        examples: str = "",
         others: Sequence[str] = (),
     ) -> None:
-        super().__init__(name, help=inspect.cleandoc(help), callback=self._called)
-        self.run, self.records, self.examples, self.others = run, records, examples, others
+        super().__init__(name, callback=self._called)
+        self.run, self.records, self.others = run, records, others
+        self.examples = ""
+
+    def described(self, text: str) -> Self:
+        """The command with its help, and what stands below "Examples:" as such."""
+        self.help, _, self.examples = inspect.cleandoc(text).partition("\n\nExamples:\n")
+        return self
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.params:  # made when they are needed: the help of the group needs none

@@ -48,42 +48,31 @@ def _carry_out(shown: Shown, meant: Call, running: Running, **more: Any) -> None
 
 DROP_INS = (
     Command(
-        "convert-weight",
-        _convert_weight,
-        ConvertFlags,
-        Overflow,
-        Running,
-        help="""
+        "convert-weight", _convert_weight, ConvertFlags, Overflow, Running, others=CONVERT_OTHERS
+    ).described("""
         MindFormers' convert_weight.py, with the same flags.
 
         Those of the unified script (--input_path, --output_path, --reversed, --strategy_dir) and of
         the scripts of one model (--torch_ckpt_dir, --pre_ckpt_path, --mindspore_ckpt_path,
         --use_gmm). Flags that aren't needed here, such as sizes, are taken with a note; those that
         can't be honoured are refused with the reason.
-        """,
-        examples="""
+
+        Examples:
             ckptforge convert-weight --model NAME --input_path hf_dir --output_path model.ckpt --dtype fp16
             ckptforge convert-weight --model NAME --reversed --input_path model.ckpt --output_path hf_dir/ --dtype fp16
             ckptforge convert-weight --use_gmm=True --dtype=fp16 --torch_ckpt_dir=hf_dir --mindspore_ckpt_path=model.ckpt
-        """,  # noqa: E501
-        others=CONVERT_OTHERS,
-    ),
+        """),  # noqa: E501
     Command(
-        "transform-ckpt",
-        _transform_ckpt,
-        TransformFlags,
-        Running,
-        help="""
+        "transform-ckpt", _transform_ckpt, TransformFlags, Running, others=TRANSFORM_OTHERS
+    ).described("""
         MindFormers' transform_ckpt.py and transform_checkpoint.py, with the same flags.
 
         Merges, splits or reshards, by the strategies given. The arguments of
         transform_checkpoint.sh are taken too. One call writes all ranks, straight into DST:
         --rank_id, --world_size, --transform_process_num and the like are taken with a note.
-        """,
-        examples="""
+
+        Examples:
             ckptforge transform-ckpt --src_ckpt_strategy output/strategy/ --src_ckpt_dir output/checkpoint/ --dst_ckpt_dir merged --prefix model_
             ckptforge transform-ckpt --src_checkpoint model.ckpt --dst_checkpoint sliced --dst_strategy output/strategy/
-        """,  # noqa: E501
-        others=TRANSFORM_OTHERS,
-    ),
+        """),  # noqa: E501
 )

@@ -39,50 +39,35 @@ def _stats_text(found: Statistics) -> str:
 
 
 COMMANDS = (
-    Command(
-        "average",
-        actions.write,
-        Average,
-        help="""
+    Command("average", actions.write, Average).described("""
         Average checkpoints of one model, of any formats, layouts and splits, into one.
 
         Weighted sums in float32, rounded once; task arithmetic with --base and --scale; the arc
         between two (slerp); DARE; the last checkpoints of a run by a schedule.
-        """,
-        examples="""
+
+        Examples:
             ckptforge average out a b c --weights 0.5,0.3,0.2
             ckptforge average out output/checkpoint --last 5 --schedule minus-sqrt --to hub
             ckptforge average out math code --base base --scale 0.7
             ckptforge average out a b --method slerp --weights 0.6,0.4
-        """,
-    ),
-    Command(
-        "extract",
-        actions.write,
-        Extract,
-        help="""
+        """),
+    Command("extract", actions.write, Extract).described("""
         Write one tensor of a checkpoint, or a part of it, as numpy's file.
 
         IN is any checkpoint, also in ranks; NAME is the name of a tensor in it, or in the layout
         that is asked for.
-        """,
-        examples="""
+
+        Examples:
             ckptforge extract hf_dir lm_head.weight head.npy
             ckptforge extract model.ckpt lm_head.weight rows.npy --index 0:4,: --dtype fp32
-        """,
-    ),
-    Command(
-        "stats",
-        stats,
-        Stats,
-        help="""
+        """),
+    Command("stats", stats, Stats).described("""
         Minimum, maximum, mean, deviation, zeros, NaN and infinities of every kind of tensor.
 
         With --json or --html of every tensor. Each is read once; sums are made in float64.
-        """,
-        examples="""
+
+        Examples:
             ckptforge stats hf_dir
             ckptforge stats output/checkpoint --strategy-dir output/strategy --html stats.html
-        """,
-    ),
+        """),
 )
