@@ -26,6 +26,7 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
+        """How many numbers are moved."""
         return math.prod(self.shape)
 
     @property

@@ -29,14 +29,17 @@ class Factors(msgspec.Struct, frozen=True):
 
     @property
     def turned(self) -> bool:
+        """Whether both factors are stored as their transposes."""
         return self.weight.turned
 
     @property
     def rank(self) -> int:
+        """r, which A's rows and B's columns count."""
         return self.a.shape[1 if self.turned else 0]
 
     @property
     def columns(self) -> int:
+        """Columns of A, which are those of the weight."""
         return self.a.shape[0 if self.turned else 1]
 
     @property

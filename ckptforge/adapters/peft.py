@@ -129,6 +129,7 @@ class PeftAdapter:
     """A PEFT directory without a model beside its adapter."""
 
     def recognises(self, directory: Path) -> bool:
+        """By its adapter_config.json."""
         return has_name(directory / CONFIG)
 
     def open(self, directory: Path, step: int | None) -> Model:

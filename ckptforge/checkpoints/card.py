@@ -45,9 +45,11 @@ class HuggingFaceSide(msgspec.Struct, frozen=True):
 
     @property
     def index_json(self) -> bytes | None:
+        """The index of its shards, as it is."""
         return self.files.get(INDEX)
 
     def to_json(self) -> dict[str, Any]:
+        """What a manifest keeps of it."""
         return {
             "layout": self.layout,
             "files": {name: packed(content) for name, content in self.files.items()},

@@ -166,6 +166,7 @@ class HuggingFace:
         return models or configured or bool(named(directory, ".safetensors.index.json"))
 
     def open(self, directory: Path, step: int | None) -> Model:
+        """All files as one model."""
         refuse_step(step, directory, "a Hugging Face directory")
         return model_of(directory, read_directory(directory))
 

@@ -175,9 +175,11 @@ class UnifiedSafetensors:
     """MindSpore's `unified_safetensors`."""
 
     def recognises(self, directory: Path) -> bool:
+        """By the map of its parameters."""
         return is_unified(directory)
 
     def open(self, directory: Path, step: int | None) -> Model:
+        """All parts as one model."""
         refuse_step(step, directory, "a directory of unified safetensors")
         return model_of(directory, read_unified(directory))
 
@@ -186,9 +188,11 @@ class RankDirectories:
     """The output of one device, in `rank_0/`; `parallel/` puts that of several together."""
 
     def recognises(self, directory: Path) -> bool:
+        """By the names of its directories."""
         return bool(rank_directories(directory))
 
     def open(self, directory: Path, step: int | None) -> Model:
+        """The one rank's checkpoint. Raises `FormatError` for several ranks."""
         ranks = rank_directories(directory)
         if list(ranks) != [0]:
             held = counted(len(ranks), "rank directory")
@@ -206,9 +210,11 @@ class OneFile:
     """A directory with one file of tensors, or one for each of several steps."""
 
     def recognises(self, directory: Path) -> bool:
+        """By the endings of its files."""
         return bool(of_a_format(entries_of(directory)))
 
     def open(self, directory: Path, step: int | None) -> Model:
+        """The file, or that of the step that is wanted."""
         chosen, note = choose_checkpoint(directory, step)
         return model_of(directory, [read_file(chosen)], *([note] if note else []))
 

@@ -60,6 +60,7 @@ class Command(_Forgiving):
         return self
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The parameters, made when they are first needed."""
         if not self.params:  # made when they are needed: the help of the group needs none
             made = [one for record in (*self.records, Shown) for one in parameters(record)]
             for one in made:
@@ -83,6 +84,7 @@ class Command(_Forgiving):
             click.get_current_context().exit(code)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the examples below the options."""
         if self.examples:
             with formatter.section("Examples"):
                 for line in self.examples.strip().splitlines():
@@ -96,6 +98,7 @@ class Group(_Forgiving, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of a name, or an error with the nearest."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

@@ -22,6 +22,7 @@ class Choice(click.Choice[str]):
     """`click.Choice` that suggests the nearest."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word, or an error with the nearest."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
@@ -36,6 +37,7 @@ class Word(Choice):
         self.words = words
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word, among all that there are if it isn't a usual one."""
         if value not in self.words.usual:
             self.choices = tuple(self.words.all())
         return super().convert(value, param, ctx)
@@ -52,6 +54,7 @@ class Numbers(click.ParamType[Any]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | list[int]:
+        """The numbers, or one alone."""
         try:
             found = [int(word) for word in value.split(",")]
         except ValueError as error:

@@ -68,6 +68,7 @@ class Lines:
         self.first: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int) -> None:
+        """Writes a line, if the last is long enough ago."""
         now = self.clock()
         began, before = self.first = self.first or (now, done)
         if now - self.last < EVERY or done >= total:

@@ -49,6 +49,7 @@ class Difference:
         return math.sqrt(self.square / self.reference) if self.reference > 0 else None
 
     def add(self, other: Difference) -> None:
+        """Adds what differs in another part."""
         self.elements += other.elements
         self.count += other.count
         self.max_abs = max(self.max_abs, other.max_abs)

@@ -27,6 +27,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def placed(self, path: Path, *extents: Extent) -> Place:

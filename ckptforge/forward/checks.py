@@ -43,6 +43,7 @@ class LayerCheck:
 
     @property
     def passed(self) -> bool:
+        """Whether both errors are within the tolerance."""
         return self.worst <= self.gate and self.router <= self.gate and not self.flips_beyond
 
 
@@ -59,6 +60,7 @@ class EndCheck:
 
     @property
     def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
         return self.relative_l2 <= self.gate
 
 

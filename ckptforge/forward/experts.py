@@ -36,7 +36,9 @@ def streamed_dense(
 class Experts(Protocol):
     """`states` (tokens, hidden), `chosen`, `gates` (tokens, top_k) → (tokens, hidden)."""
 
-    def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any: ...
+    def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
+        """What the experts of layer `i` make of the states."""
+        ...
 
 
 class LoopExperts:
@@ -48,6 +50,7 @@ class LoopExperts:
         self.mindspore, self.weights, self.rounded = mindspore, weights, rounded
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
+        """What the experts of layer `i` make of the states."""
         ms, ops, rounded = self.mindspore, self.mindspore.ops, self.rounded
         out = ops.zeros_like(states)
         for e in np.unique(chosen):
@@ -90,6 +93,7 @@ class GroupedExperts:
         )
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
+        """What the experts of layer `i` make of the states."""
         ms, ops = self.mindspore, self.mindspore.ops
         tokens, places, ends = sort_by_expert(chosen, self.experts)
         padded = ops.cat(

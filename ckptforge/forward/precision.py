@@ -25,6 +25,7 @@ class Precision:
 
     @property
     def half(self) -> bool:
+        """Whether a number takes two bytes."""
         return self.name != "float32"
 
     def rounding(self, mindspore: Any) -> Callable[[Any], Any]:

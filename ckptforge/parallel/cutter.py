@@ -26,11 +26,19 @@ class CutTensor(Protocol):
     """A stored tensor: what the strategy must know of it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name."""
+        ...
+
     @property
-    def dtype(self) -> DType: ...
+    def dtype(self) -> DType:
+        """What its numbers are."""
+        ...
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        ...
 
 
 class Cutter(msgspec.Struct, frozen=True):

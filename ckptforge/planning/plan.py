@@ -66,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_directory(self) -> bool:
+        """Whether the output is a directory."""
         return not self.files or any(file.path != self.output for file in self.files)
 
     @property

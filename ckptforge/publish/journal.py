@@ -57,6 +57,7 @@ class Journal:
         return audit
 
     def add_tensor(self, key: Key, finished: Finished) -> None:
+        """Notes a finished tensor."""
         self.tensors[key] = finished
         self.add_line(
             {
@@ -68,6 +69,7 @@ class Journal:
         )
 
     def add_source(self, index: int, start: int, digest: bytes) -> None:
+        """Notes the hash of a block of a source."""
         self.sources[index, start] = digest
         self.add_line({"source": index, "start": start, "digest": digest.hex()})
 
@@ -78,6 +80,7 @@ class Journal:
         self.sync()
 
     def add_line(self, line: Mapping[str, Any]) -> None:
+        """Writes a line. Raises `OutputError`."""
         content = journal_line(json.dumps(line, separators=(",", ":")).encode())
         try:
             write_exactly(self.file, self.end, content, self.path)
@@ -89,12 +92,14 @@ class Journal:
         self.end += len(content)
 
     def sync(self) -> None:
+        """Makes the lines durable. Raises `OutputError`."""
         try:
             self.file.sync()
         except OSError as error:
             raise OutputError(f"{self.path}: can't be synced to disk: {error.strerror}.") from error
 
     def close(self) -> None:
+        """Closes the file."""
         self.file.close()
 
 

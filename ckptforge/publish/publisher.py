@@ -37,10 +37,12 @@ class Publication(Protocol):
     small_files: dict[str, bytes]
 
     @property
-    def writers(self) -> Mapping[Path, Writer]: ...
+    def writers(self) -> Mapping[Path, Writer]:
+        """An open file for each path."""
 
     @property
-    def journal(self) -> Journal | None: ...
+    def journal(self) -> Journal | None:
+        """By which another run can go on."""
 
     @property
     def disk_used(self) -> int:
@@ -81,18 +83,23 @@ class ByRename:
         self.disk = disk
 
     def check(self, plan: Plan, overwrite: bool) -> None:
+        """See `check_output`."""
         check_output(self.disk, plan, overwrite)
 
     def check_room(self, plan: Plan, disk_used: int = 0) -> None:
+        """See `refusals.check_room`."""
         check_room(self.disk, plan, disk_used)
 
     def publication(self, plan: Plan, request: Request) -> AbstractContextManager[Staging]:
+        """See `staged`."""
         return staged(self.disk, plan, request)
 
     def finish(self, plan: Plan, command: str | None) -> bool:
+        """See `finish_placing`."""
         return finish_placing(self.disk, plan, command)
 
     def remains(self, output: Path) -> Path | None:
+        """The staging directory, if it is still there."""
         return left if exists(left := staging_path(output)) else None
 
 

@@ -44,6 +44,7 @@ class Staging:
 
     @property
     def out(self) -> Path:
+        """Where the files are made."""
         return self.directory / "out"
 
     @property

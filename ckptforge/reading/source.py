@@ -70,6 +70,7 @@ class Source(msgspec.Struct, frozen=True):
 
     @property
     def table(self) -> Table:
+        """The table that it is read by."""
         return self.binding.table
 
     @property

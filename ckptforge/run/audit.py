@@ -20,6 +20,7 @@ class CastCount:
     undefined: int = 0
 
     def add(self, other: CastCount) -> None:
+        """Adds the counts of another part."""
         for name, count in vars(other).items():
             setattr(self, name, getattr(self, name) + count)
 
@@ -32,12 +33,15 @@ class Audit:
     counts: dict[tuple[str, str, str], CastCount] = field(default_factory=dict)
 
     def add(self, group: str, source: DType, target: DType, count: CastCount) -> None:
+        """Adds what a cast did to tensors of a group."""
         self.counts.setdefault((group, source.name, target.name), CastCount()).add(count)
 
     def merge(self, other: Audit) -> None:
+        """Adds all of another audit."""
         for key, count in other.counts.items():
             self.counts.setdefault(key, CastCount()).add(count)
 
     @property
     def overflowed(self) -> int:
+        """How many finite numbers became infinite."""
         return sum(count.overflowed for count in self.counts.values())

@@ -42,6 +42,7 @@ class Budget(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
+        """Bytes that all workers hold."""
         return self.workers * (self.bytes_each + self.cached)
 
     def caching(self, cached: int) -> Budget:

@@ -33,10 +33,15 @@ class Ledger(Protocol):
     block)."""
 
     @property
-    def sources(self) -> dict[tuple[int, int], bytes]: ...
+    def sources(self) -> dict[tuple[int, int], bytes]:
+        """Those that are known."""
+        ...
 
-    def add_tensor(self, key: Key, finished: Finished) -> None: ...
-    def add_source(self, index: int, start: int, digest: bytes) -> None: ...
+    def add_tensor(self, key: Key, finished: Finished) -> None:
+        """Notes a finished tensor."""
+
+    def add_source(self, index: int, start: int, digest: bytes) -> None:
+        """Notes the hash of a block of a source."""
 
 
 Kept = Mapping[Place, Finished]

@@ -36,10 +36,12 @@ class Tile(msgspec.Struct, frozen=True):
 
     @property
     def columns(self) -> int:
+        """Numbers in a row of the window."""
         return self.c1 - self.c0
 
     @property
     def elements(self) -> int:
+        """Numbers in the window."""
         return (self.r1 - self.r0) * self.columns
 
     def runs(self) -> Iterator[tuple[int, int]]:
@@ -53,6 +55,7 @@ class Tile(msgspec.Struct, frozen=True):
 
     @property
     def run_count(self) -> int:
+        """How many runs there are."""
         return 1 if self.columns == self.width else self.r1 - self.r0
 
 
@@ -67,10 +70,12 @@ class Spans(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
+        """How many spans there are."""
         return math.prod(n for n, _ in self.outer)
 
     @property
     def elements(self) -> int:
+        """Numbers in all spans."""
         return self.count * self.length
 
     def starts(self) -> Iterator[int]:

@@ -49,6 +49,7 @@ class WindowRow(msgspec.Struct, frozen=True):
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """The keys that it names."""
         keys = (self.switch, self.size, self.layer_types, self.first_layer)
         return tuple(key for key in keys if key is not None)
 
@@ -76,6 +77,7 @@ class Used(msgspec.Struct, frozen=True):
     layers: int
 
     def value(self, key: str) -> Any:
+        """A key's value, or the one that stands for an absent one."""
         return self.config[key] if key in self.config else self.constants.defaults.get(key)
 
 

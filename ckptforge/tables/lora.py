@@ -53,6 +53,7 @@ class AdaptedWeight(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def rows(self) -> Pattern:
+        """The rows of the weight alone."""
         return rows_of(self.weight)
 
 

@@ -40,6 +40,7 @@ class Expression(msgspec.Struct, frozen=True):
 
     @property
     def choices(self) -> list[str]:
+        """The choices, in order."""
         return [choice.strip() for choice in self.text.removesuffix(_NONE).split(" or ")]
 
     @property
@@ -120,6 +121,7 @@ class Condition(msgspec.Struct, frozen=True):
         return self.text.endswith(_IS_FALSE)
 
     def holds(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config meets it."""
         if self.in_words:
             return config.get(self.key) is False
         if self.text.startswith("not "):
@@ -148,6 +150,7 @@ class Constant(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
+        """What it is called: its first choice."""
         return self._choices[0]
 
     @property

@@ -25,12 +25,14 @@ class AxisSizes:
         return copied
 
     def learn(self, axis: str, size: int, reason: str) -> None:
+        """Adds a length. Raises `LayoutError` where another is known."""
         before = self.known.setdefault(axis, (size, reason))
         if before[0] != size:
             raise LayoutError(f"axis {axis} is {before[0]} by {before[1]}, but {size} by {reason}.")
 
     @property
     def lengths(self) -> dict[str, int]:
+        """The known lengths by axis."""
         return {axis: size for axis, (size, _) in self.known.items()}
 
     def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
@@ -43,6 +45,7 @@ class AxisSizes:
                 self.learn(axis, size, f"{where} ({expression.text})")
 
     def get(self, axis: str) -> int | None:
+        """The length of an axis, if it is known."""
         return self.known[axis][0] if axis in self.known else None
 
     def learn_shapes(self, shapes: Sequence[tuple[Pattern, str, tuple[int, ...]]]) -> None:

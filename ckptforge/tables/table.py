@@ -90,30 +90,37 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
 
     @property
     def name(self) -> str:
+        """The table's name."""
         return self.about.name
 
     @property
     def source(self) -> str:
+        """Where its text lies."""
         return self.about.source
 
     @property
     def model_types(self) -> tuple[str, ...]:
+        """The model_types of config.json that it is for."""
         return self.about.model_types
 
     @property
     def example(self) -> Mapping[str, Any]:
+        """A tiny config.json."""
         return self.about.example
 
     @property
     def axes(self) -> Mapping[str, Expression]:
+        """Every axis, and what config.json says of its length."""
         return self.logical.axes
 
     @property
     def tensors(self) -> Mapping[str, tuple[str, ...]]:
+        """Logical tensors with their axes."""
         return self.logical.tensors
 
     @property
     def optional(self) -> Mapping[str, Condition]:
+        """Tensors that may be absent, and when."""
         return self.logical.optional
 
     @cached_property

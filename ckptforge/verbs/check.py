@@ -39,6 +39,7 @@ class Check(msgspec.Struct, frozen=True):
 
     @property
     def equal(self) -> bool:
+        """Whether nothing has changed."""
         return not self.problems
 
     def __bool__(self) -> bool:
@@ -49,6 +50,7 @@ class Check(msgspec.Struct, frozen=True):
         return f"<Check of {brief(self.path)}: {found}, {counted(self.tensors, 'tensor')}>"
 
     def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         return {"ok": self.equal, "verb": "compare", **msgspec.structs.asdict(self)}
 
 

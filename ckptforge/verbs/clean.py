@@ -23,6 +23,7 @@ class Cleaned:
 
     @property
     def bytes(self) -> int:
+        """Bytes of disk that were, or would be, freed."""
         return sum(left.bytes for left in self.left if left.busy is None)
 
     @property
@@ -37,6 +38,7 @@ class Cleaned:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         return {"ok": self.ok, **asdict(self), "bytes": self.bytes}
 
 

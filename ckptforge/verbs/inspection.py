@@ -90,6 +90,7 @@ class Inspection:
     parts: list[PartLine] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         entries = {name: [entry.dtype, list(entry.shape)] for name, entry in self.entries.items()}
         return {"ok": True, **asdict(self), "entries": entries}
 

@@ -45,6 +45,7 @@ class Result:
         return f"<Result of {self.verb}: {brief(self.output)}, {written}, {how}>"
 
     def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         return {
             "ok": True,
             "verb": self.verb,

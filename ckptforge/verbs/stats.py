@@ -66,6 +66,7 @@ class Statistics:
         return f"<Statistics of {brief(self.path)}: {extent}>"
 
     def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         return {
             "ok": True,
             "verb": "stats",

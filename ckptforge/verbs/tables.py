@@ -75,6 +75,7 @@ class Checked:
     counts: list[Count]
 
     def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         return {"ok": True, **asdict(self)}
 
 

@@ -36,6 +36,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
+        """Whether every layer and the end passed."""
         return all(layer.passed for layer in self.layers) and (self.end is None or self.end.passed)
 
     def __bool__(self) -> bool:
@@ -49,6 +50,7 @@ class Verification:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
         return {"ok": self.passed, "verb": "verify", **asdict(self)}
 
 

@@ -74,6 +74,7 @@ class Option(NamedTuple):
 
     @property
     def required(self) -> bool:
+        """Whether it must be given."""
         return self.default is REQUIRED
 
     @property
