@@ -29,7 +29,8 @@ from ckptforge.parallel.strategy_files import read_strategy
 from ckptforge.publish import journal as journals
 from ckptforge.quantisation.method import MODEL_OPT
 from ckptforge.quantisation.undo import undo, without_quantisation
-from ckptforge.reading.source import Choices, bind_source
+from ckptforge.reading.known import Choices
+from ckptforge.reading.source import bind_source
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.local import DISK

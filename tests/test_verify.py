@@ -17,7 +17,7 @@ from ckptforge.forward.mindspore_forward import MindSporeForward
 from ckptforge.forward.network import network_of
 from ckptforge.forward.precision import precision_of
 from ckptforge.forward.weights import Weights
-from ckptforge.reading.source import Choices
+from ckptforge.reading.known import Choices
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.ranks import open_source
 from ckptforge.verbs.synthetic import write_model

@@ -19,7 +19,7 @@ from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, ModelUnknownError, UsageError
 from ckptforge.model import Account, Model
 from ckptforge.planning.plan import Plan
-from ckptforge.reading.source import Choices, read_model_config
+from ckptforge.reading.known import Choices, read_model_config
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.shipped import candidate_tables

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from ckptforge.boxes import Box, box_text, full_box, uncovered
 from ckptforge.checkpoints.duplicates import same_bytes
-from ckptforge.checkpoints.mindspore import read_ranks
-from ckptforge.checkpoints.unfinished import refuse_unfinished
 from ckptforge.composing import value_of_parts
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
@@ -19,14 +17,6 @@ from ckptforge.values import Stored, Value, value_of
 from ckptforge.wording import counted, listing
 
 _log = logging.getLogger(__name__)
-
-
-def open_sharded(
-    directory: Path, strategy: Strategy, step: int | None = None, check_replicas: bool = False
-) -> Model:
-    """Opens `rank_<r>` directories under the strategy of their job; see `join_ranks`."""
-    refuse_unfinished(directory)
-    return join_ranks(directory, read_ranks(directory, step), strategy, check_replicas)
 
 
 def join_ranks(

@@ -28,7 +28,7 @@ from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.join import join_ranks
 from ckptforge.parallel.solve import Described, solve_strategy
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
-from ckptforge.reading.source import Choices, known_of
+from ckptforge.reading.known import Choices, known_of
 from ckptforge.spelling import option
 from ckptforge.storage.ranges import read_range
 from ckptforge.tables.axes import skeleton_of

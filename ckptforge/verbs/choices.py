@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptforge.reading.source import Choices
+from ckptforge.reading.known import Choices
 from ckptforge.run.budget import Budget
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.verbs.options import Options

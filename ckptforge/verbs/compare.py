@@ -21,7 +21,8 @@ from ckptforge.errors import (
 )
 from ckptforge.examine.differences import unlike
 from ckptforge.model import Model
-from ckptforge.reading.source import Choices, Source, bind_source, known_of
+from ckptforge.reading.known import Choices, known_of
+from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.state import state_in
 from ckptforge.reading.tied import differing as differing_ties
 from ckptforge.reading.tied import notes as tied_notes

@@ -8,7 +8,8 @@ from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.reading.factors import holds_only_factors
-from ckptforge.reading.source import Choices, Source, bind_source
+from ckptforge.reading.known import Choices
+from ckptforge.reading.source import Source, bind_source
 from ckptforge.spelling import command, flag, option
 from ckptforge.storage.files import real_path
 from ckptforge.tables.lora import is_lora

@@ -15,7 +15,8 @@ from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError
 from ckptforge.model import Model
 from ckptforge.reading.factors import holds_only_factors
-from ckptforge.reading.source import Choices, Source, bind_source
+from ckptforge.reading.known import Choices
+from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
 from ckptforge.run.budget import Budget

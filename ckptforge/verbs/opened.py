@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from ckptforge.errors import CkptforgeError, LayoutError
 from ckptforge.examine.window import Window
 from ckptforge.model import Model
-from ckptforge.reading.source import Choices, Source, bind_source
+from ckptforge.reading.known import Choices
+from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.state import followed
 from ckptforge.surgery import names as named
 from ckptforge.surgery.cast import cast

@@ -12,7 +12,8 @@ from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.model import Model
-from ckptforge.reading.source import Choices, Source, bind_source
+from ckptforge.reading.known import Choices
+from ckptforge.reading.source import Source, bind_source
 from ckptforge.spelling import option
 from ckptforge.storage.files import is_directory
 from ckptforge.tables.table import Layout

@@ -14,7 +14,8 @@ from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, Usag
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import refuse_scaled
-from ckptforge.reading.source import Choices, bind_source
+from ckptforge.reading.known import Choices
+from ckptforge.reading.source import bind_source
 from ckptforge.spelling import called, command, option
 from ckptforge.surgery.cast import cast
 from ckptforge.tables.binding import bind

@@ -9,7 +9,8 @@ from ckptforge.errors import LayoutError, UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
-from ckptforge.reading.source import Choices, Source, known_of
+from ckptforge.reading.known import Choices, known_of
+from ckptforge.reading.source import Source
 from ckptforge.reading.tied import tied
 from ckptforge.spelling import option
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import UsageError
-from ckptforge.reading.source import read_model_config
+from ckptforge.reading.known import read_model_config
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.pieces import name_pieces

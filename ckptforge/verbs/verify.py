@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ckptforge.reading.source import Choices, Source
+from ckptforge.reading.known import Choices
+from ckptforge.reading.source import Source
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.options import Verify
 from ckptforge.verbs.public import verb
