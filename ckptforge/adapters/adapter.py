@@ -140,7 +140,7 @@ def read_adapter(
         _check_saved(path, kept.config, whole)
     scales = Scales(kept.config, alpha)
     factors = tuple(paired_factors(path, model.values, table, chosen, found, scales, lengths))
-    said = kept.config.notes if kept.config is not None else ()
+    config_notes = kept.config.notes if kept.config is not None else ()
     return Adapter(
         path=path,
         model=model,
@@ -150,7 +150,7 @@ def read_adapter(
         kept=kept,
         by_tensor={(t, one.index): one for one in factors for t in one.weight.weight.tensors},
         whole=whole,
-        notes=(*notes, *said, *_idle(factors)),
+        notes=(*notes, *config_notes, *_idle(factors)),
     )
 
 

@@ -55,8 +55,8 @@ def convert_adapter(
             f"with {option('merge_lora')}."
         )
     weights = adapter.table.lora.weights.get(target.name, ())
-    held = {tensor for weight in weights for tensor in weight.weight.tensors}
-    others = (one for (tensor, _), one in adapter.by_tensor.items() if tensor not in held)
+    adaptable = {tensor for weight in weights for tensor in weight.weight.tensors}
+    others = (one for (tensor, _), one in adapter.by_tensor.items() if tensor not in adaptable)
     if lost := sorted({one.a.origin.name for one in others}):
         raise LayoutError(
             f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n"
@@ -157,9 +157,9 @@ class _Stack(msgspec.Struct, frozen=True):
     ) -> tuple[int, list[tuple[Value, Transfer]]]:
         """(rows of B, the B's, on the diagonal)."""
         first = self.blocks[0]
-        alike = first.rows_as(self.weight.rows)
-        lengths = {} if alike else row_lengths(adapter.table, sizes, self.found, self.weight.rows)
-        rows = first.height if alike else row_count(self.weight.rows, lengths)
+        same = first.rows_as(self.weight.rows)
+        lengths = {} if same else row_lengths(adapter.table, sizes, self.found, self.weight.rows)
+        rows = first.height if same else row_count(self.weight.rows, lengths)
         found: list[tuple[Value, Transfer]] = []
         for tensor, one in self.found.items():
             moved = row_transfer(tensor, one, self.weight.rows, lengths)
@@ -173,7 +173,7 @@ class _Stack(msgspec.Struct, frozen=True):
                 (*(n * to_row for n in moved.target_strides), to_rank),
             )
             found.append((one.b, transfer))
-            if alike:
+            if same:
                 break  # all rows at once
         return rows, found
 
@@ -206,7 +206,7 @@ def _contents(values: Iterable[Value]) -> dict[Stored, str]:
         if (stored := value.whole) is not None:
             files.setdefault(stored.path, {})[stored] = None
     hashes = tensor_hashes(files, Budget.of(None, None))
-    return {stored: hashes[path][stored.name] for path, held in files.items() for stored in held}
+    return {stored: hashes[path][stored.name] for path, own in files.items() for stored in own}
 
 
 def _stack(

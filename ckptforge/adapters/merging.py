@@ -103,18 +103,18 @@ def _products(
                 f"{one.a.origin.path}: {one.a.origin.name} has shape {list(one.a.shape)}, but "
                 f"{entry.origin.name} in {entry.origin.path} has {entry.shape[1]} columns."
             )
-        alike = one.rows_as(into)
-        if not alike:
+        same = one.rows_as(into)
+        if not same:
             lengths = lengths or row_lengths(table, sizes, adapted, into)
         rows = row_transfer(tensor, one, into, lengths)
-        whole = rows.size if alike else row_count(one.weight.rows, lengths)
+        whole = rows.size if same else row_count(one.weight.rows, lengths)
         outside = rows.last_source >= one.height or rows.last_target >= entry.shape[0]
-        if outside or whole != one.height or (alike and whole != entry.shape[0]):
+        if outside or whole != one.height or (same and whole != entry.shape[0]):
             raise LayoutError(
                 f"{one.b.origin.path}: {one.b.origin.name} has shape {list(one.b.shape)}, whose "
                 f"rows don't fit those of {tensor} in {entry.origin.name} {list(entry.shape)} of "
                 f"{entry.origin.path}; is it an adapter of this model?"
             )
         yield Product(a=one.a.origin, b=one.b.origin, scale=one.scale, rows=rows, turned=one.turned)
-        if alike:
+        if same:
             return  # all rows at once

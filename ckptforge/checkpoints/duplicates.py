@@ -26,11 +26,11 @@ def without_duplicates(
     Else copies of one dtype, one shape and equal bits are one tensor, which is read from the first
     file. Raises `FormatError`, naming both files, for other copies.
     """
-    held: Duplicates = {}
+    holders: Duplicates = {}
     for number, file in enumerate(files):
         for name in file.tensors:
-            held.setdefault(name, []).append(number)
-    duplicates = {name: numbers for name, numbers in held.items() if len(numbers) > 1}
+            holders.setdefault(name, []).append(number)
+    duplicates = {name: numbers for name, numbers in holders.items() if len(numbers) > 1}
     if not duplicates:
         return list(files)
     places = {file.path.name: number for number, file in enumerate(files)}

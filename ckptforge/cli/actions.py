@@ -82,11 +82,11 @@ def compare(shown: Shown, options: CompareOrCheck) -> int:
     with progressing.shown(shown.quiet, "comparing") as progress:
         if options.b is None:
             found = ckptforge.check(**_for_check(options), progress=progress)
-            said = findings.check_text(found)
+            outcome = findings.check_text(found)
         else:
             found = ckptforge.compare(**{**vars(options), "progress": progress})
-            said = findings.comparison_text(found)
-    return shown.check(found.to_json(), said, found.equal, ("same", "different"), "Different")
+            outcome = findings.comparison_text(found)
+    return shown.check(found.to_json(), outcome, found.equal, ("same", "different"), "Different")
 
 
 def _for_check(options: CompareOrCheck) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def verify(shown: Shown, options: Verify, wanted: Report) -> int:
         from ckptforge.publish.single_file import write_file
 
         write_file(report, html_page(found).encode())
-    said = findings.verification_text(found)
-    return shown.check(found.to_json(), said, found.passed, ("passed", "failed"), "VerifyFailed")
+    outcome = findings.verification_text(found)
+    return shown.check(found.to_json(), outcome, found.passed, ("passed", "failed"), "VerifyFailed")
 
 
 def clean(shown: Shown, options: Clean) -> int:

@@ -27,8 +27,8 @@ def summary(found: Verification) -> list[str]:
             else ""
         )
         lines.append(
-            f"logits end to end: relative L2 {end.relative_l2:.1e}, tolerance {end.gate:.1e}"
-            f"{noise}; top-1 agreement {end.top1:.1%}, KL {end.kl:.1e}"
+            f"logits end to end: relative L2 {end.relative_l2:.1e}, tolerance "
+            f"{end.gate:.1e}{noise}; top-1 agreement {end.top1:.1%}, KL {end.kl:.1e}"
         )
     for who, ids in zip(("torch", "mindspore"), found.generated, strict=False):
         lines.append(f"{who} continues: {' '.join(map(str, ids))}")
@@ -70,8 +70,8 @@ def html_page(found: Verification) -> str:
         f"{counted(found.tokens, 'token')})"
     )
     style = (
-        "body{font:14px sans-serif;margin:2em;max-width:60em}"
-        "td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}"
+        "body{font:14px sans-serif;margin:2em;max-width:60em}td,th{padding:2px "
+        "10px;text-align:right;border-bottom:1px solid #ddd}"
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"

@@ -65,9 +65,9 @@ def _refuse_unknown(content: Content, spellings: Spellings) -> None:
     one: of those that MindFormers' files have, most say nothing of how weights are cut."""
     sections = _sections(spellings)
     flat = not any(section in content for section in sections if section)
-    for section, held in _held(content, sections):
+    for section, inner_keys in _held(content, sections):
         prefix = f"{section}." if section else ""
-        for key in held:
+        for key in inner_keys:
             if key in sections[section]:
                 continue
             near = _slip_of(str(key), sections[section])

@@ -60,11 +60,11 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Ranks of the job."""
         return self.stages * self.devices
 
-    def strategy(self, path: Path, held: Sequence[Iterable[str]]) -> Strategy:
+    def strategy(self, path: Path, tensors: Sequence[Iterable[str]]) -> Strategy:
         """The strategy for stages that hold these tensors. Raises `FormatError`."""
         by_kind, by_name = self._by("kind"), self._by("names")
         stages: dict[int, Stage] = {}
-        for stage, names in enumerate(held):
+        for stage, names in enumerate(tensors):
             stages[stage] = {}
             for name in names:
                 found = by_name.get((stage, name)) or by_kind.get((stage, skeleton_of(name)[0]))
@@ -86,10 +86,10 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
 
-def cut_of(strategy: Strategy, held: Sequence[Iterable[str]]) -> Cut:
+def cut_of(strategy: Strategy, tensors: Sequence[Iterable[str]]) -> Cut:
     """What a strategy says of the tensors that each of its stages holds."""
     by_kind: dict[tuple[int, str], dict[str, LayoutRow | None]] = {}
-    for stage, names in enumerate(held):
+    for stage, names in enumerate(tensors):
         for name in names:
             layout = strategy.stages[stage].get(name)
             row = None if layout is None else LayoutRow.of(layout)

@@ -28,23 +28,23 @@ def check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
     kv_heads, groups = lengths.get(_KV_HEADS), lengths.get(f"{_HEADS} / {_KV_HEADS}")
     heads = lengths.get(_HEADS) or (kv_heads * groups if kv_heads and groups else None)
     rows = (("num_heads", own, _HEADS, heads), ("n_kv_heads", own_kv, _KV_HEADS, kv_heads))
-    for key, said, what, there in rows:
-        if said is not None and there is not None and said != there:
+    for key, given, what, there in rows:
+        if given is not None and there is not None and given != there:
             raise ConfigError(
-                f"{config.path}: {key} is {said}, but the model has {there} ({what})."
+                f"{config.path}: {key} is {given}, but the model has {there} ({what})."
             )
 
 
 def learn_heads(sizes: AxisSizes, config: ParallelConfig, table: Table) -> bool:
     """Learns axes by the numbers of heads that the file says. Whether there were any."""
     pairs = {_HEADS: config.counts.heads, _KV_HEADS: config.counts.kv_heads}
-    said = {key: count for key, count in pairs.items() if count is not None}
+    given = {key: count for key, count in pairs.items() if count is not None}
     needs_kv = any(_KV_HEADS in expression.text for expression in table.axes.values())
-    if not said or (needs_kv and _KV_HEADS not in said):
+    if not given or (needs_kv and _KV_HEADS not in given):
         return False
     learnt = False
     for axis, expression in table.axes.items():
-        length = expression.evaluate(said, str(config.path)) if sizes.get(axis) is None else None
+        length = expression.evaluate(given, str(config.path)) if sizes.get(axis) is None else None
         if length is not None:
             sizes.learn(axis, length, f"num_heads and n_kv_heads of {config.path}")
             learnt = True

@@ -49,11 +49,9 @@ def join_ranks(
             values[name] = _sharded(directory, name, stage, files, strategy, check_replicas)
     notes += _once([note for file in files for note in file.notes], len(files))
     kind = f"{files[0].format}{IN_RANKS}"
-    held = (
-        f"{counted(len(values), 'tensor')} in {counted(len(files), 'rank')}, "
-        f"{counted(len(strategy.stages), 'stage')}"
-    )
-    _log.info("opened %s: %s, %s, sharding from %s", directory, kind, held, strategy.path)
+    tensors, ranks_read = counted(len(values), "tensor"), counted(len(files), "rank")
+    extent = f"{tensors} in {ranks_read}, {counted(len(strategy.stages), 'stage')}"
+    _log.info("opened %s: %s, %s, sharding from %s", directory, kind, extent, strategy.path)
     return Model(
         path=directory,
         format=kind,
@@ -106,8 +104,8 @@ def _sharded(
 ) -> Value:
     layout = strategy.stages[stage][name]
     of_stage = files[stage * strategy.devices : (stage + 1) * strategy.devices]
-    held = {device: file.tensors.get(name) for device, file in enumerate(of_stage)}
-    present = {device: entry for device, entry in held.items() if entry is not None}
+    by_device = {device: file.tensors.get(name) for device, file in enumerate(of_stage)}
+    present = {device: entry for device, entry in by_device.items() if entry is not None}
     if not present:
         elsewhere = next(file.path for file in files if name in file.tensors)
         raise FormatError(
@@ -141,7 +139,9 @@ def _sharded(
                 f"{entry.path}: {shown(name)} differs from its replica in {kept.path}."
             )
     if wrong := uncovered(full_box(full), list(chosen)):
-        lacking = [str(of_stage[device].path) for device, entry in held.items() if entry is None]
+        lacking = [
+            str(of_stage[device].path) for device, entry in by_device.items() if entry is None
+        ]
         raise FormatError(
             f"{directory}: no rank holds part {box_text(wrong[1])} of {shown(name)} {list(full)}"
             + (

@@ -108,18 +108,18 @@ def recorded_strategy(directory: Path, files: Sequence[FileIndex]) -> Strategy |
             f"{path}: is of {counted(cut.ranks, 'rank')}, but names {counted(len(files), 'file')}; "
             "damaged."
         )
-    return cut.strategy(path, [list(held) for held in _held(files, cut.devices)])
+    return cut.strategy(path, list(map(list, _tensors_by_stage(files, cut.devices))))
 
 
-def _held(files: Sequence[FileIndex], devices: int) -> list[dict[str, Stored]]:
+def _tensors_by_stage(files: Sequence[FileIndex], devices: int) -> list[dict[str, Stored]]:
     """By stage, a part of each tensor that its ranks hold."""
     found: list[dict[str, Stored]] = []
     for first in range(0, len(files), devices):
-        held: dict[str, Stored] = {}
+        own: dict[str, Stored] = {}
         for file in files[first : first + devices]:
             for name, entry in file.tensors.items():
-                held.setdefault(name, entry)
-        found.append(held)
+                own.setdefault(name, entry)
+        found.append(own)
     return found
 
 
@@ -139,8 +139,8 @@ def _computed(
             f"{job.ranks} ({stages}); it isn't the configuration of these ranks."
         )
     parts: dict[str, Stored] = {}
-    for held in reversed(_held(files, job.devices)):
-        parts.update(held)
+    for own in reversed(_tensors_by_stage(files, job.devices)):
+        parts.update(own)
     model = Model(
         path=directory,
         format=files[0].format,
@@ -156,8 +156,7 @@ def _computed(
     except CkptforgeError as error:
         raise type(error)(
             f"{directory}: {error} A parallel configuration says how a model is cut only where a "
-            "mapping knows it; of others give the strategy files with "
-            f"{option('strategy_dir')}."
+            f"mapping knows it; of others give the strategy files with {option('strategy_dir')}."
         ) from error
     layouts = _layouts(table, shapes, known.hints)
     described = Described(table, known.config, known.config_source)
@@ -178,7 +177,7 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
         for name, layout in layouts.items():
             if not is_state(name):
                 kinds.setdefault((stage, skeleton_of(name)[0]), (name, layout))
-    alike, differ = [], False
+    equal, differ = [], False
     for (stage, _), (name, layout) in kinds.items():
         samples: dict[Box, tuple[bytes, Path]] = {}
         for device in range(strategy.devices):
@@ -199,10 +198,10 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
         found = {sample for sample, _ in samples.values()}
         differ = differ or len(found) > 1
         if len(samples) > 1 and len(found) == 1 and len(set(next(iter(found)))) > _FEW:
-            alike.append(name)
-    if alike and not differ:
+            equal.append(name)
+    if equal and not differ:
         raise FormatError(
-            f"{files[0].path.parent.parent}: every rank holds the same of {shown(alike[0])}, which "
+            f"{files[0].path.parent.parent}: every rank holds the same of {shown(equal[0])}, which "
             f"{strategy.path} says is cut; it isn't the configuration of these ranks."
         )
 

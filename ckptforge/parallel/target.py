@@ -42,22 +42,22 @@ class RankTarget(msgspec.Struct, frozen=True):
         them.
         """
         refuse_other_strategy(self.strategy, specs)
-        held = [held_by(self.strategy, stage, specs) for stage in range(len(self.strategy.stages))]
+        by_stage = [held_by(self.strategy, stage, specs) for stage in range(len(self.strategy.stages))]
         laid_out: dict[int, OutputFile] = {}
         placed = []
         for rank in range(self.strategy.ranks):
             stage, device = self.strategy.stage_of(rank), rank % self.strategy.devices
-            cut = ((spec, layout) for spec, layout in held[stage] if layout is not None)
+            cut = ((spec, layout) for spec, layout in by_stage[stage] if layout is not None)
             boxes = {spec.name: layout.box(spec.shape, device) for spec, layout in cut}
             path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{self.ending}"
             if stage not in laid_out:  # the ranks of a stage have equal parts
                 parts = [
                     replace(spec, shape=box_shape(boxes[spec.name])) if layout is not None else spec
-                    for spec, layout in held[stage]
+                    for spec, layout in by_stage[stage]
                 ]
                 laid_out[stage] = mindspore_file(path, parts)
             placed.append(PlacedFile(laid_out[stage].at(path), boxes))
-        stages = [laid_out[stage].places for stage in range(len(held))]
+        stages = [laid_out[stage].places for stage in range(len(by_stage))]
         return LaidOut(
             files=tuple(placed),
             notes=lacking_notes(self.strategy, specs),

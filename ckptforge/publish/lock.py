@@ -35,7 +35,7 @@ def lock_directory(disk: FileSystem, directory: Path, output: Path) -> LockableW
             raise OutputError(
                 f"{output}: can't be written: {error.strerror} in {output.parent}."
             ) from error
-        held = False
+        signed = False
         try:
             if not lock.lock():
                 raise OutputError(
@@ -45,10 +45,10 @@ def lock_directory(disk: FileSystem, directory: Path, output: Path) -> LockableW
             # or the run that held it has removed it
             if is_same(disk, lock, directory / "lock"):
                 _sign(lock)
-                held = True
+                signed = True
                 return lock
         finally:
-            if not held:
+            if not signed:
                 lock.close()
     raise OutputError(
         f"{output}: {directory} can't be locked, as other runs keep making and removing it; wait "
@@ -79,8 +79,8 @@ def _open_lock(disk: FileSystem, directory: Path) -> LockableWriter:
 def _holder(lock: LockableWriter) -> str:
     """Who signed a lock."""
     text = bytearray(200)
-    said = bytes(text[: lock.read_into(0, memoryview(text))])
-    return said.decode("utf-8", "replace") or "it has not said which"
+    signature = bytes(text[: lock.read_into(0, memoryview(text))])
+    return signature.decode("utf-8", "replace") or "it has not said which"
 
 
 def _sign(lock: LockableWriter) -> None:

@@ -99,12 +99,12 @@ def staged(disk: FileSystem, plan: Plan, request: Request) -> Iterator[Staging]:
             empty_staging(disk, staging.directory)
     except BaseException as error:
         placed = placed or _is_placed(staging)
-        held = lock is not None and is_same(disk, lock, staging.directory / "lock")
-        kept = held and _worth_keeping(staging, error)
+        locked = lock is not None and is_same(disk, lock, staging.directory / "lock")
+        kept = locked and _worth_keeping(staging, error)
         for note in _notes(staging, plan, error, placed, kept):
             add_note(error, note)
         with suppress(OSError, OutputError):
-            if held and not placed:
+            if locked and not placed:
                 _give_up(staging, output, kept)
         raise
     finally:

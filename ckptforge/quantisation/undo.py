@@ -129,11 +129,11 @@ def _refuse_without_scales(
         scales = ((name, scale_of(name, names)) for name in weights)
         endings = (scale[len(name) :] for name, scale in scales if scale is not None)
         ending = next(endings, "_scale")
-        said = "" if method is None else f" ({method.where} says {method.name})"
+        source = "" if method is None else f" ({method.where} says {method.name})"
         raise FormatError(
             f"{entry.path}: {shown(entry.name)} is {entry.dtype}, but there is no "
             f"{shown(entry.name + ending)}, by which it would be multiplied "
-            f"({counted(len(lacking), 'such weight')}){said}; is a file missing?"
+            f"({counted(len(lacking), 'such weight')}){source}; is a file missing?"
         )
 
 
@@ -174,30 +174,32 @@ def _check_codes(entry: Stored, scale: Stored, method: Method | None, name: str)
         raise _not_undone(entry, method, refusal)
     allowed = ("float8_e4m3fn", "float8_e5m2") if method is None else method.codes_of(name)
     if entry.dtype.name not in allowed:
-        said = "no config.json or description says how"
+        source = "no config.json or description says how"
         if method is not None:
-            said = f"{method.where} says {method.name}"
+            source = f"{method.where} says {method.name}"
         raise FormatError(
             f"{_described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as "
-            f"{scale.path} has scales of it, {shown(scale.name)} ({said})."
+            f"{scale.path} has scales of it, {shown(scale.name)} ({source})."
         )
 
 
 def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> tuple[int, ...]:
     """How many elements share a scale, by axis. The shape of the scales says it where there is one
     for the whole tensor, or one for each row or column; else the method must, and fit."""
-    shape, held = entry.shape, _grid_of(entry.shape, scale.shape)
+    shape, counts = entry.shape, _grid_of(entry.shape, scale.shape)
     blocks = () if method is None else method.blocks
     groups = () if method is None else method.groups
     choices = {(1,) * (len(shape) - 2) + block for block in blocks if len(shape) > 1}
     choices |= {(1,) * (len(shape) - 1) + (group,) for group in groups}
-    fitting = {choice for choice in choices if _grid(shape, choice) == held}
+    fitting = {choice for choice in choices if _grid(shape, choice) == counts}
     if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
         return next(iter(fitting))
-    plain = held is not None and all(count in (1, n) for count, n in zip(held, shape, strict=True))
+    plain = counts is not None and all(
+        count in (1, n) for count, n in zip(counts, shape, strict=True)
+    )
     assumed = method is None or method.assumed or not blocks
-    if plain and held is not None and (assumed or not scale.shape or scale.shape == (1,)):
-        return tuple(max(n, 1) if count == 1 else 1 for count, n in zip(held, shape, strict=True))
+    if plain and counts is not None and (assumed or not scale.shape or scale.shape == (1,)):
+        return tuple(max(n, 1) if count == 1 else 1 for count, n in zip(counts, shape, strict=True))
     if not choices and len(shape) > 1 and len(scale.shape) == len(shape):
         raise ConfigError(
             f"{where}: {_described(entry)} with scales of shape {list(scale.shape)}, but "

@@ -59,10 +59,10 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
         f"{CONFIG} describes more than the language model ({', '.join(part.beside) or part.where})"
     )
     if part.config.get("model_type") not in table.model_types:
-        said = shown(part.config.get("model_type"))
+        model_type = shown(part.config.get("model_type"))
         return replace(side, files=files), (
-            f"{described} and isn't kept, as its model_type {said} isn't one of {table.name}: give "
-            f"the language model's own with {option('config')} where one is needed.",
+            f"{described} and isn't kept, as its model_type {model_type} isn't one of "
+            f"{table.name}: give the language model's own with {option('config')} where one is needed.",
         )
     content = (
         json.dumps(_of_language_model(part.config, table), indent=2, ensure_ascii=False) + "\n"

@@ -11,9 +11,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.checkpoints.card import (
-    HuggingFaceSide,
-)
+from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.dtypes import DType
 from ckptforge.errors import (
     CkptforgeError,

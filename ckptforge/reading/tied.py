@@ -41,12 +41,15 @@ def stored_heads(source: Source) -> dict[str, Tied]:
     in for it, where both are stored by themselves."""
     table, names = source.table, source.binding.names
     alone = {p.tensors[0]: found for p, found in names.items() if len(p.tensors) == 1}
-    held = {tensor: list(found.values()) for tensor, found in alone.items()}
+    stored = {tensor: list(found.values()) for tensor, found in alone.items()}
     found = {}
     for tensor, stand_in in (table.pipeline.tied if table.pipeline is not None else {}).items():
         condition = table.optional.get(tensor)
-        if condition is not None and len(held.get(tensor, ())) == len(held.get(stand_in, ())) == 1:
-            (name,), (used,), key = held[tensor], held[stand_in], condition.met()[0]
+        if (
+            condition is not None
+            and len(stored.get(tensor, ())) == len(stored.get(stand_in, ())) == 1
+        ):
+            (name,), (used,), key = stored[tensor], stored[stand_in], condition.met()[0]
             values = source.model.values[name], source.model.values[used]
             found[key] = Tied(name=name, used=used, key=key, values=values)
     return found

@@ -15,7 +15,7 @@ from ckptforge.tables.rope import (
     PREFIX,
     THETA,
     Rope,
-    alike,
+    nearly_equal,
     rope_parameters,
     rotation,
 )
@@ -155,7 +155,7 @@ def _plain(one: Used, other: Used) -> Found:
         default = mine.get(key, theirs.get(key))
         here = one.value(key) if key in mine else default
         there = other.value(key) if key in theirs else default
-        if not alike(_meaning(here, default), _meaning(there, default)):
+        if not nearly_equal(_meaning(here, default), _meaning(there, default)):
             found[key] = here, there
     return found
 
@@ -208,9 +208,11 @@ def _windows(one: Used, other: Used) -> Found:
     keys = dict.fromkeys(key for row in rows for key in row.keys)
     mine, theirs = ({key: side.value(key) for key in keys} for side in (one, other))
     listing = dict.fromkeys(row.layer_types for row in rows if row.layer_types is not None)
-    said = [key for key in listing if isinstance(mine[key], list) or isinstance(theirs[key], list)]
+    listed = [
+        key for key in listing if isinstance(mine[key], list) or isinstance(theirs[key], list)
+    ]
     for side, values in ((one, mine), (other, theirs)):
-        for key in said:
+        for key in listed:
             if values[key] is None:
                 values[key] = list(_kinds(side.constants.window, values, side.layers))
     telling = _telling(mine, theirs, _windows_of(one), _windows_of(other))
@@ -251,14 +253,14 @@ def _telling(
 ) -> list[str]:
     """The keys that, taken from one config into the other, change what is computed."""
     here, there = compute_mine(mine), compute_theirs(theirs)
-    if alike(here, there):
+    if nearly_equal(here, there):
         return []
     keys = [key for key in {**mine, **theirs} if mine.get(key, _ABSENT) != theirs.get(key, _ABSENT)]
     telling = [
         key
         for key in keys[:_MAX_KEYS]
-        if not alike(compute_mine(_taken(key, mine, theirs)), here)
-        or not alike(compute_theirs(_taken(key, theirs, mine)), there)
+        if not nearly_equal(compute_mine(_taken(key, mine, theirs)), here)
+        or not nearly_equal(compute_theirs(_taken(key, theirs, mine)), there)
     ]
     return telling or keys
 

@@ -31,9 +31,9 @@ class Conversion:
     def __init__(self, binding: Binding, target: Layout, values: Values, prefix: str) -> None:
         self.binding, self.target, self.values, self.prefix = binding, target, values, prefix
         table = binding.table
-        self.held = [tensor for tensor in table.tensors if binding.holds(tensor)]
-        self.origin = {tensor: binding.layout.holding(tensor) for tensor in self.held}
-        self.wanted = [p for p in target.patterns if set(p.tensors) <= set(self.held)]
+        self.present = [tensor for tensor in table.tensors if binding.holds(tensor)]
+        self.origin = {tensor: binding.layout.holding(tensor) for tensor in self.present}
+        self.wanted = [p for p in target.patterns if set(p.tensors) <= set(self.present)]
         self.counts = {axis: size for axis, (size, _) in binding.sizes.known.items()}
         self.parts: dict[str, Parts] = {}
         self.absent: Absent = {}

@@ -54,8 +54,7 @@ def recognise(table: Table, shapes: Shapes, hints: Hints) -> Binding:
     if found:
         raise LayoutError(
             f"the tensors fit layouts {' and '.join(found)} alike: their names and shapes are the "
-            "same, only what is in them differs. Name the right one with "
-            f"{option('layout')}."
+            f"same, only what is in them differs. Name the right one with {option('layout')}."
         )
     told = (one for one in table.layouts.values() if not one.by_name_only)
     elsewhere = [one for one in told if one not in candidates]

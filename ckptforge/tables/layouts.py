@@ -148,9 +148,9 @@ def _check_optional_alone(rows: Rows, optional: Mapping[str, str]) -> None:
 
 
 def _check_names_differ(patterns: Sequence[Pattern]) -> None:
-    alike: dict[str, list[Pattern]] = {}
+    by_skeleton: dict[str, list[Pattern]] = {}
     for pattern in patterns:
-        others = alike.setdefault(pattern.skeleton, [])
+        others = by_skeleton.setdefault(pattern.skeleton, [])
         if (other := find_clash(pattern, others)) is not None:
             raise ValueError(
                 f"rows {other.template!r} and {pattern.template!r} can produce the same name; the "

@@ -120,8 +120,8 @@ def _contradiction(
         if whole and fitting(table, shapes, plain, readable(table, plain)):
             return ModelUnknownError(
                 f"{hints.config_source} has model_type {shown(model_type)}, but the tensors are "
-                f"those of {table.name}. Give the model's own config.json with "
-                f"{option('config')}; or, if only model_type is wrong in it, name the table with "
+                f"those of {table.name}. Give the model's own config.json with {option('config')}; "
+                "or, if only model_type is wrong in it, name the table with "
                 f"{option('model', table.name)}."
             )
     return None

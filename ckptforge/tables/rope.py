@@ -83,20 +83,20 @@ def _standard(
 ) -> Parameters:
     outer = {key: config[key] for key in KEYS if config.get(key) is not None}
     own = {key: value for key, value in given.items() if value is not None and key != LONGEST}
-    said = {**defaults, **outer, **own}
-    kind = said.get(_TYPE) or given.get("type") or "default"
+    values = {**defaults, **outer, **own}
+    kind = values.get(_TYPE) or given.get("type") or "default"
     kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     if _ORIGINAL in outer and given.get(_ORIGINAL) != outer[_ORIGINAL]:
-        said[_ORIGINAL] = outer[_ORIGINAL]  # beside the parameters it counts more than among them
+        values[_ORIGINAL] = outer[_ORIGINAL]  # beside the parameters it counts more than among them
     if "truncate" in given:
-        said["truncate"] = bool(given["truncate"])
+        values["truncate"] = bool(given["truncate"])
     read: tuple[str, ...] = ()
     if isinstance(kind, str):
         read = _READ.get(kind, tuple(key for key in given if key not in ("type", _TYPE)))
     if rope.scales_softmax and kind != "default":
         read = (*read, "factor", "mscale_all_dim")
-    said = {**_DEFAULTS, **said}
-    return {_TYPE: kind, **{key: said[key] for key in (THETA, *read, LONGEST) if key in said}}
+    values = {**_DEFAULTS, **values}
+    return {_TYPE: kind, **{key: values[key] for key in (THETA, *read, LONGEST) if key in values}}
 
 
 def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, ...]:
@@ -119,10 +119,10 @@ def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, 
         return tuple(sorted(items, key=lambda item: item[0]))
 
 
-def alike(one: Any, other: Any) -> bool:
+def nearly_equal(one: Any, other: Any) -> bool:
     """Whether two rotations are the same except for the rounding of float64."""
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(alike, one, other))
+        return len(one) == len(other) and all(map(nearly_equal, one, other))
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-12) or (one != one and other != other)
     return bool(one == other)
@@ -204,7 +204,7 @@ def _longrope(p: Parameters, dim: int) -> tuple[Any, ...]:
         [x / y for x, y in zip(plain, p[key], strict=True)]
         for key in ("short_factor", "long_factor")
     )
-    if alike(tuple(short), tuple(long)):
+    if nearly_equal(tuple(short), tuple(long)):
         return _fixed(short, 1.0 * attention)
     return ("longrope", tuple(short), tuple(long), original, 1.0 * attention)
 

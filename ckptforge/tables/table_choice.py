@@ -62,8 +62,8 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
         if not candidates:
             names = [table.name for table in tables]
             raise UsageError(
-                f"model {hints.model!r} is unknown; tables: {', '.join(names)}."
-                f"{nearest(hints.model, names)}"
+                f"model {hints.model!r} is unknown; tables: "
+                f"{', '.join(names)}.{nearest(hints.model, names)}"
             )
         return candidates[0]
     if len(candidates) == 1 and _is_told(tables, hints):

@@ -24,8 +24,8 @@ def check_template(pattern: Pattern, axes: Collection[str]) -> None:
     for offset in pattern.offsets.values():
         if offset not in axes:
             raise ValueError(
-                f"{template!r} adds the length of {offset!r}, which isn't in [axes]."
-                f"{nearest(offset, axes)}"
+                f"{template!r} adds the length of {offset!r}, which isn't in "
+                f"[axes].{nearest(offset, axes)}"
             )
     if any(a and b for a, b in pairwise(map(is_number, pattern.words))):
         raise ValueError(f"in {template!r} two numbers touch, so that a name can't be read back")

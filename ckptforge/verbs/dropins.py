@@ -95,8 +95,8 @@ def _unified(flags: ConvertFlags) -> Call:
         others = ("torch_ckpt_dir", "mindspore_ckpt_path", "pre_ckpt_path")
         if mixed := next((name for name in others if getattr(flags, name) is not None), None):
             raise UsageError(
-                f"--{mixed} belongs to the inference script, --input_path and --output_path to "
-                "the unified one; use the flags of one."
+                f"--{mixed} belongs to the inference script, --input_path and --output_path to the "
+                "unified one; use the flags of one."
             )
     if source is None or out is None:
         raise UsageError("convert-weight needs --input_path and --output_path.")

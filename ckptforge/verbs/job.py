@@ -67,7 +67,7 @@ def run_job(job: Job, options: Running) -> Result:
     with publisher.publication(plan, request) as out:
         publisher.check_room(plan, out.disk_used)
         _refuse_unlike(plan, budget)
-        said = tied_notes(job.tied, budget)
+        tie_notes = tied_notes(job.tied, budget)
         kept = _kept(plan, out, budget)
         total = counted(plan.tensor_count, "tensor")
         _log.info("checked output path and disk space; %s of %s finished before", len(kept), total)
@@ -85,7 +85,7 @@ def run_job(job: Job, options: Running) -> Result:
         plan,
         files=_files(job),
         audit=done.audit,
-        notes=(*plan.notes, *said, *remains),
+        notes=(*plan.notes, *tie_notes, *remains),
         seconds=time.monotonic() - began,
         peak_buffers=budget.total,
     )

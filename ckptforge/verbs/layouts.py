@@ -32,12 +32,12 @@ def mindspore_job(
     target: Layout,
     spread: Spread,
     options: Converting,
-    said: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Job:
     """The job that writes a model in a MindSpore layout."""
     merged = options.merge_lora is not None  # optimizer state isn't that of the sums
     stateful = source.binding.layout.family == "mindspore" and not options.weights_only
-    model = _in_layout(source, target, options, None, stateful and not merged, said)
+    model = _in_layout(source, target, options, None, stateful and not merged, notes)
 
     def compute(config: Any) -> Any:
         return compute_strategy(config, source, target, specs_of(model.values))
@@ -74,7 +74,7 @@ def _in_layout(
     options: Converting,
     recorded: set[str] | None,
     stateful: bool,
-    said: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Model:
     """A model in another layout, cast, with the state that follows, and the account."""
     dtype, model = parse_target(options.dtype), source.model
@@ -92,13 +92,13 @@ def _in_layout(
             f"copies of other tensors{compared}", tuple(source.binding.copies)
         )
     skipped = source.hugging_face.skipped if source.hugging_face else ()
-    account = account.noting(*skipped, *said, *uncast_note(converted.uncast, dtype))
+    account = account.noting(*skipped, *notes, *uncast_note(converted.uncast, dtype))
     return replace(model, values=values, account=account)
 
 
 def _account(source: Source, options: Converting) -> Account:
     """What is left out of a model that was read, and which of its tensors must be copies."""
-    held: Mapping[str, tuple[str, ...]] = {
+    left_out: Mapping[str, tuple[str, ...]] = {
         "not known to the mapping": source.unmapped,
         "scales of activations, which only the quantised model uses": source.activations,
         "recomputed by the network": source.binding.ignored,
@@ -106,7 +106,7 @@ def _account(source: Source, options: Converting) -> Account:
     account = source.model.account
     if options.allow_unmapped:
         account = replace(account, must_equal={})
-    for reason, names in held.items():
+    for reason, names in left_out.items():
         account = account.leaving(reason, tuple(names))
     return account
 

@@ -80,9 +80,9 @@ def result_of(plan: Plan, **more: Any) -> Result:
     return Result(**{**found, **more})
 
 
-def dry_result(plan: Plan, budget: Budget, said: Sequence[str] = ()) -> Result:
+def dry_result(plan: Plan, budget: Budget, more_notes: Sequence[str] = ()) -> Result:
     """The result of a dry run; a note says where the disk has no room for it."""
-    notes = [*plan.notes, *said]
+    notes = [*plan.notes, *more_notes]
     try:
         publisher_of(plan.output).check_room(plan)
     except OutputError as error:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 TITLES = ("min", "max", "mean", "std", "zeros", "NaN", "inf")
 _STYLE = (
-    "body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:right;"
-    "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}"
-    "tr.bad td{color:#c33}"
+    "body{font:14px sans-serif;margin:2em}td,th{padding:2px "
+    "10px;text-align:right;border-bottom:1px solid "
+    "#ddd}td:first-child,th:first-child{text-align:left}tr.bad td{color:#c33}"
 )
 
 
@@ -53,9 +53,9 @@ def write_page(page: Path, found: Statistics) -> None:
     )
     body = (
         f"<h1>{html.escape(str(found.path))}</h1><p>{html.escape(about)}, "
-        f"{counted(len(found.tensors), 'tensor')}</p><h2>By kind</h2>"
-        f"{_table(('kind', 'tensors', 'numbers', *TITLES), kinds)}<h2>By tensor</h2>"
-        f"{_table(('tensor', 'dtype', 'shape', *TITLES), tensors)}"
+        f"{counted(len(found.tensors), 'tensor')}</p><h2>By "
+        f"kind</h2>{_table(('kind', 'tensors', 'numbers', *TITLES), kinds)}<h2>By "
+        f"tensor</h2>{_table(('tensor', 'dtype', 'shape', *TITLES), tensors)}"
     )
     head = f"<meta charset=utf-8><title>ckptforge stats</title><style>{_STYLE}</style>"
     write_file(page, f"<!doctype html><html lang=en>{head}{body}</html>\n".encode())

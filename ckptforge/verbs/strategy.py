@@ -45,7 +45,7 @@ def strategy(options: StrategyOptions) -> Result:
     source.refuse_unmapped(options.allow_unmapped, options.drop)
     table = source.table
     own = source.binding.layout
-    target, said = table.mindspore_layout(
+    target, layout_notes = table.mindspore_layout(
         options.layout or (own.name if own.family == "mindspore" else None)
     )
     if target.family != "mindspore":
@@ -73,7 +73,7 @@ def strategy(options: StrategyOptions) -> Result:
         assemblies=(),
         sources=source.model.files,
         small_files=files,
-        account=Account().noting(*source.model.notes, *said),
+        account=Account().noting(*source.model.notes, *layout_notes),
         facts={**facts, "cuts": _cuts(computed)},
     )
     return run_job(Job(plan, manifest=False), options)

@@ -185,8 +185,8 @@ def _operation(pattern: Pattern, first: Layout) -> str:
             steps.append(f"unstack {' '.join(split)}")
         if before != after:
             steps.append("transpose")
-    alike = [(one.tensors, one.axes) for one in origins] == [(pattern.tensors, pattern.axes)]
-    if len(pattern.tensors) > 1 and not alike:
+    same = [(one.tensors, one.axes) for one in origins] == [(pattern.tensors, pattern.axes)]
+    if len(pattern.tensors) > 1 and not same:
         steps.append("concatenate")
     if len(pattern.tensors) == 1 and len(origins[0].tensors) > 1:
         steps.append("split")
