@@ -189,8 +189,7 @@ def _prove_used(adapter: Adapter, values: Mapping[str, Value]) -> None:
             if read[fragment.stored] != fragment.stored.elements:
                 raise PlanError(
                     f"{fragment.stored.name}: {read[fragment.stored]} of "
-                    f"{fragment.stored.elements} elements are used; this is a defect of the "
-                    "mapping."
+                    f"{fragment.stored.elements} elements are used; a defect of the mapping."
                 )
 
 

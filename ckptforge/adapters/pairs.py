@@ -63,8 +63,7 @@ def paired_factors(
             if numbers not in firsts or numbers not in seconds:
                 there = firsts.get(numbers) or seconds[numbers]
                 raise FormatError(
-                    f"{path}: {there} is there without the other factor of {module}; the adapter "
-                    "is damaged."
+                    f"{path}: {there} is there without the other factor of {module}: it is damaged."
                 )
             a, b = tensors[firsts[numbers]], tensors[seconds[numbers]]
             low = _checked(path, weight, a, b)

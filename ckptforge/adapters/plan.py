@@ -85,8 +85,7 @@ def adapter_plan(verb: str, model: Model, choices: AdapterChoices, spread: Place
     else:
         if spread.cut:
             raise UsageError(
-                f"{target.name} is a Hugging Face layout, which has no ranks; omit the target "
-                "strategy."
+                f"{target.name} is a Hugging Face layout, which has no ranks; omit the strategy."
             )
         place, side, said = PeftTarget(spread.out, adapter, converted), None, None
     facts = {
@@ -135,8 +134,7 @@ def _convert(model: Model, choices: AdapterChoices) -> _Found:
             target = _target(table, choices)
             if choices.family not in (None, target.family):
                 raise UsageError(
-                    f"{target.name} is a layout of {target.family}, which this command doesn't "
-                    "write."
+                    f"{target.name} is a layout of {target.family}, which isn't written here."
                 )
             sizes = AxisSizes()
             sizes.learn_config(table, config, where)

@@ -77,6 +77,5 @@ def refuse_tied(adapter: Adapter, source: Source) -> None:
             f"{adapter.path}: {changed[0]} changes the embedding or the head alone, but in "
             f"{source.model.path} both are one tensor ({_TIED} in config.json), so that merging "
             f"would change the other too. Save the model with {_TIED} = false and a head of its "
-            "own (a copy of the embedding), and merge into that; or keep the adapter beside the "
-            "model."
+            "own (a copy of the embedding), and merge into that; or keep the adapter apart."
         )

@@ -55,8 +55,7 @@ def refuse_changed(file: FileIndex) -> None:
         ) from error
     if (found.size, found.mtime_ns) != (file.size, file.mtime_ns):
         raise FormatError(
-            f"{file.path}: was changed while it was read, so that nothing was written; convert it "
-            "again."
+            f"{file.path}: was changed while it was read; nothing was written, convert it again."
         )
 
 

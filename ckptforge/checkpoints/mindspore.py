@@ -38,8 +38,7 @@ def rank_directories(directory: Path) -> dict[int, Path]:
             rank = int(match[1])
             if rank in ranks:
                 raise FormatError(
-                    f"{directory}: {ranks[rank].name} and {path.name} are both rank {rank}; keep "
-                    "one."
+                    f"{directory}: {ranks[rank].name} and {path.name} are both rank {rank}."
                 )
             ranks[rank] = path
     return dict(sorted(ranks.items()))

@@ -109,8 +109,7 @@ def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = Fals
     """Stages that belong together. Raises `FormatError` where they don't."""
     if not stages or not any(stages.values()):
         raise FormatError(
-            f"{path}: holds no parameter layouts; it isn't a strategy file, or of a job without "
-            "parallelism."
+            f"{path}: holds no parameter layouts; it isn't a strategy file, or of one device."
         )
     if missing := [stage for stage in range(len(stages)) if stage not in stages]:
         found = ", ".join(map(str, sorted(stages)[:10])) + (", …" if len(stages) > 10 else "")

@@ -41,8 +41,7 @@ def empty_but_lock(disk: FileSystem, directory: Path) -> None:
     refuse_mounts(disk, directory)
     if lies_at(disk, directory / "old", Kind.DIRECTORY) and lies_at(disk, directory / "out"):
         raise OutputError(
-            f"{directory / 'old'}: holds the old output of an interrupted run; restore it or move "
-            "it elsewhere."
+            f"{directory / 'old'}: holds the old output of an interrupted run; restore or move it."
         )
     for name in names_of(disk, directory) - {"lock"}:
         path = directory / name

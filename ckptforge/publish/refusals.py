@@ -97,10 +97,7 @@ def _name(asked: _Asked) -> str | None:
             lies_at(asked.disk, name)
         output.name.encode()
     except UnicodeEncodeError:
-        return (
-            f"{output}: can't be written: the name isn't Unicode, and its manifest couldn't hold "
-            "it."
-        )
+        return f"{output}: can't be written: its name isn't Unicode, as manifests are."
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
         return f"{output}: can't be written: {getattr(error, 'strerror', None) or error}."
     return None

@@ -123,8 +123,7 @@ def _notes(
     output, journal = plan.output, staging.journal
     if placed:
         yield (
-            f"{output} is in place and whole; {command('clean', output.parent)} removes what is "
-            "left of the run."
+            f"{output} is in place and whole; {command('clean', output.parent)} removes the rest."
         )
         return
     if not isinstance(error, CkptforgeError):

@@ -23,10 +23,7 @@ from ckptforge.values import Stored, Value
 from ckptforge.wording import counted
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
-_ADVICE = (
-    "Take the model before it was quantised, or dequantise it first with the program that "
-    "quantised it."
-)
+_ADVICE = "Take the model before it was quantised, or dequantise it with the program that did it."
 _WEIGHTS = ("bfloat16", "float16", "float32")
 
 

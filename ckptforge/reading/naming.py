@@ -60,10 +60,12 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
     )
     if part.config.get("model_type") not in table.model_types:
         model_type = shown(part.config.get("model_type"))
-        return replace(side, files=files), (
+        note = (
             f"{described} and isn't kept, as its model_type {model_type} isn't one of "
-            f"{table.name}: give the language model's own with {option('config')} where one is needed.",
+            f"{table.name}: give the language model's own with {option('config')} where one is "
+            "needed."
         )
+        return replace(side, files=files), (note,)
     content = (
         json.dumps(_of_language_model(part.config, table), indent=2, ensure_ascii=False) + "\n"
     )

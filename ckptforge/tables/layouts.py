@@ -114,8 +114,7 @@ def _check_not_stored_yet(pattern: Pattern, own: Mapping[str, tuple[str, Pattern
     for tensor in pattern.tensors:
         if tensor in own:
             raise ValueError(
-                f"tensor {tensor!r} is stored by row {own[tensor][0]!r} already; the layout can't "
-                "be inverted"
+                f"tensor {tensor!r} is stored by row {own[tensor][0]!r}, too: it can't be inverted"
             )
 
 

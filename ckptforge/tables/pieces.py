@@ -98,8 +98,7 @@ def fill(
         if wrong := uncovered(target.box, parts):
             where = f"{box_text(wrong[1])} of {box_text(target.box)}"
             raise PlanError(
-                f"{target.name}: the sources {wrong[0]} at box {where}; this is a defect of the "
-                "mapping."
+                f"{target.name}: the sources {wrong[0]} at box {where}: a defect of the mapping."
             )
     return found
 

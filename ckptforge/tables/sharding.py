@@ -59,8 +59,7 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
         cuts.append(Cut(match[1], match[2], bool(match[3])))
     if len(cuts) > len(DIMENSIONS):
         raise ValueError(
-            f"there are {len(cuts)} cuts, at most one by each of {', '.join(DIMENSIONS)} is "
-            "possible"
+            f"there are {len(cuts)} cuts, at most one by each of {', '.join(DIMENSIONS)}"
         )
     for what in ([cut.axis for cut in cuts], [cut.dimension for cut in cuts]):
         if len(set(what)) < len(what):

@@ -22,10 +22,7 @@ _LAYOUT = (
     "it chooses how MindSpore is to hold the model: name that with --layout instead; `ckptforge "
     "mapping list` shows the layouts"
 )
-_OTHER = (
-    "it is of a model that no mapping table describes; `ckptforge mapping list` shows those that "
-    "are"
-)
+_OTHER = "it is of a model that no table describes; `ckptforge mapping list` shows the tables"
 
 _SIZE_FLAGS = """
     layers num_layers hidden_size ffn_hidden_size moe_ffn_hidden_size n_head num_attention_heads
