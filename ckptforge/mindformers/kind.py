@@ -36,9 +36,11 @@ class Iterations:
     """The root of a run of MindFormers since r1.7, or one of its iterations."""
 
     def recognises(self, directory: Path) -> bool:
+        """By the names in it."""
         return is_root(directory) or is_iteration(directory)
 
     def open(self, directory: Path, step: int | None) -> Model:
+        """An iteration, of a root the last one, or that of the step."""
         return open_iteration(directory, step)
 
 

@@ -42,7 +42,9 @@ class RankTarget(msgspec.Struct, frozen=True):
         them.
         """
         refuse_other_strategy(self.strategy, specs)
-        by_stage = [held_by(self.strategy, stage, specs) for stage in range(len(self.strategy.stages))]
+        by_stage = [
+            held_by(self.strategy, stage, specs) for stage in range(len(self.strategy.stages))
+        ]
         laid_out: dict[int, OutputFile] = {}
         placed = []
         for rank in range(self.strategy.ranks):
