@@ -7,6 +7,8 @@ SHARES = {
     "ckpt": 5,
     "strategy": 4,
     "strategy-json": 4,
+    "metadata": 4,
+    "common": 1,
     "index": 3,
     "unified-map": 3,
     "config": 1,

@@ -3,6 +3,7 @@ read."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+
+from safetensors.numpy import load_file, save_file
 
 import ckptforge
 from ckptforge.adapters.adapter import open_adapter, read_adapter, read_kept
@@ -22,6 +25,7 @@ from ckptforge.foreign.json import parse_object
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import specs_of
+from ckptforge.mindformers.common import read_common
 from ckptforge.model import Model
 from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config_file import read_parallel_config
@@ -179,6 +183,46 @@ def _strategy_json(work: Path) -> Target:
         mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")),
         read,
     )
+
+
+def _metadata(work: Path) -> Target:
+    """Three tensors of a run, in files that hold nothing else."""
+    (run,) = FIXTURES.glob("mindformers21/qwen3_dp2tp2_adamw/checkpoint/iteration_*")
+    content = json.loads((run / "metadata.json").read_bytes())
+    names = list(content["state_dict_metadata"])[:3]
+    iteration = work / "run" / run.name
+    iteration.mkdir(parents=True)
+    for file in run.glob("*-model-*"):
+        kept = {name: one for name, one in load_file(file).items() if name in names}
+        save_file(kept, iteration / file.name)
+    tensors = {name: content["state_dict_metadata"][name] for name in names}
+    keys = [(key, ast.literal_eval(key)[0]) for key in content["storage_data"]]
+    storage = {key: content["storage_data"][key] for key, name in keys if name in names}
+    seed = json.dumps({"state_dict_metadata": tensors, "storage_data": storage}).encode()
+    path = iteration / "metadata.json"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        open_checkpoint(work / "run")
+
+    return Target(
+        "metadata",
+        [seed],
+        mutate.mixed(mutate.json_tree, mutate.json_tree, mutate.words("json")),
+        read,
+    )
+
+
+def _common(work: Path) -> Target:
+    path = work / "common.json"
+    seeds = [file.read_bytes() for file in sorted(FIXTURES.glob("mindformers21/*/*/*/common.json"))]
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        numbers, _ = read_common(path)
+        assert all(value is None or math.isfinite(value) for value in numbers.values())
+
+    return Target("common", seeds, mutate.mixed(mutate.json_tree, mutate.words("json")), read)
 
 
 def _shards(directory: Path, names: Sequence[str]) -> None:
@@ -628,6 +672,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "ckpt": _ckpt,
     "strategy": _strategy,
     "strategy-json": _strategy_json,
+    "metadata": _metadata,
+    "common": _common,
     "index": _index,
     "unified-map": _unified_map,
     "config": _config,

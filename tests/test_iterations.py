@@ -485,3 +485,129 @@ def test_masters_take_the_place_of_rounded_weights(tmp_path):
         assert found.tobytes() == bits[name].tobytes()
     with pytest.raises(UsageError, match="holds no main_param"):
         ckptforge.to_torch(QWEN, tmp_path / "h", allow_no_config=True, from_main_params=True)
+
+
+def test_which_rank_holds_what_is_said():
+    found = ckptforge.inspect(QWEN)
+    assert (found.model, found.layout) == ("qwen3", "mcore")
+    assert found.notes[0].startswith("iteration 7, epoch_num 1, step_num 7, global_step 7")
+    parts = {part.tensor: part for part in found.parts}
+    assert parts["output_layer.weight"].boxes == {
+        0: [[0, 16], [0, 8]],
+        1: [[16, 32], [0, 8]],
+        2: [[0, 16], [0, 8]],
+        3: [[16, 32], [0, 8]],
+    }
+    assert found.state == 40
+    pipeline = ckptforge.inspect(MINDFORMERS / "qwen3_pp2tp2_adamw" / "checkpoint")
+    parts = {part.tensor: part for part in pipeline.parts}
+    assert list(parts["embedding.word_embeddings.weight"].boxes) == [0, 1]
+    assert list(parts["output_layer.weight"].boxes) == [2, 3]
+
+
+def test_counters_of_older_checkpoints_become_numbers_of_the_run(tmp_path):
+    tensors = {
+        "embedding.word_embeddings.weight": np.zeros((4, 2), np.float32),
+        "epoch_num": np.array([3], np.int32),
+        "global_step": np.array([70], np.int64),
+        "loss_scale": np.array(2.5, np.float32),
+    }
+    save_file(tensors, tmp_path / "old.safetensors")
+    ckptforge.open(tmp_path / "old.safetensors").save(
+        tmp_path / "new", format="mindformers", iteration=70
+    )
+    common = json.loads((tmp_path / "new" / "iteration_00000070" / "common.json").read_text())
+    assert (common["epoch_num"], common["global_step"], common["loss_scale"]) == (3, 70, 2.5)
+
+
+def test_state_of_an_unknown_optimizer_is_known_by_its_file(tmp_path):
+    shutil.copytree(MINDFORMERS / "qwen3_1rank_adamw" / "checkpoint", tmp_path / "run")
+    (path,) = tmp_path.glob("run/*/*-opt-*")
+    tensors = {name.replace("adam_m.", "odd_m."): one for name, one in load_file(path).items()}
+    save_file(tensors, path)
+    assert ckptforge.inspect(tmp_path / "run").layout == "mcore"
+    ckptforge.merge(tmp_path / "run", tmp_path / "w.safetensors", weights_only=True)
+    assert not [n for n in raw_safetensors(tmp_path / "w.safetensors") if "_m." in n]
+    ckptforge.merge(tmp_path / "run", tmp_path / "new", format="mindformers")
+    (path,) = tmp_path.glob("new/*/*-opt-*")
+    assert load_file(path).keys() == tensors.keys()
+
+
+def lora_run(root):
+    """A checkpoint of adapters alone, as the PyNative trainer writes it."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for layer in range(2):
+        for module, (rows, columns) in {
+            "self_attention.linear_proj": (8, 16),
+            "mlp.linear_fc2": (8, 12),
+            "self_attention.linear_qkv": (32, 8),
+        }.items():
+            name = f"decoder.layers.{layer}.{module}"
+            tensors[f"{name}.lora_a"] = rng.standard_normal((4, columns), np.float32)
+            tensors[f"{name}.lora_b"] = rng.standard_normal((rows, 4), np.float32)
+    directory = root / "iteration_00000005"
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / "checkpoint-model-0000000-0000001.safetensors")
+    state = {f"adam_m.{name}": one for name, one in tensors.items()}
+    save_file(state, directory / "checkpoint-opt-0000000-0000001.safetensors")
+    (root / "latest_checkpointed_iteration.txt").write_text("5")
+    manifest = {
+        "format": "mindformers_pynative_lora_adapter_v1",
+        "base_load_path": "/base",
+        "base_fingerprint": None,
+        "lora_config": {"target_modules": ".*linear.*", "lora_rank": 4, "lora_alpha": 16},
+        "global_step": 5,
+        "consumed_samples": 40,
+    }
+    for place in (root, directory):
+        (place / "mindformers_adapter_config.json").write_text(json.dumps(manifest))
+    return tensors
+
+
+def test_adapters_of_the_pynative_trainer_go_to_peft_and_back(tmp_path):
+    tensors = lora_run(tmp_path / "run")
+    expected = MINDFORMERS / "qwen3_1rank_adamw" / "expected.json"
+    config = {**json.loads(expected.read_text())["model_config"], "model_type": "qwen3"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    about = {"config": tmp_path / "config.json", "model": "qwen3"}
+    ckptforge.to_torch(tmp_path / "run", tmp_path / "peft", **about)
+    said = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (said["r"], said["lora_alpha"]) == (4, 16)
+    ckptforge.to_ms(
+        tmp_path / "peft", tmp_path / "new", format="mindformers", layout="pynative", **about
+    )
+    with ckptforge.open(tmp_path / "new") as model:
+        assert model.keys() == tensors.keys()
+        assert all(np.array_equal(model[name][...], one) for name, one in tensors.items())
+    for place in (tmp_path / "new", tmp_path / "new" / "iteration_00000000"):
+        manifest = json.loads((place / "mindformers_adapter_config.json").read_text())
+        assert manifest["lora_config"]["lora_alpha"] == 16
+        assert manifest["lora_config"]["lora_rank"] == 4
+
+
+def test_an_adapter_is_merged_into_an_iteration(tmp_path):
+    tensors = lora_run(tmp_path / "run")
+    base, name = MINDFORMERS / "qwen3_1rank_adamw" / "checkpoint", "decoder.layers.1.mlp.linear_fc2"
+    ckptforge.convert(base, tmp_path / "new", to="mcore", merge_lora=tmp_path / "run")
+    with ckptforge.open(base) as a, ckptforge.open(tmp_path / "new") as b:
+        product = tensors[f"{name}.lora_b"] @ tensors[f"{name}.lora_a"] * np.float32(4)
+        found, weight = b[f"{name}.weight"][...], a[f"{name}.weight"][...]
+        assert np.allclose(found, weight + product, rtol=1e-6, atol=1e-6)
+        assert not np.allclose(found, weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "v2"}, "format is 'v2', expected 'mindformers_pynative_lora_adapter_v1'"),
+        ({"lora_config": None}, "lora_config is None, expected keys and values"),
+        ({"lora_config": {"lora_rank": "4"}}, "lora_config.lora_rank is '4', expected an integer"),
+    ],
+)
+def test_a_mistaken_description_of_an_adapter_is_refused(tmp_path, change, message):
+    lora_run(tmp_path / "run")
+    for path in tmp_path.rglob("mindformers_adapter_config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(FormatError, match=message):
+        ckptforge.to_torch(tmp_path / "run", tmp_path / "peft", model="qwen3")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec.structs import replace
@@ -47,6 +48,15 @@ class Places(Protocol):
         ...
 
 
+@runtime_checkable
+class DescribesAdapter(Protocol):
+    """A target that says beside the tensors of an adapter what it is."""
+
+    def with_adapter(self, names: Sequence[str], rank: int, alpha: float) -> Target:
+        """The target for an adapter with these tensors."""
+        ...
+
+
 class AdapterPlan(NamedTuple):
     """A plan, the table and the layout of what it writes, and what is kept for the way back."""
 
@@ -81,6 +91,8 @@ def adapter_plan(verb: str, model: Model, choices: AdapterChoices, spread: Place
         assert rank is not None and scale is not None
         account = account.noting(*adapter.table.mindspore_layout(choices.target)[1])
         place, side = spread.place(model, _no_strategy), _side(adapter, rank, scale)
+        if isinstance(place, DescribesAdapter):
+            place = place.with_adapter(tuple(converted.values), rank, scale * rank)
         said = f"set lora_rank: {rank} and lora_alpha: {scale * rank:.15g} in the job's pet_config."
     else:
         if spread.cut:

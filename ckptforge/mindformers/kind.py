@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from ckptforge.boxes import Box, full_box
 from ckptforge.checkpoints.files import read_file
 from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there
@@ -77,7 +78,12 @@ def open_iteration(directory: Path, step: int | None, check_replicas: bool = Fal
     Raises `InputNotFoundError` for what isn't there, and `FormatError` where metadata.json and the
     files contradict each other, each with the tensor.
     """
-    opened = read_iteration(directory, step)
+    return model_of(directory, read_iteration(directory, step), check_replicas)
+
+
+def model_of(directory: Path, opened: Opened, check_replicas: bool = False) -> Model:
+    """An iteration whose indexes are read as a model; `directory` is what a user named. Raises
+    `FormatError`."""
     values = dict(_values(opened, check_replicas))
     if not values:
         raise FormatError(f"{opened.iteration.directory}: holds no tensors.")
@@ -155,6 +161,19 @@ def _values(opened: Opened, check_replicas: bool) -> Iterator[tuple[str, Value]]
     for name in dict.fromkeys(name for file in opened.files for name in file.tensors):
         if name not in opened.described:
             yield name, slices.common(name)
+
+
+def boxes_by_rank(opened: Opened) -> dict[str, dict[int, Box]]:
+    """Tensor → rank → the box of it that the rank holds in the job, of those that metadata.json
+    describes."""
+    found: dict[str, dict[int, Box]] = {}
+    for name, one in (opened.described or {}).items():
+        wrote = {h.storage_rank for holders in one.slices.values() for h in holders}
+        ranks = sorted({*one.ranks, *wrote})
+        found[name] = {
+            rank: full_box(one.shape) if one.layout is None else one.box_of(rank) for rank in ranks
+        }
+    return found
 
 
 def _no_model(directory: Path, entries: Sequence[Path], parts: Sequence[Part]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from ckptforge.boxes import Box
 from ckptforge.dtypes import DTYPES, DType
 from ckptforge.errors import FormatError, shown
 from ckptforge.foreign.files import is_file_name
@@ -51,6 +52,14 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     layout: DeviceLayout | None
     ranks: tuple[int, ...]
     slices: dict[int, tuple[Holder, ...]]
+
+    def box_of(self, rank: int) -> Box:
+        """The box that a rank holds by the layout, which there must be. A name that several stages
+        hold is described with the ranks of one of them."""
+        assert self.layout is not None
+        known = rank in self.ranks
+        device = self.ranks.index(rank) if known else rank % len(self.ranks)
+        return self.layout.box(self.shape, device)
 
     @property
     def slice_shape(self) -> Shape:

@@ -76,13 +76,11 @@ class Slices(msgspec.Struct, frozen=True):
     ) -> None:
         """Raises `FormatError` where the rank that wrote a slice holds another one by the
         layout."""
-        layout, ranks = described.layout, described.ranks
-        if layout is None or stored.shape != described.slice_shape or len(described.slices) == 1:
+        whole = stored.shape != described.slice_shape or len(described.slices) == 1
+        if described.layout is None or whole:
             return
         rank = holder.storage_rank
-        # a name that several stages hold is described with the ranks of one of them
-        device = ranks.index(rank) if rank in ranks else rank % len(ranks)
-        if (found := layout.box(described.shape, device)) != box:
+        if (found := described.box_of(rank)) != box:
             raise FormatError(
                 f"{self.path}: slice {number} of {shown(name)} is {box_text(box)} by its number, "
                 f"but rank {rank}, whose file it lies in ({holder.file_name}), holds "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from msgspec.structs import replace
 from ckptforge.boxes import Box, box_shape, full_box
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import OutputFile, TensorSpec
+from ckptforge.mindformers.adapter import adapter_json
 from ckptforge.mindformers.common import ITERATION, Number, common_json
+from ckptforge.mindformers.counters import run_of
 from ckptforge.mindformers.describing import Cut, folded, metadata_json
 from ckptforge.mindformers.names import (
+    ADAPTER,
     COMMON,
     MAX_ITERATION,
     METADATA,
@@ -35,6 +39,7 @@ from ckptforge.targets.mindspore import check_prefix, mindspore_file
 from ckptforge.targets.target import LaidOut
 
 DEFAULT_PREFIX = "checkpoint"
+_FACTOR = re.compile(r".*\.([^.]+)\.lora_[ab]")  # of the PyNative trainer
 
 
 def iteration_target(
@@ -63,7 +68,7 @@ def iteration_target(
         iteration=iteration if iteration is not None else own if isinstance(own, int) else 0,
         strategy=strategy,
         remove_redundancy=remove_redundancy,
-        run=model.run,
+        run=run_of(model),
         optimizer=model.optimizer,
     )
 
@@ -71,7 +76,8 @@ def iteration_target(
 class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The root of a run with one iteration, of a version of MindFormers; without a `strategy`
     whole, as one rank writes it. `run` are numbers for common.json, `optimizer` the tensors that go
-    into files of optimizer state beside those that are known by name."""
+    into files of optimizer state beside those that are known by name, `beside` small files for the
+    root and the iteration."""
 
     output: Path
     prefix: str
@@ -81,11 +87,21 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
     remove_redundancy: bool = False
     run: Mapping[str, Number] = msgspec.field(default_factory=dict)
     optimizer: frozenset[str] = frozenset()
+    beside: Mapping[str, bytes] = msgspec.field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
         """The directory of the iteration."""
         return self.output / iteration_name(self.iteration)
+
+    def with_adapter(self, names: Sequence[str], rank: int, alpha: float) -> IterationTarget:
+        """The target for an adapter with these tensors, which an iteration of the PyNative trainer
+        describes where its factors are called so."""
+        modules = {found[1] for name in names if (found := _FACTOR.fullmatch(name))}
+        if not modules:
+            return self
+        content = adapter_json(modules, rank, alpha, self.iteration)
+        return replace(self, beside={ADAPTER: content})
 
     def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
         """A file of the model for each rank, one of optimizer state where there is some, and what
@@ -108,6 +124,8 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
         numbers = {key: value for key, value in self.run.items() if key != ITERATION}
         common = common_json(numbers, self.iteration, self.version.common_keys)
         small[f"{home}/{COMMON}"] = common
+        for name, content in self.beside.items():
+            small |= {f"{home}/{name}": content, name: content}
         small[TRACKER] = str(self.iteration).encode()
         return LaidOut(
             files=tuple(placed),

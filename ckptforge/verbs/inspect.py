@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ckptforge.boxes import Box
 from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_ranks
@@ -27,7 +29,7 @@ from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, PartLine, RankLine
 from ckptforge.verbs.options import Inspect
 from ckptforge.verbs.public import verb
-from ckptforge.verbs.ranks import in_ranks
+from ckptforge.verbs.ranks import describes_itself, in_ranks, refuse_cut
 from ckptforge.wording import counted
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def inspect(options: Inspect) -> Inspection:
     Raises `InputNotFoundError` and `FormatError` for what can't be read.
     """
     path, step, choices = options.path, options.step, choices_of(options)
+    if describes_itself(path):
+        return _iteration(path, choices)
     if not in_ranks(path, choices):
         return _bound(path, open_checkpoint(path, step), choices)
     from ckptforge.parallel.join import join_ranks
@@ -64,6 +68,36 @@ def inspect(options: Inspect) -> Inspection:
     ranks, strategy = read_job(path, choices)
     sharded = _first_stage_first(join_ranks(path, ranks, strategy))
     return replace(_bound(path, sharded, choices), parts=_parts(sharded, strategy))
+
+
+def _iteration(path: Path, choices: Choices) -> Inspection:
+    """An iteration of MindFormers, and where its numbers say the training is."""
+    from ckptforge.mindformers.kind import boxes_by_rank, model_of, read_iteration
+
+    refuse_cut(path, choices)
+    opened = read_iteration(path, choices.step)
+    model = model_of(path, opened)
+    found = _bound(path, model, choices)
+    lines = []
+    if model.ranks:
+        held = boxes_by_rank(opened)
+        kinds: dict[tuple[Any, ...], list[str]] = {}
+        for name, boxes in held.items():
+            key = (skeleton_of(name)[0], model.values[name].shape, *boxes.items())
+            kinds.setdefault(key, []).append(name)
+        lines = [_part(names, model, held[names[0]]) for names in kinds.values()]
+    said = dict(sorted(model.run.items(), key=lambda item: item[0] != "iteration"))
+    run = ", ".join(f"{key} {value}" for key, value in said.items() if value is not None)
+    return replace(found, parts=lines, notes=[*([f"{run}."] if run else []), *found.notes])
+
+
+def _part(names: list[str], model: Model, boxes: Mapping[int, Box]) -> PartLine:
+    return PartLine(
+        tensor=names[0],
+        count=len(names),
+        shape=list(model.values[names[0]].shape),
+        boxes={rank: [list(side) for side in box] for rank, box in boxes.items()},
+    )
 
 
 def _first_stage_first(model: Model) -> Model:

@@ -41,7 +41,8 @@ def describes_itself(path: Path) -> bool:
     return is_root(path) or is_iteration(path)
 
 
-def _refuse_cut(directory: Path, choices: Choices) -> None:
+def refuse_cut(directory: Path, choices: Choices) -> None:
+    """Raises `UsageError` where a user says how such an input is cut."""
     for name, given in (
         ("strategy_dir", choices.strategy_dir),
         ("parallel_config", choices.parallel_config),
@@ -57,7 +58,7 @@ def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) 
     """The ranks of a job as one model. Raises the errors of reading them, and `FormatError` for a
     strategy that isn't theirs."""
     if describes_itself(directory):
-        _refuse_cut(directory, choices)
+        refuse_cut(directory, choices)
         from ckptforge.mindformers.kind import open_iteration
 
         return open_iteration(directory, choices.step, check_replicas)

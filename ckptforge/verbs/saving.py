@@ -52,11 +52,13 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
         hub = source.binding.layout.family == "huggingface"
     single = format_by_ending(options.out)
     cut = options.strategy_dir is not None or options.parallel_config is not None
-    if hub and options.format == MINDFORMERS:
+    asked = options.format == MINDFORMERS
+    if asked and (model.format == "hugging face directory" or (source is not None and hub)):
         raise UsageError(
             f"{option('format', MINDFORMERS)}: {model.path} has names and shapes of Hugging Face, "
             "which MindFormers doesn't train with; take it to one of its layouts first."
         )
+    hub = hub and not asked
     if hub and not cut and single is not None:
         return FileTarget(options.out, single, {"format": "pt"})
     if hub and not cut:
