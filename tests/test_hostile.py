@@ -435,7 +435,12 @@ BAD_SAFETENSORS = {
     ),
     "objects instead of sizes": (
         header({"a": {"dtype": "U8", "data_offsets": [0, 1], "shape": {"x": 1}}}, b"x"),
-        "exactly dtype",
+        "shape {'x': 1} isn't a list of sizes",
+    ),
+    "a text instead of a size": (header({"a": entry(["1"])}, b"x"), "shape .'1'. isn't a list"),
+    "a text instead of an offset": (
+        header({"a": entry(offsets=("0", 1))}, b"x"),
+        "data_offsets .'0', 1. aren't two byte offsets",
     ),
     "many lists": (header(b'{"a":[' + b"[]," * 1_000_000 + b"1]}"), "exactly dtype"),
     "a name twice": (header(b'{"a":' + E + b',"a":' + E + b"}", b"x"), "holds 'a' twice"),
@@ -519,7 +524,7 @@ BAD_SAFETENSORS = {
         "'b' overlaps",
     ),
     "a comma at the end": (header(b'{"a":' + E + b",}", b"x"), "isn't JSON"),
-    "something behind": (header(b'{"a":' + E + b"}{}", b"x"), "isn't JSON"),
+    "something behind": (header(b'{"a":' + E + b"}{}", b"x"), r"isn't JSON \(trailing characters"),
     "a brace in a string": (
         header(b'{"a":{"dtype":"}","shape":[1],"data_offsets":[0,1]}}', b"x"),
         "dtype '}' is unknown",

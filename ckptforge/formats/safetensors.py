@@ -152,7 +152,8 @@ def _members(
     except msgspec.ValidationError as error:
         raise FormatError(f"{path}: {what} is JSON of another kind, {expected}.") from error
     except _NOT_JSON as error:
-        raise FormatError(f"{path}: {what} isn't JSON ({error}); {_DAMAGED}.") from error
+        why = str(error).removeprefix("JSON is malformed: ")
+        raise FormatError(f"{path}: {what} isn't JSON ({why}); {_DAMAGED}.") from error
 
 
 def _is_count(value: object) -> bool:
@@ -167,7 +168,7 @@ def _stored(
 
     check_name(name, path)
     raw = bytes(entry)
-    if len(raw) > _MAX_ENTRY or raw.count(b'"') != 8:  # of three keys and a dtype
+    if len(raw) > _MAX_ENTRY:
         raise wrong(_EXACTLY)
     try:
         spec = _ENTRY.decode(raw)
@@ -185,6 +186,8 @@ def _stored(
         raise wrong(f"shape {shown(shape)} isn't a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets")
+    if raw.count(b'"') != 8:  # of three keys and a dtype; more where a key stands twice
+        raise wrong(_EXACTLY)
     begin, end = offsets
     if begin > end or end > size - data:
         raise wrong(
