@@ -1,6 +1,6 @@
-"""MindFormers' own code saves and loads checkpoints, to compare ckptforge with. First what needs
-nothing of ckptforge: MindFormers, as the tests run it, loads what it saved, and what its loaders
-demand of a checkpoint. Needs mindspore, and MindFormers' wheels from the package index."""
+"""MindFormers' own code saves and loads checkpoints, as tests run it: it loads what it saved, and
+here is what its loaders demand. Nothing of ckptforge is used; how it gets along with MindFormers is
+in test_iterations_by_mindformers.py. Needs mindspore, and MindFormers' wheels from the index."""
 
 import ast
 import json
@@ -221,6 +221,3 @@ def test_the_loader_mixes_up_slices_of_a_tensor_that_are_stored_under_one_rank(
     loaded, saved = mindformers.load(tmp_path, job), tensors(job)
     for name in ("decoder.layers.0.input_layernorm.weight", "output_layer.weight"):
         assert np.array_equal(loaded[name], saved[name]) == ("layernorm" in name)
-
-
-# What MindFormers makes of checkpoints that ckptforge wrote
