@@ -61,10 +61,8 @@ def command(verb: str, *arguments: object, **options: object) -> str:
     Without arguments it names the verb: `ckptforge merge` or `ckptforge.merge`.
     """
     if _on_command_line:
-        words = ["ckptforge", verb.replace("_", "-"), *map(_word, arguments)]
-        words += [
-            flag(name) if value is True else option(name, value) for name, value in options.items()
-        ]
+        given = [flag(n) if value is True else option(n, value) for n, value in options.items()]
+        words = ["ckptforge", verb.replace("_", "-"), *map(_word, arguments), *given]
         return f"`{' '.join(words)}`"
     if not arguments and not options:
         return f"`ckptforge.{verb}`"
@@ -77,9 +75,8 @@ def _dashes(name: str) -> str:
 
 
 def _word(value: object) -> str:
-    return shlex.quote(
-        ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    )
+    joined = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return shlex.quote(joined)
 
 
 def _literal(value: object) -> str:

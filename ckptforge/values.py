@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.boxes import Box, box_shape, row_major_strides
 from ckptforge.dtypes import BY_NAME, DType
@@ -54,12 +55,10 @@ class Located(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes they take."""
         return self.elements * self.dtype.itemsize
 
     def identity(self) -> bytes:
@@ -188,12 +187,10 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes they take."""
         return self.elements * self.dtype.itemsize
 
     @property
@@ -218,31 +215,23 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def within(self, box: Box) -> Value:
         """The part of it that lies in a box, counted from the box's start."""
-        return msgspec.structs.replace(
-            self,
-            shape=box_shape(box),
-            terms=tuple(
-                msgspec.structs.replace(
-                    term,
-                    fragments=tuple(
-                        msgspec.structs.replace(fragment, transfer=part)
-                        for fragment in term.fragments
-                        for part in within_target(fragment.transfer, self.shape, box)
-                    ),
-                )
-                for term in self.terms
-            ),
-        )
+
+        def cut(fragment: Fragment) -> Iterator[Fragment]:
+            for part in within_target(fragment.transfer, self.shape, box):
+                yield Fragment(fragment.stored, part, fragment.steps)
+
+        return replace(self._each(cut), shape=box_shape(box))
 
     def map(self, change: Callable[[Fragment], Fragment]) -> Value:
         """The value with each of its fragments changed."""
-        return msgspec.structs.replace(
-            self,
-            terms=tuple(
-                msgspec.structs.replace(term, fragments=tuple(map(change, term.fragments)))
-                for term in self.terms
-            ),
-        )
+        return self._each(lambda fragment: (change(fragment),))
+
+    def _each(self, change: Callable[[Fragment], Iterable[Fragment]]) -> Value:
+        terms = [
+            replace(term, fragments=tuple(new for one in term.fragments for new in change(one)))
+            for term in self.terms
+        ]
+        return replace(self, terms=tuple(terms))
 
 
 def kind_of(name: str) -> str:

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptforge.boxes import (
-    boxes_in_range,
-    full_box,
-    intersect,
-    row_major_strides,
-    uncovered,
-    volume,
-)
+from ckptforge.boxes import boxes_in_range, full_box, row_major_strides
+from ckptforge.covering import intersect, uncovered, volume
 from ckptforge.transfers import Transfer, within_source, within_target
 
 

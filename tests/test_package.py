@@ -26,6 +26,7 @@ ORDER = [
     "version",
     "dtypes",
     "boxes",
+    "covering",
     "transfers",
     "registry",
     "values",

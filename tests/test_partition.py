@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import ckptforge
-from ckptforge.boxes import full_box, uncovered
+from ckptforge.boxes import full_box
+from ckptforge.covering import uncovered
 from ckptforge.errors import (
     CkptforgeError,
     FormatError,

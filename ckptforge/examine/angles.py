@@ -56,7 +56,7 @@ class _Product(msgspec.Struct, frozen=True):
     tile: Tile
 
     @property
-    def progress(self) -> int:
+    def nbytes(self) -> int:
         """The first one's bytes."""
         return self.tile.elements * self.one.place.dtype.itemsize
 

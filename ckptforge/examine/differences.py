@@ -138,7 +138,7 @@ class _Equality(msgspec.Struct, frozen=True):
     unequal: set[str]
 
     @property
-    def progress(self) -> int:
+    def nbytes(self) -> int:
         """The other side's bytes."""
         return self.tile.elements * self.pair.other.place.dtype.itemsize
 
@@ -154,7 +154,7 @@ class _Measurement(msgspec.Struct, frozen=True):
 
     pair: Pair
     tile: Tile
-    progress: int = 0
+    nbytes: int = 0
 
     def do(self, worker: Worker) -> Difference:
         """Reads it on both sides."""

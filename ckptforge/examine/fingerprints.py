@@ -50,7 +50,7 @@ class _Print(msgspec.Struct, frozen=True):
 
     assembly: Assembly
     tile: Tile
-    progress: int = 0
+    nbytes: int = 0
 
     def do(self, worker: Worker) -> tuple[int, int]:
         """(the sum of its numbers with their places, the same with those of the transpose)."""

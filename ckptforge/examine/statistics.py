@@ -104,7 +104,7 @@ class _Sum(msgspec.Struct, frozen=True):
     tile: Tile
 
     @property
-    def progress(self) -> int:
+    def nbytes(self) -> int:
         """Its bytes."""
         return self.tile.elements * self.assembly.place.dtype.itemsize
 

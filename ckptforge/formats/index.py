@@ -31,9 +31,9 @@ class Checksum(msgspec.Struct, frozen=True):
 
 
 class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
-    """What one file holds: `tensors` in the file's order, `metadata` strings, and `notes` a user
-    should hear of; `size` (bytes) and `mtime_ns` are those it had when the index was read.
-    `passed_over` are tensors that it holds too, but that are read from another file."""
+    """What one file holds: `tensors` in its order, `metadata` strings, and `notes` a user should
+    hear of; `size` (bytes) and `mtime_ns` are those when the index was read. `passed_over` are
+    tensors that it holds too, but that are read from another file."""
 
     path: Path
     format: str
@@ -47,10 +47,7 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
 
     def verify(self, buffer: memoryview, stopped: Callable[[], bool] = lambda: False) -> None:
         """Reads the whole file through `buffer` and compares its stored checksum, if it has one;
-        ends early when `stopped`.
-
-        Raises `FormatError` when they differ.
-        """
+        ends early when `stopped`. Raises `FormatError` when they differ."""
         if self.checksum is None:
             return
         crc = 0

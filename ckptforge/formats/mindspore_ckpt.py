@@ -169,8 +169,7 @@ def _tensor(path: Path, tag: str, chunks: Sequence[_Chunk]) -> Stored:
     extents: list[Extent] = []
     size = 0
     for content in (chunk.content for chunk in chunks):
-        if content.length:
-            extents.append(Extent(size, content.start, content.length))
+        extents += [Extent(size, content.start, content.length)] if content.length else []
         size += content.length
     if any(n < 0 for n in shape):
         raise wrong(f" has dims {list(shape)}; sizes can't be negative")
@@ -196,10 +195,9 @@ def lay_out(
     """A file with these tensors in this order, byte for byte as save_checkpoint lays them out.
     There is no room for `metadata`.
 
-    Tensors over 512 MiB are cut into chunks of 512 MiB. A tensor without elements, which
-    save_checkpoint drops unless it saves asynchronously, is written as the asynchronous save does.
-    Raises `PlanError` for a dtype that MindSpore doesn't load from a `.ckpt` and for names that
-    clash.
+    Tensors are cut into chunks of 512 MiB. One without elements, which save_checkpoint drops unless
+    it saves asynchronously, is written as the asynchronous save does. Raises `PlanError` for a
+    dtype that MindSpore doesn't load from a `.ckpt` and for names that clash.
     """
     literals: list[tuple[int, bytes]] = []
     places: dict[str, Place] = {}
@@ -218,13 +216,10 @@ def lay_out(
         extents = []
         for start in range(0, max(tensor.nbytes, 1), CHUNK_BYTES):
             length = min(CHUNK_BYTES, tensor.nbytes - start)
-            content = head + record(3, b"", length)
-            value = record(1, tensor.name.encode()) + record(2, content, length)
-            literal = record(1, value, length)
-            literals.append((at, literal))
-            at += len(literal)
-            if length:
-                extents.append(Extent(start, at, length))
+            content = record(2, head + record(3, b"", length), length)
+            literals.append((at, record(1, record(1, tensor.name.encode()) + content, length)))
+            at += len(literals[-1][1])
+            extents += [Extent(start, at, length)] if length else []
             at += length
         places[tensor.name] = tensor.placed(path, *extents)
     return OutputFile(path=path, size=at, literals=tuple(literals), places=places)

@@ -47,9 +47,8 @@ def signed(value: int) -> int:
 
 
 class Source:
-    """The bytes that messages lie in: the contents of a small file, or a large file that is read
-    through a window, so that passing over tensor data costs no reading of it. `kind` is what it
-    should be, in errors."""
+    """The bytes that messages lie in: the contents of a small file, or a large one that is read
+    through a window, so that tensor data is passed over. `kind` is what it should be, in errors."""
 
     def __init__(
         self, path: Path, kind: str, content: bytes = b"", reader: Reader | None = None
@@ -148,13 +147,10 @@ class Message(msgspec.Struct, frozen=True):
 
     def text(self) -> str:
         """The name that it is. Raises `FormatError`."""
+        name = f"the name at byte {self.start}"
         if self.length > MAX_NAME:
-            raise self.source.wrong(
-                f"the name at byte {self.start} has {self.length} bytes; damaged"
-            )
+            raise self.source.wrong(f"{name} has {self.length} bytes; damaged")
         try:
             return self.source.bytes(self.start, self.length).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.source.wrong(
-                f"the name at byte {self.start} isn't UTF-8; damaged"
-            ) from error
+            raise self.source.wrong(f"{name} isn't UTF-8; damaged") from error

@@ -56,12 +56,10 @@ def read_index(path: Path) -> FileIndex:
         return FormatError(f"{path}: {what}.")
 
     with closing(open_file(path)) as reader:
-        size, mtime_ns = (status := reader.status()).size, status.mtime_ns
+        status = reader.status()
+        size = status.size
         if size < 8:
-            raise wrong(
-                f"{size} bytes are too few for a safetensors file, which begins with 8 bytes of "
-                "length"
-            )
+            raise wrong(f"{size} bytes are too few for a safetensors file, which begins with 8")
         length = int.from_bytes(read_bytes(reader, 0, 8, path), "little")
         if length > size - 8:
             raise wrong(
@@ -80,10 +78,9 @@ def read_index(path: Path) -> FileIndex:
     for entry in entries:
         extent = entry.extents[0]
         if extent.offset != end:
-            overlaps = extent.offset < end
-            what = "overlaps the tensor before it" if overlaps else "leaves a hole before it"
+            what = "overlaps the tensor" if extent.offset < end else "leaves a hole"
             at = f"it begins at data byte {extent.offset - data}, expected {end - data}"
-            raise wrong(f"tensor {shown(entry.name)} {what}: {at}")
+            raise wrong(f"tensor {shown(entry.name)} {what} before it: {at}")
         end = extent.offset + extent.length
     if end != size:
         raise wrong(
@@ -94,7 +91,7 @@ def read_index(path: Path) -> FileIndex:
         path=path,
         format="mindspore safetensors" if metadata.get("format") == "ms" else "safetensors",
         size=size,
-        mtime_ns=mtime_ns,
+        mtime_ns=status.mtime_ns,
         tensors={entry.name: entry for entry in entries},
         metadata=metadata,
         checksum=_checksum(path, metadata, entries),
@@ -220,33 +217,25 @@ def _stored_dtype(tensor: TensorSpec) -> str:
 
 def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> OutputFile:
     """A file with these tensors in this order; `format: ms` in the metadata makes it MindSpore's
-    variant.
-
-    Raises `PlanError` for a dtype that safetensors can't hold and for names that clash.
-    """
+    variant. Raises `PlanError` for a dtype that safetensors can't hold and for names that clash."""
     notes = dict(metadata)
     header: dict[str, Any] = {_METADATA: notes} if metadata else {}
     begin = 0
     for tensor in tensors:
-        if tensor.name in header or tensor.name == _METADATA:
+        name, dtype, end = tensor.name, _stored_dtype(tensor), begin + tensor.nbytes
+        if name in header or name == _METADATA:
             raise PlanError(
-                f"{path}: tensor {tensor.name!r} would be written twice, or bears the "
-                "name of the metadata."
+                f"{path}: tensor {name!r} would be written twice, or bears the name of the "
+                "metadata."
             )
-        stored = _stored_dtype(tensor)
         if tensor.dtype.name == "qint4x2":
             if metadata.get("format") != "ms":
                 raise PlanError(
-                    f"{path}: tensor {tensor.name!r} is {tensor.dtype}, which only "
-                    "MindSpore's files can hold."
+                    f"{path}: tensor {name!r} is {tensor.dtype}, which only MindSpore's files hold."
                 )
-            notes[tensor.name] = _INT4_NOTE
-        header[tensor.name] = {
-            "dtype": stored,
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, begin + tensor.nbytes],
-        }
-        begin += tensor.nbytes
+            notes[name] = _INT4_NOTE
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     data = 8 + len(raw)

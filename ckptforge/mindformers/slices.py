@@ -8,9 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from ckptforge.boxes import Box, box_text, full_box, uncovered
+from ckptforge.boxes import Box, full_box
 from ckptforge.checkpoints.duplicates import same_bytes
 from ckptforge.composing import value_of_parts
+from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.mindformers.metadata import Described, Holder, Shape

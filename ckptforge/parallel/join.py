@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptforge.boxes import Box, box_text, full_box, uncovered
+from ckptforge.boxes import Box, full_box
 from ckptforge.checkpoints.duplicates import same_bytes
 from ckptforge.composing import value_of_parts
+from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import IN_RANKS, Account, Model

@@ -31,7 +31,7 @@ class Block(msgspec.Struct, frozen=True):
     entry: Located
     start: int
     length: int
-    progress: int = 0
+    nbytes: int = 0
 
     def do(self, worker: Worker) -> bytes:
         """Its digest. Raises the errors of reading."""

@@ -28,7 +28,6 @@ Array = NDArray[Any]
 # 2^19, as one alone does 0.8.
 STEP = 1 << 19
 _SIGN = np.uint16(0x8000)
-_LONG_RUN = 1024
 _EXACT, _ROUNDED, _UNDERFLOW, _OVERFLOW = 0, 1, 2, 3
 
 
@@ -133,62 +132,42 @@ def _table_cast(source: DType, target: DType) -> Cast:
         effect[(back == 0) & (wide != 0)] = _UNDERFLOW
         effect[np.isinf(back) & np.isfinite(wide)] = _OVERFLOW
     table = made.view(np.uint16)
-    # Most values lie in a range of magnitudes that casts exactly; only the others need looking at
-    # for the count.
-    low, high, shift = _exact_range(table, effect)
-    edge, width = np.uint16(2 * low), np.uint16(2 * (high - low))
-    offset = np.uint16(((low << (shift or 0)) - int(table[low])) & 0xFFFF)
+    exact = _exact_range(source, target)
     scratch = _Scratch()
 
     def cast(numbers: Array, out: Array, count: CastCount) -> None:
         bits, made = numbers.view(np.uint16), out.view(np.uint16)
-        work, beyond = scratch.work[: bits.size], scratch.beyond[: bits.size]
-        np.left_shift(bits, 1, out=work)  # magnitudes, doubled
-        np.subtract(work, edge, out=work)
-        np.greater(work, width, out=beyond)
-        suspects = np.flatnonzero(beyond)
-        if shift is None:
+        if exact is None:
             np.take(table, bits, out=made, mode="clip")
+            odd = bits
         else:
+            low, high, shift = exact
+            work, beyond = scratch.work[: bits.size], scratch.beyond[: bits.size]
+            np.left_shift(bits, 1, out=work)  # magnitudes, doubled
+            np.subtract(work, np.uint16(2 * low), out=work)
+            np.greater(work, np.uint16(2 * (high - low)), out=beyond)
             np.left_shift(bits, shift, out=made)
-            np.subtract(made, offset, out=made)
+            np.subtract(made, np.uint16(((low << shift) - int(table[low])) & 0xFFFF), out=made)
             np.bitwise_and(bits, _SIGN, out=work)
             np.bitwise_or(made, work, out=made)
-        if suspects.size:
+            suspects = np.flatnonzero(beyond)
             odd = bits[suspects]
-            if shift is not None:
-                made[suspects] = table[odd]
-            effects = np.bincount(effect[odd], minlength=4)
-            count.rounded += int(effects[_ROUNDED])
-            count.underflowed += int(effects[_UNDERFLOW])
-            count.overflowed += int(effects[_OVERFLOW])
+            made[suspects] = table[odd]
+        effects = np.bincount(effect[odd], minlength=4)
+        count.rounded += int(effects[_ROUNDED])
+        count.underflowed += int(effects[_UNDERFLOW])
+        count.overflowed += int(effects[_OVERFLOW])
 
     return _by_pieces(cast)
 
 
-def _exact_range(
-    table: NDArray[np.uint16], effect: NDArray[np.uint8]
-) -> tuple[int, int, int | None]:
-    """(first, last, k): the longest run of magnitudes m that cast exactly, all to `(m << k) -
-    constant`, which is faster done than looked up. Where no long one does, the longest that casts
-    exactly, and None."""
-    magnitudes = np.arange(1 << 15)
-    exact = effect[: 1 << 15] == _EXACT
-    runs = []
-    for shift in range(8):
-        steps = np.diff(table[magnitudes].astype(np.int64) - (magnitudes << shift)) == 0
-        first, last = _longest_run(np.flatnonzero(exact[1:] & exact[:-1] & steps))
-        runs.append((first, last + 1, shift))
-    low, high, shift = max(runs, key=lambda run: run[1] - run[0])
-    if high - low >= _LONG_RUN:
-        return low, high, shift
-    return (*_longest_run(np.flatnonzero(exact)), None)
-
-
-def _longest_run(numbers: NDArray[np.intp]) -> tuple[int, int]:
-    """(first, last) of the longest run of consecutive numbers; (0, -1) of none."""
-    if not numbers.size:
-        return 0, -1
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
-    longest = max(runs, key=len)
-    return int(longest[0]), int(longest[-1])
+def _exact_range(source: DType, target: DType) -> tuple[int, int, int] | None:
+    """(first, last, k): the bits m of the magnitudes that are normal numbers of a target with a
+    longer mantissa, where most numbers lie. They cast exactly, all to `(m << k) - constant`, which
+    is faster done than looked up. None where the mantissa is shorter."""
+    own, other = map(ml_dtypes.finfo, (numpy_dtype(source), numpy_dtype(target)))
+    if other.nmant < own.nmant:
+        return None
+    ends = np.array([other.smallest_normal, other.max], numpy_dtype(source))
+    low, high = ends.view(np.uint16).tolist()
+    return low, high - bool(ends[1] > other.max), other.nmant - own.nmant

@@ -24,11 +24,6 @@ class Move(msgspec.Struct, frozen=True):
     place_at: int
     nbytes: int
 
-    @property
-    def progress(self) -> int:
-        """Its bytes."""
-        return self.nbytes
-
     def do(self, worker: Worker) -> None:
         """Copies them. Where the kernel would be slow, they are shifted here. Raises `FormatError`
         for the source and `OutputError` for the target."""

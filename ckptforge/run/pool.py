@@ -22,7 +22,7 @@ class Task(Protocol):
     """What a worker does at a time."""
 
     @property
-    def progress(self) -> int:
+    def nbytes(self) -> int:
         """Bytes that count as progress when it is done."""
         ...
 
@@ -58,8 +58,8 @@ def run_tasks(
                 outcome = task.do(worker)
                 with lock:
                     finished(task, outcome)
-                    if task.progress:
-                        done += task.progress
+                    if task.nbytes:
+                        done += task.nbytes
                         progress(done)
         except BaseException as error:
             errors.append(error)

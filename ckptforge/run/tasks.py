@@ -30,18 +30,11 @@ class Fill(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> Place:
-        """Where the tensor will lie."""
         return self.assembly.place
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the tile."""
         return self.tile.elements * self.place.dtype.itemsize
-
-    @property
-    def progress(self) -> int:
-        """Its bytes."""
-        return self.nbytes
 
     def do(self, worker: Worker) -> Audit:
         """Makes it and writes it. Returns the counts of its casts."""
@@ -67,7 +60,7 @@ class Verify(msgspec.Struct, frozen=True):
     """A source file whose stored checksum is to be compared with its contents."""
 
     file: FileIndex
-    progress: int = 0
+    nbytes: int = 0
 
     def do(self, worker: Worker) -> None:
         """Reads it. Raises `FormatError` where they differ."""
@@ -80,7 +73,7 @@ class Sealing(msgspec.Struct, frozen=True):
 
     path: Path
     seal: Seal
-    progress: int = 0
+    nbytes: int = 0
 
     def do(self, worker: Worker) -> None:
         """Computes it and writes it. Raises the errors of reading and writing."""

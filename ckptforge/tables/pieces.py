@@ -7,16 +7,8 @@ from itertools import product
 
 import msgspec
 
-from ckptforge.boxes import (
-    Box,
-    Grid,
-    box_shape,
-    box_text,
-    full_box,
-    intersect,
-    row_major_strides,
-    uncovered,
-)
+from ckptforge.boxes import Box, Grid, box_shape, full_box, row_major_strides
+from ckptforge.covering import box_text, intersect, uncovered
 from ckptforge.errors import PlanError
 from ckptforge.tables.axes import Pattern
 from ckptforge.transfers import Transfer
