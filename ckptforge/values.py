@@ -119,7 +119,6 @@ class Prepared(Protocol):
     def apply(self, numbers: Array, windows: Sequence[Window]) -> int:
         """Changes numbers, which are windows of the stored tensor, in place. Returns how many
         became NaN that weren't."""
-        ...
 
 
 class Step(Protocol):
@@ -129,25 +128,20 @@ class Step(Protocol):
     @property
     def inputs(self) -> tuple[Stored, ...]:
         """Stored tensors that are needed whole."""
-        ...
 
     def gives(self, dtype: DType) -> DType:
         """The dtype that numbers of `dtype` are computed in."""
-        ...
 
     def memory(self, stored: Stored) -> int:
         """Bytes that a worker holds for this tensor."""
-        ...
 
     def identity(self) -> bytes:
         """Bytes that are the same where the step does the same, and differ where it doesn't; a run
         is resumed only where all are the same."""
-        ...
 
     def prepare(self, stored: Stored, read: Read) -> Prepared:
         """The step for a tensor. `read` gives a stored tensor as an array of its shape, cast to a
         floating-point dtype, or as it is stored where that is None."""
-        ...
 
 
 class Fragment(msgspec.Struct, frozen=True, gc=False):

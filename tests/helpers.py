@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.storage.files import read_range
 from ckptforge.storage.local import DISK
-from ckptforge.storage.ranges import read_range
 from ckptforge.storage.store import Room
 from ckptforge.testing.stores import FailingStore
 

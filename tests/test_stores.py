@@ -9,10 +9,12 @@ import pytest
 import ckptforge
 from ckptforge.errors import OutputError, UsageError
 from ckptforge.foreign.files import read_small
-from ckptforge.storage.files import is_file, read_exactly, write_exactly
+from ckptforge.foreign.paths import is_file
+from ckptforge.publish.file_system import FileSystem
+from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.storage.local import DISK
 from ckptforge.storage.mounts import mounted, store_of
-from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.storage.store import Kind
 from ckptforge.testing.memory import Memory
 from ckptforge.testing.store_tests import FileSystemTests, get, put
 from ckptforge.testing.stores import FailingStore

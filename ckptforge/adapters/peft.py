@@ -25,9 +25,9 @@ from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import is_there, read_small
 from ckptforge.foreign.json import parse_object
+from ckptforge.foreign.paths import has_name, is_directory
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
-from ckptforge.storage.files import has_name, is_directory
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -12,8 +12,8 @@ import msgspec
 from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import FormatError
 from ckptforge.foreign.files import entries_of, is_file_name, read_small
+from ckptforge.foreign.paths import is_directory, is_file, is_link, real_path
 from ckptforge.formats.index import FileIndex
-from ckptforge.storage.files import is_directory, is_file, is_link, real_path
 
 MAX_SMALL_FILE = 32 * 1024 * 1024
 

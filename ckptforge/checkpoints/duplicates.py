@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
-from ckptforge.storage.ranges import read_range
+from ckptforge.storage.files import read_range
 from ckptforge.values import Located
 
 _PIECE = 1 << 20  # bytes that are compared at a time

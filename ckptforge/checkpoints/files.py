@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ckptforge.checkpoints.sniff import explained, head_of
 from ckptforge.errors import FormatError, ReadError
+from ckptforge.foreign.paths import is_directory
 from ckptforge.formats.index import FileIndex
-from ckptforge.formats.registry import HEAD, endings, formats_by_ending
+from ckptforge.formats.registry import FORMATS, HEAD, endings, format_by_ending, formats_by_ending
 from ckptforge.model import Account, Model
-from ckptforge.storage.files import is_directory
 from ckptforge.storage.mounts import store_of
 from ckptforge.values import value_of
 from ckptforge.wording import alternatives, counted
@@ -79,3 +79,11 @@ def model_of(path: Path, files: Sequence[FileIndex], *notes: str, format: str = 
     size = f"{found.nbytes:,}"
     _log.info("opened %s: %s, %s in %s, %s bytes", path, found.format, tensors, held, size)
     return found
+
+
+def of_a_format(paths: Iterable[Path]) -> list[Path]:
+    """The paths that end as files of a built-in format do; where none does, of any format."""
+    paths = list(paths)
+    built_in = {ending for one in FORMATS.built_in for ending in one.ENDINGS}
+    found = [path for path in paths if path.suffix in built_in]
+    return found or [path for path in paths if format_by_ending(path) is not None]

@@ -19,9 +19,9 @@ from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import is_there, named
+from ckptforge.foreign.paths import is_file
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
-from ckptforge.storage.files import is_file
 from ckptforge.wording import counted, listing
 
 CONFIG = "config.json"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
+from ckptforge.checkpoints.files import of_a_format
 from ckptforge.checkpoints.mindspore import rank_directories, step_of
 from ckptforge.errors import InputNotFoundError, UsageError
 from ckptforge.foreign.files import entries_of
-from ckptforge.formats.registry import of_a_format
+from ckptforge.foreign.paths import is_directory, is_file
 from ckptforge.spelling import option
-from ckptforge.storage.files import is_directory, is_file
 from ckptforge.wording import counted, listing
 
 # iteration_00001000 of MindFormers, checkpoint-1000 of transformers' Trainer, iter_0001000,

@@ -13,8 +13,8 @@ from ckptforge.checkpoints.card import WEIGHTS, HuggingFaceSide, unpacked
 from ckptforge.errors import FormatError, printable, shown
 from ckptforge.foreign.files import is_file_name, is_there
 from ckptforge.foreign.json import read_object
+from ckptforge.foreign.paths import is_directory, status_of
 from ckptforge.formats.index import FileIndex
-from ckptforge.storage.files import is_directory, status_of
 from ckptforge.wording import counted
 
 DIRECTORY_NAME = "ckptforge.manifest.json"

@@ -9,18 +9,18 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.duplicates import without_duplicates
-from ckptforge.checkpoints.files import model_of, read_file
+from ckptforge.checkpoints.files import model_of, of_a_format, read_file
 from ckptforge.checkpoints.kinds import check_step, refuse_step
 from ckptforge.checkpoints.sniff import STRATEGY_FILE, identify
 from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.checkpoints.whereabouts import explain_directory
 from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there
+from ckptforge.foreign.paths import is_directory, is_file
 from ckptforge.formats.index import FileIndex
-from ckptforge.formats.registry import endings, of_a_format
+from ckptforge.formats.registry import endings
 from ckptforge.model import Model
 from ckptforge.spelling import option
-from ckptforge.storage.files import is_directory, is_file
 from ckptforge.wording import alternatives, counted, listing
 
 UNIFIED_MAP = "param_name_map.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ckptforge.errors import InputNotFoundError
 from ckptforge.spelling import command, flag
-from ckptforge.storage.address import absolute
+from ckptforge.storage.mounts import absolute
 
 SUFFIX = ".ckptforge"  # `.NAME.ckptforge` holds the unfinished output NAME
 

@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ckptforge.checkpoints.files import of_a_format
 from ckptforge.checkpoints.sniff import identify
 from ckptforge.errors import CkptforgeError, InputNotFoundError
 from ckptforge.foreign.files import read_small
-from ckptforge.formats.registry import endings, of_a_format
+from ckptforge.foreign.paths import exists, is_directory, is_file
+from ckptforge.formats.registry import endings
 from ckptforge.spelling import option
-from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.storage.mounts import store_of, unknown_address
 from ckptforge.wording import alternatives, listing
 

@@ -101,9 +101,9 @@ def _for_check(options: CompareOrCheck) -> dict[str, Any]:
 def verify(shown: Shown, options: Verify, wanted: Report) -> int:
     """The forward check, and a page on it."""
     from ckptforge.errors import OutputError
+    from ckptforge.foreign.paths import exists
     from ckptforge.forward.device import parse_device
     from ckptforge.publish.output_name import refuse_address
-    from ckptforge.storage.files import exists
 
     parse_device(options.device)
     report = wanted.report

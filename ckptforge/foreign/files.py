@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
-from ckptforge.storage.files import has_name, is_file, open_file
+from ckptforge.foreign.paths import has_name, is_file
+from ckptforge.storage.files import open_file
 from ckptforge.storage.mounts import refuse_address, store_of
 
 _PIECE = 1 << 20

@@ -7,7 +7,7 @@ Another package announces one by an entry point of the group `ckptforge.formats`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,31 +24,25 @@ class Format(Protocol):
     @property
     def NAME(self) -> str:
         """What a file of it is called, with its article: "a safetensors file"."""
-        ...
 
     @property
     def ENDINGS(self) -> tuple[str, ...]:
         """The endings of its files, with the dot."""
-        ...
 
     def recognises(self, head: bytes) -> bool:
         """Whether a file that begins with these bytes (up to 16) may be one of its."""
-        ...
 
     def read_index(self, path: Path) -> FileIndex:
         """What a file holds and where, without reading tensors. Raises `FormatError`, naming the
         file and what is wrong, for whatever isn't right in it."""
-        ...
 
     def ordered(self, tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
         """The tensors in the order in which its own library writes them."""
-        ...
 
     def lay_out(
         self, path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str]
     ) -> OutputFile:
         """A file with these tensors in this order. Raises `PlanError` for what it can't hold."""
-        ...
 
 
 FORMATS: Registry[Format] = Registry(
@@ -69,11 +63,3 @@ def format_by_ending(path: Path) -> Format | None:
 def endings() -> list[str]:
     """The endings of all formats, the most usual first."""
     return list(dict.fromkeys(ending for one in FORMATS for ending in one.ENDINGS))
-
-
-def of_a_format(paths: Iterable[Path]) -> list[Path]:
-    """The paths that end as files of a built-in format do; where none does, of any format."""
-    paths = list(paths)
-    built_in = {ending for one in FORMATS.built_in for ending in one.ENDINGS}
-    found = [path for path in paths if path.suffix in built_in]
-    return found or [path for path in paths if format_by_ending(path) is not None]

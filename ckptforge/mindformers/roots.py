@@ -11,9 +11,9 @@ import msgspec
 from ckptforge.checkpoints.kinds import check_step
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import entries_of, is_there, read_small
+from ckptforge.foreign.paths import is_directory
 from ckptforge.mindformers.names import TRACKER, iteration_number, parts_among
 from ckptforge.spelling import option
-from ckptforge.storage.files import is_directory
 from ckptforge.wording import listing
 
 _INDEX = "model.safetensors.index.json"  # a directory that has one is Hugging Face's

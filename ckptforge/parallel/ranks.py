@@ -30,7 +30,7 @@ from ckptforge.parallel.solve import Described, solve_strategy
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.spelling import option
-from ckptforge.storage.ranges import read_range
+from ckptforge.storage.files import read_range
 from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.layout_choice import Hints
 from ckptforge.tables.names import recognise_names

@@ -16,11 +16,11 @@ import msgspec
 from ckptforge.checkpoints.whereabouts import explain_missing
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import entries_of, read_small
+from ckptforge.foreign.paths import exists, is_directory, is_file
 from ckptforge.formats.index import check_name
 from ckptforge.formats.protobuf import Source
 from ckptforge.parallel import strategy_json, strategy_protobuf
 from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_STAGES, Stage
-from ckptforge.storage.files import exists, is_directory, is_file
 from ckptforge.wording import counted, listing
 
 # a parameter takes some 100 bytes, in JSON 250; the largest models have some 10,000 in a stage

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from ckptforge.checkpoints.unfinished import SUFFIX
 from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError
+from ckptforge.foreign.paths import is_directory
 from ckptforge.publish import journal as journals
 from ckptforge.publish.directory import PARTS, empty_staging, names_of, output_of, staging_path
 from ckptforge.publish.earlier import is_complete
+from ckptforge.publish.file_system import FileSystem, file_system_of
 from ckptforge.publish.lock import lock_directory, unlock
 from ckptforge.publish.replace import finish_files, refuse_mounts, restore_old
 from ckptforge.publish.single_file import temporary_of
 from ckptforge.publish.tree import disk_bytes, lies_at
-from ckptforge.storage.files import is_directory
-from ckptforge.storage.mounts import file_system_of
-from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.storage.store import Kind
 
 
 @dataclass(frozen=True)

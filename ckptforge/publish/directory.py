@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ckptforge.checkpoints.unfinished import SUFFIX
 from ckptforge.errors import OutputError
+from ckptforge.publish.file_system import FileSystem
 from ckptforge.publish.replace import refuse_mounts
 from ckptforge.publish.tree import lies_at, remove, remove_tree
-from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.storage.store import Kind
 
 PARTS = {"lock", "journal", "out", "old"}
 

@@ -11,13 +11,14 @@ from ckptforge.errors import LeftError, OutputError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish import journal as journals
 from ckptforge.publish.directory import empty_staging, staging_path
+from ckptforge.publish.file_system import FileSystem
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.lock import lock_directory, unlock
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.publish.replace import finish_files
 from ckptforge.publish.tree import lies_at
 from ckptforge.spelling import command, flag
-from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.storage.store import Kind
 from ckptforge.wording import counted
 
 

@@ -23,11 +23,12 @@ from ckptforge.errors import OutputError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.audit import audit_json, read_audit
+from ckptforge.publish.file_system import FileSystem, LockableWriter
 from ckptforge.run.audit import Audit
 from ckptforge.run.schedule import Finished, Key
-from ckptforge.storage.address import absolute
 from ckptforge.storage.files import write_exactly
-from ckptforge.storage.store import FileSystem, LockableWriter, Reader
+from ckptforge.storage.mounts import absolute
+from ckptforge.storage.store import Reader
 from ckptforge.version import __version__
 
 _MAX_LINE = 1 << 26

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ckptforge.errors import OutputError
 from ckptforge.publish.directory import PARTS, names_of
+from ckptforge.publish.file_system import FileSystem, LockableWriter
 from ckptforge.publish.tree import lies_at
-from ckptforge.storage.store import FileSystem, Kind, LockableWriter, Writer
+from ckptforge.storage.store import Kind, Writer
 
 _TRIES = 100
 

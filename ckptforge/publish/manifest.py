@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.checkpoints.card import HuggingFaceSide
+from ckptforge.foreign.paths import status_of
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.audit import audit_json
 from ckptforge.run.run import Done
-from ckptforge.storage.files import status_of
 from ckptforge.tables.table import Layout, Table
 from ckptforge.version import __version__
 

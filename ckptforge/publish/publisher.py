@@ -19,15 +19,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from ckptforge.foreign.paths import exists
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
 from ckptforge.publish.earlier import Request, finish_placing
+from ckptforge.publish.file_system import FileSystem, file_system_of
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.refusals import check_output, check_room
 from ckptforge.publish.staging import Staging, staged
-from ckptforge.storage.files import exists
-from ckptforge.storage.mounts import file_system_of
-from ckptforge.storage.store import FileSystem, Writer
+from ckptforge.storage.store import Writer
 
 
 class Publication(Protocol):

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from ckptforge.checkpoints.manifest import manifest_path, read_manifest, written_names
 from ckptforge.errors import CkptforgeError, OutputError
+from ckptforge.foreign.paths import real_path
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
+from ckptforge.publish.file_system import FileSystem
 from ckptforge.publish.replace import refuse_mounts
 from ckptforge.publish.tree import lies_at, names_in
 from ckptforge.spelling import flag
-from ckptforge.storage.address import absolute
-from ckptforge.storage.files import real_path
-from ckptforge.storage.store import FileSystem, Kind, Room, Status
+from ckptforge.storage.mounts import absolute
+from ckptforge.storage.store import Kind, Room, Status
 from ckptforge.wording import listing
 
 _SPARE = 1 << 20  # bytes kept free beyond the plan

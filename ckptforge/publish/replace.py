@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ckptforge.checkpoints.manifest import manifest_path, read_manifest, written_names
 from ckptforge.errors import OutputError
+from ckptforge.publish.file_system import FileSystem
 from ckptforge.publish.tree import lies_at, make_directories, names_in, remove, walk
-from ckptforge.storage.address import absolute
-from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.storage.mounts import absolute
+from ckptforge.storage.store import Kind
 
 
 def place_files(disk: FileSystem, out: Path, output: Path, overwrite: bool) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.publish.file_system import FileSystem
+from ckptforge.storage.store import Kind
 
 
 def lies_at(disk: FileSystem, path: Path, *kinds: Kind, follow: bool = False) -> bool:

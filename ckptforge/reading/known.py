@@ -20,8 +20,8 @@ from ckptforge.checkpoints.manifest import Manifest, find_manifest
 from ckptforge.errors import ConfigError, MissingTensorsError
 from ckptforge.foreign.files import is_there, read_small
 from ckptforge.foreign.json import parse_object, read_object
+from ckptforge.foreign.paths import is_directory
 from ckptforge.model import Model
-from ckptforge.storage.files import is_directory
 from ckptforge.tables.layout_choice import Hints
 from ckptforge.tables.model_config import language_part
 from ckptforge.tables.shipped import candidate_tables

@@ -23,6 +23,7 @@ from ckptforge.errors import (
     UsageError,
     shown,
 )
+from ckptforge.foreign.paths import is_directory
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.known import Choices, Known, known_of
@@ -31,7 +32,6 @@ from ckptforge.reading.switches import declared
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 from ckptforge.spelling import flag, option
 from ckptforge.steps.scaled import Scaled
-from ckptforge.storage.files import is_directory
 from ckptforge.tables.binding import Binding, Shapes
 from ckptforge.tables.layout_choice import Hints, recognise
 from ckptforge.tables.recognition import Identified, identify

@@ -24,11 +24,9 @@ class Task(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes that count as progress when it is done."""
-        ...
 
     def do(self, worker: Worker) -> Any:
         """Does it with the worker's memory and files. Returns what `finished` is to know."""
-        ...
 
 
 def run_tasks(

@@ -36,21 +36,16 @@ def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
         source, target = (numbers.view(f"u{numbers.itemsize}") for numbers in (source, target))
     out = strided(target, transfer.target, transfer.shape, transfer.target_strides)
     numbers = strided(source, transfer.source, transfer.shape, transfer.source_strides)
-    inner = next(
-        (axis for axis, stride in enumerate(transfer.source_strides[:-1]) if stride == 1), None
-    )
-    if transfer.shape and transfer.source_strides[-1] == transfer.target_strides[-1] == 1:
+    shape, strides = transfer.shape, transfer.source_strides
+    if shape and strides[-1] == transfer.target_strides[-1] == 1:
         copy_runs(numbers, out)
         return
-    if (
-        inner is None
-        or transfer.source_strides[-1] == 1
-        or transfer.shape[inner] * transfer.shape[-1] < _WORTH
-    ):
+    inner = next((axis for axis, stride in enumerate(strides[:-1]) if stride == 1), None)
+    if inner is None or strides[-1] == 1 or shape[inner] * shape[-1] < _WORTH:
         np.copyto(out, numbers)
         return
     outer: list[Sequence[Any]] = [
-        range(n) if axis != inner else (slice(None),) for axis, n in enumerate(transfer.shape[:-1])
+        range(n) if axis != inner else (slice(None),) for axis, n in enumerate(shape[:-1])
     ]
     block = np.empty((_ROWS, (_ROW_BYTES + _LINE) // source.itemsize), source.dtype)
     for index in product(*outer):

@@ -21,7 +21,7 @@ from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
-from ckptforge.storage.ranges import read_range, read_spans
+from ckptforge.storage.files import read_range, read_spans
 from ckptforge.transfers import Transfer
 from ckptforge.values import Fragment, Prepared, Step, Stored, Term
 
@@ -144,17 +144,14 @@ class Worker:
     def _read_run(self, stored: Stored, start: int, into: Array) -> None:
         """Reads one run of bytes to its place, where that is slow by way of a buffer."""
         reader = self.files.source(stored.path)
-        slow = slow_to_copy(stored.file_offset(start), into.ctypes.data, LINE)
-        step = PIECE_BYTES if slow else max(len(into), 1)
-        for at in range(0, len(into), step):
-            piece = into[at : at + step]
-            read = piece
-            if slow:
-                offset = stored.file_offset(start + at)
-                (read,) = self._strip_buffers.lend((len(piece), offset))
+        if not slow_to_copy(stored.file_offset(start), into.ctypes.data, LINE):
+            read_range(stored, start, into.data, reader)
+            return
+        for at in range(0, len(into), PIECE_BYTES):
+            piece = into[at : at + PIECE_BYTES]
+            (read,) = self._strip_buffers.lend((len(piece), stored.file_offset(start + at)))
             read_range(stored, start + at, read.data, reader)
-            if slow:
-                copy_runs(read, piece)
+            copy_runs(read, piece)
 
     def _read(self, stored: Stored, part: Transfer, spans: Spans, into: Array) -> None:
         itemsize = stored.dtype.itemsize

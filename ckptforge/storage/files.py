@@ -1,53 +1,14 @@
-"""Files of whichever store: what is there, and reading and writing whole, with errors that name the
-file."""
+"""Files of whichever store: reading and writing whole, with errors that name the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ckptforge.errors import FormatError, InputNotFoundError, OutputError, ReadError
 from ckptforge.storage.mounts import refuse_address, store_of
-from ckptforge.storage.store import Kind, Reader, Status, Writer
-
-
-def status_of(path: Path, *, follow: bool = True) -> Status | None:
-    """What a path leads to, or with `follow=False` a link itself; None for nothing, and for what
-    the system won't say."""
-    try:
-        return store_of(path).status(path, follow=follow)
-    except (OSError, ValueError):  # ValueError: a NUL, or what the system's encoding lacks
-        return None
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path leads to a regular file."""
-    return (found := status_of(path)) is not None and found.kind is Kind.FILE
-
-
-def is_directory(path: Path) -> bool:
-    """Whether a path leads to a directory."""
-    return (found := status_of(path)) is not None and found.kind is Kind.DIRECTORY
-
-
-def is_link(path: Path) -> bool:
-    """Whether a path is a symbolic link, wherever that leads."""
-    return (found := status_of(path, follow=False)) is not None and found.kind is Kind.LINK
-
-
-def exists(path: Path) -> bool:
-    """Whether a path leads to anything."""
-    return status_of(path) is not None
-
-
-def has_name(path: Path) -> bool:
-    """Whether anything has this name, be it a link to nowhere."""
-    return status_of(path, follow=False) is not None
-
-
-def real_path(path: Path) -> Path:
-    """The absolute path without links on its way."""
-    return store_of(path).real_path(path)
+from ckptforge.storage.store import Reader, Writer
+from ckptforge.values import Located
 
 
 def open_file(path: Path) -> Reader:
@@ -92,6 +53,38 @@ def read_pieces(
         piece = buffer[: min(len(buffer), offset + length - at)]
         read_exactly(reader, at, piece, path)
         yield piece
+
+
+def read_range(entry: Located, start: int, into: memoryview, reader: Reader | None = None) -> None:
+    """Fills `into` with the bytes of a tensor from its byte `start`; `reader` is the open file, if
+    it is open already."""
+    opened = open_file(entry.path) if reader is None else reader
+    try:
+        at = 0
+        for offset, length in entry.file_ranges(start, len(into)):
+            read_exactly(opened, offset, into[at : at + length], entry.path)
+            at += length
+    finally:
+        if reader is None:
+            opened.close()
+
+
+def read_spans(
+    entry: Located, starts: Iterable[int], length: int, into: memoryview, reader: Reader
+) -> None:
+    """Fills `into` with spans of `length` bytes of a tensor, one after the other, from each of its
+    bytes `starts`."""
+    at = 0
+    base = entry.extents[0].offset if len(entry.extents) == 1 else None
+    for start in starts:
+        piece = into[at : at + length]
+        try:
+            whole = base is not None and reader.read_into(base + start, piece) == length
+        except OSError:
+            whole = False
+        if not whole:
+            read_range(entry, start, piece, reader)
+        at += length
 
 
 def read_bytes(reader: Reader, offset: int, length: int, path: Path) -> bytearray:

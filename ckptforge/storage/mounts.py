@@ -1,17 +1,20 @@
-"""Which store answers for a path: this machine's disks, unless another is mounted above it."""
+"""Which store answers for a path: this machine's disks, unless another is mounted above it. An
+address of a store, such as `s3://bucket/model`, may stand where a path is expected."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptforge.errors import InputNotFoundError, OutputError
-from ckptforge.storage.address import absolute, address
+from ckptforge.errors import InputNotFoundError
 from ckptforge.storage.local import DISK
-from ckptforge.storage.store import FileSystem, Store
+from ckptforge.storage.store import Store
 
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/+(.*)", re.DOTALL)  # a Path has one slash
+_ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _mounts: list[tuple[Path, Store]] = []  # the last one that fits answers
 
 
@@ -30,15 +33,6 @@ def mounted(place: Path | str, store: Store) -> Iterator[None]:
 def store_of(path: Path) -> Store:
     """The store that answers for a path."""
     return _mounted(path) or DISK
-
-
-def file_system_of(output: Path) -> FileSystem:
-    """The file system that an output is to be made in. Raises `OutputError` for a store that is
-    none."""
-    store = store_of(output)
-    if not isinstance(store, FileSystem):
-        raise OutputError(f"{output}: lies in a store that can only be read; name another output.")
-    return store
 
 
 def _mounted(path: Path) -> Store | None:
@@ -63,3 +57,16 @@ def refuse_address(path: Path) -> None:
         raise InputNotFoundError(
             f"{found}: is an address, and only files and directories are read: download it first."
         )
+
+
+def address(path: Path) -> str | None:
+    """`path` as the address `scheme://…` that was meant, or None for a path."""
+    match = _ADDRESS.match(str(path))
+    return None if match is None else f"{match[1]}//{match[2]}"
+
+
+def absolute(path: Path) -> Path:
+    """A path from the root of its store: an address is one already, as is `memory://` itself."""
+    if address(path) is not None or _ROOT.fullmatch(str(path)):
+        return path
+    return path.absolute()

@@ -6,12 +6,8 @@ A `Store` is enough to read from. It answers for every path below the place wher
 call says where it reads or writes. What a reader's `status` says is of the very file that is open,
 whatever has its name now.
 
-An output appears whole or not at all on a `FileSystem`: files are written under another name,
-synced, and renamed, under a lock (`publish/staging.py`). A store without renames and locks isn't
-one, and needs a way of its own, which `publish/` asks for.
-
-To add a store, write a class with the methods of `Store`, or of `FileSystem` if it has renames, let
-`ckptforge.testing.stores` test it, and mount it. `testing/memory.py` is the example.
+To add a store, write a class with the methods of `Store`, or of `publish/file_system.py:FileSystem`
+for outputs, let `ckptforge.testing.store_tests` test it, and mount it: `testing/memory.py`.
 
 All calls raise `OSError` with the path as its `filename`. Reading and writing may do less than was
 asked for, as the system's own calls may; `storage/files.py` goes on, and makes errors of ours.
@@ -21,7 +17,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import msgspec
 
@@ -88,16 +84,6 @@ class Writer(Reader, Protocol):
         """Makes the contents and the size durable: they survive a loss of power."""
 
 
-class LockableWriter(Writer, Protocol):
-    """A file of a file system that is being written."""
-
-    def resize(self, size: int) -> None: ...
-
-    def lock(self) -> bool:
-        """Whether this now holds the file's lock, until it is closed; the lock goes with a process
-        that dies. True on a file system without locks."""
-
-
 class Store(Protocol):
     """A place that files can be read from."""
 
@@ -112,45 +98,3 @@ class Store(Protocol):
 
     def real_path(self, path: Path) -> Path:
         """The absolute path without links on its way."""
-
-
-@runtime_checkable
-class FileSystem(Store, Protocol):
-    """A store with files, directories, links, renames and locks, as POSIX has them.
-
-    What is changed isn't durable before it is synced: `Writer.sync` for what a file holds,
-    `sync_directory` for the names in a directory. Either may become durable earlier, in any order.
-    """
-
-    def create(self, path: Path) -> LockableWriter:
-        """Opens a file for writing, as it is or new, and no link."""
-
-    def reopen(self, path: Path) -> LockableWriter | None:
-        """Opens a regular file that is there for writing; None for anything else but a link."""
-
-    def make_directory(self, path: Path) -> None: ...
-    def remove_directory(self, path: Path) -> None: ...
-    def unlink(self, path: Path) -> None: ...
-
-    def rename(self, path: Path, new: Path) -> None:
-        """Gives a file or directory another name in one step, in the place of a file or an empty
-        directory that has it."""
-
-    def exchange(self, a: Path, b: Path) -> None:
-        """Swaps two names in one step. `OSError` where the file system can't."""
-
-    def link(self, path: Path, new: Path) -> None:
-        """Gives a file, or a link itself, a second name, which nothing may have. `OSError` where
-        the file system can't."""
-
-    def copy(self, path: Path, new: Path) -> None:
-        """Copies a file, or a link itself, with its mode and times."""
-
-    def set_mode(self, path: Path, mode: int) -> None: ...
-    def set_owner(self, path: Path, owner: tuple[int, int]) -> None: ...
-    def sync_directory(self, directory: Path) -> None: ...
-    def room(self, directory: Path) -> Room: ...
-
-    def mounts_below(self, directory: Path) -> list[str]:
-        """Other file systems at or below a directory, which can be neither moved nor removed with
-        it."""

@@ -27,10 +27,9 @@ from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.registry import FORMATS, HEAD, Format
 from ckptforge.run.budget import Budget
 from ckptforge.run.run import run
-from ckptforge.storage.files import write_exactly
+from ckptforge.storage.files import read_range, write_exactly
 from ckptforge.storage.local import DISK
 from ckptforge.storage.mounts import mounted
-from ckptforge.storage.ranges import read_range
 from ckptforge.targets.single import FileTarget
 from ckptforge.targets.target import plan_for
 from ckptforge.testing.stores import Call, FailingStore

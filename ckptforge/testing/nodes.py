@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from ckptforge.storage.address import absolute
+from ckptforge.storage.mounts import absolute
 from ckptforge.storage.store import Kind
 
 _MAX_LINKS = 40  # on the way to a file

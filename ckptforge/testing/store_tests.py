@@ -14,8 +14,9 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+from ckptforge.publish.file_system import FileSystem
 from ckptforge.publish.tree import disk_bytes, lies_at, names_in, remove_tree
-from ckptforge.storage.store import FileSystem, Kind
+from ckptforge.storage.store import Kind
 
 
 def put(disk: FileSystem, path: Path, content: bytes) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptforge.storage.store import FileSystem, LockableWriter, Reader, Room, Status
+from ckptforge.publish.file_system import FileSystem, LockableWriter
+from ckptforge.storage.store import Reader, Room, Status
 
 # What changes a file system, as the names of the methods.
 CHANGES = frozenset(

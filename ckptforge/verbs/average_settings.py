@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from ckptforge.checkpoints.iterations import last_of
 from ckptforge.checkpoints.mindspore import rank_directories
 from ckptforge.errors import UsageError
+from ckptforge.foreign.paths import is_directory
 from ckptforge.spelling import option
-from ckptforge.storage.files import is_directory
 from ckptforge.surgery.recipes import read_average_recipe
 from ckptforge.surgery.schedules import schedule_weights
 from ckptforge.surgery.weights import Weights, parse_weights, plain

@@ -14,9 +14,9 @@ from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, sh
 from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.foreign.files import is_file_name
 from ckptforge.foreign.json import read_object
+from ckptforge.foreign.paths import is_directory, is_file, status_of
 from ckptforge.formats.index import FileIndex
 from ckptforge.spelling import flag
-from ckptforge.storage.files import is_directory, is_file, status_of
 from ckptforge.storage.store import Kind
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Check as CheckOptions

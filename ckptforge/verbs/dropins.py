@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ckptforge.errors import UsageError
-from ckptforge.storage.files import is_directory, is_file
+from ckptforge.foreign.paths import is_directory, is_file
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs import convert as verbs
 from ckptforge.verbs import reshard as resharding

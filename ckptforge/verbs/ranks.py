@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from ckptforge.checkpoints.mindspore import is_unified, rank_directories
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import UsageError
+from ckptforge.foreign.paths import is_directory
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.model import Model
 from ckptforge.reading.known import Choices
 from ckptforge.reading.source import Source, bind_source
 from ckptforge.spelling import option
-from ckptforge.storage.files import is_directory
 from ckptforge.tables.table import Layout
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptforge.errors import OutputError
+from ckptforge.foreign.paths import exists
 from ckptforge.publish.output_name import refuse_address
 from ckptforge.publish.single_file import write_file
 from ckptforge.spelling import flag
-from ckptforge.storage.files import exists
 from ckptforge.wording import counted
 
 if TYPE_CHECKING:
