@@ -61,7 +61,7 @@ def test_endings_that_are_added_are_known_everywhere(tmp_path):
     (tmp_path / "x.zeros").write_bytes(b"ZEROZERO" + bytes(8))
     with pytest.raises(CkptforgeError, match="no .safetensors or .ckpt files in it"):
         ckptforge.inspect(tmp_path)
-    with pytest.raises(UsageError, match="'ckpt', 'safetensors', 'unified' or None"):
+    with pytest.raises(UsageError, match="'ckpt', 'safetensors', 'unified', 'mindformers' or None"):
         ckptforge.to_ms(HUB, tmp_path / "out", format="zeros")
     with FORMATS.registered(Zeros()):
         assert endings() == [".safetensors", ".ckpt", ".zeros"]
