@@ -55,10 +55,12 @@ class Located(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def elements(self) -> int:
+        """How many numbers it has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """How many bytes they take."""
         return self.elements * self.dtype.itemsize
 
     def identity(self) -> bytes:
@@ -181,10 +183,12 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def elements(self) -> int:
+        """How many numbers it has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """How many bytes they take."""
         return self.elements * self.dtype.itemsize
 
     @property

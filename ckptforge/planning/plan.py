@@ -77,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """What a user should hear of."""
         return self.account.notes
 
     @property
@@ -94,6 +95,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tensor_count(self) -> int:
+        """How many tensors all files have together."""
         return len(self.assemblies)
 
     @property

@@ -30,10 +30,12 @@ class Fill(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> Place:
+        """Where the tensor will lie."""
         return self.assembly.place
 
     @property
     def nbytes(self) -> int:
+        """The bytes of the tile."""
         return self.tile.elements * self.place.dtype.itemsize
 
     def do(self, worker: Worker) -> Audit:
