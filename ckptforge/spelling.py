@@ -56,10 +56,7 @@ def option(name: str, value: object = _UNSET) -> str:
 
 def command(verb: str, *arguments: object, **options: object) -> str:
     """A call in backquotes: `ckptforge to-torch DIR OUT --layout gmm` or `ckptforge.to_torch('DIR',
-    'OUT', layout='gmm')`.
-
-    Without arguments it names the verb: `ckptforge merge` or `ckptforge.merge`.
-    """
+    'OUT', layout='gmm')`. Without arguments it names the verb."""
     if _on_command_line:
         given = [flag(n) if value is True else option(n, value) for n, value in options.items()]
         words = ["ckptforge", verb.replace("_", "-"), *map(_word, arguments), *given]

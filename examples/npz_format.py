@@ -9,8 +9,7 @@ from numpy.lib import format as npy
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
-from ckptforge.foreign.stream import Stream, parsing
-from ckptforge.formats.index import index_of
+from ckptforge.foreign.stream import Stream, index_of, parsing
 from ckptforge.formats.layout import OutputFile, Seal
 from ckptforge.values import Extent, Stored
 

@@ -11,8 +11,7 @@ from ckptforge.checkpoints.files import model_of
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.dtypes import BY_NAME
 from ckptforge.foreign.files import is_there
-from ckptforge.foreign.stream import Stream, parsing
-from ckptforge.formats.index import index_of
+from ckptforge.foreign.stream import Stream, index_of, parsing
 from ckptforge.publish.tree import names_in
 from ckptforge.storage.mounts import store_of
 from ckptforge.values import Extent, Stored

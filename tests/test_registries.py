@@ -11,9 +11,9 @@ from ckptforge.checkpoints.files import of_a_format, read_file
 from ckptforge.checkpoints.kinds import KINDS
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import CkptforgeError, FormatError, UsageError
-from ckptforge.foreign.stream import parsing
+from ckptforge.foreign.stream import index_of, parsing
 from ckptforge.formats import mindspore_ckpt
-from ckptforge.formats.index import FileIndex, index_of
+from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import FORMATS, endings, format_by_ending
 from ckptforge.registry import Registry
 from ckptforge.storage.store import Kind, Status

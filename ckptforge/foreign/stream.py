@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptforge.errors import CkptforgeError, FormatError, ReadError
+from ckptforge.errors import CkptforgeError, FormatError, ReadError, shown
+from ckptforge.formats.index import FileIndex, check_name, check_size
 from ckptforge.storage.files import open_file
 from ckptforge.storage.store import Reader, Status
+from ckptforge.values import Stored
 
 
 class Stream(io.BufferedReader):
@@ -69,3 +71,19 @@ def parsing(path: Path, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise FormatError(f"{path}: isn't {what} ({reason}); damaged.") from error
+
+
+def index_of(path: Path, format: str, status: Status, tensors: Iterable[Stored]) -> FileIndex:
+    """The index of a file that holds these tensors. Raises `FormatError` for a name that stands
+    twice or can't be, and where a tensor's bytes aren't all in the file."""
+    found: dict[str, Stored] = {}
+    for one in tensors:
+        check_name(one.name, path)
+        if one.name in found:
+            raise FormatError(f"{path}: tensor {shown(one.name)} is there twice.")
+        inside = (one for one in one.extents if one.offset + one.length <= status.size)
+        check_size(one, sum(extent.length for extent in inside))
+        found[one.name] = one
+    return FileIndex(
+        path=path, format=format, size=status.size, mtime_ns=status.mtime_ns, tensors=found
+    )

@@ -1,2 +1,1 @@
-"""On-disk formats: what a file holds and where its bytes lie. Nothing here knows models, mappings
-or ranks."""
+"""On-disk formats: what a file holds and where its bytes lie. Knows no model, table or rank."""

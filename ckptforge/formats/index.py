@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import msgspec
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, shown
 from ckptforge.storage.files import open_file, read_pieces
-from ckptforge.storage.store import Status
 from ckptforge.values import Stored
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
@@ -65,22 +64,6 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.path}: the stored crc32 is {self.checksum.expected}, the "
                 f"contents give {crc}; the file is damaged."
             )
-
-
-def index_of(path: Path, format: str, status: Status, tensors: Iterable[Stored]) -> FileIndex:
-    """The index of a file that holds these tensors. Raises `FormatError` for a name that stands
-    twice or can't be, and where a tensor's bytes aren't all in the file."""
-    found: dict[str, Stored] = {}
-    for one in tensors:
-        check_name(one.name, path)
-        if one.name in found:
-            raise FormatError(f"{path}: tensor {shown(one.name)} is there twice.")
-        inside = (one for one in one.extents if one.offset + one.length <= status.size)
-        check_size(one, sum(extent.length for extent in inside))
-        found[one.name] = one
-    return FileIndex(
-        path=path, format=format, size=status.size, mtime_ns=status.mtime_ns, tensors=found
-    )
 
 
 def check_name(name: str, path: Path) -> None:

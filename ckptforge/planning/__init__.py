@@ -1,2 +1,1 @@
-"""What a job is: the tensors of every output file, what fills them, and the proof that all of it is
-filled."""
+"""What a job is: what fills the tensors of every output file, and the proof that all are."""

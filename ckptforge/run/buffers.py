@@ -36,10 +36,8 @@ class Buffers:
             if hasattr(mmap, "MADV_HUGEPAGE"):  # columns of a transposition lie in many pages
                 fresh.madvise(mmap.MADV_HUGEPAGE)
             self._memory = np.frombuffer(fresh, np.uint8)
-        return [
-            self._memory[start : start + size]
-            for start, (size, _) in zip(starts, wanted, strict=True)
-        ]
+        pairs = zip(starts, wanted, strict=True)
+        return [self._memory[start : start + size] for start, (size, _) in pairs]
 
 
 def slow_to_copy(source: int, target: int, modulo: int = PAGE) -> bool:

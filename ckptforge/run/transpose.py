@@ -34,9 +34,9 @@ def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
     # interpreter.
     if source.itemsize in (1, 2, 4, 8):
         source, target = (numbers.view(f"u{numbers.itemsize}") for numbers in (source, target))
-    out = strided(target, transfer.target, transfer.shape, transfer.target_strides)
-    numbers = strided(source, transfer.source, transfer.shape, transfer.source_strides)
     shape, strides = transfer.shape, transfer.source_strides
+    out = strided(target, transfer.target, shape, transfer.target_strides)
+    numbers = strided(source, transfer.source, shape, strides)
     if shape and strides[-1] == transfer.target_strides[-1] == 1:
         copy_runs(numbers, out)
         return
