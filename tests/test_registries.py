@@ -66,7 +66,7 @@ def test_endings_that_are_added_are_known_everywhere(tmp_path):
     with FORMATS.registered(Zeros()):
         assert endings() == [".safetensors", ".ckpt", ".zeros"]
         assert ckptforge.inspect(tmp_path).entries["z"].shape == (8,)
-        with pytest.raises(UsageError, match="'unified', 'zeros' or None"):
+        with pytest.raises(UsageError, match="'unified', 'mindformers', 'zeros' or None"):
             ckptforge.to_ms(HUB, tmp_path / "out", format="zero")
         with pytest.raises(FormatError, match="must end in .ckpt, .safetensors or .zeros"):
             (tmp_path / "x.strange").write_bytes(b"\xfe" * 100)
