@@ -7,7 +7,7 @@ import struct
 from ckptforge.mindformers.common import Number
 from ckptforge.mindformers.versions import COMMON_KEYS
 from ckptforge.model import Model
-from ckptforge.storage.ranges import read_range
+from ckptforge.storage.files import read_range
 
 _CODES = {"int32": "<i", "int64": "<q", "float32": "<f", "float64": "<d"}
 
