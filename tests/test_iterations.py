@@ -2,6 +2,7 @@
 back, by us and by hand."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import ckptforge
-from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, UsageError
+from ckptforge.dtypes import BY_NAME
+from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, PlanError, UsageError
+from ckptforge.formats.layout import TensorSpec
+from ckptforge.mindformers import describing
+from ckptforge.mindformers.metadata import read_metadata
+from ckptforge.mindformers.versions import VERSIONS
 from tests.helpers import MINDSPORE, contents, raw_safetensors
-from tests.iterations import MINDFORMERS, RUNS, assembled, iteration_of
-from tests.test_partition import any_job
+from tests.iterations import MINDFORMERS, RUNS, assembled, by_layout, iteration_of
+from tests.test_partition import any_job, layouts
 
 QWEN = MINDFORMERS / "qwen3_dp2tp2_adamw" / "checkpoint"
 JOBS = {
@@ -611,3 +617,80 @@ def test_a_mistaken_description_of_an_adapter_is_refused(tmp_path, change, messa
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(FormatError, match=message):
         ckptforge.to_torch(tmp_path / "run", tmp_path / "peft", model="qwen3")
+
+
+@settings(max_examples=400, deadline=None)
+@given(layouts(), st.data())
+def test_metadata_says_of_any_mesh_who_holds_what(tmp_path_factory, layout, data):
+    shape = layout.shape_of_whole(tuple(data.draw(st.integers(1, 2)) for _ in layout.tensor_map))
+    spec = TensorSpec("a 'name', with\\nall", BY_NAME["float32"], shape)
+    try:
+        folded = describing.folded(spec, layout)
+    except PlanError:
+        return  # no axis can be split so
+    first = data.draw(st.integers(0, 3)) * layout.devices
+    boxes = {first + device: layout.box(shape, device) for device in range(layout.devices)}
+    cut = describing.Cut(spec=spec, layout=folded, ranks=tuple(boxes), boxes=boxes)
+    version = data.draw(st.sampled_from(list(VERSIONS.values())))
+    files = {spec.name: {rank: f"model-{rank}.safetensors" for rank in boxes}}
+    path = tmp_path_factory.getbasetemp() / "metadata.json"
+    path.write_bytes(describing.metadata_json([cut], files, version))
+    (found,) = read_metadata(path).values()
+    assert found.shape == shape and math.prod(found.cuts) == len(set(boxes.values()))
+    assert {rank: found.box_of(rank) for rank in boxes} == boxes
+    for number, holders in found.slices.items():
+        assert {cut.number(boxes[holder.storage_rank]) for holder in holders} == {number}
+    tensor = json.loads(path.read_text())["state_dict_metadata"][spec.name]
+    for rank, box in boxes.items():
+        assert by_layout(tensor, rank - first) == tuple(slice(*side) for side in box)
+
+
+CLASSES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek3": "DeepseekV3ForCausalLM",
+}
+
+
+def hub_config(run):
+    """A config.json of transformers' for the model of a run."""
+    described = json.loads((MINDFORMERS / run / "expected.json").read_text())["model_config"]
+    kind = described.pop("model")
+    kind = "qwen3_moe" if kind.startswith("qwen3") and "moe" in kind else kind
+    if kind != "deepseek3":
+        head = full(run)["decoder.layers.0.self_attention.q_layernorm.weight"].shape[0]
+        described = {"head_dim": head, **described}
+    model_type = "deepseek_v3" if kind == "deepseek3" else kind
+    described.pop("seq_length", None)
+    about = {"architectures": [CLASSES[kind]], "model_type": model_type}
+    return {**described, **about, "tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_transformers_loads_a_run_and_it_goes_back(tmp_path, run):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(hub_config(run)))
+    root = MINDFORMERS / run / "checkpoint"
+    ckptforge.to_torch(root, tmp_path / "hub", config=tmp_path / "config.json")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hub",
+        output_loading_info=True,
+        dtype="auto",
+        experts_implementation="eager",  # torch groups matrices only of larger sizes
+    )
+    # MindFormers' network was trained without them, and a note says so
+    missing = {name for name in info["missing_keys"] if "_a_layernorm" not in name}
+    assert not missing and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert torch.isfinite(model(torch.arange(4)[None]).logits).all()
+    with ckptforge.open(root) as source:
+        layout = source.layout
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "back", layout=layout, format="mindformers")
+    expected = json.loads((MINDFORMERS / run / "expected.json").read_text())["tensors"]
+    counters = ("fi_accu", "expert_load")
+    weights = {
+        name: bits
+        for name, bits in full(run).items()
+        if expected[name]["kind"] == "model" and not name.endswith(counters)
+    }
+    same(assembled(tmp_path / "back"), weights)
