@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ckptforge.verbs.compare import compare
     from ckptforge.verbs.comparison import Comparison
     from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
+    from ckptforge.verbs.edit import edit
     from ckptforge.verbs.extract import extract
     from ckptforge.verbs.inspect import inspect
     from ckptforge.verbs.inspection import Inspection
@@ -87,6 +88,7 @@ __all__ = [
     "clean",
     "compare",
     "convert",
+    "edit",
     "extract",
     "inspect",
     "merge",
@@ -117,6 +119,7 @@ _HOMES = {
     "clean": "verbs.clean",
     "compare": "verbs.compare",
     "convert": "verbs.convert",
+    "edit": "verbs.edit",
     "extract": "verbs.extract",
     "inspect": "verbs.inspect",
     "merge": "verbs.reshard",

@@ -41,8 +41,8 @@ def documented(section):
 
 
 WRITING = (
-    "to-ms, to-torch, convert, merge, split, reshard, strategy, extract, average, convert-weight, "
-    "transform-ckpt"
+    "to-ms, to-torch, convert, merge, split, reshard, strategy, extract, average, edit, "
+    "convert-weight, transform-ckpt"
 )
 COMMON = documented("Every object")
 
@@ -125,6 +125,7 @@ def test_verbs_that_write(tmp_path):
             strategies / "pp2mp2",
         ],
         ["extract", HUB, "lm_head.weight", tmp_path / "head.npy"],
+        ["edit", HUB, tmp_path / "ed", "--take", "e=0,1"],
         ["average", tmp_path / "av", HUB, HUB],
         ["strategy", tmp_path / "st", "--parallel-config", tmp_path / "job.json", "--like", HUB],
         [

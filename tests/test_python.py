@@ -75,6 +75,7 @@ FUNCTIONS = [
     "clean",
     "compare",
     "convert",
+    "edit",
     "extract",
     "inspect",
     "merge",

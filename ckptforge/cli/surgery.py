@@ -10,7 +10,7 @@ from ckptforge.cli.command import Command
 from ckptforge.cli.shown import Shown
 from ckptforge.cli.table import table
 from ckptforge.errors import printable
-from ckptforge.verbs.options import Average, Extract, Stats
+from ckptforge.verbs.options import Average, Edit, Extract, Stats
 from ckptforge.wording import counted
 
 if TYPE_CHECKING:
@@ -39,6 +39,18 @@ def _stats_text(found: Statistics) -> str:
 
 
 COMMANDS = (
+    Command("edit", actions.write, Edit).described("""
+        Take, merge and pad axes; drop, keep, rename, tie and cast tensors: in one pass.
+
+        An axis is cut wherever it occurs, in any layout and split, and config.json follows. Edits
+        come in the order of a recipe, and then: take, merge, pad, tie, untie, drop, keep, rename,
+        set-dtype. What config.json can't say is refused.
+
+        Examples:
+            ckptforge edit hf_dir pruned --take e=@kept.json
+            ckptforge edit hf_dir small --take l=0-2,58-60 --set-dtype router=fp32
+            ckptforge edit hf_dir padded.ckpt --pad V=multiple:1024 --fill mean --to mcore
+        """),
     Command("average", actions.write, Average).described("""
         Average checkpoints of one model, of any formats, layouts and splits, into one.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptforge.cli.table import table
-from ckptforge.errors import printable
+from ckptforge.errors import printable, shown
 from ckptforge.wording import counted
 
 if TYPE_CHECKING:
@@ -64,10 +64,32 @@ def result_text(result: Result) -> str:
             numbers = (count.values, count.overflowed, count.underflowed, count.rounded)
             rows.append([group, f"{source} → {target}", *(f"{n:,}" for n in numbers)])
         lines += ["", table(rows, right=(2, 3, 4, 5))]
+    lines += _surgery_lines(about.get("surgery", {}))
     for reason, names in result.left_out.items():
         lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({some(names, 3)})")
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
+
+
+def _surgery_lines(surgery: dict[str, Any]) -> list[str]:
+    """What an edit changed: kinds of tensors, and config.json."""
+    lines = []
+    if kinds := surgery.get("kinds"):
+        rows = [["kind", "before", "after"]]
+        rows += [[kind, *map(_kind_text, both)] for kind, both in kinds.items()]
+        lines += ["", table(rows)]
+    if changes := surgery.get("config"):
+        rows = [["config.json", "before", "after"]]
+        rows += [[key, *map(shown, both)] for key, both in changes.items()]
+        lines += ["", table(rows)]
+    return lines
+
+
+def _kind_text(about: list[Any] | None) -> str:
+    if about is None:
+        return "none"
+    count, shape, dtype = about
+    return f"{count:,} × {shape} {dtype}"
 
 
 def _extent(facts: dict[str, Any]) -> str:

@@ -264,6 +264,8 @@ def fingerprint(plan: Plan) -> str:
                 stored, key = fragment.stored, tuple(map(id, fragment.steps))
                 if key not in steps:
                     steps[key] = b"".join(step.identity() for step in fragment.steps)
-                source = (numbers[stored.path], stored.name, stored.dtype.name)
+                # of a file that is computed its path, which says how
+                number = numbers.get(stored.path, str(stored.path))
+                source = (number, stored.name, stored.dtype.name)
                 state.update(encode((source, fragment.transfer)) + steps[key])
     return state.hexdigest()

@@ -190,7 +190,8 @@ def bind_source(model: Model, choices: Choices) -> Source:
     model = model.noting(*notes)
     values = model.values
     copies = binding.copies.items()
-    must_equal = {(copy, original): (values[copy], values[original]) for copy, original in copies}
+    copied = {(copy, original): (values[copy], values[original]) for copy, original in copies}
+    must_equal = {**model.account.must_equal, **copied}
     model = replace(model, account=replace(model.account, must_equal=must_equal))
     state = tuple(name for name in model.values if state_of(model, name))
     _log_choice(binding, choices, known.hints)

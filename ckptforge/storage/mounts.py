@@ -30,6 +30,11 @@ def mounted(place: Path | str, store: Store) -> Iterator[None]:
         _mounts.remove(mount)
 
 
+def mount(place: Path, store: Store) -> None:
+    """A store answers for all paths at and below `place` for as long as the process lives."""
+    _mounts.insert(0, (absolute(place), store))
+
+
 def store_of(path: Path) -> Store:
     """The store that answers for a path."""
     return _mounted(path) or DISK

@@ -13,7 +13,7 @@ from ckptforge.model import Account, Model
 from ckptforge.spelling import option
 from ckptforge.surgery.sums import Mix
 from ckptforge.surgery.weights import Role, Weights
-from ckptforge.tables.state import companion_prefix, is_state
+from ckptforge.tables.state import companion_prefix, state_of
 from ckptforge.values import Term
 from ckptforge.wording import counted, listing
 
@@ -39,7 +39,7 @@ def mixes(
         _refuse_other(first, other)
     found = {}
     for name, value in first.values.items():
-        if is_state(name) or not value.dtype.floating:
+        if state_of(first, name) or not value.dtype.floating:
             continue
         role = roles.get(name) or Role(kinds=(name,))
         found[name] = Mix(
@@ -64,12 +64,13 @@ def average(
     for name, value in first.values.items():
         if name in found:
             values[name] = replace(value, terms=combine(found[name]), kind=found[name].kind)
-        elif companion_prefix(name) is None:
+        elif not _is_optimizers(first, name):
             values[name] = last.values.get(name, value)
             kept.append(name)
     models = [one.model for one in inputs]
     files = files_of([*models, *([base] if base is not None else [])])
-    return replace(first, values=values, files=files, account=_account(models, kept))
+    account = _account(models, kept)
+    return replace(first, values=values, files=files, account=account, optimizer=frozenset())
 
 
 def files_of(models: Sequence[Model]) -> tuple[FileIndex, ...]:
@@ -80,7 +81,7 @@ def files_of(models: Sequence[Model]) -> tuple[FileIndex, ...]:
 def _refuse_other(first: Model, other: Model) -> None:
     """Raises where two models haven't the same weights."""
     mine, theirs = (
-        {name: value for name, value in model.values.items() if not is_state(name)}
+        {name: value for name, value in model.values.items() if not state_of(model, name)}
         for model in (first, other)
     )
     for a, b, names in ((first, other, mine.keys() - theirs), (other, first, theirs.keys() - mine)):
@@ -98,6 +99,10 @@ def _refuse_other(first: Model, other: Model) -> None:
             )
 
 
+def _is_optimizers(model: Model, name: str) -> bool:
+    return name in model.optimizer or companion_prefix(name) is not None
+
+
 def _account(models: Sequence[Model], kept: Sequence[str]) -> Account:
     account = Account(
         notes=tuple(dict.fromkeys(note for model in models for note in model.account.notes)),
@@ -108,7 +113,7 @@ def _account(models: Sequence[Model], kept: Sequence[str]) -> Account:
     for model in models[:1]:
         for reason, names in model.account.left_out.items():
             account = account.leaving(reason, names)
-        state = tuple(name for name in model.values if companion_prefix(name) is not None)
+        state = tuple(name for name in model.values if _is_optimizers(model, name))
         account = account.leaving("optimizer state, of which an average has none", state)
     if kept:
         some = f"{kept[0]}" + (f" and {len(kept) - 1} more" if len(kept) > 1 else "")

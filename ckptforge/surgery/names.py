@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
 from ckptforge.errors import UsageError, shown
 from ckptforge.model import Model
+from ckptforge.reading.source import Source
+from ckptforge.surgery.what import names_of, with_state
 from ckptforge.wording import nearest
 
 
 def rename(model: Model, names: Mapping[str, str] | Callable[[str], str]) -> Model:
-    """The model with other names, in the same order: by a mapping from old names to new, or by a
-    function of each name. Raises `UsageError` for a name that there isn't, and for two tensors of
-    one name."""
+    """The model with other names, in the same order: by a mapping from old names to new, in which a
+    `*` of the old stands for what the `*` of the new is, or by a function of each name. Raises
+    `UsageError` for a name that there isn't, and for two tensors of one name."""
     if isinstance(names, Mapping):
-        for name in names:
-            _refuse_unknown(model, name)
-        new = {name: names.get(name, name) for name in model.values}
+        new = {name: name for name in model.values}
+        for old, wanted in names.items():
+            new |= _renamed(model, old, wanted)
     else:
         new = {name: names(name) for name in model.values}
     found: dict[str, str] = {}
@@ -30,35 +31,44 @@ def rename(model: Model, names: Mapping[str, str] | Callable[[str], str]) -> Mod
     return replace(model, values={name: model.values[old] for name, old in found.items()})
 
 
-def drop(model: Model, *globs: str) -> Model:
-    """The model without the tensors that globs name, which its account then lists. Raises
-    `UsageError` for a glob that names none."""
-    gone = _named(model, globs)
+def _renamed(model: Model, old: str, new: str) -> dict[str, str]:
+    if old in model.values:
+        return {old: new}
+    if old.count("*") != 1 or new.count("*") != 1:
+        near = nearest(old, list(model.values))
+        raise UsageError(f"{model.path}: no tensor has the name {shown(old)}.{near}")
+    before, after = old.split("*")
+    found = {
+        name: new.replace("*", name[len(before) : len(name) - len(after)])
+        for name in model.values
+        if len(name) >= len(before) + len(after)
+        and name.startswith(before)
+        and name.endswith(after)
+    }
+    if not found:
+        raise UsageError(f"{model.path}: no tensor has a name like {shown(old)}.")
+    return found
+
+
+def drop(model: Model, *what: str, source: Source | None = None) -> Model:
+    """The model without some tensors, by kind or glob, and their optimizer state; its account then
+    lists them. Raises `UsageError` for what names none."""
+    gone = with_state(model, _named(model, source, what))
+    if len(gone) == len(model.values):
+        raise UsageError(f"{model.path}: nothing would be left.")
     values = {name: value for name, value in model.values.items() if name not in gone}
     account = model.account.leaving("dropped", tuple(gone))
     return replace(model, values=values, account=account)
 
 
-def keep(model: Model, *globs: str) -> Model:
-    """The model with only the tensors that globs name. Raises `UsageError` for a glob that names
-    none."""
-    kept = _named(model, globs)
+def keep(model: Model, *what: str, source: Source | None = None) -> Model:
+    """The model with only some tensors, by kind or glob, and their optimizer state. Raises
+    `UsageError` for what names none."""
+    kept = with_state(model, _named(model, source, what))
     gone = tuple(name for name in model.values if name not in kept)
     values = {name: value for name, value in model.values.items() if name in kept}
     return replace(model, values=values, account=model.account.leaving("dropped", gone))
 
 
-def _named(model: Model, globs: tuple[str, ...]) -> dict[str, None]:
-    found: dict[str, None] = {}
-    for glob in globs:
-        names = [name for name in model.values if fnmatchcase(name, glob)]
-        if not names:
-            _refuse_unknown(model, glob)
-        found |= dict.fromkeys(names)
-    return found
-
-
-def _refuse_unknown(model: Model, name: str) -> None:
-    if name not in model.values:
-        near = nearest(name, list(model.values))
-        raise UsageError(f"{model.path}: no tensor has the name {shown(name)}.{near}")
+def _named(model: Model, source: Source | None, what: tuple[str, ...]) -> list[str]:
+    return [name for one in what for name in names_of(model, source, one)]

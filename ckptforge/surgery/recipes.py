@@ -11,6 +11,7 @@ from ckptforge.foreign.files import read_small
 
 if TYPE_CHECKING:
     from ckptforge.surgery.average_schema import AverageRecipe
+    from ckptforge.surgery.edit_schema import EditRecipe
     from ckptforge.validation import Written
 
     M = TypeVar("M", bound=Written)
@@ -28,6 +29,13 @@ def read_average_recipe(path: Path) -> AverageRecipe:
     from ckptforge.surgery.average_schema import AverageRecipe
 
     return _validated(AverageRecipe, path)
+
+
+def read_edit_recipe(path: Path) -> EditRecipe:
+    """A recipe for `edit`. Raises `InputNotFoundError` and `UsageError`, naming the row."""
+    from ckptforge.surgery.edit_schema import EditRecipe
+
+    return _validated(EditRecipe, path)
 
 
 def _validated(model: type[M], path: Path) -> M:

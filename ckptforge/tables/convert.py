@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -99,27 +99,12 @@ class Conversion:
                     f"Give {flag('weights_only')} to drop such state."
                 )
 
-    def names(self) -> Iterator[tuple[Pattern, str]]:
-        """(pattern, name) in checkpoint order: patterns with one first axis take turns."""
-        for axis, group in groupby(self.wanted, key=lambda pattern: pattern.name_axes[:1]):
-            members = list(group)
-            if not axis:
-                for pattern in members:
-                    yield from ((pattern, name) for _, name in name_pieces(pattern, self.counts))
-                continue
-            turns: dict[int, list[tuple[Pattern, str]]] = {}
-            for pattern in members:
-                for pinned, name in name_pieces(pattern, self.counts):
-                    turns.setdefault(pinned[axis[0]], []).append((pattern, name))
-            for turn in sorted(turns):
-                yield from turns[turn]
-
     def made(self, dtype: DType | None) -> tuple[dict[str, Value], list[tuple[str, Value]]]:
         """(the tensors that something fills, cast; those that keep their dtype by the table)."""
         kinds = {pattern: "+".join(pattern.tensors) for pattern in self.wanted}
         found: dict[str, Value] = {}
         uncast: list[tuple[str, Value]] = []
-        for pattern, name in self.names():
+        for pattern, _, name in in_checkpoint_order(self.wanted, self.counts):
             full = self.prefix + name
             if full not in self.parts:
                 continue
@@ -156,6 +141,25 @@ class Conversion:
                         f"{self.prefix + name}: {read[self.prefix + name]} of {value.elements} "
                         "elements are used; this is a defect of the mapping."
                     )
+
+
+def in_checkpoint_order(
+    patterns: Iterable[Pattern], counts: Mapping[str, int]
+) -> Iterator[tuple[Pattern, dict[str, int], str]]:
+    """(pattern, index, name) of every tensor: neighbouring patterns that begin with the same axis
+    (the layers) take turns."""
+    for axis, group in groupby(patterns, key=lambda pattern: pattern.name_axes[:1]):
+        members = list(group)
+        if not axis:
+            for pattern in members:
+                yield from ((pattern, *piece) for piece in name_pieces(pattern, counts))
+            continue
+        turns: dict[int, list[tuple[Pattern, dict[str, int], str]]] = {}
+        for pattern in members:
+            for pinned, name in name_pieces(pattern, counts):
+                turns.setdefault(pinned[axis[0]], []).append((pattern, pinned, name))
+        for turn in sorted(turns):
+            yield from turns[turn]
 
 
 class Converted(NamedTuple):

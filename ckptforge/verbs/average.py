@@ -26,11 +26,11 @@ from ckptforge.verbs.average_settings import Named, Settings, settings_of
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.opened import OpenedModel
-from ckptforge.verbs.options import Average, Save
+from ckptforge.verbs.options import Average
 from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
-from ckptforge.verbs.saving import saving_job
+from ckptforge.verbs.saving import save_of, saving_job
 from ckptforge.wording import counted
 
 
@@ -73,21 +73,8 @@ def average(options: Average) -> Result:
         "surgery": _recorded(settings),
     }
     read = result.choices if result.source is None else result.source
-    job = saving_job("average", result.as_model, read, saving_of(options), facts)
+    job = saving_job("average", result.as_model, read, save_of(options), facts)
     return run_job(job, options)
-
-
-def saving_of(options: Average) -> Save:
-    """What the result is saved with."""
-    return Save(
-        options.out,
-        format=options.format,
-        prefix=options.prefix,
-        max_shard_size=options.max_shard_size,
-        strategy_dir=options.dst_strategy_dir,
-        parallel_config=options.dst_parallel_config,
-        allow_no_config=options.allow_no_config,
-    )
 
 
 def _open(one: Named, options: Average) -> OpenedModel:

@@ -9,14 +9,16 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ckptforge.errors import CkptforgeError, LayoutError
+from ckptforge.errors import CkptforgeError, LayoutError, UsageError
 from ckptforge.examine.window import Window
 from ckptforge.model import Model
 from ckptforge.reading.known import Choices
 from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.state import followed
+from ckptforge.spelling import flag
 from ckptforge.surgery import names as named
 from ckptforge.surgery.cast import cast
+from ckptforge.surgery.edits import edit_named
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
@@ -39,8 +41,9 @@ class OpenedModel(Mapping[str, Tensor]):
     """The tensors of a checkpoint by their names. Nothing is read before a tensor is indexed, and
     then only what the index needs, from any number of threads.
 
-    `as_layout`, `cast`, `rename`, `drop` and `keep` make another model, at no cost; `save` writes
-    one in a single pass. A `with` statement closes the files at its end.
+    `as_layout`, `cast`, `take`, `pad`, `merge`, `expand`, `set_dtype`, `tie`, `untie`, `rename`,
+    `drop` and `keep` make another model, at no cost; `save` writes one in a single pass. A `with`
+    statement closes the files at its end.
     """
 
     def __init__(
@@ -149,17 +152,20 @@ class OpenedModel(Mapping[str, Tensor]):
         return self._changed(changed)
 
     def rename(self, names: Mapping[str, str] | Callable[[str], str]) -> OpenedModel:
-        """The model with other names: by a mapping from old names to new, or by a function of each
-        name. Raises `UsageError` for a name that there isn't, or that two would have."""
+        """The model with other names: by a mapping from old names to new (one `*` in both stands
+        for anything), or by a function of each name. Raises `UsageError` for a name that there
+        isn't, or that two would have."""
         return self._changed(named.rename(self._model, names))
 
-    def drop(self, *globs: str) -> OpenedModel:
-        """The model without these names (globs). Raises `UsageError` for an idle glob."""
-        return self._changed(named.drop(self._model, *globs))
+    def drop(self, *what: str) -> OpenedModel:
+        """The model without the tensors of these kinds, or names (globs). Raises `UsageError` for
+        what names none."""
+        return self._changed(named.drop(self._model, *what, source=self._source))
 
-    def keep(self, *globs: str) -> OpenedModel:
-        """The model of only these names (globs). Raises `UsageError` for an idle glob."""
-        return self._changed(named.keep(self._model, *globs))
+    def keep(self, *what: str) -> OpenedModel:
+        """The model with only the tensors of these kinds, or names (globs). Raises `UsageError` for
+        what names none."""
+        return self._changed(named.keep(self._model, *what, source=self._source))
 
     def apply(self, function: Callable[[Model], Model]) -> OpenedModel:
         """The model that a function of yours makes of it (docs/extending.md)."""
@@ -184,11 +190,88 @@ class OpenedModel(Mapping[str, Tensor]):
 
     def changed(self, model: Model, card: Mapping[str, bytes] | None) -> OpenedModel:
         """Another model that is of the same table and in the same layout, with its small files."""
+        return self._changed(replace(model, card=card), self._as_now())
+
+    def _as_now(self) -> Choices:
+        """What would read the model as it is read."""
         if self._source is None:
-            return self._changed(replace(model, card=card))
+            return self._choices
         table, layout = self._source.table.name, self._source.binding.layout.name
-        choices = replace(self._choices, model=table, layout=layout)
-        return self._changed(replace(model, card=card), choices)
+        return replace(self._choices, model=table, layout=layout)
+
+    def edit(self, name: str, argument: Any, allow_unloadable: bool = False) -> OpenedModel:
+        """The model after an edit by its name in recipes (docs/surgery.md). Raises `UsageError`
+        where config.json, or the model's table, can't say what it is then, unless that is
+        allowed."""
+        edit = edit_named(name)
+        model, unsaid = edit.apply(self._model, self._source, argument)
+        if unsaid and not allow_unloadable:
+            raise UsageError(
+                f"{self._model.path}: config.json can't say what {name} makes of the model: "
+                f"{'; '.join(unsaid)}. Give {flag('allow_unloadable')} to write it all the same."
+            )
+        model = model.noting(*(f"config.json can't say it: {why}." for why in unsaid))
+        choices = self._as_now()
+        if name == "expand":
+            choices = replace(self._choices, model=argument["to"], layout=None)
+        if self._source is None:
+            return self._changed(model, choices)
+        try:
+            made = _opened(model, choices, self._window, asked=True)
+        except CkptforgeError as error:
+            if not allow_unloadable:
+                raise UsageError(
+                    f"after {name} no mapping reads the model any more: {error}\nGive "
+                    f"{flag('allow_unloadable')} to write it all the same."
+                ) from error
+            why = str(error)
+            model = model.noting(f"no mapping reads the model after {name}: {why.splitlines()[0]}")
+            made = OpenedModel(model, choices, self._window, None, why)
+        return made
+
+    def take(self, **axes: Any) -> OpenedModel:
+        """The model with only some indexes of an axis, in this order, wherever the axis occurs:
+        `take(e=[0, 2, 5])`, `take(l="0-23,8-31")`, `take(e="@kept.json")`. Raises `UsageError`."""
+        return self._each("take", list(axes.items()))
+
+    def pad(self, fill: str = "zero", **axes: Any) -> OpenedModel:
+        """The model with more indexes at the end of an axis, filled: `pad(V="multiple:128",
+        fill="mean")`. Raises `UsageError`."""
+        return self._each("pad", [(axis, size, fill) for axis, size in axes.items()])
+
+    def merge(self, **axes: Any) -> OpenedModel:
+        """The model with an index for each group of an axis, their mean: `merge(e=[[0, 3], [1,
+        2]])`. Raises `UsageError`."""
+        return self._each("merge", list(axes.items()))
+
+    def expand(self, to: str, experts: int = 8, **more: Any) -> OpenedModel:
+        """A dense model as one with experts, of another table: `expand("qwen3_moe", experts=8,
+        active=2, pieces=1, router="normal:0.02,0")`. Raises `UsageError`."""
+        model = self
+        if self._source is not None:
+            hub = self._source.table.first_layout("huggingface").name
+            model = self if self.layout == hub else self.as_layout(hub)
+        return model.edit("expand", {"to": to, "experts": experts, **more})
+
+    def set_dtype(self, **kinds: str) -> OpenedModel:
+        """The model with kinds of tensors in other dtypes, in the place of any other cast:
+        `set_dtype(router="fp32")`. Raises `UsageError`."""
+        parsed = [(kind, parse_target(dtype, "set_dtype")) for kind, dtype in kinds.items()]
+        return self._each("set_dtype", parsed)
+
+    def tie(self) -> OpenedModel:
+        """The model without its head, which must be its embedding. Raises `UsageError`."""
+        return self.edit("tie", None)
+
+    def untie(self) -> OpenedModel:
+        """The model with a copy of its embedding as its head. Raises `UsageError`."""
+        return self.edit("untie", None)
+
+    def _each(self, name: str, arguments: list[tuple[Any, ...]]) -> OpenedModel:
+        model = self
+        for argument in arguments:
+            model = model.edit(name, argument)
+        return model
 
     def _changed(self, model: Model, choices: Choices | None = None) -> OpenedModel:
         return _opened(model, choices or self._choices, self._window, asked=False)
@@ -220,7 +303,7 @@ class _Items(ItemsView[str, Tensor]):
         numbers = {file.path: i for i, file in enumerate(model.files)}
         order = sorted(
             model.values.items(),
-            key=lambda item: (numbers[item[1].origin.path], item[1].origin.file_offset(0)),
+            key=lambda item: (numbers.get(item[1].origin.path, -1), item[1].origin.file_offset(0)),
         )
         ahead = iter(order)
         brought = 0

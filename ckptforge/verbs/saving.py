@@ -19,6 +19,7 @@ from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options.opening import Save
 from ckptforge.verbs.options.shared import MINDFORMERS
+from ckptforge.verbs.options.surgery import Average, Edit
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 
@@ -43,6 +44,18 @@ def saving_job(
     layout = source.binding.layout
     kept = source.hugging_face if layout.family == "mindspore" else None
     return Job(plan, source.table, layout, kept, tied=tied(source))
+
+
+def save_of(options: Average | Edit) -> Save:
+    """What the result of surgery is saved with."""
+    names = ("format", "prefix", "iteration", "mindformers", "remove_redundancy", "max_shard_size")
+    return Save(
+        options.out,
+        **{name: getattr(options, name) for name in names},
+        strategy_dir=options.dst_strategy_dir,
+        parallel_config=options.dst_parallel_config,
+        allow_no_config=options.allow_no_config,
+    )
 
 
 def _target(model: Model, read: Source | Choices, options: Save) -> Target:

@@ -16,7 +16,7 @@ from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.option import PathLike, Progress, Say
 from ckptforge.verbs.options.record import Options
 from ckptforge.verbs.options.shared import Converting, Overflow, Resharding, Running
-from ckptforge.verbs.options.surgery import Average, Extract, Stats
+from ckptforge.verbs.options.surgery import Average, Edit, Extract, Stats
 from ckptforge.verbs.options.writing import Convert, Merge, Reshard, Split, Strategy, ToMs, ToTorch
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Compare",
     "Convert",
     "Converting",
+    "Edit",
     "Extract",
     "Inspect",
     "MappingCheck",

@@ -10,6 +10,7 @@ from ckptforge.verbs.options.option import OptionalPlace, Place, flag, option, r
 from ckptforge.verbs.options.shared import (
     NO_CONFIG,
     OUT,
+    Casting,
     Configured,
     Mapped,
     MindSporeOutput,
@@ -17,8 +18,10 @@ from ckptforge.verbs.options.shared import (
     Running,
     Shards,
     Stepped,
+    Vocabulary,
     Workers,
     dtype_of,
+    layout_of,
     source_config,
     source_strategy,
     target_config,
@@ -48,6 +51,66 @@ class Extract(_Looked, Overflow, Running):
         "which part of it, as numpy's index: 0:4,:,-1", unset="all of it", metavar="INDEX"
     )
     dtype: str | None = dtype_of("cast its numbers, and count what that changes")
+
+
+class Edit(MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Mapped, Running):
+    """Surgery over named axes."""
+
+    source: Place = required(ANY, metavar="IN", kw_only=False)
+    out: Place = required(OUT, kw_only=False)
+    take: Sequence[str] = option(
+        "make an axis of some of its indexes: e=0,2,5, l=0-23,8-31 or e=@FILE.json, also with a "
+        "list for each layer; an axis is the mapping's letter or its key of config.json",
+        default=(),
+        metavar="AXIS=LIST",
+    )
+    merge: Sequence[str] = option(
+        "make one index of each group of an axis, their mean: e=[[0,3],[1,2]]",
+        default=(),
+        metavar="AXIS=GROUPS",
+    )
+    pad: Sequence[str] = option(
+        "lengthen an axis to a size, V=152064 or V=multiple:128", default=(), metavar="AXIS=SIZE"
+    )
+    fill: str = option(
+        "what `pad` fills with", default="zero", choices="zero|mean|copy:I|normal:STD,SEED"
+    )
+    drop: Sequence[str] = option(
+        "leave out kinds of tensors of the mapping, or names (globs)", default=(), metavar="WHAT"
+    )
+    keep: Sequence[str] = option(
+        "keep only these kinds of tensors, or names (globs)", default=(), metavar="WHAT"
+    )
+    rename: Sequence[str] = option(
+        "give a tensor another name; one * in both stands for anything",
+        default=(),
+        metavar="OLD=NEW",
+    )
+    tie: bool = flag("leave out the head, which must be the embedding")
+    untie: bool = flag("add a head that is a copy of the embedding")
+    set_dtype: Sequence[str] = option(
+        "the dtype of a kind of tensors or of names (globs), before `dtype`: router=fp32",
+        default=(),
+        metavar="WHAT=DTYPE",
+    )
+    recipe: OptionalPlace = option(
+        "a TOML file of edits, which come in its order and before those of the call "
+        "(docs/surgery.md)",
+        metavar="FILE",
+    )
+    to: str | None = option(
+        "the layout to write", unset="that of `source`", metavar="LAYOUT", completes="layout"
+    )
+    from_: str | None = layout_of("`source`")
+    allow_unmapped: bool = flag("leave out tensors that the mapping doesn't know")
+    allow_unloadable: bool = flag(
+        "write what config.json or the mapping can't say, such as axes of other lengths"
+    )
+    allow_no_config: bool = flag(NO_CONFIG)
+    src_strategy_dir: OptionalPlace = source_strategy("source")
+    src_parallel_config: OptionalPlace = source_config("source")
+    dst_strategy_dir: OptionalPlace = target_strategy()
+    dst_parallel_config: OptionalPlace = target_config()
 
 
 class Average(MindSporeOutput, Shards, Overflow, Configured, Mapped, Running):

@@ -1,0 +1,121 @@
+"""A model while it is edited: values, and the small files that say what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from ckptforge.checkpoints.huggingface import CONFIG, INDEX
+from ckptforge.errors import UnmappedTensorsError, UsageError
+from ckptforge.model import Model
+from ckptforge.reading.source import Source
+from ckptforge.spelling import flag
+from ckptforge.surgery.along import Along
+from ckptforge.surgery.lengths import first_key, single, with_lengths
+from ckptforge.surgery.rebuild import Rebuilding, rebuilt
+from ckptforge.surgery.rules import broken
+from ckptforge.tables.state import companion_prefix
+from ckptforge.tables.table import Table
+from ckptforge.wording import listing, nearest
+
+OF_STATE = "optimizer state, which such an edit has none of"
+
+
+class CantSay(UsageError):
+    """An edit that config.json, or a table, can't say."""
+
+
+def axis_of(table: Table, name: str, config: Mapping[str, Any]) -> str:
+    """The axis of a table that is called so, or that a key of config.json stands for. Raises
+    `UsageError` with the nearest."""
+    if name in table.axes:
+        return name
+    alone = [
+        axis
+        for axis in table.axes
+        if name == (single(table, axis, config) or first_key(table, axis))
+    ]
+    if len(alone) == 1:
+        return alone[0]
+    among = [axis for axis, one in table.axes.items() if name in one.text.replace("(", " ").split()]
+    if among:
+        raise UsageError(
+            f"{name} stands for the axes {', '.join(among)} of {table.name}, which are cut each by "
+            "itself: name one of them."
+        )
+    keys = [key for one in table.axes.values() for key in one.choices if key.isidentifier()]
+    known = ", ".join(f"{axis} ({one.text})" for axis, one in table.axes.items())
+    raise UsageError(
+        f"{table.name} has no axis {name!r}; it has {known}.{nearest(name, [*table.axes, *keys])}"
+    )
+
+
+def length_of(source: Source, axis: str) -> int:
+    """The length of an axis. Raises `UsageError` where nothing tells it."""
+    found = source.binding.sizes.get(axis)
+    if found is None:
+        raise UsageError(
+            f"{source.model.path}: the length of axis {axis} ({source.table.axes[axis].text}) "
+            "isn't known: no config.json says it, and the shapes don't."
+        )
+    return found
+
+
+def changed(
+    source: Source,
+    changes: Mapping[str, Along],
+    config: Mapping[str, Any],
+    wrong: Sequence[str] = (),
+    stateful: bool = True,
+) -> tuple[Model, list[str]]:
+    """(the model after a change of axes, what config.json can't say of it); `config` is what it
+    says of all that isn't a length, `wrong` what it can't say of that."""
+    binding, model = source.binding, source.model
+    refuse_unmapped(source)
+    values = rebuilt(binding, Rebuilding(values=model.values, changes=changes))
+    account = model.account.leaving("recomputed by the network", tuple(binding.ignored))
+    optimizer: set[str] = set()
+    for prefix in dict.fromkeys(filter(None, map(companion_prefix, source.state))):
+        names = tuple(name for name in source.state if name.startswith(prefix))
+        if stateful:
+            work = Rebuilding(values=model.values, changes=changes, prefix=prefix)
+            made_state = rebuilt(binding, work)
+            values |= made_state
+            optimizer |= made_state.keys() if model.optimizer.intersection(names) else set()
+        else:
+            account = account.leaving(OF_STATE, names)
+    for name in source.state:
+        if companion_prefix(name) is None and model.values[name].elements > 1:
+            account = account.leaving("state of which nothing says the axes", (name,))
+        elif companion_prefix(name) is None:
+            values[name] = model.values[name]
+            optimizer |= model.optimizer & {name}
+    lengths = {axis: along.length for axis, along in changes.items()}
+    said, unsaid = with_lengths(source.table, config, binding.sizes.lengths, lengths)
+    made = replace(model, values=values, account=account, optimizer=frozenset(optimizer))
+    if not source.config:
+        return made, []
+    return with_config(source, made, said), [*wrong, *unsaid, *broken(said)]
+
+
+def refuse_unmapped(source: Source) -> None:
+    """Raises `UnmappedTensorsError` where nobody knows which axes some tensors have."""
+    if names := [*source.unmapped, *source.activations]:
+        raise UnmappedTensorsError(
+            f"{source.model.path}: which axes these tensors have isn't known to the mapping "
+            f"{source.table.name}:\n{listing(names)}\nLeave them out with "
+            f"{flag('allow_unmapped')}."
+        )
+
+
+def with_config(source: Source, model: Model, config: Mapping[str, Any]) -> Model:
+    """The model with another config.json beside it; the very same where it says the same."""
+    side = source.hugging_face
+    card = dict(model.card if model.card is not None else side.files if side is not None else {})
+    card.pop(INDEX, None)
+    if CONFIG in card and config != source.config:
+        card[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return replace(model, card=card)
