@@ -75,7 +75,7 @@ def chained(first: Transfer, second: Transfer, shape: tuple[int, ...]) -> list[T
         return [part for row in _unrolled(first) for part in chained(row, second, shape)]
     fine, box, strides = found
     parts: list[Transfer] = []
-    for part in within_source(second, fine, box):
+    for part in within_source(_refined(second, fine), fine, box):
         parts += _from_box(part, box_shape(box), first.source, strides)
     return parts
 
@@ -99,6 +99,21 @@ def _as_box(
     if any(stop > length for (_, stop), length in zip(box, lengths, strict=True)):
         return None
     return tuple(lengths), box, tuple(from_ for _, from_ in along)
+
+
+def _refined(transfer: Transfer, shape: tuple[int, ...]) -> Transfer:
+    """The same transfer with axes that run along several axes of the source's shape cut into one
+    for each, where they can be."""
+    axes = []
+    for n, from_, to in transfer.axes:
+        for unit in row_major_strides(shape):
+            steps, rest = divmod(unit, from_) if from_ else (0, 1)
+            if not rest and 1 < steps < n and not n % steps:
+                axes.append((n // steps, unit, to * steps))
+                n = steps
+        axes.append((n, from_, to))
+    lengths, source, target = zip(*axes, strict=True) if axes else ((), (), ())
+    return Transfer(lengths, transfer.source, source, transfer.target, target).ordered()
 
 
 def box_of(transfer: Transfer, shape: tuple[int, ...]) -> Box:
