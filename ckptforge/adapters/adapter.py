@@ -123,9 +123,7 @@ def read_adapter(
     path, is_peft = model.path, model.format == "peft adapter"
     names = factor_names(model.values)
     if not names:
-        raise LayoutError(
-            f"{path}: holds no factors of an adapter (no tensor named *{LORA_MARK}*)."
-        )
+        raise LayoutError(f"{path}: holds no factors of an adapter (no tensor *{LORA_MARK}*).")
     kept, notes = _with_alpha(path, kept, alpha)
     family, preferred = "huggingface" if is_peft else "mindspore", (kept.layout, like)
     chosen, found, unknown = recognise_factors(

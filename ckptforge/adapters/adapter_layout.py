@@ -64,9 +64,7 @@ def recognise_factors(
         table.layout(named)
         if named not in best or len(best[named].unknown) == len(names):
             first = shown(names[0])
-            raise LayoutError(
-                f"{path}: the adapter isn't of layout {named}; its first tensor is {first}."
-            )
+            raise LayoutError(f"{path}: the adapter isn't of layout {named}; it has {first}.")
         return best[named]
     fewest = min((len(one.unknown) for one in best.values()), default=len(names))
     if fewest == len(names):

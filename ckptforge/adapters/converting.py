@@ -219,7 +219,6 @@ def _stack(
     starts: dict[str, int] = {}
     for tensor, one in found.items():
         same = (one.a.shape, one.a.dtype, contents.get(one.a.origin, one.a.origin.name))
-        _, starts[tensor] = blocks.setdefault(
-            same, (one, sum(other.rank for other, _ in blocks.values()))
-        )
+        rank = sum(other.rank for other, _ in blocks.values())
+        _, starts[tensor] = blocks.setdefault(same, (one, rank))
     return _Stack(weight, index, found, starts, tuple(one for one, _ in blocks.values()))

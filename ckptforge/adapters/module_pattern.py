@@ -32,13 +32,9 @@ class ModulePatterns:
     def __init__(self, where: str, field: str, values: object) -> None:
         self._what = f"{where}: {field}"
         if not isinstance(values, dict):
-            raise FormatError(
-                f"{self._what} is {shown(values)}, expected an object of module names."
-            )
+            raise FormatError(f"{self._what} is {shown(values)}, expected module names as keys.")
         if len(values) > MAX_KEYS:
-            raise FormatError(
-                f"{self._what} has {len(values):,} keys, at most {MAX_KEYS:,} are read."
-            )
+            raise FormatError(f"{self._what} has {len(values):,} keys, over {MAX_KEYS:,}.")
         self._values: Mapping[str, Any] = values
         self._matchers = [(key, self._matcher(key), value) for key, value in values.items()]
         self.notes: tuple[str, ...] = ()

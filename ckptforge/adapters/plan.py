@@ -180,9 +180,8 @@ def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:
     """Checks the factors' shapes against each other and against config.json."""
     shapes: list[tuple[Pattern, str, tuple[int, ...]]] = []
     for one in adapter.factors:
-        columns = Pattern(
-            one.weight.weight.template, one.weight.weight.axes[1:], one.weight.weight.tensors
-        )
+        weight = one.weight.weight
+        columns = Pattern(weight.template, weight.axes[1:], weight.tensors)
         shapes += [
             (one.weight.rows, one.b.origin.name, (one.height,)),
             (columns, one.a.origin.name, (one.columns,)),

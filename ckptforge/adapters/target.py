@@ -68,7 +68,5 @@ class PeftTarget(msgspec.Struct, frozen=True):
             ordered = [by_name[name] for name in recorded["tensors"]]
             layout = safetensors.lay_out(path, ordered, recorded["metadata"])
         else:
-            layout = safetensors.lay_out(
-                self.output / peft.WEIGHTS, safetensors.ordered(specs), {"format": "pt"}
-            )
+            layout = safetensors.lay_out(path, safetensors.ordered(specs), {"format": "pt"})
         return LaidOut(files=(PlacedFile(layout),), small_files=small)

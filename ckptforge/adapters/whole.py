@@ -55,9 +55,8 @@ def _alike(stored: Pattern, pattern: Pattern) -> bool:
 def refuse_tied(adapter: Adapter, source: Source) -> None:
     """Raises `LayoutError` for one that changes only one of a tied embedding and head."""
     table, binding = source.table, source.binding
-    conditions = {
-        tensor: condition for tensor, condition in table.optional.items() if condition.text == _TIED
-    }
+    optional = table.optional.items()
+    conditions = {tensor: one for tensor, one in optional if one.text == _TIED}
     heads = {
         tensor
         for tensor, condition in conditions.items()

@@ -135,6 +135,5 @@ def hugging_face_side(
 
 def unpacked(packed: dict[str, str]) -> bytes:
     """What `packed` was made of."""
-    return (
-        packed["text"].encode("utf-8") if "text" in packed else base64.b64decode(packed["base64"])
-    )
+    text = packed.get("text")
+    return base64.b64decode(packed["base64"]) if text is None else text.encode("utf-8")

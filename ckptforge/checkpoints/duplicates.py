@@ -59,9 +59,8 @@ def _without(file: FileIndex, names: set[str]) -> FileIndex:
     if not names:
         return file
     tensors = {name: entry for name, entry in file.tensors.items() if name not in names}
-    return replace(
-        file, tensors=tensors, passed_over=tuple(name for name in file.tensors if name in names)
-    )
+    passed_over = tuple(name for name in file.tensors if name in names)
+    return replace(file, tensors=tensors, passed_over=passed_over)
 
 
 def _several(files: Sequence[FileIndex], duplicates: Duplicates, kept: Mapping[str, int]) -> str:

@@ -40,9 +40,8 @@ def read_directory(directory: Path) -> list[FileIndex]:
     no index says which is meant.
     """
     indexes = named(directory, ".safetensors.index.json")
-    chosen = next(
-        (path for path in indexes if path.name == INDEX), indexes[0] if len(indexes) == 1 else None
-    )
+    alone = indexes[0] if len(indexes) == 1 else None
+    chosen = next((path for path in indexes if path.name == INDEX), alone)
     if chosen is not None:
         return _read_indexed(directory, chosen)
     if indexes:

@@ -94,9 +94,8 @@ def explained(path: Path, error: FormatError) -> FormatError:
 
 def _identified(head: bytes) -> Found | None:
     if not head:
-        return Found(
-            "empty (0 bytes)", f"{_AGAIN}, or write it again: a download or a save was interrupted"
-        )
+        again = f"{_AGAIN}, or write it again: a download or a save was interrupted"
+        return Found("empty (0 bytes)", again)
     kinds = (_pointer, _archive, _magic, _protobuf, _text, _checkpoint)
     return next((found for recognise in kinds if (found := recognise(head))), None)
 
@@ -129,15 +128,13 @@ def _archive(head: bytes) -> Found | None:
 
 
 def _magic(head: bytes) -> Found | None:
-    return next(
-        (Found(what, advice) for magic, what, advice in _MAGIC if head.startswith(magic)), None
-    )
+    found = (Found(what, advice) for magic, what, advice in _MAGIC if head.startswith(magic))
+    return next(found, None)
 
 
 def _strategy() -> Found:
-    return Found(
-        STRATEGY_FILE, f"give it with {option('strategy_dir')}, and the checkpoint in its place"
-    )
+    how = f"give it with {option('strategy_dir')}, and the checkpoint in its place"
+    return Found(STRATEGY_FILE, how)
 
 
 def _protobuf(head: bytes) -> Found | None:

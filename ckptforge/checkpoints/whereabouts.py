@@ -81,9 +81,8 @@ def _hub_cache(directory: Path) -> str | None:
     refs: dict[str, list[str]] = {}
     for ref in _entries(directory / "refs"):
         if is_file(ref):
-            refs.setdefault(read_small(ref, 4096).decode("utf-8", "replace").strip(), []).append(
-                ref.name
-            )
+            snapshot = read_small(ref, 4096).decode("utf-8", "replace").strip()
+            refs.setdefault(snapshot, []).append(ref.name)
     lines = []
     for path in found:
         named = f" ({', '.join(refs[path.name])})" if path.name in refs else ""

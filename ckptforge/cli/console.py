@@ -21,11 +21,8 @@ def print_json(
     """One object on stdout: how it ended, in a word, and the error of a check that failed."""
     about = {"schema": SCHEMA, "ok": error is None, "result": result}
     failure = {} if error is None else {"error": {"type": kind, "message": error}}
-    click.echo(
-        json_text(
-            {**about, **{key: value for key, value in content.items() if key != "ok"}, **failure}
-        )
-    )
+    own = {key: value for key, value in content.items() if key != "ok"}
+    click.echo(json_text({**about, **own, **failure}))
 
 
 def json_text(content: Mapping[str, Any]) -> str:

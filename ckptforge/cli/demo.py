@@ -119,9 +119,8 @@ class _Demo:
             f"  {result.facts['source_tensors']} tensors become {result.tensors}, "
             f"{size(result.bytes)}: experts are stacked"
         )
-        result = self.run(
-            "convert", verbs.convert, "dense.ckpt", "gmm.ckpt", to="gmm", dtype="fp16"
-        )
+        half = {"to": "gmm", "dtype": "fp16"}
+        result = self.run("convert", verbs.convert, "dense.ckpt", "gmm.ckpt", **half)
         self.say(f"  {_casts(result.audit)}")
         self.run("to-ms", verbs.to_ms, "hub", "gmm_direct.ckpt", layout="gmm", dtype="fp16")
         self.run("to-torch", verbs.to_torch, "dense.ckpt", "back")
@@ -134,9 +133,8 @@ class _Demo:
             f"  {counted(ranks, 'rank')}, {counted(result.tensors, 'tensor')}, "
             f"{size(result.bytes)} in all"
         )
-        self.run(
-            "strategy", strategies.strategy, "strategy", parallel_config="job.json", like="hub"
-        )
+        job = {"parallel_config": "job.json", "like": "hub"}
+        self.run("strategy", strategies.strategy, "strategy", **job)
         self.run("merge", resharding.merge, "ranks", "merged.ckpt", strategy_dir="strategy")
         proof = self.run("compare", comparing.compare, "hub", "ranks", strategy_dir_b="strategy")
         self.say(f"  {comparison_text(proof).splitlines()[-1]}")

@@ -62,11 +62,9 @@ _SHOWN_DIFFERENCES = 20
 
 def comparison_text(found: Comparison) -> str:
     """What `compare` found; the last line is the verdict."""
-    how = (
-        f"as {found.through}, {found.layouts[0]} against {found.layouts[1]}"
-        if found.through
-        else "by name"
-    )
+    how = "by name"
+    if found.through:
+        how = f"as {found.through}, {found.layouts[0]} against {found.layouts[1]}"
     cast = f", A cast to {found.after_cast}" if found.after_cast else ""
     lines = [
         f"A  {found.a}",

@@ -21,11 +21,9 @@ def summary(found: Verification) -> list[str]:
     """Sentences after the table, the verdict last."""
     lines = []
     if (end := found.end) is not None:
-        noise = (
-            f" (ten times the reference's own noise, {end.noise:.1e})"
-            if end.noise is not None
-            else ""
-        )
+        noise = ""
+        if end.noise is not None:
+            noise = f" (ten times the reference's own noise, {end.noise:.1e})"
         lines.append(
             f"logits end to end: relative L2 {end.relative_l2:.1e}, tolerance "
             f"{end.gate:.1e}{noise}; top-1 agreement {end.top1:.1%}, KL {end.kl:.1e}"
@@ -62,9 +60,8 @@ def html_page(found: Verification) -> str:
     body = "".join(f"<p>{html.escape(line)}</p>" for line in reversed(summary(found)))
     titles, *table = rows(found)
     cells = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table
-    )
+    rows_of_cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table)
+    lines = "".join(f"<tr>{row}</tr>" for row in rows_of_cells)
     heading = html.escape(
         f"{found.hf_dir} and {found.ms} ({found.layout}, {found.device}, {found.compute}, "
         f"{counted(found.tokens, 'token')})"

@@ -91,9 +91,8 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
         rows = self._offsets()
         total = sum(map(sum, rows))
         if total != layers % parts:
-            what = counted(pipeline, "stage") + (
-                f" × {interleave} interleaved" if interleave > 1 else ""
-            )
+            parts_text = f" × {interleave} interleaved" if interleave > 1 else ""
+            what = counted(pipeline, "stage") + parts_text
             raise ConfigError(
                 f"{self.path}: the offsets sum to {total}, but {counted(layers, 'layer')} leave "
                 f"{layers % parts} over {what}; offset must sum to {layers % parts}."

@@ -111,9 +111,8 @@ def _slip_of(word: str, words: Iterable[str]) -> str | None:
     plain = word.lower().replace("-", "_")
     like = [other for other in words if len(other) > 3 and abs(len(other) - len(plain)) <= 2]
     distances = {other: _slips(plain, other) for other in like}
-    near = [
-        other for other, slips in distances.items() if slips <= (2 if len(other) >= _LONG else 1)
-    ]
+    most = {other: 2 if len(other) >= _LONG else 1 for other in distances}
+    near = [other for other, slips in distances.items() if slips <= most[other]]
     return min(near, key=lambda other: (distances[other], other), default=None)
 
 

@@ -69,9 +69,7 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for name in names:
                 found = by_name.get((stage, name)) or by_kind.get((stage, skeleton_of(name)[0]))
                 if found is None:
-                    raise FormatError(
-                        f"{path}: doesn't say how {shown(name)} is cut in stage {stage}."
-                    )
+                    raise FormatError(f"{path}: doesn't say how {shown(name)} is cut in {stage}.")
                 if found.layout is not None:
                     stages[stage][name] = found.layout.layout
         return make_strategy(path, stages, computed=True)
@@ -104,10 +102,8 @@ def cut_of(strategy: Strategy, tensors: Sequence[Iterable[str]]) -> Cut:
                 others.setdefault(row, []).append(name)
         for row, names in others.items():
             stages.setdefault((row, None, tuple(names)), []).append(stage)
-    rows = (
-        CutRow(tuple(_runs(found)), layout, kind, names)
-        for (layout, kind, names), found in stages.items()
-    )
+    items = stages.items()
+    rows = (CutRow(tuple(_runs(found)), layout, kind, n) for (layout, kind, n), found in items)
     return Cut(len(strategy.stages), strategy.devices, tuple(rows))
 
 

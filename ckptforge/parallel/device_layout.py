@@ -42,9 +42,8 @@ class DeviceLayout(msgspec.Struct, frozen=True):
     @property
     def splits(self) -> tuple[int, ...]:
         """How many parts each tensor axis is cut into by the tensor map."""
-        return tuple(
-            math.prod(self.device_matrix[-1 - axis] for axis in axes) for axes in self.tensor_map
-        )
+        matrix = self.device_matrix
+        return tuple(math.prod(matrix[-1 - axis] for axis in axes) for axes in self.tensor_map)
 
     @property
     def replicas(self) -> int:

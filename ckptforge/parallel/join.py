@@ -123,9 +123,9 @@ def _sharded(
             )
     full = layout.shape_of_whole(first.shape)
     if full is None or (layout.full_shape is not None and full != layout.full_shape):
-        expected = (
-            layout.full_shape if full is not None else counted(len(layout.tensor_map), "axis")
-        )
+        expected: object = layout.full_shape
+        if full is None:
+            expected = counted(len(layout.tensor_map), "axis")
         raise FormatError(
             f"{first.path}: {shown(name)} has shape {list(first.shape)}"
             + (f", which {strategy.path} makes {list(full)} in all" if full is not None else "")
@@ -140,9 +140,8 @@ def _sharded(
                 f"{entry.path}: {shown(name)} differs from its replica in {kept.path}."
             )
     if wrong := uncovered(full_box(full), list(chosen)):
-        lacking = [
-            str(of_stage[device].path) for device, entry in by_device.items() if entry is None
-        ]
+        devices = (device for device, entry in by_device.items() if entry is None)
+        lacking = [str(of_stage[device].path) for device in devices]
         raise FormatError(
             f"{directory}: no rank holds part {box_text(wrong[1])} of {shown(name)} {list(full)}"
             + (

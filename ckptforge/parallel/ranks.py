@@ -67,9 +67,8 @@ def read_job(directory: Path, choices: Choices) -> tuple[Ranks, Strategy]:
     if choices.strategy_dir is not None:
         strategy = read_strategy(choices.strategy_dir)
         return read_ranks(directory, choices.step), strategy
-    config = (
-        None if choices.parallel_config is None else read_parallel_config(choices.parallel_config)
-    )
+    given = choices.parallel_config
+    config = None if given is None else read_parallel_config(given)
     ranks = read_ranks(directory, choices.step)
     found = (
         recorded_strategy(directory, ranks[0])
@@ -186,9 +185,8 @@ def _check_samples(files: Sequence[FileIndex], strategy: Strategy) -> None:
                 continue
             sample = bytearray(min(entry.nbytes, _SAMPLE))
             read_range(entry, 0, memoryview(sample))
-            kept, path = samples.setdefault(
-                layout.box(layout.full_shape, device), (bytes(sample), entry.path)
-            )
+            box = layout.box(layout.full_shape, device)
+            kept, path = samples.setdefault(box, (bytes(sample), entry.path))
             if kept != sample:
                 raise FormatError(
                     f"{entry.path}: {shown(name)} differs from that in {path}, of which "

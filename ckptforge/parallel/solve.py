@@ -137,9 +137,8 @@ class _Search:
 
     def solve(self) -> dict[Pattern, Shape]:
         """Raises `ConfigError` where there are none, and where there are several."""
-        candidates = {
-            pattern: list(self._candidates(pattern, part)) for pattern, part in self.parts.items()
-        }
+        parts = self.parts.items()
+        candidates = {pattern: list(self._candidates(pattern, part)) for pattern, part in parts}
         for pattern, shapes in candidates.items():
             if not shapes:
                 raise self._no_shape(pattern)

@@ -129,9 +129,8 @@ def make_strategy(path: Path, stages: Mapping[int, Stage], computed: bool = Fals
             f"{path}: {counted(len(stages), 'stage')} of {counted(next(iter(devices)), 'device')}: "
             f"more than {MAX_DEVICES} in all; damaged."
         )
-    return Strategy(
-        path, tuple(stages[stage] for stage in sorted(stages)), next(iter(devices)), computed
-    )
+    ordered = tuple(stages[stage] for stage in sorted(stages))
+    return Strategy(path, ordered, next(iter(devices)), computed)
 
 
 def _read_file(path: Path, content: bytes) -> dict[int, Stage]:

@@ -42,9 +42,8 @@ class RankTarget(msgspec.Struct, frozen=True):
         them.
         """
         refuse_other_strategy(self.strategy, specs)
-        by_stage = [
-            held_by(self.strategy, stage, specs) for stage in range(len(self.strategy.stages))
-        ]
+        numbers = range(len(self.strategy.stages))
+        by_stage = [held_by(self.strategy, stage, specs) for stage in numbers]
         laid_out: dict[int, OutputFile] = {}
         placed = []
         for rank in range(self.strategy.ranks):

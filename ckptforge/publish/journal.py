@@ -182,9 +182,8 @@ def _read_line(journal: Journal, content: dict[str, Any]) -> None:
         key = str(content["file"]), str(content["tensor"])
         journal.tensors[key] = Finished(str(content["hash"]), read_audit(content["casts"]))
     elif "source" in content:
-        journal.sources[int(content["source"]), int(content["start"])] = bytes.fromhex(
-            content["digest"]
-        )
+        block = int(content["source"]), int(content["start"])
+        journal.sources[block] = bytes.fromhex(content["digest"])
     else:
         journal.publishing = int(content["publishing"])
 

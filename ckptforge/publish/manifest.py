@@ -63,9 +63,8 @@ def _outputs_json(
         name = plan.name_of(file.path)
         own = None if hashes is None else [hashes[file.path][tensor] for tensor in file.places]
         found: dict[str, Any] = {"file": name, "size": file.size, "mtime_ns": mtimes[file.path]}
-        kinds = tuple(
-            (tensor, entry.dtype.name, entry.shape) for tensor, entry in file.places.items()
-        )
+        places = file.places.items()
+        kinds = tuple((tensor, entry.dtype.name, entry.shape) for tensor, entry in places)
         if (like := first.setdefault(kinds, name)) != name:
             yield {**found, "like": like, **({} if own is None else {"hashes": " ".join(own)})}
             continue

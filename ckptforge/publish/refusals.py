@@ -143,9 +143,8 @@ def _kind(asked: _Asked) -> str | None:
             f"{output}: is neither a file nor a directory, and isn't replaced; choose another "
             "output."
         )
-    there, wanted = (
-        "a directory" if yes else "a file" for yes in (asked.is_directory, asked.plan.is_directory)
-    )
+    names = {True: "a directory", False: "a file"}
+    there, wanted = names[asked.is_directory], names[asked.plan.is_directory]
     if there != wanted:
         return f"{output}: exists and is {there}, but the output is {wanted}; choose another name."
     return None

@@ -155,9 +155,8 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
     kinds = [found.get("format")] if found.get("format") not in (None, "mixed-precision") else []
     kinds += [scheme["format"] for scheme in schemes if scheme.get("format") is not None]
     kinds = kinds or ["naive-quantized"]
-    arguments = [
-        weights for scheme in schemes if isinstance(weights := scheme.get("weights"), Mapping)
-    ]
+    weights = (scheme.get("weights") for scheme in schemes)
+    arguments = [found for found in weights if isinstance(found, Mapping)]
     return Method(
         name=f"compressed-tensors, {', '.join(dict.fromkeys(map(_word, kinds[:4])))}",
         where=where,

@@ -191,9 +191,8 @@ def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> t
     fitting = {choice for choice in choices if _grid(shape, choice) == counts}
     if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
         return next(iter(fitting))
-    plain = counts is not None and all(
-        count in (1, n) for count, n in zip(counts, shape, strict=True)
-    )
+    pairs = () if counts is None else zip(counts, shape, strict=True)
+    plain = counts is not None and all(count in (1, n) for count, n in pairs)
     assumed = method is None or method.assumed or not blocks
     if plain and counts is not None and (assumed or not scale.shape or scale.shape == (1,)):
         return tuple(max(n, 1) if count == 1 else 1 for count, n in zip(counts, shape, strict=True))

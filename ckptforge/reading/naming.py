@@ -20,11 +20,7 @@ from ckptforge.tables.prefixes import Renaming
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Table
 
-_OF_OTHER_PARTS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
+_OF_OTHER_PARTS = tuple(f"{start}processor_config.json" for start in ("", "pre", "video_pre"))
 
 
 def renamed(model: Model, renaming: Renaming) -> Model:
@@ -55,9 +51,8 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
         return side, ()
     others = (CONFIG, INDEX, *_OF_OTHER_PARTS)
     files = {name: content for name, content in side.files.items() if name not in others}
-    described = (
-        f"{CONFIG} describes more than the language model ({', '.join(part.beside) or part.where})"
-    )
+    more = ", ".join(part.beside) or part.where
+    described = f"{CONFIG} describes more than the language model ({more})"
     if part.config.get("model_type") not in table.model_types:
         model_type = shown(part.config.get("model_type"))
         note = (
@@ -66,9 +61,8 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
             "needed."
         )
         return replace(side, files=files), (note,)
-    content = (
-        json.dumps(_of_language_model(part.config, table), indent=2, ensure_ascii=False) + "\n"
-    )
+    own = _of_language_model(part.config, table)
+    content = json.dumps(own, indent=2, ensure_ascii=False) + "\n"
     return replace(side, files={**files, CONFIG: content.encode()}), (
         f"{described}: what is kept for the way back is the config.json of the language model "
         "alone.",

@@ -85,9 +85,8 @@ class Source(msgspec.Struct, frozen=True):
                     "know has that name"
                     + (f"; there are\n{self._places(self.unmapped)}" if self.unmapped else ".")
                 )
-        unmapped = [
-            name for name in self.unmapped if not any(fnmatchcase(name, glob) for glob in drop)
-        ]
+        dropped = {n for n in self.unmapped for glob in drop if fnmatchcase(n, glob)}
+        unmapped = [name for name in self.unmapped if name not in dropped]
         if refusal := self.table.refusal(self.binding.layout, unmapped):
             raise UnmappedTensorsError(f"{self.model.path}: holds {refusal[0]}: {refusal[1]}.")
         if kept := undroppable(unmapped):
@@ -106,9 +105,8 @@ class Source(msgspec.Struct, frozen=True):
 
     def _advice(self, unmapped: Sequence[str]) -> str:
         """What to do about tensors that the table doesn't know."""
-        names = [
-            name for pattern in self.binding.names.values() for name in pattern.values()
-        ] + list(unmapped)
+        patterns = self.binding.names.values()
+        names = [*(name for pattern in patterns for name in pattern.values()), *unmapped]
         family = self.binding.layout.family
         others = (table for table in shipped_tables() if table.name != self.table.name)
         fitting = [table.name for table in others if table.knows(names, family)]

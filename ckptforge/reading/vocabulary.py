@@ -43,9 +43,8 @@ class Padding(msgspec.Struct, frozen=True, kw_only=True):
 
 def vocabulary_axis(table: Table) -> str | None:
     """The axis of a table that counts tokens."""
-    return next(
-        (axis for axis, expression in table.axes.items() if KEY in expression.choices), None
-    )
+    found = (axis for axis, expression in table.axes.items() if KEY in expression.choices)
+    return next(found, None)
 
 
 def padding_of(
@@ -73,9 +72,8 @@ def padding_of(
             )
         names += indexed.values()
     names += [copy for copy, original in binding.copies.items() if original in names]
-    names += [
-        prefix + name for prefix in COMPANION_PREFIXES for name in names if prefix + name in tensors
-    ]
+    state = [prefix + name for prefix in COMPANION_PREFIXES for name in names]
+    names += [name for name in state if name in tensors]
     return Padding(names=tuple(names), rows=rows, tokens=tokens)
 
 

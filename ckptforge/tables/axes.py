@@ -224,6 +224,5 @@ def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:
 
 
 def _followers(pattern: Pattern, tensor: str) -> dict[str, str]:
-    return {
-        first: second for segment in pattern.segments(tensor) for first, second in pairwise(segment)
-    }
+    pairs = (pair for segment in pattern.segments(tensor) for pair in pairwise(segment))
+    return dict(pairs)

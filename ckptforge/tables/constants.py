@@ -208,9 +208,7 @@ def _windows(one: Used, other: Used) -> Found:
     keys = dict.fromkeys(key for row in rows for key in row.keys)
     mine, theirs = ({key: side.value(key) for key in keys} for side in (one, other))
     listing = dict.fromkeys(row.layer_types for row in rows if row.layer_types is not None)
-    listed = [
-        key for key in listing if isinstance(mine[key], list) or isinstance(theirs[key], list)
-    ]
+    listed = [key for key in listing if list in (type(mine[key]), type(theirs[key]))]
     for side, values in ((one, mine), (other, theirs)):
         for key in listed:
             if values[key] is None:

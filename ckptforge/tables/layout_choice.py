@@ -38,9 +38,8 @@ def recognise(table: Table, shapes: Shapes, hints: Hints) -> Binding:
         try:
             return bind(table, layout, shapes, hints.config, hints.config_source)
         except LayoutError as error:
-            others = [
-                name for name in fitting(table, shapes, hints, candidates) if name != layout.name
-            ]
+            found = fitting(table, shapes, hints, candidates)
+            others = [name for name in found if name != layout.name]
             advice = f" The tensors fit layout {' or '.join(others)}." if others else ""
             raise type(error)(
                 f"not layout {layout.name}: {error}{advice}", error.tensors

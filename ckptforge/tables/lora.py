@@ -90,9 +90,8 @@ def adapted_weights(
     for pattern in patterns:
         if not pattern.template.endswith(WEIGHT):
             continue
-        first, second = (
-            template.replace("{}", pattern.template.removesuffix(WEIGHT)) for template in names
-        )
+        stem = pattern.template.removesuffix(WEIGHT)
+        first, second = (template.replace("{}", stem) for template in names)
         rows, columns = pattern.axes
         if turned:
             a = Pattern(second, (columns, (RANK,)), pattern.tensors)
@@ -119,7 +118,7 @@ def columns_of(modules: Sequence[str], patterns: Sequence[Pattern]) -> dict[str,
     return found
 
 
-class _Kind(msgspec.Struct, frozen=True, kw_only=True):
+class _Kind(msgspec.Struct, frozen=True):
     """Weights, or embeddings: the key that lists them, the section of their factors' names, and
     what both say; `turned` as in `AdaptedWeight`."""
 
@@ -157,20 +156,9 @@ def make_lora(file: TableFile, layouts: Mapping[str, Layout]) -> Lora:
 
 
 def _kinds(section: LoraFile) -> Iterator[_Kind]:
-    yield _Kind(
-        key="modules",
-        section="names",
-        tensors=section.modules,
-        templates=section.names,
-        turned=False,
-    )
-    yield _Kind(
-        key="embeddings",
-        section="embedding_names",
-        tensors=section.embeddings,
-        templates=section.embedding_names,
-        turned=True,
-    )
+    yield _Kind("modules", "names", section.modules, section.names, turned=False)
+    names = section.embedding_names
+    yield _Kind("embeddings", "embedding_names", section.embeddings, names, turned=True)
 
 
 def _check_kind(kind: _Kind, file: TableFile, layouts: Mapping[str, Layout]) -> None:

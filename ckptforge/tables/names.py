@@ -36,9 +36,8 @@ def recognise_names(
         if not matching:
             unknown.append(name)
             continue
-        pattern, index = next(
-            (pair for pair in matching if _in_range(*pair, lengths or {})), matching[-1]
-        )
+        fitting = (pair for pair in matching if _in_range(*pair, lengths or {}))
+        pattern, index = next(fitting, matching[-1])
         found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
     return found, unknown
 

@@ -117,9 +117,8 @@ def _skeletons(layout: Layout) -> set[str]:
 
 def _first_word(layout: Layout) -> str:
     """The word, with its dot, that most names of a layout begin with."""
-    words = Counter(
-        pattern.template.partition(".")[0] for pattern in layout.patterns if "." in pattern.template
-    )
+    templates = (pattern.template for pattern in layout.patterns)
+    words = Counter(name.partition(".")[0] for name in templates if "." in name)
     return f"{words.most_common(1)[0][0]}." if words else ""
 
 
@@ -140,9 +139,8 @@ def _heads(layout: Layout, kinds: Mapping[str, int], first: Mapping[str, str]) -
 
 def _lead(name: str, skeleton: str) -> str | None:
     """The beginning of a name that has a skeleton of its own."""
-    expression = "".join(
-        "[0-9]+" if part == "#" else re.escape(part) for part in re.split("(#)", skeleton)
-    )
+    parts = re.split("(#)", skeleton)
+    expression = "".join("[0-9]+" if part == "#" else re.escape(part) for part in parts)
     match = re.match(expression, name.replace("#", _HASH))
     return None if match is None else name[: match.end()]
 
@@ -156,9 +154,8 @@ def _renaming(head: _Head, layout: Layout, plain: Mapping[str, str]) -> Renaming
         if _skeleton(standard) in known:
             found[stored] = standard
     led = [stored for stored, standard in found.items() if plain[stored] != standard]
-    parents = {
-        stored.rpartition(".")[0]: standard.rpartition(".")[0] for stored, standard in found.items()
-    }
+    pairs = found.items()
+    parents = {stored.rpartition(".")[0]: name.rpartition(".")[0] for stored, name in pairs}
     others = (name for name in plain if name not in found and name.rpartition(".")[0] in parents)
     beside = {name: _beside(name, parents) for name in others}
     names = {stored: name for stored, name in {**found, **beside}.items() if stored != name}

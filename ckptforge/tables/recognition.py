@@ -51,11 +51,8 @@ def identify(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Identifie
     identified, reason = _renamed(tables, shapes, hints)
     if identified is not None:
         return identified
-    raise (
-        reason
-        or _contradiction(tables, shapes, hints, isinstance(first, MissingTensorsError))
-        or first
-    )
+    lacking = isinstance(first, MissingTensorsError)
+    raise reason or _contradiction(tables, shapes, hints, lacking) or first
 
 
 def _read(

@@ -64,9 +64,8 @@ def rope_parameters(
     `rope_parameters`, as 5 does, come out alike. Keys that the rope type doesn't read aren't there,
     but for LONGEST; those of a fixed default always are.
     """
-    given: Any = next(
-        (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), {}
-    )
+    spellings = (config.get(key) for key in ("rope_scaling", "rope_parameters"))
+    given: Any = next(filter(None, spellings), {})
     if not isinstance(given, Mapping):
         return {"": {_TYPE: given}}
     types = config.get("layer_types")
@@ -112,9 +111,8 @@ def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, 
         found = _FORMULAS[parameters[_TYPE]](parameters, dim)
         return (*found, _softmax_scale(parameters) if rope.scales_softmax else 1.0)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        unread = (
-            LONGEST if LONGEST not in _READ.get(str(parameters.get(_TYPE)), (LONGEST,)) else None
-        )
+        read = _READ.get(str(parameters.get(_TYPE)), (LONGEST,))
+        unread = None if LONGEST in read else LONGEST
         items = (item for item in parameters.items() if item[0] != unread)
         return tuple(sorted(items, key=lambda item: item[0]))
 

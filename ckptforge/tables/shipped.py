@@ -18,9 +18,8 @@ def shipped_tables(model: object = None, model_type: object = None) -> tuple[Tab
     files = _shipped_files()
     chosen = [file for file in files if file[0] == f"{model}.toml"]
     if not chosen and model is None:
-        chosen = [
-            file for file in files if isinstance(model_type, str) and f'"{model_type}"' in file[2]
-        ]
+        typed = f'"{model_type}"' if isinstance(model_type, str) else None
+        chosen = [file for file in files if typed is not None and typed in file[2]]
     return tuple(_shipped_table(name, content) for name, content, _ in chosen or files)
 
 
@@ -42,9 +41,8 @@ def _shipped_files() -> tuple[tuple[str, bytes, str], ...]:
     root = resources.files("ckptforge") / "mappings"
     if not root.is_dir():  # a source tree, where the tables stand beside the package
         root = Path(__file__).parents[2] / "mappings"
-    files = sorted(
-        (file for file in root.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name
-    )
+    tables = (file for file in root.iterdir() if file.name.endswith(".toml"))
+    files = sorted(tables, key=lambda file: file.name)
     texts = [(file.name, file.read_bytes()) for file in files]
     return tuple((name, text, _model_type_line(text.decode())) for name, text in texts)
 

@@ -72,9 +72,8 @@ class AxisSizes:
                 if len(unknown) > 1:
                     remaining.append((pattern, axis, size, name, shape))
                 elif unknown:
-                    self.learn(
-                        unknown[0], self._solve(pattern, axis, unknown[0], size, reason), reason
-                    )
+                    found = self._solve(pattern, axis, unknown[0], size, reason)
+                    self.learn(unknown[0], found, reason)
                     progress = True
                 else:
                     expected = self._length(pattern, axis, {})

@@ -83,9 +83,8 @@ def _inputs(options: Average, recipe: AverageRecipe | None) -> tuple[Named, ...]
         return _of_inputs(options, recipe.input, paths)
     based = options.base is not None or (recipe is not None and recipe.base is not None)
     weights = _weights(options.weights, len(paths), 1.0 if based else 1 / max(len(paths), 1))
-    return tuple(
-        _named(options, path, plain(weight)) for path, weight in zip(paths, weights, strict=True)
-    )
+    pairs = zip(paths, weights, strict=True)
+    return tuple(_named(options, path, plain(weight)) for path, weight in pairs)
 
 
 def _of_run(options: Average, paths: Sequence[Path]) -> tuple[Named, ...]:

@@ -111,9 +111,8 @@ def _add_manifest(job: Job, out: Publication, done: Done, command: str | None) -
     out.sync()
     begun = command if out.journal is None else out.journal.head.get("command")
     name = manifest_path(job.plan.output, job.plan.is_directory).name
-    out.small_files[name] = manifest_json(
-        job.plan, job.table, job.layout, job.side, done, out.mtimes, begun
-    )
+    content = manifest_json(job.plan, job.table, job.layout, job.side, done, out.mtimes, begun)
+    out.small_files[name] = content
 
 
 def _remains(left: Path | None, output: Path) -> list[str]:

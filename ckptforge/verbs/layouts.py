@@ -88,9 +88,8 @@ def _in_layout(
         account = account.leaving(_STATE, source.state)
     if source.binding.copies:
         compared = "" if account.must_equal else ", not compared"
-        account = account.leaving(
-            f"copies of other tensors{compared}", tuple(source.binding.copies)
-        )
+        reason = f"copies of other tensors{compared}"
+        account = account.leaving(reason, tuple(source.binding.copies))
     skipped = source.hugging_face.skipped if source.hugging_face else ()
     account = account.noting(*skipped, *notes, *uncast_note(converted.uncast, dtype))
     return replace(model, values=values, account=account)

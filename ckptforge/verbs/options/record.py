@@ -41,11 +41,8 @@ class Options:
 
     def __repr__(self) -> str:
         options = options_of(type(self))
-        given = [
-            f"{name}={value!r}"
-            for name, value in vars(self).items()
-            if value != options[name].default
-        ]
+        values = vars(self).items()
+        given = [f"{name}={value!r}" for name, value in values if value != options[name].default]
         return f"{type(self).__name__}({', '.join(given)})"
 
     def replace(self, **changes: Any) -> Self:
