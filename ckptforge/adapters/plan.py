@@ -143,7 +143,8 @@ def _convert(model: Model, choices: AdapterChoices) -> _Found:
     errors: list[CkptforgeError] = []
     for table in candidates:
         try:
-            target = _target(table, choices)
+            wanted, family = choices.target, choices.family or ""
+            target = table.layout(wanted) if wanted else table.first_layout(family)
             if choices.family not in (None, target.family):
                 raise UsageError(
                     f"{target.name} is a layout of {target.family}, which isn't written here."
@@ -167,13 +168,6 @@ def _convert(model: Model, choices: AdapterChoices) -> _Found:
             f"{option('config')}."
         )
     return found[0]
-
-
-def _target(table: Table, choices: AdapterChoices) -> Layout:
-    if choices.target is not None:
-        return table.layout(choices.target)
-    assert choices.family is not None
-    return table.first_layout(choices.family)
 
 
 def _learn_shapes(sizes: AxisSizes, adapter: Adapter) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.errors import LayoutError
 from ckptforge.reading.source import Source
-from ckptforge.tables.axes import Pattern
 from ckptforge.tables.names import recognise_names, without_offsets
 from ckptforge.values import Value
 
@@ -24,7 +23,7 @@ def taken_whole(adapter: Adapter, source: Source) -> dict[str, Value]:
     taken: dict[str, Value] = {}
     for pattern, names in without_offsets(found, lengths).items():
         same = next(
-            (names for stored, names in binding.names.items() if _alike(stored, pattern)), {}
+            (names for stored, names in binding.names.items() if stored.stores_as(pattern)), {}
         )
         for numbers, name in names.items():
             entry = adapter.whole[name]
@@ -45,11 +44,6 @@ def taken_whole(adapter: Adapter, source: Source) -> dict[str, Value]:
                 )
             taken[same[numbers]] = entry
     return taken
-
-
-def _alike(stored: Pattern, pattern: Pattern) -> bool:
-    one, other = ((p.tensors, p.axes, p.shape_axes, p.name_axes) for p in (stored, pattern))
-    return one == other
 
 
 def refuse_tied(adapter: Adapter, source: Source) -> None:

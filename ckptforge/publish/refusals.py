@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -39,8 +39,8 @@ def check_output(disk: FileSystem, plan: Plan, overwrite: bool) -> None:
     or that can't be written where it is to be. Raises `OutputError`."""
     asked = _Asked(plan, overwrite, disk)
     with as_output_error(plan.output, "can't be written"):
-        for rule in _RULES:
-            if (why := rule(asked)) is not None:
+        for rules in (_of_its_name, _of_what_is_there, _of_what_it_holds, _of_its_parent):
+            for why in rules(asked):
                 raise OutputError(why)
 
 
@@ -66,6 +66,7 @@ class _Asked:
 
     @cached_property
     def real(self) -> Path:
+        """The output without links."""
         return real_path(self.output)
 
     @cached_property
@@ -75,6 +76,7 @@ class _Asked:
 
     @property
     def is_directory(self) -> bool:
+        """Whether a directory has its name."""
         return self.found is not None and self.found.kind is Kind.DIRECTORY
 
     @cached_property
@@ -87,125 +89,82 @@ class _Asked:
 
     @cached_property
     def room(self) -> Room:
+        """What the disk has there."""
         return self.disk.room(self.parent)
 
 
-def _name(asked: _Asked) -> str | None:
-    output = asked.output
+# Each rule yields why an output is refused. Those that come later rely on those before.
+
+
+def _of_its_name(asked: _Asked) -> Iterator[str]:
+    output, disk = asked.output, asked.disk
     beside = (staging_path(output), manifest_path(output, False)) if output.name else ()
     try:
         for name in (output, *beside):
-            lies_at(asked.disk, name)
+            lies_at(disk, name)
         output.name.encode()
     except UnicodeEncodeError:
-        return f"{output}: can't be written: its name isn't Unicode, as manifests are."
+        yield f"{output}: can't be written: its name isn't Unicode, as manifests are."
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
-        return f"{output}: can't be written: {getattr(error, 'strerror', None) or error}."
-    return None
-
-
-def _input(asked: _Asked) -> str | None:
+        yield f"{output}: can't be written: {getattr(error, 'strerror', None) or error}."
     for source in asked.plan.sources:
         path = real_path(source.path)
         if path == asked.real or asked.real in path.parents:
-            return (
-                f"{asked.output}: holds {source.path}, which is being read; choose another output."
-            )
-    return None
-
-
-def _link(asked: _Asked) -> str | None:
-    if lies_at(asked.disk, asked.output, Kind.LINK):
-        return f"{asked.output}: is a symbolic link; name the file or directory itself."
-    return None
-
-
-def _place(asked: _Asked) -> str | None:
-    output = asked.output
+            yield f"{output}: holds {source.path}, which is being read; choose another output."
+    if lies_at(disk, output, Kind.LINK):
+        yield f"{output}: is a symbolic link; name the file or directory itself."
     here = (Path.cwd(), *Path.cwd().parents)
     in_use = asked.is_directory and (
-        asked.real in here or str(asked.real) in asked.disk.mounts_below(output)
+        asked.real in here or str(asked.real) in disk.mounts_below(output)
     )
     if in_use or output.name in ("", ".."):
-        return (
+        yield (
             f"{output}: is the current directory, a parent or a mount point, which can't be "
             "replaced whole; name a directory in it."
         )
-    return None
 
 
-def _kind(asked: _Asked) -> str | None:
-    output, found = asked.output, asked.found
+def _of_what_is_there(asked: _Asked) -> Iterator[str]:
+    output, found, disk = asked.output, asked.found, asked.disk
     if found is None:
-        return None
+        return
     if found.kind not in (Kind.DIRECTORY, Kind.FILE):
-        return (
+        yield (
             f"{output}: is neither a file nor a directory, and isn't replaced; choose another "
             "output."
         )
     names = {True: "a directory", False: "a file"}
     there, wanted = names[asked.is_directory], names[asked.plan.is_directory]
     if there != wanted:
-        return f"{output}: exists and is {there}, but the output is {wanted}; choose another name."
-    return None
+        yield f"{output}: exists and is {there}, but the output is {wanted}; choose another name."
+    empty = asked.is_directory and not disk.names(output)
+    if not asked.overwrite and not empty:
+        yield f"{output}: exists already; give {flag('overwrite')} to replace it."
+    refuse_mounts(disk, output)
+    if asked.is_directory and not disk.room(output).permitted:
+        yield f"{output}: can't be replaced: no permission to write in it."
 
 
-def _existence(asked: _Asked) -> str | None:
-    empty = asked.is_directory and not asked.disk.names(asked.output)
-    if asked.found is not None and not asked.overwrite and not empty:
-        return f"{asked.output}: exists already; give {flag('overwrite')} to replace it."
-    return None
-
-
-def _mounts(asked: _Asked) -> str | None:
-    if asked.found is not None:
-        refuse_mounts(asked.disk, asked.output)
-    return None
-
-
-def _permission(asked: _Asked) -> str | None:
-    if asked.is_directory and not asked.disk.room(asked.output).permitted:
-        return f"{asked.output}: can't be replaced: no permission to write in it."
-    return None
-
-
-def _other_checkpoints(asked: _Asked) -> str | None:
-    """Checkpoint files of an existing directory that neither its manifest nor the plan names."""
-    output = asked.output
-    if not asked.is_directory:
-        return None
-    known = written_names(output)
-    known |= {str(path.relative_to(output)) for path in asked.plan.paths}
-    names = (name for name in names_in(asked.disk, output) if name not in known)
-    stale = sorted(name for name in names if _is_of_a_checkpoint(name))
-    if not stale:
-        return None
-    return (
-        f"{output}: holds checkpoint files that no manifest there names, and that would "
-        f"not fit the new output:\n{listing(stale)}\n"
-        "Remove them, or choose another output."
-    )
-
-
-def _is_of_a_checkpoint(name: str) -> bool:
-    return format_by_ending(Path(name)) is not None or name.endswith(".index.json")
-
-
-def _collisions(asked: _Asked) -> str | None:
-    """A file of the user's where the plan has a directory, and the other way round."""
-    output = asked.output
-    for path in asked.plan.paths if asked.is_directory else ():
+def _of_what_it_holds(asked: _Asked) -> Iterator[str]:
+    """Checkpoint files that neither a directory's manifest nor the plan names, and a file of the
+    user's where the plan has a directory, and the other way round."""
+    output, plan, disk = asked.output, asked.plan, asked.disk
+    if asked.is_directory:
+        known = written_names(output) | {str(path.relative_to(output)) for path in plan.paths}
+        names = (name for name in names_in(disk, output) if name not in known)
+        if stale := sorted(name for name in names if _is_of_a_checkpoint(name)):
+            yield (
+                f"{output}: holds checkpoint files that no manifest there names, and that would "
+                f"not fit the new output:\n{listing(stale)}\n"
+                "Remove them, or choose another output."
+            )
+    for path in plan.paths if asked.is_directory else ():
         for parent in path.relative_to(output).parents:
             place = output / parent
-            if parent.name and lies_at(asked.disk, place, *_NO_DIRECTORY, follow=True):
-                return f"{place}: is a file where the output has a directory; move it away."
-        if lies_at(asked.disk, path, Kind.DIRECTORY, follow=True):
-            return f"{path}: is a directory where the output has a file; move it away."
-    return None
-
-
-def _files_beside(asked: _Asked) -> str | None:
-    plan, output, disk = asked.plan, asked.output, asked.disk
+            if parent.name and lies_at(disk, place, *_NO_DIRECTORY, follow=True):
+                yield f"{place}: is a file where the output has a directory; move it away."
+        if lies_at(disk, path, Kind.DIRECTORY, follow=True):
+            yield f"{path}: is a directory where the output has a file; move it away."
     for path in () if plan.is_directory else (*plan.paths, manifest_path(output, False)):
         if path == output or not lies_at(disk, path):
             continue
@@ -215,8 +174,11 @@ def _files_beside(asked: _Asked) -> str | None:
         how = ", and isn't a file; remove it, or choose another output."
         if is_file:
             how = f"; give {flag('overwrite')} to replace it."
-        return f"{path}: would be written with {output.name}, but is there already{how}"
-    return None
+        yield f"{path}: would be written with {output.name}, but is there already{how}"
+
+
+def _is_of_a_checkpoint(name: str) -> bool:
+    return format_by_ending(Path(name)) is not None or name.endswith(".index.json")
 
 
 def _is_manifest(path: Path) -> bool:
@@ -226,30 +188,14 @@ def _is_manifest(path: Path) -> bool:
     return False
 
 
-def _parent(asked: _Asked) -> str | None:
+def _of_its_parent(asked: _Asked) -> Iterator[str]:
     output, parent = asked.output, asked.parent
     if not lies_at(asked.disk, parent, Kind.DIRECTORY, follow=True):
-        return f"{output}: can't be created: {parent} isn't a directory."
+        yield f"{output}: can't be created: {parent} isn't a directory."
     if not asked.room.permitted:
-        return f"{output}: can't be written: no permission to write in {parent}."
+        yield f"{output}: can't be written: no permission to write in {parent}."
     if asked.room.read_only:
-        return f"{output}: can't be written: {parent} is on a read-only file system."
-    return None
+        yield f"{output}: can't be written: {parent} is on a read-only file system."
 
 
 _NO_DIRECTORY = (Kind.FILE, Kind.LINK, Kind.OTHER)
-# Each says why an output is refused, or None; those that come later rely on those before.
-_RULES: tuple[Callable[[_Asked], str | None], ...] = (
-    _name,
-    _input,
-    _link,
-    _place,
-    _kind,
-    _existence,
-    _mounts,
-    _permission,
-    _other_checkpoints,
-    _collisions,
-    _files_beside,
-    _parent,
-)

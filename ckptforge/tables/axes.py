@@ -103,6 +103,15 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         """The template with each number and placeholder as `#`; see `skeleton_of`."""
         return "".join("#" if is_number(word) else word for word in self.words)
 
+    def stores_as(self, other: Pattern) -> bool:
+        """Whether both store the same in the same order and shape, under names with the same
+        axes."""
+        one, another = (
+            (pattern.tensors, pattern.axes, pattern.shape_axes, pattern.name_axes)
+            for pattern in (self, other)
+        )
+        return one == another
+
     def match(self, numbers: Sequence[str]) -> dict[str, int] | None:
         """The numbers by axis in a name with this skeleton; None if another is written."""
         index: dict[str, int] = {}

@@ -53,9 +53,7 @@ class Conversion:
     def _same_inside(self, pattern: Pattern) -> bool:
         """Whether a stored tensor goes over as it is: one source pattern like it."""
         first, *others = [self.origin[tensor] for tensor in pattern.tensors]
-        axes = (first.tensors, first.axes, first.shape_axes, first.name_axes)
-        own = (pattern.tensors, pattern.axes, pattern.shape_axes, pattern.name_axes)
-        return axes == own and all(origin is first for origin in others)
+        return first.stores_as(pattern) and all(origin is first for origin in others)
 
     def _learn_lengths(self, pattern: Pattern) -> None:
         sizes, table = self.binding.sizes, self.binding.table
