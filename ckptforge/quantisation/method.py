@@ -106,7 +106,7 @@ def _of_config(found: Mapping[str, Any], where: str) -> Method:
     readers = {
         "fp8": _fp8,
         "mxfp8": _fp8,
-        "fbgemm_fp8": _plain,
+        "fbgemm_fp8": lambda _, where: Method(name="fbgemm_fp8", where=where),
         "compressed-tensors": _compressed,
         "modelopt": _model_opt,
     }
@@ -119,10 +119,6 @@ def _of_config(found: Mapping[str, Any], where: str) -> Method:
             blocks=tuple(_blocks(found.get("weight_block_size"))),
         )
     return Method(name=_word(method), where=where, unread="that method isn't read")
-
-
-def _plain(found: Mapping[str, Any], where: str) -> Method:
-    return Method(name=str(found["quant_method"]), where=where)
 
 
 def _fp8(found: Mapping[str, Any], where: str) -> Method:

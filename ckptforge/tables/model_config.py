@@ -207,7 +207,9 @@ def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
     """The language model of a config.json, which is all of it unless an inner object is for that
     (`text_config` and the like of vision-language models; such as stand in `thinker_config` too).
     What only the outer object says of both is taken along."""
-    beside = tuple(key for key, value in config.items() if _is_of_another_model(key, value))
+    models = (key for key, value in config.items() if _describes_a_model(value))
+    others = (key for key in models if key.endswith("_config") and not _INNER.fullmatch(key))
+    beside = tuple(key for key in others if key != "quantization_config")
     for key, value in config.items():
         if _INNER.fullmatch(key) and _describes_a_model(value):
             outer = {name: config[name] for name in _OWN if config.get(name) is not None}
@@ -220,8 +222,3 @@ def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
                 rest = (name for name in beside if name != key)
                 return replace(inner, beside=(*inner.beside, *rest))
     return LanguagePart(config, where, beside)
-
-
-def _is_of_another_model(key: str, value: object) -> bool:
-    other = key.endswith("_config") and key != "quantization_config" and not _INNER.fullmatch(key)
-    return other and _describes_a_model(value)

@@ -146,10 +146,6 @@ def _fixed(frequencies: list[float], attention: float = 1.0) -> tuple[Any, ...]:
     return (tuple(frequencies), attention)
 
 
-def _default(p: Parameters, dim: int) -> tuple[Any, ...]:
-    return _fixed(_inverse(p, dim))
-
-
 def _linear(p: Parameters, dim: int) -> tuple[Any, ...]:
     return _fixed([frequency / p["factor"] for frequency in _inverse(p, _rotated(p, dim))])
 
@@ -229,7 +225,7 @@ def _softmax_scale(p: Parameters) -> float:
 
 
 _FORMULAS: Mapping[str, Callable[[Parameters, int], tuple[Any, ...]]] = {
-    "default": _default,
+    "default": lambda p, dim: _fixed(_inverse(p, dim)),
     "linear": _linear,
     "proportional": _proportional,
     "dynamic": _dynamic,

@@ -43,9 +43,9 @@ def _shipped_files() -> tuple[tuple[str, bytes, str], ...]:
         root = Path(__file__).parents[2] / "mappings"
     tables = (file for file in root.iterdir() if file.name.endswith(".toml"))
     files = sorted(tables, key=lambda file: file.name)
-    texts = [(file.name, file.read_bytes()) for file in files]
-    return tuple((name, text, _model_type_line(text.decode())) for name, text in texts)
-
-
-def _model_type_line(text: str) -> str:
-    return next((line for line in text.split("\n") if line.startswith("model_type ")), "")
+    found = []
+    for file in files:
+        content = file.read_bytes()
+        lines = (line for line in content.decode().split("\n") if line.startswith("model_type "))
+        found.append((file.name, content, next(lines, "")))
+    return tuple(found)

@@ -80,7 +80,10 @@ def run_job(job: Job, options: Running) -> Result:
         if job.manifest:
             _add_manifest(job, out, done, options.command)
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
-    remains = _remains(publisher.remains(plan.output), plan.output)
+    remains = []
+    if (left := publisher.remains(plan.output)) is not None:
+        way = command("clean", plan.output.parent)
+        remains.append(f"{left} couldn't be removed wholly; see {way}.")
     return result_of(
         plan,
         files=_files(job),
@@ -113,12 +116,6 @@ def _add_manifest(job: Job, out: Publication, done: Done, command: str | None) -
     name = manifest_path(job.plan.output, job.plan.is_directory).name
     content = manifest_json(job.plan, job.table, job.layout, job.side, done, out.mtimes, begun)
     out.small_files[name] = content
-
-
-def _remains(left: Path | None, output: Path) -> list[str]:
-    if left is None:
-        return []
-    return [f"{left} couldn't be removed wholly; see {command('clean', output.parent)}."]
 
 
 def _kept(plan: Plan, out: Publication, budget: Budget) -> dict[Place, Finished]:

@@ -27,10 +27,10 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(one) and value == one for one in get_args(kind))
     if origin is not None and issubclass(origin, Sequence):
-        items = list(value) if _is_series(value) else None
-        return items is not None and all(
-            fits(item, one) for one in get_args(kind) for item in items
-        )
+        if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__getitem__"):
+            return False
+        sized, of = hasattr(value, "__len__"), get_args(kind)
+        return sized and all(fits(item, one) for item in value for one in of)
     if kind is bool:
         return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's
     if kind is int:
@@ -63,11 +63,3 @@ def described(kind: Any) -> str:
             described(one).removeprefix("a ") + "s" for one in get_args(kind)
         )
     return _WORDS.get(kind, str(kind))
-
-
-def _is_series(value: Any) -> bool:
-    return (
-        not isinstance(value, (str, bytes, Mapping))
-        and hasattr(value, "__len__")
-        and hasattr(value, "__getitem__")
-    )
