@@ -16,7 +16,7 @@ from ckptforge.errors import TableError
 from ckptforge.tables.constants import Used, differing_constants
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import parse_table
-from ckptforge.tables.rope import Rope, alike, rope_parameters, rotation
+from ckptforge.tables.rope import Rope, nearly_equal, rope_parameters, rotation
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 
@@ -559,7 +559,7 @@ def test_two_spellings_of_one_rope_compute_the_same(config, data):
     expected = rotation(rope_parameters(config, defaults, ROPE)[""], 8, ROPE)
     for spelling in spellings:
         for parameters in rope_parameters(spelling, defaults, ROPE).values():
-            assert alike(rotation(parameters, 8, ROPE), expected)
+            assert nearly_equal(rotation(parameters, 8, ROPE), expected)
 
 
 def differences(mine, theirs, layers=3):
