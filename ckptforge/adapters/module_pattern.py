@@ -32,9 +32,11 @@ class ModulePatterns:
     def __init__(self, where: str, field: str, values: object) -> None:
         self._what = f"{where}: {field}"
         if not isinstance(values, dict):
-            raise FormatError(f"{self._what} is {shown(values)}, expected module names as keys.")
+            what = shown(values)
+            raise FormatError(f"{self._what} is {what}, expected an object of module names.")
         if len(values) > MAX_KEYS:
-            raise FormatError(f"{self._what} has {len(values):,} keys, over {MAX_KEYS:,}.")
+            count = f"{len(values):,} keys, at most {MAX_KEYS:,} are read"
+            raise FormatError(f"{self._what} has {count}.")
         self._values: Mapping[str, Any] = values
         self._matchers = [(key, self._matcher(key), value) for key, value in values.items()]
         self.notes: tuple[str, ...] = ()
