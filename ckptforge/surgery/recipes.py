@@ -38,6 +38,18 @@ def read_edit_recipe(path: Path) -> EditRecipe:
     return _validated(EditRecipe, path)
 
 
+def schema(verb: str) -> dict[str, Any]:
+    """The JSON schema of the recipes of `edit` or `average`, for editors. Raises `UsageError` for
+    another verb."""
+    from ckptforge.surgery.average_schema import AverageRecipe
+    from ckptforge.surgery.edit_schema import EditRecipe
+
+    models: dict[str, type[Written]] = {"edit": EditRecipe, "average": AverageRecipe}
+    if verb not in models:
+        raise UsageError(f"{verb!r} has no recipes: use {', '.join(models)}.")
+    return models[verb].model_json_schema()
+
+
 def _validated(model: type[M], path: Path) -> M:
     from ckptforge.validation import validate
 
