@@ -47,9 +47,9 @@ class Registry(Generic[T]):
             self._registered = before
 
     @cached_property
-    def built_in(self) -> tuple[T, ...]:
-        """Those of the package."""
-        return tuple(one for name in (*self._first, *self._last) for one in self._load(name))
+    def usual(self) -> tuple[T, ...]:
+        """Those of the package that come first."""
+        return tuple(one for name in self._first for one in self._load(name))
 
     def _load(self, name: str) -> tuple[T, ...]:
         """What a name stands for; nothing where the part of the package that has it isn't there."""

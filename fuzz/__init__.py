@@ -7,6 +7,7 @@ SHARES = {
     "ckpt": 5,
     "strategy": 4,
     "strategy-json": 4,
+    "torch": 4,
     "metadata": 4,
     "common": 1,
     "index": 3,

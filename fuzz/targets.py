@@ -41,6 +41,7 @@ from ckptforge.storage.local import DISK
 from ckptforge.tables.constants import Used, differing_constants
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables
+from ckptforge.torch_files import torch_zip
 from ckptforge.verbs.check import check
 from ckptforge.verbs.ranks import open_ranks, open_source
 from ckptforge.verbs.synthetic import write_model
@@ -112,6 +113,21 @@ def _file(header: dict[str, object], data: bytes) -> bytes:
     """A safetensors file of that header."""
     raw = json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + data
+
+
+def _torch(work: Path) -> Target:
+    path, seeds = work / "x.pt", []
+    for index in (1, 2):
+        whole = ckptforge.open(HUB / f"model-0000{index}-of-00002.safetensors")
+        smallest = sorted(whole, key=lambda name: whole[name].shape)[:3]
+        whole.keep(*smallest).save(work / "seed.pt", overwrite=True)
+        seeds.append((work / "seed.pt").read_bytes())
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        _well_indexed(torch_zip.read_index(path))
+
+    return Target("torch", seeds, mutate.mixed(mutate.mangle, mutate.mangle), read)
 
 
 def _ckpt(work: Path) -> Target:
@@ -670,6 +686,7 @@ def _spoil(path: Path, random: Random, mutators: dict[str, Mutator]) -> None:
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "safetensors": _safetensors,
     "ckpt": _ckpt,
+    "torch": _torch,
     "strategy": _strategy,
     "strategy-json": _strategy_json,
     "metadata": _metadata,

@@ -58,8 +58,8 @@ OTHERS = {
         r"a Git LFS pointer, in place of the file itself of 4,976,698,672 bytes: "
         r"run `git lfs pull`",
     ),
-    "torch": (zipped("archive/data.pkl"), "a PyTorch file"),
-    "lightning": (zipped("epoch=3/data.pkl"), "a PyTorch file"),
+    "torch": (zipped("archive/data.pkl"), r"a torch file \(a zip with a pickle\) under another"),
+    "script": (zipped("net/version"), "a PyTorch file"),
     "zip": (zipped("notes.txt"), "a zip archive: unpack"),
     "pickle": (pickle.dumps({"a": 1}, protocol=2), "a Python pickle"),
     "pickle4": (pickle.dumps({"a": [1] * 99}, protocol=4), "a Python pickle"),
@@ -106,7 +106,9 @@ def test_a_file_of_another_kind_is_named_whatever_it_is_called(tmp_path, kind, e
     content, what = OTHERS[kind]
     path = tmp_path / f"model{ending}"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match=f"model{ending}: is {what}"):
+    if kind == "torch" and ending in (".pth", ".bin"):
+        what = "n't a pickle"
+    with pytest.raises(FormatError, match=f"model{ending}: is ?{what}"):
         open_checkpoint(path)
 
 
@@ -211,7 +213,9 @@ def test_a_model_further_down_is_named_if_it_is_near(tmp_path, depth):
     near = depth == "weights"
     with pytest.raises(
         InputNotFoundError,
-        match="one level down; name .*/top/weights" if near else "no .safetensors or .ckpt files",
+        match="one level down; name .*/top/weights"
+        if near
+        else "no .safetensors, .ckpt, .pt, .pth or .bin files",
     ):
         ckptforge.inspect(tmp_path / "top")
 
@@ -264,7 +268,7 @@ def test_a_directory_of_other_weights_names_them(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(
         InputNotFoundError,
-        match=r"no .safetensors or .ckpt files in it. It holds "
+        match=r"no .safetensors, .ckpt, .pt, .pth or .bin files in it. It holds "
         r"config.json",
     ):
         open_checkpoint(tmp_path)

@@ -36,6 +36,7 @@ ORDER = [
     "foreign",
     "model",
     "checkpoints",
+    "torch_files",
     "tables",
     "planning",
     "run",
@@ -260,6 +261,7 @@ LEAVES = {
     "mindformers": ["mindformers"],
     "parallel": ["parallel", "mindformers"],  # iterations are of ranks
     "testing": ["testing"],
+    "torch files": ["torch_files"],
 }
 
 

@@ -57,18 +57,18 @@ def test_a_file_is_read_by_whichever_format_of_its_ending_recognises_it(tmp_path
 
 
 def test_endings_that_are_added_are_known_everywhere(tmp_path):
-    assert endings() == [".safetensors", ".ckpt"]
+    assert endings() == [".safetensors", ".ckpt", ".pt", ".pth", ".bin"]
     (tmp_path / "x.zeros").write_bytes(b"ZEROZERO" + bytes(8))
-    with pytest.raises(CkptforgeError, match="no .safetensors or .ckpt files in it"):
+    with pytest.raises(CkptforgeError, match="no .safetensors, .ckpt, .pt, .pth or .bin files"):
         ckptforge.inspect(tmp_path)
-    with pytest.raises(UsageError, match="'ckpt', 'safetensors', 'unified', 'mindformers' or None"):
+    with pytest.raises(UsageError, match="'unified', 'mindformers', 'pt', 'pth', 'bin' or None"):
         ckptforge.to_ms(HUB, tmp_path / "out", format="zeros")
     with FORMATS.registered(Zeros()):
-        assert endings() == [".safetensors", ".ckpt", ".zeros"]
+        assert endings()[:3] == [".safetensors", ".ckpt", ".zeros"]
         assert ckptforge.inspect(tmp_path).entries["z"].shape == (8,)
-        with pytest.raises(UsageError, match="'unified', 'mindformers', 'zeros' or None"):
+        with pytest.raises(UsageError, match="'mindformers', 'zeros', 'pt', 'pth'"):
             ckptforge.to_ms(HUB, tmp_path / "out", format="zero")
-        with pytest.raises(FormatError, match="must end in .ckpt, .safetensors or .zeros"):
+        with pytest.raises(FormatError, match="must end in .*.ckpt, .*.zeros"):
             (tmp_path / "x.strange").write_bytes(b"\xfe" * 100)
             read_file(tmp_path / "x.strange")
     assert format_by_ending(Path("x.zeros")) is None
@@ -166,7 +166,7 @@ def test_other_packages_announce_theirs_and_are_asked_only_when_that_is_needed(t
     assert done.stdout.splitlines() == [
         "is odd.",
         "is an odd directory.",
-        "['.safetensors', '.ckpt', '.odd']",
+        "['.safetensors', '.ckpt', '.odd', '.pt', '.pth', '.bin']",
     ], done.stderr
     assert "ckptforge.formats a_package_that_is_not_there can't be loaded" in done.stderr
 

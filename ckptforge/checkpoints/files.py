@@ -13,7 +13,6 @@ from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import FORMATS, HEAD, endings, format_by_ending, formats_by_ending
 from ckptforge.model import Account, Model
 from ckptforge.storage.mounts import store_of
-from ckptforge.values import value_of
 from ckptforge.wording import alternatives, counted
 
 _log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def refuse_changed(file: FileIndex) -> None:
 
 def model_of(path: Path, files: Sequence[FileIndex], *notes: str, format: str = "") -> Model:
     """Files as one model; `path` is what a user named. Raises `FormatError` for no tensors."""
-    values = {name: value_of(stored) for file in files for name, stored in file.tensors.items()}
+    values = {name: value for file in files for name, value in file.values()}
     if not values:
         raise FormatError(f"{path}: holds no tensors.")
     directory = is_directory(path)
@@ -82,8 +81,8 @@ def model_of(path: Path, files: Sequence[FileIndex], *notes: str, format: str = 
 
 
 def of_a_format(paths: Iterable[Path]) -> list[Path]:
-    """The paths that end as files of a built-in format do; where none does, of any format."""
+    """The paths that end as files of the usual formats do; where none does, of any format."""
     paths = list(paths)
-    built_in = {ending for one in FORMATS.built_in for ending in one.ENDINGS}
-    found = [path for path in paths if path.suffix in built_in]
+    usual = {ending for one in FORMATS.usual for ending in one.ENDINGS}
+    found = [path for path in paths if path.suffix in usual]
     return found or [path for path in paths if format_by_ending(path) is not None]

@@ -40,6 +40,7 @@ KINDS: Registry[DirectoryKind] = Registry(
     "ckptforge.mindformers.kind:ITERATIONS",
     "ckptforge.checkpoints.mindspore:RANKS",
     "ckptforge.checkpoints.huggingface:BY_FIXED_NAME",
+    "ckptforge.torch_files.kind:TORCH_DIRECTORY",
     "ckptforge.adapters.peft:PEFT_ADAPTER",
     last=(
         "ckptforge.checkpoints.huggingface:BY_OTHER_NAMES",

@@ -112,7 +112,9 @@ def _pointer(head: bytes) -> Found | None:
 def _archive(head: bytes) -> Found | None:
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
-        parts = (b"/data.pkl", b"/version", b"/byteorder", b"/.format_version")
+        if name.endswith(b"/data.pkl"):
+            return None  # a format of ours
+        parts = (b"/version", b"/byteorder", b"/.format_version")
         if name.endswith(parts) or b"/data.pkl" in head:
             kinds = ".pth, .pt, .bin, or .ckpt of Lightning: a zip with a pickle"
             return Found(f"a PyTorch file ({kinds})", _TORCH)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import msgspec
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, shown
 from ckptforge.storage.files import open_file, read_pieces
-from ckptforge.values import Stored
+from ckptforge.values import Stored, Value, value_of
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
@@ -32,7 +32,8 @@ class Checksum(msgspec.Struct, frozen=True):
 class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
     """What one file holds: `tensors` in its order, `metadata` strings, and `notes` a user should
     hear of; `size` (bytes) and `mtime_ns` are those when the index was read. `passed_over` are
-    tensors that it holds too, but that are read from another file."""
+    tensors that it holds too, but that are read from another file; `views` are tensors whose
+    numbers lie in another order than their own, of which `tensors` has the run that they lie in."""
 
     path: Path
     format: str
@@ -43,6 +44,12 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     checksum: Checksum | None = None
     passed_over: tuple[str, ...] = ()
+    views: Mapping[str, Value] = msgspec.field(default_factory=dict)
+
+    def values(self) -> Iterator[tuple[str, Value]]:
+        """The tensors by name: those that lie there as they are, and views of what lies there."""
+        for name, stored in self.tensors.items():
+            yield name, self.views.get(name) or value_of(stored)
 
     def verify(self, buffer: memoryview, stopped: Callable[[], bool] = lambda: False) -> None:
         """Reads the whole file through `buffer` and compares its stored checksum, if it has one;

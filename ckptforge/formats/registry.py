@@ -15,7 +15,7 @@ from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.registry import Registry
 
-HEAD = 16  # bytes
+HEAD = 512  # bytes
 
 
 class Format(Protocol):
@@ -30,7 +30,7 @@ class Format(Protocol):
         """The endings of its files, with the dot."""
 
     def recognises(self, head: bytes) -> bool:
-        """Whether a file that begins with these bytes (up to 16) may be one of its."""
+        """Whether a file that begins with these bytes (up to `HEAD`) may be one of its."""
 
     def read_index(self, path: Path) -> FileIndex:
         """What a file holds and where, without reading tensors. Raises `FormatError`, naming the
@@ -46,7 +46,10 @@ class Format(Protocol):
 
 
 FORMATS: Registry[Format] = Registry(
-    "ckptforge.formats", "ckptforge.formats.safetensors", "ckptforge.formats.mindspore_ckpt"
+    "ckptforge.formats",
+    "ckptforge.formats.safetensors",
+    "ckptforge.formats.mindspore_ckpt",
+    last=("ckptforge.torch_files.torch_zip",),
 )
 
 

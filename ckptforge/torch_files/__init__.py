@@ -1,0 +1,1 @@
+"""torch's zip files: an index of what they hold, of which nothing is executed."""

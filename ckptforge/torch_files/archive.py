@@ -1,0 +1,126 @@
+"""The zip archive of a torch file: where the numbers of each storage lie.
+
+Source: APPNOTE.TXT of PKWARE (local headers), torch 2.13, `caffe2/serialize/inline_container.cc`
+(members, alignment) and files that it wrote.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import msgspec
+
+from ckptforge.errors import FormatError, shown
+from ckptforge.foreign.stream import Stream, parsing
+from ckptforge.storage.store import Status
+from ckptforge.torch_files.pickle_data import MAX_BYTES
+
+_LOCAL = 30  # bytes of a local header before the name
+_MAX_MEMBERS = 1 << 20
+_PICKLE = "data.pkl"
+
+
+class Member(msgspec.Struct, frozen=True):
+    """Bytes of the file."""
+
+    offset: int
+    length: int
+
+
+class Archive(msgspec.Struct, frozen=True, kw_only=True):
+    """A torch file: its pickle, and by its key where each storage lies."""
+
+    status: Status
+    pickle: bytes
+    storages: dict[str, Member]
+
+
+def read_archive(path: Path) -> Archive:
+    """Raises `FormatError` for an archive that isn't torch's, or that can't be read in place."""
+    with Stream(path) as stream, parsing(path, "a zip archive of torch"):
+        status = stream.status()
+        archive = zipfile.ZipFile(stream)
+        members = archive.infolist()
+        if len(members) > _MAX_MEMBERS:
+            raise FormatError(f"{path}: holds {len(members)} members, more than any checkpoint.")
+        names = [member.filename for member in members]
+        root = _root(path, names)
+        by_name = {member.filename: member for member in members}
+        if len(by_name) < len(members):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FormatError(f"{path}: the archive holds {shown(twice)} twice.")
+        _check_order(path, stream, by_name.get(f"{root}byteorder"))
+        start = f"{root}data/"
+        found = {
+            name.removeprefix(start): _place(path, stream, member, status.size)
+            for name, member in by_name.items()
+            if name.startswith(start) and not name.endswith("/")
+        }
+        place = _place(path, stream, by_name[f"{root}{_PICKLE}"], status.size)
+        _refuse_overlaps(path, {_PICKLE: place, **found})
+        if place.length > MAX_BYTES:
+            raise FormatError(
+                f"{path}: its {_PICKLE} has {place.length:,} bytes, over {MAX_BYTES:,}."
+            )
+        return Archive(status=status, pickle=_bytes(stream, place), storages=found)
+
+
+def _root(path: Path, names: list[str]) -> str:
+    roots = [name.removesuffix(_PICKLE) for name in names if name.endswith(f"/{_PICKLE}")]
+    if len(roots) != 1:
+        raise FormatError(
+            f"{path}: is a zip archive with {len(roots)} members data.pkl, expected the one of a "
+            f"torch file; it holds {', '.join(map(shown, names[:3]))}."
+        )
+    if any(name in names for name in (f"{roots[0]}constants.pkl", f"{roots[0]}code/")):
+        raise FormatError(
+            f"{path}: is a TorchScript program. Save the tensors of its state_dict instead."
+        )
+    return roots[0]
+
+
+def _place(path: Path, stream: Stream, member: zipfile.ZipInfo, size: int) -> Member:
+    """Where the bytes of a member lie, which the local header tells: its extra field is longer than
+    that of the directory."""
+    what = f"{path}: the member {shown(member.filename)}"
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise FormatError(f"{what} is compressed, as no torch file is; it can't be read in place.")
+    if member.flag_bits & 1:
+        raise FormatError(f"{what} is encrypted.")
+    header = _bytes(stream, Member(member.header_offset, _LOCAL))
+    if len(header) < _LOCAL or header[:4] != b"PK\x03\x04":
+        raise FormatError(f"{what} has no local header at byte {member.header_offset}; damaged.")
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    found = Member(member.header_offset + _LOCAL + name + extra, member.file_size)
+    if found.offset + found.length > size:
+        raise FormatError(
+            f"{what} should end at byte {found.offset + found.length} but the file has {size}; "
+            "truncated."
+        )
+    return found
+
+
+def _bytes(stream: Stream, member: Member) -> bytes:
+    stream.seek(member.offset)
+    return stream.read(member.length)
+
+
+def _check_order(path: Path, stream: Stream, member: zipfile.ZipInfo | None) -> None:
+    if member is None:
+        return
+    order = _bytes(stream, _place(path, stream, member, stream.status().size))
+    if order.strip() != b"little":
+        raise FormatError(
+            f"{path}: its numbers are {shown(order[:16])}-endian, and only little-endian ones are "
+            "read."
+        )
+
+
+def _refuse_overlaps(path: Path, members: dict[str, Member]) -> None:
+    end, before = 0, ""
+    for name, member in sorted(members.items(), key=lambda item: (item[1].offset, item[1].length)):
+        if member.length and member.offset < end:
+            raise FormatError(f"{path}: the members {shown(before)} and {shown(name)} overlap.")
+        if member.length:
+            end, before = member.offset + member.length, name

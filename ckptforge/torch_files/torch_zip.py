@@ -1,0 +1,168 @@
+"""torch's zip files (`torch.save` since 1.6) as a format: .pt, .pth and .bin.
+
+Source: torch 2.13, `torch/serialization.py`, and files that it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ckptforge.boxes import row_major_strides
+from ckptforge.errors import FormatError, shown
+from ckptforge.formats.index import MAX_TENSORS, FileIndex, check_name
+from ckptforge.formats.layout import OutputFile, TensorSpec
+from ckptforge.torch_files.archive import Member, read_archive
+from ckptforge.torch_files.pickle_data import Machine
+from ckptforge.torch_files.tensors import Unreadable, View, constructors, is_inert, storage_of
+from ckptforge.torch_files.writing import lay_out_archive
+from ckptforge.transfers import Transfer
+from ckptforge.values import Extent, Fragment, Stored, Term, Value, kind_of
+
+NAME = "a torch file (a zip with a pickle)"
+ENDINGS = (".pt", ".pth", ".bin")
+FORMAT = "torch"
+_MAX_DEPTH = 32
+_MAX_COPIES = 1 << 12  # of one row in a view that repeats it
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file begins as a zip archive does, with the pickle."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    return head[:4] == b"PK\x03\x04" and name.endswith(b"/data.pkl")
+
+
+def read_index(path: Path) -> FileIndex:
+    """The tensors of a file by their paths in its dictionaries, joined by dots; nothing in it is
+    run. Raises `FormatError` for what isn't a torch file, for what its pickle names beside tensors
+    and plain data, and for views of numbers that aren't there."""
+    archive = read_archive(path)
+    machine = Machine(
+        str(path), constructors(str(path)), is_inert, lambda said: storage_of(str(path), said)
+    )
+    tensors: dict[str, Stored] = {}
+    views: dict[str, Value] = {}
+    for name, found in _named(path, machine.load(archive.pickle)):
+        check_name(name, path)
+        if isinstance(found, Unreadable):
+            raise FormatError(
+                f"{path}: {shown(name)} is {found.what}, which isn't read. Save it as a plain "
+                "tensor."
+            )
+        if name in tensors:
+            raise FormatError(f"{path}: two tensors are called {shown(name)}.")
+        if len(tensors) >= MAX_TENSORS:
+            raise FormatError(f"{path}: holds more than {MAX_TENSORS} tensors.")
+        member = _member(path, name, found, archive.storages)
+        tensors[name], view = _stored(path, name, found, member)
+        if view is not None:
+            views[name] = view
+    return FileIndex(
+        path=path,
+        format=FORMAT,
+        size=archive.status.size,
+        mtime_ns=archive.status.mtime_ns,
+        tensors=tensors,
+        views=views,
+    )
+
+
+def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """As they come: `torch.save` writes storages in the order in which it meets them."""
+    return list(tensors)
+
+
+def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> OutputFile:
+    """A file that `torch.load(weights_only=True)` reads as a dictionary of these tensors. Raises
+    `PlanError` for dtypes that torch doesn't have."""
+    return lay_out_archive(path, tensors)
+
+
+def _named(path: Path, root: Any) -> Iterator[tuple[str, View | Unreadable]]:
+    """(name, tensor) in the order of the dictionaries and lists of an object."""
+    stack: list[tuple[str, Any, int]] = [("", root, 0)]
+    seen = 0
+    while stack:
+        name, found, depth = stack.pop()
+        if isinstance(found, View | Unreadable):
+            yield name or path.stem, found
+            continue
+        if not isinstance(found, dict | list | tuple):
+            continue
+        inner = found.items() if isinstance(found, dict) else enumerate(found)
+        below = [(f"{name}.{key}" if name else str(key), one, depth + 1) for key, one in inner]
+        seen += len(below)
+        if depth >= _MAX_DEPTH or seen > 1 << 24:
+            raise FormatError(f"{path}: its objects are nested too deep, or are too many.")
+        stack += reversed(below)
+
+
+def _member(path: Path, name: str, view: View, storages: Mapping[str, Member]) -> Member:
+    member = storages.get(view.storage.key)
+    if member is None:
+        raise FormatError(
+            f"{path}: {shown(name)} lies in storage {shown(view.storage.key)}, which the archive "
+            f"doesn't hold; it has {len(storages)} storages."
+        )
+    size = 1 if view.storage.dtype is None else view.storage.dtype.itemsize
+    if view.storage.length * size > member.length:
+        raise FormatError(
+            f"{path}: storage {shown(view.storage.key)} of {shown(name)} should have "
+            f"{view.storage.length * size} bytes but has {member.length}; damaged."
+        )
+    return member
+
+
+def _stored(path: Path, name: str, view: View, member: Member) -> tuple[Stored, Value | None]:
+    """A tensor as its bytes lie there; where they aren't in its own order, the run of the storage
+    that it is a view of, and the view."""
+    whole = row_major_strides(view.shape)
+    pairs = zip(view.shape, view.strides, whole, strict=True)
+    plain = 0 in view.shape or all(n == 1 or stride == own for n, stride, own in pairs)
+    size = view.dtype.itemsize
+    count = 0 if 0 in view.shape else view.last - view.offset + 1
+    extent = Extent(0, member.offset + view.offset * size, count * size)
+    shape = view.shape if plain else (count,)
+    stored = Stored(path=path, name=name, dtype=view.dtype, shape=shape, extents=(extent,))
+    return stored, None if plain else _value(path, name, view, stored)
+
+
+def _value(path: Path, name: str, view: View, stored: Stored) -> Value:
+    """A view of a run of numbers: one fragment, or one for each copy of what it repeats."""
+    shape, target = view.shape, row_major_strides(view.shape)
+    repeated = [i for i, n in enumerate(shape) if n > 1 and view.strides[i] == 0]
+    copies = 1
+    for axis in repeated:
+        copies *= shape[axis]
+    inner = [(view.strides[i], n) for i, n in enumerate(shape) if n > 1 and i not in repeated]
+    reach = 0
+    for stride, n in sorted(inner):
+        if stride <= reach:
+            raise FormatError(
+                f"{path}: {shown(name)} has shape {list(shape)} and strides {list(view.strides)}, "
+                "by which its rows overlap. Save a copy of it (contiguous())."
+            )
+        reach += stride * (n - 1)
+    if copies > _MAX_COPIES:
+        raise FormatError(
+            f"{path}: {shown(name)} repeats its numbers {copies} times. Save a copy of it "
+            "(contiguous())."
+        )
+    box = tuple(1 if i in repeated else n for i, n in enumerate(shape))
+    fragments = tuple(
+        Fragment(
+            stored,
+            Transfer(
+                box,
+                0,
+                view.strides,
+                sum(i * target[axis] for i, axis in zip(place, repeated, strict=True)),
+                target,
+            ).ordered(),
+        )
+        for place in product(*(range(shape[axis]) for axis in repeated))
+    )
+    term = Term(fragments=fragments)
+    return Value(dtype=view.dtype, shape=shape, terms=(term,), kind=kind_of(name))

@@ -1,0 +1,158 @@
+"""The zip archive of a torch file that is to be written.
+
+Source: torch 2.13, `torch/serialization.py` (`_save`) and files that it wrote: members in its
+order, each aligned to 64 bytes by an extra field of its local header. Sizes stand in the headers,
+as in any zip, where torch puts them behind the data.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptforge.boxes import row_major_strides
+from ckptforge.errors import PlanError, shown
+from ckptforge.formats.layout import OutputFile, Seal, TensorSpec
+from ckptforge.values import Extent, Place
+
+_ALIGNMENT = 64
+_LOCAL, _CENTRAL = 30, 46
+_STORAGES = {
+    "float64": "Double",
+    "float32": "Float",
+    "float16": "Half",
+    "bfloat16": "BFloat16",
+    "int8": "Char",
+    "int16": "Short",
+    "int32": "Int",
+    "int64": "Long",
+    "uint8": "Byte",
+    "bool": "Bool",
+    "complex64": "ComplexFloat",
+    "complex128": "ComplexDouble",
+}
+_UNTYPED = {  # torch has no class of storages for them
+    name: name for name in ("float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64")
+} | {"float8_e8m0": "float8_e8m0fnu"}
+_BIG = 0xFFFFFFFF
+
+
+def lay_out_archive(path: Path, tensors: Sequence[TensorSpec]) -> OutputFile:
+    """A file that `torch.load(weights_only=True)` reads as a dictionary of these tensors. Raises
+    `PlanError` for dtypes that torch doesn't have."""
+    root = path.stem if path.stem.isascii() and path.stem else "archive"
+    small = {"data.pkl": _pickle(path, tensors), ".format_version": b"1"}
+    small |= {".storage_alignment": str(_ALIGNMENT).encode(), "byteorder": b"little"}
+    members: list[tuple[str, bytes | TensorSpec]] = [*small.items()]
+    members += [(f"data/{i}", spec) for i, spec in enumerate(tensors)]
+    members += [("version", b"3\n"), (".data/serialization_id", b"0" * 40)]
+    literals: list[tuple[int, bytes]] = []
+    central: list[tuple[bytes, int, int]] = []  # name, size, offset of the local header
+    seals: list[tuple[int, int, int]] = []  # data, length, where its crc stands in the local header
+    places: dict[str, Place] = {}
+    at = 0
+    for name, content in members:
+        title = f"{root}/{name}".encode()
+        size = content.nbytes if isinstance(content, TensorSpec) else len(content)
+        header = _local(title, size, at)
+        data = at + len(header)
+        literals.append((at, header))
+        seals.append((data, size, at + 14))
+        if isinstance(content, TensorSpec):
+            places[content.name] = content.placed(path, Extent(0, data, size))
+        else:
+            literals.append((data, content))
+        central.append((title, size, at))
+        at = data + size
+    end = b"".join(_entry(*one) for one in central)
+    directory, crc_at = at, []
+    for title, size, offset in central:
+        crc_at.append(at + 16)
+        at += len(_entry(title, size, offset))
+    literals.append((directory, end + _end(len(central), len(end), directory)))
+    return OutputFile(
+        path=path,
+        size=directory + len(end) + len(_end(len(central), len(end), directory)),
+        literals=tuple(literals),
+        places=places,
+        seals=tuple(
+            Seal(start=data, length=size, at=(local, listed))
+            for (data, size, local), listed in zip(seals, crc_at, strict=True)
+        ),
+    )
+
+
+def _local(title: bytes, size: int, at: int) -> bytes:
+    zip64 = struct.pack("<HHQQ", 1, 16, size, size) if size >= _BIG else b""
+    fixed = _LOCAL + len(title) + len(zip64) + 4
+    padding = -(at + fixed) % _ALIGNMENT
+    extra = zip64 + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    said = _BIG if zip64 else size
+    numbers = (0, 0x800, 0, 0, 0, 0, said, said, len(title), len(extra))
+    return struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", *numbers) + title + extra
+
+
+def _entry(title: bytes, size: int, offset: int) -> bytes:
+    big = [number for number in (size, size, offset) if number >= _BIG]
+    extra = struct.pack(f"<HH{len(big)}Q", 1, 8 * len(big), *big) if big else b""
+    said, there = min(size, _BIG), min(offset, _BIG)
+    numbers = (0, 0, 0x800, 0, 0, 0, 0, said, said, len(title), len(extra), 0, 0, 0, 0, there)
+    return struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", *numbers) + title + extra
+
+
+def _end(count: int, length: int, offset: int) -> bytes:
+    """The end of the directory, with that of zip64 before it, which torch always writes."""
+    after = offset + length
+    numbers = (44, 45, 45, 0, 0, count, count, length, offset)
+    large = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", *numbers)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, after, 1)
+    few = min(count, 0xFFFF)
+    usual = (0, 0, few, few, min(length, _BIG), min(offset, _BIG), 0)
+    return large + locator + struct.pack("<4sHHHHIIH", b"PK\x05\x06", *usual)
+
+
+def _pickle(path: Path, tensors: Sequence[TensorSpec]) -> bytes:
+    return b"\x80\x02}(" + b"".join(_item(path, i, spec) for i, spec in enumerate(tensors)) + b"u."
+
+
+def _item(path: Path, number: int, spec: TensorSpec) -> bytes:
+    typed, untyped = _STORAGES.get(spec.dtype.name), _UNTYPED.get(spec.dtype.name)
+    if typed is None and untyped is None:
+        raise PlanError(f"{path}: torch has no dtype for {shown(spec.name)}, {spec.dtype}.")
+    storage = b"ctorch\n%sStorage\n" % (typed or "").encode()
+    if typed is None:
+        storage = b"ctorch.storage\nUntypedStorage\n"
+    length = spec.nbytes // spec.dtype.itemsize if typed is not None else spec.nbytes
+    words = (b"(", _text("storage"), storage, _text(str(number)), _text("cpu"), _number(length))
+    version = b"2" if typed is not None else b"3"
+    return b"".join(
+        (
+            _text(spec.name),
+            b"ctorch._utils\n_rebuild_tensor_v%s\n(" % version,
+            *words,
+            b"tQ",
+            _number(0),
+            _tuple(spec.shape),
+            _tuple(row_major_strides(spec.shape)),
+            b"\x89ccollections\nOrderedDict\n)R",
+            b"" if typed is not None else b"ctorch\n%s\n" % str(untyped).encode(),
+            b"tR",
+        )
+    )
+
+
+def _text(text: str) -> bytes:
+    content = text.encode()
+    return b"X" + struct.pack("<I", len(content)) + content
+
+
+def _number(number: int) -> bytes:
+    if number < 1 << 31:
+        return b"J" + struct.pack("<i", number)
+    content = number.to_bytes(number.bit_length() // 8 + 1, "little")
+    return b"\x8a" + bytes([len(content)]) + content
+
+
+def _tuple(numbers: Sequence[int]) -> bytes:
+    return b"(" + b"".join(map(_number, numbers)) + b"t"
