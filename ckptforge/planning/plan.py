@@ -3,6 +3,7 @@ indexes alone, and proved before a byte is read."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def name_of(self, path: Path) -> str:
         """A file's name within the output."""
         return str(path.relative_to(self.output)) if path != self.output else path.name
+
+    def casts(self) -> dict[str, int]:
+        """ "from → to" → number of source tensors that are cast so."""
+        pairs = {
+            (id(fragment.stored), assembly.place.dtype): fragment.stored.dtype
+            for assembly in self.assemblies
+            for term in assembly.terms
+            for fragment in term.fragments
+            if fragment.stored.dtype != assembly.place.dtype
+        }
+        return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
 
     def key(self, place: Place) -> tuple[str, str]:
         """(file, tensor): what an output tensor is known by, wherever the output lies."""

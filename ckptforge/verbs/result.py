@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,18 +86,6 @@ def dry_result(plan: Plan, budget: Budget, more_notes: Sequence[str] = ()) -> Re
         publisher_of(plan.output).check_room(plan)
     except OutputError as error:
         notes.append(str(error))
-    facts = {**plan.facts, "planned_casts": _casts(plan)}
+    facts = {**plan.facts, "planned_casts": plan.casts()}
     buffers = budget.total
     return result_of(plan, notes=tuple(notes), facts=facts, dry_run=True, peak_buffers=buffers)
-
-
-def _casts(plan: Plan) -> dict[str, int]:
-    """ "from → to" → number of source tensors that are cast so."""
-    pairs = {
-        (id(fragment.stored), assembly.place.dtype): fragment.stored.dtype
-        for assembly in plan.assemblies
-        for term in assembly.terms
-        for fragment in term.fragments
-        if fragment.stored.dtype != assembly.place.dtype
-    }
-    return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
