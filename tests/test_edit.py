@@ -367,6 +367,44 @@ def test_optimizer_state_follows_its_weights(models, tmp_path):
     assert not any(name.startswith("adam_") for name in merged)
 
 
+def test_the_factors_of_an_adapter_follow_their_weights(models, tmp_path):
+    """Experts that a layout stacks have none; the rows of a factor are those of its weight."""
+    ckptforge.to_ms(models / "mixtral", tmp_path / "x.safetensors", layout="dense")
+    random = np.random.default_rng(1)
+    tensors = dict(arrays_of(tmp_path / "x.safetensors"))
+    for layer in range(2):
+        for module in ("wq", "wo"):
+            name = f"model.layers.{layer}.attention.{module}"
+            rows, columns = tensors[f"{name}.weight"].shape
+            factors = {"a": (4, columns), "b": (rows, 4)}
+            for factor, shape in factors.items():
+                made = random.normal(size=shape).astype("f4")
+                tensors[f"{name}.mindpet_delta_lora_{factor}"] = made
+                tensors[f"adam_m.{name}.mindpet_delta_lora_{factor}"] = made * 2
+    raw = {n: (CODES[a.dtype.name], list(a.shape), a.tobytes()) for n, a in tensors.items()}
+    write_safetensors(tmp_path / "lora.safetensors", raw)
+    ckptforge.edit(
+        tmp_path / "lora.safetensors", tmp_path / "out.safetensors", take=["l=1,0,1", "g=1"],
+        config=models / "mixtral",
+    )  # fmt: skip
+    found = arrays_of(tmp_path / "out.safetensors")
+    base, heads = "model.layers.{}.attention.{}.mindpet_delta_lora_{}", slice(32, 64)
+    for new, old in enumerate((1, 0, 1)):
+        for module, part, index in (
+            ("wq", "a", np.s_[:]),
+            ("wq", "b", np.s_[heads]),
+            ("wo", "a", np.s_[:, heads]),
+            ("wo", "b", np.s_[:]),
+        ):
+            expected = tensors[base.format(old, module, part)][index]
+            name = base.format(new, module, part)
+            assert (found[name] == expected).all(), name
+            assert (found[f"adam_m.{name}"] == expected * 2).all(), name
+    assert sum("mindpet" in name for name in found) == 3 * 2 * 2 * 2
+    with pytest.raises(UsageError, match="a mean of factors isn't that of their products"):
+        ckptforge.open(tmp_path / "lora.safetensors", config=models / "mixtral").merge(e=[[0, 1]])
+
+
 def test_dtypes_by_kind_come_before_the_cast_of_all(models, tmp_path):
     path = models / "mixtral"
     ckptforge.edit(

@@ -37,6 +37,12 @@ class Along(msgspec.Struct, frozen=True, kw_only=True):
             return len(next(iter(self.entries.values())))
         return len(self.entries)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether some new index is a mean of old ones."""
+        every = self.entries.values() if isinstance(self.entries, Mapping) else (self.entries,)
+        return any(entry is not None and len(entry) > 1 for own in every for entry in own)
+
     def of(self, layer: tuple[str, int] | None) -> tuple[Entry, ...]:
         """The entries of a layer. Raises `KeyError` where each has its own and it has none."""
         if not isinstance(self.entries, Mapping):

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import UnmappedTensorsError, UsageError
-from ckptforge.model import Model
+from ckptforge.model import Account, Model
 from ckptforge.reading.source import Source
 from ckptforge.spelling import flag
 from ckptforge.surgery.along import Along
+from ckptforge.surgery.factors import factor_names, factors_rebuilt
 from ckptforge.surgery.lengths import first_key, single, with_lengths
 from ckptforge.surgery.rebuild import Rebuilding, rebuilt
 from ckptforge.surgery.rules import broken
+from ckptforge.tables.axes import Pattern
 from ckptforge.tables.state import companion_prefix
 from ckptforge.tables.table import Table
+from ckptforge.values import Value
 from ckptforge.wording import listing, nearest
 
 OF_STATE = "optimizer state, which such an edit has none of"
@@ -74,36 +77,65 @@ def changed(
     """(the model after a change of axes, what config.json can't say of it); `config` is what it
     says of all that isn't a length, `wrong` what it can't say of that."""
     binding, model = source.binding, source.model
-    refuse_unmapped(source)
-    values = rebuilt(binding, Rebuilding(values=model.values, changes=changes))
+    factors = factor_names(binding, source.unmapped)
+    refuse_unmapped(source, factors)
+    if factors and any(along.weighted for along in changes.values()):
+        raise UsageError(
+            f"{model.path}: holds the factors of a LoRA adapter, such as {next(iter(factors))}, "
+            "and a mean of factors isn't that of their products: merge the adapter first."
+        )
+    work = Rebuilding(values=model.values, changes=changes)
+    values = {**rebuilt(binding, work), **dict(factors_rebuilt(binding, factors, work))}
     account = model.account.leaving("recomputed by the network", tuple(binding.ignored))
-    optimizer: set[str] = set()
-    for prefix in dict.fromkeys(filter(None, map(companion_prefix, source.state))):
-        names = tuple(name for name in source.state if name.startswith(prefix))
-        if stateful:
-            work = Rebuilding(values=model.values, changes=changes, prefix=prefix)
-            made_state = rebuilt(binding, work)
-            values |= made_state
-            optimizer |= made_state.keys() if model.optimizer.intersection(names) else set()
-        else:
-            account = account.leaving(OF_STATE, names)
-    for name in source.state:
-        if companion_prefix(name) is None and model.values[name].elements > 1:
-            account = account.leaving("state of which nothing says the axes", (name,))
-        elif companion_prefix(name) is None:
-            values[name] = model.values[name]
-            optimizer |= model.optimizer & {name}
+    state, optimizer, account = _state(source, work, factors, stateful, account)
+    values |= state
     lengths = {axis: along.length for axis, along in changes.items()}
     said, unsaid = with_lengths(source.table, config, binding.sizes.lengths, lengths)
-    made = replace(model, values=values, account=account, optimizer=frozenset(optimizer))
+    made = replace(model, values=values, account=account, optimizer=optimizer)
     if not source.config:
         return made, []
     return with_config(source, made, said), [*wrong, *unsaid, *broken(said)]
 
 
-def refuse_unmapped(source: Source) -> None:
+def _state(
+    source: Source,
+    work: Rebuilding,
+    factors: Mapping[str, Pattern],
+    stateful: bool,
+    account: Account,
+) -> tuple[dict[str, Value], frozenset[str], Account]:
+    """(optimizer state and counters after a change, those of them that lie in files of state, the
+    account with what is left out)."""
+    binding, model = source.binding, source.model
+    known = {name for names in binding.names.values() for name in names.values()} | set(factors)
+    values: dict[str, Value] = {}
+    optimizer: set[str] = set()
+    for prefix in dict.fromkeys(filter(None, map(companion_prefix, source.state))):
+        names = tuple(name for name in source.state if name.startswith(prefix))
+        if not stateful:
+            account = account.leaving(OF_STATE, names)
+            continue
+        own = replace(work, prefix=prefix)
+        made = {**rebuilt(binding, own), **dict(factors_rebuilt(binding, factors, own))}
+        values |= made
+        optimizer |= made.keys() if model.optimizer.intersection(names) else set()
+        lost = tuple(name for name in names if name.removeprefix(prefix) not in known)
+        account = account.leaving("optimizer state of tensors that are left out", lost)
+    for name in source.state:
+        if companion_prefix(name) is not None:
+            continue
+        if model.values[name].elements > 1:
+            account = account.leaving("state of which nothing says the axes", (name,))
+            continue
+        values[name] = model.values[name]
+        optimizer |= model.optimizer & {name}
+    return values, frozenset(optimizer), account
+
+
+def refuse_unmapped(source: Source, known: Collection[str] = ()) -> None:
     """Raises `UnmappedTensorsError` where nobody knows which axes some tensors have."""
-    if names := [*source.unmapped, *source.activations]:
+    unmapped = [name for name in source.unmapped if name not in known]
+    if names := [*unmapped, *source.activations]:
         raise UnmappedTensorsError(
             f"{source.model.path}: which axes these tensors have isn't known to the mapping "
             f"{source.table.name}:\n{listing(names)}\nLeave them out with "

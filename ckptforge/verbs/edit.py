@@ -48,6 +48,8 @@ def edit(options: Edit) -> Result:
             model = model if model.layout == hub else model.as_layout(hub)
         model = model.edit(name, argument, options.allow_unloadable)
     if options.to is not None:
+        if model.source is not None:
+            model.source.refuse_unmapped(options.allow_unmapped)
         model = model.as_layout(options.to)
     facts = {
         "from": first.layout or "one",
