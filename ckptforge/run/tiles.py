@@ -144,6 +144,11 @@ def strips(transfer: Transfer, max_elements: int, itemsize: int) -> Iterator[Tra
 def inside(transfer: Transfer, tile: Tile) -> Iterator[Transfer]:
     """The parts of an ordered transfer that land in a tile, whose width `fits` it; their targets
     are counted in the tile's own row-major elements."""
+    # most of many transfers, as of scattered rows, lie elsewhere
+    if transfer.target >= (tile.r1 - 1) * tile.width + tile.c1:
+        return
+    if transfer.last_target < tile.r0 * tile.width + tile.c0:
+        return
     split = sum(stride >= tile.width for stride in transfer.target_strides)
     row, column = divmod(transfer.target, tile.width)
     row_strides = [stride // tile.width for stride in transfer.target_strides[:split]]

@@ -91,8 +91,8 @@ class Worker:
         for fragment in term.fragments:
             stored = fragment.stored
             computed = fragment.dtype if fragment.steps else None
-            limit = self.budget.strip_elements(stored.dtype, dtype, computed)
             for part in inside(fragment.transfer, tile):
+                limit = self.budget.strip_elements(stored.dtype, dtype, computed)
                 left -= part.size
                 for strip in strips(part, limit, stored.dtype.itemsize):
                     self._gather(fragment, strip.coalesced(), dtype, out, note)
