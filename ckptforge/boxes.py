@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 Box = tuple[tuple[int, int], ...]
 
 
@@ -45,17 +43,6 @@ def index_in(strides: Sequence[int], flat: int) -> tuple[int, ...]:
         i, flat = divmod(flat, stride) if stride else (0, flat)
         index.append(i)
     return tuple(index)
-
-
-class Grid(msgspec.Struct, frozen=True):
-    """Where a box lies in a tensor; offset and strides in elements."""
-
-    offset: int
-    strides: tuple[int, ...]
-
-    def at(self, start: Sequence[int]) -> int:
-        """The flat element of the box's element `start`."""
-        return self.offset + dot(start, self.strides)
 
 
 def boxes_in_range(shape: Sequence[int], strides: Sequence[int], lo: int, hi: int) -> list[Box]:

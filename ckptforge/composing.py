@@ -10,7 +10,7 @@ from functools import lru_cache
 from msgspec.structs import replace
 
 from ckptforge.boxes import Box, box_shape, dot, full_box, index_in, row_major_strides
-from ckptforge.transfers import Transfer, within_source
+from ckptforge.transfers import Transfer, within_source, within_target
 from ckptforge.values import Fragment, Stored, Term, Value, kind_of, whole_transfer
 
 
@@ -60,6 +60,22 @@ def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value
         fragments.append(Fragment(stored, Transfer(stored.shape, 0, own, start, strides).ordered()))
     term = Term(fragments=tuple(fragments))
     return Value(dtype=first.dtype, shape=shape, terms=(term,), kind=kind_of(first.name))
+
+
+def part_of(value: Value, box: Box) -> Value:
+    """The part of a value that lies in a box, counted from the box's start."""
+    terms = [
+        replace(
+            term,
+            fragments=tuple(
+                Fragment(one.stored, part, one.steps)
+                for one in term.fragments
+                for part in within_target(one.transfer, value.shape, box)
+            ),
+        )
+        for term in value.terms
+    ]
+    return replace(value, shape=box_shape(box), terms=tuple(terms))
 
 
 def chained(first: Transfer, second: Transfer, shape: tuple[int, ...]) -> list[Transfer]:

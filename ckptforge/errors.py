@@ -92,12 +92,6 @@ class LeftError(OutputError):
     """An earlier run left an unfinished output, which is neither resumed nor discarded unasked."""
 
 
-def add_note(error: BaseException, note: str) -> None:
-    """`error.add_note`, which Python 3.10 lacks: there the notes are kept, but its tracebacks don't
-    show them."""
-    setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010
-
-
 def printable(text: str) -> str:
     """`text` with control characters and whatever else a terminal shouldn't be sent as escapes."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

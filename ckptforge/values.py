@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.boxes import Box, box_shape, row_major_strides
+from ckptforge.boxes import row_major_strides
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.transfers import Transfer, within_target
+from ckptforge.transfers import Transfer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -211,24 +211,9 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         same = (stored.dtype, stored.shape) == (self.dtype, self.shape)
         return stored if same and whole and self.terms[0].weight == 1 else None
 
-    def within(self, box: Box) -> Value:
-        """The part of it that lies in a box, counted from the box's start."""
-
-        def cut(fragment: Fragment) -> Iterator[Fragment]:
-            for part in within_target(fragment.transfer, self.shape, box):
-                yield Fragment(fragment.stored, part, fragment.steps)
-
-        return replace(self._each(cut), shape=box_shape(box))
-
     def map(self, change: Callable[[Fragment], Fragment]) -> Value:
         """The value with each of its fragments changed."""
-        return self._each(lambda fragment: (change(fragment),))
-
-    def _each(self, change: Callable[[Fragment], Iterable[Fragment]]) -> Value:
-        terms = [
-            replace(term, fragments=tuple(new for one in term.fragments for new in change(one)))
-            for term in self.terms
-        ]
+        terms = [replace(one, fragments=tuple(map(change, one.fragments))) for one in self.terms]
         return replace(self, terms=tuple(terms))
 
 

@@ -66,3 +66,9 @@ def brief(path: object, limit: int = 60) -> str:
     """A path for a line of a program's own, its end where it is long."""
     text = printable(str(path))
     return text if len(text) <= limit else f"…{text[1 - limit :]}"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """`error.add_note`, which Python 3.10 lacks: there the notes are kept, but its tracebacks don't
+    show them."""
+    setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ckptforge.checkpoints import mindspore as mindspore_dir
 from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.composing import part_of
 from ckptforge.dtypes import BY_MINDSPORE, DTYPES
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, PlanError
 from ckptforge.examine.window import read_value
@@ -291,7 +292,7 @@ def test_any_box_of_a_tensor_is_read(tmp_path):
         ((0, 1), (2, 2), (0, 4)),
     ]:
         expected = numbers[tuple(slice(*range_) for range_ in box)]
-        found = read_value("t", value.within(box), Worker(files, Budget(1, 1 << 20)))
+        found = read_value("t", part_of(value, box), Worker(files, Budget(1, 1 << 20)))
         assert found.shape == expected.shape and (found == expected).all()
     files.close()
 

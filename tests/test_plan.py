@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ckptforge.boxes import Grid
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
 from ckptforge.planning.plan import Assembly, prove_filled
+from ckptforge.tables.grid import Grid
 from ckptforge.tables.pieces import Piece, fill
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Place, Stored, Term

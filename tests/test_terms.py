@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 import ckptforge
 from ckptforge.boxes import full_box, row_major_strides
-from ckptforge.composing import terms_through
+from ckptforge.composing import part_of, terms_through
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
 from ckptforge.examine.window import read_value
@@ -153,7 +153,7 @@ def test_values_of_other_weights_are_put_together_with_zeros_between(tmp_path):
     files.close()
     expected = np.concatenate([(arrays[0] * 0.5 + arrays[1] * 0.5).astype("f4"), arrays[2]])
     assert (found == expected).all()
-    inner = value.within(((2, 4), *full_box((4,))))
+    inner = part_of(value, ((2, 4), *full_box((4,))))
     assert sum(f.transfer.size for f in inner.fragments) == 3 * 4
 
 

@@ -72,3 +72,13 @@ def file_system_of(output: Path) -> FileSystem:
     if not isinstance(store, FileSystem):
         raise OutputError(f"{output}: lies in a store that can only be read; name another output.")
     return store
+
+
+def sync(writer: Writer, path: Path) -> None:
+    """Makes a file durable. Raises `OutputError`."""
+    try:
+        writer.sync()
+    except OSError as error:
+        raise OutputError(
+            f"{path}: can't be synced to disk: {error.strerror}; no output was created."
+        ) from error

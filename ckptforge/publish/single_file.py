@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ckptforge.checkpoints.unfinished import SUFFIX
 from ckptforge.errors import OutputError
-from ckptforge.publish.file_system import FileSystem, file_system_of
-from ckptforge.storage.files import sync, write_exactly
+from ckptforge.publish.file_system import FileSystem, file_system_of, sync
+from ckptforge.storage.files import write_exactly
 
 _TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DOTALL)
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError, ReadError, add_note
+from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError, ReadError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish import journal as journals
 from ckptforge.publish.directory import empty_but_lock, empty_staging, names_of, staging_path
 from ckptforge.publish.earlier import Request, journal_to_resume
-from ckptforge.publish.file_system import FileSystem, LockableWriter
+from ckptforge.publish.file_system import FileSystem, LockableWriter, sync
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.lock import is_same, lock_directory, unlock
 from ckptforge.publish.open_files import allow_open_files
@@ -22,10 +22,10 @@ from ckptforge.publish.replace import place_directory, place_files, restore_old
 from ckptforge.publish.single_file import write_small
 from ckptforge.publish.tree import lies_at, make_directories, names_in, walk
 from ckptforge.spelling import command, flag
-from ckptforge.storage.files import sync, write_exactly
+from ckptforge.storage.files import write_exactly
 from ckptforge.storage.mounts import absolute
 from ckptforge.storage.store import Kind, Status
-from ckptforge.wording import counted
+from ckptforge.wording import add_note, counted
 
 _SPARE_FILES = 64
 

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import full_box
+from ckptforge.composing import part_of
 from ckptforge.errors import LayoutError
 from ckptforge.model import Model
 from ckptforge.spelling import command, flag, option
@@ -92,6 +93,6 @@ def trimmed(model: Model, padding: Padding) -> Model:
     values = dict(model.values)
     for name in padding.names:
         _, *sides = full_box(values[name].shape)
-        values[name] = values[name].within(((0, padding.tokens), *sides))
+        values[name] = part_of(values[name], ((0, padding.tokens), *sides))
     cut = counted(padding.rows - padding.tokens, "row")
     return replace(model, values=values).noting(f"{padding.text}: {cut} of padding cut off.")

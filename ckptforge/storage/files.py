@@ -106,13 +106,3 @@ def write_exactly(writer: Writer, offset: int, data: memoryview | bytes, path: P
                 f"{path}: writing at byte {offset + done} failed: {error.strerror}; "
                 "no output was created."
             ) from error
-
-
-def sync(writer: Writer, path: Path) -> None:
-    """Makes a file durable. Raises `OutputError`."""
-    try:
-        writer.sync()
-    except OSError as error:
-        raise OutputError(
-            f"{path}: can't be synced to disk: {error.strerror}; no output was created."
-        ) from error

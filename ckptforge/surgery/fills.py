@@ -12,8 +12,8 @@ import msgspec
 from ckptforge.dtypes import DType
 from ckptforge.errors import UsageError
 from ckptforge.spelling import option
-from ckptforge.storage.computed import COMPUTED
 from ckptforge.surgery.along import Entry, Filling, Pick
+from ckptforge.surgery.computed import COMPUTED
 from ckptforge.values import Extent, Stored, Value, value_of
 from ckptforge.wording import nearest
 

@@ -8,9 +8,10 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.composing import part_of
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.examine.window import Window
-from ckptforge.storage.computed import COMPUTED
+from ckptforge.surgery.computed import COMPUTED
 from ckptforge.values import Extent, Stored, Value, value_of
 
 _AT_ONCE = 1 << 20  # numbers that are read at a time
@@ -43,7 +44,7 @@ def _mean(value: Value, dtype: DType) -> bytes:
     try:
         for start in range(0, rows, step):
             sides = ((start, min(start + step, rows)), *((0, n) for n in rest))
-            total += window.read("mean", value.within(sides)).astype(np.float64).sum(axis=0)
+            total += window.read("mean", part_of(value, sides)).astype(np.float64).sum(axis=0)
     finally:
         window.close()
     return rounded(total / rows, dtype).tobytes()

@@ -25,7 +25,7 @@ from itertools import pairwise
 
 import msgspec
 
-from ckptforge.boxes import Grid
+from ckptforge.tables.grid import Grid
 
 # The size of an axis for one logical tensor: sizes("wq", "d").
 Sizes = Callable[[str, str], int]

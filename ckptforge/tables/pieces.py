@@ -7,10 +7,11 @@ from itertools import product
 
 import msgspec
 
-from ckptforge.boxes import Box, Grid, box_shape, full_box, row_major_strides
+from ckptforge.boxes import Box, box_shape, full_box, row_major_strides
 from ckptforge.covering import box_text, intersect, uncovered
 from ckptforge.errors import PlanError
 from ckptforge.tables.axes import Pattern
+from ckptforge.tables.grid import Grid
 from ckptforge.transfers import Transfer
 
 
