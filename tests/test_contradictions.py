@@ -201,3 +201,39 @@ def test_a_kept_dtype_is_widened_but_never_rounded(tmp_path, stored, asked, left
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     assert dtypes == {names[stored] if left else "float32"}
     assert any("as the model's table says" in note for note in result.notes) == bool(left)
+
+
+@pytest.mark.parametrize("layout", ["mcore", "legacy"])
+def test_norms_of_which_one_switch_decides_are_all_there_or_none(tmp_path, layout):
+    """MindFormers' qk_layernorm: the norms of queries and of keys, in every layer."""
+    table = TABLES["deepseek_v3"]
+    write_model(tmp_path / "hub", table, table.example)
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.safetensors", layout=layout)
+    stored = {
+        name: ({"bfloat16": "BF16", "float32": "F32"}[dtype], list(shape), data)
+        for name, (dtype, shape, data) in contents(tmp_path / "x.safetensors").items()
+    }
+
+    def without(*words):
+        kept = {n: t for n, t in stored.items() if not any(word in n for word in words)}
+        assert len(kept) < len(stored)
+        write_safetensors(tmp_path / "y.safetensors", kept, {"format": "ms"})
+        return ckptforge.to_torch(
+            tmp_path / "y.safetensors",
+            tmp_path / "out",
+            layout=layout,
+            config=tmp_path / "hub",
+            dry_run=True,
+        )
+
+    q, kv = ("q_layernorm", "kv_layernorm") if layout == "mcore" else ("lq_norm", "lkv_norm")
+    of_a_layer = f"layers.0.self_attention.{q}", f"layers.0.attention.{q}"
+    for lost in ((f".{q}",), (f".{kv}",), of_a_layer):
+        with pytest.raises(ckptforge.MissingTensorsError, match="norm"):
+            without(*lost)
+    assert any("qk_layernorm: False" in note for note in without(f".{q}", f".{kv}").notes)
+
+
+def test_an_empty_name_of_a_model_is_unknown_and_not_none(put, tmp_path):
+    with pytest.raises(UsageError, match="model '' is unknown"):
+        ckptforge.to_ms(put("hub"), tmp_path / "x.ckpt", model="")

@@ -103,7 +103,8 @@ def adapter_tables(
     `named`, else those of config.json's model_type or `recorded` in a manifest, else all that know
     its names. Raises `UsageError` and `ModelUnknownError`."""
     by_name = {table.name: table for table in tables}
-    named = named or (recorded if recorded in by_name else None)
+    if named is None and recorded in by_name:
+        named = recorded
     if named is not None:
         if named not in by_name:
             known = ", ".join(by_name)

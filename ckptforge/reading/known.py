@@ -76,7 +76,9 @@ def known_of(model: Model, choices: Choices) -> Known:
     described, described_in = _config(model, manifest, side, choices.config)
     part = language_part(described, described_in)
     config, config_source = part.config, part.where
-    named = choices.model or (manifest.model if manifest is not None else None)
+    named = choices.model
+    if named is None and manifest is not None:
+        named = manifest.model
     tables = candidate_tables(choices.mapping, named, config.get("model_type"))
     trusted = manifest is None or manifest.untouched(model.files)
     if not trusted:

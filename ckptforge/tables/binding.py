@@ -100,13 +100,18 @@ def _absent(
     for tensor, axes in table.tensors.items():
         condition = table.optional.get(tensor)
         met = condition is not None and (
-            condition.holds(config) or _own_switch(condition, layout, config)
+            condition.holds(config) or _switched_off(condition, table, layout, found, config)
         )
         if 0 in map(sizes.get, axes) or (met and layout.holding(tensor) not in found):
             yield tensor
 
 
-def _own_switch(condition: Condition, layout: Layout, config: Mapping[str, Any]) -> bool:
-    """Whether a condition is of a switch of MindSpore's, of which config.json says nothing."""
-    mindspore = layout.family == "mindspore"
-    return condition.in_words and mindspore and condition.key not in config
+def _switched_off(
+    condition: Condition, table: Table, layout: Layout, found: Names, config: Mapping[str, Any]
+) -> bool:
+    """Whether a condition is of a switch of MindSpore's, of which config.json says nothing, and
+    none of the tensors that it governs is there: some of them are lost, not switched off."""
+    if not condition.in_words or layout.family != "mindspore" or condition.key in config:
+        return False
+    governed = (one for one, other in table.optional.items() if other.key == condition.key)
+    return all(layout.holding(tensor) not in found for tensor in governed)
