@@ -95,6 +95,16 @@ def test_a_weighted_sum_is_that_of_numpy_in_float32(tmp_path, three):
     assert [one["weights"]["default"] for one in kept["average"]["inputs"]] == [[0.5], [0.3], [0.2]]
 
 
+def test_models_are_averaged_in_python(tmp_path, three):
+    a, b, c = map(ckptforge.open, three)
+    made = a.average(b.as_layout("gmm"), c, weights=[0.5, 0.3, 0.2])
+    made.save(tmp_path / "out")
+    same(tmp_path / "out", expected(three, [0.5, 0.3, 0.2], None))
+    assert made.config == a.config and a.average(b).layout == "hub"
+    with pytest.raises(UsageError, match="expected 2 finite numbers"):
+        a.average(b, weights=[1.0])
+
+
 def test_formats_layouts_and_splits_may_differ(tmp_path, three):
     a, b, c = three
     config = tmp_path / "p.yaml"

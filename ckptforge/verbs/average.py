@@ -17,12 +17,12 @@ from ckptforge.surgery.average import average as average_of
 from ckptforge.surgery.dare import dare
 from ckptforge.surgery.slerp import slerp
 from ckptforge.surgery.sums import Mix, linear
-from ckptforge.surgery.weights import roles_of
+from ckptforge.surgery.weights import plain, roles_of
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.values import Term
 from ckptforge.verbs import opened
-from ckptforge.verbs.average_settings import Named, Settings, settings_of
+from ckptforge.verbs.average_settings import Named, Settings, settings_of, weights_of
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.opened import OpenedModel
@@ -75,6 +75,21 @@ def average(options: Average) -> Result:
     read = result.choices if result.source is None else result.source
     job = saving_job("average", result.as_model, read, save_of(options), facts)
     return run_job(job, options)
+
+
+def sum_of(models: Sequence[OpenedModel], weights: Sequence[float] | None) -> OpenedModel:
+    """The weighted sum of models, by default their mean. Raises `UsageError` for weights that
+    aren't as many or not finite, and what averaging raises."""
+    chosen = weights_of(weights, len(models), 1 / len(models))
+    alike, _ = _in_one_layout(list(models), None, "linear")
+    first = alike[0]
+    weighted = [
+        Weighted(model=one.as_model, weights=plain(weight))
+        for one, weight in zip(alike, chosen, strict=True)
+    ]
+    roles = roles_of(first.source.binding) if first.source is not None else {}
+    found = mixes(weighted, roles, None, 1.0)
+    return first.changed(average_of(weighted, None, found, linear), _card(alike))
 
 
 def _open(one: Named, options: Average) -> OpenedModel:

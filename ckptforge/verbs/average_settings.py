@@ -16,8 +16,7 @@ from ckptforge.errors import UsageError
 from ckptforge.foreign.paths import is_directory
 from ckptforge.spelling import option
 from ckptforge.surgery.recipes import read_average_recipe
-from ckptforge.surgery.schedules import schedule_weights
-from ckptforge.surgery.weights import Weights, parse_weights, plain
+from ckptforge.surgery.weights import Weights, plain
 from ckptforge.verbs.options import Average
 from ckptforge.wording import counted
 
@@ -82,7 +81,7 @@ def _inputs(options: Average, recipe: AverageRecipe | None) -> tuple[Named, ...]
             raise UsageError(f"{option('weights')} and the recipe both say weights; give one.")
         return _of_inputs(options, recipe.input, paths)
     based = options.base is not None or (recipe is not None and recipe.base is not None)
-    weights = _weights(options.weights, len(paths), 1.0 if based else 1 / max(len(paths), 1))
+    weights = weights_of(options.weights, len(paths), 1.0 if based else 1 / max(len(paths), 1))
     pairs = zip(paths, weights, strict=True)
     return tuple(_named(options, path, plain(weight)) for path, weight in pairs)
 
@@ -141,7 +140,8 @@ def _named(options: Average, path: Path, weights: Weights) -> Named:
     )
 
 
-def _weights(given: str | Sequence[float] | None, count: int, usual: float) -> list[float]:
+def weights_of(given: str | Sequence[float] | None, count: int, usual: float) -> list[float]:
+    """A weight for each of `count` inputs, as given, else the usual one. Raises `UsageError`."""
     if given is None:
         return [usual] * count
     words: Sequence[Any] = given.split(",") if isinstance(given, str) else given

@@ -43,9 +43,6 @@ def edit(options: Edit) -> Result:
     if options.dtype not in (None, "keep"):
         model = model.cast(options.dtype)
     for name, argument in steps:
-        if name == "expand" and model.source is not None:
-            hub = model.source.table.first_layout("huggingface").name
-            model = model if model.layout == hub else model.as_layout(hub)
         model = model.edit(name, argument, options.allow_unloadable)
     if options.to is not None:
         if model.source is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, ItemsView, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +23,7 @@ from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.verbs.choices import choices_of
+from ckptforge.verbs.edits import Edits
 from ckptforge.verbs.inputs import merged, open_input
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.options.dtypes import parse_target
@@ -37,13 +38,13 @@ _AHEAD = 64 * 1024 * 1024  # bytes that are brought before they are read, by ite
 _SHOWN = 20  # rows of a table in a notebook
 
 
-class OpenedModel(Mapping[str, Tensor]):
+class OpenedModel(Edits, Mapping[str, Tensor]):
     """The tensors of a checkpoint by their names. Nothing is read before a tensor is indexed, and
     then only what the index needs, from any number of threads.
 
-    `as_layout`, `cast`, `take`, `pad`, `merge`, `expand`, `set_dtype`, `tie`, `untie`, `rename`,
-    `drop` and `keep` make another model, at no cost; `save` writes one in a single pass. A `with`
-    statement closes the files at its end.
+    `as_layout`, `cast`, `take`, `pad`, `merge`, `expand`, `set_dtype`, `tie`, `untie`, `average`,
+    `rename`, `drop` and `keep` make another model, at no cost; `save` writes one in a single pass.
+    A `with` statement closes the files at its end.
     """
 
     def __init__(
@@ -204,6 +205,10 @@ class OpenedModel(Mapping[str, Tensor]):
         where config.json, or the model's table, can't say what it is then, unless that is
         allowed."""
         edit = edit_named(name)
+        if name == "expand" and self._source is not None:
+            hub = self._source.table.first_layout("huggingface").name
+            if self.layout != hub:
+                return self.as_layout(hub).edit(name, argument, allow_unloadable)
         model, unsaid = edit.apply(self._model, self._source, argument)
         if unsaid and not allow_unloadable:
             raise UsageError(
@@ -229,49 +234,13 @@ class OpenedModel(Mapping[str, Tensor]):
             made = OpenedModel(model, choices, self._window, None, why)
         return made
 
-    def take(self, **axes: Any) -> OpenedModel:
-        """The model with only some indexes of an axis, in this order, wherever the axis occurs:
-        `take(e=[0, 2, 5])`, `take(l="0-23,8-31")`, `take(e="@kept.json")`. Raises `UsageError`."""
-        return self._each("take", list(axes.items()))
+    def average(self, *others: OpenedModel, weights: Sequence[float] | None = None) -> OpenedModel:
+        """The weighted sum of this model and others, by default their mean, in this one's layout
+        and dtypes (docs/surgery.md). Raises `LayoutError`, `MissingTensorsError` and
+        `UsageError`."""
+        from ckptforge.verbs.average import sum_of  # which needs this
 
-    def pad(self, fill: str = "zero", **axes: Any) -> OpenedModel:
-        """The model with more indexes at the end of an axis, filled: `pad(V="multiple:128",
-        fill="mean")`. Raises `UsageError`."""
-        return self._each("pad", [(axis, size, fill) for axis, size in axes.items()])
-
-    def merge(self, **axes: Any) -> OpenedModel:
-        """The model with an index for each group of an axis, their mean: `merge(e=[[0, 3], [1,
-        2]])`. Raises `UsageError`."""
-        return self._each("merge", list(axes.items()))
-
-    def expand(self, to: str, experts: int = 8, **more: Any) -> OpenedModel:
-        """A dense model as one with experts, of another table: `expand("qwen3_moe", experts=8,
-        active=2, pieces=1, router="normal:0.02,0")`. Raises `UsageError`."""
-        model = self
-        if self._source is not None:
-            hub = self._source.table.first_layout("huggingface").name
-            model = self if self.layout == hub else self.as_layout(hub)
-        return model.edit("expand", {"to": to, "experts": experts, **more})
-
-    def set_dtype(self, **kinds: str) -> OpenedModel:
-        """The model with kinds of tensors in other dtypes, in the place of any other cast:
-        `set_dtype(router="fp32")`. Raises `UsageError`."""
-        parsed = [(kind, parse_target(dtype, "set_dtype")) for kind, dtype in kinds.items()]
-        return self._each("set_dtype", parsed)
-
-    def tie(self) -> OpenedModel:
-        """The model without its head, which must be its embedding. Raises `UsageError`."""
-        return self.edit("tie", None)
-
-    def untie(self) -> OpenedModel:
-        """The model with a copy of its embedding as its head. Raises `UsageError`."""
-        return self.edit("untie", None)
-
-    def _each(self, name: str, arguments: list[tuple[Any, ...]]) -> OpenedModel:
-        model = self
-        for argument in arguments:
-            model = model.edit(name, argument)
-        return model
+        return sum_of([self, *others], weights)
 
     def _changed(self, model: Model, choices: Choices | None = None) -> OpenedModel:
         return _opened(model, choices or self._choices, self._window, asked=False)
