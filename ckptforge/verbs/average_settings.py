@@ -16,7 +16,8 @@ from ckptforge.errors import UsageError
 from ckptforge.foreign.paths import is_directory
 from ckptforge.spelling import option
 from ckptforge.surgery.recipes import read_average_recipe
-from ckptforge.surgery.weights import Weights, plain
+from ckptforge.surgery.schedules import schedule_weights
+from ckptforge.surgery.weights import Weights, parse_weights, plain
 from ckptforge.verbs.options import Average
 from ckptforge.wording import counted
 
