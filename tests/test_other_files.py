@@ -244,15 +244,9 @@ def test_the_output_of_a_training_job_names_both_directories(tmp_path):
     [
         (
             "mistralai/Mixtral-8x7B-v0.1",
-            r"`hf download mistralai/Mixtral-8x7B-v0.1 --local-dir "
-            r"Mixtral-8x7B-v0.1`",
+            r"name it as hf://mistralai/Mixtral-8x7B-v0.1",
         ),
-        ("hf://org/name", "is an address.*`hf download org/name --local-dir name`"),
-        (
-            "https://huggingface.co/org/name",
-            "is an address.*`hf download org/name --local-dir name`",
-        ),
-        ("s3://bucket/key", "is an address.*download it first"),
+        ("ftp9://bucket/key", "is an address.*download it first"),
     ],
 )
 def test_a_hub_id_or_an_address_is_said_to_be_one(tmp_path, monkeypatch, path, message):

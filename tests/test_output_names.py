@@ -117,18 +117,18 @@ def test_a_directory_that_is_called_like_an_address_is_a_path(monkeypatch, tmp_p
 @pytest.mark.parametrize(
     "call",
     [
-        lambda out: ckptforge.to_ms("s3://bucket/hub", out),
-        lambda out: ckptforge.merge("s3://bucket/ranks", out, strategy_dir=STRATEGY),
-        lambda out: ckptforge.merge(RANKS, out, strategy_dir="s3://bucket/strategy"),
-        lambda out: ckptforge.to_ms(HUB, out / "d", parallel_config="s3://bucket/job.yaml"),
-        lambda out: ckptforge.convert(FULL, out, to="gmm", config="s3://bucket/config.json"),
-        lambda out: ckptforge.inspect("obs://bucket/x.ckpt"),
+        lambda out: ckptforge.to_ms("ftp9://bucket/hub", out),
+        lambda out: ckptforge.merge("ftp9://bucket/ranks", out, strategy_dir=STRATEGY),
+        lambda out: ckptforge.merge(RANKS, out, strategy_dir="ftp9://bucket/strategy"),
+        lambda out: ckptforge.to_ms(HUB, out / "d", parallel_config="ftp9://bucket/job.yaml"),
+        lambda out: ckptforge.convert(FULL, out, to="gmm", config="ftp9://bucket/config.json"),
+        lambda out: ckptforge.inspect("ftp9://bucket/x.ckpt"),
     ],
 )
-def test_addresses_are_not_read(tmp_path, call):
+def test_addresses_of_no_store_are_not_read(tmp_path, call):
     with pytest.raises(
         InputNotFoundError,
-        match="address, and only files and directories are read: download it first",
+        match="ftp9://bucket/.*address that ckptforge can't read: download it first",
     ):
         call(tmp_path / "out")
 

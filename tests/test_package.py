@@ -34,6 +34,7 @@ ORDER = [
     "storage",
     "formats",
     "foreign",
+    "remote",
     "model",
     "checkpoints",
     "torch_files",
@@ -171,7 +172,7 @@ def test_messages_below_the_command_line_spell_no_option_themselves():
 
 # What knows the file system of this machine: the store of its disks; what isn't about files that
 # users name (tables in the package, a terminal's standard output); and the demo with its model.
-_NO_STORE = ("storage", "testing")
+_NO_STORE = ("storage", "remote", "testing")
 _NOT_OF_USERS = (
     "tables/shipped.py",
     "cli/entry.py",
@@ -260,6 +261,7 @@ LEAVES = {
     "forward": ["forward"],
     "mindformers": ["mindformers"],
     "parallel": ["parallel", "mindformers"],  # iterations are of ranks
+    "remote": ["remote"],
     "testing": ["testing"],
     "torch files": ["torch_files"],
 }

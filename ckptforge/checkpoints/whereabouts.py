@@ -25,7 +25,7 @@ _ENDINGS = ".bin .pt .pth .gguf .pkl .h5 .npz .npy .onnx .mindir .msgpack .zip .
 OTHER_WEIGHTS = tuple(_ENDINGS.split())
 _LOOKED_AT = 256  # entries of a directory
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_URL = re.compile(r"(?:hf:/+|https?:/+(?:huggingface\.co|hf-mirror\.com)/)([\w.-]+)/([\w.-]+)")
+_HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)")
 _RANK = re.compile(r"rank_[0-9]+")
 
 
@@ -34,16 +34,11 @@ def explain_missing(path: Path, model: bool = True) -> str:
     `model` may be an id of the hub."""
     text = str(path)
     if unknown_address(path) is not None:
-        hub = _HUB_URL.match(text)
-        how = f": `hf download {hub[1]}/{hub[2]} --local-dir {hub[2]}`" if hub else ""
-        return (
-            f" It is an address, and only files and directories are read: download it first{how}."
-        )
+        return " It is an address that ckptforge can't read: download it first."
+    if hub := _HUB_PAGE.fullmatch(text):
+        return f" It is the page of a model on the Hugging Face hub: name it as hf://{hub[1]}."
     if model and _HUB_ID.fullmatch(text) and not exists(path.parent):
-        return (
-            " If it is the id of a model on the Hugging Face hub, download it first: `hf download "
-            f"{text} --local-dir {path.name}`."
-        )
+        return f" If it is the id of a model on the Hugging Face hub, name it as hf://{text}."
     return ""
 
 

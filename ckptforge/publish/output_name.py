@@ -7,7 +7,7 @@ from pathlib import Path
 from ckptforge.checkpoints.whereabouts import OTHER_WEIGHTS
 from ckptforge.errors import UsageError
 from ckptforge.formats.registry import endings, format_by_ending
-from ckptforge.storage.mounts import unknown_address
+from ckptforge.storage.mounts import unmounted_address
 from ckptforge.wording import alternatives
 
 _TEXT = (".json", ".yaml", ".yml", ".toml")
@@ -15,7 +15,7 @@ _TEXT = (".json", ".yaml", ".yml", ".toml")
 
 def refuse_address(output: Path) -> None:
     """Raises `UsageError` for an output `scheme://…`."""
-    if (found := unknown_address(output)) is not None:
+    if (found := unmounted_address(output)) is not None:
         raise UsageError(
             f"{found}: is an address, and outputs are written to this machine's disks: name a path "
             "here, and copy it there."

@@ -19,6 +19,7 @@ from ckptforge.formats.index import FileIndex
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_pieces
+from ckptforge.storage.store import HashingReader
 from ckptforge.values import Extent, Located, Stored
 
 BLOCK_BYTES = 8 * 1024 * 1024
@@ -38,6 +39,10 @@ class Block(msgspec.Struct, frozen=True):
         path, files = self.entry.path, worker.files
         buffer = worker.buffers.lend((PIECE_BYTES, self.entry.file_offset(self.start)))[0].data
         reader = files.targets.get(path) or files.source(path)
+        if isinstance(reader, HashingReader):
+            ranges = list(self.entry.file_ranges(self.start, self.length))
+            if len(ranges) == 1 and (known := reader.digest(*ranges[0])) is not None:
+                return known
         state = xxhash.xxh3_128()
         for offset, length in self.entry.file_ranges(self.start, self.length):
             for piece in read_pieces(reader, offset, length, buffer, path):

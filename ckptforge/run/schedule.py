@@ -15,6 +15,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
 from ckptforge.run.pool import Task
 from ckptforge.run.tasks import Fill, Verify, tasks_of
+from ckptforge.storage.address import address
 from ckptforge.values import Located, Place, Stored
 
 Key = tuple[str, str]  # file as the plan's output names it, tensor
@@ -53,8 +54,9 @@ class Schedule:
 
     With `hashing` the blocks of sources stand between the tasks, in step with them, and those of an
     output tensor come when it has been written: either is then still in the page cache, and hashing
-    goes on while another worker writes. A finished tensor goes into the ledger; `kept` are those
-    of an earlier run, which aren't made again.
+    goes on while another worker writes. Sources at an address come last: what was read of them by
+    then is hashed already. A finished tensor goes into the ledger; `kept` are those of an earlier
+    run, which aren't made again.
     """
 
     def __init__(
@@ -64,14 +66,16 @@ class Schedule:
         made = [assembly for assembly in plan.assemblies if assembly.place not in kept]
         known = ledger.sources if ledger is not None and hashing else {}
         self._sources = {whole_file(file): i for i, file in enumerate(plan.sources)}
-        self._checks = [Verify(file) for file in plan.sources if file.checksum is not None]
-        self._tasks = tasks_of(made, budget)
-        self._source_blocks = (
+        blocks = [
             block
             for entry, i in self._sources.items()
             for block in blocks_of(entry)
             if hashing and (i, block.start) not in known
-        )
+        ]
+        self._checks = [Verify(file) for file in plan.sources if file.checksum is not None]
+        self._tasks = tasks_of(made, budget)
+        self._source_blocks = (block for block in blocks if address(block.entry.path) is None)
+        self._far_blocks = (block for block in blocks if address(block.entry.path) is not None)
         self._share = sum(file.size for file in plan.sources) / max(
             sum(assembly.place.nbytes for assembly in made), 1
         )
@@ -104,7 +108,7 @@ class Schedule:
                 return block
         made = next(self._tasks, None)
         if made is None:
-            return next(self._source_blocks)
+            return next(self._source_blocks, None) or next(self._far_blocks)
         self._written += made.nbytes
         return made
 

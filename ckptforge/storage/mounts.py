@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckptforge.errors import InputNotFoundError
+from ckptforge.storage.address import address, scheme_of
 from ckptforge.storage.local import DISK
+from ckptforge.storage.schemes import store_for
 from ckptforge.storage.store import Store
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)/+(.*)", re.DOTALL)  # a Path has one slash
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _mounts: list[tuple[Path, Store]] = []  # the last one that fits answers
 
@@ -36,8 +37,9 @@ def mount(place: Path, store: Store) -> None:
 
 
 def store_of(path: Path) -> Store:
-    """The store that answers for a path."""
-    return _mounted(path) or DISK
+    """The store that answers for a path. Raises `InputNotFoundError` where reading an address needs
+    a package that isn't installed."""
+    return _mounted(path) or _far(path) or DISK
 
 
 def _mounted(path: Path) -> Store | None:
@@ -47,27 +49,35 @@ def _mounted(path: Path) -> Store | None:
     return next((store for place, store in reversed(_mounts) if whole.is_relative_to(place)), None)
 
 
-def unknown_address(path: Path) -> str | None:
-    """`path` as an address that no store is mounted for; None for one that is, and for a path. A
-    directory on the disk of such a name is a path."""
+def _far(path: Path) -> Store | None:
+    scheme = scheme_of(path)
+    # a directory on the disk of such a name is a path
+    if scheme is None or os.path.exists(path.parts[0]):
+        return None
+    return store_for(scheme)
+
+
+def unmounted_address(path: Path) -> str | None:
+    """`path` as an address that no store is mounted for, so that it can't be written; None for one
+    that is, and for a path. A directory on the disk of such a name is a path."""
     found = address(path)
     if found is None or _mounted(path) is not None or os.path.exists(path.parts[0]):
         return None
     return found
 
 
+def unknown_address(path: Path) -> str | None:
+    """`path` as an address that no store reads; None for one that can be read, and for a path."""
+    found = unmounted_address(path)
+    return None if found is None or _far(path) is not None else found
+
+
 def refuse_address(path: Path) -> None:
     """Raises `InputNotFoundError` for an address, where an input has not been found."""
     if (found := unknown_address(path)) is not None:
         raise InputNotFoundError(
-            f"{found}: is an address, and only files and directories are read: download it first."
+            f"{found}: is an address that ckptforge can't read: download it first."
         )
-
-
-def address(path: Path) -> str | None:
-    """`path` as the address `scheme://…` that was meant, or None for a path."""
-    match = _ADDRESS.match(str(path))
-    return None if match is None else f"{match[1]}//{match[2]}"
 
 
 def absolute(path: Path) -> Path:

@@ -6,6 +6,8 @@ A `Store` is enough to read from. It answers for every path below the place wher
 call says where it reads or writes. What a reader's `status` says is of the very file that is open,
 whatever has its name now.
 
+Addresses of a scheme are read by whichever store `storage/schemes.py` finds for it.
+
 To add a store, write a class with the methods of `Store`, or of `publish/file_system.py:FileSystem`
 for outputs, let `ckptforge.testing.store_tests` test it, and mount it: `testing/memory.py`.
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -65,6 +67,15 @@ class Reader(Protocol):
         """Says that these bytes will be read soon, so that the store may bring them."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class HashingReader(Reader, Protocol):
+    """A reader that hashes what it brings, so that far bytes needn't come twice. Sources of such a
+    store are hashed after they were read."""
+
+    def digest(self, start: int, length: int) -> bytes | None:
+        """XXH3 (128 bits) of bytes that have come, where it is known."""
 
 
 class Writer(Reader, Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ckptforge.checkpoints.mindspore import rank_directories
 from ckptforge.errors import UsageError
 from ckptforge.foreign.paths import is_directory
 from ckptforge.spelling import option
+from ckptforge.storage.address import given_path
 from ckptforge.surgery.recipes import read_average_recipe
 from ckptforge.surgery.schedules import schedule_weights
 from ckptforge.surgery.weights import Weights, parse_weights, plain
@@ -69,7 +71,7 @@ def settings_of(options: Average) -> Settings:
 
 
 def _inputs(options: Average, recipe: AverageRecipe | None) -> tuple[Named, ...]:
-    paths = [Path(source) for source in options.sources]
+    paths = [given_path(os.fspath(source)) for source in options.sources]
     if options.last is not None:
         return _of_run(options, paths)
     if options.schedule is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ckptforge.errors import UsageError, shown
 from ckptforge.spelling import option as spelled
+from ckptforge.storage.address import given_path
 from ckptforge.verbs.options.kinds import described, fits
 from ckptforge.verbs.options.option import Option, required
 
@@ -101,7 +103,7 @@ def _bound(
             least, most = one.bounds
             raise UsageError(f"{spelled(name, value)}: expected {least} to {most:,}.")
         is_path = value is not None and Path in get_args(kinds[name])
-        values[name] = Path(value) if is_path else value
+        values[name] = given_path(os.fspath(value)) if is_path else value
     return values
 
 

@@ -1,0 +1,192 @@
+"""Parts of objects that are in memory: each is fetched once, several at a time, ahead of who reads
+on, and the one that was used longest ago goes when the room is needed.
+
+A part is a window of 8 MiB, or smaller where parts of so many objects are read in turn that they
+would not fit. The first little that is read somewhere brings only a page: mostly it is a header,
+and nothing else is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import xxhash
+
+WINDOW = 8 * 1024 * 1024  # also what a source is hashed by (run/blocks.py)
+LIMIT = 96 * 1024 * 1024
+_LEAST = 1024 * 1024
+_PAGE = 256 * 1024
+_FLIGHTS = 8
+_AHEAD = 2
+Fetch = Callable[[int, memoryview], None]
+
+
+class Part:
+    """A run of an object's bytes, on its way or here."""
+
+    __slots__ = ("data", "future", "of", "start", "stop", "used", "users")
+
+    def __init__(self, of: Held, start: int, stop: int) -> None:
+        self.of, self.start, self.stop = of, start, stop
+        self.data = bytearray(stop - start)
+        self.future: Future[None] = Future()
+        self.used, self.users = False, 0
+
+    @property
+    def here(self) -> bool:
+        """Whether all its bytes have come."""
+        return self.future.done() and self.future.exception() is None
+
+
+class Held:
+    """The parts of one object, and the hashes of its windows that have been seen whole."""
+
+    def __init__(self, size: int, fetch: Fetch) -> None:
+        self.size, self.fetch = size, fetch
+        self.readers = 0
+        self.parts: list[Part] = []
+        self.touched: set[int] = set()  # windows of which something was asked for
+        self.whole: set[int] = set()  # windows that are fetched whole
+        self.digests: dict[int, bytes] = {}
+        self._states: dict[int, tuple[xxhash.xxh3_128, int]] = {}
+
+    def at(self, offset: int) -> tuple[Part | None, int, int]:
+        """The part with a byte, and else the gap that it lies in."""
+        i = bisect_right(self.parts, offset, key=lambda part: part.start)
+        before = self.parts[i - 1] if i else None
+        if before is not None and offset < before.stop:
+            return before, before.start, before.stop
+        after = self.parts[i].start if i < len(self.parts) else self.size
+        return None, 0 if before is None else before.stop, after
+
+    def add(self, part: Part) -> None:
+        """Takes a part among the others."""
+        i = bisect_right(self.parts, part.start, key=lambda part: part.start)
+        self.parts.insert(i, part)
+
+    def hash(self, start: int, stop: int) -> None:
+        """Goes on with the hashes of the windows in which these bytes have come."""
+        for window in range(start // WINDOW, -(-stop // WINDOW)):
+            if window in self.digests:
+                continue
+            end = min((window + 1) * WINDOW, self.size)
+            state, at = self._states.get(window) or (xxhash.xxh3_128(), window * WINDOW)
+            while at < end and (part := self.at(at)[0]) is not None and part.here:
+                upto = min(part.stop, end)
+                state.update(memoryview(part.data)[at - part.start : upto - part.start])
+                at = upto
+            self._states[window] = state, at
+            if at == end:
+                self.digests[window] = self._states.pop(window)[0].digest()
+
+
+class Parts:
+    """All that is in memory, of whichever objects."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)  # its threads aren't there
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+        self._order: OrderedDict[Part, None] = OrderedDict()  # the one used last is the last
+        self._recent: deque[Held] = deque(maxlen=128)  # of what was read last
+        self._bytes = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def read_into(self, held: Held, offset: int, buffer: memoryview) -> int:
+        """Puts bytes of an object into a buffer, up to the end of a part; returns how many. Raises
+        what fetching raises."""
+        if offset >= held.size or not len(buffer):
+            return 0
+        with self._lock:
+            self._recent.append(held)
+            part = held.at(offset)[0] or self._bring(held, offset, len(buffer))
+            part.users += 1
+            if not part.used:
+                part.used = True
+                self._ahead(part)
+            self._order.move_to_end(part)
+        try:
+            part.future.result()
+            count = min(len(buffer), part.stop - offset)
+            at = offset - part.start
+            buffer[:count] = memoryview(part.data)[at : at + count]
+        finally:
+            with self._lock:
+                part.users -= 1
+        return count
+
+    def begin(self, held: Held, offset: int, length: int) -> None:
+        """Brings as much of these bytes as is fetched at a time."""
+        with self._lock:
+            at, end = offset, min(offset + length, held.size)
+            for _ in range(_AHEAD):
+                if at < end:
+                    at = (held.at(at)[0] or self._bring(held, at, end - at)).stop
+
+    def _ahead(self, part: Part) -> None:
+        held, at = part.of, part.stop
+        window = part.start // WINDOW
+        for _ in range(_AHEAD if part.stop - part.start >= _PAGE * 2 else 0):
+            coming = at // WINDOW
+            if at >= held.size or coming in held.digests or window not in held.whole:
+                return
+            at = (held.at(at)[0] or self._bring(held, at, WINDOW)).stop
+
+    def _bring(self, held: Held, offset: int, length: int) -> Part:
+        window = offset // WINDOW
+        known = window in held.touched or window - 1 in held.whole
+        held.touched.add(window)
+        unit = self._unit() if known or length >= _PAGE else _PAGE
+        if unit > _PAGE:
+            held.whole.add(window)
+        _, low, high = held.at(offset)
+        start = max(offset // unit * unit, low)
+        part = Part(held, start, min(offset // unit * unit + unit, high, held.size))
+        self._make_room(part.stop - part.start)
+        held.add(part)
+        self._order[part] = None
+        self._bytes += part.stop - part.start
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_FLIGHTS, thread_name_prefix="ckptforge-fetch")
+        self._pool.submit(self._fetch, part)
+        return part
+
+    def _unit(self) -> int:
+        """Bytes that are fetched at a time: two parts for each object that is being read fit."""
+        objects = len({id(held) for held in self._recent if held.readers}) or 1
+        unit = WINDOW
+        while unit > _LEAST and 2 * unit * objects > self.limit:
+            unit //= 2
+        return unit
+
+    def _make_room(self, nbytes: int) -> None:
+        for part in list(self._order):
+            if self._bytes + nbytes <= self.limit:
+                return
+            if not part.users and part.future.done() and part.used:
+                self._drop(part)
+
+    def _drop(self, part: Part) -> None:
+        del self._order[part]
+        part.of.parts.remove(part)
+        self._bytes -= part.stop - part.start
+
+    def _fetch(self, part: Part) -> None:
+        try:
+            part.of.fetch(part.start, memoryview(part.data))
+        except BaseException as error:
+            with self._lock:
+                self._drop(part)
+            part.future.set_exception(error)
+            return
+        part.future.set_result(None)
+        with self._lock:
+            part.of.hash(part.start, part.stop)

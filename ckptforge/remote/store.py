@@ -1,0 +1,122 @@
+"""A store of objects: what lies below an address looks like a directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import zlib
+from pathlib import Path
+
+from ckptforge.remote.objects import Facts, Objects
+from ckptforge.remote.parts import WINDOW, Held, Parts
+from ckptforge.remote.patience import fetch_all, patiently
+from ckptforge.storage.address import address_of
+from ckptforge.storage.store import Kind, Status
+
+_FRESH = 5.0  # seconds for which what was said of a name is believed
+_PARTS = Parts()
+
+
+class RemoteStore:
+    """Objects as files that can be read."""
+
+    def __init__(self, objects: Objects, parts: Parts = _PARTS) -> None:
+        self._objects, self._parts = objects, parts
+        self._facts: dict[str, tuple[float, Facts | None]] = {}
+        self._names: dict[str, tuple[float, list[str]]] = {}
+        self._held: dict[tuple[str, Facts], Held] = {}
+
+    def status(self, path: Path, *, follow: bool = True) -> Status:
+        path = self.real_path(path)
+        if (facts := self._facts_of(path)) is not None:
+            return _status(path, facts)
+        if self._names_of(path):
+            return Status(kind=Kind.DIRECTORY, size=0, mtime_ns=0, mode=0o755, number=_number(path))
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    def names(self, directory: Path) -> list[str]:
+        directory = self.real_path(directory)
+        if found := self._names_of(directory):
+            return list(found)
+        number = errno.ENOENT if self._facts_of(directory) is None else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), str(directory))
+
+    def open(self, path: Path) -> RemoteReader | None:
+        path = self.real_path(path)
+        facts = self._facts_of(path)
+        if facts is None:
+            self.status(path)  # raises where nothing has the name
+            return None
+        held = self._held.get((str(path), facts))
+        if held is None:
+            held = Held(
+                facts.size,
+                lambda start, into: fetch_all(self._objects, path, facts, start, into),
+            )
+            self._held[str(path), facts] = held
+        return RemoteReader(self._parts, held, _status(path, facts))
+
+    def real_path(self, path: Path) -> Path:
+        return address_of(os.path.normpath(path)) or path
+
+    def _facts_of(self, path: Path) -> Facts | None:
+        name, now = str(path), time.monotonic()
+        known = self._facts.get(name)
+        if known is None or now - known[0] > _FRESH:
+            found = patiently(lambda: self._objects.facts(path), path)
+            known = self._facts[name] = now, found
+        return known[1]
+
+    def _names_of(self, path: Path) -> list[str]:
+        name, now = str(path), time.monotonic()
+        known = self._names.get(name)
+        if known is None or now - known[0] > _FRESH:
+            found = patiently(lambda: self._objects.names(path), path)
+            known = self._names[name] = now, found
+        return known[1]
+
+
+class RemoteReader:
+    """An object as it was when it was opened; reading it when it was changed is an error."""
+
+    def __init__(self, parts: Parts, held: Held, status: Status) -> None:
+        self._parts, self._held, self._status = parts, held, status
+        self._open = True
+        held.readers += 1
+
+    def status(self) -> Status:
+        return self._status
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        return self._parts.read_into(self._held, offset, buffer)
+
+    def begin_read(self, offset: int, length: int) -> None:
+        self._parts.begin(self._held, offset, length)
+
+    def digest(self, start: int, length: int) -> bytes | None:
+        if start % WINDOW or length != min(WINDOW, self._held.size - start):
+            return None
+        return self._held.digests.get(start // WINDOW)
+
+    def close(self) -> None:
+        """What was brought stays: it may be wanted again."""
+        if self._open:
+            self._open = False
+            self._held.readers -= 1
+
+
+def _status(path: Path, facts: Facts) -> Status:
+    return Status(
+        kind=Kind.FILE,
+        size=facts.size,
+        mtime_ns=facts.mtime_ns,
+        number=_number(path),
+        disk_bytes=facts.size,
+    )
+
+
+def _number(path: Path) -> tuple[int, int]:
+    """A number for a name: one of no file of this machine's."""
+    text = str(path).encode()
+    return -1, zlib.crc32(text) << 32 | zlib.adler32(text)

@@ -1,0 +1,54 @@
+"""Which store reads the addresses of a scheme: those of the package, and those that other packages
+announce by entry points of the group `ckptforge.stores`, named as the scheme is. Each is a function
+that takes the scheme and returns a store. It is loaded when the first such address is read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from typing import cast
+
+from ckptforge.storage.store import Store
+
+Opens = Callable[[str], Store]
+GROUP = "ckptforge.stores"
+_BUILT_IN = {
+    "http": "ckptforge.remote.web:web_store",
+    "https": "ckptforge.remote.web:web_store",
+    "hf": "ckptforge.remote.hub:hub_store",
+}
+_opened: dict[str, Store | None] = {}
+_log = logging.getLogger(__name__)
+
+
+def store_for(scheme: str) -> Store | None:
+    """The store of a scheme; None where nobody knows it. Raises `InputNotFoundError` where a
+    package that it needs isn't installed."""
+    if scheme not in _opened:
+        opens = _built_in(scheme) or _announced(scheme)
+        _opened[scheme] = None if opens is None else opens(scheme)
+    return _opened[scheme]
+
+
+def _built_in(scheme: str) -> Opens | None:
+    if scheme not in _BUILT_IN:
+        return None
+    module, _, name = _BUILT_IN[scheme].partition(":")
+    try:
+        return cast(Opens, getattr(import_module(module), name))
+    except ModuleNotFoundError as error:  # the part of the package may not be there
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        return None
+
+
+def _announced(scheme: str) -> Opens | None:
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=GROUP, name=scheme):
+        try:
+            return cast(Opens, point.load())
+        except Exception as error:
+            _log.warning("%s %s can't be loaded: %s", GROUP, point.value, error)
+    return None

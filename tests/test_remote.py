@@ -1,0 +1,218 @@
+"""Addresses as inputs: read by ranges, whatever the network does meanwhile."""
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+import ckptforge
+from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
+from ckptforge.remote import patience
+from ckptforge.remote.parts import WINDOW, Held, Parts
+from ckptforge.storage.address import Address, given_path
+from tests.helpers import HUB, MINDSPORE
+from tests.web.server import serving
+
+FULL = MINDSPORE / "full.ckpt"
+RANKS = MINDSPORE / "sharded" / "mp8"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.001)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A directory of Hugging Face with 40 MB in two files."""
+    from safetensors.numpy import save_file
+
+    rng, root = np.random.default_rng(1), tmp_path / "large"
+    root.mkdir()
+    names, weight_map = iter(range(100)), {}
+    for shard in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        tensors = {f"t{next(names)}": rng.random((500, 1000), np.float32) for _ in range(10)}
+        save_file(tensors, root / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (root / "model.safetensors.index.json").write_text(json.dumps(index))
+    (root / "config.json").write_text("{}")
+    return root
+
+
+def files_of(directory):
+    return {
+        path.name: path.read_bytes()
+        for path in directory.iterdir()
+        if path.is_file() and "manifest" not in path.name
+    }
+
+
+def twice_read(served):
+    """Bytes that were sent more than once."""
+    twice, name, end = 0, "", 0
+    for other, start, length in sorted(served.ranges):
+        end = end if other == name else 0
+        twice += max(0, min(end, start + length) - start)
+        name, end = other, max(end, start + length)
+    return twice
+
+
+def test_every_verb_takes_an_address_as_input(tmp_path):
+    with serving(HUB.parent) as (address, _):
+        at = f"{address}/{HUB.name}"
+        assert (
+            ckptforge.inspect(at).to_json()["tensors"]
+            == (ckptforge.inspect(HUB).to_json()["tensors"])
+        )
+        ckptforge.to_ms(at, tmp_path / "far.ckpt", layout="gmm")
+        ckptforge.to_ms(HUB, tmp_path / "near.ckpt", layout="gmm")
+        assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
+        assert ckptforge.compare(at, tmp_path / "far.ckpt").equal
+        with ckptforge.open(at) as far, ckptforge.open(HUB) as near:
+            name = next(iter(near))
+            assert np.array_equal(np.asarray(far[name][:]), np.asarray(near[name][:]))
+        ckptforge.extract(at, name, tmp_path / "x.npy")
+        assert (tmp_path / "x.npy").stat().st_size > 0
+    with serving(tmp_path) as (address, _):
+        ckptforge.to_torch(f"{address}/far.ckpt", tmp_path / "far")
+        ckptforge.to_torch(tmp_path / "near.ckpt", tmp_path / "near")
+        assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
+
+
+def test_ranks_are_merged_from_an_address(tmp_path):
+    out = tmp_path / "far.ckpt"
+    with serving(MINDSPORE) as (address, _):
+        strategy = f"{address}/strategies/mp8"
+        ckptforge.merge(f"{address}/sharded/mp8", out, strategy_dir=strategy)
+    strategy = MINDSPORE / "strategies" / "mp8"
+    ckptforge.merge(RANKS, tmp_path / "near.ckpt", strategy_dir=strategy)
+    assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
+
+
+def test_the_manifest_has_addresses_and_the_same_hashes(tmp_path, large):
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    with serving(large) as (address, _):
+        ckptforge.edit(address, tmp_path / "far", drop=["t0"])
+    ckptforge.edit(large, tmp_path / "near", drop=["t0"])
+    far, near = (
+        json.loads(next((tmp_path / name).glob("*manifest*")).read_text())["sources"]
+        for name in ("far", "near")
+    )
+    assert [one["xxh3_128"] for one in far] == [one["xxh3_128"] for one in near]
+    assert all(one["path"].startswith(f"{address}/model-0000") for one in far)
+
+
+def test_no_range_is_read_twice(tmp_path, large):
+    with serving(large) as (address, served):
+        ckptforge.edit(address, tmp_path / "out", set_dtype=["*=fp16"])
+        size = sum(path.stat().st_size for path in large.iterdir())
+        assert twice_read(served) == 0 and served.sent <= 1.2 * size
+        assert max(length for _, _, length in served.ranges) == WINDOW
+        assert len(served.ranges) <= size / WINDOW + 10
+
+
+def test_only_headers_are_read_to_say_what_is_there(large):
+    with serving(large) as (address, served):
+        ckptforge.inspect(address)
+        assert served.sent < 2 * 300_000
+
+
+@pytest.mark.parametrize("kind", ["busy", "reset", "truncated", "slow"])
+def test_faults_that_pass_are_survived(tmp_path, large, kind):
+    def fault(number, start):
+        return kind if number % 3 == 1 else None
+
+    with serving(large, fault) as (address, served):
+        ckptforge.edit(address, tmp_path / "far", drop=["t0"])
+        assert served.faults[kind] > 2 and twice_read(served) == 0
+    ckptforge.edit(large, tmp_path / "near", drop=["t0"])
+    assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("busy", "failed 7 times: the server says 503"),
+        ("reset", "failed 7 times"),
+        ("all", "gives no ranges of bytes"),
+        ("other", "was changed while it was read"),
+    ],
+)
+def test_faults_that_stay_are_errors_that_name_the_address(tmp_path, large, kind, message):
+    with serving(large, lambda number, start: kind if start > WINDOW else None) as (address, _):
+        with pytest.raises(CkptforgeError, match=message) as error:
+            ckptforge.edit(address, tmp_path / "out", drop=["t0"])
+        assert f"{address}/model-0000" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_the_hub_is_read_at_one_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving(HUB) as (address, served):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        ckptforge.to_ms("hf://org/name@v1", tmp_path / "far.ckpt", layout="gmm")
+        asked = [path for _, path in served.asked]
+        assert any("/resolve/c0ffee/" in path for path in asked)
+        assert sum("/revision/v1" in path for path in asked) == 1
+        for (_, path), headers in zip(served.asked, served.headers, strict=True):
+            assert ("Authorization" in headers) == ("signed" not in path)
+        with pytest.raises(InputNotFoundError, match="hf://org/none: No such file"):
+            ckptforge.inspect("hf://org/none")
+    ckptforge.to_ms(HUB, tmp_path / "near.ckpt", layout="gmm")
+    assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
+    manifest = (tmp_path / "far.ckpt.manifest.json").read_text()
+    assert "hf://org/name@v1/" in manifest and "secret" not in manifest
+
+
+def test_secrets_in_an_address_are_refused_and_not_shown():
+    for text in (
+        "https://me:word1@host/x.ckpt",
+        "https://host/x.safetensors?X-Amz-Signature=word1",
+        "s3://word1:word1@bucket/x",
+    ):
+        with pytest.raises(UsageError) as error:
+            ckptforge.inspect(text)
+        assert "word1" not in str(error.value) and "leave it out" in str(error.value)
+
+
+def test_plain_http_is_read_from_this_machine_only():
+    with pytest.raises(InputNotFoundError, match="http:// is read from this machine only"):
+        ckptforge.inspect("http://example.org/x.safetensors")
+
+
+def test_an_address_stays_one_through_what_paths_go_through():
+    path = given_path("s3://bucket/a/b.ckpt")
+    assert isinstance(path, Address) and str(path) == os.fspath(path) == "s3://bucket/a/b.ckpt"
+    for other in (
+        path.parent / "b.ckpt",
+        path.with_name("b.ckpt"),
+        pickle.loads(pickle.dumps(path)),
+    ):
+        assert str(other) == str(path) and other == path and hash(other) == hash(path)
+    assert (path.name, path.suffix, str(path.parent)) == ("b.ckpt", ".ckpt", "s3://bucket/a")
+    assert not isinstance(given_path("a/b.ckpt"), Address)
+
+
+def test_what_is_in_memory_stays_within_its_bound():
+    content = os.urandom(20 * WINDOW + 5)
+    fetched = []
+
+    def fetch(start, into):
+        fetched.append((start, len(into)))
+        into[:] = content[start : start + len(into)]
+
+    parts = Parts(limit=4 * WINDOW)
+    held = Held(len(content), fetch)
+    buffer, at = memoryview(bytearray(1 << 20)), 0
+    while count := parts.read_into(held, at, buffer):
+        assert buffer[:count] == content[at : at + count]
+        at += count
+        assert sum(part.stop - part.start for part in held.parts) <= 5 * WINDOW
+    assert at == len(content) == sum(length for _, length in fetched)
+    assert len(held.digests) == 21
