@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
     from ckptforge.verbs.edit import edit
     from ckptforge.verbs.extract import extract
+    from ckptforge.verbs.finish import finish
     from ckptforge.verbs.inspect import inspect
     from ckptforge.verbs.inspection import Inspection
     from ckptforge.verbs.opened import OpenedModel, open
@@ -90,6 +91,7 @@ __all__ = [
     "convert",
     "edit",
     "extract",
+    "finish",
     "inspect",
     "merge",
     "open",
@@ -121,6 +123,7 @@ _HOMES = {
     "convert": "verbs.convert",
     "edit": "verbs.edit",
     "extract": "verbs.extract",
+    "finish": "verbs.finish",
     "inspect": "verbs.inspect",
     "merge": "verbs.reshard",
     "plan": "verbs.convert",

@@ -45,6 +45,7 @@ ORDER = [
     "steps",
     "quantisation",
     "publish",
+    "machines",
     "reading",
     "surgery",
     "targets",

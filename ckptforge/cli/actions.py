@@ -17,6 +17,7 @@ from ckptforge.spelling import option as spelled
 from ckptforge.verbs.options import (
     Clean,
     Compare,
+    Finish,
     Inspect,
     MappingCheck,
     MappingShow,
@@ -60,7 +61,7 @@ def call(options: Options, **more: Any) -> Any:
     return getattr(ckptforge, verb_of(type(options)))(**{**vars(options), **more})
 
 
-def write(shown: Shown, options: Running) -> None:
+def write(shown: Shown, options: Running | Finish) -> None:
     """A verb that writes."""
     with progressing.shown(shown.quiet, "copying") as progress:
         result = call(options, progress=progress, command=this_command())

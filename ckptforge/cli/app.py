@@ -12,6 +12,7 @@ from ckptforge.spelling import command_line
 from ckptforge.verbs.options import (
     Clean,
     Convert,
+    Finish,
     Inspect,
     MappingCheck,
     MappingShow,
@@ -169,6 +170,17 @@ COMMANDS = (
             ckptforge verify hf_dir output/checkpoint --strategy-dir output/strategy --report verify.html
             ckptforge verify hf_dir model.ckpt --layers 0,1,31 --tokens 64
         """),  # noqa: E501
+    Command("finish", actions.write, Finish).described("""
+        Publish what the parts of a job have written.
+
+        The parts are processes that were run with --part, on any machines that share OUT's
+        directory. Nothing appears while one of them is missing or not finished; those are named.
+
+        Examples:
+            ckptforge to-ms hf_dir model.ckpt --part 1/2
+            ckptforge to-ms hf_dir model.ckpt --part 2/2
+            ckptforge finish model.ckpt
+        """),
     Command("clean", actions.clean, Clean).described("""
         Remove what interrupted or killed runs left in DIR.
 

@@ -43,6 +43,8 @@ def result_text(result: Result) -> str:
     """What a verb did, or would do."""
     about = result.facts
     verb = "would write" if result.dry_run else "wrote"
+    if "part" in about and not result.dry_run:
+        return _part_text(result)
     if "cuts" in about:
         return _strategy_text(result)
     lines = [
@@ -90,6 +92,14 @@ def _kind_text(about: list[Any] | None) -> str:
         return "none"
     count, shape, dtype = about
     return f"{count:,} × {shape} {dtype}"
+
+
+def _part_text(result: Result) -> str:
+    """What a part of a job did."""
+    about = result.facts
+    wrote = f"{counted(result.tensors, 'tensor')}, {size(result.bytes)}"
+    lines = [f"part {about['part']} of {result.output}: wrote {wrote} in {result.seconds:.2f} s"]
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 
 def _extent(facts: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The directory in which an output is made: `.<output>.ckptforge` beside it, with a `lock`, a
-`journal`, `out` for the files, and `old` while a directory is being replaced."""
+`journal`, `out` for the files, `old` while a directory is being replaced, and `parts` where several
+processes make it (`machines/parts.py`)."""
 
 from __future__ import annotations
 
@@ -7,17 +8,24 @@ from pathlib import Path
 
 from ckptforge.checkpoints.unfinished import SUFFIX
 from ckptforge.errors import OutputError
+from ckptforge.planning.plan import Plan
 from ckptforge.publish.file_system import FileSystem
 from ckptforge.publish.replace import refuse_mounts
 from ckptforge.publish.tree import lies_at, remove, remove_tree
 from ckptforge.storage.store import Kind
 
-PARTS = {"lock", "journal", "out", "old"}
+PARTS = {"lock", "journal", "out", "old", "parts"}
 
 
 def staging_path(output: Path) -> Path:
     """The directory in which an output is made."""
     return output.parent / f".{output.name}{SUFFIX}"
+
+
+def staged_file(plan: Plan, path: Path) -> Path:
+    """Where the file that is to be `path` is made."""
+    name = path.relative_to(plan.output) if plan.is_directory else plan.output.name
+    return staging_path(plan.output) / "out" / name
 
 
 def output_of(directory: Path) -> Path:

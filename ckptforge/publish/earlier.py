@@ -43,6 +43,12 @@ def journal_to_resume(
     path = directory / "journal"
     left = journals.reopen(disk, path)
     if left is None:
+        if lies_at(disk, directory / "parts") and not request.overwrite:
+            raise LeftError(
+                f"{plan.output}: parts of a run lie in {directory}; finish them with "
+                f"{command('finish', plan.output)}, start over with {flag('overwrite')}, or remove "
+                f"them with {command('clean', plan.output)}."
+            )
         # a journal is durable before there is anything else
         begun = lies_at(disk, path) and disk.status(path).size and lies_at(disk, directory / "out")
         if begun and not request.overwrite:

@@ -18,9 +18,9 @@ class LockableWriter(Writer, Protocol):
 
     def resize(self, size: int) -> None: ...
 
-    def lock(self) -> bool:
-        """Whether this now holds the file's lock, until it is closed; the lock goes with a process
-        that dies. True on a file system without locks."""
+    def lock(self, shared: bool = False) -> bool:
+        """Whether this now holds the file's lock, alone or with others that share it, until it is
+        closed; the lock goes with a process that dies. True on a file system without locks."""
 
 
 @runtime_checkable

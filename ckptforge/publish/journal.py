@@ -38,6 +38,7 @@ _PIECE = 1 << 16
 @dataclass
 class Journal:
     """An open journal. `sources` are digests by (index of the source, first byte of the block);
+    `units` numbers those of several processes' work that are durable (`machines/units.py`);
     `publishing` is the inode of what is being put in place, once that has begun; at byte `end` the
     next line goes."""
 
@@ -46,6 +47,7 @@ class Journal:
     head: Mapping[str, Any]
     tensors: dict[Key, Finished] = field(default_factory=dict)
     sources: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    units: set[int] = field(default_factory=set)
     publishing: int | None = None
     end: int = 0
 
@@ -73,6 +75,12 @@ class Journal:
         """Notes the hash of a block of a source."""
         self.sources[index, start] = digest
         self.add_line({"source": index, "start": start, "digest": digest.hex()})
+
+    def add_unit(self, number: int) -> None:
+        """Notes durably that a unit is finished and durable itself."""
+        self.units.add(number)
+        self.add_line({"unit": number})
+        self.sync()
 
     def add_publishing(self, inode: int) -> None:
         """Durably: what is put in place before would be taken for another's."""
@@ -109,14 +117,14 @@ def journal_line(content: bytes) -> bytes:
     return xxhash.xxh3_64(content).hexdigest().encode() + b" " + content + b"\n"
 
 
-def begin(disk: FileSystem, path: Path, plan: Plan, command: str | None) -> Journal:
+def begin(disk: FileSystem, path: Path, head: Mapping[str, Any]) -> Journal:
     """A new journal, whose first line is durable. Raises `OutputError` and `OSError`."""
     try:
         file = disk.create(path)
         file.resize(0)
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
-    journal = Journal(path, file, head_of(plan, command))
+    journal = Journal(path, file, head)
     journal.add_line(journal.head)
     journal.sync()
     return journal
@@ -124,6 +132,20 @@ def begin(disk: FileSystem, path: Path, plan: Plan, command: str | None) -> Jour
 
 def reopen(disk: FileSystem, path: Path) -> Journal | None:
     """The journal that a run left, cut after its last whole line; None where there is none."""
+    journal = _open(disk, path)
+    if journal is not None:
+        journal.file.resize(journal.end)
+    return journal
+
+
+def look(disk: FileSystem, path: Path) -> Journal | None:
+    """What stands in a journal that another run may be writing; it is closed already."""
+    if (journal := _open(disk, path)) is not None:
+        journal.close()
+    return journal
+
+
+def _open(disk: FileSystem, path: Path) -> Journal | None:
     try:
         file = disk.reopen(path)
     except FileNotFoundError:
@@ -137,8 +159,6 @@ def reopen(disk: FileSystem, path: Path) -> Journal | None:
     journal: Journal | None = None
     try:
         journal = _read(path, file)
-        if journal is not None:
-            file.resize(journal.end)
     finally:
         if journal is None:
             file.close()
@@ -184,6 +204,8 @@ def _read_line(journal: Journal, content: dict[str, Any]) -> None:
     elif "source" in content:
         block = int(content["source"]), int(content["start"])
         journal.sources[block] = bytes.fromhex(content["digest"])
+    elif "unit" in content:
+        journal.units.add(int(content["unit"]))
     else:
         journal.publishing = int(content["publishing"])
 

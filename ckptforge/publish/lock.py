@@ -17,9 +17,11 @@ from ckptforge.storage.store import Kind, Writer
 _TRIES = 100
 
 
-def lock_directory(disk: FileSystem, directory: Path, output: Path) -> LockableWriter:
-    """Makes a staging directory, if it isn't there, and locks it; returns the file that holds the
-    lock.
+def lock_directory(
+    disk: FileSystem, directory: Path, output: Path, shared: bool = False
+) -> LockableWriter:
+    """Makes a staging directory, if it isn't there, and locks it, alone or with others that share
+    it; returns the file that holds the lock.
 
     Raises `OutputError` where another run holds it, and where it can't be made.
     """
@@ -38,7 +40,7 @@ def lock_directory(disk: FileSystem, directory: Path, output: Path) -> LockableW
             ) from error
         signed = False
         try:
-            if not lock.lock():
+            if not lock.lock(shared):
                 raise OutputError(
                     f"{output}: another run is writing it ({_holder(lock)}); wait for it to "
                     "finish, or stop it."

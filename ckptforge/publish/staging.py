@@ -9,9 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError, ReadError
+from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.plan import Plan
 from ckptforge.publish import journal as journals
-from ckptforge.publish.directory import empty_but_lock, empty_staging, names_of, staging_path
+from ckptforge.publish.directory import (
+    empty_but_lock,
+    empty_staging,
+    names_of,
+    staged_file,
+    staging_path,
+)
 from ckptforge.publish.earlier import Request, journal_to_resume
 from ckptforge.publish.file_system import FileSystem, LockableWriter, sync
 from ckptforge.publish.journal import Journal
@@ -81,7 +88,7 @@ def staged(disk: FileSystem, plan: Plan, request: Request) -> Iterator[Staging]:
     """
     output = plan.output
     allow_open_files(len(plan.files) + len(plan.sources) + _SPARE_FILES)
-    parents = _make_parents(disk, output)
+    parents = make_parents(disk, output)
     staging = Staging(disk, staging_path(output), small_files=dict(plan.small_files))
     lock: LockableWriter | None = None
     placed = False
@@ -190,7 +197,7 @@ def _begin(staging: Staging, plan: Plan, request: Request) -> None:
     empty_but_lock(disk, directory)
     if request.journaled:
         path = directory / "journal"
-        staging.journal = journals.begin(disk, path, plan, request.command)
+        staging.journal = journals.begin(disk, path, journals.head_of(plan, request.command))
         disk.sync_directory(absolute(directory).parent)
 
 
@@ -204,20 +211,21 @@ def _open_files(staging: Staging, plan: Plan) -> None:
         if name not in planned:  # of an earlier try to put it in place
             disk.unlink(out / name)
     for file in plan.files:
-        path = _staged_path(staging, plan, file.path)
-        make_directories(disk, path.parent)
-        if lies_at(disk, path, Kind.FILE):
-            # it may have got the mode of what it was to replace
-            disk.set_mode(path, disk.status(path).mode | 0o600)
-        staging.writers[file.path] = writer = disk.create(path)
-        writer.resize(file.size)
-        for offset, literal in file.literals:
-            write_exactly(writer, offset, literal, file.path)
+        staging.writers[file.path] = open_target(disk, staged_file(plan, file.path), file)
 
 
-def _staged_path(staging: Staging, plan: Plan, path: Path) -> Path:
-    """Where the file that is to be `path` is made."""
-    return staging.out / (path.relative_to(plan.output) if plan.is_directory else plan.output.name)
+def open_target(disk: FileSystem, path: Path, file: OutputFile) -> LockableWriter:
+    """Opens a file to be written at a path, as large as it will be, with all that isn't tensors in
+    it. Several may do that to the same. Raises `OSError`, `OutputError`."""
+    make_directories(disk, path.parent)
+    if lies_at(disk, path, Kind.FILE):
+        # it may have got the mode of what it was to replace
+        disk.set_mode(path, disk.status(path).mode | 0o600)
+    writer = disk.create(path)
+    writer.resize(file.size)
+    for offset, literal in file.literals:
+        write_exactly(writer, offset, literal, file.path)
+    return writer
 
 
 def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
@@ -245,14 +253,14 @@ def _put_in_place(staging: Staging, plan: Plan, request: Request) -> None:
 def _refuse_replaced(staging: Staging, plan: Plan) -> None:
     """Raises `OutputError` where the files to be placed aren't those that were written."""
     for path, writer in staging.writers.items():
-        name = _staged_path(staging, plan, path)
+        name = staged_file(plan, path)
         if not is_same(staging.disk, writer, name):
             raise OutputError(
                 f"{name}: was removed or replaced while it was written; no output was created."
             )
 
 
-def _make_parents(disk: FileSystem, output: Path) -> list[Path]:
+def make_parents(disk: FileSystem, output: Path) -> list[Path]:
     """Makes the directories above the output, durably; returns the new ones, highest first."""
     try:
         made = make_directories(disk, absolute(output).parent)

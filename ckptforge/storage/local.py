@@ -89,9 +89,10 @@ class LocalWriter(LocalReader):
     def resize(self, size: int) -> None:
         os.ftruncate(self.fd, size)
 
-    def lock(self) -> bool:
+    def lock(self, shared: bool = False) -> bool:
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(self.fd, how | fcntl.LOCK_NB)
         except OSError as error:
             return error.errno in _NO_LOCKS
         return True

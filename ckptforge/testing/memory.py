@@ -225,13 +225,13 @@ class MemoryFile:
         self.memory.nodes.resize(self.node, size)
 
     @_alone
-    def lock(self) -> bool:
-        if self.node.locked_by not in (None, self):
+    def lock(self, shared: bool = False) -> bool:
+        others = self.node.locked_by - {self}
+        if others and not (shared and self.node.lock_shared):
             return False
-        self.node.locked_by = self
+        self.node.locked_by, self.node.lock_shared = {*others, self}, shared
         return True
 
     @_alone
     def close(self) -> None:
-        if self.node.locked_by is self:
-            self.node.locked_by = None
+        self.node.locked_by.discard(self)

@@ -24,7 +24,8 @@ class Node:
         self.mtime_ns = time.time_ns()
         self.data = bytearray()  # of a file, or where a link leads
         self.entries: dict[str, Node] = {}  # of a directory
-        self.locked_by: object = None
+        self.locked_by: set[object] = set()
+        self.lock_shared = False
 
 
 Change = tuple[Node, str, "Node | None"]  # a directory, a name in it, what has that name then

@@ -198,6 +198,17 @@ class FileSystemTests:
         assert second.lock()
         second.close()
 
+    def test_several_share_a_lock_that_none_has_alone(self, disk: FileSystem, place: Path) -> None:
+        first, second, third = (disk.create(place / "lock") for _ in range(3))
+        assert first.lock(shared=True) and second.lock(shared=True)
+        if third.lock():
+            return  # a file system without locks
+        first.close()
+        assert not third.lock()
+        second.close()
+        assert third.lock()
+        third.close()
+
     def test_there_is_room_and_nothing_is_mounted(self, disk: FileSystem, place: Path) -> None:
         disk.make_directory(place / "d")
         room = disk.room(place)

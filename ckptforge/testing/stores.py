@@ -275,6 +275,6 @@ class FailingWriter(FailingReader):
         self.writer.resize(size)
         self.store.after(call)
 
-    def lock(self) -> bool:
+    def lock(self, shared: bool = False) -> bool:
         self._call("lock")
-        return self.writer.lock()
+        return self.writer.lock(shared)

@@ -13,9 +13,10 @@ from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError
 from ckptforge.examine.differences import unlike
-from ckptforge.examine.hashes import tensor_hashes
+from ckptforge.machines.gathering import gather
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.earlier import Request
+from ckptforge.publish.kept import finished_tensors, kept_tensors
 from ckptforge.publish.manifest import manifest_json
 from ckptforge.publish.publisher import Publication, publisher_of
 from ckptforge.reading.tied import Tied
@@ -23,12 +24,11 @@ from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
 from ckptforge.run.run import Done, cache_bytes, run
-from ckptforge.run.schedule import Finished
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
-from ckptforge.values import Place
 from ckptforge.verbs.choices import budget_of
-from ckptforge.verbs.options import Overflow, Running
+from ckptforge.verbs.options import Overflow, Parted, Running
+from ckptforge.verbs.parting import FINISHING, run_as_part
 from ckptforge.verbs.result import Result, dry_result, result_of
 from ckptforge.wording import brief, counted
 
@@ -53,6 +53,11 @@ class Job(msgspec.Struct, frozen=True):
 def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it. Raises `OutputError`, `CastOverflowError`."""
     plan, publisher = job.plan, publisher_of(job.plan.output)
+    if isinstance(options, Parted) and options.part is not None:
+        return run_as_part(plan, options, lambda audit: _refuse_bad(plan, audit, options))
+    finishing = FINISHING.get()
+    if finishing is not None:
+        gather(plan)
     budget = budget_of(options).caching(cache_bytes(plan.assemblies))
     if options.resume and not options.dry_run and publisher.finish(plan, options.command):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
@@ -62,21 +67,22 @@ def run_job(job: Job, options: Running) -> Result:
     if options.dry_run:
         return dry_result(plan, budget, tied_notes(job.tied, None))
     began = time.monotonic()
-    hashing = job.manifest and not options.no_hash
+    hashing = (job.manifest or finishing is not None) and not options.no_hash
     request = Request(options.overwrite, options.resume, hashing, options.command)
     with publisher.publication(plan, request) as out:
         publisher.check_room(plan, out.disk_used)
         _refuse_unlike(plan, budget)
         tie_notes = tied_notes(job.tied, budget)
-        kept = _kept(plan, out, budget)
+        kept = (
+            finished_tensors(plan, out.journal)
+            if finishing == "trusting"
+            else kept_tensors(plan, out.journal, out.writers, budget)
+        )
         total = counted(plan.tensor_count, "tensor")
         _log.info("checked output path and disk space; %s of %s finished before", len(kept), total)
         done = run(plan, out.writers, budget, options.progress, hashing, out.journal, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
-        if done.audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
-            raise CastOverflowError(_overflow_message(plan, done.audit))
-        for source in plan.sources:
-            refuse_changed(source)
+        _refuse_bad(plan, done.audit, options)
         if job.manifest:
             _add_manifest(job, out, done, options.command)
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
@@ -118,19 +124,12 @@ def _add_manifest(job: Job, out: Publication, done: Done, command: str | None) -
     out.small_files[name] = content
 
 
-def _kept(plan: Plan, out: Publication, budget: Budget) -> dict[Place, Finished]:
-    """The tensors that an earlier run finished, by their hashes, which are made again."""
-    if out.journal is None or not out.journal.tensors:
-        return {}
-    places = (assembly.place for assembly in plan.assemblies)
-    tensors = out.journal.tensors
-    finished = {one: tensors[key] for one in places if (key := plan.key(one)) in tensors}
-    files: dict[Path, list[Place]] = {}
-    for place in finished:
-        files.setdefault(place.path, []).append(place)
-    hashes = tensor_hashes(files, budget, opened=out.writers)
-    hashed = {place: hashes[place.path][place.name] for place in finished}
-    return {place: found for place, found in finished.items() if hashed[place] == found.hash}
+def _refuse_bad(plan: Plan, audit: Audit, options: Running) -> None:
+    """Raises `CastOverflowError`, and the errors for sources that have changed meanwhile."""
+    if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
+        raise CastOverflowError(_overflow_message(plan, audit))
+    for source in plan.sources:
+        refuse_changed(source)
 
 
 def _refuse_unlike(plan: Plan, budget: Budget) -> None:

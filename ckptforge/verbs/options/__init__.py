@@ -7,6 +7,7 @@ from ckptforge.verbs.options.looking import (
     Check,
     Clean,
     Compare,
+    Finish,
     Inspect,
     MappingCheck,
     MappingShow,
@@ -15,7 +16,7 @@ from ckptforge.verbs.options.looking import (
 from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.option import PathLike, Progress, Say
 from ckptforge.verbs.options.record import Options
-from ckptforge.verbs.options.shared import Converting, Overflow, Resharding, Running
+from ckptforge.verbs.options.shared import Converting, Overflow, Parted, Resharding, Running
 from ckptforge.verbs.options.surgery import Average, Edit, Extract, Stats
 from ckptforge.verbs.options.writing import Convert, Merge, Reshard, Split, Strategy, ToMs, ToTorch
 
@@ -28,6 +29,7 @@ __all__ = [
     "Converting",
     "Edit",
     "Extract",
+    "Finish",
     "Inspect",
     "MappingCheck",
     "MappingShow",
@@ -35,6 +37,7 @@ __all__ = [
     "Open",
     "Options",
     "Overflow",
+    "Parted",
     "PathLike",
     "Progress",
     "Reshard",

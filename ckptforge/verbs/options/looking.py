@@ -84,6 +84,15 @@ class Verify(Options):
     say: Say | None = option("called with a line of text for each layer", hidden=True)
 
 
+class Finish(Workers):
+    """Publishing what the parts of a job have written."""
+
+    out: Place = required("the output that the parts were run for", kw_only=False)
+    check: bool = flag("hash what the parts wrote again, instead of trusting their ledgers")
+    overwrite: bool = flag("replace an existing output")
+    command: str | None = option("the command line, for messages", hidden=True)
+
+
 class Clean(Options):
     """What interrupted runs left."""
 

@@ -95,6 +95,22 @@ class Running(Workers):
     command: str | None = option("the command line to be noted in the manifest", hidden=True)
 
 
+class Parted(Running):
+    """Which part of a job this process does."""
+
+    part: str | None = option(
+        "do only this part of the job, as one of N processes that share the output's directory; "
+        "auto reads the variables of Slurm, torchrun, MPI, Kubernetes (auto/N) and ModelArts",
+        metavar="I/N|auto",
+    )
+    steal: bool = flag(
+        "with `part`: when it is done, take over what is left of parts whose heartbeat has stopped"
+    )
+    steal_after: float = option(
+        "seconds without a heartbeat after which a part is taken for dead", default=60.0
+    )
+
+
 class Mapped(Options):
     """The mapping table."""
 
@@ -169,11 +185,11 @@ class Vocabulary(Options):
     )
 
 
-class Converting(Casting, Stepped, Lora, Unmapped, Vocabulary, Mapped, Running):
+class Converting(Casting, Stepped, Lora, Unmapped, Vocabulary, Mapped, Parted):
     """What all conversions through a mapping take."""
 
 
-class Resharding(Casting, Stepped, Mapped, Running):
+class Resharding(Casting, Stepped, Mapped, Parted):
     """What all changes of a split take."""
 
 

@@ -15,6 +15,7 @@ from ckptforge.verbs.options.shared import (
     Mapped,
     MindSporeOutput,
     Overflow,
+    Parted,
     Running,
     Shards,
     Stepped,
@@ -53,7 +54,7 @@ class Extract(_Looked, Overflow, Running):
     dtype: str | None = dtype_of("cast its numbers, and count what that changes")
 
 
-class Edit(MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Mapped, Running):
+class Edit(MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Mapped, Parted):
     """Surgery over named axes."""
 
     source: Place = required(ANY, metavar="IN", kw_only=False)
@@ -113,7 +114,7 @@ class Edit(MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Ma
     dst_parallel_config: OptionalPlace = target_config()
 
 
-class Average(MindSporeOutput, Shards, Overflow, Configured, Mapped, Running):
+class Average(MindSporeOutput, Shards, Overflow, Configured, Mapped, Parted):
     """One checkpoint of several."""
 
     out: Place = required(OUT, kw_only=False)

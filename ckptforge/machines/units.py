@@ -1,0 +1,84 @@
+"""Units: a plan in pieces that are carried out apart, each by one process, in any order, and again
+where one got lost.
+
+A unit is a run of the tensors of one file, and a share of the sources' bytes to be hashed. All
+follows from the plan, so that processes that share no more than a disk cut it alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.planning.plan import Plan
+from ckptforge.run.blocks import Block, blocks_of, whole_file
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """The assemblies `first` to before `last` of a plan, all of the file of index `file`, and the
+    bytes `hashed` (from, to) of all sources after each other. `start` is where its bytes lie among
+    those of all tensors."""
+
+    number: int
+    file: int
+    first: int
+    last: int
+    start: int
+    nbytes: int
+    hashed: tuple[int, int] = (0, 0)
+
+
+def units_of(plan: Plan, most: int) -> list[Unit]:
+    """A plan as units of at most `most` bytes, or of one tensor that has more, in its order."""
+    numbers = {file.path: i for i, file in enumerate(plan.files)}
+    found: list[Unit] = []
+    start = 0
+    for i, assembly in enumerate(plan.assemblies):
+        file, nbytes = numbers[assembly.place.path], assembly.place.nbytes
+        last = found[-1] if found else None
+        if last is not None and last.file == file and last.nbytes + nbytes <= most:
+            found[-1] = replace(last, last=i + 1, nbytes=last.nbytes + nbytes)
+        else:
+            found.append(
+                Unit(number=len(found), file=file, first=i, last=i + 1, start=start, nbytes=nbytes)
+            )
+        start += nbytes
+    read, written = sum(source.size for source in plan.sources), max(start, 1)
+    bounds = [*(read * unit.start // written for unit in found), read]
+    return [replace(unit, hashed=(bounds[i], bounds[i + 1])) for i, unit in enumerate(found)]
+
+
+def parts_of(plan: Plan, count: int) -> tuple[list[Unit], list[int]]:
+    """A plan's units for so many parts, and which part, from 1, each belongs to: runs of about as
+    many bytes."""
+    total = plan.tensor_bytes
+    units = units_of(plan, max(1, total // (_UNITS_OF_A_PART * count)))
+    owners = [
+        min(count, (2 * unit.start + unit.nbytes) * count // (2 * total) + 1) if total else 1
+        for unit in units
+    ]
+    return units, owners
+
+
+def source_blocks(plan: Plan, unit: Unit) -> Iterator[tuple[int, Block]]:
+    """The blocks of sources that a unit hashes, with the index of the source."""
+    first, last = unit.hashed
+    before = 0
+    for i, source in enumerate(plan.sources):
+        if before + source.size > first and before < last:
+            for block in blocks_of(whole_file(source)):
+                if first <= before + block.start < last:
+                    yield i, block
+        before += source.size
+
+
+def of_unit(plan: Plan, unit: Unit) -> Plan:
+    """What is to be done of a plan in a unit, as a plan of one file; its seals are for the end."""
+    file = replace(plan.files[unit.file], seals=())
+    made = plan.assemblies[unit.first : unit.last]
+    return replace(plan, files=(file,), assemblies=made, sources=(), small_files={})
+
+
+_UNITS_OF_A_PART = 8

@@ -1,0 +1,39 @@
+"""What an earlier run finished and is there still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ckptforge.examine.hashes import tensor_hashes
+from ckptforge.planning.plan import Plan
+from ckptforge.publish.journal import Journal
+from ckptforge.run.budget import Budget
+from ckptforge.run.schedule import Finished
+from ckptforge.storage.store import Writer
+from ckptforge.values import Place
+
+
+def finished_tensors(plan: Plan, journal: Journal | None) -> dict[Place, Finished]:
+    """The tensors of a plan that a journal calls finished."""
+    if journal is None or not journal.tensors:
+        return {}
+    places, tensors = (assembly.place for assembly in plan.assemblies), journal.tensors
+    return {one: tensors[key] for one in places if (key := plan.key(one)) in tensors}
+
+
+def kept_tensors(
+    plan: Plan, journal: Journal | None, writers: Mapping[Path, Writer], budget: Budget
+) -> dict[Place, Finished]:
+    """Those that are in the files, by their hashes, which are made again: what was written last
+    before a crash may not have become durable."""
+    finished = finished_tensors(plan, journal)
+    files: dict[Path, list[Place]] = {}
+    for place in finished:
+        files.setdefault(place.path, []).append(place)
+    hashes = tensor_hashes(files, budget, opened=writers)
+    return {
+        place: found
+        for place, found in finished.items()
+        if hashes[place.path][place.name] == found.hash
+    }

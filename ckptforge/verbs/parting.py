@@ -1,0 +1,130 @@
+"""A job as one of several processes carries it out, and what they must know to be finished."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptforge.errors import UsageError
+from ckptforge.machines.running import PartDone, PartOptions, run_part
+from ckptforge.machines.share import Share, share_of
+from ckptforge.machines.units import parts_of
+from ckptforge.planning.plan import Plan
+from ckptforge.publish.journal import head_of
+from ckptforge.publish.publisher import publisher_of
+from ckptforge.run.audit import Audit
+from ckptforge.run.run import cache_bytes
+from ckptforge.spelling import command, flag, option
+from ckptforge.verbs.choices import budget_of
+from ckptforge.verbs.options import Parted
+from ckptforge.verbs.options.record import options_of, verb_of
+from ckptforge.verbs.result import Result, dry_result, result_of
+from ckptforge.wording import counted
+
+# Set while `finish` publishes what parts wrote, whose ledgers it trusts or checks.
+FINISHING: ContextVar[Literal["trusting", "checking"] | None] = ContextVar(
+    "FINISHING", default=None
+)
+# What is of one process, and not of the job.
+_OWN = {"part", "steal", "steal_after", "workers", "memory", "resume", "dry_run", "no_hash"}
+
+
+def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> Result:
+    """Carries out one part of a plan, or only checks it. Raises `UsageError`, `OutputError`."""
+    assert options.part is not None
+    share = share_of(options.part, os.environ)
+    if options.no_hash:
+        raise UsageError(f"{option('part')} needs hashes, so {flag('no_hash')} can't be given.")
+    if not options.steal_after > 0:
+        raise UsageError(f"{option('steal_after', options.steal_after)}: expected seconds above 0.")
+    publisher = publisher_of(plan.output)
+    publisher.check(plan, options.overwrite)
+    budget = budget_of(options).caching(cache_bytes(plan.assemblies))
+    if options.dry_run:
+        result = dry_result(plan, budget)
+        result.facts.update(part=str(share), units=_units(plan, share))
+        return result
+    began = time.monotonic()
+    head = {
+        **head_of(plan, options.command),
+        "parts": share.count,
+        "call": [verb_of(type(options)), _given(options)],
+        "cwd": None if _all_absolute(plan, options) else str(Path.cwd()),
+    }
+    done = run_part(
+        plan,
+        head,
+        PartOptions(
+            share=share,
+            budget=budget,
+            check=check,
+            progress=options.progress,
+            steal_after=options.steal_after if options.steal else None,
+        ),
+    )
+    return result_of(
+        plan,
+        files=(),
+        bytes=done.nbytes,
+        tensors=done.tensors,
+        audit=done.audit,
+        facts={**plan.facts, "part": str(share)},
+        notes=_notes(plan, share, done),
+        seconds=time.monotonic() - began,
+        peak_buffers=budget.total,
+    )
+
+
+def _units(plan: Plan, share: Share) -> list[dict[str, Any]]:
+    units, owners = parts_of(plan, share.count)
+    return [
+        {
+            "file": plan.name_of(plan.files[unit.file].path),
+            "tensors": unit.last - unit.first,
+            "bytes": unit.nbytes,
+            "part": owner,
+        }
+        for unit, owner in zip(units, owners, strict=True)
+    ]
+
+
+def _notes(plan: Plan, share: Share, done: PartDone) -> tuple[str, ...]:
+    notes = list(plan.notes)
+    if done.before:
+        notes.append(f"{counted(done.before, 'unit', 'were')} finished before.")
+    if done.taken:
+        notes.append(f"{counted(done.taken, 'unit', 'were')} taken over from other parts.")
+    if done.lost:
+        notes.append(f"{counted(done.lost, 'unit', 'were')} taken over by other parts.")
+    notes.append(
+        f"when all {counted(share.count, 'part')} are done, {command('finish', plan.output)} "
+        "publishes the output."
+    )
+    return tuple(notes)
+
+
+def _given(options: Parted) -> dict[str, Any]:
+    """What the job was called with, as JSON has it."""
+    known = options_of(type(options))
+    return {
+        name: _as_json(value)
+        for name, value in vars(options).items()
+        if name not in _OWN and not known[name].hidden and value != known[name].default
+    }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [_as_json(one) for one in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else value.item()
+
+
+def _all_absolute(plan: Plan, options: Parted) -> bool:
+    paths = [value for value in vars(options).values() if isinstance(value, Path)]
+    return all(path.is_absolute() for path in (*paths, *(file.path for file in plan.sources)))
