@@ -175,5 +175,5 @@ def test_a_tree_is_read_by_every_verb(tmp_path):
         assert ckptforge.compare(tmp_path / "hub", tmp_path / "tree")
         ckptforge.to_ms(tmp_path / "tree", tmp_path / "x.ckpt", layout="gmm")
     assert ckptforge.compare(tmp_path / "hub", tmp_path / "x.ckpt")
-    with pytest.raises(CkptforgeError, match="one level down|no .safetensors or .ckpt"):
+    with pytest.raises(CkptforgeError, match="one level down|no .safetensors, .ckpt"):
         ckptforge.inspect(tmp_path / "tree")

@@ -50,9 +50,6 @@ ADDRESSES = [
     "file:///tmp/x.ckpt",
 ]
 OTHER_FILES = [
-    "x.pth",
-    "x.pt",
-    "pytorch_model.bin",
     "x.PTH",
     "x.gguf",
     "x.npz",
@@ -81,7 +78,7 @@ def test_what_is_no_output_is_refused_before_anything_is_read(monkeypatch, tmp_p
         assert message.startswith(out.replace(":///", "://")) and "name a path here" in message
     for out in OTHER_FILES:
         message = refused(monkeypatch, tmp_path, command, words, out)
-        assert out in message and "ends in .ckpt or .safetensors" in message
+        assert out in message and "name a file that ends in .bin, .ckpt" in message
     with pytest.raises(CkptforgeError) as error:
         cli.main(
             [command, *("Model-2.5" if word == "OUT" else word for word in words)],

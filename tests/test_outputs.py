@@ -360,7 +360,7 @@ def bad_directories():
         index_not_json: "isn't valid JSON",
         index_wrong: "weight_map must map",
         config_not_json: "config.json.*isn't valid JSON",
-        only_bin: "pytorch_model.bin, which is empty",
+        only_bin: r"pytorch_model.bin: is empty \(0 bytes\)",
     }
 
 

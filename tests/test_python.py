@@ -165,7 +165,8 @@ def test_a_keyword_of_another_function_is_refused(tmp_path):
         (
             "format",
             "pickle",
-            "format is 'pickle', expected 'ckpt', 'safetensors', 'unified', 'mindformers' or None.",
+            "format is 'pickle', expected 'ckpt', 'safetensors', 'unified', 'mindformers', 'pt', "
+            "'pth', 'bin' or None.",
         ),
         ("prefix", None, "prefix is None, expected a string."),
         ("prefix", "a/b", "prefix='a/b': must be the beginning of a file name"),

@@ -33,7 +33,7 @@ class Edits:
         return self._each("merge", list(axes.items()))
 
     def expand(self, to: str, experts: int = 8, **more: Any) -> Self:
-        """A dense model as one with experts, of another table: `expand("qwen3_moe", experts=8,
+        """A dense model as one with experts, of another table: `expand("TABLE", experts=8,
         active=2, pieces=1, router="normal:0.02,0")`. Raises `UsageError`."""
         return self.edit("expand", {"to": to, "experts": experts, **more})
 

@@ -21,7 +21,7 @@ from ckptforge.surgery.cast import cast
 from ckptforge.tables.binding import bind
 from ckptforge.tables.convert import uncast_note
 from ckptforge.tables.names import recognise_names
-from ckptforge.tables.shipped import candidate_tables, shipped_tables
+from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import state_of
 from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.targets.target import facts_of, plan_for
@@ -115,7 +115,7 @@ def _resharded(verb: str, options: Merge | Reshard, spread: Spread, names: Names
         source = open_ranks(options.ms_dir, choices, options.check_replicas)
         if not describes_itself(options.ms_dir):
             strategy = choices.strategy_dir or choices.parallel_config
-            _check_shapes(source, strategy or options.ms_dir / DIRECTORY_NAME)
+            _check_shapes(source, strategy or options.ms_dir / DIRECTORY_NAME, options)
         return _job(verb, source, spread, options, choices)
 
 
@@ -154,14 +154,14 @@ def _cast(source: Model, dtype: DType | None, options: Resharding) -> Model:
     return replace(source, values=cast_values.values, account=account)
 
 
-def _check_shapes(source: Model, strategy: Path) -> None:
+def _check_shapes(source: Model, strategy: Path, options: Resharding) -> None:
     """Where a mapping table knows the names, the merged shapes must agree over the whole model:
     most strategies that aren't those of the shards show there, as protobuf strategies hold no full
     shapes. Raises `FormatError`."""
     weights = (name for name in source.values if not state_of(source, name))
     shapes = {name: source.values[name].shape for name in weights}
     contradiction: LayoutError | None = None
-    for table in shipped_tables():
+    for table in candidate_tables(options.mapping, options.model):
         for layout in table.layouts.values():
             if len(recognise_names(layout, shapes)[1]) * 10 > len(shapes):
                 continue
