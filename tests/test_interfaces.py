@@ -150,7 +150,7 @@ class TestMasked(StepTests):
         return StepCase(
             step=step,
             stored=stored(tmp_path, w=weight)["w"],
-            expected=np.where(kept, weight, 0).astype(np.float32),
+            expected=np.where(kept, weight.astype(np.float32), np.float32(0)),
             others=[
                 replace(step, key=(1, 3)),
                 replace(step, density=0.5),

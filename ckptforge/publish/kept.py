@@ -27,7 +27,8 @@ def kept_tensors(
 ) -> dict[Place, Finished]:
     """Those that are in the files, by their hashes, which are made again: what was written last
     before a crash may not have become durable."""
-    finished = finished_tensors(plan, journal)
+    if not (finished := finished_tensors(plan, journal)):
+        return {}
     files: dict[Path, list[Place]] = {}
     for place in finished:
         files.setdefault(place.path, []).append(place)
