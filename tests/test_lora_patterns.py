@@ -78,8 +78,10 @@ def valid(key):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # flags behind the start, which newer Pythons refuse
+            warnings.simplefilter("error", DeprecationWarning)
             re.compile(rf"(.*\.)?({key})$")
-    except re.error:
+    except (re.error, DeprecationWarning):
         return False
     return True
 
