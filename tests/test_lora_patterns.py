@@ -80,6 +80,7 @@ def valid(key):
             warnings.simplefilter("ignore")
             # flags behind the start, which newer Pythons refuse
             warnings.simplefilter("error", DeprecationWarning)
+            re.purge()  # a pattern that was compiled before isn't warned of again
             re.compile(rf"(.*\.)?({key})$")
     except (re.error, DeprecationWarning):
         return False
