@@ -14,6 +14,7 @@ from ckptforge.checkpoints.kinds import KINDS
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
 from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import TensorSpec
+from ckptforge.mindformers import kind as iterations
 from ckptforge.steps.counters import chances
 from ckptforge.steps.low_rank import Added, Product
 from ckptforge.steps.masked import Masked
@@ -21,6 +22,8 @@ from ckptforge.steps.scaled import Scaled
 from ckptforge.testing.checkpoints import DirectoryKindTests
 from ckptforge.testing.formats import FormatTests, filled, made
 from ckptforge.testing.steps import StepCase, StepTests
+from ckptforge.torch_files import kind as torch_kind
+from ckptforge.torch_files import torch_zip
 from ckptforge.transfers import Transfer
 from tests.helpers import FIXTURES, HUB, MINDSPORE, write_safetensors
 
@@ -58,6 +61,12 @@ class TestMindSporeCheckpoint(FormatTests):
     @pytest.fixture
     def form(self):
         return mindspore_ckpt
+
+
+class TestTorchFile(FormatTests):
+    @pytest.fixture
+    def form(self):
+        return torch_zip
 
 
 RANDOM = np.random.default_rng(0)
@@ -243,3 +252,26 @@ class TestPeftAdapter(KindTests):
     def fill(self, directory, tensors):
         write(safetensors, directory / peft.WEIGHTS, tensors)
         (directory / peft.CONFIG).write_text('{"peft_type": "LORA"}')
+
+
+class TestTorchDirectory(KindTests):
+    one = torch_kind.TORCH_DIRECTORY
+
+    def fill(self, directory, tensors):
+        weight_map = {}
+        for i, part in enumerate(halves(tensors), 1):
+            name = f"pytorch_model-{i:05d}-of-00002.bin"
+            write(torch_zip, directory / name, part)
+            weight_map |= dict.fromkeys(part, name)
+        (directory / torch_kind.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+class TestIterations(KindTests):
+    one = iterations.ITERATIONS
+
+    def fill(self, directory, tensors):
+        (directory / "iteration_00000007").mkdir()
+        for kind, part in zip(("model", "opt"), halves(tensors), strict=True):
+            name = f"checkpoint-{kind}-0000000-0000001.safetensors"
+            write(safetensors, directory / "iteration_00000007" / name, part)
+        (directory / "latest_checkpointed_iteration.txt").write_text("7")

@@ -13,10 +13,10 @@ from ckptforge.adapters.adapter_layout import factor_names, recognise_factors
 from ckptforge.adapters.factors import Factors, Index
 from ckptforge.adapters.pairs import Scales, paired_factors
 from ckptforge.adapters.peft_names import of_the_base, whole_weight
-from ckptforge.adapters.pynative_config import read_pynative_config
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.opening import open_checkpoint
+from ckptforge.checkpoints.pynative_adapter import read_adapter_config
 from ckptforge.errors import FormatError, LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.spelling import option
@@ -89,9 +89,10 @@ def read_kept(model: Model) -> Kept:
         content, config = peft.read_config(model.path)
         side = hugging_face_side(model.path, model.files, "hub")
         return Kept(replace(side, files={**side.files, peft.CONFIG: content}), config)
-    own = read_pynative_config(file.path for file in model.files)
+    own = read_adapter_config(file.path for file in model.files)
     if own is not None:
-        return Kept(None, own)
+        said = {"peft_type": "LORA", "r": own.rank, "lora_alpha": own.alpha}
+        return Kept(None, peft.AdapterConfig(str(own.path), said))
     manifest = find_manifest(model.path, model.files)
     if manifest is None:
         return Kept()

@@ -14,7 +14,6 @@ import msgspec
 TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = "metadata.json"
 COMMON = "common.json"
-ADAPTER = "mindformers_adapter_config.json"
 MODEL, OPTIMIZER = "model", "opt"
 MAX_ITERATION = 10**18
 _ITERATION = re.compile(r"iteration_([0-9]{1,18})")

@@ -10,14 +10,13 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import Box, box_shape, full_box
+from ckptforge.checkpoints.pynative_adapter import CONFIG, adapter_json
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import OutputFile, TensorSpec
-from ckptforge.mindformers.adapter import adapter_json
 from ckptforge.mindformers.common import ITERATION, Number, common_json
 from ckptforge.mindformers.counters import run_of
 from ckptforge.mindformers.describing import Cut, folded, metadata_json
 from ckptforge.mindformers.names import (
-    ADAPTER,
     COMMON,
     MAX_ITERATION,
     METADATA,
@@ -101,7 +100,7 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
         if not modules:
             return self
         content = adapter_json(modules, rank, alpha, self.iteration)
-        return replace(self, beside={ADAPTER: content})
+        return replace(self, beside={CONFIG: content})
 
     def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
         """A file of the model for each rank, one of optimizer state where there is some, and what

@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.errors import ConfigError, FormatError, shown
+from ckptforge.errors import ConfigError, FormatError
 from ckptforge.foreign.files import read_small
 from ckptforge.foreign.json import parse_object
 from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel, ParallelConfig, Stages
-from ckptforge.parallel.config_keys import find_keys
+from ckptforge.parallel.config_keys import read_keys
 from ckptforge.parallel.config_rules import check_keys
 from ckptforge.parallel.pynative import is_pynative, pynative_config
 from ckptforge.tables.sharding import ShardRow
@@ -36,7 +36,7 @@ def read_parallel_config(path: Path) -> ParallelConfig:
         found = _parse(content)
         if is_pynative(found):
             return pynative_config(path, found)
-        keys = _read_keys(found)
+        keys = _parallel_keys(found)
         check_keys(keys)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -67,19 +67,10 @@ def _parse_text(text: str) -> object:
         raise ValueError(f"isn't valid YAML: {error}.") from error
 
 
-def _read_keys(content: Mapping[str, Any]) -> ParallelKeys:
-    # pydantic, which takes longer to import than most checkpoints to inspect
-    from ckptforge.parallel.config_schema import ParallelKeys, places_of_keys
-    from ckptforge.validation import validate
+def _parallel_keys(content: Mapping[str, Any]) -> ParallelKeys:
+    from ckptforge.parallel.config_schema import ParallelKeys
 
-    found = find_keys(content, places_of_keys(ParallelKeys))
-
-    def spell(place: tuple[str | int, ...]) -> str:
-        key, *inner = map(str, place)
-        shortened = (shown(part)[1:-1] for part in inner)
-        return ".".join((found.places.get(key, key), *shortened))
-
-    return validate(ParallelKeys, found.values, spell)
+    return read_keys(content, ParallelKeys)
 
 
 def _config(path: Path, keys: ParallelKeys) -> ParallelConfig:

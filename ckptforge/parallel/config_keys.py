@@ -4,12 +4,16 @@ several names, or under what is nearly one."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from ckptforge.errors import shown
 
+if TYPE_CHECKING:
+    from ckptforge.validation import Written
+
+Keys = TypeVar("Keys", bound="Written")
 Content = Mapping[str, Any]
 Spellings = Mapping[str, tuple[str, ...]]
 """Key → the places where it may stand beside its own name, with dots after sections."""
@@ -22,6 +26,23 @@ class FoundKeys(msgspec.Struct, frozen=True):
 
     values: dict[str, Any]
     places: dict[str, str]
+
+
+def read_keys(content: Content, schema: type[Keys]) -> Keys:
+    """The keys of a file, validated. Raises `ValueError` as `find_keys` does, and for values that
+    are wrong."""
+    # pydantic, which takes longer to import than most checkpoints to inspect
+    from ckptforge.parallel.config_schema import places_of_keys
+    from ckptforge.validation import validate
+
+    found = find_keys(content, places_of_keys(schema))
+
+    def spell(place: tuple[str | int, ...]) -> str:
+        key, *inner = map(str, place)
+        shortened = (shown(part)[1:-1] for part in inner)
+        return ".".join((found.places.get(key, key), *shortened))
+
+    return validate(schema, found.values, spell)
 
 
 def find_keys(content: Content, spellings: Spellings) -> FoundKeys:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptforge.errors import ConfigError, shown
 from ckptforge.parallel.config import Degrees, ParallelConfig, Stages
-from ckptforge.parallel.config_keys import find_keys
+from ckptforge.parallel.config_keys import read_keys
 from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_STAGES
 from ckptforge.parallel.mesh import mesh_of
-
-if TYPE_CHECKING:
-    from ckptforge.parallel.pynative_schema import PyNativeKeys
 
 SECTION = "parallelism"
 _OWN = ("data_parallel_shard", "tensor_parallel", "pipeline_parallel", "data_parallel_replicate")
@@ -29,7 +26,9 @@ def is_pynative(content: Mapping[str, Any]) -> bool:
 def pynative_config(path: Path, content: Mapping[str, Any]) -> ParallelConfig:
     """What such a file says. Raises `ConfigError` for degrees that don't fit, and `ValueError` for
     keys that are wrong."""
-    keys = _read_keys(content)
+    from ckptforge.parallel.pynative_schema import PyNativeKeys
+
+    keys = read_keys(content, PyNativeKeys)
     if keys.data_parallel_shard < 0:
         raise ValueError(
             "data_parallel_shard is -1 or isn't there, which stands for all devices that are left: "
@@ -65,20 +64,6 @@ def pynative_config(path: Path, content: Mapping[str, Any]) -> ParallelConfig:
         flags={"vocab_emb_dp": False, "parallel_optimizer": True},
         mesh=mesh,
     )
-
-
-def _read_keys(content: Mapping[str, Any]) -> PyNativeKeys:
-    from ckptforge.parallel.config_schema import places_of_keys
-    from ckptforge.parallel.pynative_schema import PyNativeKeys
-    from ckptforge.validation import validate
-
-    found = find_keys(content, places_of_keys(PyNativeKeys))
-
-    def spell(place: tuple[str | int, ...]) -> str:
-        key, *inner = map(str, place)
-        return ".".join((found.places.get(key, key), *inner))
-
-    return validate(PyNativeKeys, found.values, spell)
 
 
 def _stages(path: Path, layers: Any, stages: int, parts: int) -> tuple[tuple[int, ...], ...]:

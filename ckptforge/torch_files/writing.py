@@ -17,7 +17,9 @@ from ckptforge.formats.layout import OutputFile, Seal, TensorSpec
 from ckptforge.values import Extent, Place
 
 _ALIGNMENT = 64
-_LOCAL, _CENTRAL = 30, 46
+_ROOT = "archive"  # as torch calls it where a file has no name
+_LOCAL = 30  # bytes of a local header before the name
+_CRC, _LISTED_CRC = 14, 16  # where the crc32 stands in a local header, and in an entry
 _STORAGES = {
     "float64": "Double",
     "float32": "Float",
@@ -40,46 +42,40 @@ _BIG = 0xFFFFFFFF
 
 def lay_out_archive(path: Path, tensors: Sequence[TensorSpec]) -> OutputFile:
     """A file that `torch.load(weights_only=True)` reads as a dictionary of these tensors. Raises
-    `PlanError` for dtypes that torch doesn't have."""
-    root = path.stem if path.stem.isascii() and path.stem else "archive"
+    `PlanError` for dtypes that torch doesn't have, and for a name that stands twice."""
     small = {"data.pkl": _pickle(path, tensors), ".format_version": b"1"}
     small |= {".storage_alignment": str(_ALIGNMENT).encode(), "byteorder": b"little"}
     members: list[tuple[str, bytes | TensorSpec]] = [*small.items()]
     members += [(f"data/{i}", spec) for i, spec in enumerate(tensors)]
     members += [("version", b"3\n"), (".data/serialization_id", b"0" * 40)]
     literals: list[tuple[int, bytes]] = []
-    central: list[tuple[bytes, int, int]] = []  # name, size, offset of the local header
-    seals: list[tuple[int, int, int]] = []  # data, length, where its crc stands in the local header
+    headers: list[tuple[int, int, bytes]] = []  # of each member: local header, data, its entry
     places: dict[str, Place] = {}
     at = 0
     for name, content in members:
-        title = f"{root}/{name}".encode()
+        title = f"{_ROOT}/{name}".encode()
         size = content.nbytes if isinstance(content, TensorSpec) else len(content)
-        header = _local(title, size, at)
-        data = at + len(header)
-        literals.append((at, header))
-        seals.append((data, size, at + 14))
-        if isinstance(content, TensorSpec):
-            places[content.name] = content.placed(path, Extent(0, data, size))
-        else:
+        local = _local(title, size, at)
+        data = at + len(local)
+        literals.append((at, local))
+        headers.append((at, data, _entry(title, size, at)))
+        if isinstance(content, bytes):
             literals.append((data, content))
-        central.append((title, size, at))
+        elif content.name in places:
+            raise PlanError(f"{path}: two tensors are called {shown(content.name)}.")
+        else:
+            places[content.name] = content.placed(path, Extent(0, data, size))
         at = data + size
-    end = b"".join(_entry(*one) for one in central)
-    directory, crc_at = at, []
-    for title, size, offset in central:
-        crc_at.append(at + 16)
-        at += len(_entry(title, size, offset))
-    literals.append((directory, end + _end(len(central), len(end), directory)))
+    seals, directory = [], b"".join(entry for _, _, entry in headers)
+    end = directory + _end(len(headers), len(directory), at)
+    literals.append((at, end))
+    size = at + len(end)
+    for (local_at, data, entry), (_, content) in zip(headers, members, strict=True):
+        length = content.nbytes if isinstance(content, TensorSpec) else len(content)
+        seals.append(Seal(start=data, length=length, at=(local_at + _CRC, at + _LISTED_CRC)))
+        at += len(entry)
     return OutputFile(
-        path=path,
-        size=directory + len(end) + len(_end(len(central), len(end), directory)),
-        literals=tuple(literals),
-        places=places,
-        seals=tuple(
-            Seal(start=data, length=size, at=(local, listed))
-            for (data, size, local), listed in zip(seals, crc_at, strict=True)
-        ),
+        path=path, size=size, literals=tuple(literals), places=places, seals=tuple(seals)
     )
 
 
