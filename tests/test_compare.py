@@ -413,6 +413,32 @@ def test_the_manifest_holds_the_command_and_hashes_of_the_sources(tmp_path):
     )
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_source_of_which_a_part_is_read_is_hashed_in_part(tmp_path, in_parts):
+    xxhash = pytest.importorskip("xxhash")
+    block = 8 * 1024 * 1024
+    numbers = np.arange(6 * block // 2, dtype=np.uint16).reshape(6, -1)
+    tensors = {f"t{i}": ("U16", [len(row)], row.tobytes()) for i, row in enumerate(numbers)}
+    write_safetensors(tmp_path / "a.safetensors", tensors)
+    for part in ["1/2", "2/2"] if in_parts else [None]:
+        only = {"keep": ["t2"], "allow_no_config": True, "part": part}
+        ckptforge.edit(tmp_path / "a.safetensors", tmp_path / "out", **only)
+    if in_parts:
+        ckptforge.finish(tmp_path / "out")
+    (source,) = json.loads((tmp_path / "out/ckptforge.manifest.json").read_text())["sources"]
+    # the first block, with the header, the two that t2 lies in, and the last
+    size = (tmp_path / "a.safetensors").stat().st_size
+    assert source["ranges"] == [[0, block], [2 * block, 4 * block], [6 * block, size]]
+    data = (tmp_path / "a.safetensors").read_bytes()
+    digests = [
+        xxhash.xxh3_128(data[at : min(at + block, end)]).digest()
+        for first, end in source["ranges"]
+        for at in range(first, end, block)
+    ]
+    assert source["xxh3_128"] == xxhash.xxh3_128(b"".join(digests)).hexdigest()
+    assert ckptforge.check(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "differs"),
     [

@@ -13,7 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.planning.plan import Plan
-from ckptforge.run.blocks import Block, blocks_of, whole_file
+from ckptforge.run import blocks
+from ckptforge.run.blocks import Block
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +69,7 @@ def source_blocks(plan: Plan, unit: Unit) -> Iterator[tuple[int, Block]]:
     before = 0
     for i, source in enumerate(plan.sources):
         if before + source.size > first and before < last:
-            for block in blocks_of(whole_file(source)):
+            for block in blocks.source_blocks(plan, source):
                 if first <= before + block.start < last:
                     yield i, block
         before += source.size

@@ -15,6 +15,7 @@ from ckptforge.errors import PlanError
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile
 from ckptforge.model import Account
+from ckptforge.planning.reads import Ranges
 from ckptforge.values import Place, Term, computing_dtype
 from ckptforge.wording import brief, counted
 
@@ -46,7 +47,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `output` is the file or directory that appears; `files` have paths in or at it; `small_files`
     are written beside the tensors as they are. `facts` describe the job for people. `cut` is how
-    the outputs are cut where they are the files of ranks, as a manifest says it.
+    the outputs are cut where they are the files of ranks, as a manifest says it. `read` are the
+    ranges of bytes that are read of those sources of which not all is (`planning/reads.py`).
     """
 
     verb: str
@@ -58,6 +60,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     account: Account = Account()
     facts: Mapping[str, Any] = msgspec.field(default_factory=dict)
     cut: Mapping[str, Any] | None = None
+    read: Mapping[Path, Ranges] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (

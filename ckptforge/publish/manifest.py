@@ -12,7 +12,9 @@ from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.foreign.paths import status_of
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
+from ckptforge.planning.reads import joined
 from ckptforge.publish.audit import audit_json
+from ckptforge.run.blocks import source_blocks
 from ckptforge.run.run import Done
 from ckptforge.tables.table import Layout, Table
 from ckptforge.version import __version__
@@ -43,7 +45,7 @@ def manifest_json(
         "mapping": {"source": table.source, "sha256": hashlib.sha256(table.about.text).hexdigest()}
         if table
         else None,
-        "sources": [_source_json(source, done.hashes) for source in plan.sources],
+        "sources": [_source_json(plan, source, done.hashes) for source in plan.sources],
         "outputs": list(_outputs_json(plan, mtimes, done.hashes)),
         "small_files": sorted(plan.small_files),
         "left_out": plan.left_out,
@@ -76,12 +78,20 @@ def _outputs_json(
 
 
 def _source_json(
-    source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None
+    plan: Plan, source: FileIndex, hashes: Mapping[Path, Mapping[str, str]] | None
 ) -> dict[str, Any]:
+    """What a source was; its hash is of the blocks in `ranges` of bytes, [first, end], where only a
+    part was read."""
     now = status_of(source.path)
     mtime = None if now is None else now.mtime_ns
     found = {"path": _unicode(str(source.path)), "size": source.size, "mtime_ns": mtime}
-    return found if hashes is None else {**found, "xxh3_128": hashes[source.path][""]}
+    if hashes is None:
+        return found
+    blocks = [(one.start, one.start + one.length) for one in source_blocks(plan, source)]
+    ranges = joined(blocks)
+    if ranges != ((0, source.size),) and source.size:
+        found["ranges"] = ranges
+    return {**found, "xxh3_128": hashes[source.path][""]}
 
 
 def _unicode(text: str) -> str:

@@ -3,11 +3,14 @@ worker can do any block.
 
 A tensor's hash is `xxh3_128(digest of block 0 + digest of block 1 + …)` in hexadecimal; blocks are
 8 MiB of the tensor's bytes as they are stored (row-major, little-endian), the last one shorter; a
-tensor without bytes has no blocks. A file is hashed as one tensor of all its bytes.
+tensor without bytes has no blocks. A file is hashed as one tensor of all its bytes; of a source
+that isn't read whole only the blocks that something is read of are hashed, with the first and the
+last, where formats have what says what lies where.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import xxhash
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.formats.index import FileIndex
+from ckptforge.planning.plan import Plan
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_pieces
@@ -55,6 +59,21 @@ def blocks_of(entry: Located, counted: bool = False) -> Iterator[Block]:
     for start in range(0, entry.nbytes, BLOCK_BYTES):
         length = min(BLOCK_BYTES, entry.nbytes - start)
         yield Block(entry, start, length, length if counted else 0)
+
+
+def source_blocks(plan: Plan, source: FileIndex) -> Iterator[Block]:
+    """The blocks of a source that are hashed."""
+    ranges = plan.read.get(source.path)
+    if ranges is None:
+        yield from blocks_of(whole_file(source))
+        return
+    ends = [end for _, end in ranges]
+    for block in blocks_of(whole_file(source)):
+        stop = block.start + block.length
+        i = bisect_right(ends, block.start)
+        read = i < len(ranges) and ranges[i][0] < stop
+        if read or block.start == 0 or stop == source.size:
+            yield block
 
 
 def block_count(entry: Located) -> int:

@@ -10,7 +10,15 @@ import msgspec
 
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
-from ckptforge.run.blocks import Block, Hashes, block_count, blocks_of, hash_of, whole_file
+from ckptforge.run.blocks import (
+    Block,
+    Hashes,
+    block_count,
+    blocks_of,
+    hash_of,
+    source_blocks,
+    whole_file,
+)
 from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
 from ckptforge.run.pool import Task
@@ -66,17 +74,18 @@ class Schedule:
         made = [assembly for assembly in plan.assemblies if assembly.place not in kept]
         known = ledger.sources if ledger is not None and hashing else {}
         self._sources = {whole_file(file): i for i, file in enumerate(plan.sources)}
+        all_blocks = [list(source_blocks(plan, file)) for file in plan.sources if hashing]
         blocks = [
             block
-            for entry, i in self._sources.items()
-            for block in blocks_of(entry)
-            if hashing and (i, block.start) not in known
+            for i, own in enumerate(all_blocks)
+            for block in own
+            if (i, block.start) not in known
         ]
         self._checks = [Verify(file) for file in plan.sources if file.checksum is not None]
         self._tasks = tasks_of(made, budget)
         self._source_blocks = (block for block in blocks if address(block.entry.path) is None)
         self._far_blocks = (block for block in blocks if address(block.entry.path) is not None)
-        self._share = sum(file.size for file in plan.sources) / max(
+        self._share = sum(block.length for block in blocks) / max(
             sum(assembly.place.nbytes for assembly in made), 1
         )
         self._written = self._hashed = 0.0

@@ -13,6 +13,7 @@ from ckptforge.formats.layout import TensorSpec, specs_of
 from ckptforge.model import Model
 from ckptforge.planning.lower import PlacedFile, lower
 from ckptforge.planning.plan import Plan
+from ckptforge.planning.reads import ranges_read
 
 
 class LaidOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,4 +69,5 @@ def plan_for(verb: str, model: Model, target: Target, facts: Mapping[str, Any]) 
         account=model.account.noting(*laid.notes),
         facts={**facts, **laid.facts},
         cut=laid.cut,
+        read=ranges_read(model),
     )
