@@ -7,10 +7,23 @@ models, and this one, are imported where a file is read, not before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator, model_validator
+import msgspec
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ckptforge.errors import shown
@@ -22,6 +35,7 @@ Place = tuple[str | int, ...]
 _EXPECTED, _WRONG = "expected", "wrong"  # the types of our own errors
 _KINDS = {
     "string_type": "text",
+    "bool_type": "true or false",
     "list_type": "a list",
     "dict_type": "keys and values",
     "model_type": "keys and values",
@@ -61,6 +75,57 @@ def expected(what: str, known: Collection[str] = ()) -> WrapValidator:
             raise PydanticCustomError(_EXPECTED, "{what}", details) from None
 
     return WrapValidator(check)
+
+
+def model_of(
+    record: type[msgspec.Struct], base: type[Written] = Written, **instead: Any
+) -> type[Written]:
+    """The model of a record whose fields say what they mean, and are in messages ("expected",
+    "known" in `extra`), by `msgspec.Meta`. `instead` are other types for some of its fields."""
+    fields: dict[str, Any] = {}
+    for one in msgspec.structs.fields(record):
+        kind = instead.get(one.name, _model_type(one.type))
+        about: dict[str, Any] = {"description": get_args(one.type)[1].description}
+        if isinstance(one.default, msgspec.Struct):
+            about["default_factory"] = model_of(type(one.default))
+        elif not one.required:
+            no_default = one.default is msgspec.NODEFAULT
+            about["default"] = one.default_factory() if no_default else one.default
+        fields[one.name] = (kind, Field(**about))
+    made: type[Written] = create_model(record.__name__, __base__=base, **fields)
+    made.__doc__ = record.__doc__
+    return made
+
+
+def _model_type(kind: Any) -> Any:
+    """A type of a record as pydantic has it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        parts: Any = (_model_type(inner[0]), *(rule for meta in inner[1:] for rule in _rules(meta)))
+        return Annotated[parts] if len(parts) > 1 else parts[0]
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return model_of(kind)
+    if origin in (Union, UnionType):
+        return reduce(or_, map(_model_type, inner))
+    return kind if origin in (None, Literal) else origin[tuple(map(_model_type, inner))]
+
+
+def _rules(meta: msgspec.Meta) -> Iterator[Any]:
+    bounds = {name: getattr(meta, name) for name in ("pattern", "min_length", "max_length")}
+    if given := {name: bound for name, bound in bounds.items() if bound is not None}:
+        yield Field(**given)
+    said, words = meta.extra or {}, meta.extra_json_schema
+    if words is not None:
+        yield AfterValidator(lambda word: _known(word, words["enum"]))
+        yield Field(json_schema_extra=words)
+    if "expected" in said:
+        yield expected(said["expected"], said.get("known", ()))
+
+
+def _known(word: str, words: Collection[str]) -> str:
+    if word not in words:
+        raise ValueError(word)
+    return word
 
 
 _LONG = 200  # characters of a word that may be a slip of the pen

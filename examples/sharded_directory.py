@@ -23,7 +23,7 @@ class NpyTree:
     def recognises(self, directory):
         return is_there(directory / MARK)
 
-    def open(self, directory, step):
+    def open(self, directory, step, check_replicas=False):
         refuse_step(step, directory, "a tree of .npy files")
         names = names_in(store_of(directory), directory)
         paths = [directory / name for name in sorted(names) if name.endswith(".npy")]

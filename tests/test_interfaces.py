@@ -209,8 +209,8 @@ class TestUnifiedSafetensors(KindTests):
         (directory / mindspore.UNIFIED_MAP).write_text(json.dumps({"weight_map": weight_map}))
 
 
-class TestRankDirectories(KindTests):
-    one = mindspore.RANKS
+class TestOneRank(KindTests):
+    one = mindspore.ONE_RANK
 
     def fill(self, directory, tensors):
         (directory / "rank_0").mkdir()

@@ -89,7 +89,7 @@ class Marked:
     def recognises(self, directory):
         return (directory / "marked").exists()
 
-    def open(self, directory, step):
+    def open(self, directory, step, check_replicas=False):
         raise FormatError(f"{directory}: is marked.")
 
 
@@ -119,7 +119,7 @@ class Kind:
     def recognises(self, directory):
         return (directory / "odd").exists()
 
-    def open(self, directory, step):
+    def open(self, directory, step, check_replicas=False):
         raise FormatError(f"{directory}: is an odd directory.")
 """
 ENTRY_POINTS = """

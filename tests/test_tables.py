@@ -5,14 +5,13 @@ import math
 import re
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
-from ckptforge.tables import constants, rope, sharding, table_file, table_schema
+from ckptforge.tables import table_schema
 from ckptforge.tables.axes import shared_runs, skeleton_of
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import load_table, parse_table
@@ -242,32 +241,6 @@ def test_messages_name_the_place_what_was_expected_what_was_found_and_the_neares
 def test_shipped_tables_are_what_a_users_own_of_the_same_text_would_be(table):
     """They are decoded without being validated, as importing pydantic would take longer."""
     assert table == parse_table(table.about.text, table.source)
-
-
-@pytest.mark.parametrize(
-    ("record", "model"),
-    [
-        (table_file.TableFile, table_schema.WrittenTable),
-        (table_file.PipelineFile, table_schema.PipelineSection),
-        (table_file.LoraFile, table_schema.LoraSection),
-        (sharding.ShardRow, table_schema.ShardRow),
-        (rope.RopeRow, table_schema.RopeSection),
-        (constants.WindowRow, table_schema.WindowRow),
-    ],
-    ids=lambda found: found.__name__,
-)
-def test_records_have_the_keys_and_defaults_of_what_people_write(record, model):
-    def plain(default):
-        return default.model_dump(exclude_unset=True) if hasattr(default, "model_dump") else default
-
-    fields = {field.name: field for field in msgspec.structs.fields(record)}
-    assert fields.keys() == model.model_fields.keys()
-    for name, field in model.model_fields.items():
-        assert fields[name].required == field.is_required(), name
-        if not field.is_required():
-            own = fields[name]
-            found = own.default if own.default is not msgspec.NODEFAULT else own.default_factory()
-            assert found == plain(field.get_default(call_default_factory=True)), name
 
 
 def test_the_schema_describes_every_section_and_key():

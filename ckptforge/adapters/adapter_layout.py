@@ -47,19 +47,11 @@ def recognise_factors(
     """The layout whose names most factors have: the one that is `named`; of several that fit, one
     that is `preferred`, first that of a manifest, then that of the model which they are merged
     into. Raises `LayoutError`, and `ConfigError` for an axis that must be known."""
-    best: dict[str, FactorNames] = {}
-    for name, weights in table.lora.weights.items():
-        if table.layouts[name].family != family or not weights:
-            continue
-        numbered, unknown = recognise_names(_patterns(table, name), dict.fromkeys(names), lengths)
-        offsets = {offset for pattern in numbered for offset in pattern.offsets.values()}
-        if lost := offsets - set(lengths):
-            raise ConfigError(
-                f"{path}: to read the adapter {table.axes[min(lost)].text} must be known; give the "
-                f"model's config.json with {option('config')}."
-            )
-        found = without_offsets(numbered, lengths)
-        best[name] = FactorNames(table.layouts[name], found, unknown)
+    best = {
+        name: _read_as(path, table, name, names, lengths)
+        for name, weights in table.lora.weights.items()
+        if weights and table.layouts[name].family == family
+    }
     if named is not None:
         table.layout(named)
         if named not in best or len(best[named].unknown) == len(names):
@@ -73,22 +65,39 @@ def recognise_factors(
             f"({', '.join(best) or 'its table has no [lora]'}), the first is {shown(names[0])}."
         )
     fitting = {name: one for name, one in best.items() if len(one.unknown) == fewest}
-    for choice in preferred:
-        if choice in fitting:
-            return fitting[choice]
-    chosen = [one for one in fitting.values() if not one.layout.by_name_only]
-    chosen = chosen or list(fitting.values())
-    if len({tuple(sorted((p.template, p.axes_text) for p in one.found)) for one in chosen}) > 1:
+    wanted = next((name for name in preferred if name in fitting), None)
+    return fitting[wanted] if wanted else _only_one(path, list(fitting.values()), preferred[-1])
+
+
+def _read_as(
+    path: Path, table: Table, layout: str, names: Sequence[str], lengths: Mapping[str, int]
+) -> FactorNames:
+    """Names as those of a layout. Raises `ConfigError` for an axis that must be known."""
+    numbered, unknown = recognise_names(_patterns(table, layout), dict.fromkeys(names), lengths)
+    offsets = {offset for pattern in numbered for offset in pattern.offsets.values()}
+    if lost := offsets - set(lengths):
+        raise ConfigError(
+            f"{path}: to read the adapter {table.axes[min(lost)].text} must be known; give the "
+            f"model's config.json with {option('config')}."
+        )
+    return FactorNames(table.layouts[layout], without_offsets(numbered, lengths), unknown)
+
+
+def _only_one(path: Path, fitting: Sequence[FactorNames], into: str | None) -> FactorNames:
+    """One of several that are alike; `into` is the layout of the model that they are merged into.
+    Raises `LayoutError` where they differ."""
+    told = [one for one in fitting if not one.layout.by_name_only] or fitting
+    if len({tuple(sorted((p.template, p.axes_text) for p in one.found)) for one in told}) > 1:
         advice = f"Name the right one with {option('layout')}."
-        if preferred[-1] is not None:
+        if into is not None:
             way = command("to_torch", path, "DIR", layout="LAYOUT")
             advice = f"Convert it first, with {way}."
         raise LayoutError(
             f"{path}: the adapter's tensors fit layouts "
-            f"{' and '.join(one.layout.name for one in chosen)} alike, which order the rows of a "
+            f"{' and '.join(one.layout.name for one in told)} alike, which order the rows of a "
             f"weight in different ways. {advice}"
         )
-    return chosen[0]
+    return told[0]
 
 
 def adapter_tables(

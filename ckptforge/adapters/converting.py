@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.adapters.adapter import Adapter
-from ckptforge.adapters.factors import Factors, Index, row_count, row_lengths, row_transfer
+from ckptforge.adapters.factors import Factors, row_count, row_lengths, row_transfer
 from ckptforge.adapters.peft_names import of_the_base
 from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType
@@ -46,33 +46,9 @@ def convert_adapter(
     `PlanError` where scales differ, and `LayoutError` for weights that can't have an adapter in
     `target`.
     """
-    whole = [entry.origin.name for entry in adapter.whole.values()]
-    if trained := [name for name in whole if not of_the_base(name)]:
-        raise PlanError(
-            f"{adapter.path}: holds weights that were trained whole, beside its factors:\n"
-            f"{listing(trained)}\n"
-            f"An adapter in layout {target.name} has none. Merge it while converting the model, "
-            f"with {option('merge_lora')}."
-        )
     weights = adapter.table.lora.weights.get(target.name, ())
-    adaptable = {tensor for weight in weights for tensor in weight.weight.tensors}
-    others = (one for (tensor, _), one in adapter.by_tensor.items() if tensor not in adaptable)
-    if lost := sorted({one.a.origin.name for one in others}):
-        raise LayoutError(
-            f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n"
-            f"{listing(lost)}\n"
-            f"Merge it while converting the model, with {option('merge_lora')}."
-        )
-    parts: list[tuple[AdaptedWeight, Index, dict[str, Factors]]] = []
-    for weight in weights:
-        tensors = weight.weight.tensors
-        for index in sorted({index for tensor, index in adapter.by_tensor if tensor in tensors}):
-            found = adapter.at(tensors, index)
-            parts.append((weight, index, found))
-    contents = _contents(
-        [one.a for _, _, found in parts if len(found) > 1 for one in found.values()]
-    )
-    stacks = [_stack(weight, dict(index), found, contents) for weight, index, found in parts]
+    _refuse_homeless(adapter, target, weights)
+    stacks = _stacks(adapter, weights)
     scales, ranks = {one.scale for one in adapter.factors}, {stack.rank for stack in stacks}
     if len(scales) > 1 and target.family == "mindspore":
         raise PlanError(
@@ -89,6 +65,25 @@ def convert_adapter(
     modules = tuple(name.removesuffix(WEIGHT) for name in names)
     rank = max(ranks) if target.family == "mindspore" or len(ranks) == 1 else None
     return Converted(values, modules, rank, next(iter(scales)) if len(scales) == 1 else None)
+
+
+def _refuse_homeless(adapter: Adapter, target: Layout, weights: Iterable[AdaptedWeight]) -> None:
+    """Raises `PlanError` for weights that were trained whole, and `LayoutError` for factors of
+    weights that can't have an adapter in `target`."""
+    whole = [entry.origin.name for entry in adapter.whole.values()]
+    advice = f"Merge it while converting the model, with {option('merge_lora')}."
+    if trained := [name for name in whole if not of_the_base(name)]:
+        raise PlanError(
+            f"{adapter.path}: holds weights that were trained whole, beside its factors:\n"
+            f"{listing(trained)}\nAn adapter in layout {target.name} has none. {advice}"
+        )
+    adaptable = {tensor for weight in weights for tensor in weight.weight.tensors}
+    others = (one for (tensor, _), one in adapter.by_tensor.items() if tensor not in adaptable)
+    if lost := sorted({one.a.origin.name for one in others}):
+        raise LayoutError(
+            f"{adapter.path}: in layout {target.name} the weights of these can't have an adapter:\n"
+            f"{listing(lost)}\n{advice}"
+        )
 
 
 class _Stack(msgspec.Struct, frozen=True):
@@ -196,6 +191,18 @@ def _prove_used(adapter: Adapter, values: Mapping[str, Value]) -> None:
 def _strides(rows: int, columns: int, turned: bool) -> tuple[int, int]:
     """Those of a matrix of (rows, columns), which is stored so, or as its transpose."""
     return (1, rows) if turned else (columns, 1)
+
+
+def _stacks(adapter: Adapter, weights: Iterable[AdaptedWeight]) -> list[_Stack]:
+    """What each of these weights takes up, of those that have an adapter."""
+    parts = [
+        (weight, index, adapter.at(weight.weight.tensors, index))
+        for weight in weights
+        for index in sorted({i for t, i in adapter.by_tensor if t in weight.weight.tensors})
+    ]
+    several = [one.a for _, _, found in parts if len(found) > 1 for one in found.values()]
+    contents = _contents(several)
+    return [_stack(weight, dict(index), found, contents) for weight, index, found in parts]
 
 
 def _contents(values: Iterable[Value]) -> dict[Stored, str]:

@@ -25,8 +25,9 @@ class DirectoryKind(Protocol):
         """Whether a directory, which isn't empty, is of this kind, by the names in it."""
         ...
 
-    def open(self, directory: Path, step: int | None) -> Model:
-        """Its tensors, of which only indexes are read; `step` picks one of several checkpoints.
+    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+        """Its tensors, of which only indexes are read; `step` picks one of several checkpoints,
+        `check_replicas` asks that all copies of what several ranks hold be compared.
 
         Raises `InputNotFoundError` for what is missing, and for a step where there is none to
         choose (`refuse_step`), and `FormatError` for what isn't right.
@@ -38,7 +39,7 @@ KINDS: Registry[DirectoryKind] = Registry(
     "ckptforge.checkpoints",
     "ckptforge.checkpoints.mindspore:UNIFIED",
     "ckptforge.mindformers.kind:ITERATIONS",
-    "ckptforge.checkpoints.mindspore:RANKS",
+    "ckptforge.checkpoints.mindspore:ONE_RANK",
     "ckptforge.checkpoints.huggingface:BY_FIXED_NAME",
     "ckptforge.torch_files.kind:TORCH_DIRECTORY",
     "ckptforge.adapters.peft:PEFT_ADAPTER",

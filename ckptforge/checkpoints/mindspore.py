@@ -177,20 +177,20 @@ class UnifiedSafetensors:
         """By the map of its parameters."""
         return is_unified(directory)
 
-    def open(self, directory: Path, step: int | None) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
         """All parts as one model."""
         refuse_step(step, directory, "a directory of unified safetensors")
         return model_of(directory, read_unified(directory))
 
 
-class RankDirectories:
-    """The output of one device, in `rank_0/`; `parallel/` puts that of several together."""
+class OneRank:
+    """The output of a job of one device, in `rank_0/`; `parallel/` puts several together."""
 
     def recognises(self, directory: Path) -> bool:
         """By the names of its directories."""
         return bool(rank_directories(directory))
 
-    def open(self, directory: Path, step: int | None) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
         """The one rank's checkpoint. Raises `FormatError` for several ranks."""
         ranks = rank_directories(directory)
         if list(ranks) != [0]:
@@ -212,10 +212,10 @@ class OneFile:
         """By the endings of its files."""
         return bool(of_a_format(entries_of(directory)))
 
-    def open(self, directory: Path, step: int | None) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
         """The file, or that of the step that is wanted."""
         chosen, note = choose_checkpoint(directory, step)
         return model_of(directory, [read_file(chosen)], *([note] if note else []))
 
 
-UNIFIED, RANKS, ONE_FILE = UnifiedSafetensors(), RankDirectories(), OneFile()
+UNIFIED, ONE_RANK, ONE_FILE = UnifiedSafetensors(), OneRank(), OneFile()

@@ -16,11 +16,12 @@ from ckptforge.storage.mounts import store_of
 from ckptforge.storage.store import Kind
 
 
-def open_checkpoint(path: Path, step: int | None = None) -> Model:
+def open_checkpoint(path: Path, step: int | None = None, check_replicas: bool = False) -> Model:
     """Opens a file of tensors, or a directory of any kind.
 
-    `step` picks one of several checkpoints in a directory. Reads indexes only. Raises
-    `InputNotFoundError` and `FormatError`, and `UsageError` for a negative step.
+    `step` picks one of several checkpoints in a directory, `check_replicas` has all copies of what
+    several ranks hold compared. Reads indexes only. Raises `InputNotFoundError` and `FormatError`,
+    and `UsageError` for a negative step.
     """
     check_step(step)
     refuse_unfinished(path)
@@ -31,7 +32,7 @@ def open_checkpoint(path: Path, step: int | None = None) -> Model:
         raise InputNotFoundError(f"{path}: {reason}.{explain_missing(path)}") from error
     if kind is Kind.DIRECTORY:
         try:
-            return _open_directory(path, step)
+            return _open_directory(path, step, check_replicas)
         except OSError as error:
             raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
     if kind is not Kind.FILE:
@@ -41,10 +42,10 @@ def open_checkpoint(path: Path, step: int | None = None) -> Model:
     return model_of(path, [read_file(path)], *([f"{path}: {shard}."] if shard else []))
 
 
-def _open_directory(directory: Path, step: int | None) -> Model:
+def _open_directory(directory: Path, step: int | None, check_replicas: bool) -> Model:
     if not entries_of(directory):
         raise InputNotFoundError(f"{directory}: the directory is empty.")
     kind = next((kind for kind in KINDS if kind.recognises(directory)), None)
     if kind is None:
         raise no_weights(directory)
-    return kind.open(directory, step)
+    return kind.open(directory, step, check_replicas)

@@ -26,6 +26,7 @@ from ckptforge.verbs.options import (
 )
 from ckptforge.verbs.options.option import OptionalPlace, flag, option
 from ckptforge.verbs.options.record import Options, options_of, verb_of
+from ckptforge.verbs.public import of_record
 
 
 class Listed(Options):
@@ -57,8 +58,8 @@ class Demo(Options):
 
 
 def call(options: Options, **more: Any) -> Any:
-    """Calls the public function that a record is for."""
-    return getattr(ckptforge, verb_of(type(options)))(**{**vars(options), **more})
+    """What the verb that a record is for gives back."""
+    return of_record(getattr(ckptforge, verb_of(type(options))))(options.replace(**more))
 
 
 def write(shown: Shown, options: Running | Finish) -> None:
@@ -85,7 +86,7 @@ def compare(shown: Shown, options: CompareOrCheck) -> int:
             found = ckptforge.check(**_for_check(options), progress=progress)
             outcome = findings.check_text(found)
         else:
-            found = ckptforge.compare(**{**vars(options), "progress": progress})
+            found = of_record(ckptforge.compare)(options.replace(progress=progress))
             outcome = findings.comparison_text(found)
     return shown.check(found.to_json(), outcome, found.equal, ("same", "different"), "Different")
 
@@ -151,7 +152,7 @@ def mapping_show(shown: Shown, options: MappingShow) -> None:
     """One layout of a table."""
     from ckptforge.verbs.tables import describe
 
-    found = describe(**vars(options))
+    found = of_record(describe)(options)
     shown.result(
         lambda: {"verb": "mapping show", **asdict(found)}, lambda: text.description_text(found)
     )
@@ -161,7 +162,7 @@ def mapping_check(shown: Shown, options: MappingCheck) -> None:
     """Whether a table is right."""
     from ckptforge.verbs.tables import check_table
 
-    found = check_table(**vars(options))
+    found = of_record(check_table)(options)
     shown.result(
         lambda: {"verb": "mapping check", **found.to_json()}, lambda: text.checked_text(found)
     )

@@ -14,7 +14,16 @@ from ckptforge.forward.weights import Weights
 from ckptforge.wording import install_hint
 
 Array = NDArray[np.float32]
-_ATTENTION = {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo"}
+# module of a decoder layer → logical tensor
+_WEIGHTS = {
+    "self_attn.q_proj": "wq",
+    "self_attn.k_proj": "wk",
+    "self_attn.v_proj": "wv",
+    "self_attn.o_proj": "wo",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "router",
+}
 
 
 class _LazyStack:
@@ -77,57 +86,55 @@ class TorchForward:
         """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`;
         `experts` are taken instead of those chosen."""
         torch = self.torch
+        seen: list[Any] = []
+
+        def routed(_: Any, __: Any, output: Any) -> Any:
+            seen.append((output[0], output[2]))
+            if experts is None:
+                return None
+            taken = torch.from_numpy(experts)
+            scores = torch.softmax(output[0].float(), -1).gather(1, taken)
+            return output[0], scores / scores.sum(-1, keepdim=True), taken
+
         with torch.no_grad():
-            with torch.device("meta"):
-                module = self.modeling.MixtralDecoderLayer(self.config, i).eval()
-            for name, tensor in _ATTENTION.items():
-                getattr(module.self_attn, name).weight = torch.nn.Parameter(
-                    self._parameter(tensor, l=i), requires_grad=False
-                )
-            module.input_layernorm.weight = torch.nn.Parameter(
-                self._parameter("attention_norm", l=i), requires_grad=False
-            )
-            module.post_attention_layernorm.weight = torch.nn.Parameter(
-                self._parameter("ffn_norm", l=i), requires_grad=False
-            )
-            module.mlp.gate.weight = torch.nn.Parameter(
-                self._parameter("router", l=i), requires_grad=False
-            )
-            stacks = module.mlp.experts
-            del stacks.gate_up_proj, stacks.down_proj
-            stacks.gate_up_proj = _LazyStack(
-                lambda e: torch.from_numpy(self.weights.stacked(("w1", "w3"), l=i, e=e)).to(
-                    self.dtype
-                )
-            )
-            stacks.down_proj = _LazyStack(lambda e: self._parameter("w2", l=i, e=e))
-            seen: list[Any] = []
-
-            def routed(_: Any, __: Any, output: Any) -> Any:
-                seen.append((output[0], output[2]))
-                if experts is None:
-                    return None
-                taken = torch.from_numpy(experts)
-                scores = torch.softmax(output[0].float(), -1).gather(1, taken)
-                return output[0], scores / scores.sum(-1, keepdim=True), taken
-
+            module = self._module(i)
             module.mlp.gate.register_forward_hook(routed)
             states = torch.from_numpy(hidden).to(self.dtype)
             length = hidden.shape[1]
             positions = torch.arange(length)[None]
-            least = torch.finfo(self.dtype).min
-            unseen = torch.ones((length, length), dtype=torch.bool).triu(1)
-            if self.config.sliding_window:
-                unseen |= torch.ones_like(unseen).tril(-self.config.sliding_window)
-            mask = torch.zeros((length, length), dtype=self.dtype).masked_fill(unseen, least)
             output = module(
                 states,
                 self.rotary(states, positions),
-                attention_mask=mask[None, None],
+                attention_mask=self._mask(length)[None, None],
                 position_ids=positions,
             )
             logits, chosen = seen[0]
             return output.float().numpy(), logits.float().numpy(), chosen.numpy()
+
+    def _module(self, i: int) -> Any:
+        """Layer `i`, whose experts are read when they are used."""
+        torch = self.torch
+        with torch.device("meta"):
+            module = self.modeling.MixtralDecoderLayer(self.config, i).eval()
+        for name, tensor in _WEIGHTS.items():
+            values = self._parameter(tensor, l=i)
+            module.get_submodule(name).weight = torch.nn.Parameter(values, requires_grad=False)
+        stacks = module.mlp.experts
+        del stacks.gate_up_proj, stacks.down_proj
+        stacks.gate_up_proj = _LazyStack(
+            lambda e: torch.from_numpy(self.weights.stacked(("w1", "w3"), l=i, e=e)).to(self.dtype)
+        )
+        stacks.down_proj = _LazyStack(lambda e: self._parameter("w2", l=i, e=e))
+        return module
+
+    def _mask(self, length: int) -> Any:
+        """(length, length): 0 where a row's token sees a column's, else the least number."""
+        torch = self.torch
+        unseen = torch.ones((length, length), dtype=torch.bool).triu(1)
+        if self.config.sliding_window:
+            unseen |= torch.ones_like(unseen).tril(-self.config.sliding_window)
+        least = torch.finfo(self.dtype).min
+        return torch.zeros((length, length), dtype=self.dtype).masked_fill(unseen, least)
 
     def head(self, hidden: Array) -> Array:
         """(batch, length, vocab): the final norm and lm_head, in blocks of rows."""

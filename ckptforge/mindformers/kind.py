@@ -40,9 +40,13 @@ class Iterations:
         """By the names in it."""
         return is_root(directory) or is_iteration(directory)
 
-    def open(self, directory: Path, step: int | None) -> Model:
-        """An iteration, of a root the last one, or that of the step."""
-        return open_iteration(directory, step)
+    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+        """An iteration, of a root the last one or that of the step, as a model of full tensors.
+
+        Raises `InputNotFoundError` for what isn't there, and `FormatError` where metadata.json and
+        the files contradict each other, each with the tensor.
+        """
+        return full_tensors(directory, read_iteration(directory, step), check_replicas)
 
 
 ITERATIONS = Iterations()
@@ -72,16 +76,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
         return max([*named, *wrote], default=0) + 1
 
 
-def open_iteration(directory: Path, step: int | None, check_replicas: bool = False) -> Model:
-    """The root of a run, or one iteration of it, as a model of full tensors.
-
-    Raises `InputNotFoundError` for what isn't there, and `FormatError` where metadata.json and the
-    files contradict each other, each with the tensor.
-    """
-    return model_of(directory, read_iteration(directory, step), check_replicas)
-
-
-def model_of(directory: Path, opened: Opened, check_replicas: bool = False) -> Model:
+def full_tensors(directory: Path, opened: Opened, check_replicas: bool = False) -> Model:
     """An iteration whose indexes are read as a model; `directory` is what a user named. Raises
     `FormatError`."""
     values = dict(_values(opened, check_replicas))
@@ -114,7 +109,7 @@ def model_of(directory: Path, opened: Opened, check_replicas: bool = False) -> M
 
 def read_iteration(directory: Path, step: int | None) -> Opened:
     """The indexes of an iteration's files, and what is said of them. Raises the errors of
-    `open_iteration`."""
+    `Iterations.open`."""
     iteration = find_iteration(directory, step)
     entries = entries_of(iteration.directory)
     parts = parts_among(entries)

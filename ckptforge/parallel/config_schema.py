@@ -6,12 +6,12 @@ Source: MindFormers v1.0.2 … v1.7.0, `TransformerOpParallelConfig`, `LayerSett
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from ckptforge.tables.shard_schema import ShardRow
-from ckptforge.validation import Written, expected
+from ckptforge.tables.sharding import ShardRow
+from ckptforge.validation import Written, expected, model_of
 
 
 class Spelt:
@@ -32,6 +32,9 @@ Offset = Annotated[
 Shards = Annotated[
     Annotated[int, Field(ge=-1, le=-1)] | Count, expected("-1 or a positive integer")
 ]
+
+
+ShardModel: Any = model_of(ShardRow)
 
 
 class ParallelKeys(Written):
@@ -105,7 +108,7 @@ class ParallelKeys(Written):
     expert_num: Annotated[
         Count | None, Spelt("moe_config.expert_num", "model.model_config.moe_config.expert_num")
     ] = Field(default=None, description="experts of a layer")
-    shard: dict[str, ShardRow] = Field(
+    shard: dict[str, ShardModel] = Field(
         default={}, description="rows that replace those of the mapping table, by logical tensor"
     )
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from ckptforge.boxes import Box, full_box
 from ckptforge.checkpoints.duplicates import same_bytes
 from ckptforge.composing import value_of_parts
@@ -13,6 +15,7 @@ from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import IN_RANKS, Account, Model
+from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.values import Stored, Value, value_of
 from ckptforge.wording import counted, listing
@@ -41,13 +44,8 @@ def join_ranks(
             f"with {strategy.ranks} ({counted(len(strategy.stages), 'stage')} of "
             f"{counted(strategy.devices, 'device')}); it isn't the strategy of these shards."
         )
-    values: dict[str, Value] = {}
-    for name in _order(files, strategy):
-        stage = strategy.first_stage(name)
-        if stage is None:
-            values[name] = _common(directory, name, files, strategy)
-        else:
-            values[name] = _sharded(directory, name, stage, files, strategy, check_replicas)
+    held = _Ranks(directory, files, strategy, check_replicas)
+    values = {name: held.value(name) for name in _order(files, strategy)}
     notes += _once([note for file in files for note in file.notes], len(files))
     kind = f"{files[0].format}{IN_RANKS}"
     tensors, ranks_read = counted(len(values), "tensor"), counted(len(files), "rank")
@@ -80,74 +78,87 @@ def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
     return sorted(names, key=lambda name: strategy.first_stage(name) is None)
 
 
-def _common(directory: Path, name: str, files: Sequence[FileIndex], strategy: Strategy) -> Value:
-    """A tensor of no strategy, such as a step counter: the same on every rank that has it."""
-    holders = [file.tensors[name] for file in files if name in file.tensors]
-    first = holders[0]
-    for other in holders[1:]:
-        if (other.dtype, other.shape) != (first.dtype, first.shape) or not same_bytes(first, other):
-            raise FormatError(
-                f"{directory}: {shown(name)} isn't in the strategy {strategy.path}, so every rank "
-                f"must hold the same, but {first.path} ({first.dtype} {list(first.shape)}) and "
-                f"{other.path} ({other.dtype} {list(other.shape)}) differ; it isn't the strategy "
-                "of these shards, or not all of it."
-            )
-    return value_of(first)
+class _Ranks(msgspec.Struct, frozen=True):
+    """The files of a job's ranks in `directory`, in the order of the ranks, and the strategy that
+    cut them; `check_replicas` as in `join_ranks`."""
 
+    directory: Path
+    files: Sequence[FileIndex]
+    strategy: Strategy
+    check_replicas: bool
 
-def _sharded(
-    directory: Path,
-    name: str,
-    stage: int,
-    files: Sequence[FileIndex],
-    strategy: Strategy,
-    check_replicas: bool,
-) -> Value:
-    layout = strategy.stages[stage][name]
-    of_stage = files[stage * strategy.devices : (stage + 1) * strategy.devices]
-    by_device = {device: file.tensors.get(name) for device, file in enumerate(of_stage)}
-    present = {device: entry for device, entry in by_device.items() if entry is not None}
-    if not present:
-        elsewhere = next(file.path for file in files if name in file.tensors)
-        raise FormatError(
-            f"{directory}: {shown(name)} belongs to stage {stage} by {strategy.path}, but only "
-            f"ranks of others hold it ({elsewhere})."
-        )
-    first = next(iter(present.values()))
-    for entry in present.values():
-        if (entry.dtype, entry.shape) != (first.dtype, first.shape):
+    def value(self, name: str) -> Value:
+        """A full tensor. Raises `FormatError` where strategy and parts contradict each other."""
+        stage = self.strategy.first_stage(name)
+        return self._common(name) if stage is None else self._sharded(name, stage)
+
+    def _common(self, name: str) -> Value:
+        """A tensor of no strategy, such as a step counter: the same on every rank that has it."""
+        holders = [file.tensors[name] for file in self.files if name in file.tensors]
+        first = holders[0]
+        for other in holders[1:]:
+            kinds = [(one.dtype, one.shape) for one in (first, other)]
+            if kinds[0] != kinds[1] or not same_bytes(first, other):
+                raise FormatError(
+                    f"{self.directory}: {shown(name)} isn't in the strategy {self.strategy.path}, "
+                    f"so every rank must hold the same, but {first.path} ({first.dtype} "
+                    f"{list(first.shape)}) and {other.path} ({other.dtype} {list(other.shape)}) "
+                    "differ; it isn't the strategy of these shards, or not all of it."
+                )
+        return value_of(first)
+
+    def _sharded(self, name: str, stage: int) -> Value:
+        """A tensor of the parts that the devices of a stage hold."""
+        layout, devices = self.strategy.stages[stage][name], self.strategy.devices
+        of_stage = self.files[stage * devices : (stage + 1) * devices]
+        present = {i: file.tensors[name] for i, file in enumerate(of_stage) if name in file.tensors}
+        if not present:
+            elsewhere = next(file.path for file in self.files if name in file.tensors)
             raise FormatError(
-                f"{entry.path}: {shown(name)} is {entry.dtype} {list(entry.shape)}, but "
-                f"{first.dtype} {list(first.shape)} in {first.path}; the ranks of a job have equal "
-                "parts."
+                f"{self.directory}: {shown(name)} belongs to stage {stage} by "
+                f"{self.strategy.path}, but only ranks of others hold it ({elsewhere})."
             )
-    full = layout.shape_of_whole(first.shape)
-    if full is None or (layout.full_shape is not None and full != layout.full_shape):
+        full = self._full_shape(name, layout, list(present.values()))
+        chosen: dict[Box, Stored] = {}
+        for device, part in present.items():
+            kept = chosen.setdefault(layout.box(full, device), part)
+            if self.check_replicas and kept is not part and not same_bytes(kept, part):
+                raise FormatError(
+                    f"{part.path}: {shown(name)} differs from its replica in {kept.path}."
+                )
+        if wrong := uncovered(full_box(full), list(chosen)):
+            lacking = [str(file.path) for i, file in enumerate(of_stage) if i not in present]
+            raise FormatError(
+                f"{self.directory}: no rank holds part {box_text(wrong[1])} of {shown(name)} "
+                f"{list(full)}"
+                + (
+                    f"; these lack the tensor:\n{listing(lacking)}"
+                    if lacking
+                    else "; it isn't the strategy of these shards."
+                )
+            )
+        return value_of_parts(full, chosen)
+
+    def _full_shape(
+        self, name: str, layout: DeviceLayout, parts: Sequence[Stored]
+    ) -> tuple[int, ...]:
+        """The shape of the tensor that equal parts are of."""
+        first, path = parts[0], self.strategy.path
+        for part in parts:
+            if (part.dtype, part.shape) != (first.dtype, first.shape):
+                raise FormatError(
+                    f"{part.path}: {shown(name)} is {part.dtype} {list(part.shape)}, but "
+                    f"{first.dtype} {list(first.shape)} in {first.path}; the ranks of a job have "
+                    "equal parts."
+                )
+        full = layout.shape_of_whole(first.shape)
+        if full is not None and layout.full_shape in (None, full):
+            return full
         expected: object = layout.full_shape
         if full is None:
             expected = counted(len(layout.tensor_map), "axis")
         raise FormatError(
             f"{first.path}: {shown(name)} has shape {list(first.shape)}"
-            + (f", which {strategy.path} makes {list(full)} in all" if full is not None else "")
+            + (f", which {path} makes {list(full)} in all" if full is not None else "")
             + f"; the strategy says {expected}. It isn't the strategy of these shards."
         )
-    chosen: dict[Box, Stored] = {}
-    for device, entry in present.items():
-        box = layout.box(full, device)
-        kept = chosen.setdefault(box, entry)
-        if check_replicas and kept is not entry and not same_bytes(kept, entry):
-            raise FormatError(
-                f"{entry.path}: {shown(name)} differs from its replica in {kept.path}."
-            )
-    if wrong := uncovered(full_box(full), list(chosen)):
-        devices = (device for device, entry in by_device.items() if entry is None)
-        lacking = [str(of_stage[device].path) for device in devices]
-        raise FormatError(
-            f"{directory}: no rank holds part {box_text(wrong[1])} of {shown(name)} {list(full)}"
-            + (
-                f"; these lack the tensor:\n{listing(lacking)}"
-                if lacking
-                else "; it isn't the strategy of these shards."
-            )
-        )
-    return value_of_parts(full, chosen)

@@ -25,7 +25,6 @@ from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.cut import recorded_cut
 from ckptforge.parallel.device_layout import DeviceLayout
-from ckptforge.parallel.join import join_ranks
 from ckptforge.parallel.solve import Described, solve_strategy
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.reading.known import Choices, known_of
@@ -43,12 +42,6 @@ from ckptforge.wording import counted
 Ranks = tuple[list[FileIndex], list[str]]
 _SAMPLE = 1 << 16  # bytes
 _FEW = 4  # different bytes, as numbers that are all alike have
-
-
-def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
-    """The rank directories of a job as one set of full tensors; see `read_job`, `join_ranks`."""
-    ranks, strategy = read_job(directory, choices)
-    return join_ranks(directory, ranks, strategy, check_replicas)
 
 
 def read_job(directory: Path, choices: Choices) -> tuple[Ranks, Strategy]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from ckptforge.errors import ConfigError
 from ckptforge.tables.model_config import Constant, Expression, classes_of
@@ -35,17 +36,17 @@ _SAME_FUNCTION = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "g
 
 
 class WindowRow(msgspec.Struct, frozen=True):
-    """[window] of a table's file: the keys of config.json that say how far back a layer attends.
+    """The keys of config.json that say how far back a layer attends."""
 
-    `size` is the length of the window in tokens, null for none; `switch` must be true for it to be
-    used; `layer_types` says for each layer whether it has the window, else all have, or those from
-    `first_layer` on.
-    """
-
-    size: str
-    switch: str | None = None
-    layer_types: str | None = None
-    first_layer: str | None = None
+    size: Annotated[str, Meta(description="the key of the window's length in tokens")]
+    switch: Annotated[str | None, Meta(description="the key that must be true for a window")] = None
+    layer_types: Annotated[
+        str | None, Meta(description="the key that lists which layers have the window")
+    ] = None
+    first_layer: Annotated[
+        str | None,
+        Meta(description="the key of the first layer that has it, where layer_types says nothing"),
+    ] = None
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from ckptforge.tables.rows import at, check_known, check_layout
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Layout
-    from ckptforge.tables.table_file import LoraFile, TableFile
+    from ckptforge.tables.table_file import LoraSection, TableFile
 
 LORA_MARK = "lora_"  # in the names of factors, in every layout
 WEIGHT = ".weight"
@@ -155,7 +155,7 @@ def make_lora(file: TableFile, layouts: Mapping[str, Layout]) -> Lora:
     return Lora(weights, matrices, frozenset(file.lora.embeddings))
 
 
-def _kinds(section: LoraFile) -> Iterator[_Kind]:
+def _kinds(section: LoraSection) -> Iterator[_Kind]:
     yield _Kind("modules", "names", section.modules, section.names, turned=False)
     names = section.embedding_names
     yield _Kind("embeddings", "embedding_names", section.embeddings, names, turned=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from ckptforge.errors import TableError
 from ckptforge.foreign.files import read_small
 from ckptforge.tables.constants import make_constants
@@ -51,7 +53,7 @@ def make_table(file: TableFile, content: bytes, source: str) -> Table:
         lora=make_lora(file, layouts),
         constants=make_constants(file),
         other_names=OtherNames(
-            ignored={family: tuple(globs) for family, globs in file.ignored.items()},
-            refused=file.refused,
+            ignored=msgspec.structs.asdict(file.ignored),
+            refused=msgspec.structs.asdict(file.refused),
         ),
     )

@@ -11,7 +11,7 @@ from ckptforge.tables.rows import at, check_known
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Layout, Logical
-    from ckptforge.tables.table_file import PipelineFile
+    from ckptforge.tables.table_file import PipelineSection
 
 CountedAxes = tuple[tuple[str, str | None], ...]
 
@@ -29,7 +29,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_pipeline(
-    section: PipelineFile | None, logical: Logical, layouts: Mapping[str, Layout]
+    section: PipelineSection | None, logical: Logical, layouts: Mapping[str, Layout]
 ) -> Pipeline | None:
     """Raises `TableError` with the rule that the section breaks."""
     if section is None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from ckptforge.tables.model_config import Expression
 
@@ -22,16 +23,9 @@ KEYS = frozenset({THETA, LONGEST, _ORIGINAL, _PARTIAL})
 PREFIX = "rope_scaling."
 
 _SCALED = ("factor", _PARTIAL)
+_LONG = ("short_factor", "long_factor", "attention_factor")
+_BANDS = ("low_freq_factor", "high_freq_factor")
 _YARN = ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate")
-_READ = {
-    "default": (),
-    "linear": _SCALED,
-    "proportional": _SCALED,
-    "dynamic": (*_SCALED, LONGEST),
-    "yarn": (*_SCALED, _ORIGINAL, *_YARN, LONGEST),
-    "longrope": (*_SCALED, _ORIGINAL, "short_factor", "long_factor", "attention_factor", LONGEST),
-    "llama3": (*_SCALED, _ORIGINAL, "low_freq_factor", "high_freq_factor", LONGEST),
-}
 _DEFAULTS = {_PARTIAL: 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True}
 _ALIASES = {"mrope": "default"}  # of a text without pictures; transformers 5 saves it so
 _MAX_DIM = 1 << 12
@@ -40,11 +34,13 @@ _MAX_NESTED = 16
 Parameters = Mapping[str, Any]
 
 
-class RopeRow(msgspec.Struct, frozen=True):
-    """[rope] of a table's file, as written."""
+class RopeSection(msgspec.Struct, frozen=True):
+    """Rotary embeddings: rope_scaling, rope_parameters and the keys beside them."""
 
-    dim: str
-    scales_softmax: bool = False
+    dim: Annotated[str, Meta(description="how many numbers of a head are rotated, as in [axes]")]
+    scales_softmax: Annotated[
+        bool, Meta(description="yarn's mscale_all_dim scales the attention's scores, too")
+    ] = False
 
 
 class Rope(msgspec.Struct, frozen=True):
@@ -91,7 +87,8 @@ def _standard(
         values["truncate"] = bool(given["truncate"])
     read: tuple[str, ...] = ()
     if isinstance(kind, str):
-        read = _READ.get(kind, tuple(key for key in given if key not in ("type", _TYPE)))
+        others = tuple(key for key in given if key not in ("type", _TYPE))
+        read = _TYPES[kind][1] if kind in _TYPES else others
     if rope.scales_softmax and kind != "default":
         read = (*read, "factor", "mscale_all_dim")
     values = {**_DEFAULTS, **values}
@@ -108,10 +105,10 @@ def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, 
     try:
         if dim is None or not 0 < dim <= _MAX_DIM:
             raise ValueError(dim)
-        found = _FORMULAS[parameters[_TYPE]](parameters, dim)
+        found = _TYPES[parameters[_TYPE]][0](parameters, dim)
         return (*found, _softmax_scale(parameters) if rope.scales_softmax else 1.0)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        read = _READ.get(str(parameters.get(_TYPE)), (LONGEST,))
+        _, read = _TYPES.get(str(parameters.get(_TYPE)), (None, (LONGEST,)))
         unread = None if LONGEST in read else LONGEST
         items = (item for item in parameters.items() if item[0] != unread)
         return tuple(sorted(items, key=lambda item: item[0]))
@@ -203,7 +200,7 @@ def _longrope(p: Parameters, dim: int) -> tuple[Any, ...]:
     return ("longrope", tuple(short), tuple(long), original, 1.0 * attention)
 
 
-def _llama3(p: Parameters, dim: int) -> tuple[Any, ...]:
+def _banded(p: Parameters, dim: int) -> tuple[Any, ...]:
     factor, original = p["factor"], _original(p)
     low, high = p["low_freq_factor"], p["high_freq_factor"]
 
@@ -224,12 +221,13 @@ def _softmax_scale(p: Parameters) -> float:
     return float(_mscale(p["factor"], scale) ** 2) if scale else 1.0
 
 
-_FORMULAS: Mapping[str, Callable[[Parameters, int], tuple[Any, ...]]] = {
-    "default": lambda p, dim: _fixed(_inverse(p, dim)),
-    "linear": _linear,
-    "proportional": _proportional,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "longrope": _longrope,
-    "llama3": _llama3,
+# Rope type, by transformers' name → what computes it, and the parameters that it reads.
+_TYPES: Mapping[str, tuple[Callable[[Parameters, int], tuple[Any, ...]], tuple[str, ...]]] = {
+    "default": (lambda p, dim: _fixed(_inverse(p, dim)), ()),
+    "linear": (_linear, _SCALED),
+    "proportional": (_proportional, _SCALED),
+    "dynamic": (_dynamic, (*_SCALED, LONGEST)),
+    "yarn": (_yarn, (*_SCALED, _ORIGINAL, *_YARN, LONGEST)),
+    "longrope": (_longrope, (*_SCALED, _ORIGINAL, *_LONG, LONGEST)),
+    "llama3": (_banded, (*_SCALED, _ORIGINAL, *_BANDS, LONGEST)),
 }

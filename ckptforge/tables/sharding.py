@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import shown
 from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors
 
@@ -16,13 +19,45 @@ FLAGS = ("vocab_emb_dp", "parallel_optimizer")
 _CUT = re.compile(r"([A-Za-z_]\w*):(ep|mp)(\??)")
 
 
-class ShardRow(msgspec.Struct, frozen=True):
-    """A [shard] row as written (`table_schema` says what its keys mean)."""
+FlagName = Annotated[
+    Literal["vocab_emb_dp", "parallel_optimizer"],
+    Meta(extra={"expected": " or ".join(FLAGS), "known": FLAGS}),
+]
+DTypeName = Annotated[
+    str,
+    Meta(
+        extra={"expected": "a dtype, such as float32", "known": [*BY_NAME]},
+        extra_json_schema={"enum": [*BY_NAME]},
+    ),
+]
 
-    cut: str = ""
-    whole_if: str | None = None
-    optimizer: bool | str = True
-    dtype: str | None = None
+
+class ShardRow(msgspec.Struct, frozen=True):
+    """How a network spreads one logical tensor over the devices of a stage."""
+
+    cut: Annotated[
+        str,
+        Meta(
+            description="which dimension of a parallel configuration cuts which axis, as axis:mp "
+            "(model parallel) or axis:ep (expert parallel), with ? where an axis that doesn't "
+            "divide stays whole; the tensor is whole if omitted"
+        ),
+    ] = ""
+    whole_if: Annotated[
+        FlagName | None,
+        Meta(description="the flag of a parallel configuration under which it isn't cut"),
+    ] = None
+    optimizer: Annotated[
+        bool | FlagName,
+        Meta(
+            description="whether optimizer parallelism may cut it once more: yes, no, or by a flag",
+            extra={"expected": f"true, false, {' or '.join(FLAGS)}", "known": FLAGS},
+        ),
+    ] = True
+    dtype: Annotated[
+        DTypeName | None,
+        Meta(description="what the network holds it in, where that isn't the model's dtype"),
+    ] = None
 
 
 class Cut(msgspec.Struct, frozen=True):

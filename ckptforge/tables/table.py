@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -71,7 +71,7 @@ class OtherNames(msgspec.Struct, frozen=True, kw_only=True):
     """Names, with *, that are no logical tensors, by family: those that are dropped, and those
     whose presence makes a conversion wrong, with the reason."""
 
-    ignored: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    ignored: Mapping[str, Sequence[str]] = msgspec.field(default_factory=dict)
     refused: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
 
 

@@ -1,16 +1,19 @@
-"""The file of a mapping table: TOML, the bounds within which it is read, and what stands in it."""
+"""The file of a mapping table, as people write it: what its sections and keys mean (`table_schema`
+makes the models of these records that validate a user's table), and the bounds within which it is
+read."""
 
 from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from ckptforge.errors import TableError, shown
 from ckptforge.tables.constants import WindowRow
-from ckptforge.tables.rope import RopeRow
+from ckptforge.tables.rope import RopeSection
 from ckptforge.tables.rows import at, sentence, spell_row
 from ckptforge.tables.sharding import ShardRow
 from ckptforge.wording import nearest
@@ -33,48 +36,162 @@ _LONG_KEY = re.compile(
 )
 
 
-class PipelineFile(msgspec.Struct, frozen=True):
-    """[pipeline], as written."""
-
-    layers: str | list[str]
-    first: list[str] = []
-    last: list[str] = []
-    tied: dict[str, str] = {}
+Pair = Annotated[list[str], Meta(min_length=2, max_length=2)]
 
 
-class LoraFile(msgspec.Struct, frozen=True):
-    """[lora], as written."""
+class PipelineSection(msgspec.Struct, frozen=True):
+    """Where tensors lie when the layers are divided among stages."""
 
-    modules: list[str]
-    names: dict[str, list[str]]
-    embeddings: list[str] = []
-    embedding_names: dict[str, list[str]] = {}
+    layers: Annotated[
+        str | list[str],
+        Meta(
+            description="the axes that count layers, first that of all layers, which the stages "
+            "divide; 'm+k' for one to whose index the length of k is added",
+            extra={"expected": "text, or a list of texts"},
+        ),
+    ]
+    first: Annotated[list[str], Meta(description="logical tensors of the first stage")] = []
+    last: Annotated[list[str], Meta(description="logical tensors of the last stage")] = []
+    tied: Annotated[
+        dict[str, str],
+        Meta(
+            description="an optional tensor, and the one that stands in for it on its stage where "
+            "it is absent"
+        ),
+    ] = {}
+
+
+class LoraSection(msgspec.Struct, frozen=True):
+    """Which weights may have a LoRA adapter, and what its factors are called."""
+
+    modules: Annotated[list[str], Meta(description="logical tensors that are matrices (out, in)")]
+    names: Annotated[
+        dict[str, Pair],
+        Meta(
+            description="by layout, the names of the factors A and B; {} is the weight's name "
+            "without .weight"
+        ),
+    ]
+    embeddings: Annotated[
+        list[str],
+        Meta(description="logical tensors whose factors are stored as their transposes"),
+    ] = []
+    embedding_names: Annotated[
+        dict[str, Pair],
+        Meta(description="by layout, the names of the factors A and B of embeddings"),
+    ] = {}
+
+
+class IgnoredSection(msgspec.Struct, frozen=True):
+    """Names, with *, that are no weights: dropped and reported."""
+
+    huggingface: Annotated[list[str], Meta(description="in layouts of Hugging Face")] = []
+    mindspore: Annotated[list[str], Meta(description="in layouts of MindSpore")] = []
+
+
+class RefusedSection(msgspec.Struct, frozen=True):
+    """Names, with *, of tensors whose presence makes a conversion wrong, and why."""
+
+    huggingface: Annotated[dict[str, str], Meta(description="in layouts of Hugging Face")] = {}
+    mindspore: Annotated[dict[str, str], Meta(description="in layouts of MindSpore")] = {}
 
 
 class TableFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A table's file, as written; `table_schema` says what its keys mean."""
+    """A mapping table: one model, its logical tensors, and how each layout stores them."""
 
-    name: str
-    model_type: list[str]
-    axes: dict[str, str]
-    tensors: dict[str, str]
-    layout: dict[str, dict[str, str]]
-    aliases: list[str] = []
-    constants: list[str] = []
-    keep_dtype: list[str] = []
-    defaults_from: str = ""
-    demo: bool = False
-    optional: dict[str, str] = {}
-    copies: dict[str, dict[str, str]] = {}
-    shard: dict[str, dict[str, ShardRow]] = {}
-    pipeline: PipelineFile | None = None
-    lora: LoraFile | None = None
-    defaults: dict[str, dict[str, Any]] = {}
-    rope: RopeRow | None = None
-    window: dict[str, WindowRow] = {}
-    ignored: dict[str, list[str]] = {}
-    refused: dict[str, dict[str, str]] = {}
-    example: dict[str, Any] = {}
+    name: Annotated[
+        str,
+        Meta(
+            description="the table's name",
+            pattern=r"^[A-Za-z0-9][\w.-]*$",
+            extra={"expected": "letters, digits, '.', '_' and '-', a letter or digit first"},
+        ),
+    ]
+    model_type: Annotated[
+        list[str],
+        Meta(
+            description="config.json's model_type, by which the model is recognised", min_length=1
+        ),
+    ]
+    aliases: Annotated[list[str], Meta(description="what MindFormers' scripts call the model")] = []
+    constants: Annotated[
+        list[str],
+        Meta(
+            description="values of config.json that compare compares as they stand: keys, with . "
+            "for inner ones, or texts in single quotes, joined by or"
+        ),
+    ] = []
+    keep_dtype: Annotated[
+        list[str], Meta(description="logical tensors that casts leave as they are stored")
+    ] = []
+    defaults_from: Annotated[str, Meta(description="where the values of [defaults] come from")] = ""
+    demo: Annotated[bool, Meta(description="whether the demo shows this table")] = False
+    axes: Annotated[
+        dict[str, str],
+        Meta(
+            description="every axis, and what config.json says of its length: keys and numbers "
+            "with *, /, +, - and or"
+        ),
+    ]
+    tensors: Annotated[
+        dict[str, str],
+        Meta(
+            description="logical tensors with all their axes, in the order of a MindSpore "
+            "checkpoint",
+            min_length=1,
+        ),
+    ]
+    optional: Annotated[
+        dict[str, str],
+        Meta(
+            description="logical tensors that may be absent, and the key of config.json under "
+            "which they are: 'key' if it is true, 'not key' if it is false or absent"
+        ),
+    ] = {}
+    layout: Annotated[
+        dict[str, dict[str, str]],
+        Meta(description="layouts, by name; the first of a family is written where none is named"),
+    ]
+    copies: Annotated[
+        dict[str, dict[str, str]],
+        Meta(description="by layout, stored names that hold once more what a logical tensor holds"),
+    ] = {}
+    shard: Annotated[
+        dict[str, dict[str, ShardRow]],
+        Meta(
+            description="by layout, how the network that holds it spreads each logical tensor; one "
+            "without a row is whole on every device"
+        ),
+    ] = {}
+    pipeline: Annotated[
+        PipelineSection | None,
+        Meta(description="where tensors lie when the layers are divided among stages"),
+    ] = None
+    lora: Annotated[
+        LoraSection | None, Meta(description="which weights may have a LoRA adapter")
+    ] = None
+    defaults: Annotated[
+        dict[str, dict[str, Any]],
+        Meta(
+            description="for each model_type, the keys of config.json that change what is "
+            "computed, with the values that stand for absent ones"
+        ),
+    ] = {}
+    rope: Annotated[RopeSection | None, Meta(description="rotary embeddings")] = None
+    window: Annotated[
+        dict[str, WindowRow],
+        Meta(description="sliding-window attention, for each model_type that has it"),
+    ] = {}
+    ignored: Annotated[
+        IgnoredSection, Meta(description="names that are no weights: dropped and reported")
+    ] = IgnoredSection()
+    refused: Annotated[
+        RefusedSection,
+        Meta(description="names whose presence makes a conversion wrong, and why"),
+    ] = RefusedSection()
+    example: Annotated[
+        dict[str, Any], Meta(description="a tiny config.json, for the demo and the tests")
+    ] = {}
 
     def lineage(self, layout: str) -> list[str]:
         """The layouts that one is made of, itself last. Raises `TableError`."""

@@ -25,7 +25,7 @@ class TorchDirectory:
         """By the names that transformers looks for."""
         return is_there(directory / SINGLE) or is_there(directory / INDEX)
 
-    def open(self, directory: Path, step: int | None) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
         """All files as one model."""
         refuse_step(step, directory, "a Hugging Face directory")
         index = directory / INDEX

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.checkpoints.iterations import last_of
 from ckptforge.checkpoints.mindspore import rank_directories
+from ckptforge.checkpoints.run_checkpoints import last_of
 from ckptforge.errors import UsageError
 from ckptforge.foreign.paths import is_directory
 from ckptforge.spelling import option

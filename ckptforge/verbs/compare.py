@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import DType
 from ckptforge.errors import (
     CkptforgeError,
@@ -42,7 +41,7 @@ from ckptforge.verbs.explain import Differs, causes, rounded
 from ckptforge.verbs.options import Compare
 from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
-from ckptforge.verbs.ranks import in_ranks, open_ranks
+from ckptforge.verbs.ranks import open_whole
 from ckptforge.wording import counted
 
 _log = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ def compare(options: Compare) -> Comparison:
 def _open(path: Path, options: Compare, names: Names) -> _Side:
     choices = choices_of(options, names)
     with called(names):
-        model = open_ranks(path, choices) if in_ranks(path, choices) else open_checkpoint(path)
+        model = open_whole(path, choices)
         if choices.config is not None and _config(model, own := replace(choices, config=None)):
             choices = own  # what lies beside a side, or in its manifest, is its own
         try:

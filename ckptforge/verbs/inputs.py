@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import UnmappedTensorsError, UsageError, shown
 from ckptforge.foreign.paths import real_path
 from ckptforge.model import Model
@@ -16,7 +15,7 @@ from ckptforge.tables.lora import is_lora
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Converting
 from ckptforge.verbs.options.dtypes import parse_target
-from ckptforge.verbs.ranks import in_ranks, open_ranks
+from ckptforge.verbs.ranks import in_ranks, open_whole
 from ckptforge.verbs.spread import Spread
 
 _FAMILIES = {"huggingface": "PEFT's", "mindspore": "MindSpore's"}
@@ -25,32 +24,30 @@ _OTHER_FAMILY = {"huggingface": "mindspore", "mindspore": "huggingface"}
 
 def open_input(path: Path, choices: Choices, adapter: bool) -> Model:
     """Opens a checkpoint or ranks; of a model with an adapter the one that is wanted."""
-    if in_ranks(path, choices):
-        return open_ranks(path, choices)
-    if not adapter:
-        return open_checkpoint(path, choices.step)
+    if not adapter or in_ranks(path, choices):
+        return open_whole(path, choices)
     from ckptforge.adapters.adapter import open_adapter
 
     return open_adapter(path, choices.step)
 
 
-def merged(source: Source, adapter: Path, alpha: float | None, step: int | None) -> Source:
+def with_adapter(source: Source, adapter: Path, alpha: float | None, step: int | None) -> Source:
     """A model with an adapter added; `step` is for one that lies in the model's own directory."""
     from ckptforge.adapters.adapter import open_adapter
-    from ckptforge.adapters.merging import merge_adapter
+    from ckptforge.adapters.adding import add_adapter
 
     same = real_path(adapter) == real_path(source.model.path)
-    return merge_adapter(source, open_adapter(adapter, step if same else None), alpha)
+    return add_adapter(source, open_adapter(adapter, step if same else None), alpha)
 
 
 def bind_input(model: Model, options: Converting, choices: Choices) -> Source:
     """Finds the layout of an input, and adds the adapter that is to be merged. Raises what
-    `bind_source` and `merge_adapter` raise, and the errors of tensors that aren't known."""
+    `bind_source` and `add_adapter` raise, and the errors of tensors that aren't known."""
     source = bind_source(model, choices)
     alpha = _alpha(options)
     factors = [name for name in source.unmapped if is_lora(name)]
     if options.merge_lora is not None:
-        source = merged(source, options.merge_lora, alpha, options.step)
+        source = with_adapter(source, options.merge_lora, alpha, options.step)
     elif alpha is not None:
         raise UsageError(
             f"{option('lora_alpha')} applies only to an adapter: give that with "

@@ -72,11 +72,11 @@ def inspect(options: Inspect) -> Inspection:
 
 def _iteration(path: Path, choices: Choices) -> Inspection:
     """An iteration of MindFormers, and where its numbers say the training is."""
-    from ckptforge.mindformers.kind import boxes_by_rank, model_of, read_iteration
+    from ckptforge.mindformers.kind import boxes_by_rank, full_tensors, read_iteration
 
     refuse_cut(path, choices)
     opened = read_iteration(path, choices.step)
-    model = model_of(path, opened)
+    model = full_tensors(path, opened)
     found = _bound(path, model, choices)
     lines = []
     if model.ranks:

@@ -24,7 +24,7 @@ from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.edits import Edits
-from ckptforge.verbs.inputs import merged, open_input
+from ckptforge.verbs.inputs import open_input, with_adapter
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.options.opening import Open, Save
@@ -300,7 +300,7 @@ def open(options: Open) -> OpenedModel:
     opened = _opened(model, choices, Window(), asked=asked or options.merge_lora is not None)
     if options.merge_lora is None:
         return opened
-    source = merged(opened._bound(), options.merge_lora, options.lora_alpha, options.step)
+    source = with_adapter(opened._bound(), options.merge_lora, options.lora_alpha, options.step)
     return OpenedModel(source.model, choices, opened._window, source, "")
 
 

@@ -35,6 +35,11 @@ def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]
     return decorate
 
 
+def of_record(function: Callable[..., T]) -> Callable[[Options], T]:
+    """A verb as a function of its record, for whoever has one, which needn't be checked again."""
+    return function.__wrapped__  # type: ignore[attr-defined, no-any-return]
+
+
 def method(
     record: Callable[P, R],
 ) -> Callable[[Callable[[S, R], T]], Callable[Concatenate[S, P], T]]:

@@ -59,19 +59,23 @@ def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) 
     strategy that isn't theirs."""
     if describes_itself(directory):
         refuse_cut(directory, choices)
-        from ckptforge.mindformers.kind import open_iteration
+        return open_checkpoint(directory, choices.step, check_replicas)
+    from ckptforge.parallel.join import join_ranks
+    from ckptforge.parallel.ranks import read_job
 
-        return open_iteration(directory, choices.step, check_replicas)
-    from ckptforge.parallel import ranks
+    return join_ranks(directory, *read_job(directory, choices), check_replicas)
 
-    return ranks.open_ranks(directory, choices, check_replicas)
+
+def open_whole(path: Path, choices: Choices) -> Model:
+    """A checkpoint, as one file or directory or in ranks, as one model."""
+    if in_ranks(path, choices):
+        return open_ranks(path, choices)
+    return open_checkpoint(path, choices.step)
 
 
 def open_source(path: Path, choices: Choices) -> Source:
     """Opens a checkpoint, whole or in ranks, and finds its layout."""
-    ranks = in_ranks(path, choices)
-    model = open_ranks(path, choices) if ranks else open_checkpoint(path, choices.step)
-    return bind_source(model, choices)
+    return bind_source(open_whole(path, choices), choices)
 
 
 def compute_strategy(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -48,8 +49,11 @@ class Options:
         return f"{type(self).__name__}({', '.join(given)})"
 
     def replace(self, **changes: Any) -> Self:
-        """The same with other values."""
-        return type(self)(**{**vars(self), **changes})
+        """The same with other values, which alone are checked."""
+        _refuse_unknown(type(self), changes)
+        made = copy(self)
+        vars(made).update(_checked(type(self), changes))
+        return made
 
 
 def options_of(record: type[Options]) -> Mapping[str, Option]:
@@ -81,16 +85,20 @@ def _bound(
     record: type[Options], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The value of every option. Raises `TypeError` and `UsageError`."""
-    options, kinds = options_of(record), types_of(record)
+    _refuse_unknown(record, keywords)
+    options = options_of(record)
     given = {**_by_position(record, arguments, keywords), **keywords}
     if missing := [name for name, one in options.items() if one.required and name not in given]:
         raise TypeError(f"{verb_of(record)}() is missing a required argument: {missing[0]!r}")
+    return {name: one.default for name, one in options.items()} | _checked(record, given)
+
+
+def _checked(record: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are held. Raises `UsageError`."""
+    options, kinds = options_of(record), types_of(record)
     values = {}
-    for name, one in options.items():
-        if name not in given:
-            values[name] = one.default
-            continue
-        value = given[name]
+    for name, value in given.items():
+        one = options[name]
         if not fits(value, kinds[name]):
             expected = described(kinds[name])
             raise UsageError(f"{spelled(name)} is {shown(value)}, expected {expected}.")
@@ -110,11 +118,8 @@ def _bound(
 def _by_position(
     record: type[Options], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values that are given by position. Raises `TypeError` for what isn't an option."""
+    """The values that are given by position. Raises `TypeError` for too many."""
     verb, options = verb_of(record), options_of(record)
-    for keyword in keywords:
-        if keyword not in options:
-            raise TypeError(f"{verb}() has no keyword {keyword!r}; {_nearest(keyword, options)}")
     names = [name for name, one in options.items() if not one.kw_only]
     if len(arguments) > len(names):
         raise TypeError(
@@ -125,10 +130,14 @@ def _by_position(
     return dict(zip(names, arguments, strict=False))
 
 
-def _nearest(keyword: str, options: Mapping[str, Option]) -> str:
-    from difflib import get_close_matches
+def _refuse_unknown(record: type[Options], keywords: Iterable[str]) -> None:
+    """Raises `TypeError`, with the nearest name, for what isn't an option."""
+    options = options_of(record)
+    for keyword in keywords:
+        if keyword not in options:
+            from difflib import get_close_matches
 
-    known = [name for name, one in options.items() if one.kw_only]
-    if found := get_close_matches(keyword, known, 1):
-        return f"did you mean {found[0]!r}?"
-    return f"it has {', '.join(known)}"
+            known = [name for name, one in options.items() if one.kw_only]
+            near = get_close_matches(keyword, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise TypeError(f"{verb_of(record)}() has no keyword {keyword!r}; {hint}")

@@ -20,7 +20,7 @@ from ckptforge.wording import counted, listing
 _DIRECTORY = re.compile(r"(?:iteration_|checkpoint-|iter_|global_step_?|step[-_]?)([0-9]{1,15})")
 
 
-class Iteration(msgspec.Struct, frozen=True, order=True):
+class RunCheckpoint(msgspec.Struct, frozen=True, order=True):
     """One checkpoint of a run: its step, the path to open, and the step to choose there; None where
     the path is that checkpoint alone."""
 
@@ -29,14 +29,14 @@ class Iteration(msgspec.Struct, frozen=True, order=True):
     chosen: int | None
 
 
-def iterations_of(root: Path) -> list[Iteration]:
+def checkpoints_of(root: Path) -> list[RunCheckpoint]:
     """The checkpoints in the root of a run, the oldest first: directories named after their steps,
     or files of MindSpore's `…-<epoch>_<step>`, also in rank directories. Raises
     `InputNotFoundError` where there are none."""
     if not is_directory(root):
         raise InputNotFoundError(f"{root}: isn't a directory with the checkpoints of a run.")
     named = [
-        Iteration(int(match[1]), entry, None)
+        RunCheckpoint(int(match[1]), entry, None)
         for entry in entries_of(root)
         if (match := _DIRECTORY.fullmatch(entry.name)) and is_directory(entry)
     ]
@@ -51,15 +51,15 @@ def iterations_of(root: Path) -> list[Iteration]:
             f"{root}: holds no checkpoints of several steps: directories such as "
             "iteration_00001000 or checkpoint-1000, or files whose names end in -<epoch>_<step>."
         )
-    return [Iteration(step, root, step) for step in found]
+    return [RunCheckpoint(step, root, step) for step in found]
 
 
-def last_of(root: Path, count: int) -> list[Iteration]:
+def last_of(root: Path, count: int) -> list[RunCheckpoint]:
     """The last `count` checkpoints of a run, the oldest first. Raises `UsageError` for a count
     below 1, and `InputNotFoundError` where there are fewer."""
     if count < 1:
         raise UsageError(f"{option('last', count)}: expected 1 or more.")
-    found = iterations_of(root)
+    found = checkpoints_of(root)
     if len(found) < count:
         there = listing([f"step {one.step}" for one in found])
         raise InputNotFoundError(

@@ -22,7 +22,7 @@ from ckptforge.values import Fragment, Value
 from ckptforge.wording import counted, listing
 
 
-def merge_adapter(source: Source, model: Model, alpha: float | None) -> Source:
+def add_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     """A checkpoint to whose weights an adapter is added where they are read, in float32, and whose
     weights are those that the adapter holds whole.
 
