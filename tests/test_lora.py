@@ -26,6 +26,7 @@ from ckptforge.errors import (
     UnmappedTensorsError,
     UsageError,
 )
+from ckptforge.planning.lower import Assemblies
 from ckptforge.publish.journal import fingerprint
 from ckptforge.run.tiles import Spans, windows
 from ckptforge.tables.parsing import load_table
@@ -1053,13 +1054,13 @@ def test_a_resume_tells_factors_from_their_transposes(tmp_path, models):
     def turned(step):
         return replace(step, products=tuple(replace(one, turned=True) for one in step.products))
 
-    def changed_term(term):
-        steps = lambda fragment: tuple(map(turned, fragment.steps))  # noqa: E731
-        return replace(term, fragments=tuple(replace(f, steps=steps(f)) for f in term.fragments))
+    def changed(fragment):
+        return replace(fragment, steps=tuple(map(turned, fragment.steps)))
 
-    changed = [replace(one, terms=tuple(map(changed_term, one.terms))) for one in plan.assemblies]
+    made = plan.assemblies
+    other = Assemblies({name: one.map(changed) for name, one in made.values.items()}, made.files)
     assert (
         fingerprint(plan)
         == fingerprint(replace(plan))
-        != fingerprint(replace(plan, assemblies=tuple(changed)))
+        != fingerprint(replace(plan, assemblies=other))
     )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import ckptforge
 from ckptforge.errors import LeftError, OutputError, UsageError
 from ckptforge.machines.share import Share, share_of
-from ckptforge.machines.units import parts_of, source_blocks, units_of
+from ckptforge.machines.units import of_unit, parts_of, source_blocks, units_of
 from ckptforge.run.blocks import blocks_of, whole_file
 from tests.helpers import HUB
 
@@ -199,8 +199,12 @@ def test_a_kubernetes_job_needs_the_number_of_parts():
 def test_units_are_all_of_a_plan_once(count, most):
     plan = _plan()
     for units in (units_of(plan, most), parts_of(plan, count)[0]):
-        made = [i for unit in units for i in range(unit.first, unit.last)]
-        assert made == list(range(len(plan.assemblies)))
+        made = [(unit.file, i) for unit in units for i in range(unit.first, unit.last)]
+        assert made == [
+            (f, i) for f, file in enumerate(plan.files) for i in range(len(file.places))
+        ]
+        filled = [one for unit in units for one in of_unit(plan, unit).assemblies]
+        assert filled == list(plan.assemblies)
         hashed = [(i, block.start) for unit in units for i, block in source_blocks(plan, unit)]
         assert sorted(hashed) == [
             (i, block.start)

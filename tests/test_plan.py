@@ -7,7 +7,7 @@ import pytest
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
-from ckptforge.planning.plan import Assembly, prove_filled
+from ckptforge.planning.assembly import Assembly, prove_filled
 from ckptforge.tables.grid import Grid
 from ckptforge.tables.pieces import Piece, fill
 from ckptforge.transfers import Transfer

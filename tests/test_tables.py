@@ -335,7 +335,7 @@ def test_runs_shared_by_two_patterns_are_what_stays_together():
 
 def test_names_with_leading_zeros_are_not_matched():
     pattern = parse_pattern("layers.{l}.up : H", "up")
-    assert pattern.match(skeleton_of("layers.7.up")[1]) == {"l": 7}
+    assert pattern.match(skeleton_of("layers.7.up")[1]) == (7,)
     assert pattern.match(skeleton_of("layers.07.up")[1]) is None
     assert pattern.skeleton == skeleton_of("layers.123.up")[0]
 

@@ -19,8 +19,8 @@ from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
 from ckptforge.examine.window import read_value
 from ckptforge.formats.registry import format_by_ending
+from ckptforge.planning.assembly import prove_filled
 from ckptforge.planning.lower import in_memory
-from ckptforge.planning.plan import prove_filled
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.worker import Worker

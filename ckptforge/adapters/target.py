@@ -69,4 +69,4 @@ class PeftTarget(msgspec.Struct, frozen=True):
             layout = safetensors.lay_out(path, ordered, recorded["metadata"])
         else:
             layout = safetensors.lay_out(path, safetensors.ordered(specs), {"format": "pt"})
-        return LaidOut(files=(PlacedFile(layout),), small_files=small)
+        return LaidOut(files=(PlacedFile.whole(layout),), small_files=small)

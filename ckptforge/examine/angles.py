@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.lower import in_memory
-from ckptforge.planning.plan import Assembly
 from ckptforge.run.budget import Budget
 from ckptforge.run.casts import numpy_dtype
 from ckptforge.run.pool import Progress, run_tasks

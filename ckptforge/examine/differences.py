@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
+from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.lower import in_memory
-from ckptforge.planning.plan import Assembly
 from ckptforge.run.budget import Budget
 from ckptforge.run.casts import STEP, numpy_dtype
 from ckptforge.run.pool import Progress, Task, run_tasks

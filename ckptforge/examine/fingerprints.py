@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.lower import in_memory
-from ckptforge.planning.plan import Assembly
 from ckptforge.run.budget import Budget
 from ckptforge.run.casts import STEP
 from ckptforge.run.pool import run_tasks
@@ -39,7 +39,7 @@ def fingerprints(values: Mapping[str, Value], budget: Budget) -> dict[str, Finge
         held[:] = ((a + b) % 2**64 for a, b in zip(held, made, strict=True))
 
     assemblies = [in_memory(name, value) for name, value in values.items()]
-    budget = budget.caching(cache_bytes(assemblies))
+    budget = budget.caching(cache_bytes(values.values()))
     queue = (_Print(one, tile) for one in assemblies for tile in tiles_of(budget, one))
     run_tasks(queue, budget, add)
     return {name: Fingerprint(*both) for name, both in sums.items()}

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
+from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.lower import in_memory
-from ckptforge.planning.plan import Assembly
 from ckptforge.run.budget import Budget
 from ckptforge.run.casts import numpy_dtype
 from ckptforge.run.pool import Progress, run_tasks
@@ -68,7 +68,7 @@ def moments(
     def finished(task: _Sum, made: Moments) -> None:
         found[task.assembly.place.name][task.tile.c0] = made
 
-    budget = budget.caching(cache_bytes(assemblies))
+    budget = budget.caching(cache_bytes(values.values()))
     queue = (_Sum(one, tile) for one in assemblies for tile in _runs(one))
     tell = (lambda done: progress(done, total)) if progress else (lambda done: None)
     run_tasks(queue, budget, finished, tell)

@@ -38,7 +38,7 @@ class Window:
         """A value as an array. Raises the errors of reading."""
         if self._files.stop.is_set():
             raise UsageError(f"{name} can't be read: the model was closed; open it again.")
-        cached = cache_bytes([in_memory(name, value)])
+        cached = cache_bytes([value])
         worker: Worker | None = getattr(self._own, "worker", None)
         if worker is None or worker.budget.cached < cached:
             worker = self._own.worker = Worker(self._files, Budget(1, MEMORY, cached))

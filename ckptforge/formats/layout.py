@@ -8,7 +8,7 @@ it is written, and its tensors can then be written in any order, in pieces, by s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -57,10 +57,31 @@ class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     size: int
     literals: tuple[tuple[int, bytes], ...]
-    places: dict[str, Place]
+    places: Mapping[str, Place]
     seals: tuple[Seal, ...] = ()
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all its tensors."""
+        return self.size - sum(len(literal) for _, literal in self.literals)
 
     def at(self, path: Path) -> OutputFile:
         """The same file under another path."""
-        places = {name: replace(place, path=path) for name, place in self.places.items()}
-        return replace(self, path=path, places=places)
+        return replace(self, path=path, places=_Moved(self.places, path))
+
+
+class _Moved(Mapping[str, Place]):
+    """Places in a file of another path, made when they are asked for: a job has thousands of ranks
+    that are alike."""
+
+    def __init__(self, places: Mapping[str, Place], path: Path) -> None:
+        self._places, self._path = places, path
+
+    def __getitem__(self, name: str) -> Place:
+        return replace(self._places[name], path=self._path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -9,10 +9,10 @@ metadata, `Int4` notes and an optional `crc_num`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -123,7 +123,18 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: Any
 
 
-_ENTRY = msgspec.json.Decoder(_Entry)
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Plain(msgspec.Struct, forbid_unknown_fields=True):
+    """The same as nearly all files have it."""
+
+    dtype: str
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, _Count]
+
+
+_ENTRY, _PLAIN = msgspec.json.Decoder(_Entry), msgspec.json.Decoder(_Plain)
 _NOT_JSON = msgspec.DecodeError, UnicodeDecodeError, RecursionError
 
 
@@ -165,6 +176,34 @@ def _stored(
 
     check_name(name, path)
     raw = bytes(entry)
+    try:
+        spec = _PLAIN.decode(raw) if raw.count(b'"') == 8 and len(raw) <= _MAX_ENTRY else None
+    except (msgspec.MsgspecError, *_NOT_JSON):
+        spec = None
+    if spec is None:
+        spec = _read_entry(raw, wrong)
+    dtype = BY_SAFETENSORS.get(spec.dtype)
+    if dtype is None:
+        raise wrong(f"dtype {shown(spec.dtype)} is unknown; known: {', '.join(_ORDER)}")
+    if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
+        dtype = BY_NAME["qint4x2"]
+    shape, (begin, end) = spec.shape, spec.data_offsets
+    if begin > end or end > size - data:
+        raise wrong(
+            f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; "
+            "truncated or damaged, get the file again"
+        )
+    needed = bytes_needed(dtype, shape, path, name)
+    if needed != end - begin:
+        raise wrong(
+            f"{dtype} {list(shape)} needs {needed} bytes but its offsets hold {end - begin}"
+        )
+    extents = (Extent(0, data + begin, end - begin),)
+    return Stored(path=path, name=name, dtype=dtype, shape=shape, extents=extents)
+
+
+def _read_entry(raw: bytes, wrong: Callable[[str], FormatError]) -> _Plain:
+    """An entry in which something is unusual, or wrong."""
     if len(raw) > _MAX_ENTRY:
         raise wrong(_EXACTLY)
     try:
@@ -173,29 +212,16 @@ def _stored(
         raise wrong(f"{_EXACTLY} ({error})") from error
     except _NOT_JSON as error:
         raise wrong(f"its entry isn't JSON ({error}); {_DAMAGED}") from error
-    dtype = BY_SAFETENSORS.get(spec.dtype) if isinstance(spec.dtype, str) else None
-    if dtype is None:
-        raise wrong(f"dtype {shown(spec.dtype)} is unknown; known: {', '.join(_ORDER)}")
-    if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
-        dtype = BY_NAME["qint4x2"]
-    shape, offsets = spec.shape, spec.data_offsets
+    dtype, shape, offsets = spec.dtype, spec.shape, spec.data_offsets
+    if not isinstance(dtype, str) or dtype not in BY_SAFETENSORS:
+        raise wrong(f"dtype {shown(dtype)} is unknown; known: {', '.join(_ORDER)}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise wrong(f"shape {shown(shape)} isn't a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets")
     if raw.count(b'"') != 8:  # of three keys and a dtype; more where a key stands twice
         raise wrong(_EXACTLY)
-    begin, end = offsets
-    if begin > end or end > size - data:
-        raise wrong(
-            f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; "
-            "truncated or damaged, get the file again"
-        )
-    needed = bytes_needed(dtype, tuple(shape), path, name)
-    if needed != end - begin:
-        raise wrong(f"{dtype} {shape} needs {needed} bytes but its offsets hold {end - begin}")
-    extents = (Extent(0, data + begin, end - begin),)
-    return Stored(path=path, name=name, dtype=dtype, shape=tuple(shape), extents=extents)
+    return _Plain(dtype, tuple(shape), (offsets[0], offsets[1]))
 
 
 def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from itertools import islice
 
 from ckptforge.errors import LeftError, OutputError
 from ckptforge.machines.parts import Parts, finished_units
@@ -58,8 +59,9 @@ def _fill(journal: Journal, plan: Plan, units: list[Unit], ledgers: dict[int, Jo
     for ledger in ledgers.values():
         for number in ledger.units:
             unit = units[number]
-            for assembly in plan.assemblies[unit.first : unit.last]:
-                key = plan.key(assembly.place)
+            file = plan.files[unit.file]
+            for name in islice(file.places, unit.first, unit.last):
+                key = plan.name_of(file.path), name
                 if key in ledger.tensors and key not in journal.tensors:
                     journal.add_tensor(key, ledger.tensors[key])
         for (i, start), digest in ledger.sources.items():

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
+from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.plan import Plan
 from ckptforge.run import blocks
 from ckptforge.run.blocks import Block
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
-    """The assemblies `first` to before `last` of a plan, all of the file of index `file`, and the
-    bytes `hashed` (from, to) of all sources after each other. `start` is where its bytes lie among
-    those of all tensors."""
+    """The tensors `first` to before `last` of the file of index `file`, and the bytes `hashed`
+    (from, to) of all sources after each other. `start` is where its bytes lie among those of all
+    tensors."""
 
     number: int
     file: int
@@ -33,22 +34,32 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
 
 def units_of(plan: Plan, most: int) -> list[Unit]:
     """A plan as units of at most `most` bytes, or of one tensor that has more, in its order."""
-    numbers = {file.path: i for i, file in enumerate(plan.files)}
     found: list[Unit] = []
+    runs: dict[int, list[tuple[int, int, int]]] = {}  # of files that are laid out alike
     start = 0
-    for i, assembly in enumerate(plan.assemblies):
-        file, nbytes = numbers[assembly.place.path], assembly.place.nbytes
-        last = found[-1] if found else None
-        if last is not None and last.file == file and last.nbytes + nbytes <= most:
-            found[-1] = replace(last, last=i + 1, nbytes=last.nbytes + nbytes)
-        else:
+    for i, file in enumerate(plan.files):
+        if id(file.literals) not in runs:
+            runs[id(file.literals)] = list(_runs(file, most))
+        for first, last, nbytes in runs[id(file.literals)]:
             found.append(
-                Unit(number=len(found), file=file, first=i, last=i + 1, start=start, nbytes=nbytes)
+                Unit(number=len(found), file=i, first=first, last=last, start=start, nbytes=nbytes)
             )
-        start += nbytes
+            start += nbytes
     read, written = sum(source.size for source in plan.sources), max(start, 1)
     bounds = [*(read * unit.start // written for unit in found), read]
     return [replace(unit, hashed=(bounds[i], bounds[i + 1])) for i, unit in enumerate(found)]
+
+
+def _runs(file: OutputFile, most: int) -> Iterator[tuple[int, int, int]]:
+    """(first, last, bytes) of runs of a file's tensors."""
+    first = held = 0
+    for i, place in enumerate(file.places.values()):
+        if i > first and held + place.nbytes > most:
+            yield first, i, held
+            first, held = i, 0
+        held += place.nbytes
+    if file.places:
+        yield first, len(file.places), held
 
 
 def parts_of(plan: Plan, count: int) -> tuple[list[Unit], list[int]]:
@@ -77,9 +88,8 @@ def source_blocks(plan: Plan, unit: Unit) -> Iterator[tuple[int, Block]]:
 
 def of_unit(plan: Plan, unit: Unit) -> Plan:
     """What is to be done of a plan in a unit, as a plan of one file; its seals are for the end."""
-    file = replace(plan.files[unit.file], seals=())
-    made = plan.assemblies[unit.first : unit.last]
-    return replace(plan, files=(file,), assemblies=made, sources=(), small_files={})
+    made = plan.assemblies.only(unit.file, unit.first, unit.last)
+    return replace(plan, assemblies=made, sources=(), small_files={})
 
 
 _UNITS_OF_A_PART = 8

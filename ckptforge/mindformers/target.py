@@ -195,7 +195,7 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
                 alike[key] = mindspore_file(path, parts)
             for tensor in boxes:
                 files[tensor][rank] = name
-            yield PlacedFile(
+            yield PlacedFile.cut(
                 alike[key].at(path),
                 {name: box for name, box in boxes.items() if box and self.strategy is not None},
             )

@@ -8,13 +8,12 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.boxes import box_shape
 from ckptforge.errors import PlanError, shown
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.parallel.cut import cut_json, cut_of
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import Strategy
-from ckptforge.planning.lower import PlacedFile
+from ckptforge.planning.lower import Part, PlacedFile
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.targets.mindspore import DEFAULT_ENDING, check_prefix, mindspore_file
 from ckptforge.targets.target import LaidOut
@@ -45,19 +44,18 @@ class RankTarget(msgspec.Struct, frozen=True):
         numbers = range(len(self.strategy.stages))
         by_stage = [held_by(self.strategy, stage, specs) for stage in numbers]
         laid_out: dict[int, OutputFile] = {}
+        alike = [_cut_alike(held) for held in by_stage]
         placed = []
         for rank in range(self.strategy.ranks):
             stage, device = self.strategy.stage_of(rank), rank % self.strategy.devices
-            cut = ((spec, layout) for spec, layout in by_stage[stage] if layout is not None)
-            boxes = {spec.name: layout.box(spec.shape, device) for spec, layout in cut}
             path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{self.ending}"
             if stage not in laid_out:  # the ranks of a stage have equal parts
-                parts = [
-                    replace(spec, shape=box_shape(boxes[spec.name])) if layout is not None else spec
-                    for spec, layout in by_stage[stage]
-                ]
-                laid_out[stage] = mindspore_file(path, parts)
-            placed.append(PlacedFile(laid_out[stage].at(path), boxes))
+                laid_out[stage] = mindspore_file(path, list(map(_as_cut, by_stage[stage])))
+            parts = tuple(
+                Part(names, None if layout is None else layout.box(shape, device))
+                for (layout, shape), names in alike[stage].items()
+            )
+            placed.append(PlacedFile(laid_out[stage].at(path), parts))
         stages = [laid_out[stage].places for stage in range(len(by_stage))]
         return LaidOut(
             files=tuple(placed),
@@ -65,6 +63,25 @@ class RankTarget(msgspec.Struct, frozen=True):
             facts={"ranks": self.strategy.ranks, "stages": len(self.strategy.stages)},
             cut=cut_json(cut_of(self.strategy, stages)),
         )
+
+
+_Held = tuple[TensorSpec, "DeviceLayout | None"]
+
+
+def _as_cut(held: _Held) -> TensorSpec:
+    """A tensor as each rank has it."""
+    spec, layout = held
+    return spec if layout is None else replace(spec, shape=layout.shape_of_parts(spec.shape))
+
+
+def _cut_alike(
+    held: Sequence[_Held],
+) -> dict[tuple[DeviceLayout | None, tuple[int, ...]], tuple[str, ...]]:
+    """(layout, shape) → the tensors that have both, of which each rank has the same box."""
+    found: dict[tuple[DeviceLayout | None, tuple[int, ...]], list[str]] = {}
+    for spec, layout in held:
+        found.setdefault((layout, spec.shape), []).append(spec.name)
+    return {key: tuple(names) for key, names in found.items()}
 
 
 def refuse_other_strategy(strategy: Strategy, specs: Sequence[TensorSpec]) -> None:
@@ -93,11 +110,9 @@ def lacking_notes(strategy: Strategy, specs: Sequence[TensorSpec]) -> tuple[str,
     return (f"{parameters} in the input and so in no rank, such as {lacking[0]}.",)
 
 
-def held_by(
-    strategy: Strategy, stage: int, specs: Sequence[TensorSpec]
-) -> list[tuple[TensorSpec, DeviceLayout | None]]:
+def held_by(strategy: Strategy, stage: int, specs: Sequence[TensorSpec]) -> list[_Held]:
     """The tensors of a stage's ranks, and how they are cut: None where no stage has one."""
-    found: list[tuple[TensorSpec, DeviceLayout | None]] = []
+    found: list[_Held] = []
     for spec in specs:
         layout = strategy.stages[stage].get(spec.name)
         if layout is None:

@@ -10,51 +10,28 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.dtypes import DType
-from ckptforge.errors import PlanError
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile
 from ckptforge.model import Account
+from ckptforge.planning.lower import Assemblies
 from ckptforge.planning.reads import Ranges
-from ckptforge.values import Place, Term, computing_dtype
+from ckptforge.values import Place
 from ckptforge.wording import brief, counted
-
-
-class Assembly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One output tensor: its place, and the terms that are added up in it. `kind` names its kind
-    for the audit, in which a `replica`, the same numbers once more in another file, doesn't
-    count."""
-
-    place: Place
-    terms: tuple[Term, ...]
-    kind: str
-    replica: bool = False
-
-    @property
-    def summed(self) -> bool:
-        """Whether there is more to it than one term as it is."""
-        return len(self.terms) != 1 or self.terms[0].weight != 1
-
-    @property
-    def computing(self) -> DType:
-        """The dtype that its terms are added in."""
-        fragments = (fragment for term in self.terms for fragment in term.fragments)
-        return computing_dtype((self.place.dtype, *(fragment.dtype for fragment in fragments)))
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A whole job: outputs to write, what fills them, and what is to be said of it.
 
-    `output` is the file or directory that appears; `files` have paths in or at it; `small_files`
-    are written beside the tensors as they are. `facts` describe the job for people. `cut` is how
-    the outputs are cut where they are the files of ranks, as a manifest says it. `read` are the
-    ranges of bytes that are read of those sources of which not all is (`planning/reads.py`).
+    `output` is the file or directory that appears; `assemblies` are what fills the files in or at
+    it; `small_files` are written beside the tensors as they are. `facts` describe the job for
+    people. `cut` is how the outputs are cut where they are the files of ranks, as a manifest says
+    it. `read` are the ranges of bytes that are read of those sources of which not all is
+    (`planning/reads.py`).
     """
 
     verb: str
     output: Path
-    files: tuple[OutputFile, ...]
-    assemblies: tuple[Assembly, ...]
+    assemblies: Assemblies
     sources: tuple[FileIndex, ...]
     small_files: Mapping[str, bytes] = msgspec.field(default_factory=dict)
     account: Account = Account()
@@ -67,6 +44,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             f"<Plan of {self.verb}: {brief(self.output)}, "
             f"{counted(self.tensor_count, 'tensor')}, {self.nbytes} bytes>"
         )
+
+    @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """The files with tensors."""
+        return self.assemblies.outputs
 
     @property
     def is_directory(self) -> bool:
@@ -96,11 +78,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def casts(self) -> dict[str, int]:
         """ "from → to" → number of source tensors that are cast so."""
         pairs = {
-            (id(fragment.stored), assembly.place.dtype): fragment.stored.dtype
-            for assembly in self.assemblies
-            for term in assembly.terms
-            for fragment in term.fragments
-            if fragment.stored.dtype != assembly.place.dtype
+            (id(fragment.stored), value.dtype): fragment.stored.dtype
+            for value in self.assemblies.values.values()
+            for fragment in value.fragments
+            if fragment.stored.dtype != value.dtype
         }
         return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
 
@@ -111,7 +92,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tensor_count(self) -> int:
         """How many tensors all files have together."""
-        return len(self.assemblies)
+        return sum(len(file.places) for file in self.files)
 
     @property
     def nbytes(self) -> int:
@@ -121,31 +102,4 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all output tensors."""
-        return sum(assembly.place.nbytes for assembly in self.assemblies)
-
-
-def prove_filled(assembly: Assembly) -> None:
-    """As many elements of an output are written by each of its terms as it has, all inside it and
-    from inside their sources. Raises `PlanError`.
-
-    Together with the proof that no two fragments meet (`tables/pieces.py`) and that all of the
-    input is used (`tables/convert.py`) this is the proof of a plan.
-    """
-    elements, name = assembly.place.elements, assembly.place.name
-    if not assembly.terms and elements:
-        raise PlanError(f"{name}: nothing fills it; this is a defect of the mapping.")
-    for term in assembly.terms:
-        written = 0
-        for stored, transfer in ((one.stored, one.transfer) for one in term.fragments):
-            written += transfer.size
-            inside = transfer.last_source < stored.elements and transfer.last_target < elements
-            if transfer.size and not inside:
-                raise PlanError(
-                    f"{name}: a copy from {stored.name} reaches outside; this is a defect of the "
-                    "mapping."
-                )
-        if written != elements and term.fill is None:
-            raise PlanError(
-                f"{name}: {written} of {elements} elements are filled; this is a defect of the "
-                "mapping."
-            )
+        return sum(file.tensor_bytes for file in self.files)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,15 +271,24 @@ def fingerprint(plan: Plan) -> str:
     state = xxhash.xxh3_64()
     numbers = {file.path: i for i, file in enumerate(plan.sources)}
     state.update(_bytes(plan.verb, plan.is_directory, sorted(plan.small_files.items())))
-    for file in plan.files:
+    known: dict[int, bytes] = {}  # of what many files have alike
+
+    def once(thing: object, content: Iterable[bytes]) -> bytes:
+        if id(thing) not in known:
+            known[id(thing)] = xxhash.xxh3_128_digest(b"".join(content))
+        return known[id(thing)]
+
+    for placed in plan.assemblies.files:
+        file, literals = placed.file, placed.file.literals
         state.update(_bytes(plan.name_of(file.path), file.size))
-        for offset, literal in file.literals:
-            state.update(_bytes(offset) + literal)
+        state.update(once(literals, (_bytes(at) + literal for at, literal in literals)))
+        for part in placed.parts:
+            state.update(once(part.names, (_bytes(*part.names),)) + _bytes(part.box))
     steps: dict[tuple[int, ...], bytes] = {}
     encode = msgspec.msgpack.Encoder().encode
-    for assembly in plan.assemblies:
-        state.update(_bytes(assembly.place.name, assembly.place.dtype))
-        for term in assembly.terms:
+    for name, value in plan.assemblies.values.items():
+        state.update(_bytes(name, value.dtype))
+        for term in value.terms:
             state.update(_bytes(term.weight, term.fill))
             for fragment in term.fragments:
                 stored, key = fragment.stored, tuple(map(id, fragment.steps))

@@ -18,8 +18,12 @@ def finished_tensors(plan: Plan, journal: Journal | None) -> dict[Place, Finishe
     """The tensors of a plan that a journal calls finished."""
     if journal is None or not journal.tensors:
         return {}
-    places, tensors = (assembly.place for assembly in plan.assemblies), journal.tensors
-    return {one: tensors[key] for one in places if (key := plan.key(one)) in tensors}
+    files = {plan.name_of(file.path): file.places for file in plan.files}
+    return {
+        files[file][name]: found
+        for (file, name), found in journal.tensors.items()
+        if name in files.get(file, ())
+    }
 
 
 def kept_tensors(

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 
-from ckptforge.planning.plan import Assembly
+from ckptforge.planning.assembly import Assembly
 from ckptforge.run.buffers import LINE, PIECE_BYTES, copy_runs, slow_to_copy
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_exactly, write_exactly

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from ckptforge.planning.plan import Assembly, Plan
+from ckptforge.planning.assembly import Assembly
+from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
 from ckptforge.run.blocks import Hashes
 from ckptforge.run.budget import Budget
@@ -15,6 +16,7 @@ from ckptforge.run.pool import Progress, run_tasks
 from ckptforge.run.schedule import Kept, Ledger, Schedule
 from ckptforge.run.tasks import Sealing
 from ckptforge.storage.store import Writer
+from ckptforge.values import Value
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -53,9 +55,9 @@ def run(
     return Done(schedule.audit, schedule.all_hashes())
 
 
-def cache_bytes(assemblies: Iterable[Assembly]) -> int:
+def cache_bytes(values: Iterable[Value | Assembly]) -> int:
     """Bytes that a worker must hold beside its buffers for the steps of these tensors."""
-    fragments = (one for made in assemblies for term in made.terms for one in term.fragments)
+    fragments = (one for value in values for one in value.fragments)
     return max(
         (sum(step.memory(one.stored) for step in one.steps) for one in fragments if one.steps),
         default=0,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
+from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
 from ckptforge.run.blocks import (
@@ -71,7 +72,6 @@ class Schedule:
         self, plan: Plan, budget: Budget, hashing: bool, ledger: Ledger | None, kept: Kept
     ) -> None:
         self._plan, self._hashing, self._ledger = plan, hashing, ledger
-        made = [assembly for assembly in plan.assemblies if assembly.place not in kept]
         known = ledger.sources if ledger is not None and hashing else {}
         self._sources = {whole_file(file): i for i, file in enumerate(plan.sources)}
         all_blocks = [list(source_blocks(plan, file)) for file in plan.sources if hashing]
@@ -82,14 +82,13 @@ class Schedule:
             if (i, block.start) not in known
         ]
         self._checks = [Verify(file) for file in plan.sources if file.checksum is not None]
-        self._tasks = tasks_of(made, budget)
+        self._tasks = tasks_of(self._begun(kept), budget)
         self._source_blocks = (block for block in blocks if address(block.entry.path) is None)
         self._far_blocks = (block for block in blocks if address(block.entry.path) is not None)
-        self._share = sum(block.length for block in blocks) / max(
-            sum(assembly.place.nbytes for assembly in made), 1
-        )
+        made = plan.tensor_bytes - sum(place.nbytes for place in kept)
+        self._share = sum(block.length for block in blocks) / max(made, 1)
         self._written = self._hashed = 0.0
-        self._unwritten = {one.place: one.place.nbytes for one in made}
+        self._unwritten: dict[Place, int] = {}  # of tensors that are begun
         self._ready: deque[Block] = deque()  # of tensors that are written
         self._digests: dict[Located, dict[int, bytes]] = {entry: {} for entry in self._sources}
         entries = list(self._sources)
@@ -101,6 +100,12 @@ class Schedule:
         for place, finished in kept.items():
             self.audit.merge(finished.audit)
             self._hashes[place.path][place.name] = finished.hash
+
+    def _begun(self, kept: Kept) -> Iterator[Assembly]:
+        for assembly in self._plan.assemblies:
+            if assembly.place not in kept:
+                self._unwritten[assembly.place] = assembly.place.nbytes
+                yield assembly
 
     def __iter__(self) -> Schedule:
         return self
@@ -131,9 +136,11 @@ class Schedule:
                 self.audit.merge(outcome)
                 self._audits.setdefault(place, Audit()).merge(outcome)
             self._unwritten[place] -= task.nbytes
-            if not self._unwritten[place] and self._hashing:
-                self._digests[place] = {}
-                self._ready.extend(blocks_of(place))
+            if not self._unwritten[place]:
+                del self._unwritten[place]
+                if self._hashing:
+                    self._digests[place] = {}
+                    self._ready.extend(blocks_of(place))
 
     def _hashed_block(self, block: Block, digest: bytes) -> None:
         entry, digests = block.entry, self._digests[block.entry]

@@ -11,7 +11,7 @@ import msgspec
 
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import Seal
-from ckptforge.planning.plan import Assembly
+from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import PIECE_BYTES

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import PlanError
-from ckptforge.planning.plan import Assembly
+from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy

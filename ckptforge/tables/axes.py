@@ -31,7 +31,7 @@ from ckptforge.tables.grid import Grid
 Sizes = Callable[[str, str], int]
 
 _WORD = re.compile(r"\{[A-Za-z_]\w*(?:\+[A-Za-z_]\w*)?\}|\d+|[^{}\d]+|[{}]")
-_NUMBER = re.compile(r"\d+")
+_NUMBERS = re.compile(r"(\d+)")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
 
 
@@ -112,18 +112,27 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         )
         return one == another
 
-    def match(self, numbers: Sequence[str]) -> dict[str, int] | None:
-        """The numbers by axis in a name with this skeleton; None if another is written."""
-        index: dict[str, int] = {}
-        for word, number in zip(filter(is_number, self.words), numbers, strict=True):
-            if word.isdigit():
+    @cached_property
+    def _numbers(self) -> tuple[tuple[str, bool], ...]:
+        """(number, False) or (axis, True) for each number of a name with this skeleton."""
+        words = [word for word in self.words if is_number(word)]
+        return tuple(
+            (word, False) if word.isdigit() else (word[1:-1].partition("+")[0], True)
+            for word in words
+        )
+
+    def match(self, numbers: Sequence[str]) -> tuple[int, ...] | None:
+        """The numbers of the axes in a name with this skeleton; None if another is written."""
+        index = []
+        for (word, is_axis), number in zip(self._numbers, numbers, strict=True):
+            if not is_axis:
                 if word != number:
                     return None
-            elif len(number) > 6 or number != str(int(number)):
+            elif len(number) > 6 or (number[0] == "0" != number) or not number.isascii():
                 return None  # no index, or one with a leading zero, which could not be written back
             else:
-                index[word[1:-1].partition("+")[0]] = int(number)
-        return index
+                index.append(int(number))
+        return tuple(index)
 
     def name(self, index: Mapping[str, int], lengths: Mapping[str, int]) -> str:
         """The name at an index; `lengths` of the axes that are added to others."""
@@ -189,7 +198,8 @@ def is_number(word: str) -> bool:
 
 def skeleton_of(name: str) -> tuple[str, list[str]]:
     """A tensor name with its numbers as `#`, and those numbers."""
-    return _NUMBER.sub("#", name), _NUMBER.findall(name)
+    words = _NUMBERS.split(name)
+    return "#".join(words[::2]), words[1::2]
 
 
 def _part_size(part: Part, size: Sizes) -> int:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import NamedTuple
+from functools import partial
+from itertools import groupby, product
+from typing import NamedTuple, Protocol
 
-from ckptforge.boxes import Box
 from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType, holds
 from ckptforge.errors import MissingTensorsError, PlanError
 from ckptforge.spelling import flag, option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import Binding
-from ckptforge.tables.pieces import fill, name_pieces, pieces, whole_pieces
+from ckptforge.tables.pieces import Piece, fill, name_pieces, pieces, whole_pieces
 from ckptforge.tables.table import Layout
 from ckptforge.transfers import Transfer
 from ckptforge.values import Value
@@ -23,6 +23,14 @@ from ckptforge.wording import listing
 Values = Mapping[str, Value]
 Parts = list[tuple[str, Transfer]]  # source tensor → where it goes
 Absent = dict[str, list[str]]
+
+
+class Cutting(Protocol):
+    """What cuts the tensors of a pattern into pieces, with so many of each axis in its name."""
+
+    def __call__(self, pattern: Pattern, *, counts: Mapping[str, int]) -> list[Piece]:
+        """The pieces."""
+        ...
 
 
 class Conversion:
@@ -37,6 +45,7 @@ class Conversion:
         self.counts = {axis: size for axis, (size, _) in binding.sizes.known.items()}
         self.parts: dict[str, Parts] = {}
         self.absent: Absent = {}
+        self._read: Counter[str] = Counter()
         self.shapes: dict[Pattern, tuple[int, ...]] = {}
         self._lengths: dict[str, dict[str, int]] = {}
         opaque = [pattern for pattern in self.wanted if self._same_inside(pattern)]
@@ -67,27 +76,50 @@ class Conversion:
     def _move(self, pattern: Pattern) -> None:
         source = self.origin[pattern.tensors[0]]
         shape = self.shapes[pattern] = self.binding.shapes[source]
-        targets, sources = (whole_pieces(one, shape, self.counts) for one in (pattern, source))
-        self._gather(fill(targets, sources, range(len(pattern.name_axes))))
+        self._pair(pattern, source, partial(whole_pieces, shape=shape), pattern.name_axes)
 
     def _rearrange(self, pattern: Pattern) -> None:
         self.shapes[pattern] = pattern.shape(lambda part, axis: self._lengths[part][axis])
         for tensor in pattern.tensors:
             axes, source = self.binding.table.tensors[tensor], self.origin[tensor]
-            both = set(pattern.name_axes) & set(source.name_axes)
-            targets, sources = (
-                pieces(one, tensor, axes, self._lengths, self.counts) for one in (pattern, source)
-            )
-            self._gather(fill(targets, sources, [i for i, a in enumerate(axes) if a in both]))
+            cut = partial(pieces, tensor=tensor, axes=axes, lengths=self._lengths)
+            self._pair(pattern, source, cut, axes)
 
-    def _gather(self, found: Mapping[str, list[tuple[str, Box, Transfer]]]) -> None:
-        for name, parts in found.items():
-            for source, _, transfer in parts:
-                full = self.prefix + source
-                if full in self.values:
-                    self.parts.setdefault(self.prefix + name, []).append((full, transfer))
-                else:
-                    self.absent.setdefault(self.prefix + name, []).append(full)
+    def _pair(self, pattern: Pattern, source: Pattern, cut: Cutting, axes: Sequence[str]) -> None:
+        """Gathers what fills the tensors of a pattern. Those whose names differ in an axis that
+        stands in both names, as the layers', are filled alike: the first of them is looked at."""
+        both = [axis for axis in pattern.name_axes if axis in source.name_axes]
+        first = {**self.counts, **{axis: min(1, self.counts[axis]) for axis in both}}
+        own, other = (
+            {name: index for index, name in name_pieces(one, first)} for one in (pattern, source)
+        )
+        found = fill(
+            cut(pattern, counts=first),
+            cut(source, counts=first),
+            [i for i, axis in enumerate(axes) if axis in both],
+        )
+        pairs = [
+            (own[name], [(other[one], transfer, transfer.size) for one, _, transfer in parts])
+            for name, parts in found.items()
+        ]
+        for numbers in product(*(range(self.counts[axis]) for axis in both)):
+            at = dict(zip(both, numbers, strict=True))
+            for index, parts in pairs:
+                name = self.prefix + pattern.name({**index, **at}, self.counts)
+                for inner, transfer, size in parts:
+                    self._gather(name, self._source_name(source, {**inner, **at}), transfer, size)
+
+    def _source_name(self, source: Pattern, index: Mapping[str, int]) -> str:
+        key = tuple([index[axis] for axis in source.name_axes])
+        found = self.binding.names.get(source, {}).get(key)
+        return self.prefix + (source.name(index, self.counts) if found is None else found)
+
+    def _gather(self, name: str, source: str, transfer: Transfer, size: int) -> None:
+        if source in self.values:
+            self.parts.setdefault(name, []).append((source, transfer))
+            self._read[source] += size
+        else:
+            self.absent.setdefault(name, []).append(source)
 
     def _refuse_partial(self) -> None:
         for name, missing in self.absent.items():
@@ -127,10 +159,7 @@ class Conversion:
     def prove_used(self) -> None:
         """Every element of every tensor that was bound goes somewhere. Together with `fill`, which
         proves that no two meet, this is the proof that nothing is lost. Raises `PlanError`."""
-        read: Counter[str] = Counter()
-        for parts in self.parts.values():
-            for source, transfer in parts:
-                read[source] += transfer.size
+        read = self._read
         for names in self.binding.names.values():
             for name in names.values():
                 value = self.values.get(self.prefix + name)

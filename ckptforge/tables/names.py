@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptforge.errors import LayoutError
@@ -23,27 +23,55 @@ def recognise_names(
     Where several patterns are alike except for what is added to an index, the known `lengths` of
     axes distinguish them.
     """
-    by_skeleton: dict[str, list[Pattern]] = {}
-    for pattern in (*layout.patterns, *layout.copies):
-        by_skeleton.setdefault(pattern.skeleton, []).append(pattern)
-    found: Names = {}
-    unknown: list[str] = []
+    found, unknown = _recognised(layout, _by_skeleton(names), lengths or {})
+    return found, _in_order(unknown, names)
+
+
+def _in_order(unknown: Iterable[str], names: Iterable[str]) -> list[str]:
+    chosen = set(unknown)
+    return [name for name in names if name in chosen] if chosen else []
+
+
+def _by_skeleton(names: Iterable[str]) -> dict[str, list[tuple[list[str], str]]]:
+    """Skeleton → the numbers in the names that have it, with the names."""
+    found: dict[str, list[tuple[list[str], str]]] = {}
     for name in names:
         skeleton, numbers = skeleton_of(name)
-        patterns = () if "#" in name else by_skeleton.get(skeleton, ())
-        matches = ((pattern, pattern.match(numbers)) for pattern in patterns)
-        matching = [(pattern, index) for pattern, index in matches if index is not None]
-        if not matching:
-            unknown.append(name)
-            continue
-        fitting = (pair for pair in matching if _in_range(*pair, lengths or {}))
-        pattern, index = next(fitting, matching[-1])
-        found.setdefault(pattern, {})[tuple(index[axis] for axis in pattern.name_axes)] = name
+        found.setdefault(name if "#" in name else skeleton, []).append((numbers, name))
+    return found
+
+
+def _recognised(
+    layout: Layout,
+    names: Mapping[str, Sequence[tuple[list[str], str]]],
+    lengths: Mapping[str, int],
+) -> tuple[Names, list[str]]:
+    patterns: dict[str, list[Pattern]] = {}
+    for pattern in (*layout.patterns, *layout.copies):
+        patterns.setdefault(pattern.skeleton, []).append(pattern)
+    found: Names = {}
+    unknown: list[str] = []
+    for skeleton, members in names.items():
+        alike = patterns.get(skeleton, ())
+        for numbers, name in members:
+            matching = [
+                (pattern, index)
+                for pattern in alike
+                if (index := pattern.match(numbers)) is not None
+            ]
+            if not matching:
+                unknown.append(name)
+                continue
+            pattern, index = matching[-1]
+            if len(matching) > 1:
+                fitting = (pair for pair in matching if _in_range(*pair, lengths))
+                pattern, index = next(fitting, matching[-1])
+            found.setdefault(pattern, {})[index] = name
     return found, unknown
 
 
-def _in_range(pattern: Pattern, index: Mapping[str, int], lengths: Mapping[str, int]) -> bool:
-    for axis, number in index.items():
+def _in_range(pattern: Pattern, index: Sequence[int], lengths: Mapping[str, int]) -> bool:
+    for axis, number in zip(pattern.name_axes, index, strict=True):
         offset = lengths.get(pattern.offsets.get(axis, ""), 0)
         if not 0 <= number - offset < lengths.get(axis, number + 1):
             return False
@@ -74,13 +102,14 @@ def read_names(
     doesn't have). Raises `LayoutError` where they contradict each other."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)
-    numbered, unknown = recognise_names(layout, names, sizes.lengths)
+    by_skeleton = _by_skeleton(names)
+    numbered, unknown = _recognised(layout, by_skeleton, sizes.lengths)
     if _learn_offsets(sizes, layout, numbered):
-        numbered, unknown = recognise_names(layout, names, sizes.lengths)
+        numbered, unknown = _recognised(layout, by_skeleton, sizes.lengths)
     _learn_none(sizes, table, numbered, config, where)
     found = without_offsets(numbered, sizes.lengths)
     _learn_counts(sizes, found)
-    return sizes, found, unknown
+    return sizes, found, _in_order(unknown, names)
 
 
 def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:

@@ -39,8 +39,9 @@ _SCALARS = re.compile(
 def companion_prefix(name: str) -> str | None:
     """`adam_m.` of `adam_m.lm_head.weight`; None for names that are no optimizer state of a
     weight."""
-    found = next((prefix for prefix in COMPANION_PREFIXES if name.startswith(prefix)), None)
-    return found if found is not None and _SCALARS.fullmatch(name) is None else None
+    if not name.startswith(COMPANION_PREFIXES) or _SCALARS.fullmatch(name) is not None:
+        return None
+    return next(prefix for prefix in COMPANION_PREFIXES if name.startswith(prefix))
 
 
 def is_state(name: str) -> bool:

@@ -95,7 +95,7 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
         elif len(shards) > 1:
             small[INDEX] = index_json(shards)
         files = tuple(
-            PlacedFile(safetensors.lay_out(self.output / name, tensors, about[name]))
+            PlacedFile.whole(safetensors.lay_out(self.output / name, tensors, about[name]))
             for name, tensors in shards.items()
         )
         return LaidOut(files=files, small_files=small, notes=self._notes(specs))

@@ -53,7 +53,7 @@ class MindSporeTarget(msgspec.Struct, frozen=True):
 
     def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
         """The one file, with all tensors."""
-        return LaidOut(files=(PlacedFile(mindspore_file(self.path, specs)),))
+        return LaidOut(files=(PlacedFile.whole(mindspore_file(self.path, specs)),))
 
 
 class UnifiedTarget(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class UnifiedTarget(msgspec.Struct, frozen=True):
             files[HYPER_PARAMETERS] = hyper
         placed = (mindspore_file(self.output / name, part) for name, part in files.items())
         return LaidOut(
-            files=tuple(map(PlacedFile, placed)),
+            files=tuple(map(PlacedFile.whole, placed)),
             small_files={UNIFIED_MAP: json.dumps(index, indent=4, ensure_ascii=False).encode()},
         )
 

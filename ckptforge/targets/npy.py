@@ -46,7 +46,7 @@ class NpyTarget(msgspec.Struct, frozen=True):
             literals=((0, header.getvalue()),),
             places={spec.name: spec.placed(self.output, Extent(0, at, spec.nbytes))},
         )
-        return LaidOut(files=(PlacedFile(file),), notes=() if known else (_raw_note(spec),))
+        return LaidOut(files=(PlacedFile.whole(file),), notes=() if known else (_raw_note(spec),))
 
 
 def _raw_note(spec: TensorSpec) -> str:

@@ -23,4 +23,4 @@ class FileTarget(msgspec.Struct, frozen=True):
     def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
         """The file. Raises `PlanError` for what its format can't hold."""
         file = self.format.lay_out(self.output, self.format.ordered(specs), self.metadata)
-        return LaidOut(files=(PlacedFile(file),))
+        return LaidOut(files=(PlacedFile.whole(file),))

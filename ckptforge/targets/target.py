@@ -11,7 +11,7 @@ import msgspec
 from ckptforge.dtypes import DType
 from ckptforge.formats.layout import TensorSpec, specs_of
 from ckptforge.model import Model
-from ckptforge.planning.lower import PlacedFile, lower
+from ckptforge.planning.lower import Assemblies, PlacedFile
 from ckptforge.planning.plan import Plan
 from ckptforge.planning.reads import ranges_read
 
@@ -62,8 +62,7 @@ def plan_for(verb: str, model: Model, target: Target, facts: Mapping[str, Any]) 
     return Plan(
         verb=verb,
         output=target.output,
-        files=tuple(placed.file for placed in laid.files),
-        assemblies=lower(model.values, laid.files),
+        assemblies=Assemblies(model.values, laid.files),
         sources=model.files,
         small_files=laid.small_files,
         account=model.account.noting(*laid.notes),

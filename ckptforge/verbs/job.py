@@ -58,7 +58,7 @@ def run_job(job: Job, options: Running) -> Result:
     finishing = FINISHING.get()
     if finishing is not None:
         gather(plan)
-    budget = budget_of(options).caching(cache_bytes(plan.assemblies))
+    budget = budget_of(options).caching(cache_bytes(plan.assemblies.values.values()))
     if options.resume and not options.dry_run and publisher.finish(plan, options.command):
         notes = (*plan.notes, "all was written already; only the manifest had to be put in place.")
         return result_of(plan, files=_files(job), notes=notes)

@@ -43,7 +43,7 @@ def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> 
         raise UsageError(f"{option('steal_after', options.steal_after)}: expected seconds above 0.")
     publisher = publisher_of(plan.output)
     publisher.check(plan, options.overwrite)
-    budget = budget_of(options).caching(cache_bytes(plan.assemblies))
+    budget = budget_of(options).caching(cache_bytes(plan.assemblies.values.values()))
     if options.dry_run:
         result = dry_result(plan, budget)
         result.facts.update(part=str(share), units=_units(plan, share))

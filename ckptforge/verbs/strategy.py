@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account
+from ckptforge.planning.lower import Assemblies
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import command, option
@@ -69,8 +70,7 @@ def strategy(options: StrategyOptions) -> Result:
     plan = Plan(
         verb="strategy",
         output=options.out_dir,
-        files=(),
-        assemblies=(),
+        assemblies=Assemblies({}, ()),
         sources=source.model.files,
         small_files=files,
         account=Account().noting(*source.model.notes, *layout_notes),
