@@ -42,8 +42,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """The tensors of a checkpoint, whatever it is: `path` is what a user named, `directory` where
     files that go with it may lie, `ranks` how many ranks it was read from. `card` are the small
     files that go along with it, where a function has changed them: else they are those that lie
-    there. `run` is what is said of the training run (its step, …), `optimizer` the tensors that
-    lie in files of optimizer state."""
+    there. `derived` are such that stand for files of another kind, as config.json for params.json,
+    where none are known better. `family` is the one whose layouts its tensors are in, where the
+    kind of its files tells, and `layout` the layout. `run` is what is said of the training run (its
+    step, …), `optimizer` the tensors that lie in files of optimizer state."""
 
     path: Path
     format: str
@@ -53,6 +55,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     account: Account = Account()
     ranks: int = 0
     card: Mapping[str, bytes] | None = None
+    derived: Mapping[str, bytes] | None = None
+    family: str | None = None
+    layout: str | None = None
     run: Mapping[str, int | float | None] = msgspec.field(default_factory=dict)
     optimizer: frozenset[str] = frozenset()
 

@@ -374,10 +374,10 @@ def test_the_wrong_layout_is_refused_and_the_right_one_named(tmp_path, given, fi
 
 
 def test_layouts_of_the_wrong_side_are_wrong_usage(tmp_path):
-    with pytest.raises(UsageError, match="layout='hub' is a layout of Hugging Face"):
+    with pytest.raises(UsageError, match="layout='hub' is no layout of MindSpore"):
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", layout="hub")
     ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
-    with pytest.raises(UsageError, match="hf_layout='gmm' is a layout of MindSpore"):
+    with pytest.raises(UsageError, match="hf_layout='gmm' is no layout of Hugging Face"):
         ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "hf", hf_layout="gmm")
     with pytest.raises(
         UsageError, match="layout 'gmn' is unknown for mixtral; it has hub, fused, dense"

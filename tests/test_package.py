@@ -51,6 +51,7 @@ ORDER = [
     "targets",
     "parallel",
     "mindformers",
+    "consolidated",
     "adapters",
     "forward",
     "verbs",
@@ -258,6 +259,7 @@ NEEDS = {"forward", "testing"}  # torch, mindspore or pytest, which may not be t
 LEAVES = {
     "adapters": ["adapters"],
     "clean": ["publish/clean.py"],
+    "consolidated files": ["consolidated"],
     "drop-ins": ["verbs/dropins.py", "verbs/mindformers_flags.py", "cli/dropins.py"],
     "forward": ["forward"],
     "mindformers": ["mindformers"],

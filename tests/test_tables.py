@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
 from ckptforge.tables import table_schema
-from ckptforge.tables.axes import shared_runs, skeleton_of
+from ckptforge.tables.axes import in_parts, shared_runs, skeleton_of
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import load_table, parse_table
 from ckptforge.tables.row_text import parse_pattern
@@ -110,7 +110,7 @@ def test_a_good_table_loads_and_inherits():
         (
             'family = "mindspore"',
             'family = "jax"',
-            r"\[layout.b\] family is 'jax', expected huggingface or mindspore",
+            r"\[layout.b\] family is 'jax', expected huggingface, mindspore or consolidated",
         ),
         ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I X"', r"axis 'X' isn't in \[axes\]"),
         ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I I"', "an axis stands twice"),
@@ -300,12 +300,17 @@ def test_shipped_layouts_place_every_element_once(table):
     """In every layout, the grids of the logical tensors in one stored tensor tile it: no gap, no
     overlap."""
     size = {axis: 2 + i % 3 for i, axis in enumerate(table.axes)}
+    turns = (p.turns.items() for one in table.layouts.values() for p in one.patterns)
+    for axis, parts in {pair for of_pattern in turns for pair in of_pattern}:
+        size |= {axis: 3 * parts, **dict(zip(in_parts(axis), (parts, 3), strict=True))}
     for layout in table.layouts.values():
         for pattern in layout.patterns:
             shape = pattern.shape(lambda _, axis: size[axis])
             seen = np.zeros(math.prod(shape), int)
             for tensor in pattern.tensors:
                 axes = [axis for axis in table.tensors[tensor] if axis not in pattern.name_axes]
+                for axis in pattern.turns:
+                    axes[axes.index(axis) : axes.index(axis) + 1] = in_parts(axis)
                 grid = pattern.place(tensor, axes, lambda _, axis: size[axis])
                 index = np.indices([size[axis] for axis in axes]).reshape(len(axes), -1)
                 np.add.at(seen, grid.offset + np.asarray(grid.strides, int) @ index, 1)

@@ -24,7 +24,7 @@ WEIGHTS = set(_ENDINGS.split())
 
 _GLOBS = """
     config.json generation_config.json tokenizer* special_tokens_map.json added_tokens.json vocab.*
-    merges.txt chat_template* preprocessor_config.json processor_config.json *.jinja
+    merges.txt tekken.json chat_template* preprocessor_config.json processor_config.json *.jinja
 """
 _MODEL_FILES = _GLOBS.split()
 

@@ -42,6 +42,7 @@ KINDS: Registry[DirectoryKind] = Registry(
     "ckptforge.checkpoints.mindspore:ONE_RANK",
     "ckptforge.checkpoints.huggingface:BY_FIXED_NAME",
     "ckptforge.torch_files.kind:TORCH_DIRECTORY",
+    "ckptforge.consolidated.kind:CONSOLIDATED",
     "ckptforge.adapters.peft:PEFT_ADAPTER",
     last=(
         "ckptforge.checkpoints.huggingface:BY_OTHER_NAMES",

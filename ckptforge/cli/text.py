@@ -154,9 +154,10 @@ def cleaned_text(found: Cleaned) -> str:
 
 def tables_text(found: list[Summary]) -> str:
     """What `mapping list` prints."""
-    rows = [["table", "model_type", "tensors", "Hugging Face", "MindSpore"]]
+    families = {"huggingface": "Hugging Face", "mindspore": "MindSpore", "consolidated": "releases"}
+    rows = [["table", "model_type", "tensors", *families.values()]]
     for one in found:
-        layouts = [" ".join(one.layouts[family]) for family in ("huggingface", "mindspore")]
+        layouts = [" ".join(one.layouts.get(family, ())) for family in families]
         rows.append([one.name, ", ".join(one.model_types), str(one.tensors), *layouts])
     return table(rows, right=(2,))
 

@@ -18,7 +18,7 @@ from ckptforge.parallel.cutter import CutTensor, Cutter
 from ckptforge.parallel.heads import learn_heads
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.spelling import option
-from ckptforge.tables.axes import Concat, Pattern
+from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import bind
 from ckptforge.tables.names import Names, read_names
 from ckptforge.tables.sizes import AxisSizes
@@ -222,7 +222,7 @@ class _Search:
         except LayoutError:
             return None
         for axis, length in zip(pattern.shape_axes, shape, strict=True):
-            factors = [item for item in axis if not isinstance(item, Concat)]
+            factors = [item for item in axis if isinstance(item, str)]
             if len(factors) < len(axis):
                 continue
             if products.setdefault(tuple(sorted(factors)), length) != length:

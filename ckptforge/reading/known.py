@@ -95,8 +95,8 @@ def known_of(model: Model, choices: Choices) -> Known:
         config_source=config_source,
         model=named,
         layout=choices.layout,
-        recorded_layout=manifest.layout if trusted and manifest is not None else None,
-        family=choices.family,
+        recorded_layout=manifest.layout if trusted and manifest is not None else model.layout,
+        family=model.family or choices.family,
     )
     return Known(config, config_source, side, tables, hints, described)
 
@@ -121,6 +121,8 @@ def _hugging_face_side(
         )
     if manifest is not None and manifest.hugging_face is not None:
         return manifest.hugging_face
+    if model.derived is not None:
+        return HuggingFaceSide(dict(model.derived))
     if is_there(model.directory / CONFIG):
         return hugging_face_side(
             model.directory, model.files, None, all_files=model.format == "hugging face directory"
@@ -140,6 +142,8 @@ def _config(
         origin = str(given / CONFIG if is_directory(given) else given)
     elif manifest is not None and side is manifest.hugging_face:
         origin = f"{CONFIG} in {manifest.path}"
+    elif model.derived is not None:
+        origin = f"{CONFIG} for {model.directory}"
     else:
         origin = str(model.directory / CONFIG)
     if len(side.files[CONFIG]) > _MAX_CONFIG:

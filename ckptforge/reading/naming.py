@@ -18,7 +18,7 @@ from ckptforge.spelling import option
 from ckptforge.tables.model_config import classes_of, language_part
 from ckptforge.tables.prefixes import Renaming
 from ckptforge.tables.state import is_state
-from ckptforge.tables.table import Table
+from ckptforge.tables.table import Layout, Table
 
 _OF_OTHER_PARTS = tuple(f"{start}processor_config.json" for start in ("", "pre", "video_pre"))
 
@@ -67,6 +67,15 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
         f"{described}: what is kept for the way back is the config.json of the language model "
         "alone.",
     )
+
+
+def with_config_of(side: HuggingFaceSide, layout: Layout) -> HuggingFaceSide:
+    """What goes along, with a config.json that has what the layout's models have, too."""
+    if CONFIG not in side.files:
+        return side
+    own = json.loads(side.files[CONFIG])
+    content = (json.dumps({**layout.config, **own}, indent=2) + "\n").encode()
+    return replace(side, files={**side.files, CONFIG: content})
 
 
 def _of_language_model(config: Mapping[str, Any], table: Table) -> dict[str, Any]:

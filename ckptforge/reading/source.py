@@ -27,7 +27,7 @@ from ckptforge.foreign.paths import is_directory
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.known import Choices, Known, known_of
-from ckptforge.reading.naming import language_side, renamed, side_renamed
+from ckptforge.reading.naming import language_side, renamed, side_renamed, with_config_of
 from ckptforge.reading.switches import declared
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 from ckptforge.spelling import flag, option
@@ -181,6 +181,8 @@ def bind_source(model: Model, choices: Choices) -> Source:
         side = replace(side, files=without_quantisation(side.files, known.described))
         if identified.renaming is not None:
             side = side_renamed(side, identified.renaming)
+        if model.derived is not None:
+            side = with_config_of(side, binding.layout)
         side, notes = language_side(side, binding.table)
         model = model.noting(*notes)
     model = model.noting(*_undeclared(binding, config, config_source))

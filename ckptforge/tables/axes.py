@@ -13,6 +13,11 @@ axis.
 
 Before `as` stands the order of the numbers, behind it the shape that they are given where that
 isn't the order's.
+
+    layers.{l}.attention.wq.weight         : (g r d/2 2) H
+
+`d/2 2` is the axis `d` in the order in which its 2 halves take turns: cut into 2 parts, of which
+an axis of that constant length, the fastest, says which.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from itertools import pairwise
 
 import msgspec
 
+from ckptforge.errors import LayoutError
 from ckptforge.tables.grid import Grid
 
 # The size of an axis for one logical tensor: sizes("wq", "d").
@@ -58,7 +64,20 @@ class Concat(msgspec.Struct, frozen=True):
         return f"[{' + '.join(part.text for part in self.parts)}]"
 
 
-Item = str | Concat
+class Turns(msgspec.Struct, frozen=True):
+    """An axis of which so many equal parts take turns: the first number of each, the second of
+    each, and so on."""
+
+    axis: str
+    parts: int
+
+    @property
+    def text(self) -> str:
+        """The axis as a table writes it."""
+        return f"{self.axis}/{self.parts} {self.parts}"
+
+
+Item = str | Concat | Turns
 Axis = tuple[Item, ...]
 
 
@@ -151,6 +170,9 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
                     yield tuple(run)
                     run = []
                     yield from (part.factors for part in item.parts if part.tensor == tensor)
+                elif isinstance(item, Turns):
+                    yield from (tuple(run), (item.axis,))
+                    run = []
                 else:
                     run.append(item)
             yield tuple(run)
@@ -159,8 +181,15 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         """The axes of one logical tensor, slowest first, without those in the name."""
         return [factor for segment in self.segments(tensor) for factor in segment]
 
+    @property
+    def turns(self) -> dict[str, int]:
+        """The axes of which parts take turns, and how many parts."""
+        items = (item for axis in self.axes for item in axis if isinstance(item, Turns))
+        return {item.axis: item.parts for item in items}
+
     def place(self, tensor: str, order: Sequence[str], size: Sizes) -> Grid:
-        """Where a logical tensor lies in the stored one; axes in the name have stride 0."""
+        """Where a logical tensor lies in the stored one; axes in the name have stride 0. Raises
+        `LayoutError` for an axis whose parts take turns, unless `order` has it `in_parts`."""
         strides: dict[str, int] = {}
         offset, stride = 0, 1
         for axis in reversed(self.axes):
@@ -176,9 +205,21 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
                                 inner *= size(tensor, factor)
                         before += _part_size(part, size)
                     stride *= before
+                elif isinstance(item, Turns):
+                    first, second = in_parts(item.axis)
+                    strides |= {first: stride, second: stride * item.parts}
+                    stride *= size(tensor, item.axis)
                 else:
+                    first, second = in_parts(item)
+                    if second in order:
+                        strides |= {first: stride * size(tensor, second), second: stride}
                     strides[item] = stride
                     stride *= size(tensor, item)
+        if turned := self.turns.keys() & set(order):
+            raise LayoutError(
+                f"{self.template}: parts of its axis {min(turned)} take turns, which only "
+                "conversions to another layout put in order; convert the model first."
+            )
         return Grid(offset, tuple(strides.get(factor, 0) for factor in order))
 
     def shape(self, size: Sizes) -> tuple[int, ...]:
@@ -189,6 +230,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
 def _axes_text(axes: tuple[Axis, ...]) -> str:
     texts = [[item if isinstance(item, str) else item.text for item in axis] for axis in axes]
     return " ".join(items[0] if len(items) == 1 else f"({' '.join(items)})" for items in texts)
+
+
+def in_parts(axis: str) -> tuple[str, str]:
+    """An axis cut into equal parts, as two axes: which part, and where in it."""
+    return f"{axis}:part", f"{axis}:in part"
 
 
 def is_number(word: str) -> bool:
@@ -211,7 +257,7 @@ def axis_size(axis: Axis, tensor: str, size: Sizes) -> int:
     return math.prod(
         sum(_part_size(part, size) for part in item.parts)
         if isinstance(item, Concat)
-        else size(tensor, item)
+        else size(tensor, item if isinstance(item, str) else item.axis)
         for item in axis
     )
 
@@ -220,7 +266,8 @@ def axis_factors(axis: Axis) -> set[str]:
     """Every factor that the length of an axis depends on."""
     concats = [item for item in axis if isinstance(item, Concat)]
     inner = {factor for concat in concats for part in concat.parts for factor in part.factors}
-    return inner.union(item for item in axis if isinstance(item, str))
+    others = (item for item in axis if not isinstance(item, Concat))
+    return inner.union(item if isinstance(item, str) else item.axis for item in others)
 
 
 def shared_runs(a: Pattern, b: Pattern, tensor: str) -> list[tuple[str, ...]]:

@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 
 from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType, holds
-from ckptforge.errors import MissingTensorsError, PlanError
+from ckptforge.errors import LayoutError, MissingTensorsError, PlanError
 from ckptforge.spelling import flag, option
-from ckptforge.tables.axes import Pattern
+from ckptforge.tables.axes import Pattern, in_parts
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.pieces import Piece, fill, name_pieces, pieces, whole_pieces
 from ckptforge.tables.table import Layout
@@ -81,9 +81,28 @@ class Conversion:
     def _rearrange(self, pattern: Pattern) -> None:
         self.shapes[pattern] = pattern.shape(lambda part, axis: self._lengths[part][axis])
         for tensor in pattern.tensors:
-            axes, source = self.binding.table.tensors[tensor], self.origin[tensor]
+            source = self.origin[tensor]
+            axes = self._axes(tensor, {**source.turns, **pattern.turns})
             cut = partial(pieces, tensor=tensor, axes=axes, lengths=self._lengths)
             self._pair(pattern, source, cut, axes)
+
+    def _axes(self, tensor: str, turns: Mapping[str, int]) -> list[str]:
+        """The axes of a logical tensor, those cut in parts of which parts take turns."""
+        found: list[str] = []
+        lengths = self._lengths[tensor]
+        for axis in self.binding.table.tensors[tensor]:
+            if (parts := turns.get(axis)) is None:
+                found.append(axis)
+                continue
+            if lengths[axis] % parts:
+                raise LayoutError(
+                    f"axis {axis} of {tensor} is {lengths[axis]}, which can't be cut into {parts} "
+                    f"parts, as layouts {self.binding.layout.name} and {self.target.name} differ "
+                    "in."
+                )
+            found += in_parts(axis)
+            lengths.update(zip(in_parts(axis), (parts, lengths[axis] // parts), strict=True))
+        return found
 
     def _pair(self, pattern: Pattern, source: Pattern, cut: Cutting, axes: Sequence[str]) -> None:
         """Gathers what fills the tensors of a pattern. Those whose names differ in an axis that

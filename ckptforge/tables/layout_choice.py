@@ -14,6 +14,8 @@ from ckptforge.tables.binding import Binding, Shapes, bind
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
 
+_TOLD_BY_FILES = frozenset({"consolidated"})  # families that the kind of the files tells
+
 
 class Hints(msgspec.Struct, frozen=True):
     """What is known beside the tensors; `family` is the only one that is read."""
@@ -91,9 +93,13 @@ def readable(table: Table, hints: Hints) -> list[Layout]:
     return [
         layout
         for layout in table.layouts.values()
-        if hints.family in (None, layout.family)
-        and (not layout.by_name_only or layout.name in named)
+        if layout.name in named
+        or (not layout.by_name_only and _may_be(layout.family, hints.family))
     ]
+
+
+def _may_be(family: str, said: str | None) -> bool:
+    return family == said if said is not None else family not in _TOLD_BY_FILES
 
 
 def known_names(layout: Layout, shapes: Shapes) -> int:

@@ -28,7 +28,7 @@ Rows = dict[str, Pattern]
 
 def make_layouts(file: TableFile, logical: Logical) -> dict[str, Layout]:
     """Raises `TableError` with the row and the rule that it breaks."""
-    for section, named in (("shard", file.shard), ("copies", file.copies)):
+    for section, named in (("shard", file.shard), ("copies", file.copies), ("config", file.config)):
         for name in named:
             with at(section, name):
                 check_layout(name, file.layout)
@@ -51,6 +51,7 @@ def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
         sharding=_sharding(ancestors, patterns, file, logical),
         copies=_copies(ancestors, patterns, file),
         by_name_only=file.layout[name].get("told") == "by name only",
+        config=file.config.get(name, {}),
     )
 
 
@@ -58,7 +59,8 @@ def _family(said: Iterable[str | None]) -> str:
     found = [family for family in said if family is not None]
     if not found:
         raise ValueError(
-            "has no family, nor has a layout that it extends; expected huggingface or mindspore"
+            "has no family, nor has a layout that it extends; expected huggingface, mindspore or "
+            "consolidated"
         )
     return found[-1]
 

@@ -72,8 +72,7 @@ def _renamed(
 ) -> tuple[Identified | None, LayoutError | ModelUnknownError | None]:
     """The model under other names, or what is wrong with them."""
     tables_left = possible_tables(tables, hints)
-    every = (layout for table in tables_left for layout in table.layouts.values())
-    layouts = [layout for layout in every if hints.family in (None, layout.family)]
+    layouts = [layout for table in tables_left for layout in readable(table, hints)]
     found: list[tuple[Identified, Renaming]] = []
     flawed: LayoutError | None = None
     reason: LayoutError | ModelUnknownError | None = None

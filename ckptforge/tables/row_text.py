@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from itertools import chain
 
-from ckptforge.tables.axes import Axis, Concat, Item, Part, Pattern
+from ckptforge.tables.axes import Axis, Concat, Item, Part, Pattern, Turns
 
-_TOKEN = re.compile(r"\s*(\[[^\[\]]*\]|[A-Za-z_]\w*|\S)")
+_TOKEN = re.compile(r"\s*(\[[^\[\]]*\]|[A-Za-z_]\w*(?:/[0-9]+\s+[0-9]+)?|\S)")
+_TURNS = re.compile(r"(\w+)/([1-9][0-9]{0,3})\s+\2")
 
 
 def parse_pattern(text: str, owner: str) -> Pattern:
@@ -59,7 +60,9 @@ def _parse_axes(text: str) -> tuple[Axis, ...]:
 def _parse_item(token: str, text: str) -> Item:
     if token.isidentifier():
         return token
-    if len(token) == 1:
+    if (match := _TURNS.fullmatch(token)) is not None:
+        return Turns(match[1], int(match[2]))
+    if len(token) == 1 or token[0] != "[":
         raise ValueError(f"axes {text!r}: unexpected {token!r}")
     parts = tuple(_parse_part(part, text) for part in token[1:-1].split("+"))
     if len(parts) < 2:

@@ -141,4 +141,4 @@ def _leading(axis: Axis) -> set[str]:
     first = axis[0]
     if isinstance(first, Concat):
         return {part.factors[0] for part in first.parts if part.factors}
-    return {first}
+    return {first} if isinstance(first, str) else set()

@@ -164,5 +164,7 @@ def _text(axis: Axis) -> str:
         "(" + " + ".join("·".join(part.factors) or "1" for part in item.parts) + ")"
         if isinstance(item, Concat)
         else item
+        if isinstance(item, str)
+        else item.axis
         for item in axis
     )

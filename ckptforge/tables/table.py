@@ -27,7 +27,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     `sharding` is how the network that holds this layout spreads each logical tensor; None where the
     table doesn't say. `copies` are tensors that hold once more what a logical tensor holds.
     `by_name_only`: names and shapes are those of another layout, which is meant unless a user or a
-    manifest names this one.
+    manifest names this one. `config` are keys of config.json that hold for models in it.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     sharding: dict[str, Sharding] | None = None
     copies: tuple[Pattern, ...] = ()
     by_name_only: bool = False
+    config: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     def holding(self, tensor: str) -> Pattern:
         """How a logical tensor is stored."""
@@ -153,6 +154,14 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     def names_of(self, family: str) -> list[str]:
         """The names of the layouts of a family."""
         return [layout.name for layout in self.layouts.values() if layout.family == family]
+
+    @property
+    def by_family(self) -> dict[str, list[str]]:
+        """The names of the layouts of each family."""
+        found: dict[str, list[str]] = {"huggingface": [], "mindspore": []}
+        for layout in self.layouts.values():
+            found.setdefault(layout.family, []).append(layout.name)
+        return found
 
     def present(self, layout: Layout, config: Mapping[str, Any]) -> list[Pattern]:
         """The patterns of a layout, without optional tensors that a config.json denies."""

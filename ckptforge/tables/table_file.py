@@ -87,6 +87,7 @@ class IgnoredSection(msgspec.Struct, frozen=True):
 
     huggingface: Annotated[list[str], Meta(description="in layouts of Hugging Face")] = []
     mindspore: Annotated[list[str], Meta(description="in layouts of MindSpore")] = []
+    consolidated: Annotated[list[str], Meta(description="in layouts of releases")] = []
 
 
 class RefusedSection(msgspec.Struct, frozen=True):
@@ -175,6 +176,13 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="for each model_type, the keys of config.json that change what is "
             "computed, with the values that stand for absent ones"
+        ),
+    ] = {}
+    config: Annotated[
+        dict[str, dict[str, Any]],
+        Meta(
+            description="by layout, keys of config.json that hold for models in it, whose files "
+            "bring along what stands for a config.json without them"
         ),
     ] = {}
     rope: Annotated[RopeSection | None, Meta(description="rotary embeddings")] = None

@@ -12,9 +12,11 @@ from pydantic import ConfigDict, Field
 
 from ckptforge.tables.table_file import TableFile
 from ckptforge.validation import Written, expected, model_of
+from ckptforge.wording import alternatives
 
-_Family = Literal["huggingface", "mindspore"]
-Family = Annotated[_Family, expected(" or ".join(get_args(_Family)), get_args(_Family))]
+_Family = Literal["huggingface", "mindspore", "consolidated"]
+FAMILIES: tuple[_Family, ...] = get_args(_Family)
+Family = Annotated[_Family, expected(alternatives(FAMILIES), FAMILIES)]
 _Told = Literal["by name only", "by names and shapes"]
 Told = Annotated[_Told, expected("'by name only', or nothing", get_args(_Told))]
 NotKnown = Annotated[Literal["not known"], expected("'not known', or nothing", ("not known",))]

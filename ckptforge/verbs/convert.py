@@ -15,7 +15,7 @@ from ckptforge.surgery.masters import from_main_params
 from ckptforge.verbs.choices import SOURCE, choices_of
 from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_adapter
 from ckptforge.verbs.job import Job, run_job
-from ckptforge.verbs.layouts import hugging_face_job, mindspore_job
+from ckptforge.verbs.layouts import consolidated_job, hugging_face_job, mindspore_job
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
@@ -95,7 +95,7 @@ def _to_ms(options: ToMs) -> Job:
     target, notes = source.table.mindspore_layout(options.layout)
     if target.family != "mindspore":
         raise UsageError(
-            f"{option('layout', target.name)} is a layout of Hugging Face; to-ms writes "
+            f"{option('layout', target.name)} is no layout of MindSpore; to-ms writes "
             f"{', '.join(source.table.names_of('mindspore'))}."
         )
     return mindspore_job("to-ms", source, target, spread, options, notes)
@@ -112,7 +112,7 @@ def _to_torch(options: ToTorch) -> Job:
     if options.from_main_params:
         model = from_main_params(model)
     source = bind_input(model, options, choices)
-    if source.binding.layout.family != "mindspore":
+    if source.binding.layout.family == "huggingface":
         raise UsageError(
             f"{option('layout', options.layout)} is a layout of Hugging Face; to-torch reads "
             f"{', '.join(source.table.names_of('mindspore'))}."
@@ -122,7 +122,7 @@ def _to_torch(options: ToTorch) -> Job:
     target = source.table.layout(name) if name else source.table.first_layout("huggingface")
     if target.family != "huggingface":
         raise UsageError(
-            f"{option('hf_layout', name)} is a layout of MindSpore; to-torch writes "
+            f"{option('hf_layout', name)} is no layout of Hugging Face; to-torch writes "
             f"{', '.join(source.table.names_of('huggingface'))}."
         )
     return hugging_face_job("to-torch", source, target, options, options.out_dir)
@@ -141,7 +141,9 @@ def _convert(options: Convert) -> Job:
         return mindspore_job("convert", source, target, spread, options)
     if spread.cut:
         raise UsageError(
-            f"{option('to', options.to)} is a Hugging Face layout, which has no ranks; omit the "
-            "target strategy."
+            f"{option('to', options.to)} is no layout of MindSpore's ranks; omit the target "
+            "strategy."
         )
+    if target.family == "consolidated":
+        return consolidated_job("convert", source, target, options, options.out)
     return hugging_face_job("convert", source, target, options, options.out)

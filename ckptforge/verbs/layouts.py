@@ -63,6 +63,18 @@ def hugging_face_job(
     return Job(plan, source.table, target, tied=tied(source))
 
 
+def consolidated_job(
+    verb: str, source: Source, target: Layout, options: Converting, output: Path
+) -> Job:
+    """The job that writes a model as its makers publish it."""
+    from ckptforge.consolidated.target import ConsolidatedTarget
+
+    model = _in_layout(source, target, options, None, False)
+    place = ConsolidatedTarget(output=output, layout=target.name, side=source.hugging_face)
+    plan = plan_for(verb, model, place, _facts(source, target, options))
+    return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
+
+
 def _facts(source: Source, target: Layout, options: Converting) -> dict[str, Any]:
     dtype, from_ = parse_target(options.dtype), source.binding.layout.name
     return facts_of(source.model, source.table.name, from_, target.name, dtype)

@@ -138,7 +138,9 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
             values = {**values, **state}
         else:
             account = account.leaving("optimizer state and counters", source.state)
-        changed = replace(source.model, values=values, account=account)
+        changed = replace(
+            source.model, values=values, account=account, family=target.family, layout=target.name
+        )
         return self._changed(changed, replace(self._choices, layout=layout))
 
     def cast(self, dtype: str) -> OpenedModel:

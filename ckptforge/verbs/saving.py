@@ -42,7 +42,7 @@ def saving_job(
     if source is None:
         return Job(plan)
     layout = source.binding.layout
-    kept = source.hugging_face if layout.family == "mindspore" else None
+    kept = source.hugging_face if layout.family != "huggingface" else None
     return Job(plan, source.table, layout, kept, tied=tied(source))
 
 
@@ -71,6 +71,11 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
             f"{option('format', MINDFORMERS)}: {model.path} has names and shapes of Hugging Face, "
             "which MindFormers doesn't train with; take it to one of its layouts first."
         )
+    if source is not None and source.binding.layout.family == "consolidated":
+        from ckptforge.consolidated.target import ConsolidatedTarget
+
+        name = source.binding.layout.name
+        return ConsolidatedTarget(output=options.out, layout=name, side=source.hugging_face)
     hub = hub and not asked
     if hub and not cut and single is not None:
         return FileTarget(options.out, single, {"format": "pt"})

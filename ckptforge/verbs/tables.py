@@ -85,7 +85,7 @@ def list_tables() -> list[Summary]:
         Summary(
             name=table.name,
             model_types=list(table.model_types),
-            layouts={family: table.names_of(family) for family in ("huggingface", "mindspore")},
+            layouts=table.by_family,
             tensors=len(table.tensors),
         )
         for table in shipped_tables()

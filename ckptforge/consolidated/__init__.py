@@ -1,0 +1,1 @@
+"""Releases of models in their makers' own files: consolidated files and params.json."""

@@ -1,0 +1,130 @@
+"""params.json of a release, as config.json says the same, and back.
+
+Source: mistral-inference `args.py`, `moe.py`, `transformer.py`; Meta's `model.py` (`ModelArgs`,
+`FeedForward`); transformers' scripts `convert_…_weights_to_hf.py` for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckptforge.dtypes import DType
+from ckptforge.errors import ConfigError, shown
+
+PARAMS = "params.json"
+META = "meta"  # the layout of Meta's
+Params = Mapping[str, Any]
+_KEYS = {  # of params.json → of config.json
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "head_dim": "head_dim",
+    "hidden_dim": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "norm_eps": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+    "rope_theta": "rope_theta",
+    "sliding_window": "sliding_window",
+    "max_seq_len": "max_position_embeddings",
+}
+_OF_MOE = {"num_experts": "num_local_experts", "num_experts_per_tok": "num_experts_per_tok"}
+_SHAPED = {  # Meta's says -1 tokens, and nothing of the inner length
+    "vocab_size": "tok_embeddings.weight",
+    "intermediate_size": "layers.0.feed_forward.w1.weight",
+}
+_OF_META = ("dim", "n_layers", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta")
+_SCALED = {  # of release 3.1
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def is_meta(params: Params) -> bool:
+    """Whether it is one of Meta's, in which the inner length follows from others."""
+    return "hidden_dim" not in params and "intermediate_size" not in params
+
+
+def config_of(
+    params: Params, shapes: Mapping[str, tuple[int, ...]], dtype: DType, where: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(a config.json that says what a params.json and the shapes of the tensors say, sentences
+    about what neither does)."""
+    moe = params.get("moe")
+    if moe is not None and not isinstance(moe, dict):
+        raise ConfigError(f"{where}: moe is {shown(moe)}, expected an object.")
+    found = _lengths(params, moe or {}, shapes)
+    if found.get("rope_theta") is None:
+        plain = is_meta(params) or found.get("sliding_window") is not None
+        found["rope_theta"] = 10000.0 if plain else 1000000.0
+    if not is_meta(params):
+        found.setdefault("sliding_window", None)
+    found["tie_word_embeddings"] = "output.weight" not in shapes
+    found["torch_dtype"] = dtype.name
+    notes = []
+    if params.get("use_scaled_rope"):
+        found["rope_scaling"] = _SCALED
+        notes.append(
+            f"{where}: use_scaled_rope doesn't say by which factor; config.json gets 8, that of "
+            "release 3.1. That of 3.2 is 32."
+        )
+    if "max_position_embeddings" not in found:
+        notes.append(
+            f"{where}: doesn't say max_position_embeddings; set it in config.json, where programs "
+            "take a default else."
+        )
+    return found, tuple(notes)
+
+
+def _lengths(params: Params, moe: Params, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What stands under other keys in config.json; what params.json leaves open by the shapes."""
+    # the first one of experts has the keys of config.json
+    found = {key: params[key] for key in (*_KEYS.values(), *_OF_MOE.values()) if key in params}
+    found |= {key: params[own] for own, key in _KEYS.items() if own in params}
+    found |= {key: moe[own] for own, key in _OF_MOE.items() if own in moe}
+    for key, name in _SHAPED.items():
+        said = found.get(key)
+        if (not isinstance(said, int) or said < 0) and name in shapes:
+            found[key] = shapes[name][0]
+    found.setdefault("num_key_value_heads", found.get("num_attention_heads"))
+    return found
+
+
+def params_of(config: Params, meta: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(params.json of what a config.json says, as mistral-inference reads it, or as Meta's program
+    does; sentences about what it can't say). Raises `ConfigError` for a model that Meta's network
+    can't be."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    config = {"num_key_value_heads": config.get("num_attention_heads"), **rope, **config}
+    notes = []
+    if kind != "default" and not (meta and kind == "llama3"):
+        notes.append(f"{PARAMS} can't say that positions are scaled ({kind}).")
+    if config.get("tie_word_embeddings"):
+        notes.append("the head is tied to the embedding; programs for releases expect both.")
+    found = {own: config[key] for own, key in _KEYS.items() if config.get(key) is not None}
+    dim, heads = found.get("dim"), found.get("n_heads")
+    if "head_dim" not in found and isinstance(dim, int) and isinstance(heads, int) and heads:
+        found["head_dim"] = dim // heads
+    if not meta:
+        found.pop("max_seq_len", None)
+        moe = {own: config[key] for own, key in _OF_MOE.items() if config.get(key) is not None}
+        return {**found, "moe": moe} if moe else found, tuple(notes)
+    if isinstance(dim, int) and isinstance(heads, int) and found["head_dim"] * heads != dim:
+        raise ConfigError(
+            f"config.json has hidden_size {dim}, but {heads} heads of {found['head_dim']}: Meta's "
+            "network takes hidden_size / num_attention_heads for the length of a head."
+        )
+    kept = {key: found[key] for key in _OF_META if key in found}
+    inner = found.get("hidden_dim")
+    if isinstance(dim, int) and isinstance(inner, int):
+        # multiple_of · ⌈⌊8 · dim / 3⌋ · multiplier / multiple_of⌉
+        kept["multiple_of"] = inner
+        if 8 * dim // 3 > inner:
+            kept["ffn_dim_multiplier"] = inner / (8 * dim // 3)
+    if kind == "llama3":
+        kept["use_scaled_rope"] = True
+    return kept, tuple(notes)

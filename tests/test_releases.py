@@ -1,0 +1,280 @@
+"""Mistral's and Meta's releases, against the arithmetic of transformers' conversion scripts."""
+
+import json
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptforge
+from ckptforge.consolidated.params import config_of, params_of
+from ckptforge.dtypes import BY_NAME
+from ckptforge.errors import ConfigError, FormatError, LayoutError, TableError
+from ckptforge.tables.axes import in_parts
+from ckptforge.tables.parsing import parse_table
+from ckptforge.tables.row_text import parse_pattern
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.verbs.synthetic import write_model
+from tests.helpers import contents, write_safetensors
+
+TABLES = {table.name: table for table in shipped_tables()}
+LAYERS, DIM, HEADS, GROUPS, INNER, VOCAB, EXPERTS = 2, 32, 8, 4, 24, 40, 4
+PARAMS = {"dim": DIM, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": GROUPS}
+PARAMS |= {"head_dim": DIM // HEADS, "norm_eps": 1e-5, "vocab_size": VOCAB}
+
+
+def permuted(weight, heads):
+    """transformers 4.46 … 5, `permute_for_rope` of convert_mistral_weights_to_hf.py, which that of
+    Llama and of Mixtral equals: from the order of interleaved rotary embeddings to that of
+    halves."""
+    rows, columns = weight.shape
+    split = weight.reshape(heads, rows // heads // 2, 2, columns)
+    return split.transpose(0, 2, 1, 3).reshape(rows, columns)
+
+
+def release(generation, seed=0):
+    """(the tensors of a release by name, those of the hub), of one generation of files."""
+    rng = np.random.default_rng(seed)
+
+    def numbers(*shape):
+        return rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
+
+    own = {"tok_embeddings.weight": numbers(VOCAB, DIM)}
+    hub = {"model.embed_tokens.weight": own["tok_embeddings.weight"]}
+    for i in range(LAYERS):
+        layer, there = f"layers.{i}", f"model.layers.{i}"
+        for name, shape, other in (
+            ("attention_norm.weight", (DIM,), "input_layernorm"),
+            ("ffn_norm.weight", (DIM,), "post_attention_layernorm"),
+            ("attention.wq.weight", (DIM, DIM), "self_attn.q_proj"),
+            ("attention.wk.weight", (DIM // 2, DIM), "self_attn.k_proj"),
+            ("attention.wv.weight", (DIM // 2, DIM), "self_attn.v_proj"),
+            ("attention.wo.weight", (DIM, DIM), "self_attn.o_proj"),
+        ):
+            found = own[f"{layer}.{name}"] = numbers(*shape)
+            if name[-9:] in ("wq.weight", "wk.weight"):
+                found = permuted(found, HEADS if name[-8] == "q" else GROUPS)
+            hub[f"{there}.{other}.weight"] = found
+        shapes = {"w1": (INNER, DIM), "w2": (DIM, INNER), "w3": (INNER, DIM)}
+        if generation == "dense":
+            for w, other in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+                found = own[f"{layer}.feed_forward.{w}.weight"] = numbers(*shapes[w])
+                hub[f"{there}.mlp.{other}_proj.weight"] = found
+            continue
+        gate = "block_sparse_moe" if generation == "stacked" else "feed_forward"
+        own[f"{layer}.{gate}.gate.weight"] = numbers(EXPERTS, DIM)
+        hub[f"{there}.block_sparse_moe.gate.weight"] = own[f"{layer}.{gate}.gate.weight"]
+        for w, shape in shapes.items():
+            matrices = [numbers(*shape) for _ in range(EXPERTS)]
+            for e, matrix in enumerate(matrices):
+                hub[f"{there}.block_sparse_moe.experts.{e}.{w}.weight"] = matrix
+                if generation == "single":
+                    own[f"{layer}.feed_forward.experts.{e}.{w}.weight"] = matrix
+            if generation == "stacked":  # convert_mixtral_weights_to_hf.py: w2 is transposed
+                rows = [matrix.T if w == "w2" else matrix for matrix in matrices]
+                own[f"{layer}.block_sparse_moe.{w}"] = np.concatenate(rows)
+    for name, shape, other in (
+        ("norm.weight", (DIM,), "model.norm"),
+        ("output.weight", (VOCAB, DIM), "lm_head"),
+    ):
+        own[name] = hub[f"{other}.weight"] = numbers(*shape)
+    return own, hub
+
+
+def bits(tensors):
+    return {
+        name: ("bfloat16", one.shape, np.ascontiguousarray(one).tobytes())
+        for name, one in tensors.items()
+    }
+
+
+def write_params(directory, **more):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "params.json").write_text(json.dumps({**PARAMS, **more}))
+
+
+def save_safetensors(path, tensors):
+    write_safetensors(
+        path, {n: ("BF16", list(s), data) for n, (_, s, data) in bits(tensors).items()}
+    )
+
+
+def save_torch(path, tensors):
+    torch = pytest.importorskip("torch")
+    own = {
+        name: torch.from_numpy(np.ascontiguousarray(one).view(np.int16)).view(torch.bfloat16)
+        for name, one in tensors.items()
+    }
+    torch.save(own, path)
+
+
+MOE = {"moe": {"num_experts": EXPERTS, "num_experts_per_tok": 2}, "hidden_dim": INNER}
+
+
+@pytest.mark.parametrize(
+    ("generation", "layout", "params"),
+    [("dense", "mistral", {"hidden_dim": INNER}), ("single", "mistral", MOE)],
+)
+def test_safetensors_of_mistral_there_and_back(generation, layout, params, tmp_path):
+    own, hub = release(generation)
+    write_params(tmp_path / "in", **params)
+    (tmp_path / "in" / "tekken.json").write_text("{}")
+    save_safetensors(tmp_path / "in" / "consolidated.safetensors", own)
+    ckptforge.convert(tmp_path / "in", tmp_path / "hub", to="hub")
+    assert contents(tmp_path / "hub") == bits(hub)
+    assert (tmp_path / "hub" / "tekken.json").read_text() == "{}"
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert config["model_type"] == ("mistral" if generation == "dense" else "mixtral")
+    assert config["torch_dtype"] == "bfloat16" and config["intermediate_size"] == INNER
+    ckptforge.convert(tmp_path / "hub", tmp_path / "back", to=layout)
+    assert contents(tmp_path / "back") == bits(own)
+    assert (tmp_path / "back" / "tekken.json").exists()
+    (tmp_path / "in" / "params.json").unlink()  # config.json beside them does as well
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    ckptforge.to_ms(tmp_path / "in", tmp_path / "x.ckpt")
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt")
+    assert (tmp_path / "x.ckpt").read_bytes() == (tmp_path / "y.ckpt").read_bytes()
+
+
+def test_the_first_mixtral_in_eight_files(tmp_path):
+    own, hub = release("stacked")
+    write_params(tmp_path / "in", **MOE)
+    names = list(own)
+    for i in range(8):
+        save_torch(tmp_path / "in" / f"consolidated.0{i}.pt", {n: own[n] for n in names[i::8]})
+    ckptforge.convert(tmp_path / "in", tmp_path / "hub", to="hub")
+    assert contents(tmp_path / "hub") == bits(hub)
+    ckptforge.convert(tmp_path / "hub", tmp_path / "back", to="mistral-v0.1")
+    assert contents(tmp_path / "back") == bits(own)
+    import torch
+
+    files = sorted((tmp_path / "back").glob("*.pt"))
+    loaded = [torch.load(file, weights_only=True) for file in files]
+    assert [file.name for file in files] == [f"consolidated.0{i}.pt" for i in range(8)]
+    assert sorted(name for one in loaded for name in one) == sorted(own)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("by_rows", [True, False], ids=["llama 3", "llama 2"])
+def test_shards_of_meta(shards, by_rows, tmp_path):
+    """convert_llama_weights_to_hf.py: what is concatenated along which axis."""
+    own, hub = release("dense")
+    write_params(tmp_path / "in", multiple_of=8, vocab_size=-1)
+    columns = ("wo.weight", "w2.weight") + (() if by_rows else ("tok_embeddings.weight",))
+    for i in range(shards):
+        part = {
+            name: one
+            if one.ndim == 1
+            else np.split(one, shards, axis=1 if name.endswith(columns) else 0)[i]
+            for name, one in own.items()
+        }
+        part["rope.freqs"] = np.ones(2, ml_dtypes.bfloat16)
+        save_torch(tmp_path / "in" / f"consolidated.0{i}.pth", part)
+    result = ckptforge.convert(tmp_path / "in", tmp_path / "hub", to="hub")
+    assert contents(tmp_path / "hub") == bits(hub)
+    assert result.left_out == {"recomputed by the network": ["rope.freqs"]}
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert config["model_type"] == "llama" and config["vocab_size"] == VOCAB
+    ckptforge.convert(tmp_path / "hub", tmp_path / "back", to="meta")
+    import torch
+
+    loaded = torch.load(tmp_path / "back" / "consolidated.00.pth", weights_only=True)
+    assert {n: one.view(torch.int16).numpy().tobytes() for n, one in loaded.items()} == {
+        name: np.ascontiguousarray(one).tobytes() for name, one in own.items()
+    }
+
+
+def test_shards_of_unequal_parts_are_refused(tmp_path):
+    own, _ = release("dense")
+    write_params(tmp_path)
+    save_torch(tmp_path / "consolidated.00.pth", own)
+    save_torch(tmp_path / "consolidated.01.pth", {**own, "output.weight": own["output.weight"][1:]})
+    with pytest.raises(FormatError, match=r"01.pth: 'output.weight' is bfloat16 \[39, 32\], but"):
+        ckptforge.open(tmp_path)
+    save_torch(tmp_path / "consolidated.01.pth", {"output.weight": own["output.weight"]})
+    with pytest.raises(FormatError, match="'output.weight' lies in consolidated.00.pth, too"):
+        ckptforge.open(tmp_path)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "hidden_size": st.integers(1, 64).map(lambda n: 8 * n),
+            "num_hidden_layers": st.integers(1, 99),
+            "num_attention_heads": st.sampled_from([1, 2, 4, 8]),
+            "num_key_value_heads": st.sampled_from([1, 2, 4, 8]),
+            "intermediate_size": st.integers(1, 4000),
+            "rms_norm_eps": st.sampled_from([1e-5, 1e-6]),
+            "rope_theta": st.sampled_from([1e4, 1e6]),
+            "vocab_size": st.integers(1, 99),
+        }
+    ),
+    st.booleans(),
+)
+def test_params_json_says_what_config_json_says(config, meta):
+    params, _ = params_of(config, meta)
+    shapes = {"layers.0.feed_forward.w1.weight": (config["intermediate_size"], 1)}
+    back, _ = config_of(params, shapes, BY_NAME["bfloat16"], "params.json")
+    assert {key: back[key] for key in config} == config
+    if meta:  # llama/model.py, FeedForward
+        inner = int(2 * (4 * config["hidden_size"]) / 3)
+        inner = int(params.get("ffn_dim_multiplier", 1) * inner)
+        of = params["multiple_of"]
+        assert of * ((inner + of - 1) // of) == config["intermediate_size"]
+
+
+def test_what_params_json_cannot_say_is_said():
+    scaled = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5.0}, "hidden_size": 8}
+    params, notes = params_of({**scaled, "tie_word_embeddings": True}, meta=False)
+    assert params["rope_theta"] == 5.0 and "yarn" in notes[0] and "tied" in notes[1]
+    with pytest.raises(ConfigError, match=r"2 heads of 3: Meta's network takes"):
+        params_of({"hidden_size": 8, "num_attention_heads": 2, "head_dim": 3}, meta=True)
+
+
+@given(st.lists(st.integers(1, 4), min_size=3, max_size=3), st.integers(1, 4), st.integers(1, 3))
+def test_an_axis_of_which_parts_take_turns(lengths, parts, within):
+    """`d/2 2` is numpy's reshape to (2, d/2) and the transpose of that."""
+    size = dict(zip("grH", lengths, strict=True)) | {"d": parts * within}
+    size |= dict(zip(in_parts("d"), (parts, within), strict=True))
+    axes = ["g", "r", *in_parts("d"), "H"]
+    turned = parse_pattern(f"q : (g r d/{parts} {parts}) H", "q")
+    whole = math.prod(size[axis] for axis in "grdH")
+    logical = np.arange(whole).reshape([size[axis] for axis in axes])
+    stored = logical.transpose(0, 1, 3, 2, 4).reshape(-1)
+    grid = turned.place("q", axes, lambda _, axis: size[axis])
+    found = grid.offset + np.asarray(grid.strides) @ np.indices(logical.shape).reshape(5, -1)
+    assert (stored[found] == logical.reshape(-1)).all()
+    plain = parse_pattern("q : (g r d) H", "q").place("q", axes, lambda _, axis: size[axis])
+    at = plain.offset + np.asarray(plain.strides) @ np.indices(logical.shape).reshape(5, -1)
+    assert (at == np.arange(whole)).all()
+    assert turned.shape(lambda _, axis: size[axis]) == (whole // size["H"], size["H"])
+    assert turned.axes_text == f"(g r d/{parts} {parts}) H"
+
+
+@pytest.mark.parametrize("row", ["(g d/2 3) H", "(g d/2) H", "(g d/0 0) H", "[q: d/2 2 + k: d] H"])
+def test_turns_that_are_no_turns_are_refused(row):
+    text = TABLES["llama"].about.text.decode()
+    with pytest.raises(TableError, match=r"\[layout.mistral\] wk: "):
+        parse_table(text.replace("(g d/2 2) H", row).encode(), "mine.toml")
+
+
+def test_an_axis_that_cannot_be_cut_into_parts_is_said(tmp_path):
+    config = {**TABLES["llama"].example, "head_dim": 5}
+    write_model(tmp_path / "hub", TABLES["llama"], config)
+    with pytest.raises(LayoutError, match="axis d of wq is 5, which can't be cut into 2 parts"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "out", to="mistral")
+
+
+def test_edits_of_a_release(tmp_path):
+    write_model(tmp_path / "hub", TABLES["mixtral"], TABLES["mixtral"].example)
+    opened = ckptforge.open(tmp_path / "hub")
+    opened.as_layout("mistral").take(e=[0, 2]).save(tmp_path / "taken")
+    opened.take(e=[0, 2]).as_layout("mistral").save(tmp_path / "same")
+    assert contents(tmp_path / "taken") == contents(tmp_path / "same")
+    moe = json.loads((tmp_path / "taken" / "params.json").read_text())["moe"]
+    assert moe == {"num_experts": 2, "num_experts_per_tok": 2}
+    with pytest.raises(LayoutError, match="axis d take turns"):
+        opened.as_layout("mistral").pad(H=72, fill="zero")
