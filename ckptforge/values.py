@@ -236,5 +236,5 @@ def whole_transfer(shape: tuple[int, ...]) -> Transfer:
 
 
 def computing_dtype(dtypes: Iterable[DType]) -> DType:
-    """What sums are made in: float32, or float64 where something is of that."""
+    """What steps compute in: float32, or float64 where something is of that."""
     return BY_NAME["float64" if any(dtype.name == "float64" for dtype in dtypes) else "float32"]

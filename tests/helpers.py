@@ -72,6 +72,19 @@ def write_safetensors(
     )
 
 
+def rounded(numbers: np.ndarray, dtype: Any) -> np.ndarray:
+    """Numbers of float64 in a dtype, rounded once, as ml_dtypes doesn't for bfloat16."""
+    if np.dtype(dtype) != np.dtype(ml_dtypes.bfloat16):
+        return numbers.astype(dtype)
+    near = numbers.astype(np.float32).view(np.uint32)
+    below = near >> 16 << 16
+    low, high = (bits.view(np.float32).astype(np.float64) for bits in (below, below + 0x10000))
+    up, down = np.abs(high - numbers), np.abs(numbers - low)
+    odd = below >> 16 & 1 == 1
+    made = np.where((up < down) | ((up == down) & odd), below + 0x10000, below)
+    return (made >> 16).astype(np.uint16).view(ml_dtypes.bfloat16)
+
+
 def eight_bits(
     directory: Path, block: tuple[int, int], seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from ckptforge.surgery.edits import EDITS
 from ckptforge.surgery.rules import by_layers, tokens_moved, unsaid_of_layers
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import contents, write_safetensors
+from tests.helpers import contents, rounded, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 CONFIGS = {name: dict(table.example) for name, table in TABLES.items()}
@@ -317,14 +317,14 @@ def test_groups_of_experts_become_their_mean(models):
         gate = next(tensor for tensor in hub if tensor.endswith("gate.weight"))
         expert = next(tensor for tensor in hub if ".experts.0." in tensor)
         for i, own in enumerate(weights):
-            rows = sum(hub[gate][...][k].astype("f4") * np.float32(w) for k, w in own.items())
-            assert (merged[gate][i] == rows.astype(ml_dtypes.bfloat16)).all(), i
+            rows = sum(hub[gate][...][k].astype("f8") * w for k, w in own.items())
+            assert (merged[gate][i] == rounded(rows, ml_dtypes.bfloat16)).all(), i
             parts = (
                 hub[expert.replace(".0.", f".{k}.", 1) if ".layers.0." not in expert else
-                    expert.replace("experts.0", f"experts.{k}")][...].astype("f4") * np.float32(w)
+                    expert.replace("experts.0", f"experts.{k}")][...].astype("f8") * w
                 for k, w in own.items()
             )  # fmt: skip
-            total = sum(parts).astype(ml_dtypes.bfloat16)
+            total = rounded(sum(parts), ml_dtypes.bfloat16)
             found = merged[expert.replace("experts.0", f"experts.{i}")][...]
             assert (found == total).all(), i
         for layout in TABLES[name].layouts:

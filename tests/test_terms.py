@@ -1,5 +1,5 @@
-"""Values of several terms: each is added in float32 (float64 where something is of that) with its
-weight, the sum is rounded once, and how a run cuts its work changes nothing."""
+"""Values of several terms: each is added in float64 with its weight, the sum is rounded once, and
+how a run cuts its work changes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ckptforge.transfers import Transfer
 from ckptforge.values import Fragment, Term, Value
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Save
-from tests.helpers import HUB, contents, write_safetensors
+from tests.helpers import HUB, contents, rounded, write_safetensors
 
 CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -52,12 +52,8 @@ def arrays_of(directory, dtypes, shape, seed):
 
 
 def summed(arrays, weights, dtype):
-    wide = np.float64 if np.float64 in (dtype, *(a.dtype for a in arrays)) else np.float32
-    total = np.zeros(arrays[0].shape, wide)
-    for i, (array, weight) in enumerate(zip(arrays, weights, strict=True)):
-        part = array.astype(wide) * wide(weight) if weight != 1 else array.astype(wide)
-        total = part if not i else total + part
-    return total.astype(dtype)
+    parts = [array.astype("f8") * weight for array, weight in zip(arrays, weights, strict=True)]
+    return rounded(sum(parts[1:], parts[0]), dtype)
 
 
 def average(opened, weights, dtype):

@@ -54,7 +54,7 @@ COMMANDS = (
     Command("average", actions.write, Average).described("""
         Average checkpoints of one model, of any formats, layouts and splits, into one.
 
-        Weighted sums in float32, rounded once; task arithmetic with --base and --scale; the arc
+        Weighted sums in float64, rounded once; task arithmetic with --base and --scale; the arc
         between two (slerp); DARE; the last checkpoints of a run by a schedule.
 
         Examples:

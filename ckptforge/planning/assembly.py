@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ckptforge.dtypes import DType
 from ckptforge.errors import PlanError
-from ckptforge.values import Fragment, Place, Term, computing_dtype
+from ckptforge.values import Fragment, Place, Term
 
 
 class Assembly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -30,11 +29,6 @@ class Assembly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def fragments(self) -> Iterator[Fragment]:
         """The fragments of all terms."""
         return (fragment for term in self.terms for fragment in term.fragments)
-
-    @property
-    def computing(self) -> DType:
-        """The dtype that its terms are added in."""
-        return computing_dtype((self.place.dtype, *(one.dtype for one in self.fragments)))
 
 
 def prove_filled(assembly: Assembly) -> None:

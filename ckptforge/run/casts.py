@@ -2,9 +2,9 @@
 nearest, ties to even.
 
 16-bit to 16-bit is a table of all 65,536 values, made once by way of float32 (exact on the way in,
-one rounding on the way out). float64 to bfloat16 goes through float32 rounded to odd, which makes
-the second rounding the only one (Boldo and Melquiond, "Emulation of FMA and correctly rounded
-sums", 2008). NaN stays NaN, zeros keep their sign.
+one rounding on the way out). float64 to bfloat16 goes through float32, where numbers that the first
+rounding made ties of the second are moved off them, to the side that they came from. NaN stays NaN,
+zeros keep their sign.
 """
 
 from __future__ import annotations
@@ -38,6 +38,17 @@ def numpy_dtype(dtype: DType) -> np.dtype[Any]:
 
 
 Cast = Callable[[Array, Array], CastCount]
+
+
+class _Scratch(threading.local):
+    """A thread's memory for intermediate results: fresh memory costs more than they do."""
+
+    def __init__(self) -> None:
+        self.near, self.back = np.empty(STEP, np.float32), np.empty(STEP, np.float64)
+        self.work, self.beyond = np.empty(STEP, np.uint16), np.empty(STEP, np.bool_)
+
+
+_scratch = _Scratch()
 
 
 @cache
@@ -80,27 +91,74 @@ def _plain(numbers: Array, out: Array) -> None:
     np.copyto(out, numbers, casting="unsafe")
 
 
+@cache
+def rounding(target: DType) -> Cast:
+    """The function that rounds sums of float64 into a flat array of `target`, once. Results that
+    aren't finite count as overflowed. For dtypes below float32 the rest is counted as of sums of
+    float32, else not: nearly all are rounded."""
+    wide, dtype = target.itemsize > 2, numpy_dtype(target)
+
+    def cast(sums: Array, out: Array, count: CastCount) -> None:
+        made = out.view(dtype)
+        near = made if wide else _scratch.near[: sums.size]
+        _plain(sums, near)
+        if not np.isfinite(np.add.reduce(near)):  # one of them isn't, or all together are too large
+            count.overflowed += near.size - int(np.count_nonzero(np.isfinite(near)))
+        if not wide:
+            if target.name == "bfloat16":
+                _off_ties(sums, near)
+                _plain(near, made)
+            else:
+                _plain(sums, made)
+            _count(near, made, count)
+
+    return _by_pieces(cast)
+
+
 def _f64_to_bf16(numbers: Array, out: Array) -> None:
-    """Truncates to float32 and sets the last bit if anything was cut off, then rounds that once."""
-    near = numbers.astype(np.float32)
-    back = near.astype(np.float64)
-    bits = near.view(np.uint32)
-    inexact = (back != numbers) & (numbers == numbers)
-    bits -= (inexact & (np.abs(back) > np.abs(numbers))).astype(np.uint32)
-    bits |= inexact.astype(np.uint32)
+    near = _scratch.near[: numbers.size]
+    _plain(numbers, near)
+    _off_ties(numbers, near)
     np.copyto(out, near, casting="unsafe")
 
 
+def _off_ties(numbers: Array, near: Array) -> None:
+    """Moves float32 numbers that lie in the middle between two of bfloat16 and aren't what they
+    were rounded from towards that."""
+    found = _scratch.beyond[: near.size]
+    low_halves = _scratch.back.view(np.uint32)[: near.size]
+    np.left_shift(near.view(np.uint32), 16, out=low_halves)
+    ties = np.flatnonzero(np.equal(low_halves, 1 << 31, out=found))
+    if ties.size:
+        exact, rounded = numbers[ties], near[ties].astype(np.float64)
+        outwards = (exact > rounded) == (rounded > 0)
+        step = np.where(exact == rounded, 0, np.where(outwards, 1, -1))
+        near.view(np.int32)[ties] += step.astype(np.int32)
+
+
 def _count(numbers: Array, made: Array, count: CastCount) -> None:
-    back = made.astype(numbers.dtype)
-    changed = int(np.count_nonzero(back != numbers)) - int(np.count_nonzero(numbers != numbers))
+    back, found = _scratch.back.view(numbers.dtype)[: made.size], _scratch.beyond[: made.size]
+    _plain(made, back)
+    changed = int(np.count_nonzero(np.not_equal(back, numbers, out=found)))
+    if changed:
+        changed -= int(np.count_nonzero(np.not_equal(numbers, numbers, out=found)))
     if not changed:
         return
-    overflowed = int(np.count_nonzero(np.isinf(back))) - int(np.count_nonzero(np.isinf(numbers)))
-    underflowed = int(np.count_nonzero(back == 0)) - int(np.count_nonzero(numbers == 0))
+    overflowed, underflowed = (_gained(test, numbers, back) for test in (np.isinf, _is_zero))
     count.overflowed += overflowed
     count.underflowed += underflowed
     count.rounded += changed - overflowed - underflowed
+
+
+def _gained(test: Callable[..., Array], before: Array, after: Array) -> int:
+    """How many numbers a test is true of, beyond those of which it was before and stays so."""
+    held = _scratch.beyond[: after.size]
+    found = int(np.count_nonzero(test(after, out=held)))
+    return found - int(np.count_nonzero(test(before, out=held))) if found else 0
+
+
+def _is_zero(numbers: Array, out: Array) -> Array:
+    return np.equal(numbers, 0, out=out)
 
 
 def _byte_cast(source: DType, target: DType) -> Cast:
@@ -111,14 +169,6 @@ def _byte_cast(source: DType, target: DType) -> Cast:
         np.take(table, numbers.view(np.uint8), out=out, mode="clip")
 
     return _by_pieces(cast)
-
-
-class _Scratch(threading.local):
-    """A thread's memory for intermediate results: fresh memory costs more than they do."""
-
-    def __init__(self) -> None:
-        self.work = np.empty(STEP, np.uint16)
-        self.beyond = np.empty(STEP, np.bool_)
 
 
 def _table_cast(source: DType, target: DType) -> Cast:
@@ -133,7 +183,6 @@ def _table_cast(source: DType, target: DType) -> Cast:
         effect[np.isinf(back) & np.isfinite(wide)] = _OVERFLOW
     table = made.view(np.uint16)
     exact = _exact_range(source, target)
-    scratch = _Scratch()
 
     def cast(numbers: Array, out: Array, count: CastCount) -> None:
         bits, made = numbers.view(np.uint16), out.view(np.uint16)
@@ -142,7 +191,7 @@ def _table_cast(source: DType, target: DType) -> Cast:
             odd = bits
         else:
             low, high, shift = exact
-            work, beyond = scratch.work[: bits.size], scratch.beyond[: bits.size]
+            work, beyond = _scratch.work[: bits.size], _scratch.beyond[: bits.size]
             np.left_shift(bits, 1, out=work)  # magnitudes, doubled
             np.subtract(work, np.uint16(2 * low), out=work)
             np.greater(work, np.uint16(2 * (high - low)), out=beyond)

@@ -17,7 +17,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.moves import Move, moves_of
 from ckptforge.run.tiles import Tile, best_form, tiles
-from ckptforge.run.worker import MANY_CALLS, Worker
+from ckptforge.run.worker import MANY_CALLS, SUMS, Worker
 from ckptforge.storage.files import read_pieces, write_exactly
 from ckptforge.values import Place
 
@@ -103,7 +103,7 @@ def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:
     transfers = tuple([fragment.transfer for term in terms for fragment in term.fragments])
     joined = (transfer.coalesced() for transfer in transfers)
     turned = any(transfer.shape and transfer.source_strides[-1] != 1 for transfer in joined)
-    sums = max(2 * one.computing.itemsize if one.summed else 0 for one in assemblies)
+    sums = 2 * SUMS.itemsize * any(one.summed for one in assemblies)
     limit = budget.tile_elements(place.dtype, turned, sums)
     yield from tiles(
         place.elements, *best_form(place.elements, place.dtype.itemsize, transfers, limit)

@@ -11,13 +11,13 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from ckptforge.dtypes import DType
+from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import PlanError
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy
-from ckptforge.run.casts import cast_function, numpy_dtype
+from ckptforge.run.casts import cast_function, numpy_dtype, rounding
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
@@ -28,6 +28,7 @@ from ckptforge.values import Fragment, Prepared, Step, Stored, Term
 Array = NDArray[Any]
 Note = Callable[[DType, DType, CastCount], None]  # what a cast from one dtype to another did
 MANY_CALLS = 16
+SUMS, _FLOAT32 = BY_NAME["float64"], BY_NAME["float32"]
 
 
 class Worker:
@@ -52,29 +53,23 @@ class Worker:
             note = partial(self.audit.add, kind)
             self._fill(assembly, assembly.terms[0], tile, dtype, as_numbers(made, dtype), note)
             return made
-        summed = assembly.computing
-        made, *sums = buffers.lend(wanted, *2 * [(tile.elements * summed.itemsize, 0)])
-        total = self._sum(assembly, tile, *(as_numbers(raw, summed) for raw in sums))
-        undefined = total.size - int(np.count_nonzero(np.isfinite(total)))
-        if summed == dtype:
-            as_numbers(made, dtype)[:] = total
-            count = CastCount(undefined)
-        else:
-            count = cast_function(summed, dtype)(total, as_numbers(made, dtype))
-        count.overflowed += undefined
+        made, *sums = buffers.lend(wanted, *2 * [(tile.elements * SUMS.itemsize, 0)])
+        total = self._sum(assembly, tile, *(as_numbers(raw, SUMS) for raw in sums))
+        count = rounding(dtype)(total, as_numbers(made, dtype))
+        if dtype.itemsize > 2:
+            count.values = count.overflowed
         if count.values:
-            self.audit.add(kind, summed, dtype, count)
+            self.audit.add(kind, dtype if dtype.itemsize > 2 else _FLOAT32, dtype, count)
         return made
 
     def _sum(self, assembly: Assembly, tile: Tile, total: Array, part: Array) -> Array:
-        """The terms added up in float32 or float64, to be rounded once."""
-        dtype = assembly.computing
+        """The terms added up in float64, in their order, to be rounded once."""
         for i, term in enumerate(assembly.terms):
             made = part if i else total
-            self._fill(assembly, term, tile, dtype, made, lambda *cast: None)
+            self._fill(assembly, term, tile, SUMS, made, lambda *cast: None)
             with np.errstate(all="ignore"):
                 if term.weight != 1:
-                    made *= made.dtype.type(term.weight)
+                    made *= term.weight
                 if i:
                     total += part
         return total

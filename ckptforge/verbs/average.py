@@ -38,8 +38,8 @@ from ckptforge.wording import counted
 def average(options: Average) -> Result:
     """Averages checkpoints of one model, of any formats, layouts and splits. Returns a `Result`.
 
-    Each is read once; sums are made in float32 (float64 where something is of that) in the order
-    given, and rounded once. Optimizer state is left out; integers and counters are the last one's.
+    Each is read once; sums are made in float64 in the order given, and rounded once. Optimizer
+    state is left out; integers and counters are the last one's.
 
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `LayoutError`, `MissingTensorsError`,
     `PlanError`, `CastOverflowError` (also where sums aren't finite) and `OutputError`; nothing is
