@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -49,7 +50,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     at: tuple[int, ...]
 
 
-class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
+class OutputFile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A file to be written: `size` bytes, `literals` as (offset, bytes), which are all of them that
     aren't tensors, the places of the tensors by their names, and `seals` that are put over literals
     when the tensors are written."""
@@ -60,22 +61,24 @@ class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
     places: Mapping[str, Place]
     seals: tuple[Seal, ...] = ()
 
-    @property
+    @cached_property
     def tensor_bytes(self) -> int:
         """Bytes of all its tensors."""
-        return self.size - sum(len(literal) for _, literal in self.literals)
+        if isinstance(self.places, _Moved):
+            return self.places.of.tensor_bytes
+        return sum(place.nbytes for place in self.places.values())
 
     def at(self, path: Path) -> OutputFile:
         """The same file under another path."""
-        return replace(self, path=path, places=_Moved(self.places, path))
+        return replace(self, path=path, places=_Moved(self, path))
 
 
 class _Moved(Mapping[str, Place]):
     """Places in a file of another path, made when they are asked for: a job has thousands of ranks
     that are alike."""
 
-    def __init__(self, places: Mapping[str, Place], path: Path) -> None:
-        self._places, self._path = places, path
+    def __init__(self, of: OutputFile, path: Path) -> None:
+        self.of, self._places, self._path = of, of.places, path
 
     def __getitem__(self, name: str) -> Place:
         return replace(self._places[name], path=self._path)

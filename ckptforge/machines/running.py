@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.machines.carrying import carry_out
+from ckptforge.machines.carrying import Work, carry_out
 from ckptforge.machines.parts import Parts, finished_units
 from ckptforge.machines.share import Share
 from ckptforge.machines.units import Unit, parts_of
@@ -117,7 +117,8 @@ class _Part:
             if progress is not None:
                 progress(start + count, self.total)
 
-        audit = carry_out(self.plan, unit, self.ledger, self.options.budget, report)
+        work = Work.of(self.plan, unit)
+        audit = carry_out(work, self.ledger, self.options.budget, report)
         self.options.check(audit)
         self.ledger.add_unit(unit.number)
         self.audit.merge(audit)

@@ -8,8 +8,7 @@ its kinds and its files, and not for the tensors of all ranks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import msgspec
@@ -54,75 +53,78 @@ class PlacedFile(msgspec.Struct, frozen=True):
 
 
 class Assemblies:
-    """What fills files that hold these values or boxes of them. Raises `PlanError` where something
-    isn't filled."""
+    """What fills files that hold these values or boxes of them."""
 
-    def __init__(self, values: Mapping[str, Value], files: Iterable[PlacedFile]) -> None:
-        self.values = values
+    def __init__(self, values: Mapping[str, Value], files: Sequence[PlacedFile]) -> None:
+        self.values, self.files = values, tuple(files)
+        self.outputs = tuple(placed.file for placed in files)
         self._kinds = _Kinds(values)
         self._cuts: dict[tuple[int, Box], list[Cut]] = {}
-        self._run: tuple[int, int | None] = (0, None)
-        self.files = tuple(self._by_kind(list(files)))
-        self.outputs = tuple(placed.file for placed in self.files)
-
-    def only(self, number: int, first: int, last: int) -> Assemblies:
-        """Those of a run of tensors of one file; its seals are for the end."""
-        found = copy(self)
-        file, parts = self.files[number].file, self.files[number].parts
-        found.outputs = (replace(file, seals=()),)
-        found.files = (PlacedFile(found.outputs[0], parts),)
-        found._run = (first, last)
-        return found
 
     def __iter__(self) -> Iterator[Assembly]:
         return (made for number in range(len(self.files)) for made in self.of(number))
 
-    def of(self, number: int) -> Iterator[Assembly]:
-        """The assemblies of a file, in its order."""
+    def of(self, number: int, first: int = 0, last: int | None = None) -> Iterator[Assembly]:
+        """The assemblies of a file, or of its tensors `first` to before `last`."""
         placed = self.files[number]
         part_of = {name: part for part in placed.parts for name in part.names}
-        for name, place in islice(placed.file.places.items(), *self._run):
-            part, value = part_of[name], self.values[name]
-            yield self._assembly(value, part, place)
+        for name, place in islice(placed.file.places.items(), first, last):
+            yield self._assembly(part_of[name], name, place)
 
-    def _assembly(self, value: Value, part: Part, place: Place) -> Assembly:
+    def only(self, number: int, first: int, last: int) -> Assemblies:
+        """Those of a run of tensors of one file, with no more than they need, so that they can be
+        sent elsewhere; what else the file holds isn't theirs to write."""
+        made = list(self.of(number, first, last))
+        values = {
+            one.place.name: Value(
+                dtype=one.place.dtype, shape=one.place.shape, terms=one.terms, kind=one.kind
+            )
+            for one in made
+        }
+        file = self.files[number].file
+        places = {one.place.name: one.place for one in made}
+        parts = [Part((one.place.name,), None, one.replica) for one in made]
+        run = replace(file, places=places, literals=(), seals=())
+        return Assemblies(values, (PlacedFile(run, tuple(parts)),))
+
+    def prove(self) -> Assemblies:
+        """The same, of which it is known which parts an earlier file holds, and each kind is proved
+        once. Raises `PlanError`."""
+        families = self._kinds.families({part.names for one in self.files for part in one.parts})
+        met: dict[Part, Part] = {}
+        proved: set[tuple[int, Box | None]] = set()
+        files = []
+        for placed in self.files:
+            parts = []
+            for part in placed.parts:
+                for names in families[part.names]:
+                    own = Part(names, part.box)
+                    parts.append(met.get(own, own))
+                    met[own] = replace(own, replica=True)
+                    kind = self._kinds.number(names[0]), part.box
+                    if kind not in proved:
+                        proved.add(kind)
+                        place = placed.file.places[names[0]]
+                        prove_filled(self._assembly(own, names[0], place))
+            files.append(PlacedFile(placed.file, tuple(parts)))
+        self.files = tuple(files)
+        return self
+
+    def _assembly(self, part: Part, name: str, place: Place) -> Assembly:
+        value = self.values[name]
         terms = value.terms
         if part.box is not None:
-            cuts = self._cut(self._kinds.number(part.names[0]), value, part.box)
-            terms = tuple(map(_of_cut, terms, cuts))
+            terms = tuple(map(_of_cut, terms, self._cut(name, value, part.box)))
         return Assembly(place=place, terms=terms, kind=value.kind, replica=part.replica)
 
-    def _cut(self, kind: int, value: Value, box: Box) -> list[Cut]:
+    def _cut(self, name: str, value: Value, box: Box) -> list[Cut]:
+        kind = self._kinds.number(name)
         found = self._cuts.get((kind, box))
         if found is None:
             reach = self._kinds.reach(kind)
-            cuts = map(_cut, value.terms, reach, [value.shape] * len(reach), [box] * len(reach))
+            cuts = map(_cut, value.terms, reach, repeat(value.shape), repeat(box))
             found = self._cuts[kind, box] = list(cuts)
         return found
-
-    def _by_kind(self, files: Sequence[PlacedFile]) -> Iterator[PlacedFile]:
-        """The files with parts of tensors of one kind each, of which it is known which an earlier
-        file holds. Proves each once. Raises `PlanError`."""
-        kinds = self._kinds.families({part.names for placed in files for part in placed.parts})
-        met: dict[Part, Part] = {}
-        proved: set[tuple[int, Box | None]] = set()
-        for placed in files:
-            parts = []
-            for part in placed.parts:
-                for names in kinds[part.names]:
-                    own = Part(names, part.box)
-                    again = met.get(own)
-                    if again is None:
-                        met[own] = replace(own, replica=True)
-                        if (
-                            names
-                            and (kind := (self._kinds.number(names[0]), own.box)) not in proved
-                        ):
-                            proved.add(kind)
-                            place = placed.file.places[names[0]]
-                            prove_filled(self._assembly(self.values[names[0]], own, place))
-                    parts.append(again or own)
-            yield PlacedFile(placed.file, tuple(parts))
 
 
 class _Kinds:

@@ -7,31 +7,33 @@ from pathlib import Path
 
 from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.planning.plan import Plan
-from ckptforge.publish.journal import Journal
 from ckptforge.run.budget import Budget
-from ckptforge.run.schedule import Finished
+from ckptforge.run.schedule import Finished, Key
 from ckptforge.storage.store import Writer
 from ckptforge.values import Place
 
 
-def finished_tensors(plan: Plan, journal: Journal | None) -> dict[Place, Finished]:
-    """The tensors of a plan that a journal calls finished."""
-    if journal is None or not journal.tensors:
+def finished_tensors(plan: Plan, tensors: Mapping[Key, Finished]) -> dict[Place, Finished]:
+    """The tensors of a plan among those that a journal calls finished."""
+    if not tensors:
         return {}
     files = {plan.name_of(file.path): file.places for file in plan.files}
     return {
         files[file][name]: found
-        for (file, name), found in journal.tensors.items()
+        for (file, name), found in tensors.items()
         if name in files.get(file, ())
     }
 
 
 def kept_tensors(
-    plan: Plan, journal: Journal | None, writers: Mapping[Path, Writer], budget: Budget
+    plan: Plan,
+    tensors: Mapping[Key, Finished],
+    writers: Mapping[Path, Writer],
+    budget: Budget,
 ) -> dict[Place, Finished]:
     """Those that are in the files, by their hashes, which are made again: what was written last
     before a crash may not have become durable."""
-    if not (finished := finished_tensors(plan, journal)):
+    if not (finished := finished_tensors(plan, tensors)):
         return {}
     files: dict[Path, list[Place]] = {}
     for place in finished:

@@ -62,7 +62,7 @@ def plan_for(verb: str, model: Model, target: Target, facts: Mapping[str, Any]) 
     return Plan(
         verb=verb,
         output=target.output,
-        assemblies=Assemblies(model.values, laid.files),
+        assemblies=Assemblies(model.values, laid.files).prove(),
         sources=model.files,
         small_files=laid.small_files,
         account=model.account.noting(*laid.notes),

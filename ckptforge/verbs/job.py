@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
 from ckptforge.verbs.choices import budget_of
+from ckptforge.verbs.elsewhere import done_elsewhere, is_elsewhere
 from ckptforge.verbs.options import Overflow, Parted, Running
 from ckptforge.verbs.parting import FINISHING, run_as_part
 from ckptforge.verbs.result import Result, dry_result, result_of
@@ -53,8 +55,9 @@ class Job(msgspec.Struct, frozen=True):
 def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it. Raises `OutputError`, `CastOverflowError`."""
     plan, publisher = job.plan, publisher_of(job.plan.output)
+    check, elsewhere = partial(_refuse_bad, plan, options), is_elsewhere(options)
     if isinstance(options, Parted) and options.part is not None:
-        return run_as_part(plan, options, lambda audit: _refuse_bad(plan, audit, options))
+        return run_as_part(plan, options, check)
     finishing = FINISHING.get()
     if finishing is not None:
         gather(plan)
@@ -67,22 +70,27 @@ def run_job(job: Job, options: Running) -> Result:
     if options.dry_run:
         return dry_result(plan, budget, tied_notes(job.tied, None))
     began = time.monotonic()
-    hashing = (job.manifest or finishing is not None) and not options.no_hash
+    hashing = (job.manifest or finishing is not None or elsewhere) and not options.no_hash
     request = Request(options.overwrite, options.resume, hashing, options.command)
     with publisher.publication(plan, request) as out:
         publisher.check_room(plan, out.disk_used)
         _refuse_unlike(plan, budget)
         tie_notes = tied_notes(job.tied, budget)
+        known = out.journal.tensors if out.journal is not None else {}
         kept = (
-            finished_tensors(plan, out.journal)
+            finished_tensors(plan, known)
             if finishing == "trusting"
-            else kept_tensors(plan, out.journal, out.writers, budget)
+            else kept_tensors(plan, known, out.writers, budget)
         )
         total = counted(plan.tensor_count, "tensor")
         _log.info("checked output path and disk space; %s of %s finished before", len(kept), total)
+        again: list[str] = []
+        if elsewhere:
+            assert out.journal is not None and isinstance(options, Parted)
+            kept, again = done_elsewhere(plan, options, out.journal, kept, check)
         done = run(plan, out.writers, budget, options.progress, hashing, out.journal, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
-        _refuse_bad(plan, done.audit, options)
+        check(done.audit)
         if job.manifest:
             _add_manifest(job, out, done, options.command)
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
@@ -94,7 +102,7 @@ def run_job(job: Job, options: Running) -> Result:
         plan,
         files=_files(job),
         audit=done.audit,
-        notes=(*plan.notes, *tie_notes, *remains),
+        notes=(*plan.notes, *tie_notes, *again, *remains),
         seconds=time.monotonic() - began,
         peak_buffers=budget.total,
     )
@@ -124,7 +132,7 @@ def _add_manifest(job: Job, out: Publication, done: Done, command: str | None) -
     out.small_files[name] = content
 
 
-def _refuse_bad(plan: Plan, audit: Audit, options: Running) -> None:
+def _refuse_bad(plan: Plan, options: Running, audit: Audit) -> None:
     """Raises `CastOverflowError`, and the errors for sources that have changed meanwhile."""
     if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
         raise CastOverflowError(_overflow_message(plan, audit))

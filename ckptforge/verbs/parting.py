@@ -30,7 +30,18 @@ FINISHING: ContextVar[Literal["trusting", "checking"] | None] = ContextVar(
     "FINISHING", default=None
 )
 # What is of one process, and not of the job.
-_OWN = {"part", "steal", "steal_after", "workers", "memory", "resume", "dry_run", "no_hash"}
+_OWN = {
+    "part",
+    "dask",
+    "executor",
+    "steal",
+    "steal_after",
+    "workers",
+    "memory",
+    "resume",
+    "dry_run",
+    "no_hash",
+}
 
 
 def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> Result:

@@ -98,6 +98,15 @@ class Running(Workers):
 class Parted(Running):
     """Which part of a job this process does."""
 
+    dask: str | None = option(
+        "have the workers of this Dask scheduler, or N processes on this machine, do the work; "
+        "all share the output's directory. `workers` and `memory` are those of each unit",
+        metavar="tcp://…|local:N",
+    )
+    executor: Any = option(
+        "have an executor of concurrent.futures, or one like them, do the work: processes, MPI, …",
+        hidden=True,
+    )
     part: str | None = option(
         "do only this part of the job, as one of N processes that share the output's directory; "
         "auto reads the variables of Slurm, torchrun, MPI, Kubernetes (auto/N) and ModelArts",

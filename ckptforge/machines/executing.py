@@ -1,0 +1,206 @@
+"""A plan carried out by an executor: any of `concurrent.futures`' kind, on one machine or on many.
+
+Each unit is a call that can be pickled and returns the hashes of what it wrote. The process that
+hands them out keeps the journal, and publishes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from itertools import islice
+
+import msgspec
+
+from ckptforge.errors import CkptforgeError, OutputError
+from ckptforge.machines.carrying import Work, carry_out
+from ckptforge.machines.units import Unit, units_of
+from ckptforge.planning.plan import Plan
+from ckptforge.publish.directory import staged_file
+from ckptforge.publish.file_system import file_system_of
+from ckptforge.publish.journal import Journal
+from ckptforge.publish.tree import lies_at
+from ckptforge.run.audit import Audit
+from ckptforge.run.budget import Budget
+from ckptforge.run.pool import Progress
+from ckptforge.run.schedule import Finished, Kept, Key
+from ckptforge.storage.address import address
+from ckptforge.storage.store import Kind
+from ckptforge.version import __version__
+from ckptforge.wording import counted
+
+_TRIES = 3  # of a unit
+_IN_FLIGHT = 128  # units that an executor holds at a time, so that few are pickled
+_UNITS = 256  # that a large plan is cut into
+_LEAST_BYTES = 8 << 20  # of a unit, which costs some milliseconds beside its bytes
+
+
+class Report:
+    """What was done of a unit: a ledger that comes back from where the work was done."""
+
+    def __init__(self) -> None:
+        self.audit = Audit()
+        self.tensors: dict[Key, Finished] = {}
+        self.sources: dict[tuple[int, int], bytes] = {}
+
+    def add_tensor(self, key: Key, finished: Finished) -> None:
+        """Notes a finished tensor."""
+        self.tensors[key] = finished
+
+    def add_source(self, index: int, start: int, digest: bytes) -> None:
+        """Notes the hash of a block of a source."""
+        self.sources[index, start] = digest
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit to be carried out elsewhere, by the same version of this package."""
+
+    work: Work
+    budget: Budget
+    directory: str | None = None  # that relative paths are of
+    version: str = __version__
+
+    def __call__(self) -> Report:
+        """Does it. Raises `OutputError` for another version, and where the files in the making
+        aren't seen, and the errors of reading and writing."""
+        plan, host = self.work.plan, socket.gethostname()
+        if self.version != __version__:
+            raise OutputError(
+                f"{plan.output}: the worker on {host} has ckptforge {__version__}, not "
+                f"{self.version}; install the same everywhere."
+            )
+        if self.directory not in (None, os.getcwd()):
+            raise OutputError(
+                f"{plan.output}: the worker on {host} runs in {os.getcwd()}, where relative paths "
+                "are of other files; give absolute paths."
+            )
+        path = staged_file(plan, plan.files[0].path)
+        if not lies_at(file_system_of(plan.output), path, Kind.FILE):
+            raise OutputError(
+                f"{path}: isn't there on {host}: the directory of the output must be shared by all "
+                "workers, under the same path."
+            )
+        report = Report()
+        report.audit = carry_out(self.work, report, self.budget, lambda _: None)
+        return report
+
+
+class Executed(msgspec.Struct, frozen=True):
+    """What was finished, and sentences about what went wrong and was done again."""
+
+    tensors: dict[Key, Finished]
+    notes: list[str]
+
+
+def execute(
+    plan: Plan,
+    executor: Executor,
+    budget: Budget,
+    *,
+    journal: Journal,
+    kept: Kept,
+    check: Callable[[Audit], None],
+    progress: Progress | None = None,
+) -> Executed:
+    """Carries out the units of a plan, whose files are open in the making, but for those of which
+    all tensors are `kept`. What an executor that broke has left is for the caller to do. Raises the
+    errors of reading and writing, what `check` raises of a unit's casts, and `OutputError` for a
+    unit that fails again and again."""
+    return _Execution(plan, executor, budget, journal, check, progress).run(kept)
+
+
+class _Execution:
+    def __init__(
+        self,
+        plan: Plan,
+        executor: Executor,
+        budget: Budget,
+        journal: Journal,
+        check: Callable[[Audit], None],
+        progress: Progress | None,
+    ) -> None:
+        self.plan, self.executor, self.budget, self.journal = plan, executor, budget, journal
+        self.check, self.progress = check, progress
+        self.done, self.total = 0, plan.tensor_bytes
+        self.pending: dict[Future[Report], Unit] = {}
+        self.failures: dict[int, int] = {}  # number of a unit → how often it failed
+        self.tensors: dict[Key, Finished] = {}
+
+    def run(self, kept: Kept) -> Executed:
+        units = self._left({self.plan.key(place) for place in kept})
+        notes = []
+        try:
+            while self._fill(units):
+                for future in wait(self.pending, return_when=FIRST_COMPLETED).done:
+                    self._finished(self.pending.pop(future), future)
+        except BrokenExecutor as error:
+            notes = [f"the executor broke ({error}); what was left was done in this process."]
+        finally:
+            for future in self.pending:
+                future.cancel()
+        if again := sum(self.failures.values()):
+            notes.append(f"{counted(again, 'unit', 'were')} lost with a worker and done again.")
+        return Executed(self.tensors, notes)
+
+    def _left(self, kept: set[tuple[str, str]]) -> Iterator[Unit]:
+        for unit in units_of(self.plan, max(_LEAST_BYTES, self.total // _UNITS)):
+            file = self.plan.files[unit.file]
+            names = islice(file.places, unit.first, unit.last)
+            if all((self.plan.name_of(file.path), name) in kept for name in names):
+                self._report(unit.nbytes)
+            else:
+                yield unit
+
+    def _fill(self, units: Iterator[Unit]) -> bool:
+        """Whether the executor has something to do."""
+        while len(self.pending) < _IN_FLIGHT and (unit := next(units, None)):
+            self._submit(unit)
+        return bool(self.pending)
+
+    def _submit(self, unit: Unit) -> None:
+        call = Call(work=Work.of(self.plan, unit), budget=self.budget, directory=self._directory())
+        try:
+            self.pending[self.executor.submit(call)] = unit
+        except BrokenExecutor:
+            raise
+        except RuntimeError as error:
+            raise OutputError(
+                f"{self.plan.output}: the executor takes no work: {error}."
+            ) from error
+
+    def _directory(self) -> str | None:
+        paths = (self.plan.output, *(file.path for file in self.plan.sources))
+        relative = any(address(path) is None and not path.is_absolute() for path in paths)
+        return os.getcwd() if relative else None
+
+    def _finished(self, unit: Unit, future: Future[Report]) -> None:
+        error = future.exception()
+        if error is None:
+            self._note(unit, future.result())
+            return
+        if isinstance(error, (CkptforgeError, BrokenExecutor)):
+            raise error
+        self.failures[unit.number] = self.failures.get(unit.number, 0) + 1
+        if self.failures[unit.number] == _TRIES:
+            file = self.plan.files[unit.file].path
+            raise OutputError(
+                f"{file}: a unit of it failed {_TRIES} times, at last with {type(error).__name__}: "
+                f"{error}."
+            ) from error
+        self._submit(unit)
+
+    def _note(self, unit: Unit, report: Report) -> None:
+        self.check(report.audit)
+        for key, finished in report.tensors.items():
+            self.journal.add_tensor(key, finished)
+        for (index, start), digest in report.sources.items():
+            self.journal.add_source(index, start, digest)
+        self.tensors |= report.tensors
+        self._report(unit.nbytes)
+
+    def _report(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
