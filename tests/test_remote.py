@@ -10,9 +10,11 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
-from ckptforge.remote import patience
+from ckptforge.remote import patience, store
 from ckptforge.remote.parts import WINDOW, Held, Parts
 from ckptforge.storage.address import Address, given_path
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE
 from tests.web.server import serving
 
@@ -108,13 +110,30 @@ def test_the_manifest_has_addresses_and_the_same_hashes(tmp_path, large):
     assert all(one["path"].startswith(f"{address}/model-0000") for one in far)
 
 
-def test_no_range_is_read_twice(tmp_path, large):
+def test_no_range_is_read_twice(tmp_path, large, monkeypatch):
+    """Not even to be hashed, when it has left memory."""
+    monkeypatch.setattr(store._PARTS, "limit", 5 * WINDOW)
     with serving(large) as (address, served):
         ckptforge.edit(address, tmp_path / "out", set_dtype=["*=fp16"])
         size = sum(path.stat().st_size for path in large.iterdir())
         assert twice_read(served) == 0 and served.sent <= 1.2 * size
         assert max(length for _, _, length in served.ranges) == WINDOW
         assert len(served.ranges) <= size / WINDOW + 10
+
+
+def test_nor_where_experts_are_stacked_and_transposed(tmp_path, monkeypatch):
+    """Of tensors larger than what is in memory of them, which lie apart."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 3584, "num_local_experts": 3}
+    table = next(table for table in shipped_tables() if table.name == "mixtral")
+    hub, config = tmp_path / "hub", table.example | sizes | {"num_hidden_layers": 1}
+    write_model(hub, table, config)
+    monkeypatch.setattr(store._PARTS, "limit", 6 * WINDOW)
+    with serving(hub) as (address, served):
+        ckptforge.to_ms(address, tmp_path / "far.ckpt", layout="gmm")
+        size = sum(path.stat().st_size for path in hub.iterdir())
+        assert twice_read(served) == 0 and served.sent <= 1.2 * size
+    ckptforge.to_ms(hub, tmp_path / "near.ckpt", layout="gmm")
+    assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
 
 
 def test_only_headers_are_read_to_say_what_is_there(large):
@@ -130,7 +149,7 @@ def test_faults_that_pass_are_survived(tmp_path, large, kind):
 
     with serving(large, fault) as (address, served):
         ckptforge.edit(address, tmp_path / "far", drop=["t0"])
-        assert served.faults[kind] > 2 and twice_read(served) == 0
+        assert served.faults[kind] > 1 and twice_read(served) == 0
     ckptforge.edit(large, tmp_path / "near", drop=["t0"])
     assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
 

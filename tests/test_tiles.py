@@ -89,10 +89,10 @@ def test_any_tiling_assembles_the_tensor(case, data):
     assert (out == expected).all() if transfer.shape else out[0] == 0
 
 
-@given(transposed(), st.integers(1, 200))
-def test_the_best_form_fits_and_tiles_everything(case, limit):
+@given(transposed(), st.integers(1, 200), st.booleans())
+def test_the_best_form_fits_and_tiles_everything(case, limit, far):
     shape, _, transfer = case
-    width, rows, columns = best_form(math.prod(shape), 2, (transfer,), limit)
+    width, rows, columns = best_form(math.prod(shape), 2, (transfer,), limit, far)
     found = list(tiles(math.prod(shape), width, rows, columns))
     assert fits(transfer, width)
     assert all(tile.elements <= limit for tile in found)
@@ -104,6 +104,13 @@ def test_tiles_are_written_in_long_runs():
     for transfer in (Transfer((n * n,), 0, (1,), 0, (1,)), Transfer((n, n), 0, (1, n), 0, (n, 1))):
         width, rows, columns = best_form(n * n, 2, (transfer,), 1 << 20)
         assert rows * columns == 1 << 20 and (columns == width or rows == 1)
+
+
+def test_what_is_far_is_read_in_one_go():
+    e, n, m = 4, 768, 3072
+    moves = [Transfer((n, m), 0, (1, n), i * n * m, (m, 1)) for i in range(e)]
+    width, rows, columns = best_form(e * n * m, 2, tuple(moves), 1 << 20, True)
+    assert (width, rows) == (m, n) and columns < m
 
 
 def test_narrow_gaps_are_read_over_and_wide_ones_skipped():

@@ -1,5 +1,6 @@
 """Parts of objects that are in memory: each is fetched once, several at a time, ahead of who reads
-on, and the one that was used longest ago goes when the room is needed.
+on. When room is needed those go that have been read whole, of others what has been read of them,
+and at last the one that was used longest ago.
 
 A part is a window of 8 MiB, or smaller where parts of so many objects are read in turn that they
 would not fit. The first little that is read somewhere brings only a page: mostly it is a header,
@@ -29,18 +30,38 @@ Fetch = Callable[[int, memoryview], None]
 class Part:
     """A run of an object's bytes, on its way or here."""
 
-    __slots__ = ("data", "future", "of", "start", "stop", "used", "users")
+    __slots__ = ("data", "future", "here", "of", "read", "start", "stop", "users")
 
     def __init__(self, of: Held, start: int, stop: int) -> None:
         self.of, self.start, self.stop = of, start, stop
         self.data = bytearray(stop - start)
         self.future: Future[None] = Future()
-        self.used, self.users = False, 0
+        self.here = False  # all its bytes have come
+        self.users = 0
+        self.read: list[tuple[int, int]] = []  # what of it was read: (from, to), in order
 
-    @property
-    def here(self) -> bool:
-        """Whether all its bytes have come."""
-        return self.future.done() and self.future.exception() is None
+    def take(self, start: int, stop: int) -> None:
+        """Notes that these bytes were read."""
+        apart = []
+        for low, high in self.read:
+            if high < start or low > stop:
+                apart.append((low, high))
+            else:
+                start, stop = min(low, start), max(high, stop)
+        self.read = sorted((*apart, (start, stop)))
+
+    def shrink(self) -> int:
+        """Lets go of the bytes at its ends, or all, that were read; returns how many they were."""
+        start, stop = self.start, self.stop
+        if self.read and self.read[0][0] == start:
+            start = self.read.pop(0)[1]
+        if self.read and self.read[-1][1] == stop:
+            stop = self.read.pop()[0]
+        freed = self.stop - self.start - (stop - start)
+        if freed:
+            self.data = self.data[start - self.start : stop - self.start]
+            self.start, self.stop = start, stop
+        return freed
 
 
 class Held:
@@ -68,6 +89,15 @@ class Held:
         """Takes a part among the others."""
         i = bisect_right(self.parts, part.start, key=lambda part: part.start)
         self.parts.insert(i, part)
+
+    def is_hashed(self, part: Part) -> bool:
+        """Whether the hashes have gone over all bytes of a part."""
+        windows = range(part.start // WINDOW, -(-part.stop // WINDOW))
+        return all(
+            window in self.digests
+            or self._states.get(window, (None, 0))[1] >= min(part.stop, (window + 1) * WINDOW)
+            for window in windows
+        )
 
     def hash(self, start: int, stop: int) -> None:
         """Goes on with the hashes of the windows in which these bytes have come."""
@@ -109,13 +139,13 @@ class Parts:
             self._recent.append(held)
             part = held.at(offset)[0] or self._bring(held, offset, len(buffer))
             part.users += 1
-            if not part.used:
-                part.used = True
+            if not part.read:
                 self._ahead(part)
+            count = min(len(buffer), part.stop - offset)
+            part.take(offset, offset + count)
             self._order.move_to_end(part)
         try:
             part.future.result()
-            count = min(len(buffer), part.stop - offset)
             at = offset - part.start
             buffer[:count] = memoryview(part.data)[at : at + count]
         finally:
@@ -137,6 +167,8 @@ class Parts:
         for _ in range(_AHEAD if part.stop - part.start >= _PAGE * 2 else 0):
             coming = at // WINDOW
             if at >= held.size or coming in held.digests or window not in held.whole:
+                return
+            if held.at(at)[0] is None and not self._has_room():
                 return
             at = (held.at(at)[0] or self._bring(held, at, WINDOW)).stop
 
@@ -167,12 +199,31 @@ class Parts:
             unit //= 2
         return unit
 
+    def _has_room(self) -> bool:
+        """Whether more than what is asked for may come; the rest is for what lies around what was
+        read, and is wanted later."""
+        most = self.limit // 2 - WINDOW
+        if self._bytes > most:
+            self._let_go()
+        return self._bytes <= most
+
     def _make_room(self, nbytes: int) -> None:
-        for part in list(self._order):
+        if self._bytes + nbytes > self.limit:
+            self._let_go()
+        # what nobody has open first
+        for part in sorted(self._order, key=lambda part: part.of.readers > 0):
             if self._bytes + nbytes <= self.limit:
                 return
-            if not part.users and part.future.done() and part.used:
+            if not part.users and part.here and (part.read or not part.of.readers):
                 self._drop(part)
+
+    def _let_go(self) -> None:
+        """Lets go of what has been read, unless it would have to come again to be hashed."""
+        for part in list(self._order):
+            if not part.users and part.here and part.of.is_hashed(part):
+                self._bytes -= part.shrink()
+                if part.start == part.stop:
+                    self._drop(part)
 
     def _drop(self, part: Part) -> None:
         del self._order[part]
@@ -187,6 +238,7 @@ class Parts:
                 self._drop(part)
             part.future.set_exception(error)
             return
-        part.future.set_result(None)
         with self._lock:
+            part.here = True
             part.of.hash(part.start, part.stop)
+        part.future.set_result(None)

@@ -22,6 +22,7 @@ from ckptforge.run.blocks import (
 )
 from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
+from ckptforge.run.order import as_they_lie
 from ckptforge.run.pool import Task
 from ckptforge.run.tasks import Fill, Verify, tasks_of
 from ckptforge.storage.address import address
@@ -58,8 +59,8 @@ Kept = Mapping[Place, Finished]
 
 
 class Schedule:
-    """A plan cut into what a worker does at a time, in file order, with the checks of stored
-    checksums.
+    """A plan cut into what a worker does at a time, in the order of its files, or of its sources
+    where one is far, with the checks of stored checksums.
 
     With `hashing` the blocks of sources stand between the tasks, in step with them, and those of an
     output tensor come when it has been written: either is then still in the page cache, and hashing
@@ -82,7 +83,10 @@ class Schedule:
             if (i, block.start) not in known
         ]
         self._checks = [Verify(file) for file in plan.sources if file.checksum is not None]
-        self._tasks = tasks_of(self._begun(kept), budget)
+        far = any(address(file.path) is not None for file in plan.sources)
+        begun = self._begun(kept)
+        numbers = {file.path: i for i, file in enumerate(plan.sources)}
+        self._tasks = as_they_lie(begun, budget, numbers) if far else tasks_of(begun, budget)
         self._source_blocks = (block for block in blocks if address(block.entry.path) is None)
         self._far_blocks = (block for block in blocks if address(block.entry.path) is not None)
         made = plan.tensor_bytes - sum(place.nbytes for place in kept)

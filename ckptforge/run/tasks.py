@@ -18,6 +18,7 @@ from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.moves import Move, moves_of
 from ckptforge.run.tiles import Tile, best_form, tiles
 from ckptforge.run.worker import MANY_CALLS, SUMS, Worker
+from ckptforge.storage.address import address
 from ckptforge.storage.files import read_pieces, write_exactly
 from ckptforge.values import Place
 
@@ -100,11 +101,12 @@ def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:
     if not place.elements:
         return
     terms = [term for one in assemblies for term in one.terms]
-    transfers = tuple([fragment.transfer for term in terms for fragment in term.fragments])
+    fragments = [fragment for term in terms for fragment in term.fragments]
+    transfers = tuple([fragment.transfer for fragment in fragments])
+    far = any(map(address, {fragment.stored.path for fragment in fragments}))
     joined = (transfer.coalesced() for transfer in transfers)
     turned = any(transfer.shape and transfer.source_strides[-1] != 1 for transfer in joined)
     sums = 2 * SUMS.itemsize * any(one.summed for one in assemblies)
     limit = budget.tile_elements(place.dtype, turned, sums)
-    yield from tiles(
-        place.elements, *best_form(place.elements, place.dtype.itemsize, transfers, limit)
-    )
+    form = best_form(place.elements, place.dtype.itemsize, transfers, limit, far)
+    yield from tiles(place.elements, *form)

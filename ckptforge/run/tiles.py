@@ -23,6 +23,9 @@ from ckptforge.values import Window
 # worker and 21 with eight, and 8 GB/s.
 _READ_CALL = 16_384
 _WRITE_CALL = 131_072
+# What a byte from afar costs. It comes with those around it, so that a gap costs as much as what is
+# wanted.
+_FAR = 64
 
 
 class Tile(msgspec.Struct, frozen=True):
@@ -184,24 +187,33 @@ def tiles(elements: int, width: int, rows: int, columns: int) -> Iterator[Tile]:
 
 @lru_cache(maxsize=4096)
 def best_form(
-    total: int, itemsize: int, transfers: tuple[Transfer, ...], max_elements: int
+    total: int,
+    itemsize: int,
+    transfers: tuple[Transfer, ...],
+    max_elements: int,
+    far: bool = False,
 ) -> tuple[int, int, int]:
     """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one
-    in the middle."""
+    in the middle; with `far` of sources that aren't on this machine."""
     best, best_cost = (total, 1, min(total, max_elements)), math.inf
     strides = {stride for transfer in transfers for stride in transfer.target_strides}
+    reaches = {one.last_target + 1 - one.target for one in transfers} if far else set()
+    max_elements = min(max_elements, max(reaches, default=max_elements))  # not of what lies apart
     for width in sorted({1, total, *strides}, reverse=True):
         if total % width or not all(fits(transfer, width) for transfer in transfers):
             continue
         height = total // width
         whole = max_elements // width  # rows of whole width
         counts = {min(1 << i, height) for i in range(max_elements.bit_length())}
-        for rows in sorted(counts | ({min(whole, height)} if whole else set())):
+        counts |= {min(whole, height)} if whole else set()
+        own = {-(-reach // width) for reach in reaches if reach <= max_elements * width}
+        for rows in sorted(own | counts):
             columns = _even(width, min(width, max_elements // rows))
             middle = Tile(width, *_middle(height, rows), *_middle(width, columns))
-            cost = _cost(middle, itemsize, transfers)
+            cost = _cost(middle, itemsize, transfers, far)
             if cost < best_cost:
-                best, best_cost = (width, _even(height, rows), columns), cost
+                rows = rows if rows in own else _even(height, rows)
+                best, best_cost = (width, rows, columns), cost
     return best
 
 
@@ -215,11 +227,12 @@ def _middle(total: int, length: int) -> tuple[int, int]:
     return (start, start + length) if start + length <= total else (total - length, total)
 
 
-def _cost(tile: Tile, itemsize: int, transfers: tuple[Transfer, ...]) -> float:
+def _cost(tile: Tile, itemsize: int, transfers: tuple[Transfer, ...], far: bool) -> float:
     """Bytes that could be read in the time that the tile takes, by element."""
     cost = tile.run_count * _WRITE_CALL
     for transfer in transfers:
         for part in inside(transfer, tile):
             spans = spans_of(part, itemsize)
             cost += spans.count * _READ_CALL + spans.elements * itemsize
+            cost += far * _FAR * (part.last_source + 1 - part.source) * itemsize
     return cost / tile.elements
