@@ -8,15 +8,14 @@ bytes. What is read is in the page cache.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measurement import Measurement, cells, measure, median, show, wall
+from benchmarks.beside_cp import main, row
+from benchmarks.measurement import Measurement, measure
 from benchmarks.model import bytes_of, files_of, make, sizes_of
 from benchmarks.workspace import FORGE
 
@@ -31,7 +30,6 @@ def rows(work: Path, gigabytes: float, repeats: int) -> Iterator[list[str]]:
     make(hub, sizes_of(gigabytes, False))
     for job, keys in JOBS.items():
         (work / f"{job}.json").write_text(json.dumps({**keys, "enable_parallel_optimizer": True}))
-    written = ["--format", "mindformers", "--remove-redundancy", "--quiet", "--overwrite"]
 
     def forge(verb: str, source: Path, *words: str) -> tuple[Path, list[str]]:
         target = ranks if source == hub else out
@@ -58,20 +56,8 @@ def rows(work: Path, gigabytes: float, repeats: int) -> Iterator[list[str]]:
                 os.sync()
                 found.append(measure(line, files_of(source)))
         shutil.rmtree(work / "copy", ignore_errors=True)
-        one, other = median(runs, wall), median(copies, wall)
-        ratio = f"{one / other:.2f}" if one and other else ""
-        yield [title, f"{bytes_of(source) / 1e9:.2f}", *cells(runs), f"{other or 0:.2f}", ratio]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    titles = ["command", "GB", "wall s", "min–max", "user + system s", "peak MB", "cp s", "÷ cp"]
-    with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as work:
-        show(titles, rows(Path(work), args.gigabytes, args.repeats))
+        yield row(title, bytes_of(source), runs, copies)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, rows, 1.0)

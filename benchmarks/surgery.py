@@ -7,16 +7,15 @@ has written. What is read is in the page cache. ckptforge syncs what it writes, 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.measurement import Measurement, cells, measure, median, show, wall
+from benchmarks.beside_cp import main, row
+from benchmarks.measurement import Measurement, measure
 from benchmarks.model import bytes_of, files_of, make, sizes_of
 from benchmarks.workspace import FORGE
 
@@ -79,21 +78,8 @@ def rows(work: Path, gigabytes: float, repeats: int) -> Iterator[list[str]]:
                 os.sync()
                 copies.append(measure(["cp", "-r", str(out), str(copy)], files_of(out)))
                 shutil.rmtree(copy)
-        one, other = median(runs, wall), median(copies, wall)
-        ratio = f"{one / other:.2f}" if one and other else ""
-        written = f"{bytes_of(out) / 1e9:.2f}" if out.is_dir() else ""
-        yield [name, written, *cells(runs), f"{other or 0:.2f}", ratio]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=1.5)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    titles = ["command", "GB", "wall s", "min–max", "user + system s", "peak MB", "cp s", "÷ cp"]
-    with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as work:
-        show(titles, rows(Path(work), args.gigabytes, args.repeats))
+        yield row(name, bytes_of(out) if out.is_dir() else None, runs, copies)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, rows, 1.5)

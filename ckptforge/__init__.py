@@ -14,135 +14,90 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckptforge import errors as _errors
-from ckptforge.version import __version__
+from ckptforge.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ckptforge.errors import (
-        CastOverflowError,
-        CkptforgeError,
-        ConfigError,
-        FormatError,
-        InputNotFoundError,
-        LayoutError,
-        LeftError,
-        MissingTensorsError,
-        ModelUnknownError,
-        OutputError,
-        PlanError,
-        QuantisedError,
-        ReadError,
-        TableError,
-        UnmappedTensorsError,
-        UsageError,
-        VerifyError,
-    )
-    from ckptforge.planning.plan import Plan
-    from ckptforge.verbs.average import average
-    from ckptforge.verbs.check import Check, check
-    from ckptforge.verbs.clean import Cleaned, clean
-    from ckptforge.verbs.compare import compare
-    from ckptforge.verbs.comparison import Comparison
-    from ckptforge.verbs.convert import convert, plan, to_ms, to_torch
-    from ckptforge.verbs.edit import edit
-    from ckptforge.verbs.extract import extract
-    from ckptforge.verbs.finish import finish
-    from ckptforge.verbs.inspect import inspect
-    from ckptforge.verbs.inspection import Inspection
-    from ckptforge.verbs.opened import OpenedModel, open
-    from ckptforge.verbs.reshard import merge, reshard, split
-    from ckptforge.verbs.result import Result
-    from ckptforge.verbs.stats import Statistics, stats
-    from ckptforge.verbs.strategy import strategy
-    from ckptforge.verbs.verify import Verification, verify
+    from ckptforge.errors import CastOverflowError as CastOverflowError
+    from ckptforge.errors import CkptforgeError as CkptforgeError
+    from ckptforge.errors import ConfigError as ConfigError
+    from ckptforge.errors import FormatError as FormatError
+    from ckptforge.errors import InputNotFoundError as InputNotFoundError
+    from ckptforge.errors import LayoutError as LayoutError
+    from ckptforge.errors import LeftError as LeftError
+    from ckptforge.errors import MissingTensorsError as MissingTensorsError
+    from ckptforge.errors import ModelUnknownError as ModelUnknownError
+    from ckptforge.errors import OutputError as OutputError
+    from ckptforge.errors import PlanError as PlanError
+    from ckptforge.errors import QuantisedError as QuantisedError
+    from ckptforge.errors import ReadError as ReadError
+    from ckptforge.errors import TableError as TableError
+    from ckptforge.errors import UnmappedTensorsError as UnmappedTensorsError
+    from ckptforge.errors import UsageError as UsageError
+    from ckptforge.errors import VerifyError as VerifyError
+    from ckptforge.planning.plan import Plan as Plan
+    from ckptforge.verbs.average import average as average
+    from ckptforge.verbs.check import Check as Check
+    from ckptforge.verbs.check import check as check
+    from ckptforge.verbs.clean import Cleaned as Cleaned
+    from ckptforge.verbs.clean import clean as clean
+    from ckptforge.verbs.compare import compare as compare
+    from ckptforge.verbs.comparison import Comparison as Comparison
+    from ckptforge.verbs.convert import convert as convert
+    from ckptforge.verbs.convert import plan as plan
+    from ckptforge.verbs.convert import to_ms as to_ms
+    from ckptforge.verbs.convert import to_torch as to_torch
+    from ckptforge.verbs.edit import edit as edit
+    from ckptforge.verbs.extract import extract as extract
+    from ckptforge.verbs.finish import finish as finish
+    from ckptforge.verbs.inspect import inspect as inspect
+    from ckptforge.verbs.inspection import Inspection as Inspection
+    from ckptforge.verbs.opened import OpenedModel as OpenedModel
+    from ckptforge.verbs.opened import open as open
+    from ckptforge.verbs.reshard import merge as merge
+    from ckptforge.verbs.reshard import reshard as reshard
+    from ckptforge.verbs.reshard import split as split
+    from ckptforge.verbs.result import Result as Result
+    from ckptforge.verbs.stats import Statistics as Statistics
+    from ckptforge.verbs.stats import stats as stats
+    from ckptforge.verbs.strategy import strategy as strategy
+    from ckptforge.verbs.verify import Verification as Verification
+    from ckptforge.verbs.verify import verify as verify
 
-__all__ = [
-    "CastOverflowError",
-    "Check",
-    "CkptforgeError",
-    "Cleaned",
-    "Comparison",
-    "ConfigError",
-    "FormatError",
-    "InputNotFoundError",
-    "Inspection",
-    "LayoutError",
-    "LeftError",
-    "MissingTensorsError",
-    "ModelUnknownError",
-    "OpenedModel",
-    "OutputError",
-    "Plan",
-    "PlanError",
-    "QuantisedError",
-    "ReadError",
-    "Result",
-    "Statistics",
-    "TableError",
-    "UnmappedTensorsError",
-    "UsageError",
-    "Verification",
-    "VerifyError",
-    "__version__",
-    "average",
-    "check",
-    "clean",
-    "compare",
-    "convert",
-    "edit",
-    "extract",
-    "finish",
-    "inspect",
-    "merge",
-    "open",
-    "plan",
-    "reshard",
-    "split",
-    "stats",
-    "strategy",
-    "to_ms",
-    "to_torch",
-    "verify",
-]
-
-_HOMES = {
-    "Check": "verbs.check",
-    "Cleaned": "verbs.clean",
-    "Comparison": "verbs.comparison",
-    "OpenedModel": "verbs.opened",
-    "open": "verbs.opened",
-    "Inspection": "verbs.inspection",
-    "Plan": "planning.plan",
-    "Result": "verbs.result",
-    "Statistics": "verbs.stats",
-    "Verification": "verbs.verify",
-    "average": "verbs.average",
-    "check": "verbs.check",
-    "clean": "verbs.clean",
-    "compare": "verbs.compare",
-    "convert": "verbs.convert",
-    "edit": "verbs.edit",
-    "extract": "verbs.extract",
-    "finish": "verbs.finish",
-    "inspect": "verbs.inspect",
-    "merge": "verbs.reshard",
-    "plan": "verbs.convert",
-    "reshard": "verbs.reshard",
-    "split": "verbs.reshard",
-    "stats": "verbs.stats",
-    "strategy": "verbs.strategy",
-    "to_ms": "verbs.convert",
-    "to_torch": "verbs.convert",
-    "verify": "verbs.verify",
+# Module → what is public of it, which is imported when it is first used, so that `import ckptforge`
+# and `--help` need no numpy.
+_PUBLIC = {
+    "errors": (
+        "CastOverflowError CkptforgeError ConfigError FormatError InputNotFoundError "
+        "LayoutError LeftError MissingTensorsError ModelUnknownError OutputError PlanError "
+        "QuantisedError ReadError TableError UnmappedTensorsError UsageError VerifyError"
+    ),
+    "planning.plan": "Plan",
+    "verbs.average": "average",
+    "verbs.check": "Check check",
+    "verbs.clean": "Cleaned clean",
+    "verbs.compare": "compare",
+    "verbs.comparison": "Comparison",
+    "verbs.convert": "convert plan to_ms to_torch",
+    "verbs.edit": "edit",
+    "verbs.extract": "extract",
+    "verbs.finish": "finish",
+    "verbs.inspect": "inspect",
+    "verbs.inspection": "Inspection",
+    "verbs.opened": "OpenedModel open",
+    "verbs.reshard": "merge reshard split",
+    "verbs.result": "Result",
+    "verbs.stats": "Statistics stats",
+    "verbs.strategy": "strategy",
+    "verbs.verify": "Verification verify",
 }
-
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+__all__ = [*_HOMES, "__version__"]
 
 if not TYPE_CHECKING:  # a type checker is to find misspelt names
 
     def __getattr__(name: str) -> Any:
-        """What is public is imported when it is first used, so that `import ckptforge` and `--help`
-        need no numpy."""
-        if name not in __all__:
+        """Imports what is public, which is looked for here once it isn't found."""
+        if name not in _HOMES:
             from difflib import get_close_matches
 
             near = get_close_matches(name, __all__, 1)
@@ -150,8 +105,6 @@ if not TYPE_CHECKING:  # a type checker is to find misspelt names
                 f"module 'ckptforge' has no attribute {name!r}"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
-        if name not in _HOMES:
-            return getattr(_errors, name)
         from importlib import import_module
 
         return getattr(import_module(f"ckptforge.{_HOMES[name]}"), name)

@@ -300,7 +300,7 @@ def test_every_model_goes_to_mindspore_and_back_in_any_layout(tmp_path, name):
 
 @pytest.mark.parametrize("alias", ["qwen2_5", "deepseekv3", "qwen3-moe"])
 def test_models_have_the_names_that_convert_weight_has_for_them(tmp_path, alias):
-    (table,) = (table for table in TABLES.values() if alias in table.about.aliases)
+    (table,) = (table for table in TABLES.values() if alias in table.aliases)
     write_model(tmp_path / "hub", table, table.example)
     call = convert_weight(
         ConvertFlags(

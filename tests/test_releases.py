@@ -256,7 +256,7 @@ def test_an_axis_of_which_parts_take_turns(lengths, parts, within):
 
 @pytest.mark.parametrize("row", ["(g d/2 3) H", "(g d/2) H", "(g d/0 0) H", "[q: d/2 2 + k: d] H"])
 def test_turns_that_are_no_turns_are_refused(row):
-    text = TABLES["llama"].about.text.decode()
+    text = TABLES["llama"].text.decode()
     with pytest.raises(TableError, match=r"\[layout.mistral\] wk: "):
         parse_table(text.replace("(g d/2 2) H", row).encode(), "mine.toml")
 

@@ -674,7 +674,7 @@ def test_unified_parts_are_filled_evenly(tmp_path, monkeypatch):
     ],
 )
 def test_shard_rows_are_checked_with_the_table(old, new, message):
-    text = next(table for table in shipped_tables() if table.name == "mixtral").about.text.decode()
+    text = next(table for table in shipped_tables() if table.name == "mixtral").text.decode()
     assert old in text
     with pytest.raises(TableError, match=message):
         parse_table(text.replace(old, new).encode(), "t.toml")

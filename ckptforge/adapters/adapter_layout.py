@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptforge.errors import ConfigError, LayoutError, ModelUnknownError, UsageError, shown
+from ckptforge.errors import ConfigError, LayoutError, ModelUnknownError, shown
 from ckptforge.spelling import command, option
 from ckptforge.tables.lora import is_lora
 from ckptforge.tables.names import Names, recognise_names, without_offsets
 from ckptforge.tables.state import is_state
-from ckptforge.tables.table import Layout, Table
-from ckptforge.wording import nearest
+from ckptforge.tables.table import Layout, Table, table_named
 
 
 class FactorNames(NamedTuple):
@@ -111,16 +110,10 @@ def adapter_tables(
     """The tables that may be those of the model of an adapter with tensors of these names: the one
     `named`, else those of config.json's model_type or `recorded` in a manifest, else all that know
     its names. Raises `UsageError` and `ModelUnknownError`."""
-    by_name = {table.name: table for table in tables}
-    if named is None and recorded in by_name:
+    if named is None and recorded in {table.name for table in tables}:
         named = recorded
     if named is not None:
-        if named not in by_name:
-            known = ", ".join(by_name)
-            raise UsageError(
-                f"model {named!r} is unknown; tables: {known}.{nearest(named, by_name)}"
-            )
-        return [by_name[named]]
+        return [table_named(tables, named)]
     found = [table for table in tables if model_type in table.model_types]
     found = found or [table for table in tables if table.lora.weights]
     if not found:

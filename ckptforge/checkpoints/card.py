@@ -43,11 +43,6 @@ class HuggingFaceSide(msgspec.Struct, frozen=True):
     layout: str | None = None
     skipped: tuple[str, ...] = ()
 
-    @property
-    def index_json(self) -> bytes | None:
-        """The index of its shards, as it is."""
-        return self.files.get(INDEX)
-
     def to_json(self) -> dict[str, Any]:
         """What a manifest keeps of it."""
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -93,34 +93,65 @@ def manifest_path(output: Path, is_directory: bool) -> Path:
     return output / DIRECTORY_NAME if is_directory else beside
 
 
+_Number = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+
+class Output(msgspec.Struct, frozen=True):
+    """What a manifest says of an output file."""
+
+    file: str
+    size: _Number
+    mtime_ns: _Number = -1
+
+
+class _Side(msgspec.Struct, frozen=True):
+    """What it keeps of a Hugging Face directory: see `HuggingFaceSide`."""
+
+    files: dict[str, dict[str, str]]
+    shards: dict[str, dict[str, Any]]
+    layout: str | None
+
+
+class _Shard(msgspec.Struct, frozen=True):
+    metadata: dict[str, str | None]
+    tensors: dict[str, str | None]
+
+
+class _Content(msgspec.Struct, frozen=True):
+    outputs: list[Output]
+    hugging_face: _Side | None
+    layout: str | None
+    model: str | None
+    cut: Any = None
+
+
 def read_manifest(path: Path) -> Manifest:
     """Reads a manifest. Raises `FormatError` if it isn't one."""
     content = read_object(path, MAX_MANIFEST)
     try:
-        sizes = {
-            Path(output["file"]).name: integer(output["size"]) for output in content["outputs"]
-        }
-        mtimes = {
-            Path(output["file"]).name: integer(output.get("mtime_ns", -1))
-            for output in content["outputs"]
-        }
-        packed = content["hugging_face"]
-        hugging_face = None if packed is None else _hugging_face(path, packed)
-        files = tuple(str(output["file"]) for output in content["outputs"])
-        cut = content.get("cut")
-        layout, model = _text_or_none(content["layout"]), _text_or_none(content["model"])
-        return Manifest(path, layout, model, sizes, mtimes, hugging_face, files, cut)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        found = msgspec.convert(content, _Content)
+        side = found.hugging_face
+        by_name = {Path(output.file).name: output for output in found.outputs}
+        return Manifest(
+            path=path,
+            layout=found.layout,
+            model=found.model,
+            sizes={name: output.size for name, output in by_name.items()},
+            mtimes={name: output.mtime_ns for name, output in by_name.items()},
+            hugging_face=None if side is None else _hugging_face(path, side),
+            files=tuple(output.file for output in found.outputs),
+            cut=found.cut,
+        )
+    except (KeyError, ValueError) as error:
         raise FormatError(
             f"{path}: isn't a ckptforge manifest ({type(error).__name__}: {error}); remove it, or "
             "convert again."
         ) from error
 
 
-def _hugging_face(path: Path, side: dict[str, Any]) -> HuggingFaceSide:
-    files = {name: unpacked(packed) for name, packed in side["files"].items()}
-    shards = side["shards"]
-    for names, weights in ((files, False), (shards, True)):
+def _hugging_face(path: Path, side: _Side) -> HuggingFaceSide:
+    files = {name: unpacked(packed) for name, packed in side.files.items()}
+    for names, weights in ((files, False), (side.shards, True)):
         files_only = [name for name in names if is_file_name(name)]
         right = {name for name in files_only if (Path(name).suffix in WEIGHTS) == weights}
         if bad := [name for name in names if name not in right]:
@@ -128,24 +159,8 @@ def _hugging_face(path: Path, side: dict[str, Any]) -> HuggingFaceSide:
                 f"{path}: {shown(bad[0])} isn't the name of a file "
                 f"{'with' if weights else 'beside'} weights."
             )
-    for shard in shards.values():
-        for part in ("metadata", "tensors"):
-            if not all(value is None or isinstance(value, str) for value in shard[part].values()):
-                raise TypeError(f"the {part} of a shard aren't texts")
-    return HuggingFaceSide(files, shards, _text_or_none(side["layout"]))
-
-
-def integer(value: object) -> int:
-    """A size or a time. Raises `TypeError` for anything else."""
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
-        raise TypeError(f"{shown(value)} stands where a number is expected")
-    return value
-
-
-def _text_or_none(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{shown(value)} stands where a name is expected")
-    return value
+    msgspec.convert(side.shards, dict[str, _Shard])  # which only checks them
+    return HuggingFaceSide(files, side.shards, side.layout)
 
 
 def find_manifest(path: Path, files: tuple[FileIndex, ...]) -> Manifest | None:

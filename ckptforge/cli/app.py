@@ -9,21 +9,7 @@ import click
 from ckptforge.cli import actions, surgery
 from ckptforge.cli.command import CONTEXT, Command, Group
 from ckptforge.spelling import command_line
-from ckptforge.verbs.options import (
-    Clean,
-    Convert,
-    Finish,
-    Inspect,
-    MappingCheck,
-    MappingShow,
-    Merge,
-    Reshard,
-    Split,
-    Strategy,
-    ToMs,
-    ToTorch,
-    Verify,
-)
+from ckptforge.verbs import options
 from ckptforge.version import __version__
 
 _VERSION = f"ckptforge {__version__}"
@@ -66,7 +52,7 @@ def mapping_schema() -> None:
 
 
 COMMANDS = (
-    Command("to-ms", actions.write, ToMs).described("""
+    Command("to-ms", actions.write, options.ToMs).described("""
         Convert a Hugging Face directory to a MindSpore checkpoint.
 
         HF_DIR holds safetensors and config.json. OUT ending in .ckpt or .safetensors is one file;
@@ -78,7 +64,7 @@ COMMANDS = (
             ckptforge to-ms hf_dir model_gmm.ckpt --layout gmm --dtype fp16
             ckptforge to-ms hf_dir model_dir --format safetensors --dry-run
         """),
-    Command("to-torch", actions.write, ToTorch).described("""
+    Command("to-torch", actions.write, options.ToTorch).described("""
         Convert a MindSpore checkpoint to a Hugging Face directory.
 
         MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with
@@ -88,7 +74,7 @@ COMMANDS = (
             ckptforge to-torch model.ckpt restored
             ckptforge to-torch trained.ckpt my-model --config hf_dir --dtype bf16
         """),
-    Command("convert", actions.write, Convert).described("""
+    Command("convert", actions.write, options.Convert).described("""
         Convert a checkpoint of any layout to any other layout of its model.
 
         Optimizer state follows its weights from one MindSpore layout to another.
@@ -97,7 +83,7 @@ COMMANDS = (
             ckptforge convert model.ckpt model_gmm.ckpt --to gmm
             ckptforge convert hf_dir fused --to fused
         """),
-    Command("merge", actions.write, Merge).described("""
+    Command("merge", actions.write, options.Merge).described("""
         Merge the rank directories of a training job into one checkpoint.
 
         MS_DIR holds rank_<r>/ directories. Works for any model by a strategy; by the job's parallel
@@ -107,7 +93,7 @@ COMMANDS = (
         Examples:
             ckptforge merge output/checkpoint merged.ckpt --strategy-dir output/strategy
         """),
-    Command("split", actions.write, Split).described("""
+    Command("split", actions.write, options.Split).described("""
         Split one checkpoint into the rank directories of a job.
 
         Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model by a
@@ -117,7 +103,7 @@ COMMANDS = (
             ckptforge split model.ckpt model_dir --strategy-dir strategy
             ckptforge split model.ckpt model_dir --parallel-config predict_model.yaml
         """),
-    Command("reshard", actions.write, Reshard).described("""
+    Command("reshard", actions.write, options.Reshard).described("""
         Reshard the rank directories of one job for another, in one pass.
 
         The numbers of devices need not divide each other. Works for any model.
@@ -125,7 +111,7 @@ COMMANDS = (
         Examples:
             ckptforge reshard output/checkpoint model_dir --src-strategy-dir output/strategy --dst-strategy-dir mp4_strategy.ckpt
         """),  # noqa: E501
-    Command("strategy", actions.write, Strategy).described("""
+    Command("strategy", actions.write, options.Strategy).described("""
         Write the strategy files of a job without compiling its network.
 
         One file for each pipeline stage, as MindSpore would save it, by data, model, expert and
@@ -135,7 +121,7 @@ COMMANDS = (
             ckptforge strategy output/strategy --parallel-config finetune_model.yaml --like hf_dir
             ckptforge strategy strategy_mp8 --parallel-config mp8.yaml --like model.ckpt --format json
         """),  # noqa: E501
-    Command("inspect", actions.inspect, Inspect, actions.Listed).described("""
+    Command("inspect", actions.inspect, options.Inspect, actions.Listed).described("""
         Show what is in a checkpoint: format, model, layout, dtypes, sizes, ranks.
 
         With the strategy or the parallel configuration of rank directories, or their manifest, it
@@ -158,7 +144,7 @@ COMMANDS = (
             ckptforge compare hf_dir output/checkpoint --strategy-dir-b output/strategy
             ckptforge compare model.ckpt
         """),
-    Command("verify", actions.verify, Verify, actions.Report).described("""
+    Command("verify", actions.verify, options.Verify, actions.Report).described("""
         Run the same tokens through transformers and through MindSpore, and compare.
 
         Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer
@@ -170,7 +156,7 @@ COMMANDS = (
             ckptforge verify hf_dir output/checkpoint --strategy-dir output/strategy --report verify.html
             ckptforge verify hf_dir model.ckpt --layers 0,1,31 --tokens 64
         """),  # noqa: E501
-    Command("finish", actions.write, Finish).described("""
+    Command("finish", actions.write, options.Finish).described("""
         Publish what the parts of a job have written.
 
         The parts are processes that were run with --part, on any machines that share OUT's
@@ -181,7 +167,7 @@ COMMANDS = (
             ckptforge to-ms hf_dir model.ckpt --part 2/2
             ckptforge finish model.ckpt
         """),
-    Command("clean", actions.clean, Clean).described("""
+    Command("clean", actions.clean, options.Clean).described("""
         Remove what interrupted or killed runs left in DIR.
 
         Those are hidden directories .NAME.ckptforge beside the outputs that were being made.
@@ -206,7 +192,7 @@ MAPPING_COMMANDS = (
     Command("list", actions.mapping_list).described("""
         The tables that come with ckptforge, and their layouts.
         """),
-    Command("show", actions.mapping_show, MappingShow).described("""
+    Command("show", actions.mapping_show, options.MappingShow).described("""
         Names, axes, operations and sharding of one layout. NAME is a shipped table, or a .toml
         file.
 
@@ -214,7 +200,7 @@ MAPPING_COMMANDS = (
             ckptforge mapping show NAME
             ckptforge mapping show my-table.toml --layout mcore
         """),
-    Command("check", actions.mapping_check, MappingCheck).described("""
+    Command("check", actions.mapping_check, options.MappingCheck).described("""
         Check a table: everything that loading checks, and what a model of a config.json has in each
         layout.
 

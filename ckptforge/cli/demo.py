@@ -73,7 +73,7 @@ def _run(directory: Path, say: Say) -> dict[str, Any]:
     """Runs the commands that it shows, in the directory, as they would run there."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARK).touch()
-    table = next(table for table in shipped_tables() if table.about.demo)
+    table = next(table for table in shipped_tables() if table.demo)
     with _inside(directory):
         demo = _Demo(table, say)
         demo.convert()

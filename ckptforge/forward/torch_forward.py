@@ -74,11 +74,9 @@ class TorchForward:
     def embed(self, tokens: NDArray[np.int64]) -> Array:
         """(batch, length, hidden)."""
         unique, inverse = np.unique(tokens, return_inverse=True)
-        return self._rounded(self.weights.rows("embedding", unique))[inverse.reshape(tokens.shape)]
-
-    def _rounded(self, values: Array) -> Array:
-        rounded: Array = self.torch.from_numpy(values).to(self.dtype).float().numpy()
-        return rounded
+        rows = self.torch.from_numpy(self.weights.rows("embedding", unique)).to(self.dtype)
+        made: Array = rows.float().numpy()[inverse.reshape(tokens.shape)]
+        return made
 
     def layer(
         self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None

@@ -119,9 +119,12 @@ def read_iteration(directory: Path, step: int | None) -> Opened:
     path = iteration.directory / METADATA
     described = read_metadata(path) if is_there(path) else None
     notes = [f"{entry}: is left of an interrupted save; not read." for entry in _left(entries)]
-    if described is None:
-        _refuse_shards(iteration.directory, parts)
-    else:
+    if described is None and parts[0].count > 1:
+        raise InputNotFoundError(
+            f"{iteration.directory}: holds {counted(parts[0].count, 'file')} of shards, but no "
+            f"{METADATA}, which says how they are cut; copy the whole iteration."
+        )
+    if described is not None:
         named = {
             holder.file_name
             for one in described.values()
@@ -207,14 +210,6 @@ def _refuse_several(directory: Path, parts: Sequence[Part]) -> None:
                 f"{directory}: {over[0].name} is number {over[0].index} of {over[0].count}, which "
                 "can't be; it was renamed."
             )
-
-
-def _refuse_shards(directory: Path, parts: Sequence[Part]) -> None:
-    if parts[0].count > 1:
-        raise InputNotFoundError(
-            f"{directory}: holds {counted(parts[0].count, 'file')} of shards, but no {METADATA}, "
-            "which says how they are cut; copy the whole iteration."
-        )
 
 
 def _without_optimizer(

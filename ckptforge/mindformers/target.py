@@ -13,8 +13,7 @@ from ckptforge.boxes import Box, box_shape, full_box
 from ckptforge.checkpoints.pynative_adapter import CONFIG, adapter_json
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import OutputFile, TensorSpec
-from ckptforge.mindformers.common import ITERATION, Number, common_json
-from ckptforge.mindformers.counters import run_of
+from ckptforge.mindformers.common import ITERATION, Number, common_json, run_of
 from ckptforge.mindformers.describing import Cut, folded, metadata_json
 from ckptforge.mindformers.names import (
     COMMON,

@@ -7,6 +7,7 @@ Source: the packages mindformers 1.7.0, 1.8.0, 1.9.0, 2.0.0 and 2.1.0,
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.errors import UsageError
 from ckptforge.spelling import option
@@ -26,28 +27,12 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     indent: int | None
 
 
-VERSIONS = {
-    version.name: version
-    for version in (
-        Version(name="1.7", common_keys=_FIRST, rank_group=False, no_layout=False, indent=4),
-        Version(name="1.8", common_keys=_FIRST, rank_group=False, no_layout=False, indent=4),
-        Version(
-            name="1.9",
-            common_keys=(*_FIRST, "ckpt_status"),
-            rank_group=True,
-            no_layout=False,
-            indent=4,
-        ),
-        Version(
-            name="2.0",
-            common_keys=(*_FIRST, "ckpt_status"),
-            rank_group=True,
-            no_layout=True,
-            indent=4,
-        ),
-        Version(name="2.1", common_keys=COMMON_KEYS, rank_group=True, no_layout=True, indent=None),
-    )
-}
+_V1_7 = Version(name="1.7", common_keys=_FIRST, rank_group=False, no_layout=False, indent=4)
+_V1_9 = replace(_V1_7, name="1.9", common_keys=(*_FIRST, "ckpt_status"), rank_group=True)
+_V2_0 = replace(_V1_9, name="2.0", no_layout=True)
+_V2_1 = replace(_V2_0, name="2.1", common_keys=COMMON_KEYS, indent=None)
+_ALL = (_V1_7, replace(_V1_7, name="1.8"), _V1_9, _V2_0, _V2_1)
+VERSIONS = {version.name: version for version in _ALL}
 LATEST = "2.1"
 
 

@@ -58,7 +58,9 @@ def compute_strategy(
         for index, name in names.items():
             stages[stage_of(pattern, index)][name] = cutter.layout_of(pattern, by_name[name])
     for name in unknown:
-        _beside_weights(name, stages)[name] = _uncut(config, by_name[name])
+        shape = by_name[name].shape  # every device of a stage holds it
+        uncut = DeviceLayout((config.degrees.devices,), ((),) * len(shape), 0, shape)
+        _beside_weights(name, stages)[name] = uncut
     prefixes = dict.fromkeys(["adam_m.", "adam_v."])
     if config.degrees.pipeline > 1:
         prefixes["accu_grads."] = None
@@ -73,12 +75,6 @@ def _beside_weights(name: str, stages: Sequence[Stage]) -> Stage:
     layer = _LAYER.match(name)
     same = (stage for stage in stages if layer and any(n.startswith(layer[0]) for n in stage))
     return next(same, stages[0])
-
-
-def _uncut(config: ParallelConfig, tensor: CutTensor) -> DeviceLayout:
-    """The layout of a tensor that every device of a stage holds."""
-    devices = config.degrees.devices
-    return DeviceLayout((devices,), ((),) * len(tensor.shape), 0, tensor.shape)
 
 
 def _check_experts(cutter: Cutter, layout: Layout) -> None:

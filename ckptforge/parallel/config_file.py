@@ -36,7 +36,9 @@ def read_parallel_config(path: Path) -> ParallelConfig:
         found = _parse(content)
         if is_pynative(found):
             return pynative_config(path, found)
-        keys = _parallel_keys(found)
+        from ckptforge.parallel.config_schema import ParallelKeys  # which needs pydantic
+
+        keys = read_keys(found, ParallelKeys)
         check_keys(keys)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -65,12 +67,6 @@ def _parse_text(text: str) -> object:
         return parse_yaml(text, _MAX_NODES)
     except ValueError as error:
         raise ValueError(f"isn't valid YAML: {error}.") from error
-
-
-def _parallel_keys(content: Mapping[str, Any]) -> ParallelKeys:
-    from ckptforge.parallel.config_schema import ParallelKeys
-
-    return read_keys(content, ParallelKeys)
 
 
 def _config(path: Path, keys: ParallelKeys) -> ParallelConfig:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import ConfigError, shown
+from ckptforge.formats.layout import TensorSpec
 from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.spelling import option
@@ -18,27 +18,13 @@ from ckptforge.tables.axes import Pattern
 from ckptforge.tables.sharding import DIMENSIONS, Cut, Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
+from ckptforge.values import Stored
 
 _TERMS = {"mp": "model_parallel", "ep": "expert_parallel"}
 
 
-class CutTensor(Protocol):
-    """A stored tensor: what the strategy must know of it."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def dtype(self) -> DType:
-        """What its numbers are."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The length of each axis."""
-        ...
+CutTensor = TensorSpec | Stored
+"""A stored tensor: the strategy must know its name, its dtype and its shape."""
 
 
 class Cutter(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.cut import recorded_cut
 from ckptforge.parallel.device_layout import DeviceLayout
-from ckptforge.parallel.solve import Described, solve_strategy
+from ckptforge.parallel.solve import solve_strategy
 from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.spelling import option
@@ -151,9 +151,8 @@ def _computed(
             f"mapping knows it; of others give the strategy files with {option('strategy_dir')}."
         ) from error
     layouts = _layouts(table, shapes, known.hints)
-    described = Described(table, known.config, known.config_source)
     try:
-        strategy = solve_strategy(config, described, layouts, list(parts.values()))
+        strategy = solve_strategy(config, table, known.hints, layouts, list(parts.values()))
     except LayoutError as error:
         raise type(error)(f"{directory}: {error}", error.tensors) from error
     _check_samples(files, strategy)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
-from ckptforge.dtypes import DType
 from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, shown
+from ckptforge.formats.layout import TensorSpec
 from ckptforge.parallel.compute import compute_strategy
 from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.cutter import CutTensor, Cutter
@@ -20,6 +18,7 @@ from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.binding import bind
+from ckptforge.tables.layout_choice import Hints
 from ckptforge.tables.names import Names, read_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
@@ -30,27 +29,15 @@ Shape = tuple[int, ...]
 _MAX_TRIALS = 1 << 12
 
 
-class Whole(msgspec.Struct, frozen=True):
-    """A full tensor that parts are of."""
-
-    name: str
-    dtype: DType
-    shape: Shape
-
-
-class Described(msgspec.Struct, frozen=True):
-    """The table of a model and its config.json, which `where` names; empty where unknown."""
-
-    table: Table
-    config: Mapping[str, Any]
-    where: str
-
-
 def solve_strategy(
-    config: ParallelConfig, model: Described, layouts: Sequence[Layout], parts: Sequence[CutTensor]
+    config: ParallelConfig,
+    table: Table,
+    hints: Hints,
+    layouts: Sequence[Layout],
+    parts: Sequence[CutTensor],
 ) -> Strategy:
     """The strategy under which a job of `config` holds `parts`, one of each tensor, in one of some
-    layouts.
+    layouts of a table; of the hints config.json counts.
 
     Raises `ConfigError` and `LayoutError` where no full shapes give these parts, and where several
     do or layouts are cut in different ways.
@@ -59,7 +46,7 @@ def solve_strategy(
     reasons: dict[str, CkptforgeError] = {}
     for layout in layouts:
         try:
-            found[layout.name] = _solve(config, model, layout, parts)
+            found[layout.name] = _solve(config, table, hints, layout, parts)
         except (ConfigError, LayoutError) as error:
             reasons[layout.name] = error
     if not found:
@@ -74,11 +61,11 @@ def solve_strategy(
 
 
 def _solve(
-    config: ParallelConfig, model: Described, layout: Layout, parts: Sequence[CutTensor]
+    config: ParallelConfig, table: Table, hints: Hints, layout: Layout, parts: Sequence[CutTensor]
 ) -> Strategy:
-    table = model.table
+    where = hints.config_source
     weights = {part.name: part for part in parts if not is_state(part.name)}
-    sizes, found, unknown = read_names(table, layout, weights, model.config, model.where)
+    sizes, found, unknown = read_names(table, layout, weights, hints.config, where)
     if strange := [name for name in unknown if not table.is_ignored(layout, name)]:
         strangers = counted(len(strange), "tensor", "aren't")
         raise ConfigError(
@@ -94,10 +81,10 @@ def _solve(
     shapes = _Search(cutter.sharing(table, found), _one_of_each(found, weights)).solve()
     wholes = []
     for pattern, names in found.items():
-        wholes += [Whole(n, weights[n].dtype, shapes[pattern]) for n in names.values()]
-    given = model.config or dict(condition.met() for condition in table.optional.values())
-    binding = bind(table, layout, {whole.name: whole.shape for whole in wholes}, given, model.where)
-    state = [Whole(part.name, part.dtype, part.shape) for part in parts if is_state(part.name)]
+        wholes += [TensorSpec(n, weights[n].dtype, shapes[pattern]) for n in names.values()]
+    given = hints.config or dict(condition.met() for condition in table.optional.values())
+    binding = bind(table, layout, {whole.name: whole.shape for whole in wholes}, given, where)
+    state = [TensorSpec(part.name, part.dtype, part.shape) for part in parts if is_state(part.name)]
     strategy = compute_strategy(config, table, layout, binding.sizes, [*wholes, *state])
     for whole in wholes:
         stage = strategy.first_stage(whole.name)
@@ -187,7 +174,7 @@ class _Search:
             return False
         cutter = replace(self.cutter, sizes=sizes)
         try:
-            layout = cutter.layout_of(pattern, Whole(part.name, part.dtype, full))
+            layout = cutter.layout_of(pattern, TensorSpec(part.name, part.dtype, full))
         except ConfigError:
             return False
         return layout.shape_of_parts(full) == part.shape

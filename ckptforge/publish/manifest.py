@@ -42,7 +42,7 @@ def manifest_json(
         "command": None if command is None else _unicode(command),
         "model": table.name if table else None,
         "layout": layout.name if layout else None,
-        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.about.text).hexdigest()}
+        "mapping": {"source": table.source, "sha256": hashlib.sha256(table.text).hexdigest()}
         if table
         else None,
         "sources": [_source_json(plan, source, done.hashes) for source in plan.sources],

@@ -24,6 +24,7 @@ from ckptforge.wording import counted
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
 _ADVICE = "Take the model before it was quantised, or dequantise it with the program that did it."
+_NONE = "but no weight is quantised; a config.json that is written doesn't say so"
 _WEIGHTS = ("bfloat16", "float16", "float32")
 
 
@@ -55,7 +56,8 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     if weights or (method is not None and method.codes):
         _refuse_without_scales(tensors, method, weights)
     if not weights:
-        return Undone(model if method is None else _not_quantised(model, method))
+        note = () if method is None else (f"{method.where} says {method.name}, {_NONE}.",)
+        return Undone(model.noting(*note))
     scales = {str(scale_of(name, tensors)) for name in weights}
     if cut := next((n for n in (*weights, *scales) if model.values[n].whole is None), None):
         raise FormatError(
@@ -65,10 +67,8 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     dtype = _dtype_of(config)
     steps = {name: _scaled(tensors, name, method, where) for name in weights}
     beside = frozenset(tensor.name for step in steps.values() for tensor in step.inputs)
-    values = {
-        name: _undone(value, steps[name], dtype) if name in steps else value
-        for name, value in model.values.items()
-    }
+    undone = {name: _undone(model.values[name], step, dtype) for name, step in steps.items()}
+    values = {**model.values, **undone}
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
     changed = replace(model, values=values).noting(*_notes(tensors, steps, method))
     return Undone(changed, beside, activations)
@@ -77,14 +77,6 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
 def _undone(value: Value, step: Scaled, dtype: DType) -> Value:
     read = value.map(lambda fragment: replace(fragment, steps=(*fragment.steps, step)))
     return replace(read, dtype=dtype)
-
-
-def _not_quantised(model: Model, method: Method) -> Model:
-    note = (
-        f"{method.where} says {method.name}, but no weight is quantised; a config.json that is "
-        "written doesn't say so."
-    )
-    return model.noting(note)
 
 
 def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | None) -> None:

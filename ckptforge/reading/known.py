@@ -55,11 +55,9 @@ def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of a checkpoint beside its tensors: what its config.json says of the language
-    model, the tables that may be meant, and hints which; `described` is all of config.json."""
+    """What is known of a checkpoint beside its tensors: the tables that may be meant, and hints
+    which, with what its config.json says of the language model; `described` is all of that."""
 
-    config: Mapping[str, Any]
-    config_source: str
     side: HuggingFaceSide | None
     tables: Sequence[Table]
     hints: Hints
@@ -75,11 +73,10 @@ def known_of(model: Model, choices: Choices) -> Known:
     side = _hugging_face_side(model, manifest, choices.config)
     described, described_in = _config(model, manifest, side, choices.config)
     part = language_part(described, described_in)
-    config, config_source = part.config, part.where
     named = choices.model
     if named is None and manifest is not None:
         named = manifest.model
-    tables = candidate_tables(choices.mapping, named, config.get("model_type"))
+    tables = candidate_tables(choices.mapping, named, part.config.get("model_type"))
     trusted = manifest is None or manifest.untouched(model.files)
     if not trusted:
         _log.info(
@@ -91,14 +88,14 @@ def known_of(model: Model, choices: Choices) -> Known:
     elif choices.model is None and named not in {table.name for table in tables}:
         named = None
     hints = Hints(
-        config=config,
-        config_source=config_source,
+        config=part.config,
+        config_source=part.where,
         model=named,
         layout=choices.layout,
         recorded_layout=manifest.layout if trusted and manifest is not None else model.layout,
         family=model.family or choices.family,
     )
-    return Known(config, config_source, side, tables, hints, described)
+    return Known(side, tables, hints, described)
 
 
 def _hugging_face_side(

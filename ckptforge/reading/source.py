@@ -152,7 +152,7 @@ class Source(msgspec.Struct, frozen=True):
 def bind_source(model: Model, choices: Choices) -> Source:
     """Finds the layout of an open model. Raises the errors of the tables and of binding."""
     path, known = model.path, known_of(model, choices)
-    config, config_source, side = known.config, known.config_source, known.side
+    config, config_source, side = known.hints.config, known.hints.config_source, known.side
     undone = undo(model, config, config_source)
     model = undone.model
     beside = {*undone.taken, *undone.activations}
@@ -236,7 +236,7 @@ def _identified(
             raise
         model, identified, padding = found
         if not choices.trim_vocab:
-            raise LayoutError(refusal(padding, known.config_source), padding.names) from error
+            raise LayoutError(refusal(padding, hints.config_source), padding.names) from error
         model = trimmed(model, padding)
         kept = {name: model.values[name].shape for name in map(identified.renamed, shapes)}
         return model, replace(identified, binding=recognise(identified.binding.table, kept, hints))
@@ -248,13 +248,14 @@ def _identified(
 
 def _padded(model: Model, shapes: Shapes, known: Known) -> tuple[Model, Identified, Padding] | None:
     """The same and its vocabulary's padding, where only that contradicts config.json."""
-    if KEY not in known.config:
+    config = known.hints.config
+    if KEY not in config:
         return None
-    unsaid = {key: value for key, value in known.config.items() if key != KEY}
+    unsaid = {key: value for key, value in config.items() if key != KEY}
     try:
         identified = identify(known.tables, shapes, replace(known.hints, config=unsaid))
         model = _as_identified(model, identified)
-        padding = padding_of(identified.binding, model.values, known.config)
+        padding = padding_of(identified.binding, model.values, config)
     except CkptforgeError:
         return None
     return None if padding is None else (model, identified, padding)

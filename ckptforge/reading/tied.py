@@ -18,23 +18,6 @@ class Tied(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     values: tuple[Value, Value]
 
-    @property
-    def text(self) -> str:
-        """What is to be said where the two differ."""
-        return (
-            f"config.json ties {self.name} to {self.used} ({self.key}), but the files hold two "
-            f"that differ. Programs that trust config.json use {self.used} for both: if the head "
-            f"was trained, set {self.key} to false in the output's config.json."
-        )
-
-    @property
-    def unknown(self) -> str:
-        """What is to be said where they weren't compared."""
-        return (
-            f"config.json ties {self.name} to {self.used} ({self.key}), and both are stored; they "
-            "weren't compared."
-        )
-
 
 def stored_heads(source: Source) -> dict[str, Tied]:
     """Key of config.json → the tensor that it would make needless, with the one that would stand
@@ -75,5 +58,14 @@ def differing(pairs: tuple[Tied, ...], budget: Budget) -> list[Tied]:
 def notes(pairs: tuple[Tied, ...], budget: Budget | None) -> list[str]:
     """A sentence for each pair that differs, or, without a budget, wasn't compared."""
     if budget is None:
-        return [pair.unknown for pair in pairs]
-    return [pair.text for pair in differing(pairs, budget)]
+        return [
+            f"config.json ties {one.name} to {one.used} ({one.key}), and both are stored; they "
+            "weren't compared."
+            for one in pairs
+        ]
+    return [
+        f"config.json ties {one.name} to {one.used} ({one.key}), but the files hold two that "
+        f"differ. Programs that trust config.json use {one.used} for both: if the head was "
+        f"trained, set {one.key} to false in the output's config.json."
+        for one in differing(pairs, budget)
+    ]

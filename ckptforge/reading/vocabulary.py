@@ -15,7 +15,6 @@ from ckptforge.model import Model
 from ckptforge.spelling import command, flag, option
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.state import COMPANION_PREFIXES
-from ckptforge.tables.table import Table
 from ckptforge.values import Value
 from ckptforge.wording import counted
 
@@ -42,12 +41,6 @@ class Padding(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def vocabulary_axis(table: Table) -> str | None:
-    """The axis of a table that counts tokens."""
-    found = (axis for axis, expression in table.axes.items() if KEY in expression.choices)
-    return next(found, None)
-
-
 def padding_of(
     binding: Binding, tensors: Mapping[str, Value], config: Mapping[str, Any]
 ) -> Padding | None:
@@ -56,7 +49,8 @@ def padding_of(
 
     Raises `LayoutError` for a tensor whose tokens aren't its rows.
     """
-    tokens, axis = config.get(KEY), vocabulary_axis(binding.table)
+    tokens, axes = config.get(KEY), binding.table.axes.items()
+    axis = next((axis for axis, expression in axes if KEY in expression.choices), None)
     if type(tokens) is not int or axis is None or tokens < 1:
         return None
     rows = binding.sizes.get(axis)

@@ -110,32 +110,27 @@ def make_constants(file: TableFile) -> Constants:
     for section, rows in (("defaults", file.defaults), ("window", file.window)):
         with at(section):
             check_known(rows, file.model_type, "model_type")
-    _check_every_type(file)
+    _check_defaults(file)
     rope = None
     if file.rope is not None:
         with at("rope", "dim"):
             rope = Rope(Expression(file.rope.dim), file.rope.scales_softmax)
-        _check_rope_defaults(file.defaults)
     types, windows = file.defaults.items(), file.window
     by_model_type = {n: ModelConstants(values, rope, windows.get(n)) for n, values in types}
     return Constants(listed=listed, by_model_type=by_model_type, defaults_from=file.defaults_from)
 
 
-def _check_every_type(file: TableFile) -> None:
-    """Where there are defaults, or what needs them, each model_type has its own."""
+def _check_defaults(file: TableFile) -> None:
+    """Where there are defaults, or what needs them, each model_type has its own, and [rope] those
+    that it needs."""
     if not (file.defaults or file.window or file.rope):
         return
     for name in file.model_type:
         with at("defaults", name):
             if name not in file.defaults:
                 raise ValueError("is missing: [defaults] must have every model_type, or none")
-
-
-def _check_rope_defaults(defaults: Mapping[str, Values]) -> None:
-    for name, values in defaults.items():
-        with at("defaults", name):
-            for key in (THETA, LONGEST):
-                if key not in values:
+            for key in (THETA, LONGEST) if file.rope else ():
+                if key not in file.defaults[name]:
                     raise ValueError(f"has no {key}, which [rope] needs")
 
 
@@ -173,7 +168,9 @@ def _meaning(value: Any, default: Any) -> Any:
 def _rotations(one: Used, other: Used) -> Found:
     mine, theirs = (_parameters_of(side) for side in (one, other))
     found: Found = {}
-    types = dict.fromkeys((*mine, *theirs)) if {*mine} == {*theirs} else _layer_types(mine, theirs)
+    types = list(dict.fromkeys((*mine, *theirs)))
+    if {*mine} != {*theirs}:
+        types = list(filter(None, types)) or [""]
     for layer_type in types:
         a, b = (
             parameters.get(layer_type) or parameters.get("") or {LONGEST: side.value(LONGEST)}
@@ -189,10 +186,6 @@ def _rotations(one: Used, other: Used) -> Found:
 def _parameters_of(side: Used) -> Mapping[str, Any]:
     rope = side.constants.rope
     return {} if rope is None else rope_parameters(side.config, side.constants.defaults, rope)
-
-
-def _layer_types(mine: Values, theirs: Values) -> list[str]:
-    return [layer_type for layer_type in dict.fromkeys((*mine, *theirs)) if layer_type] or [""]
 
 
 def _rotation_of(side: Used) -> Callable[[Values], Any]:

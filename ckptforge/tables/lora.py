@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ckptforge.model import Model
 from ckptforge.tables.axes import Axis, Concat, Pattern
 from ckptforge.tables.rows import at, check_known, check_layout
+from ckptforge.tables.state import state_of
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Layout
@@ -214,3 +216,9 @@ def _columns(
 def is_lora(name: str) -> bool:
     """Whether a tensor is a factor of an adapter, by its name, in whatever layout."""
     return LORA_MARK in name.lower()
+
+
+def holds_only_factors(model: Model) -> bool:
+    """Whether a model is an adapter, without the weights that it is for."""
+    names = [name for name in model.values if not state_of(model, name)]
+    return model.format == "peft adapter" or (bool(names) and all(map(is_lora, names)))

@@ -14,7 +14,7 @@ from ckptforge.tables.logical import check_kept_together, make_logical
 from ckptforge.tables.lora import make_lora
 from ckptforge.tables.pipeline import make_pipeline
 from ckptforge.tables.rows import at
-from ckptforge.tables.table import About, OtherNames, Table
+from ckptforge.tables.table import OtherNames, Table
 from ckptforge.tables.table_file import MAX_BYTES, TableFile, read_table_file
 
 
@@ -38,16 +38,14 @@ def make_table(file: TableFile, content: bytes, source: str) -> Table:
     with at("keep_dtype"):
         check_kept_together(logical.keep_dtype, layouts.values())
     return Table(
-        about=About(
-            name=file.name,
-            source=source,
-            text=content,
-            model_types=tuple(file.model_type),
-            aliases=tuple(file.aliases),
-            example=file.example,
-            demo=file.demo,
-        ),
-        logical=logical,
+        **{name: getattr(logical, name) for name in logical.__struct_fields__},
+        name=file.name,
+        source=source,
+        text=content,
+        model_types=tuple(file.model_type),
+        aliases=tuple(file.aliases),
+        example=file.example,
+        demo=file.demo,
         layouts=layouts,
         pipeline=make_pipeline(file.pipeline, logical, layouts),
         lora=make_lora(file, layouts),

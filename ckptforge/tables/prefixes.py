@@ -53,11 +53,6 @@ class _Head(msgspec.Struct, frozen=True):
     lead: str
     put: str
 
-    @property
-    def is_ragged(self) -> bool:
-        """Whether it ends in the middle of a word."""
-        return bool(self.lead) and not self.lead.endswith(".")
-
 
 _AS_IT_IS = _Head("", "")  # wrappers in the middle of names alone
 
@@ -84,7 +79,8 @@ def renamings(layouts: Iterable[Layout], names: Sequence[str]) -> Iterator[Renam
     seen: list[Mapping[str, str]] = []
     most = max((count for count, _ in votes.values()), default=0)
     likely = [(head, vote) for head, vote in votes.items() if vote[0] * 2 >= most]
-    likely.sort(key=lambda item: (-item[1][0], item[0].is_ragged))
+    # last those that end in the middle of a word
+    likely.sort(key=lambda item: (-item[1][0], not f".{item[0].lead}".endswith(".")))
     for head, (_, layout) in likely[:_KEPT]:
         renaming = _renaming(head, layout, plain)
         if renaming is not None and renaming.names not in seen:

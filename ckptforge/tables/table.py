@@ -43,20 +43,6 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
 
 
-class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What a table is: its name, where its `text` lies, the model_types of config.json that it is
-    for, `aliases` that MindFormers' scripts have for the model, and a tiny config.json as
-    `example`; `demo` for the one that the demo shows."""
-
-    name: str
-    source: str
-    text: bytes
-    model_types: tuple[str, ...]
-    aliases: tuple[str, ...] = ()
-    example: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    demo: bool = False
-
-
 class Logical(msgspec.Struct, frozen=True, kw_only=True):
     """Logical tensors with their axes, and what config.json says of the lengths of these.
     `optional` tensors are absent under a condition, a cast of the weights leaves those of
@@ -76,53 +62,26 @@ class OtherNames(msgspec.Struct, frozen=True, kw_only=True):
     refused: Mapping[str, Mapping[str, str]] = msgspec.field(default_factory=dict)
 
 
-class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
-    """A model's mapping: its logical tensors, and their patterns in every layout. `pipeline` says
-    where tensors lie when the layers are divided among stages, `lora` which weights may have an
-    adapter, `constants` what else of config.json the model computes with."""
+class Table(Logical, frozen=True, dict=True, kw_only=True):
+    """A model's mapping: its logical tensors, and their patterns in every layout. `source` is where
+    its `text` lies, `model_types` those of config.json that it is for, `aliases` names that
+    MindFormers' scripts have for the model, `example` a tiny config.json; `demo` for the table that
+    the demo shows. `pipeline` says where tensors lie when the layers are divided among stages,
+    `lora` which weights may have an adapter, `constants` what else of config.json the model
+    computes with."""
 
-    about: About
-    logical: Logical
+    name: str
+    source: str
+    text: bytes
+    model_types: tuple[str, ...]
     layouts: dict[str, Layout]
+    aliases: tuple[str, ...] = ()
+    example: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    demo: bool = False
     pipeline: Pipeline | None = None
     lora: Lora = Lora()
     constants: Constants = Constants()
     other_names: OtherNames = OtherNames()
-
-    @property
-    def name(self) -> str:
-        """The table's name."""
-        return self.about.name
-
-    @property
-    def source(self) -> str:
-        """Where its text lies."""
-        return self.about.source
-
-    @property
-    def model_types(self) -> tuple[str, ...]:
-        """The model_types of config.json that it is for."""
-        return self.about.model_types
-
-    @property
-    def example(self) -> Mapping[str, Any]:
-        """A tiny config.json."""
-        return self.about.example
-
-    @property
-    def axes(self) -> Mapping[str, Expression]:
-        """Every axis, and what config.json says of its length."""
-        return self.logical.axes
-
-    @property
-    def tensors(self) -> Mapping[str, tuple[str, ...]]:
-        """Logical tensors with their axes."""
-        return self.logical.tensors
-
-    @property
-    def optional(self) -> Mapping[str, Condition]:
-        """Tensors that may be absent, and when."""
-        return self.logical.optional
 
     @cached_property
     def counted(self) -> frozenset[str]:
@@ -139,7 +98,7 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
 
     def keeps_dtype(self, pattern: Pattern) -> bool:
         """Whether a cast of the weights leaves what is stored so in its dtype."""
-        return pattern.tensors[0] in self.logical.keep_dtype
+        return pattern.tensors[0] in self.keep_dtype
 
     def layout(self, name: str) -> Layout:
         """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
@@ -205,6 +164,15 @@ class Table(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         """Whether a tensor is one that is dropped."""
         globs = self.other_names.ignored.get(layout.family, ())
         return any(fnmatchcase(tensor_name, glob) for glob in globs)
+
+
+def table_named(tables: Sequence[Table], name: str) -> Table:
+    """The table of a name. Raises `UsageError` with the nearest."""
+    by_name = {table.name: table for table in tables}
+    if name not in by_name:
+        near = nearest(name, by_name)
+        raise UsageError(f"model {name!r} is unknown; tables: {', '.join(by_name)}.{near}")
+    return by_name[name]
 
 
 def names_that_keep_dtype(tables: Iterable[Table], names: Iterable[str]) -> frozenset[str]:

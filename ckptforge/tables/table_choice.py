@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ckptforge.errors import ModelUnknownError, UsageError, shown
+from ckptforge.errors import ModelUnknownError, shown
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Shapes
 from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
 from ckptforge.tables.model_config import classes_of
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.prefixes import common_prefix
-from ckptforge.tables.table import Layout, Table
-from ckptforge.wording import counted, listing, nearest
+from ckptforge.tables.table import Layout, Table, table_named
+from ckptforge.wording import counted, listing
 
 _CLASS = re.compile(r"(\w+?)(?:For\w+|LMHeadModel|Model)?")
 
@@ -57,15 +57,9 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
     Raises `UsageError` for an unknown name and `ModelUnknownError`, with what was seen, when none
     or several fit.
     """
-    candidates = possible_tables(tables, hints)
     if hints.model is not None:
-        if not candidates:
-            names = [table.name for table in tables]
-            raise UsageError(
-                f"model {hints.model!r} is unknown; tables: "
-                f"{', '.join(names)}.{nearest(hints.model, names)}"
-            )
-        return candidates[0]
+        return table_named(tables, hints.model)
+    candidates = possible_tables(tables, hints)
     if len(candidates) == 1 and _is_told(tables, hints):
         return candidates[0]
     near = {table.name: nearest_layout(table, shapes) for table in candidates}

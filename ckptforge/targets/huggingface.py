@@ -84,7 +84,7 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
             small[CONFIG] = _with_dtype(small[CONFIG], specs)
         recorded = None if self.max_shard_size is not None else self._recorded(specs)
         if recorded is not None and self.side is not None:
-            shards, own = recorded, self.side.index_json
+            shards, own = recorded, self.side.files.get(INDEX)
             about = {name: self.side.shards[name]["metadata"] for name in shards}
         else:
             shards = cut_into_shards(specs, self.max_shard_size or DEFAULT_SHARD_BYTES)

@@ -65,14 +65,8 @@ class UnifiedTarget(msgspec.Struct, frozen=True):
     def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
         """The parts, filled as MindSpore fills them: the largest tensor first, each into the part
         that is emptiest."""
-        hyper = [
-            spec for spec in specs if is_state(spec.name) and companion_prefix(spec.name) is None
-        ]
-        tensors = [
-            spec
-            for spec in specs
-            if not is_state(spec.name) or companion_prefix(spec.name) is not None
-        ]
+        hyper = [one for one in specs if is_state(one.name) and companion_prefix(one.name) is None]
+        tensors = [spec for spec in specs if spec not in hyper]
         total = sum(spec.nbytes for spec in tensors)
         parts: list[list[TensorSpec]] = [[] for _ in range(max(1, -(-total // UNIFIED_PART_BYTES)))]
         filled = [0] * len(parts)

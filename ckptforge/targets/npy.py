@@ -46,12 +46,9 @@ class NpyTarget(msgspec.Struct, frozen=True):
             literals=((0, header.getvalue()),),
             places={spec.name: spec.placed(self.output, Extent(0, at, spec.nbytes))},
         )
-        return LaidOut(files=(PlacedFile.whole(file),), notes=() if known else (_raw_note(spec),))
-
-
-def _raw_note(spec: TensorSpec) -> str:
-    return (
-        f"numpy has no {spec.dtype}: the file holds raw bytes, which "
-        f"`.view(ml_dtypes.{spec.dtype.numpy or spec.dtype})` makes numbers of; "
-        f"{option('dtype', 'fp32')} writes numbers."
-    )
+        note = (
+            f"numpy has no {spec.dtype}: the file holds raw bytes, which "
+            f"`.view(ml_dtypes.{spec.dtype.numpy or spec.dtype})` makes numbers of; "
+            f"{option('dtype', 'fp32')} writes numbers."
+        )
+        return LaidOut(files=(PlacedFile.whole(file),), notes=() if known else (note,))

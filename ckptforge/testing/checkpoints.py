@@ -17,6 +17,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from ckptforge.checkpoints.kinds import KINDS, DirectoryKind
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, InputNotFoundError
@@ -62,12 +64,9 @@ class DirectoryKindTests:
     def test_a_step_is_refused_where_there_is_none(
         self, kind: DirectoryKind, directory: Path
     ) -> None:
-        try:
+        with pytest.raises(InputNotFoundError, match="step") as caught:
             kind.open(directory, 987_654)
-        except InputNotFoundError as error:
-            assert str(directory) in str(error) and "step" in str(error)
-        else:
-            raise AssertionError("a step that isn't there was opened")
+        assert str(directory) in str(caught.value)
 
     def test_a_file_that_is_missing_or_damaged_gives_no_other_tensors(
         self, kind: DirectoryKind, directory: Path, tensors: Tensors, tmp_path: Path

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from itertools import count
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
 from ckptforge.storage.store import Kind, Reader, Room, Status
 from ckptforge.testing.nodes import Node, Nodes, Watcher, error_of, nodes_in, target_of
@@ -20,25 +20,18 @@ _BLOCK = 4096
 _DEVICES = count(1 << 40)  # no device of the system has such a number
 
 
-class _Guarded(Protocol):
-    @property
-    def guard(self) -> threading.RLock: ...
+M = TypeVar("M", bound=Callable[..., Any])
 
 
-G = TypeVar("G", bound=_Guarded)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _alone(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R]:
+def _alone(method: M) -> M:
     """A method during which no other thread changes anything."""
 
     @wraps(method)
-    def call(self: G, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with self.guard:
             return method(self, *args, **kwargs)
 
-    return call
+    return cast(M, call)
 
 
 class Memory:
@@ -56,6 +49,7 @@ class Memory:
         return self.status_of(self.nodes.find(path, follow=follow))
 
     def status_of(self, node: Node) -> Status:
+        """What is known of a node."""
         return Status(
             kind=node.kind,
             size=len(node.data),
@@ -71,27 +65,27 @@ class Memory:
         return list(self.nodes.directory(directory).entries)
 
     @_alone
-    def open(self, path: Path) -> MemoryFile | None:
+    def open(self, path: Path) -> _File | None:
         found = self.nodes.find(path)
-        return MemoryFile(self, found) if found.kind is Kind.FILE else None
+        return _File(self, found) if found.kind is Kind.FILE else None
 
     @_alone
     def real_path(self, path: Path) -> Path:
         return self.nodes.real_path(path)
 
     @_alone
-    def create(self, path: Path) -> MemoryFile:
+    def create(self, path: Path) -> _File:
         parent, name = self.nodes.place(path)
         if name not in parent.entries:
             self.nodes.change((parent, name, self.nodes.make(Kind.FILE, 0o644)))
         return self.reopen(path)
 
     @_alone
-    def reopen(self, path: Path) -> MemoryFile:
+    def reopen(self, path: Path) -> _File:
         found = self.nodes.find(path, follow=False)
         if found.kind is not Kind.FILE:
             raise error_of(errno.ELOOP if found.kind is Kind.LINK else errno.EISDIR, path)
-        return MemoryFile(self, found)
+        return _File(self, found)
 
     @_alone
     def make_directory(self, path: Path) -> None:
@@ -174,11 +168,12 @@ class Memory:
         return Room(self.nodes.free_bytes(), read_only=False, permitted=True)
 
     def mounts_below(self, directory: Path) -> list[str]:
+        """Itself, where it is mounted there."""
         place, root = self.real_path(directory), self.real_path(self.root)
         return [str(root)] if root.is_relative_to(place) else []
 
 
-class MemoryFile:
+class _File:
     """An open file: a node, whatever has its name now."""
 
     def __init__(self, memory: Memory, node: Node) -> None:
@@ -209,7 +204,7 @@ class MemoryFile:
 
     @_alone
     def copy_from(self, reader: Reader, source: int, offset: int, length: int) -> int:
-        if not isinstance(reader, MemoryFile):
+        if not isinstance(reader, _File):
             return 0
         return self.write(offset, memoryview(bytes(reader.node.data[source : source + length])))
 

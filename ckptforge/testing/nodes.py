@@ -60,6 +60,7 @@ class Nodes:
         self._numbers = count(max(node.number for node in nodes_in(top)) + 1)
 
     def make(self, kind: Kind, mode: int) -> Node:
+        """A node that no name leads to."""
         return Node(kind, next(self._numbers), mode)
 
     def find(self, path: Path, *, follow: bool = True) -> Node:
@@ -153,6 +154,7 @@ class Nodes:
             self.watcher.synced(node)
 
     def free_bytes(self) -> int:
+        """What files can still take."""
         return self.capacity - sum(len(node.data) for node in nodes_in(self.top))
 
 

@@ -45,9 +45,11 @@ class Durable(Watcher):
         memory.nodes.watcher = self
 
     def changing(self, changes: tuple[Change, ...]) -> None:
+        """Keeps what may be lost."""
         self._pending.append(changes)
 
     def synced(self, node: Node) -> None:
+        """Keeps what isn't lost any more."""
         self._record(node)
         needed: set[int] = set()
         keys: set[tuple[Node, str]] = set()

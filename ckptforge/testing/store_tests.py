@@ -14,6 +14,8 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from ckptforge.publish.file_system import FileSystem
 from ckptforge.publish.tree import disk_bytes, lies_at, names_in, remove_tree
 from ckptforge.storage.store import Kind
@@ -40,12 +42,9 @@ def get(disk: FileSystem, path: Path) -> bytes:
 
 def refused(action: Callable[[], object], *numbers: int) -> None:
     """Asserts that an action is an error of the system's."""
-    try:
+    with pytest.raises(OSError) as caught:
         action()
-    except OSError as error:
-        assert error.errno in numbers, error
-        return
-    raise AssertionError("it was allowed")
+    assert caught.value.errno in numbers, caught.value
 
 
 class FileSystemTests:

@@ -15,10 +15,10 @@ import os
 import signal
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptforge.publish.file_system import FileSystem, LockableWriter
-from ckptforge.storage.store import Reader, Room, Status
+from ckptforge.storage.store import Reader, Status
 
 # What changes a file system, as the names of the methods.
 CHANGES = frozenset(
@@ -113,6 +113,18 @@ def kill_when(matches: Callable[[Call], bool]) -> Fault:
     return fault
 
 
+def _told(name: str) -> Any:
+    """A method that tells of its call, before and after that of `inner`."""
+
+    def method(self: FailingStore, path: Path, *more: Any, **keywords: Any) -> Any:
+        call = self.told(name, path, *(one for one in more if isinstance(one, Path)))
+        found = getattr(self.inner, name)(path, *more, **keywords)
+        self.after(call)
+        return found
+
+    return method
+
+
 class FailingStore:
     """A file system as `inner` is, with faults."""
 
@@ -121,99 +133,49 @@ class FailingStore:
     ) -> None:
         self.inner, self.before, self.after = inner, before, after
 
-    def _call(self, name: str, path: Path, other: Path | None = None) -> Call:
+    def told(self, name: str, path: Path, other: Path | None = None) -> Call:
+        """A call that is about to be made."""
         call = Call(name, path, other)
         self.before(call)
         return call
 
-    def status(self, path: Path, *, follow: bool = True) -> Status:
-        self._call("status", path)
-        return self.inner.status(path, follow=follow)
-
-    def names(self, directory: Path) -> list[str]:
-        self._call("names", directory)
-        return self.inner.names(directory)
-
-    def open(self, path: Path) -> FailingReader | None:
-        self._call("open", path)
+    def open(self, path: Path) -> _Reader | None:
+        """A file whose calls are told of, too."""
+        self.told("open", path)
         found = self.inner.open(path)
-        return None if found is None else FailingReader(found, path, self)
+        return None if found is None else _Reader(found, path, self)
 
-    def real_path(self, path: Path) -> Path:
-        self._call("real_path", path)
-        return self.inner.real_path(path)
-
-    def create(self, path: Path) -> FailingWriter:
-        call = self._call("create", path)
-        made = FailingWriter(self.inner.create(path), path, self)
+    def create(self, path: Path) -> _Writer:
+        """A file whose calls are told of, too."""
+        call = self.told("create", path)
+        made = _Writer(self.inner.create(path), path, self)
         self.after(call)
         return made
 
-    def reopen(self, path: Path) -> FailingWriter | None:
-        self._call("reopen", path)
+    def reopen(self, path: Path) -> _Writer | None:
+        """A file whose calls are told of, too."""
+        self.told("reopen", path)
         found = self.inner.reopen(path)
-        return None if found is None else FailingWriter(found, path, self)
+        return None if found is None else _Writer(found, path, self)
 
-    def make_directory(self, path: Path) -> None:
-        call = self._call("make_directory", path)
-        self.inner.make_directory(path)
-        self.after(call)
-
-    def remove_directory(self, path: Path) -> None:
-        call = self._call("remove_directory", path)
-        self.inner.remove_directory(path)
-        self.after(call)
-
-    def unlink(self, path: Path) -> None:
-        call = self._call("unlink", path)
-        self.inner.unlink(path)
-        self.after(call)
-
-    def rename(self, path: Path, new: Path) -> None:
-        call = self._call("rename", path, new)
-        self.inner.rename(path, new)
-        self.after(call)
-
-    def exchange(self, a: Path, b: Path) -> None:
-        call = self._call("exchange", a, b)
-        self.inner.exchange(a, b)
-        self.after(call)
-
-    def link(self, path: Path, new: Path) -> None:
-        call = self._call("link", path, new)
-        self.inner.link(path, new)
-        self.after(call)
-
-    def copy(self, path: Path, new: Path) -> None:
-        call = self._call("copy", path, new)
-        self.inner.copy(path, new)
-        self.after(call)
-
-    def set_mode(self, path: Path, mode: int) -> None:
-        call = self._call("set_mode", path)
-        self.inner.set_mode(path, mode)
-        self.after(call)
-
-    def set_owner(self, path: Path, owner: tuple[int, int]) -> None:
-        call = self._call("set_owner", path)
-        self.inner.set_owner(path, owner)
-        self.after(call)
-
-    def sync_directory(self, directory: Path) -> None:
-        call = self._call("sync_directory", directory)
-        self.inner.sync_directory(directory)
-        self.after(call)
-
-    def room(self, directory: Path) -> Room:
-        self._call("room", directory)
-        return self.inner.room(directory)
-
-    def mounts_below(self, directory: Path) -> list[str]:
-        self._call("mounts_below", directory)
-        return self.inner.mounts_below(directory)
+    status = _told("status")
+    names = _told("names")
+    real_path = _told("real_path")
+    room = _told("room")
+    mounts_below = _told("mounts_below")
+    make_directory = _told("make_directory")
+    remove_directory = _told("remove_directory")
+    unlink = _told("unlink")
+    rename = _told("rename")
+    exchange = _told("exchange")
+    link = _told("link")
+    copy = _told("copy")
+    set_mode = _told("set_mode")
+    set_owner = _told("set_owner")
+    sync_directory = _told("sync_directory")
 
 
-class FailingReader:
+class _Reader:
     """A file as `inner` is, with the faults of its store."""
 
     def __init__(self, inner: Reader, path: Path, store: FailingStore) -> None:
@@ -242,7 +204,7 @@ class FailingReader:
         self.store.after(call)
 
 
-class FailingWriter(FailingReader):
+class _Writer(_Reader):
     """A file that is being written, with the faults of its store."""
 
     def __init__(self, inner: LockableWriter, path: Path, store: FailingStore) -> None:
@@ -257,7 +219,7 @@ class FailingWriter(FailingReader):
 
     def copy_from(self, reader: Reader, source: int, offset: int, length: int) -> int:
         call, length = self._call("copy_from", offset, length)
-        inner = reader.inner if isinstance(reader, FailingReader) else reader
+        inner = reader.inner if isinstance(reader, _Reader) else reader
         done = self.writer.copy_from(inner, source, offset, length) if length else 0
         self.store.after(call)
         return done

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.checkpoints.files import read_file
-from ckptforge.checkpoints.manifest import DIRECTORY_NAME, MAX_MANIFEST, integer, manifest_path
+from ckptforge.checkpoints.manifest import DIRECTORY_NAME, MAX_MANIFEST, Output, manifest_path
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, shown
 from ckptforge.examine.hashes import tensor_hashes
 from ckptforge.foreign.files import is_file_name
@@ -117,39 +117,51 @@ def _problems(index: FileIndex, tensors: Tensors, hashes: Mapping[str, str]) -> 
             yield f"{shown(name)} has other bytes than were written."
 
 
+class _Held(Output, frozen=True):
+    """An output with its tensors, or the earlier one that it is like, and its hashes."""
+
+    tensors: Tensors | None = None
+    like: str | None = None
+    hashes: str | None = None
+
+
+class _Content(msgspec.Struct, frozen=True):
+    outputs: list[_Held]
+
+
 def _outputs(manifest: Path) -> list[tuple[str, int, Tensors]]:
     """(file, size, its tensors) for each output of a manifest. Raises `FormatError`."""
     content = read_object(manifest, MAX_MANIFEST)
-    found = []
-    by_name: dict[str, Tensors] = {}
+    found: dict[str, tuple[str, int, Tensors]] = {}
     try:
-        for output in content["outputs"]:
-            name = output["file"]
-            tensors = _like(output, by_name) if "like" in output else output["tensors"]
-            by_name[name] = tensors
+        for output in msgspec.convert(content, _Content).outputs:
+            name = output.file
             if not all(map(is_file_name, name.split("/"))):
                 raise FormatError(f"{manifest}: {shown(name)} isn't a file of this output.")
+            tensors = _like(output, found)
             for tensor, stored in tensors.items():
                 if len(stored) < 3:
                     raise FormatError(
                         f"{manifest}: holds no hash of {shown(tensor)}, as it was written with "
                         f"{flag('no_hash')} or by an older ckptforge."
                     )
-                if not isinstance(stored[2], str):
-                    raise TypeError("a hash is not a text")
-            found.append((str(name), integer(output["size"]), dict(tensors)))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+            found[name] = name, output.size, tensors
+    except (KeyError, ValueError) as error:
         raise FormatError(
             f"{manifest}: isn't a ckptforge manifest ({type(error).__name__}: {error})."
         ) from error
-    return found
+    return list(found.values())
 
 
-def _like(output: dict[str, Any], by_name: Mapping[str, Tensors]) -> Tensors:
-    """The tensors of an output like an earlier one's. Raises `ValueError`."""
-    tensors = by_name[output["like"]]
-    if "hashes" not in output:
+def _like(output: _Held, earlier: Mapping[str, tuple[str, int, Tensors]]) -> Tensors:
+    """The tensors of an output, which may be like an earlier one's. Raises `ValueError`."""
+    if output.like is None:
+        if output.tensors is None:
+            raise ValueError(f"{shown(output.file)} has no tensors")
+        return output.tensors
+    tensors = earlier[output.like][2]
+    if output.hashes is None:
         return {name: stored[:2] for name, stored in tensors.items()}
-    hashes = output["hashes"].split(" ") if tensors else []
+    hashes = output.hashes.split(" ") if tensors else []
     pairs = zip(tensors.items(), hashes, strict=True)
     return {name: [*stored[:2], found] for (name, stored), found in pairs}

@@ -61,7 +61,7 @@ def _with_config(flags: ConvertFlags) -> ConvertFlags:
 def _table_name(model: str | None) -> str | None:
     """The table that convert_weight.py knows by this name, else the name itself."""
     tables = () if model is None else shipped_tables(model)
-    return next((table.name for table in tables if model in table.about.aliases), model)
+    return next((table.name for table in tables if model in table.aliases), model)
 
 
 def _layout(flags: ConvertFlags) -> str | None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from ckptforge.errors import UnmappedTensorsError, UsageError, shown
 from ckptforge.foreign.paths import real_path
 from ckptforge.model import Model
-from ckptforge.reading.factors import holds_only_factors
 from ckptforge.reading.known import Choices
 from ckptforge.reading.source import Source, bind_source
 from ckptforge.spelling import command, flag, option
-from ckptforge.tables.lora import is_lora
+from ckptforge.tables.lora import holds_only_factors, is_lora
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Converting
 from ckptforge.verbs.options.dtypes import parse_target

@@ -16,13 +16,13 @@ from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories,
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError
 from ckptforge.model import Model
-from ckptforge.reading.factors import holds_only_factors
 from ckptforge.reading.known import Choices
 from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
 from ckptforge.run.budget import Budget
 from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.lora import holds_only_factors
 from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import state_of
 from ckptforge.verbs.choices import choices_of
@@ -66,7 +66,10 @@ def inspect(options: Inspect) -> Inspection:
         if isinstance(strategy, str):
             return _first_rank(path, step, f"shards of one model, and {strategy}. {ways_to_say()}")
     ranks, strategy = read_job(path, choices)
-    sharded = _first_stage_first(join_ranks(path, ranks, strategy))
+    model = join_ranks(path, ranks, strategy)
+    # as the ranks hold them, from the first on
+    names = dict.fromkeys(name for file in model.files for name in file.tensors)
+    sharded = msgspec.structs.replace(model, values={name: model.values[name] for name in names})
     return replace(_bound(path, sharded, choices), parts=_parts(sharded, strategy))
 
 
@@ -98,12 +101,6 @@ def _part(names: list[str], model: Model, boxes: Mapping[int, Box]) -> PartLine:
         shape=list(model.values[names[0]].shape),
         boxes={rank: [list(side) for side in box] for rank, box in boxes.items()},
     )
-
-
-def _first_stage_first(model: Model) -> Model:
-    """A sharded checkpoint with its tensors as the ranks hold them, from the first on."""
-    names = dict.fromkeys(name for file in model.files for name in file.tensors)
-    return msgspec.structs.replace(model, values={name: model.values[name] for name in names})
 
 
 def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:

@@ -67,17 +67,12 @@ def split(options: Split) -> Result:
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`,
     `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
-    if options.strategy_dir is None and options.parallel_config is None:
-        raise UsageError(
-            f"split needs {option('strategy_dir')} or {option('parallel_config')}, which say how "
-            "to cut."
-        )
+    spread = _cut_spread("split", options, "")
     if in_ranks(options.ms, Choices()):
         raise UsageError(
             f"{options.ms}: is cut into ranks already; {command('reshard')} cuts them in another "
             "way."
         )
-    spread = Spread.of(options, options.out_dir)
     source = open_checkpoint(options.ms, options.step)
     if source.format == "hugging face directory":
         raise UsageError(
@@ -99,13 +94,19 @@ def reshard(options: Reshard) -> Result:
     Raises `UsageError`, `InputNotFoundError`, `FormatError`, `ConfigError`, `LayoutError`,
     `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
-    if options.dst_strategy_dir is None and options.dst_parallel_config is None:
-        raise UsageError(
-            f"reshard needs {option('dst_strategy_dir')} or {option('dst_parallel_config')}, which "
-            "say how to cut."
-        )
-    spread = Spread.of(options, options.out_dir, "dst_")
+    spread = _cut_spread("reshard", options, "dst_")
     return run_job(_resharded("reshard", options, spread, _SOURCE), options)
+
+
+def _cut_spread(verb: str, options: Split | Reshard, which: str) -> Spread:
+    """How the output is cut. Raises `UsageError` where that isn't said."""
+    spread = Spread.of(options, options.out_dir, which)
+    if not spread.cut:
+        raise UsageError(
+            f"{verb} needs {option(f'{which}strategy_dir')} or {option(f'{which}parallel_config')},"
+            " which say how to cut."
+        )
+    return spread
 
 
 def _resharded(verb: str, options: Merge | Reshard, spread: Spread, names: Names) -> Job:

@@ -5,42 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from ckptforge.verbs.options import shared
 from ckptforge.verbs.options.option import OptionalPlace, Place, Say, flag, option, required
 from ckptforge.verbs.options.record import Options
-from ckptforge.verbs.options.shared import (
-    HF_DIR,
-    MS,
-    Configured,
-    Described,
-    Mapped,
-    Stepped,
-    Vocabulary,
-    Workers,
-    layout_of,
-    source_config,
-    source_strategy,
-)
 
 
-class Inspect(Described, Mapped, Stepped):
+class Inspect(shared.Described, shared.Mapped, shared.Stepped):
     """What is in a checkpoint."""
 
     path: Place = required("any checkpoint: a file, or a directory of any kind", kw_only=False)
-    strategy_dir: OptionalPlace = source_strategy("path")
-    parallel_config: OptionalPlace = source_config("path")
+    strategy_dir: OptionalPlace = shared.source_strategy("path")
+    parallel_config: OptionalPlace = shared.source_config("path")
 
 
-class Compare(Vocabulary, Configured, Mapped, Workers):
+class Compare(shared.Vocabulary, shared.Configured, shared.Mapped, shared.Workers):
     """Whether two checkpoints are the same."""
 
     a: Place = required("any checkpoint", kw_only=False)
     b: Place = required("any other", kw_only=False)
-    strategy_dir_a: OptionalPlace = source_strategy("a")
-    strategy_dir_b: OptionalPlace = source_strategy("b")
-    parallel_config_a: OptionalPlace = source_config("a")
-    parallel_config_b: OptionalPlace = source_config("b")
-    layout_a: str | None = layout_of("`a`")
-    layout_b: str | None = layout_of("`b`")
+    strategy_dir_a: OptionalPlace = shared.source_strategy("a")
+    strategy_dir_b: OptionalPlace = shared.source_strategy("b")
+    parallel_config_a: OptionalPlace = shared.source_config("a")
+    parallel_config_b: OptionalPlace = shared.source_config("b")
+    layout_a: str | None = shared.layout_of("`a`")
+    layout_b: str | None = shared.layout_of("`b`")
     after_cast: str | None = option(
         "cast the floating-point weights of `a` to this first; where dtypes differ then, values "
         "are compared",
@@ -50,7 +38,7 @@ class Compare(Vocabulary, Configured, Mapped, Workers):
     weights_only: bool = flag("ignore optimizer state and counters")
 
 
-class Check(Workers):
+class Check(shared.Workers):
     """Whether an output is still what was written."""
 
     path: Place = required("an output of ckptforge: a file, or a directory", kw_only=False)
@@ -59,11 +47,11 @@ class Check(Workers):
 class Verify(Options):
     """Whether MindSpore computes what transformers does."""
 
-    hf_dir: Place = required(HF_DIR, kw_only=False)
-    ms: Place = required(MS, kw_only=False)
-    strategy_dir: OptionalPlace = source_strategy("ms")
-    parallel_config: OptionalPlace = source_config("ms")
-    layout: str | None = layout_of("`ms`", "mindspore")
+    hf_dir: Place = required(shared.HF_DIR, kw_only=False)
+    ms: Place = required(shared.MS, kw_only=False)
+    strategy_dir: OptionalPlace = shared.source_strategy("ms")
+    parallel_config: OptionalPlace = shared.source_config("ms")
+    layout: str | None = shared.layout_of("`ms`", "mindspore")
     device: str = option("where MindSpore computes", default="cpu", choices="cpu|ascend[:N]")
     compute: Literal["fp32", "fp16", "bf16"] = option("precision on both sides", default="fp32")
     layers: Sequence[int] | None = option(
@@ -84,7 +72,7 @@ class Verify(Options):
     say: Say | None = option("called with a line of text for each layer", hidden=True)
 
 
-class Finish(Workers):
+class Finish(shared.Workers):
     """Publishing what the parts of a job have written."""
 
     out: Place = required("the output that the parts were run for", kw_only=False)

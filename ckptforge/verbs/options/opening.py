@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
+from ckptforge.verbs.options import shared
 from ckptforge.verbs.options.option import OptionalPlace, Place, flag, required
-from ckptforge.verbs.options.shared import (
-    NO_CONFIG,
-    OUT,
-    Configured,
-    Lora,
-    Mapped,
-    MindSporeOutput,
-    Overflow,
-    Running,
-    Shards,
-    Stepped,
-    Vocabulary,
-    layout_of,
-    source_config,
-    source_strategy,
-    target_config,
-    target_strategy,
-)
 
 
-class Open(Configured, Stepped, Lora, Vocabulary, Mapped):
+class Open(shared.Configured, shared.Stepped, shared.Lora, shared.Vocabulary, shared.Mapped):
     """A checkpoint of any kind as a model."""
 
     path: Place = required(
@@ -31,15 +14,15 @@ class Open(Configured, Stepped, Lora, Vocabulary, Mapped):
         "adapter",
         kw_only=False,
     )
-    layout: str | None = layout_of("`path`")
-    strategy_dir: OptionalPlace = source_strategy("path")
-    parallel_config: OptionalPlace = source_config("path")
+    layout: str | None = shared.layout_of("`path`")
+    strategy_dir: OptionalPlace = shared.source_strategy("path")
+    parallel_config: OptionalPlace = shared.source_config("path")
 
 
-class Save(MindSporeOutput, Shards, Overflow, Running):
+class Save(shared.MindSporeOutput, shared.Shards, shared.Overflow, shared.Running):
     """A model into files."""
 
-    out: Place = required(OUT, kw_only=False)
-    strategy_dir: OptionalPlace = target_strategy()
-    parallel_config: OptionalPlace = target_config()
-    allow_no_config: bool = flag(NO_CONFIG)
+    out: Place = required(shared.OUT, kw_only=False)
+    strategy_dir: OptionalPlace = shared.target_strategy()
+    parallel_config: OptionalPlace = shared.target_config()
+    allow_no_config: bool = flag(shared.NO_CONFIG)
