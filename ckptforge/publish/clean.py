@@ -83,6 +83,7 @@ def _remove(disk: FileSystem, directory: Path, dry_run: bool) -> Left:
         whole = journal is not None and is_complete(disk, directory, journal)
         if journal is not None:
             journal.close()
+            journal.refuse_to_lose(output)
         complete = whole and not lies_at(disk, output, follow=True)
         left = Left(*where, finished, disk_bytes(disk, directory), None, complete)
         if not dry_run:

@@ -1,6 +1,7 @@
 """The directory in which an output is made: `.<output>.ckptforge` beside it, with a `lock`, a
 `journal`, `out` for the files, `old` while a directory is being replaced, and `parts` where several
-processes make it (`machines/parts.py`)."""
+processes make it (`machines/parts.py`), and `consumed` for what is left of sources that were
+removed (`publish/consuming.py`)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from ckptforge.publish.replace import refuse_mounts
 from ckptforge.publish.tree import lies_at, remove, remove_tree
 from ckptforge.storage.store import Kind
 
-PARTS = {"lock", "journal", "out", "old", "parts"}
+PARTS = {"lock", "journal", "out", "old", "parts", "consumed"}
 
 
 def staging_path(output: Path) -> Path:

@@ -76,6 +76,7 @@ def _is_to_resume(disk: FileSystem, left: Journal, plan: Plan, request: Request)
     finished = f"{len(left.tensors)} of {counted(plan.tensor_count, 'tensor')} finished"
     where = f"with {finished}, in {directory}"
     if not request.resume:
+        left.refuse_to_lose(plan.output)
         if request.overwrite:
             return False
         raise LeftError(
@@ -83,6 +84,7 @@ def _is_to_resume(disk: FileSystem, left: Journal, plan: Plan, request: Request)
             f"over with {flag('overwrite')}, or remove them with {command('clean')}."
         )
     if reason := journals.differences(left, journals.head_of(plan, request.command)):
+        left.refuse_to_lose(plan.output, f"This can't go on with it: {reason}. ")
         raise LeftError(
             f"{plan.output}: what an earlier run left {where}, can't be resumed: {reason}. Start "
             f"over with {flag('overwrite')} and without {flag('resume')}, or remove it with "

@@ -19,17 +19,19 @@ from typing import Any
 import msgspec
 import xxhash
 
-from ckptforge.errors import OutputError, shown
+from ckptforge.errors import LeftError, OutputError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.audit import audit_json, read_audit
 from ckptforge.publish.file_system import FileSystem, LockableWriter
 from ckptforge.run.audit import Audit
 from ckptforge.run.schedule import Finished, Key
+from ckptforge.spelling import flag
 from ckptforge.storage.files import write_exactly
 from ckptforge.storage.mounts import absolute
 from ckptforge.storage.store import Reader
 from ckptforge.version import __version__
+from ckptforge.wording import listing
 
 _MAX_LINE = 1 << 26
 _PIECE = 1 << 16
@@ -39,8 +41,8 @@ _PIECE = 1 << 16
 class Journal:
     """An open journal. `sources` are digests by (index of the source, first byte of the block);
     `units` numbers those of several processes' work that are durable (`machines/units.py`);
-    `publishing` is the inode of what is being put in place, once that has begun; at byte `end` the
-    next line goes."""
+    `consumed` are the indexes of sources that were removed; `publishing` is the inode of what is
+    being put in place, once that has begun; at byte `end` the next line goes."""
 
     path: Path
     file: LockableWriter
@@ -48,6 +50,7 @@ class Journal:
     tensors: dict[Key, Finished] = field(default_factory=dict)
     sources: dict[tuple[int, int], bytes] = field(default_factory=dict)
     units: set[int] = field(default_factory=set)
+    consumed: set[int] = field(default_factory=set)
     publishing: int | None = None
     end: int = 0
 
@@ -80,6 +83,23 @@ class Journal:
         """Notes durably that a unit is finished and durable itself."""
         self.units.add(number)
         self.add_line({"unit": number})
+        self.sync()
+
+    def refuse_to_lose(self, output: Path, reason: str = "") -> None:
+        """Raises `LeftError` where sources were removed, of which all that is left lies here."""
+        if self.consumed and self.publishing is None:
+            gone = [self.head["sources"][index]["path"] for index in sorted(self.consumed)]
+            raise LeftError(
+                f"{output}: {self.path.parent} holds all that is left of files that were removed "
+                f"({flag('consume')}):\n{listing(gone)}\n{reason}Go on with {flag('resume')} and "
+                "the command that it was begun with; it can't be started over."
+            )
+
+    def add_consumed(self, index: int) -> None:
+        """Notes durably that a source is about to be removed, as all that was made of it is
+        durable."""
+        self.consumed.add(index)
+        self.add_line({"consumed": index})
         self.sync()
 
     def add_publishing(self, inode: int) -> None:
@@ -204,6 +224,8 @@ def _read_line(journal: Journal, content: dict[str, Any]) -> None:
     elif "source" in content:
         block = int(content["source"]), int(content["start"])
         journal.sources[block] = bytes.fromhex(content["digest"])
+    elif "consumed" in content:
+        journal.consumed.add(int(content["consumed"]))
     elif "unit" in content:
         journal.units.add(int(content["unit"]))
     else:

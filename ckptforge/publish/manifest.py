@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.checkpoints.card import HuggingFaceSide
-from ckptforge.foreign.paths import status_of
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.planning.reads import joined
@@ -82,9 +81,8 @@ def _source_json(
 ) -> dict[str, Any]:
     """What a source was; its hash is of the blocks in `ranges` of bytes, [first, end], where only a
     part was read."""
-    now = status_of(source.path)
-    mtime = None if now is None else now.mtime_ns
-    found = {"path": _unicode(str(source.path)), "size": source.size, "mtime_ns": mtime}
+    path = _unicode(str(source.path))
+    found = {"path": path, "size": source.size, "mtime_ns": source.mtime_ns}
     if hashes is None:
         return found
     blocks = [(one.start, one.start + one.length) for one in source_blocks(plan, source)]

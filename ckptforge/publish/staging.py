@@ -178,6 +178,8 @@ def _worth_keeping(staging: Staging, error: BaseException) -> bool:
     journal = staging.journal if staging.begun else None
     if journal is None or not lies_at(staging.disk, journal.path):
         return False
+    if journal.consumed:
+        return True  # nothing else has what was made of them
     stopped = isinstance(error, OutputError | ReadError | InputNotFoundError) or not isinstance(
         error, CkptforgeError
     )

@@ -37,6 +37,12 @@ class OpenFiles:
                 found = self._sources[path]
         return found
 
+    def forget(self, path: Path) -> None:
+        """Closes a source that isn't read any more."""
+        if (reader := self._sources.pop(path, None)) is not None:
+            with suppress(OSError):
+                reader.close()
+
     def close(self) -> None:
         """Closes what was opened to be read."""
         for reader in self._sources.values():

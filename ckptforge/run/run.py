@@ -12,6 +12,7 @@ from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
 from ckptforge.run.blocks import Hashes
 from ckptforge.run.budget import Budget
+from ckptforge.run.needs import Consumer
 from ckptforge.run.pool import Progress, run_tasks
 from ckptforge.run.schedule import Kept, Ledger, Schedule
 from ckptforge.run.tasks import Sealing
@@ -35,14 +36,15 @@ def run(
     hashing: bool = False,
     ledger: Ledger | None = None,
     kept: Kept | None = None,
+    consumer: Consumer | None = None,
 ) -> Done:
     """Writes all tensors of a plan into the open files `targets`, except those `kept`, which are
-    there already.
+    there already. With a `consumer` sources are let go when nothing needs them.
 
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
     of any worker stops all and is raised.
     """
-    schedule = Schedule(plan, budget, hashing, ledger, kept or {})
+    schedule = Schedule(plan, budget, hashing, ledger, kept or {}, consumer)
     before, total = sum(place.nbytes for place in kept or ()), plan.tensor_bytes
 
     def report(done: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -22,6 +22,7 @@ from ckptforge.run.blocks import (
 )
 from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
+from ckptforge.run.needs import Consumer, Needs, Release
 from ckptforge.run.order import as_they_lie
 from ckptforge.run.pool import Task
 from ckptforge.run.tasks import Fill, Verify, tasks_of
@@ -70,11 +71,19 @@ class Schedule:
     """
 
     def __init__(
-        self, plan: Plan, budget: Budget, hashing: bool, ledger: Ledger | None, kept: Kept
+        self,
+        plan: Plan,
+        budget: Budget,
+        hashing: bool,
+        ledger: Ledger | None,
+        kept: Kept,
+        consumer: Consumer | None = None,
     ) -> None:
         self._plan, self._hashing, self._ledger = plan, hashing, ledger
         known = ledger.sources if ledger is not None and hashing else {}
-        self._sources = {whole_file(file): i for i, file in enumerate(plan.sources)}
+        self._sources: dict[Located, int] = {
+            whole_file(file): i for i, file in enumerate(plan.sources)
+        }
         all_blocks = [list(source_blocks(plan, file)) for file in plan.sources if hashing]
         blocks = [
             block
@@ -82,7 +91,12 @@ class Schedule:
             for block in own
             if (i, block.start) not in known
         ]
-        self._checks = [Verify(file) for file in plan.sources if file.checksum is not None]
+        gone = consumer.gone if consumer is not None else ()
+        self._checks = [
+            Verify(file)
+            for i, file in enumerate(plan.sources)
+            if file.checksum is not None and i not in gone
+        ]
         far = any(address(file.path) is not None for file in plan.sources)
         begun = self._begun(kept)
         numbers = {file.path: i for i, file in enumerate(plan.sources)}
@@ -105,10 +119,33 @@ class Schedule:
             self.audit.merge(finished.audit)
             self._hashes[place.path][place.name] = finished.hash
 
+        self._consumer, self._needed = consumer, dict[Place, set[int]]()
+        self._needs: Needs | None = None
+        self._releases: list[Release] = []
+        if consumer is not None:
+            unhashed = [0] * len(plan.sources)
+            for block in blocks:
+                unhashed[self._sources[block.entry]] += 1
+            self._needs = Needs(plan, unhashed, kept, consumer.gone)
+            for source in self._needs.unneeded():
+                self._release(source)
+
+    def _release(self, source: int) -> None:
+        if self._consumer is not None and source not in self._consumer.gone:
+            self._releases.append(Release(source, self._consumer, self._plan))
+
+    def _met(self, sources: Iterable[int]) -> None:
+        if self._needs is not None:
+            for source in sources:
+                if self._needs.met(source):
+                    self._release(source)
+
     def _begun(self, kept: Kept) -> Iterator[Assembly]:
         for assembly in self._plan.assemblies:
             if assembly.place not in kept:
                 self._unwritten[assembly.place] = assembly.place.nbytes
+                if self._needs is not None:
+                    self._needed[assembly.place] = self._needs.of(assembly)
                 yield assembly
 
     def __iter__(self) -> Schedule:
@@ -117,6 +154,8 @@ class Schedule:
     def __next__(self) -> Task:
         if self._checks:
             return self._checks.pop()
+        if self._releases:
+            return self._releases.pop()
         if self._ready:
             return self._ready.popleft()
         if self._hashed <= self._written * self._share:
@@ -134,6 +173,8 @@ class Schedule:
         """To be notified of each task that has been done, and of what it returned."""
         if isinstance(task, Block):
             self._hashed_block(task, outcome)
+        elif isinstance(task, Release):
+            task.consumer.let_go(task.source, self.audit)
         elif isinstance(task, Move | Fill):
             place = task.place
             if isinstance(task, Fill) and not task.assembly.replica:
@@ -156,8 +197,10 @@ class Schedule:
                 if self._ledger is not None:
                     self._ledger.add_tensor(self._plan.key(entry), Finished(found, audit))
                 del self._digests[entry]
+                self._met(self._needed.pop(entry, ()))
         elif isinstance(entry, Stored) and self._ledger is not None:
             self._ledger.add_source(self._sources[entry], block.start, digest)
+            self._met([self._sources[entry]])
 
     def all_hashes(self) -> Hashes | None:
         """The hashes of everything read and written, once all is done."""

@@ -33,6 +33,7 @@ def _status(found: os.stat_result) -> Status:
         owner=(found.st_uid, found.st_gid),
         number=(found.st_dev, found.st_ino),
         disk_bytes=found.st_blocks * 512,
+        links=found.st_nlink,
     )
 
 

@@ -35,8 +35,8 @@ class Kind(Enum):
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What a store knows of a file or a directory. Two names with the same `number` (device, file)
-    are one file. `mode` are permissions, `owner` is (user, group), `disk_bytes` what it takes up.
-    Size and `mtime_ns` tell whether a file is still what it was."""
+    are one file. `mode` are permissions, `owner` is (user, group), `disk_bytes` what it takes up,
+    `links` how many names it has. Size and `mtime_ns` tell whether a file is still what it was."""
 
     kind: Kind
     size: int
@@ -45,6 +45,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     owner: tuple[int, int] = (0, 0)
     number: tuple[int, int] = (0, 0)
     disk_bytes: int = 0
+    links: int = 1
 
 
 class Room(msgspec.Struct, frozen=True):

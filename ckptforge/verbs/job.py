@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import msgspec
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
-from ckptforge.errors import CastOverflowError, FormatError
+from ckptforge.errors import CastOverflowError, FormatError, UsageError
 from ckptforge.examine.differences import unlike
 from ckptforge.machines.gathering import gather
 from ckptforge.planning.plan import Plan
+from ckptforge.publish.consuming import Consuming, refuse_to_consume
 from ckptforge.publish.earlier import Request
+from ckptforge.publish.journal import Journal
 from ckptforge.publish.kept import finished_tensors, kept_tensors
 from ckptforge.publish.manifest import manifest_json
 from ckptforge.publish.publisher import Publication, publisher_of
@@ -24,6 +27,7 @@ from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
+from ckptforge.run.needs import most_disk
 from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
@@ -56,6 +60,7 @@ def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it. Raises `OutputError`, `CastOverflowError`."""
     plan, publisher = job.plan, publisher_of(job.plan.output)
     check, elsewhere = partial(_refuse_bad, plan, options), is_elsewhere(options)
+    consuming = _is_consuming(plan, options, elsewhere)
     if isinstance(options, Parted) and options.part is not None:
         return run_as_part(plan, options, check)
     finishing = FINISHING.get()
@@ -68,12 +73,15 @@ def run_job(job: Job, options: Running) -> Result:
     _log_plan(plan, budget)
     publisher.check(plan, options.overwrite)
     if options.dry_run:
-        return dry_result(plan, budget, tied_notes(job.tied, None))
+        return dry_result(
+            plan, budget, tied_notes(job.tied, None), _spared(plan, None) if consuming else 0
+        )
     began = time.monotonic()
-    hashing = (job.manifest or finishing is not None or elsewhere) and not options.no_hash
+    wanted = job.manifest or finishing is not None or elsewhere or consuming
+    hashing = wanted and not options.no_hash
     request = Request(options.overwrite, options.resume, hashing, options.command)
     with publisher.publication(plan, request) as out:
-        publisher.check_room(plan, out.disk_used)
+        publisher.check_room(plan, out.disk_used if not consuming else _spared(plan, out.journal))
         _refuse_unlike(plan, budget)
         tie_notes = tied_notes(job.tied, budget)
         known = out.journal.tensors if out.journal is not None else {}
@@ -88,9 +96,16 @@ def run_job(job: Job, options: Running) -> Result:
         if elsewhere:
             assert out.journal is not None and isinstance(options, Parted)
             kept, again = done_elsewhere(plan, options, out.journal, kept, check)
-        done = run(plan, out.writers, budget, options.progress, hashing, out.journal, kept)
+        consumer = None
+        if consuming:
+            assert out.journal is not None
+            refuse = partial(_refuse_overflow, plan, options)
+            consumer = Consuming(plan, out.journal, out.writers, refuse)
+        done = run(
+            plan, out.writers, budget, options.progress, hashing, out.journal, kept, consumer
+        )
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
-        check(done.audit)
+        check(done.audit, () if consumer is None else consumer.gone)
         if job.manifest:
             _add_manifest(job, out, done, options.command)
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
@@ -106,6 +121,24 @@ def run_job(job: Job, options: Running) -> Result:
         seconds=time.monotonic() - began,
         peak_buffers=budget.total,
     )
+
+
+def _is_consuming(plan: Plan, options: Running, elsewhere: bool) -> bool:
+    """Whether sources are removed. Raises `UsageError` and `OutputError` where they can't be."""
+    if not isinstance(options, Parted) or not options.consume:
+        return False
+    if elsewhere or options.part is not None:
+        raise UsageError(f"{flag('consume')} is for a job that one process does.")
+    if options.no_hash:
+        raise UsageError(f"{flag('consume')} needs hashes, so {flag('no_hash')} can't be given.")
+    refuse_to_consume(plan)
+    return True
+
+
+def _spared(plan: Plan, journal: Journal | None) -> int:
+    """Bytes of an output for which no disk is needed, as it was written or as sources go."""
+    known = journal.tensors if journal is not None else {}
+    return plan.nbytes - most_disk(plan, finished_tensors(plan, known))
 
 
 def _files(job: Job) -> tuple[Path, ...]:
@@ -132,12 +165,17 @@ def _add_manifest(job: Job, out: Publication, done: Done, command: str | None) -
     out.small_files[name] = content
 
 
-def _refuse_bad(plan: Plan, options: Running, audit: Audit) -> None:
+def _refuse_bad(plan: Plan, options: Running, audit: Audit, gone: Collection[int] = ()) -> None:
     """Raises `CastOverflowError`, and the errors for sources that have changed meanwhile."""
+    _refuse_overflow(plan, options, audit)
+    for i, source in enumerate(plan.sources):
+        if i not in gone:
+            refuse_changed(source)
+
+
+def _refuse_overflow(plan: Plan, options: Running, audit: Audit) -> None:
     if audit.overflowed and not (isinstance(options, Overflow) and options.allow_overflow):
         raise CastOverflowError(_overflow_message(plan, audit))
-    for source in plan.sources:
-        refuse_changed(source)
 
 
 def _refuse_unlike(plan: Plan, budget: Budget) -> None:

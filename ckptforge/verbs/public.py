@@ -26,13 +26,31 @@ def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]
     """
 
     def decorate(function: Callable[[R], T]) -> Callable[P, T]:
-        @functools.wraps(function)
+        resumable = _going_on(function)
+
+        @functools.wraps(resumable)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            return function(record(*args, **kwargs))
+            return resumable(record(*args, **kwargs))
 
         return _shown(call, function, cast(type[Options], record))
 
     return decorate
+
+
+def _going_on(function: Callable[[R], T]) -> Callable[[R], T]:
+    """A verb that finds what is left of inputs that an earlier run of it has removed."""
+
+    @functools.wraps(function)
+    def call(options: R) -> T:
+        given = vars(options)
+        if "consume" not in given:
+            return function(options)
+        from ckptforge.publish.consuming import husks_mounted
+
+        with husks_mounted(given.get("out") or given["out_dir"]):
+            return function(options)
+
+    return call
 
 
 def of_record(function: Callable[..., T]) -> Callable[[Options], T]:

@@ -79,11 +79,14 @@ def result_of(plan: Plan, **more: Any) -> Result:
     return Result(**{**found, **more})
 
 
-def dry_result(plan: Plan, budget: Budget, more_notes: Sequence[str] = ()) -> Result:
-    """The result of a dry run; a note says where the disk has no room for it."""
+def dry_result(
+    plan: Plan, budget: Budget, more_notes: Sequence[str] = (), spared: int = 0
+) -> Result:
+    """The result of a dry run; a note says where the disk has no room for it, of which `spared`
+    bytes need none."""
     notes = [*plan.notes, *more_notes]
     try:
-        publisher_of(plan.output).check_room(plan)
+        publisher_of(plan.output).check_room(plan, spared)
     except OutputError as error:
         notes.append(str(error))
     facts = {**plan.facts, "planned_casts": plan.casts()}

@@ -98,6 +98,10 @@ class Running(Workers):
 class Parted(Running):
     """Which part of a job this process does."""
 
+    consume: bool = flag(
+        "remove each input file as soon as all that was made of it is on the disk, where there is "
+        "no room for two models; `resume` goes on without them"
+    )
     dask: str | None = option(
         "have the workers of this Dask scheduler, or N processes on this machine, do the work; "
         "all share the output's directory. `workers` and `memory` are those of each unit",
