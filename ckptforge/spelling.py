@@ -42,7 +42,7 @@ def called(names: Mapping[str, str]) -> Iterator[None]:
 
 def flag(name: str) -> str:
     """A switch, on: `--allow-unmapped` or `allow_unmapped=True`."""
-    return _dashes(name) if _on_command_line else f"{name}=True"
+    return dashes(name) if _on_command_line else f"{name}=True"
 
 
 def option(name: str, value: object = _UNSET) -> str:
@@ -50,8 +50,8 @@ def option(name: str, value: object = _UNSET) -> str:
     `layout_b='gmm'`."""
     name = _called.get({}).get(name, name)
     if value is _UNSET:
-        return _dashes(name) if _on_command_line else name
-    return f"{_dashes(name)} {_word(value)}" if _on_command_line else f"{name}={_literal(value)}"
+        return dashes(name) if _on_command_line else name
+    return f"{dashes(name)} {_word(value)}" if _on_command_line else f"{name}={_literal(value)}"
 
 
 def command(verb: str, *arguments: object, **options: object) -> str:
@@ -67,7 +67,8 @@ def command(verb: str, *arguments: object, **options: object) -> str:
     return f"`ckptforge.{verb}({', '.join(given)})`"
 
 
-def _dashes(name: str) -> str:
+def dashes(name: str) -> str:
+    """An option of the command line: `--from` for `from_`."""
     return f"--{name.rstrip('_').replace('_', '-')}"
 
 

@@ -14,7 +14,7 @@ from ckptforge.forward import bench as verification
 from ckptforge.forward import checks, device
 from ckptforge.forward.experts import GroupedExperts, LoopExperts, sort_by_expert
 from ckptforge.forward.mindspore_forward import MindSporeForward
-from ckptforge.forward.network import network_of
+from ckptforge.forward.network import LayerOutput, network_of
 from ckptforge.forward.precision import precision_of
 from ckptforge.forward.weights import Weights
 from ckptforge.reading.known import Choices
@@ -184,7 +184,10 @@ def test_other_experts_are_let_off_only_within_the_margin():
     for difference, within, beyond in ((0.06, 1, 0), (0.04, 0, 1)):
         other = logits + np.array([[difference, 0, 0], [0, 0, 0]], "f4")
         found = checks.layer_check(
-            3, gate, expected, expected, logits, other, chosen, np.array([[1], [0]])
+            3,
+            gate,
+            LayerOutput(expected, logits, chosen),
+            LayerOutput(expected, other, np.array([[1], [0]])),
         )
         assert (found.flips_within, found.flips_beyond, found.passed) == (
             within,

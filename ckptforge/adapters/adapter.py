@@ -126,10 +126,9 @@ def read_adapter(
     if not names:
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor *{LORA_MARK}*).")
     kept, notes = _with_alpha(path, kept, alpha)
-    family, preferred = "huggingface" if is_peft else "mindspore", (kept.layout, like)
-    chosen, found, unknown = recognise_factors(
-        path, table, names, lengths, family, layout, preferred
-    )
+    family = "huggingface" if is_peft else "mindspore"
+    asked = family, layout, (kept.layout, like)
+    chosen, found, unknown = recognise_factors(path, table, names, lengths, *asked)
     others = {name: e for name, e in model.values.items() if is_peft and not is_lora(name)}
     whole, strange = _whole(chosen, others, lengths)
     if unknown := [*unknown, *strange]:

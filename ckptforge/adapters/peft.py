@@ -8,7 +8,6 @@ rank_pattern give a module's own (`module_pattern.py`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -24,7 +23,7 @@ from ckptforge.checkpoints.files import model_of, read_file
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import is_there, read_small
-from ckptforge.foreign.json import parse_object
+from ckptforge.foreign.json import file_of, parse_object
 from ckptforge.foreign.paths import has_name, is_directory
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
@@ -96,7 +95,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
 
     def json(self) -> bytes:
         """It as a file."""
-        return _as_json(self.content)
+        return file_of(self.content)
 
     def _own(self, field: str, module: str, default: object) -> object:
         return self._patterns[field].value(module, default)
@@ -211,8 +210,4 @@ def config_json(
         "inference_mode": True,
         "lora_dropout": 0.0,
     }
-    return _as_json({**base, **(like.content if like is not None else {}), **fixed})
-
-
-def _as_json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return file_of({**base, **(like.content if like is not None else {}), **fixed})

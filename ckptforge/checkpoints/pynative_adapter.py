@@ -12,24 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from ckptforge.errors import FormatError, shown
 from ckptforge.foreign.files import is_there
 from ckptforge.foreign.json import read_object
 
 CONFIG = "mindformers_adapter_config.json"
 _FORMAT = "mindformers_pynative_lora_adapter_v1"
-
-
-class _LoraConfig(msgspec.Struct):
-    lora_rank: int
-    lora_alpha: int
-
-
-class _File(msgspec.Struct):
-    format: str
-    lora_config: _LoraConfig
 
 
 class PyNativeAdapter(NamedTuple):
@@ -48,13 +36,18 @@ def read_adapter_config(files: Iterable[Path]) -> PyNativeAdapter | None:
     path = next((one / CONFIG for one in places if is_there(one / CONFIG)), None)
     if path is None:
         return None
-    try:
-        found = msgspec.convert(read_object(path), _File)
-    except msgspec.ValidationError as error:
-        raise FormatError(f"{path}: isn't what MindFormers writes: {error}.") from error
-    if found.format != _FORMAT:
-        raise FormatError(f"{path}: format is {shown(found.format)}, expected {_FORMAT!r}.")
-    return PyNativeAdapter(path, found.lora_config.lora_rank, found.lora_config.lora_alpha)
+    found = read_object(path)
+    if found.get("format") != _FORMAT:
+        raise FormatError(f"{path}: format is {shown(found.get('format'))}, expected {_FORMAT!r}.")
+    said = found.get("lora_config")
+    if not isinstance(said, dict):
+        raise FormatError(f"{path}: lora_config is {shown(said)}, expected keys and values.")
+    for key in ("lora_rank", "lora_alpha"):
+        if not isinstance(said.get(key), int) or isinstance(said.get(key), bool):
+            raise FormatError(
+                f"{path}: lora_config.{key} is {shown(said.get(key))}, expected an integer."
+            )
+    return PyNativeAdapter(path, said["lora_rank"], said["lora_alpha"])
 
 
 def adapter_json(modules: Iterable[str], rank: int, alpha: float, step: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from ckptforge.cli.completion import completing
+from ckptforge.spelling import dashes
 from ckptforge.verbs.options.option import Option, Words
 from ckptforge.verbs.options.record import Options, options_of, types_of
 from ckptforge.wording import nearest
@@ -80,7 +81,7 @@ def parameters(record: type[Options]) -> list[click.Parameter]:
 def hidden(names: Sequence[str]) -> list[click.Parameter]:
     """Options of a text each that no help lists."""
     return [
-        click.Option([_dashes(name), name], metavar="VALUE", hidden=True, expose_value=True)
+        click.Option([dashes(name), name], metavar="VALUE", hidden=True, expose_value=True)
         for name in names
     ]
 
@@ -108,11 +109,7 @@ def _option(name: str, one: Option, kind: Any, record: type[Options]) -> click.O
         settings["shell_complete"] = completing(one)
         if isinstance(one.default, (str, int)):
             settings |= {"default": one.default, "show_default": isinstance(one.default, str)}
-    return click.Option([_dashes(name), *one.aliases, name], help=help_of(one, record), **settings)
-
-
-def _dashes(name: str) -> str:
-    return f"--{name.rstrip('_').replace('_', '-')}"
+    return click.Option([dashes(name), *one.aliases, name], help=help_of(one, record), **settings)
 
 
 def _type(one: Option, kind: Any) -> Any:
@@ -146,7 +143,7 @@ def help_of(one: Option, record: type[Options]) -> str:
         other = options.get(found[1])
         if other is None:
             return found[0]
-        return _dashes(found[1]) if other.kw_only else other.metavar or found[1].upper()
+        return dashes(found[1]) if other.kw_only else other.metavar or found[1].upper()
 
     text, unset = (re.sub(r"`(\w+)`", spelled, part) for part in (one.meaning, one.unset))
     sentence = f"{text[:1].upper()}{text[1:]}." if text else ""

@@ -1,11 +1,12 @@
-"""Reading a JSON file that a user or another program wrote: bounded, with one kind of error."""
+"""JSON files: of users and other programs, read within bounds and with one kind of error, and as
+others read them."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ def parse_object(
     if _is_deep(found):
         raise FormatError(f"{where}: its JSON is nested more than {_MAX_DEPTH} levels deep.")
     return found
+
+
+def file_of(content: Mapping[str, Any]) -> bytes:
+    """An object as a file, as Hugging Face's libraries write one."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _has_many_values(content: bytes, limit: int) -> bool:

@@ -136,19 +136,15 @@ def _run(
     running = mindspore_side.embed(ids)
     checks, routes = [], []
     for i in wanted:
-        expected, logits, experts = torch_side.layer(i, given)
-        got, other_logits, other_experts = mindspore_side.layer(i, given, experts)
-        checks.append(
-            layer_check(
-                i, precision.layer_gate, expected, got, logits, other_logits, experts, other_experts
-            )
-        )
+        expected = torch_side.layer(i, given)
+        got = mindspore_side.layer(i, given, expected.experts)
+        checks.append(layer_check(i, precision.layer_gate, expected, got))
         say(f"layer {i}: worst token {checks[-1].worst:.2e}")
         _log.info("layer %d: worst token %.2e", i, checks[-1].worst)
         if whole:
-            running, _, _ = mindspore_side.layer(i, running, experts)
-            routes.append(experts)
-        given = expected
+            running = mindspore_side.layer(i, running, expected.experts).hidden
+            routes.append(expected.experts)
+        given = expected.hidden
     return checks, end_check(
         torch_side, mindspore_side, precision, ids, routes, given, running
     ) if whole else None

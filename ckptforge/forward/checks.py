@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.forward.mindspore_forward import MindSporeForward
-from ckptforge.forward.network import Network
+from ckptforge.forward.network import LayerOutput, Network
 from ckptforge.forward.precision import Precision
 from ckptforge.forward.torch_forward import TorchForward
 
@@ -64,22 +64,14 @@ class EndCheck:
         return self.relative_l2 <= self.gate
 
 
-def layer_check(
-    i: int,
-    gate: float,
-    expected: Array,
-    got: Array,
-    logits: Array,
-    other_logits: Array,
-    experts: Array,
-    other_experts: Array,
-) -> LayerCheck:
+def layer_check(i: int, gate: float, expected: LayerOutput, got: LayerOutput) -> LayerCheck:
     """One layer: what both sides made of the reference's input, with its experts."""
-    width = expected.shape[-1]
-    a, b = expected.reshape(-1, width).astype(np.float64), got.reshape(-1, width).astype(np.float64)
+    width = expected.hidden.shape[-1]
+    a, b = (side.hidden.reshape(-1, width).astype(np.float64) for side in (expected, got))
+    logits, other_logits, experts = expected.logits, got.logits, expected.experts
     norms = np.linalg.norm(a, axis=1)
     error = np.linalg.norm(a - b, axis=1) / np.where(norms > 0, norms, 1.0)
-    flipped = (np.sort(experts, 1) != np.sort(other_experts, 1)).any(axis=1)
+    flipped = (np.sort(experts, 1) != np.sort(got.experts, 1)).any(axis=1)
     ordered = np.sort(logits.astype(np.float64), axis=1)[:, ::-1]
     top_k = experts.shape[1]
     margins = (
@@ -124,7 +116,7 @@ def end_check(
         other = TorchForward(reference, reference.source.config, "sdpa", precision)
         hidden = other.embed(ids)
         for i, experts in enumerate(routes):
-            hidden, _, _ = other.layer(i, hidden, experts)
+            hidden = other.layer(i, hidden, experts).hidden
         noise = _relative(expected, other.head(hidden).astype(np.float64))
         gate = max(gate, _NOISE_FACTOR * noise)
     p, q = _log_softmax(expected), _log_softmax(got)
@@ -155,6 +147,6 @@ def generate(
     for _ in range(count):
         hidden = side.embed(ids[:, -network.positions :])
         for i in range(network.layers):
-            hidden = side.layer(i, hidden)[0]
+            hidden = side.layer(i, hidden).hidden
         ids = np.concatenate([ids, side.head(hidden[:, -1:]).argmax(-1)], axis=1)
     return [int(token) for token in ids[0, prompt.shape[1] :]]

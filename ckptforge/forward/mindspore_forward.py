@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.forward.experts import Experts, GroupedExperts, LoopExperts, streamed_dense
-from ckptforge.forward.network import Network, causal_mask, rotary
+from ckptforge.forward.network import LayerOutput, Network, causal_mask, rotary
 from ckptforge.forward.precision import FLOAT32, Precision
 from ckptforge.forward.weights import Weights
 
@@ -67,11 +67,8 @@ class MindSporeForward:
         made: Array = found.asnumpy().reshape(*tokens.shape, -1)
         return made
 
-    def layer(
-        self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None
-    ) -> tuple[Array, Array, NDArray[np.int64]]:
-        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`;
-        `experts` are taken instead of those chosen."""
+    def layer(self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None) -> LayerOutput:
+        """What layer `i` makes of its input; `experts` are taken instead of those chosen."""
         ms, ops = self.mindspore, self.mindspore.ops
         batch, length, width = hidden.shape
         states = ms.Tensor(hidden.reshape(-1, width))
@@ -87,7 +84,8 @@ class MindSporeForward:
         states = self.rounded(
             states + self.experts(i, normed, taken, gates / gates.sum(-1, keepdims=True))
         )
-        return states.asnumpy().reshape(batch, length, width), logits.asnumpy(), chosen
+        made = states.asnumpy().reshape(batch, length, width)
+        return LayerOutput(made, logits.asnumpy(), chosen)
 
     def head(self, hidden: Array) -> Array:
         """(batch, length, vocab): the final norm and lm_head."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,15 @@ class Network:
     window: int | None
     vocab: int
     positions: int
+
+
+class LayerOutput(NamedTuple):
+    """What a layer makes of its input (batch, length, hidden): the same again, the router's logits
+    (tokens, experts), and the experts that it chose (tokens, top_k)."""
+
+    hidden: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    experts: NDArray[np.int64]
 
 
 _MODEL = "mixtral"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.errors import VerifyError
+from ckptforge.forward.network import LayerOutput
 from ckptforge.forward.precision import FLOAT32, Precision
 from ckptforge.forward.weights import Weights
 from ckptforge.wording import install_hint
@@ -78,11 +79,8 @@ class TorchForward:
         made: Array = rows.float().numpy()[inverse.reshape(tokens.shape)]
         return made
 
-    def layer(
-        self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None
-    ) -> tuple[Array, Array, NDArray[np.int64]]:
-        """(output, router logits (tokens, experts), experts chosen (tokens, top_k)) of layer `i`;
-        `experts` are taken instead of those chosen."""
+    def layer(self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None) -> LayerOutput:
+        """What layer `i` makes of its input; `experts` are taken instead of those chosen."""
         torch = self.torch
         seen: list[Any] = []
 
@@ -107,7 +105,7 @@ class TorchForward:
                 position_ids=positions,
             )
             logits, chosen = seen[0]
-            return output.float().numpy(), logits.float().numpy(), chosen.numpy()
+            return LayerOutput(output.float().numpy(), logits.float().numpy(), chosen.numpy())
 
     def _module(self, i: int) -> Any:
         """Layer `i`, whose experts are read when they are used."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from msgspec.structs import replace
 from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import ConfigError, FormatError, QuantisedError, shown
+from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
 from ckptforge.spelling import command, option
@@ -284,5 +284,5 @@ def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) 
     if isinstance(inner, Mapping) and any(key in inner for key in dropped):
         plain["text_config"] = {key: value for key, value in inner.items() if key not in dropped}
     if CONFIG in kept and plain != dict(config):
-        kept[CONFIG] = (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
+        kept[CONFIG] = file_of(plain)
     return kept

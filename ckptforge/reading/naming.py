@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import shown
-from ckptforge.foreign.json import parse_object
+from ckptforge.foreign.json import file_of, parse_object
 from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.tables.model_config import classes_of, language_part
@@ -61,9 +61,8 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
             "needed."
         )
         return replace(side, files=files), (note,)
-    own = _of_language_model(part.config, table)
-    content = json.dumps(own, indent=2, ensure_ascii=False) + "\n"
-    return replace(side, files={**files, CONFIG: content.encode()}), (
+    own = file_of(_of_language_model(part.config, table))
+    return replace(side, files={**files, CONFIG: own}), (
         f"{described}: what is kept for the way back is the config.json of the language model "
         "alone.",
     )

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import CONFIG
+from ckptforge.foreign.json import file_of
 from ckptforge.tables.binding import Binding
 
 
@@ -35,8 +36,7 @@ def declared(
     off = switches_off(binding, config)
     if side is not None and CONFIG in side.files and off:
         content = {**json.loads(side.files[CONFIG]), **dict.fromkeys(off, False)}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        side = replace(side, files={**side.files, CONFIG: text.encode()})
+        side = replace(side, files={**side.files, CONFIG: file_of(content)})
     return side, tuple(
         f"there is no {' and no '.join(tensors)}, so the network was trained with {key}: False, "
         f"which {CONFIG} gets. Programs that don't know that key make such tensors of their own "

@@ -30,11 +30,15 @@ def possible_tables(tables: Sequence[Table], hints: Hints) -> list[Table]:
     """The tables that the name given, or config.json, leaves."""
     if hints.model is not None:
         return [table for table in tables if table.name == hints.model]
+    return _told(tables, hints) or list(tables)
+
+
+def _told(tables: Sequence[Table], hints: Hints) -> list[Table]:
+    """The tables of config.json's model_type, or where it has none of its classes."""
     model_type = hints.config.get("model_type")
-    by_type = [table for table in tables if model_type in table.model_types]
-    if not by_type and model_type is None:
-        by_type = [table for table in tables if has_class(table, hints.config)]
-    return by_type or list(tables)
+    if model_type is None:
+        return [table for table in tables if has_class(table, hints.config)]
+    return [table for table in tables if model_type in table.model_types]
 
 
 def has_class(table: Table, config: Mapping[str, Any]) -> bool:
@@ -59,9 +63,10 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
     """
     if hints.model is not None:
         return table_named(tables, hints.model)
-    candidates = possible_tables(tables, hints)
-    if len(candidates) == 1 and _is_told(tables, hints):
-        return candidates[0]
+    told = _told(tables, hints)
+    if len(told) == 1:
+        return told[0]
+    candidates = told or list(tables)
     near = {table.name: nearest_layout(table, shapes) for table in candidates}
     best = max((one.known for one in near.values()), default=0)
     closest = [table for table in candidates if near[table.name].known == best]
@@ -72,15 +77,6 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
     if best * 2 > len(shapes) and len(closest) == 1 and hints.config.get("model_type") is None:
         return closest[0]
     raise ModelUnknownError(_unknown(candidates, closest, near, shapes, hints))
-
-
-def _is_told(tables: Sequence[Table], hints: Hints) -> bool:
-    """Whether something in config.json tells which table is meant."""
-    model_type = hints.config.get("model_type")
-    return any(
-        model_type in table.model_types or (model_type is None and has_class(table, hints.config))
-        for table in tables
-    )
 
 
 def _unknown(

@@ -15,6 +15,7 @@ from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import CONFIG, INDEX, SINGLE
 from ckptforge.dtypes import DType
 from ckptforge.errors import ConfigError, UsageError, shown
+from ckptforge.foreign.json import file_of
 from ckptforge.formats import safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.planning.lower import PlacedFile
@@ -168,14 +169,7 @@ def _with_dtype(config: bytes, specs: Sequence[TensorSpec]) -> bytes:
     parsed: Mapping[str, Any] = json.loads(config)
     if not (changed := _other_dtypes(parsed, specs)):
         return config
-    return (
-        json.dumps(
-            {**parsed, **{key: now for key, (_, now) in changed.items()}},
-            indent=2,
-            ensure_ascii=False,
-        )
-        + "\n"
-    ).encode()
+    return file_of({**parsed, **{key: now for key, (_, now) in changed.items()}})
 
 
 def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
@@ -205,4 +199,4 @@ def index_json(shards: dict[str, list[TensorSpec]]) -> bytes:
     weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
     total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+    return file_of(index)

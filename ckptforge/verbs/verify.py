@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from ckptforge.reading.known import Choices
-from ckptforge.reading.source import Source
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.options import Verify
 from ckptforge.verbs.public import verb
@@ -69,7 +68,10 @@ def verify(options: Verify) -> Verification:
 
     bench = Bench.of(options.compute, options.device)
     hub = open_source(options.hf_dir, Choices(family="huggingface"))
-    checkpoint = _open_mindspore(options)
+    choices = choices_of(options, family="mindspore")
+    checkpoint = open_source(options.ms, choices)
+    if not checkpoint.config:  # that of the reference
+        checkpoint = open_source(options.ms, replace(choices, config=options.hf_dir))
     found = bench.check(hub, checkpoint, options)
     return Verification(
         hf_dir=str(options.hf_dir),
@@ -89,12 +91,3 @@ def verify(options: Verify) -> Verification:
         generated=found.generated,
         notes=found.notes,
     )
-
-
-def _open_mindspore(options: Verify) -> Source:
-    """The checkpoint with its own config, or the reference's where it has none."""
-    choices = choices_of(options, family="mindspore")
-    source = open_source(options.ms, choices)
-    if source.config:
-        return source
-    return open_source(options.ms, replace(choices, config=options.hf_dir))
