@@ -578,6 +578,62 @@ def test_a_recipe_says_which_row_is_wrong(models, tmp_path, text, message):
         ckptforge.edit(models / "mixtral", tmp_path / "no", recipe=tmp_path / "r.toml")
 
 
+def edits_of(output):
+    """The edits that a manifest keeps."""
+    found = json.loads((output / "ckptforge.manifest.json").read_text())["surgery"]["edits"]
+    return [
+        (name, argument if isinstance(argument, str) else argument[1]) for name, argument in found
+    ]
+
+
+def test_edits_of_a_call_come_in_the_order_in_which_they_are_given(models, tmp_path):
+    from click.testing import CliRunner
+
+    turns = [("pad", "e=12"), ("take", "e=0,9,11,2"), ("pad", "e=5"), ("take", "e=4,0,3")]
+    words = [word for name, value in turns for word in (f"--{name}", value)]
+    fill = ["--fill", "copy:1", "--set-dtype", "router=fp32"]
+    line = ["edit", str(models / "mixtral"), str(tmp_path / "a"), *words, *fill, "--quiet"]
+    done = CliRunner().invoke(cli, line)
+    assert done.exit_code == 0, done.output
+    given = {"edits": turns, "fill": "copy:1", "set_dtype": ["router=fp32"]}
+    ckptforge.edit(models / "mixtral", tmp_path / "b", **given)
+    ckptforge.edit(models / "mixtral", tmp_path / "c", part="1/1", **given)
+    ckptforge.finish(tmp_path / "c")
+    opened = ckptforge.open(models / "mixtral")
+    by_methods = (
+        opened.pad("copy:1", e=12).take(e=[0, 9, 11, 2]).pad("copy:1", e=5).take(e=[4, 0, 3])
+    )
+    by_methods.set_dtype(router="fp32").save(tmp_path / "d")
+    for other in "bcd":
+        assert contents(tmp_path / other) == contents(tmp_path / "a")
+    order = ["pad", "take", "pad", "take", "set_dtype"]
+    assert [name for name, _ in edits_of(tmp_path / "c")] == order
+    # keywords come in their order
+    ckptforge.edit(models / "mixtral", tmp_path / "e", take=["e=2,1,3"], pad=["e=4"])
+    ckptforge.edit(models / "mixtral", tmp_path / "f", pad=["e=9"], take=["e=2,1,8"])
+    assert [name for name, _ in edits_of(tmp_path / "e")] == ["take", "pad"]
+    assert [name for name, _ in edits_of(tmp_path / "f")] == ["pad", "take"]
+    with pytest.raises(UsageError, match=r"edits holds \['taek', 'e=0'\].*Did you mean 'take'"):
+        ckptforge.edit(models / "mixtral", tmp_path / "no", edits=[("taek", "e=0")])
+
+
+def test_a_call_can_expand_as_a_recipe_does(models, tmp_path):
+    text = "mixtral experts=4 active=1 router=normal:0.02,3"
+    ckptforge.edit(models / "llama", tmp_path / "out", expand=[text], pad=["V=260"])
+    opened = ckptforge.open(models / "llama")
+    opened.expand("mixtral", experts=4, active=1, router="normal:0.02,3").pad(V=260).save(
+        tmp_path / "same"
+    )
+    assert contents(tmp_path / "out") == contents(tmp_path / "same")
+    for wrong, message in (
+        ("experts=4", "expected a mapping"),
+        ("mixtral expert=4", "Did you mean 'experts'"),
+        ("mixtral experts=0", "experts is 0, expected a whole number, 1 or more"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            ckptforge.edit(models / "llama", tmp_path / "no", expand=[wrong])
+
+
 def test_an_edit_of_another_package_stands_in_recipes(models, tmp_path):
     class Doubled:
         NAME = "double"

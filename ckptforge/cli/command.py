@@ -23,6 +23,7 @@ CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
+_ORDER = "ckptforge.order"  # of the context: the name of the option at each place of the line
 # what nobody gets by a typing error
 _UNASKED = ("--overwrite", "--allow-", "--no-", "--weights-only", "--trim-", "--drop")
 
@@ -32,10 +33,13 @@ class _Forgiving(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does."""
+        given = list(args)
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             raise _without_harm(error, self, ctx) from None
+        ctx.meta[_ORDER] = [one.name for one in self.make_parser(ctx).parse_args(given)[2]]
+        return rest
 
 
 class Command(_Forgiving):
@@ -71,6 +75,8 @@ class Command(_Forgiving):
 
     def _called(self, **values: Any) -> None:
         given = {name: value for name, value in values.items() if value is not None}
+        for record in self.records:
+            _gather(given, record)
         others = {name: given.pop(name) for name in self.others if name in given}
         if self.others:
             given["others"] = others
@@ -108,6 +114,21 @@ class Group(_Forgiving, click.Group):
             raise click.UsageError(
                 f"No such command {name!r}.{nearest(name, self.list_commands(ctx))}", ctx
             ) from error
+
+
+def _gather(given: dict[str, Any], record: type[Options]) -> None:
+    """Puts the values of options that go into another into that, in the order of the words."""
+    values = {
+        name: [True] if given[name] is True else list(given[name] or ())
+        for name, one in options_of(record).items()
+        if one.into and name in given
+    }
+    for name in click.get_current_context().meta[_ORDER]:
+        if values.get(name):
+            value = values[name].pop(0)
+            given.pop(name, None)
+            into = given.setdefault(options_of(record)[name].into, [])
+            into.append((name, "" if value is True else value))
 
 
 def _made(record: type[R], given: Mapping[str, Any]) -> R:

@@ -43,13 +43,14 @@ COMMANDS = (
         Take, merge and pad axes; drop, keep, rename, tie and cast tensors: in one pass.
 
         An axis is cut wherever it occurs, in any layout and split, and config.json follows. Edits
-        come in the order of a recipe, and then: take, merge, pad, tie, untie, drop, keep, rename,
-        set-dtype. What config.json can't say is refused.
+        come in the order of a recipe, and then as they stand here. What config.json can't say is
+        refused.
 
         Examples:
             ckptforge edit hf_dir pruned --take e=@kept.json
             ckptforge edit hf_dir small --take l=0-2,58-60 --set-dtype router=fp32
             ckptforge edit hf_dir padded.ckpt --pad V=multiple:1024 --fill mean --to mcore
+            ckptforge edit dense_hf_dir moe --expand 'qwen3_moe experts=4 active=2'
         """),
     Command("average", actions.write, Average).described("""
         Average checkpoints of one model, of any formats, layouts and splits, into one.

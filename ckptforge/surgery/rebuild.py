@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 
 import msgspec
 from msgspec.structs import replace
@@ -16,7 +16,7 @@ from ckptforge.dtypes import DType
 from ckptforge.errors import ConfigError, MissingTensorsError
 from ckptforge.spelling import option
 from ckptforge.surgery.along import Along, Entry, Run, runs_of
-from ckptforge.tables.axes import Pattern
+from ckptforge.tables.axes import Pattern, in_parts
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.convert import in_checkpoint_order
 from ckptforge.transfers import Transfer
@@ -96,6 +96,12 @@ def stock_of(binding: Binding, pattern: Pattern, work: Rebuilding) -> Stock:
                     f"tensors, or give it with {option('config')}."
                 )
             lengths |= told
+    for axis in pattern.turns.keys() - work.changes.keys():
+        parts, inner = in_parts(axis)
+        lengths |= {parts: pattern.turns[axis], inner: lengths[axis] // pattern.turns[axis]}
+        for tensor, own in axes.items():
+            cut = ((parts, inner) if one == axis else (one,) for one in own)
+            axes[tensor] = tuple(chain.from_iterable(cut))
     return Stock(pattern=pattern, axes=axes, lengths=lengths)
 
 

@@ -38,6 +38,18 @@ def read_edit_recipe(path: Path) -> EditRecipe:
     return _validated(EditRecipe, path)
 
 
+def expansion(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """What `expand` is to do, checked as in a recipe. Raises `UsageError`, beginning with
+    `where`."""
+    from ckptforge.surgery.edit_schema import Expand
+    from ckptforge.validation import validate
+
+    try:
+        return validate(Expand, given, lambda place: _spell(place) if place else "it").model_dump()
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
 def schema(verb: str) -> dict[str, Any]:
     """The JSON schema of the recipes of `edit` or `average`, for editors. Raises `UsageError` for
     another verb."""

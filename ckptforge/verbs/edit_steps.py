@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptforge.errors import UsageError
+from ckptforge.errors import UsageError, shown
 from ckptforge.spelling import option
 from ckptforge.surgery.edits import Step, edit_named
-from ckptforge.surgery.recipes import read_edit_recipe
+from ckptforge.surgery.recipes import expansion, read_edit_recipe
 from ckptforge.verbs.options import Edit
 from ckptforge.verbs.options.dtypes import parse_target
+from ckptforge.wording import nearest
 
 if TYPE_CHECKING:
     from ckptforge.surgery.edit_schema import EditRow
@@ -21,17 +23,58 @@ _OWN = ("take", "merge", "pad", "expand", "tie", "untie", "drop", "keep", "renam
 
 
 def steps_of(options: Edit) -> list[Step]:
-    """The recipe's, then those of the call. Raises `UsageError`, naming the row or the option."""
+    """The recipe's, then those of the call, in the order in which they were given; of one kind,
+    such as what is kept, neighbours are one step. Raises `UsageError`, naming the row or the
+    option."""
     found = [] if options.recipe is None else list(_of_recipe(options.recipe))
-    found += [Step("take", pair) for pair in _pairs("take", options.take)]
-    found += [Step("merge", (axis, _groups(text))) for axis, text in _pairs("merge", options.merge)]
-    found += [Step("pad", (*pair, options.fill)) for pair in _pairs("pad", options.pad)]
-    found += [Step(name, None) for name in ("tie", "untie") if getattr(options, name)]
-    found += [Step("drop", tuple(options.drop))] if options.drop else []
-    found += [Step("keep", tuple(options.keep))] if options.keep else []
-    found += [Step("rename", dict(_pairs("rename", options.rename)))] if options.rename else []
-    found += [_dtype_step(*pair) for pair in _pairs("set_dtype", options.set_dtype)]
+    given = [_pair(one) for one in options.edits]
+    for name, value in vars(options).items():
+        if name in _OWN and value:
+            given += [(name, "")] if value is True else [(name, text) for text in value]
+    for name, group in groupby(given, lambda pair: pair[0]):
+        found += _of_texts(name, [text for _, text in group], options.fill)
     return found
+
+
+def _pair(given: Sequence[str]) -> tuple[str, str]:
+    if len(given) != 2 or given[0] not in _OWN:
+        hint = nearest(given[0], _OWN) if given else ""
+        raise UsageError(
+            f"{option('edits')} holds {shown(list(given))}, expected pairs of an edit "
+            f"({', '.join(_OWN)}) and its value.{hint}"
+        )
+    return given[0], given[1]
+
+
+def _of_texts(name: str, texts: Sequence[str], fill: str) -> Iterator[Step]:
+    """The steps of options of one kind."""
+    if name in ("take", "set_dtype", "pad", "merge"):
+        for key, text in _pairs(name, texts):
+            if name == "set_dtype":
+                yield _dtype_step(key, text)
+            elif name == "merge":
+                yield Step("merge", (key, _groups(text)))
+            else:
+                yield Step(name, (key, text, fill) if name == "pad" else (key, text))
+    elif name == "rename":
+        yield Step("rename", dict(_pairs("rename", texts)))
+    elif name in ("drop", "keep"):
+        yield Step(name, tuple(texts))
+    elif name == "expand":
+        yield from (Step("expand", _expansion(text)) for text in texts)
+    else:
+        yield Step(name, None)
+
+
+def _expansion(text: str) -> dict[str, Any]:
+    """`TABLE experts=8 …` as the recipe has it."""
+    to, *more = text.split() or [""]
+    where = option("expand", text)
+    if not to or "=" in to or not all("=" in word for word in more):
+        raise UsageError(f"{where}: expected a mapping, and then such as experts=8 router=zero.")
+    given = dict(word.split("=", 1) for word in more)
+    numbers = {key: int(word) if word.isdecimal() else word for key, word in given.items()}
+    return expansion({"to": to, **numbers}, where)
 
 
 def _dtype_step(what: str, dtype: str) -> Step:

@@ -31,9 +31,11 @@ FINISHING: ContextVar[Literal["trusting", "checking"] | None] = ContextVar(
 )
 # What is of one process, and not of the job.
 _OWN = {
+    "command",
     "part",
     "dask",
     "executor",
+    "progress",
     "steal",
     "steal_after",
     "workers",
@@ -124,7 +126,7 @@ def _given(options: Parted) -> dict[str, Any]:
     return {
         name: _as_json(value)
         for name, value in vars(options).items()
-        if name not in _OWN and not known[name].hidden and value != known[name].default
+        if name not in _OWN and value != known[name].default
     }
 
 

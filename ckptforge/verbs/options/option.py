@@ -57,7 +57,7 @@ class Option(NamedTuple):
     spelled as the reader writes them. `unset` says what happens where nothing is given, `words`
     which texts may be. The rest is for the command line: `choices` or `metavar` in place of the
     value, `completes` what kind of name it is, `aliases` other spellings, `hidden` that it isn't
-    there.
+    there, `into` the option that gets (name, value) of all such in their order.
     """
 
     meaning: str
@@ -70,6 +70,7 @@ class Option(NamedTuple):
     words: Words | None = None
     aliases: tuple[str, ...] = ()
     hidden: bool = False
+    into: str = ""
     kw_only: bool = True
 
     @property

@@ -84,13 +84,15 @@ def verb_of(record: type[Options]) -> str:
 def _bound(
     record: type[Options], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The value of every option. Raises `TypeError` and `UsageError`."""
+    """The value of every option, those that are given first, in their order. Raises `TypeError` and
+    `UsageError`."""
     _refuse_unknown(record, keywords)
     options = options_of(record)
     given = {**_by_position(record, arguments, keywords), **keywords}
     if missing := [name for name, one in options.items() if one.required and name not in given]:
         raise TypeError(f"{verb_of(record)}() is missing a required argument: {missing[0]!r}")
-    return {name: one.default for name, one in options.items()} | _checked(record, given)
+    checked = _checked(record, given)
+    return checked | {name: one.default for name, one in options.items() if name not in checked}
 
 
 def _checked(record: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ckptforge.verbs.options.option import OptionalPlace, Place, flag, option, required
 from ckptforge.verbs.options.shared import (
@@ -54,48 +54,54 @@ class Extract(_Looked, Overflow, Running):
     dtype: str | None = dtype_of("cast its numbers, and count what that changes")
 
 
+def _edit(meaning: str, metavar: str) -> Any:
+    return option(meaning, default=(), metavar=metavar, into="edits")
+
+
 class Edit(MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Mapped, Parted):
     """Surgery over named axes."""
 
     source: Place = required(ANY, metavar="IN", kw_only=False)
     out: Place = required(OUT, kw_only=False)
-    take: Sequence[str] = option(
+    take: Sequence[str] = _edit(
         "make an axis of some of its indexes: e=0,2,5, l=0-23,8-31 or e=@FILE.json, also with a "
         "list for each layer; an axis is the mapping's letter or its key of config.json",
-        default=(),
-        metavar="AXIS=LIST",
+        "AXIS=LIST",
     )
-    merge: Sequence[str] = option(
-        "make one index of each group of an axis, their mean: e=[[0,3],[1,2]]",
-        default=(),
-        metavar="AXIS=GROUPS",
+    merge: Sequence[str] = _edit(
+        "make one index of each group of an axis, their mean: e=[[0,3],[1,2]]", "AXIS=GROUPS"
     )
-    pad: Sequence[str] = option(
-        "lengthen an axis to a size, V=152064 or V=multiple:128", default=(), metavar="AXIS=SIZE"
+    pad: Sequence[str] = _edit(
+        "lengthen an axis to a size, V=152064 or V=multiple:128", "AXIS=SIZE"
     )
     fill: str = option(
-        "what `pad` fills with", default="zero", choices="zero|mean|copy:I|normal:STD,SEED"
+        "what every `pad` fills with", default="zero", choices="zero|mean|copy:I|normal:STD,SEED"
     )
-    drop: Sequence[str] = option(
-        "leave out kinds of tensors of the mapping, or names (globs)", default=(), metavar="WHAT"
+    expand: Sequence[str] = _edit(
+        "make a dense model one with experts, of another mapping: 'TABLE experts=8 active=2 "
+        "pieces=1 router=zero', all but the first as wanted",
+        "'TABLE KEY=VALUE …'",
     )
-    keep: Sequence[str] = option(
-        "keep only these kinds of tensors, or names (globs)", default=(), metavar="WHAT"
+    tie: bool = option("leave out the head, which must be the embedding", False, into="edits")
+    untie: bool = option("add a head that is a copy of the embedding", False, into="edits")
+    drop: Sequence[str] = _edit(
+        "leave out kinds of tensors of the mapping, or names (globs)", "WHAT"
     )
-    rename: Sequence[str] = option(
-        "give a tensor another name; one * in both stands for anything",
+    keep: Sequence[str] = _edit("keep only these kinds of tensors, or names (globs)", "WHAT")
+    rename: Sequence[str] = _edit(
+        "give a tensor another name; one * in both stands for anything", "OLD=NEW"
+    )
+    set_dtype: Sequence[str] = _edit(
+        "the dtype of a kind of tensors or of names (globs), in the place of `dtype`: router=fp32",
+        "WHAT=DTYPE",
+    )
+    edits: Sequence[Sequence[str]] = option(
+        "edits of different kinds that take turns, as pairs of the name of an option and its value",
         default=(),
-        metavar="OLD=NEW",
-    )
-    tie: bool = flag("leave out the head, which must be the embedding")
-    untie: bool = flag("add a head that is a copy of the embedding")
-    set_dtype: Sequence[str] = option(
-        "the dtype of a kind of tensors or of names (globs), before `dtype`: router=fp32",
-        default=(),
-        metavar="WHAT=DTYPE",
+        hidden=True,
     )
     recipe: OptionalPlace = option(
-        "a TOML file of edits, which come in its order and before those of the call "
+        "a TOML file of edits, which come in its order and before those of the call, in theirs "
         "(docs/surgery.md)",
         metavar="FILE",
     )
