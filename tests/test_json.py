@@ -111,6 +111,8 @@ def test_verbs_that_write(tmp_path):
     for words in (
         ["to-ms", HUB, tmp_path / "x.ckpt", "--dtype", "fp16"],
         ["to-ms", HUB, tmp_path / "y.ckpt", "--dtype", "fp16", "--dry-run"],
+        ["to-ms", HUB, tmp_path / "p.ckpt", "--part", "1/2", "--dry-run"],
+        ["to-ms", HUB, tmp_path / "p.ckpt", "--part", "1/2"],
         ["to-torch", MINDSPORE / "full.ckpt", tmp_path / "hf", "--allow-no-config"],
         ["convert", tmp_path / "x.ckpt", tmp_path / "g.ckpt", "--to", "gmm"],
         ["merge", sharded / "mp8", tmp_path / "m.ckpt", "--strategy-dir", strategies / "mp8"],

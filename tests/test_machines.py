@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -65,17 +66,59 @@ def test_parts_in_any_order_make_what_one_process_makes(tmp_path, one, count):
     assert ckptforge.check(out).equal and os.listdir(tmp_path) == ["out"]
 
 
-def test_parts_of_one_file_and_of_ranks(tmp_path):
+@pytest.mark.parametrize("ranks", [False, True])
+def test_parts_of_one_file_and_of_ranks(tmp_path, ranks):
+    options = {}
+    if ranks:
+        config = tmp_path / "parallel.yaml"
+        config.write_text("data_parallel: 2\nmodel_parallel: 2\npipeline_stage: 2\n")
+        options["parallel_config"] = config
     made = []
     for name in ("single", "parts"):
         (tmp_path / name).mkdir()
-        out = tmp_path / name / "model.safetensors"
-        for part in ("1/2", "2/2") if name == "parts" else (None,):
-            ckptforge.to_ms(HUB, out, part=part)
+        out = tmp_path / name / ("ranks" if ranks else "model.safetensors")
+        for part in ("1/3", "2/3", "3/3") if name == "parts" else (None,):
+            ckptforge.to_ms(HUB, out, part=part, **options)
         if name == "parts":
             ckptforge.finish(out, check=True)
         made.append(tmp_path / name)
     assert same_outputs(*made)
+
+
+def test_nothing_is_taken_from_a_part_that_is_alive(tmp_path, one):
+    out, go_on, results = tmp_path / "out", threading.Event(), {}
+
+    def run(number, **more):
+        results[number] = run_part(out, f"{number}/2", steal=True, steal_after=1.0, **more)
+
+    slow = threading.Thread(target=run, args=(1,), kwargs={"progress": lambda *_: go_on.wait(60)})
+    quick = threading.Thread(target=run, args=(2,))
+    slow.start()
+    while not list(tmp_path.glob(".out.ckptforge/parts/1.beat")):
+        time.sleep(0.05)
+    quick.start()
+    quick.join(4)  # four times as long as a part without a heartbeat is waited for
+    assert quick.is_alive() and not results
+    go_on.set()
+    for thread in (slow, quick):
+        thread.join()
+    assert not any("taken over" in note for result in results.values() for note in result.notes)
+    ckptforge.finish(out)
+    assert same_outputs(one, out)
+
+
+def test_a_part_needs_room_for_what_no_part_has_written(tmp_path, monkeypatch):
+    from ckptforge.storage.local import Disk
+    from ckptforge.storage.store import Room
+
+    out, size = tmp_path / "out", ckptforge.plan("to_ms", HUB, tmp_path / "x", **OPTIONS).nbytes
+    run_part(out, "1/2")
+    free = size * 3 // 5 + (1 << 20)
+    monkeypatch.setattr(Disk, "room", lambda *_: Room(free, False, True))
+    run_part(out, "2/2")
+    with pytest.raises(OutputError, match=f"only {free} are free"):
+        run_part(tmp_path / "other", "1/2")
+    assert os.listdir(tmp_path) == [".out.ckptforge"]
 
 
 def test_a_part_is_not_done_twice(tmp_path, one):

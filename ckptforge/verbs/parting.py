@@ -14,11 +14,15 @@ from ckptforge.machines.running import PartDone, PartOptions, run_part
 from ckptforge.machines.share import Share, share_of
 from ckptforge.machines.units import parts_of
 from ckptforge.planning.plan import Plan
+from ckptforge.publish.directory import staged_file
+from ckptforge.publish.file_system import file_system_of
 from ckptforge.publish.journal import head_of
 from ckptforge.publish.publisher import publisher_of
+from ckptforge.publish.tree import lies_at
 from ckptforge.run.audit import Audit
 from ckptforge.run.run import cache_bytes
 from ckptforge.spelling import command, flag, option
+from ckptforge.storage.store import Kind
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Parted
 from ckptforge.verbs.options.record import options_of, verb_of
@@ -61,6 +65,7 @@ def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> 
         result = dry_result(plan, budget)
         result.facts.update(part=str(share), units=_units(plan, share))
         return result
+    publisher.check_room(plan, _written(plan))
     began = time.monotonic()
     head = {
         **head_of(plan, options.command),
@@ -90,6 +95,12 @@ def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> 
         seconds=time.monotonic() - began,
         peak_buffers=budget.total,
     )
+
+
+def _written(plan: Plan) -> int:
+    """Bytes of disk that parts have filled already."""
+    disk, staged = file_system_of(plan.output), [staged_file(plan, one.path) for one in plan.files]
+    return sum(disk.status(path).disk_bytes for path in staged if lies_at(disk, path, Kind.FILE))
 
 
 def _units(plan: Plan, share: Share) -> list[dict[str, Any]]:
