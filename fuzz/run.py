@@ -53,6 +53,7 @@ class Report:
         self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def to_json(self) -> dict[str, Any]:
+        """The report of a run, for a file."""
         return asdict(self)
 
 

@@ -68,36 +68,36 @@ def small_files_of(
     files: dict[str, bytes] = {}
     skipped: list[str] = []
     for path in entries_of(directory):
-        if not is_file_name(path.name):
-            skipped.append(
-                f"{path.name} isn't carried along: its name has control characters or isn't "
-                "Unicode."
-            )
-            continue
-        if is_directory(path) and all_files and not path.name.startswith("."):
-            skipped.append(f"{path.name}/ isn't carried along: it is a directory.")
-        hidden, regular = path.name.startswith("."), is_file(path)
-        if all_files and not hidden and not is_directory(path) and not regular:
-            skipped.append(f"{path.name} isn't carried along: it isn't a regular file.")
-        if all_files and path.suffix in WEIGHTS - {".safetensors"} and is_file(path):
-            skipped.append(f"{path.name} isn't carried along: it holds weights of another format.")
-        manifest = path.name.endswith("manifest.json")
-        if hidden or manifest or path.suffix in WEIGHTS or not regular:
-            continue
-        if not all_files and not any(fnmatchcase(path.name, glob) for glob in _MODEL_FILES):
-            continue
-        if path.name.endswith(".index.json") and path.name != INDEX:
-            continue
-        if path.name != CONFIG and not _is_inside(path, directory):
-            skipped.append(
-                f"{path.name} isn't carried along: it is a link to a file outside of {directory}."
-            )
-            continue
-        try:
-            files[path.name] = read_small(path, MAX_SMALL_FILE)
-        except FormatError:
-            skipped.append(f"{path.name} isn't carried along: it has over {MAX_SMALL_FILE} bytes.")
+        why = _why_left(path, directory, all_files)
+        if why is None:
+            try:
+                files[path.name] = read_small(path, MAX_SMALL_FILE)
+            except FormatError:
+                why = f"it has over {MAX_SMALL_FILE} bytes"
+        if why:
+            name = f"{path.name}/" if is_directory(path) else path.name
+            skipped.append(f"{name} isn't carried along: {why}.")
     return files, tuple(skipped)
+
+
+def _why_left(path: Path, directory: Path, all_files: bool) -> str | None:
+    """Why a file isn't carried along; "" where nobody need hear that, None where it is."""
+    name, hidden = path.name, path.name.startswith(".")
+    if not is_file_name(name):
+        return "its name has control characters or isn't Unicode"
+    if not is_file(path):
+        what = "it is a directory" if is_directory(path) else "it isn't a regular file"
+        return what if all_files and not hidden else ""
+    if all_files and path.suffix in WEIGHTS - {".safetensors"}:
+        return "it holds weights of another format"
+    if hidden or path.suffix in WEIGHTS or name.endswith("manifest.json"):
+        return ""
+    if not all_files and not any(fnmatchcase(name, glob) for glob in _MODEL_FILES):
+        return ""
+    if name.endswith(".index.json") and name != INDEX:
+        return ""
+    inside = name == CONFIG or _is_inside(path, directory)
+    return None if inside else f"it is a link to a file outside of {directory}"
 
 
 def _is_inside(path: Path, directory: Path) -> bool:

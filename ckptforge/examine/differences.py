@@ -217,11 +217,7 @@ def _values(raw: Array, dtype: DType) -> NDArray[np.float64] | None:
     if dtype.floating:
         with np.errstate(all="ignore"):
             return raw.view(numpy_dtype(dtype)).astype(np.float64)
-    if (
-        dtype.numpy is None
-        or np.dtype(dtype.numpy if dtype.numpy.startswith(("int", "uint", "bool")) else "V1").kind
-        == "V"
-    ):
+    if dtype.numpy is None or not dtype.numpy.startswith(("int", "uint", "bool")):
         return None
     return raw.view(dtype.numpy).astype(np.float64)
 

@@ -46,11 +46,9 @@ def recognises(head: bytes) -> bool:
 
 
 def read_index(path: Path) -> FileIndex:
-    """The index of one file, every rule of the format checked, no tensor data read.
-
-    Raises `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file
-    can't be opened.
-    """
+    """The index of one file, every rule of the format checked, no tensor data read. Raises
+    `FormatError` naming the file, the tensor and the rule, `InputNotFoundError` if the file can't
+    be opened."""
 
     def wrong(what: str) -> FormatError:
         return FormatError(f"{path}: {what}.")
@@ -180,11 +178,9 @@ def _stored(
         spec = _PLAIN.decode(raw) if raw.count(b'"') == 8 and len(raw) <= _MAX_ENTRY else None
     except (msgspec.MsgspecError, *_NOT_JSON):
         spec = None
-    if spec is None:
+    if spec is None or spec.dtype not in BY_SAFETENSORS:
         spec = _read_entry(raw, wrong)
-    dtype = BY_SAFETENSORS.get(spec.dtype)
-    if dtype is None:
-        raise wrong(f"dtype {shown(spec.dtype)} is unknown; known: {', '.join(_ORDER)}")
+    dtype = BY_SAFETENSORS[spec.dtype]
     if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
         dtype = BY_NAME["qint4x2"]
     shape, (begin, end) = spec.shape, spec.data_offsets

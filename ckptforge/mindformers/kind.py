@@ -65,14 +65,9 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ranks(self) -> int:
         """How many ranks wrote it, as far as that is said."""
-        held = self.described or {}
-        named = [max(one.ranks, default=0) for one in held.values()]
-        wrote = [
-            holder.storage_rank
-            for one in held.values()
-            for holders in one.slices.values()
-            for holder in holders
-        ]
+        held = (self.described or {}).values()
+        named = [max(one.ranks, default=0) for one in held]
+        wrote = [holder.storage_rank for one in held for holder in one.holders]
         return max([*named, *wrote], default=0) + 1
 
 
@@ -94,10 +89,7 @@ def full_tensors(directory: Path, opened: Opened, check_replicas: bool = False) 
         values=values,
         account=Account().noting(*opened.iteration.notes, *opened.notes, *notes),
         ranks=opened.ranks if several else 0,
-        run={
-            **run,
-            **({} if opened.iteration.number is None else {"iteration": opened.iteration.number}),
-        },
+        run=run,
         optimizer=frozenset(
             name
             for part, file in zip(opened.parts, opened.files, strict=True)
@@ -125,13 +117,7 @@ def read_iteration(directory: Path, step: int | None) -> Opened:
             f"{METADATA}, which says how they are cut; copy the whole iteration."
         )
     if described is not None:
-        named = {
-            holder.file_name
-            for one in described.values()
-            for holders in one.slices.values()
-            for holder in holders
-        }
-        described, lacking = _without_optimizer(path, described, named, parts)
+        described, lacking = _without_optimizer(path, described, parts)
         notes += lacking
     files = tuple(read_file(iteration.directory / part.name) for part in parts)
     notes += [note for file in files for note in file.notes]
@@ -166,8 +152,7 @@ def boxes_by_rank(opened: Opened) -> dict[str, dict[int, Box]]:
     describes."""
     found: dict[str, dict[int, Box]] = {}
     for name, one in (opened.described or {}).items():
-        wrote = {h.storage_rank for holders in one.slices.values() for h in holders}
-        ranks = sorted({*one.ranks, *wrote})
+        ranks = sorted({*one.ranks, *(holder.storage_rank for holder in one.holders)})
         found[name] = {
             rank: full_box(one.shape) if one.layout is None else one.box_of(rank) for rank in ranks
         }
@@ -213,10 +198,11 @@ def _refuse_several(directory: Path, parts: Sequence[Part]) -> None:
 
 
 def _without_optimizer(
-    path: Path, described: dict[str, Described], named: set[str], parts: Sequence[Part]
+    path: Path, described: dict[str, Described], parts: Sequence[Part]
 ) -> tuple[dict[str, Described], list[str]]:
     """What is described of the files that are there. Raises `InputNotFoundError` for a missing
     one; only the files of the optimizer may be missing, all together."""
+    named = {holder.file_name for one in described.values() for holder in one.holders}
     missing = sorted(named - {part.name for part in parts})
     if not missing:
         return described, []
@@ -228,7 +214,7 @@ def _without_optimizer(
     kept = {
         name: one
         for name, one in described.items()
-        if not {h.file_name for holders in one.slices.values() for h in holders} & {*missing}
+        if not {holder.file_name for holder in one.holders} & {*missing}
     }
     note = (
         f"{path.parent}: the {counted(len(missing), 'file')} of the optimizer that {path.name} "

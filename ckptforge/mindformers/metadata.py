@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
         known = rank in self.ranks
         device = self.ranks.index(rank) if known else rank % len(self.ranks)
         return self.layout.box(self.shape, device)
+
+    @property
+    def holders(self) -> Iterator[Holder]:
+        """The copies of all slices."""
+        return (holder for holders in self.slices.values() for holder in holders)
 
     @property
     def slice_shape(self) -> Shape:

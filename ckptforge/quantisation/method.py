@@ -74,19 +74,15 @@ def is_description(name: str) -> bool:
     return any(fnmatchcase(name, glob) for glob in DESCRIPTIONS)
 
 
-def descriptions(directory: Path) -> list[Path]:
-    """The files in a directory that describe how its weights are quantised."""
-    return [path for path in entries_of(directory) if is_description(path.name) and is_there(path)]
-
-
 def find_method(config: Mapping[str, Any], where: str, directory: Path) -> Method | None:
     """The method that config.json (`config`, from `where`), or a file in the model's directory,
     names; None where none does.
 
     Raises `FormatError` for a file that isn't what it should be.
     """
-    for path in descriptions(directory):
-        return _ascend(read_object(path), str(path))
+    for path in entries_of(directory):
+        if is_description(path.name) and is_there(path):
+            return _ascend(read_object(path), str(path))
     inner = config.get("text_config")
     for holder in (config, inner if isinstance(inner, Mapping) else {}):
         for key in KEYS:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ckptforge.boxes import Box
+from ckptforge.boxes import Box, full_box
 from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_ranks
@@ -70,7 +70,12 @@ def inspect(options: Inspect) -> Inspection:
     # as the ranks hold them, from the first on
     names = dict.fromkeys(name for file in model.files for name in file.tensors)
     sharded = msgspec.structs.replace(model, values={name: model.values[name] for name in names})
-    return replace(_bound(path, sharded, choices), parts=_parts(sharded, strategy))
+    stages = {name: strategy.first_stage(name) for name in sharded.values}
+    cuts = {n: (s, None if s is None else strategy.stages[s][n]) for n, s in stages.items()}
+    parts = _parts(
+        sharded, cuts, lambda name: _boxes(strategy, sharded.values[name].shape, *cuts[name])
+    )
+    return replace(_bound(path, sharded, choices), parts=parts)
 
 
 def _iteration(path: Path, choices: Choices) -> Inspection:
@@ -84,23 +89,11 @@ def _iteration(path: Path, choices: Choices) -> Inspection:
     lines = []
     if model.ranks:
         held = boxes_by_rank(opened)
-        kinds: dict[tuple[Any, ...], list[str]] = {}
-        for name, boxes in held.items():
-            key = (skeleton_of(name)[0], model.values[name].shape, *boxes.items())
-            kinds.setdefault(key, []).append(name)
-        lines = [_part(names, model, held[names[0]]) for names in kinds.values()]
+        cuts = {name: tuple(boxes.items()) for name, boxes in held.items()}
+        lines = _parts(model, cuts, held.__getitem__)
     said = dict(sorted(model.run.items(), key=lambda item: item[0] != "iteration"))
     run = ", ".join(f"{key} {value}" for key, value in said.items() if value is not None)
     return replace(found, parts=lines, notes=[*([f"{run}."] if run else []), *found.notes])
-
-
-def _part(names: list[str], model: Model, boxes: Mapping[int, Box]) -> PartLine:
-    return PartLine(
-        tensor=names[0],
-        count=len(names),
-        shape=list(model.values[names[0]].shape),
-        boxes={rank: [list(side) for side in box] for rank, box in boxes.items()},
-    )
 
 
 def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
@@ -177,33 +170,33 @@ def _adapter(path: Path, model: Model, choices: Choices) -> Inspection:
     )
 
 
-def _parts(model: Model, strategy: Strategy) -> list[PartLine]:
-    """A line for each kind of tensor: names alike except for numbers, the same cut."""
+def _parts(
+    model: Model, cuts: Mapping[str, Any], boxes_of: Callable[[str], Mapping[int, Box]]
+) -> list[PartLine]:
+    """A line for each kind of tensor: names alike except for numbers, the same shape and cut."""
     kinds: dict[tuple[Any, ...], list[str]] = {}
-    for name, value in model.values.items():
-        stage = strategy.first_stage(name)
-        layout = strategy.stages[stage][name] if stage is not None else None
-        kinds.setdefault((skeleton_of(name)[0], value.shape, stage, layout), []).append(name)
+    for name, cut in cuts.items():
+        key = (skeleton_of(name)[0], model.values[name].shape, cut)
+        kinds.setdefault(key, []).append(name)
     return [
         PartLine(
             tensor=names[0],
             count=len(names),
             shape=list(shape),
-            boxes=_boxes(strategy, shape, stage, layout),
+            boxes={rank: list(map(list, box)) for rank, box in boxes_of(names[0]).items()},
         )
-        for (_, shape, stage, layout), names in kinds.items()
+        for (_, shape, _), names in kinds.items()
     ]
 
 
 def _boxes(
     strategy: Strategy, shape: tuple[int, ...], stage: int | None, layout: DeviceLayout | None
-) -> dict[int, list[list[int]]]:
+) -> dict[int, Box]:
     """The box of a tensor that each rank of its stage holds; without a layout the whole, on all."""
     if layout is None:
-        return {rank: [[0, length] for length in shape] for rank in range(strategy.ranks)}
+        return dict.fromkeys(range(strategy.ranks), full_box(shape))
     ranks = (rank for rank in range(strategy.ranks) if strategy.stage_of(rank) == stage)
-    parts = {rank: layout.box(shape, rank % strategy.devices) for rank in ranks}
-    return {rank: [list(side) for side in box] for rank, box in parts.items()}
+    return {rank: layout.box(shape, rank % strategy.devices) for rank in ranks}
 
 
 def _describe(path: Path, model: Model, source: Source | None, reason: str | None) -> Inspection:

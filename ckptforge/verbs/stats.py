@@ -78,11 +78,11 @@ class Statistics:
                     "kind": one.kind,
                     "dtype": one.dtype,
                     "shape": list(one.shape),
-                    **_json(one.figures),
+                    **vars(one.figures),
                 }
                 for name, one in self.tensors.items()
             },
-            "kinds": {name: _json(one) for name, one in self.kinds.items()},
+            "kinds": {name: dict(vars(one)) for name, one in self.kinds.items()},
             "skipped": list(self.skipped),
             "notes": list(self.notes),
         }
@@ -150,7 +150,3 @@ def _figures(found: Moments, tensors: int) -> Figures:
         nan=found.nan,
         infinite=found.infinite,
     )
-
-
-def _json(figures: Figures) -> dict[str, Any]:
-    return dict(vars(figures))
