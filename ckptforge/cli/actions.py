@@ -93,7 +93,7 @@ def compare(shown: Shown, options: CompareOrCheck) -> int:
 
 def _for_check(options: CompareOrCheck) -> dict[str, Any]:
     """What comparing with a manifest is called with. Raises `UsageError` for more."""
-    taken = {"workers": options.workers, "memory": options.memory}
+    taken = {name: getattr(options, name) for name in ("workers", "memory", "endpoint")}
     for name, one in options_of(Compare).items():
         if one.kw_only and name not in taken and getattr(options, name) != one.default:
             raise click.UsageError(f"{spelled(name)} needs a second checkpoint, B.")

@@ -218,9 +218,11 @@ class Parts:
                 self._drop(part)
 
     def _let_go(self) -> None:
-        """Lets go of what has been read, unless it would have to come again to be hashed."""
+        """Lets go of what has been read, unless it would have to come again to be hashed, and of no
+        headers, which are read again when a file is opened again."""
         for part in list(self._order):
-            if not part.users and part.here and part.of.is_hashed(part):
+            large = part.stop - part.start > _PAGE
+            if large and part.here and not part.users and part.of.is_hashed(part):
                 self._bytes -= part.shrink()
                 if part.start == part.stop:
                     self._drop(part)

@@ -14,6 +14,7 @@ from ckptforge.storage.address import address, scheme_of
 from ckptforge.storage.local import DISK
 from ckptforge.storage.schemes import store_for
 from ckptforge.storage.store import Store
+from ckptforge.wording import install_hint
 
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _mounts: list[tuple[Path, Store]] = []  # the last one that fits answers
@@ -76,7 +77,8 @@ def refuse_address(path: Path) -> None:
     """Raises `InputNotFoundError` for an address, where an input has not been found."""
     if (found := unknown_address(path)) is not None:
         raise InputNotFoundError(
-            f"{found}: is an address that ckptforge can't read: download it first."
+            f"{found}: is an address that ckptforge can't read: download it first, or install "
+            f"fsspec and what it needs for {scheme_of(path)}:// ({install_hint('fsspec')})."
         )
 
 

@@ -1,6 +1,7 @@
-"""Which store reads the addresses of a scheme: those of the package, and those that other packages
-announce by entry points of the group `ckptforge.stores`, named as the scheme is. Each is a function
-that takes the scheme and returns a store. It is loaded when the first such address is read."""
+"""Which store reads the addresses of a scheme: those of the package, those that other packages
+announce by entry points of the group `ckptforge.stores`, named as the scheme is, and for any other
+scheme what fsspec knows. Each is a function that takes the scheme and returns a store. It is loaded
+when the first such address is read."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ from typing import cast
 
 from ckptforge.storage.store import Store
 
-Opens = Callable[[str], Store]
+Opens = Callable[[str], Store | None]
 GROUP = "ckptforge.stores"
 _BUILT_IN = {
     "http": "ckptforge.remote.web:web_store",
     "https": "ckptforge.remote.web:web_store",
     "hf": "ckptforge.remote.hub:hub_store",
+    "s3": "ckptforge.remote.s3:s3_store",
+    "obs": "ckptforge.remote.s3:s3_store",
 }
+_ANY = "ckptforge.remote.anything:any_store"
 _opened: dict[str, Store | None] = {}
 _log = logging.getLogger(__name__)
 
@@ -26,15 +30,15 @@ def store_for(scheme: str) -> Store | None:
     """The store of a scheme; None where nobody knows it. Raises `InputNotFoundError` where a
     package that it needs isn't installed."""
     if scheme not in _opened:
-        opens = _built_in(scheme) or _announced(scheme)
+        opens = _named(_BUILT_IN.get(scheme)) or _announced(scheme) or _named(_ANY)
         _opened[scheme] = None if opens is None else opens(scheme)
     return _opened[scheme]
 
 
-def _built_in(scheme: str) -> Opens | None:
-    if scheme not in _BUILT_IN:
+def _named(where: str | None) -> Opens | None:
+    if where is None:
         return None
-    module, _, name = _BUILT_IN[scheme].partition(":")
+    module, _, name = where.partition(":")
     try:
         return cast(Opens, getattr(import_module(module), name))
     except ModuleNotFoundError as error:  # the part of the package may not be there

@@ -10,7 +10,7 @@ from ckptforge.verbs.options.option import OptionalPlace, Place, Say, flag, opti
 from ckptforge.verbs.options.record import Options
 
 
-class Inspect(shared.Described, shared.Mapped, shared.Stepped):
+class Inspect(shared.Described, shared.Mapped, shared.Stepped, shared.Reaching):
     """What is in a checkpoint."""
 
     path: Place = required("any checkpoint: a file, or a directory of any kind", kw_only=False)
@@ -44,7 +44,7 @@ class Check(shared.Workers):
     path: Place = required("an output of ckptforge: a file, or a directory", kw_only=False)
 
 
-class Verify(Options):
+class Verify(shared.Reaching):
     """Whether MindSpore computes what transformers does."""
 
     hf_dir: Place = required(shared.HF_DIR, kw_only=False)
@@ -81,7 +81,7 @@ class Finish(shared.Workers):
     command: str | None = option("the command line, for messages", hidden=True)
 
 
-class Clean(Options):
+class Clean(shared.Reaching):
     """What interrupted runs left."""
 
     directory: Place = required(

@@ -6,7 +6,14 @@ from ckptforge.verbs.options import shared
 from ckptforge.verbs.options.option import OptionalPlace, Place, flag, required
 
 
-class Open(shared.Configured, shared.Stepped, shared.Lora, shared.Vocabulary, shared.Mapped):
+class Open(
+    shared.Configured,
+    shared.Stepped,
+    shared.Lora,
+    shared.Vocabulary,
+    shared.Mapped,
+    shared.Reaching,
+):
     """A checkpoint of any kind as a model."""
 
     path: Place = required(

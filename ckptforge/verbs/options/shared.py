@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ckptforge.storage.endpoints import use_endpoint
 from ckptforge.verbs.options.option import Names, OptionalPlace, Progress, Words, flag, option
 from ckptforge.verbs.options.record import Options
 
@@ -67,7 +68,22 @@ def mindspore_layout(meaning: str, unset: str) -> Any:
     return option(meaning, unset=unset, choices=words, completes="mindspore")
 
 
-class Workers(Options):
+class Reaching(Options):
+    """Where a service is."""
+
+    endpoint: str | None = option(
+        "the address of the service that s3:// and obs:// are at",
+        unset="what AWS_ENDPOINT_URL, or OBS_ENDPOINT for obs://, says, else Amazon's",
+        metavar="URL",
+    )
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        if self.endpoint is not None:
+            use_endpoint(self.endpoint, vars(self).values())
+
+
+class Workers(Reaching):
     """How many work, in how much memory, and who hears of it."""
 
     workers: int | None = option("number of worker threads", unset="one per core, at most 8")

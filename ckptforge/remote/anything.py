@@ -1,0 +1,100 @@
+"""Addresses of whatever fsspec knows: `gs://`, `az://`, `ftp://`, `memory://` and many more, each
+by the package that it names."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ckptforge.errors import InputNotFoundError
+from ckptforge.remote.objects import Facts, Passing
+from ckptforge.remote.store import RemoteStore
+from ckptforge.storage.store import Store
+
+# what tells a content from others, as file systems call it
+_VERSIONS = ("etag", "ETag", "e_tag", "generation", "checksum", "md5Hash", "md5")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modify", "created")
+
+
+def any_store(scheme: str) -> Store | None:
+    """The store of a scheme that fsspec knows; None for others, and without fsspec. Raises
+    `InputNotFoundError` where a package for it isn't installed."""
+    try:
+        from fsspec.registry import get_filesystem_class
+    except ModuleNotFoundError:
+        return None
+    try:
+        get_filesystem_class(scheme)
+    except ImportError as error:
+        raise InputNotFoundError(
+            f"{scheme}:// is read by fsspec, which needs a package for it: {error}."
+        ) from error
+    except ValueError:
+        return None
+    return RemoteStore(Anything())
+
+
+class Anything:
+    """Files of fsspec's file systems."""
+
+    def facts(self, path: Path) -> Facts | None:
+        try:
+            with as_faults(path):
+                system, inner = file_system(path)
+                found = system.info(inner)
+        except FileNotFoundError:
+            return None
+        if found.get("type") != "file":
+            return None
+        if found.get("size") is None:
+            raise OSError(errno.EOPNOTSUPP, "nothing says how large it is: download it first")
+        said = {key: str(found[key]) for key in (*_VERSIONS, *_TIMES) if found.get(key)}
+        return Facts(size=found["size"], version=next(iter(said.values()), ""))
+
+    def names(self, directory: Path) -> list[str]:
+        try:
+            with as_faults(directory):
+                system, inner = file_system(directory)
+                found = system.ls(inner, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        own = inner.rstrip("/")
+        paths = (path.rstrip("/") for path in found)
+        return sorted(
+            {path.rpartition("/")[2] for path in paths if path.strip("/") != own.strip("/")}
+        )
+
+    def fetch(self, path: Path, facts: Facts, start: int, into: memoryview) -> int:
+        with as_faults(path):
+            system, inner = file_system(path)
+            data = system.cat_file(inner, start=start, end=start + len(into))
+        into[: len(data)] = data
+        return len(data)
+
+
+def file_system(path: Path) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    found: tuple[Any, str] = url_to_fs(str(path), use_listings_cache=False)
+    return found
+
+
+@contextmanager
+def as_faults(path: Path) -> Iterator[None]:
+    """Raises `Passing` for errors that may pass, without their texts, which may hold anything, and
+    `OSError` for those that stay."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, FileExistsError):
+        raise
+    except PermissionError as error:
+        raise PermissionError(errno.EACCES, "access is denied; log in first", str(path)) from error
+    except (NotImplementedError, ImportError) as error:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(path)) from error
+    except Exception as error:
+        raise Passing(f"its file system says {type(error).__name__}") from error
