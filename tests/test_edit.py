@@ -17,7 +17,7 @@ from ckptforge.cli.app import cli
 from ckptforge.errors import FormatError, LayoutError, UnmappedTensorsError, UsageError
 from ckptforge.model import Model
 from ckptforge.surgery.edits import EDITS
-from ckptforge.surgery.rules import by_layers, tokens_moved, unsaid_of_layers
+from ckptforge.surgery.rules import broken, by_layers, tokens_moved, unsaid_of_layers
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import contents, rounded, write_safetensors
@@ -514,6 +514,34 @@ def test_what_cannot_be_said_is_written_where_that_is_allowed(models, tmp_path):
     assert config_of(tmp_path / "out")["num_local_experts"] == 1
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_experts": 4, "num_experts_per_tok": 8}, "more than the 4 experts"),
+        ({"n_routed_experts": 6, "n_group": 4}, "n_group is 4, which doesn't divide the 6 experts"),
+        ({"n_routed_experts": 8, "n_group": 2, "topk_group": 4}, "topk_group is 4, more than"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 4}, "isn't a multiple of"),
+        ({"num_hidden_layers": 2, "layer_types": ["a"] * 3}, "layer_types has 3 entries, for 2"),
+        ({"num_hidden_layers": 2, "mlp_only_layers": [0, 2]}, "mlp_only_layers is .*2 layers"),
+        ({"num_hidden_layers": 2, "first_k_dense_replace": 3}, "is 3, more than the 2 layers"),
+        ({"vocab_size": 8, "pad_token_id": 8}, "pad_token_id is 8, beyond vocab_size 8"),
+    ],
+)
+def test_what_config_json_cannot_say_is_named_unless_it_was_so_before(config, message):
+    (why,) = broken(config)
+    assert re.search(message, why) and not broken(config, config)
+
+
+def test_keys_of_heads_follow_where_no_axis_stands_for_them(models, tmp_path):
+    ckptforge.edit(models / "deepseek_v3", tmp_path / "out", take=["h=2,0"])
+    found = config_of(tmp_path / "out")
+    assert found["num_attention_heads"] == found["num_key_value_heads"] == 2
+    ckptforge.edit(models / "mixtral", tmp_path / "grouped", take=["r=0"])
+    found, before = config_of(tmp_path / "grouped"), CONFIGS["mixtral"]
+    assert found["num_key_value_heads"] == before["num_key_value_heads"]
+    assert found["num_attention_heads"] == found["num_key_value_heads"]
+
+
 def test_keys_that_count_layers_follow():
     config = {"layer_types": ["a", "b", "c"], "mlp_only_layers": [0, 2], "other": [1, 2, 3]}
     assert by_layers(config, [2, 2, 1], 3) == {
@@ -532,7 +560,13 @@ def test_tokenizer_files_that_no_longer_fit_are_named(models, tmp_path):
     arrays, config = arrays_of(models / "llama"), {**CONFIGS["llama"], "eos_token_id": 3}
     write_hub(tmp_path / "m", arrays, config)
     (tmp_path / "m" / "tokenizer.json").write_text("{}")
+    generation = {"eos_token_id": [3, 0], "top_k": 5}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(generation))
     result = ckptforge.edit(tmp_path / "m", tmp_path / "a", take=["V=3,0-2"])
+    follows = json.loads((tmp_path / "a" / "generation_config.json").read_text())
+    assert follows == {"eos_token_id": [0, 1], "top_k": 5}
+    lost = ckptforge.edit(tmp_path / "m", tmp_path / "d", take=["V=3,4"])
+    assert any("generation_config.json goes along as it is" in note for note in lost.notes)
     assert any("tokenizer.json has tokens by their old numbers" in note for note in result.notes)
     assert config_of(tmp_path / "a")["eos_token_id"] == 0
     result = ckptforge.edit(tmp_path / "m", tmp_path / "b", take=["V=0-9"])
@@ -570,6 +604,8 @@ def test_a_recipe_goes_in_its_order_and_is_kept_in_the_manifest(models, tmp_path
         ("[[edit]]\ntie = true\ndrop = ['x']", "edit, no. 1 has tie and drop, expected one of"),
         ("[[edit]]\nexpand = { to = 'x', exprts = 2 }", "'exprts'.*Did you mean 'experts'"),
         ("edits = 1", "has the key 'edits'.*Did you mean 'edit'"),
+        ("[[edit]]\nset_dtype = { w1 = 'fp31' }", "edit, no. 1: set_dtype.*Did you mean 'fp32'"),
+        ("[[edit]]\ntake = { e = '0,9' }", "edit, no. 1: take='e=0,9': index 9 is beyond axis e"),
     ],
 )  # fmt: skip
 def test_a_recipe_says_which_row_is_wrong(models, tmp_path, text, message):

@@ -121,6 +121,18 @@ def test_a_padded_vocabulary_and_a_tied_head_load(models, tmp_path):
     assert_near(found[..., : expected.shape[-1]], expected)
 
 
+def test_taking_heads_is_computing_without_the_others(models, tmp_path):
+    ckptforge.edit(models / "deepseek_v3", tmp_path / "out", take=["h=2,0"])
+    whole = loaded(models / "deepseek_v3")
+    with torch.no_grad():
+        for layer in whole.model.layers:
+            heads = layer.self_attn.o_proj.weight.unflatten(
+                1, (whole.config.num_attention_heads, -1)
+            )
+            heads[:, [1, 3]] = 0
+    assert_near(logits(loaded(tmp_path / "out")), logits(whole))
+
+
 def test_fewer_heads_and_a_narrower_network_load(models, tmp_path):
     ckptforge.edit(models / "mixtral", tmp_path / "out", take=["g=1", "I=0-63", "V=0-249"])
     assert torch.isfinite(logits(loaded(tmp_path / "out"))).all()

@@ -17,7 +17,7 @@ from ckptforge.surgery.along import Along
 from ckptforge.surgery.factors import factor_names, factors_rebuilt
 from ckptforge.surgery.lengths import first_key, single, with_lengths
 from ckptforge.surgery.rebuild import Rebuilding, rebuilt
-from ckptforge.surgery.rules import broken
+from ckptforge.surgery.rules import broken, heads_following
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.state import companion_prefix
 from ckptforge.tables.table import Table
@@ -94,7 +94,9 @@ def changed(
     made = replace(model, values=values, account=account, optimizer=optimizer)
     if not source.config:
         return made, []
-    return with_config(source, made, said), [*wrong, *unsaid, *broken(said)]
+    if not any("num_key_value_heads" in one.text for one in source.table.axes.values()):
+        said |= heads_following(said, config)
+    return with_config(source, made, said), [*wrong, *unsaid, *broken(said, source.config)]
 
 
 def _state(

@@ -36,10 +36,11 @@ class Edit(Protocol):
 
 
 class Step(NamedTuple):
-    """An edit and its argument."""
+    """An edit and its argument; `where` it is written, if that is a recipe."""
 
     name: str
     argument: Any
+    where: str = ""
 
 
 class _BuiltIn:

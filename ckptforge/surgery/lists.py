@@ -39,8 +39,8 @@ def _of_text(text: str, where: str) -> Indexes:
         match = _RANGE.fullmatch(word.strip())
         if match is None:
             raise UsageError(
-                f"{where} is {shown(text)}, expected indexes such as 0,2,5 or 0-23,8-31, or "
-                "@FILE.json."
+                f"{where}: expected indexes such as 0,2,5 or 0-23,8-31, or @FILE.json, not "
+                f"{shown(word.strip())}."
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= _MAX_INDEXES:
@@ -66,7 +66,7 @@ def _indexes(found: Any, where: str) -> Indexes:
     if isinstance(found, str):
         return _of_text(found, where)
     if not _is_list(found) or not all(_is_index(one) for one in found):
-        raise UsageError(f"{where} is {shown(found)}, expected a list of indexes from 0.")
+        raise UsageError(f"{where}: {shown(found)} isn't a list of indexes from 0.")
     return [int(one) for one in found]
 
 

@@ -18,9 +18,11 @@ _NUMBERS = ("mlp_only_layers",)
 _TOKENS = "_token_id"
 
 
-def broken(config: Config) -> list[str]:
-    """What doesn't hold."""
-    return [why for rule in RULES if (why := rule(config)) is not None]
+def broken(config: Config, before: Config | None = None) -> list[str]:
+    """What doesn't hold, but for what didn't before."""
+    held = [] if before is None else broken(before)
+    found = [why for rule in RULES if (why := rule(config)) is not None]
+    return [why for why in found if why not in held]
 
 
 def _experts(config: Config) -> int | None:
@@ -53,7 +55,55 @@ def _groups(config: Config) -> str | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (_enough_experts, _groups)
+def _heads(config: Config) -> str | None:
+    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if not isinstance(heads, int) or not isinstance(groups, int) or groups < 1:
+        return None
+    if heads % groups == 0:
+        return None
+    return f"num_attention_heads is {heads}, which isn't a multiple of num_key_value_heads {groups}"
+
+
+def _layers(config: Config) -> str | None:
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        return None
+    more = config.get("num_nextn_predict_layers")
+    lengths = (layers, layers + more) if isinstance(more, int) else (layers,)
+    for key in _BY_LAYER:
+        held = config.get(key)
+        if isinstance(held, list) and len(held) not in lengths:
+            return f"{key} has {len(held)} entries, for {layers} layers"
+    for key in _NUMBERS:
+        held = config.get(key)
+        if isinstance(held, list) and any(isinstance(i, int) and i >= layers for i in held):
+            return f"{key} is {shown(held)}, and there are {layers} layers"
+    dense = config.get("first_k_dense_replace")
+    if isinstance(dense, int) and dense > layers:
+        return f"first_k_dense_replace is {dense}, more than the {layers} layers"
+    return None
+
+
+def _tokens(config: Config) -> str | None:
+    size = config.get("vocab_size")
+    if not isinstance(size, int):
+        return None
+    for key, held in config.items():
+        if key.endswith(_TOKENS) and isinstance(held, int) and held >= size:
+            return f"{key} is {held}, beyond vocab_size {size}"
+    return None
+
+
+RULES: tuple[Rule, ...] = (_enough_experts, _groups, _heads, _layers, _tokens)
+
+
+def heads_following(config: Config, before: Config) -> dict[str, Any]:
+    """Keys of a model in which every head has its own key and value, of which no axis stands for
+    that: their number is that of the heads."""
+    key, heads = "num_key_value_heads", before.get("num_attention_heads")
+    if heads is None or before.get(key) != heads or config.get(key) != heads:
+        return {}
+    return {key: config.get("num_attention_heads")}
 
 
 def by_layers(config: Config, layers: Sequence[int], before: int) -> dict[str, Any]:

@@ -14,17 +14,19 @@ from ckptforge.surgery.edited import axis_of, changed, length_of
 from ckptforge.surgery.layers import by_layer, layer_axes, of_layers
 from ckptforge.surgery.lists import Written, parse_list
 from ckptforge.surgery.rules import by_layers, tokens_moved, unsaid_of_layers
-from ckptforge.surgery.vocabulary import VOCABULARY, tokenizer_notes
+from ckptforge.surgery.vocabulary import VOCABULARY, tokenizer_notes, with_generation
 from ckptforge.tables.binding import Binding
 
 NAME = "take"
+_SHORT = 40  # characters of a list that a message repeats
 Taken = tuple[Model, list[str]]
 
 
 def take(source: Source, axis: str, written: Written) -> Taken:
     """(the model with only these indexes of an axis, what config.json can't say of it). Raises
     `UsageError` for indexes that there aren't, and lists that don't fit the model."""
-    where = option("take", f"{axis}=…")
+    short = isinstance(written, str) and len(written) <= _SHORT
+    where = option("take", f"{axis}={written if short else '…'}")
     name = axis_of(source.table, axis, source.config)
     found = parse_list(written, where)
     if layer_axes(source.table).get(name, ...) is None:
@@ -42,12 +44,15 @@ def take(source: Source, axis: str, written: Written) -> Taken:
     for own in lists:
         _check(own, length, name, source.binding, where)
     config, wrong, notes = dict(source.config), list[str](), tuple[str, ...]()
-    if source.table.axes[name].choices == [VOCABULARY]:
+    is_vocabulary = source.table.axes[name].choices == [VOCABULARY]
+    if is_vocabulary:
         moved, wrong = tokens_moved(config, lists[0])
         config |= moved
         notes = tokenizer_notes(source, lists[0], moved)
     wrong += _rotated(source, name)
     model, unsaid = changed(source, {name: along}, config, wrong)
+    if is_vocabulary:
+        model = with_generation(model, lists[0])
     return model.noting(*notes, *_groups(source, name, lists)), unsaid
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
+from ckptforge.foreign.json import parse_object
+from ckptforge.model import Model
 from ckptforge.reading.source import Source
+from ckptforge.surgery.rules import tokens_moved
 
 VOCABULARY = "vocab_size"
 TOKENIZER = (
@@ -16,8 +22,24 @@ TOKENIZER = (
     "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
-    "generation_config.json",
 )
+_GENERATION = "generation_config.json"
+
+
+def with_generation(model: Model, tokens: Sequence[int]) -> Model:
+    """The model with the new numbers of the tokens that generation_config.json names; with a note
+    where some of them aren't kept."""
+    card = model.card or {}
+    if _GENERATION not in card:
+        return model
+    said = parse_object(card[_GENERATION], _GENERATION)
+    moved, lost = tokens_moved(said, tokens)
+    if lost:
+        return model.noting(f"{_GENERATION} goes along as it is: {'; '.join(lost)}.")
+    if not moved:
+        return model
+    content = (json.dumps({**said, **moved}, indent=2, ensure_ascii=False) + "\n").encode()
+    return replace(model, card={**card, _GENERATION: content})
 
 
 def tokenizer_notes(

@@ -60,10 +60,19 @@ def settings_of(options: Average) -> Settings:
         base = _named(options, options.base, plain(1.0))
     elif recipe is not None and recipe.base is not None:
         base = _of_recipe(options, recipe.base, recipe.base.path, "the base")
+    method = options.method or (recipe.method if recipe else "linear")
+    for name in ("density", "seed"):
+        if getattr(options, name) is not None and method != "dare":
+            raise UsageError(f"{option(name)} is of {option('method', 'dare')}, not of {method}.")
+    if options.scale is not None and base is None:
+        raise UsageError(
+            f"{option('scale')} multiplies the differences from a base: name it with "
+            f"{option('base')}."
+        )
     return Settings(
         inputs=inputs,
         base=base,
-        method=options.method or (recipe.method if recipe else "linear"),
+        method=method,
         scale=_number("scale", options.scale, float(recipe.scale) if recipe else 1.0),
         density=_density(options.density, float(recipe.density) if recipe else 0.5),
         seed=options.seed if options.seed is not None else (recipe.seed if recipe else 0),
@@ -152,7 +161,7 @@ def weights_of(given: str | Sequence[float] | None, count: int, usual: float) ->
         found = [float(word) for word in words]
     except ValueError as error:
         raise UsageError(
-            f"{option('weights', given)}: expected numbers, such as 0.5,0.5"
+            f"{option('weights', given)}: expected numbers, such as 0.5,0.5."
         ) from error
     if len(found) != count or not all(map(math.isfinite, found)):
         raise UsageError(

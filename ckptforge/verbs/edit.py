@@ -42,8 +42,13 @@ def edit(options: Edit) -> Result:
     model = first
     if options.dtype not in (None, "keep"):
         model = model.cast(options.dtype)
-    for name, argument in steps:
-        model = model.edit(name, argument, options.allow_unloadable)
+    for name, argument, where in steps:
+        try:
+            model = model.edit(name, argument, options.allow_unloadable)
+        except UsageError as error:
+            if where:
+                raise UsageError(f"{where}: {error}") from error
+            raise
     if options.to is not None:
         if model.source is not None:
             model.source.refuse_unmapped(options.allow_unmapped)

@@ -103,20 +103,21 @@ def _groups(text: str) -> Any:
 def _of_recipe(path: Path) -> Iterator[Step]:
     recipe = read_edit_recipe(path)
     for i, row in enumerate(recipe.edit, 1):
+        where = f"{path}: edit, no. {i}"
         given = [name for name in _OWN if getattr(row, name)]
         others: Mapping[str, Any] = row.__pydantic_extra__ or {}
         if len(given) + len(others) != 1:
             raise UsageError(
-                f"{path}: edit, no. {i} has {' and '.join([*given, *others]) or 'nothing'}, "
+                f"{where} has {' and '.join([*given, *others]) or 'nothing'}, "
                 f"expected one of {', '.join(_OWN)}."
             )
-        for name, argument in others.items():
-            try:
-                yield Step(edit_named(name).NAME, argument)
-            except UsageError as error:
-                raise UsageError(f"{path}: edit, no. {i}: {error}") from error
-        for name in given:
-            yield from _of_row(row, name)
+        try:
+            for name, argument in others.items():
+                yield Step(edit_named(name).NAME, argument, where)
+            for name in given:
+                yield from (step._replace(where=where) for step in _of_row(row, name))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
 
 
 def _of_row(row: EditRow, name: str) -> Iterator[Step]:
