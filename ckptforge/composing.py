@@ -102,10 +102,17 @@ def _as_box(
 ) -> tuple[tuple[int, ...], Box, tuple[int, ...]] | None:
     """(a shape of the target with the same flat order, the box in it that a transfer writes, the
     source's stride along each axis); None where it writes no box."""
-    axes = {to: (n, from_) for n, from_, to in transfer.axes}
     own = [unit for n, unit in zip(shape, row_major_strides(shape), strict=True) if n != 1]
-    units = sorted({*own, *axes, 1}, reverse=True)
     total = math.prod(shape)
+    # the order of its numbers may be another than that of its axes
+    return _box_along(transfer, own, total) or _box_along(transfer, (), total)
+
+
+def _box_along(
+    transfer: Transfer, own: Sequence[int], total: int
+) -> tuple[tuple[int, ...], Box, tuple[int, ...]] | None:
+    axes = {to: (n, from_) for n, from_, to in transfer.axes}
+    units = sorted({*own, *axes, 1}, reverse=True)
     lengths = [outer // unit for outer, unit in zip([total, *units], units, strict=False)]
     if math.prod(lengths) != total or len(axes) != len(transfer.axes):
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -44,7 +45,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     files that go along with it, where a function has changed them: else they are those that lie
     there. `derived` are such that stand for files of another kind, as config.json for params.json,
     where none are known better. `family` is the one whose layouts its tensors are in, where the
-    kind of its files tells, and `layout` the layout. `run` is what is said of the training run (its
+    kind of its files tells, and `layout` the layout; `described` is what they say under the keys of
+    config.json. `run` is what is said of the training run (its
     step, …), `optimizer` the tensors that lie in files of optimizer state."""
 
     path: Path
@@ -58,6 +60,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     derived: Mapping[str, bytes] | None = None
     family: str | None = None
     layout: str | None = None
+    described: Mapping[str, Any] = msgspec.field(default_factory=dict)
     run: Mapping[str, int | float | None] = msgspec.field(default_factory=dict)
     optimizer: frozenset[str] = frozenset()
 

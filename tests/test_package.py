@@ -52,6 +52,7 @@ ORDER = [
     "parallel",
     "mindformers",
     "consolidated",
+    "megatron",
     "adapters",
     "forward",
     "verbs",
@@ -263,10 +264,11 @@ LEAVES = {
     "drop-ins": ["verbs/dropins.py", "verbs/mindformers_flags.py", "cli/dropins.py"],
     "forward": ["forward"],
     "mindformers": ["mindformers"],
-    "parallel": ["parallel", "mindformers"],  # iterations are of ranks
+    "megatron": ["megatron"],
+    "parallel": ["parallel", "mindformers", "megatron"],  # iterations are of ranks
     "remote": ["remote"],
     "testing": ["testing"],
-    "torch files": ["torch_files"],
+    "torch files": ["torch_files", "megatron"],
 }
 
 

@@ -110,7 +110,7 @@ def test_a_good_table_loads_and_inherits():
         (
             'family = "mindspore"',
             'family = "jax"',
-            r"\[layout.b\] family is 'jax', expected huggingface, mindspore or consolidated",
+            r"\[layout.b\] family is 'jax', expected huggingface, mindspore, consolidated or",
         ),
         ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I X"', r"axis 'X' isn't in \[axes\]"),
         ('[tensors]\nup = "l I H"', '[tensors]\nup = "l I I"', "an axis stands twice"),

@@ -38,6 +38,7 @@ class DirectoryKind(Protocol):
 KINDS: Registry[DirectoryKind] = Registry(
     "ckptforge.checkpoints",
     "ckptforge.checkpoints.mindspore:UNIFIED",
+    "ckptforge.megatron.kind:MEGATRON",
     "ckptforge.mindformers.kind:ITERATIONS",
     "ckptforge.checkpoints.mindspore:ONE_RANK",
     "ckptforge.checkpoints.huggingface:BY_FIXED_NAME",

@@ -45,6 +45,15 @@ def read_parallel_config(path: Path) -> ParallelConfig:
     return _config(path, keys)
 
 
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """The keys and values of a small file that people wrote in YAML or JSON. Raises
+    `InputNotFoundError` and `ConfigError`."""
+    try:
+        return _parse(read_small(path, _MAX_BYTES, ConfigError))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
 def _parse(content: bytes) -> Mapping[str, Any]:
     try:
         text = content.decode("utf-8-sig")

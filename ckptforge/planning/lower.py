@@ -33,10 +33,12 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class PlacedFile(msgspec.Struct, frozen=True):
-    """A file to be written, and which part of its value each of its tensors is."""
+    """A file to be written, and which part of its value each of its tensors is. `own` are values of
+    this file's own, by its names, where it holds something else than boxes of the model's."""
 
     file: OutputFile
     parts: tuple[Part, ...]
+    own: Mapping[str, Value] | None = None
 
     @classmethod
     def whole(cls, file: OutputFile) -> PlacedFile:
@@ -69,7 +71,8 @@ class Assemblies:
         placed = self.files[number]
         part_of = {name: part for part in placed.parts for name in part.names}
         for name, place in islice(placed.file.places.items(), first, last):
-            yield self._assembly(part_of[name], name, place)
+            value = None if placed.own is None else placed.own[name]
+            yield self._assembly(part_of[name], name, place, value)
 
     def only(self, number: int, first: int, last: int) -> Assemblies:
         """Those of a run of tensors of one file, with no more than they need, so that they can be
@@ -90,11 +93,17 @@ class Assemblies:
     def prove(self) -> Assemblies:
         """The same, of which it is known which parts an earlier file holds, and each kind is proved
         once. Raises `PlanError`."""
-        families = self._kinds.families({part.names for one in self.files for part in one.parts})
+        boxed = [placed for placed in self.files if placed.own is None]
+        families = self._kinds.families({part.names for one in boxed for part in one.parts})
+        known: set[object] = set()
         met: dict[Part, Part] = {}
         proved: set[tuple[int, Box | None]] = set()
         files = []
         for placed in self.files:
+            if placed.own is not None:
+                _prove_own(placed, known)
+                files.append(placed)
+                continue
             parts = []
             for part in placed.parts:
                 for names in families[part.names]:
@@ -110,8 +119,10 @@ class Assemblies:
         self.files = tuple(files)
         return self
 
-    def _assembly(self, part: Part, name: str, place: Place) -> Assembly:
-        value = self.values[name]
+    def _assembly(
+        self, part: Part, name: str, place: Place, value: Value | None = None
+    ) -> Assembly:
+        value = self.values[name] if value is None else value
         terms = value.terms
         if part.box is not None:
             terms = tuple(map(_of_cut, terms, self._cut(name, value, part.box)))
@@ -141,7 +152,7 @@ class _Kinds:
         found = self._numbers.get(name)
         if found is None:
             value = self._values[name]
-            kind = (value.shape, *map(self._of_term, value.terms))
+            kind = _kind_of(value)
             found = self._numbers[name] = self._known.setdefault(kind, len(self._known))
             if found not in self._reach:
                 self._reach[found] = [
@@ -149,10 +160,6 @@ class _Kinds:
                     for term in value.terms
                 ]
         return found
-
-    @staticmethod
-    def _of_term(term: Term) -> object:
-        return term.fill, tuple((one.stored.elements, one.transfer) for one in term.fragments)
 
     def reach(self, kind: int) -> list[list[tuple[int, int]]]:
         """For each fragment of each term the first and last flat element that it fills."""
@@ -175,6 +182,24 @@ class _Kinds:
                 pieces.setdefault((self.number(name), held[name]), []).append(name)
             found[names] = [tuple(piece) for piece in pieces.values()]
         return found
+
+
+def _prove_own(placed: PlacedFile, known: set[object]) -> None:
+    """Proves a file of values of its own, of each kind that isn't known one."""
+    for name, value in (placed.own or {}).items():
+        kind = _kind_of(value)
+        if kind not in known:
+            known.add(kind)
+            place = placed.file.places[name]
+            prove_filled(Assembly(place=place, terms=value.terms, kind=value.kind))
+
+
+def _kind_of(value: Value) -> object:
+    return value.shape, *map(_kind_of_term, value.terms)
+
+
+def _kind_of_term(term: Term) -> object:
+    return term.fill, tuple((one.stored.elements, one.transfer) for one in term.fragments)
 
 
 def _cut(term: Term, reach: Sequence[tuple[int, int]], shape: tuple[int, ...], box: Box) -> Cut:

@@ -72,6 +72,8 @@ def known_of(model: Model, choices: Choices) -> Known:
     manifest = find_manifest(path, model.files)
     side = _hugging_face_side(model, manifest, choices.config)
     described, described_in = _config(model, manifest, side, choices.config)
+    if not described and model.described:
+        described, described_in = model.described, f"what {model.path} says of itself"
     part = language_part(described, described_in)
     named = choices.model
     if named is None and manifest is not None:

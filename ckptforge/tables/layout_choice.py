@@ -14,7 +14,9 @@ from ckptforge.tables.binding import Binding, Shapes, bind
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
 
-_TOLD_BY_FILES = frozenset({"consolidated"})  # families that the kind of the files tells
+_TOLD_BY_FILES = frozenset(
+    {"consolidated", "megatron"}
+)  # families that the kind of the files tells
 
 
 class Hints(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from ckptforge.errors import shown
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.rows import at, check_known, check_layout, sentence
-from ckptforge.tables.sharding import Sharding, parse_sharding, stored_cuts
+from ckptforge.tables.sharding import BY_AXES, Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.table import Layout, Logical
 from ckptforge.tables.templates import check_template, find_clash
 from ckptforge.wording import nearest
@@ -48,7 +48,7 @@ def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
         name=name,
         family=family,
         patterns=patterns,
-        sharding=_sharding(ancestors, patterns, file, logical),
+        sharding=_sharding(ancestors, family, patterns, file, logical),
         copies=_copies(ancestors, patterns, file),
         by_name_only=file.layout[name].get("told") == "by name only",
         config=file.config.get(name, {}),
@@ -59,8 +59,8 @@ def _family(said: Iterable[str | None]) -> str:
     found = [family for family in said if family is not None]
     if not found:
         raise ValueError(
-            "has no family, nor has a layout that it extends; expected huggingface, mindspore or "
-            "consolidated"
+            "has no family, nor has a layout that it extends; expected huggingface, mindspore, "
+            "consolidated or megatron"
         )
     return found[-1]
 
@@ -197,15 +197,21 @@ def _check_axes_of_copy(copy: Pattern, file: TableFile) -> None:
 
 
 def _sharding(
-    ancestors: Sequence[str], patterns: Iterable[Pattern], file: TableFile, logical: Logical
+    ancestors: Sequence[str],
+    family: str,
+    patterns: Iterable[Pattern],
+    file: TableFile,
+    logical: Logical,
 ) -> dict[str, Sharding] | None:
     """The [shard] rows of a layout, and what it inherits of them."""
     name = ancestors[-1]
     with at("layout", name):
         if "sharding" in file.layout[name] and name in file.shard:
             raise ValueError(f"sharding must be 'not known', without [shard.{name}], or omitted")
-    unknown = [i for i, ancestor in enumerate(ancestors) if "sharding" in file.layout[ancestor]]
-    heirs = ancestors[unknown[-1] + 1 if unknown else 0 :]
+    layouts = list(enumerate(map(file.layout.__getitem__, ancestors)))
+    unknown = [i + 1 for i, layout in layouts if "sharding" in layout]
+    whose = [i for i, layout in layouts if "family" in layout]  # another's networks cut otherwise
+    heirs = ancestors[max((*unknown, *whose), default=0) :]
     spread = [ancestor for ancestor in heirs if ancestor in file.shard]
     rows: dict[str, Sharding] = {}
     origin: dict[str, str] = {}
@@ -215,7 +221,8 @@ def _sharding(
                 check_known([tensor], logical.tensors, "[tensors]")
                 rows[tensor] = parse_sharding(row, logical.tensors[tensor])
             origin[tensor] = ancestor
-    for pattern in patterns if spread else ():
+    checked = patterns if spread and family not in BY_AXES else ()
+    for pattern in checked:
         tensor = next((tensor for tensor in pattern.tensors if tensor in rows), pattern.tensors[0])
         with at("shard", origin.get(tensor, spread[-1]), tensor, note=f"for layout {name}"):
             stored_cuts(pattern, rows)

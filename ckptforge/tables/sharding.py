@@ -13,6 +13,7 @@ from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import shown
 from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors
 
+BY_AXES = ("megatron",)  # families whose ranks hold tensors of shorter axes, not boxes of the whole
 DIMENSIONS = ("ep", "mp")  # expert and model parallel, in the order of the device matrix
 # keys of a parallel configuration that a row may depend on
 FLAGS = ("vocab_emb_dp", "parallel_optimizer")

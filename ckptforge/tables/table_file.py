@@ -88,6 +88,7 @@ class IgnoredSection(msgspec.Struct, frozen=True):
     huggingface: Annotated[list[str], Meta(description="in layouts of Hugging Face")] = []
     mindspore: Annotated[list[str], Meta(description="in layouts of MindSpore")] = []
     consolidated: Annotated[list[str], Meta(description="in layouts of releases")] = []
+    megatron: Annotated[list[str], Meta(description="in layouts of Megatron's")] = []
 
 
 class RefusedSection(msgspec.Struct, frozen=True):

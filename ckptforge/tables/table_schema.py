@@ -14,7 +14,7 @@ from ckptforge.tables.table_file import TableFile
 from ckptforge.validation import Written, expected, model_of
 from ckptforge.wording import alternatives
 
-_Family = Literal["huggingface", "mindspore", "consolidated"]
+_Family = Literal["huggingface", "mindspore", "consolidated", "megatron"]
 FAMILIES: tuple[_Family, ...] = get_args(_Family)
 Family = Annotated[_Family, expected(alternatives(FAMILIES), FAMILIES)]
 _Told = Literal["by name only", "by names and shapes"]

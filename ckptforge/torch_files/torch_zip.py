@@ -14,7 +14,7 @@ from ckptforge.boxes import row_major_strides
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import MAX_TENSORS, FileIndex, check_name
 from ckptforge.formats.layout import OutputFile, TensorSpec
-from ckptforge.torch_files.archive import Member, read_archive
+from ckptforge.torch_files.archive import Archive, Member, read_archive
 from ckptforge.torch_files.pickle_data import Machine
 from ckptforge.torch_files.tensors import Unreadable, View, constructors, is_inert, storage_of
 from ckptforge.torch_files.writing import lay_out_archive
@@ -39,12 +39,9 @@ def read_index(path: Path) -> FileIndex:
     run. Raises `FormatError` for what isn't a torch file, for what its pickle names beside tensors
     and plain data, and for views of numbers that aren't there."""
     archive = read_archive(path)
-    machine = Machine(
-        str(path), constructors(str(path)), is_inert, lambda said: storage_of(str(path), said)
-    )
     tensors: dict[str, Stored] = {}
     views: dict[str, Value] = {}
-    for name, found in _named(path, machine.load(archive.pickle)):
+    for name, found in _named(path, _load(path, archive)):
         check_name(name, path)
         if isinstance(found, Unreadable):
             raise FormatError(
@@ -67,6 +64,18 @@ def read_index(path: Path) -> FileIndex:
         tensors=tensors,
         views=views,
     )
+
+
+def read_data(path: Path) -> Any:
+    """The object of a file as data: dictionaries, lists, numbers, texts, a `View` for each tensor,
+    an `Inert` for each object of another class. Raises `FormatError` as `read_index` does."""
+    return _load(path, read_archive(path))
+
+
+def _load(path: Path, archive: Archive) -> Any:
+    where = str(path)
+    machine = Machine(where, constructors(where), is_inert, lambda said: storage_of(where, said))
+    return machine.load(archive.pickle)
 
 
 def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -8,12 +8,14 @@ as in any zip, where torch puts them behind the data.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ckptforge.boxes import row_major_strides
 from ckptforge.errors import PlanError, shown
 from ckptforge.formats.layout import OutputFile, Seal, TensorSpec
+from ckptforge.torch_files.pickle_data import Inert
 from ckptforge.values import Extent, Place
 
 _ALIGNMENT = 64
@@ -40,10 +42,14 @@ _UNTYPED = {  # torch has no class of storages for them
 _BIG = 0xFFFFFFFF
 
 
-def lay_out_archive(path: Path, tensors: Sequence[TensorSpec]) -> OutputFile:
-    """A file that `torch.load(weights_only=True)` reads as a dictionary of these tensors. Raises
-    `PlanError` for dtypes that torch doesn't have, and for a name that stands twice."""
-    small = {"data.pkl": _pickle(path, tensors), ".format_version": b"1"}
+def lay_out_archive(
+    path: Path, tensors: Sequence[TensorSpec], beside: Mapping[str, Any] | None = None
+) -> OutputFile:
+    """A file that `torch.load(weights_only=True)` reads as a dictionary of these tensors. With data
+    `beside` them (`encoded`) as one of that, and of a dictionary for each text before the first dot
+    of their names. Raises `PlanError` for dtypes that torch doesn't have, and for a name that
+    stands twice."""
+    small = {"data.pkl": _pickle(path, tensors, beside), ".format_version": b"1"}
     small |= {".storage_alignment": str(_ALIGNMENT).encode(), "byteorder": b"little"}
     members: list[tuple[str, bytes | TensorSpec]] = [*small.items()]
     members += [(f"data/{i}", spec) for i, spec in enumerate(tensors)]
@@ -108,11 +114,40 @@ def _end(count: int, length: int, offset: int) -> bytes:
     return large + locator + struct.pack("<4sHHHHIIH", b"PK\x05\x06", *usual)
 
 
-def _pickle(path: Path, tensors: Sequence[TensorSpec]) -> bytes:
-    return b"\x80\x02}(" + b"".join(_item(path, i, spec) for i, spec in enumerate(tensors)) + b"u."
+def _pickle(path: Path, tensors: Sequence[TensorSpec], beside: Mapping[str, Any] | None) -> bytes:
+    if beside is None:
+        found = [_item(path, i, spec, spec.name) for i, spec in enumerate(tensors)]
+        return b"\x80\x02}(" + b"".join(found) + b"u."
+    groups: dict[str, list[bytes]] = {}
+    for i, spec in enumerate(tensors):
+        group, _, name = spec.name.partition(".")
+        groups.setdefault(group, []).append(_item(path, i, spec, name))
+    items = [_text(key) + encoded(value) for key, value in beside.items()]
+    items += [_text(key) + b"}(" + b"".join(own) + b"u" for key, own in groups.items()]
+    return b"\x80\x02}(" + b"".join(items) + b"u."
 
 
-def _item(path: Path, number: int, spec: TensorSpec) -> bytes:
+def encoded(value: Any) -> bytes:
+    """Plain data as a pickle has it: None, numbers, texts, lists, dictionaries, and an `Inert` of a
+    class whose state is a dictionary."""
+    if value is None or isinstance(value, bool):
+        return b"N" if value is None else b"\x88" if value else b"\x89"
+    if isinstance(value, int):
+        return _number(value)
+    if isinstance(value, float):
+        return b"G" + struct.pack(">d", value)
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list | tuple):
+        return b"](" + b"".join(map(encoded, value)) + b"e"
+    if isinstance(value, Inert):
+        module, _, name = value.name.rpartition(".")
+        return f"c{module}\n{name}\n)\x81".encode("latin-1") + encoded(value.state) + b"b"
+    items = (_text(key) + encoded(one) for key, one in value.items())
+    return b"}(" + b"".join(items) + b"u"
+
+
+def _item(path: Path, number: int, spec: TensorSpec, name: str) -> bytes:
     typed, untyped = _STORAGES.get(spec.dtype.name), _UNTYPED.get(spec.dtype.name)
     if typed is None and untyped is None:
         raise PlanError(f"{path}: torch has no dtype for {shown(spec.name)}, {spec.dtype}.")
@@ -124,7 +159,7 @@ def _item(path: Path, number: int, spec: TensorSpec) -> bytes:
     version = b"2" if typed is not None else b"3"
     return b"".join(
         (
-            _text(spec.name),
+            _text(name),
             b"ctorch._utils\n_rebuild_tensor_v%s\n(" % version,
             *words,
             b"tQ",
@@ -144,9 +179,9 @@ def _text(text: str) -> bytes:
 
 
 def _number(number: int) -> bytes:
-    if number < 1 << 31:
+    if -(1 << 31) <= number < 1 << 31:
         return b"J" + struct.pack("<i", number)
-    content = number.to_bytes(number.bit_length() // 8 + 1, "little")
+    content = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
     return b"\x8a" + bytes([len(content)]) + content
 
 

@@ -15,8 +15,9 @@ from ckptforge.surgery.masters import from_main_params
 from ckptforge.verbs.choices import SOURCE, choices_of
 from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_adapter
 from ckptforge.verbs.job import Job, run_job
-from ckptforge.verbs.layouts import consolidated_job, hugging_face_job, mindspore_job
+from ckptforge.verbs.layouts import consolidated_job, hugging_face_job, megatron_job, mindspore_job
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
+from ckptforge.verbs.options.shared import MEGATRON
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.spread import Spread
@@ -137,6 +138,13 @@ def _convert(options: Convert) -> Job:
             return adapter_job("convert", model, options, choices, spread, options.to)
         source = bind_input(model, options, choices)
     target = source.table.layout(options.to)
+    if target.family == MEGATRON:
+        return megatron_job("convert", source, target, options)
+    if options.format == MEGATRON:
+        raise UsageError(
+            f"{option('format', MEGATRON)} is for layouts of Megatron's, such as "
+            f"{', '.join(source.table.names_of(MEGATRON)) or 'none of this model'}."
+        )
     if target.family == "mindspore":
         return mindspore_job("convert", source, target, spread, options)
     if spread.cut:

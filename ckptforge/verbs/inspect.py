@@ -29,7 +29,7 @@ from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, PartLine, RankLine
 from ckptforge.verbs.options import Inspect
 from ckptforge.verbs.public import verb
-from ckptforge.verbs.ranks import describes_itself, in_ranks, refuse_cut
+from ckptforge.verbs.ranks import describes_itself, in_ranks, is_megatron, open_ranks, refuse_cut
 from ckptforge.wording import counted
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def inspect(options: Inspect) -> Inspection:
     path, step, choices = options.path, options.step, choices_of(options)
     if describes_itself(path):
         return _iteration(path, choices)
+    if is_megatron(path):
+        return _bound(path, open_ranks(path, choices), choices)
     if not in_ranks(path, choices):
         return _bound(path, open_checkpoint(path, step), choices)
     from ckptforge.parallel.join import join_ranks

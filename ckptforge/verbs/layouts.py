@@ -8,11 +8,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ckptforge.errors import UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account, Model
 from ckptforge.reading.source import Source
 from ckptforge.reading.state import followed
 from ckptforge.reading.tied import tied
+from ckptforge.spelling import option
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.table import Layout
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
@@ -20,6 +22,7 @@ from ckptforge.targets.target import facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Convert, Converting, ToTorch
 from ckptforge.verbs.options.dtypes import parse_target
+from ckptforge.verbs.options.shared import MEGATRON
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 
@@ -71,6 +74,36 @@ def consolidated_job(
 
     model = _in_layout(source, target, options, None, False)
     place = ConsolidatedTarget(output=output, layout=target.name, side=source.hugging_face)
+    plan = plan_for(verb, model, place, _facts(source, target, options))
+    return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
+
+
+def megatron_job(verb: str, source: Source, target: Layout, options: Convert) -> Job:
+    """The job that writes a model as Megatron's trainers hold it."""
+    from ckptforge.megatron.config import MegatronConfig, read_megatron_config
+    from ckptforge.megatron.target import Known, MegatronTarget
+
+    if options.format not in (None, MEGATRON) or options.dst_strategy_dir is not None:
+        wrong = option("format", options.format) if options.format else option("dst_strategy_dir")
+        raise UsageError(
+            f"{wrong}: {target.name} is a layout of Megatron's, which is written with "
+            f"{option('format', MEGATRON)}, cut by {option('dst_parallel_config')}."
+        )
+    given = options.dst_parallel_config
+    config = MegatronConfig() if given is None else read_megatron_config(given)
+    model = _in_layout(source, target, options, None, False)
+    known = Known(
+        table=source.table,
+        layout=target,
+        sizes=source.binding.sizes,
+        config=source.config,
+        values=model.values,
+    )
+    own = source.model.run.get("iteration")
+    iteration = options.iteration
+    if iteration is None and isinstance(own, int):
+        iteration = own
+    place = MegatronTarget(options.out, known, config, iteration)
     plan = plan_for(verb, model, place, _facts(source, target, options))
     return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
 

@@ -41,7 +41,16 @@ def describes_itself(path: Path) -> bool:
     return is_root(path) or is_iteration(path)
 
 
-def refuse_cut(directory: Path, choices: Choices) -> None:
+def is_megatron(path: Path) -> bool:
+    """Whether an input is a run of Megatron's, which says itself how it is cut."""
+    if not is_directory(path):
+        return False
+    from ckptforge.megatron import roots
+
+    return roots.is_megatron(path)
+
+
+def refuse_cut(directory: Path, choices: Choices, whose: str = "MindFormers") -> None:
     """Raises `UsageError` where a user says how such an input is cut."""
     for name, given in (
         ("strategy_dir", choices.strategy_dir),
@@ -49,14 +58,19 @@ def refuse_cut(directory: Path, choices: Choices) -> None:
     ):
         if given is not None:
             raise UsageError(
-                f"{directory}: is an iteration of MindFormers, which says itself how it is cut; "
-                f"omit {option(name, given)}."
+                f"{directory}: is an iteration of {whose}, which says itself how it is cut; omit "
+                f"{option(name, given)}."
             )
 
 
 def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
     """The ranks of a job as one model. Raises the errors of reading them, and `FormatError` for a
     strategy that isn't theirs."""
+    if is_megatron(directory):
+        refuse_cut(directory, choices, "Megatron")
+        from ckptforge.megatron.reading import open_megatron
+
+        return open_megatron(directory, choices, check_replicas)
     if describes_itself(directory):
         refuse_cut(directory, choices)
         return open_checkpoint(directory, choices.step, check_replicas)
@@ -68,7 +82,7 @@ def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) 
 
 def open_whole(path: Path, choices: Choices) -> Model:
     """A checkpoint, as one file or directory or in ranks, as one model."""
-    if in_ranks(path, choices):
+    if is_megatron(path) or in_ranks(path, choices):
         return open_ranks(path, choices)
     return open_checkpoint(path, choices.step)
 

@@ -14,7 +14,7 @@ from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import flag, option
 from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget
 from ckptforge.targets.target import Target
-from ckptforge.verbs.options.shared import MINDFORMERS, MindSporeOutput
+from ckptforge.verbs.options.shared import MEGATRON, MINDFORMERS, MindSporeOutput
 
 if TYPE_CHECKING:
     from ckptforge.mindformers.target import IterationTarget
@@ -77,13 +77,16 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
             "remove_redundancy": options.remove_redundancy or None,
         }
         training = None
+        if options.format == MEGATRON:
+            asked.pop("iteration")
+        given = [name for name, value in asked.items() if value is not None]
         if options.format == MINDFORMERS:
             training = Training(
                 iteration=options.iteration,
                 version=options.mindformers,
                 remove_redundancy=options.remove_redundancy,
             )
-        elif given := [name for name, value in asked.items() if value is not None]:
+        elif given:
             raise UsageError(
                 f"{option(given[0])} is of {option('format', MINDFORMERS)}, which isn't asked for."
             )

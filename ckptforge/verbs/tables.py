@@ -14,7 +14,7 @@ from ckptforge.reading.known import read_model_config
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.pieces import name_pieces
-from ckptforge.tables.sharding import Sharding, stored_cuts
+from ckptforge.tables.sharding import BY_AXES, Sharding, stored_cuts
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.sizes import lengths_of
 from ckptforge.tables.table import Layout, Table
@@ -198,8 +198,10 @@ def _operation(pattern: Pattern, first: Layout) -> str:
 def _cut(pattern: Pattern, layout: Layout) -> str:
     if layout.sharding is None:
         return ""
-    cuts = stored_cuts(pattern, layout.sharding)
     row = layout.sharding.get(pattern.tensors[0], Sharding())
+    if layout.family in BY_AXES:
+        return ", ".join(f"{cut.axis} by {cut.dimension}" for cut in row.cuts) or "whole"
+    cuts = stored_cuts(pattern, layout.sharding)
     where = {i: " where it divides" if cut.optional else "" for i, cut in cuts.items()}
     parts = [f"axis {i} by {cut.dimension}{where[i]}" for i, cut in sorted(cuts.items())]
     return ", ".join(parts or ["whole"]) + (f", whole if {row.whole_if}" if row.whole_if else "")

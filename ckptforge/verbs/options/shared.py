@@ -20,6 +20,7 @@ TARGET_CONFIG = (
     "shard for this parallel configuration: a MindFormers YAML, or a file with the same keys"
 )
 MINDFORMERS = "mindformers"  # of iteration directories
+MEGATRON = "megatron"  # of those of Megatron's
 NO_CONFIG = "write the weights alone where no config.json is known"
 FIRST_LAYOUT = "the model's first MindSpore layout in `ckptforge mapping list`"
 
@@ -233,13 +234,14 @@ class MindSporeOutput(Options):
 
     format: str | None = option(
         "format of an output directory; unified: MindSpore's unified safetensors; mindformers: an "
-        "iteration directory of MindFormers since r1.7, whole or for the ranks of a job",
+        "iteration directory of MindFormers since r1.7, whole or for the ranks of a job; megatron: "
+        "one of Megatron's, in a layout of its",
         unset="the ending of the output, else ckpt",
-        words=Words(("ckpt", "safetensors", "unified", MINDFORMERS), _formats),
+        words=Words(("ckpt", "safetensors", "unified", MINDFORMERS, MEGATRON), _formats),
     )
     iteration: int | None = option(
-        "with the format mindformers: the number of the iteration",
-        unset="that of an input that is an iteration, else 0",
+        "with the formats mindformers and megatron: the number of the iteration",
+        unset="that of an input that is an iteration, else 0 or 1",
         metavar="N",
     )
     mindformers: str | None = option(

@@ -1,0 +1,1 @@
+"""Checkpoints of Megatron-LM and of trainers made of it: a file of torch for each rank."""

@@ -1,0 +1,99 @@
+"""Which iteration of a run of Megatron's is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ckptforge.checkpoints.kinds import check_step
+from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.foreign.files import entries_of, is_there, read_small
+from ckptforge.foreign.paths import is_directory
+from ckptforge.megatron.names import FILE, TRACKER, iteration_of, numbers_of
+from ckptforge.spelling import option
+from ckptforge.wording import listing
+
+
+class Iteration(msgspec.Struct, frozen=True, kw_only=True):
+    """The directory of an iteration, those of its ranks, its number where its name says it, and
+    sentences about the choice."""
+
+    directory: Path
+    ranks: tuple[Path, ...]
+    number: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def is_megatron(directory: Path) -> bool:
+    """Whether a directory is the root of a run or an iteration, by the names in it."""
+    entries = entries_of(directory)
+    names = {entry.name for entry in entries}
+    if any(numbers_of(name) is not None for name in names):
+        return True
+    return any(_of_ranks(entry) for entry in entries if iteration_of(entry.name) is not None)
+
+
+def _of_ranks(directory: Path) -> tuple[Path, ...]:
+    if not is_directory(directory):
+        return ()
+    named = (entry for entry in entries_of(directory) if numbers_of(entry.name) is not None)
+    return tuple(entry for entry in named if is_there(entry / FILE))
+
+
+def find_iteration(directory: Path, step: int | None) -> Iteration:
+    """The iteration that a directory is, or that of its iterations which is wanted: that of the
+    tracker, else the highest.
+
+    Raises `InputNotFoundError` for one that isn't there, `FormatError` for a tracker that holds
+    something else, and `UsageError` for a step that none can be.
+    """
+    check_step(step)
+    if ranks := _of_ranks(directory):
+        number = iteration_of(directory.name)
+        if step not in (None, number):
+            raise InputNotFoundError(
+                f"{directory}: is one iteration, where there is no step to choose: omit "
+                f"{option('step', step)}, or name the directory above it."
+            )
+        return Iteration(directory=directory, ranks=ranks, number=number)
+    there = {
+        number: entry
+        for entry in entries_of(directory)
+        if (number := iteration_of(entry.name)) is not None and _of_ranks(entry)
+    }
+    if not there:
+        raise InputNotFoundError(
+            f"{directory}: no rank's directory holds {FILE}, expected mp_rank_<n>/{FILE}."
+        )
+    wanted = _tracked(directory / TRACKER) if step is None else step
+    notes: tuple[str, ...] = ()
+    if wanted is None:
+        wanted = max(there)
+        notes = (
+            f"{directory}: holds no {TRACKER}; the highest iteration is taken, "
+            f"{there[wanted].name}, and may be unfinished.",
+        )
+    if wanted not in there:
+        whose = f"{TRACKER} names iteration" if step is None else "the step asked for is"
+        raise InputNotFoundError(
+            f"{directory}: {whose} {wanted}, which isn't there. Choose one of these with "
+            f"{option('step')}:\n{listing([there[number].name for number in sorted(there)])}"
+        )
+    chosen = there[wanted]
+    return Iteration(directory=chosen, ranks=_of_ranks(chosen), number=wanted, notes=notes)
+
+
+def _tracked(path: Path) -> int | None:
+    """The iteration that the tracker names; None where there is no tracker."""
+    if not is_there(path):
+        return None
+    text = read_small(path, 4096).decode("utf-8", "replace").strip()
+    if text == "release":
+        return -1
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise FormatError(
+            f"{path}: holds {shown(text[:80])}, expected the number of the last iteration, or "
+            f"release. Choose one with {option('step')}, or name its directory."
+        )
+    return int(text)

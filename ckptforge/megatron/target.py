@@ -1,0 +1,201 @@
+"""The root of a run of Megatron's with one iteration, as a target: a file for each rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ckptforge.composing import terms_through
+from ckptforge.errors import PlanError, UsageError
+from ckptforge.formats.layout import OutputFile, TensorSpec
+from ckptforge.megatron.arguments import arguments_of
+from ckptforge.megatron.config import MegatronConfig
+from ckptforge.megatron.cutting import Cutter
+from ckptforge.megatron.job import Chunk, Job, Layers, Rank
+from ckptforge.megatron.names import (
+    EMBEDDING,
+    FILE,
+    FIRST,
+    HEAD,
+    TRACKER,
+    expert_of,
+    iteration_name,
+    layer_of,
+    rank_name,
+    with_expert,
+    with_layer,
+)
+from ckptforge.planning.lower import Part, PlacedFile
+from ckptforge.publish.output_name import refuse_name
+from ckptforge.spelling import option
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.names import recognise_names
+from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.table import Layout, Table
+from ckptforge.targets.target import LaidOut
+from ckptforge.torch_files.pickle_data import Inert
+from ckptforge.torch_files.writing import lay_out_archive
+from ckptforge.values import Value
+
+_MAX_ITERATION = 10**12
+_VERSION = 3.0  # checkpoint_version since 2020
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a model that is written: its table, its layout, the lengths of its axes, its
+    config.json, and its values in the layout."""
+
+    table: Table
+    layout: Layout
+    sizes: AxisSizes
+    config: Mapping[str, Any]
+    values: Mapping[str, Value]
+
+
+class MegatronTarget:
+    """`iter_<n>/mp_rank_…/model_optim_rng.pt` of each rank, and the tracker. Raises `UsageError`
+    for a number that no iteration has, `ConfigError` for a model that can't be cut so."""
+
+    def __init__(
+        self, output: Path, known: Known, config: MegatronConfig, iteration: int | None
+    ) -> None:
+        refuse_name(output, directory=True)
+        if iteration is not None and not 0 <= iteration < _MAX_ITERATION:
+            raise UsageError(
+                f"{option('iteration', iteration)}: expected the number of a training step, which "
+                "isn't negative."
+            )
+        self.output, self.known = output, known
+        self.iteration = 1 if iteration is None else iteration
+        assert known.table.pipeline is not None
+        layers = known.sizes.get(known.table.pipeline.layers[0][0]) or 0
+        self.job, self.layers = config.for_layers(layers)
+        self.cutter = Cutter(self.job, known.table, known.layout, known.sizes)
+        found, unknown = recognise_names(known.layout, known.values, known.sizes.lengths)
+        if unknown:
+            raise PlanError(f"{output}: no rank has {unknown[0]}.")
+        self.patterns = {name: p for p, own in found.items() for name in own.values()}
+        self.chunks = _by_chunk(self.job, self.layers, known.values)
+        self.beside = {
+            "args": Inert("argparse.Namespace", (), self._arguments(config, layers)),
+            "checkpoint_version": _VERSION,
+            "iteration": self.iteration,
+        }
+
+    def _arguments(self, config: MegatronConfig, layers: int) -> dict[str, Any]:
+        more: dict[str, Any] = {"num_layers": layers + len(config.idle)}
+        if config.part_length is not None:
+            more["num_layers_per_virtual_pipeline_stage"] = config.part_length
+        if config.listed is not None:
+            more["num_layer_list"] = ",".join(map(str, config.listed))
+        if config.idle:
+            more["noop_layers"] = ",".join(map(str, config.idle))
+        if EMBEDDING in self.known.values:
+            more["padded_vocab_size"] = self.known.values[EMBEDDING].shape[0]
+        for pattern in self.patterns.values():
+            for cut in self.cutter.cuts(pattern):
+                if cut.dimension == "ep":
+                    more["num_experts"] = self.known.sizes.get(cut.axis)
+        return arguments_of(self.job, self.known.config, more)
+
+    def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
+        """A file for each rank that writes one. Raises `PlanError` for what torch can't hold, and
+        `ConfigError` for an axis that can't be cut."""
+        home = self.output / iteration_name(self.iteration)
+        job, laid_out = self.job, dict[tuple[TensorSpec, ...], OutputFile]()
+        placed, seen = [], set[tuple[str, object]]()
+        for rank in job.ranks():
+            held = dict(self._held(rank))
+            own = tuple(self._spec(name, *one, rank) for name, one in held.items())
+            stage = rank.stage if job.stages > 1 else None
+            expert = rank.expert if job.expert > 1 else None
+            path = home / rank_name(rank.tensor, stage, expert) / FILE
+            if own not in laid_out:
+                laid_out[own] = lay_out_archive(path, own, self.beside)
+            again = {
+                name: (full, self.cutter.held(pattern, rank).key)
+                for name, (full, pattern) in held.items()
+            }
+            replicas = tuple(name for name, key in again.items() if key in seen)
+            firsts = tuple(name for name, key in again.items() if key not in seen)
+            seen.update(again.values())
+            parts = (Part(firsts), Part(replicas, replica=True))
+            values = _RankValues(self.known.values, self.cutter, rank, held)
+            placed.append(PlacedFile(laid_out[own].at(path), parts, values))
+        return LaidOut(
+            files=tuple(placed),
+            small_files={TRACKER: str(self.iteration).encode()},
+            facts={"ranks": len(placed), "stages": job.stages},
+        )
+
+    def _held(self, rank: Rank) -> Iterator[tuple[str, tuple[str, Pattern]]]:
+        """(name in the file, (name in the model, its pattern)) of what a rank has."""
+        for part in range(self.job.parts):
+            group = "model" if self.job.parts == 1 else f"model{part}"
+            for local, full in self.chunks[rank.stage, part]:
+                pattern = self.patterns[full]
+                number, experts = expert_of(local), self.cutter.experts(pattern, rank)
+                if experts is not None and number is not None:
+                    if not experts[0] <= number < experts[1]:
+                        continue
+                    local = with_expert(local, number - experts[0])
+                yield f"{group}.{local}", (full, pattern)
+
+    def _spec(self, name: str, full: str, pattern: Pattern, rank: Rank) -> TensorSpec:
+        return TensorSpec(
+            name, self.known.values[full].dtype, self.cutter.held(pattern, rank).shape
+        )
+
+
+def _by_chunk(
+    job: Job, layers: Layers, names: Mapping[str, Value]
+) -> dict[Chunk, list[tuple[str, str]]]:
+    """(stage, part) → (name with the number of its layer there, name in the model). What has no
+    layer lies in the first part or in the last, where the head is a copy of the embedding if it has
+    no tensor of its own and isn't in the same stage."""
+    found: dict[Chunk, list[tuple[str, str]]] = {chunk: [] for chunk in job.chunks}
+    places = {
+        number: (chunk, local)
+        for chunk, held in layers.held.items()
+        for local, number in held.items()
+    }
+    for name in names:
+        number = layer_of(name)
+        if number is not None:
+            chunk, local = places[number]
+            found[chunk].append((with_layer(name, local), name))
+        else:
+            found[job.chunks[0] if name.startswith(FIRST) else job.last].append((name, name))
+    if HEAD not in names and EMBEDDING in names and job.last[0] != 0:
+        found[job.last].append((HEAD, EMBEDDING))
+    return found
+
+
+class _RankValues(Mapping[str, Value]):
+    """The values of a rank's file, made when they are asked for."""
+
+    def __init__(
+        self,
+        values: Mapping[str, Value],
+        cutter: Cutter,
+        rank: Rank,
+        held: Mapping[str, tuple[str, Pattern]],
+    ) -> None:
+        self._values, self._cutter, self._rank, self._held = values, cutter, rank, held
+
+    def __getitem__(self, name: str) -> Value:
+        full, pattern = self._held[name]
+        value, held = self._values[full], self._cutter.held(pattern, self._rank)
+        if held.transfers is None:
+            return value
+        terms = terms_through((value, transfer) for transfer in held.transfers)
+        return Value(dtype=value.dtype, shape=held.shape, terms=tuple(terms), kind=value.kind)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
