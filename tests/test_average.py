@@ -326,6 +326,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path, three):
     refused(UsageError, "give two, and no base", tmp_path, a, b, a, method="slerp")
     refused(UsageError, "name it with base", tmp_path, a, b, method="dare")
     refused(UsageError, "name it with base", tmp_path, a, b, scale=0.5)
+    refused(CastOverflowError, "would become infinite", tmp_path, a, b, weights=[1.7e308] * 2)
     refused(UsageError, "density is of method='dare', not of linear", tmp_path, a, b, density=0.5)
     refused(UsageError, "takes the last checkpoints of one run", tmp_path, a, b, last=2)
     refused(UsageError, "say how many with last", tmp_path, a, b, schedule="uniform")

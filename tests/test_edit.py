@@ -542,6 +542,18 @@ def test_keys_of_heads_follow_where_no_axis_stands_for_them(models, tmp_path):
     assert found["num_attention_heads"] == found["num_key_value_heads"]
 
 
+def test_layers_that_are_dropped_by_name_leave_config_json_untrue(models, tmp_path):
+    predicting = f"model.layers.{CONFIGS['deepseek_v3']['num_hidden_layers']}.*"
+    with pytest.raises(UsageError, match=r"num_nextn_predict_layers is 1, .*as take='t=' would"):
+        ckptforge.edit(models / "deepseek_v3", tmp_path / "no", drop=[predicting])
+    ckptforge.edit(models / "deepseek_v3", tmp_path / "a", take=["t="])
+    ckptforge.edit(models / "deepseek_v3", tmp_path / "b", drop=[predicting], allow_unloadable=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert config_of(tmp_path / "a")["num_nextn_predict_layers"] == 0
+    with pytest.raises(UsageError, match="qwen3_moe, which has experts already"):
+        ckptforge.open(models / "qwen3_moe").expand("qwen3_moe")
+
+
 def test_keys_that_count_layers_follow():
     config = {"layer_types": ["a", "b", "c"], "mlp_only_layers": [0, 2], "other": [1, 2, 3]}
     assert by_layers(config, [2, 2, 1], 3) == {

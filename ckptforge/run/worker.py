@@ -59,7 +59,7 @@ class Worker:
         if dtype.itemsize > 2:
             count.values = count.overflowed
         if count.values:
-            self.audit.add(kind, dtype if dtype.itemsize > 2 else _FLOAT32, dtype, count)
+            self.audit.add(kind, SUMS if dtype.itemsize > 2 else _FLOAT32, dtype, count)
         return made
 
     def _sum(self, assembly: Assembly, tile: Tile, total: Array, part: Array) -> Array:

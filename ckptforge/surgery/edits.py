@@ -15,6 +15,7 @@ from ckptforge.model import Model
 from ckptforge.reading.source import Source
 from ckptforge.registry import Registry
 from ckptforge.surgery import dtypes, expand, heads, merge, names, pad, take
+from ckptforge.surgery.layers import layers_gone
 from ckptforge.wording import nearest
 
 Edited = tuple[Model, list[str]]
@@ -57,6 +58,11 @@ def bound(model: Model, source: Source | None) -> Source:
     return source
 
 
+def _fewer(choose: Callable[..., Model], model: Model, source: Source | None, what: Any) -> Edited:
+    made = choose(model, *what, source=source)
+    return made, layers_gone(source, made) if source is not None else []
+
+
 def _renamed(model: Model, source: Source | None, argument: Any) -> Edited:
     return names.rename(model, argument), []
 
@@ -67,8 +73,8 @@ MERGE = _BuiltIn("merge", lambda model, source, a: merge.merge(bound(model, sour
 EXPAND = _BuiltIn("expand", lambda model, source, a: expand.expand(bound(model, source), a))
 TIE = _BuiltIn("tie", lambda model, source, a: heads.tie(bound(model, source)))
 UNTIE = _BuiltIn("untie", lambda model, source, a: heads.untie(bound(model, source)))
-DROP = _BuiltIn("drop", lambda model, source, a: (names.drop(model, *a, source=source), []))
-KEEP = _BuiltIn("keep", lambda model, source, a: (names.keep(model, *a, source=source), []))
+DROP = _BuiltIn("drop", lambda model, source, a: _fewer(names.drop, model, source, a))
+KEEP = _BuiltIn("keep", lambda model, source, a: _fewer(names.keep, model, source, a))
 RENAME = _BuiltIn("rename", _renamed)
 SET_DTYPE = _BuiltIn(
     "set_dtype", lambda model, source, a: (dtypes.set_dtype(model, source, *a), [])

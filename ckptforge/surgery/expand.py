@@ -81,6 +81,11 @@ def expand(source: Source, written: Mapping[str, Any]) -> tuple[Model, list[str]
     `UsageError` for a model that has something else than that."""
     refuse_unmapped(source)
     wanted = parse_expansion(written)
+    if _experts_axis(source.table):
+        raise UsageError(
+            f"{option('expand')}: {source.model.path} is {source.table.name}, which has experts "
+            "already; only a dense model gets them."
+        )
     layout = wanted.table.first_layout("huggingface")
     work = _Expanding(source, wanted, layout)
     values = {}

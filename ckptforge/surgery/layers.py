@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckptforge.errors import UsageError
+from ckptforge.model import Model
+from ckptforge.reading.source import Source
+from ckptforge.spelling import option
 from ckptforge.surgery.along import Along, Entry, taking
+from ckptforge.surgery.lengths import single
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.table import Table
 from ckptforge.wording import counted
@@ -91,5 +95,22 @@ def of_layers(binding: Binding, layers: Sequence[int], where: str) -> dict[str, 
             raise UsageError(
                 f"{where}: the layers of axis {axis} ({table.axes[axis].text}) must stay together, "
                 f"from layer {begin} on: config.json says only how many there are."
+            )
+    return found
+
+
+def layers_gone(source: Source, made: Model) -> list[str]:
+    """Of axes that count layers, and of which nothing is left in a model, what config.json would
+    say wrongly."""
+    table, binding, found = source.table, source.binding, []
+    for axis in table.axes if source.config else ():
+        own = [names for pattern, names in binding.names.items() if axis in pattern.name_axes]
+        stored = [name for names in own for name in names.values()]
+        if axis in table.counted and stored and not any(name in made.values for name in stored):
+            key = single(table, axis, source.config) or table.axes[axis].text
+            instead = option("take", f"{axis}=")
+            found.append(
+                f"{key} is {binding.sizes.get(axis)}, and nothing of them is left, as {instead} "
+                "would say"
             )
     return found

@@ -168,7 +168,7 @@ def _notes(settings: Settings) -> tuple[str, ...]:
     weights = [one.weights for one in settings.inputs]
     if settings.base is not None or any(one.kinds or one.layers for one in weights):
         return ()
-    total = math.fsum(one.default[0] for one in weights)
+    total = sum(one.default[0] for one in weights)
     if any(len(one.default) > 1 for one in weights) or math.isclose(total, 1.0, abs_tol=1e-9):
         return ()
     return (f"the weights add up to {total:g}: the sums are that much larger than an average.",)

@@ -96,7 +96,9 @@ def _recorded(first: OpenedModel, last: OpenedModel, steps: Any) -> dict[str, An
     """The edits, and what they changed of config.json, for the manifest and for people."""
     return {
         "edits": [[step.name, _plain(step.argument)] for step in steps],
-        "config": config_changes(first.config, last.config),
+        "config": config_changes(
+            first.config, first.config if last.source is None else last.config
+        ),
         "kinds": _kinds_changed(first, last),
     }
 

@@ -232,7 +232,8 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
                     f"{flag('allow_unloadable')} to write it all the same."
                 ) from error
             why = str(error)
-            model = model.noting(f"no mapping reads the model after {name}: {why.splitlines()[0]}")
+            first = why.splitlines()[0].rstrip(":.")
+            model = model.noting(f"no mapping reads the model after {name}: {first}.")
             made = OpenedModel(model, choices, self._window, None, why)
         return made
 
