@@ -36,6 +36,12 @@ CASES = [
     ("llama_tp2_pp2_vpp", "llama", "mindspeed", {TENSOR: 2, STAGES: 2, PART: 1}),
     ("moe_tp2_pp2_ep2_grouped", "qwen3_moe", "mindspeed", {TENSOR: 2, STAGES: 2, EXPERT: 2}),
     (
+        "mla_mtp_tp2_pp2_ep2_grouped",
+        "deepseek_v3",
+        "mindspeed-mtp",
+        {TENSOR: 2, STAGES: 2, EXPERT: 2},
+    ),
+    (
         "moe_tp2_ep4_etp1",
         "qwen3_moe",
         "mindspeed-sequential",

@@ -13,6 +13,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 FILE = "model_optim_rng.pt"
 LAYERS = "decoder.layers."
 FIRST = "embedding."  # what the first stage has beside layers; all else is of the last
+MORE = "mtp."  # of layers that predict more tokens
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 _ITERATION = re.compile(r"iter_([0-9]{7,12})")
 _RANK = re.compile(r"mp_rank_([0-9]{2,5})(?:_([0-9]{3,5}))?(?:_([0-9]{3,5}))?")

@@ -195,6 +195,8 @@ def _renamed(opened: Opened) -> Iterator[tuple[Rank, Tensors]]:
             for name, value in tensors.items():
                 local = layer_of(name)
                 full = name if local is None else with_layer(name, held[local])
+                if full in found and local is None:
+                    continue  # a copy of the embedding
                 if full in found:
                     raise FormatError(f"{file.index.path}: holds {shown(full)} twice.")
                 found[full] = value

@@ -20,6 +20,7 @@ from ckptforge.megatron.names import (
     FILE,
     FIRST,
     HEAD,
+    MORE,
     TRACKER,
     expert_of,
     iteration_name,
@@ -155,7 +156,8 @@ def _by_chunk(
 ) -> dict[Chunk, list[tuple[str, str]]]:
     """(stage, part) → (name with the number of its layer there, name in the model). What has no
     layer lies in the first part or in the last, where the head is a copy of the embedding if it has
-    no tensor of its own and isn't in the same stage."""
+    no tensor of its own and isn't in the same stage; layers that predict more tokens have one
+    there."""
     found: dict[Chunk, list[tuple[str, str]]] = {chunk: [] for chunk in job.chunks}
     places = {
         number: (chunk, local)
@@ -169,8 +171,10 @@ def _by_chunk(
             found[chunk].append((with_layer(name, local), name))
         else:
             found[job.chunks[0] if name.startswith(FIRST) else job.last].append((name, name))
-    if HEAD not in names and EMBEDDING in names and job.last[0] != 0:
+    if EMBEDDING in names and HEAD not in names and job.last[0] != 0:
         found[job.last].append((HEAD, EMBEDDING))
+    if EMBEDDING in names and job.stages > 1 and any(name.startswith(MORE) for name in names):
+        found[job.last].append((EMBEDDING, EMBEDDING))
     return found
 
 
