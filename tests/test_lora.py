@@ -893,7 +893,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
     (tmp_path / "bin" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     refused(InputNotFoundError, r"no adapter_model\.safetensors", tmp_path / "bin")
     (tmp_path / "bin" / "adapter_model.bin").write_bytes(b"x")
-    refused(InputNotFoundError, "safe_serialization", tmp_path / "bin")
+    refused(FormatError, "adapter_model.bin", tmp_path / "bin")
     for name, tensors in {
         "half": {"lora_A": ("F32", [4, 64])},
         "ranks": {"lora_A": ("F32", [4, 64]), "lora_B": ("F32", [64, 5])},

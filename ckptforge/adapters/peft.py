@@ -145,14 +145,11 @@ PEFT_ADAPTER = PeftAdapter()
 
 
 def read_weights(directory: Path) -> FileIndex:
-    """The factors. Raises `InputNotFoundError` where they aren't there as safetensors."""
+    """The factors. Raises `InputNotFoundError` where they aren't there."""
     if is_there(directory / WEIGHTS):
         return read_file(directory / WEIGHTS)
     if is_there(directory / _BINARY):
-        raise InputNotFoundError(
-            f"{directory}: holds {_BINARY}, which isn't read; save the adapter with "
-            "safe_serialization=True."
-        )
+        return read_file(directory / _BINARY)
     raise InputNotFoundError(f"{directory}: has {CONFIG} but no {WEIGHTS}.")
 
 

@@ -43,6 +43,8 @@ KINDS: Registry[DirectoryKind] = Registry(
     "ckptforge.checkpoints.mindspore:ONE_RANK",
     "ckptforge.checkpoints.huggingface:BY_FIXED_NAME",
     "ckptforge.torch_files.kind:TORCH_DIRECTORY",
+    "ckptforge.torch_files.distributed:DISTRIBUTED_CHECKPOINT",
+    "ckptforge.torch_files.fsdp:FSDP_RANKS",
     "ckptforge.consolidated.kind:CONSOLIDATED",
     "ckptforge.adapters.peft:PEFT_ADAPTER",
     last=(

@@ -6,8 +6,10 @@ Source: APPNOTE.TXT of PKWARE (local headers), torch 2.13, `caffe2/serialize/inl
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -36,10 +38,18 @@ class Archive(msgspec.Struct, frozen=True, kw_only=True):
     storages: dict[str, Member]
 
 
-def read_archive(path: Path) -> Archive:
-    """Raises `FormatError` for an archive that isn't torch's, or that can't be read in place."""
-    with Stream(path) as stream, parsing(path, "a zip archive of torch"):
-        status = stream.status()
+def read_archive(path: Path, part: Member | None = None) -> Archive:
+    """The archive that a file is, or that is a part of it. Raises `FormatError` for one that isn't
+    torch's, or that can't be read in place."""
+    with Stream(path) as whole, parsing(path, "a zip archive of torch"):
+        status = whole.status()
+        first, size = (0, status.size) if part is None else (part.offset, part.length)
+        if first + size > status.size:
+            raise FormatError(
+                f"{path}: should hold bytes {first} to {first + size}, but has {status.size}; "
+                "truncated."
+            )
+        stream = whole if part is None else io.BufferedReader(_Window(whole, first, size))
         archive = zipfile.ZipFile(stream)
         members = archive.infolist()
         if len(members) > _MAX_MEMBERS:
@@ -50,20 +60,49 @@ def read_archive(path: Path) -> Archive:
         if len(by_name) < len(members):
             twice = next(name for name in names if names.count(name) > 1)
             raise FormatError(f"{path}: the archive holds {shown(twice)} twice.")
-        _check_order(path, stream, by_name.get(f"{root}byteorder"))
+        _check_order(path, stream, by_name.get(f"{root}byteorder"), size)
         start = f"{root}data/"
         found = {
-            name.removeprefix(start): _place(path, stream, member, status.size)
+            name.removeprefix(start): _place(path, stream, member, size)
             for name, member in by_name.items()
             if name.startswith(start) and not name.endswith("/")
         }
-        place = _place(path, stream, by_name[f"{root}{_PICKLE}"], status.size)
+        place = _place(path, stream, by_name[f"{root}{_PICKLE}"], size)
         _refuse_overlaps(path, {_PICKLE: place, **found})
         if place.length > MAX_BYTES:
             raise FormatError(
                 f"{path}: its {_PICKLE} has {place.length:,} bytes, over {MAX_BYTES:,}."
             )
-        return Archive(status=status, pickle=_bytes(stream, place), storages=found)
+        pickle = _bytes(stream, place)
+        storages = {key: Member(one.offset + first, one.length) for key, one in found.items()}
+        return Archive(status=status, pickle=pickle, storages=storages)
+
+
+class _Window(io.RawIOBase):
+    """Bytes of a stream as a stream of their own."""
+
+    def __init__(self, stream: Stream, first: int, size: int) -> None:
+        self._stream, self._first, self._size, self._at = stream, first, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
+        if at < 0:
+            raise ValueError(f"byte {at} isn't in any file")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
+        self._stream.seek(self._first + self._at)
+        count = self._stream.readinto(view) if view.nbytes else 0
+        self._at += count
+        return count
 
 
 def _root(path: Path, names: list[str]) -> str:
@@ -80,7 +119,7 @@ def _root(path: Path, names: list[str]) -> str:
     return roots[0]
 
 
-def _place(path: Path, stream: Stream, member: zipfile.ZipInfo, size: int) -> Member:
+def _place(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> Member:
     """Where the bytes of a member lie, which the local header tells: its extra field is longer than
     that of the directory."""
     what = f"{path}: the member {shown(member.filename)}"
@@ -101,15 +140,15 @@ def _place(path: Path, stream: Stream, member: zipfile.ZipInfo, size: int) -> Me
     return found
 
 
-def _bytes(stream: Stream, member: Member) -> bytes:
+def _bytes(stream: BinaryIO, member: Member) -> bytes:
     stream.seek(member.offset)
     return stream.read(member.length)
 
 
-def _check_order(path: Path, stream: Stream, member: zipfile.ZipInfo | None) -> None:
+def _check_order(path: Path, stream: BinaryIO, member: zipfile.ZipInfo | None, size: int) -> None:
     if member is None:
         return
-    order = _bytes(stream, _place(path, stream, member, stream.status().size))
+    order = _bytes(stream, _place(path, stream, member, size))
     if order.strip() != b"little":
         raise FormatError(
             f"{path}: its numbers are {shown(order[:16])}-endian, and only little-endian ones are "

@@ -49,9 +49,9 @@ class Named(msgspec.Struct, frozen=True):
     name: str
 
 
-class Inert(msgspec.Struct):
-    """An object of which only the name of its class is known, what it was made of, and its
-    state."""
+class Inert(msgspec.Struct, eq=False):
+    """An object of which only the name of its class is known, what it was made of, and its state.
+    Each is like no other, so that it can be a key."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -227,7 +227,8 @@ class Machine:
             raise ValueError("items for what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # the hash of nested tuples can take for ever
-            target[key if isinstance(key, str | int | bytes | float | None) else shown(key)] = value
+            plain = isinstance(key, str | int | bytes | float | Inert | None)
+            target[key if plain else shown(key)] = value
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")

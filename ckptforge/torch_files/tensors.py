@@ -40,13 +40,14 @@ _DTYPES = {
     "torch.short": "int16",
 }
 _UNTYPED = "torch.storage.UntypedStorage"
+_WRAPPER = "torch._utils._rebuild_wrapper_subclass"
 _UNREADABLE = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
     "torch._utils._rebuild_sparse_csr_tensor": "a sparse tensor",
     "torch._utils._rebuild_qtensor": "a quantised tensor of torch's",
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without numbers (meta device)",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
-    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own, such as DTensor",
+    _WRAPPER: "a tensor of a class of its own, such as DTensor",
     "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of a device that wasn't torch's",
     "torch.storage._load_from_bytes": "a pickle within the pickle",
 }
@@ -81,7 +82,15 @@ _INERT = frozenset(
         "collections.Counter",
     )
 )
-_INERT_MODULES = ("numpy.", "megatron.core.", "random.")
+_INERT_MODULES = (
+    "numpy.",
+    "megatron.core.",
+    "random.",
+    "torch.distributed.tensor.",
+    "torch.distributed._tensor.",
+    "torch.distributed.device_mesh.",
+    "torch.distributed._mesh_layout.",
+)
 
 
 class Storage(msgspec.Struct, frozen=True):
@@ -113,6 +122,15 @@ class Unreadable(msgspec.Struct, frozen=True):
     """A tensor that isn't a view of numbers, in words."""
 
     what: str
+
+
+class Sharded(Unreadable, frozen=True):
+    """The part that a rank has of a tensor of this shape (DTensor), cut along an axis; None where
+    each has all of it."""
+
+    local: View
+    shape: tuple[int, ...]
+    axis: int | None
 
 
 def is_inert(name: str) -> bool:
@@ -158,6 +176,8 @@ def constructors(where: str) -> dict[str, Constructor]:
 
     def of_type(arguments: tuple[Any, ...]) -> Any:
         function, _, inner, *_ = arguments
+        if isinstance(function, Named) and function.name == _WRAPPER:
+            return _sharded(arguments)
         known = made.get(function.name) if isinstance(function, Named) else None
         return (
             Inert("torch._tensor._rebuild_from_type_v2", arguments)
@@ -166,6 +186,33 @@ def constructors(where: str) -> dict[str, Constructor]:
         )
 
     return {**made, "torch._tensor._rebuild_from_type_v2": of_type}
+
+
+def _sharded(arguments: tuple[Any, ...]) -> Unreadable:
+    """A DTensor by its state: the part of this rank, and the placements of its spec."""
+    other = Unreadable(_UNREADABLE[_WRAPPER])
+    _, kind, inner, state = arguments
+    if not isinstance(kind, Named) or not kind.name.endswith(".DTensor"):
+        return other
+    local, spec = (_attributes(state).get(name) for name in ("_local_tensor", "_spec"))
+    about = _attributes(spec.state) if isinstance(spec, Inert) else {}
+    placements = about.get("placements")
+    if not isinstance(local, View) or not isinstance(placements, tuple):
+        return other
+    cut = [one for one in placements if not one.name.endswith(".Replicate")]
+    if any(not one.name.endswith(".Shard") for one in cut) or len(cut) > 1:
+        return Unreadable(f"{other.what}, cut in a way that isn't known")
+    axis = _attributes(cut[0].state)["dim"] if cut else None
+    shape = tuple(inner[2])
+    if not all(map(_is_count, shape)) or not (axis is None or 0 <= axis < len(shape)):
+        return other
+    return Sharded(what="a part of a tensor (DTensor)", local=local, shape=shape, axis=axis)
+
+
+def _attributes(state: Any) -> dict[Any, Any]:
+    """The attributes in a state: a dictionary, or one of them and one of slots."""
+    parts = state if isinstance(state, tuple) else (state,)
+    return {key: one for part in parts if isinstance(part, dict) for key, one in part.items()}
 
 
 def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:

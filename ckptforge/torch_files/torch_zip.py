@@ -19,7 +19,7 @@ from ckptforge.torch_files.pickle_data import Machine
 from ckptforge.torch_files.tensors import Unreadable, View, constructors, is_inert, storage_of
 from ckptforge.torch_files.writing import lay_out_archive
 from ckptforge.transfers import Transfer
-from ckptforge.values import Extent, Fragment, Stored, Term, Value, kind_of
+from ckptforge.values import Extent, Fragment, Stored, Term, Value, kind_of, value_of
 
 NAME = "a torch file (a zip with a pickle)"
 ENDINGS = (".pt", ".pth", ".bin")
@@ -70,6 +70,27 @@ def read_data(path: Path) -> Any:
     """The object of a file as data: dictionaries, lists, numbers, texts, a `View` for each tensor,
     an `Inert` for each object of another class. Raises `FormatError` as `read_index` does."""
     return _load(path, read_archive(path))
+
+
+def named_tensors(path: Path, archive: Archive) -> Iterator[tuple[str, View | Unreadable]]:
+    """The tensors of an archive by their paths in its object. Raises `FormatError`."""
+    return _named(path, _load(path, archive))
+
+
+def tensor_of(path: Path, name: str, part: Member) -> tuple[Stored, Value]:
+    """The tensor that a part of a file is as a torch file of its own: what lies there, and it.
+    Raises `FormatError`."""
+    archive = read_archive(path, part)
+    found = _load(path, archive)
+    if not isinstance(found, View):
+        raise FormatError(f"{path}: {shown(name)} isn't a tensor of numbers; damaged.")
+    return view_of(path, name, found, archive)
+
+
+def view_of(path: Path, name: str, found: View, archive: Archive) -> tuple[Stored, Value]:
+    """A tensor of an archive: what lies there, and it. Raises `FormatError`."""
+    stored, value = _stored(path, name, found, _member(path, name, found, archive.storages))
+    return stored, value_of(stored) if value is None else value
 
 
 def _load(path: Path, archive: Archive) -> Any:

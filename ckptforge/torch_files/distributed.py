@@ -1,0 +1,199 @@
+"""Checkpoints of torch.distributed.checkpoint as a kind of directory: `.metadata`, and the chunks
+of tensors in `__<rank>_<n>.distcp`, each a torch file of its own at an offset.
+
+Source: torch 2.13, `torch/distributed/checkpoint/metadata.py`, `filesystem.py`, and files that it
+wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptforge.boxes import Box, dot, full_box, row_major_strides
+from ckptforge.checkpoints.kinds import refuse_step
+from ckptforge.composing import terms_through
+from ckptforge.covering import box_text, uncovered
+from ckptforge.errors import FormatError, shown
+from ckptforge.foreign.files import is_file_name, is_there, read_small
+from ckptforge.formats.index import MAX_DIMS, MAX_TENSORS, FileIndex, check_name
+from ckptforge.model import Account, Model
+from ckptforge.storage.files import open_file
+from ckptforge.torch_files.archive import Member
+from ckptforge.torch_files.pickle_data import MAX_BYTES, Inert, Machine
+from ckptforge.torch_files.tensors import constructors, is_inert
+from ckptforge.torch_files.torch_zip import tensor_of
+from ckptforge.transfers import Transfer
+from ckptforge.values import Stored, Value
+
+METADATA = ".metadata"
+FORMAT = "torch distributed checkpoint"
+_HOME = "torch.distributed.checkpoint."
+_CLASSES = frozenset(
+    f"{_HOME}{name}"
+    for name in (
+        "metadata.Metadata",
+        "metadata.TensorStorageMetadata",
+        "metadata.ChunkStorageMetadata",
+        "metadata.BytesStorageMetadata",
+        "metadata.TensorProperties",
+        "metadata.MetadataIndex",
+        "metadata.StorageMeta",
+        "filesystem._StorageInfo",
+        "filesystem._StorageReaderTransforms",
+    )
+)
+_TENSOR = f"{_HOME}metadata.TensorStorageMetadata"
+
+
+class DistributedCheckpoint:
+    """What torch.distributed.checkpoint.save wrote."""
+
+    def recognises(self, directory: Path) -> bool:
+        """By the file that describes it."""
+        return is_there(directory / METADATA)
+
+    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+        """All tensors, put together of their chunks; what else was saved is passed over."""
+        refuse_step(step, directory, "one checkpoint")
+        described = _Described(directory)
+        values = dict(described.values())
+        if not values:
+            raise FormatError(f"{directory}: holds no tensors.")
+        return Model(
+            path=directory,
+            format=FORMAT,
+            directory=directory,
+            files=tuple(described.indexes()),
+            values=values,
+            account=Account().leaving("no tensors", tuple(described.others)),
+        )
+
+
+class _Described:
+    """`.metadata`, and the files that it names, of which each is looked into once."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.path = directory, directory / METADATA
+        content = read_small(self.path, MAX_BYTES)
+        where = str(self.path)
+        machine = Machine(
+            where, constructors(where), lambda name: name in _CLASSES or is_inert(name), _no_storage
+        )
+        root = machine.load(content)
+        self.tensors = self._mapping(self._field(root, "state_dict_metadata"))
+        places = self._mapping(self._field(root, "storage_data"))
+        self.places: dict[tuple[str, tuple[int, ...]], Inert] = {}
+        for key, info in places.items():
+            offset = self._field(key, "offset", None)
+            if offset is not None:
+                self.places[str(self._field(key, "fqn")), self._counts(offset)] = info
+        self.others = [str(name) for name, one in self.tensors.items() if one.name != _TENSOR]
+        self.held: dict[Path, dict[str, Stored]] = {}
+
+    def values(self) -> Iterator[tuple[str, Value]]:
+        """The tensors. Raises `FormatError` for chunks that don't make up what is said of them."""
+        count = 0
+        for name, about in self.tensors.items():
+            if about.name != _TENSOR:
+                continue
+            check_name(str(name), self.path)
+            count += 1
+            if count > MAX_TENSORS:
+                raise FormatError(f"{self.path}: describes more than {MAX_TENSORS} tensors.")
+            shape = self._counts(self._field(about, "size"))
+            parts: dict[Box, Value] = {}
+            for chunk in self._field(about, "chunks"):
+                offsets = self._counts(self._field(chunk, "offsets"))
+                sizes = self._counts(self._field(chunk, "sizes"))
+                if len(offsets) != len(shape) or len(sizes) != len(shape):
+                    raise self._wrong(f"a chunk of {shown(name)} has other axes than the tensor")
+                box = tuple((lo, lo + n) for lo, n in zip(offsets, sizes, strict=True))
+                if 0 not in sizes or not parts:
+                    parts.setdefault(box, self._chunk(str(name), offsets, sizes))
+            if 0 not in shape and (wrong := uncovered(full_box(shape), list(parts))):
+                raise self._wrong(f"its chunks {wrong[0]} {box_text(wrong[1])} of {shown(name)}")
+            yield str(name), joined(shape, parts)
+
+    def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Value:
+        info = self.places.get((name, offsets))
+        if info is None:
+            raise self._wrong(f"{shown(name)} at {list(offsets)} lies nowhere")
+        if self._field(info, "transform_descriptors", None):
+            raise self._wrong(f"{shown(name)} is compressed or otherwise transformed")
+        file = self._field(info, "relative_path")
+        if not isinstance(file, str) or not is_file_name(file):
+            raise self._wrong(f"{shown(file)} isn't the name of a file")
+        start, length = self._counts((self._field(info, "offset"), self._field(info, "length")))
+        path = self.directory / file
+        title = name if not any(offsets) else f"{name}[{', '.join(map(str, offsets))}]"
+        stored, value = tensor_of(path, title, Member(start, length))
+        if value.shape != sizes:
+            raise self._wrong(
+                f"a chunk of {shown(name)} is {list(sizes)}, but {list(value.shape)} in {file}"
+            )
+        self.held.setdefault(path, {})[title] = stored
+        return value
+
+    def indexes(self) -> Iterator[FileIndex]:
+        """The files that were looked into."""
+        for path, tensors in self.held.items():
+            reader = open_file(path)
+            status = reader.status()
+            reader.close()
+            yield FileIndex(
+                path=path,
+                format=FORMAT,
+                size=status.size,
+                mtime_ns=status.mtime_ns,
+                tensors=tensors,
+            )
+
+    def _field(self, found: Any, name: str, *default: Any) -> Any:
+        state = found.state if isinstance(found, Inert) else None
+        if not isinstance(state, dict) or (name not in state and not default):
+            raise self._wrong(f"where {name} should stand is {shown(found)}")
+        return state.get(name, *default)
+
+    def _mapping(self, found: Any) -> Mapping[Any, Inert]:
+        if not isinstance(found, dict) or not all(isinstance(one, Inert) for one in found.values()):
+            raise self._wrong(f"there is {shown(found)} where tensors are described")
+        return found
+
+    def _counts(self, found: Any) -> tuple[int, ...]:
+        if not isinstance(found, list | tuple) or len(found) > MAX_DIMS:
+            raise self._wrong(f"{shown(found)} isn't a list of lengths")
+        if not all(type(n) is int and 0 <= n < 1 << 62 for n in found):
+            raise self._wrong(f"{shown(found)} aren't lengths")
+        return tuple(found)
+
+    def _wrong(self, what: str) -> FormatError:
+        return FormatError(f"{self.path}: {what}; damaged, or another kind of file.")
+
+
+def joined(shape: tuple[int, ...], parts: Mapping[Box, Value]) -> Value:
+    """Boxes of a tensor of this shape as the tensor that they make up."""
+    first, strides = next(iter(parts.values())), row_major_strides(shape)
+    pieces = [
+        (
+            value,
+            Transfer(
+                value.shape,
+                0,
+                row_major_strides(value.shape),
+                dot([lo for lo, _ in box], strides),
+                strides,
+            ).ordered(),
+        )
+        for box, value in parts.items()
+    ]
+    terms = tuple(terms_through(pieces))
+    return Value(dtype=first.dtype, shape=shape, terms=terms, kind=first.kind)
+
+
+def _no_storage(said: Any) -> Any:
+    raise ValueError(f"a tensor where none can be: {shown(said)}")
+
+
+DISTRIBUTED_CHECKPOINT = DistributedCheckpoint()

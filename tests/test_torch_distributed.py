@@ -1,0 +1,116 @@
+"""Checkpoints of torch.distributed.checkpoint, and files of FSDP's ranks, that torch 2.13 wrote."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckptforge
+from ckptforge.errors import FormatError, InputNotFoundError
+from tests.helpers import FIXTURES
+
+HOME = FIXTURES / "torch_distributed"
+WHOLE = dict(np.load(HOME / "whole.npz"))
+
+
+@pytest.mark.parametrize("name", ["dcp_2", "dcp_2x2", "fsdp_2", "fsdp_2x2"])
+def test_parts_are_put_together_bit_for_bit(name):
+    """Cut by rows that don't divide, by columns, not at all, and replicated along a mesh."""
+    opened = ckptforge.open(HOME / name)
+    found = {name.removeprefix("model."): tensor for name, tensor in opened.items()}
+    assert found.keys() == WHOLE.keys()
+    for key, numbers in WHOLE.items():
+        assert found[key].shape == numbers.shape
+        assert found[key][...].tobytes() == numbers.tobytes(), key
+    assert found["a.weight"].dtype == "bfloat16"
+    assert (
+        found["a.weight"][2:5, 1].tobytes()
+        == np.ascontiguousarray(WHOLE["a.weight"][2:5, 1]).tobytes()
+    )
+
+
+def test_a_model_in_chunks_is_converted(tmp_path):
+    torch = pytest.importorskip("torch")
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+
+    from ckptforge.tables.shipped import shipped_tables
+    from ckptforge.verbs.synthetic import write_model
+    from tests.helpers import contents
+
+    table = next(table for table in shipped_tables() if table.name == "llama")
+    write_model(tmp_path / "hub", table, table.example)
+    dcp.save(
+        {"model": load_file(tmp_path / "hub" / "model.safetensors")}, checkpoint_id=tmp_path / "d"
+    )
+    ckptforge.to_ms(tmp_path / "d", tmp_path / "x.ckpt", config=tmp_path / "hub")
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt")
+    assert contents(tmp_path / "x.ckpt") == contents(tmp_path / "y.ckpt")
+    assert torch.__version__
+
+
+def test_a_rank_that_is_not_there_is_named(tmp_path):
+    run = Path(shutil.copytree(HOME / "fsdp_2x2", tmp_path / "run"))
+    (run / "model_world_size_4_rank_2.pt").unlink()
+    with pytest.raises(InputNotFoundError, match="missing:\n  model_world_size_4_rank_2.pt"):
+        ckptforge.open(run)
+    shutil.copy(HOME / "fsdp_2" / "model_world_size_2_rank_0.pt", run)
+    with pytest.raises(FormatError, match="of jobs of 2 and 4 ranks"):
+        ckptforge.open(run)
+
+
+def test_a_part_alone_is_no_tensor():
+    with pytest.raises(FormatError, match=r"a part of a tensor \(DTensor\), which isn't read"):
+        ckptforge.open(HOME / "fsdp_2" / "model_world_size_2_rank_0.pt")
+
+
+def test_parts_that_do_not_make_up_the_whole_are_refused(tmp_path):
+    shutil.copytree(HOME / "fsdp_2", tmp_path / "run")
+    first = tmp_path / "run" / "model_world_size_2_rank_0.pt"
+    shutil.copy(first, tmp_path / "run" / "model_world_size_2_rank_1.pt")
+    with pytest.raises(FormatError, match=r"'a.weight' \[7, 6\] is cut along axis 0.*4 of 7"):
+        ckptforge.open(tmp_path / "run")
+
+
+def test_chunks_that_are_not_there_are_refused(tmp_path):
+    run = Path(shutil.copytree(HOME / "dcp_2", tmp_path / "run"))
+    last = run / "__1_0.distcp"
+    last.write_bytes(last.read_bytes()[:-200])
+    with pytest.raises(FormatError, match=r"__1_0.distcp: should hold bytes \d+ to \d+, but has"):
+        ckptforge.open(run)
+    last.unlink()
+    with pytest.raises(InputNotFoundError, match="__1_0.distcp"):
+        ckptforge.open(run)
+
+
+class _Danger:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it was run')",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps(_Danger()), "names 'builtins.exec', which is no part of a checkpoint's data"),
+        (pickle.dumps({"state_dict_metadata": {}}), "where state_dict_metadata should stand"),
+        (b"", "no end|isn't a pickle"),
+        (pickle.dumps([1]), "where state_dict_metadata should stand"),
+    ],
+)
+def test_metadata_of_another_kind_is_refused_and_not_run(content, message, tmp_path):
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(FormatError, match=message):
+        ckptforge.open(tmp_path)
+
+
+def test_an_adapter_of_peft_in_torchs_format(tmp_path):
+    torch = pytest.importorskip("torch")
+    names = [f"base_model.model.model.layers.0.self_attn.q_proj.lora_{x}.weight" for x in "AB"]
+    tensors = {name: torch.arange(8.0).reshape(2, 4) for name in names}
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    torch.save(tensors, tmp_path / "adapter_model.bin")
+    opened = ckptforge.open(tmp_path)
+    assert sorted(opened) == sorted(names)
+    assert (opened[names[0]][...] == tensors[names[0]].numpy()).all()
