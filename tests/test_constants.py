@@ -117,6 +117,14 @@ MODELS = {
         **SLIDING,
     },
     "deepseek": {"model_type": "deepseek_v3", **DEEPSEEK},
+    "glm4": {"model_type": "glm4", "head_dim": 16, "attention_bias": True, "pad_token_id": 3},
+    "minimax_m2": {
+        "model_type": "minimax_m2",
+        "head_dim": 16,
+        "rotary_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
 }
 CONFIGS = {name: {**SIZES, **changes} for name, changes in MODELS.items()}
 DROP = "absent"
@@ -129,6 +137,8 @@ def inner(**changes):
 
 # (model, edit, keys that are named)
 CHANGING = [
+    ("glm4", {"partial_rotary_factor": 0.25}, ["rope_scaling.partial_rotary_factor"]),
+    ("minimax_m2", {"rotary_dim": DROP}, ["rope_scaling.partial_rotary_factor"]),
     ("llama", {"rope_theta": 20000.0}, ["rope_theta"]),
     ("llama", {"rms_norm_eps": 1e-3}, ["rms_norm_eps"]),
     ("llama", {"rms_norm_eps": DROP}, ["rms_norm_eps"]),  # LlamaConfig's 1e-6
@@ -221,6 +231,8 @@ YARN_IN_5 = {
     "beta_fast": 32,
 }
 KEEPING = [
+    ("glm4", {"partial_rotary_factor": 0.5}),
+    ("minimax_m2", {"rotary_dim": DROP, "partial_rotary_factor": 0.5}),
     ("llama", {"use_cache": False, "pretraining_tp": 2}),
     ("llama", {"attention_dropout": 0.5}),
     ("llama", {"initializer_range": 0.5}),
@@ -389,28 +401,33 @@ def test_the_defaults_of_the_tables_are_those_of_transformers(model_type):
     defaults = dict(constants.defaults)
     assert table.constants.defaults_from.startswith("transformers ")
     assert defaults.pop("rope_theta") == made.rope_parameters["rope_theta"] == made.default_theta
-    assert (
-        made.rope_parameters["rope_type"] == "default"
-        and "partial_rotary_factor" not in made.rope_parameters
+    assert made.rope_parameters["rope_type"] == "default"
+    partial = made.rope_parameters.get("partial_rotary_factor")
+    # MiniMaxM2Config has no default, and reads it
+    assert defaults.pop("partial_rotary_factor", None) == (
+        1.0 if model_type == "minimax_m2" else partial
     )
     # of any PreTrainedConfig
     assert not defaults.pop("per_layer_config") and not made.is_heterogeneous
     # as masking_utils asks for it
     assert defaults.pop("is_causal") is getattr(made, "is_causal", True)
-    for key in ("scoring_func", "topk_method"):
-        defaults.pop(key, None)
-        assert not hasattr(made, key)
+    if model_type == "deepseek_v3":
+        for key in ("scoring_func", "topk_method"):
+            assert defaults.pop(key) and not hasattr(made, key)
     fields = set(type(made).__dataclass_fields__) - set(
         transformers.PreTrainedConfig.__dataclass_fields__
     )
     for key in {*defaults, *(constants.window.keys if constants.window else ())} & fields:
-        default = type(made).__dataclass_fields__[key].default
-        assert (default or [] if key == "mlp_only_layers" else default) == defaults.get(key), key
+        default, written = type(made).__dataclass_fields__[key].default, defaults.get(key)
+        assert written == (type(written)() if default is None else default), key
     assert set(defaults) <= fields
     # Kv heads of latent attention are its heads, and every layer of the other has experts.
-    unread = {"deepseek_v3": {"num_key_value_heads"}, "qwen3_moe": {"intermediate_size"}}.get(
-        model_type, set()
-    )
+    unread = {
+        "deepseek_v2": {"num_key_value_heads", "head_dim"},
+        "deepseek_v3": {"num_key_value_heads"},
+        "qwen2_moe": {"intermediate_size"},
+        "qwen3_moe": {"intermediate_size"},
+    }.get(model_type, set())
     sizes = set(
         re.findall(r"[a-z_]{3,}", " ".join(expression.text for expression in table.axes.values()))
     )

@@ -81,6 +81,22 @@ PUBLISHED = {
  "original_max_position_embeddings": 4096, "type": "yarn"}, "rope_theta": 10000, "routed_scaling_factor": 2.5,
  "scoring_func": "sigmoid", "seq_aux": true, "tie_word_embeddings": false, "topk_group": 2, "topk_method": "noaux_tc",
  "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": true, "v_head_dim": 12, "vocab_size": 64}""",
+    "GLM-4.5-Air": """{
+ "architectures": ["Glm4MoeForCausalLM"], "attention_bias": true, "attention_dropout": 0.0, "pad_token_id": 3, "eos_token_id": [3, 4, 5],
+ "head_dim": 16, "hidden_act": "silu", "hidden_size": 32, "partial_rotary_factor": 0.5, "initializer_range": 0.02,
+ "intermediate_size": 48, "max_position_embeddings": 131072, "model_type": "glm4_moe", "moe_intermediate_size": 16,
+ "norm_topk_prob": true, "num_attention_heads": 4, "n_group": 1, "topk_group": 1, "n_routed_experts": 4, "n_shared_experts": 1,
+ "routed_scaling_factor": 1.0, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "num_hidden_layers": 2,
+ "num_key_value_heads": 2, "num_nextn_predict_layers": 0, "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 1000000,
+ "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.54.0", "use_cache": true,
+ "use_qk_norm": false, "vocab_size": 64}""",
+    "MiniMax-M2": """{
+ "architectures": ["MiniMaxM2ForCausalLM"], "head_dim": 16, "hidden_act": "silu", "hidden_size": 32, "intermediate_size": 16,
+ "max_position_embeddings": 196608, "model_type": "minimax_m2", "num_attention_heads": 4, "num_experts_per_tok": 2,
+ "num_hidden_layers": 2, "num_key_value_heads": 2, "num_local_experts": 4, "num_mtp_modules": 3, "qk_norm_type": "per_layer",
+ "rms_norm_eps": 1e-06, "rope_theta": 5000000, "rotary_dim": 8, "scoring_func": "sigmoid", "tie_word_embeddings": false,
+ "transformers_version": "4.46.1", "use_cache": true, "use_mtp": true, "use_qk_norm": true, "use_routing_bias": true,
+ "vocab_size": 64}""",
     "without model_type": LLAMA_2.replace('"model_type": "llama", ', ""),
 }
 

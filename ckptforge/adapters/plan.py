@@ -139,11 +139,12 @@ def _convert(model: Model, choices: AdapterChoices) -> _Found:
     candidates = adapter_tables(
         tables, model.path, model.values, config.get("model_type"), named, kept.model
     )
+    wanted, family = choices.target, choices.family or ""
+    able = [t for t in candidates if (wanted in t.layouts if wanted else t.names_of(family))]
     found: list[_Found] = []
     errors: list[CkptforgeError] = []
-    for table in candidates:
+    for table in able or candidates:
         try:
-            wanted, family = choices.target, choices.family or ""
             target = table.layout(wanted) if wanted else table.first_layout(family)
             if choices.family not in (None, target.family):
                 raise UsageError(

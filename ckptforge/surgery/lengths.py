@@ -65,7 +65,7 @@ def _choices(table: Table, axis: str) -> list[list[str]]:
 def first_key(table: Table, axis: str) -> str | None:
     """The key that an axis is the value of, by the first choice that its table gives."""
     (first, *_) = _choices(table, axis)
-    return first[0] if len(first) == 1 else None
+    return first[0] if len(first) == 1 and first[0].isidentifier() else None
 
 
 def single(table: Table, axis: str, config: Config) -> str | None:

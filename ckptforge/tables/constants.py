@@ -114,7 +114,8 @@ def make_constants(file: TableFile) -> Constants:
     rope = None
     if file.rope is not None:
         with at("rope", "dim"):
-            rope = Rope(Expression(file.rope.dim), file.rope.scales_softmax)
+            written = file.rope
+            rope = Rope(Expression(written.dim), written.scales_softmax, written.rotated)
     types, windows = file.defaults.items(), file.window
     by_model_type = {n: ModelConstants(values, rope, windows.get(n)) for n, values in types}
     return Constants(listed=listed, by_model_type=by_model_type, defaults_from=file.defaults_from)

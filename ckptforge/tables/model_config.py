@@ -22,7 +22,7 @@ _SIGN = re.compile(r"([+-])")
 class Expression(msgspec.Struct, frozen=True):
     """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the
     next choice when a key of the first is absent or null. A last choice of `0` says that there may
-    be none: see `default`."""
+    be none: see `default`. A number alone is a length that is the same for every model."""
 
     text: str
 
@@ -32,7 +32,7 @@ class Expression(msgspec.Struct, frozen=True):
                 raise ValueError(
                     f"{self.text!r} isn't keys and numbers joined by '*', '/', '+', '-' and 'or'"
                 )
-            if all(word.isdigit() for _, word in _STEP.findall(choice)):
+            if len(self.choices) > 1 and all(word.isdigit() for _, word in _STEP.findall(choice)):
                 raise ValueError(
                     f"{self.text!r}: {choice!r} names no key of config.json, so it would hold for "
                     "every model"
@@ -97,8 +97,8 @@ _IS_FALSE = " is false"
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """`key`, `not key` or `key is false`, of config.json: whether it is true, is false or absent,
-    or is false in so many words."""
+    """`key`, `not key` or `key is false`, of config.json: whether it is true or a positive number,
+    is false, 0 or absent, or is false in so many words."""
 
     text: str
 
@@ -126,7 +126,8 @@ class Condition(msgspec.Struct, frozen=True):
             return config.get(self.key) is False
         if self.text.startswith("not "):
             return not config.get(self.key)
-        return config.get(self.key) is True
+        value = config.get(self.key)
+        return value is True or (isinstance(value, int) and value > 0)
 
     def met(self) -> tuple[str, bool]:
         """(key, value) under which it holds."""

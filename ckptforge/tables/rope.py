@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from ckptforge.errors import ConfigError
 from ckptforge.tables.model_config import Expression
 
 THETA = "rope_theta"
@@ -41,14 +43,23 @@ class RopeSection(msgspec.Struct, frozen=True):
     scales_softmax: Annotated[
         bool, Meta(description="yarn's mscale_all_dim scales the attention's scores, too")
     ] = False
+    rotated: Annotated[
+        str | None,
+        Meta(
+            description="the key of config.json that says how many of these are rotated, where "
+            "partial_rotary_factor doesn't"
+        ),
+    ] = None
 
 
 class Rope(msgspec.Struct, frozen=True):
     """`dim` numbers of a head are rotated. `scales_softmax`: where there is an mscale_all_dim, the
-    attention's scores are multiplied by the square of the scale that it gives."""
+    attention's scores are multiplied by the square of the scale that it gives. `rotated`: the key
+    that says how many are rotated where partial_rotary_factor doesn't."""
 
     dim: Expression
     scales_softmax: bool
+    rotated: str | None = None
 
 
 def rope_parameters(
@@ -58,7 +69,8 @@ def rope_parameters(
 
     `rope_scaling` {type or rope_type, …} beside `rope_theta`, as transformers 4 writes it, and
     `rope_parameters`, as 5 does, come out alike. Keys that the rope type doesn't read aren't there,
-    but for LONGEST; those of a fixed default always are.
+    but for LONGEST; those of a fixed default always are. A default rope type reads
+    partial_rotary_factor only where there is a default for it.
     """
     spellings = (config.get(key) for key in ("rope_scaling", "rope_parameters"))
     given: Any = next(filter(None, spellings), {})
@@ -78,7 +90,7 @@ def _standard(
 ) -> Parameters:
     outer = {key: config[key] for key in KEYS if config.get(key) is not None}
     own = {key: value for key, value in given.items() if value is not None and key != LONGEST}
-    values = {**defaults, **outer, **own}
+    values = {**defaults, **_by_count(config, rope), **outer, **own}
     kind = values.get(_TYPE) or given.get("type") or "default"
     kind = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     if _ORIGINAL in outer and given.get(_ORIGINAL) != outer[_ORIGINAL]:
@@ -89,10 +101,22 @@ def _standard(
     if isinstance(kind, str):
         others = tuple(key for key in given if key not in ("type", _TYPE))
         read = _TYPES[kind][1] if kind in _TYPES else others
+    if kind == "default" and _PARTIAL in defaults:
+        read = (_PARTIAL,)
     if rope.scales_softmax and kind != "default":
         read = (*read, "factor", "mscale_all_dim")
     values = {**_DEFAULTS, **values}
     return {_TYPE: kind, **{key: values[key] for key in (THETA, *read, LONGEST) if key in values}}
+
+
+def _by_count(config: Mapping[str, Any], rope: Rope) -> Parameters:
+    """partial_rotary_factor where config.json says the number instead."""
+    count = None if rope.rotated is None else config.get(rope.rotated)
+    with suppress(ConfigError):
+        dim = rope.dim.evaluate(config, "config.json")
+        if dim and isinstance(count, int) and 0 <= count <= dim:
+            return {_PARTIAL: count / dim}
+    return {}
 
 
 def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, ...]:
@@ -223,7 +247,7 @@ def _softmax_scale(p: Parameters) -> float:
 
 # Rope type, by transformers' name → what computes it, and the parameters that it reads.
 _TYPES: Mapping[str, tuple[Callable[[Parameters, int], tuple[Any, ...]], tuple[str, ...]]] = {
-    "default": (lambda p, dim: _fixed(_inverse(p, dim)), ()),
+    "default": (lambda p, dim: _fixed(_inverse(p, _rotated(p, dim))), ()),
     "linear": (_linear, _SCALED),
     "proportional": (_proportional, _SCALED),
     "dynamic": (_dynamic, (*_SCALED, LONGEST)),

@@ -149,13 +149,18 @@ def check_table(options: MappingCheck) -> Checked:
 def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
     """A model's stored tensors and parameters in a layout. Raises `ConfigError`."""
     lengths = lengths_of(table, config, where)
-    if unknown := [axis for axis in table.axes if axis not in lengths]:
+    present = table.present(layout, config)
+    used = {
+        axis for pattern in present for tensor in pattern.tensors for axis in table.tensors[tensor]
+    }
+    used.update(axis for pattern in present for axis in pattern.offsets.values())
+    if unknown := [axis for axis in table.axes if axis in used and axis not in lengths]:
         raise UsageError(
             f"{where}: doesn't give the length of axis {unknown[0]} "
             f"({table.axes[unknown[0]].text})."
         )
     tensors = parameters = 0
-    for pattern in table.present(layout, config):
+    for pattern in present:
         number = sum(1 for _ in name_pieces(pattern, lengths))
         tensors += number
         parameters += number * math.prod(pattern.shape(lambda _, axis: lengths[axis]))
