@@ -13,39 +13,76 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measurement import cells, measure, show
-from benchmarks.model import REAL, make
+from benchmarks.model import REAL
 from benchmarks.workspace import FORGE
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.verbs.synthetic import write_model
 
-MODELS = {
-    "8x7B": {**REAL, "num_hidden_layers": 32},
-    "8x22B": {
-        "hidden_size": 6144,
-        "intermediate_size": 16384,
-        "num_attention_heads": 48,
-        "num_key_value_heads": 8,
-        "vocab_size": 32768,
-        "num_hidden_layers": 56,
-    },
+MODELS: dict[str, tuple[str, dict[str, int]]] = {
+    "Mixtral 8x7B": ("mixtral", {**REAL, "num_hidden_layers": 32}),
+    "Mixtral 8x22B": (
+        "mixtral",
+        {
+            "hidden_size": 6144,
+            "intermediate_size": 16384,
+            "num_attention_heads": 48,
+            "num_key_value_heads": 8,
+            "vocab_size": 32768,
+            "num_hidden_layers": 56,
+        },
+    ),
+    "DeepSeek-V3": (
+        "deepseek_v3",
+        {
+            "hidden_size": 7168,
+            "intermediate_size": 18432,
+            "moe_intermediate_size": 2048,
+            "num_hidden_layers": 61,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "n_routed_experts": 256,
+            "vocab_size": 129280,
+            "q_lora_rank": 1536,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "first_k_dense_replace": 3,
+            "num_nextn_predict_layers": 1,
+            "n_group": 8,
+            "topk_group": 4,
+            "num_experts_per_tok": 8,
+        },
+    ),
 }
-JOBS = {
-    "one file": None,
-    "1,024 ranks": {
-        "data_parallel": 64,
-        "model_parallel": 8,
-        "expert_parallel": 8,
-        "pipeline_stage": 2,
-        "enable_parallel_optimizer": True,
-    },
-}
+
+
+def jobs(layers: int) -> dict[str, dict[str, Any] | None]:
+    """Name → a parallel configuration for a model of so many layers."""
+    few = {"data_parallel": 64, "model_parallel": 8, "expert_parallel": 8, "pipeline_stage": 2}
+    many = {"data_parallel": 256, "model_parallel": 4, "expert_parallel": 8, "pipeline_stage": 16}
+    found: dict[str, dict[str, Any] | None] = {"one file": None}
+    for degrees in (few, many):
+        stages = degrees["pipeline_stage"]
+        ranks = degrees["data_parallel"] * degrees["model_parallel"] * stages
+        offset = [0] * (stages - 1) + [layers % stages]
+        found[f"{ranks:,} ranks"] = {
+            **degrees,
+            "enable_parallel_optimizer": True,
+            "offset": offset,
+        }
+    return found
 
 
 def rows(work: Path, repeats: int) -> Iterator[list[str]]:
-    for model, sizes in MODELS.items():
-        hub = work / model
-        make(hub, sizes, sparse=True, shard_bytes=5 * 10**9)
-        for job, keys in JOBS.items():
+    for model, (name, sizes) in MODELS.items():
+        hub = work / name / model.replace(" ", "-")
+        table = next(table for table in shipped_tables() if table.name == name)
+        write_model(hub, table, {**table.example, **sizes}, shard_bytes=5 * 10**9, sparse=True)
+        for job, keys in jobs(sizes["num_hidden_layers"]).items():
             command = [*FORGE, "to-ms", str(hub), str(work / "out"), "--dry-run", "--quiet"]
             if keys is not None:
                 config = work / "job.json"
