@@ -1,17 +1,26 @@
 """The proof of a plan: what doesn't fill every element exactly once is refused before anything is
 read."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
+import ckptforge
+from ckptforge.composing import part_of
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
 from ckptforge.planning.assembly import Assembly, prove_filled
+from ckptforge.planning.lower import Assemblies
 from ckptforge.tables.grid import Grid
 from ckptforge.tables.pieces import Piece, fill
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Place, Stored, Term
+from tests.helpers import HUB
 
 FLOAT = BY_NAME["float32"]
 WHOLE = Piece("whole", ((0, 4), (0, 3)), Grid(0, (3, 1)))
@@ -77,3 +86,63 @@ def test_an_incomplete_plan_is_refused(copies, message):
 def test_a_tensor_that_nothing_fills_is_refused():
     with pytest.raises(PlanError, match="t: nothing fills it"):
         prove_filled(assembly())
+
+
+DEGREES = st.sampled_from([1, 2])
+
+
+@given(DEGREES, DEGREES, st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_what_is_made_by_kinds_is_what_is_made_tensor_by_tensor(
+    tmp_path_factory, dp, mp, ep, stages, optimizer
+):
+    config = job(tmp_path_factory.mktemp("job"), dp, mp, ep, stages, optimizer)
+    plan = ckptforge.plan("to_ms", HUB, Path("x"), parallel_config=config)
+    held, made = set(), plan_of(plan)
+    for placed, file in zip(plan.assemblies.files, plan.files, strict=True):
+        box_of = {name: part.box for part in placed.parts for name in part.names}
+        for name, place in file.places.items():
+            value, box = plan.assemblies.values[name], box_of[name]
+            terms = value.terms if box is None else part_of(value, box).terms
+            again = (name, box) in held
+            held.add((name, box))
+            alone = Assembly(place=place, terms=terms, kind=value.kind, replica=again)
+            prove_filled(alone)
+            assert alone in made[file.path]
+    assert plan.tensor_count == sum(1 for _ in plan.assemblies)
+    assert plan.tensor_bytes == sum(one.place.nbytes for one in plan.assemblies)
+
+
+def test_one_layer_that_lacks_something_is_seen_among_those_that_are_alike(tmp_path):
+    config = job(tmp_path, 2, 2, 1, 1, True)
+    plan = ckptforge.plan("to_ms", HUB, Path("x"), parallel_config=config)
+    values = dict(plan.assemblies.values)
+    name = next(name for name in values if ".1." in name)
+    (term,) = values[name].terms
+    whole = term.fragments[0].transfer
+    half = replace(whole, shape=(whole.shape[0] // 2, *whole.shape[1:]))
+    broken = replace(term, fragments=(replace(term.fragments[0], transfer=half),))
+    values[name] = replace(values[name], terms=(broken,))
+    Assemblies(plan.assemblies.values, plan.assemblies.files).prove()
+    with pytest.raises(PlanError, match=re.escape(name)):
+        Assemblies(values, plan.assemblies.files).prove()
+
+
+def plan_of(plan):
+    """The assemblies of a plan by file."""
+    numbers = range(len(plan.files))
+    return {plan.files[i].path: list(plan.assemblies.of(i)) for i in numbers}
+
+
+def job(directory, dp, mp, ep, stages, optimizer):
+    """A parallel configuration as a file."""
+    path = directory / "job.json"
+    keys = {
+        "data_parallel": dp,
+        "model_parallel": mp,
+        "expert_parallel": min(ep, dp),
+        "pipeline_stage": stages,
+        "enable_parallel_optimizer": optimizer,
+    }
+    path.write_text(json.dumps(keys))
+    return path
