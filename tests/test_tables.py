@@ -343,6 +343,7 @@ def test_names_with_leading_zeros_are_not_matched():
     assert pattern.match(skeleton_of("layers.7.up")[1]) == (7,)
     assert pattern.match(skeleton_of("layers.07.up")[1]) is None
     assert pattern.skeleton == skeleton_of("layers.123.up")[0]
+    assert pattern.skeleton != skeleton_of("layers.#.up")[0]
 
 
 def test_config_expressions():

@@ -38,6 +38,7 @@ Sizes = Callable[[str, str], int]
 
 _WORD = re.compile(r"\{[A-Za-z_]\w*(?:\+[A-Za-z_]\w*)?\}|\d+|[^{}\d]+|[{}]")
 _NUMBERS = re.compile(r"(\d+)")
+HASH = "\x00"  # what stands for # of a name in its skeleton, in which # stands for a number
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
 
 
@@ -243,8 +244,8 @@ def is_number(word: str) -> bool:
 
 
 def skeleton_of(name: str) -> tuple[str, list[str]]:
-    """A tensor name with its numbers as `#`, and those numbers."""
-    words = _NUMBERS.split(name)
+    """A tensor name with its numbers as `#`, and those numbers. A `#` in the name is `HASH`."""
+    words = _NUMBERS.split(name.replace("#", HASH))
     return "#".join(words[::2]), words[1::2]
 
 

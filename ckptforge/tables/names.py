@@ -37,7 +37,7 @@ def _by_skeleton(names: Iterable[str]) -> dict[str, list[tuple[list[str], str]]]
     found: dict[str, list[tuple[list[str], str]]] = {}
     for name in names:
         skeleton, numbers = skeleton_of(name)
-        found.setdefault(name if "#" in name else skeleton, []).append((numbers, name))
+        found.setdefault(skeleton, []).append((numbers, name))
     return found
 
 

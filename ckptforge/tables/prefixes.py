@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from ckptforge.errors import shown
-from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.axes import HASH, skeleton_of
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.tables.table import Layout
 from ckptforge.wording import counted
@@ -26,7 +26,6 @@ WRAPPERS = (
 )
 _ADAPTED = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_module)(?:\.|$)")
 _KEPT = 8  # candidates that are looked at in full
-_HASH = "\x00"  # what stands for # in a name, which stands for a number in a skeleton
 
 
 class Renaming(msgspec.Struct, frozen=True):
@@ -104,7 +103,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _skeleton(name: str) -> str:
-    return skeleton_of(name.replace("#", _HASH))[0]
+    return skeleton_of(name)[0]
 
 
 def _skeletons(layout: Layout) -> set[str]:
@@ -137,7 +136,7 @@ def _lead(name: str, skeleton: str) -> str | None:
     """The beginning of a name that has a skeleton of its own."""
     parts = re.split("(#)", skeleton)
     expression = "".join("[0-9]+" if part == "#" else re.escape(part) for part in parts)
-    match = re.match(expression, name.replace("#", _HASH))
+    match = re.match(expression, name.replace("#", HASH))
     return None if match is None else name[: match.end()]
 
 
