@@ -5,17 +5,27 @@ Every operation is a function from model to model, and adds what is to be said o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from ckptforge.boxes import Box
 from ckptforge.formats.index import FileIndex
-from ckptforge.values import Value
+from ckptforge.values import Stored, Value
 
 IN_RANKS = " in ranks"  # what the format of such a model ends with
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Tensors whose names differ in numbers alone and that are cut alike: the first of them, and
+    the box of each that a rank holds."""
+
+    names: list[str]
+    value: Value | Stored
+    boxes: Mapping[int, Box]
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +56,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     there. `derived` are such that stand for files of another kind, as config.json for params.json,
     where none are known better. `family` is the one whose layouts its tensors are in, where the
     kind of its files tells, and `layout` the layout; `described` is what they say under the keys of
-    config.json. `run` is what is said of the training run (its
-    step, …), `optimizer` the tensors that lie in files of optimizer state."""
+    config.json. `run` is what is said of the training run (its step, …), `optimizer` the tensors
+    that lie in files of optimizer state. `held` finds which rank's files hold what, where it is
+    known."""
 
     path: Path
     format: str
@@ -63,6 +74,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     described: Mapping[str, Any] = msgspec.field(default_factory=dict)
     run: Mapping[str, int | float | None] = msgspec.field(default_factory=dict)
     optimizer: frozenset[str] = frozenset()
+    held: Callable[[], Iterable[Held]] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -26,6 +26,16 @@ def counted(count: int, noun: str, verb: str = "") -> str:
     return f"{count:,} {plural}{that}{rest}" + (f" {verb}" if verb else "")
 
 
+def size(count: int) -> str:
+    """Bytes in decimal units, three digits."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{int(value)} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.4g} TB"
+
+
 def alternatives(words: Iterable[str]) -> str:
     """Words as what may be chosen: "a, b or c"."""
     *others, last = words

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import OutputError, UsageError
+from ckptforge.errors import UsageError
 from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
 
 ROUTER = "model.layers.0.block_sparse_moe.gate.weight"
@@ -146,7 +146,7 @@ def test_figures_are_those_of_numpy_with_any_number_of_workers(
 
 def test_kinds_are_those_of_the_table_and_bring_all_of_their_tensors_together(tmp_path):
     write_hub(tmp_path / "hub", tiny_config(), seed=3)
-    found = ckptforge.stats(tmp_path / "hub", html=tmp_path / "page.html")
+    found = ckptforge.stats(tmp_path / "hub")
     experts = [
         array_of(tmp_path / "hub", name)
         for name in contents(tmp_path / "hub")
@@ -155,10 +155,6 @@ def test_kinds_are_those_of_the_table_and_bring_all_of_their_tensors_together(tm
     assert found.kinds["w1"].tensors == len(experts) == 6
     check(found.kinds["w1"], np.concatenate([one.ravel() for one in experts]))
     assert found.model == "mixtral" and found.layout == "hub" and not found.skipped
-    page = (tmp_path / "page.html").read_text()
-    assert all(name in page for name in found.tensors) and "<h2>By kind</h2>" in page
-    with pytest.raises(OutputError, match="exists already"):
-        ckptforge.stats(tmp_path / "hub", html=tmp_path / "page.html")
 
 
 def test_figures_of_a_layout_are_those_of_the_model(tmp_path):

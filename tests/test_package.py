@@ -56,6 +56,7 @@ ORDER = [
     "adapters",
     "forward",
     "verbs",
+    "pages",
     "cli",
     "testing",
 ]
@@ -182,6 +183,7 @@ _NOT_OF_USERS = (
     "cli/completion.py",
     "cli/demo.py",
     "verbs/synthetic.py",
+    "pages/document.py",
 )
 _OF_OS = {
     "access", "chdir", "chmod", "chown", "close", "copy_file_range", "fdatasync", "fdopen", "fstat",
@@ -265,6 +267,7 @@ LEAVES = {
     "forward": ["forward"],
     "mindformers": ["mindformers"],
     "megatron": ["megatron"],
+    "pages": ["pages"],
     "parallel": ["parallel", "mindformers", "megatron"],  # iterations are of ranks
     "remote": ["remote"],
     "testing": ["testing"],

@@ -12,6 +12,7 @@ import ckptforge
 from ckptforge.cli import findings, text
 from ckptforge.cli import progress as progressing
 from ckptforge.cli.console import print_json, this_command
+from ckptforge.cli.page import Page, Report
 from ckptforge.cli.shown import Shown
 from ckptforge.spelling import option as spelled
 from ckptforge.verbs.options import (
@@ -35,15 +36,6 @@ class Listed(Options):
     tensors: bool = flag("list every tensor")
 
 
-class Report(Options):
-    """A page on what `verify` found."""
-
-    report: OptionalPlace = option(
-        "also write a page with pictures of error and expert coverage", metavar="FILE.html"
-    )
-    overwrite: bool = flag("replace an existing report")
-
-
 class CompareOrCheck(Compare):
     """`compare` takes one output, too, and then checks it."""
 
@@ -62,25 +54,32 @@ def call(options: Options, **more: Any) -> Any:
     return of_record(getattr(ckptforge, verb_of(type(options))))(options.replace(**more))
 
 
-def write(shown: Shown, options: Running | Finish) -> None:
+def write(shown: Shown, options: Running | Finish, page: Page | None = None) -> None:
     """A verb that writes."""
+    if page is not None:
+        page.refuse()
     with progressing.shown(shown.quiet, "copying") as progress:
         result = call(options, progress=progress, command=this_command())
+    if page is not None:
+        page.write(result.to_json)
     shown.result(result.to_json, lambda: text.result_text(result))
 
 
-def inspect(shown: Shown, options: Inspect, listed: Listed) -> None:
+def inspect(shown: Shown, options: Inspect, listed: Listed, page: Page) -> None:
     """What is in a checkpoint."""
+    page.refuse()
     found = call(options)
+    page.write(found.to_json)
     shown.result(
-        lambda: {"verb": "inspect", **found.to_json()},
+        found.to_json,
         lambda: findings.inspection_text(found, listed.tensors),
     )
 
 
-def compare(shown: Shown, options: CompareOrCheck) -> int:
+def compare(shown: Shown, options: CompareOrCheck, page: Page) -> int:
     """Two checkpoints, or an output and its manifest."""
     found: Any
+    page.refuse()
     with progressing.shown(shown.quiet, "comparing") as progress:
         if options.b is None:
             found = ckptforge.check(**_for_check(options), progress=progress)
@@ -88,6 +87,7 @@ def compare(shown: Shown, options: CompareOrCheck) -> int:
         else:
             found = of_record(ckptforge.compare)(options.replace(progress=progress))
             outcome = findings.comparison_text(found)
+    page.write(found.to_json, outcome)
     return shown.check(found.to_json(), outcome, found.equal, ("same", "different"), "Different")
 
 
@@ -100,27 +100,16 @@ def _for_check(options: CompareOrCheck) -> dict[str, Any]:
     return {"path": options.a, **taken}
 
 
-def verify(shown: Shown, options: Verify, wanted: Report) -> int:
+def verify(shown: Shown, options: Verify, page: Report) -> int:
     """The forward check, and a page on it."""
-    from ckptforge.errors import OutputError
-    from ckptforge.foreign.paths import exists
     from ckptforge.forward.device import parse_device
-    from ckptforge.publish.output_name import refuse_address
 
     parse_device(options.device)
-    report = wanted.report
-    if report is not None:
-        refuse_address(report)
-        if exists(report) and not wanted.overwrite:
-            raise OutputError(f"{report}: exists already; give --overwrite to replace it.")
+    page.refuse()
     aloud = not shown.quiet and sys.stderr.isatty() and not shown.verbose
     found = call(options, say=(lambda line: click.echo(line, err=True)) if aloud else None)
-    if report is not None:
-        from ckptforge.cli.verify_report import html_page
-        from ckptforge.publish.single_file import write_file
-
-        write_file(report, html_page(found).encode())
     outcome = findings.verification_text(found)
+    page.write(found.to_json, outcome)
     return shown.check(found.to_json(), outcome, found.passed, ("passed", "failed"), "VerifyFailed")
 
 

@@ -8,6 +8,7 @@ import click
 
 from ckptforge.cli import actions, surgery
 from ckptforge.cli.command import CONTEXT, Command, Group
+from ckptforge.cli.page import Page, Report
 from ckptforge.spelling import command_line
 from ckptforge.verbs import options
 from ckptforge.version import __version__
@@ -52,7 +53,7 @@ def mapping_schema() -> None:
 
 
 COMMANDS = (
-    Command("to-ms", actions.write, options.ToMs).described("""
+    Command("to-ms", actions.write, options.ToMs, Page).described("""
         Convert a Hugging Face directory to a MindSpore checkpoint.
 
         HF_DIR holds safetensors and config.json. OUT ending in .ckpt or .safetensors is one file;
@@ -64,7 +65,7 @@ COMMANDS = (
             ckptforge to-ms hf_dir model_gmm.ckpt --layout gmm --dtype fp16
             ckptforge to-ms hf_dir model_dir --format safetensors --dry-run
         """),
-    Command("to-torch", actions.write, options.ToTorch).described("""
+    Command("to-torch", actions.write, options.ToTorch, Page).described("""
         Convert a MindSpore checkpoint to a Hugging Face directory.
 
         MS is a .ckpt or .safetensors file, or a directory with one. The directory loads with
@@ -74,7 +75,7 @@ COMMANDS = (
             ckptforge to-torch model.ckpt restored
             ckptforge to-torch trained.ckpt my-model --config hf_dir --dtype bf16
         """),
-    Command("convert", actions.write, options.Convert).described("""
+    Command("convert", actions.write, options.Convert, Page).described("""
         Convert a checkpoint of any layout to any other layout of its model.
 
         Optimizer state follows its weights from one MindSpore layout to another.
@@ -83,7 +84,7 @@ COMMANDS = (
             ckptforge convert model.ckpt model_gmm.ckpt --to gmm
             ckptforge convert hf_dir fused --to fused
         """),
-    Command("merge", actions.write, options.Merge).described("""
+    Command("merge", actions.write, options.Merge, Page).described("""
         Merge the rank directories of a training job into one checkpoint.
 
         MS_DIR holds rank_<r>/ directories. Works for any model by a strategy; by the job's parallel
@@ -93,7 +94,7 @@ COMMANDS = (
         Examples:
             ckptforge merge output/checkpoint merged.ckpt --strategy-dir output/strategy
         """),
-    Command("split", actions.write, options.Split).described("""
+    Command("split", actions.write, options.Split, Page).described("""
         Split one checkpoint into the rank directories of a job.
 
         Writes OUT_DIR/rank_<r>/checkpoint_<r>.ckpt for every rank. Works for any model by a
@@ -103,7 +104,7 @@ COMMANDS = (
             ckptforge split model.ckpt model_dir --strategy-dir strategy
             ckptforge split model.ckpt model_dir --parallel-config predict_model.yaml
         """),
-    Command("reshard", actions.write, options.Reshard).described("""
+    Command("reshard", actions.write, options.Reshard, Page).described("""
         Reshard the rank directories of one job for another, in one pass.
 
         The numbers of devices need not divide each other. Works for any model.
@@ -111,7 +112,7 @@ COMMANDS = (
         Examples:
             ckptforge reshard output/checkpoint model_dir --src-strategy-dir output/strategy --dst-strategy-dir mp4_strategy.ckpt
         """),  # noqa: E501
-    Command("strategy", actions.write, options.Strategy).described("""
+    Command("strategy", actions.write, options.Strategy, Page).described("""
         Write the strategy files of a job without compiling its network.
 
         One file for each pipeline stage, as MindSpore would save it, by data, model, expert and
@@ -121,7 +122,7 @@ COMMANDS = (
             ckptforge strategy output/strategy --parallel-config finetune_model.yaml --like hf_dir
             ckptforge strategy strategy_mp8 --parallel-config mp8.yaml --like model.ckpt --format json
         """),  # noqa: E501
-    Command("inspect", actions.inspect, options.Inspect, actions.Listed).described("""
+    Command("inspect", actions.inspect, options.Inspect, actions.Listed, Page).described("""
         Show what is in a checkpoint: format, model, layout, dtypes, sizes, ranks.
 
         With the strategy or the parallel configuration of rank directories, or their manifest, it
@@ -131,7 +132,7 @@ COMMANDS = (
             ckptforge inspect hf_dir
             ckptforge inspect model.ckpt --tensors
         """),
-    Command("compare", actions.compare, actions.CompareOrCheck).described("""
+    Command("compare", actions.compare, actions.CompareOrCheck, Page).described("""
         Compare two checkpoints tensor by tensor, bit by bit, through the mapping.
 
         A and B may have any format, layout and split: A is brought into B's layout in passing.
@@ -144,7 +145,7 @@ COMMANDS = (
             ckptforge compare hf_dir output/checkpoint --strategy-dir-b output/strategy
             ckptforge compare model.ckpt
         """),
-    Command("verify", actions.verify, options.Verify, actions.Report).described("""
+    Command("verify", actions.verify, options.Verify, Report).described("""
         Run the same tokens through transformers and through MindSpore, and compare.
 
         Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer
@@ -153,7 +154,7 @@ COMMANDS = (
 
         Examples:
             ckptforge verify hf_dir model.ckpt
-            ckptforge verify hf_dir output/checkpoint --strategy-dir output/strategy --report verify.html
+            ckptforge verify hf_dir output/checkpoint --strategy-dir output/strategy --html verify.html
             ckptforge verify hf_dir model.ckpt --layers 0,1,31 --tokens 64
         """),  # noqa: E501
     Command("finish", actions.write, options.Finish).described("""

@@ -66,7 +66,10 @@ class Command(_Forgiving):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The parameters, made when they are first needed."""
         if not self.params:  # made when they are needed: the help of the group needs none
-            made = [one for record in (*self.records, Shown) for one in parameters(record)]
+            records = (*self.records, Shown)  # of an option that several have, the first's
+            named = {one.name: one for record in reversed(records) for one in parameters(record)}
+            order = dict.fromkeys(one.name for record in records for one in parameters(record))
+            made = [named[name] for name in order]
             for one in made:
                 if one.name in ("quiet", "verbose"):
                     one.callback = _exclusive

@@ -14,7 +14,6 @@ from typing import Any
 from safetensors import safe_open
 
 from ckptforge.cli.findings import comparison_text, verification_text
-from ckptforge.cli.text import size
 from ckptforge.errors import OutputError, VerifyError
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.run.audit import Audit
@@ -26,7 +25,7 @@ from ckptforge.verbs import reshard as resharding
 from ckptforge.verbs import strategy as strategies
 from ckptforge.verbs.call import Call
 from ckptforge.verbs.synthetic import write_model
-from ckptforge.wording import counted, install_hint
+from ckptforge.wording import counted, install_hint, size
 
 MARK = "ckptforge-demo"
 JOB = {"data_parallel": 4, "model_parallel": 2, "expert_parallel": 4}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptforge.cli.table import facts, table
-from ckptforge.cli.text import more, size, some
+from ckptforge.cli.text import more, some
 from ckptforge.errors import shown
-from ckptforge.wording import counted
+from ckptforge.wording import counted, size
 
 if TYPE_CHECKING:
     from ckptforge.verbs.check import Check

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
-from ckptforge.cli.text import size
+from ckptforge.wording import size
 
 EVERY = 30.0  # seconds between two lines in a log; runs that take less have none
 Progress = Callable[[int, int], None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ckptforge.cli import actions
 from ckptforge.cli import progress as progressing
 from ckptforge.cli.command import Command
+from ckptforge.cli.page import Page
 from ckptforge.cli.shown import Shown
 from ckptforge.cli.table import table
 from ckptforge.errors import printable
@@ -14,23 +15,23 @@ from ckptforge.verbs.options import Average, Edit, Extract, Stats
 from ckptforge.wording import counted
 
 if TYPE_CHECKING:
-    from ckptforge.verbs.stats import Statistics
+    from ckptforge.verbs.stats import Figures, Statistics
 
 
-def stats(shown: Shown, options: Stats) -> None:
+def stats(shown: Shown, options: Stats, page: Page) -> None:
     """Figures by kind; the JSON and the page have every tensor."""
+    page.refuse()
     with progressing.shown(shown.quiet, "reading") as progress:
         found = actions.call(options, progress=progress)
+    page.write(found.to_json)
     shown.result(found.to_json, lambda: _stats_text(found))
 
 
 def _stats_text(found: Statistics) -> str:
-    from ckptforge.verbs.stats_page import TITLES, cells_of
-
     about = f"{found.model or 'any model'}, layout {found.layout or 'not recognised'}"
-    rows = [["kind", "tensors", "numbers", *TITLES]]
+    rows = [["kind", "tensors", "numbers", "min", "max", "mean", "std", "zeros", "NaN", "inf"]]
     for kind, one in found.kinds.items():
-        rows.append([kind, str(one.tensors), f"{one.count:,}", *cells_of(one)])
+        rows.append([kind, str(one.tensors), f"{one.count:,}", *_cells(one)])
     lines = [f"{printable(str(found.path))}: {about}", "", table(rows, right=range(1, 10))]
     for name, tensor in found.tensors.items():
         if bad := tensor.figures.nan + tensor.figures.infinite:
@@ -38,8 +39,14 @@ def _stats_text(found: Statistics) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
 
 
+def _cells(figures: Figures) -> list[str]:
+    numbers = (figures.min, figures.max, figures.mean, figures.std)
+    counts = (figures.zeros, figures.nan, figures.infinite)
+    return [*(f"{one:.4g}" for one in numbers), *(f"{one:,}" for one in counts)]
+
+
 COMMANDS = (
-    Command("edit", actions.write, Edit).described("""
+    Command("edit", actions.write, Edit, Page).described("""
         Take, merge and pad axes; drop, keep, rename, tie and cast tensors: in one pass.
 
         An axis is cut wherever it occurs, in any layout and split, and config.json follows. Edits
@@ -52,7 +59,7 @@ COMMANDS = (
             ckptforge edit hf_dir padded.ckpt --pad V=multiple:1024 --fill mean --to mcore
             ckptforge edit dense_hf_dir moe --expand 'qwen3_moe experts=4 active=2'
         """),
-    Command("average", actions.write, Average).described("""
+    Command("average", actions.write, Average, Page).described("""
         Average checkpoints of one model, of any formats, layouts and splits, into one.
 
         Weighted sums in float64, rounded once; task arithmetic with --base and --scale; the arc
@@ -64,7 +71,7 @@ COMMANDS = (
             ckptforge average out math code --base base --scale 0.7
             ckptforge average out a b --method slerp --weights 0.6,0.4
         """),
-    Command("extract", actions.write, Extract).described("""
+    Command("extract", actions.write, Extract, Page).described("""
         Write one tensor of a checkpoint, or a part of it, as numpy's file.
 
         IN is any checkpoint, also in ranks; NAME is the name of a tensor in it, or in the layout
@@ -74,7 +81,7 @@ COMMANDS = (
             ckptforge extract hf_dir lm_head.weight head.npy
             ckptforge extract model.ckpt lm_head.weight rows.npy --index 0:4,: --dtype fp32
         """),
-    Command("stats", stats, Stats).described("""
+    Command("stats", stats, Stats, Page).described("""
         Minimum, maximum, mean, deviation, zeros, NaN and infinities of every kind of tensor.
 
         With --json or --html of every tensor. Each is read once; sums are made in float64.

@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ckptforge.cli.table import table
 from ckptforge.errors import printable, shown
-from ckptforge.wording import counted
+from ckptforge.wording import counted, size
 
 if TYPE_CHECKING:
     from ckptforge.verbs.clean import Cleaned
     from ckptforge.verbs.result import Result
     from ckptforge.verbs.tables import Checked, Description, Summary
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units, three digits."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{int(value)} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.4g} TB"
 
 
 def some(items: Sequence[str], most: int) -> str:

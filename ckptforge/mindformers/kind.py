@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from ckptforge.boxes import Box, full_box
+from ckptforge.boxes import full_box
 from ckptforge.checkpoints.files import read_file
 from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there
@@ -25,7 +27,8 @@ from ckptforge.mindformers.names import (
 )
 from ckptforge.mindformers.roots import Iteration, find_iteration, is_iteration, is_root
 from ckptforge.mindformers.slices import Slices
-from ckptforge.model import IN_RANKS, Account, Model
+from ckptforge.model import IN_RANKS, Account, Held, Model
+from ckptforge.tables.axes import skeleton_of
 from ckptforge.values import Value, value_of
 from ckptforge.wording import counted, listing
 
@@ -90,6 +93,7 @@ def full_tensors(directory: Path, opened: Opened, check_replicas: bool = False) 
         account=Account().noting(*opened.iteration.notes, *opened.notes, *notes),
         ranks=opened.ranks if several else 0,
         run=run,
+        held=partial(_held, opened, values) if several else None,
         optimizer=frozenset(
             name
             for part, file in zip(opened.parts, opened.files, strict=True)
@@ -147,16 +151,18 @@ def _values(opened: Opened, check_replicas: bool) -> Iterator[tuple[str, Value]]
             yield name, slices.common(name)
 
 
-def boxes_by_rank(opened: Opened) -> dict[str, dict[int, Box]]:
-    """Tensor → rank → the box of it that the rank holds in the job, of those that metadata.json
-    describes."""
-    found: dict[str, dict[int, Box]] = {}
+def _held(opened: Opened, values: Mapping[str, Value]) -> Iterator[Held]:
+    """Which box of each kind of tensor that metadata.json describes the ranks of the job hold."""
+    kinds: dict[tuple[Any, ...], Held] = {}
     for name, one in (opened.described or {}).items():
-        ranks = sorted({*one.ranks, *(holder.storage_rank for holder in one.holders)})
-        found[name] = {
-            rank: full_box(one.shape) if one.layout is None else one.box_of(rank) for rank in ranks
+        boxes = {
+            rank: full_box(one.shape) if one.layout is None else one.box_of(rank)
+            for rank in sorted({*one.ranks, *(holder.storage_rank for holder in one.holders)})
         }
-    return found
+        value = values[name]
+        key = skeleton_of(name)[0], value.dtype, value.shape, *boxes.items()
+        kinds.setdefault(key, Held([], value, boxes)).names.append(name)
+    yield from kinds.values()
 
 
 def _no_model(directory: Path, entries: Sequence[Path], parts: Sequence[Part]) -> str:

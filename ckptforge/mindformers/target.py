@@ -197,4 +197,5 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
             yield PlacedFile.cut(
                 alike[key].at(path),
                 {name: box for name, box in boxes.items() if box and self.strategy is not None},
+                rank,
             )

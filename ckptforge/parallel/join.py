@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,9 +16,10 @@ from ckptforge.composing import value_of_parts
 from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
-from ckptforge.model import IN_RANKS, Account, Model
+from ckptforge.model import IN_RANKS, Account, Held, Model
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import Strategy
+from ckptforge.tables.axes import skeleton_of
 from ckptforge.values import Stored, Value, value_of
 from ckptforge.wording import counted, listing
 
@@ -59,7 +62,27 @@ def join_ranks(
         values=values,
         account=Account().noting(*notes),
         ranks=len(files),
+        held=partial(held_by_ranks, values, strategy),
     )
+
+
+def held_by_ranks(values: Mapping[str, Value], strategy: Strategy) -> Iterator[Held]:
+    """Which box of each kind of tensor the ranks of a job hold; of those that no stage has, the
+    whole."""
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    for name, value in values.items():
+        stage = strategy.first_stage(name)
+        layout = strategy.stages[stage][name] if stage is not None else None
+        key = skeleton_of(name)[0], value.dtype, value.shape, stage, layout
+        kinds.setdefault(key, []).append(name)
+    for (_, _, shape, stage, layout), names in kinds.items():
+        ranks = range(strategy.ranks)
+        boxes = {
+            rank: full_box(shape) if layout is None else layout.box(shape, rank % strategy.devices)
+            for rank in ranks
+            if layout is None or strategy.stage_of(rank) == stage
+        }
+        yield Held(names, values[names[0]], boxes)
 
 
 def _once(notes: list[str], ranks: int) -> list[str]:

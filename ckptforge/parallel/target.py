@@ -55,7 +55,7 @@ class RankTarget(msgspec.Struct, frozen=True):
                 Part(names, None if layout is None else layout.box(shape, device))
                 for (layout, shape), names in alike[stage].items()
             )
-            placed.append(PlacedFile(laid_out[stage].at(path), parts))
+            placed.append(PlacedFile(laid_out[stage].at(path), parts, rank=rank))
         stages = [laid_out[stage].places for stage in range(len(by_stage))]
         return LaidOut(
             files=tuple(placed),

@@ -33,12 +33,14 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class PlacedFile(msgspec.Struct, frozen=True):
-    """A file to be written, and which part of its value each of its tensors is. `own` are values of
-    this file's own, by its names, where it holds something else than boxes of the model's."""
+    """A file to be written, which part of its value each of its tensors is, and the rank that it is
+    for, if there are any. `own` are values of this file's own, by its names, where it holds
+    something else than boxes of the model's."""
 
     file: OutputFile
     parts: tuple[Part, ...]
     own: Mapping[str, Value] | None = None
+    rank: int | None = None
 
     @classmethod
     def whole(cls, file: OutputFile) -> PlacedFile:
@@ -46,12 +48,12 @@ class PlacedFile(msgspec.Struct, frozen=True):
         return cls(file, (Part(tuple(file.places)),))
 
     @classmethod
-    def cut(cls, file: OutputFile, boxes: Mapping[str, Box]) -> PlacedFile:
+    def cut(cls, file: OutputFile, boxes: Mapping[str, Box], rank: int) -> PlacedFile:
         """A file of boxes, and of whole tensors where there is none."""
         alike: dict[Box | None, list[str]] = {}
         for name in file.places:
             alike.setdefault(boxes.get(name), []).append(name)
-        return cls(file, tuple(Part(tuple(names), box) for box, names in alike.items()))
+        return cls(file, tuple(Part(tuple(names), box) for box, names in alike.items()), rank=rank)
 
 
 class Assemblies:
@@ -115,7 +117,7 @@ class Assemblies:
                         proved.add(kind)
                         place = placed.file.places[names[0]]
                         prove_filled(self._assembly(own, names[0], place))
-            files.append(PlacedFile(placed.file, tuple(parts)))
+            files.append(replace(placed, parts=tuple(parts)))
         self.files = tuple(files)
         return self
 

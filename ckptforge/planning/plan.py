@@ -4,7 +4,7 @@ indexes alone, and proved before a byte is read."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import OutputFile
-from ckptforge.model import Account
+from ckptforge.model import Account, Held
 from ckptforge.planning.lower import Assemblies
 from ckptforge.planning.reads import Ranges
 from ckptforge.values import Place
@@ -26,7 +26,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     it; `small_files` are written beside the tensors as they are. `facts` describe the job for
     people. `cut` is how the outputs are cut where they are the files of ranks, as a manifest says
     it. `read` are the ranges of bytes that are read of those sources of which not all is
-    (`planning/reads.py`).
+    (`planning/reads.py`). `held` finds which rank held what of the input.
     """
 
     verb: str
@@ -38,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     facts: Mapping[str, Any] = msgspec.field(default_factory=dict)
     cut: Mapping[str, Any] | None = None
     read: Mapping[Path, Ranges] = msgspec.field(default_factory=dict)
+    held: Callable[[], Iterable[Held]] | None = None
 
     def __repr__(self) -> str:
         return (

@@ -69,4 +69,5 @@ def plan_for(verb: str, model: Model, target: Target, facts: Mapping[str, Any]) 
         facts={**facts, **laid.facts},
         cut=laid.cut,
         read=ranges_read(model),
+        held=model.held,
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from ckptforge.boxes import Box, full_box
 from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_ranks
@@ -21,21 +19,19 @@ from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
 from ckptforge.run.budget import Budget
-from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.lora import holds_only_factors
 from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import state_of
 from ckptforge.verbs.choices import choices_of
-from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, PartLine, RankLine
+from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, RankLine
 from ckptforge.verbs.options import Inspect
+from ckptforge.verbs.parts import parts_held
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import describes_itself, in_ranks, is_megatron, open_ranks, refuse_cut
 from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.adapters.adapter import Adapter
-    from ckptforge.parallel.device_layout import DeviceLayout
-    from ckptforge.parallel.strategy_files import Strategy
 
 _VERIFY_UP_TO = 256 * 1024 * 1024
 
@@ -72,30 +68,22 @@ def inspect(options: Inspect) -> Inspection:
     # as the ranks hold them, from the first on
     names = dict.fromkeys(name for file in model.files for name in file.tensors)
     sharded = msgspec.structs.replace(model, values={name: model.values[name] for name in names})
-    stages = {name: strategy.first_stage(name) for name in sharded.values}
-    cuts = {n: (s, None if s is None else strategy.stages[s][n]) for n, s in stages.items()}
-    parts = _parts(
-        sharded, cuts, lambda name: _boxes(strategy, sharded.values[name].shape, *cuts[name])
-    )
-    return replace(_bound(path, sharded, choices), parts=parts)
+    return replace(_bound(path, sharded, choices), parts=parts_held(model))
 
 
 def _iteration(path: Path, choices: Choices) -> Inspection:
     """An iteration of MindFormers, and where its numbers say the training is."""
-    from ckptforge.mindformers.kind import boxes_by_rank, full_tensors, read_iteration
+    from ckptforge.mindformers.kind import full_tensors, read_iteration
 
     refuse_cut(path, choices)
     opened = read_iteration(path, choices.step)
     model = full_tensors(path, opened)
     found = _bound(path, model, choices)
-    lines = []
-    if model.ranks:
-        held = boxes_by_rank(opened)
-        cuts = {name: tuple(boxes.items()) for name, boxes in held.items()}
-        lines = _parts(model, cuts, held.__getitem__)
     said = dict(sorted(model.run.items(), key=lambda item: item[0] != "iteration"))
     run = ", ".join(f"{key} {value}" for key, value in said.items() if value is not None)
-    return replace(found, parts=lines, notes=[*([f"{run}."] if run else []), *found.notes])
+    return replace(
+        found, parts=parts_held(model), notes=[*([f"{run}."] if run else []), *found.notes]
+    )
 
 
 def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
@@ -170,35 +158,6 @@ def _adapter(path: Path, model: Model, choices: Choices) -> Inspection:
             *described.notes,
         ],
     )
-
-
-def _parts(
-    model: Model, cuts: Mapping[str, Any], boxes_of: Callable[[str], Mapping[int, Box]]
-) -> list[PartLine]:
-    """A line for each kind of tensor: names alike except for numbers, the same shape and cut."""
-    kinds: dict[tuple[Any, ...], list[str]] = {}
-    for name, cut in cuts.items():
-        key = (skeleton_of(name)[0], model.values[name].shape, cut)
-        kinds.setdefault(key, []).append(name)
-    return [
-        PartLine(
-            tensor=names[0],
-            count=len(names),
-            shape=list(shape),
-            boxes={rank: list(map(list, box)) for rank, box in boxes_of(names[0]).items()},
-        )
-        for (_, shape, _), names in kinds.items()
-    ]
-
-
-def _boxes(
-    strategy: Strategy, shape: tuple[int, ...], stage: int | None, layout: DeviceLayout | None
-) -> dict[int, Box]:
-    """The box of a tensor that each rank of its stage holds; without a layout the whole, on all."""
-    if layout is None:
-        return dict.fromkeys(range(strategy.ranks), full_box(shape))
-    ranks = (rank for rank in range(strategy.ranks) if strategy.stage_of(rank) == stage)
-    return {rank: layout.box(shape, rank % strategy.devices) for rank in ranks}
 
 
 def _describe(path: Path, model: Model, source: Source | None, reason: str | None) -> Inspection:

@@ -51,12 +51,14 @@ class RankLine(_Line):
 
 @dataclass(frozen=True)
 class PartLine(_Line):
-    """A kind of tensor that ranks hold parts of: the first of its name, how many there are, the
-    full shape, and the box of every rank that has one, as `[start, stop]` for each axis."""
+    """A kind of tensor: the first of its name, how many there are, the full shape, the dtype, and
+    the box of every rank that has one, as `[start, stop]` for each axis; none where there are no
+    ranks."""
 
     tensor: str
     count: int
     shape: list[int]
+    dtype: str
     boxes: dict[int, list[list[int]]]
 
 
@@ -92,7 +94,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
         entries = {name: [entry.dtype, list(entry.shape)] for name, entry in self.entries.items()}
-        return {"ok": True, **asdict(self), "entries": entries}
+        return {"ok": True, "verb": "inspect", **asdict(self), "entries": entries}
 
     def __repr__(self) -> str:
         what = " ".join(name for name in (self.model, self.layout) if name) or "not recognised"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ckptforge.publish.audit import audit_json
 from ckptforge.publish.publisher import publisher_of
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
+from ckptforge.verbs.parts import source_parts, target_parts
 from ckptforge.wording import brief, counted
 
 
@@ -89,6 +90,11 @@ def dry_result(
         publisher_of(plan.output).check_room(plan, spared)
     except OutputError as error:
         notes.append(str(error))
-    facts = {**plan.facts, "planned_casts": plan.casts()}
+    facts = {
+        "source_parts": [asdict(one) for one in source_parts(plan)],
+        "parts": [asdict(one) for one in target_parts(plan)],
+        **plan.facts,
+        "planned_casts": plan.casts(),
+    }
     buffers = budget.total
     return result_of(plan, notes=tuple(notes), facts=facts, dry_run=True, peak_buffers=buffers)

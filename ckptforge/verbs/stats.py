@@ -13,7 +13,6 @@ from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.looked import opened_as
 from ckptforge.verbs.options import Stats
 from ckptforge.verbs.public import verb
-from ckptforge.verbs.stats_page import refuse_page, write_page
 from ckptforge.wording import brief, counted
 
 if TYPE_CHECKING:
@@ -100,8 +99,6 @@ def stats(options: Stats) -> Statistics:
     """
     from ckptforge.examine.statistics import moments, together
 
-    if options.html is not None:
-        refuse_page(options.html, options.overwrite)
     opened = opened_as(options)
     values = opened.as_model.values
     found = moments(values, budget_of(options), options.progress)
@@ -113,7 +110,8 @@ def stats(options: Stats) -> Statistics:
         kind = kinds.get(name, value.kind)
         by_kind.setdefault(kind, []).append(one)
         tensors[name] = TensorFigures(kind, value.dtype.name, value.shape, _figures(one, 1))
-    result = Statistics(
+    opened.close()
+    return Statistics(
         path=options.source,
         model=opened.model,
         layout=opened.layout,
@@ -122,10 +120,6 @@ def stats(options: Stats) -> Statistics:
         skipped=tuple(name for name in values if name not in found),
         notes=opened.notes,
     )
-    opened.close()
-    if options.html is not None:
-        write_page(options.html, result)
-    return result
 
 
 def _kinds(source: Source) -> dict[str, str]:

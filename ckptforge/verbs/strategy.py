@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ckptforge.errors import UsageError
@@ -19,6 +20,7 @@ from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.options import Strategy as StrategyOptions
 from ckptforge.verbs.options.dtypes import parse_target
+from ckptforge.verbs.parts import lines_of
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import compute_strategy, open_source
 from ckptforge.verbs.result import Result
@@ -38,6 +40,7 @@ def strategy(options: StrategyOptions) -> Result:
     `OutputError`.
     """
     from ckptforge.parallel.config_file import read_parallel_config
+    from ckptforge.parallel.join import held_by_ranks
     from ckptforge.parallel.strategy_files import strategy_bytes
 
     refuse_name(options.out_dir, directory=True)
@@ -66,6 +69,7 @@ def strategy(options: StrategyOptions) -> Result:
     for stage, layouts in enumerate(computed.stages):
         name = f"ckpt_strategy_rank_{stage * computed.devices}.{options.format}"
         files[name] = strategy_bytes(stage, layouts, as_json=options.format == "json")
+    parts = [asdict(one) for one in lines_of(held_by_ranks(values, computed))]
     facts = facts_of(source.model, table.name, target.name, computed.extent, None)
     plan = Plan(
         verb="strategy",
@@ -74,7 +78,7 @@ def strategy(options: StrategyOptions) -> Result:
         sources=source.model.files,
         small_files=files,
         account=Account().noting(*source.model.notes, *layout_notes),
-        facts={**facts, "cuts": _cuts(computed)},
+        facts={**facts, "cuts": _cuts(computed), "parts": parts},
     )
     return run_job(Job(plan, manifest=False), options)
 

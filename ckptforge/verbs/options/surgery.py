@@ -183,5 +183,3 @@ class Stats(_Looked, Workers):
     layout: str | None = option(
         "bring the model into this layout first", metavar="LAYOUT", completes="layout"
     )
-    html: OptionalPlace = option("also write a page with all tables", metavar="FILE")
-    overwrite: bool = flag("replace an existing page")

@@ -1,0 +1,151 @@
+"""The page of `compare`: where two checkpoints differ, by layer and kind."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptforge.pages.document import section
+from ckptforge.pages.kinds import key_of
+from ckptforge.pages.markup import Markup, joined, tag
+from ckptforge.pages.strips import NOTHING, Strip, strip_table
+from ckptforge.pages.tables import changes, facts, items, table
+from ckptforge.wording import size
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d{1,6})(?=\.|$)")
+_LEVELS = 8  # of colour, a power of ten each; the darkest is 1 and above
+UNKNOWN = _LEVELS - 1  # of what has no figure
+
+
+def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
+    """The sections of a `Comparison` as JSON."""
+    differences = sorted(found["differences"], key=lambda one: -_weight(one))
+    about = [
+        ("A", found["a"]),
+        ("B", found["b"]),
+        ("compared", f"{found['tensors']:,} tensors of B, {size(found['bytes'])}"),
+        (
+            "through",
+            f"{found['through']}, {found['layouts'][0]} and {found['layouts'][1]}"
+            if found["through"]
+            else "names",
+        ),
+        ("after a cast of A to", found["after_cast"]),
+        ("that differ", f"{len(differences):,}"),
+    ]
+    return [
+        section("What was compared", facts(about)),
+        section("Likely causes", items(found["causes"])),
+        section("config.json", changes(("key", "A", "B"), found["constants"], "Keys that differ")),
+        section("Difference by layer and kind", heat_map(differences)),
+        section("Tensors that differ", _table(differences)),
+        section("Only in A", items(found["only_in_a"])),
+        section("Only in B", items(found["only_in_b"])),
+        section("Notes", items(found["notes"])),
+    ]
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor is in, by its name; None for one in no layer."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def level(relative: float | None) -> int:
+    """The colour of a relative difference: 7 for 1 and above or none, one less for each power of
+    ten."""
+    if relative is None or not math.isfinite(relative):
+        return UNKNOWN
+    if relative <= 0:
+        return 0
+    return min(max(_LEVELS - 1 + math.floor(math.log10(relative)), 0), _LEVELS - 1)
+
+
+def heat_map(differences: Sequence[Mapping[str, Any]]) -> Markup:
+    """Kinds of tensors by layers: the largest relative difference among those of a cell."""
+    cells: dict[str, dict[int | None, list[Mapping[str, Any]]]] = {}
+    for one in differences:
+        cells.setdefault(key_of(one["name"]), {}).setdefault(layer_of(one["name"]), []).append(one)
+    layers = sorted({n for row in cells.values() for n in row if n is not None})
+    if not cells:
+        return Markup()
+    columns: list[int | None] = [*range(layers[-1] + 1)] if layers else []
+    if any(None in row for row in cells.values()):
+        columns.append(None)
+    strips = []
+    for kind, row in cells.items():
+        tips: list[str] = []
+        colours: list[str] = []
+        of: list[int] = []
+        for column in columns:
+            if column not in row:
+                of.append(NOTHING)
+                continue
+            worst = max(row[column], key=_weight)
+            of.append(len(tips))
+            tips.append(f"{len(row[column]):,} differ, most {worst['name']}: {_said(worst)}")
+            colours.append(f"h{level(_figure(worst))}")
+        worst = max((one for own in row.values() for one in own), key=_weight)
+        count = sum(map(len, row.values()))
+        strips.append(
+            Strip(
+                cells=(kind, f"{count:,}", _said(worst)),
+                tips=tips,
+                colours=colours,
+                of=of,
+                said=f"{kind}: {count} differ, at most {_said(worst)}",
+                key=kind,
+            )
+        )
+    names = ["in no layer" if column is None else f"layer {column}" for column in columns]
+    titles = ("kind", "tensors", "largest", f"layers 0 to {layers[-1]}" if layers else "where")
+    legend = [
+        tag("span", "≥ 1" if i == _LEVELS - 1 else f"1e{i + 1 - _LEVELS}", class_=f"key h{i}")
+        for i in range(_LEVELS)
+    ]
+    return joined(
+        tag("p", "Relative L2, from ", legend, class_="legend"),
+        strip_table(titles, strips, names, "The largest difference by kind and layer", "heat"),
+    )
+
+
+def _figure(one: Mapping[str, Any]) -> float | None:
+    found = one["relative_l2"]
+    return found if one["count"] and isinstance(found, (int, float)) else None
+
+
+def _weight(one: Mapping[str, Any]) -> float:
+    """What differences are sorted by: those without a figure first."""
+    found = _figure(one)
+    return math.inf if found is None or not math.isfinite(found) else found
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    found = _figure(one)
+    return str(one["what"]) if found is None else f"{found:.3g}"
+
+
+def _table(differences: Sequence[Mapping[str, Any]]) -> Markup:
+    rows = []
+    for one in differences:
+        counts = f"{one['count']:,} of {one['elements']:,}" if one["count"] else ""
+        figures = [
+            f"{one['max_abs']:.3g}" if one["count"] else "",
+            "" if _figure(one) is None else _said(one),
+        ]
+        where = f"{one['source']} {list(one['source_index'] or ())}" if one["source"] else ""
+        first = "" if one["index"] is None else str(list(one["index"]))
+        rows.append((one["name"], one["what"], counts, *figures, first, where))
+    titles = (
+        "tensor of B",
+        "difference",
+        "values",
+        "max abs",
+        "relative L2",
+        "first in B",
+        "is in A",
+    )
+    keys = [key_of(one["name"]) for one in differences]
+    return table(titles, rows, "Tensors that differ, the most first", numbers=(2, 3, 4), keys=keys)

@@ -1,0 +1,251 @@
+"""Pages of results: whole, small, without anything from elsewhere, safe whatever names are."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptforge import inspect, stats
+from ckptforge.cli.app import cli
+from ckptforge.pages import html_page
+from ckptforge.pages.kinds import runs_of
+from ckptforge.pages.shards import panels
+from ckptforge.pages.statistics import outliers
+from ckptforge.pages.treemap import Tile, squarified
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.verbs.synthetic import write_model
+from tests.helpers import HUB, MINDSPORE, write_safetensors
+from tests.test_constants import DEEPSEEK
+
+HOSTILE = "a.0.</script><img src=x onerror=alert(1)>\"'&`${1}--><svg onload=alert(1)>\u2028"
+VOID = {"meta", "input", "rect", "line", "circle"}
+
+
+class Reader(HTMLParser):
+    """Fails for elements that aren't closed, and keeps what there is."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.scripts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_startendtag(self, name, given):
+        self.handle_starttag(name, given, closed=True)
+
+    def handle_starttag(self, name, given, closed=False):
+        self.tags.append(name)
+        self.attributes += given
+        names = [key for key, _ in given]
+        assert len(names) == len(set(names)), given
+        if not closed and name not in VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(text)
+
+
+def read(text):
+    """What is in a page, which keeps the rules that all keep."""
+    found = Reader(text)
+    assert text.startswith('<!doctype html>\n<html lang="en">') and len(text) < 2_000_000
+    assert {"main", "header", "h1", "title"} <= set(found.tags)
+    assert not {"img", "link", "iframe", "object", "base"} & set(found.tags)
+    for name, value in found.attributes:
+        assert not name.startswith("on") and name != "src", (name, value)
+        assert name != "href" or value.startswith("#")
+    ids = [value for name, value in found.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    for name, value in found.attributes:
+        assert name != "aria-labelledby" or value in ids
+    pictures = text.count("<svg")
+    assert text.count('role="img"') == pictures, "each picture is said in words"
+    assert text.count("<table") == text.count("<caption")
+    *contents, script = found.scripts
+    assert "strict" in script
+    return found, [json.loads(one) for one in contents]
+
+
+def page_of(tmp_path, *words, code=0):
+    path = tmp_path / "page.html"
+    done = CliRunner().invoke(cli, [*map(str, words), "--html", str(path), "--overwrite"])
+    assert done.exit_code == code, (done.output, done.exception)
+    return path.read_text()
+
+
+SHARDED, STRATEGIES = MINDSPORE / "sharded", MINDSPORE / "strategies"
+
+
+def test_a_page_of_ranks_says_who_holds_what(tmp_path):
+    path, strategy = SHARDED / "pp2mp2", STRATEGIES / "pp2mp2"
+    text = page_of(tmp_path, "inspect", path, "--strategy-dir", strategy)
+    found = inspect(path, strategy_dir=strategy)
+    _, maps = read(text)
+    assert text == html_page(found.to_json())
+    for part in found.parts:
+        for rank, box in part.boxes.items():
+            said = f"[{', '.join(f'{lo}:{hi}' for lo, hi in box)}], shape"
+            tips = [
+                row["tips"][row["of"][column]]
+                for one in maps
+                for column, ranks in enumerate(one["ranks"]["columns"])
+                if any(rank - start in ranks for start in one["ranks"]["starts"])
+                for row in one["rows"]
+            ]
+            kind = re.sub(r"\d+", "#", part.tensor)
+            assert any(said in tip and tip.startswith((part.tensor, kind)) for tip in tips)
+
+
+def test_a_plan_shows_both_sides_and_writes_nothing_but_its_page(tmp_path):
+    text = page_of(
+        tmp_path,
+        *("reshard", SHARDED / "pp2mp2", tmp_path / "out", "--dry-run"),
+        *("--src-strategy-dir", STRATEGIES / "pp2mp2", "--dst-strategy-dir", STRATEGIES / "mp8"),
+    )
+    _, maps = read(text)
+    assert "What is read, by rank" in text and "What is written, by rank" in text and maps
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_page_of_differences_names_what_differs_and_why(tmp_path):
+    ckpt = tmp_path / "x.ckpt"
+    page_of(tmp_path, "to-ms", HUB, ckpt, "--dtype", "fp16")
+    read(page_of(tmp_path, "compare", ckpt))
+    text = page_of(tmp_path, "compare", HUB, ckpt, code=1)
+    read(text)
+    assert "Likely causes" in text and "Difference by layer and kind" in text
+    assert '<p class="verdict failed">different: ' in text
+
+
+def test_an_existing_page_stays(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    for words in (
+        ["inspect", HUB],
+        ["stats", HUB],
+        ["compare", HUB, HUB],
+        ["verify", HUB, HUB],
+        ["to-ms", HUB, tmp_path / "x.ckpt"],
+    ):
+        done = CliRunner().invoke(cli, [*map(str, words), "--html", str(page)])
+        assert done.exit_code == 1 and "exists already" in str(done.exception), words
+    assert page.read_text() == "mine" and not (tmp_path / "x.ckpt").exists()
+
+
+def test_nothing_in_a_name_reaches_the_browser_as_markup(tmp_path):
+    numbers = bytes(16)
+    for name, dtype in (("a", "F32"), ("b", "BF16")):
+        tensor = (dtype, [4 if name == "a" else 8], numbers)
+        write_safetensors(tmp_path / f"{name}.safetensors", {HOSTILE: tensor})
+    ms = [inspect(tmp_path / f"{name}.safetensors").to_json() for name in "ab"]
+    box = {"tensor": HOSTILE, "count": 1, "shape": [4], "dtype": HOSTILE}
+    ms[0] |= {"parts": [{**box, "boxes": {0: [[0, 2]], 1: [[2, 4]]}}], "notes": [HOSTILE]}
+    compared = page_of(
+        tmp_path, "compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors", code=1
+    )
+    for text in (
+        *map(html_page, ms),
+        compared,
+        html_page(stats(tmp_path / "a.safetensors").to_json()),
+        page_of(
+            tmp_path,
+            *("edit", tmp_path / "a.safetensors", tmp_path / "c.ckpt", "--dry-run"),
+            *("--set-dtype", "*=fp16"),
+        ),
+    ):
+        found, _ = read(text)
+        assert "<img" not in text and "<svg onload" not in text
+        assert "onerror=alert(1)" in text and text.count("<script") == len(found.scripts)
+
+
+def test_the_largest_jobs_have_small_pages(tmp_path):
+    (table,) = (one for one in shipped_tables() if one.name == "deepseek_v3")
+    heads = {"num_attention_heads": 128, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    large = {"hidden_size": 7168, "n_routed_experts": 256, "vocab_size": 131072, "v_head_dim": 128}
+    config = {**DEEPSEEK, **heads, **large, "model_type": table.name, "num_hidden_layers": 8}
+    config |= {"intermediate_size": 18432, "moe_intermediate_size": 2048}
+    write_model(tmp_path / "hub", table, config, sparse=True)
+    job = {"data_parallel": 256, "expert_parallel": 256, "pipeline_stage": 4}
+    (tmp_path / "job.json").write_text(json.dumps({**job, "enable_parallel_optimizer": True}))
+    text = page_of(
+        tmp_path,
+        *("to-ms", tmp_path / "hub", tmp_path / "out", "--dry-run"),
+        *("--parallel-config", tmp_path / "job.json"),
+    )
+    _, maps = read(text)
+    ranks = sum(
+        len(one["ranks"]["starts"]) * len(own) for one in maps for own in one["ranks"]["columns"]
+    )
+    assert ranks == 1024
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=60))
+def test_areas_are_in_proportion_and_fill_the_whole(sizes):
+    sizes.sort(reverse=True)
+    tiles = squarified(sizes, Tile(0, 0, 240, 100))
+    for count, tile in zip(sizes, tiles, strict=True):
+        assert tile.width * tile.height == pytest.approx(24000 * count / sum(sizes), rel=1e-6)
+        assert tile.x >= -1e-6 and tile.y >= -1e-6
+        assert tile.x + tile.width <= 240 + 1e-4 and tile.y + tile.height <= 100 + 1e-4
+
+
+@given(st.sets(st.integers(0, 300), max_size=4).map(sorted))
+def test_runs_of_few_numbers_say_each_of_them(numbers):
+    said = []
+    for word in filter(None, runs_of(numbers).split(", ")):
+        run, _, step = word.partition(" by ")
+        first, _, last = run.partition("-")
+        said += range(int(first), int(last or first) + 1, int(step or 1))
+    assert said == numbers
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.integers(0, 15), st.integers(0, 3), min_size=1), min_size=1, max_size=6
+    )
+)
+def test_a_map_loses_no_rank_and_no_box(held):
+    parts = [
+        {
+            "tensor": f"layers.{i}.w",
+            "count": 1,
+            "shape": [8],
+            "dtype": "float32",
+            "boxes": {rank: [[2 * n, 2 * n + 2]] for rank, n in boxes.items()},
+        }
+        for i, boxes in enumerate(held)
+    ]
+    found = [
+        (start + rank, row.boxes[row.of[column]])
+        for panel in panels(parts)
+        for start in panel.starts
+        for column, ranks in enumerate(panel.columns)
+        for rank in ranks
+        for row in panel.rows
+    ]
+    expected = [(rank, ((2 * n, 2 * n + 2),)) for boxes in held for rank, n in boxes.items()]
+    assert sorted(found) == sorted(expected)
+
+
+def test_tensors_unlike_their_kind_stand_out():
+    one = {"kind": "w", "count": 4, "nan": 0, "infinite": 0, "min": -1.0, "max": 1.0, "std": 0.1}
+    tensors = {f"w.{i}": one for i in range(9)}
+    tensors |= {"w.9": {**one, "std": 3.0}, "w.10": {**one, "nan": 2}}
+    assert [name for name, _ in outliers(tensors)] == ["w.10", "w.9"]
+    assert not outliers({f"w.{i}": one for i in range(9)})
+
+
+def test_the_room_is_shipped_whole():
+    room = Path(__file__).parents[1] / "ckptforge" / "pages"
+    if room.is_dir():
+        assert {path.name for path in room.iterdir()} >= {"style.css", "page.js"}
