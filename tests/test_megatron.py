@@ -315,6 +315,8 @@ def test_formats_and_layouts_that_do_not_go_together_are_refused(run, tmp_path):
     hub = MINDSPEED / "qwen3_moe"
     with pytest.raises(UsageError, match="is for layouts of Megatron's, such as mindspeed"):
         ckptforge.convert(hub, tmp_path / "x", to="mcore", format="megatron")
+    with pytest.raises(UsageError, match="for layouts of Megatron's, which .*convert"):
+        ckptforge.to_ms(hub, tmp_path / "x", format="megatron")
     with pytest.raises(UsageError, match="mindspeed is a layout of Megatron's, which is written"):
         ckptforge.convert(hub, tmp_path / "x", to="mindspeed", format="ckpt")
     with pytest.raises(LayoutError, match=r"run: H is 64 by .*hidden_size.*shape is \[12, 8\]"):

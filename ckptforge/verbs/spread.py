@@ -11,7 +11,7 @@ import msgspec
 from ckptforge.errors import UsageError
 from ckptforge.model import Model
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.spelling import flag, option
+from ckptforge.spelling import command, flag, option
 from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget
 from ckptforge.targets.target import Target
 from ckptforge.verbs.options.shared import MEGATRON, MINDFORMERS, MindSporeOutput
@@ -124,6 +124,11 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     def place(self, model: Model, compute: Callable[[ParallelConfig], Strategy]) -> Target:
         """The target for a model; `compute` makes the strategy of a parallel configuration. Raises
         `UsageError`, and what reading raises."""
+        if self.format == MEGATRON:
+            raise UsageError(
+                f"{option('format', MEGATRON)} is for layouts of Megatron's, which "
+                f"{command('convert')} writes."
+            )
         strategy = self._strategy(compute) if self.cut else None
         if self.training is not None:
             return self.training.target(self.out, self.prefix, model, strategy)
