@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import ckptforge
-from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
+from ckptforge.errors import (
+    CkptforgeError,
+    InputNotFoundError,
+    LeftError,
+    OutputError,
+    UsageError,
+)
 from ckptforge.remote import patience, store
 from ckptforge.remote.parts import WINDOW
 from ckptforge.tables.shipped import shipped_tables
@@ -105,7 +111,7 @@ def test_obs_is_read_as_s3_is_where_it_is_said_to_be(server, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["dense", "gmm"])
 def test_no_range_of_an_object_is_read_twice(tmp_path, server, large, monkeypatch, layout):
-    monkeypatch.setattr(store._PARTS, "limit", 6 * WINDOW)
+    monkeypatch.setattr(store.PARTS, "limit", 6 * WINDOW)
     at, app = upload(server[1], large, "large"), server[2]
     app.clear()
     ckptforge.to_ms(at, tmp_path / "far.ckpt", layout=layout)
@@ -187,3 +193,217 @@ def test_nothing_that_is_written_or_said_holds_credentials(tmp_path, server):
     assert at in manifest and json.loads(manifest)["sources"]
     for word in buckets.KEYS.values():
         assert word not in said + manifest
+
+
+# Outputs
+
+
+def objects(client, address):
+    """Name → contents of what lies below an address, or at it."""
+    key = address.partition("models/")[2]
+    found = client.list_objects_v2(Bucket="models", Prefix=key).get("Contents", ())
+    return {
+        one["Key"][len(key) :].strip("/"): client.get_object(Bucket="models", Key=one["Key"])[
+            "Body"
+        ].read()
+        for one in found
+    }
+
+
+def uploads(client, address):
+    """The uploads of objects beside an output that were begun."""
+    found = client.list_multipart_uploads(Bucket="models").get("Uploads", [])
+    beside = address.partition("models/")[2].partition("/")[0]
+    return [one for one in found if one["Key"].startswith(f"{beside}/")]
+
+
+def place(name):
+    return f"s3://models/{next(_numbers)}/{name}"
+
+
+@pytest.mark.parametrize("layout", ["dense", "gmm"])
+def test_outputs_in_a_bucket_are_what_they_are_on_a_disk(tmp_path, server, large, layout):
+    out, client = place("out.ckpt"), server[1]
+    ckptforge.to_ms(large, tmp_path / "near.ckpt", layout=layout)
+    ckptforge.to_ms(large, out, layout=layout, memory="32MB", workers=3)
+    found = objects(client, out)
+    assert found.pop("") == (tmp_path / "near.ckpt").read_bytes()
+    far, near = (
+        {**json.loads(text), "command": None}
+        for text in (
+            found.pop(".manifest.json"),
+            (tmp_path / "near.ckpt.manifest.json").read_text(),
+        )
+    )
+    for one in (far, near):
+        one["outputs"][0].pop("mtime_ns"), one["outputs"][0].pop("file")
+        assert one["outputs"][0]["tensors"]
+    assert far == near and not found and not uploads(client, out)
+    assert ckptforge.check(out).equal and ckptforge.compare(out, tmp_path / "near.ckpt").equal
+    back = place("hub")
+    ckptforge.to_torch(out, back)
+    ckptforge.to_torch(tmp_path / "near.ckpt", tmp_path / "hub")
+    found = {name: text for name, text in objects(client, back).items() if "manifest" not in name}
+    assert found == files_of(tmp_path / "hub")
+
+
+def test_every_verb_writes_to_a_bucket(tmp_path, server):
+    client = server[1]
+    ckptforge.merge(RANKS, place("merged.ckpt"), strategy_dir=STRATEGY)
+    split = place("split")
+    ckptforge.split(MINDSPORE / "full.ckpt", split, strategy_dir=STRATEGY)
+    ckptforge.split(MINDSPORE / "full.ckpt", tmp_path / "split", strategy_dir=STRATEGY)
+    near = {str(one.relative_to(tmp_path / "split")) for one in (tmp_path / "split").rglob("*.*")}
+    assert set(objects(client, split)) == near
+    out = place("resharded")
+    ckptforge.reshard(split, out, src_strategy_dir=STRATEGY, dst_strategy_dir=STRATEGY)
+    assert ckptforge.compare(out, RANKS, strategy_dir_a=STRATEGY, strategy_dir_b=STRATEGY).equal
+    ckptforge.edit(HUB, place("edited"), take=["e=0,1"])
+    ckptforge.average(place("mean.safetensors"), [HUB, HUB])
+    ckptforge.convert(HUB, place("fused"), to="fused")
+    with ckptforge.open(HUB) as model:
+        model.cast("fp32").save(place("saved"))
+    assert not uploads(client, split) and not uploads(client, out)
+
+
+def test_nothing_is_replaced_without_being_asked(tmp_path, server):
+    client, out = server[1], place("out.ckpt")
+    ckptforge.to_ms(HUB, out)
+    before = objects(client, out)
+    with pytest.raises(OutputError, match=r"out\.ckpt: exists already; give overwrite=True"):
+        ckptforge.to_ms(HUB, out, layout="gmm")
+    assert objects(client, out) == before
+    ckptforge.to_ms(HUB, out, layout="gmm", overwrite=True)
+    assert objects(client, out) != before and ckptforge.check(out).equal
+    hub = place("hub")
+    ckptforge.edit(HUB, hub, take=["e=0,1"], max_shard_size="100KB")
+    ckptforge.edit(HUB, hub, take=["e=0,1"], overwrite=True)
+    assert len(objects(client, hub)) < 8 and ckptforge.check(hub).equal
+
+
+def test_what_appears_meanwhile_is_not_replaced(server, large):
+    _, client, app = server
+    out, key = place("out.ckpt"), f"{int(next(_numbers)) - 1}/out.ckpt"
+
+    def fault(number, method, query):
+        if "partNumber=2" in query:
+            app.fault = lambda *_: None
+            client.put_object(Bucket="models", Key=key, Body=b"another's")
+
+    app.fault = fault
+    with pytest.raises(OutputError, match="can't be put in place: File exists"):
+        ckptforge.to_ms(large, out)
+    assert objects(client, out) == {"": b"another's"}
+    assert ckptforge.clean(out).bytes > 0 and not uploads(client, out)
+
+
+def test_writing_survives_faults_that_pass(tmp_path, server, large):
+    _, client, app = server
+    app.fault = lambda number, method, query: (
+        "busy" if "partNumber" in query and number % 4 == 0 else None
+    )
+    out = place("out.ckpt")
+    ckptforge.to_ms(large, out)
+    assert app.faults["busy"]
+    ckptforge.to_ms(large, tmp_path / "near.ckpt")
+    assert objects(client, out)[""] == (tmp_path / "near.ckpt").read_bytes()
+
+
+def test_an_error_leaves_nothing(server, large):
+    _, client, app = server
+    app.fault = lambda number, method, query: "denied" if "partNumber=3" in query else None
+    out = place("out.ckpt")
+    with pytest.raises(OutputError, match="the service says 403") as error:
+        ckptforge.to_ms(large, out)
+    assert str(out) in str(error.value)
+    app.clear()
+    assert not objects(client, out.rpartition("/")[0]) and not uploads(client, out)
+
+
+EDIT = {"set_dtype": ["router=fp32"], "max_shard_size": "15MB"}
+
+
+def stopped_after(client, large, app, out, parts):
+    """A run that loses its service after so many parts."""
+
+    def fault(number, method, query):
+        seen = len(app.queries("PUT", "partNumber"))
+        return "denied" if method == "PUT" and "partNumber" in query and seen > parts else None
+
+    app.fault = fault
+    with pytest.raises(OutputError) as error:
+        ckptforge.edit(large, out, workers=1, **EDIT)
+    app.clear()
+    return "".join(error.value.__notes__)
+
+
+def test_a_run_that_stopped_is_resumed(tmp_path, server, large):
+    _, client, app = server
+    out = place("hub")
+    note = stopped_after(client, large, app, out, 3)
+    assert "file" in note and "resume=True" in note
+    assert not [name for name in objects(client, out) if name.endswith(".safetensors")]
+    with pytest.raises(LeftError, match="or stopped: it left"):
+        ckptforge.edit(large, out, **EDIT)
+    with pytest.raises(LeftError, match="another command"):
+        ckptforge.edit(large, out, **{**EDIT, "set_dtype": ["router=fp16"]}, resume=True)
+    app.clear()
+    ckptforge.edit(large, out, **EDIT, resume=True)
+    sent = len(app.queries("PUT", "partNumber"))
+    ckptforge.edit(large, tmp_path / "near", **EDIT)
+    found = {name: text for name, text in objects(client, out).items() if "manifest" not in name}
+    assert found == files_of(tmp_path / "near") and not uploads(client, out)
+    assert 0 < sent < sum(-(-len(text) // WINDOW) for text in found.values())
+    manifest = json.loads(objects(client, out)["ckptforge.manifest.json"])
+    near = json.loads((tmp_path / "near" / "ckptforge.manifest.json").read_text())
+    assert manifest["sources"] == near["sources"]
+
+
+def test_clean_aborts_what_was_left(server, large):
+    _, client, app = server
+    out = place("hub")
+    stopped_after(client, large, app, out, 3)
+    begun = uploads(client, out)
+    assert begun
+    for directory in (out, out.rpartition("/")[0]):
+        found = ckptforge.clean(directory, dry_run=True)
+        assert found.bytes > 0 and uploads(client, out) == begun
+    assert ckptforge.clean(out).ok
+    assert not uploads(client, out) and not objects(client, out.rpartition("/")[0])
+
+
+def test_what_is_turned_from_bucket_to_bucket_is_read_once(tmp_path, server, large, monkeypatch):
+    _, client, app = server
+    at, out = upload(client, large, "large"), place("out.ckpt")
+    monkeypatch.setattr(store.PARTS, "limit", 4 * WINDOW)
+    app.clear()
+    ckptforge.to_ms(at, out, layout="gmm", memory="8MB")
+    size = sum(path.stat().st_size for path in large.iterdir())
+    assert twice_read(app) == 0 and app.sent <= 1.2 * size
+    ckptforge.to_ms(large, tmp_path / "near.ckpt", layout="gmm")
+    assert objects(client, out)[""] == (tmp_path / "near.ckpt").read_bytes()
+    monkeypatch.setattr(store.PARTS, "limit", WINDOW // 8)
+    with pytest.raises(OutputError, match="1572864 bytes of it are held .* memory of at least"):
+        ckptforge.to_ms(at, place("out.ckpt"), layout="gmm", memory=1 << 20)
+
+
+def test_what_cant_be_written_in_order_is_refused_before_anything_is_read(server):
+    app = server[2]
+    app.clear()
+    with pytest.raises((OutputError, UsageError), match="from front to back: write it to a disk"):
+        ckptforge.edit(HUB, place("x.pt"), take=["e=0,1"])
+    assert not app.ranges
+
+
+def test_outputs_go_wherever_fsspec_writes(tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    ckptforge.to_ms(HUB, "memory://far/x.ckpt", workers=3)
+    ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
+    assert memory.cat_file("/far/x.ckpt") == (tmp_path / "x.ckpt").read_bytes()
+    assert ckptforge.check("memory://far/x.ckpt").equal
+    with pytest.raises(OutputError, match="exists already"):
+        ckptforge.to_ms(HUB, "memory://far/x.ckpt")
+    ckptforge.edit(HUB, "memory://far/hub", take=["e=0,1"])
+    assert ckptforge.inspect("memory://far/hub").model == "mixtral"

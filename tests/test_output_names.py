@@ -43,8 +43,6 @@ TO_DIRECTORY = {
     "demo": ["OUT"],
 }
 ADDRESSES = [
-    "s3://bucket/x.ckpt",
-    "obs://bucket/dir",
     "hf://org/name",
     "https://host/x.safetensors",
     "file:///tmp/x.ckpt",

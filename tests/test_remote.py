@@ -112,7 +112,7 @@ def test_the_manifest_has_addresses_and_the_same_hashes(tmp_path, large):
 
 def test_no_range_is_read_twice(tmp_path, large, monkeypatch):
     """Not even to be hashed, when it has left memory."""
-    monkeypatch.setattr(store._PARTS, "limit", 5 * WINDOW)
+    monkeypatch.setattr(store.PARTS, "limit", 5 * WINDOW)
     with serving(large) as (address, served):
         ckptforge.edit(address, tmp_path / "out", set_dtype=["*=fp16"])
         size = sum(path.stat().st_size for path in large.iterdir())
@@ -127,7 +127,7 @@ def test_nor_where_experts_are_stacked_and_transposed(tmp_path, monkeypatch):
     table = next(table for table in shipped_tables() if table.name == "mixtral")
     hub, config = tmp_path / "hub", table.example | sizes | {"num_hidden_layers": 1}
     write_model(hub, table, config)
-    monkeypatch.setattr(store._PARTS, "limit", 6 * WINDOW)
+    monkeypatch.setattr(store.PARTS, "limit", 6 * WINDOW)
     with serving(hub) as (address, served):
         ckptforge.to_ms(address, tmp_path / "far.ckpt", layout="gmm")
         size = sum(path.stat().st_size for path in hub.iterdir())

@@ -111,8 +111,8 @@ def test_a_path_finds_the_store_that_is_mounted_there(tmp_path, monkeypatch):
 def test_a_model_goes_through_memory_and_back(tmp_path):
     """By an address, and without a file on the disk."""
     memory = Memory(Path("memory:"))
-    with pytest.raises(UsageError, match="memory://x.ckpt: is an address"):
-        ckptforge.to_ms(HUB, Path("memory://x.ckpt"))
+    with pytest.raises(UsageError, match="nowhere://x.ckpt: is an address"):
+        ckptforge.to_ms(HUB, Path("nowhere://x.ckpt"))
     with mounted("memory://", memory):
         ckptforge.to_ms(HUB, "memory://d/x.ckpt", layout="gmm")
         assert memory.names(Path("memory://d")) == ["x.ckpt", "x.ckpt.manifest.json"]

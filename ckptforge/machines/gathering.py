@@ -31,9 +31,8 @@ def gather(plan: Plan) -> None:
         head = parts.head
         if head is None:
             raise OutputError(f"{output}: no parts of a run are there to be finished.")
-        before = Journal(parts.directory / "plan", None, head)  # type: ignore[arg-type]
         own = journals.head_of(plan, head.get("command"))
-        if reason := journals.differences(before, own):
+        if reason := journals.differences(head, own):
             raise LeftError(
                 f"{output}: its parts can't be finished: {reason}. Remove them with "
                 f"{command('clean', output)}."

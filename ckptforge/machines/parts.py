@@ -69,7 +69,7 @@ class Parts:
             self.create_once("plan", line)
             self.disk.sync_directory(staging.parent)
             found = self.head or head
-        reason = journals.differences(Journal(self.directory / "plan", _NONE, found), head)
+        reason = journals.differences(found, head)
         if found.get("parts") != head["parts"]:
             reason = f"it has {found.get('parts')} parts, not {head['parts']}"
         elif reason is None and (left := journals.look(self.disk, staging / "journal")):
@@ -181,6 +181,3 @@ class Parts:
 def finished_units(ledgers: Mapping[int, Journal]) -> set[int]:
     """The units that any part has finished durably."""
     return {unit for ledger in ledgers.values() for unit in ledger.units}
-
-
-_NONE: Any = None

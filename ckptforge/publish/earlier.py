@@ -17,18 +17,21 @@ from ckptforge.publish.lock import lock_directory, unlock
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.publish.replace import finish_files
 from ckptforge.publish.tree import lies_at
+from ckptforge.run.budget import DEFAULT_MEMORY
 from ckptforge.spelling import command, flag
 from ckptforge.storage.store import Kind
 from ckptforge.wording import counted
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a user wants of a staging directory; `journaled`: it can be resumed."""
+    """What a user wants of an output; `journaled`: it can be resumed. `memory` are bytes for what
+    is on its way."""
 
     overwrite: bool = False
     resume: bool = False
     journaled: bool = True
     command: str | None = None
+    memory: int = DEFAULT_MEMORY
 
 
 def journal_to_resume(
@@ -83,7 +86,7 @@ def _is_to_resume(disk: FileSystem, left: Journal, plan: Plan, request: Request)
             f"{plan.output}: an earlier run stopped {where}; continue with {flag('resume')}, start "
             f"over with {flag('overwrite')}, or remove them with {command('clean')}."
         )
-    if reason := journals.differences(left, journals.head_of(plan, request.command)):
+    if reason := journals.differences(left.head, journals.head_of(plan, request.command)):
         left.refuse_to_lose(plan.output, f"This can't go on with it: {reason}. ")
         raise LeftError(
             f"{plan.output}: what an earlier run left {where}, can't be resumed: {reason}. Start "
@@ -123,7 +126,7 @@ def finish_placing(disk: FileSystem, plan: Plan, command: str | None) -> bool:
                 return False
             journal.close()
             if not is_complete(disk, directory, journal) or journals.differences(
-                journal, journals.head_of(plan, command)
+                journal.head, journals.head_of(plan, command)
             ):
                 return False
             if not finish_files(disk, directory / "out", output):

@@ -242,9 +242,9 @@ def head_of(plan: Plan, command: str | None) -> dict[str, Any]:
     }
 
 
-def differences(journal: Journal, head: Mapping[str, Any]) -> str | None:
-    """Why a run that is made from `head` can't continue where another stopped; None if it can."""
-    before = journal.head
+def differences(before: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
+    """Why a run that is made from `head` can't continue where one stopped that was made from
+    `before`; None if it can."""
     if before.get("ckptforge") != head["ckptforge"]:
         return (
             f"it was begun by ckptforge {str(before.get('ckptforge'))[:100]}, this is "

@@ -5,28 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforge.checkpoints.whereabouts import OTHER_WEIGHTS
-from ckptforge.errors import UsageError
+from ckptforge.errors import InputNotFoundError, UsageError
 from ckptforge.formats.registry import endings, format_by_ending
-from ckptforge.storage.mounts import unmounted_address
+from ckptforge.storage.mounts import store_of, unmounted_address
+from ckptforge.storage.store import PublishingStore
 from ckptforge.wording import alternatives
 
 _TEXT = (".json", ".yaml", ".yml", ".toml")
 
 
-def refuse_address(output: Path) -> None:
-    """Raises `UsageError` for an output `scheme://…`."""
-    if (found := unmounted_address(output)) is not None:
+def refuse_address(output: Path, written: bool = False) -> None:
+    """Raises `UsageError` for an output `scheme://…`, with `written` unless it can be there."""
+    found = unmounted_address(output)
+    if found is not None and not (written and _is_written(output)):
         raise UsageError(
-            f"{found}: is an address, and outputs are written to this machine's disks: name a path "
-            "here, and copy it there."
+            f"{found}: is an address to which this isn't written: name a path here, and copy it "
+            "there."
         )
+
+
+def _is_written(output: Path) -> bool:
+    try:
+        store = store_of(output)
+    except InputNotFoundError as error:  # a package for it isn't there
+        raise UsageError(str(error)) from error
+    return isinstance(store, PublishingStore) and store.publisher() is not None
 
 
 def refuse_name(output: Path, *, directory: bool) -> None:
     """Refuses an output that is an address, that has the ending of a file that isn't written, or,
     where a `directory` is written, the ending of a checkpoint. Raises `UsageError` with what to
     write instead."""
-    refuse_address(output)
+    refuse_address(output, written=True)
     ending, stem = output.suffix, output.with_suffix("") if output.suffix else output
     if format_by_ending(output) is not None and not directory:
         return

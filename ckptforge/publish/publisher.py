@@ -8,8 +8,8 @@
                                                         # here everything appears, or nothing
 
 A file system does it by a directory beside the output and renames (`staging.py`). A store without
-renames needs a publisher of its own here: one of objects may upload parts, finish them at the end
-and write the manifest last, by which readers tell what is whole.
+renames has a publisher of its own (`PublishingStore`): that of objects uploads parts, finishes them
+at the end and writes the manifest last (`remote/publishing.py`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptforge.foreign.paths import exists
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
 from ckptforge.publish.earlier import Request, finish_placing
 from ckptforge.publish.file_system import FileSystem, file_system_of
-from ckptforge.publish.journal import Journal
 from ckptforge.publish.refusals import check_output, check_room
 from ckptforge.publish.staging import Staging, staged
-from ckptforge.storage.store import Writer
+from ckptforge.run.budget import Budget
+from ckptforge.run.schedule import Finished, Key, Ledger
+from ckptforge.storage.mounts import store_of
+from ckptforge.storage.store import PublishingStore, Writer
+from ckptforge.values import Place
+
+if TYPE_CHECKING:
+    from ckptforge.publish.clean import Left
+
+
+class RunLedger(Ledger, Protocol):
+    """What is known of a run that another can go on with, and what it was made from."""
+
+    @property
+    def tensors(self) -> dict[Key, Finished]:
+        """The tensors that are finished."""
+
+    @property
+    def head(self) -> Mapping[str, Any]:
+        """See `journal.head_of`."""
 
 
 class Publication(Protocol):
@@ -41,7 +59,7 @@ class Publication(Protocol):
         """An open file for each path."""
 
     @property
-    def journal(self) -> Journal | None:
+    def journal(self) -> RunLedger | None:
         """By which another run can go on."""
 
     @property
@@ -51,6 +69,9 @@ class Publication(Protocol):
     @property
     def mtimes(self) -> dict[Path, int]:
         """When the files were written last. Raises `OutputError`."""
+
+    def kept(self, budget: Budget) -> Mapping[Place, Finished]:
+        """The tensors that an earlier run finished and that are there still."""
 
     def sync(self) -> None:
         """Makes the files durable. Raises `OutputError`."""
@@ -74,6 +95,10 @@ class Publisher(Protocol):
 
     def remains(self, output: Path) -> Path | None:
         """What couldn't be removed after an output was put in its place."""
+
+    def clean(self, path: Path, dry_run: bool) -> list[Left]:
+        """Removes what runs left of outputs in a directory, and of the directory itself, unless it
+        is a dry run; what can't be removed is reported. Raises `InputNotFoundError`."""
 
 
 class ByRename:
@@ -102,7 +127,15 @@ class ByRename:
         """The staging directory, if it is still there."""
         return left if exists(left := staging_path(output)) else None
 
+    def clean(self, path: Path, dry_run: bool) -> list[Left]:
+        """See `remove_left`."""
+        from ckptforge.publish.clean import remove_left
+
+        return remove_left(path, dry_run=dry_run)
+
 
 def publisher_of(output: Path) -> Publisher:
     """The way in which an output is published where it is to lie. Raises `OutputError`."""
-    return ByRename(file_system_of(output))
+    store = store_of(output)
+    own: Publisher | None = store.publisher() if isinstance(store, PublishingStore) else None
+    return ByRename(file_system_of(output)) if own is None else own

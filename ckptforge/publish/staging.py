@@ -3,7 +3,7 @@ place whole: how a file system publishes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +22,20 @@ from ckptforge.publish.directory import (
 from ckptforge.publish.earlier import Request, journal_to_resume
 from ckptforge.publish.file_system import FileSystem, LockableWriter, sync
 from ckptforge.publish.journal import Journal
+from ckptforge.publish.kept import kept_tensors
 from ckptforge.publish.lock import is_same, lock_directory, unlock
 from ckptforge.publish.open_files import allow_open_files
 from ckptforge.publish.refusals import as_output_error, check_output
 from ckptforge.publish.replace import place_directory, place_files, restore_old
 from ckptforge.publish.single_file import write_small
 from ckptforge.publish.tree import lies_at, make_directories, names_in, walk
+from ckptforge.run.budget import Budget
+from ckptforge.run.schedule import Finished
 from ckptforge.spelling import command, flag
 from ckptforge.storage.files import write_exactly
 from ckptforge.storage.mounts import absolute
 from ckptforge.storage.store import Kind, Status
+from ckptforge.values import Place
 from ckptforge.wording import add_note, counted
 
 _SPARE_FILES = 64
@@ -44,6 +48,7 @@ class Staging:
     another's and not to be touched."""
 
     disk: FileSystem
+    plan: Plan
     directory: Path
     writers: dict[Path, LockableWriter] = field(default_factory=dict)
     small_files: dict[str, bytes] = field(default_factory=dict)
@@ -69,6 +74,11 @@ class Staging:
         with as_output_error(self.directory, "can't be read"):
             return {path: writer.status() for path, writer in self.writers.items()}
 
+    def kept(self, budget: Budget) -> Mapping[Place, Finished]:
+        """See `kept_tensors`."""
+        known = self.journal.tensors if self.journal is not None else {}
+        return kept_tensors(self.plan, known, self.writers, budget)
+
     def sync(self) -> None:
         """Makes the files durable. Raises `OutputError`."""
         for path, writer in self.writers.items():
@@ -89,7 +99,7 @@ def staged(disk: FileSystem, plan: Plan, request: Request) -> Iterator[Staging]:
     output = plan.output
     allow_open_files(len(plan.files) + len(plan.sources) + _SPARE_FILES)
     parents = make_parents(disk, output)
-    staging = Staging(disk, staging_path(output), small_files=dict(plan.small_files))
+    staging = Staging(disk, plan, staging_path(output), small_files=dict(plan.small_files))
     lock: LockableWriter | None = None
     placed = False
     try:

@@ -13,16 +13,20 @@ from typing import Any
 from ckptforge.errors import InputNotFoundError
 from ckptforge.remote.objects import Facts, Passing
 from ckptforge.remote.store import RemoteStore
+from ckptforge.remote.uploads import Uploads
 from ckptforge.storage.store import Store
 
 # what tells a content from others, as file systems call it
 _VERSIONS = ("etag", "ETag", "e_tag", "generation", "checksum", "md5Hash", "md5")
+_PATHS = ("file", "local")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modify", "created")
 
 
 def any_store(scheme: str) -> Store | None:
     """The store of a scheme that fsspec knows; None for others, and without fsspec. Raises
     `InputNotFoundError` where a package for it isn't installed."""
+    if scheme in _PATHS:
+        return None
     try:
         from fsspec.registry import get_filesystem_class
     except ModuleNotFoundError:
@@ -74,6 +78,12 @@ class Anything:
             data = system.cat_file(inner, start=start, end=start + len(into))
         into[: len(data)] = data
         return len(data)
+
+    def uploads(self) -> Uploads:
+        """How files are written."""
+        from ckptforge.remote.fsspec_uploads import FsspecUploads
+
+        return FsspecUploads()
 
 
 def file_system(path: Path) -> tuple[Any, str]:

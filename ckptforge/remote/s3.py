@@ -21,6 +21,7 @@ from ckptforge.errors import InputNotFoundError
 from ckptforge.remote.objects import Facts, Passing, changed
 from ckptforge.remote.service import Service, service_of
 from ckptforge.remote.store import RemoteStore
+from ckptforge.remote.uploads import Uploads
 from ckptforge.storage.endpoints import bucket_of
 from ckptforge.storage.store import Store
 from ckptforge.wording import install_hint
@@ -87,6 +88,12 @@ class S3:
                 into[done : done + len(piece)] = piece
                 done += len(piece)
         return done
+
+    def uploads(self) -> Uploads:
+        """How objects are written."""
+        from ckptforge.remote.s3_uploads import S3Uploads
+
+        return S3Uploads()
 
     def _store(self, path: Path) -> tuple[Any, str]:
         """The bucket as obstore's store, and the key in it."""

@@ -7,6 +7,7 @@ import os
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 from ckptforge.remote.objects import Facts, Objects
 from ckptforge.remote.parts import WINDOW, Held, Parts
@@ -15,13 +16,13 @@ from ckptforge.storage.address import address_of
 from ckptforge.storage.store import Kind, Status
 
 _FRESH = 5.0  # seconds for which what was said of a name is believed
-_PARTS = Parts()
+PARTS = Parts()
 
 
 class RemoteStore:
     """Objects as files that can be read."""
 
-    def __init__(self, objects: Objects, parts: Parts = _PARTS) -> None:
+    def __init__(self, objects: Objects, parts: Parts = PARTS) -> None:
         self._objects, self._parts = objects, parts
         self._facts: dict[str, tuple[float, Facts | None]] = {}
         self._names: dict[str, tuple[float, list[str]]] = {}
@@ -56,6 +57,27 @@ class RemoteStore:
             )
             self._held[str(path), facts] = held
         return RemoteReader(self._parts, held, _status(path, facts))
+
+    def lies_at(self, path: Path, *kinds: Kind) -> bool:
+        """Whether something, of one of some `kinds`, lies at an address. Raises `OSError`."""
+        try:
+            found = self.status(path).kind
+        except FileNotFoundError:
+            return False
+        return not kinds or found in kinds
+
+    def publisher(self) -> Any:
+        """How outputs appear here (`publish/publisher.py`); None where they can't be written."""
+        if (uploads := getattr(self._objects, "uploads", None)) is None:
+            return None
+        from ckptforge.remote.publishing import ByUpload
+
+        return ByUpload(self, uploads())
+
+    def forget(self) -> None:
+        """Asks again what lies where, as something was written."""
+        self._facts.clear()
+        self._names.clear()
 
     def real_path(self, path: Path) -> Path:
         return address_of(os.path.normpath(path)) or path

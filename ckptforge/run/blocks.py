@@ -18,14 +18,16 @@ import msgspec
 import xxhash
 
 from ckptforge.dtypes import BY_NAME
+from ckptforge.errors import OutputError
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_pieces
-from ckptforge.storage.store import HashingReader
+from ckptforge.storage.store import HashingReader, OrderedWriter
 from ckptforge.values import Extent, Located, Stored
 
+_SHORTLY = 0.002  # seconds
 BLOCK_BYTES = 8 * 1024 * 1024
 Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
 
@@ -44,8 +46,13 @@ class Block(msgspec.Struct, frozen=True):
         buffer = worker.buffers.lend((PIECE_BYTES, self.entry.file_offset(self.start)))[0].data
         reader = files.targets.get(path) or files.source(path)
         if isinstance(reader, HashingReader):
-            ranges = list(self.entry.file_ranges(self.start, self.length))
-            if len(ranges) == 1 and (known := reader.digest(*ranges[0])) is not None:
+            first = self.entry.file_offset(self.start)
+            while (known := reader.digest(first, self.length)) is None:
+                if not isinstance(reader, OrderedWriter):
+                    break
+                if files.stop.wait(_SHORTLY):  # until what lies before it is written
+                    raise OutputError(f"{path}: wasn't written to its end.")
+            if known is not None:
                 return known
         state = xxhash.xxh3_128()
         for offset, length in self.entry.file_ranges(self.start, self.length):

@@ -19,11 +19,13 @@ _MAX_STRIP_BYTES = 6 * 1024 * 1024  # as much as stays in a core's caches, or ne
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """How many workers, and for each the bytes of its buffers and what it may keep beside."""
+    """How many workers, and for each the bytes of its buffers and what it may keep beside. With
+    `in_order` files are written from front to back."""
 
     workers: int
     bytes_each: int
     cached: int = 0
+    in_order: bool = False
 
     @classmethod
     def of(cls, workers: int | None, memory: int | None) -> Budget:

@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
 from ckptforge.run.blocks import Hashes
 from ckptforge.run.budget import Budget
+from ckptforge.run.front_to_back import FrontToBack
 from ckptforge.run.needs import Consumer
 from ckptforge.run.pool import Progress, run_tasks
 from ckptforge.run.schedule import Kept, Ledger, Schedule
 from ckptforge.run.tasks import Sealing
-from ckptforge.storage.store import Writer
+from ckptforge.storage.store import OrderedWriter, Writer
 from ckptforge.values import Value
 
 
@@ -44,6 +46,8 @@ def run(
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
     of any worker stops all and is raised.
     """
+    in_order = any(isinstance(target, OrderedWriter) for target in targets.values())
+    budget = replace(budget, in_order=in_order)
     schedule = Schedule(plan, budget, hashing, ledger, kept or {}, consumer)
     before, total = sum(place.nbytes for place in kept or ()), plan.tensor_bytes
 
@@ -51,7 +55,8 @@ def run(
         if progress is not None:
             progress(before + done, total)
 
-    run_tasks(schedule, budget, schedule.finished, report, targets)
+    queue = FrontToBack(schedule, budget.total // 2) if in_order else schedule
+    run_tasks(queue, budget, queue.finished, report, targets)
     if seals := [Sealing(file.path, seal) for file in plan.files for seal in file.seals]:
         run_tasks(iter(seals), budget, targets=targets)
     return Done(schedule.audit, schedule.all_hashes())

@@ -100,7 +100,8 @@ class Schedule:
         far = any(address(file.path) is not None for file in plan.sources)
         begun = self._begun(kept)
         numbers = {file.path: i for i, file in enumerate(plan.sources)}
-        self._tasks = as_they_lie(begun, budget, numbers) if far else tasks_of(begun, budget)
+        sorting = far and not budget.in_order
+        self._tasks = as_they_lie(begun, budget, numbers) if sorting else tasks_of(begun, budget)
         self._source_blocks = (block for block in blocks if address(block.entry.path) is None)
         self._far_blocks = (block for block in blocks if address(block.entry.path) is not None)
         made = plan.tensor_bytes - sum(place.nbytes for place in kept)

@@ -108,5 +108,5 @@ def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:
     turned = any(transfer.shape and transfer.source_strides[-1] != 1 for transfer in joined)
     sums = 2 * SUMS.itemsize * any(one.summed for one in assemblies)
     limit = budget.tile_elements(place.dtype, turned, sums)
-    form = best_form(place.elements, place.dtype.itemsize, transfers, limit, far)
+    form = best_form(place.elements, place.dtype.itemsize, transfers, limit, far, budget.in_order)
     yield from tiles(place.elements, *form)

@@ -192,9 +192,11 @@ def best_form(
     transfers: tuple[Transfer, ...],
     max_elements: int,
     far: bool = False,
+    in_order: bool = False,
 ) -> tuple[int, int, int]:
     """(width, rows, columns) of the tiles of at most `max_elements` that cost least, judged by one
-    in the middle; with `far` of sources that aren't on this machine."""
+    in the middle; with `far` of sources that aren't on this machine, with `in_order` such as
+    follow each other in the output."""
     best, best_cost = (total, 1, min(total, max_elements)), math.inf
     strides = {stride for transfer in transfers for stride in transfer.target_strides}
     reaches = {one.last_target + 1 - one.target for one in transfers} if far else set()
@@ -209,6 +211,8 @@ def best_form(
         own = {-(-reach // width) for reach in reaches if reach <= max_elements * width}
         for rows in sorted(own | counts):
             columns = _even(width, min(width, max_elements // rows))
+            if in_order and rows > 1 and columns < width:
+                continue
             middle = Tile(width, *_middle(height, rows), *_middle(width, columns))
             cost = _cost(middle, itemsize, transfers, far)
             if cost < best_cost:

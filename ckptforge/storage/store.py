@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -96,6 +96,14 @@ class Writer(Reader, Protocol):
         """Makes the contents and the size durable: they survive a loss of power."""
 
 
+@runtime_checkable
+class OrderedWriter(HashingReader, Protocol):
+    """A writer of a store in which files are written from front to back. It holds what comes too
+    early, so that not much must. What was written can't be read; it is hashed on the way."""
+
+    in_order: bool
+
+
 class Store(Protocol):
     """A place that files can be read from."""
 
@@ -110,3 +118,11 @@ class Store(Protocol):
 
     def real_path(self, path: Path) -> Path:
         """The absolute path without links on its way."""
+
+
+@runtime_checkable
+class PublishingStore(Store, Protocol):
+    """A store in which outputs appear in a way of its own."""
+
+    def publisher(self) -> Any:
+        """That way, a `Publisher` (`publish/publisher.py`); None where nothing can be written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ckptforge.publish.publisher import publisher_of
 from ckptforge.verbs.options import Clean
 from ckptforge.verbs.public import verb
 from ckptforge.wording import brief, counted
@@ -51,7 +52,5 @@ def clean(options: Clean) -> Cleaned:
 
     Raises `InputNotFoundError` for a directory that isn't there.
     """
-    from ckptforge.publish.clean import remove_left
-
     path, dry_run = options.directory, options.dry_run
-    return Cleaned(str(path), remove_left(path, dry_run=dry_run), dry_run)
+    return Cleaned(str(path), publisher_of(path).clean(path, dry_run), dry_run)

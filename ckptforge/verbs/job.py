@@ -20,9 +20,9 @@ from ckptforge.planning.plan import Plan
 from ckptforge.publish.consuming import Consuming, refuse_to_consume
 from ckptforge.publish.earlier import Request
 from ckptforge.publish.journal import Journal
-from ckptforge.publish.kept import finished_tensors, kept_tensors
+from ckptforge.publish.kept import finished_tensors
 from ckptforge.publish.manifest import manifest_json
-from ckptforge.publish.publisher import Publication, publisher_of
+from ckptforge.publish.publisher import ByRename, Publication, RunLedger, publisher_of
 from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run.audit import Audit
@@ -61,6 +61,10 @@ def run_job(job: Job, options: Running) -> Result:
     plan, publisher = job.plan, publisher_of(job.plan.output)
     check, elsewhere = partial(_refuse_bad, plan, options), is_elsewhere(options)
     consuming = _is_consuming(plan, options, elsewhere)
+    parted = isinstance(options, Parted) and options.part is not None
+    if (parted or elsewhere or consuming) and not isinstance(publisher, ByRename):
+        ways = f"{flag('part')}, {flag('executor')} and {flag('consume')}"
+        raise UsageError(f"{plan.output}: isn't on a disk, which {ways} need.")
     if isinstance(options, Parted) and options.part is not None:
         return run_as_part(plan, options, check)
     finishing = FINISHING.get()
@@ -79,26 +83,22 @@ def run_job(job: Job, options: Running) -> Result:
     began = time.monotonic()
     wanted = job.manifest or finishing is not None or elsewhere or consuming
     hashing = wanted and not options.no_hash
-    request = Request(options.overwrite, options.resume, hashing, options.command)
+    request = Request(options.overwrite, options.resume, hashing, options.command, budget.total)
     with publisher.publication(plan, request) as out:
         publisher.check_room(plan, out.disk_used if not consuming else _spared(plan, out.journal))
         _refuse_unlike(plan, budget)
         tie_notes = tied_notes(job.tied, budget)
         known = out.journal.tensors if out.journal is not None else {}
-        kept = (
-            finished_tensors(plan, known)
-            if finishing == "trusting"
-            else kept_tensors(plan, known, out.writers, budget)
-        )
+        kept = finished_tensors(plan, known) if finishing == "trusting" else dict(out.kept(budget))
         total = counted(plan.tensor_count, "tensor")
         _log.info("checked output path and disk space; %s of %s finished before", len(kept), total)
         again: list[str] = []
         if elsewhere:
-            assert out.journal is not None and isinstance(options, Parted)
+            assert isinstance(out.journal, Journal) and isinstance(options, Parted)
             kept, again = done_elsewhere(plan, options, out.journal, kept, check)
         consumer = None
         if consuming:
-            assert out.journal is not None
+            assert isinstance(out.journal, Journal)
             refuse = partial(_refuse_overflow, plan, options)
             consumer = Consuming(plan, out.journal, out.writers, refuse)
         done = run(
@@ -135,7 +135,7 @@ def _is_consuming(plan: Plan, options: Running, elsewhere: bool) -> bool:
     return True
 
 
-def _spared(plan: Plan, journal: Journal | None) -> int:
+def _spared(plan: Plan, journal: RunLedger | None) -> int:
     """Bytes of an output for which no disk is needed, as it was written or as sources go."""
     known = journal.tensors if journal is not None else {}
     return plan.nbytes - most_disk(plan, finished_tensors(plan, known))
