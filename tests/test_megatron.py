@@ -105,7 +105,7 @@ def jobs(draw, layers, experts):
 
 LAYOUTS = [
     (name, layout)
-    for name in ("llama", "qwen2", "qwen3_moe")
+    for name in ("llama", "qwen2", "qwen2_moe", "qwen3_moe", "glm4_moe")
     for layout in TABLES[name].names_of("megatron")
 ]
 
@@ -118,8 +118,11 @@ def test_any_job_there_and_back(name, layout, data):
     small = {"hidden_size": 16, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2}
     config = {**TABLES[name].example, **small, "vocab_size": 8, "intermediate_size": 8}
     config |= {"num_hidden_layers": layers, "tie_word_embeddings": data.draw(st.booleans())}
-    if name == "qwen3_moe":
-        config |= {"num_experts": 8, "moe_intermediate_size": 4}
+    if "moe_intermediate_size" in config:
+        config |= dict.fromkeys(("num_experts", "n_routed_experts"), 8)
+        config |= {"moe_intermediate_size": 4, "first_k_dense_replace": min(1, layers)}
+        config |= {"num_nextn_predict_layers": int(layout.endswith("-mtp"))}
+        config["tie_word_embeddings"] &= not layout.endswith("-mtp")  # its head is copied, too
     job = data.draw(jobs(layers, config.get("num_experts")))
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
