@@ -13,6 +13,7 @@ from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
 from ckptforge.remote import patience, store
 from ckptforge.remote.parts import WINDOW, Held, Parts
 from ckptforge.storage.address import Address, given_path
+from ckptforge.storage.files import open_file
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE
@@ -134,6 +135,17 @@ def test_nor_where_experts_are_stacked_and_transposed(tmp_path, monkeypatch):
         assert twice_read(served) == 0 and served.sent <= 1.2 * size
     ckptforge.to_ms(hub, tmp_path / "near.ckpt", layout="gmm")
     assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
+
+
+def test_what_has_to_be_read_twice_is_said(large, monkeypatch, caplog):
+    monkeypatch.setattr(store.PARTS, "limit", 1 << 20)
+    with serving(large) as (address, _):
+        path = given_path(f"{address}/model-00001-of-00002.safetensors")
+        reader, buffer = open_file(path), memoryview(bytearray(1 << 19))
+        for offset in (0, 9 << 20, 17 << 20) * 8:
+            reader.read_into(offset, buffer)
+        reader.close()
+    assert "bytes were read twice" in caplog.text and str(path) in caplog.text
 
 
 def test_only_headers_are_read_to_say_what_is_there(large):

@@ -69,7 +69,7 @@ class Held:
 
     def __init__(self, size: int, fetch: Fetch) -> None:
         self.size, self.fetch = size, fetch
-        self.readers = 0
+        self.readers = self.fetched = 0  # bytes since it was opened
         self.parts: list[Part] = []
         self.touched: set[int] = set()  # windows of which something was asked for
         self.whole: set[int] = set()  # windows that are fetched whole
@@ -184,6 +184,7 @@ class Parts:
         part = Part(held, start, min(offset // unit * unit + unit, high, held.size))
         self._make_room(part.stop - part.start)
         held.add(part)
+        held.fetched += part.stop - part.start
         self._order[part] = None
         self._bytes += part.stop - part.start
         if self._pool is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 import zlib
@@ -15,6 +16,7 @@ from ckptforge.remote.patience import fetch_all, patiently
 from ckptforge.storage.address import address_of
 from ckptforge.storage.store import Kind, Status
 
+_log = logging.getLogger(__name__)
 _FRESH = 5.0  # seconds for which what was said of a name is believed
 PARTS = Parts()
 
@@ -56,7 +58,7 @@ class RemoteStore:
                 lambda start, into: fetch_all(self._objects, path, facts, start, into),
             )
             self._held[str(path), facts] = held
-        return RemoteReader(self._parts, held, _status(path, facts))
+        return RemoteReader(self._parts, held, _status(path, facts), path)
 
     def lies_at(self, path: Path, *kinds: Kind) -> bool:
         """Whether something, of one of some `kinds`, lies at an address. Raises `OSError`."""
@@ -102,8 +104,8 @@ class RemoteStore:
 class RemoteReader:
     """An object as it was when it was opened; reading it when it was changed is an error."""
 
-    def __init__(self, parts: Parts, held: Held, status: Status) -> None:
-        self._parts, self._held, self._status = parts, held, status
+    def __init__(self, parts: Parts, held: Held, status: Status, path: Path) -> None:
+        self._parts, self._held, self._status, self._path = parts, held, status, path
         self._open = True
         held.readers += 1
 
@@ -123,9 +125,16 @@ class RemoteReader:
 
     def close(self) -> None:
         """What was brought stays: it may be wanted again."""
-        if self._open:
-            self._open = False
-            self._held.readers -= 1
+        if not self._open:
+            return
+        self._open = False
+        self._held.readers -= 1
+        if not self._held.readers:
+            if (twice := self._held.fetched - self._held.size) > 0:
+                _log.warning(
+                    "%s: %s bytes were read twice: they had left memory", self._path, twice
+                )
+            self._held.fetched = 0
 
 
 def _status(path: Path, facts: Facts) -> Status:
