@@ -297,3 +297,19 @@ def test_completion_needs_no_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_what_a_shell_needs(shell):
+    done = CliRunner().invoke(cli, ["completion", shell])
+    assert done.exit_code == 0 and f"_CKPTFORGE_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_help_of_a_command_is_that_of_its_option():
+    for words in ([], ["to-ms"], ["mapping", "show"]):
+        one, other = (
+            CliRunner().invoke(cli, each, prog_name="ckptforge")
+            for each in (["help", *words], [*words, "--help"])
+        )
+        assert one.exit_code == 0 and one.stdout == other.stdout
+    assert CliRunner().invoke(cli, ["help", "nothing"]).exit_code == 2

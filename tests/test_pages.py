@@ -90,8 +90,10 @@ def test_a_page_of_ranks_says_who_holds_what(tmp_path):
     path, strategy = SHARDED / "pp2mp2", STRATEGIES / "pp2mp2"
     text = page_of(tmp_path, "inspect", path, "--strategy-dir", strategy)
     found = inspect(path, strategy_dir=strategy)
-    _, maps = read(text)
+    page, maps = read(text)
     assert text == html_page(found.to_json())
+    keys = {value for name, value in page.attributes if name == "data-key"}
+    assert {re.sub(r"\d+", "#", name) for name in found.entries} <= keys
     for part in found.parts:
         for rank, box in part.boxes.items():
             said = f"[{', '.join(f'{lo}:{hi}' for lo, hi in box)}], shape"

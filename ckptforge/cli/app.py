@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import cast
 
 import click
 
@@ -37,6 +38,38 @@ def cli(context: click.Context, /) -> None:
 def version() -> None:
     """Print the version."""
     click.echo(_VERSION)
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what a shell needs to complete commands, options and their values.
+
+    \b
+    bash: eval "$(ckptforge completion bash)" in ~/.bashrc
+    zsh:  eval "$(ckptforge completion zsh)" in ~/.zshrc
+    fish: ckptforge completion fish > ~/.config/fish/completions/ckptforge.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    cls = get_completion_class(shell)
+    assert cls is not None
+    click.echo(cls(cli, {}, "ckptforge", "_CKPTFORGE_COMPLETE").source())
+
+
+@cli.command("help")
+@click.argument("command", nargs=-1)
+@click.pass_context
+def help_of(context: click.Context, command: tuple[str, ...]) -> None:
+    """Show what a command does and its options; without one, the list of commands."""
+    parent, found = context.find_root(), cast(click.Command, cli)
+    for word in command:
+        if not isinstance(found, click.Group):
+            raise click.UsageError(f"{found.name} has no commands of its own.", parent)
+        name, one, _ = found.resolve_command(parent, [word])
+        assert one is not None
+        parent, found = click.Context(one, parent, name), one
+    click.echo(found.get_help(parent))
 
 
 @cli.group("mapping", cls=Group)

@@ -16,7 +16,6 @@ from ckptforge.wording import size
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d{1,6})(?=\.|$)")
 _LEVELS = 8  # of colour, a power of ten each; the darkest is 1 and above
-UNKNOWN = _LEVELS - 1  # of what has no figure
 
 
 def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
@@ -53,14 +52,13 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def level(relative: float | None) -> int:
-    """The colour of a relative difference: 7 for 1 and above or none, one less for each power of
-    ten."""
-    if relative is None or not math.isfinite(relative):
-        return UNKNOWN
-    if relative <= 0:
-        return 0
-    return min(max(_LEVELS - 1 + math.floor(math.log10(relative)), 0), _LEVELS - 1)
+def colour(relative: float | None) -> str:
+    """The class of a relative difference: h7 for 1 and above, one less for each power of ten, and w
+    for none, as where dtypes alone differ."""
+    if relative is None:
+        return "w"
+    power = math.floor(math.log10(relative)) if relative > 0 else -_LEVELS
+    return f"h{min(max(_LEVELS - 1 + power, 0), _LEVELS - 1)}"
 
 
 def heat_map(differences: Sequence[Mapping[str, Any]]) -> Markup:
@@ -86,7 +84,7 @@ def heat_map(differences: Sequence[Mapping[str, Any]]) -> Markup:
             worst = max(row[column], key=_weight)
             of.append(len(tips))
             tips.append(f"{len(row[column]):,} differ, most {worst['name']}: {_said(worst)}")
-            colours.append(f"h{level(_figure(worst))}")
+            colours.append(colour(_figure(worst)))
         worst = max((one for own in row.values() for one in own), key=_weight)
         count = sum(map(len, row.values()))
         strips.append(
@@ -106,20 +104,20 @@ def heat_map(differences: Sequence[Mapping[str, Any]]) -> Markup:
         for i in range(_LEVELS)
     ]
     return joined(
-        tag("p", "Relative L2, from ", legend, class_="legend"),
+        tag("p", "Relative L2, from ", legend, tag("span", "no figure", class_="key w")),
         strip_table(titles, strips, names, "The largest difference by kind and layer", "heat"),
     )
 
 
 def _figure(one: Mapping[str, Any]) -> float | None:
     found = one["relative_l2"]
-    return found if one["count"] and isinstance(found, (int, float)) else None
+    return min(found, 1e300) if one["count"] and isinstance(found, (int, float)) else None
 
 
 def _weight(one: Mapping[str, Any]) -> float:
     """What differences are sorted by: those without a figure first."""
     found = _figure(one)
-    return math.inf if found is None or not math.isfinite(found) else found
+    return math.inf if found is None else found
 
 
 def _said(one: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptforge.pages.document import section
-from ckptforge.pages.kinds import Kind, key_of, kinds_of, sizes_by_name
+from ckptforge.pages.kinds import Kind, kinds_of, sizes_by_name
 from ckptforge.pages.markup import Markup
 from ckptforge.pages.shard_map import shard_map
 from ckptforge.pages.tables import facts, items, table
@@ -56,5 +56,5 @@ def kinds_table(kinds: Sequence[Kind]) -> Markup:
         for kind in kinds
     ]
     titles = ("tensors", "count", "dtype", "shape", "bytes of all")
-    keys = [key_of(kind.name) for kind in kinds]
+    keys = [kind.key for kind in kinds]
     return table(titles, rows, "Tensors by kind", numbers=(1, 4), keys=keys)

@@ -9,15 +9,17 @@ from typing import Any
 import msgspec
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.axes import HASH, skeleton_of
 
 _MOST_RUNS = 4  # of numbers, in a name
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """So many tensors of a kind: their name with its numbers as ranges, and what they are."""
+    """So many tensors of a kind: their name with its numbers as ranges, what
+    a search compares with (`key`), and what they are."""
 
     name: str
+    key: str
     count: int
     dtype: str
     shape: Sequence[int]
@@ -41,7 +43,13 @@ def kinds_of(entries: Mapping[str, Sequence[Any]]) -> list[Kind]:
         skeleton, numbers = skeleton_of(name)
         found.setdefault((skeleton, dtype, tuple(shape)), []).append(numbers)
     return [
-        Kind(name=_with_ranges(skeleton, numbers), count=len(numbers), dtype=dtype, shape=shape)
+        Kind(
+            name=_with_ranges(skeleton, numbers),
+            key=skeleton.replace(HASH, "#"),
+            count=len(numbers),
+            dtype=dtype,
+            shape=shape,
+        )
         for (skeleton, dtype, shape), numbers in found.items()
     ]
 
@@ -49,19 +57,25 @@ def kinds_of(entries: Mapping[str, Sequence[Any]]) -> list[Kind]:
 def kinds_of_parts(parts: Sequence[Mapping[str, Any]]) -> list[Kind]:
     """The kinds of what `parts` lists."""
     return [
-        Kind(name=pattern(one), count=one["count"], dtype=one["dtype"], shape=one["shape"])
+        Kind(
+            name=pattern(one),
+            key=key_of(one["tensor"]),
+            count=one["count"],
+            dtype=one["dtype"],
+            shape=one["shape"],
+        )
         for one in parts
     ]
 
 
 def pattern(part: Mapping[str, Any]) -> str:
     """How the tensors of a line of `parts` are called: the name of one alone, else with `#`."""
-    return str(part["tensor"]) if part["count"] == 1 else skeleton_of(part["tensor"])[0]
+    return str(part["tensor"]) if part["count"] == 1 else key_of(part["tensor"])
 
 
 def key_of(name: str) -> str:
     """What a search compares with: a name with its numbers, and what stands for them, as `#`."""
-    return skeleton_of(name)[0]
+    return skeleton_of(name)[0].replace(HASH, "#")
 
 
 def sizes_by_name(kinds: Iterable[Kind]) -> dict[str, int]:
@@ -94,4 +108,5 @@ def _with_ranges(skeleton: str, numbers: Sequence[Sequence[str]]) -> str:
     first, *others = skeleton.split("#")
     columns = [runs_of(map(int, column)) for column in zip(*numbers, strict=True)]
     several = ["{" + one + "}" if not one.isdecimal() else one for one in columns]
-    return first + "".join(n + text for n, text in zip(several, others, strict=True))
+    made = first + "".join(n + text for n, text in zip(several, others, strict=True))
+    return made.replace(HASH, "#")
