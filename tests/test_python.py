@@ -165,8 +165,8 @@ def test_a_keyword_of_another_function_is_refused(tmp_path):
         (
             "format",
             "pickle",
-            "format is 'pickle', expected 'ckpt', 'safetensors', 'unified', 'mindformers', 'pt', "
-            "'pth', 'bin' or None.",
+            "format is 'pickle', expected 'ckpt', 'safetensors', 'unified', 'mindformers', "
+            "'megatron', 'pt', 'pth', 'bin' or None.",
         ),
         ("prefix", None, "prefix is None, expected a string."),
         ("prefix", "a/b", "prefix='a/b': must be the beginning of a file name"),
@@ -215,7 +215,7 @@ def test_options_of_the_command_line_are_keywords_of_the_same_name():
     from ckptforge.cli.app import cli
 
     # how the command line shows results
-    ours = {"json", "quiet", "tensors", "report", "verbose", "_click_default_help"}
+    ours = {"html", "json", "quiet", "tensors", "report", "verbose", "_click_default_help"}
     for name in FUNCTIONS:
         command = cli.commands.get(name.replace("_", "-"))
         if command is None:  # plan is --dry-run, check is compare with one argument
@@ -223,8 +223,8 @@ def test_options_of_the_command_line_are_keywords_of_the_same_name():
             continue
         params = command.get_params(click.Context(command))
         options = {one.name for one in params if one.param_type_name == "option"} - ours
-        if name == "verify":
-            options.remove("overwrite")  # of the report
+        if name in ("compare", "inspect", "stats", "verify"):
+            options.remove("overwrite")  # of the page
         known = {one.name for one in parameters(name)}
         assert options <= known, options - known
         own = {"command", "edits", "executor", "progress", "say"}
@@ -395,4 +395,4 @@ def test_the_page_on_python_says_what_the_options_mean():
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.read_text(), re.M)
     said = {name: one.text for name, one in options_of(ToMs).items()}
     shown = {name: meaning for name, meaning in rows if name in said}
-    assert len(shown) == 23 and shown == {name: said[name] for name in shown}
+    assert len(shown) == 27 and shown == {name: said[name] for name in shown}
