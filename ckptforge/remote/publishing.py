@@ -144,7 +144,7 @@ class Publication:
             if not going_on:
                 journal.begin()
         self._opened = journal.opened
-        flights = max(1, request.memory // (2 * _PART))
+        flights = max(1, request.memory // (4 * _PART))
         for file in plan.files:
             if (name := plan.name_of(file.path)) not in self._opened:
                 staged = self._directory / name

@@ -233,6 +233,7 @@ def _client(service: Service, process: int) -> Any:
         config=Config(
             retries={"mode": "standard", "max_attempts": 8},
             max_pool_connections=2 * _THREADS,
+            read_timeout=300,  # seconds: a large object may take that long to be completed
             request_checksum_calculation="when_required",  # others than Amazon don't know them
             response_checksum_validation="when_required",
             s3={"addressing_style": style},
