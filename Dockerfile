@@ -1,0 +1,16 @@
+# The light command (no torch, no MindSpore) as a user without rights:
+#   docker build -t ckptforge . && docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" ckptforge inspect model.ckpt
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY . .
+RUN pip wheel --no-cache-dir --wheel-dir /wheels .
+
+FROM python:3.13-slim
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir --no-index --find-links /wheels ckptforge \
+    && rm -r /wheels \
+    && useradd --create-home --uid 1000 ckptforge
+USER ckptforge
+WORKDIR /data
+ENTRYPOINT ["ckptforge"]
+CMD ["--help"]
