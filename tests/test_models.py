@@ -739,7 +739,7 @@ JOBS = [
         (t.name, x.name)
         for t in TABLES.values()
         for x in t.layouts.values()
-        if x.sharding is not None
+        if x.sharding is not None and x.family == "mindspore"
     ],
 )
 def test_splits_by_a_parallel_configuration_merge_again(name, layout, job, tmp_path):
@@ -972,7 +972,10 @@ def with_copies(tmp_path):
     return tmp_path / "hub"
 
 
-@pytest.mark.parametrize("layout", [name for table, name in CASES if table == "deepseek_v3"])
+@pytest.mark.parametrize(
+    "layout",
+    [x for t, x in CASES if t == "deepseek_v3" and not x.startswith("mindspeed")],
+)
 def test_copies_are_compared_on_the_way_in_and_written_on_the_way_out(
     tmp_path, with_copies, layout
 ):

@@ -57,7 +57,7 @@ COMMANDS = (
             ckptforge edit hf_dir pruned --take e=@kept.json
             ckptforge edit hf_dir small --take l=0-2,58-60 --set-dtype router=fp32
             ckptforge edit hf_dir padded.ckpt --pad V=multiple:1024 --fill mean --to mcore
-            ckptforge edit dense_hf_dir moe --expand 'qwen3_moe experts=4 active=2'
+            ckptforge edit dense_hf_dir moe --expand 'TABLE experts=4 active=2'
         """),
     Command("average", actions.write, Average, Page).described("""
         Average checkpoints of one model, of any formats, layouts and splits, into one.

@@ -75,7 +75,8 @@ def held_by_ranks(values: Mapping[str, Value], strategy: Strategy) -> Iterator[H
         layout = strategy.stages[stage][name] if stage is not None else None
         key = skeleton_of(name)[0], value.dtype, value.shape, stage, layout
         kinds.setdefault(key, []).append(name)
-    for (_, _, shape, stage, layout), names in kinds.items():
+    by_stage = sorted(kinds.items(), key=lambda kind: (kind[0][3] is None, kind[0][3] or 0))
+    for (_, _, shape, stage, layout), names in by_stage:
         ranks = range(strategy.ranks)
         boxes = {
             rank: full_box(shape) if layout is None else layout.box(shape, rank % strategy.devices)

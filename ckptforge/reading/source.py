@@ -39,7 +39,7 @@ from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.state import state_of
 from ckptforge.tables.table import Table
 from ckptforge.tables.unmapped import HEAD, of_kind, other_task, undroppable
-from ckptforge.wording import counted, listing
+from ckptforge.wording import alternatives, counted, listing
 
 _log = logging.getLogger(__name__)
 _IN_LAYER = re.compile(r"\.[0-9]+\.")
@@ -111,10 +111,10 @@ class Source(msgspec.Struct, frozen=True):
         others = (table for table in shipped_tables() if table.name != self.table.name)
         fitting = [table.name for table in others if table.knows(names, family)]
         if fitting:
+            which, ways = alternatives(fitting), [option("model", name) for name in fitting]
             return (
-                f"The mapping {' and '.join(fitting)} knows all names: is it a model of that kind? "
-                f"Then give its own config.json with {option('config')}, or "
-                f"{option('model', fitting[0])}."
+                f"The mapping {which} knows all names: is it a model of that kind? Then give its "
+                f"own config.json with {option('config')}, or {alternatives(ways)}."
             )
         if in_layers := [name for name in unmapped if _IN_LAYER.search(name)]:
             return (
