@@ -40,35 +40,40 @@ DEFAULT_PREFIX = "checkpoint"
 _FACTOR = re.compile(r".*\.([^.]+)\.lora_[ab]")  # of the PyNative trainer
 
 
-def iteration_target(
-    model: Model,
-    out: Path,
-    prefix: str,
-    *,
-    iteration: int | None,
-    version: str | None,
-    strategy: Strategy | None,
-    remove_redundancy: bool,
-) -> IterationTarget:
-    """The target for a model: under the iteration that it was itself, where none is said. Raises
-    `UsageError` for a number, a version or a prefix that can't be."""
-    check_prefix(prefix)
-    if iteration is not None and not 0 <= iteration < MAX_ITERATION:
-        raise UsageError(
-            f"{option('iteration', iteration)}: expected the number of a training step, which "
-            "isn't negative."
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user says of an iteration that is written: its number, for which version of
+    MindFormers, and whether each slice is written once. Raises `UsageError` for what can't be."""
+
+    iteration: int | None = None
+    version: str | None = None
+    remove_redundancy: bool = False
+
+    def __post_init__(self) -> None:
+        version_of(self.version)
+        if self.iteration is not None and not 0 <= self.iteration < MAX_ITERATION:
+            raise UsageError(
+                f"{option('iteration', self.iteration)}: expected the number of a training step, "
+                "which isn't negative."
+            )
+
+    def target(
+        self, out: Path, prefix: str, model: Model, strategy: Strategy | None
+    ) -> IterationTarget:
+        """The target for a model: under the iteration that it was itself, where none is said.
+        Raises `UsageError` for a prefix that can't be."""
+        check_prefix(prefix)
+        own = model.run.get(ITERATION)
+        usual = own if isinstance(own, int) else 0
+        return IterationTarget(
+            output=out,
+            prefix=prefix.rstrip("-_") or DEFAULT_PREFIX,
+            version=version_of(self.version),
+            iteration=usual if self.iteration is None else self.iteration,
+            strategy=strategy,
+            remove_redundancy=self.remove_redundancy,
+            run=run_of(model),
+            optimizer=model.optimizer,
         )
-    own = model.run.get(ITERATION)
-    return IterationTarget(
-        output=out,
-        prefix=prefix.rstrip("-_") or DEFAULT_PREFIX,
-        version=version_of(version),
-        iteration=iteration if iteration is not None else own if isinstance(own, int) else 0,
-        strategy=strategy,
-        remove_redundancy=remove_redundancy,
-        run=run_of(model),
-        optimizer=model.optimizer,
-    )
 
 
 class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,39 +17,9 @@ from ckptforge.targets.target import Target
 from ckptforge.verbs.options.shared import MEGATRON, MINDFORMERS, MindSporeOutput
 
 if TYPE_CHECKING:
-    from ckptforge.mindformers.target import IterationTarget
+    from ckptforge.mindformers.target import Training
     from ckptforge.parallel.config import ParallelConfig
     from ckptforge.parallel.strategy_files import Strategy
-
-
-class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of an iteration directory that is written: its number, for which version of
-    MindFormers, and whether each slice is written once. Raises `UsageError` for what can't be."""
-
-    iteration: int | None = None
-    version: str | None = None
-    remove_redundancy: bool = False
-
-    def __post_init__(self) -> None:
-        from ckptforge.mindformers.versions import version_of
-
-        version_of(self.version)
-
-    def target(
-        self, out: Path, prefix: str, model: Model, strategy: Strategy | None
-    ) -> IterationTarget:
-        """The target for a model; its own iteration where none is said and it has one."""
-        from ckptforge.mindformers.target import iteration_target
-
-        return iteration_target(
-            model,
-            out,
-            prefix,
-            iteration=self.iteration,
-            version=self.version,
-            strategy=strategy,
-            remove_redundancy=self.remove_redundancy,
-        )
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +51,8 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
             asked.pop("iteration")
         given = [name for name, value in asked.items() if value is not None]
         if options.format == MINDFORMERS:
+            from ckptforge.mindformers.target import Training
+
             training = Training(
                 iteration=options.iteration,
                 version=options.mindformers,
