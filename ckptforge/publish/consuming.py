@@ -8,7 +8,7 @@ bytes, by which a run that is resumed makes the same plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.files import refuse_changed
-from ckptforge.errors import OutputError
+from ckptforge.errors import CkptforgeError, OutputError
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.publish import journal as journals
@@ -156,15 +156,17 @@ def _make_husk(disk: FileSystem, path: Path, file: FileIndex) -> None:
 @contextmanager
 def husks_mounted(output: Path) -> Iterator[None]:
     """Husks stand where the sources were that an earlier run for an output has removed."""
-    directory = staging_path(output)
+    directory, journal = staging_path(output), None
+    with suppress(OSError, ValueError, CkptforgeError):  # the verb says what is wrong
+        disk = file_system_of(output)
+        if address(output) is None and lies_at(disk, directory / "consumed"):
+            journal = journals.look(disk, directory / "journal")
     found: dict[Path, dict[Path, tuple[Path, Mapping[str, Any]]]] = {}
-    if address(output) is None and lies_at(file_system_of(output), directory / "consumed"):
-        journal = journals.look(file_system_of(output), directory / "journal")
-        sources = journal.head["sources"] if journal is not None else []
-        for index in journal.consumed if journal is not None else ():
-            about = sources[index]
-            path = Path(about["path"])
-            found.setdefault(path.parent, {})[path] = directory / "consumed" / str(index), about
+    head, consumed = (journal.head, journal.consumed) if journal is not None else ({}, ())
+    for index in consumed:
+        about = head["sources"][index]
+        path = Path(about["path"])
+        found.setdefault(path.parent, {})[path] = directory / "consumed" / str(index), about
     with ExitStack() as stack:
         for parent, husks in found.items():
             disk = file_system_of(parent)

@@ -34,6 +34,7 @@ from ckptforge.spelling import flag, option
 from ckptforge.steps.scaled import Scaled
 from ckptforge.tables.binding import Binding, Shapes
 from ckptforge.tables.layout_choice import Hints, recognise
+from ckptforge.tables.names import NamedShapes
 from ckptforge.tables.recognition import Identified, identify
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.state import state_of
@@ -157,7 +158,7 @@ def bind_source(model: Model, choices: Choices) -> Source:
     model = undone.model
     beside = {*undone.taken, *undone.activations}
     weights = {n: v for n, v in model.values.items() if not state_of(model, n) and n not in beside}
-    shapes: Shapes = {name: value.shape for name, value in weights.items()}
+    shapes = NamedShapes((name, value.shape) for name, value in weights.items())
     try:
         model, identified = _identified(model, shapes, known, choices)
     except LayoutError as error:

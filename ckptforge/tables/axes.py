@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import msgspec
@@ -37,7 +37,7 @@ from ckptforge.tables.grid import Grid
 Sizes = Callable[[str, str], int]
 
 _WORD = re.compile(r"\{[A-Za-z_]\w*(?:\+[A-Za-z_]\w*)?\}|\d+|[^{}\d]+|[{}]")
-_NUMBERS = re.compile(r"(\d+)")
+_NUMBERS = re.compile(r"([0-9]+)")
 HASH = "\x00"  # what stands for # of a name in its skeleton, in which # stands for a number
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
 
@@ -148,10 +148,10 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
             if not is_axis:
                 if word != number:
                     return None
-            elif len(number) > 6 or (number[0] == "0" != number) or not number.isascii():
-                return None  # no index, or one with a leading zero, which could not be written back
+            elif (value := _index(number)) is None:
+                return None
             else:
-                index.append(int(number))
+                index.append(value)
         return tuple(index)
 
     def name(self, index: Mapping[str, int], lengths: Mapping[str, int]) -> str:
@@ -236,6 +236,14 @@ def _axes_text(axes: tuple[Axis, ...]) -> str:
 def in_parts(axis: str) -> tuple[str, str]:
     """An axis cut into equal parts, as two axes: which part, and where in it."""
     return f"{axis}:part", f"{axis}:in part"
+
+
+@lru_cache(maxsize=1 << 12)
+def _index(number: str) -> int | None:
+    """The index that a number in a name is; None for none, and for one that couldn't be written
+    back, as it has a leading zero."""
+    written_back = len(number) <= 6 and str(int(number)) == number
+    return int(number) if written_back else None
 
 
 def is_number(word: str) -> bool:

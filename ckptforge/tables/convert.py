@@ -118,20 +118,26 @@ class Conversion:
             [i for i, axis in enumerate(axes) if axis in both],
         )
         pairs = [
-            (own[name], [(other[one], transfer, transfer.size) for one, _, transfer in parts])
+            (
+                own[name],
+                [
+                    (_at(source, both, other[one]), transfer, transfer.size)
+                    for one, _, transfer in parts
+                ],
+            )
             for name, parts in found.items()
         ]
+        names = self.binding.names.get(source, {})
         for numbers in product(*(range(self.counts[axis]) for axis in both)):
             at = dict(zip(both, numbers, strict=True))
             for index, parts in pairs:
                 name = self.prefix + pattern.name({**index, **at}, self.counts)
-                for inner, transfer, size in parts:
-                    self._gather(name, self._source_name(source, {**inner, **at}), transfer, size)
-
-    def _source_name(self, source: Pattern, index: Mapping[str, int]) -> str:
-        key = tuple([index[axis] for axis in source.name_axes])
-        found = self.binding.names.get(source, {}).get(key)
-        return self.prefix + (source.name(index, self.counts) if found is None else found)
+                for places, transfer, size in parts:
+                    key = tuple([numbers[i] if of_both else i for of_both, i in places])
+                    stored = names.get(key) or source.name(
+                        dict(zip(source.name_axes, key, strict=True)), self.counts
+                    )
+                    self._gather(name, self.prefix + stored, transfer, size)
 
     def _gather(self, name: str, source: str, transfer: Transfer, size: int) -> None:
         if source in self.values:
@@ -206,6 +212,17 @@ def in_checkpoint_order(
                 turns.setdefault(pinned[axis[0]], []).append((pattern, pinned, name))
         for turn in sorted(turns):
             yield from turns[turn]
+
+
+def _at(
+    source: Pattern, both: Sequence[str], index: Mapping[str, int]
+) -> tuple[tuple[bool, int], ...]:
+    """Where each number in a source's name comes from: (True, which of the axes that both names
+    have) or (False, the number)."""
+    return tuple(
+        (True, both.index(axis)) if axis in both else (False, index[axis])
+        for axis in source.name_axes
+    )
 
 
 class Converted(NamedTuple):

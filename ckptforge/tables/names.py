@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from operator import itemgetter, sub
 from typing import Any
 
 from ckptforge.errors import LayoutError
@@ -13,6 +16,7 @@ from ckptforge.tables.table import Layout, Table
 
 # pattern → index of the axes in the name → the stored name
 Names = dict[Pattern, dict[tuple[int, ...], str]]
+BySkeleton = dict[str, list[tuple[list[str], str]]]
 
 
 def recognise_names(
@@ -32,9 +36,24 @@ def _in_order(unknown: Iterable[str], names: Iterable[str]) -> list[str]:
     return [name for name in names if name in chosen] if chosen else []
 
 
-def _by_skeleton(names: Iterable[str]) -> dict[str, list[tuple[list[str], str]]]:
-    """Skeleton → the numbers in the names that have it, with the names."""
-    found: dict[str, list[tuple[list[str], str]]] = {}
+class NamedShapes(dict[str, tuple[int, ...]]):
+    """The shapes of tensors by their names, which are taken apart once for all layouts that they
+    are read as."""
+
+    @cached_property
+    def by_skeleton(self) -> BySkeleton:
+        """Skeleton → the numbers in the names that have it, with the names."""
+        return _taken_apart(self)
+
+
+def _by_skeleton(names: Iterable[str]) -> BySkeleton:
+    if isinstance(names, NamedShapes):
+        return names.by_skeleton
+    return _taken_apart(names)
+
+
+def _taken_apart(names: Iterable[str]) -> BySkeleton:
+    found: BySkeleton = {}
     for name in names:
         skeleton, numbers = skeleton_of(name)
         found.setdefault(skeleton, []).append((numbers, name))
@@ -42,9 +61,7 @@ def _by_skeleton(names: Iterable[str]) -> dict[str, list[tuple[list[str], str]]]
 
 
 def _recognised(
-    layout: Layout,
-    names: Mapping[str, Sequence[tuple[list[str], str]]],
-    lengths: Mapping[str, int],
+    layout: Layout, names: BySkeleton, lengths: Mapping[str, int]
 ) -> tuple[Names, list[str]]:
     patterns: dict[str, list[Pattern]] = {}
     for pattern in (*layout.patterns, *layout.copies):
@@ -53,45 +70,52 @@ def _recognised(
     unknown: list[str] = []
     for skeleton, members in names.items():
         alike = patterns.get(skeleton, ())
+        limits = [_limits(pattern, lengths) for pattern in alike]
         for numbers, name in members:
-            matching = [
-                (pattern, index)
-                for pattern in alike
-                if (index := pattern.match(numbers)) is not None
-            ]
-            if not matching:
+            matching = None
+            for pattern, limit in zip(alike, limits, strict=True):
+                index = pattern.match(numbers)
+                if index is not None:
+                    matching = pattern, index
+                    if _in_range(index, limit):
+                        break
+            if matching is None:
                 unknown.append(name)
-                continue
-            pattern, index = matching[-1]
-            if len(matching) > 1:
-                fitting = (pair for pair in matching if _in_range(*pair, lengths))
-                pattern, index = next(fitting, matching[-1])
-            found.setdefault(pattern, {})[index] = name
+            else:
+                found.setdefault(matching[0], {})[matching[1]] = name
     return found, unknown
 
 
-def _in_range(pattern: Pattern, index: Sequence[int], lengths: Mapping[str, int]) -> bool:
-    for axis, number in zip(pattern.name_axes, index, strict=True):
-        offset = lengths.get(pattern.offsets.get(axis, ""), 0)
-        if not 0 <= number - offset < lengths.get(axis, number + 1):
-            return False
-    return True
+def _limits(pattern: Pattern, lengths: Mapping[str, int]) -> list[tuple[int, float]]:
+    """For each number in a name of a pattern the least, and what it must be below, as far as is
+    known."""
+    found = []
+    for axis in pattern.name_axes:
+        least = lengths.get(pattern.offsets.get(axis, ""), 0)
+        found.append((least, least + lengths.get(axis, math.inf)))
+    return found
+
+
+def _in_range(index: Sequence[int], limits: Sequence[tuple[int, float]]) -> bool:
+    numbers = zip(index, limits, strict=True)
+    return all(least <= number < most for number, (least, most) in numbers)
 
 
 def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
     """Recognised names by the indexes of their axes. Raises `LayoutError`."""
     resolved: Names = {}
     for pattern, names in found.items():
+        if not pattern.offsets:
+            resolved[pattern] = names
+            continue
         axes = [pattern.offsets.get(axis) for axis in pattern.name_axes]
         added = [0 if axis is None else lengths[axis] for axis in axes]
-        for numbers, name in names.items():
-            index = tuple(number - offset for number, offset in zip(numbers, added, strict=True))
-            if any(i < 0 for i in index):
-                raise LayoutError(
-                    f"{name} isn't {pattern.template}, whose numbers begin with {max(added)}.",
-                    (name,),
-                )
-            resolved.setdefault(pattern, {})[index] = name
+        resolved[pattern] = {tuple(map(sub, numbers, added)): n for numbers, n in names.items()}
+        if wrong := next((i for i in resolved[pattern] if min(i) < 0), None):
+            name = resolved[pattern][wrong]
+            raise LayoutError(
+                f"{name} isn't {pattern.template}, whose numbers begin with {max(added)}.", (name,)
+            )
     return resolved
 
 
@@ -158,10 +182,10 @@ def _learn_counts(sizes: AxisSizes, found: Names) -> None:
     """The axes in names: as many as config.json says, else as the highest number."""
     highest: dict[str, tuple[int, str]] = {}
     for pattern, names in found.items():
-        for index, name in names.items():
-            for axis, i in zip(pattern.name_axes, index, strict=True):
-                if i >= highest.get(axis, (-1, ""))[0]:
-                    highest[axis] = (i, name)
+        for at, axis in enumerate(pattern.name_axes):
+            index = max(reversed(names), key=itemgetter(at))
+            if index[at] >= highest.get(axis, (-1, ""))[0]:
+                highest[axis] = (index[at], names[index])
     for axis, (i, name) in highest.items():
         size = sizes.get(axis)
         if size is None:
