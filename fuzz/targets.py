@@ -38,6 +38,7 @@ from ckptforge.reading.source import bind_source
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.local import DISK
+from ckptforge.tables.axes import in_parts
 from ckptforge.tables.constants import Used, differing_constants
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables
@@ -487,7 +488,7 @@ def _journal(work: Path) -> Target:
         if journal is not None:
             journal.close()
             _ = journal.audit
-            journals.differences(journal, head)
+            journals.differences(journal.head, head)
 
     def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
         lines = data.split(b"\n")
@@ -521,7 +522,12 @@ def _table(work: Path) -> Target:
         for layout in table.layouts.values():
             for pattern in layout.patterns:
                 for tensor in pattern.tensors:
-                    axes = [axis for axis in table.tensors[tensor] if axis not in pattern.name_axes]
+                    axes = [
+                        part
+                        for axis in table.tensors[tensor]
+                        if axis not in pattern.name_axes
+                        for part in (in_parts(axis) if axis in pattern.turns else (axis,))
+                    ]
                     pattern.place(tensor, axes, lambda _, axis: 2)
 
     seeds = [toy.read_bytes()] * 4 + [

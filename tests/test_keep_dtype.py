@@ -23,7 +23,7 @@ TABLE = TABLES["deepseek_v3"]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 # What MindFormers' networks and transformers call it.
 BIAS = re.compile(r".*(e_score_correction_bias|expert_bias|topk_bias)")
-LAYOUTS = [layout.name for layout in TABLE.layouts.values()]
+LAYOUTS = [layout.name for layout in TABLE.layouts.values() if layout.family != "megatron"]
 STORED = {
     "float64": "F64",
     "float32": "F32",

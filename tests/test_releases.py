@@ -276,5 +276,3 @@ def test_edits_of_a_release(tmp_path):
     assert contents(tmp_path / "taken") == contents(tmp_path / "same")
     moe = json.loads((tmp_path / "taken" / "params.json").read_text())["moe"]
     assert moe == {"num_experts": 2, "num_experts_per_tok": 2}
-    with pytest.raises(LayoutError, match="axis d take turns"):
-        opened.as_layout("mistral").pad(H=72, fill="zero")

@@ -24,7 +24,7 @@ def test_parts_are_put_together_bit_for_bit(name):
     for key, numbers in WHOLE.items():
         assert found[key].shape == numbers.shape
         assert found[key][...].tobytes() == numbers.tobytes(), key
-    assert found["a.weight"].dtype == "bfloat16"
+    assert str(found["a.weight"].dtype) == "bfloat16"
     assert (
         found["a.weight"][2:5, 1].tobytes()
         == np.ascontiguousarray(WHOLE["a.weight"][2:5, 1]).tobytes()

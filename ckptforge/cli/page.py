@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ckptforge.errors import OutputError
-from ckptforge.foreign.paths import exists
-from ckptforge.publish.output_name import refuse_address
-from ckptforge.publish.single_file import write_file
 from ckptforge.spelling import flag as spelled
 from ckptforge.verbs.options.option import OptionalPlace, flag, option
 from ckptforge.verbs.options.record import Options
@@ -27,6 +24,9 @@ class Page(Options):
         `UsageError` for an address."""
         if self.html is None:
             return
+        from ckptforge.foreign.paths import exists
+        from ckptforge.publish.output_name import refuse_address
+
         refuse_address(self.html)
         if exists(self.html) and not self.overwrite:
             again = spelled("overwrite")
@@ -37,6 +37,7 @@ class Page(Options):
         `OutputError`."""
         if self.html is not None:
             from ckptforge.pages import html_page
+            from ckptforge.publish.single_file import write_file
 
             write_file(self.html, html_page(found(), text.rpartition("\n")[2]).encode())
 

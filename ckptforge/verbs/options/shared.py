@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckptforge.storage.endpoints import use_endpoint
 from ckptforge.verbs.options.option import Names, OptionalPlace, Progress, Words, flag, option
 from ckptforge.verbs.options.record import Options
 
@@ -81,6 +80,8 @@ class Reaching(Options):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         if self.endpoint is not None:
+            from ckptforge.storage.endpoints import use_endpoint
+
             use_endpoint(self.endpoint, vars(self).values())
 
 
