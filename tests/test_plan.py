@@ -16,6 +16,7 @@ from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
 from ckptforge.planning.assembly import Assembly, prove_filled
 from ckptforge.planning.lower import Assemblies
+from ckptforge.publish.journal import fingerprint
 from ckptforge.tables.grid import Grid
 from ckptforge.tables.pieces import Piece, fill
 from ckptforge.transfers import Transfer
@@ -146,3 +147,17 @@ def job(directory, dp, mp, ep, stages, optimizer):
     }
     path.write_text(json.dumps(keys))
     return path
+
+
+def test_a_resume_tells_files_apart_whose_own_values_are_others():
+    plan = ckptforge.plan("to_ms", HUB, Path("x.ckpt"))
+    (placed,) = plan.assemblies.files
+    values = plan.assemblies.values
+    a, b, *_ = (name for name in values if name.endswith("attention_norm.weight"))
+    other = {**values, a: values[b], b: values[a]}
+    plans = [
+        replace(plan, assemblies=Assemblies(values, (replace(placed, own=own),)))
+        for own in (values, dict(values), other)
+    ]
+    same, again, swapped = map(fingerprint, plans)
+    assert same == again != swapped

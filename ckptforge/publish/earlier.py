@@ -72,7 +72,7 @@ def journal_to_resume(
 
 def _is_to_resume(disk: FileSystem, left: Journal, plan: Plan, request: Request) -> bool:
     directory = left.path.parent
-    if not left.tensors and left.publishing is None:
+    if not left.tensors and not left.consumed and left.publishing is None:
         return False
     if left.publishing is not None and _was_placed(disk, directory, plan, left.publishing):
         return False  # what lies here is the old one, if anything

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,8 @@ def fingerprint(plan: Plan) -> str:
             state.update(once(part.names, (_bytes(*part.names),)) + _bytes(part.box))
     steps: dict[tuple[int, ...], bytes] = {}
     encode = msgspec.msgpack.Encoder().encode
-    for name, value in plan.assemblies.values.items():
+    own = (placed.own.items() for placed in plan.assemblies.files if placed.own is not None)
+    for name, value in chain(plan.assemblies.values.items(), *own):
         state.update(_bytes(name, value.dtype))
         for term in value.terms:
             state.update(_bytes(term.weight, term.fill))
