@@ -101,12 +101,15 @@ def shown(value: object) -> str:
     """`value`, which stood in a file, as it is shown in a message: its repr, cut where it is long,
     many or deep."""
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
+        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
     except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deeply
         return f"a {type(value).__name__} too large to show"
 
 
+_MAX_SHOWN = 600  # characters
 _SHORT = Repr()
+_SHORT.maxlevel = 3  # what is shared can be endless
 _SHORT.maxstring = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
 _SHORT.maxlong = 60

@@ -46,7 +46,7 @@ from ckptforge.torch_files import torch_zip
 from ckptforge.verbs.check import check
 from ckptforge.verbs.ranks import open_ranks, open_source
 from ckptforge.verbs.synthetic import write_model
-from fuzz import mutate, trees
+from fuzz import mutate, pickles, trees
 from fuzz.mutate import Mutator
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +128,67 @@ def _torch(work: Path) -> Target:
         path.write_bytes(data)
         _well_indexed(torch_zip.read_index(path))
 
-    return Target("torch", seeds, mutate.mixed(mutate.mangle, mutate.mangle), read)
+    mutator = mutate.mixed(mutate.mangle, pickles.headers, pickles.headers)
+    return Target("torch", seeds, mutator, read)
+
+
+def _pickle(work: Path) -> Target:
+    """The pickle of an archive, whose other members are as they should be."""
+    path = work / "x.pt"
+    made = sorted(FIXTURES.glob("mindspeed/*/*/*/*.pt"))[::9]
+    files = [file.read_bytes() for file in made if file.stat().st_size < 1 << 14]
+    seeds = [pickles.pickle_of(content) for content in files]
+    held = max(files, key=len)
+
+    def read(data: bytes) -> None:
+        path.write_bytes(pickles.with_pickle(held, data))
+        torch_zip.read_data(path)
+        _well_indexed(torch_zip.read_index(path))
+
+    return Target("pickle", seeds, _MUTATED_PICKLE, read)
+
+
+_MUTATED_PICKLE = mutate.mixed(pickles.opcodes, pickles.opcodes, pickles.opcodes, mutate.mangle)
+
+
+def _dcp(work: Path) -> Target:
+    directory = work / "dcp"
+    shutil.copytree(FIXTURES / "torch_distributed" / "dcp_2x2", directory)
+    seeds = [(directory / ".metadata").read_bytes()]
+
+    def read(data: bytes) -> None:
+        (directory / ".metadata").write_bytes(data)
+        for index in open_checkpoint(directory).files:
+            _well_indexed(index)
+
+    return Target("dcp", seeds, _MUTATED_PICKLE, read)
+
+
+def _fsdp(work: Path) -> Target:
+    directory = work / "fsdp"
+    shutil.copytree(FIXTURES / "torch_distributed" / "fsdp_2x2", directory)
+    file = next(iter(sorted(directory.glob("*_rank_1.pt"))))
+    held = file.read_bytes()
+
+    def read(data: bytes) -> None:
+        file.write_bytes(pickles.with_pickle(held, data))
+        for index in open_checkpoint(directory).files:
+            _well_indexed(index)
+
+    return Target("fsdp", [pickles.pickle_of(held)], _MUTATED_PICKLE, read)
+
+
+def _megatron(work: Path) -> Target:
+    run = work / "run"
+    shutil.copytree(FIXTURES / "mindspeed" / "llama_tp2_pp2_vpp", run)
+    file = next(iter(sorted(run.glob("*/*/*.pt"))))
+    held = file.read_bytes()
+
+    def read(data: bytes) -> None:
+        file.write_bytes(pickles.with_pickle(held, data))
+        open_checkpoint(run)
+
+    return Target("megatron", [pickles.pickle_of(held)], _MUTATED_PICKLE, read)
 
 
 def _ckpt(work: Path) -> Target:
@@ -693,6 +753,10 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "safetensors": _safetensors,
     "ckpt": _ckpt,
     "torch": _torch,
+    "pickle": _pickle,
+    "dcp": _dcp,
+    "fsdp": _fsdp,
+    "megatron": _megatron,
     "strategy": _strategy,
     "strategy-json": _strategy_json,
     "metadata": _metadata,

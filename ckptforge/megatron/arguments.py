@@ -9,6 +9,7 @@ from typing import Any
 
 from ckptforge.errors import FormatError, shown
 from ckptforge.megatron.job import Job
+from ckptforge.wording import counted
 
 Arguments = Mapping[str, Any]
 # config.json's key → the argument, and for most models in MindSpeed-LLM the key itself, too
@@ -24,13 +25,15 @@ _ALSO = {
 }
 _TENSOR, _STAGES = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 _EXPERT, _EXPERT_TENSOR = "expert_model_parallel_size", "expert_tensor_parallel_size"
+_PLAIN = (int, float, str, bool)
+_MAX_RANKS = 1 << 17
 _EXTENDED, _SCHEDULE, V_SHAPED = "moe_tp_extend_ep", "schedules_method", "dualpipev"
 
 
 def job_of(arguments: Arguments, parts: int, where: Path) -> Job:
     """How a job is cut, by its arguments. Raises `FormatError`."""
     tensor = _degree(arguments, _TENSOR, 1, where)
-    return Job(
+    job = Job(
         tensor=tensor,
         stages=_degree(arguments, _STAGES, 1, where),
         expert=_degree(arguments, _EXPERT, 1, where),
@@ -39,6 +42,12 @@ def job_of(arguments: Arguments, parts: int, where: Path) -> Job:
         parts=parts,
         v_shaped=arguments.get(_SCHEDULE) == V_SHAPED,
     )
+    if job.tensor * job.stages * job.expert > _MAX_RANKS:
+        raise FormatError(
+            f"{where}: args say tensor parallel {job.tensor}, {counted(job.stages, 'stage')}, "
+            f"expert parallel {job.expert}: more than {_MAX_RANKS} ranks."
+        )
+    return job
 
 
 def _degree(arguments: Arguments, key: str, default: int, where: Path) -> int:
@@ -55,7 +64,7 @@ def described(arguments: Arguments) -> dict[str, Any]:
     found = {
         key: value
         for key, value in arguments.items()
-        if isinstance(value, int | float | str | bool) and not key.startswith("_")
+        if isinstance(key, str) and isinstance(value, _PLAIN) and not key.startswith("_")
     }
     grouped = arguments.get("group_query_attention") is not False  # else num_query_groups is 1
     for key, argument in _ALSO.items():
@@ -69,9 +78,7 @@ def described(arguments: Arguments) -> dict[str, Any]:
 def arguments_of(job: Job, config: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a job that a checkpoint is written for: what config.json says, under its
     keys and under Megatron's, and how it is cut."""
-    plain = {
-        key: value for key, value in config.items() if isinstance(value, int | float | str | bool)
-    }
+    plain = {key: value for key, value in config.items() if isinstance(value, _PLAIN)}
     for key, argument in _ALSO.items():
         if plain.get(key) is not None:
             plain[argument] = plain[key]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,8 @@ from ckptforge.storage.store import Status
 from ckptforge.torch_files.pickle_data import MAX_BYTES
 
 _LOCAL = 30  # bytes of a local header before the name
-_MAX_MEMBERS = 1 << 20
+_MAX_DIRECTORY = 1 << 25  # bytes, for more members than a checkpoint has tensors
+_ORDER = 16  # bytes of the member that says the byte order, and more
 _PICKLE = "data.pkl"
 
 
@@ -38,9 +40,10 @@ class Archive(msgspec.Struct, frozen=True, kw_only=True):
     storages: dict[str, Member]
 
 
-def read_archive(path: Path, part: Member | None = None) -> Archive:
-    """The archive that a file is, or that is a part of it. Raises `FormatError` for one that isn't
-    torch's, or that can't be read in place."""
+def read_archive(path: Path, part: Member | None = None, limit: int | None = None) -> Archive:
+    """The archive that a file is, or that is a part of it; `limit` bounds the bytes of its
+    directory and of its pickle. Raises `FormatError` for one that isn't torch's, or that can't be
+    read in place."""
     with Stream(path) as whole, parsing(path, "a zip archive of torch"):
         status = whole.status()
         first, size = (0, status.size) if part is None else (part.offset, part.length)
@@ -50,16 +53,8 @@ def read_archive(path: Path, part: Member | None = None) -> Archive:
                 "truncated."
             )
         stream = whole if part is None else io.BufferedReader(_Window(whole, first, size))
-        archive = zipfile.ZipFile(stream)
-        members = archive.infolist()
-        if len(members) > _MAX_MEMBERS:
-            raise FormatError(f"{path}: holds {len(members)} members, more than any checkpoint.")
-        names = [member.filename for member in members]
-        root = _root(path, names)
-        by_name = {member.filename: member for member in members}
-        if len(by_name) < len(members):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError(f"{path}: the archive holds {shown(twice)} twice.")
+        by_name = _members(path, stream, limit or _MAX_DIRECTORY)
+        root = _root(path, by_name)
         _check_order(path, stream, by_name.get(f"{root}byteorder"), size)
         start = f"{root}data/"
         found = {
@@ -69,13 +64,51 @@ def read_archive(path: Path, part: Member | None = None) -> Archive:
         }
         place = _place(path, stream, by_name[f"{root}{_PICKLE}"], size)
         _refuse_overlaps(path, {_PICKLE: place, **found})
-        if place.length > MAX_BYTES:
-            raise FormatError(
-                f"{path}: its {_PICKLE} has {place.length:,} bytes, over {MAX_BYTES:,}."
-            )
+        if place.length > (most := limit or MAX_BYTES):
+            raise FormatError(f"{path}: its {_PICKLE} has {place.length:,} bytes, over {most:,}.")
         pickle = _bytes(stream, place)
         storages = {key: Member(one.offset + first, one.length) for key, one in found.items()}
         return Archive(status=status, pickle=pickle, storages=storages)
+
+
+def _members(path: Path, stream: BinaryIO, limit: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by name. Raises `FormatError` for a directory of more than `limit` bytes, and for
+    a name that stands twice."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    for member in zipfile.ZipFile(_Limited(path, stream, limit)).infolist():
+        if member.filename in found:
+            raise FormatError(f"{path}: the archive holds {shown(member.filename)} twice.")
+        found[member.filename] = member
+    return found
+
+
+class _Limited(io.RawIOBase):
+    """A stream of which no more than so many bytes are read at a time: zipfile reads a directory
+    whole, however long it is said to be."""
+
+    def __init__(self, path: Path, stream: BinaryIO, limit: int) -> None:
+        self._path, self._stream, self._limit = path, stream, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(self._limit + 1 if size < 0 else min(size, self._limit + 1))
+        if len(content) > self._limit:
+            raise FormatError(
+                f"{self._path}: the archive's directory has over {self._limit:,} bytes, more than "
+                "that of any checkpoint."
+            )
+        return content
 
 
 class _Window(io.RawIOBase):
@@ -105,12 +138,12 @@ class _Window(io.RawIOBase):
         return count
 
 
-def _root(path: Path, names: list[str]) -> str:
+def _root(path: Path, names: Mapping[str, Any]) -> str:
     roots = [name.removesuffix(_PICKLE) for name in names if name.endswith(f"/{_PICKLE}")]
     if len(roots) != 1:
         raise FormatError(
             f"{path}: is a zip archive with {len(roots)} members data.pkl, expected the one of a "
-            f"torch file; it holds {', '.join(map(shown, names[:3]))}."
+            f"torch file; it holds {', '.join(map(shown, [*names][:3]))}."
         )
     if any(name in names for name in (f"{roots[0]}constants.pkl", f"{roots[0]}code/")):
         raise FormatError(
@@ -148,11 +181,11 @@ def _bytes(stream: BinaryIO, member: Member) -> bytes:
 def _check_order(path: Path, stream: BinaryIO, member: zipfile.ZipInfo | None, size: int) -> None:
     if member is None:
         return
-    order = _bytes(stream, _place(path, stream, member, size))
+    place = _place(path, stream, member, size)
+    order = _bytes(stream, Member(place.offset, min(place.length, _ORDER)))
     if order.strip() != b"little":
         raise FormatError(
-            f"{path}: its numbers are {shown(order[:16])}-endian, and only little-endian ones are "
-            "read."
+            f"{path}: its numbers are {shown(order)}-endian, and only little-endian ones are read."
         )
 
 

@@ -7,6 +7,7 @@ wrote.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ckptforge.values import Stored, Value
 
 METADATA = ".metadata"
 FORMAT = "torch distributed checkpoint"
+_MAX_CELLS = 64  # of the grid of all edges, for each chunk: those of a grid make one each
 _HOME = "torch.distributed.checkpoint."
 _CLASSES = frozenset(
     f"{_HOME}{name}"
@@ -112,6 +114,11 @@ class _Described:
                 box = tuple((lo, lo + n) for lo, n in zip(offsets, sizes, strict=True))
                 if 0 not in sizes or not parts:
                     parts.setdefault(box, self._chunk(str(name), offsets, sizes))
+            cells = math.prod(
+                len({edge for box in parts for edge in box[i]}) for i in range(len(shape))
+            )
+            if cells > _MAX_CELLS * (len(parts) + _MAX_CELLS):
+                raise self._wrong(f"the chunks of {shown(name)} make up no grid")
             if 0 not in shape and (wrong := uncovered(full_box(shape), list(parts))):
                 raise self._wrong(f"its chunks {wrong[0]} {box_text(wrong[1])} of {shown(name)}")
             yield str(name), joined(shape, parts)

@@ -15,7 +15,7 @@ from ckptforge.boxes import Box
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import entries_of
-from ckptforge.formats.index import FileIndex, check_name
+from ckptforge.formats.index import FileIndex
 from ckptforge.model import IN_RANKS, Model
 from ckptforge.torch_files.archive import read_archive
 from ckptforge.torch_files.distributed import joined
@@ -45,7 +45,6 @@ class FsdpRanks:
             archive = read_archive(path)
             held: dict[str, Stored] = {}
             for name, found in named_tensors(path, archive):
-                check_name(name, path)
                 own = found if isinstance(found, Sharded) else None
                 if isinstance(found, Unreadable) and own is None:
                     raise FormatError(f"{path}: {shown(name)} is {found.what}, which isn't read.")

@@ -15,12 +15,15 @@ import msgspec
 from ckptforge.errors import FormatError, shown
 
 MAX_BYTES = 1 << 28
-_MAX_OPCODES = 1 << 25
-_MAX_ITEMS = 1 << 24
+_MAX_WORK = 1 << 24  # opcodes, and items that calls copy
 _MAX_TEXT = 1 << 26
+_MAX_ARGUMENTS = 16  # of a call
+_MAX_NUMBER = 1 << 62  # of keys: larger ones can all have one hash
+_MAX_MEMO = 1 << 32
 _MARK = object()
 _DAMAGE = ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError
 _TEXTS = (str, bytes, bytearray)
+_CONTAINERS = (*_TEXTS, list, tuple, dict)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _MADE = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _PLAIN = frozenset(
@@ -57,6 +60,9 @@ class Inert(msgspec.Struct, eq=False):
     arguments: tuple[Any, ...]
     state: Any = None
 
+    def __repr__(self) -> str:
+        return f"an object {self.name}"  # what it holds may be endless
+
 
 Constructor = Callable[[tuple[Any, ...]], Any]
 
@@ -76,28 +82,20 @@ class Machine:
         self.persistent = persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.items = self.text = 0
+        self.work = self.text = 0
 
     def load(self, content: bytes) -> Any:
         """The object. Raises `FormatError` for a name that isn't on the lists, and for what is
         damaged or too large."""
         try:
-            for count, (opcode, argument, at) in enumerate(pickletools.genops(content)):
-                if count > _MAX_OPCODES:
-                    raise FormatError(f"{self.where}: has more than {_MAX_OPCODES} opcodes.")
+            for opcode, argument, at in pickletools.genops(content):
+                self._count(1)
                 if opcode.name == "STOP":
                     return self._pop()
                 self._step(opcode.name, argument, at or 0)
         except FormatError:
             raise
-        except (
-            ValueError,
-            TypeError,
-            IndexError,
-            KeyError,
-            OverflowError,
-            AttributeError,
-        ) as error:
+        except _DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
             raise FormatError(f"{self.where}: isn't a pickle ({reason}); damaged.") from error
         raise FormatError(f"{self.where}: the pickle has no end; truncated.")
@@ -112,6 +110,8 @@ class Machine:
         elif name in _MADE:
             self.stack.append(_MADE[name]())
         elif name in _PUTS:
+            if not 0 <= argument < _MAX_MEMO:
+                raise ValueError("a place in the memo that no pickle needs")
             self.memo[argument] = self._top()
         elif name in _GETS:
             self.stack.append(self.memo[argument])
@@ -151,9 +151,9 @@ class Machine:
         raise ValueError("no mark")
 
     def _count(self, more: int) -> None:
-        self.items += more
-        if self.items > _MAX_ITEMS:
-            raise FormatError(f"{self.where}: holds more than {_MAX_ITEMS} items.")
+        self.work += more
+        if self.work > _MAX_WORK:
+            raise FormatError(f"{self.where}: has more than {_MAX_WORK} opcodes and items.")
 
     def _mark(self, _: Any) -> None:
         self.stack.append(_MARK)
@@ -199,7 +199,6 @@ class Machine:
         self.stack.append(self._since_mark())
 
     def _extend(self, items: Sequence[Any]) -> None:
-        self._count(len(items))
         target = self._top()
         if isinstance(target, list):
             target.extend(items)
@@ -219,16 +218,13 @@ class Machine:
         self._set(self._since_mark())
 
     def _set(self, items: Sequence[Any]) -> None:
-        self._count(len(items) // 2)
         target = self._top()
         if isinstance(target, Inert):
             return
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("items for what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # the hash of nested tuples can take for ever
-            plain = isinstance(key, str | int | bytes | float | Inert | None)
-            target[key if plain else shown(key)] = value
+            target[key if _is_key(key) else shown(key)] = value
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -265,8 +261,13 @@ class Machine:
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
             raise ValueError("a call of what is no function")
         constructor = self.constructors.get(function.name)
-        made = Inert(function.name, arguments) if constructor is None else constructor(arguments)
-        self.stack.append(made)
+        if constructor is None:
+            self.stack.append(Inert(function.name, arguments))
+            return
+        if len(arguments) > _MAX_ARGUMENTS:
+            raise ValueError(f"a call of {shown(function.name)} with {len(arguments)} arguments")
+        self._count(sum(len(one) for one in arguments if isinstance(one, _CONTAINERS)))
+        self.stack.append(constructor(arguments))
 
     def _build(self, _: Any) -> None:
         state, target = self._pop(), self._top()
@@ -275,3 +276,10 @@ class Machine:
 
     def _binpersid(self, _: Any) -> None:
         self.stack.append(self.persistent(self._pop()))
+
+
+def _is_key(key: Any) -> bool:
+    """Whether it can be a key as it is: the hash of nested tuples can take for ever."""
+    if isinstance(key, int):
+        return -_MAX_NUMBER < key < _MAX_NUMBER
+    return isinstance(key, str | bytes | float | Inert | None)

@@ -117,6 +117,12 @@ class View(msgspec.Struct, frozen=True):
         steps = ((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         return self.offset + sum(steps)
 
+    @property
+    def copies(self) -> int:
+        """How often each of its numbers is repeated, by axes of stride 0."""
+        pairs = zip(self.shape, self.strides, strict=True)
+        return math.prod(n for n, stride in pairs if n > 1 and stride == 0)
+
 
 class Unreadable(msgspec.Struct, frozen=True):
     """A tensor that isn't a view of numbers, in words."""
@@ -194,25 +200,29 @@ def _sharded(arguments: tuple[Any, ...]) -> Unreadable:
     _, kind, inner, state = arguments
     if not isinstance(kind, Named) or not kind.name.endswith(".DTensor"):
         return other
-    local, spec = (_attributes(state).get(name) for name in ("_local_tensor", "_spec"))
-    about = _attributes(spec.state) if isinstance(spec, Inert) else {}
-    placements = about.get("placements")
-    if not isinstance(local, View) or not isinstance(placements, tuple):
+    local, spec = _attribute(state, "_local_tensor"), _attribute(state, "_spec")
+    placements = _attribute(spec.state, "placements") if isinstance(spec, Inert) else None
+    shape = inner[2]
+    if not isinstance(local, View) or not isinstance(shape, tuple) or len(shape) > MAX_DIMS:
+        return other
+    if not isinstance(placements, tuple) or len(placements) > MAX_DIMS:
         return other
     cut = [one for one in placements if not one.name.endswith(".Replicate")]
     if any(not one.name.endswith(".Shard") for one in cut) or len(cut) > 1:
         return Unreadable(f"{other.what}, cut in a way that isn't known")
-    axis = _attributes(cut[0].state)["dim"] if cut else None
-    shape = tuple(inner[2])
-    if not all(map(_is_count, shape)) or not (axis is None or 0 <= axis < len(shape)):
+    axis = _attribute(cut[0].state, "dim") if cut else None
+    if not all(map(_is_count, shape)) or len(local.shape) != len(shape):
+        return other
+    if cut and (axis is None or not _is_count(axis) or axis >= len(shape)):
         return other
     return Sharded(what="a part of a tensor (DTensor)", local=local, shape=shape, axis=axis)
 
 
-def _attributes(state: Any) -> dict[Any, Any]:
-    """The attributes in a state: a dictionary, or one of them and one of slots."""
-    parts = state if isinstance(state, tuple) else (state,)
-    return {key: one for part in parts if isinstance(part, dict) for key, one in part.items()}
+def _attribute(state: Any, name: str) -> Any:
+    """An attribute in a state, which is a dictionary, or one of them and one of slots; None where
+    there is none."""
+    parts = state[:2] if isinstance(state, tuple) else (state,)
+    return next((part[name] for part in parts if isinstance(part, dict) and name in part), None)
 
 
 def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -225,7 +235,7 @@ def _rebuild(where: str) -> Constructor:
         storage, offset, shape, strides, *rest = arguments
         metadata = rest[2] if len(rest) > 2 else None
         if isinstance(metadata, dict) and any(metadata.values()):
-            return Unreadable(f"a view of other numbers ({', '.join(map(str, metadata))})")
+            return Unreadable(f"a view of other numbers ({', '.join(map(shown, [*metadata][:4]))})")
         if not isinstance(storage, Storage):
             raise FormatError(f"{where}: a tensor of {shown(storage)}, expected a storage.")
         dtype = storage.dtype

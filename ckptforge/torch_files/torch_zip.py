@@ -12,11 +12,18 @@ from typing import Any
 
 from ckptforge.boxes import row_major_strides
 from ckptforge.errors import FormatError, shown
-from ckptforge.formats.index import MAX_TENSORS, FileIndex, check_name
+from ckptforge.formats.index import MAX_NAME, MAX_TENSORS, FileIndex, check_name
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.torch_files.archive import Archive, Member, read_archive
 from ckptforge.torch_files.pickle_data import Machine
-from ckptforge.torch_files.tensors import Unreadable, View, constructors, is_inert, storage_of
+from ckptforge.torch_files.tensors import (
+    Sharded,
+    Unreadable,
+    View,
+    constructors,
+    is_inert,
+    storage_of,
+)
 from ckptforge.torch_files.writing import lay_out_archive
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Stored, Term, Value, kind_of, value_of
@@ -24,8 +31,14 @@ from ckptforge.values import Extent, Fragment, Stored, Term, Value, kind_of, val
 NAME = "a torch file (a zip with a pickle)"
 ENDINGS = (".pt", ".pth", ".bin")
 FORMAT = "torch"
+_Way = tuple[Any, ...]  # empty, or (the way to a container, the key there)
+_WALKED = (View, Unreadable, dict, list, tuple)
 _MAX_DEPTH = 32
+_MAX_SEEN = 1 << 23  # items of containers, those of shared ones each time
+_MAX_NAMES = 1 << 26  # characters of all names
 _MAX_COPIES = 1 << 12  # of one row in a view that repeats it
+_MAX_PART = 1 << 16  # bytes of the directory and of the pickle of one tensor's archive
+_MAX_ALL_COPIES = 1 << 17  # in a file
 
 
 def recognises(head: bytes) -> bool:
@@ -42,7 +55,6 @@ def read_index(path: Path) -> FileIndex:
     tensors: dict[str, Stored] = {}
     views: dict[str, Value] = {}
     for name, found in _named(path, _load(path, archive)):
-        check_name(name, path)
         if isinstance(found, Unreadable):
             raise FormatError(
                 f"{path}: {shown(name)} is {found.what}, which isn't read. Save it as a plain "
@@ -80,9 +92,9 @@ def named_tensors(path: Path, archive: Archive) -> Iterator[tuple[str, View | Un
 def tensor_of(path: Path, name: str, part: Member) -> tuple[Stored, Value]:
     """The tensor that a part of a file is as a torch file of its own: what lies there, and it.
     Raises `FormatError`."""
-    archive = read_archive(path, part)
+    archive = read_archive(path, part, _MAX_PART)
     found = _load(path, archive)
-    if not isinstance(found, View):
+    if not isinstance(found, View) or found.copies > 1:
         raise FormatError(f"{path}: {shown(name)} isn't a tensor of numbers; damaged.")
     return view_of(path, name, found, archive)
 
@@ -112,21 +124,42 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, st
 
 def _named(path: Path, root: Any) -> Iterator[tuple[str, View | Unreadable]]:
     """(name, tensor) in the order of the dictionaries and lists of an object."""
-    stack: list[tuple[str, Any, int]] = [("", root, 0)]
-    seen = 0
+    stack: list[tuple[_Way, Any, int]] = [((), root, 0)] if isinstance(root, _WALKED) else []
+    seen = characters = copies = 0
     while stack:
-        name, found, depth = stack.pop()
+        way, found, depth = stack.pop()
         if isinstance(found, View | Unreadable):
-            yield name or path.stem, found
+            name = _name_of(way, path)
+            characters += len(name)
+            view = found.local if isinstance(found, Sharded) else found
+            copies += min(view.copies, _MAX_COPIES) if isinstance(view, View) else 0
+            if characters > _MAX_NAMES or copies > _MAX_ALL_COPIES:
+                raise FormatError(
+                    f"{path}: its names have over {_MAX_NAMES} characters, or its views repeat "
+                    f"over {_MAX_ALL_COPIES} times what they are of; no checkpoint does."
+                )
+            yield name, found
             continue
-        if not isinstance(found, dict | list | tuple):
-            continue
-        inner = found.items() if isinstance(found, dict) else enumerate(found)
-        below = [(f"{name}.{key}" if name else str(key), one, depth + 1) for key, one in inner]
-        seen += len(below)
-        if depth >= _MAX_DEPTH or seen > 1 << 24:
+        seen += len(found)
+        if depth >= _MAX_DEPTH or seen > _MAX_SEEN:
             raise FormatError(f"{path}: its objects are nested too deep, or are too many.")
+        inner = found.items() if isinstance(found, dict) else enumerate(found)
+        below = [((way, key), one, depth + 1) for key, one in inner if isinstance(one, _WALKED)]
         stack += reversed(below)
+
+
+def _name_of(way: _Way, path: Path) -> str:
+    """The keys on the way to a tensor, joined by dots. Raises `FormatError` for a long one."""
+    keys: list[str] = []
+    while way:
+        way, key = way
+        if isinstance(key, str | int):
+            keys.append(str(key)[: MAX_NAME + 1])
+        else:
+            keys.append(shown(key))
+    name = ".".join(reversed(keys)) or path.stem
+    check_name(name, path)
+    return name
 
 
 def _member(path: Path, name: str, view: View, storages: Mapping[str, Member]) -> Member:
@@ -163,9 +196,6 @@ def _value(path: Path, name: str, view: View, stored: Stored) -> Value:
     """A view of a run of numbers: one fragment, or one for each copy of what it repeats."""
     shape, target = view.shape, row_major_strides(view.shape)
     repeated = [i for i, n in enumerate(shape) if n > 1 and view.strides[i] == 0]
-    copies = 1
-    for axis in repeated:
-        copies *= shape[axis]
     inner = [(view.strides[i], n) for i, n in enumerate(shape) if n > 1 and i not in repeated]
     reach = 0
     for stride, n in sorted(inner):
@@ -175,9 +205,9 @@ def _value(path: Path, name: str, view: View, stored: Stored) -> Value:
                 "by which its rows overlap. Save a copy of it (contiguous())."
             )
         reach += stride * (n - 1)
-    if copies > _MAX_COPIES:
+    if view.copies > _MAX_COPIES:
         raise FormatError(
-            f"{path}: {shown(name)} repeats its numbers {copies} times. Save a copy of it "
+            f"{path}: {shown(name)} repeats its numbers {view.copies} times. Save a copy of it "
             "(contiguous())."
         )
     box = tuple(1 if i in repeated else n for i, n in enumerate(shape))
