@@ -2,8 +2,6 @@
 
 import io
 import math
-import os
-import pickle
 import struct
 import zipfile
 from argparse import Namespace
@@ -19,6 +17,7 @@ from ckptforge.errors import FormatError, InputNotFoundError, PlanError
 from ckptforge.torch_files.pickle_data import Machine
 from ckptforge.torch_files.tensors import constructors, is_inert
 from tests.helpers import HUB, raw_safetensors
+from tests.torch_archives import FOUR, Call, Storage, archive, pickled, view
 
 DTYPES = "float64 float32 float16 bfloat16 int8 int16 int32 int64 uint8 bool"
 NEWER = "float8_e4m3fn float8_e5m2 uint16 uint32 uint64"
@@ -118,56 +117,6 @@ def test_files_are_written_and_read_without_torch(tmp_path):
     assert len(raw_safetensors(tmp_path / "model.safetensors")) == len(expected)
 
 
-def archive(path, content, storages=None, method=zipfile.ZIP_STORED, root="archive"):
-    with zipfile.ZipFile(path, "w", method) as made:
-        made.writestr(f"{root}/data.pkl", content)
-        for key, numbers in (storages or {}).items():
-            made.writestr(f"{root}/data/{key}", numbers)
-    return path
-
-
-class Storage:
-    """Pickles as torch does: a storage as a persistent id."""
-
-    def __init__(self, key, length, kind="FloatStorage"):
-        self.key, self.length, self.kind = key, length, kind
-
-
-class Call:
-    def __init__(self, name, *arguments):
-        self.name, self.arguments = name, arguments
-
-
-def pickled(value):
-    """A pickle of protocol 2 with calls of functions by their names."""
-    return b"\x80\x02" + encoded(value) + b"."
-
-
-def encoded(value):
-    if isinstance(value, Call):
-        module, _, name = value.name.rpartition(".")
-        return f"c{module}\n{name}\n".encode() + encoded(value.arguments) + b"R"
-    if isinstance(value, Storage):
-        kind = f"ctorch\n{value.kind}\n".encode()
-        parts = (encoded(value.key), encoded("cpu"), encoded(value.length))
-        return b"(" + encoded("storage") + kind + b"".join(parts) + b"tQ"
-    if isinstance(value, dict):
-        items = b"".join(encoded(key) + encoded(one) for key, one in value.items())
-        return b"}(" + items + b"u"
-    if isinstance(value, tuple | list):
-        return b"(" + b"".join(map(encoded, value)) + (b"t" if isinstance(value, tuple) else b"l")
-    return pickle.dumps(value, protocol=2)[2:-1].replace(b"q\x00", b"")
-
-
-def view(storage, offset=0, shape=(4,), strides=(1,)):
-    function = "torch._utils._rebuild_tensor_v2"
-    hooks = Call("collections.OrderedDict")
-    return Call(function, storage, offset, shape, strides, False, hooks)
-
-
-FOUR = {"0": np.arange(4, dtype=np.float32).tobytes()}
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_view_is_what_numpy_makes_of_it(tmp_path_factory, data):
@@ -192,61 +141,7 @@ def test_any_view_is_what_numpy_makes_of_it(tmp_path_factory, data):
     assert found.shape == shape
 
 
-def bomb():
-    """A list of lists of the same, thirty deep: 2³⁰ if anybody walked it all."""
-    return (
-        b"\x80\x02]q\x00"
-        + b"".join(
-            b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(30)
-        )
-        + b"."
-    )
-
-
 ROOM = {"a": view(Storage("0", 4))}
-HOSTILE = {
-    "os.system": (pickled(Call("os.system", "touch /tmp/was-run")), "names 'os.system'"),
-    "eval": (pickled({"a": Call("builtins.eval", "1")}), "names 'builtins.eval'"),
-    "getattr": (pickled(Call("builtins.getattr", 1, "x")), "names 'builtins.getattr'"),
-    "nested": (
-        pickled(Call("torch._utils._rebuild_parameter", Call("posix.system", "ls"), True, 0)),
-        "names 'posix.system'",
-    ),
-    "stack global": (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "names 'os.system'"),
-    "load from bytes": (
-        pickled({"a": Call("torch.storage._load_from_bytes", b"x")}),
-        "is a pickle within the pickle",
-    ),
-    "instance": (b"(S'ls'\nios\nsystem\n.", "the opcode INST"),
-    "extension": (b"\x80\x02\x82\x01.", "the opcode EXT1|isn't a pickle"),
-    "call of data": (b"\x80\x02K\x01)R.", "isn't a pickle"),
-    "bomb": (bomb(), "nested too deep, or are too many"),
-    "memo": (b"\x80\x02h\x07.", "isn't a pickle"),
-    "no end": (b"\x80\x02K\x01", "has no end|isn't a pickle"),
-    "long text": (b"\x80\x02X\xff\xff\xff\xffab.", "isn't a pickle"),
-    "a view beyond": (pickled({"a": view(Storage("0", 4), 1)}), "ends at number 4 of storage '0'"),
-    "a longer storage": (
-        pickled({"a": view(Storage("0", 99))}),
-        "should have 396 bytes but has 16",
-    ),
-    "no storage": (pickled({"a": view(Storage("7", 4))}), "which the archive doesn't hold"),
-    "negative": (pickled({"a": view(Storage("0", 4), 0, (4,), (-1,))}), "expected numbers from 0"),
-    "many axes": (pickled({"a": view(Storage("0", 4), 0, (1,) * 70, (1,) * 70)}), "70 axes"),
-    "a strange storage": (pickled({"a": view(Storage("0", 4, "Size"))}), "isn't one of torch's"),
-    "sparse": (pickled({"a": Call("torch._utils._rebuild_sparse_tensor", 1)}), "a sparse tensor"),
-    "a class": (pickled({"a": Call("my.model.Net")}), "names 'my.model.Net'"),
-    "twice": (pickled({"a": {"b": ROOM["a"]}, "a.b": ROOM["a"]}), "two tensors are called 'a.b'"),
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, kind):
-    content, message = HOSTILE[kind]
-    path = archive(tmp_path / "x.pt", content, FOUR)
-    with pytest.raises(FormatError, match=message) as error:
-        ckptforge.open(path)
-    assert str(path) in str(error.value)
-    assert not os.path.exists("/tmp/was-run")
 
 
 def test_a_view_of_other_numbers_is_refused(tmp_path):
