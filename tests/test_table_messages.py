@@ -17,6 +17,7 @@ EXAMPLE = next(
 ROWS = re.findall(r"^\| (`.*?`) \| .* \|$", PAGE[PAGE.index("| the message |") :], re.M)
 PHRASES = [phrase for row in ROWS for phrase in re.findall("`([^`]*)`", row)]
 UP, BOTH = 'up   = "layers.{l}.up.weight : I H"', "H [gate: I + up: I]"
+AXES = EXAMPLE[EXAMPLE.index('H = "') : EXAMPLE.index(UP) + len(UP)]
 # Phrase → what is written instead of what, in the example of the page or after its layouts.
 BROKEN = {
     "axis 'H' of tensor 'up' is lost": (UP, 'up = "layers.{l}.up.weight : I"'),
@@ -35,6 +36,13 @@ BROKEN = {
         '[layout.c]\nextends = "hub"\nx = "x : [head: H + norm: H]"\n[ignored]',
     ),
     "adds the length of 'k', which isn't in [axes]": ("layers.{l}.up", "layers.{l+k}.up"),
+    "adds a length, but 'o' counts only some of another axis": (
+        AXES,
+        'o = "l where l % 2 == 1"\n' + AXES.replace("{l}.up", "{l+o}.up"),
+    ),
+    "isn't an axis above it whose length config.json says": ('H = "', 'o = "q but l"\nH = "'),
+    "isn't an axis above it that is 'l where …'": ('H = "', 'o = "l but l"\nH = "'),
+    "isn't a rule for 'l'": ('H = "', 'o = "l where q % 2 == 1"\nH = "'),
     "layers must begin with the axis that counts all layers": (
         "[ignored]",
         '[pipeline]\nlayers = ["l+H"]\n[ignored]',

@@ -20,6 +20,7 @@ from ckptforge.checkpoints.pynative_adapter import read_adapter_config
 from ckptforge.errors import FormatError, LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.spelling import option
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import LORA_MARK, is_lora
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
@@ -108,7 +109,7 @@ def read_adapter(
     model: Model,
     kept: Kept,
     table: Table,
-    lengths: Mapping[str, int],
+    lengths: Lengths,
     alpha: float | None,
     layout: str | None = None,
     like: str | None = None,
@@ -178,7 +179,7 @@ def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tupl
 
 
 def _whole(
-    layout: Layout, others: Mapping[str, Value], lengths: Mapping[str, int]
+    layout: Layout, others: Mapping[str, Value], lengths: Lengths
 ) -> tuple[dict[str, Value], list[str]]:
     """(the weights stored whole, by their names in the model; the tensors that are none)."""
     names = {whole_weight(name): name for name in others}
@@ -213,5 +214,5 @@ def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
 def describe_adapter(model: Model, kept: Kept, table: Table) -> Adapter:
     """The same without knowing the model's sizes or the scale."""
     weights = (weight.weight for found in table.lora.weights.values() for weight in found)
-    unknown = {offset: 0 for weight in weights for offset in weight.offsets.values()}
+    unknown = Lengths({o: 0 for weight in weights for o in weight.offsets.values()})
     return read_adapter(model, kept, table, unknown, 1.0 if kept.config is None else None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ckptforge.errors import ConfigError, LayoutError, ModelUnknownError, shown
 from ckptforge.spelling import command, option
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import is_lora
-from ckptforge.tables.names import Names, recognise_names, without_offsets
+from ckptforge.tables.names import Names, indexed, recognise_names
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table, table_named
 
@@ -38,7 +39,7 @@ def recognise_factors(
     path: Path,
     table: Table,
     names: Sequence[str],
-    lengths: Mapping[str, int],
+    lengths: Lengths,
     family: str,
     named: str | None,
     preferred: Sequence[str | None],
@@ -69,7 +70,7 @@ def recognise_factors(
 
 
 def _read_as(
-    path: Path, table: Table, layout: str, names: Sequence[str], lengths: Mapping[str, int]
+    path: Path, table: Table, layout: str, names: Sequence[str], lengths: Lengths
 ) -> FactorNames:
     """Names as those of a layout. Raises `ConfigError` for an axis that must be known."""
     numbered, unknown = recognise_names(_patterns(table, layout), dict.fromkeys(names), lengths)
@@ -79,7 +80,7 @@ def _read_as(
             f"{path}: to read the adapter {table.axes[min(lost)].text} must be known; give the "
             f"model's config.json with {option('config')}."
         )
-    return FactorNames(table.layouts[layout], without_offsets(numbered, lengths), unknown)
+    return FactorNames(table.layouts[layout], indexed(numbered, lengths), unknown)
 
 
 def _only_one(path: Path, fitting: Sequence[FactorNames], into: str | None) -> FactorNames:

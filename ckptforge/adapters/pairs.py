@@ -10,6 +10,7 @@ import msgspec
 from ckptforge.adapters.factors import Factors
 from ckptforge.adapters.peft import AdapterConfig
 from ckptforge.errors import FormatError, LayoutError
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import WEIGHT, AdaptedWeight
 from ckptforge.tables.names import Names
 from ckptforge.tables.table import Layout, Table
@@ -44,7 +45,7 @@ def paired_factors(
     layout: Layout,
     found: Names,
     scales: Scales,
-    lengths: Mapping[str, int],
+    lengths: Lengths,
 ) -> Iterator[Factors]:
     """The adapters of a layout whose factors were found under these names. Raises `LayoutError` for
     a module that the model doesn't have, `FormatError` for factors that don't fit each other."""

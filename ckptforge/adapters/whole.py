@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckptforge.adapters.adapter import Adapter
 from ckptforge.errors import LayoutError
 from ckptforge.reading.source import Source
-from ckptforge.tables.names import recognise_names, without_offsets
+from ckptforge.tables.names import indexed, recognise_names
 from ckptforge.values import Value
 
 _TIED = "tie_word_embeddings"
@@ -21,7 +21,7 @@ def taken_whole(adapter: Adapter, source: Source) -> dict[str, Value]:
     lengths = binding.sizes.lengths
     found, _ = recognise_names(adapter.layout, adapter.whole, lengths)
     taken: dict[str, Value] = {}
-    for pattern, names in without_offsets(found, lengths).items():
+    for pattern, names in indexed(found, lengths).items():
         same = next(
             (names for stored, names in binding.names.items() if stored.stores_as(pattern)), {}
         )

@@ -12,7 +12,7 @@ from ckptforge.parallel.device_layout import DeviceLayout, Stage
 from ckptforge.parallel.heads import check_heads, check_shapes
 from ckptforge.parallel.strategy_files import Strategy, make_strategy
 from ckptforge.tables.axes import Pattern
-from ckptforge.tables.names import recognise_names, without_offsets
+from ckptforge.tables.names import indexed, recognise_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import companion_prefix, is_state
 from ckptforge.tables.table import Layout, Table
@@ -47,7 +47,7 @@ def compute_strategy(
             f"{config.path}: {strange[0]!r} isn't a tensor of layout {layout.name}, so it can't be "
             "said how it is cut."
         )
-    found = without_offsets(numbered, sizes.lengths)
+    found = indexed(numbered, sizes.lengths)
     firsts = {pattern: next(iter(names.values())) for pattern, names in found.items()}
     shapes = [(pattern, name, by_name[name].shape) for pattern, name in firsts.items()]
     check_shapes(config, table, sizes, shapes)
@@ -110,8 +110,8 @@ def _stages(
     def stage_of(pattern: Pattern, index: tuple[int, ...]) -> int:
         for axis, offset in pipeline.layers:
             if axis in pattern.name_axes:
-                before = (sizes.get(offset) or 0) if offset else 0
-                return layer_stage[index[pattern.name_axes.index(axis)] + before]
+                place = index[pattern.name_axes.index(axis)]
+                return layer_stage[sizes.lengths.number(axis, place, offset)]
         return 0 if pattern.tensors[0] in pipeline.first else config.degrees.pipeline - 1
 
     return stage_of

@@ -23,7 +23,7 @@ def check_heads(config: ParallelConfig, table: Table, sizes: AxisSizes) -> None:
         raise ConfigError(
             f"{config.path}: num_heads {own} isn't a multiple of n_kv_heads {own_kv}."
         )
-    axes = {expression.choices[0]: axis for axis, expression in table.axes.items()}
+    axes = {text: axis for axis, one in table.axes.items() for text in one.choices[:1]}
     lengths = {text: sizes.get(axis) for text, axis in axes.items()}
     kv_heads, groups = lengths.get(_KV_HEADS), lengths.get(f"{_HEADS} / {_KV_HEADS}")
     heads = lengths.get(_HEADS) or (kv_heads * groups if kv_heads and groups else None)

@@ -25,10 +25,12 @@ Entry = tuple[Pick, ...] | None  # old indexes that are added up; None: filled
 class Along(msgspec.Struct, frozen=True, kw_only=True):
     """An axis after an edit: `entries` of each of its new indexes, or by (axis of the layers,
     layer) where each layer has its own; all are of one length. `filling` gives what fills the
-    entries that come from nowhere."""
+    entries that come from nowhere, `numbers` are those in names, where the axis counts only some of
+    another."""
 
     entries: tuple[Entry, ...] | Mapping[tuple[str, int], tuple[Entry, ...]]
     filling: Filling | None = None
+    numbers: tuple[int, ...] | None = None
 
     @property
     def length(self) -> int:

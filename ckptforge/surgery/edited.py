@@ -89,8 +89,8 @@ def changed(
     account = model.account.leaving("recomputed by the network", tuple(binding.ignored))
     state, optimizer, account = _state(source, work, factors, stateful, account)
     values |= state
-    lengths = {axis: along.length for axis, along in changes.items()}
-    said, unsaid = with_lengths(source.table, config, binding.sizes.lengths, lengths)
+    after = work.lengths(binding.sizes.lengths)
+    said, unsaid = with_lengths(source.table, config, after, [*changes])
     made = replace(model, values=values, account=account, optimizer=optimizer)
     if not source.config:
         return made, []

@@ -26,6 +26,7 @@ from ckptforge.surgery.rebuild import times
 from ckptforge.surgery.rules import broken
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.convert import in_checkpoint_order
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import Layout, Table
 from ckptforge.transfers import Transfer
@@ -129,11 +130,10 @@ class _Expanding:
                 f"{option('expand')}: the inner axis of {self.old.get(self.inner)} can't be cut "
                 f"into {wanted.pieces} pieces."
             )
-        self.lengths = {
-            **{axis: self.old[axis] for axis in table.axes if axis in self.old},
-            self.axis: wanted.experts,
-            self.inner: self.old[self.inner] // wanted.pieces,
-        }
+        kept = {axis: self.old[axis] for axis in table.axes if axis in self.old}
+        self.lengths = Lengths(kept).changed(
+            {self.axis: wanted.experts, self.inner: self.old[self.inner] // wanted.pieces}
+        )
         present = {*held, *self.made}
         self.patterns = [p for p in layout.patterns if set(p.tensors) <= present]
 
@@ -215,7 +215,7 @@ class _Expanding:
         for axis in (self.axis, self.inner):
             for key in table.axes[axis].choices[:1]:
                 config[key] = self.lengths[axis]
-        return with_lengths(table, config, self.lengths, {self.axis: self.lengths[self.axis]})
+        return with_lengths(table, config, self.lengths, [self.axis])
 
 
 def _of_experts(table: Table) -> set[str]:

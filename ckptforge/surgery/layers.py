@@ -27,17 +27,18 @@ def layers_with(binding: Binding, axis: str) -> Iterator[tuple[str, int, int]]:
     others."""
     table, sizes = binding.table, binding.sizes
     counted_axes = layer_axes(table)
-    total = sizes.get(next(iter(counted_axes), "")) or 0
+    total, lengths = sizes.get(next(iter(counted_axes), "")) or 0, sizes.lengths
     beside = {
         axes[0]: None
         for axes in table.tensors.values()
         if axis in axes and axes[0] != axis and axes[0] in table.counted
     }
     for layers in beside:
-        offset = counted_axes.get(layers, total if layers not in counted_axes else None)
-        start = offset if isinstance(offset, int) else sizes.get(offset or "") or 0
         for i in range(sizes.get(layers) or 0):
-            yield layers, i, start + i
+            if layers in counted_axes:
+                yield layers, i, lengths.number(layers, i, counted_axes[layers])
+            else:
+                yield layers, i, total + i
 
 
 def by_layer(
@@ -84,12 +85,18 @@ def of_layers(binding: Binding, layers: Sequence[int], where: str) -> dict[str, 
     found: dict[str, Along] = {}
     starts: dict[str, tuple[list[int], int]] = {}
     for axis, offset in layer_axes(table).items():
+        if axis in sizes.numbers:
+            own = sizes.numbers[axis]
+            at = tuple(i for i, layer in enumerate(layers) if layer in own)
+            picks = taking([own.index(layers[i]) for i in at])
+            found[axis] = Along(entries=picks, numbers=at)
+            continue
         start, length = sizes.get(offset or "") or 0, sizes.get(axis) or 0
         places = [i for i, layer in enumerate(layers) if start <= layer < start + length]
         found[axis] = Along(entries=taking([layers[i] - start for i in places]))
         starts[axis] = places, 0 if offset is None else -1
-    for axis, offset in layer_axes(table).items():
-        places, _ = starts[axis]
+    for axis, (places, _) in starts.items():
+        offset = layer_axes(table)[axis]
         begin = 0 if offset is None else found[offset].length
         if places != list(range(begin, begin + len(places))):
             raise UsageError(

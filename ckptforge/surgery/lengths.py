@@ -4,11 +4,13 @@ must say then."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from ckptforge.errors import CkptforgeError
+from ckptforge.tables.lengths import Lengths
+from ckptforge.tables.selection import selections_of
 from ckptforge.tables.table import Table
 
 Config = Mapping[str, Any]
@@ -16,38 +18,50 @@ _WORD = re.compile(r"[A-Za-z_]\w*|[0-9]+|[*/+-]")
 
 
 def with_lengths(
-    table: Table, config: Config, before: Mapping[str, int], changed: Mapping[str, int]
+    table: Table, config: Config, after: Lengths, changed: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """(config.json where every axis has the length of before or the changed one, what it can't
-    say). Keys that nothing stands for stay."""
+    """(config.json where every axis has the length that it has after some have `changed`, what it
+    can't say). Keys that nothing stands for stay."""
     found = dict(config)
     # what only says the length of an axis that stays isn't to be changed for another's sake
     stay = (single(table, axis, config) for axis in table.axes if axis not in changed)
     fixed = {key for key in stay if key is not None}
-    wanted = {**before, **changed}
     order = [*changed, *(axis for axis in table.axes if axis not in changed)]
     order.sort(key=lambda axis: axis not in changed or single(table, axis, config) is None)
     for axis in order:
-        if axis not in wanted or axis not in table.axes:
+        if axis not in after or axis not in table.axes:
             continue
-        if _says(table, axis, found) == wanted[axis]:
+        if _says(table, axis, found) == after[axis]:
             fixed |= _used(table, axis, found) if axis in changed else set()
             continue
         if axis not in changed and _says(table, axis, config) is None:
             continue  # it never said it
-        for key, value in _solutions(table, axis, found, wanted[axis], fixed):
+        for key, value in _solutions(table, axis, found, after[axis], fixed):
             found[key] = value
-            if _says(table, axis, found) == wanted[axis]:
+            if _says(table, axis, found) == after[axis]:
                 fixed.add(key)
                 break
     wrong = []
     for axis in table.axes:
-        if axis in wanted and _says(table, axis, config) is not None:
+        if axis in after and _says(table, axis, config) is not None:
             said = _says(table, axis, found)
-            if said != wanted[axis] and not (wanted[axis] == 0 and said is None):
+            if said != after[axis] and not (after[axis] == 0 and said is None):
                 text = table.axes[axis].text
-                wrong.append(f"axis {axis} is {wanted[axis]}, but {text} would be {said}")
-    return found, wrong
+                wrong.append(f"axis {axis} is {after[axis]}, but {text} would be {said}")
+    return found, [*wrong, *_wrong_numbers(table, found, after)]
+
+
+def _wrong_numbers(table: Table, config: Config, after: Lengths) -> Iterator[str]:
+    """Axes that count only some of another, by config.json others than they do."""
+    for axis, selection in selections_of(table.axes):
+        own = tuple(after.numbers.get(axis, ()))
+        try:
+            said = selection.numbers(config, "")
+        except CkptforgeError:
+            said = None
+        if said is not None and len(own) == len(said) and own != said:
+            both = (", ".join(map(str, numbers)) for numbers in (own, said))
+            yield f"axis {axis} is {next(both)}, but {selection.text} would be {next(both)}"
 
 
 def _says(table: Table, axis: str, config: Config) -> int | None:
@@ -64,7 +78,8 @@ def _choices(table: Table, axis: str) -> list[list[str]]:
 
 def first_key(table: Table, axis: str) -> str | None:
     """The key that an axis is the value of, by the first choice that its table gives."""
-    (first, *_) = _choices(table, axis)
+    choices = _choices(table, axis)
+    first = choices[0] if choices else []  # an axis that counts only some of another has none
     return first[0] if len(first) == 1 and first[0].isidentifier() else None
 
 

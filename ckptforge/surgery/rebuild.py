@@ -19,11 +19,11 @@ from ckptforge.surgery.along import Along, Entry, Run, runs_of
 from ckptforge.tables.axes import Pattern, in_parts
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.convert import in_checkpoint_order
+from ckptforge.tables.lengths import Lengths
 from ckptforge.transfers import Transfer
 from ckptforge.values import Term, Value
 
 Values = Mapping[str, Value]
-Lengths = Mapping[str, int]
 Part = tuple[Value, Transfer]
 
 
@@ -33,7 +33,7 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
 
     pattern: Pattern
     axes: Mapping[str, tuple[str, ...]]
-    lengths: Lengths
+    lengths: Mapping[str, int]
 
 
 class Rebuilding(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,9 +44,12 @@ class Rebuilding(msgspec.Struct, frozen=True, kw_only=True):
     changes: Mapping[str, Along]
     prefix: str = ""
 
-    def lengths(self, before: Lengths) -> dict[str, int]:
+    def lengths(self, before: Mapping[str, int]) -> Lengths:
         """How long the axes are then."""
-        return {**before, **{axis: along.length for axis, along in self.changes.items()}}
+        own = before if isinstance(before, Lengths) else Lengths(before)
+        changed = self.changes.items()
+        numbers = {axis: along.numbers for axis, along in changed if along.numbers is not None}
+        return own.changed({axis: along.length for axis, along in changed}, numbers)
 
     def change_of(self, axes: Sequence[str]) -> str | None:
         """The axis that changes, of some."""

@@ -13,7 +13,10 @@ Rule = Callable[[Config], "str | None"]
 
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 # keys that hold a value for each layer, and such as hold numbers of layers
-_BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "sliding_window_layers")
+_BY_LAYER = (
+    *("layer_types", "mlp_layer_types", "no_rope_layers", "sliding_window_layers"),
+    "compress_ratios",
+)
 _NUMBERS = ("mlp_only_layers",)
 _TOKENS = "_token_id"
 

@@ -98,14 +98,14 @@ def roles_of(binding: Binding) -> dict[str, Role]:
     counted = dict(binding.table.pipeline.layers) if binding.table.pipeline is not None else {}
     first = next(iter(counted), None)
     layers = binding.sizes.get(first) if first is not None else None
-    found = {}
+    lengths, found = binding.sizes.lengths, {}
     for pattern, names in binding.names.items():
         axis = next((axis for axis in pattern.name_axes if axis in counted), None)
-        offset = binding.sizes.get(counted[axis] or "") or 0 if axis is not None else 0
         for index, name in names.items():
             depth = None
             if axis is not None and layers is not None:
-                layer = index[pattern.name_axes.index(axis)] + offset
+                place = index[pattern.name_axes.index(axis)]
+                layer = lengths.number(axis, place, counted[axis])
                 depth = min(layer / (layers - 1), 1.0) if layers > 1 else 0.0
             found[name] = Role(kinds=pattern.tensors, depth=depth)
     return found

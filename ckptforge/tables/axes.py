@@ -32,6 +32,7 @@ import msgspec
 
 from ckptforge.errors import LayoutError
 from ckptforge.tables.grid import Grid
+from ckptforge.tables.lengths import Lengths
 
 # The size of an axis for one logical tensor: sizes("wq", "d").
 Sizes = Callable[[str, str], int]
@@ -154,11 +155,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
                 index.append(value)
         return tuple(index)
 
-    def name(self, index: Mapping[str, int], lengths: Mapping[str, int]) -> str:
+    def name(self, index: Mapping[str, int], lengths: Lengths) -> str:
         """The name at an index; `lengths` of the axes that are added to others."""
 
         def number(match: re.Match[str]) -> str:
-            return str(index[match[1]] + (lengths[match[2]] if match[2] else 0))
+            return str(lengths.number(match[1], index[match[1]], match[2]))
 
         return _PLACEHOLDER.sub(number, self.template)
 

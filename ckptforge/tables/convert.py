@@ -14,6 +14,7 @@ from ckptforge.errors import LayoutError, MissingTensorsError, PlanError
 from ckptforge.spelling import flag, option
 from ckptforge.tables.axes import Pattern, in_parts
 from ckptforge.tables.binding import Binding
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.pieces import Piece, fill, name_pieces, pieces, whole_pieces
 from ckptforge.tables.table import Layout
 from ckptforge.transfers import Transfer
@@ -28,7 +29,7 @@ Absent = dict[str, list[str]]
 class Cutting(Protocol):
     """What cuts the tensors of a pattern into pieces, with so many of each axis in its name."""
 
-    def __call__(self, pattern: Pattern, *, counts: Mapping[str, int]) -> list[Piece]:
+    def __call__(self, pattern: Pattern, *, counts: Lengths) -> list[Piece]:
         """The pieces."""
         ...
 
@@ -42,7 +43,7 @@ class Conversion:
         self.present = [tensor for tensor in table.tensors if binding.holds(tensor)]
         self.origin = {tensor: binding.layout.holding(tensor) for tensor in self.present}
         self.wanted = [p for p in target.patterns if set(p.tensors) <= set(self.present)]
-        self.counts = {axis: size for axis, (size, _) in binding.sizes.known.items()}
+        self.counts = binding.sizes.lengths
         self.parts: dict[str, Parts] = {}
         self.absent: Absent = {}
         self._read: Counter[str] = Counter()
@@ -108,7 +109,7 @@ class Conversion:
         """Gathers what fills the tensors of a pattern. Those whose names differ in an axis that
         stands in both names, as the layers', are filled alike: the first of them is looked at."""
         both = [axis for axis in pattern.name_axes if axis in source.name_axes]
-        first = {**self.counts, **{axis: min(1, self.counts[axis]) for axis in both}}
+        first = self.counts.changed({axis: min(1, self.counts[axis]) for axis in both})
         own, other = (
             {name: index for index, name in name_pieces(one, first)} for one in (pattern, source)
         )
@@ -196,7 +197,7 @@ class Conversion:
 
 
 def in_checkpoint_order(
-    patterns: Iterable[Pattern], counts: Mapping[str, int]
+    patterns: Iterable[Pattern], counts: Lengths
 ) -> Iterator[tuple[Pattern, dict[str, int], str]]:
     """(pattern, index, name) of every tensor: neighbouring patterns that begin with the same axis
     (the layers) take turns."""

@@ -43,7 +43,7 @@ def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
         _check_all_are_stored(rows, logical.tensors)
         _check_optional_alone(rows, file.optional)
         patterns = tuple(dict.fromkeys(rows[tensor] for tensor in logical.tensors))
-        _check_names_differ(patterns)
+        _check_names_differ(patterns, file.axes)
     return Layout(
         name=name,
         family=family,
@@ -75,7 +75,7 @@ def _rows(ancestors: Sequence[str], file: TableFile, logical: Logical) -> Rows:
                 continue
             with at("layout", ancestor, key):
                 pattern = _parse_row(text, key)
-                _check_row(pattern, logical)
+                _check_row(pattern, logical, file.axes)
                 _check_not_stored_yet(pattern, own)
             own.update(dict.fromkeys(pattern.tensors, (key, pattern)))
         with at("layout", ancestor):
@@ -93,9 +93,9 @@ def _parse_row(text: str, key: str) -> Pattern:
         raise ValueError(f"{sentence(str(error))}{near}") from error
 
 
-def _check_row(pattern: Pattern, logical: Logical) -> None:
+def _check_row(pattern: Pattern, logical: Logical, written: Mapping[str, str]) -> None:
     """A name that can be read back, and each tensor with all its axes."""
-    check_template(pattern, logical.axes)
+    check_template(pattern, written)
     check_known(pattern.tensors, logical.tensors, "[tensors]")
     for tensor in pattern.tensors:
         axes, found = logical.tensors[tensor], [*pattern.name_axes, *pattern.factors(tensor)]
@@ -148,11 +148,11 @@ def _check_optional_alone(rows: Rows, optional: Mapping[str, str]) -> None:
                 )
 
 
-def _check_names_differ(patterns: Sequence[Pattern]) -> None:
+def _check_names_differ(patterns: Sequence[Pattern], axes: Mapping[str, str]) -> None:
     by_skeleton: dict[str, list[Pattern]] = {}
     for pattern in patterns:
         others = by_skeleton.setdefault(pattern.skeleton, [])
-        if (other := find_clash(pattern, others)) is not None:
+        if (other := find_clash(pattern, others, axes)) is not None:
             raise ValueError(
                 f"rows {other.template!r} and {pattern.template!r} can produce the same name; the "
                 "layout is ambiguous"
@@ -171,7 +171,7 @@ def _copies(
                 copy = replace(_original(tensor, patterns), template=template)
                 check_template(copy, file.axes)
                 _check_axes_of_copy(copy, file)
-                if (clash := find_clash(copy, (*patterns, *found.values()))) is not None:
+                if (clash := find_clash(copy, (*patterns, *found.values()), file.axes)) is not None:
                     raise ValueError(
                         f"{template!r} and {clash.template!r} can produce the same name; the "
                         "layout is ambiguous"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from ckptforge.tables.model_config import Condition, Expression
 from ckptforge.tables.rows import at, check_known
+from ckptforge.tables.selection import Selection, is_selection, parse_selection
 from ckptforge.tables.table import Layout, Logical
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 def make_logical(file: TableFile) -> Logical:
     """Raises `TableError` with the row and the rule that it breaks."""
-    axes: dict[str, Expression] = {}
+    axes: dict[str, Expression | Selection] = {}
     for axis, text in file.axes.items():
         with at("axes", axis):
             _check_identifier(axis)
-            axes[axis] = Expression(text)
+            axes[axis] = parse_selection(text, axes) if is_selection(text) else Expression(text)
     tensors: dict[str, tuple[str, ...]] = {}
     for tensor, text in file.tensors.items():
         with at("tensors", tensor):
@@ -42,7 +43,7 @@ def _check_identifier(name: str) -> None:
         raise ValueError("the name must be an identifier")
 
 
-def _axes(text: str, known: dict[str, Expression]) -> tuple[str, ...]:
+def _axes(text: str, known: Collection[str]) -> tuple[str, ...]:
     found = tuple(text.split())
     check_known(found, known, "[axes]", "axis")
     if len(set(found)) < len(found):

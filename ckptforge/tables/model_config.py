@@ -44,6 +44,12 @@ class Expression(msgspec.Struct, frozen=True):
         return [choice.strip() for choice in self.text.removesuffix(_NONE).split(" or ")]
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of config.json that it names."""
+        words = (word for choice in self.choices for _, word in _STEP.findall(choice))
+        return tuple(word for word in words if not word.isdigit())
+
+    @property
     def may_be_none(self) -> bool:
         """Whether a model may have none of these, which its tensors' names tell."""
         return self.text.endswith(_NONE)

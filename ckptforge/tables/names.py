@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from operator import itemgetter, sub
+from operator import itemgetter
 from typing import Any
 
-from ckptforge.errors import LayoutError
+from ckptforge.errors import ConfigError, LayoutError
+from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern, skeleton_of
+from ckptforge.tables.lengths import Lengths
+from ckptforge.tables.selection import named_axis, selections_of, without
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
 
@@ -20,14 +22,14 @@ BySkeleton = dict[str, list[tuple[list[str], str]]]
 
 
 def recognise_names(
-    layout: Layout, names: Mapping[str, Any], lengths: Mapping[str, int] | None = None
+    layout: Layout, names: Mapping[str, Any], lengths: Lengths | None = None
 ) -> tuple[Names, list[str]]:
     """(pattern → numbers in the name → tensor name, the names that no pattern of the layout has).
 
     Where several patterns are alike except for what is added to an index, the known `lengths` of
     axes distinguish them.
     """
-    found, unknown = _recognised(layout, _by_skeleton(names), lengths or {})
+    found, unknown = _recognised(layout, _by_skeleton(names), lengths or Lengths())
     return found, _in_order(unknown, names)
 
 
@@ -60,9 +62,7 @@ def _taken_apart(names: Iterable[str]) -> BySkeleton:
     return found
 
 
-def _recognised(
-    layout: Layout, names: BySkeleton, lengths: Mapping[str, int]
-) -> tuple[Names, list[str]]:
+def _recognised(layout: Layout, names: BySkeleton, lengths: Lengths) -> tuple[Names, list[str]]:
     patterns: dict[str, list[Pattern]] = {}
     for pattern in (*layout.patterns, *layout.copies):
         patterns.setdefault(pattern.skeleton, []).append(pattern)
@@ -70,7 +70,7 @@ def _recognised(
     unknown: list[str] = []
     for skeleton, members in names.items():
         alike = patterns.get(skeleton, ())
-        limits = [_limits(pattern, lengths) for pattern in alike]
+        limits = [_in_names(pattern, lengths) for pattern in alike]
         for numbers, name in members:
             matching = None
             for pattern, limit in zip(alike, limits, strict=True):
@@ -86,36 +86,37 @@ def _recognised(
     return found, unknown
 
 
-def _limits(pattern: Pattern, lengths: Mapping[str, int]) -> list[tuple[int, float]]:
-    """For each number in a name of a pattern the least, and what it must be below, as far as is
-    known."""
-    found = []
-    for axis in pattern.name_axes:
-        least = lengths.get(pattern.offsets.get(axis, ""), 0)
-        found.append((least, least + lengths.get(axis, math.inf)))
-    return found
+def _in_names(pattern: Pattern, lengths: Lengths) -> list[Container[int]]:
+    """Which numbers stand in the names of a pattern, as far as is known."""
+    return [lengths.in_names(axis, pattern.offsets.get(axis)) for axis in pattern.name_axes]
 
 
-def _in_range(index: Sequence[int], limits: Sequence[tuple[int, float]]) -> bool:
-    numbers = zip(index, limits, strict=True)
-    return all(least <= number < most for number, (least, most) in numbers)
+def _in_range(numbers: Sequence[int], limits: Sequence[Container[int]]) -> bool:
+    return all(number in limit for number, limit in zip(numbers, limits, strict=True))
 
 
-def without_offsets(found: Names, lengths: Mapping[str, int]) -> Names:
-    """Recognised names by the indexes of their axes. Raises `LayoutError`."""
+def indexed(found: Names, lengths: Lengths) -> Names:
+    """Recognised names by the indexes of their axes in place of the numbers. Raises
+    `LayoutError`."""
     resolved: Names = {}
     for pattern, names in found.items():
-        if not pattern.offsets:
+        if not pattern.offsets and lengths.numbers.keys().isdisjoint(pattern.name_axes):
             resolved[pattern] = names
             continue
-        axes = [pattern.offsets.get(axis) for axis in pattern.name_axes]
-        added = [0 if axis is None else lengths[axis] for axis in axes]
-        resolved[pattern] = {tuple(map(sub, numbers, added)): n for numbers, n in names.items()}
-        if wrong := next((i for i in resolved[pattern] if min(i) < 0), None):
-            name = resolved[pattern][wrong]
-            raise LayoutError(
-                f"{name} isn't {pattern.template}, whose numbers begin with {max(added)}.", (name,)
-            )
+        axes = [(axis, pattern.offsets.get(axis)) for axis in pattern.name_axes]
+        own = resolved[pattern] = {}
+        for numbers, name in names.items():
+            pairs = zip(axes, numbers, strict=True)
+            index = tuple(lengths.index(axis, number, added) for (axis, added), number in pairs)
+            if min(index) < 0:
+                axis, added = axes[index.index(min(index))]
+                if axis in lengths.numbers:
+                    known = ", ".join(map(str, lengths.numbers[axis])) or "none"
+                    which = f"numbers, by axis {axis}, are {known}"
+                else:
+                    which = f"numbers begin with {lengths[added or '']}"
+                raise LayoutError(f"{name} isn't {pattern.template}, whose {which}.", (name,))
+            own[index] = name
     return resolved
 
 
@@ -128,10 +129,11 @@ def read_names(
     sizes.learn_config(table, config, where)
     by_skeleton = _by_skeleton(names)
     numbered, unknown = _recognised(layout, by_skeleton, sizes.lengths)
-    if _learn_offsets(sizes, layout, numbered):
+    if _learn_offsets(sizes, layout, numbered) | _learn_numbers(sizes, table, layout, numbered):
         numbered, unknown = _recognised(layout, by_skeleton, sizes.lengths)
+    _check_told_apart(sizes, layout)
     _learn_none(sizes, table, numbered, config, where)
-    found = without_offsets(numbered, sizes.lengths)
+    found = indexed(numbered, sizes.lengths)
     _learn_counts(sizes, found)
     return sizes, found, _in_order(unknown, names)
 
@@ -162,6 +164,54 @@ def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
         else:
             sizes.learn(offset, 0, "the names, in which there is none")
     return bool(unknown)
+
+
+def _learn_numbers(sizes: AxisSizes, table: Table, layout: Layout, numbered: Names) -> bool:
+    """Where config.json doesn't say which layers an axis counts: those in whose names it stands, if
+    the others are an axis, too, so that no layer can be lacking unnoticed. Whether anything was
+    learnt. Raises `ConfigError`."""
+    unknown = [one for one in selections_of(table.axes) if one[0] not in sizes.numbers]
+    for axis, selection in unknown:
+        if selection.but is not None:
+            of, other = selection.of, named_axis(table.axes, selection.but)
+            total = sizes.get(of) or 1 + max(_numbers_of(numbered, table, of), default=-1)
+            numbers = without(total, sizes.numbers[other])
+        elif any(other.but == selection for _, other in selections_of(table.axes)):
+            kinds = Counter(pattern.skeleton for pattern in layout.patterns)
+            own = {p: names for p, names in numbered.items() if kinds[p.skeleton] == 1}
+            numbers = tuple(sorted(set(_numbers_of(own, table, axis))))
+        else:
+            raise ConfigError(
+                f"which numbers axis {axis} counts is said by config.json alone "
+                f"({selection.text}), which is absent or lacks it: give it with "
+                f"{option('config')}."
+            )
+        sizes.learn_numbers(axis, numbers, "the numbers in names")
+    return bool(unknown)
+
+
+def _numbers_of(numbered: Names, table: Table, axis: str) -> Iterator[int]:
+    """The numbers in names of an axis, and of those that count some of it."""
+    own = {axis, *(name for name, one in selections_of(table.axes) if one.of == axis)}
+    for pattern, names in numbered.items():
+        for at, found in enumerate(pattern.name_axes):
+            if found in own and found not in pattern.offsets:
+                yield from (index[at] for index in names)
+
+
+def _check_told_apart(sizes: AxisSizes, layout: Layout) -> None:
+    """No number is counted by two axes of names that are alike but for them. Raises
+    `ConfigError`."""
+    alike: dict[str, Pattern] = {}
+    for pattern in layout.patterns:
+        other = alike.setdefault(pattern.skeleton, pattern)
+        for one, two in zip(pattern.name_axes, other.name_axes, strict=True):
+            both = set(sizes.numbers.get(one, ())).intersection(sizes.numbers.get(two, ()))
+            if one != two and both:
+                raise ConfigError(
+                    f"{min(both)} is counted by axis {one} and by axis {two}, by config.json, so "
+                    f"that {pattern.template} and {other.template} are one name."
+                )
 
 
 def _learn_none(

@@ -12,6 +12,7 @@ from ckptforge.covering import box_text, intersect, uncovered
 from ckptforge.errors import PlanError
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.grid import Grid
+from ckptforge.tables.lengths import Lengths
 from ckptforge.transfers import Transfer
 
 
@@ -23,9 +24,7 @@ class Piece(msgspec.Struct, frozen=True):
     grid: Grid
 
 
-def name_pieces(
-    pattern: Pattern, counts: Mapping[str, int]
-) -> Iterator[tuple[dict[str, int], str]]:
+def name_pieces(pattern: Pattern, counts: Lengths) -> Iterator[tuple[dict[str, int], str]]:
     """Every index of the axes in a pattern's name, and the name it gives."""
     for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
         pinned = dict(zip(pattern.name_axes, index, strict=True))
@@ -37,7 +36,7 @@ def pieces(
     tensor: str,
     axes: Sequence[str],
     lengths: Mapping[str, Mapping[str, int]],
-    counts: Mapping[str, int],
+    counts: Lengths,
 ) -> list[Piece]:
     """The pieces that a pattern cuts a logical tensor with these axes into, one for every name.
 
@@ -53,9 +52,7 @@ def pieces(
     return found
 
 
-def whole_pieces(
-    pattern: Pattern, shape: tuple[int, ...], counts: Mapping[str, int]
-) -> list[Piece]:
+def whole_pieces(pattern: Pattern, shape: tuple[int, ...], counts: Lengths) -> list[Piece]:
     """Stored tensors as they are: boxes over the axes in the name and those of the shape."""
     grid = Grid(0, (0,) * len(pattern.name_axes) + row_major_strides(shape))
     return [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ckptforge.tables.rows import at, check_known
+from ckptforge.tables.selection import Selection
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Layout, Logical
@@ -64,7 +65,8 @@ def _check_layers(layers: CountedAxes, logical: Logical) -> None:
     """Axes that there are, of which the first counts all layers."""
     named = [axis for pair in layers for axis in pair if axis is not None]
     check_known(named, logical.axes, "[axes]")
-    if not layers or layers[0][1] is not None:
+    selected = bool(layers) and isinstance(logical.axes[layers[0][0]], Selection)
+    if not layers or layers[0][1] is not None or selected:
         raise ValueError("layers must begin with the axis that counts all layers")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from ckptforge.errors import ConfigError, LayoutError
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors, axis_size, shared_runs
+from ckptforge.tables.lengths import Lengths
+from ckptforge.tables.selection import selections_of
 from ckptforge.tables.table import Table
 
 
@@ -17,11 +19,13 @@ class AxisSizes:
 
     def __init__(self) -> None:
         self.known: dict[str, tuple[int, str]] = {}
+        self.numbers: dict[str, tuple[int, ...]] = {}
 
     def copy(self) -> AxisSizes:
         """The same lengths, to try others with."""
         copied = AxisSizes()
         copied.known = dict(self.known)
+        copied.numbers = dict(self.numbers)
         return copied
 
     def learn(self, axis: str, size: int, reason: str) -> None:
@@ -30,10 +34,15 @@ class AxisSizes:
         if before[0] != size:
             raise LayoutError(f"axis {axis} is {before[0]} by {before[1]}, but {size} by {reason}.")
 
+    def learn_numbers(self, axis: str, numbers: tuple[int, ...], reason: str) -> None:
+        """Adds which indexes an axis that counts only some of another counts."""
+        self.learn(axis, len(numbers), reason)
+        self.numbers[axis] = numbers
+
     @property
-    def lengths(self) -> dict[str, int]:
+    def lengths(self) -> Lengths:
         """The known lengths by axis."""
-        return {axis: size for axis, (size, _) in self.known.items()}
+        return Lengths({axis: size for axis, (size, _) in self.known.items()}, self.numbers)
 
     def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
         """Learns what config.json says. Raises `ConfigError` for a length of 0 in a shape."""
@@ -43,6 +52,9 @@ class AxisSizes:
                 raise ConfigError(f"{where}: {expression.text} is 0, expected a positive integer.")
             if size is not None:
                 self.learn(axis, size, f"{where} ({expression.text})")
+        for axis, selection in selections_of(table.axes):
+            if (numbers := selection.numbers(config, where)) is not None:
+                self.numbers[axis] = numbers
 
     def get(self, axis: str) -> int | None:
         """The length of an axis, if it is known."""
@@ -151,12 +163,12 @@ class AxisSizes:
         return None
 
 
-def lengths_of(table: Table, config: Mapping[str, Any], where: str) -> dict[str, int]:
+def lengths_of(table: Table, config: Mapping[str, Any], where: str) -> Lengths:
     """The lengths that a config.json gives, 0 where there may be none. Raises `ConfigError`."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)
     optional = {axis: e for axis, e in table.axes.items() if e.may_be_none}
-    return sizes.lengths | {a: e.evaluate(config, where) or 0 for a, e in optional.items()}
+    return sizes.lengths.changed({a: e.evaluate(config, where) or 0 for a, e in optional.items()})
 
 
 def _text(axis: Axis) -> str:

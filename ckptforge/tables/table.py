@@ -16,6 +16,7 @@ from ckptforge.tables.constants import Constants
 from ckptforge.tables.lora import Lora
 from ckptforge.tables.model_config import Condition, Expression
 from ckptforge.tables.pipeline import Pipeline
+from ckptforge.tables.selection import Selection
 from ckptforge.tables.sharding import Sharding
 from ckptforge.wording import nearest
 
@@ -48,7 +49,7 @@ class Logical(msgspec.Struct, frozen=True, kw_only=True):
     `optional` tensors are absent under a condition, a cast of the weights leaves those of
     `keep_dtype` in their dtype."""
 
-    axes: Mapping[str, Expression]
+    axes: Mapping[str, Expression | Selection]
     tensors: Mapping[str, tuple[str, ...]]
     optional: Mapping[str, Condition] = msgspec.field(default_factory=dict)
     keep_dtype: frozenset[str] = frozenset()
@@ -85,10 +86,12 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
 
     @cached_property
     def counted(self) -> frozenset[str]:
-        """The axes that stand in names only, never in a shape: their length may be 0."""
+        """The axes whose length may be 0: those that stand in names only, never in a shape, those
+        that there may be none of, and those that count only some of another."""
         patterns = [p for layout in self.layouts.values() for p in layout.patterns]
-        shaped = (axis for p in patterns for tensor in p.tensors for axis in p.factors(tensor))
-        return frozenset(self.axes).difference(shaped)
+        shaped = {axis for p in patterns for tensor in p.tensors for axis in p.factors(tensor)}
+        some = (a for a, one in self.axes.items() if isinstance(one, Selection) or one.may_be_none)
+        return frozenset(self.axes).difference(shaped).union(some)
 
     @cached_property
     def kept_patterns(self) -> tuple[Pattern, ...]:
@@ -122,9 +125,13 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
             found.setdefault(layout.family, []).append(layout.name)
         return found
 
-    def present(self, layout: Layout, config: Mapping[str, Any]) -> list[Pattern]:
-        """The patterns of a layout, without optional tensors that a config.json denies."""
+    def present(
+        self, layout: Layout, config: Mapping[str, Any], lengths: Mapping[str, int]
+    ) -> list[Pattern]:
+        """The patterns of a layout, without those of optional tensors that a config.json denies,
+        and of tensors with an axis of length 0."""
         absent = {t for t, condition in self.optional.items() if condition.holds(config)}
+        absent |= {t for t, axes in self.tensors.items() if 0 in map(lengths.get, axes)}
         return [pattern for pattern in layout.patterns if absent.isdisjoint(pattern.tensors)]
 
     def first_layout(self, family: str) -> Layout:

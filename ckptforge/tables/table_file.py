@@ -132,7 +132,8 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str],
         Meta(
             description="every axis, and what config.json says of its length: keys and numbers "
-            "with *, /, +, - and or"
+            "with *, /, +, - and or; or which indexes of another axis it counts: 'l where RULE', "
+            "'l but a'"
         ),
     ]
     tensors: Annotated[

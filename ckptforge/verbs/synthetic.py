@@ -78,10 +78,9 @@ def _specs(
     """The tensors of a model, and the name of each copy among them → that of its original."""
     counts = lengths_of(table, config, "config.json")
     specs: list[TensorSpec] = []
-    for pattern in table.present(layout, config):
-        if all(counts.get(axis, 1) for axis in pattern.name_axes):
-            shape = pattern.shape(lambda _, axis: counts[axis])
-            specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+    for pattern in table.present(layout, config, counts):
+        shape = pattern.shape(lambda _, axis: counts[axis])
+        specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
     shapes = {spec.name: spec.shape for spec in specs}
     copies: dict[str, str] = {}
     for pattern in layout.copies:

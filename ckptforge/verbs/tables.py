@@ -149,7 +149,7 @@ def check_table(options: MappingCheck) -> Checked:
 def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
     """A model's stored tensors and parameters in a layout. Raises `ConfigError`."""
     lengths = lengths_of(table, config, where)
-    present = table.present(layout, config)
+    present = table.present(layout, config, lengths)
     used = {
         axis for pattern in present for tensor in pattern.tensors for axis in table.tensors[tensor]
     }
