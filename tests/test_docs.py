@@ -1,4 +1,5 @@
-"""The pages in docs: tables that hang together, and commands that there are."""
+"""The pages in docs: tables that hang together, links that lead somewhere, and commands that there
+are."""
 
 from __future__ import annotations
 
@@ -12,11 +13,36 @@ import pytest
 from ckptforge.cli.app import cli
 from ckptforge.parallel.config_schema import ParallelKeys
 
-PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"), key=lambda path: path.name)
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+LINKED = [*sorted(ROOT.glob("*.md")), *PAGES]
 DROP_INS = ("convert-weight", "transform-ckpt")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def _name(page):
+    return page.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def _anchors(page):
+    """What GitHub makes of the headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.M)
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=_name)
+def test_links_lead_to_pages_and_headings_that_there_are(page):
+    text = re.sub(r"^```.*?^```|`[^`]*`", "", page.read_text(), flags=re.DOTALL | re.M)
+    for target in re.findall(r"\]\(([^)\s]*)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        assert other.exists(), target
+        assert not anchor or anchor in _anchors(other), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_row_of_a_table_has_a_cell_for_each_title(page):
     for table in re.findall(r"((?:^\|.*\|\n)+)", page.read_text(), re.M):
         rows = [
@@ -25,7 +51,7 @@ def test_every_row_of_a_table_has_a_cell_for_each_title(page):
         assert {len(row) for row in rows} == {len(rows[0])}, rows[0]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_commands_on_the_pages_exist_and_are_spelled_with_dashes(page):
     text = page.read_text()
     for words in re.findall(r"^(?:\$ )?ckptforge ([^\n#]*)|`ckptforge ([^`]*)`", text, re.M):
