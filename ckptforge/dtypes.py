@@ -11,8 +11,8 @@ import msgspec
 
 
 class DType(msgspec.Struct, frozen=True):
-    """One dtype: `itemsize` bytes per element; a name is None where that format has no such
-    dtype."""
+    """One dtype: `itemsize` bytes per element, or a byte for `per_byte` of them; a name is None
+    where that format has no such dtype."""
 
     name: str
     itemsize: int
@@ -20,6 +20,7 @@ class DType(msgspec.Struct, frozen=True):
     mindspore: str | None
     numpy: str | None
     floating: bool = False
+    per_byte: int = 1
 
     @property
     def mindspore_loads(self) -> bool:
@@ -57,6 +58,11 @@ DTYPES: tuple[DType, ...] = (
     # A text, stored as UTF-32-LE in 4-byte code points.
     DType("str", 4, None, "str", None),
 )
+
+# Two in a byte, the first in the low bits. No format has them: bytes and words are read as such
+# where something says what they hold. numpy's dtype is that of one in a byte.
+FLOAT4 = DType("float4_e2m1", 1, None, None, "float4_e2m1fn", floating=True, per_byte=2)
+UINT4 = DType("uint4", 1, None, None, "uint8", per_byte=2)
 
 _NOT_LOADED = {"complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "hifloat8"}
 

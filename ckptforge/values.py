@@ -61,7 +61,13 @@ class Located(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def nbytes(self) -> int:
         """How many bytes they take."""
-        return self.elements * self.dtype.itemsize
+        return self.bytes_of(0, self.elements)[1]
+
+    def bytes_of(self, first: int, count: int) -> tuple[int, int]:
+        """(first byte, how many) of the bytes in which so many elements lie."""
+        each, per = self.dtype.itemsize, self.dtype.per_byte
+        start, end = first // per, -(-(first + count) // per)
+        return start * each, (end - start) * each
 
     def identity(self) -> bytes:
         """Bytes that name it, for the identity of what is made of it."""

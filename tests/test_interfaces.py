@@ -16,6 +16,7 @@ from ckptforge.formats import mindspore_ckpt, safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.mindformers import kind as iterations
 from ckptforge.steps.counters import chances
+from ckptforge.steps.grid import Grid
 from ckptforge.steps.low_rank import Added, Product
 from ckptforge.steps.masked import Masked
 from ckptforge.steps.scaled import Scaled
@@ -93,16 +94,18 @@ class TestScaledInBlocks(StepTests):
         scales, others = RANDOM.uniform(0.1, 2, (2, 3, 4, 3)).astype(np.float32)
         held = stored(tmp_path, w=codes, scale=scales, other=others)
         whole = scales.repeat(2, 1).repeat(4, 2)[:3, :7, :10]
-        step = Scaled(scale=held["scale"], block=(1, 2, 4))
+        step = Scaled(scale=Grid(stored=held["scale"]), block=(1, 2, 4))
         return StepCase(
             step=step,
             stored=held["w"],
             expected=codes.astype(np.float32) * whole,
             others=[
-                replace(step, scale=held["other"]),
+                replace(step, scale=Grid(stored=held["other"])),
                 replace(step, block=(1, 2, 5)),
-                replace(step, offset=held["other"]),
-                replace(step, exponents=True),
+                replace(step, offset=Grid(stored=held["other"])),
+                replace(step, scale=Grid(stored=held["scale"], exponents=True)),
+                replace(step, shift=8.0),
+                replace(step, factor=0.5),
             ],
         )
 
@@ -114,12 +117,13 @@ class TestScaledWithOffsets(StepTests):
         scales = RANDOM.uniform(0.1, 2, (5000, 1)).astype(ml_dtypes.bfloat16)
         offsets = RANDOM.integers(-8, 8, (5000, 1)).astype(np.float32)
         held = stored(tmp_path, w=codes, scale=scales, offset=offsets)
-        step = Scaled(scale=held["scale"], offset=held["offset"], block=(1, 4))
+        scale, offset = Grid(stored=held["scale"]), Grid(stored=held["offset"])
+        step = Scaled(scale=scale, offset=offset, block=(1, 4))
         return StepCase(
             step=step,
             stored=held["w"],
             expected=(codes.astype(np.float32) - offsets) * scales.astype(np.float32),
-            others=[replace(step, offset=None), replace(step, offset=held["scale"])],
+            others=[replace(step, offset=None), replace(step, offset=scale)],
         )
 
 

@@ -250,7 +250,7 @@ def test_weights_of_modelslim_are_shifted_and_scaled(tmp_path, kind):
     assert not (tmp_path / "back" / "quant_model_description.json").exists()
     weight = next(iter(types))
     for changed, message in (
-        (description({**types, weight: "W8A8"}), "its type is 'W8A8'"),
+        (description({**types, weight: "W8A8S"}), "its type is 'W8A8S'"),
         (
             description(types, optional={"quarot": {}}),
             r"[Ii]t needs more than the weights "
@@ -287,12 +287,12 @@ def test_scales_of_activations_are_left_out_and_said(tmp_path):
 
 UNREAD = [
     (
-        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "gptq", "bits": 3},
         {".qweight": "I32", ".qzeros": "I32", ".scales": "F16", ".g_idx": "I32"},
         "gptq",
     ),
     (
-        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "awq", "bits": 4, "version": "gemv"},
         {".qweight": "I32", ".qzeros": "I32", ".scales": "F16"},
         "awq",
     ),
@@ -301,13 +301,7 @@ UNREAD = [
         {".weight": "U8", ".weight.absmax": "F32"},
         "bitsandbytes",
     ),
-    (
-        {"quant_method": "bitsandbytes", "load_in_8bit": True},
-        {".weight": "I8", ".SCB": "F32"},
-        "bitsandbytes",
-    ),
     ({"quant_method": "hqq"}, {".W_q": "U8", ".meta": "F16"}, "hqq"),
-    ({"quant_method": "mxfp4"}, {".weight_blocks": "U8", ".weight_scales": "U8"}, "mxfp4"),
     ({"quant_method": "torchao"}, {".weight": "I8"}, "torchao"),
     (
         {"quant_method": "compressed-tensors", "format": "pack-quantized"},
@@ -320,14 +314,9 @@ UNREAD = [
         "nvfp4-pack-quantized",
     ),
     (
-        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
         {".weight": "U8", ".weight_scale": "F8_E4M3"},
-        "NVFP4",
-    ),
-    (
-        {"quant_method": "fp8", "expert_dtype": "fp4"},
-        {".weight": "I8", ".weight_scale_inv": "F32"},
-        "fp8",
+        "W4A8_AWQ",
     ),
     (None, {".qweight": "I32", ".qzeros": "I32", ".scales": "F16"}, "GPTQ or AWQ"),
     (

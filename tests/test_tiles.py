@@ -15,6 +15,7 @@ from ckptforge.run import tiles as tiles_module
 from ckptforge.run import transpose
 from ckptforge.run.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles, windows
 from ckptforge.run.transpose import copy_strided
+from ckptforge.steps.grid import Grid
 from ckptforge.steps.scaled import Scaled
 from ckptforge.transfers import Transfer
 from ckptforge.values import Stored
@@ -140,7 +141,7 @@ def test_any_part_of_a_matrix_gets_its_own_scales(data):
             ("scales", "float32", shape),
         )
     )
-    step = Scaled(scale=scale, block=block)
+    step = Scaled(scale=Grid(stored=scale), block=block)
     prepared = step.prepare(matrix, lambda stored, dtype: scales.reshape(stored.shape))
     prepared.apply(numbers, list(windows(start, spans, columns)))
     assert (

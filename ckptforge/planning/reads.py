@@ -26,8 +26,7 @@ def ranges_read(model: Model) -> dict[Path, Ranges]:
             found[stored.path] += ((one.offset, one.offset + one.length) for one in stored.extents)
     for stored, held in parts.values():
         if stored.path in found and id(stored) not in whole:
-            size = stored.dtype.itemsize
-            spans = [stored.file_ranges(lo * size, (hi - lo) * size) for lo, hi in held]
+            spans = [stored.file_ranges(*stored.bytes_of(lo, hi - lo)) for lo, hi in held]
             found[stored.path] += ((at, at + length) for at, length in chain(*spans))
     return {path: joined(ranges) for path, ranges in found.items()}
 

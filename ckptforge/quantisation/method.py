@@ -17,6 +17,9 @@ import msgspec
 from ckptforge.errors import shown
 from ckptforge.foreign.files import entries_of, is_there
 from ckptforge.foreign.json import read_object
+from ckptforge.quantisation import packings
+from ckptforge.quantisation.packed import Packing
+from ckptforge.quantisation.rows import Static
 
 DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
 MODEL_OPT = "hf_quant_config.json"
@@ -33,6 +36,7 @@ _ASCEND = {
     "W4A4_DYNAMIC": _INTEGERS,
     "WFP8AFP8_DYNAMIC": _FLOATS,
     "W8A8_MXFP8": _FLOATS,
+    "W8A8": _INTEGERS,
 }
 _PLAIN = "FLOAT"
 
@@ -41,7 +45,8 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     """A way in which weights are quantised. `where` names the file that says it; `codes` the dtypes
     that their numbers may have; `blocks` the [rows, columns] that may share a scale, `groups` the
     elements of a row that may; `assumed`: nobody says so of all weights. `unread` says why it can't
-    be undone; `types` is MindStudio's type of each weight."""
+    be undone; `packing` finds weights that are packed; `types` is MindStudio's type of each
+    weight."""
 
     name: str
     where: str
@@ -51,6 +56,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     assumed: bool = False
     exponents: bool = False
     unread: str | None = None
+    packing: Packing | None = None
     types: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def refusal(self, weight: str) -> str | None:
@@ -114,12 +120,16 @@ def _of_config(found: Mapping[str, Any], where: str) -> Method:
             where=where,
             blocks=tuple(_blocks(found.get("weight_block_size"))),
         )
-    return Method(name=_word(method), where=where, unread="that method isn't read")
+    known = packings.packing_of(method, found) if isinstance(method, str) else None
+    packing, unread = (None, "that method isn't read") if known is None else known
+    return Method(
+        name=_word(method), where=where, codes=frozenset(), packing=packing, unread=unread
+    )
 
 
 def _fp8(found: Mapping[str, Any], where: str) -> Method:
     name = str(found["quant_method"])
-    microscaled = name == "mxfp8"
+    microscaled, experts = name == "mxfp8", found.get("expert_dtype", "fp8")
     return Method(
         name=name,
         where=where,
@@ -128,7 +138,8 @@ def _fp8(found: Mapping[str, Any], where: str) -> Method:
         else tuple(_blocks(found.get("weight_block_size", _FP8_BLOCK))),
         assumed="weight_block_size" not in found,
         exponents=microscaled or found.get("scale_fmt") == "ue8m0",
-        unread="experts in fp4 are packed" if found.get("expert_dtype", "fp8") != "fp8" else None,
+        packing=packings.experts_in_fp4() if experts == "fp4" else None,
+        unread=None if experts in ("fp8", "fp4") else f"experts in {shown(experts)} aren't read",
     )
 
 
@@ -136,7 +147,9 @@ _COMPRESSED = {
     "float-quantized": _FLOATS,
     "int-quantized": _INTEGERS,
     "naive-quantized": _FLOATS | _INTEGERS,
+    "mxfp8-quantized": _FLOATS,
     "dense": frozenset(),
+    **dict.fromkeys(packings.PACKED, frozenset[str]()),
 }
 
 
@@ -149,6 +162,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
     kinds = kinds or ["naive-quantized"]
     weights = (scheme.get("weights") for scheme in schemes)
     arguments = [found for found in weights if isinstance(found, Mapping)]
+    packing, unread = packings.compressed(kinds, arguments)
     return Method(
         name=f"compressed-tensors, {', '.join(dict.fromkeys(map(_word, kinds[:4])))}",
         where=where,
@@ -160,7 +174,8 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
         ),
         groups=tuple({one["group_size"] for one in arguments if _is_count(one.get("group_size"))}),
         assumed=any(one.get("strategy") in ("tensor", "channel") for one in arguments),
-        unread=_compressed_refusal(found, kinds, arguments),
+        unread=_compressed_refusal(found, kinds, arguments) or unread,
+        packing=packing,
     )
 
 
@@ -177,16 +192,21 @@ def _compressed_refusal(
         return f"its weights are stored sparse ({shown(sparsity['format'])})"
     if any(one.get("actorder") in ("group", "Group", True) for one in arguments):
         return "its columns are grouped in another order (actorder)"
-    if any(one.get("num_bits") not in (None, 8) for one in arguments):
+    packs = any(kind in packings.PACKED for kind in kinds)
+    if not packs and any(one.get("num_bits") not in (None, 8) for one in arguments):
         return "its weights have other than 8 bits"
     return None
 
 
 def _model_opt(found: Mapping[str, Any], where: str) -> Method:
     algorithm = found.get("quant_algo")
-    read = algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN")
-    unread = None if read else f"quant_algo {shown(algorithm)} isn't read, only FP8 is"
-    return Method(name=f"modelopt, {shown(algorithm)}", where=where, unread=unread)
+    read = algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4")
+    return Method(
+        name=f"modelopt, {shown(algorithm)}",
+        where=where,
+        unread=None if read else f"quant_algo {shown(algorithm)} isn't read, FP8 and NVFP4 are",
+        packing=packings.nvfp4() if algorithm == "NVFP4" else None,
+    )
 
 
 def _ascend(found: Mapping[str, Any], where: str) -> Method:
@@ -201,6 +221,7 @@ def _ascend(found: Mapping[str, Any], where: str) -> Method:
         unread=f"it needs more than the weights ({', '.join(map(shown, optional))})"
         if optional and isinstance(optional, Mapping)
         else None,
+        packing=Static(types),
         types=types,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.dtypes import BY_NAME, DType
-from ckptforge.errors import ConfigError, FormatError, QuantisedError, shown
+from ckptforge.errors import FormatError, QuantisedError, shown
 from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
+from ckptforge.quantisation.fitting import ADVICE, described, not_undone, scaled_of
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
+from ckptforge.quantisation.packed import Packed
 from ckptforge.spelling import command, option
 from ckptforge.steps.scaled import Scaled
-from ckptforge.tables.companions import is_of_activations, kind_of, offset_of, scale_of, writer_of
+from ckptforge.tables.companions import is_of_activations, kind_of, scale_of, writer_of
 from ckptforge.values import Stored, Value
 from ckptforge.wording import counted
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
-_ADVICE = "Take the model before it was quantised, or dequantise it with the program that did it."
 _NONE = "but no weight is quantised; a config.json that is written doesn't say so"
 _WEIGHTS = ("bfloat16", "float16", "float32")
 
@@ -51,27 +52,58 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     if all(file.path.suffix == ".safetensors" for file in model.files):
         method = find_method(config, where, model.directory)
     _refuse_unread(model.path, tensors, method)
+    packed = list(method.packing.weights(tensors)) if method and method.packing else []
+    gone = {name for one in packed for name in (*one.taken, *one.beside)}
+    _refuse_cut(model, [name for name in gone if model.values[name].whole is None])
+    tensors = {name: stored for name, stored in tensors.items() if name not in gone}
     scaled = (name for name in tensors if scale_of(name, tensors) is not None)
     weights = [n for n in scaled if method is not None or tensors[n].dtype.name in _EIGHT_BITS]
     if weights or (method is not None and method.codes):
         _refuse_without_scales(tensors, method, weights)
-    if not weights:
+    if not weights and not packed:
         note = () if method is None else (f"{method.where} says {method.name}, {_NONE}.",)
         return Undone(model.noting(*note))
     scales = {str(scale_of(name, tensors)) for name in weights}
-    if cut := next((n for n in (*weights, *scales) if model.values[n].whole is None), None):
-        raise FormatError(
-            f"{model.path}: {shown(cut)} is stored with scales of its blocks and cut into ranks, "
-            f"which isn't read; merge the ranks first, with {command('merge')}."
-        )
+    _refuse_cut(model, [n for n in (*weights, *scales) if model.values[n].whole is None])
     dtype = _dtype_of(config)
-    steps = {name: _scaled(tensors, name, method, where) for name in weights}
+    steps = {name: scaled_of(tensors, name, method, where) for name in weights}
     beside = frozenset(tensor.name for step in steps.values() for tensor in step.inputs)
     undone = {name: _undone(model.values[name], step, dtype) for name, step in steps.items()}
-    values = {**model.values, **undone}
+    undone |= {one.name: replace(one.value, dtype=dtype) for one in packed}
+    values = _in_place(model.values, undone, packed)
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
-    changed = replace(model, values=values).noting(*_notes(tensors, steps, method))
-    return Undone(changed, beside, activations)
+    unused = tuple(dict.fromkeys(name for one in packed for name in one.beside))
+    notes = (*_notes(tensors, steps, method), *_packed_notes(packed, method))
+    taken = (beside | {name for one in packed for name in one.taken}) - undone.keys()
+    return Undone(replace(model, values=values).noting(*notes), taken, (*unused, *activations))
+
+
+def _in_place(
+    values: Mapping[str, Value], undone: Mapping[str, Value], packed: Sequence[Packed]
+) -> dict[str, Value]:
+    """All values, those of packed weights where their codes were."""
+    makes = {one.taken[0]: one.name for one in packed}
+    found: dict[str, Value] = {}
+    for name, value in values.items():
+        if (made := makes.get(name, name)) in undone:
+            found[made] = undone[made]
+        found.setdefault(name, value)
+    return found
+
+
+def _refuse_cut(model: Model, cut: Sequence[str]) -> None:
+    if cut:
+        raise FormatError(
+            f"{model.path}: {shown(cut[0])} is stored with scales of its blocks and cut into "
+            f"ranks, which isn't read; merge the ranks first, with {command('merge')}."
+        )
+
+
+def _packed_notes(packed: Sequence[Packed], method: Method | None) -> Iterator[str]:
+    """A sentence for each kind of packed weights."""
+    by = "" if method is None else f" ({method.name})"
+    for what, count in Counter(one.what for one in packed).items():
+        yield f"{counted(count, 'weight', 'are')} stored in {what}{by}: computed in float32."
 
 
 def _undone(value: Value, step: Scaled, dtype: DType) -> Value:
@@ -89,12 +121,12 @@ def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | Non
             raise QuantisedError(
                 f"{path}: the weights are quantised: {method.where} says {method.name}, and "
                 f"{shown(sign)} is {entry.dtype} {list(entry.shape)}. "
-                f"{method.unread[0].upper()}{method.unread[1:]}. {_ADVICE}"
+                f"{method.unread[0].upper()}{method.unread[1:]}. {ADVICE}"
             )
-    elif writer is not None:
+    elif writer is not None and (method is None or method.packing is None):
         raise QuantisedError(
             f"{path}: the weights are quantised, by {writer[0]} as {shown(writer[1])} shows, which "
-            f"isn't read. {_ADVICE}"
+            f"isn't read. {ADVICE}"
         )
 
 
@@ -112,7 +144,7 @@ def _refuse_without_scales(
     lacking = [name for name in codes if name not in scaled and kind_of(name) is None]
     for name in lacking:
         if method is not None and (refusal := method.refusal(name)) is not None:
-            raise _not_undone(names[name], method, refusal)
+            raise not_undone(names[name], method, refusal)
     if lacking:
         entry = names[lacking[0]]
         scales = ((name, scale_of(name, names)) for name in weights)
@@ -124,105 +156,6 @@ def _refuse_without_scales(
             f"{shown(entry.name + ending)}, by which it would be multiplied "
             f"({counted(len(lacking), 'such weight')}){source}; is a file missing?"
         )
-
-
-def _scaled(tensors: Mapping[str, Stored], name: str, method: Method | None, where: str) -> Scaled:
-    entry, scale = tensors[name], tensors[str(scale_of(name, tensors))]
-    offset = None if (found := offset_of(name, tensors)) is None else tensors[found]
-    _check_codes(entry, scale, method, name)
-    exponents = method is not None and method.are_exponents(name) and scale.dtype.name == "uint8"
-    if not (scale.dtype.floating or scale.dtype.name == "float8_e8m0" or exponents):
-        raise FormatError(
-            f"{_described(entry)}: its scales should be floats, but {shown(scale.name)} in "
-            f"{scale.path} is {scale.dtype} {list(scale.shape)}."
-        )
-    block = _block(entry, scale, method, where)
-    grid = _grid(entry.shape, block)
-    numbers = offset is None or offset.dtype.floating or "int" in offset.dtype.name
-    if offset is not None and not (numbers and _grid_of(entry.shape, offset.shape) == grid):
-        raise FormatError(
-            f"{_described(entry)}: its offsets should be as many as its scales, "
-            f"{list(scale.shape)}, but {shown(offset.name)} in {offset.path} is {offset.dtype} "
-            f"{list(offset.shape)}."
-        )
-    return Scaled(scale=scale, block=block, offset=offset, exponents=exponents)
-
-
-def _not_undone(entry: Stored, method: Method, why: str) -> QuantisedError:
-    return QuantisedError(
-        f"{_described(entry)}, quantised by {method.name} ({method.where}): {why}. {_ADVICE}"
-    )
-
-
-def _described(entry: Stored) -> str:
-    return f"{entry.path}: {shown(entry.name)} is {entry.dtype} {list(entry.shape)}"
-
-
-def _check_codes(entry: Stored, scale: Stored, method: Method | None, name: str) -> None:
-    if method is not None and (refusal := method.refusal(name)) is not None:
-        raise _not_undone(entry, method, refusal)
-    allowed = ("float8_e4m3fn", "float8_e5m2") if method is None else method.codes_of(name)
-    if entry.dtype.name not in allowed:
-        source = "no config.json or description says how"
-        if method is not None:
-            source = f"{method.where} says {method.name}"
-        raise FormatError(
-            f"{_described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as "
-            f"{scale.path} has scales of it, {shown(scale.name)} ({source})."
-        )
-
-
-def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> tuple[int, ...]:
-    """How many elements share a scale, by axis. The shape of the scales says it where there is one
-    for the whole tensor, or one for each row or column; else the method must, and fit."""
-    shape, counts = entry.shape, _grid_of(entry.shape, scale.shape)
-    blocks = () if method is None else method.blocks
-    groups = () if method is None else method.groups
-    choices = {(1,) * (len(shape) - 2) + block for block in blocks if len(shape) > 1}
-    choices |= {(1,) * (len(shape) - 1) + (group,) for group in groups}
-    fitting = {choice for choice in choices if _grid(shape, choice) == counts}
-    if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
-        return next(iter(fitting))
-    pairs = () if counts is None else zip(counts, shape, strict=True)
-    plain = counts is not None and all(count in (1, n) for count, n in pairs)
-    assumed = method is None or method.assumed or not blocks
-    if plain and counts is not None and (assumed or not scale.shape or scale.shape == (1,)):
-        return tuple(max(n, 1) if count == 1 else 1 for count, n in zip(counts, shape, strict=True))
-    if not choices and len(shape) > 1 and len(scale.shape) == len(shape):
-        raise ConfigError(
-            f"{where}: {_described(entry)} with scales of shape {list(scale.shape)}, but "
-            "quantization_config.weight_block_size isn't two positive integers, expected the rows "
-            "and columns of a block, which the shapes don't tell. Take config.json from where the "
-            f"quantised model was published, or give it with {option('config')}."
-        )
-    expected = [list(_grid(shape, choice)) for choice in sorted(choices)]
-    raise FormatError(
-        f"{_described(entry)}: {_sizes(blocks, groups)}its scales should be floats of shape "
-        f"{' or '.join(map(str, expected or ([], [shape[0] if shape else 1, 1])))}, but "
-        f"{shown(scale.name)} in {scale.path} is {scale.dtype} {list(scale.shape)}."
-    )
-
-
-def _sizes(blocks: tuple[tuple[int, int], ...], groups: tuple[int, ...]) -> str:
-    if blocks:
-        return f"with blocks of {' or '.join(f'{rows} × {columns}' for rows, columns in blocks)} "
-    return f"with groups of {' or '.join(map(str, groups))} " if groups else ""
-
-
-def _grid(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
-    """How many blocks there are along each axis of a tensor."""
-    return tuple(-(-n // step) for n, step in zip(shape, block, strict=True))
-
-
-def _grid_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...] | None:
-    """How many scales there are along each axis of a tensor; None where their shape can't tell."""
-    if scales in ((), (1,)):
-        return (1,) * len(shape)
-    if len(scales) == len(shape):
-        return scales
-    if len(scales) < len(shape) and scales == shape[: len(scales)]:
-        return scales + (1,) * (len(shape) - len(scales))
-    return None
 
 
 def _dtype_of(config: Mapping[str, Any]) -> DType:
@@ -267,7 +200,7 @@ def refuse_scaled(model: Model) -> None:
         codes = entry.dtype.itemsize == 1 and entry.dtype.floating
         if codes and (scale := scale_of(name, names)) is not None:
             raise QuantisedError(
-                f"{_described(entry)} with scales beside it, {shown(scale)}: a cast would take "
+                f"{described(entry)} with scales beside it, {shown(scale)}: a cast would take "
                 f"codes for weights. Omit {option('dtype')}, and cast where the model is "
                 "converted, which undoes the scales."
             )

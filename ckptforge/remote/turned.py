@@ -42,4 +42,4 @@ def _turned(plan: Plan) -> Iterator[tuple[int, str]]:
             turned = transfer.shape and transfer.source_strides[-1] != 1
             if turned and address(stored.path):
                 elements = transfer.last_source + 1 - transfer.source
-                yield elements * stored.dtype.itemsize, assembly.place.name
+                yield stored.bytes_of(transfer.source, elements)[1], assembly.place.name

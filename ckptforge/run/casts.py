@@ -162,8 +162,9 @@ def _is_zero(numbers: Array, out: Array) -> Array:
 
 
 def _byte_cast(source: DType, target: DType) -> Cast:
-    """From floats of eight bits to wider ones, which hold all of them."""
-    table = np.arange(1 << 8, dtype=np.uint8).view(numpy_dtype(source)).astype(numpy_dtype(target))
+    """From numbers of eight bits or fewer to wider ones, which hold all of them."""
+    codes = 1 << 8 // source.per_byte
+    table = np.arange(codes, dtype=np.uint8).view(numpy_dtype(source)).astype(numpy_dtype(target))
 
     def cast(numbers: Array, out: Array, count: CastCount) -> None:
         np.take(table, numbers.view(np.uint8), out=out, mode="clip")

@@ -35,7 +35,7 @@ def _spots(assembly: Assembly, sources: dict[Path, int]) -> list[tuple[int, _Spo
         (one.transfer.target, (sources[stored.path], stored.extents[0].offset + start))
         for one in fragments
         for stored in (one.stored,)
-        for start in (one.transfer.source * stored.dtype.itemsize,)
+        for start, _ in (stored.bytes_of(one.transfer.source, 1),)
         if stored.path in sources and stored.extents
     )
 

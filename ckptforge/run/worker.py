@@ -21,6 +21,7 @@ from ckptforge.run.casts import cast_function, numpy_dtype, rounding
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
+from ckptforge.run.unpacking import packed_bytes, read_unpacked, unpacked
 from ckptforge.storage.files import read_range, read_spans
 from ckptforge.transfers import Transfer
 from ckptforge.values import Fragment, Prepared, Step, Stored, Term
@@ -102,18 +103,19 @@ class Worker:
     ) -> None:
         """Reads one part of a tile, casts it and puts it in its place."""
         stored, itemsize, dtype = fragment.stored, fragment.stored.dtype.itemsize, fragment.dtype
-        cast, start = dtype != target, part.source * itemsize
+        cast, (start, _) = dtype != target, stored.bytes_of(part.source, 1)
         if part.is_move and not cast and not fragment.steps:
             self._read_run(stored, start, out[part.target : part.target + part.size].view(np.uint8))
             return
         spans = spans_of(part, itemsize)
-        read, computed, dense, made = self._strip_buffers.lend(
+        read, computed, dense, made, packed_read = self._strip_buffers.lend(
             (spans.elements * itemsize, stored.file_offset(start)),
             (bool(fragment.steps) * spans.elements * dtype.itemsize, 0),
             (cast * part.size * dtype.itemsize, 0),
             (cast * part.size * target.itemsize, 0),
+            (spans.count * packed_bytes(stored, spans.length), 0),
         )
-        self._read(stored, part, spans, read)
+        self._read(stored, part, spans, read, packed_read)
         numbers = as_numbers(read, stored.dtype)
         if fragment.steps:
             made_of_steps = as_numbers(computed, dtype)
@@ -148,11 +150,17 @@ class Worker:
             read_range(stored, start + at, read.data, reader)
             copy_runs(read, piece)
 
-    def _read(self, stored: Stored, part: Transfer, spans: Spans, into: Array) -> None:
+    def _read(
+        self, stored: Stored, part: Transfer, spans: Spans, into: Array, packed: Array
+    ) -> None:
         itemsize = stored.dtype.itemsize
         reader = self.files.source(stored.path)
         with self.files.many_calls if spans.count > MANY_CALLS else nullcontext():
-            starts = ((part.source + start) * itemsize for start in spans.starts())
+            firsts = (part.source + start for start in spans.starts())
+            if stored.dtype.per_byte > 1:
+                read_unpacked(stored, list(firsts), spans.length, into, packed, reader)
+                return
+            starts = (first * itemsize for first in firsts)
             read_spans(stored, starts, spans.length * itemsize, into.data, reader)
 
     def _compute(
@@ -186,6 +194,8 @@ class Worker:
         """A small tensor, cast to a floating-point dtype unless that is None."""
         raw = np.empty(stored.nbytes, np.uint8)
         read_range(stored, 0, raw.data, self.files.source(stored.path))
+        if stored.dtype.per_byte > 1:
+            raw = unpacked(raw)[: stored.elements]
         numbers = raw.view(numpy_dtype(stored.dtype))
         if dtype is not None and dtype != stored.dtype:
             cast = np.empty(numbers.size, numpy_dtype(dtype))
@@ -205,7 +215,7 @@ def _offset(assembly: Assembly, tile: Tile) -> int:
         return 0
     stored = fragment.stored
     element = min(fragment.transfer.source + start, stored.elements - 1)
-    return stored.file_offset(element * stored.dtype.itemsize)
+    return stored.file_offset(stored.bytes_of(element, 1)[0])
 
 
 def _without_gaps(transfer: Transfer) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ckptforge.dtypes import DType
+from ckptforge.steps.grid import Grid
 from ckptforge.values import Read, Stored, computing_dtype
 
 if TYPE_CHECKING:
@@ -23,35 +24,40 @@ _TENSORS, _SMALL = 16, 256 * 1024  # that are kept at a time, if they take no mo
 
 
 class Scaled(msgspec.Struct, frozen=True, kw_only=True):
-    """What the numbers of a quantised tensor stand for: (number - offset) · scale, with one scale,
-    and one offset, for each block of `block` elements by axis; blocks at the edges may be smaller.
-    With `exponents` a scale is the byte of a power of two, 2 ** (byte - 127)."""
+    """What the numbers of a quantised tensor stand for: (number - offset - shift) · scale · factor,
+    in this order, with one scale, and one offset, for each block of `block` elements by axis;
+    blocks at the edges may be smaller."""
 
-    scale: Stored
+    scale: Grid
     block: tuple[int, ...]
-    offset: Stored | None = None
-    exponents: bool = False
+    offset: Grid | None = None
+    shift: float = 0.0
+    factor: float = 1.0
 
     @property
     def inputs(self) -> tuple[Stored, ...]:
         """The scales, and the offsets."""
+        return tuple(tensor for grid in self.grids for tensor in grid.inputs)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Those of the scales, and of the offsets."""
         return (self.scale,) if self.offset is None else (self.scale, self.offset)
 
     def gives(self, dtype: DType) -> DType:
         """float32, or float64 where the tensor or its scales are of that."""
-        return computing_dtype((dtype, self.scale.dtype))
+        return computing_dtype((dtype, self.scale.stored.dtype))
 
     def memory(self, stored: Stored) -> int:
         """Scales and offsets as numbers and while they are read, of more tensors than one where
         they are small."""
-        width = 8 if self.scale.dtype.name == "float64" else 4
-        each = sum(tensor.nbytes + 2 * width * tensor.elements for tensor in self.inputs)
+        each = sum(grid.memory(8 if self.scale.wide else 4) for grid in self.grids)
         return max(each, min(_TENSORS * each, _SMALL))
 
     def identity(self) -> bytes:
         """Its scales and offsets, and how they lie."""
-        tensors = b"".join(tensor.identity() for tensor in self.inputs)
-        return tensors + repr(("scaled", self.block, self.exponents)).encode()
+        grids = b"".join(grid.identity() for grid in self.grids)
+        return grids + repr(("scaled", self.block, self.shift, self.factor)).encode()
 
     def prepare(self, stored: Stored, read: Read) -> Scales:
         """The scales in memory. Raises `FormatError` for ones that aren't finite, or make numbers

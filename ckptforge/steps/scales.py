@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,9 +14,15 @@ from ckptforge.steps.scaled import Scaled
 from ckptforge.values import Read, Stored, Window
 
 Array = NDArray[Any]
-_LARGEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0, "int8": 128.0}  # magnitude of a number
+_LARGEST = {  # magnitude of a number
+    "float8_e4m3fn": 448.0,
+    "float8_e5m2": 57344.0,
+    "int8": 128.0,
+    "uint8": 255.0,
+    "float4_e2m1": 6.0,
+    "uint4": 15.0,
+}
 _PIECE = 1 << 16  # elements that are scaled at a time
-_NO_EXPONENT = 255  # stands for NaN
 
 
 class Scales:
@@ -29,25 +34,24 @@ class Scales:
         self._leading, (self._columns, block) = leading, columns
         self._block = min(block, max(self._columns, 1))
         across = -(-self._columns // self._block) if self._columns else 0
-        if step.exponents or step.scale.dtype.name == "float8_e8m0":
-            scales = _powers(read(step.scale, None)).astype(numpy_dtype(dtype))
-        else:
-            scales = read(step.scale, dtype)
-        self._scales = scales.reshape(-1, across)
+        self._scales = step.scale.numbers(read, dtype).reshape(-1, across)
         self._offsets: Array | None = None
-        if (offset := step.offset) is not None:
-            offsets = read(offset, dtype if offset.dtype.floating else None)
-            self._offsets = offsets.astype(numpy_dtype(dtype)).reshape(-1, across)
+        if step.offset is not None:
+            self._offsets = step.offset.numbers(read, dtype).reshape(-1, across)
+        made = numpy_dtype(dtype).type
+        self._shift, self._factor = made(step.shift), made(step.factor)
         self._of_infinities = stored.dtype.name == "float8_e5m2" and bool((self._scales == 0).any())
         self._refuse_infinite(stored, step)
 
     def _refuse_infinite(self, stored: Stored, step: Scaled) -> None:
         with np.errstate(all="ignore"):
             largest = self._scales.dtype.type(_LARGEST.get(stored.dtype.name, 0.0))
-            shifted = largest if self._offsets is None else largest + np.abs(self._offsets)
+            shifted = largest + np.abs(self._shift)
+            if self._offsets is not None:
+                shifted = shifted + np.abs(self._offsets)
             if np.isfinite(self._scales * shifted).all():
                 return
-        where = f"{step.scale.path}: {printable(step.scale.name)}"
+        where = f"{step.scale.stored.path}: {printable(step.scale.stored.name)}"
         raise FormatError(
             f"{where} holds scales that aren't finite, or make numbers that aren't; "
             "the file is damaged."
@@ -69,12 +73,16 @@ class Scales:
             rows = rows[:1]
         if self._offsets is not None:
             window -= self._spread(self._offsets, rows, column, window.shape[1])
+        if self._shift:
+            window -= self._shift
         scales = self._spread(self._scales, rows, column, window.shape[1])
         undefined = (
             int(np.count_nonzero(np.isinf(window) & (scales == 0))) if self._of_infinities else 0
         )
         with np.errstate(invalid="ignore"):
             window *= scales
+            if self._factor != 1:
+                window *= self._factor
         return undefined
 
     def _grid_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -102,11 +110,3 @@ class Scales:
 def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     step = max(1, _PIECE // columns)
     return ((first, min(first + step, rows)) for first in range(0, rows, step))
-
-
-def _powers(exponents: Array) -> Array:
-    """Bytes as powers of two."""
-    raw = exponents.reshape(-1).view(np.uint8)
-    made = np.ldexp(1.0, raw.astype(np.int32) - 127)
-    made[raw == _NO_EXPONENT] = math.nan
-    return made

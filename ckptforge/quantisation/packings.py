@@ -1,0 +1,119 @@
+"""Which packing the settings of a method name, or why it can't be undone.
+
+Sources: transformers 5's `GPTQConfig`, `AwqConfig`, `BitsAndBytesConfig` and `Mxfp4Config`
+(utils/quantization_config.py), GPTQModel's `QuantizeConfig`, compressed-tensors'
+`QuantizationConfig`, NVIDIA ModelOpt's hf_quant_config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptforge.errors import shown
+from ckptforge.quantisation.fp4 import MICROSCALED, Fp4, GptOss
+from ckptforge.quantisation.packed import Packing
+from ckptforge.quantisation.rows import Bitsandbytes
+from ckptforge.quantisation.words import BITS, Awq, Gptq, PackQuantized
+
+Settings = Mapping[str, Any]
+Found = tuple[Packing | None, str | None]  # a packing, or why there is none
+
+_NVFP4_GROUP = 16
+_PLUS = {None: 1, "gptq": 1, "gptq_v2": 0}  # what is added to GPTQ's zero points, by format
+_SCALES = ("weight_scale_inv", "weight_scale", "scale")
+
+
+def packing_of(method: str, found: Settings) -> Found | None:
+    """The packing of a `quant_method`; None for one that has none."""
+    makers = {
+        "gptq": _gptq,
+        "awq": _awq,
+        "mxfp4": lambda _: (GptOss(), None),
+        "bitsandbytes": _bitsandbytes,
+    }
+    return makers[method](found) if method in makers else None
+
+
+def _gptq(found: Settings) -> Found:
+    form, bits, group = found.get("checkpoint_format"), found.get("bits"), _group(found)
+    if not (form is None or (isinstance(form, str) and form in _PLUS)):
+        return None, f"checkpoint_format {shown(form)} isn't read, only gptq and gptq_v2 are"
+    if type(bits) is not int or bits not in BITS:
+        return None, f"bits {shown(bits)} aren't read, only 4 and 8 are"
+    if group is None:
+        return None, f"group_size {shown(found.get('group_size'))} isn't a number of elements"
+    if found.get("dynamic"):
+        return None, "some of its layers are quantised in other ways (dynamic)"
+    return Gptq(bits=bits, group=group, plus=_PLUS[form]), None
+
+
+def _awq(found: Settings) -> Found:
+    form = found.get("version", found.get("format", "gemm"))
+    bits, group = found.get("bits", found.get("w_bit", 4)), _group(found)
+    if not isinstance(form, str) or form.lower() != "gemm":
+        return None, f"version {shown(form)} isn't read, only gemm is"
+    if bits != 4:
+        return None, f"bits {shown(bits)} aren't read, only 4 are"
+    if found.get("zero_point") is False:
+        return None, "its weights have no zero points"
+    if group is None:
+        return None, f"group_size {shown(found.get('group_size'))} isn't a number of elements"
+    return Awq(group=group), None
+
+
+def _group(found: Settings) -> int | None:
+    group = found.get("group_size", found.get("q_group_size", 128))
+    return group if type(group) is int and (group == -1 or 0 < group < 1 << 31) else None
+
+
+def _bitsandbytes(found: Settings) -> Found:
+    if found.get("load_in_8bit") is True and not found.get("load_in_4bit"):
+        return Bitsandbytes(), None
+    return None, "that method is read in 8 bits only"
+
+
+def nvfp4() -> Packing:
+    """ModelOpt's, in which `weight` are the codes."""
+    return Fp4(codes="weight", scales=("weight_scale",), group=_NVFP4_GROUP, outer=True)
+
+
+def experts_in_fp4() -> Packing:
+    """DeepSeek's, of experts beside weights in FP8."""
+    return Fp4(codes="weight", scales=_SCALES, group=MICROSCALED)
+
+
+def compressed(kinds: Sequence[Any], arguments: Sequence[Settings]) -> Found:
+    """That of the formats of compressed-tensors which pack; where there is none, both are None."""
+    packed = [kind for kind in dict.fromkeys(map(str, kinds)) if kind in PACKED]
+    if not packed:
+        return None, None
+    if len(packed) > 1:
+        return None, f"it packs in several formats ({', '.join(packed)})"
+    own = [one for one in arguments if one.get("num_bits") != 8] or list(arguments)
+    sizes = {(one.get("num_bits"), one.get("group_size")) for one in own if _plain(one)}
+    if len(sizes) != 1:
+        return None, "its weights have groups of several sizes, or none that is said"
+    ((bits, group),) = sizes
+    if packed[0] != "pack-quantized":
+        expected = _NVFP4_GROUP if packed[0].startswith("nvfp4") else MICROSCALED
+        if bits != 4 or group != expected:
+            return None, f"it has {shown(bits)} bits in groups of {shown(group)}"
+        outer = expected == _NVFP4_GROUP
+        scales = ("weight_scale",)
+        return Fp4(codes="weight_packed", scales=scales, group=group, outer=outer), None
+    if type(bits) is not int or bits not in BITS:
+        return None, f"its weights have {shown(bits)} bits, and only 4 and 8 are read"
+    known = own[0].get("strategy")
+    if known == "channel" or group in (None, -1):
+        return PackQuantized(bits=bits, group=None), None
+    return PackQuantized(bits=bits, group=group), None
+
+
+PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+
+
+def _plain(one: Settings) -> bool:
+    group = one.get("group_size")
+    known = group is None or (type(group) is int and (group == -1 or 0 < group < 1 << 31))
+    return known and type(one.get("num_bits")) is int

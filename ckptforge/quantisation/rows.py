@@ -1,0 +1,102 @@
+"""int8 weights with a scale for each row that no tensor holds as it is, or under another name.
+
+Sources: MindStudio ModelSlim's W8A8 (`deq_scale` is the product of the scales of activations and
+weights; as int64 it holds the bits of a float32), and bitsandbytes' `int8_vectorwise_dequant`
+(`SCB` are the largest magnitudes of the rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from ckptforge.errors import shown
+from ckptforge.quantisation.packed import (
+    Packed,
+    Tensors,
+    beside,
+    module_of,
+    refused_codes,
+    value_of_codes,
+    viewed,
+)
+from ckptforge.steps.grid import Grid
+from ckptforge.steps.scaled import Scaled
+from ckptforge.steps.told import Told
+from ckptforge.values import Step, Stored
+
+_PER_STEP = 7.874015718698502e-3  # 1 / 127, as bitsandbytes writes it
+_ROW_MAJOR = 0
+
+
+class Bitsandbytes(msgspec.Struct, frozen=True):
+    """`weight` int8 [outputs, inputs] and `SCB` float32 [outputs]: number · SCB / 127. Where
+    `weight_format` is there, it must say that rows lie one after another."""
+
+    def weights(self, tensors: Tensors) -> Iterator[Packed]:
+        """The weights. Raises `FormatError`."""
+        for name, codes in tensors.items():
+            module = module_of(name, "weight")
+            if module is not None and codes.dtype.name == "int8" and f"{module}SCB" in tensors:
+                yield self._weight(tensors, module, codes)
+
+    def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
+        if len(codes.shape) != 2:
+            raise refused_codes(codes, "two axes")
+        outputs, inputs = codes.shape
+        scales = beside(tensors, codes, f"{module}SCB", (outputs,), "float32")
+        taken, steps = [codes.name, scales.name], list[Step]()
+        if (place := f"{module}weight_format") in tensors:
+            form = beside(tensors, codes, place, (1,), "uint8", "int8", "int32", "int64")
+            steps.append(Told(stored=form, numbers=(_ROW_MAJOR,)))
+            taken.append(place)
+        grid = Grid(stored=viewed(scales, scales.dtype, (outputs, 1)))
+        steps.append(Scaled(scale=grid, block=(1, max(inputs, 1)), factor=_PER_STEP))
+        return Packed(
+            name=codes.name,
+            value=value_of_codes(codes.name, codes, codes.shape, None, *steps),
+            taken=tuple(taken),
+            what="8 bits, with the largest magnitude of each row",
+        )
+
+
+class Static(msgspec.Struct, frozen=True):
+    """ModelSlim's W8A8: `weight` int8 [outputs, inputs] and `deq_scale` [outputs], which divided by
+    `input_scale` [1] is the weight's. `types` are those of the weights, by name."""
+
+    types: Mapping[str, str]
+
+    def weights(self, tensors: Tensors) -> Iterator[Packed]:
+        """The weights. Raises `FormatError`."""
+        for name, kind in self.types.items():
+            module = module_of(name, "weight")
+            if kind == "W8A8" and module is not None and name in tensors:
+                yield self._weight(tensors, module, tensors[name])
+
+    def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
+        if codes.dtype.name != "int8" or len(codes.shape) != 2:
+            raise refused_codes(codes, f"int8 of two axes, as its type is {shown('W8A8')}")
+        outputs, inputs = codes.shape
+        scales = beside(tensors, codes, f"{module}deq_scale", (outputs,), "float32", "int64")
+        of_inputs = beside(
+            tensors, codes, f"{module}input_scale", (1,), "float32", "float16", "bfloat16"
+        )
+        grid = Grid(
+            stored=viewed(scales, scales.dtype, (outputs, 1)),
+            outer=of_inputs,
+            divides=True,
+            low_halves=scales.dtype.name == "int64",
+        )
+        step = Scaled(scale=grid, block=(1, max(inputs, 1)))
+        activations = ("quant_bias", "input_offset")
+        return Packed(
+            name=codes.name,
+            value=value_of_codes(codes.name, codes, codes.shape, None, step),
+            taken=(codes.name, f"{module}deq_scale"),
+            beside=(
+                of_inputs.name,
+                *(module + one for one in activations if module + one in tensors),
+            ),
+            what="8 bits, with a scale for each row that is given times that of its inputs",
+        )

@@ -1,0 +1,91 @@
+"""Numbers of which there is one for each block of a tensor, as they are stored: its scales, or its
+offsets."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ckptforge.dtypes import DType
+from ckptforge.values import Read, Stored
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_NO_EXPONENT = 255  # stands for NaN
+
+
+class Grid(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of `stored`, with its axes in the order `axes` where they are others than the
+    blocks'. With `exponents` bytes are powers of two, 2 ** (byte - 127). All are multiplied by the
+    number in `outer`, or with `divides` divided by it. With `low_halves` integers of 64 bits hold
+    the bits of a float32 in their low halves. `plus` is added to them; integers of which
+    several are packed into a word wrap around then, as their sums in it do."""
+
+    stored: Stored
+    axes: tuple[int, ...] = ()
+    exponents: bool = False
+    outer: Stored | None = None
+    divides: bool = False
+    low_halves: bool = False
+    plus: int = 0
+
+    @property
+    def inputs(self) -> tuple[Stored, ...]:
+        """The stored tensors."""
+        return (self.stored,) if self.outer is None else (self.stored, self.outer)
+
+    @property
+    def wide(self) -> bool:
+        """Whether its numbers are of float64."""
+        return self.stored.dtype.name == "float64"
+
+    def memory(self, width: int) -> int:
+        """Bytes of its numbers of `width` bytes each, while they are made."""
+        stored = self.stored
+        return stored.nbytes + (2 * width + 2 * (stored.dtype.per_byte > 1)) * stored.elements
+
+    def identity(self) -> bytes:
+        """What it is made of."""
+        tensors = b"".join(tensor.identity() for tensor in self.inputs)
+        told = (self.axes, self.exponents, self.divides, self.low_halves, self.plus)
+        return tensors + repr(told).encode()
+
+    def numbers(self, read: Read, dtype: DType) -> Array:
+        """Its numbers in a floating-point dtype, of the shape that they have. `read` is that of
+        `Step.prepare`."""
+        import numpy as np
+
+        from ckptforge.run.casts import numpy_dtype
+
+        stored, made = self.stored, numpy_dtype(dtype)
+        if self.exponents or stored.dtype.name == "float8_e8m0":
+            found = _powers(read(stored, None)).astype(made)
+        elif stored.dtype.floating:
+            found = read(stored, dtype)
+        elif self.low_halves:
+            found = read(stored, None).view("<i8").view("<f4")[..., ::2].astype(made)
+        elif self.plus and stored.dtype.itemsize == 1:
+            most = (1 << 8 // stored.dtype.per_byte) - 1
+            found = ((read(stored, None).view(np.uint8) + self.plus) & most).astype(made)
+        else:
+            found = read(stored, None).astype(made)
+        if self.outer is not None:
+            outer = read(self.outer, dtype)
+            with np.errstate(all="ignore"):
+                found = found / outer if self.divides else found * outer
+        return found.transpose(self.axes) if self.axes else found
+
+
+def _powers(exponents: Array) -> Array:
+    """Bytes as powers of two."""
+    import numpy as np
+
+    raw = exponents.view(np.uint8)
+    made = np.ldexp(1.0, raw.astype(np.int32) - 127)
+    made[raw == _NO_EXPONENT] = math.nan
+    return made
