@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ckptforge
-from ckptforge.errors import FormatError, InputNotFoundError
+from ckptforge.errors import FormatError, InputNotFoundError, UsageError
 from tests.helpers import FIXTURES
 
 HOME = FIXTURES / "torch_distributed"
@@ -49,6 +49,90 @@ def test_a_model_in_chunks_is_converted(tmp_path):
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "y.ckpt")
     assert contents(tmp_path / "x.ckpt") == contents(tmp_path / "y.ckpt")
     assert torch.__version__
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    from ckptforge.tables.shipped import shipped_tables
+    from ckptforge.verbs.synthetic import write_model
+
+    path = tmp_path_factory.mktemp("chunks") / "hub"
+    table = next(table for table in shipped_tables() if table.name == "llama")
+    write_model(path, table, table.example)
+    return path
+
+
+def test_what_is_written_is_loaded_by_torch(hub, tmp_path):
+    torch = pytest.importorskip("torch")
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    ckptforge.to_ms(hub, tmp_path / "x.ckpt")
+    out = tmp_path / "dcp"
+    ckptforge.to_torch(tmp_path / "x.ckpt", out, format="dcp", max_shard_size=20_000)
+    assert len(list(out.glob("__0_*.distcp"))) > 1 and (out / "config.json").exists()
+    wanted = load_file(hub / "model.safetensors")
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+    dcp.load(loaded, checkpoint_id=out)
+    dcp_to_torch_save(out, tmp_path / "saved.pt")
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    assert saved.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(loaded[name], tensor) and torch.equal(saved[name], tensor), name
+    result = ckptforge.convert(out, tmp_path / "back", to="hub")
+    assert result.left_out == {}
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (
+        hub / "model.safetensors"
+    ).read_bytes()
+
+
+def test_tensors_of_every_kind_are_written_as_chunks(tmp_path):
+    torch = pytest.importorskip("torch")
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import save_file
+
+    names = "float64 float32 float16 bfloat16 int8 int16 int32 int64 uint8 bool float8_e4m3fn"
+    held = {name: torch.arange(6).reshape(2, 3).to(getattr(torch, name)) for name in names.split()}
+    held |= {"number": torch.tensor(3.5), "empty": torch.zeros(0, 4), "a\u00e9": torch.ones(1)}
+    save_file(held, tmp_path / "x.safetensors")
+    for verb in ("edit", "merge"):
+        out = tmp_path / verb
+        if verb == "edit":
+            ckptforge.edit(tmp_path / "x.safetensors", out, format="dcp", rename=["empty=void"])
+        else:
+            with ckptforge.open(tmp_path / "x.safetensors") as model:
+                model.rename({"empty": "void"}).save(out, format="dcp")
+        loaded = {name: torch.zeros_like(one) for name, one in held.items() if name != "empty"}
+        loaded["void"] = torch.ones(0, 4)
+        dcp.load(loaded, checkpoint_id=out)
+        for name, tensor in loaded.items():
+            same = held.get(name, held["empty"])
+            assert tensor.dtype == same.dtype and torch.equal(tensor.double(), same.double()), name
+        found = ckptforge.open(out)
+        assert found["float8_e4m3fn"].dtype == "float8_e4m3fn" and found["void"].shape == (0, 4)
+
+
+def test_chunks_are_written_without_torch(hub, tmp_path):
+    ckptforge.convert(hub, tmp_path / "d", to="hub", format="dcp")
+    assert not ckptforge.compare(hub, tmp_path / "d").differences
+    merged = tmp_path / "m"
+    ckptforge.to_ms(hub, tmp_path / "x.ckpt")
+    ckptforge.edit(tmp_path / "x.ckpt", merged, set_dtype=["*=fp32"], format="dcp")
+    with ckptforge.open(merged) as model:
+        assert all(str(tensor.dtype) == "float32" for tensor in model.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "meta"}, "omit it"),
+        ({"to": "dense", "dst_parallel_config": "x.yaml"}, "holds whole tensors"),
+    ],
+)
+def test_what_is_not_written_as_chunks_is_refused(options, message, hub, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        ckptforge.convert(hub, tmp_path / "d", format="dcp", **options)
 
 
 def test_a_rank_that_is_not_there_is_named(tmp_path):

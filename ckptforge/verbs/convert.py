@@ -17,7 +17,7 @@ from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_ad
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.layouts import consolidated_job, hugging_face_job, megatron_job, mindspore_job
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
-from ckptforge.verbs.options.shared import MEGATRON
+from ckptforge.verbs.options.shared import DCP, MEGATRON
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.spread import Spread
@@ -153,5 +153,10 @@ def _convert(options: Convert) -> Job:
             "strategy."
         )
     if target.family == "consolidated":
+        if options.format == DCP:
+            raise UsageError(
+                f"{option('format', DCP)}: {target.name} is a layout of releases, which are "
+                "written in their makers' own files; omit it."
+            )
         return consolidated_job("convert", source, target, options, options.out)
     return hugging_face_job("convert", source, target, options, options.out)

@@ -17,12 +17,13 @@ from ckptforge.reading.tied import tied
 from ckptforge.spelling import option
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.table import Layout
+from ckptforge.targets.distributed import DistributedTarget
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.target import facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Convert, Converting, ToTorch
 from ckptforge.verbs.options.dtypes import parse_target
-from ckptforge.verbs.options.shared import MEGATRON
+from ckptforge.verbs.options.shared import DCP, MEGATRON
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 
@@ -54,11 +55,16 @@ def hugging_face_job(
 ) -> Job:
     """The job that writes a model in a layout of Hugging Face."""
     model = _in_layout(source, target, options, _recorded_names(source, target), False)
+    size = parse_size(options.max_shard_size, "max_shard_size")
+    if options.format == DCP:
+        chunks = DistributedTarget(output=output, side=source.hugging_face, max_file_size=size)
+        plan = plan_for(verb, model, chunks, _facts(source, target, options))
+        return Job(plan, source.table, target, tied=tied(source))
     place = HuggingFaceTarget(
         output=output,
         layout=target.name,
         side=source.hugging_face,
-        max_shard_size=parse_size(options.max_shard_size, "max_shard_size"),
+        max_shard_size=size,
         allow_no_config=isinstance(options, ToTorch) and options.allow_no_config,
         cast=parse_target(options.dtype),
     )

@@ -13,12 +13,13 @@ from ckptforge.reading.known import Choices, known_of
 from ckptforge.reading.source import Source
 from ckptforge.reading.tied import tied
 from ckptforge.spelling import option
+from ckptforge.targets.distributed import DistributedTarget
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.single import FileTarget
 from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options.opening import Save
-from ckptforge.verbs.options.shared import MINDFORMERS
+from ckptforge.verbs.options.shared import DCP, MINDFORMERS
 from ckptforge.verbs.options.surgery import Average, Edit
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
@@ -77,6 +78,10 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
         name = source.binding.layout.name
         return ConsolidatedTarget(output=options.out, layout=name, side=source.hugging_face)
     hub = hub and not asked
+    if hub and not cut and options.format == DCP:
+        side = read.hugging_face if isinstance(read, Source) else known_of(model, read).side
+        size = parse_size(options.max_shard_size, "max_shard_size")
+        return DistributedTarget(output=options.out, side=side, max_file_size=size)
     if hub and not cut and single is not None:
         return FileTarget(options.out, single, {"format": "pt"})
     if hub and not cut:

@@ -12,9 +12,10 @@ from ckptforge.errors import UsageError
 from ckptforge.model import Model
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import command, flag, option
+from ckptforge.targets.distributed import DistributedTarget
 from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget
 from ckptforge.targets.target import Target
-from ckptforge.verbs.options.shared import MEGATRON, MINDFORMERS, MindSporeOutput
+from ckptforge.verbs.options.shared import DCP, MEGATRON, MINDFORMERS, MindSporeOutput
 
 if TYPE_CHECKING:
     from ckptforge.mindformers.target import Training
@@ -72,7 +73,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def __post_init__(self) -> None:
-        whole = self.format == "unified"
+        whole = self.format in ("unified", DCP)
         refuse_name(self.out, directory=self.cut or whole or self.training is not None)
         if self.strategy is not None and self.parallel_config is not None:
             raise UsageError(
@@ -80,7 +81,8 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.cut and whole:
             raise UsageError(
-                f"{option('format', 'unified')} holds whole tensors; it can't be split into ranks."
+                f"{option('format', self.format)} holds whole tensors; it can't be split into "
+                "ranks."
             )
         if self.training is not None and self.training.remove_redundancy and not self.cut:
             raise UsageError(
@@ -108,6 +110,8 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
             from ckptforge.parallel.target import RankTarget
 
             return RankTarget.of(self.out, self.format, self.prefix, strategy)
+        if self.format == DCP:
+            return DistributedTarget(output=self.out)
         if self.format == "unified":
             return UnifiedTarget(self.out)
         return MindSporeTarget.of(self.out, self.format, self.prefix)

@@ -20,6 +20,7 @@ TARGET_CONFIG = (
 )
 MINDFORMERS = "mindformers"  # of iteration directories
 MEGATRON = "megatron"  # of those of Megatron's
+DCP = "dcp"  # of torch.distributed.checkpoint's
 NO_CONFIG = "write the weights alone where no config.json is known"
 FIRST_LAYOUT = "the model's first MindSpore layout in `ckptforge mapping list`"
 
@@ -236,9 +237,9 @@ class MindSporeOutput(Options):
     format: str | None = option(
         "format of an output directory; unified: MindSpore's unified safetensors; mindformers: an "
         "iteration directory of MindFormers since r1.7, whole or for the ranks of a job; megatron: "
-        "one of Megatron's, in a layout of its",
+        "one of Megatron's, in a layout of its; dcp: torch.distributed.checkpoint's directory",
         unset="the ending of the output, else ckpt",
-        words=Words(("ckpt", "safetensors", "unified", MINDFORMERS, MEGATRON), _formats),
+        words=Words(("ckpt", "safetensors", "unified", MINDFORMERS, MEGATRON, DCP), _formats),
     )
     iteration: int | None = option(
         "with the formats mindformers and megatron: the number of the iteration",

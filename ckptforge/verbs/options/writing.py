@@ -39,6 +39,11 @@ class ToTorch(shared.Shards, shared.Configured, shared.Converting):
     )
     strategy_dir: OptionalPlace = shared.source_strategy("ms")
     parallel_config: OptionalPlace = shared.source_config("ms")
+    format: Literal["huggingface", "dcp"] = option(
+        "huggingface: safetensors as transformers loads them; dcp: torch.distributed.checkpoint's "
+        "directory",
+        default="huggingface",
+    )
     from_main_params: bool = flag(
         "take the optimizer's float32 weights, main_param.*, in place of those that were rounded"
     )
