@@ -61,7 +61,7 @@ def test_schemas_say_what_the_types_are():
     found = schema(ToMs)["properties"]
     assert found["hf_dir"]["type"] == "string" and "default" not in found["hf_dir"]
     assert found["layout"]["type"] == ["string", "null"] and found["layout"]["default"] is None
-    words = "ckpt safetensors unified mindformers megatron pt pth bin"
+    words = "ckpt safetensors unified mindformers megatron dcp pt pth bin"
     assert found["format"]["enum"] == [*words.split(" "), None]
     assert found["drop"] == {
         **found["drop"],
