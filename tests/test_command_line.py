@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
@@ -16,7 +17,10 @@ from click.testing import CliRunner
 from ckptforge.cli import entry
 from ckptforge.cli.app import cli
 from ckptforge.cli.progress import Lines, duration
+from ckptforge.cli.topics import topics
 from tests.helpers import HUB, tiny_config, write_hub
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -313,3 +317,30 @@ def test_help_of_a_command_is_that_of_its_option():
         )
         assert one.exit_code == 0 and one.stdout == other.stdout
     assert CliRunner().invoke(cli, ["help", "nothing"]).exit_code == 2
+
+
+def test_topics_are_listed_by_help_and_printed_without_marks():
+    listed = CliRunner().invoke(cli, ["help"]).stdout
+    assert len(topics()) > 8 and not set(topics()) & set(cli.commands)
+    for name in topics():
+        done = CliRunner().invoke(cli, ["help", name])
+        assert done.exit_code == 0 and name in listed
+        lines = done.stdout.splitlines()
+        assert len(lines) <= 40 and max(map(len, lines)) <= 90
+        assert "](" not in done.stdout and not lines[0].startswith("#")
+        for path in re.findall(r"docs/\S+\.md|README\.md", done.stdout):
+            assert (ROOT / path).is_file()
+    spelled = [["help", name] for name in ("exit-codes", "exit_codes")]
+    assert len({CliRunner().invoke(cli, words).stdout for words in spelled}) == 1
+
+
+def test_the_nearest_topic_is_suggested(capsys, monkeypatch):
+    code, _, err = run(capsys, monkeypatch, "help", "strategie")
+    assert code == 2 and "No such command or topic 'strategie'" in err
+    assert err.rstrip().endswith("Did you mean 'strategies'?")
+
+
+def test_what_help_can_be_asked_for_is_completed():
+    assert completed("help", incomplete="str") == {"strategy", "strategies"}
+    assert completed("help", "mapping", incomplete="s") == {"show", "schema"}
+    assert completed("help", "layouts", incomplete="") == set()

@@ -72,6 +72,14 @@ def test_the_mappings_of_an_installed_package_are_those_of_the_tree():
     } == tree
 
 
+def test_the_topics_of_an_installed_package_are_those_of_the_tree():
+    installed = resources.files("ckptforge") / "topics"
+    if not installed.is_dir():
+        pytest.skip("running from the source tree")
+    tree = {path.name: path.read_bytes() for path in (ROOT / "docs" / "topics").iterdir()}
+    assert {file.name: file.read_bytes() for file in installed.iterdir()} == tree
+
+
 def test_the_light_install_is_light():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=~ ]", requirement)[0] for requirement in project["dependencies"]}
@@ -182,6 +190,7 @@ _NOT_OF_USERS = (
     "cli/entry.py",
     "cli/completion.py",
     "cli/demo.py",
+    "cli/topics.py",
     "verbs/synthetic.py",
     "pages/document.py",
 )

@@ -8,11 +8,13 @@ from typing import cast
 import click
 
 from ckptforge.cli import actions, surgery
-from ckptforge.cli.command import CONTEXT, Command, Group
+from ckptforge.cli.command import CONTEXT, Command, Group, Root
+from ckptforge.cli.completion import helped
 from ckptforge.cli.page import Page, Report
 from ckptforge.spelling import command_line
 from ckptforge.verbs import options
 from ckptforge.version import __version__
+from ckptforge.wording import nearest
 
 _VERSION = f"ckptforge {__version__}"
 _EPILOG = """\b
@@ -21,7 +23,7 @@ Exit codes: 0 done; 1 bad input, or a check that failed; 2 wrong usage;
 Options are written with - or with _: --dry-run and --dry_run are the same."""
 
 
-@click.group(cls=Group, context_settings=CONTEXT, epilog=_EPILOG)
+@click.group(cls=Root, context_settings=CONTEXT, epilog=_EPILOG)
 @click.version_option(__version__, message=_VERSION)
 @click.pass_context
 def cli(context: click.Context, /) -> None:
@@ -58,11 +60,14 @@ def completion(shell: str) -> None:
 
 
 @cli.command("help")
-@click.argument("command", nargs=-1)
+@click.argument("command", nargs=-1, metavar="[COMMAND|TOPIC]", shell_complete=helped)
 @click.pass_context
 def help_of(context: click.Context, command: tuple[str, ...]) -> None:
-    """Show what a command does and its options; without one, the list of commands."""
+    """Show what a command does and its options, or a topic; without one, the list of both."""
     parent, found = context.find_root(), cast(click.Command, cli)
+    if command and command[0].replace("_", "-") not in cli.commands:
+        click.echo(_topic(" ".join(command).replace("_", "-"), parent))
+        return
     for word in command:
         if not isinstance(found, click.Group):
             raise click.UsageError(f"{found.name} has no commands of its own.", parent)
@@ -70,6 +75,16 @@ def help_of(context: click.Context, command: tuple[str, ...]) -> None:
         assert one is not None
         parent, found = click.Context(one, parent, name), one
     click.echo(found.get_help(parent))
+
+
+def _topic(name: str, context: click.Context) -> str:
+    from ckptforge.cli.topics import topic, topics
+
+    text = topic(name)
+    if text is None:
+        near = nearest(name, [*cli.commands, *topics()])
+        raise click.UsageError(f"No such command or topic {name!r}.{near}", context)
+    return text
 
 
 @cli.group("mapping", cls=Group)

@@ -119,6 +119,18 @@ class Group(_Forgiving, click.Group):
             ) from error
 
 
+class Root(Group):
+    """The group of all commands, whose help also lists the topics."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the topics above the rest."""
+        from ckptforge.cli.topics import topics
+
+        with formatter.section("Topics (ckptforge help TOPIC)"):
+            formatter.write_text(", ".join(topics()))
+        super().format_epilog(ctx, formatter)
+
+
 def _gather(given: dict[str, Any], record: type[Options]) -> None:
     """Puts the values of options that go into another into that, in the order of the words."""
     values = {

@@ -1,4 +1,4 @@
-"""What the shell completes: names of layouts, models and dtypes."""
+"""What the shell completes: names of layouts, models, dtypes and topics."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def completing(option: Option) -> Complete | None:
         return [word for word in words if word.value.startswith(incomplete)]
 
     return complete
+
+
+def helped(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What help can be asked for: commands, those of a group that was named, and topics."""
+    from ckptforge.cli.topics import topics
+
+    group, names = ctx.find_root().command, list(ctx.params.get("command") or ())
+    for name in names:
+        group = group.commands.get(name) if isinstance(group, click.Group) else None
+    found = [
+        CompletionItem(name, help=one.get_short_help_str())
+        for name, one in (group.commands if isinstance(group, click.Group) else {}).items()
+    ]
+    found += [CompletionItem(name) for name in (topics() if not names else [])]
+    return [item for item in found if item.value.startswith(incomplete)]
 
 
 def _words(kind: Names, ctx: click.Context) -> Iterator[CompletionItem]:
