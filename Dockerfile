@@ -1,9 +1,11 @@
-# The light command (no torch, no MindSpore) as a user without rights:
+# The light command (no torch, no MindSpore) as a user without rights, of packages that are pinned by their hashes:
 #   docker build -t ckptforge . && docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" ckptforge inspect model.ckpt
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY . .
-RUN pip wheel --no-cache-dir --wheel-dir /wheels .
+RUN pip wheel --no-cache-dir --wheel-dir /wheels --only-binary :all: --require-hashes --requirement packaging/requirements.txt \
+    && pip install --no-cache-dir --only-binary :all: --require-hashes --requirement packaging/build-requirements.txt \
+    && pip wheel --no-cache-dir --wheel-dir /wheels --no-deps --no-build-isolation .
 
 FROM python:3.13-slim
 COPY --from=build /wheels /wheels

@@ -97,6 +97,36 @@ def test_the_light_install_is_light():
     }
 
 
+def test_the_image_is_built_of_pinned_packages_and_all_that_the_wheel_is_made_of():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pinned = (ROOT / "packaging" / "requirements.txt").read_text()
+    blocks = re.split(r"^(?=\S)", pinned, flags=re.M)[2:]
+    assert all("==" in one and "--hash=sha256:" in one for one in blocks)
+    names = {re.split(r"[<>=~; ]", one)[0] for one in project["project"]["dependencies"]}
+    assert {name.replace("_", "-") for name in names} <= {one.split("==")[0] for one in blocks}
+    ignored = ROOT / ".dockerignore"
+    if not ignored.is_file():
+        pytest.skip("a copy of the tree without its hidden files")
+    let_through = {line[1:] for line in ignored.read_text().splitlines() if line[:1] == "!"}
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["packages"], *wheel["force-include"], "packaging", "README.md", "LICENSE"}
+    assert needed <= let_through
+
+
+def test_the_changelog_keeps_its_form():
+    """https://keepachangelog.com/en/1.1.0/"""
+    lines = re.findall(r"^##+ .*$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert lines[0] == "## [Unreleased]"
+    parts = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    for line in lines[1:]:
+        assert re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", line) or line[4:] in parts
+    versions = [line for line in lines if line.startswith("## ")]
+    for at, line in enumerate(lines):
+        if line in versions:
+            end = next((i for i in range(at + 1, len(lines)) if lines[i] in versions), len(lines))
+            assert len(set(lines[at + 1 : end])) == end - at - 1, line
+
+
 def test_the_version_is_that_of_the_package():
     try:
         installed = metadata.version("ckptforge")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.formatting import wrap_text
 
 from ckptforge.cli.parameters import hidden, parameters
 from ckptforge.cli.shown import Shown
@@ -127,7 +128,7 @@ class Root(Group):
         from ckptforge.cli.topics import topics
 
         with formatter.section("Topics (ckptforge help TOPIC)"):
-            formatter.write_text(", ".join(topics()))
+            formatter.write(f"{wrap_text(', '.join(topics()), formatter.width, '  ', '  ')}\n")
         super().format_epilog(ctx, formatter)
 
 
