@@ -57,17 +57,22 @@ def run_steps(steps: list[Step], directory: Path) -> None:
     """Runs commands in a directory, `cd` included. Raises `AssertionError` for one that prints
     something else than is shown, or that fails or succeeds against it."""
     for command, shown in steps:
-        words = [] if re.search(r"[|<;&]|>>", command) else shlex.split(command, comments=True)
+        words = words_of(command)
         if words[:1] == ["cd"]:
             directory = directory / words[1]
             continue
         if words[:1] == ["ckptforge"]:
-            code, printed = _in_this_process(words[1:], directory)
+            code, printed = in_this_process(words[1:], directory)
         else:
             code, printed = _in_a_shell(command, directory)
         fails = shown.startswith("ckptforge: ")
         assert (code != 0) == fails, (command, code, printed)
         assert not shown or matches(printed, shown), f"$ {command}\n{printed}"
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command, none of one that only a shell understands."""
+    return [] if re.search(r"[|<;&]|>>", command) else shlex.split(command, comments=True)
 
 
 def matches(printed: str, shown: str) -> bool:
@@ -81,8 +86,8 @@ def _comparable(text: str) -> str:
     return re.sub(r" in [\d.]+ (ms|s)\b", " in _ s", text.rstrip("\n") + "\n")
 
 
-def _in_this_process(words: list[str], directory: Path) -> tuple[int, str]:
-    """A command of ours, without a second for each start."""
+def in_this_process(words: list[str], directory: Path) -> tuple[int, str]:
+    """(exit code, output) of a command of ours, without a second for each start."""
     into = words[-1] if words[-2:-1] == [">"] else None
     out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
     os.chdir(directory)

@@ -1,0 +1,101 @@
+"""The commands of pages that show them without output run, on tiny models by the names that the
+pages use."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ckptforge
+from ckptforge.verbs.synthetic import write_model
+from tests.page_commands import in_this_process, words_of
+from tests.test_edit import TABLES
+
+ROOT = Path(__file__).parents[1]
+MIXTRAL = "Mixtral-8x7B-v0.1"
+MODELS = {MIXTRAL: ("mixtral", {}), "Qwen3-8B": ("qwen3", {})} | {
+    "DeepSeek-V3": ("deepseek_v3", {"num_hidden_layers": 14, "first_k_dense_replace": 3})
+}
+EIGHT = {"data_parallel": 4, "model_parallel": 2, "expert_parallel": 4}
+TWO = {"model_parallel": 2}
+CONFIGS = {
+    **dict.fromkeys(("finetune_mixtral-8x7b.yaml", "finetune_model.yaml"), EIGHT),
+    **dict.fromkeys(("mp8.yaml", "tp8.yaml", "predict_mixtral-8x7b.yaml"), TWO),
+    "pretrain.yaml": {"data_parallel": 2, "model_parallel": 2, "expert_parallel": 2},
+    "pynative.yaml": {"data_parallel": 2, "model_parallel": 2},
+}
+WRITE = ("to-ms", "to-torch", "convert", "merge", "split", "reshard", "strategy", "edit", "average")
+ITERATIONS = ("my-qwen3", "average merged")  # of the README, of a job that writes iterations
+ADAPTERS = ("peft_dir", "base_checkpoint", "--from-main-params")  # tests/test_lora.py has these
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("how to") / "models"
+    for name, (table, changes) in MODELS.items():
+        write_model(root / name, TABLES[table], {**TABLES[table].example, **changes})
+    for name, config in CONFIGS.items():
+        (root / name).write_text(json.dumps(config))
+    (root / "kept.json").write_text("[0, 2, 5, 7]")
+    return root
+
+
+def save_ranks(root, model, config):
+    """Ranks as a job leaves them, and its strategy."""
+    ckptforge.to_ms(model, root / "checkpoint", parallel_config=config)
+    (root / "checkpoint" / "ckptforge.manifest.json").unlink()
+    ckptforge.strategy(root / "strategy", like=model, parallel_config=config)
+
+
+def save_iterations(root):
+    """Iterations as MindFormers leaves them."""
+    config = {"parallel_config": "pynative.yaml"}
+    ckptforge.to_ms("Qwen3-8B", root, format="mindformers", iteration=12, **config)
+
+
+def commands_of(page, but=()):
+    text = (ROOT / page).read_text()
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.M):
+        for line in re.sub(r"\\\n *", " ", block).splitlines():
+            if line.startswith("ckptforge demo"):  # tests/test_tutorials.py has the tour
+                return
+            if line.startswith("ckptforge ") and not any(word in line for word in (*but, "…")):
+                yield line
+
+
+def run_all(commands, root):
+    count = 0
+    for line in commands:
+        words = words_of(line)[1:]
+        code, printed = in_this_process(words + ["--overwrite"] * (words[0] in WRITE), root)
+        assert code == 0, (line, printed)
+        count += 1
+    assert count
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/strategies.md", "docs/pages.md"])
+def test_the_commands_for_ranks_run(models, tmp_path, monkeypatch, page):
+    root = shutil.copytree(models, tmp_path / "desk")
+    monkeypatch.chdir(root)
+    save_ranks(root / "output", MIXTRAL, "finetune_mixtral-8x7b.yaml")
+    ckptforge.strategy("mp4", parallel_config="mp8.yaml", like=MIXTRAL)
+    for name in ("target_strategy.ckpt", "mp4_strategy.ckpt"):
+        shutil.copy(next((root / "mp4").iterdir()), name)
+    shutil.copytree(MIXTRAL, "hf_dir")
+    for out in ("mixtral.ckpt", "model.ckpt"):
+        ckptforge.to_ms("hf_dir", out)
+    run_all(commands_of(page, but=ITERATIONS), root)
+
+
+def test_the_commands_for_iterations_run(models, tmp_path, monkeypatch):
+    root = shutil.copytree(models, tmp_path / "desk")
+    monkeypatch.chdir(root)
+    save_iterations(root / "output" / "checkpoint")
+    save_ranks(root / "old", "Qwen3-8B", "pynative.yaml")
+    but = (*ADAPTERS, "--strategy-dir output/strategy")
+    run_all(commands_of("docs/mindformers.md", but=but), root)
+    run_all((one for one in commands_of("README.md") if "my-qwen3" in one), root)
