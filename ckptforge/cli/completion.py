@@ -38,7 +38,8 @@ def helped(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Comp
     """What help can be asked for: commands, those of a group that was named, and topics."""
     from ckptforge.cli.topics import topics
 
-    group, names = ctx.find_root().command, list(ctx.params.get("command") or ())
+    names = list(ctx.params.get("command") or ())
+    group: click.Command | None = ctx.find_root().command
     for name in names:
         group = group.commands.get(name) if isinstance(group, click.Group) else None
     found = [
