@@ -400,10 +400,13 @@ def test_the_defaults_of_the_tables_are_those_of_transformers(model_type):
         pytest.skip("transformers has no class for it")
     table, made = TABLES[model_type], transformers.CONFIG_MAPPING[model_type]()
     constants = table.constants.of({"model_type": model_type})
+    if constants is None:
+        pytest.skip("its constants are compared as they stand")
     defaults = dict(constants.defaults)
     assert table.constants.defaults_from.startswith("transformers ")
     assert defaults.pop("rope_theta") == made.rope_parameters["rope_theta"] == made.default_theta
-    assert made.rope_parameters["rope_type"] == "default"
+    # every gpt-oss says yarn
+    assert made.rope_parameters["rope_type"] == ("yarn" if model_type == "gpt_oss" else "default")
     partial = made.rope_parameters.get("partial_rotary_factor")
     # MiniMaxM2Config has no default, and reads it
     assert defaults.pop("partial_rotary_factor", None) == (
@@ -429,6 +432,7 @@ def test_the_defaults_of_the_tables_are_those_of_transformers(model_type):
         "deepseek_v3": {"num_key_value_heads"},
         "qwen2_moe": {"intermediate_size"},
         "qwen3_moe": {"intermediate_size"},
+        "qwen3_next": {"intermediate_size"},
     }.get(model_type, set())
     sizes = set(
         re.findall(r"[a-z_]{3,}", " ".join(expression.text for expression in table.axes.values()))

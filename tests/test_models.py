@@ -797,6 +797,16 @@ TRANSFORMERS = {
     ),
     "minimax_m2": ("MiniMaxM2ForCausalLM", {}),
     "deepseek_v2": ("DeepseekV2ForCausalLM", {}),
+    "gpt_oss": ("GptOssForCausalLM", {}),
+    "qwen3_next": ("Qwen3NextForCausalLM", {"num_nextn_predict_layers": 0}),
+    "qwen3_next, by layer_types": (
+        "Qwen3NextForCausalLM",
+        {
+            "num_nextn_predict_layers": 0,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        },
+    ),
     "deepseek_v2, Lite": ("DeepseekV2ForCausalLM", {"q_lora_rank": None, "topk_method": "greedy"}),
 }
 BY_TYPE = {model_type: table for table in TABLES.values() for model_type in table.model_types}

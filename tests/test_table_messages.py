@@ -59,6 +59,7 @@ BROKEN = {
     ),
     "constants: … isn't keys of config.json": ('"eps"', '"eps or 1"'),
     "keep_dtype: … stores … in one": ("[axes]", 'keep_dtype = ["up"]\n[axes]'),
+    "isn't of the form 'name.* : *'": ('norm = "H"', 'norm = "H *"'),
     "isn't the slowest of its axis": (
         "[ignored]",
         '[shard.c]\nup = {cut = "H:mp"}\n[layout.c]\nextends = "hub"\nfamily = "mindspore"\n'

@@ -17,6 +17,7 @@ from ckptforge.errors import (
     ModelUnknownError,
     UnmappedTensorsError,
 )
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.prefixes import adapted
 from ckptforge.tables.shipped import shipped_tables
@@ -75,7 +76,8 @@ def test_no_name_that_a_table_knows_is_a_head():
                 assert (
                     kind_of(
                         pattern.name(
-                            dict.fromkeys(pattern.name_axes, 0), dict.fromkeys(table.axes, 1)
+                            dict.fromkeys(pattern.name_axes, 0),
+                            Lengths(dict.fromkeys(table.axes, 1)),
                         )
                     )
                     is None

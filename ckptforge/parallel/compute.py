@@ -57,7 +57,8 @@ def compute_strategy(
     for pattern, names in found.items():
         for index, name in names.items():
             stages[stage_of(pattern, index)][name] = cutter.layout_of(pattern, by_name[name])
-    for name in unknown:
+    passed = [n for n in by_name if layout.passes(n) and not any(n in stage for stage in stages)]
+    for name in (*unknown, *passed):
         shape = by_name[name].shape  # every device of a stage holds it
         uncut = DeviceLayout((config.degrees.devices,), ((),) * len(shape), 0, shape)
         _beside_weights(name, stages)[name] = uncut

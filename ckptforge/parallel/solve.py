@@ -66,7 +66,7 @@ def _solve(
     where = hints.config_source
     weights = {part.name: part for part in parts if not is_state(part.name)}
     sizes, found, unknown = read_names(table, layout, weights, hints.config, where)
-    if strange := [name for name in unknown if not table.is_ignored(layout, name)]:
+    if strange := [n for n in unknown if not table.is_ignored(layout, n)]:
         strangers = counted(len(strange), "tensor", "aren't")
         raise ConfigError(
             f"{config.path}: {strangers} of layout {layout.name}, so that nothing says how to cut "
@@ -82,6 +82,7 @@ def _solve(
     wholes = []
     for pattern, names in found.items():
         wholes += [TensorSpec(n, weights[n].dtype, shapes[pattern]) for n in names.values()]
+    wholes += [TensorSpec(n, w.dtype, w.shape) for n, w in weights.items() if layout.passes(n)]
     given = hints.config or dict(condition.met() for condition in table.optional.values())
     binding = bind(table, layout, {whole.name: whole.shape for whole in wholes}, given, where)
     state = [TensorSpec(part.name, part.dtype, part.shape) for part in parts if is_state(part.name)]

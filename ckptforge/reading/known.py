@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.checkpoints.card import (
     MAX_SMALL_FILE,
@@ -78,7 +79,11 @@ def known_of(model: Model, choices: Choices) -> Known:
     named = choices.model
     if named is None and manifest is not None:
         named = manifest.model
-    tables = candidate_tables(choices.mapping, named, part.config.get("model_type"))
+    tables = candidate_tables(choices.mapping, named, described.get("model_type"))
+    if any(table.of_the_whole(described) for table in tables):
+        part = replace(part, config={**part.config, "model_type": described["model_type"]})
+    else:
+        tables = candidate_tables(choices.mapping, named, part.config.get("model_type"))
     trusted = manifest is None or manifest.untouched(model.files)
     if not trusted:
         _log.info(

@@ -46,8 +46,9 @@ def language_side(side: HuggingFaceSide, table: Table) -> tuple[HuggingFaceSide,
     none."""
     if CONFIG not in side.files:
         return side, ()
-    part = language_part(parse_object(side.files[CONFIG], CONFIG, constants=True), CONFIG)
-    if not part.beside and part.where == CONFIG:
+    whole = parse_object(side.files[CONFIG], CONFIG, constants=True)
+    part = language_part(whole, CONFIG)
+    if (not part.beside and part.where == CONFIG) or table.of_the_whole(whole):
         return side, ()
     others = (CONFIG, INDEX, *_OF_OTHER_PARTS)
     files = {name: content for name, content in side.files.items() if name not in others}

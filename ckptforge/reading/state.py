@@ -54,4 +54,5 @@ def followed(source: Source, target: Layout, account: Account) -> tuple[dict[str
 
 
 def _weights(source: Source) -> set[str]:
-    return {name for names in source.binding.names.values() for name in names.values()}
+    named = {name for names in source.binding.names.values() for name in names.values()}
+    return named.union(source.binding.passed)

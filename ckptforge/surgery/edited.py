@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.huggingface import CONFIG, INDEX
 from ckptforge.errors import UnmappedTensorsError, UsageError
+from ckptforge.foreign.json import parse_object
 from ckptforge.model import Account, Model
 from ckptforge.reading.source import Source
 from ckptforge.spelling import flag
@@ -19,6 +20,7 @@ from ckptforge.surgery.lengths import first_key, single, with_lengths
 from ckptforge.surgery.rebuild import Rebuilding, rebuilt
 from ckptforge.surgery.rules import broken, heads_following
 from ckptforge.tables.axes import Pattern
+from ckptforge.tables.model_config import with_language_part
 from ckptforge.tables.state import companion_prefix
 from ckptforge.tables.table import Table
 from ckptforge.values import Value
@@ -85,7 +87,9 @@ def changed(
             "and a mean of factors isn't that of their products: merge the adapter first."
         )
     work = Rebuilding(values=model.values, changes=changes)
-    values = {**rebuilt(binding, work), **dict(factors_rebuilt(binding, factors, work))}
+    _refuse_unknown_places(source, changes)
+    passed = {name: model.values[name] for name in binding.passed}
+    values = {**rebuilt(binding, work), **dict(factors_rebuilt(binding, factors, work)), **passed}
     account = model.account.leaving("recomputed by the network", tuple(binding.ignored))
     state, optimizer, account = _state(source, work, factors, stateful, account)
     values |= state
@@ -110,6 +114,7 @@ def _state(
     account with what is left out)."""
     binding, model = source.binding, source.model
     known = {name for names in binding.names.values() for name in names.values()} | set(factors)
+    known.update(binding.passed)
     values: dict[str, Value] = {}
     optimizer: set[str] = set()
     for prefix in dict.fromkeys(filter(None, map(companion_prefix, source.state))):
@@ -119,6 +124,8 @@ def _state(
             continue
         own = replace(work, prefix=prefix)
         made = {**rebuilt(binding, own), **dict(factors_rebuilt(binding, factors, own))}
+        passed = (prefix + name for name in binding.passed)
+        made |= {name: model.values[name] for name in passed if name in model.values}
         values |= made
         optimizer |= made.keys() if model.optimizer.intersection(names) else set()
         lost = tuple(name for name in names if name.removeprefix(prefix) not in known)
@@ -132,6 +139,18 @@ def _state(
         values[name] = model.values[name]
         optimizer |= model.optimizer & {name}
     return values, frozenset(optimizer), account
+
+
+def _refuse_unknown_places(source: Source, changes: Mapping[str, Along]) -> None:
+    """Raises `UsageError` for an axis that tensors may have somewhere which pass through."""
+    binding, table = source.binding, source.table
+    for axis in changes if binding.passed else ():
+        if any(axis in axes for axes in table.passed.values()):
+            raise UsageError(
+                f"{source.model.path}: where {binding.passed[0]} has axis {axis} "
+                f"({table.axes[axis].text}) isn't known to the mapping {table.name}, so that it "
+                "can't be edited."
+            )
 
 
 def refuse_unmapped(source: Source, known: Collection[str] = ()) -> None:
@@ -151,5 +170,8 @@ def with_config(source: Source, model: Model, config: Mapping[str, Any]) -> Mode
     card = dict(model.card if model.card is not None else side.files if side is not None else {})
     card.pop(INDEX, None)
     if CONFIG in card and config != source.config:
+        whole = parse_object(card[CONFIG], CONFIG, constants=True)
+        if source.table.of_the_whole(whole):
+            config = with_language_part(whole, source.config, config)
         card[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     return replace(model, card=card)

@@ -87,6 +87,11 @@ def expand(source: Source, written: Mapping[str, Any]) -> tuple[Model, list[str]
             f"{option('expand')}: {source.model.path} is {source.table.name}, which has experts "
             "already; only a dense model gets them."
         )
+    if source.binding.passed:
+        raise UsageError(
+            f"{option('expand')}: {source.model.path} has {source.binding.passed[0]}, which "
+            f"{wanted.table.name} hasn't: only a language model alone gets experts."
+        )
     layout = wanted.table.first_layout("huggingface")
     work = _Expanding(source, wanted, layout)
     values = {}

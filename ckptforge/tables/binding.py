@@ -21,8 +21,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 class Binding(msgspec.Struct, frozen=True):
     """A checkpoint read as `layout`: sizes of the axes, stored names by pattern and index, and
-    names the table doesn't know; `copies` is the name of each copy → that of the tensor that it
-    should be equal to."""
+    names the table doesn't know; `passed` are names of tensors that pass through unchanged,
+    `copies` is the name of each copy → that of the tensor that it should be equal to."""
 
     table: Table
     layout: Layout
@@ -33,6 +33,7 @@ class Binding(msgspec.Struct, frozen=True):
     ignored: tuple[str, ...]
     shapes: dict[Pattern, tuple[int, ...]] = msgspec.field(default_factory=dict)
     copies: dict[str, str] = msgspec.field(default_factory=dict)
+    passed: tuple[str, ...] = ()
 
     def holds(self, tensor: str) -> bool:
         """Whether the model has a logical tensor."""
@@ -68,7 +69,20 @@ def bind(
         pattern_shapes.pop(pattern, None)
     ignored = tuple(name for name in unknown if table.is_ignored(layout, name))
     left = tuple(name for name in unknown if name not in set(ignored))
-    return Binding(table, layout, sizes, found, absent, left, ignored, pattern_shapes, copies)
+    known = {name for names in found.values() for name in names.values()} if layout.passed else ()
+    passed = [n for n in shapes if layout.passed and layout.passes(n) and n not in known]
+    return Binding(
+        table=table,
+        layout=layout,
+        sizes=sizes,
+        names=found,
+        absent=absent,
+        unknown=left,
+        ignored=ignored,
+        shapes=pattern_shapes,
+        copies=copies,
+        passed=tuple(passed),
+    )
 
 
 def _shape_of(

@@ -8,6 +8,8 @@ from functools import partial
 from itertools import groupby, product
 from typing import NamedTuple, Protocol
 
+from msgspec.structs import replace
+
 from ckptforge.composing import terms_through
 from ckptforge.dtypes import DType, holds
 from ckptforge.errors import LayoutError, MissingTensorsError, PlanError
@@ -260,6 +262,10 @@ def convert(
             for _, name in name_pieces(copy, conversion.counts):
                 if copied(name):
                     made[name] = made[target.holding(copy.tensors[0]).template]
+    for name in binding.passed:
+        if (value := values.get(prefix + name)) is not None:
+            own = value.dtype if dtype is None or not value.dtype.floating else dtype
+            made[prefix + binding.layout.renamed(name, target)] = replace(value, dtype=own)
     return Converted(made, uncast)
 
 

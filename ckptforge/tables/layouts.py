@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from ckptforge.errors import shown
 from ckptforge.tables.axes import Pattern
+from ckptforge.tables.passed import PassedRow, overlap, parse_passed
 from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.rows import at, check_known, check_layout, sentence
 from ckptforge.tables.sharding import BY_AXES, Sharding, parse_sharding, stored_cuts
@@ -38,9 +39,10 @@ def make_layouts(file: TableFile, logical: Logical) -> dict[str, Layout]:
 def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
     ancestors = file.lineage(name)
     rows = _rows(ancestors, file, logical)
+    passed = _passed_rows(ancestors, file, logical)
     with at("layout", name):
         family = _family(file.layout[ancestor].get("family") for ancestor in ancestors)
-        _check_all_are_stored(rows, logical.tensors)
+        _check_all_are_stored({*rows, *passed}, [*logical.tensors, *logical.passed])
         _check_optional_alone(rows, file.optional)
         patterns = tuple(dict.fromkeys(rows[tensor] for tensor in logical.tensors))
         _check_names_differ(patterns, file.axes)
@@ -50,6 +52,7 @@ def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
         patterns=patterns,
         sharding=_sharding(ancestors, family, patterns, file, logical),
         copies=_copies(ancestors, patterns, file),
+        passed=tuple(passed.values()),
         by_name_only=file.layout[name].get("told") == "by name only",
         config=file.config.get(name, {}),
     )
@@ -71,7 +74,7 @@ def _rows(ancestors: Sequence[str], file: TableFile, logical: Logical) -> Rows:
     for ancestor in ancestors:
         own: dict[str, tuple[str, Pattern]] = {}
         for key, text in file.layout[ancestor].items():
-            if key in OF_A_LAYOUT:
+            if key in OF_A_LAYOUT or key in logical.passed:
                 continue
             with at("layout", ancestor, key):
                 pattern = _parse_row(text, key)
@@ -82,6 +85,21 @@ def _rows(ancestors: Sequence[str], file: TableFile, logical: Logical) -> Rows:
             _check_redefined_whole(rows, own)
         rows.update({tensor: pattern for tensor, (_, pattern) in own.items()})
     return rows
+
+
+def _passed_rows(
+    ancestors: Sequence[str], file: TableFile, logical: Logical
+) -> dict[str, PassedRow]:
+    """The rows of a layout, and those that it inherits, that pass through unchanged."""
+    found: dict[str, PassedRow] = {}
+    for ancestor in ancestors:
+        for key in filter(logical.passed.__contains__, file.layout[ancestor]):
+            with at("layout", ancestor, key):
+                row = found[key] = parse_passed(file.layout[ancestor][key], key)
+                others = (other for tensor, other in found.items() if tensor != key)
+                if (other := next((one for one in others if overlap(one, row)), None)) is not None:
+                    raise ValueError(f"can have the names of {other.tensor!r}, too")
+    return found
 
 
 def _parse_row(text: str, key: str) -> Pattern:
@@ -131,7 +149,7 @@ def _check_redefined_whole(inherited: Rows, own: Mapping[str, tuple[str, Pattern
             )
 
 
-def _check_all_are_stored(rows: Rows, tensors: Iterable[str]) -> None:
+def _check_all_are_stored(rows: Collection[str], tensors: Iterable[str]) -> None:
     for tensor in tensors:
         if tensor not in rows:
             raise ValueError(f"no row stores tensor {tensor!r}; the layout can't be inverted")

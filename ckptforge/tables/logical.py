@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from ckptforge.tables.model_config import Condition, Expression
+from ckptforge.tables.passed import ANY
 from ckptforge.tables.rows import at, check_known
 from ckptforge.tables.selection import Selection, is_selection, parse_selection
 from ckptforge.tables.table import Layout, Logical
@@ -22,10 +23,14 @@ def make_logical(file: TableFile) -> Logical:
             _check_identifier(axis)
             axes[axis] = parse_selection(text, axes) if is_selection(text) else Expression(text)
     tensors: dict[str, tuple[str, ...]] = {}
+    passed: dict[str, tuple[str, ...]] = {}
     for tensor, text in file.tensors.items():
         with at("tensors", tensor):
             _check_identifier(tensor)
-            tensors[tensor] = _axes(text, axes)
+            if text.split()[-1:] == [ANY]:
+                passed[tensor] = _axes(text.removesuffix(ANY), axes)
+            else:
+                tensors[tensor] = _axes(text, axes)
     optional: dict[str, Condition] = {}
     for tensor, text in file.optional.items():
         with at("optional", tensor):
@@ -34,7 +39,11 @@ def make_logical(file: TableFile) -> Logical:
     with at("keep_dtype"):
         check_known(file.keep_dtype, tensors, "[tensors]")
     return Logical(
-        axes=axes, tensors=tensors, optional=optional, keep_dtype=frozenset(file.keep_dtype)
+        axes=axes,
+        tensors=tensors,
+        passed=passed,
+        optional=optional,
+        keep_dtype=frozenset(file.keep_dtype),
     )
 
 

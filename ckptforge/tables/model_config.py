@@ -206,19 +206,34 @@ def classes_of(config: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _describes_a_model(value: object) -> bool:
+def _is_a_model(value: object) -> bool:
     return isinstance(value, Mapping) and any(name in value for name in _OF_A_MODEL)
+
+
+def with_language_part(
+    config: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A config.json whose language part said `before` and is to say `after`: what differs goes to
+    where it stood."""
+    keys = [key for key, value in config.items() if _INNER.fullmatch(key) and _is_a_model(value)]
+    changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
+    if not keys:
+        return {**config, **changed}
+    inner = {k: v for k, v in config[keys[0]].items() if k in after or k not in before}
+    own = {k: v for k, v in changed.items() if k in inner or k not in config}
+    outer = {k: v for k, v in changed.items() if k in config}
+    return {**config, **outer, keys[0]: {**inner, **own}}
 
 
 def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
     """The language model of a config.json, which is all of it unless an inner object is for that
     (`text_config` and the like of vision-language models; such as stand in `thinker_config` too).
     What only the outer object says of both is taken along."""
-    models = (key for key, value in config.items() if _describes_a_model(value))
+    models = (key for key, value in config.items() if _is_a_model(value))
     others = (key for key in models if key.endswith("_config") and not _INNER.fullmatch(key))
     beside = tuple(key for key in others if key != "quantization_config")
     for key, value in config.items():
-        if _INNER.fullmatch(key) and _describes_a_model(value):
+        if _INNER.fullmatch(key) and _is_a_model(value):
             outer = {name: config[name] for name in _OWN if config.get(name) is not None}
             tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
             return LanguagePart({**outer, **value, **tied}, f"{where} ({key})", beside)

@@ -80,7 +80,8 @@ def _recognised(layout: Layout, names: BySkeleton, lengths: Lengths) -> tuple[Na
                     if _in_range(index, limit):
                         break
             if matching is None:
-                unknown.append(name)
+                if not layout.passes(name):
+                    unknown.append(name)
             else:
                 found.setdefault(matching[0], {})[matching[1]] = name
     return found, unknown

@@ -15,6 +15,7 @@ from ckptforge.tables.axes import Pattern, skeleton_of
 from ckptforge.tables.constants import Constants
 from ckptforge.tables.lora import Lora
 from ckptforge.tables.model_config import Condition, Expression
+from ckptforge.tables.passed import PassedRow
 from ckptforge.tables.pipeline import Pipeline
 from ckptforge.tables.selection import Selection
 from ckptforge.tables.sharding import Sharding
@@ -26,7 +27,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     exactly one.
 
     `sharding` is how the network that holds this layout spreads each logical tensor; None where the
-    table doesn't say. `copies` are tensors that hold once more what a logical tensor holds.
+    table doesn't say. `copies` are tensors that hold once more what a logical tensor holds,
+    `passed` the rows that pass through unchanged.
     `by_name_only`: names and shapes are those of another layout, which is meant unless a user or a
     manifest names this one. `config` are keys of config.json that hold for models in it.
     """
@@ -36,6 +38,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     patterns: tuple[Pattern, ...]
     sharding: dict[str, Sharding] | None = None
     copies: tuple[Pattern, ...] = ()
+    passed: tuple[PassedRow, ...] = ()
     by_name_only: bool = False
     config: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
@@ -43,14 +46,27 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         """How a logical tensor is stored."""
         return next(pattern for pattern in self.patterns if tensor in pattern.tensors)
 
+    def passes(self, name: str) -> bool:
+        """Whether a tensor passes through unchanged."""
+        return any(row.rest(name) is not None for row in self.passed)
+
+    def renamed(self, name: str, target: Layout) -> str:
+        """What a tensor that passes through is called in another layout."""
+        for row in self.passed:
+            if (rest := row.rest(name)) is not None:
+                return next(one for one in target.passed if one.tensor == row.tensor).name(rest)
+        raise KeyError(name)
+
 
 class Logical(msgspec.Struct, frozen=True, kw_only=True):
     """Logical tensors with their axes, and what config.json says of the lengths of these.
-    `optional` tensors are absent under a condition, a cast of the weights leaves those of
-    `keep_dtype` in their dtype."""
+    `passed` are those that stand for any number of tensors that pass through unchanged, with the
+    axes that these may have. `optional` tensors are absent under a condition, a cast of the weights
+    leaves those of `keep_dtype` in their dtype."""
 
     axes: Mapping[str, Expression | Selection]
     tensors: Mapping[str, tuple[str, ...]]
+    passed: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     optional: Mapping[str, Condition] = msgspec.field(default_factory=dict)
     keep_dtype: frozenset[str] = frozenset()
 
@@ -160,6 +176,11 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         globs = self.other_names.refused.get(layout.family, {}).items()
         found = ((n, reason) for n in names for glob, reason in globs if fnmatchcase(n, glob))
         return next(found, None)
+
+    def of_the_whole(self, config: Mapping[str, Any]) -> bool:
+        """Whether it is for a model with other parts beside the language model, which pass through,
+        and so for all that a config.json describes."""
+        return bool(self.passed) and config.get("model_type") in self.model_types
 
     def knows(self, names: Iterable[str], family: str) -> bool:
         """Whether one of the family's layouts has all of these names."""

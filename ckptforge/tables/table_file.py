@@ -140,7 +140,7 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str],
         Meta(
             description="logical tensors with all their axes, in the order of a MindSpore "
-            "checkpoint",
+            "checkpoint; with * at the end any number of tensors that pass through unchanged",
             min_length=1,
         ),
     ]

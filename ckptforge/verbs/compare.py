@@ -175,6 +175,7 @@ def _through_mapping(
         one.binding, target, one.model.values, dtype, copied=copies.__contains__, partly=True
     )
     stored = {*copies, *(n for names in other.binding.names.values() for n in names.values())}
+    stored.update(other.binding.passed)
     only_a = [*one.unmapped, *sorted(made.keys() - stored)]
     only_b = [*other.unmapped, *sorted(stored - made.keys())]
     mine = {name: value for name, value in made.items() if name in stored}
