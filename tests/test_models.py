@@ -798,6 +798,7 @@ TRANSFORMERS = {
     "minimax_m2": ("MiniMaxM2ForCausalLM", {}),
     "deepseek_v2": ("DeepseekV2ForCausalLM", {}),
     "gpt_oss": ("GptOssForCausalLM", {}),
+    "deepseek_v32": ("DeepseekV32ForCausalLM", {"num_nextn_predict_layers": 0}),
     "qwen3_next": ("Qwen3NextForCausalLM", {"num_nextn_predict_layers": 0}),
     "qwen3_next, by layer_types": (
         "Qwen3NextForCausalLM",
