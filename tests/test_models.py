@@ -73,6 +73,8 @@ def configs(draw, name):
     if "first_k_dense_replace" in config:
         config["n_shared_experts"] = draw(st.integers(1, 2))
         config["first_k_dense_replace"] = draw(st.integers(0, config["num_hidden_layers"]))
+    if "n_head" in config:
+        config |= {"n_head": groups * heads, "n_layer": config["num_hidden_layers"]}
     if "qk_rope_head_dim" in config:
         config["qk_rope_head_dim"] = 2 * draw(st.integers(1, 3))
     if "num_nextn_predict_layers" in config:
