@@ -23,6 +23,7 @@ from tests.helpers import contents, write_safetensors
 TABLES = {table.name: table for table in shipped_tables()}
 LAYERS, DIM, HEADS, GROUPS, INNER, VOCAB, EXPERTS = 2, 32, 8, 4, 24, 40, 4
 PARAMS = {"dim": DIM, "n_layers": LAYERS, "n_heads": HEADS, "n_kv_heads": GROUPS}
+SWITCHES = TABLES["llama"].layouts["meta"].switches
 PARAMS |= {"head_dim": DIM // HEADS, "norm_eps": 1e-5, "vocab_size": VOCAB}
 
 
@@ -215,9 +216,9 @@ def test_shards_of_unequal_parts_are_refused(tmp_path):
     st.booleans(),
 )
 def test_params_json_says_what_config_json_says(config, meta):
-    params, _ = params_of(config, meta)
+    params, _ = params_of(config, meta, SWITCHES)
     shapes = {"layers.0.feed_forward.w1.weight": (config["intermediate_size"], 1)}
-    back, _ = config_of(params, shapes, BY_NAME["bfloat16"], "params.json")
+    back, _ = config_of(params, shapes, BY_NAME["bfloat16"], "params.json", SWITCHES)
     assert {key: back[key] for key in config} == config
     if meta:  # llama/model.py, FeedForward
         inner = int(2 * (4 * config["hidden_size"]) / 3)
@@ -228,10 +229,12 @@ def test_params_json_says_what_config_json_says(config, meta):
 
 def test_what_params_json_cannot_say_is_said():
     scaled = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5.0}, "hidden_size": 8}
-    params, notes = params_of({**scaled, "tie_word_embeddings": True}, meta=False)
+    params, notes = params_of({**scaled, "tie_word_embeddings": True}, meta=False, switches={})
     assert params["rope_theta"] == 5.0 and "yarn" in notes[0] and "tied" in notes[1]
     with pytest.raises(ConfigError, match=r"2 heads of 3: Meta's network takes"):
-        params_of({"hidden_size": 8, "num_attention_heads": 2, "head_dim": 3}, meta=True)
+        params_of(
+            {"hidden_size": 8, "num_attention_heads": 2, "head_dim": 3}, meta=True, switches={}
+        )
 
 
 @given(st.lists(st.integers(1, 4), min_size=3, max_size=3), st.integers(1, 4), st.integers(1, 3))

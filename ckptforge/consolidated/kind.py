@@ -24,6 +24,8 @@ from ckptforge.foreign.files import entries_of, is_there
 from ckptforge.foreign.json import read_object
 from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.tables.table import Switch
 from ckptforge.values import Value
 from ckptforge.wording import counted, listing
 
@@ -60,10 +62,17 @@ class ConsolidatedDirectory:
             return model
         shapes = {name: value.shape for name, value in model.values.items()}
         dtype = next(iter(model.values.values())).dtype
-        config, notes = config_of(params, shapes, dtype, str(path))
+        switches = _switches() if layout == META else {}
+        config, notes = config_of(params, shapes, dtype, str(path), switches)
         small, skipped = small_files_of(directory, all_files=False)
         small[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
         return replace(model, derived=small).noting(*notes, *skipped)
+
+
+def _switches() -> dict[str, Switch]:
+    """The keys of params.json that stand for several of config.json, by whichever table."""
+    layouts = (table.layouts[META] for table in shipped_tables() if META in table.layouts)
+    return {key: switch for layout in layouts for key, switch in layout.switches.items()}
 
 
 def _files(directory: Path) -> list[FileIndex]:

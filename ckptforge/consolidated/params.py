@@ -11,10 +11,12 @@ from typing import Any
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import ConfigError, shown
+from ckptforge.tables.table import Switch
 
 PARAMS = "params.json"
 META = "meta"  # the layout of Meta's
 Params = Mapping[str, Any]
+Switches = Mapping[str, Switch]
 _KEYS = {  # of params.json → of config.json
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
@@ -34,13 +36,6 @@ _SHAPED = {  # Meta's says -1 tokens, and nothing of the inner length
     "intermediate_size": "layers.0.feed_forward.w1.weight",
 }
 _OF_META = ("dim", "n_layers", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta")
-_SCALED = {  # of release 3.1
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 def is_meta(params: Params) -> bool:
@@ -49,10 +44,14 @@ def is_meta(params: Params) -> bool:
 
 
 def config_of(
-    params: Params, shapes: Mapping[str, tuple[int, ...]], dtype: DType, where: str
+    params: Params,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: DType,
+    where: str,
+    switches: Switches,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(a config.json that says what a params.json and the shapes of the tensors say, sentences
-    about what neither does)."""
+    about what neither does). `switches` are those of the layout's table."""
     moe = params.get("moe")
     if moe is not None and not isinstance(moe, dict):
         raise ConfigError(f"{where}: moe is {shown(moe)}, expected an object.")
@@ -65,12 +64,10 @@ def config_of(
     found["tie_word_embeddings"] = "output.weight" not in shapes
     found["torch_dtype"] = dtype.name
     notes = []
-    if params.get("use_scaled_rope"):
-        found["rope_scaling"] = _SCALED
-        notes.append(
-            f"{where}: use_scaled_rope doesn't say by which factor; config.json gets 8, that of "
-            "release 3.1. That of 3.2 is 32."
-        )
+    for key, switch in switches.items():
+        if params.get(key):
+            found |= switch.config
+            notes += [f"{where}: {key} {switch.note}"] if switch.note else []
     if "max_position_embeddings" not in found:
         notes.append(
             f"{where}: doesn't say max_position_embeddings; set it in config.json, where programs "
@@ -93,15 +90,18 @@ def _lengths(params: Params, moe: Params, shapes: Mapping[str, tuple[int, ...]])
     return found
 
 
-def params_of(config: Params, meta: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+def params_of(
+    config: Params, meta: bool, switches: Switches
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(params.json of what a config.json says, as mistral-inference reads it, or as Meta's program
     does; sentences about what it can't say). Raises `ConfigError` for a model that Meta's network
     can't be."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = _rope(config)
+    kind = _rope_type(config)
     config = {"num_key_value_heads": config.get("num_attention_heads"), **rope, **config}
     notes = []
-    if kind != "default" and not (meta and kind == "llama3"):
+    scaled = [key for key, one in switches.items() if _rope_type(one.config) == kind]
+    if kind != "default" and not scaled:
         notes.append(f"{PARAMS} can't say that positions are scaled ({kind}).")
     if config.get("tie_word_embeddings"):
         notes.append("the head is tied to the embedding; programs for releases expect both.")
@@ -125,6 +125,14 @@ def params_of(config: Params, meta: bool) -> tuple[dict[str, Any], tuple[str, ..
         kept["multiple_of"] = inner
         if 8 * dim // 3 > inner:
             kept["ffn_dim_multiplier"] = inner / (8 * dim // 3)
-    if kind == "llama3":
-        kept["use_scaled_rope"] = True
-    return kept, tuple(notes)
+    return {**kept, **dict.fromkeys(scaled, True)}, tuple(notes)
+
+
+def _rope(config: Params) -> Params:
+    found: Params = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return found
+
+
+def _rope_type(config: Params) -> Any:
+    rope = _rope(config)
+    return rope.get("rope_type", rope.get("type", "default"))

@@ -19,6 +19,7 @@ from ckptforge.formats.layout import TensorSpec
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.planning.lower import PlacedFile
 from ckptforge.publish.output_name import refuse_name
+from ckptforge.tables.table import Layout
 from ckptforge.targets.target import LaidOut
 
 _FILES_OF_STACKED = 8  # which transformers' script expects
@@ -31,7 +32,7 @@ class ConsolidatedTarget(msgspec.Struct, frozen=True, kw_only=True):
     the model."""
 
     output: Path
-    layout: str
+    layout: Layout
     side: HuggingFaceSide | None = None
 
     def __post_init__(self) -> None:
@@ -51,13 +52,13 @@ class ConsolidatedTarget(msgspec.Struct, frozen=True, kw_only=True):
             note = f"{CONFIG} isn't known, so {PARAMS} isn't written; put the model's own there."
             return LaidOut(files=tuple(files), small_files=small, notes=(note,))
         config = parse_object(beside[CONFIG], CONFIG, constants=True)
-        params, notes = params_of(config, meta=self.layout == META)
+        params, notes = params_of(config, self.layout.name == META, self.layout.switches)
         small[PARAMS] = (json.dumps(params, indent=4) + "\n").encode()
         return LaidOut(files=tuple(files), small_files=small, notes=notes)
 
     def _shared(self, specs: Sequence[TensorSpec]) -> list[tuple[str, Sequence[TensorSpec]]]:
         """The names of the files, with the tensors of each."""
-        if self.layout == META:
+        if self.layout.name == META:
             return [("consolidated.00.pth", specs)]
         if not any(".block_sparse_moe." in spec.name for spec in specs):
             return [(SINGLE, specs)]

@@ -115,7 +115,8 @@ def make_constants(file: TableFile) -> Constants:
     if file.rope is not None:
         with at("rope", "dim"):
             written = file.rope
-            rope = Rope(Expression(written.dim), written.scales_softmax, written.rotated)
+            dim = Expression(written.dim)
+            rope = Rope(dim, written.scales_softmax, written.rotated, written.types)
     types, windows = file.defaults.items(), file.window
     by_model_type = {n: ModelConstants(values, rope, windows.get(n)) for n, values in types}
     return Constants(listed=listed, by_model_type=by_model_type, defaults_from=file.defaults_from)

@@ -13,7 +13,7 @@ from ckptforge.tables.passed import PassedRow, overlap, parse_passed
 from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.rows import at, check_known, check_layout, sentence
 from ckptforge.tables.sharding import BY_AXES, Sharding, parse_sharding, stored_cuts
-from ckptforge.tables.table import Layout, Logical
+from ckptforge.tables.table import Layout, Logical, Switch
 from ckptforge.tables.templates import check_template, find_clash
 from ckptforge.wording import nearest
 
@@ -29,8 +29,8 @@ Rows = dict[str, Pattern]
 
 def make_layouts(file: TableFile, logical: Logical) -> dict[str, Layout]:
     """Raises `TableError` with the row and the rule that it breaks."""
-    for section, named in (("shard", file.shard), ("copies", file.copies), ("config", file.config)):
-        for name in named:
+    for section in ("shard", "copies", "config", "switches"):
+        for name in getattr(file, section):
             with at(section, name):
                 check_layout(name, file.layout)
     return {name: _layout(name, file, logical) for name in file.layout}
@@ -55,6 +55,10 @@ def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
         passed=tuple(passed.values()),
         by_name_only=file.layout[name].get("told") == "by name only",
         config=file.config.get(name, {}),
+        switches={
+            key: Switch(config=row.config, note=row.note)
+            for key, row in file.switches.get(name, {}).items()
+        },
     )
 
 

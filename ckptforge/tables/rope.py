@@ -34,6 +34,7 @@ _MAX_DIM = 1 << 12
 _MAX_NESTED = 16
 
 Parameters = Mapping[str, Any]
+Way = tuple[Callable[[Parameters, int], tuple[Any, ...]], tuple[str, ...]]
 
 
 class RopeSection(msgspec.Struct, frozen=True):
@@ -50,16 +51,29 @@ class RopeSection(msgspec.Struct, frozen=True):
             "partial_rotary_factor doesn't"
         ),
     ] = None
+    types: Annotated[
+        dict[str, str],
+        Meta(
+            description="rope types of config.json that are computed as another: banded is that "
+            "with low_freq_factor and high_freq_factor"
+        ),
+    ] = {}
 
 
 class Rope(msgspec.Struct, frozen=True):
     """`dim` numbers of a head are rotated. `scales_softmax`: where there is an mscale_all_dim, the
     attention's scores are multiplied by the square of the scale that it gives. `rotated`: the key
-    that says how many are rotated where partial_rotary_factor doesn't."""
+    that says how many are rotated where partial_rotary_factor doesn't. `types`: rope type → the one
+    in whose way it is computed."""
 
     dim: Expression
     scales_softmax: bool
     rotated: str | None = None
+    types: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    def way(self, kind: object) -> Way | None:
+        """How a rope type is computed; None for an unknown one."""
+        return _TYPES.get(self.types.get(kind, kind)) if isinstance(kind, str) else None
 
 
 def rope_parameters(
@@ -100,7 +114,8 @@ def _standard(
     read: tuple[str, ...] = ()
     if isinstance(kind, str):
         others = tuple(key for key in given if key not in ("type", _TYPE))
-        read = _TYPES[kind][1] if kind in _TYPES else others
+        way = rope.way(kind)
+        read = others if way is None else way[1]
     if kind == "default" and _PARTIAL in defaults:
         read = (_PARTIAL,)
     if rope.scales_softmax and kind != "default":
@@ -129,10 +144,12 @@ def rotation(parameters: Parameters, dim: int | None, rope: Rope) -> tuple[Any, 
     try:
         if dim is None or not 0 < dim <= _MAX_DIM:
             raise ValueError(dim)
-        found = _TYPES[parameters[_TYPE]][0](parameters, dim)
+        if (way := rope.way(parameters[_TYPE])) is None:
+            raise ValueError(parameters[_TYPE])
+        found = way[0](parameters, dim)
         return (*found, _softmax_scale(parameters) if rope.scales_softmax else 1.0)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        _, read = _TYPES.get(str(parameters.get(_TYPE)), (None, (LONGEST,)))
+        _, read = rope.way(str(parameters.get(_TYPE))) or (None, (LONGEST,))
         unread = None if LONGEST in read else LONGEST
         items = (item for item in parameters.items() if item[0] != unread)
         return tuple(sorted(items, key=lambda item: item[0]))
@@ -246,12 +263,12 @@ def _softmax_scale(p: Parameters) -> float:
 
 
 # Rope type, by transformers' name → what computes it, and the parameters that it reads.
-_TYPES: Mapping[str, tuple[Callable[[Parameters, int], tuple[Any, ...]], tuple[str, ...]]] = {
+_TYPES: Mapping[str, Way] = {
     "default": (lambda p, dim: _fixed(_inverse(p, _rotated(p, dim))), ()),
     "linear": (_linear, _SCALED),
     "proportional": (_proportional, _SCALED),
     "dynamic": (_dynamic, (*_SCALED, LONGEST)),
     "yarn": (_yarn, (*_SCALED, _ORIGINAL, *_YARN, LONGEST)),
     "longrope": (_longrope, (*_SCALED, _ORIGINAL, *_LONG, LONGEST)),
-    "llama3": (_banded, (*_SCALED, _ORIGINAL, *_BANDS, LONGEST)),
+    "banded": (_banded, (*_SCALED, _ORIGINAL, *_BANDS, LONGEST)),
 }

@@ -10,6 +10,7 @@ from ckptforge.wording import nearest
 
 # Sections that stand in others: [layout.hub], but [axes] H.
 _NESTED: set[tuple[str, ...]] = {("layout",), ("copies",), ("shard",), ("refused",), ("defaults",)}
+_NESTED |= {("switches",)}
 _NESTED |= {("config",), ("lora", "names"), ("lora", "embedding_names")}
 _FEW = 8  # names that are listed
 _KEYS = ("name", "model_type", "aliases", "constants", "keep_dtype", "defaults_from", "demo")

@@ -22,6 +22,13 @@ from ckptforge.tables.sharding import Sharding
 from ckptforge.wording import nearest
 
 
+class Switch(msgspec.Struct, frozen=True, kw_only=True):
+    """What config.json says where a key of params.json is true, and what is to be said of that."""
+
+    config: Mapping[str, Any]
+    note: str = ""
+
+
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """How one layout stores a model: its patterns in checkpoint order, each logical tensor in
     exactly one.
@@ -30,7 +37,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     table doesn't say. `copies` are tensors that hold once more what a logical tensor holds,
     `passed` the rows that pass through unchanged.
     `by_name_only`: names and shapes are those of another layout, which is meant unless a user or a
-    manifest names this one. `config` are keys of config.json that hold for models in it.
+    manifest names this one. `config` are keys of config.json that hold for models in it, `switches`
+    keys of params.json that stand for others where they are true.
     """
 
     name: str
@@ -41,6 +49,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     passed: tuple[PassedRow, ...] = ()
     by_name_only: bool = False
     config: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    switches: Mapping[str, Switch] = msgspec.field(default_factory=dict)
 
     def holding(self, tensor: str) -> Pattern:
         """How a logical tensor is stored."""

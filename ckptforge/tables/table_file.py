@@ -82,6 +82,15 @@ class LoraSection(msgspec.Struct, frozen=True):
     ] = {}
 
 
+class SwitchRow(msgspec.Struct, frozen=True):
+    """A key of params.json, and what config.json says where it is true."""
+
+    config: Annotated[
+        dict[str, Any], Meta(description="the keys of config.json, with their values")
+    ]
+    note: Annotated[str, Meta(description="what a user should hear of where the key is true")] = ""
+
+
 class IgnoredSection(msgspec.Struct, frozen=True):
     """Names, with *, that are no weights: dropped and reported."""
 
@@ -185,6 +194,13 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="by layout, keys of config.json that hold for models in it, whose files "
             "bring along what stands for a config.json without them"
+        ),
+    ] = {}
+    switches: Annotated[
+        dict[str, dict[str, SwitchRow]],
+        Meta(
+            description="by layout of a release, keys of params.json that stand for several of "
+            "config.json where they are true"
         ),
     ] = {}
     rope: Annotated[RopeSection | None, Meta(description="rotary embeddings")] = None

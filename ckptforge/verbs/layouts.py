@@ -79,7 +79,7 @@ def consolidated_job(
     from ckptforge.consolidated.target import ConsolidatedTarget
 
     model = _in_layout(source, target, options, None, False)
-    place = ConsolidatedTarget(output=output, layout=target.name, side=source.hugging_face)
+    place = ConsolidatedTarget(output=output, layout=target, side=source.hugging_face)
     plan = plan_for(verb, model, place, _facts(source, target, options))
     return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
 

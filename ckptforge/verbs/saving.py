@@ -75,8 +75,8 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
     if source is not None and source.binding.layout.family == "consolidated":
         from ckptforge.consolidated.target import ConsolidatedTarget
 
-        name = source.binding.layout.name
-        return ConsolidatedTarget(output=options.out, layout=name, side=source.hugging_face)
+        layout = source.binding.layout
+        return ConsolidatedTarget(output=options.out, layout=layout, side=source.hugging_face)
     hub = hub and not asked
     if hub and not cut and options.format == DCP:
         side = read.hugging_face if isinstance(read, Source) else known_of(model, read).side
