@@ -121,6 +121,8 @@ def example(table, seed=0):
             shape = pattern.shape(lambda _, axis: lengths[axis])
             for _, name in name_pieces(pattern, lengths):
                 tensors[name] = ("bfloat16", shape, random.bytes(2 * int(np.prod(shape))))
+    for row in layout.passed:
+        tensors[row.name("patch.weight")] = ("bfloat16", (3, 2), random.bytes(12))
     return tensors, dict(table.example)
 
 
@@ -399,7 +401,8 @@ def test_without_config_json_the_only_table_that_fits_is_taken(tmp_path):
         path = put(tmp_path / name, tensors, None)
         found = ckptforge.inspect(path)
         # only config.json tells the last layers from MTP's, and what the queries are made of
-        if "num_nextn_predict_layers" in config or "q_lora_rank" in config:
+        numbered_after_others = any(p.offsets for p in table.layouts["hub"].patterns)
+        if numbered_after_others or "q_lora_rank" in config:
             assert re.search(
                 "There is no config.json, which says how many there are of each: give it with|"
                 "its own config.json says so, by q_lora_rank true: it isn't there, give it with",

@@ -141,12 +141,16 @@ def _lead(name: str, skeleton: str) -> str | None:
 
 
 def _renaming(head: _Head, layout: Layout, plain: Mapping[str, str]) -> Renaming | None:
-    known = _skeletons(layout)
+    skeletons = _skeletons(layout)
+
+    def known(name: str) -> bool:
+        return _skeleton(name) in skeletons or layout.passes(name)
+
     found: dict[str, str] = {}
     for stored, name in plain.items():
         standard = head.put + name[len(head.lead) :] if name.startswith(head.lead) else name
-        standard = standard if _skeleton(standard) in known else name
-        if _skeleton(standard) in known:
+        standard = standard if known(standard) else name
+        if known(standard):
             found[stored] = standard
     led = [stored for stored, standard in found.items() if plain[stored] != standard]
     pairs = found.items()

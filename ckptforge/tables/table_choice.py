@@ -66,7 +66,7 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
     told = _told(tables, hints)
     if len(told) == 1:
         return told[0]
-    candidates = told or list(tables)
+    candidates = told or [table for table in tables if _has_its_parts(table, shapes)]
     near = {table.name: nearest_layout(table, shapes) for table in candidates}
     best = max((one.known for one in near.values()), default=0)
     closest = [table for table in candidates if near[table.name].known == best]
@@ -77,6 +77,13 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
     if best * 2 > len(shapes) and len(closest) == 1 and hints.config.get("model_type") is None:
         return closest[0]
     raise ModelUnknownError(_unknown(candidates, closest, near, shapes, hints))
+
+
+def _has_its_parts(table: Table, shapes: Shapes) -> bool:
+    """Whether something is there of what a table's models have beside the language model, which
+    alone is another table's."""
+    layouts = table.layouts.values()
+    return not table.passed or any(one.passes(name) for one in layouts for name in shapes)
 
 
 def _unknown(
