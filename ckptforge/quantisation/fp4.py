@@ -1,7 +1,7 @@
 """Floats of four bits (E2M1), two in a byte, the first in the low bits.
 
 Sources: transformers' integrations/mxfp4.py (gpt-oss: `_blocks` and `_scales`) and
-integrations/finegrained_fp8.py (experts in FP4 as DeepSeek publishes them), compressed-tensors'
+integrations/finegrained_fp8.py (experts in FP4), compressed-tensors'
 compressors nvfp4_pack_quantized and mxfp4_pack_quantized, and NVIDIA ModelOpt's `NVFP4QTensor`; the
 OCP Microscaling Formats specification, version 1.0.
 """

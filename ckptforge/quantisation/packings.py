@@ -79,7 +79,7 @@ def nvfp4() -> Packing:
 
 
 def experts_in_fp4() -> Packing:
-    """DeepSeek's, of experts beside weights in FP8."""
+    """Experts in FP4 beside weights in FP8."""
     return Fp4(codes="weight", scales=_SCALES, group=MICROSCALED)
 
 
