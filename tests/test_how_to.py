@@ -99,3 +99,14 @@ def test_the_commands_for_iterations_run(models, tmp_path, monkeypatch):
     but = (*ADAPTERS, "--strategy-dir output/strategy")
     run_all(commands_of("docs/mindformers.md", but=but), root)
     run_all((one for one in commands_of("README.md") if "my-qwen3" in one), root)
+
+
+def test_the_code_of_the_page_on_python_runs(models, tmp_path, monkeypatch, capsys):
+    shutil.copytree(models / MIXTRAL, tmp_path / "Mixtral")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "python.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
+    for code in blocks:
+        exec(code, {})
+    printed = capsys.readouterr().out
+    assert len(blocks) > 1 and "the same\nmixtral gmm (" in printed and "cast" in printed

@@ -29,12 +29,16 @@ def test_every_command_of_a_tutorial_prints_what_it_shows(page, tmp_path):
     run_steps(steps, tmp_path)
 
 
-def test_the_tour_of_the_readme_prints_what_it_shows(tmp_path):
+def test_the_tour_of_the_readme_prints_what_it_shows(tmp_path, monkeypatch, capsys):
     text = README.read_text()
     (lines,) = [block for _, block in BLOCK.findall(text) if block.startswith("ckptforge demo")]
     steps = steps_of(text)
     assert [step.command for step in steps] == lines.splitlines()[2:]
     run_steps([Step(line, "") for line in lines.splitlines()[:2]] + steps, tmp_path)
+    (code,) = [block for language, block in BLOCK.findall(text) if language == "python"]
+    monkeypatch.chdir(tmp_path / "tour")
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines()[-1] == "the same"
 
 
 def test_an_output_must_be_what_is_shown_of_it():
