@@ -404,8 +404,8 @@ def test_legacy_rope_rows_are_those_of_mindformers(tmp_path):
     ).all()
 
 
-# name → table, the sizes of the published config.json, parameters, tensors of the hub; DeepSeek-V3
-# without its MTP layer: 671B
+# name → table, sizes as `sizes_from` says them, what they make up: parameters, tensors of the hub;
+# the billions of parameters that `billions_from` says, where one was read that does
 PUBLISHED = json.loads((FIXTURES / "published.json").read_text())
 
 
@@ -418,6 +418,18 @@ def test_published_counts(model, tmp_path):
     assert (
         next(count for count in counts if count.layout == "hub").tensors == published["hub_tensors"]
     )
+    assert published["sizes_from"]
+
+
+@pytest.mark.parametrize("model", [name for name, one in PUBLISHED.items() if "billions" in one])
+def test_counts_are_those_that_their_makers_name(model, tmp_path):
+    published = PUBLISHED[model]
+    config = dict(published["config"])
+    if "without the MTP layer" in published["billions_from"]:
+        config.pop("num_nextn_predict_layers", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = check_table(published["table"], config=tmp_path).counts[0].parameters
+    assert found == pytest.approx(published["billions"] * 1e9, rel=0.03)
 
 
 def test_the_mtp_layer_is_counted_where_config_has_one(tmp_path):
