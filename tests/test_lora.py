@@ -823,7 +823,6 @@ def test_a_run_that_merges_is_resumed_only_with_the_same_adapter(tmp_path, model
             "adapter_model.safetensors holds no weight of it",
         ),
         ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head', expected a list"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),

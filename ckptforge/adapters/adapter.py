@@ -13,6 +13,7 @@ from ckptforge.adapters.adapter_layout import factor_names, recognise_factors
 from ckptforge.adapters.factors import Factors, Index
 from ckptforge.adapters.pairs import Scales, paired_factors
 from ckptforge.adapters.peft_names import of_the_base, whole_weight
+from ckptforge.adapters.stacked import unstacked
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.opening import open_checkpoint
@@ -123,6 +124,8 @@ def read_adapter(
     `UsageError` where the scale isn't recorded.
     """
     path, is_peft = model.path, model.format == "peft adapter"
+    if kept.config is not None and is_peft and kept.config.stacked:
+        model = replace(model, values=unstacked(path, model.values, table, lengths))
     names = factor_names(model.values)
     if not names:
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor *{LORA_MARK}*).")

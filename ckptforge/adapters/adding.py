@@ -87,6 +87,15 @@ def _added(value: Value, products: tuple[Product, ...]) -> Value:
     return value.map(add)
 
 
+def _part_of(factor: Value) -> tuple[int, int, int] | None:
+    """Which part of what is stored a factor is; None for all of it."""
+    if factor.shape == factor.origin.shape:
+        return None
+    (fragment,) = factor.fragments
+    row, column = divmod(fragment.transfer.source, factor.origin.shape[1])
+    return row, column, fragment.transfer.source_strides[-1]
+
+
 def _products(
     adapted: Mapping[str, Factors], into: Pattern, entry: Value, sizes: AxisSizes, table: Table
 ) -> Iterator[Product]:
@@ -115,6 +124,13 @@ def _products(
                 f"rows don't fit those of {tensor} in {entry.origin.name} {list(entry.shape)} of "
                 f"{entry.origin.path}; is it an adapter of this model?"
             )
-        yield Product(a=one.a.origin, b=one.b.origin, scale=one.scale, rows=rows, turned=one.turned)
+        yield Product(
+            a=one.a.origin,
+            b=one.b.origin,
+            scale=one.scale,
+            rows=rows,
+            turned=one.turned,
+            part=_part_of(one.b),
+        )
         if same:
             return  # all rows at once

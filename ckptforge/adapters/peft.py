@@ -41,12 +41,12 @@ _NAMES = """
     corda_config lora_ga_config qalora_group_size runtime_config ensure_weight_tying
 """
 _HARMLESS = {*_NAMES.split(), "modules_to_save", "bias"}  # weights that the file holds whole
+_HARMLESS |= {"target_parameters"}  # `stacked.py`
 # What does, and the values under which it doesn't.
 _PLAIN: dict[str, tuple[object, ...]] = {
     "use_dora": (None, False),
     "fan_in_fan_out": (None, False),
     "lora_bias": (None, False),
-    "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
     "layer_replication": (None, []),
     # others change the base
@@ -83,6 +83,20 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
                 f"{self.where}: modules_to_save is {shown(found)}, expected a list of names."
             )
         return found
+
+    @property
+    def stacked(self) -> bool:
+        """Whether parameters that stack experts have adapters. Raises `FormatError` for ranks or
+        scales of their own, whose modules' names say nothing of a parameter."""
+        if not (targets := self.content.get("target_parameters")):
+            return False
+        for field in ("rank_pattern", "alpha_pattern"):
+            if self.content.get(field):
+                raise FormatError(
+                    f"{self.where}: {field} beside target_parameters {shown(targets)} isn't "
+                    "understood; merge this adapter with peft itself."
+                )
+        return True
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -31,6 +31,9 @@ class Addend:
         self._products: list[tuple[Array, Array, float, Array]] = []
         for product in step.products:
             a, b = (read(factor, dtype) for factor in (product.a, product.b))
+            if product.part is not None:
+                first, column, step_between = product.part
+                b = b[first:, column::step_between]
             if product.turned:
                 a, b = a.T, b.T
             rank, columns = a.shape

@@ -20,13 +20,16 @@ ROWS, COLUMNS = 32, 1024
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
     """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B
-    to those of the whole matrix. `turned`: both are stored as their transposes."""
+    to those of the whole matrix. `turned`: both are stored as their transposes. `part`: B is that
+    of what is stored from a row on, and of every so manyth column from one on (row, column, step).
+    """
 
     a: Stored
     b: Stored
     scale: float
     rows: Transfer
     turned: bool = False
+    part: tuple[int, int, int] | None = None
 
     @property
     def rank(self) -> int:
@@ -60,7 +63,8 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
         rows = height(self)
         columns = max(product.columns for product in self.products) + COLUMNS
         itemsize = self.gives(stored.dtype).itemsize
-        return 2 * sum(one.rank for one in self.products) * (rows + columns) * itemsize
+        parts = sum(one.b.elements for one in self.products if one.part is not None)
+        return (2 * sum(one.rank for one in self.products) * (rows + columns) + parts) * itemsize
 
     def identity(self) -> bytes:
         """Its factors, their scales, and the rows that they are for."""
@@ -76,7 +80,7 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
             found += [
                 one.a.identity(),
                 one.b.identity(),
-                repr((one.scale, rows, one.turned)).encode(),
+                repr((one.scale, rows, one.turned, one.part)).encode(),
             ]
         return b"".join(found)
 

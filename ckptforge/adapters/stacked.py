@@ -1,0 +1,170 @@
+"""PEFT's adapters of parameters that stack experts (`target_parameters`), as one of each expert's
+matrices.
+
+Convention of peft 0.17 … 0.21 (peft/tuners/lora/layer.py, class ParamWrapper): a parameter of shape
+(e, out, in) has A of shape (e · r, in), whose rows run over experts and then ranks, and B of shape
+(out, r · e), whose columns run over ranks and then experts; an expert gets scale · B·A of its own
+rows and columns. Several parameters of one module are wrapped one around the other, each with
+`.base_layer` more in its name; which is which their shapes say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from ckptforge.adapters.peft_names import PREFIX
+from ckptforge.errors import ConfigError, FormatError, shown
+from ckptforge.quantisation.packed import rows_of
+from ckptforge.spelling import option
+from ckptforge.tables.axes import Concat, Pattern, axis_size, skeleton_of
+from ckptforge.tables.lengths import Lengths
+from ckptforge.tables.lora import AdaptedWeight
+from ckptforge.tables.table import Table
+from ckptforge.transfers import Transfer
+from ckptforge.values import Fragment, Term, Value, value_of
+
+_FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+?)(?:\.base_layer)*\.lora_A\.weight")
+Values = Mapping[str, Value]
+
+
+Kind = tuple[Pattern, tuple[int, ...]]  # how a parameter is stored, and the index in its name
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """The part of a stacked parameter that is one kind of matrix: its pattern and the index in its
+    name, the matrix with its factors' names, and which rows of an expert's part are its own."""
+
+    pattern: Pattern
+    index: tuple[int, ...]
+    weight: AdaptedWeight
+    first: int
+    rows: int
+
+
+def unstacked(path: Path, values: Values, table: Table, lengths: Lengths) -> dict[str, Value]:
+    """An adapter's tensors, with the factors of stacked experts as those of each expert's matrices
+    under the hub's names. Raises `FormatError` for factors that are of none of the table's
+    parameters, `ConfigError` where lengths aren't known."""
+    found = dict(values)
+    for name in values:
+        match = _FACTOR.fullmatch(name)
+        kinds = [] if match is None else list(_parameters(table, match[1], lengths))
+        if match is None or not kinds:
+            continue
+        other = name.replace(".lora_A.", ".lora_B.")
+        if other not in found:
+            raise FormatError(f"{path}: {name} is there without {other}: it is damaged.")
+        a, b = found.pop(name), found.pop(other)
+        pattern, index = _fitting(path, kinds, a, b, lengths)
+        for weight, first, rows in _matrices(path, pattern, table, lengths):
+            place = _Place(pattern, index, weight, first, rows)
+            found |= _of_each_expert(a, b, place, lengths)
+    return found
+
+
+def _parameters(table: Table, module: str, lengths: Lengths) -> Iterator[Kind]:
+    """The parameters of a module that stack experts."""
+    skeleton, numbers = skeleton_of(f"{module}.")
+    for layout in table.layouts.values():
+        for pattern in layout.patterns if layout.family == "huggingface" else ():
+            stem, _, leaf = pattern.skeleton.rpartition(".")
+            stacks = len(pattern.axes) == 3 and len(pattern.axes[0]) == 1 and not pattern.reshaped
+            fits = stacks and leaf != "weight" and f"{stem}." == skeleton
+            index = pattern.match(numbers) if fits else None
+            axes = [(axis, pattern.offsets.get(axis)) for axis in pattern.name_axes]
+            if index is not None and all(
+                number in lengths.in_names(*axis) for number, axis in zip(index, axes, strict=True)
+            ):
+                yield pattern, index
+
+
+def _fitting(
+    path: Path,
+    kinds: list[Kind],
+    a: Value,
+    b: Value,
+    lengths: Lengths,
+) -> Kind:
+    """The parameter that two factors are of. Raises `FormatError` and `ConfigError`."""
+    needed = {axis for pattern, _ in kinds for axis in _axes_of(pattern)}
+    if lost := needed - set(lengths):
+        raise ConfigError(
+            f"{path}: {a.origin.name} is of stacked experts; to know which axes {min(lost)} is "
+            f"needed: merge the adapter into its model, with {option('merge_lora')}."
+        )
+    fits = [
+        one
+        for one in kinds
+        if len(a.shape) == len(b.shape) == 2
+        and (b.shape[0], a.shape[1]) == _sides(one[0], lengths)
+        and a.shape[0] == b.shape[1]
+        and a.shape[0] % lengths[str(one[0].axes[0][0])] == 0
+    ]
+    if len(fits) != 1:
+        sides = "; ".join(f"{p.template}: {list(_sides(p, lengths))}" for p, _ in kinds)
+        raise FormatError(
+            f"{path}: {a.origin.name} {list(a.shape)} and {b.origin.name} {list(b.shape)} aren't "
+            f"factors of one stacked parameter there is ({sides}, with a rank for each expert)."
+        )
+    return fits[0]
+
+
+def _axes_of(pattern: Pattern) -> set[str]:
+    return {axis for tensor in pattern.tensors for axis in pattern.factors(tensor)}
+
+
+def _sides(pattern: Pattern, lengths: Lengths) -> tuple[int, int]:
+    """(rows, columns) of one expert's part of a parameter."""
+    rows, columns = (
+        axis_size(axis, pattern.tensors[0], lambda _, factor: lengths[factor])
+        for axis in pattern.axes[1:]
+    )
+    return rows, columns
+
+
+def _of_each_expert(a: Value, b: Value, place: _Place, lengths: Lengths) -> dict[str, Value]:
+    """Name → factor, of one matrix of each expert."""
+    axis = str(place.pattern.axes[0][0])
+    experts, ranks = lengths[axis], a.shape[0]
+    rank, shape = ranks // experts, (place.rows, ranks // experts)
+    numbers = zip(place.pattern.name_axes, place.index, strict=True)
+    pinned = {one: lengths.index(one, i, place.pattern.offsets.get(one)) for one, i in numbers}
+    found: dict[str, Value] = {}
+    for expert in range(experts):
+        at = {**pinned, axis: expert}
+        own = rows_of(a.origin, expert * rank, (expert + 1) * rank)
+        found[place.weight.a.name(at, lengths)] = value_of(own)
+        start = place.first * ranks + expert
+        transfer = Transfer(shape, start, (ranks, experts), 0, (rank, 1))
+        term = Term(fragments=(Fragment(b.origin, transfer),))
+        name = place.weight.b.name(at, lengths)
+        found[name] = Value(dtype=b.dtype, shape=shape, terms=(term,), kind=b.kind)
+    return found
+
+
+def _matrices(
+    path: Path, pattern: Pattern, table: Table, lengths: Lengths
+) -> Iterator[tuple[AdaptedWeight, int, int]]:
+    """(matrix, its first row, its rows) of one expert's part of a parameter. Raises `FormatError`
+    where the hub has no matrices that may have adapters, or rows of several take turns."""
+    hub = table.first_layout("huggingface")
+    weights = {one.weight: one for one in table.lora.weights.get(hub.name, ())}
+    (item, *others), first = pattern.axes[1], 0
+    parts = item.parts if isinstance(item, Concat) else ()
+    for tensor in pattern.tensors:
+        weight = weights.get(hub.holding(tensor))
+        named = next((part.factors for part in parts if part.tensor == tensor), pattern.axes[1])
+        if weight is None or others or not all(isinstance(factor, str) for factor in named):
+            raise FormatError(
+                f"{path}: {shown(pattern.template)} has an adapter, whose experts the mapping "
+                f"{table.name} can't take apart; merge it with peft itself."
+            )
+        rows = 1
+        for factor in named:
+            rows *= lengths[str(factor)]
+        yield weight, first, rows
+        first += rows

@@ -1,0 +1,137 @@
+"""Adapters of parameters that stack experts, as peft's `target_parameters` makes them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ckptforge
+from ckptforge.errors import FormatError
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.verbs.synthetic import write_model
+from tests.helpers import raw_safetensors, write_safetensors
+
+TABLES = {table.name: table for table in shipped_tables()}
+RANK, ALPHA = 3, 6
+BASE = "base_model.model.model.layers.{}.mlp.experts"
+
+
+def stacked_adapter(path, config, layers, seed=0, **said):
+    """Both parameters of some layers adapted, by integers, so that every sum is exact."""
+    rng = np.random.default_rng(seed)
+    hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+    ranks = RANK * (config.get("num_experts") or config["n_routed_experts"])
+    sides = {"": (hidden, inner), ".base_layer": (2 * inner, hidden)}  # down_proj is the outer one
+    made = {}
+    for layer in layers:
+        for nested, (rows, columns) in sides.items():
+            for name, shape in (("A", (ranks, columns)), ("B", (rows, ranks))):
+                numbers = rng.integers(-2, 3, shape).astype(np.float32)
+                made[f"{BASE.format(layer)}{nested}.lora_{name}.weight"] = numbers
+    path.mkdir()
+    write_safetensors(
+        path / "adapter_model.safetensors",
+        {name: ("F32", [*x.shape], x.tobytes()) for name, x in made.items()},
+    )
+    targets = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    content = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_parameters": targets}
+    (path / "adapter_config.json").write_text(json.dumps({**content, **said}))
+    return made
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "glm4_moe", "qwen3_next"])
+def test_each_expert_gets_the_product_of_its_own_rows_and_columns(tmp_path, name):
+    """peft 0.21, `get_delta_weight`: einsum("o r e, e r i -> e o i")."""
+    table = TABLES[name]
+    config = {**table.example, "torch_dtype": "float32", "num_nextn_predict_layers": 0}
+    write_model(tmp_path / "hub", table, config, dtype="float32")
+    experts = config.get("num_experts") or config["n_routed_experts"]
+    layer = config["num_hidden_layers"] - 1
+    made = stacked_adapter(tmp_path / "lora", config, [layer])
+    ckptforge.convert(tmp_path / "hub", tmp_path / "out", to="hub", merge_lora=tmp_path / "lora")
+    before, after = (
+        {n: x.view(np.float32) for n, x in raw_safetensors(tmp_path / side).items()}
+        for side in ("hub", "out")
+    )
+    deltas = {}
+    for nested in ("", ".base_layer"):
+        a, b = (made[f"{BASE.format(layer)}{nested}.lora_{x}.weight"] for x in "AB")
+        a, b = a.reshape(experts, RANK, -1), b.reshape(len(b), RANK, experts)
+        deltas[nested] = np.einsum("ore,eri->eoi", b, a) * (ALPHA / RANK)
+    inner = config["moe_intermediate_size"]
+    changed = set()
+    for expert in range(experts):
+        gate_up = deltas[".base_layer"][expert]
+        parts = {"gate": gate_up[:inner], "up": gate_up[inner:], "down": deltas[""][expert]}
+        for kind, delta in parts.items():
+            full = f"model.layers.{layer}.mlp.experts.{expert}.{kind}_proj.weight"
+            assert (after[full] == before[full] + delta).all(), full
+            changed.add(full)
+    for full, numbers in before.items():
+        assert full in changed or (after[full] == numbers).all()
+
+
+def test_merged_into_a_mindspore_layout_it_is_what_merging_first_makes(tmp_path):
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, table.example)
+    stacked_adapter(tmp_path / "lora", table.example, [0, 1])
+    lora = tmp_path / "lora"
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "one.safetensors", merge_lora=lora, dtype="fp32")
+    ckptforge.convert(tmp_path / "hub", tmp_path / "m", to="hub", merge_lora=lora, dtype="fp32")
+    ckptforge.to_ms(tmp_path / "m", tmp_path / "two.safetensors")
+    one, two = (raw_safetensors(tmp_path / f"{x}.safetensors") for x in ("one", "two"))
+    assert one.keys() == two.keys() and all((one[n] == two[n]).all() for n in one)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"r": 4}, "has rank 3, but .* says 4"),
+        ({"rank_pattern": {"experts": 2}}, "rank_pattern beside target_parameters"),
+        ({"alpha_pattern": {"experts": 2}}, "alpha_pattern beside target_parameters"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(tmp_path, said, message):
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, table.example)
+    stacked_adapter(tmp_path / "lora", table.example, [0], **said)
+    with pytest.raises(FormatError, match=message):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", merge_lora=tmp_path / "lora")
+
+
+def test_factors_of_another_model_and_a_conversion_are_refused(tmp_path):
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, {**table.example, "moe_intermediate_size": 24})
+    stacked_adapter(tmp_path / "lora", table.example, [0])
+    with pytest.raises(FormatError, match="aren't factors of one stacked parameter"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", merge_lora=tmp_path / "lora")
+    with pytest.raises(FormatError, match="which other layouts can't hold; merge it"):
+        ckptforge.to_ms(tmp_path / "lora", tmp_path / "x.ckpt", config=tmp_path / "hub")
+
+
+def test_against_peft_itself(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    table = TABLES["qwen3_moe"]
+    made = transformers.AutoConfig.for_model(**{**table.example, "initializer_range": 0.1})
+    torch.manual_seed(0)
+    transformers.Qwen3MoeForCausalLM(made).to(torch.float32).save_pretrained(tmp_path / "hub")
+    model = transformers.Qwen3MoeForCausalLM.from_pretrained(tmp_path / "hub", dtype=torch.float32)
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    wanted = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=targets
+    )
+    adapted = peft.get_peft_model(model, wanted)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * 0.1
+    adapted.save_pretrained(tmp_path / "lora")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "peft")
+    ckptforge.convert(tmp_path / "hub", tmp_path / "out", to="hub", merge_lora=tmp_path / "lora")
+    own, theirs, base = (
+        {n: x.view(np.float32) for n, x in raw_safetensors(tmp_path / side).items()}
+        for side in ("out", "peft", "hub")
+    )
+    assert own.keys() == theirs.keys()
+    assert max(float(abs(own[n] - theirs[n]).max()) for n in own) < 1e-5
+    assert any((own[n] != base[n]).any() for n in own if ".experts.3.up_proj" in n)
