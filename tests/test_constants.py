@@ -431,6 +431,7 @@ def test_the_defaults_of_the_tables_are_those_of_transformers(model_type):
         "deepseek_v2": {"num_key_value_heads", "head_dim"},
         "deepseek_v3": {"num_key_value_heads"},
         "deepseek_v32": {"num_key_value_heads", "head_dim", "layer_types", "mlp_layer_types"},
+        "glm_moe_dsa": {"num_key_value_heads", "head_dim", "layer_types", "mlp_layer_types"},
         "qwen2_moe": {"intermediate_size"},
         "qwen3_moe": {"intermediate_size"},
         "qwen3_next": {"intermediate_size"},

@@ -816,6 +816,14 @@ TRANSFORMERS = {
     "deepseek_v2": ("DeepseekV2ForCausalLM", {}),
     "gpt_oss": ("GptOssForCausalLM", {}),
     "deepseek_v32": ("DeepseekV32ForCausalLM", {"num_nextn_predict_layers": 0}),
+    "glm_moe_dsa": (
+        "GlmMoeDsaForCausalLM",
+        {
+            "model_type": "glm_moe_dsa",
+            "num_nextn_predict_layers": 0,
+            "indexer_types": ["full", "shared", "full"],
+        },
+    ),
     "qwen3_next": ("Qwen3NextForCausalLM", {"num_nextn_predict_layers": 0}),
     "qwen3_next, by layer_types": (
         "Qwen3NextForCausalLM",

@@ -405,6 +405,7 @@ def test_without_config_json_the_only_table_that_fits_is_taken(tmp_path):
         if numbered_after_others or "q_lora_rank" in config:
             assert re.search(
                 "There is no config.json, which says how many there are of each: give it with|"
+                "is said by config.json alone .* which is absent or lacks it: give it with|"
                 "its own config.json says so, by q_lora_rank true: it isn't there, give it with",
                 found.layout_reason,
             )
