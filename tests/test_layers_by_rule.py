@@ -147,6 +147,14 @@ def test_names_tell_where_no_config_does_and_no_layer_may_lack(tmp_path):
         lost.as_layout("ms")
 
 
+def test_names_do_not_tell_where_a_layer_could_lack_unnoticed(tmp_path):
+    hub, table = written(tmp_path)
+    table.write_text(TOY.replace('n = "l but a"', 'n = "l where l < every"'))
+    (hub / "config.json").unlink()
+    with pytest.raises(LayoutError, match=r"axis a counts is said by config\.json alone \(l where"):
+        ckptforge.convert(hub, tmp_path / "out.ckpt", to="ms", mapping=table)
+
+
 def test_a_layer_of_another_kind_than_config_says_is_named(tmp_path):
     hub, table = written(tmp_path)
     own = json.loads((hub / "config.json").read_text())
