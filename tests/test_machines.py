@@ -17,7 +17,7 @@ import ckptforge
 from ckptforge.errors import LeftError, OutputError, UsageError
 from ckptforge.machines.share import Share, share_of
 from ckptforge.machines.units import of_unit, parts_of, source_blocks, units_of
-from ckptforge.run.blocks import blocks_of, whole_file
+from ckptforge.run import blocks
 from tests.helpers import HUB
 
 ROOT = Path(__file__).parents[1]
@@ -248,12 +248,12 @@ def test_units_are_all_of_a_plan_once(count, most):
         ]
         filled = [one for unit in units for one in of_unit(plan, unit).assemblies]
         assert filled == list(plan.assemblies)
-        hashed = [(i, block.start) for unit in units for i, block in source_blocks(plan, unit)]
-        assert sorted(hashed) == [
-            (i, block.start)
+        hashed = [(i, block.at) for unit in units for i, block in source_blocks(plan, unit)]
+        assert sorted(hashed) == sorted(
+            (i, block.at)
             for i, file in enumerate(plan.sources)
-            for block in blocks_of(whole_file(file))
-        ]
+            for block in blocks.source_blocks(plan, file)
+        )
     owners = parts_of(plan, count)[1]
     assert owners == sorted(owners) and set(owners) <= set(range(1, count + 1))
 

@@ -34,7 +34,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, plan: Plan, unit: Unit) -> Work:
         """A unit of a plan."""
-        blocks = {(i, block.start): block for i, block in source_blocks(plan, unit)}
+        blocks = {(i, block.at): block for i, block in source_blocks(plan, unit)}
         return cls(plan=of_unit(plan, unit), blocks=blocks)
 
 

@@ -81,7 +81,7 @@ def source_blocks(plan: Plan, unit: Unit) -> Iterator[tuple[int, Block]]:
     for i, source in enumerate(plan.sources):
         if before + source.size > first and before < last:
             for block in blocks.source_blocks(plan, source):
-                if first <= before + block.start < last:
+                if first <= before + block.at < last:
                     yield i, block
         before += source.size
 

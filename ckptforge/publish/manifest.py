@@ -85,8 +85,7 @@ def _source_json(
     found = {"path": path, "size": source.size, "mtime_ns": source.mtime_ns}
     if hashes is None:
         return found
-    blocks = [(one.start, one.start + one.length) for one in source_blocks(plan, source)]
-    ranges = joined(blocks)
+    ranges = joined([run for block in source_blocks(plan, source) for run in block.ranges])
     if ranges != ((0, source.size),) and source.size:
         found["ranges"] = ranges
     return {**found, "xxh3_128": hashes[source.path][""]}

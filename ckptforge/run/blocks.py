@@ -3,15 +3,19 @@ worker can do any block.
 
 A tensor's hash is `xxh3_128(digest of block 0 + digest of block 1 + …)` in hexadecimal; blocks are
 8 MiB of the tensor's bytes as they are stored (row-major, little-endian), the last one shorter; a
-tensor without bytes has no blocks. A file is hashed as one tensor of all its bytes; of a source
-that isn't read whole only the blocks that something is read of are hashed, with the first and the
-last, where formats have what says what lies where.
+tensor without bytes has no blocks. A source's hash is made in the same way of the blocks of its
+tensors and of those of all bytes that belong to none, taken as one tensor more, in the order of
+their first bytes in the file. So a block that goes over as it is has one digest on both sides. A
+source at an address is hashed as one tensor of all its bytes. Of a source that isn't read whole
+only the blocks that something is read of are hashed, with the first and the last, where formats
+have what says what lies where.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -22,13 +26,14 @@ from ckptforge.errors import OutputError
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.run.buffers import PIECE_BYTES
+from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.worker import Worker
+from ckptforge.storage.address import address
 from ckptforge.storage.files import read_pieces
 from ckptforge.storage.store import HashingReader, OrderedWriter
 from ckptforge.values import Extent, Located, Stored
 
 _SHORTLY = 0.002  # seconds
-BLOCK_BYTES = 8 * 1024 * 1024
 Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash
 
 
@@ -40,14 +45,24 @@ class Block(msgspec.Struct, frozen=True):
     length: int
     nbytes: int = 0
 
+    @property
+    def at(self) -> int:
+        """Where its first byte lies in the file."""
+        return self.entry.file_offset(self.start)
+
+    @property
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """(first byte, end) of each run of the file that it lies in."""
+        runs = self.entry.file_ranges(self.start, self.length)
+        return ((offset, offset + length) for offset, length in runs)
+
     def do(self, worker: Worker) -> bytes:
         """Its digest. Raises the errors of reading."""
         path, files = self.entry.path, worker.files
-        buffer = worker.buffers.lend((PIECE_BYTES, self.entry.file_offset(self.start)))[0].data
+        buffer = worker.buffers.lend((PIECE_BYTES, self.at))[0].data
         reader = files.targets.get(path) or files.source(path)
         if isinstance(reader, HashingReader):
-            first = self.entry.file_offset(self.start)
-            while (known := reader.digest(first, self.length)) is None:
+            while (known := reader.digest(self.at, self.length)) is None:
                 if not isinstance(reader, OrderedWriter):
                     break
                 if files.stop.wait(_SHORTLY):  # until what lies before it is written
@@ -70,17 +85,49 @@ def blocks_of(entry: Located, counted: bool = False) -> Iterator[Block]:
 
 def source_blocks(plan: Plan, source: FileIndex) -> Iterator[Block]:
     """The blocks of a source that are hashed."""
+    entries = _hashed_entries(source)
     ranges = plan.read.get(source.path)
     if ranges is None:
-        yield from blocks_of(whole_file(source))
+        for entry in entries:
+            yield from blocks_of(entry)
         return
     ends = [end for _, end in ranges]
-    for block in blocks_of(whole_file(source)):
-        stop = block.start + block.length
-        i = bisect_right(ends, block.start)
-        read = i < len(ranges) and ranges[i][0] < stop
-        if read or block.start == 0 or stop == source.size:
-            yield block
+    for entry in entries:
+        for block in blocks_of(entry):
+            for first, stop in block.ranges:
+                i = bisect_right(ends, first)
+                read = i < len(ranges) and ranges[i][0] < stop
+                if read or (not entry.name and (first == 0 or stop == source.size)):
+                    yield block
+                    break
+
+
+def _hashed_entries(source: FileIndex) -> Iterator[Located]:
+    """The tensors of a source and the rest of it; all of it as one where it is far, or where its
+    tensors share bytes."""
+    runs = sorted(
+        (extent.offset, extent.length)
+        for stored in source.tensors.values()
+        for extent in stored.extents
+        if extent.length
+    )
+    shared = any(a + n > b for (a, n), (b, _) in pairwise(runs))
+    if address(source.path) is not None or shared:
+        yield whole_file(source)
+        return
+    yield from source.tensors.values()
+    yield _rest(source, runs)
+
+
+def _rest(source: FileIndex, runs: list[tuple[int, int]]) -> Stored:
+    """The bytes of a file outside of runs of (first byte, length), which go up, as one tensor."""
+    extents, at, held = [], 0, 0
+    for offset, length in (*runs, (source.size, 0)):
+        if offset > at:
+            extents.append(Extent(held, at, offset - at))
+            held += offset - at
+        at = max(at, offset + length)
+    return _as_bytes(source.path, tuple(extents))
 
 
 def block_count(entry: Located) -> int:
@@ -90,12 +137,15 @@ def block_count(entry: Located) -> int:
 
 def whole_file(file: FileIndex) -> Stored:
     """A file's bytes as one tensor, so that files are hashed as tensors are."""
-    extents = (Extent(0, 0, file.size),)
-    return Stored(
-        path=file.path, name="", dtype=BY_NAME["uint8"], shape=(file.size,), extents=extents
-    )
+    return _as_bytes(file.path, (Extent(0, 0, file.size),))
+
+
+def _as_bytes(path: Path, extents: tuple[Extent, ...]) -> Stored:
+    size = sum(extent.length for extent in extents)
+    return Stored(path=path, name="", dtype=BY_NAME["uint8"], shape=(size,), extents=extents)
 
 
 def hash_of(digests: Mapping[int, bytes]) -> str:
-    """A tensor's hash from the digests of its blocks, by their first bytes."""
+    """A hash from the digests of blocks, by their first bytes: in the tensor, or of a source in the
+    file."""
     return xxhash.xxh3_128(b"".join(digests[start] for start in sorted(digests))).hexdigest()

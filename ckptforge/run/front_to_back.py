@@ -6,10 +6,9 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.run.moves import Move
 from ckptforge.run.pool import Task
 from ckptforge.run.schedule import Schedule
-from ckptforge.run.tasks import Fill
+from ckptforge.run.tasks import Batch
 from ckptforge.run.worker import Worker
 
 _SHORTLY = 0.002  # seconds
@@ -42,7 +41,7 @@ class FrontToBack:
         if self._handed - oldest > self._most:
             return Pause()
         task = next(self._schedule)
-        if isinstance(task, Move | Fill):
+        if isinstance(task, Batch):
             self._running[id(task)] = self._handed
             self._handed += task.nbytes
         return task

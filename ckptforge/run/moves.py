@@ -1,76 +1,110 @@
-"""Bytes that go over as they are: by the kernel where it can, else through a buffer."""
+"""Bytes that go over as they are: by the kernel where it can and nothing is to be hashed, else
+through a buffer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import msgspec
 
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.buffers import LINE, PIECE_BYTES, copy_runs, slow_to_copy
+from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.values import Place, Stored
 
-_MOVE_BYTES = 8 * 1024 * 1024
-
 
 class Move(msgspec.Struct, frozen=True):
-    """One run of bytes, from an offset of the source's file to one of the target's."""
+    """A run of bytes, at most `BLOCK_BYTES` within one block of the target: from byte
+    `source_start` of a stored tensor to byte `place_start` of one to be written, which lie at
+    `source_at` and `place_at` in their files."""
 
     source: Stored
+    source_start: int
     source_at: int
     place: Place
+    place_start: int
     place_at: int
     nbytes: int
 
     def do(self, worker: Worker) -> None:
-        """Copies them. Where the kernel would be slow, they are shifted here. Raises `FormatError`
-        for the source and `OutputError` for the target."""
-        files, path = worker.files, self.place.path
+        """Copies them. Raises `FormatError` for the source and `OutputError` for the target."""
+        if worker.passing is None:
+            done = self._by_kernel(worker)
+            self._through_memory(worker, done)
+        else:
+            self._through_memory(worker, 0)
+        worker.files.targets[self.place.path].begin_sync(self.place_at, self.nbytes)
+
+    def _by_kernel(self, worker: Worker) -> int:
+        """Copies as much as the kernel does without being slow; returns how many bytes."""
+        files, path, done = worker.files, self.place.path, 0
         reader, writer = files.source(self.source.path), files.targets[path]
-        kernel = not slow_to_copy(self.source_at, self.place_at)
+        # On errors, and at the end of the source: reading and writing say what is wrong, and
+        # with which file.
+        while done < self.nbytes and not slow_to_copy(self.source_at, self.place_at):
+            source_at, place_at, count = self.source_at + done, self.place_at + done, 0
+            with files.turns[path], suppress(OSError):
+                count = writer.copy_from(reader, source_at, place_at, self.nbytes - done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def _through_memory(self, worker: Worker, done: int) -> None:
+        """Copies the bytes from byte `done`, in pieces that stay in a core's cache."""
+        files, path, passing = worker.files, self.place.path, worker.passing
+        reader, writer = files.source(self.source.path), files.targets[path]
+        # where the kernel would be slow to shift bytes, it is done here
         shifting = slow_to_copy(self.source_at, self.place_at, LINE)
-        done = 0
+        alike = self.source_start == self.place_start and self.source.nbytes == self.place.nbytes
         while done < self.nbytes:
             source_at, place_at = self.source_at + done, self.place_at + done
-            left, count = self.nbytes - done, 0
-            # On errors, and at the end of the source: reading and writing say what is wrong, and
-            # with which file.
-            if kernel:
-                with files.turns[path], suppress(OSError):
-                    count = writer.copy_from(reader, source_at, place_at, left)
-                kernel = count > 0
-            if not count:
-                count = min(left, PIECE_BYTES - place_at % PIECE_BYTES)
-                read, shifted = worker.buffers.lend((count, source_at), (count, place_at))
-                read_exactly(reader, source_at, read.data, self.source.path)
-                if shifting:
-                    copy_runs(read, shifted)
-                with files.turns[path]:
-                    write_exactly(writer, place_at, (shifted if shifting else read).data, path)
+            count = min(self.nbytes - done, PIECE_BYTES - place_at % PIECE_BYTES)
+            read, shifted = worker.buffers.lend((count, source_at), (count, place_at))
+            read_exactly(reader, source_at, read.data, self.source.path)
+            if passing is not None:
+                passing.feed(self.source, self.source_start + done, read.data)
+                if not alike:
+                    passing.feed(self.place, self.place_start + done, read.data)
+            if shifting:
+                copy_runs(read, shifted)
+            with files.turns[path]:
+                write_exactly(writer, place_at, (shifted if shifting else read).data, path)
             done += count
-        writer.begin_sync(self.place_at, self.nbytes)
+        if passing is not None and alike:
+            stop = self.place_start + self.nbytes
+            passing.same(self.source, self.place, self.place_start, stop)
 
 
 def moves_of(assembly: Assembly) -> list[Move]:
-    """The moves that make up an assembly; none where something is to be done with its numbers."""
+    """The moves that make up an assembly, in the order of its bytes; none where something is to be
+    done with its numbers."""
     place, itemsize = assembly.place, assembly.place.dtype.itemsize
     if assembly.summed or assembly.terms[0].fill is not None:
         return []
-    found = []
+    found: list[Move] = []
     for fragment in assembly.terms[0].fragments:
         stored, transfer = fragment.stored, fragment.transfer.coalesced()
         if stored.dtype != place.dtype or fragment.steps or not transfer.is_move:
             return []
-        to = transfer.target * itemsize
-        for source_at, n in stored.file_ranges(
-            transfer.source * itemsize, transfer.size * itemsize
-        ):
-            for place_at, m in place.file_ranges(to, n):
-                for done in range(0, m, _MOVE_BYTES):
-                    count = min(_MOVE_BYTES, m - done)
-                    found.append(Move(stored, source_at + done, place, place_at + done, count))
-                source_at += m
-            to += n
+        source, target = transfer.source * itemsize, transfer.target * itemsize
+        found += _cut(stored, source, place, target, transfer.size * itemsize)
+    found.sort(key=lambda move: move.place_start)
     return found
+
+
+def _cut(stored: Stored, source: int, place: Place, target: int, nbytes: int) -> Iterator[Move]:
+    """Moves of so many bytes, cut where they lie apart in their files, and at the target's
+    blocks."""
+    for source_at, n in stored.file_ranges(source, nbytes):
+        for place_at, m in place.file_ranges(target, n):
+            done = 0
+            while done < m:
+                count = min(BLOCK_BYTES - (target + done) % BLOCK_BYTES, m - done)
+                starts = source + done, source_at + done, target + done, place_at + done
+                yield Move(stored, *starts[:2], place, *starts[2:], count)
+                done += count
+            source, source_at, target = source + m, source_at + m, target + m

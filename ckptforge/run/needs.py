@@ -56,11 +56,12 @@ class Needs:
         gone: Collection[int],
     ) -> None:
         self._numbers = {file.path: i for i, file in enumerate(plan.sources)}
-        self._left = list(blocks)
+        self._blocks = list(blocks)
+        self._tensors = [0] * len(self._blocks)
         for assembly in plan.assemblies:
             if assembly.place.nbytes and assembly.place not in kept:
                 for source in self.of(assembly):
-                    self._left[source] += 1
+                    self._tensors[source] += 1
                     if source in gone:
                         place, path = assembly.place, plan.sources[source].path
                         raise OutputError(
@@ -77,14 +78,23 @@ class Needs:
             if stored.path in self._numbers
         }
 
-    def met(self, source: int) -> bool:
-        """Notes that a tensor or a block of a source is done; whether it was the last."""
-        self._left[source] -= 1
-        return not self._left[source]
+    def made(self, source: int) -> bool:
+        """Notes that a tensor that is made of a source is done; whether it was the last."""
+        self._tensors[source] -= 1
+        return not self._tensors[source]
+
+    def hashed(self, source: int) -> bool:
+        """Notes that a block of a source is hashed; whether nothing is left of it."""
+        self._blocks[source] -= 1
+        return not self.left(source)
+
+    def left(self, source: int) -> int:
+        """How many tensors and blocks of a source are left."""
+        return self._tensors[source] + self._blocks[source]
 
     def unneeded(self) -> list[int]:
-        """The sources that nothing needs."""
-        return [source for source, left in enumerate(self._left) if not left]
+        """The sources that no tensor needs."""
+        return [source for source, left in enumerate(self._tensors) if not left]
 
 
 def most_disk(plan: Plan, kept: Collection[Place] = ()) -> int:
@@ -96,5 +106,5 @@ def most_disk(plan: Plan, kept: Collection[Place] = ()) -> int:
         if assembly.place.nbytes and assembly.place not in kept:
             held += assembly.place.nbytes
             most = max(most, held)
-            held -= sum(plan.sources[i].size for i in needs.of(assembly) if needs.met(i))
+            held -= sum(plan.sources[i].size for i in needs.of(assembly) if needs.made(i))
     return most

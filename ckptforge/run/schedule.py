@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -11,25 +11,21 @@ import msgspec
 from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
-from ckptforge.run.blocks import (
-    Block,
-    Hashes,
-    block_count,
-    blocks_of,
-    hash_of,
-    source_blocks,
-    whole_file,
-)
+from ckptforge.run.blocks import Block, Hashes, block_count, blocks_of, hash_of
 from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
 from ckptforge.run.needs import Consumer, Needs, Release
 from ckptforge.run.order import as_they_lie
 from ckptforge.run.pool import Task
-from ckptforge.run.tasks import Fill, Verify, tasks_of
+from ckptforge.run.source_hashes import SourceHashes
+from ckptforge.run.tasks import Batch, Fill, Verify, batches, tasks_of
 from ckptforge.storage.address import address
 from ckptforge.values import Located, Place, Stored
 
 Key = tuple[str, str]  # file as the plan's output names it, tensor
+_Run = tuple[Stored, tuple[int, int]]  # bytes [first, end) of a stored tensor
+_MOST_BYTES = 64 * 1024 * 1024  # of a batch
+_BATCHES = 16  # for each worker, so that all end at about the same time
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -63,11 +59,12 @@ class Schedule:
     """A plan cut into what a worker does at a time, in the order of its files, or of its sources
     where one is far, with the checks of stored checksums.
 
-    With `hashing` the blocks of sources stand between the tasks, in step with them, and those of an
-    output tensor come when it has been written: either is then still in the page cache, and hashing
-    goes on while another worker writes. Sources at an address come last: what was read of them by
-    then is hashed already. A finished tensor goes into the ledger; `kept` are those of an earlier
-    run, which aren't made again.
+    With `hashing` blocks that come by whole where tensors are made are hashed there. What wasn't of
+    an output tensor, and of what it was made of, comes when it has been written: it is then still
+    in the page cache, and hashing goes on while another worker writes. What nothing is made of
+    comes last, and sources at an address: what was read of them by then is hashed already. A
+    finished tensor goes into the ledger; `kept` are those of an earlier run, which aren't made
+    again.
     """
 
     def __init__(
@@ -80,73 +77,55 @@ class Schedule:
         consumer: Consumer | None = None,
     ) -> None:
         self._plan, self._hashing, self._ledger = plan, hashing, ledger
-        known = ledger.sources if ledger is not None and hashing else {}
-        self._sources: dict[Located, int] = {
-            whole_file(file): i for i, file in enumerate(plan.sources)
-        }
-        all_blocks = [list(source_blocks(plan, file)) for file in plan.sources if hashing]
-        blocks = [
-            block
-            for i, own in enumerate(all_blocks)
-            for block in own
-            if (i, block.start) not in known
-        ]
+        self._consumer = consumer
         gone = consumer.gone if consumer is not None else ()
         self._checks = [
             Verify(file)
             for i, file in enumerate(plan.sources)
             if file.checksum is not None and i not in gone
         ]
-        far = any(address(file.path) is not None for file in plan.sources)
-        begun = self._begun(kept)
-        numbers = {file.path: i for i, file in enumerate(plan.sources)}
-        sorting = far and not budget.in_order
-        self._tasks = as_they_lie(begun, budget, numbers) if sorting else tasks_of(begun, budget)
-        self._source_blocks = (block for block in blocks if address(block.entry.path) is None)
-        self._far_blocks = (block for block in blocks if address(block.entry.path) is not None)
-        made = plan.tensor_bytes - sum(place.nbytes for place in kept)
-        self._share = sum(block.length for block in blocks) / max(made, 1)
-        self._written = self._hashed = 0.0
+        known = ledger.sources if ledger is not None else {}
+        self._sources = SourceHashes(plan, known) if hashing else None
+        self._batches = self._made_of(plan, budget, kept)
+        self._rest = self._sources.rest() if self._sources is not None else iter(())
         self._unwritten: dict[Place, int] = {}  # of tensors that are begun
-        self._ready: deque[Block] = deque()  # of tensors that are written
-        self._digests: dict[Located, dict[int, bytes]] = {entry: {} for entry in self._sources}
-        entries = list(self._sources)
-        for (i, start), digest in known.items():
-            self._digests[entries[i]][start] = digest
-        self.audit = Audit()
+        self._read: dict[Place, list[_Run]] = {}  # what they are made of
+        self._ready: deque[Block] = deque()
+        self._digests: dict[Place, dict[int, bytes]] = {}
         self._audits: dict[Place, Audit] = {}
+        self.audit = Audit()
         self._hashes: Hashes = {file.path: {} for file in plan.files}
         for place, finished in kept.items():
             self.audit.merge(finished.audit)
             self._hashes[place.path][place.name] = finished.hash
-
-        self._consumer, self._needed = consumer, dict[Place, set[int]]()
+        self._needed: dict[Place, set[int]] = {}
         self._needs: Needs | None = None
         self._releases: list[Release] = []
-        if consumer is not None:
-            unhashed = [0] * len(plan.sources)
-            for block in blocks:
-                unhashed[self._sources[block.entry]] += 1
-            self._needs = Needs(plan, unhashed, kept, consumer.gone)
+        if consumer is not None and self._sources is not None:
+            self._needs = Needs(plan, self._sources.counts, kept, consumer.gone)
             for source in self._needs.unneeded():
-                self._release(source)
+                self._free(source)
 
-    def _release(self, source: int) -> None:
-        if self._consumer is not None and source not in self._consumer.gone:
-            self._releases.append(Release(source, self._consumer, self._plan))
-
-    def _met(self, sources: Iterable[int]) -> None:
-        if self._needs is not None:
-            for source in sources:
-                if self._needs.met(source):
-                    self._release(source)
+    def _made_of(self, plan: Plan, budget: Budget, kept: Kept) -> Iterator[Batch]:
+        """What makes the tensors that aren't kept."""
+        begun = self._begun(kept)
+        if budget.in_order or any(address(file.path) is not None for file in plan.sources):
+            numbers = {file.path: i for i, file in enumerate(plan.sources)}
+            in_order = budget.in_order
+            tasks = tasks_of(begun, budget) if in_order else as_they_lie(begun, budget, numbers)
+            return batches(tasks, 1, self._hashing)
+        nbytes = min(_MOST_BYTES, plan.tensor_bytes // (_BATCHES * budget.workers))
+        return batches(tasks_of(begun, budget), nbytes if self._hashing else 1, self._hashing)
 
     def _begun(self, kept: Kept) -> Iterator[Assembly]:
         for assembly in self._plan.assemblies:
-            if assembly.place not in kept:
-                self._unwritten[assembly.place] = assembly.place.nbytes
+            place = assembly.place
+            if place not in kept:
+                self._unwritten[place] = place.nbytes
+                if self._sources is not None:
+                    self._read[place] = _runs_of(assembly)
                 if self._needs is not None:
-                    self._needed[assembly.place] = self._needs.of(assembly)
+                    self._needed[place] = self._needs.of(assembly)
                 yield assembly
 
     def __iter__(self) -> Schedule:
@@ -159,57 +138,107 @@ class Schedule:
             return self._releases.pop()
         if self._ready:
             return self._ready.popleft()
-        if self._hashed <= self._written * self._share:
-            block = next(self._source_blocks, None)
-            if block is not None:
-                self._hashed += block.length
-                return block
-        made = next(self._tasks, None)
-        if made is None:
-            return next(self._source_blocks, None) or next(self._far_blocks)
-        self._written += made.nbytes
-        return made
+        return next(self._batches, None) or next(self._rest)
 
     def finished(self, task: Task, outcome: Any) -> None:
         """To be notified of each task that has been done, and of what it returned."""
         if isinstance(task, Block):
-            self._hashed_block(task, outcome)
+            self._hashed(task, outcome)
         elif isinstance(task, Release):
             task.consumer.let_go(task.source, self.audit)
-        elif isinstance(task, Move | Fill):
-            place = task.place
-            if isinstance(task, Fill) and not task.assembly.replica:
-                self.audit.merge(outcome)
-                self._audits.setdefault(place, Audit()).merge(outcome)
-            self._unwritten[place] -= task.nbytes
-            if not self._unwritten[place]:
-                del self._unwritten[place]
-                if self._hashing:
-                    self._digests[place] = {}
-                    self._ready.extend(blocks_of(place))
+        elif isinstance(task, Batch):
+            done, digests = outcome
+            for (entry, start), digest in digests.items():
+                self._passed(entry, start, digest)
+            for part, audit in zip(task.parts, done, strict=False):
+                self._written(part, audit)
 
-    def _hashed_block(self, block: Block, digest: bytes) -> None:
-        entry, digests = block.entry, self._digests[block.entry]
-        digests[block.start] = digest
+    def _passed(self, entry: Located, start: int, digest: bytes) -> None:
+        """Notes the digest of a block that came by."""
         if isinstance(entry, Place):
-            if len(digests) == block_count(entry):
-                found = self._hashes[entry.path][entry.name] = hash_of(digests)
-                audit = self._audits.pop(entry, Audit())
-                if self._ledger is not None:
-                    self._ledger.add_tensor(self._plan.key(entry), Finished(found, audit))
-                del self._digests[entry]
-                self._met(self._needed.pop(entry, ()))
-        elif isinstance(entry, Stored) and self._ledger is not None:
-            self._ledger.add_source(self._sources[entry], block.start, digest)
-            self._met([self._sources[entry]])
+            self._digests.setdefault(entry, {})[start] = digest
+        elif self._sources is not None and (block := self._sources.passed(entry, start)):
+            self._hashed_source(block, digest)
+
+    def _written(self, part: Move | Fill, audit: Audit | None) -> None:
+        place = part.place
+        if audit is not None and isinstance(part, Fill) and not part.assembly.replica:
+            self.audit.merge(audit)
+            self._audits.setdefault(place, Audit()).merge(audit)
+        self._unwritten[place] -= part.nbytes
+        if self._unwritten[place]:
+            return
+        del self._unwritten[place]
+        if self._sources is None:
+            return
+        known = self._digests.setdefault(place, {})
+        self._ready.extend(block for block in blocks_of(place) if block.start not in known)
+        for stored, (first, end) in self._read.pop(place):
+            self._ready.extend(self._sources.read(stored, first, end))
+        self._finish(place)
+
+    def _hashed(self, block: Block, digest: bytes) -> None:
+        entry = block.entry
+        if isinstance(entry, Place):
+            self._digests[entry][block.start] = digest
+            self._finish(entry)
+        else:
+            self._hashed_source(block, digest)
+
+    def _hashed_source(self, block: Block, digest: bytes) -> None:
+        if self._sources is not None:
+            index, at = self._sources.note(block, digest)
+            if self._ledger is not None:
+                self._ledger.add_source(index, at, digest)
+            if self._needs is not None and self._needs.hashed(index):
+                self._free(index)
+
+    def _finish(self, place: Place) -> None:
+        """Notes a tensor's hash, once all its blocks have theirs."""
+        digests = self._digests[place]
+        if len(digests) != block_count(place):
+            return
+        found = self._hashes[place.path][place.name] = hash_of(digests)
+        audit = self._audits.pop(place, Audit())
+        if self._ledger is not None:
+            self._ledger.add_tensor(self._plan.key(place), Finished(found, audit))
+        del self._digests[place]
+        if self._needs is not None:
+            for source in self._needed.pop(place, ()):
+                if self._needs.made(source):
+                    self._free(source)
+
+    def _free(self, source: int) -> None:
+        """Lets go of a source that no tensor needs any more, once it is hashed."""
+        if self._consumer is None or self._sources is None or self._needs is None:
+            return
+        self._ready.extend(self._sources.of(source))
+        if not self._needs.left(source) and source not in self._consumer.gone:
+            self._releases.append(Release(source, self._consumer, self._plan))
 
     def all_hashes(self) -> Hashes | None:
         """The hashes of everything read and written, once all is done."""
-        if not self._hashing:
+        if self._sources is None:
             return None
         for file in self._plan.files:
             empty = (name for name, place in file.places.items() if not place.nbytes)
             self._hashes[file.path].update(dict.fromkeys(empty, hash_of({})))
-        for entry in self._sources:
-            self._hashes[entry.path] = {"": hash_of(self._digests[entry])}
+        for source, found in zip(self._plan.sources, self._sources.hashes(), strict=True):
+            self._hashes[source.path] = {"": found}
         return self._hashes
+
+
+def _runs_of(assembly: Assembly) -> list[_Run]:
+    """The bytes of stored tensors that a tensor is made of, of each from the first to the last."""
+    runs: dict[Stored, tuple[int, int]] = {}
+    for fragment in assembly.fragments:
+        stored, transfer, itemsize = (
+            fragment.stored,
+            fragment.transfer,
+            fragment.stored.dtype.itemsize,
+        )
+        if transfer.size:
+            first, end = transfer.source * itemsize, (transfer.last_source + 1) * itemsize
+            low, high = runs.get(stored, (first, end))
+            runs[stored] = min(first, low), max(end, high)
+    return list(runs.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.moves import Move, moves_of
+from ckptforge.run.passing import Digests, Passing
 from ckptforge.run.tiles import Tile, best_form, tiles
 from ckptforge.run.worker import MANY_CALLS, SUMS, Worker
 from ckptforge.storage.address import address
@@ -45,6 +47,8 @@ class Fill(msgspec.Struct, frozen=True):
         view = worker.assemble(self.assembly, self.tile).data
         place, tile, files = self.place, self.tile, worker.files
         writer, itemsize = files.targets[place.path], place.dtype.itemsize
+        if worker.passing is not None and tile.run_count == 1:
+            worker.passing.feed(place, next(tile.runs())[0] * itemsize, view)
         at = 0
         with files.many_calls if tile.run_count > MANY_CALLS else files.turns[place.path]:
             for first, count in tile.runs():
@@ -57,6 +61,30 @@ class Fill(msgspec.Struct, frozen=True):
             for offset, length in whole:
                 writer.begin_sync(offset, length)
         return worker.audit
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Moves and tiles that one worker makes one after the other, so that what goes on in the next
+    is hashed with what came before."""
+
+    parts: tuple[Move | Fill, ...]
+    hashing: bool
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it writes."""
+        return sum(part.nbytes for part in self.parts)
+
+    def do(self, worker: Worker) -> tuple[list[Audit | None], Digests]:
+        """Makes them, until all workers are to stop. Returns what each did, and the digests of the
+        blocks that came by whole."""
+        worker.passing = Passing() if self.hashing else None
+        try:
+            going_on = takewhile(lambda part: not worker.files.stop.is_set(), self.parts)
+            done = [part.do(worker) for part in going_on]
+            return done, worker.passing.digests if worker.passing is not None else {}
+        finally:
+            worker.passing = None
 
 
 class Verify(msgspec.Struct, frozen=True):
@@ -93,6 +121,20 @@ def tasks_of(assemblies: Iterable[Assembly], budget: Budget) -> Iterator[Move | 
     """Assemblies cut into tiles, or into moves where bytes go over as they are."""
     for assembly in assemblies:
         yield from moves_of(assembly) or (Fill(assembly, one) for one in tiles_of(budget, assembly))
+
+
+def batches(tasks: Iterable[Move | Fill], nbytes: int, hashing: bool) -> Iterator[Batch]:
+    """Tasks in batches of about so many bytes."""
+    held: list[Move | Fill] = []
+    left = nbytes
+    for task in tasks:
+        held.append(task)
+        left -= task.nbytes
+        if left <= 0:
+            yield Batch(tuple(held), hashing)
+            held, left = [], nbytes
+    if held:
+        yield Batch(tuple(held), hashing)
 
 
 def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:

@@ -19,6 +19,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy
 from ckptforge.run.casts import cast_function, numpy_dtype, rounding
 from ckptforge.run.files import OpenFiles
+from ckptforge.run.passing import Passing
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
 from ckptforge.run.unpacking import packed_bytes, read_unpacked, unpacked
@@ -33,11 +34,13 @@ SUMS, _FLOAT32 = BY_NAME["float64"], BY_NAME["float32"]
 
 
 class Worker:
-    """One thread's buffers, made once. `audit` counts the casts since it was last set."""
+    """One thread's buffers, made once. `audit` counts the casts since it was last set; `passing`
+    hashes what is read and written, where that is wanted."""
 
     def __init__(self, files: OpenFiles, budget: Budget) -> None:
         self.files, self.budget = files, budget
         self.audit = Audit()
+        self.passing: Passing | None = None
         self.buffers = Buffers()  # of a tile, or of bytes that are moved
         self._other_buffers = Buffers()  # of a second tile, where two are compared
         self._strip_buffers = Buffers()
@@ -143,11 +146,15 @@ class Worker:
         reader = self.files.source(stored.path)
         if not slow_to_copy(stored.file_offset(start), into.ctypes.data, LINE):
             read_range(stored, start, into.data, reader)
+            if self.passing is not None:
+                self.passing.feed(stored, start, into.data)
             return
         for at in range(0, len(into), PIECE_BYTES):
             piece = into[at : at + PIECE_BYTES]
             (read,) = self._strip_buffers.lend((len(piece), stored.file_offset(start + at)))
             read_range(stored, start + at, read.data, reader)
+            if self.passing is not None:
+                self.passing.feed(stored, start + at, read.data)
             copy_runs(read, piece)
 
     def _read(
@@ -162,6 +169,8 @@ class Worker:
                 return
             starts = (first * itemsize for first in firsts)
             read_spans(stored, starts, spans.length * itemsize, into.data, reader)
+        if self.passing is not None and spans.count == 1:
+            self.passing.feed(stored, part.source * itemsize, into.data)
 
     def _compute(
         self,

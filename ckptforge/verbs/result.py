@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Result:
     """`files` that were written (or would be, for a dry run), `bytes` and `tensors` in them, and
     what the casts did.
 
-    `left_out` is reason → tensor names; `seconds` is the time of the copying.
+    `left_out` is reason → tensor names; `seconds` is the time of the copying. `held` makes what
+    only `to_json` and pages show, who holds which part of what: it takes as long as the plan.
     """
 
     verb: str
@@ -37,6 +38,7 @@ class Result:
     seconds: float
     dry_run: bool = False
     peak_buffers: int = 0
+    held: Callable[[], dict[str, Any]] = field(default=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         how = "dry run" if self.dry_run else f"{self.seconds:.2f} s"
@@ -54,6 +56,7 @@ class Result:
             "files": [str(path) for path in self.files],
             "bytes": self.bytes,
             "tensors": self.tensors,
+            **self.held(),
             **self.facts,
             "casts": audit_json(self.audit),
             "left_out": self.left_out,
@@ -90,11 +93,15 @@ def dry_result(
         publisher_of(plan.output).check_room(plan, spared)
     except OutputError as error:
         notes.append(str(error))
-    facts = {
-        "source_parts": [asdict(one) for one in source_parts(plan)],
-        "parts": [asdict(one) for one in target_parts(plan)],
-        **plan.facts,
-        "planned_casts": plan.casts(),
-    }
+
+    def held() -> dict[str, Any]:
+        return {
+            "source_parts": [asdict(one) for one in source_parts(plan)],
+            "parts": [asdict(one) for one in target_parts(plan)],
+        }
+
+    facts = {**plan.facts, "planned_casts": plan.casts()}
     buffers = budget.total
-    return result_of(plan, notes=tuple(notes), facts=facts, dry_run=True, peak_buffers=buffers)
+    return result_of(
+        plan, notes=tuple(notes), facts=facts, dry_run=True, peak_buffers=buffers, held=held
+    )

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from ckptforge.storage.mounts import mounted
 from ckptforge.testing.memory import Memory
 from ckptforge.testing.power_loss import Durable, PowerLoss
 from ckptforge.testing.store_tests import get, put
-from ckptforge.testing.stores import CHANGES, FailingStore
+from ckptforge.testing.stores import CHANGES, FailingStore, counting, kill
+from tests.crash.common import in_a_process, on_a_disk, tree
 from tests.helpers import HUB, write_safetensors
 
 PLACE = Path("/consumed")
+SHARDED = {"to": "hub", "dtype": "fp16", "max_shard_size": "40KB"}  # outputs need few inputs each
 
 
 @pytest.fixture
@@ -190,3 +193,71 @@ def test_what_cannot_be_removed_is_refused(tmp_path, hub, what):
     with pytest.raises(error, match=message):
         ckptforge.to_ms(hub, tmp_path / "x.ckpt", consume=True, **more)
     assert not (tmp_path / "x.ckpt").exists() and first.exists()
+
+
+class Disk:
+    """The bytes that lie below a directory, at most: they are less only after something goes."""
+
+    def __init__(self, place):
+        self.place, self.most = place, 0
+
+    def __call__(self, call):
+        if call.name in ("unlink", "rename"):
+            found = (path.lstat() for path in self.place.rglob("*") if path.is_file())
+            self.most = max(self.most, sum(min(one.st_blocks * 512, one.st_size) for one in found))
+
+
+def edited(place, **options):
+    ckptforge.convert(place / "hub", place / "out", **SHARDED, consume=True, **options)
+
+
+def test_the_disk_needs_room_for_one_output_more(tmp_path, hub):
+    held = Disk(tmp_path)
+    before, inputs = sum(path.stat().st_size for path in hub.iterdir()), len(weights(hub))
+    with on_a_disk(tmp_path, held):
+        edited(tmp_path, workers=1)
+    outputs = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
+    assert len(outputs) > 5
+    beside = (len(outputs) + inputs) * 4096 + 64 * 1024  # headers on both sides, and the journal
+    assert held.most <= before + max(outputs) + beside < before + sum(outputs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_wherever_it_is_killed_every_tensor_is_whole(tmp_path, hub):
+    """12 kills: of an input that is gone, all that is made of it is in the staged outputs."""
+    place = tmp_path / "whole"
+    shutil.copytree(hub, place / "hub")
+    made = ckptforge.plan("convert", hub, place / "out", **SHARDED)
+    count, calls = counting()
+    with on_a_disk(place, count):
+        edited(place, workers=1)
+    expected = tree(place / "out")
+    chance, gone, kills = random.Random(0), set(), 0
+    while kills < 12:
+        run = tmp_path / "run"
+        shutil.copytree(hub, run / "hub")
+        while not (run / "out").exists():
+            stop = chance.randrange(calls() // 4, calls() + 1)
+            workers = chance.choice((1, 2))
+
+            def killed(stop=stop, workers=workers, run=run):
+                with on_a_disk(run, kill(stop)):
+                    edited(run, workers=workers, resume=True)
+
+            kills += os.WIFSIGNALED(in_a_process(killed))
+            staged = staging_path(run / "out") / "out"
+            there = run / "out" if (run / "out").exists() else staged
+            for assembly in made.assemblies:
+                inputs = [run / "hub" / one.stored.path.name for one in assembly.fragments]
+                if all(path.exists() for path in inputs):
+                    for path in inputs:
+                        assert path.read_bytes() == (hub / path.name).read_bytes()
+                    continue
+                gone.update(path.name for path in inputs if not path.exists())
+                name = assembly.place.path.name
+                content = (there / name).read_bytes()
+                for at, length in assembly.place.file_ranges(0, assembly.place.nbytes):
+                    assert content[at : at + length] == expected[name][at : at + length]
+        assert tree(run / "out") == expected and not weights(run / "hub")
+        shutil.rmtree(run)
+    assert len(gone) == len(weights(hub))

@@ -1,0 +1,72 @@
+"""The blocks of a plan's sources: those that have been hashed, and those that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ckptforge.planning.plan import Plan
+from ckptforge.run.blocks import Block, hash_of, source_blocks
+from ckptforge.run.passing import BLOCK_BYTES
+from ckptforge.storage.address import address
+from ckptforge.values import Located, Stored
+
+SourceBlock = tuple[int, int]  # index of the source, first byte of the block in its file
+
+
+class SourceHashes:
+    """`known` are the digests of an earlier run. A block leaves when its digest is noted, or when
+    it is handed out to be read: by `read`, `of` or `rest`."""
+
+    def __init__(self, plan: Plan, known: Mapping[SourceBlock, bytes]) -> None:
+        self._files = plan.sources
+        self._numbers = {file.path: i for i, file in enumerate(plan.sources)}
+        self._digests: list[dict[int, bytes]] = [{} for _ in plan.sources]
+        for (i, at), digest in known.items():
+            self._digests[i][at] = digest
+        self._left: dict[tuple[Located, int], Block] = {
+            (block.entry, block.start): block
+            for i, file in enumerate(plan.sources)
+            for block in source_blocks(plan, file)
+            if (i, block.at) not in known
+        }
+
+    @property
+    def counts(self) -> list[int]:
+        """For each source how many blocks are left."""
+        counts = [0] * len(self._files)
+        for entry, _ in self._left:
+            counts[self._numbers[entry.path]] += 1
+        return counts
+
+    def passed(self, entry: Located, start: int) -> Block | None:
+        """A block whose bytes came by; None where it isn't asked for, or known."""
+        return self._left.pop((entry, start), None)
+
+    def note(self, block: Block, digest: bytes) -> SourceBlock:
+        """Notes a digest."""
+        i, at = self._numbers[block.entry.path], block.at
+        self._digests[i][at] = digest
+        return i, at
+
+    def read(self, stored: Stored, first: int, end: int) -> Iterator[Block]:
+        """The blocks that are left of bytes [first, end) of a tensor."""
+        for start in range(first - first % BLOCK_BYTES, end, BLOCK_BYTES):
+            if (block := self._left.pop((stored, start), None)) is not None:
+                yield block
+
+    def of(self, source: int) -> list[Block]:
+        """All that are left of a source."""
+        path = self._files[source].path
+        keys = [key for key in self._left if key[0].path == path]
+        return [self._left.pop(key) for key in keys]
+
+    def rest(self) -> Iterator[Block]:
+        """All that are left, those of far sources last."""
+        for far in (False, True):
+            for key in list(self._left):
+                if (address(key[0].path) is not None) == far and key in self._left:
+                    yield self._left.pop(key)
+
+    def hashes(self) -> list[str]:
+        """The hash of each source, once all blocks are noted."""
+        return [hash_of(digests) for digests in self._digests]

@@ -1,0 +1,120 @@
+"""The hashes of a manifest, made where bytes pass by, are those of what lies in the files."""
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptforge
+import ckptforge.verbs.convert  # so that the modules are there whose blocks are made small
+from ckptforge.checkpoints.files import read_file
+from ckptforge.dtypes import BY_NAME
+from ckptforge.run.blocks import Block
+from ckptforge.run.passing import Passing
+from ckptforge.values import Extent, Stored
+from tests.helpers import HUB
+
+BLOCK = 1000
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks and batches so small that there are many of a tensor, and several tensors of one."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ckptforge.run.") and hasattr(module, "BLOCK_BYTES"):
+            monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr("ckptforge.run.schedule._MOST_BYTES", 7000)
+
+
+def blocks_of(data: bytes) -> list[bytes]:
+    return [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+
+
+def hash_of(blocks: list[bytes]) -> str:
+    return xxhash.xxh3_128(b"".join(xxhash.xxh3_128(one).digest() for one in blocks)).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """As docs/compare.md says."""
+    data, found = path.read_bytes(), []
+    runs = []
+    for stored in read_file(path).tensors.values():
+        assert len(stored.extents) == 1
+        (extent,) = stored.extents
+        runs.append((extent.offset, extent.offset + extent.length))
+        tensor = data[slice(*runs[-1])]
+        found += [
+            (runs[-1][0] + at, tensor[at : at + BLOCK]) for at in range(0, len(tensor), BLOCK)
+        ]
+    edges = [(0, 0), *sorted(runs), (len(data), len(data))]
+    gaps = [(end, start) for (_, end), (start, _) in pairwise(edges)]
+    where = [at for start, end in gaps for at in range(start, end)]
+    rest = bytes(data[at] for at in where)
+    found += [(where[i * BLOCK], block) for i, block in enumerate(blocks_of(rest))]
+    return hash_of([block for _, block in sorted(found)])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "fp16"}, {"layout": "gmm"}, {"layout": "gmm", "dtype": "fp32"}],
+    ids=str,
+)
+def test_hashes_are_those_of_the_files(tmp_path, small_blocks, options, workers):
+    out = tmp_path / "out.safetensors"
+    ckptforge.to_ms(HUB, out, workers=workers, **options)
+    check(tmp_path / "out.safetensors.manifest.json", tmp_path)
+    back = tmp_path / "hf"
+    ckptforge.to_torch(out, back, workers=workers, memory="1MiB")
+    check(back / "ckptforge.manifest.json", back)
+
+
+def check(manifest: Path, directory: Path) -> None:
+    content = json.loads(manifest.read_text())
+    for source in content["sources"]:
+        assert source["xxh3_128"] == file_hash(Path(source["path"]))
+    count = 0
+    for output in content["outputs"]:
+        path = directory / output["file"]
+        for name, stored in read_file(path).tensors.items():
+            (extent,) = stored.extents
+            data = path.read_bytes()[extent.offset : extent.offset + extent.length]
+            assert output["tensors"][name][2] == hash_of(blocks_of(data)), name
+            count += 1
+    assert count
+
+
+def test_tensors_that_go_over_as_they_are_are_not_read_again(tmp_path, small_blocks, monkeypatch):
+    monkeypatch.setattr("ckptforge.run.schedule._MOST_BYTES", 1 << 30)
+    monkeypatch.setattr("ckptforge.run.schedule._BATCHES", 1)
+    read = []
+    done = Block.do
+    monkeypatch.setattr(Block, "do", lambda self, worker: read.append(self) or done(self, worker))
+    ckptforge.to_ms(HUB, tmp_path / "out.safetensors", workers=1)
+    assert read and not [block for block in read if block.entry.name]
+
+
+@given(
+    st.integers(0, 5 * BLOCK), st.lists(st.tuples(st.integers(0, 5 * BLOCK), st.integers(1, 2500)))
+)
+def test_what_passes_has_the_digests_of_its_blocks(nbytes, pieces):
+    patched = pytest.MonkeyPatch()
+    patched.setattr("ckptforge.run.passing.BLOCK_BYTES", BLOCK)
+    with patched.context():
+        data = bytes(i * 7 % 251 for i in range(nbytes))
+        extents = (Extent(0, 0, nbytes),)
+        uint8 = BY_NAME["uint8"]
+        path = Path("file")
+        entry = Stored(path=path, name="a", dtype=uint8, shape=(nbytes,), extents=extents)
+        passing = Passing()
+        patched.setattr("ckptforge.run.passing.BLOCK_BYTES", BLOCK)
+        for start, length in [*pieces, *((i, 300) for i in range(0, nbytes, 300))]:
+            passing.feed(entry, start, memoryview(data)[start : start + length])
+        wanted = {(entry, i * BLOCK): xxhash.xxh3_128(one) for i, one in enumerate(blocks_of(data))}
+        assert passing.digests == {key: state.digest() for key, state in wanted.items()}
+    patched.undo()
