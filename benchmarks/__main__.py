@@ -22,7 +22,7 @@ from benchmarks.machine import describe
 from benchmarks.measurement import measure, show
 from benchmarks.model import sizes_of
 from benchmarks.plot import draw
-from benchmarks.results import MINDSPORE_TITLES, TITLES, Results
+from benchmarks.results import MINDSPORE_TITLES, SLOPE_TITLES, TITLES, Results, slopes
 from benchmarks.workspace import Workspace
 
 
@@ -35,9 +35,16 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
     print(
         f"\nNothing below {measure(['true']).peak / 1e6:.0f} MB can be told apart. Bold: beyond "
-        "what is in brackets, or above 256 MB.\n"
+        "what is in brackets, or above 200 MB.\n"
     )
-    found["results"] = _table(args, args.gigabytes, args.repeats, _beside_cp, TITLES, Results.rows)
+    every: list[Results] = []
+    found["results"] = _table(
+        args, args.gigabytes, args.repeats, _beside_cp, TITLES, Results.rows, every
+    )
+    if len(every) > 1:
+        print("What a GB more takes, from the smallest to the largest:\n")
+        show(SLOPE_TITLES, slopes(every[0], every[-1]))
+        print()
     sizes = [
         gigabytes
         for gigabytes in args.mindspore
@@ -116,6 +123,7 @@ def _table(
     choose: Callable[[Workspace, argparse.Namespace], list[Command]],
     titles: Sequence[str],
     rows: Callable[[Results], Iterable[list[str]]],
+    kept: list[Results] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs what `choose` says for each size, prints a table, and returns all of it."""
     found: list[dict[str, Any]] = []
@@ -131,6 +139,8 @@ def _table(
                     results.round()
                 yield from rows(results)
                 found.extend(results.to_json())
+                if kept is not None:
+                    kept.append(results)
 
     if sizes:
         show(titles, every())

@@ -95,6 +95,18 @@ def wall(run: Measurement) -> float:
     return run.wall
 
 
+def user(run: Measurement) -> float:
+    return run.user
+
+
+def system(run: Measurement) -> float:
+    return run.system
+
+
+def processor(run: Measurement) -> float:
+    return run.user + run.system
+
+
 def cells(runs: Sequence[Measurement]) -> list[str]:
     """Wall, min–max, user + system, peak of a command's runs, for a table; the reason where one
     failed."""

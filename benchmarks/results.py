@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 from benchmarks.commands import Command, synced
-from benchmarks.measurement import Measurement, cells, measure, median, peak, wall
+from benchmarks.measurement import (
+    Measurement,
+    cells,
+    measure,
+    median,
+    peak,
+    processor,
+    succeeded,
+    system,
+    user,
+    wall,
+)
 from benchmarks.model import bytes_of
 from benchmarks.workspace import Workspace
 
 EVERY = 5  # commands between two runs of cp
-PEAK_REACH = 256 * 10**6
-SYNCED_REACH = 1.15
+PEAK_REACH = 200 * 10**6
+SPREAD = 1.2  # of medians about the best
 TITLES = (
     "model",
     "command",
     "wrote GB",
-    "wall s",
-    "min–max",
-    "÷ cp",
-    "÷ cp + sync",
-    "user + system s",
+    "wall s, best",
+    "median",
+    "÷ cp + sync, best",
+    "medians",
+    "user + system s, best",
+    "÷ cp's",
     "peak MB",
 )
+SLOPE_TITLES = ("command", "s a GB", "÷ cp + sync", "user + system s a GB", "÷ cp's")
 MINDSPORE_TITLES = (
     "model",
     "command",
@@ -48,6 +61,7 @@ class Results:
         self.work, self.commands = work, {command.name: command for command in commands}
         self.runs: dict[str, list[Measurement]] = {name: [] for name in self.commands}
         self.written: dict[str, int] = {}
+        self.model_bytes = 0
 
     def round(self) -> None:
         """Every command once, its baselines before each few."""
@@ -74,13 +88,10 @@ class Results:
             else measure(command.line, *before)
         )
         self.runs[command.name].append(run)
+        self.model_bytes = bytes_of(*self.work.hub.glob("*.safetensors"))
         self.written.setdefault(command.name, bytes_of(self.work.out))
         self.work.clear()
         print(f"  {command.name}: {' '.join(cells([run]))}", file=sys.stderr, flush=True)
-
-    @property
-    def model_bytes(self) -> int:
-        return bytes_of(*self.work.hub.glob("*.safetensors"))
 
     def seconds(self, name: str) -> float | None:
         """The median; of MindSpore without its imports, which it prints."""
@@ -90,33 +101,40 @@ class Results:
         )
 
     def ratio(self, name: str, beside: str) -> float | None:
-        mine, other = self.seconds(name), self.seconds(beside)
-        return mine / other if mine and other else None
+        return _ratio(self.seconds(name), self.seconds(beside))
+
+    def best(self, name: str, of: Callable[[Measurement], float] = wall) -> float | None:
+        """The least of all runs that succeeded."""
+        return min(map(of, succeeded(self.runs.get(name, []))), default=None)
 
     def rows(self) -> Iterator[list[str]]:
         """Under TITLES."""
         for name, command in self._run_ones():
-            median_, spread, cpu, memory = cells(self.runs[name])
-            written = self.written[name]
-            judged = not command.is_baseline
-            ratios = [
-                _judged(self.ratio(name, command.beside), command.reach if judged else None),
-                _judged(
-                    self.ratio(name, synced(command.beside)),
-                    SYNCED_REACH if judged and written else None,
-                ),
-            ]
-            if peak(self.runs[name]) > PEAK_REACH:
-                memory = f"**{memory}**"
+            written, beside, copied = self.written[name], command.beside, synced(command.beside)
+            judged = not command.is_baseline and bool(written)
+            reach = command.reach if judged else None
+            memory = f"{peak(self.runs[name]) / 1e6:.0f}"
+            best = self.best(name)
+            if best is None:
+                yield [self._head(), name, "", *cells(self.runs[name])]
+                continue
             yield [
                 self._head(),
                 name,
                 f"{written / 1e9:.2f}",
-                median_,
-                spread,
-                *ratios,
-                cpu,
-                memory,
+                f"{best:#.3g}",
+                f"{self.seconds(name) or 0:#.3g}",
+                _judged(_ratio(best, self.best(copied)), reach),
+                _judged(
+                    self.ratio(name, copied),
+                    command.reach * SPREAD if judged and command.reach else None,
+                ),
+                f"{self.best(name, user) or 0:.2f} + {self.best(name, system) or 0:.2f}",
+                _judged(
+                    _ratio(self.best(name, processor), self.best(beside, processor)),
+                    command.processor_reach if judged else None,
+                ),
+                f"**{memory}**" if peak(self.runs[name]) > PEAK_REACH else memory,
             ]
 
     def mindspore_rows(self) -> Iterator[list[str]]:
@@ -158,6 +176,33 @@ class Results:
 
     def _head(self) -> str:
         return f"{self.model_bytes / 1e9:.2f} GB"
+
+
+def slopes(small: Results, large: Results) -> Iterator[list[str]]:
+    """Under SLOPE_TITLES: what a GB more takes, start-up apart, by the best runs."""
+    gigabytes = (large.model_bytes - small.model_bytes) / 1e9
+    if not gigabytes:
+        return
+
+    def slope(name: str, of: Callable[[Measurement], float]) -> float | None:
+        more, less = large.best(name, of), small.best(name, of)
+        return None if more is None or less is None else (more - less) / gigabytes
+
+    for name, command in small.commands.items():
+        seconds, work = slope(name, wall), slope(name, processor)
+        if seconds is None or work is None or not small.written[name]:
+            continue
+        yield [
+            name,
+            f"{seconds:.3f}",
+            _judged(_ratio(seconds, slope(synced(command.beside), wall)), None),
+            f"{work:.3f}",
+            _judged(_ratio(work, slope(command.beside, processor)), None),
+        ]
+
+
+def _ratio(mine: float | None, other: float | None) -> float | None:
+    return mine / other if mine and other else None
 
 
 def _call(run: Measurement) -> float:

@@ -28,13 +28,13 @@ def ranges_read(model: Model) -> dict[Path, Ranges]:
         if stored.path in found and id(stored) not in whole:
             spans = [stored.file_ranges(*stored.bytes_of(lo, hi - lo)) for lo, hi in held]
             found[stored.path] += ((at, at + length) for at, length in chain(*spans))
-    held = {file.path: sum(one.nbytes for one in file.tensors.values()) for file in model.files}
+    sizes = {file.path: sum(one.nbytes for one in file.tensors.values()) for file in model.files}
     passing_over = {file.path for file in model.files if file.passed_over}
     return {
         path: together
         for path, ranges in found.items()
         for together in (joined(ranges),)
-        if path in passing_over or sum(end - first for first, end in together) != held[path]
+        if path in passing_over or sum(end - first for first, end in together) != sizes[path]
     }
 
 

@@ -13,6 +13,7 @@ from ckptforge.run.buffers import LINE, PIECE_BYTES, copy_runs, slow_to_copy
 from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_exactly, write_exactly
+from ckptforge.storage.store import HashingReader
 from ckptforge.values import Place, Stored
 
 
@@ -37,6 +38,12 @@ class Move(msgspec.Struct, frozen=True):
         else:
             self._through_memory(worker, 0)
         worker.files.targets[self.place.path].begin_sync(self.place_at, self.nbytes)
+
+    def announce(self, worker: Worker) -> None:
+        """Has the system bring its bytes from the disk. What is far comes ahead anyway."""
+        reader = worker.files.source(self.source.path)
+        if not isinstance(reader, HashingReader):
+            reader.begin_read(self.source_at, self.nbytes)
 
     def _by_kernel(self, worker: Worker) -> int:
         """Copies as much as the kernel does without being slow; returns how many bytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
@@ -80,8 +80,13 @@ class Batch(msgspec.Struct, frozen=True):
         blocks that came by whole."""
         worker.passing = Passing() if self.hashing else None
         try:
-            going_on = takewhile(lambda part: not worker.files.stop.is_set(), self.parts)
-            done = [part.do(worker) for part in going_on]
+            done: list[Audit | None] = []
+            for part, coming in zip_longest(self.parts, self.parts[1:]):
+                if worker.files.stop.is_set():
+                    break
+                if isinstance(coming, Move):
+                    coming.announce(worker)
+                done.append(part.do(worker))
             return done, worker.passing.digests if worker.passing is not None else {}
         finally:
             worker.passing = None

@@ -22,15 +22,23 @@ from ckptforge.publish.earlier import Request
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.kept import finished_tensors
 from ckptforge.publish.manifest import manifest_json
-from ckptforge.publish.publisher import ByRename, Publication, RunLedger, publisher_of
+from ckptforge.publish.publisher import (
+    ByRename,
+    Publication,
+    Publisher,
+    RunLedger,
+    publisher_of,
+)
 from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
 from ckptforge.run.needs import most_disk
 from ckptforge.run.run import Done, cache_bytes, run
+from ckptforge.run.schedule import Finished
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
+from ckptforge.values import Place
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.elsewhere import done_elsewhere, is_elsewhere
 from ckptforge.verbs.options import Overflow, Parted, Running
@@ -56,19 +64,27 @@ class Job(msgspec.Struct, frozen=True):
         return f"<Job of {self.plan.verb}: {brief(self.plan.output)}>"
 
 
+class _Way(msgspec.Struct, frozen=True):
+    """How a plan is carried out: by processes `elsewhere`, with sources that go (`consuming`), or
+    of what the parts of a run have written (`finishing`, and how far they are trusted)."""
+
+    elsewhere: bool
+    consuming: bool
+    finishing: str | None
+
+    @property
+    def needs_journal(self) -> bool:
+        """Whether what is finished must be known by its hash."""
+        return self.finishing is not None or self.elsewhere or self.consuming
+
+
 def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it. Raises `OutputError`, `CastOverflowError`."""
     plan, publisher = job.plan, publisher_of(job.plan.output)
-    check, elsewhere = partial(_refuse_bad, plan, options), is_elsewhere(options)
-    consuming = _is_consuming(plan, options, elsewhere)
-    parted = isinstance(options, Parted) and options.part is not None
-    if (parted or elsewhere or consuming) and not isinstance(publisher, ByRename):
-        ways = f"{flag('part')}, {flag('executor')} and {flag('consume')}"
-        raise UsageError(f"{plan.output}: isn't on a disk, which {ways} need.")
+    way = _way_of(plan, publisher, options)
     if isinstance(options, Parted) and options.part is not None:
-        return run_as_part(plan, options, check)
-    finishing = FINISHING.get()
-    if finishing is not None:
+        return run_as_part(plan, options, partial(_refuse_bad, plan, options))
+    if way.finishing is not None:
         gather(plan)
     budget = budget_of(options).caching(cache_bytes(plan.assemblies.values.values()))
     if options.resume and not options.dry_run and publisher.finish(plan, options.command):
@@ -77,42 +93,46 @@ def run_job(job: Job, options: Running) -> Result:
     _log_plan(plan, budget)
     publisher.check(plan, options.overwrite)
     if options.dry_run:
-        return dry_result(
-            plan, budget, tied_notes(job.tied, None), _spared(plan, None) if consuming else 0
-        )
-    began = time.monotonic()
-    wanted = job.manifest or finishing is not None or elsewhere or consuming
-    hashing = wanted and not options.no_hash
+        spared = _spared(plan, None) if way.consuming else 0
+        return dry_result(plan, budget, tied_notes(job.tied, None), spared)
+    return _written(job, publisher, options, way, budget)
+
+
+def _way_of(plan: Plan, publisher: Publisher, options: Running) -> _Way:
+    """Raises `UsageError` and `OutputError` for a way that output or sources don't allow."""
+    elsewhere = is_elsewhere(options)
+    consuming = _is_consuming(plan, options, elsewhere)
+    parted = isinstance(options, Parted) and options.part is not None
+    if (parted or elsewhere or consuming) and not isinstance(publisher, ByRename):
+        ways = f"{flag('part')}, {flag('executor')} and {flag('consume')}"
+        raise UsageError(f"{plan.output}: isn't on a disk, which {ways} need.")
+    return _Way(elsewhere, consuming, FINISHING.get())
+
+
+def _written(job: Job, publisher: Publisher, options: Running, way: _Way, budget: Budget) -> Result:
+    """Writes a job's output and puts it in its place."""
+    plan, began = job.plan, time.monotonic()
+    hashing = (job.manifest or way.needs_journal) and not options.no_hash
     request = Request(options.overwrite, options.resume, hashing, options.command, budget.total)
     with publisher.publication(plan, request) as out:
-        publisher.check_room(plan, out.disk_used if not consuming else _spared(plan, out.journal))
+        spared = _spared(plan, out.journal) if way.consuming else out.disk_used
+        publisher.check_room(plan, spared)
         _refuse_unlike(plan, budget)
         tie_notes = tied_notes(job.tied, budget)
         known = out.journal.tensors if out.journal is not None else {}
-        kept = finished_tensors(plan, known) if finishing == "trusting" else dict(out.kept(budget))
+        trusting = way.finishing == "trusting"
+        kept = finished_tensors(plan, known) if trusting else dict(out.kept(budget))
         total = counted(plan.tensor_count, "tensor")
         _log.info("checked output path and disk space; %s of %s finished before", len(kept), total)
-        again: list[str] = []
-        if elsewhere:
-            assert isinstance(out.journal, Journal) and isinstance(options, Parted)
-            kept, again = done_elsewhere(plan, options, out.journal, kept, check)
-        consumer = None
-        if consuming:
-            assert isinstance(out.journal, Journal)
-            refuse = partial(_refuse_overflow, plan, options)
-            consumer = Consuming(plan, out.journal, out.writers, refuse)
-        done = run(
-            plan, out.writers, budget, options.progress, hashing, out.journal, kept, consumer
-        )
+        done, again = _carried_out(plan, out, options, way, budget, hashing, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
-        check(done.audit, () if consumer is None else consumer.gone)
         if job.manifest:
             _add_manifest(job, out, done, options.command)
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
     remains = []
     if (left := publisher.remains(plan.output)) is not None:
-        way = command("clean", plan.output.parent)
-        remains.append(f"{left} couldn't be removed wholly; see {way}.")
+        way_out = command("clean", plan.output.parent)
+        remains.append(f"{left} couldn't be removed wholly; see {way_out}.")
     return result_of(
         plan,
         files=_files(job),
@@ -121,6 +141,31 @@ def run_job(job: Job, options: Running) -> Result:
         seconds=time.monotonic() - began,
         peak_buffers=budget.total,
     )
+
+
+def _carried_out(
+    plan: Plan,
+    out: Publication,
+    options: Running,
+    way: _Way,
+    budget: Budget,
+    hashing: bool,
+    kept: dict[Place, Finished],
+) -> tuple[Done, list[str]]:
+    """Makes what isn't `kept`; returns what that did, and what is to be said of other processes."""
+    again: list[str] = []
+    check = partial(_refuse_bad, plan, options)
+    if way.elsewhere:
+        assert isinstance(out.journal, Journal) and isinstance(options, Parted)
+        kept, again = done_elsewhere(plan, options, out.journal, kept, check)
+    consumer = None
+    if way.consuming:
+        assert isinstance(out.journal, Journal)
+        refuse = partial(_refuse_overflow, plan, options)
+        consumer = Consuming(plan, out.journal, out.writers, refuse)
+    done = run(plan, out.writers, budget, options.progress, hashing, out.journal, kept, consumer)
+    check(done.audit, () if consumer is None else consumer.gone)
+    return done, again
 
 
 def _is_consuming(plan: Plan, options: Running, elsewhere: bool) -> bool:
