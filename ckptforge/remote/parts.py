@@ -9,6 +9,7 @@ and nothing else is wanted.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from bisect import bisect_right
@@ -27,6 +28,12 @@ _AHEAD = 2
 Fetch = Callable[[int, memoryview], None]
 
 
+def _memory(nbytes: int) -> bytearray | mmap.mmap:
+    """So many bytes, which the system gets back when they go: what malloc gives, it keeps where
+    several threads take and give."""
+    return mmap.mmap(-1, nbytes) if nbytes >= _LEAST else bytearray(nbytes)
+
+
 class Part:
     """A run of an object's bytes, on its way or here."""
 
@@ -34,7 +41,7 @@ class Part:
 
     def __init__(self, of: Held, start: int, stop: int) -> None:
         self.of, self.start, self.stop = of, start, stop
-        self.data = bytearray(stop - start)
+        self.data = _memory(stop - start)
         self.future: Future[None] = Future()
         self.here = False  # all its bytes have come
         self.users = 0
@@ -59,7 +66,9 @@ class Part:
             stop = self.read.pop()[0]
         freed = self.stop - self.start - (stop - start)
         if freed:
-            self.data = self.data[start - self.start : stop - self.start]
+            kept = _memory(stop - start)
+            kept[:] = memoryview(self.data)[start - self.start : stop - self.start]
+            self.data = kept
             self.start, self.stop = start, stop
         return freed
 

@@ -55,7 +55,7 @@ def run(
         if progress is not None:
             progress(before + done, total)
 
-    queue = FrontToBack(schedule, budget.total // 2) if in_order else schedule
+    queue = FrontToBack(schedule, budget.total // 4) if in_order else schedule
     run_tasks(queue, budget, queue.finished, report, targets)
     if seals := [Sealing(file.path, seal) for file in plan.files for seal in file.seals]:
         run_tasks(iter(seals), budget, targets=targets)
