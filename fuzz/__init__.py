@@ -10,6 +10,7 @@ SHARES = {
     "torch": 4,
     "pickle": 4,
     "dcp": 2,
+    "torch-dist": 1,
     "fsdp": 1,
     "megatron": 1,
     "metadata": 4,

@@ -152,16 +152,26 @@ _MUTATED_PICKLE = mutate.mixed(pickles.opcodes, pickles.opcodes, pickles.opcodes
 
 
 def _dcp(work: Path) -> Target:
+    return _chunks(work, "torch_distributed/dcp_2x2")
+
+
+def _torch_dist(work: Path) -> Target:
+    return _chunks(work, "megatron_core/moe_ep2_grouped/iter_0000005")
+
+
+def _chunks(work: Path, fixture: str) -> Target:
     directory = work / "dcp"
-    shutil.copytree(FIXTURES / "torch_distributed" / "dcp_2x2", directory)
+    shutil.copytree(FIXTURES / fixture, directory)
     seeds = [(directory / ".metadata").read_bytes()]
+    open_checkpoint(directory)  # and the tables, once
 
     def read(data: bytes) -> None:
         (directory / ".metadata").write_bytes(data)
         for index in open_checkpoint(directory).files:
             _well_indexed(index)
 
-    return Target("dcp", seeds, _MUTATED_PICKLE, read)
+    name = "dcp" if "dcp" in fixture else "torch-dist"
+    return Target(name, seeds, _MUTATED_PICKLE, read)
 
 
 def _fsdp(work: Path) -> Target:
@@ -183,6 +193,7 @@ def _megatron(work: Path) -> Target:
     shutil.copytree(FIXTURES / "mindspeed" / "llama_tp2_pp2_vpp", run)
     file = next(iter(sorted(run.glob("*/*/*.pt"))))
     held = file.read_bytes()
+    open_checkpoint(run)  # and the tables, once
 
     def read(data: bytes) -> None:
         file.write_bytes(pickles.with_pickle(held, data))
@@ -755,6 +766,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "torch": _torch,
     "pickle": _pickle,
     "dcp": _dcp,
+    "torch-dist": _torch_dist,
     "fsdp": _fsdp,
     "megatron": _megatron,
     "strategy": _strategy,

@@ -245,6 +245,54 @@ def test_what_lies_beside_weights_in_a_training_run_is_left_out(tmp_path):
     assert held["model"]["decoder.layers.3.mlp.linear_fc1.layer_norm_weight"].shape == (8,)
 
 
+CORE = FIXTURES / "megatron_core"
+OF_CORE = {
+    "llama_tp2": ("mindspeed", {TENSOR: 2}),
+    "moe_ep2_grouped": ("mindspeed", {EXPERT: 2}),
+    "moe_ep2_numbered": ("mindspeed-sequential", {EXPERT: 2}),
+}
+
+
+@pytest.mark.parametrize("name", OF_CORE)
+def test_what_megatron_core_saved_in_chunks_is_what_its_ranks_hold(name, tmp_path):
+    """Layers and experts along axes of their own or by numbers; the halves of fc1 apart."""
+    layout, job = OF_CORE[name]
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    said = ckptforge.inspect(CORE / name)
+    assert (said.layout, said.format) == ("megatron", "megatron")
+    how = {"to": layout, "dst_parallel_config": tmp_path / "job.json"}
+    result = ckptforge.convert(CORE / name, tmp_path / "ranks", **how)
+    assert result.left_out == {}
+    found = numbers(tmp_path / "ranks" / "iter_0000005")
+    for rank, held in enumerate(found.values()):
+        wanted = dict(read_file(CORE / name / f"plain_{rank}.pt").values())
+        window = Window()
+        assert held == {
+            f"model.{key}": (one.dtype.name, one.shape, window.read(key, one).tobytes())
+            for key, one in wanted.items()
+        }
+
+
+def test_chunks_of_several_iterations_and_of_other_backends(tmp_path):
+    run = Path(shutil.copytree(CORE / "llama_tp2", tmp_path / "run"))
+    shutil.copytree(run / "iter_0000005", run / "iter_0000007")
+    whole = {name: tensor[...].tobytes() for name, tensor in ckptforge.open(run).items()}
+    (run / "latest_checkpointed_iteration.txt").write_text("7")
+    for path, step in ((run, None), (run, 5), (run / "iter_0000007", None)):
+        opened = ckptforge.open(path, step=step)
+        assert {name: tensor[...].tobytes() for name, tensor in opened.items()} == whole
+    described = run / "iter_0000007" / "metadata.json"
+    described.write_text('{"sharded_backend": "zarr", "sharded_backend_version": 1}')
+    with pytest.raises(FormatError, match="sharded_backend 'zarr', and only torch_dist is read"):
+        ckptforge.open(run)
+    described.write_text('{"sharded_backend": ')
+    with pytest.raises(FormatError, match="metadata.json"):
+        ckptforge.open(run)
+    (run / "iter_0000005" / "common.pt").unlink()
+    opened = ckptforge.open(run, step=5)
+    assert {name: tensor[...].tobytes() for name, tensor in opened.items()} == whole
+
+
 @pytest.fixture
 def run(tmp_path):
     return Path(shutil.copytree(MINDSPEED / "moe_tp2_pp2_ep2_grouped", tmp_path / "run"))

@@ -9,6 +9,8 @@ from typing import Any
 
 from ckptforge.errors import FormatError, shown
 from ckptforge.megatron.job import Job
+from ckptforge.torch_files.pickle_data import Inert
+from ckptforge.torch_files.torch_zip import read_data
 from ckptforge.wording import counted
 
 Arguments = Mapping[str, Any]
@@ -28,6 +30,22 @@ _EXPERT, _EXPERT_TENSOR = "expert_model_parallel_size", "expert_tensor_parallel_
 _PLAIN = (int, float, str, bool)
 _MAX_RANKS = 1 << 17
 _EXTENDED, _SCHEDULE, V_SHAPED = "moe_tp_extend_ep", "schedules_method", "dualpipev"
+
+
+def read_arguments(path: Path) -> Arguments:
+    """Those in a rank's file; none where it has none. Raises `FormatError` for another kind of
+    file."""
+    root = read_data(path)
+    if not isinstance(root, dict) or not any(str(key).startswith("model") for key in root):
+        raise FormatError(f"{path}: holds no 'model', expected a checkpoint of Megatron's.")
+    return arguments_in(root)
+
+
+def arguments_in(root: Mapping[Any, Any]) -> Arguments:
+    """The arguments that an object of a checkpoint holds."""
+    held = root.get("args")
+    found = held.state if isinstance(held, Inert) else held
+    return found if isinstance(found, dict) else {}
 
 
 def job_of(arguments: Arguments, parts: int, where: Path) -> Job:

@@ -11,6 +11,9 @@ import re
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE = "model_optim_rng.pt"
+CHUNKS, DESCRIBED = ".metadata", "metadata.json"  # of Megatron-core's checkpoints in chunks
+SHARDED = "torch_dist"  # what the latter calls that
+MAX_DESCRIBED = 1 << 16  # bytes
 LAYERS = "decoder.layers."
 FIRST = "embedding."  # what the first stage has beside layers; all else is of the last
 MORE = "mtp."  # of layers that predict more tokens

@@ -16,11 +16,13 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.files import read_file
-from ckptforge.errors import CkptforgeError, ConfigError, FormatError, LayoutError, shown
+from ckptforge.errors import ConfigError, FormatError, LayoutError, shown
 from ckptforge.formats.index import FileIndex
-from ckptforge.megatron.arguments import described, job_of
+from ckptforge.megatron.arguments import described, job_of, read_arguments
+from ckptforge.megatron.chunks import FORMAT, LEFT, open_chunks
 from ckptforge.megatron.job import Chunk, Job, Rank, found_layers
 from ckptforge.megatron.joining import Joining, Tensors
+from ckptforge.megatron.layouts import FAMILY, layout_of
 from ckptforge.megatron.names import (
     FILE,
     is_extra_state,
@@ -30,18 +32,10 @@ from ckptforge.megatron.names import (
 )
 from ckptforge.megatron.roots import Iteration, find_iteration
 from ckptforge.model import IN_RANKS, Account, Model
-from ckptforge.reading.known import Choices, Known, known_of
-from ckptforge.tables.names import recognise_names
-from ckptforge.tables.table import Layout, Table
-from ckptforge.tables.table_choice import choose_table
-from ckptforge.torch_files.pickle_data import Inert
-from ckptforge.torch_files.torch_zip import read_data
+from ckptforge.reading.known import Choices, known_of
 from ckptforge.wording import counted
 
 _log = logging.getLogger(__name__)
-FAMILY = "megatron"
-FORMAT = "megatron"
-_LEFT = "optimizer state and the state of the training run"
 _OF_MODEL = re.compile(r"model([0-9]{0,3})\.(.+)", re.DOTALL)
 
 
@@ -70,7 +64,10 @@ def open_megatron(directory: Path, choices: Choices, check_replicas: bool = Fals
     Raises `InputNotFoundError` for what isn't there, `FormatError` for files that contradict each
     other, and what choosing a table raises, which the layout's [shard] rows are needed of.
     """
-    opened = _opened(directory, choices.step)
+    iteration = find_iteration(directory, choices.step)
+    if not iteration.ranks:
+        return open_chunks(directory, iteration, choices)
+    opened = _opened(iteration)
     held = list(_renamed(opened))
     values = {name: value for _, own in held for name, value in own.items()}
     model = Model(
@@ -79,14 +76,14 @@ def open_megatron(directory: Path, choices: Choices, check_replicas: bool = Fals
         directory=directory,
         files=tuple(file.index for file in opened.files),
         values=values,
-        account=Account().noting(*opened.iteration.notes).leaving(_LEFT, opened.left),
+        account=Account().noting(*opened.iteration.notes).leaving(LEFT, opened.left),
         ranks=len(opened.files),
         run={"iteration": max(opened.iteration.number or 0, 0)},
         family=FAMILY,
         described=described(opened.arguments),
     )
     known = known_of(model, choices)
-    table, layout = _layout(directory, values, known)
+    table, layout = layout_of(directory, values, known)
     joining = Joining(opened.job, table, layout, known, check_replicas)
     try:
         joined = joining.values(directory, held)
@@ -97,11 +94,10 @@ def open_megatron(directory: Path, choices: Choices, check_replicas: bool = Fals
     return replace(model, values=joined, layout=layout.name)
 
 
-def _opened(directory: Path, step: int | None) -> Opened:
-    iteration = find_iteration(directory, step)
+def _opened(iteration: Iteration) -> Opened:
     ranks = iteration.ranks
     first = min(ranks, key=lambda path: path.name)
-    arguments = _arguments(first / FILE)
+    arguments = read_arguments(first / FILE)
     files, left = [], list[str]()
     for path in sorted(ranks, key=lambda path: path.name):
         index = read_file(path / FILE)
@@ -125,15 +121,6 @@ def _opened(directory: Path, step: int | None) -> Opened:
         arguments=arguments,
         left=tuple(dict.fromkeys(left)),
     )
-
-
-def _arguments(path: Path) -> Mapping[str, Any]:
-    root = read_data(path)
-    if not isinstance(root, dict) or not any(str(key).startswith("model") for key in root):
-        raise FormatError(f"{path}: holds no 'model', expected a checkpoint of Megatron's.")
-    held = root.get("args")
-    found = held.state if isinstance(held, Inert) else held
-    return found if isinstance(found, dict) else {}
 
 
 def _rank(path: Path, job: Job) -> Rank:
@@ -191,30 +178,3 @@ def _renamed(opened: Opened) -> Iterator[tuple[Rank, Tensors]]:
                     raise FormatError(f"{file.index.path}: holds {shown(full)} twice.")
                 found[full] = value
         yield file.rank, found
-
-
-def _layout(directory: Path, values: Tensors, known: Known) -> tuple[Table, Layout]:
-    """The table and the layout by the names of tensors: shapes are those of parts. Raises the
-    errors of choosing a table, and `LayoutError` where none has them."""
-    shapes = {name: value.shape for name, value in values.items()}
-    try:
-        table = choose_table(known.tables, shapes, replace(known.hints, layout=None))
-    except CkptforgeError as error:
-        raise type(error)(
-            f"{directory}: {error} The files of ranks are put together only where a mapping says "
-            "how they are cut."
-        ) from error
-    hints = known.hints
-    if hints.layout is not None:
-        return table, table.layout(hints.layout)
-    names = table.names_of(FAMILY)
-    if hints.recorded_layout in names:
-        return table, table.layouts[hints.recorded_layout]
-    if not names:
-        raise LayoutError(f"{directory}: the mapping {table.name} has no layout of Megatron's.")
-
-    def strangeness(name: str) -> tuple[int, int]:
-        found, unknown = recognise_names(table.layouts[name], values)
-        return len(unknown), sum(p not in found for p in table.layouts[name].patterns)
-
-    return table, table.layouts[min(names, key=strangeness)]

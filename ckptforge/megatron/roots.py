@@ -9,15 +9,25 @@ import msgspec
 from ckptforge.checkpoints.kinds import check_step
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import entries_of, is_there, read_small
-from ckptforge.foreign.paths import is_directory
-from ckptforge.megatron.names import FILE, TRACKER, iteration_of, numbers_of
+from ckptforge.foreign.paths import has_name, is_directory
+from ckptforge.megatron.names import (
+    CHUNKS,
+    DESCRIBED,
+    FILE,
+    MAX_DESCRIBED,
+    SHARDED,
+    TRACKER,
+    iteration_of,
+    numbers_of,
+)
 from ckptforge.spelling import option
 from ckptforge.wording import listing
 
 
 class Iteration(msgspec.Struct, frozen=True, kw_only=True):
-    """The directory of an iteration, those of its ranks, its number where its name says it, and
-    sentences about the choice."""
+    """The directory of an iteration, those of its ranks (none where it is one checkpoint of
+    torch.distributed.checkpoint), its number where its name says it, and sentences about the
+    choice."""
 
     directory: Path
     ranks: tuple[Path, ...]
@@ -29,9 +39,22 @@ def is_megatron(directory: Path) -> bool:
     """Whether a directory is the root of a run or an iteration, by the names in it."""
     entries = entries_of(directory)
     names = {entry.name for entry in entries}
-    if any(numbers_of(name) is not None for name in names):
+    if any(numbers_of(name) is not None for name in names) or _is_chunks(directory):
         return True
-    return any(_of_ranks(entry) for entry in entries if iteration_of(entry.name) is not None)
+    return any(_is_iteration(entry) for entry in entries if iteration_of(entry.name) is not None)
+
+
+def _is_iteration(directory: Path) -> bool:
+    return is_directory(directory) and bool(_is_chunks(directory) or _of_ranks(directory))
+
+
+def _is_chunks(directory: Path) -> bool:
+    """Whether it is an iteration of Megatron-core's `torch_dist`, by what describes it."""
+    described = directory / DESCRIBED
+    if not (has_name(directory / CHUNKS) and has_name(described)):
+        return False
+    content = read_small(described, MAX_DESCRIBED) if is_there(described) else b""
+    return b"sharded_backend" in content
 
 
 def _of_ranks(directory: Path) -> tuple[Path, ...]:
@@ -49,7 +72,8 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
     something else, and `UsageError` for a step that none can be.
     """
     check_step(step)
-    if ranks := _of_ranks(directory):
+    ranks = _of_ranks(directory)
+    if ranks or _is_chunks(directory):
         number = iteration_of(directory.name)
         if step not in (None, number):
             raise InputNotFoundError(
@@ -60,11 +84,12 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
     there = {
         number: entry
         for entry in entries_of(directory)
-        if (number := iteration_of(entry.name)) is not None and _of_ranks(entry)
+        if (number := iteration_of(entry.name)) is not None and _is_iteration(entry)
     }
     if not there:
         raise InputNotFoundError(
-            f"{directory}: no rank's directory holds {FILE}, expected mp_rank_<n>/{FILE}."
+            f"{directory}: no rank's directory holds {FILE}, expected mp_rank_<n>/{FILE}, or "
+            f"{CHUNKS} and {DESCRIBED} of {SHARDED}."
         )
     wanted = _tracked(directory / TRACKER) if step is None else step
     notes: tuple[str, ...] = ()

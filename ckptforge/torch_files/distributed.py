@@ -8,7 +8,7 @@ wrote.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,13 @@ _CLASSES = frozenset(
         "metadata.StorageMeta",
         "filesystem._StorageInfo",
         "filesystem._StorageReaderTransforms",
+        "planner.SavePlan",
+        "planner.WriteItem",
+        "planner.WriteItemType",
+        "planner.TensorWriteData",
     )
 )
+Chunks = tuple[str, tuple[int, ...], dict[Box, Value]]
 _TENSOR = f"{_HOME}metadata.TensorStorageMetadata"
 
 
@@ -59,7 +64,7 @@ class DistributedCheckpoint:
     def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
         """All tensors, put together of their chunks; what else was saved is passed over."""
         refuse_step(step, directory, "one checkpoint")
-        described = _Described(directory)
+        described = Described(directory)
         values = dict(described.values())
         if not values:
             raise FormatError(f"{directory}: holds no tensors.")
@@ -73,7 +78,7 @@ class DistributedCheckpoint:
         )
 
 
-class _Described:
+class Described:
     """`.metadata`, and the files that it names, of which each is looked into once."""
 
     def __init__(self, directory: Path) -> None:
@@ -96,9 +101,14 @@ class _Described:
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """The tensors. Raises `FormatError` for chunks that don't make up what is said of them."""
+        return ((name, joined(shape, parts)) for name, shape, parts in self.chunks())
+
+    def chunks(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Chunks]:
+        """(name, shape, box → what lies there) of the tensors that are wanted. Raises `FormatError`
+        for chunks that don't make up what is said of them."""
         count = 0
         for name, about in self.tensors.items():
-            if about.name != _TENSOR:
+            if about.name != _TENSOR or not wanted(str(name)):
                 continue
             check_name(str(name), self.path)
             count += 1
@@ -121,7 +131,7 @@ class _Described:
                 raise self._wrong(f"the chunks of {shown(name)} make up no grid")
             if 0 not in shape and (wrong := uncovered(full_box(shape), list(parts))):
                 raise self._wrong(f"its chunks {wrong[0]} {box_text(wrong[1])} of {shown(name)}")
-            yield str(name), joined(shape, parts)
+            yield str(name), shape, parts
 
     def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Value:
         info = self.places.get((name, offsets))
