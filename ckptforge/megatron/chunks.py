@@ -87,8 +87,8 @@ def _check_backend(directory: Path) -> None:
     said = read_object(path, MAX_DESCRIBED).get(_BACKEND) if is_there(path) else SHARDED
     if said != SHARDED:
         raise FormatError(
-            f"{path}: has {_BACKEND} {shown(said)}, and only {SHARDED} is read. Megatron-LM saves "
-            f"it so with --dist-ckpt-format {SHARDED}."
+            f"{path}: has {_BACKEND} {shown(said)}, and only {SHARDED} is read; Megatron-LM's own "
+            "tools bring it into that."
         )
 
 
