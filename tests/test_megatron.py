@@ -76,6 +76,38 @@ def test_files_of_mindspeeds_converter_are_read_and_written(name, model, layout,
     assert (tmp_path / "back" / tracker).read_bytes() == (MINDSPEED / name / tracker).read_bytes()
 
 
+def test_names_of_transformer_engine_for_latent_attention(tmp_path):
+    """Dense layers have the norm in their first linear layer, those with experts apart."""
+    hub = MINDSPEED / "deepseek_v3"
+    job = {TENSOR: 2, STAGES: 2, EXPERT: 2}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    how = {"to": "megatron", "dst_parallel_config": tmp_path / "job.json"}
+    ckptforge.convert(hub, tmp_path / "run", **how)
+    names = {
+        name.removeprefix("model.decoder.layers.")
+        for held in numbers(tmp_path / "run").values()
+        for name in held
+    }
+    assert "0.mlp.linear_fc1.layer_norm_weight" in names
+    for name in (
+        "0.pre_mlp_layernorm.weight",
+        "0.self_attention.linear_q_up_proj.layer_norm_weight",
+        "0.self_attention.linear_kv_down_proj.weight",
+        "0.mlp.experts.linear_fc1.weight0",
+    ):
+        assert name in names, name
+    dense = [
+        held
+        for held in numbers(tmp_path / "run").values()
+        if "model.decoder.layers.0.mlp.linear_fc1.weight" in held
+    ]
+    assert dense and not any("model.decoder.layers.0.pre_mlp_layernorm.weight" in h for h in dense)
+    (tmp_path / "run" / "ckptforge.manifest.json").unlink()
+    assert ckptforge.inspect(tmp_path / "run").layout == "megatron"
+    ckptforge.to_torch(tmp_path / "run", tmp_path / "hub", config=hub)
+    assert contents(tmp_path / "hub") == contents(hub)
+
+
 @st.composite
 def jobs(draw, layers, experts):
     """A job's configuration for a model of 4 kv heads."""

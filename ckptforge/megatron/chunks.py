@@ -26,6 +26,7 @@ from ckptforge.foreign.json import read_object
 from ckptforge.megatron.arguments import arguments_in, described
 from ckptforge.megatron.layouts import FAMILY, layout_of
 from ckptforge.megatron.names import DESCRIBED, LAYERS, MAX_DESCRIBED, MORE, SHARDED
+from ckptforge.megatron.norms import has_experts, norm_read
 from ckptforge.megatron.roots import Iteration
 from ckptforge.model import Account, Model
 from ckptforge.reading.known import Choices, known_of
@@ -45,8 +46,6 @@ _EXPERTS = re.compile(
     r"(?P<which>linear_fc[12])\.(?P<kind>weight|bias)",
     re.DOTALL,
 )
-_NORM, _ROUTER = "mlp.linear_fc1.layer_norm_weight", "mlp.router.weight"
-_NORM_OF_EXPERTS = "pre_mlp_layernorm.weight"
 Values = dict[str, Value]
 
 
@@ -61,7 +60,8 @@ def open_chunks(directory: Path, iteration: Iteration, choices: Choices) -> Mode
             if own in values:
                 raise FormatError(f"{found.path}: {shown(own)} is there twice.")
             values[own] = value
-    values = {_norm_of(name, values): value for name, value in values.items()}
+    if has_experts(values):
+        values = {norm_read(name): value for name, value in values.items()}
     if not values:
         raise FormatError(f"{found.path}: holds no tensors of a model.")
     left = [str(name) for name in found.tensors if not str(name).startswith(_WEIGHTS)]
@@ -133,10 +133,3 @@ def _slice(value: Value, box: Box, place: tuple[int, ...]) -> Value:
     inner = tuple((i - lo, i - lo + 1) for i, (lo, _) in zip(place, box, strict=False))
     part = part_of(value, (*inner, *((0, n) for n in value.shape[count:])))
     return Value(dtype=part.dtype, shape=part.shape[count:], terms=part.terms, kind=part.kind)
-
-
-def _norm_of(name: str, values: Mapping[str, Value]) -> str:
-    """The name of a norm before experts, which the local layers of Megatron-core save as that of a
-    dense layer."""
-    home = name.removesuffix(_NORM)
-    return f"{home}{_NORM_OF_EXPERTS}" if home != name and home + _ROUTER in values else name

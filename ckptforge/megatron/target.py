@@ -29,6 +29,7 @@ from ckptforge.megatron.names import (
     with_expert,
     with_layer,
 )
+from ckptforge.megatron.norms import norm_written
 from ckptforge.planning.lower import Part, PlacedFile
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import option
@@ -165,12 +166,12 @@ def _by_chunk(
         for local, number in held.items()
     }
     for name in names:
-        number = layer_of(name)
+        number, called = layer_of(name), norm_written(name, names)
         if number is not None:
             chunk, local = places[number]
-            found[chunk].append((with_layer(name, local), name))
+            found[chunk].append((with_layer(called, local), name))
         else:
-            found[job.chunks[0] if name.startswith(FIRST) else job.last].append((name, name))
+            found[job.chunks[0] if name.startswith(FIRST) else job.last].append((called, name))
     if EMBEDDING in names and HEAD not in names and job.last[0] != 0:
         found[job.last].append((HEAD, EMBEDDING))
     if EMBEDDING in names and job.stages > 1 and any(name.startswith(MORE) for name in names):
