@@ -135,6 +135,7 @@ def jobs(draw, layers, experts):
     return found | ({"schedules_method": "dualpipev"} if parts == "v" else {})
 
 
+HEADS = ("lm_head.weight", "shared_head.head.weight")  # the latter of an MTP layer
 LAYOUTS = [
     (name, layout)
     for name in ("llama", "qwen2", "qwen2_moe", "qwen3_moe", "glm4_moe")
@@ -154,7 +155,6 @@ def test_any_job_there_and_back(name, layout, data):
         config |= dict.fromkeys(("num_experts", "n_routed_experts"), 8)
         config |= {"moe_intermediate_size": 4, "first_k_dense_replace": min(1, layers)}
         config |= {"num_nextn_predict_layers": int(layout.endswith("-mtp"))}
-        config["tie_word_embeddings"] &= not layout.endswith("-mtp")  # its head is copied, too
     job = data.draw(jobs(layers, config.get("num_experts")))
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
@@ -169,8 +169,10 @@ def test_any_job_there_and_back(name, layout, data):
         ckptforge.convert(work / "there", work / "back", to="hub", config=work / "hub")
         found, wanted = contents(work / "back"), contents(work / "hub")
         if job[STAGES] > 1:  # where the head is tied, the last stage has a copy
-            found.pop("lm_head.weight", None)
-            wanted.pop("lm_head.weight", None)
+            found, wanted = (
+                {name: one for name, one in held.items() if not name.endswith(HEADS)}
+                for held in (found, wanted)
+            )
         assert found == wanted
 
 
