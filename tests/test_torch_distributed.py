@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import ckptforge
 from ckptforge.errors import FormatError, InputNotFoundError, UsageError
+from ckptforge.torch_files.pickle_data import Inert
+from ckptforge.torch_files.pickling import encoded
 from tests.helpers import FIXTURES
 
 HOME = FIXTURES / "torch_distributed"
@@ -133,6 +136,60 @@ def test_chunks_are_written_without_torch(hub, tmp_path):
 def test_what_is_not_written_as_chunks_is_refused(options, message, hub, tmp_path):
     with pytest.raises(UsageError, match=message):
         ckptforge.convert(hub, tmp_path / "d", format="dcp", **options)
+
+
+@pytest.mark.parametrize("package", ["distributed_checkpoint", "checkpoint"])
+def test_hyper_parallels_chunks_in_safetensors(package, tmp_path):
+    """Made by hand, as its source says: classes of its own, a file for each rank."""
+    rows = np.arange(28, dtype=np.float32).reshape(7, 4)
+    whole = np.arange(3, dtype=np.int32)
+    home = f"hyper_parallel.core.{package}"
+    tensors = {
+        "a.weight": (rows.shape, [((0, 0), (4, 4)), ((4, 0), (3, 4))]),
+        "b": ((3,), [((0,), (3,))]),
+    }
+    key = "a.weight.__dcp_chunk_0"
+    save_file({key: rows[:4], "b": whole}, tmp_path / "_rank0_.safetensors")
+    save_file({"a.weight": rows[4:]}, tmp_path / "_rank1_.safetensors")
+    places = {
+        ("a.weight", (0, 0)): {"relative_path": "_rank0_.safetensors", "tensor_key": key},
+        ("a.weight", (4, 0)): {"relative_path": "_rank1_.safetensors"},
+        ("b", ()): {"relative_path": "_rank0_.safetensors", "tensor_key": "b"},
+        ("step", ()): {"relative_path": "_rank0_.bytes"},
+    }
+
+    def made(name, **state):
+        return Inert(f"{home}.{name}", (), state)
+
+    about = {
+        name: made(
+            "metadata.TensorStorageMetadata",
+            properties=made("metadata.TensorProperties", dtype="Float32"),
+            size=size,
+            chunks=[made("metadata.ChunkStorageMetadata", offsets=lo, sizes=n) for lo, n in chunks],
+        )
+        for name, (size, chunks) in tensors.items()
+    }
+    about["step"] = made("metadata.BytesStorageMetadata", nothing=None)
+    root = made(
+        "metadata.Metadata",
+        state_dict_metadata=about,
+        planner_data=None,
+        storage_data={
+            made("metadata.MetadataIndex", fqn=name, offset=offset, index=None): made(
+                "storage.StorageInfo", offset=0, length=-1, **place
+            )
+            for (name, offset), place in places.items()
+        },
+        version="1.0",
+    )
+    (tmp_path / ".metadata").write_bytes(b"\x80\x02" + encoded(root) + b".")
+    opened = ckptforge.open(tmp_path)
+    assert [*opened] == ["a.weight", "b"]
+    assert (opened["a.weight"][...] == rows).all() and (opened["b"][...] == whole).all()
+    save_file({"other": rows[4:]}, tmp_path / "_rank1_.safetensors")
+    with pytest.raises(FormatError, match="_rank1_.safetensors: doesn't hold 'a.weight'"):
+        ckptforge.open(tmp_path)
 
 
 def test_a_rank_that_is_not_there_is_named(tmp_path):

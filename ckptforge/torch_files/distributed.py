@@ -2,7 +2,8 @@
 of tensors in `__<rank>_<n>.distcp`, each a torch file of its own at an offset.
 
 Source: torch 2.13, `torch/distributed/checkpoint/metadata.py`, `filesystem.py`, and files that it
-wrote.
+wrote. HyperParallel's are described alike, with chunks in files of safetensors:
+`hyper_parallel/core/distributed_checkpoint/metadata.py`, `filesystem_storage.py` (2026).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.boxes import Box, dot, full_box, row_major_strides
+from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.composing import terms_through
 from ckptforge.covering import box_text, uncovered
@@ -26,32 +28,32 @@ from ckptforge.torch_files.pickle_data import MAX_BYTES, Inert, Machine
 from ckptforge.torch_files.tensors import constructors, is_inert
 from ckptforge.torch_files.torch_zip import tensor_of
 from ckptforge.transfers import Transfer
-from ckptforge.values import Stored, Value
+from ckptforge.values import Stored, Value, value_of
 
 METADATA = ".metadata"
 FORMAT = "torch distributed checkpoint"
 _MAX_CELLS = 64  # of the grid of all edges, for each chunk: those of a grid make one each
-_HOME = "torch.distributed.checkpoint."
-_CLASSES = frozenset(
-    f"{_HOME}{name}"
+_METADATA = frozenset(
+    f"metadata.{name}"
     for name in (
-        "metadata.Metadata",
-        "metadata.TensorStorageMetadata",
-        "metadata.ChunkStorageMetadata",
-        "metadata.BytesStorageMetadata",
-        "metadata.TensorProperties",
-        "metadata.MetadataIndex",
-        "metadata.StorageMeta",
-        "filesystem._StorageInfo",
-        "filesystem._StorageReaderTransforms",
-        "planner.SavePlan",
-        "planner.WriteItem",
-        "planner.WriteItemType",
-        "planner.TensorWriteData",
+        *("Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "BytesStorageMetadata"),
+        *("TensorProperties", "MetadataIndex", "StorageMeta"),
     )
 )
+_HOMES = {  # of modules with these classes, and of others that describe the same
+    "torch.distributed.checkpoint.": frozenset(
+        (
+            *("filesystem._StorageInfo", "filesystem._StorageReaderTransforms"),
+            *("planner.SavePlan", "planner.WriteItem", "planner.WriteItemType"),
+            "planner.TensorWriteData",
+        )
+    ),
+    "hyper_parallel.core.distributed_checkpoint.": frozenset(("storage.StorageInfo",)),
+    "hyper_parallel.core.checkpoint.": frozenset(("storage.StorageInfo",)),
+}
+_TENSOR = ".metadata.TensorStorageMetadata"
+_SAFETENSORS = ".safetensors"  # where HyperParallel keeps the chunks of a rank
 Chunks = tuple[str, tuple[int, ...], dict[Box, Value]]
-_TENSOR = f"{_HOME}metadata.TensorStorageMetadata"
 
 
 class DistributedCheckpoint:
@@ -86,7 +88,7 @@ class Described:
         content = read_small(self.path, MAX_BYTES)
         where = str(self.path)
         machine = Machine(
-            where, constructors(where), lambda name: name in _CLASSES or is_inert(name), _no_storage
+            where, constructors(where), lambda name: _is_class(name) or is_inert(name), _no_storage
         )
         root = machine.load(content)
         self.tensors = self._mapping(self._field(root, "state_dict_metadata"))
@@ -96,8 +98,11 @@ class Described:
             offset = self._field(key, "offset", None)
             if offset is not None:
                 self.places[str(self._field(key, "fqn")), self._counts(offset)] = info
-        self.others = [str(name) for name, one in self.tensors.items() if one.name != _TENSOR]
+        self.others = [
+            str(name) for name, one in self.tensors.items() if not one.name.endswith(_TENSOR)
+        ]
         self.held: dict[Path, dict[str, Stored]] = {}
+        self.ranks: dict[Path, FileIndex] = {}
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """The tensors. Raises `FormatError` for chunks that don't make up what is said of them."""
@@ -108,7 +113,7 @@ class Described:
         for chunks that don't make up what is said of them."""
         count = 0
         for name, about in self.tensors.items():
-            if about.name != _TENSOR or not wanted(str(name)):
+            if not about.name.endswith(_TENSOR) or not wanted(str(name)):
                 continue
             check_name(str(name), self.path)
             count += 1
@@ -135,6 +140,8 @@ class Described:
 
     def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Value:
         info = self.places.get((name, offsets))
+        if info is None and not any(offsets):  # HyperParallel's of what isn't cut
+            info = self.places.get((name, ()))
         if info is None:
             raise self._wrong(f"{shown(name)} at {list(offsets)} lies nowhere")
         if self._field(info, "transform_descriptors", None):
@@ -142,16 +149,29 @@ class Described:
         file = self._field(info, "relative_path")
         if not isinstance(file, str) or not is_file_name(file):
             raise self._wrong(f"{shown(file)} isn't the name of a file")
-        start, length = self._counts((self._field(info, "offset"), self._field(info, "length")))
         path = self.directory / file
         title = name if not any(offsets) else f"{name}[{', '.join(map(str, offsets))}]"
-        stored, value = tensor_of(path, title, Member(start, length))
+        if file.endswith(_SAFETENSORS):
+            stored = self._of_rank(path, str(self._field(info, "tensor_key", None) or name))
+            value = value_of(stored)
+        else:
+            place = self._counts((self._field(info, "offset"), self._field(info, "length")))
+            stored, value = tensor_of(path, title, Member(*place))
         if value.shape != sizes:
             raise self._wrong(
                 f"a chunk of {shown(name)} is {list(sizes)}, but {list(value.shape)} in {file}"
             )
         self.held.setdefault(path, {})[title] = stored
         return value
+
+    def _of_rank(self, path: Path, key: str) -> Stored:
+        """A tensor of a rank's file of safetensors."""
+        if path not in self.ranks:
+            self.ranks[path] = read_file(path)
+        stored = self.ranks[path].tensors.get(key)
+        if stored is None:
+            raise FormatError(f"{path}: doesn't hold {shown(key)}, which {self.path.name} names.")
+        return stored
 
     def indexes(self) -> Iterator[FileIndex]:
         """The files that were looked into."""
@@ -207,6 +227,14 @@ def joined(shape: tuple[int, ...], parts: Mapping[Box, Value]) -> Value:
     ]
     terms = tuple(terms_through(pieces))
     return Value(dtype=first.dtype, shape=shape, terms=terms, kind=first.kind)
+
+
+def _is_class(name: str) -> bool:
+    """Whether it is one of the classes that describe a checkpoint."""
+    return any(
+        name.startswith(home) and name.removeprefix(home) in _METADATA | more
+        for home, more in _HOMES.items()
+    )
 
 
 def _no_storage(said: Any) -> Any:
