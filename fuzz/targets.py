@@ -40,6 +40,7 @@ from ckptforge.steps.scaled import Scaled
 from ckptforge.storage.local import DISK
 from ckptforge.tables.axes import in_parts
 from ckptforge.tables.constants import Used, differing_constants
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.torch_files import torch_zip
@@ -651,7 +652,7 @@ def _adapter(work: Path) -> Target:
     for weight in table.lora.weights["hub"][:2]:
         for pattern, shape in ((weight.a, [2, 1]), (weight.b, [1, 2])):
             at = 4 * len(header)
-            header[pattern.name({"l": 0}, {})] = {
+            header[pattern.name({"l": 0}, Lengths())] = {
                 "dtype": "BF16",
                 "shape": shape,
                 "data_offsets": [at, at + 4],
@@ -669,7 +670,7 @@ def _adapter(work: Path) -> Target:
                     len(chosen).to_bytes(8, "little") + chosen + bytes(4 * len(header))
                 )
         checkpoint = open_adapter(path)
-        read_adapter(checkpoint, read_kept(checkpoint), table, {}, None)
+        read_adapter(checkpoint, read_kept(checkpoint), table, Lengths(), None)
 
     def mutator(data: bytes, seeds: Sequence[bytes], random: Random) -> bytes:
         return data[:1] + mutate.mixed(mutate.json_tree, mutate.words("json"))(
