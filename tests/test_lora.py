@@ -923,9 +923,8 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, models):
 def test_inspect_tells_an_adapter(tmp_path, models):
     write_adapter(tmp_path / "lora", weights_of("llama", raw_safetensors(models["llama"])))
     text = inspection_text(ckptforge.inspect(tmp_path / "lora"), False)
-    assert (
-        "a LoRA adapter of 15 weights, rank 4, scale 2." in text
-        and "llama or qwen2 or qwen3" in text
+    assert "a LoRA adapter of 15 weights, rank 4, scale 2." in text and re.search(
+        "llama or .*qwen2 or .*qwen3", text
     )
     ckptforge.to_ms(tmp_path / "lora", tmp_path / "l.ckpt", layout="mcore", config=models["llama"])
     assert ckptforge.inspect(tmp_path / "l.ckpt").layout == "mcore"
