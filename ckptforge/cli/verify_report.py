@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ckptforge.spelling import command
 from ckptforge.verbs.verify import Verification
+
+if TYPE_CHECKING:
+    from ckptforge.forward.checks import LayerCheck
 
 
 def summary(found: Verification) -> list[str]:
@@ -30,15 +35,24 @@ def summary(found: Verification) -> list[str]:
 
 
 def rows(found: Verification) -> list[list[str]]:
-    """The table of layers, titles first: the worst token's relative L2, the router's, the tolerance
-    of both; tokens that would have chosen other experts within the margin and beyond it; the least
-    margin; tokens that reached each expert."""
-    titles = ["layer", "worst", "router", "tolerance", "", "rerouted", "beyond", "margin"]
-    made = [[*titles, "tokens by expert"]]
-    for layer in found.layers:
-        errors = [f"{layer.worst:.1e}", f"{layer.router:.1e}", f"{layer.gate:.0e}"]
-        flips = [str(layer.flips_within), str(layer.flips_beyond), f"{layer.least_margin:.1e}"]
-        verdict = "ok" if layer.passed else "FAILED"
-        counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
-        made.append([str(layer.layer), *errors, verdict, *flips, counts])
-    return made
+    """The table of layers, titles first: the worst token's relative L2, and where there are
+    experts the router's; the tolerance of both; tokens that would have chosen other experts within
+    the margin and beyond it; the least margin; tokens that reached each expert."""
+    routed = any(layer.least_margin is not None for layer in found.layers)
+    titles = ["layer", "worst", *(["router"] if routed else []), "tolerance", ""]
+    more = ["rerouted", "beyond", "margin", "tokens by expert"] if routed else []
+    return [[*titles, *more], *(_row(layer, routed) for layer in found.layers)]
+
+
+def _row(layer: LayerCheck, routed: bool) -> list[str]:
+    verdict = "ok" if layer.passed else "FAILED"
+    own = layer.least_margin is not None
+    router = [f"{layer.router:.1e}" if own else "-"] if routed else []
+    errors = [str(layer.layer), f"{layer.worst:.1e}", *router, f"{layer.gate:.0e}", verdict]
+    if not routed:
+        return errors
+    if not own:
+        return [*errors, "-", "-", "-", "-"]
+    flips = [str(layer.flips_within), str(layer.flips_beyond), f"{layer.least_margin:.1e}"]
+    counts = " ".join(map(str, layer.reached[:16])) + (" …" if len(layer.reached) > 16 else "")
+    return [*errors, *flips, counts]

@@ -15,8 +15,9 @@ from ckptforge.forward.checks import EndCheck, LayerCheck, end_check, layer_chec
 from ckptforge.forward.checks import generate as continued
 from ckptforge.forward.device import import_mindspore, select_device
 from ckptforge.forward.mindspore_forward import MindSporeForward
-from ckptforge.forward.network import Network, network_of
+from ckptforge.forward.network import LayerOutput, Network, network_of
 from ckptforge.forward.precision import Precision, precision_of
+from ckptforge.forward.routing import Route, Router
 from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
 from ckptforge.reading.source import Source
@@ -76,14 +77,17 @@ class Bench(NamedTuple):
         with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
             network, torch_side, mindspore_side = _sides(self, reference, weights)
             sides = torch_side, mindspore_side
-            ids = _tokens(network, int(reference.size("H")), wanted)
+            ids = _tokens(network, wanted)
             layers = _wanted(network, wanted.layers)
             whole = len(layers) == network.layers
             say = wanted.say or (lambda _: None)
             checks, end = _run(*sides, self.precision, ids, layers, whole, say)
             count = wanted.generate
             made = [continued(side, network, ids[:1], count) for side in sides] if count else []
+            unread = sorted(reference.unread & weights.unread) if whole else []
         notes = [*([] if end else [_SAMPLE]), *([_ASCEND] if self.device == "Ascend" else [])]
+        if unread:
+            notes.append(_not_computed(unread))
         return Found(int(ids.size), checks, end, made, notes)
 
 
@@ -95,16 +99,14 @@ def _sides(
         network_of(side, side.source.config, f"the config of {side.source.model.path}")
         for side in (reference, weights)
     )
-    if (own.layers, own.experts, own.vocab, weights.size("H")) != (
-        network.layers,
-        network.experts,
-        network.vocab,
-        reference.size("H"),
-    ):
+    if own.sizes != network.sizes:
+        what = ("layers", "tokens", "hidden size", "experts")
+        named = zip(what, network.sizes, own.sizes, strict=True)
+        apart = ", ".join(f"{one} {a} and {b}" for one, a, b in named if a != b)
         paths = " and ".join(str(side.source.model.path) for side in (reference, weights))
-        raise VerifyError(f"{paths} are models of different sizes: {network} and {own}.")
+        raise VerifyError(f"{paths} are models of different sizes: {apart}.")
     make = MindSporeForward if bench.device == "CPU" else MindSporeForward.on_ascend
-    torch_side = TorchForward(reference, reference.source.config, precision=bench.precision)
+    torch_side = TorchForward(reference, precision=bench.precision)
     made = make(bench.mindspore, weights, own, bench.precision)
     return network, torch_side, made
 
@@ -134,23 +136,41 @@ def _run(
 ) -> tuple[list[LayerCheck], EndCheck | None]:
     given = torch_side.embed(ids)
     running = mindspore_side.embed(ids)
-    checks, routes = [], []
+    router = mindspore_side.network.router
+    checks: list[LayerCheck] = []
+    routes: list[Route | None] = []
     for i in wanted:
-        expected = torch_side.layer(i, given)
-        got = mindspore_side.layer(i, given, expected.experts)
-        checks.append(layer_check(i, precision.layer_gate, expected, got))
+        expected = _ranked(torch_side.layer(i, given), torch_side.weights, i, router)
+        experts = None if expected.route is None else expected.route.experts
+        got = mindspore_side.layer(i, given, experts)
+        checks.append(layer_check(i, precision.layer_gate, expected, got, router))
         say(f"layer {i}: worst token {checks[-1].worst:.2e}")
         _log.info("layer %d: worst token %.2e", i, checks[-1].worst)
         if whole:
-            running = mindspore_side.layer(i, running, expected.experts).hidden
-            routes.append(expected.experts)
+            running = mindspore_side.layer(i, running, experts).hidden
+            routes.append(expected.route)
         given = expected.hidden
     return checks, end_check(
         torch_side, mindspore_side, precision, ids, routes, given, running
     ) if whole else None
 
 
-def _tokens(network: Network, hidden: int, options: Wanted) -> NDArray[np.int64]:
+def _ranked(output: LayerOutput, weights: Weights, i: int, router: Router | None) -> LayerOutput:
+    """The reference's output with the figures that its router chose by."""
+    if output.route is None or router is None:
+        return output
+    bias = weights.float32("router_bias", i) if weights.has("router_bias", i) else None
+    ranked = router.ranked(output.route.logits, bias)
+    return output._replace(route=output.route._replace(ranked=ranked))
+
+
+def _not_computed(tensors: Sequence[str]) -> str:
+    names = ", ".join([*tensors[:4], *(["…"] if len(tensors) > 4 else [])])
+    kinds = counted(len(tensors), "kind of tensor", "weren't")
+    return f"{kinds} verified, as transformers doesn't compute with it: {names}."
+
+
+def _tokens(network: Network, options: Wanted) -> NDArray[np.int64]:
     """(1, length) token ids."""
     tokens, text, hf_dir = options.tokens, options.text, options.hf_dir
     limit = network.positions
@@ -170,7 +190,9 @@ def _tokens(network: Network, hidden: int, options: Wanted) -> NDArray[np.int64]
             ) from error
         ids = np.array([found], np.int64)
     elif tokens is None or isinstance(tokens, int):
-        count = tokens if tokens is not None else min(limit, 256 if hidden <= _SMALL else 32)
+        count = (
+            tokens if tokens is not None else min(limit, 256 if network.hidden <= _SMALL else 32)
+        )
         if count < 1:
             raise UsageError(f"{option('tokens', count)}: at least one is needed.")
         ids = np.random.default_rng(0).integers(0, network.vocab, (1, count))

@@ -9,6 +9,7 @@ let off only where the router's choice was closer than twice the difference of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ckptforge.forward.mindspore_forward import MindSporeForward
 from ckptforge.forward.network import LayerOutput, Network
 from ckptforge.forward.precision import Precision
+from ckptforge.forward.routing import Route, Router
 from ckptforge.forward.torch_forward import TorchForward
 
 Array = NDArray[Any]
@@ -30,7 +32,7 @@ class LayerCheck:
     """One layer with the reference's input and experts: the worst token's relative L2, the router
     logits' (of the worst token, against the largest), the tolerance of both (`gate`), tokens that
     would have chosen other experts within and beyond the margin, the least router margin, and how
-    many tokens reached each expert."""
+    many tokens reached each expert. A layer without experts has no margin, and reaches none."""
 
     layer: int
     worst: float
@@ -38,7 +40,7 @@ class LayerCheck:
     gate: float
     flips_within: int
     flips_beyond: int
-    least_margin: float
+    least_margin: float | None
     reached: list[int]
 
     @property
@@ -64,35 +66,46 @@ class EndCheck:
         return self.relative_l2 <= self.gate
 
 
-def layer_check(i: int, gate: float, expected: LayerOutput, got: LayerOutput) -> LayerCheck:
+def layer_check(
+    i: int, gate: float, expected: LayerOutput, got: LayerOutput, router: Router | None = None
+) -> LayerCheck:
     """One layer: what both sides made of the reference's input, with its experts."""
     width = expected.hidden.shape[-1]
     a, b = (side.hidden.reshape(-1, width).astype(np.float64) for side in (expected, got))
-    logits, other_logits, experts = expected.logits, got.logits, expected.experts
     norms = np.linalg.norm(a, axis=1)
     error = np.linalg.norm(a - b, axis=1) / np.where(norms > 0, norms, 1.0)
-    flipped = (np.sort(experts, 1) != np.sort(got.experts, 1)).any(axis=1)
-    ordered = np.sort(logits.astype(np.float64), axis=1)[:, ::-1]
-    top_k = experts.shape[1]
-    margins = (
-        ordered[:, top_k - 1] - ordered[:, top_k]
-        if ordered.shape[1] > top_k
-        else np.full(len(ordered), np.inf)
-    )
-    apart = np.linalg.norm(logits.astype(np.float64) - other_logits, axis=1).max()
-    router = float(apart / (np.linalg.norm(logits.astype(np.float64), axis=1).max() or 1.0))
-    allowed = margins <= 2 * np.abs(logits - other_logits).max(axis=1)
     error = np.where(np.isfinite(error), error, np.inf)
+    worst = float(error.max())
+    if router is None or expected.route is None or got.route is None:
+        lost = expected.route is not None or got.route is not None
+        return LayerCheck(i, math.inf if lost else worst, 0.0, gate, 0, 0, None, [])
+    return _routed(i, worst, gate, expected.route, got.route, router)
+
+
+def _routed(
+    i: int, worst: float, gate: float, expected: Route, got: Route, router: Router
+) -> LayerCheck:
+    flipped = (np.sort(expected.experts, 1) != np.sort(got.experts, 1)).any(axis=1)
+    margins = router.margins(expected.ranked)
+    allowed = margins <= 2 * np.abs(expected.ranked - got.ranked).max(axis=1)
     return LayerCheck(
         i,
-        float(error.max()),
-        router if np.isfinite(router) else float("inf"),
+        worst,
+        max(_apart(expected.logits, got.logits), _apart(expected.ranked, got.ranked)),
         gate,
         int(np.count_nonzero(flipped & allowed)),
         int(np.count_nonzero(flipped & ~allowed)),
         float(margins.min()),
-        np.bincount(experts.reshape(-1), minlength=logits.shape[1]).tolist(),
+        np.bincount(expected.experts.reshape(-1), minlength=router.experts).tolist(),
     )
+
+
+def _apart(expected: Array, got: Array) -> float:
+    """The worst token's difference, against the largest token."""
+    figures = expected.astype(np.float64)
+    apart = np.linalg.norm(figures - got, axis=1).max()
+    found = float(apart / (np.linalg.norm(figures, axis=1).max() or 1.0))
+    return found if np.isfinite(found) else math.inf
 
 
 def end_check(
@@ -100,7 +113,7 @@ def end_check(
     mindspore_side: MindSporeForward,
     precision: Precision,
     ids: Array,
-    routes: Sequence[Array],
+    routes: Sequence[Route | None],
     given: Array,
     running: Array,
 ) -> EndCheck:
@@ -109,17 +122,16 @@ def end_check(
         torch_side.head(given).astype(np.float64),
         mindspore_side.head(running).astype(np.float64),
     )
-    error = _relative(expected, got)
+    error = relative(expected, got)
     gate, noise = precision.end_gate, None
     if not error <= gate:
-        reference = torch_side.weights
-        other = TorchForward(reference, reference.source.config, "sdpa", precision)
+        other = TorchForward(torch_side.weights, "sdpa", precision)
         hidden = other.embed(ids)
-        for i, experts in enumerate(routes):
-            hidden = other.layer(i, hidden, experts).hidden
-        noise = _relative(expected, other.head(hidden).astype(np.float64))
+        for i, route in enumerate(routes):
+            hidden = other.layer(i, hidden, route).hidden
+        noise = relative(expected, other.head(hidden).astype(np.float64))
         gate = max(gate, _NOISE_FACTOR * noise)
-    p, q = _log_softmax(expected), _log_softmax(got)
+    p, q = log_softmax(expected), log_softmax(got)
     return EndCheck(
         error,
         gate,
@@ -129,12 +141,14 @@ def end_check(
     )
 
 
-def _relative(expected: Array, got: Array) -> float:
+def relative(expected: Array, got: Array) -> float:
+    """The relative L2 of all numbers; infinite where one isn't finite."""
     error = float(np.linalg.norm(expected - got) / (np.linalg.norm(expected) or 1.0))
     return error if np.isfinite(error) else float("inf")
 
 
-def _log_softmax(logits: Array) -> Array:
+def log_softmax(logits: Array) -> Array:
+    """Over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 

@@ -6,31 +6,13 @@ Source for the grouped call: MindFormers v1.6.0, `modules/layers.py` (`Linear` w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.forward.arithmetic import Arithmetic
 from ckptforge.forward.weights import Weights
-
-Rounding = Callable[[Any], Any]
-
-
-def streamed_dense(
-    mindspore: Any, weights: Weights, rounded: Rounding, states: Any, tensor: str, **index: int
-) -> Any:
-    """states · tensorᵀ, the tensor read in blocks of rows; `rounded` is the precision's."""
-    ms, ops = mindspore, mindspore.ops
-    return rounded(
-        ops.cat(
-            [
-                ops.dense(states, rounded(ms.Tensor(block)))
-                for block in weights.blocks(tensor, **index)
-            ],
-            -1,
-        )
-    )
 
 
 class Experts(Protocol):
@@ -44,34 +26,19 @@ class Experts(Protocol):
 class LoopExperts:
     """The reference: each expert that a token reached, one block of a matrix at a time."""
 
-    def __init__(
-        self, mindspore: Any, weights: Weights, rounded: Rounding = lambda values: values
-    ) -> None:
-        self.mindspore, self.weights, self.rounded = mindspore, weights, rounded
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        self.arithmetic = arithmetic
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
         """What the experts of layer `i` make of the states."""
-        ms, ops, rounded = self.mindspore, self.mindspore.ops, self.rounded
+        a, ms, ops = self.arithmetic, self.arithmetic.mindspore, self.arithmetic.mindspore.ops
         out = ops.zeros_like(states)
         for e in np.unique(chosen):
             tokens, places = np.nonzero(chosen == e)
             rows = ms.Tensor(tokens.astype(np.int32))
-            current = ops.gather(states, rows, 0)
-            gate, up = (
-                streamed_dense(ms, self.weights, rounded, current, tensor, l=i, e=int(e))
-                for tensor in ("w1", "w3")
-            )
-            down = streamed_dense(
-                ms,
-                self.weights,
-                rounded,
-                rounded(rounded(ops.silu(gate)) * up),
-                "w2",
-                l=i,
-                e=int(e),
-            )
-            weight = gates[rows, ms.Tensor(places.astype(np.int32))].reshape(-1, 1)
-            out = rounded(out.index_add(0, rows, rounded(down * weight)))
+            down = a.gated(ops.gather(states, rows, 0), "", i, int(e))
+            weight = _picked(ms, gates, tokens, places)
+            out = a.rounded(out.index_add(0, rows, a.rounded(down * weight)))
         return out
 
 
@@ -80,8 +47,7 @@ class GroupedExperts:
     by expert, and a row of zeros for each expert without tokens, as the kernel refuses empty
     groups.
 
-    `weights` must read the layout gmm; `matmul` is MindSpore's primitive, or a stand-in for it. Not
-    run on a device yet.
+    `matmul` is MindSpore's primitive, or a stand-in for it. Not run on a device yet.
     """
 
     def __init__(
@@ -103,17 +69,24 @@ class GroupedExperts:
         groups = ms.Tensor(ends, ms.int64)
 
         def grouped(x: Any, tensor: str) -> Any:
-            stack = ms.Tensor(self.weights.float32(tensor, l=i)).astype(self.dtype)
+            matrices = [self.weights.float32(tensor, i, e).T for e in range(self.experts)]
+            stack = ms.Tensor(np.stack(matrices)).astype(self.dtype)
             return self.matmul([x], [stack], None, None, None, None, None, groups)[0]
 
         hidden = ops.silu(grouped(sorted_states, "w1")) * grouped(sorted_states, "w3")
         down = grouped(hidden, "w2").astype(states.dtype)
         real = np.flatnonzero(tokens < len(chosen))
         rows = ms.Tensor(tokens[real].astype(np.int32))
-        weight = gates[rows, ms.Tensor(places[real].astype(np.int32))].reshape(-1, 1)
+        weight = _picked(ms, gates, tokens[real], places[real])
         return ops.zeros_like(states).index_add(
             0, rows, ops.gather(down, ms.Tensor(real.astype(np.int32)), 0) * weight
         )
+
+
+def _picked(ms: Any, gates: Any, tokens: NDArray[np.int64], places: NDArray[np.int64]) -> Any:
+    """(rows, 1): the gates of tokens at their places."""
+    flat = ms.Tensor((tokens * gates.shape[1] + places).astype(np.int32))
+    return ms.ops.gather(gates.reshape(-1), flat, 0).reshape(-1, 1)
 
 
 def sort_by_expert(

@@ -1,7 +1,5 @@
-"""A minimal Mixtral in MindSpore, its weights streamed in one matrix at a time, stored as they are.
-
-Half precision is computed as CPUs do in torch: in float32, each operation's result rounded.
-"""
+"""A minimal network in MindSpore, its weights streamed in one matrix at a time, stored as they
+are."""
 
 from __future__ import annotations
 
@@ -10,16 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforge.forward.experts import Experts, GroupedExperts, LoopExperts, streamed_dense
-from ckptforge.forward.network import LayerOutput, Network, causal_mask, rotary
+from ckptforge.forward.arithmetic import Arithmetic
+from ckptforge.forward.attention import attention
+from ckptforge.forward.experts import Experts, GroupedExperts, LoopExperts
+from ckptforge.forward.network import LayerOutput, Network
 from ckptforge.forward.precision import FLOAT32, Precision
+from ckptforge.forward.routing import Route, Router
 from ckptforge.forward.weights import Weights
 
 Array = NDArray[np.float32]
+_SUM_FLOOR = 1e-20  # DeepSeek's, so that a sum of 0 doesn't divide
 
 
 class MindSporeForward:
-    """`embed`, `layer` and `head` of a Mixtral; numpy in and out."""
+    """`embed`, `layer` and `head` of a model; numpy in and out."""
 
     def __init__(
         self,
@@ -30,8 +32,8 @@ class MindSporeForward:
         experts: Experts | None = None,
     ) -> None:
         self.mindspore, self.weights, self.network = mindspore, weights, network
-        self.rounded = precision.rounding(mindspore)
-        self.experts = experts or LoopExperts(mindspore, weights, self.rounded)
+        self.arithmetic = Arithmetic(mindspore, weights, network.eps, precision)
+        self.experts = experts or LoopExperts(self.arithmetic)
 
     @classmethod
     def on_ascend(
@@ -43,93 +45,66 @@ class MindSporeForward:
         matmul: Any = None,
     ) -> MindSporeForward:
         """With grouped matmuls over the experts, in the precision's own dtype."""
-        grouped = GroupedExperts(
-            mindspore,
-            weights.in_layout("gmm"),
-            network.experts,
-            getattr(mindspore, precision.name),
-            matmul,
-        )
+        dtype = getattr(mindspore, precision.name)
+        experts = network.router.experts if network.router is not None else 0
+        grouped = GroupedExperts(mindspore, weights, experts, dtype, matmul) if experts else None
         return cls(mindspore, weights, network, precision, grouped)
-
-    def _tensor(self, tensor: str, **index: int) -> Any:
-        return self.rounded(self.mindspore.Tensor(self.weights.float32(tensor, **index)))
-
-    def _dense(self, states: Any, tensor: str, **index: int) -> Any:
-        return streamed_dense(self.mindspore, self.weights, self.rounded, states, tensor, **index)
 
     def embed(self, tokens: NDArray[np.int64]) -> Array:
         """(batch, length, hidden)."""
         ms = self.mindspore
         unique, inverse = np.unique(tokens, return_inverse=True)
-        rows = self.rounded(ms.Tensor(self.weights.rows("embedding", unique)))
+        rows = self.arithmetic.rounded(ms.Tensor(self.weights.rows("embedding", unique)))
         found = ms.ops.gather(rows, ms.Tensor(inverse.reshape(-1).astype(np.int32)), 0)
         made: Array = found.asnumpy().reshape(*tokens.shape, -1)
         return made
 
     def layer(self, i: int, hidden: Array, experts: NDArray[np.int64] | None = None) -> LayerOutput:
         """What layer `i` makes of its input; `experts` are taken instead of those chosen."""
-        ms, ops = self.mindspore, self.mindspore.ops
+        a = self.arithmetic
         batch, length, width = hidden.shape
-        states = ms.Tensor(hidden.reshape(-1, width))
-        states = self.rounded(
-            states + self._attention(i, self._norm(states, "attention_norm", l=i), batch, length)
-        )
-        normed = self._norm(states, "ffn_norm", l=i)
-        logits = self._dense(normed, "router", l=i)
-        scores = ops.softmax(logits, -1)
-        chosen = ops.topk(scores, self.network.top_k)[1].asnumpy().astype(np.int64)
+        states = self.mindspore.Tensor(hidden.reshape(-1, width))
+        normed = a.norm(states, "attention_norm", i)
+        mixed = attention(a, self.network, i, normed, batch, length)
+        states = a.rounded(states + mixed)
+        made, route = self._feed_forward(i, a.norm(states, "ffn_norm", i), experts)
+        states = a.rounded(states + made)
+        return LayerOutput(states.asnumpy().reshape(batch, length, width), route)
+
+    def _feed_forward(
+        self, i: int, normed: Any, experts: NDArray[np.int64] | None
+    ) -> tuple[Any, Route | None]:
+        a, router = self.arithmetic, self.network.router
+        if router is None or not self.weights.has("router", i):
+            prefix = "dense_" if self.weights.has("dense_w1") else ""
+            return a.gated(normed, prefix, i), None
+        # a router of sigmoids is kept in float32 by transformers
+        dense = a.dense_float32 if router.sigmoid else a.dense
+        logits = dense(normed, "router", i)
+        made = logits.asnumpy()
+        bias = self.weights.float32("router_bias", i) if self.weights.has("router_bias") else None
+        ranked = router.ranked(made, bias)
+        chosen = router.chosen(ranked)
         taken = chosen if experts is None else experts
-        gates = ops.gather_elements(scores, 1, ms.Tensor(taken))
-        states = self.rounded(
-            states + self.experts(i, normed, taken, gates / gates.sum(-1, keepdims=True))
-        )
-        made = states.asnumpy().reshape(batch, length, width)
-        return LayerOutput(made, logits.asnumpy(), chosen)
+        gates = self._gates(router, logits, taken)
+        mixed = self.experts(i, normed, taken, gates)
+        if self.weights.has("shared_w1", i):
+            mixed = a.rounded(mixed + a.gated(normed, "shared_", i))
+        return mixed, Route(made, ranked, chosen, gates.asnumpy())
+
+    def _gates(self, router: Router, logits: Any, taken: NDArray[np.int64]) -> Any:
+        """(tokens, top_k): how much of each expert is taken."""
+        ops = self.mindspore.ops
+        scores = ops.sigmoid(logits) if router.sigmoid else ops.softmax(logits, -1)
+        gates = ops.gather_elements(scores, 1, self.mindspore.Tensor(taken))
+        if router.normalised:
+            gates = gates / (gates.sum(-1, keepdims=True) + (_SUM_FLOOR if router.sigmoid else 0))
+        return gates * router.scale
 
     def head(self, hidden: Array) -> Array:
         """(batch, length, vocab): the final norm and lm_head."""
-        states = self._norm(self.mindspore.Tensor(hidden.reshape(-1, hidden.shape[-1])), "norm")
-        logits = self._dense(states, "lm_head" if self.weights.has("lm_head") else "embedding")
+        a = self.arithmetic
+        states = a.norm(self.mindspore.Tensor(hidden.reshape(-1, hidden.shape[-1])), "norm")
+        logits = a.dense(states, "lm_head" if self.weights.has("lm_head") else "embedding")
         made: Array = logits.asnumpy().reshape(*hidden.shape[:-1], -1)
         return made
-
-    def _norm(self, states: Any, tensor: str, **index: int) -> Any:
-        mean = (states * states).mean(-1, keep_dims=True)
-        normed = self.rounded(states * self.mindspore.ops.rsqrt(mean + self.network.eps))
-        return self.rounded(normed * self._tensor(tensor, **index))
-
-    def _attention(self, i: int, states: Any, batch: int, length: int) -> Any:
-        ms, ops, network = self.mindspore, self.mindspore.ops, self.network
-        d, groups = network.head_dim, network.heads // network.kv_heads
-
-        def heads(tensor: str, count: int) -> Any:
-            return (
-                self._dense(states, tensor, l=i)
-                .reshape(batch, length, count, d)
-                .transpose(0, 2, 1, 3)
-            )
-
-        cos, sin = (self.rounded(ms.Tensor(table)) for table in rotary(network, length))
-        query = self._rotated(heads("wq", network.heads), cos, sin)
-        key = self._rotated(heads("wk", network.kv_heads), cos, sin)
-        value = heads("wv", network.kv_heads)
-        key, value = (
-            ops.broadcast_to(
-                part.reshape(batch, network.kv_heads, 1, length, d),
-                (batch, network.kv_heads, groups, length, d),
-            ).reshape(batch, network.heads, length, d)
-            for part in (key, value)
-        )
-        scores = self.rounded(
-            self.rounded(ops.matmul(query, key.transpose(0, 1, 3, 2))) * (d**-0.5)
-        ) + ms.Tensor(causal_mask(network, length))
-        mixed = self.rounded(ops.matmul(self.rounded(ops.softmax(scores, -1)), value))
-        return self._dense(
-            mixed.transpose(0, 2, 1, 3).reshape(batch * length, network.heads * d), "wo", l=i
-        )
-
-    def _rotated(self, heads: Any, cos: Any, sin: Any) -> Any:
-        half = heads.shape[-1] // 2
-        turned = self.mindspore.ops.cat([-heads[..., half:], heads[..., :half]], -1)
-        return self.rounded(self.rounded(heads * cos) + self.rounded(turned * sin))

@@ -1,57 +1,88 @@
-"""Weights of any checkpoint, read one matrix at a time as a layout of the table names them."""
+"""Weights of any checkpoint, read one tensor at a time: as the model has them, or by the names of a
+layout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.errors import PlanError
-from ckptforge.examine.window import read_value
+from ckptforge.examine.window import read_value, strided
 from ckptforge.reading.source import Source
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.worker import Worker
-from ckptforge.spelling import option
 from ckptforge.tables.convert import convert
+from ckptforge.tables.row_text import parse_pattern
+from ckptforge.tables.table import Layout, Table
+from ckptforge.values import Value
 
 _BLOCK_BYTES = 32 << 20
 
 
 class Weights:
-    """`read("w1", l=0, e=3)` gives a logical tensor as the table's layout `layout` stores it."""
+    """`read("w1", 0, 3)` gives the logical tensor of a layer and an expert, whatever layout holds
+    it; a `layer` counts as the model does, dense layers and those with experts together."""
 
-    def __init__(self, source: Source, layout: str = "hub", worker: Worker | None = None) -> None:
+    def __init__(self, source: Source, worker: Worker | None = None) -> None:
         self.source = source
-        self.layout = source.table.layout(layout)
-        model, binding = source.model, source.binding
-        self._values = convert(binding, self.layout, model.values, None, partly=True).values
+        self._layout = logical_layout(source.table)
+        self._values = self._in(self._layout)
         self._worker = worker or Worker(OpenFiles(), Budget(1, 64 << 20))
+        self._shifts = _layer_axes(source.table)
+        self.unread = set(filter(self.has, source.table.tensors))
 
-    def in_layout(self, layout: str) -> Weights:
-        """The same weights as another layout stores them; its files are closed with this one's."""
-        return Weights(self.source, layout, self._worker)
+    def _in(self, layout: Layout) -> Mapping[str, Value]:
+        values = self.source.model.values
+        return convert(self.source.binding, layout, values, None, partly=True).values
 
-    def has(self, tensor: str) -> bool:
-        """Whether the model has a logical tensor (tied models have no lm_head)."""
-        return self.source.binding.holds(tensor)
+    def named(self, layout: Layout) -> Mapping[str, Value]:
+        """The values of a layout, by its names."""
+        return self._in(layout)
 
-    def size(self, axis: str) -> int:
-        """The length of an axis. Raises `PlanError` where nothing tells it."""
-        found = self.source.binding.sizes.get(axis)
-        if found is None:
-            raise PlanError(
-                f"{self.source.model.path}: the length of axis {axis} isn't known; give "
-                f"{option('config')}."
-            )
-        return found
+    @property
+    def layers(self) -> int:
+        """How many layers the model has."""
+        return self._length(next(iter(self._shifts)))
 
-    def read(self, tensor: str, **index: int) -> NDArray[Any]:
-        """A tensor in its own dtype. Raises `PlanError` for one that isn't floating-point."""
-        name = self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
-        value = self._values[name]
+    def _length(self, axis: str) -> int:
+        return self.source.binding.sizes.get(axis) or 0
+
+    def has(self, tensor: str, layer: int | None = None) -> bool:
+        """Whether the model has a logical tensor, and its layer `layer` does."""
+        axes = self.source.table.tensors.get(tensor)
+        if axes is None or not self.source.binding.holds(tensor):
+            return False
+        if layer is None:
+            return True
+        return axes[0] in self._shifts and 0 <= self._index(tensor, layer) < self._length(axes[0])
+
+    def _index(self, tensor: str, layer: int) -> int:
+        """A layer's number among those that have a tensor."""
+        shift = self._shifts[self.source.table.tensors[tensor][0]]
+        return layer - (self._length(shift) if shift else 0)
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """The lengths of a logical tensor's axes but layers and experts."""
+        pattern = self._layout.holding(tensor)
+        return self._values[pattern.name(dict.fromkeys(pattern.name_axes, 0), {})].shape
+
+    def read(
+        self, tensor: str, layer: int | None = None, expert: int | None = None
+    ) -> NDArray[Any]:
+        """A logical tensor in its own dtype, of `shape`. Raises `PlanError` for one that isn't
+        floating-point."""
+        pattern = self._layout.holding(tensor)
+        numbers = () if layer is None else (self._index(tensor, layer),)
+        numbers = numbers if expert is None else (*numbers, expert)
+        name = pattern.name(dict(zip(pattern.name_axes, numbers, strict=True)), {})
+        self.unread.discard(tensor)
+        return self._array(tensor, self._values[name])
+
+    def _array(self, name: str, value: Value) -> NDArray[Any]:
         if not value.dtype.floating:
             raise PlanError(
                 f"{self.source.model.path}: {name} is {value.dtype}, which the forward check can't "
@@ -59,31 +90,28 @@ class Weights:
             )
         return read_value(name, value, self._worker)
 
-    def float32(self, tensor: str, **index: int) -> NDArray[np.float32]:
-        """A tensor in float32."""
-        return np.asarray(self.read(tensor, **index), np.float32)
+    def float32(
+        self, tensor: str, layer: int | None = None, expert: int | None = None
+    ) -> NDArray[np.float32]:
+        """A logical tensor in float32."""
+        return np.asarray(self.read(tensor, layer, expert), np.float32)
 
-    def stacked(self, tensors: tuple[str, ...], **index: int) -> NDArray[np.float32]:
-        """Matrices one after another along their rows, in float32, read one at a time."""
-        shapes = [
-            self._values[
-                self.layout.holding(tensor).name(index, self.source.binding.sizes.lengths)
-            ].shape
-            for tensor in tensors
-        ]
-        made = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
-        row = 0
-        for tensor, shape in zip(tensors, shapes, strict=True):
-            made[row : row + shape[0]] = self.read(tensor, **index)
-            row += shape[0]
-        return made
+    def stored(self, name: str, value: Value, row: int | None = None) -> NDArray[np.float32]:
+        """A value of `named` in float32: whole, or what lies at an index of its first axis."""
+        if row is not None:
+            ranges = [range(row, row + 1), *map(range, value.shape[1:])]
+            value = strided(value, ranges, [False, *(True for _ in value.shape[1:])])
+        return np.asarray(self._array(name, value), np.float32)
 
-    def blocks(self, tensor: str, **index: int) -> Iterator[NDArray[np.float32]]:
-        """A matrix in blocks of rows of at most 32 MiB (or one row), each in float32."""
-        stored = self.read(tensor, **index)
-        rows = max(1, _BLOCK_BYTES // (4 * stored.shape[1]))
-        for start in range(0, len(stored), rows):
-            yield stored[start : start + rows].astype(np.float32)
+    def blocks(
+        self, tensor: str, width: int, layer: int | None = None, expert: int | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """A logical tensor as a matrix of rows of `width` numbers, in blocks of rows of at most
+        32 MiB (or one row), each in float32."""
+        matrix = self.read(tensor, layer, expert).reshape(-1, width)
+        rows = max(1, _BLOCK_BYTES // (4 * width))
+        for start in range(0, len(matrix), rows):
+            yield matrix[start : start + rows].astype(np.float32)
 
     def rows(self, tensor: str, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Some rows of a matrix in float32."""
@@ -92,3 +120,21 @@ class Weights:
     def close(self) -> None:
         """Closes the files."""
         self._worker.files.close()
+
+
+def logical_layout(table: Table) -> Layout:
+    """Each logical tensor by itself, all of its axes apart, with those in the name that the hub's
+    files count in names: layers and experts."""
+    stored = table.first_layout("huggingface")
+    patterns = []
+    for tensor, axes in table.tensors.items():
+        counted = stored.holding(tensor).name_axes
+        name = ".".join([tensor, *(f"{{{axis}}}" for axis in counted)])
+        own = " ".join(axis for axis in axes if axis not in counted)
+        patterns.append(parse_pattern(f"{name} : {own}", tensor))
+    return Layout(name="logical", family="huggingface", patterns=tuple(patterns))
+
+
+def _layer_axes(table: Table) -> dict[str, str | None]:
+    """The axes that count layers, that of all layers first, and what is added to a number on it."""
+    return dict(table.pipeline.layers) if table.pipeline is not None else {"l": None}

@@ -127,7 +127,7 @@ def _table(layers: Sequence[Layer]) -> Markup:
             *(f"{layer[key]:.1e}" for key in ("worst", "router", "gate")),
             "ok" if passed(layer) else "FAILED",
             *(str(layer[key]) for key in ("flips_within", "flips_beyond")),
-            f"{layer['least_margin']:.1e}",
+            "" if layer["least_margin"] is None else f"{layer['least_margin']:.1e}",
         )
         for layer in layers
     ]

@@ -222,6 +222,15 @@ def _kinds(row: WindowRow | None, values: Values, layers: int) -> Iterator[str]:
         yield _SLIDING if switched and isinstance(first, int) and layer >= first else _FULL[0]
 
 
+def windows(used: Used) -> list[Any]:
+    """How far back each layer attends, in tokens, None without a bound; for a layer of another type
+    that type's name."""
+    row = used.constants.window
+    values = {key: used.value(key) for key in row.keys} if row is not None else {}
+    found: list[Any] = _windows_of(used)(values)
+    return found
+
+
 def _windows_of(side: Used) -> Callable[[Values], Any]:
     """Each layer's window, None for none; a layer of another type by its name."""
     row = side.constants.window
