@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from ckptforge.verbs.reshard import reshard as reshard
     from ckptforge.verbs.reshard import split as split
     from ckptforge.verbs.result import Result as Result
+    from ckptforge.verbs.side_by_side import SideBySide as SideBySide
     from ckptforge.verbs.stats import Statistics as Statistics
     from ckptforge.verbs.stats import stats as stats
     from ckptforge.verbs.strategy import strategy as strategy
@@ -88,6 +89,7 @@ _PUBLIC = {
     "verbs.result": "Result",
     "verbs.stats": "Statistics stats",
     "verbs.strategy": "strategy",
+    "verbs.side_by_side": "SideBySide",
     "verbs.verify": "Verification verify",
 }
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names.split()}

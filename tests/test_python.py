@@ -242,7 +242,7 @@ def test_tab_completion_shows_what_is_public_and_nothing_else():
         if isinstance(one, type) and issubclass(one, Exception)
     ]
     types = ["Check", "Cleaned", "Comparison", "Inspection", "OpenedModel", "Plan", "Result"]
-    types += ["Statistics", "Verification"]
+    types += ["SideBySide", "Statistics", "Verification"]
     assert sorted(name for name in shown if not name.startswith("_")) == sorted(
         [*FUNCTIONS, *types, *errors]
     )

@@ -260,8 +260,7 @@ def test_a_model_that_it_does_not_know_is_refused_by_name_with_those_that_it_kno
     [
         ("llama", "hidden_act", "gelu"),
         ("llama", "mlp_bias", True),
-        ("qwen3_moe", "mlp_only_layers", [1]),
-        ("qwen3_moe", "decoder_sparse_step", 2),
+        ("deepseek_v3", "topk_method", "greedy"),
     ],
 )
 def test_what_it_does_not_compute_is_refused_by_the_key(name, key, value):

@@ -196,14 +196,16 @@ COMMANDS = (
     Command("verify", actions.verify, options.Verify, Report).described("""
         Run the same tokens through transformers and through MindSpore, and compare.
 
-        Needs torch, transformers and mindspore; weights are streamed, expert by expert. Each layer
+        Needs torch, transformers and mindspore; weights are streamed, matrix by matrix. Each layer
         gets the reference's input and must give its output; then the logits, end to end. Exit code
-        0: passed; 1: not.
+        0: passed; 1: not. Of two Hugging Face directories transformers computes both: losses and
+        logits side by side, 0 where all numbers are finite.
 
         Examples:
             ckptforge verify hf_dir model.ckpt
             ckptforge verify hf_dir output/checkpoint --strategy-dir output/strategy --html verify.html
             ckptforge verify hf_dir model.ckpt --layers 0,1,31 --tokens 64
+            ckptforge verify hf_dir edited --text @story.txt
         """),  # noqa: E501
     Command("finish", actions.write, options.Finish).described("""
         Publish what the parts of a job have written.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ckptforge.verbs.check import Check
     from ckptforge.verbs.comparison import Comparison, TensorDifference
     from ckptforge.verbs.inspection import Inspection, PartLine
+    from ckptforge.verbs.side_by_side import SideBySide
     from ckptforge.verbs.verify import Verification
 
 
@@ -126,10 +127,13 @@ def check_text(found: Check) -> str:
     return "\n".join([*lines, f"different: {counted(len(found.problems), 'problem')}"])
 
 
-def verification_text(found: Verification) -> str:
+def verification_text(found: Verification | SideBySide) -> str:
     """What the forward check found; the last line is the verdict."""
-    from ckptforge.cli.verify_report import rows, summary
+    from ckptforge.cli.verify_report import likeness, rows, summary
+    from ckptforge.verbs.side_by_side import SideBySide
 
+    if isinstance(found, SideBySide):
+        return "\n".join(likeness(found))
     how = f"{counted(found.tokens, 'token')}, {found.layout}, {found.device}, {found.compute}"
     sides = [f"torch      {found.hf_dir}", f"mindspore  {found.ms} ({how})"]
     return "\n".join([*sides, "", table(rows(found)), "", *summary(found)])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from ckptforge.cli.table import table
 from ckptforge.spelling import command
+from ckptforge.verbs.side_by_side import SideBySide
 from ckptforge.verbs.verify import Verification
+from ckptforge.wording import counted
 
 if TYPE_CHECKING:
     from ckptforge.forward.checks import LayerCheck
+
+_SHOWN_LAYERS = 128
+_PROMPTS = {"text": "of a text", "ids": "as given", "random": "random"}
 
 
 def summary(found: Verification) -> list[str]:
@@ -32,6 +39,48 @@ def summary(found: Verification) -> list[str]:
     where = f"layers {', '.join(bad)}" if bad else "the logits"
     verdict = f"FAILED: {where} beyond the tolerance; {command('compare')} says what differs"
     return [*lines, verdict]
+
+
+def likeness(found: SideBySide) -> list[str]:
+    """Two models side by side, as lines of text; the last says how it went."""
+    lines = [
+        f"A  {found.a} ({found.models[0]})",
+        f"B  {found.b} ({found.models[1]})",
+        f"{counted(found.tokens, 'token')} ({_PROMPTS[found.prompt]}), {found.compute}",
+    ]
+    if found.layers:
+        worst = max(found.layers, key=lambda one: one.relative_l2)
+        shown = found.layers if len(found.layers) <= _SHOWN_LAYERS else [worst]
+        titles = ["layer", "relative L2 of B against A"]
+        lines += ["", table([titles, *([str(s.layer), f"{s.relative_l2:.1e}"] for s in shown)])]
+        if len(shown) < len(found.layers):
+            lines.append(f"the largest of {counted(len(found.layers), 'layer')}")
+    if found.losses is not None:
+        a, b = found.losses
+        change = [f"{b - a:+.4f}", f"{math.exp(min(b, 700)) - math.exp(min(a, 700)):+.2f}"]
+        losses = ["loss", f"{a:.4f}", f"{b:.4f}", change[0]]
+        perplexity = [f"{math.exp(min(one, 700)):.2f}" for one in (a, b)]
+        names = ["", "A", "B", "difference"]
+        lines += ["", table([names, losses, ["perplexity", *perplexity, change[1]]])]
+    one = found.logits
+    lines += [
+        "",
+        f"logits: relative L2 {one.relative_l2:.1e}; top-1 agreement {one.top1:.1%}, "
+        f"KL {one.kl:.1e}",
+    ]
+    for who, ids in zip("AB", found.generated, strict=False):
+        lines.append(f"{who} continues: {' '.join(map(str, ids))}")
+    lines += [f"note: {note}" for note in found.notes]
+    return [*lines, _verdict(found)]
+
+
+def _verdict(found: SideBySide) -> str:
+    if not found.passed:
+        return "FAILED: not all numbers are finite"
+    if found.losses is None:
+        return "computed: a single token has no loss"
+    a, b = found.losses
+    return "computed: the losses are the same" if a == b else f"computed: loss {a:.4f} and {b:.4f}"
 
 
 def rows(found: Verification) -> list[list[str]]:

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.errors import UsageError, VerifyError
+from ckptforge.forward import prompt
 from ckptforge.forward.checks import EndCheck, LayerCheck, end_check, layer_check
 from ckptforge.forward.checks import generate as continued
 from ckptforge.forward.device import import_mindspore, select_device
 from ckptforge.forward.mindspore_forward import MindSporeForward
 from ckptforge.forward.network import LayerOutput, Network, network_of
 from ckptforge.forward.precision import Precision, precision_of
+from ckptforge.forward.prompt import Limits, prompt_of
 from ckptforge.forward.routing import Route, Router
 from ckptforge.forward.torch_forward import TorchForward
 from ckptforge.forward.weights import Weights
@@ -25,7 +26,6 @@ from ckptforge.spelling import option
 from ckptforge.wording import counted
 
 _log = logging.getLogger(__name__)
-_SMALL = 1024  # up to this hidden size tokens cost little
 _SAMPLE = (
     "a sample of layers: each gets the output of the one checked before it, and the logits aren't "
     "compared."
@@ -35,14 +35,11 @@ Array = NDArray[Any]
 Say = Callable[[str], object]
 
 
-class Wanted(Protocol):
-    """What is to be checked: layers, tokens or a text (by the tokenizer in `hf_dir`), how many
-    tokens more are to be generated, and who hears of each layer."""
+class Wanted(prompt.Wanted, Protocol):
+    """What is to be checked: layers, by which tokens, how many tokens more are to be generated, and
+    who hears of each layer."""
 
-    hf_dir: Any
     layers: Sequence[int] | None
-    tokens: int | Sequence[int] | None
-    text: str | None
     generate: int
     say: Say | None
 
@@ -77,7 +74,8 @@ class Bench(NamedTuple):
         with closing(Weights(hub)) as reference, closing(Weights(checkpoint)) as weights:
             network, torch_side, mindspore_side = _sides(self, reference, weights)
             sides = torch_side, mindspore_side
-            ids = _tokens(network, wanted)
+            limits = Limits(network.vocab, network.positions, network.hidden)
+            ids = prompt_of(wanted, limits).ids
             layers = _wanted(network, wanted.layers)
             whole = len(layers) == network.layers
             say = wanted.say or (lambda _: None)
@@ -168,41 +166,3 @@ def _not_computed(tensors: Sequence[str]) -> str:
     names = ", ".join([*tensors[:4], *(["…"] if len(tensors) > 4 else [])])
     kinds = counted(len(tensors), "kind of tensor", "weren't")
     return f"{kinds} verified, as transformers doesn't compute with it: {names}."
-
-
-def _tokens(network: Network, options: Wanted) -> NDArray[np.int64]:
-    """(1, length) token ids."""
-    tokens, text, hf_dir = options.tokens, options.text, options.hf_dir
-    limit = network.positions
-    if text is not None:
-        if tokens is not None:
-            raise UsageError(
-                f"{option('tokens')} and {option('text')} both say what to run; give one."
-            )
-        try:
-            from transformers import AutoTokenizer
-
-            found = AutoTokenizer.from_pretrained(str(hf_dir))(text)["input_ids"]
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(
-                f"{option('text')} needs a tokenizer in {hf_dir}, which can't be loaded: "
-                f"{' '.join(str(error).split())[:200]}"
-            ) from error
-        ids = np.array([found], np.int64)
-    elif tokens is None or isinstance(tokens, int):
-        count = (
-            tokens if tokens is not None else min(limit, 256 if network.hidden <= _SMALL else 32)
-        )
-        if count < 1:
-            raise UsageError(f"{option('tokens', count)}: at least one is needed.")
-        ids = np.random.default_rng(0).integers(0, network.vocab, (1, count))
-    else:
-        ids = np.array([list(tokens)], np.int64)
-    if ids.size == 0 or ids.min() < 0 or ids.max() >= network.vocab:
-        raise UsageError(f"token ids must be from 0 to {network.vocab - 1}.")
-    if ids.shape[1] > limit:
-        raise UsageError(
-            f"{counted(ids.shape[1], 'token', 'are')} more than the {counted(limit, 'position')} "
-            "of the model."
-        )
-    return ids

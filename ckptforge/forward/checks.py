@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.forward.mindspore_forward import MindSporeForward
-from ckptforge.forward.network import LayerOutput, Network
+from ckptforge.forward.network import LayerOutput
 from ckptforge.forward.precision import Precision
 from ckptforge.forward.routing import Route, Router
 from ckptforge.forward.torch_forward import TorchForward
@@ -153,8 +153,22 @@ def log_softmax(logits: Array) -> Array:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
+class Sized(Protocol):
+    """What a continuation must know of a model: how many layers and positions it has."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """How many tokens at most."""
+        ...
+
+
 def generate(
-    side: TorchForward | MindSporeForward, network: Network, prompt: Array, count: int
+    side: TorchForward | MindSporeForward, network: Sized, prompt: Array, count: int
 ) -> list[int]:
     """Greedy continuation, computed again for each token."""
     ids = prompt

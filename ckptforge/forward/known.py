@@ -26,6 +26,7 @@ _PREFIXED = {prefix + name for prefix in ("dense_", "shared_") for name in _DENS
 _READ = {
     *("rms_norm_eps", "hidden_act", "num_experts_per_tok", "norm_topk_prob", "n_group"),
     *("topk_group", "routed_scaling_factor", "scoring_func", "rope_interleave", "attention_bias"),
+    *("decoder_sparse_step", "mlp_only_layers"),  # by which a table says which layers are dense
 }
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -33,8 +34,6 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "attention_out_bias": (False, None),
     "per_layer_config": ({}, None),
-    "mlp_only_layers": ([], None),
-    "decoder_sparse_step": (1,),
     "topk_method": ("noaux_tc",),
 }
 

@@ -32,7 +32,8 @@ class Weights:
         self._layout = logical_layout(source.table)
         self._values = self._in(self._layout)
         self._worker = worker or Worker(OpenFiles(), Budget(1, 64 << 20))
-        self._shifts = _layer_axes(source.table)
+        self._lengths = source.binding.sizes.lengths
+        self._added = _layer_axes(source.table)
         self.unread = set(filter(self.has, source.table.tensors))
 
     def _in(self, layout: Layout) -> Mapping[str, Value]:
@@ -46,10 +47,7 @@ class Weights:
     @property
     def layers(self) -> int:
         """How many layers the model has."""
-        return self._length(next(iter(self._shifts)))
-
-    def _length(self, axis: str) -> int:
-        return self.source.binding.sizes.get(axis) or 0
+        return self._lengths.get(next(iter(self._added)), 0)
 
     def has(self, tensor: str, layer: int | None = None) -> bool:
         """Whether the model has a logical tensor, and its layer `layer` does."""
@@ -58,17 +56,18 @@ class Weights:
             return False
         if layer is None:
             return True
-        return axes[0] in self._shifts and 0 <= self._index(tensor, layer) < self._length(axes[0])
+        counted = self._lengths.get(axes[0], 0) if axes[0] in self._added else 0
+        return counted > 0 and 0 <= self._index(axes[0], layer) < counted
 
-    def _index(self, tensor: str, layer: int) -> int:
-        """A layer's number among those that have a tensor."""
-        shift = self._shifts[self.source.table.tensors[tensor][0]]
-        return layer - (self._length(shift) if shift else 0)
+    def _index(self, axis: str, layer: int) -> int:
+        """A layer's index on an axis; negative where it has none there."""
+        return self._lengths.index(axis, layer, self._added[axis])
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The lengths of a logical tensor's axes but layers and experts."""
         pattern = self._layout.holding(tensor)
-        return self._values[pattern.name(dict.fromkeys(pattern.name_axes, 0), {})].shape
+        first = pattern.name(dict.fromkeys(pattern.name_axes, 0), self._lengths)
+        return self._values[first].shape
 
     def read(
         self, tensor: str, layer: int | None = None, expert: int | None = None
@@ -76,9 +75,12 @@ class Weights:
         """A logical tensor in its own dtype, of `shape`. Raises `PlanError` for one that isn't
         floating-point."""
         pattern = self._layout.holding(tensor)
-        numbers = () if layer is None else (self._index(tensor, layer),)
-        numbers = numbers if expert is None else (*numbers, expert)
-        name = pattern.name(dict(zip(pattern.name_axes, numbers, strict=True)), {})
+        others = (axis for axis in pattern.name_axes if axis not in self._added)
+        index = {} if expert is None else dict.fromkeys(others, expert)
+        if layer is not None:
+            axis = self.source.table.tensors[tensor][0]
+            index[axis] = self._index(axis, layer)
+        name = pattern.name(index, self._lengths)
         self.unread.discard(tensor)
         return self._array(tensor, self._values[name])
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ckptforge.pages import comparison, inspection, statistics, verification, writing
+from ckptforge.pages import (
+    comparison,
+    inspection,
+    likeness,
+    statistics,
+    verification,
+    writing,
+)
 from ckptforge.pages.document import document, section
 from ckptforge.pages.markup import Markup, tag
 from ckptforge.pages.tables import facts, items
@@ -21,6 +28,8 @@ def html_page(found: Found, said: str = "") -> str:
     sections, names = _PAGES.get(verb, (writing.sections, ("output",)))
     if verb == "compare" and "problems" in found:
         sections, names = _checked, ("path",)
+    if verb == "verify" and "losses" in found:
+        sections, names = likeness.sections, ("a", "b")
     kind = "good" if found.get("ok", True) else "failed"
     verdict = tag("p", said, class_=f"verdict {kind}") if said else Markup()
     subject = " and ".join(str(found[name]) for name in names)

@@ -16,6 +16,7 @@ _WIDTH, _HEIGHT, _LEFT = 720, 220, 60
 _LOW, _HIGH = -9.0, 1.0  # powers of ten that the chart reaches
 
 Layer = Mapping[str, Any]
+Dot = tuple[int, float, str, bool]  # layer, error, what hovering says, whether it is fine
 
 
 def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
@@ -63,7 +64,22 @@ def _y(value: float) -> float:
 
 def _errors(layers: Sequence[Layer]) -> Markup:
     """The worst token of each layer on a logarithmic scale, with the tolerance as a line."""
-    step = _WIDTH / len(layers)
+    gate = layers[0]["gate"]
+    dots = [
+        (
+            one["layer"],
+            one["worst"],
+            f"{one['worst']:.2e}, tolerance {one['gate']:.0e}",
+            passed(one),
+        )
+        for one in layers
+    ]
+    return errors(dots, "Relative L2 of the worst token", gate)
+
+
+def errors(dots: Sequence[Dot], what: str, gate: float | None) -> Markup:
+    """A dot for each layer on a logarithmic scale, and a line at the tolerance `gate`, if any."""
+    step = _WIDTH / len(dots)
     right = _LEFT + _WIDTH
     scale = [
         joined(
@@ -72,25 +88,28 @@ def _errors(layers: Sequence[Layer]) -> Markup:
         )
         for n in range(-8, 2, 2)
     ]
-    gate = _y(layers[0]["gate"])
-    dots = [
+    drawn = [
         tag(
             "circle",
             cx=round(_LEFT + step * (k + 0.5), 1),
-            cy=_y(layer["worst"]),
-            r=5 if passed(layer) else 8,
-            class_=f"dot {'' if passed(layer) else 'failed'}",
-            data_tip=f"layer {layer['layer']}: {layer['worst']:.2e}, tolerance {layer['gate']:.0e}",
+            cy=_y(value),
+            r=5 if good else 8,
+            class_=f"dot {'' if good else 'failed'}",
+            data_tip=f"layer {layer}: {tip}",
         )
-        for k, layer in enumerate(layers)
+        for k, (layer, value, tip, good) in enumerate(dots)
     ]
-    line = tag("line", x1=_LEFT, x2=right, y1=gate, y2=gate, class_="gate", stroke_dasharray="4")
-    worst = max(layers, key=lambda layer: layer["worst"])
-    said = f"the largest error is {worst['worst']:.1e}, of layer {worst['layer']}"
+    line, dashed = None, ""
+    if gate is not None:
+        at = _y(gate)
+        line = tag("line", x1=_LEFT, x2=right, y1=at, y2=at, class_="gate", stroke_dasharray="4")
+        dashed = "; the dashed line is the tolerance"
+    worst = max(dots, key=lambda dot: dot[1])
+    said = f"the largest error is {worst[1]:.1e}, of layer {worst[0]}"
     box = f"0 0 {right + 10} {_HEIGHT + 20}"
     return joined(
-        tag("p", f"Relative L2 of the worst token; {said}; the dashed line is the tolerance."),
-        tag("svg", scale, line, dots, viewBox=box, role="img", aria_label=said, class_="chart"),
+        tag("p", f"{what}; {said}{dashed}."),
+        tag("svg", scale, line, drawn, viewBox=box, role="img", aria_label=said, class_="chart"),
     )
 
 

@@ -25,6 +25,7 @@ from ckptforge.verbs import opened
 from ckptforge.verbs.average_settings import Named, Settings, settings_of, weights_of
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.job import run_job
+from ckptforge.verbs.model_card import carded
 from ckptforge.verbs.opened import OpenedModel
 from ckptforge.verbs.options import Average
 from ckptforge.verbs.options.dtypes import parse_target
@@ -74,7 +75,7 @@ def average(options: Average) -> Result:
     }
     read = result.choices if result.source is None else result.source
     job = saving_job("average", result.as_model, read, save_of(options), facts)
-    return run_job(job, options)
+    return run_job(carded(job, options), options)
 
 
 def sum_of(models: Sequence[OpenedModel], weights: Sequence[float] | None) -> OpenedModel:

@@ -16,6 +16,7 @@ from ckptforge.verbs.choices import SOURCE, choices_of
 from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_adapter
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.layouts import consolidated_job, hugging_face_job, megatron_job, mindspore_job
+from ckptforge.verbs.model_card import carded
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
 from ckptforge.verbs.options.shared import DCP, MEGATRON
 from ckptforge.verbs.public import verb
@@ -103,6 +104,10 @@ def _to_ms(options: ToMs) -> Job:
 
 
 def _to_torch(options: ToTorch) -> Job:
+    return carded(_hub_job(options), options)
+
+
+def _hub_job(options: ToTorch) -> Job:
     refuse_name(options.out_dir, directory=True)
     layout = None if options.layout == "auto" else options.layout
     choices = replace(choices_of(options, family="mindspore"), layout=layout)

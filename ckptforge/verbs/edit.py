@@ -16,6 +16,7 @@ from ckptforge.tables.state import state_of
 from ckptforge.verbs import opened
 from ckptforge.verbs.edit_steps import steps_of
 from ckptforge.verbs.job import run_job
+from ckptforge.verbs.model_card import carded
 from ckptforge.verbs.opened import OpenedModel
 from ckptforge.verbs.options import Edit
 from ckptforge.verbs.public import verb
@@ -65,7 +66,7 @@ def edit(options: Edit) -> Result:
         made = replace(made, account=replace(made.account, must_equal={}))
     job = saving_job("edit", made, read, save_of(options), facts)
     first.close()
-    return run_job(job, options)
+    return run_job(carded(job, options), options)
 
 
 def _opened(options: Edit) -> OpenedModel:

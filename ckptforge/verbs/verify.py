@@ -1,4 +1,5 @@
-"""verify: the same tokens through transformers and MindSpore, by layer and end to end."""
+"""verify: the same tokens through transformers and MindSpore, by layer and end to end, or through
+two models of transformers."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.options import Verify
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.ranks import open_source
+from ckptforge.verbs.side_by_side import SideBySide, compare_computed, is_hub_directory
 from ckptforge.wording import brief, counted
 
 if TYPE_CHECKING:
@@ -55,20 +57,26 @@ class Verification:
 
 
 @verb(Verify)
-def verify(options: Verify) -> Verification:
+def verify(options: Verify) -> Verification | SideBySide:
     """Runs the same tokens through transformers and through MindSpore, and compares. Returns a
-    `Verification`.
+    `Verification`; of two Hugging Face directories, which transformers computes both, a
+    `SideBySide`.
 
-    Needs torch, transformers and mindspore. The `Verification` is true where it passed.
+    Needs torch and transformers, and mindspore for its checkpoints. A `Verification` is true where
+    it passed, a `SideBySide` where all numbers are finite.
 
     Raises `UsageError` for layers and tokens that the model doesn't have, `VerifyError` for missing
     packages, a device that isn't there and models of different sizes, and the errors of opening.
     """
+    choices = choices_of(options, family="mindspore")
+    if is_hub_directory(options.ms, choices):
+        hub = open_source(options.hf_dir, Choices(family="huggingface"))
+        other = open_source(options.ms, Choices(family="huggingface"))
+        return compare_computed(hub, other, options)
     from ckptforge.forward.bench import Bench  # which needs torch and mindspore
 
     bench = Bench.of(options.compute, options.device)
     hub = open_source(options.hf_dir, Choices(family="huggingface"))
-    choices = choices_of(options, family="mindspore")
     checkpoint = open_source(options.ms, choices)
     if not checkpoint.config:  # that of the reference
         checkpoint = open_source(options.ms, replace(choices, config=options.hf_dir))

@@ -45,10 +45,10 @@ class Check(shared.Workers):
 
 
 class Verify(shared.Reaching):
-    """Whether MindSpore computes what transformers does."""
+    """Whether MindSpore computes what transformers does, or what two models compute."""
 
     hf_dir: Place = required(shared.HF_DIR, kw_only=False)
-    ms: Place = required(shared.MS, kw_only=False)
+    ms: Place = required(f"{shared.MS}; or another Hugging Face directory", kw_only=False)
     strategy_dir: OptionalPlace = shared.source_strategy("ms")
     parallel_config: OptionalPlace = shared.source_config("ms")
     layout: str | None = shared.layout_of("`ms`", "mindspore")
@@ -65,7 +65,10 @@ class Verify(shared.Reaching):
         unset="256 for small models, else 32",
         metavar="N|ID,ID,…",
     )
-    text: str | None = option("tokens from a text, by the tokenizer in `hf_dir`", metavar="TEXT")
+    text: str | None = option(
+        "tokens from a text, or from the file of @FILE, by the tokenizer in `hf_dir`",
+        metavar="TEXT|@FILE",
+    )
     generate: int = option(
         "continue greedily by so many tokens on both sides", default=0, bounds=(0, 1000)
     )

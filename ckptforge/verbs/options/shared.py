@@ -86,6 +86,12 @@ class Reaching(Options):
             use_endpoint(self.endpoint, vars(self).values())
 
 
+class Carded(Options):
+    """Whether the model card is written to."""
+
+    no_card: bool = flag("leave README.md as it is, instead of adding how the output was made")
+
+
 class Workers(Reaching):
     """How many work, in how much memory, and who hears of it."""
 

@@ -10,6 +10,7 @@ from ckptforge.verbs.options.option import OptionalPlace, Place, flag, option, r
 from ckptforge.verbs.options.shared import (
     NO_CONFIG,
     OUT,
+    Carded,
     Casting,
     Configured,
     Mapped,
@@ -58,7 +59,9 @@ def _edit(meaning: str, metavar: str) -> Any:
     return option(meaning, default=(), metavar=metavar, into="edits")
 
 
-class Edit(MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Mapped, Parted):
+class Edit(
+    Carded, MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Mapped, Parted
+):
     """Surgery over named axes."""
 
     source: Place = required(ANY, metavar="IN", kw_only=False)
@@ -120,7 +123,7 @@ class Edit(MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Ma
     dst_parallel_config: OptionalPlace = target_config()
 
 
-class Average(MindSporeOutput, Shards, Overflow, Configured, Mapped, Parted):
+class Average(Carded, MindSporeOutput, Shards, Overflow, Configured, Mapped, Parted):
     """One checkpoint of several."""
 
     out: Place = required(OUT, kw_only=False)

@@ -20,7 +20,7 @@ class ToMs(shared.MindSporeOutput, shared.Configured, shared.Converting):
     parallel_config: OptionalPlace = shared.target_config()
 
 
-class ToTorch(shared.Shards, shared.Configured, shared.Converting):
+class ToTorch(shared.Carded, shared.Shards, shared.Configured, shared.Converting):
     """From a MindSpore checkpoint to a Hugging Face directory."""
 
     ms: Place = required(shared.MS, kw_only=False)
