@@ -166,7 +166,7 @@ def test_a_keyword_of_another_function_is_refused(tmp_path):
             "format",
             "pickle",
             "format is 'pickle', expected 'ckpt', 'safetensors', 'unified', 'mindformers', "
-            "'megatron', 'pt', 'pth', 'bin' or None.",
+            "'megatron', 'dcp', 'pt', 'pth', 'bin' or None.",
         ),
         ("prefix", None, "prefix is None, expected a string."),
         ("prefix", "a/b", "prefix='a/b': must be the beginning of a file name"),
