@@ -26,7 +26,7 @@ from ckptforge.foreign.json import read_object
 from ckptforge.megatron.arguments import arguments_in, described
 from ckptforge.megatron.layouts import FAMILY, layout_of
 from ckptforge.megatron.names import DESCRIBED, LAYERS, MAX_DESCRIBED, MORE, SHARDED
-from ckptforge.megatron.norms import has_experts, norm_read
+from ckptforge.megatron.norms import norm_read, norms_apart
 from ckptforge.megatron.roots import Iteration
 from ckptforge.model import Account, Model
 from ckptforge.reading.known import Choices, known_of
@@ -60,7 +60,7 @@ def open_chunks(directory: Path, iteration: Iteration, choices: Choices) -> Mode
             if own in values:
                 raise FormatError(f"{found.path}: {shown(own)} is there twice.")
             values[own] = value
-    if has_experts(values):
+    if norms_apart(values):
         values = {norm_read(name): value for name, value in values.items()}
     if not values:
         raise FormatError(f"{found.path}: holds no tensors of a model.")

@@ -30,7 +30,7 @@ from ckptforge.megatron.names import (
     numbers_of,
     with_layer,
 )
-from ckptforge.megatron.norms import has_experts, norm_read
+from ckptforge.megatron.norms import norm_read, norms_apart
 from ckptforge.megatron.roots import Iteration, find_iteration
 from ckptforge.model import IN_RANKS, Account, Model
 from ckptforge.reading.known import Choices, known_of
@@ -166,7 +166,7 @@ def _renamed(opened: Opened) -> Iterator[tuple[Rank, Tensors]]:
             numbers = {number for name in tensors if (number := layer_of(name)) is not None}
             present.setdefault((file.rank.stage, part), set()).update(numbers)
     layers = found_layers(opened.job, {chunk: sorted(own) for chunk, own in present.items()})
-    of_experts = any(has_experts(own) for file in opened.files for own in file.parts.values())
+    apart = norms_apart({n for file in opened.files for own in file.parts.values() for n in own})
     for file in opened.files:
         found: Tensors = {}
         for part, tensors in file.parts.items():
@@ -174,7 +174,7 @@ def _renamed(opened: Opened) -> Iterator[tuple[Rank, Tensors]]:
             for name, value in tensors.items():
                 local = layer_of(name)
                 full = name if local is None else with_layer(name, held[local])
-                full = norm_read(full) if of_experts else full
+                full = norm_read(full) if apart else full
                 if full in found and local is None:
                     continue  # a copy of the embedding
                 if full in found:
