@@ -152,6 +152,41 @@ class Step(Protocol):
         floating-point dtype, or as it is stored where that is None."""
 
 
+class Encoding(Protocol):
+    """What is made of the numbers of a value where they are written: one of the tensors that its
+    blocks become, such as their codes, or their scales. `shape` is that of the numbers, of two axes
+    at least, `source` their dtype, `block` the rows and columns of them that must be seen at a
+    time, and `unit` those that make one element of what is stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the numbers."""
+
+    @property
+    def source(self) -> DType:
+        """Their dtype."""
+
+    @property
+    def made(self) -> DType:
+        """What numbers become, for counts."""
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns that are seen at a time."""
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Rows and columns of an element."""
+
+    def identity(self) -> bytes:
+        """Bytes that differ wherever it does, as those of a step."""
+
+    def encode(self, numbers: Array, name: str, out: Array) -> Any:
+        """Fills `out`, bytes, with what whole blocks of float32 numbers make, [rows, columns].
+        Returns what that did to them, as a `CastCount`, or None where that is counted elsewhere.
+        Raises errors of the numbers, with the tensor's `name`."""
+
+
 class Fragment(msgspec.Struct, frozen=True, gc=False):
     """A strided run of a stored tensor: where it lands in the value, and the steps that its numbers
     go through."""
@@ -180,12 +215,14 @@ class Term(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tensor that can be made: a sum of terms, one of weight 1 but for averages and the like.
-    `kind` names tensors of its kind, by which casts are counted."""
+    `kind` names tensors of its kind, by which casts are counted. With an `encoding` the terms make
+    its numbers, and `dtype` and `shape` are those of what is stored in their place."""
 
     dtype: DType
     shape: tuple[int, ...]
     terms: tuple[Term, ...]
     kind: str
+    encoding: Encoding | None = None
 
     @property
     def elements(self) -> int:
@@ -211,7 +248,8 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def whole(self) -> Stored | None:
         """The stored tensor that it is as it is; None where there is more to it."""
         fragment = next(self.fragments, None)
-        if fragment is None or fragment.steps or len(self.terms) > 1:
+        made = fragment is None or fragment.steps or len(self.terms) > 1
+        if fragment is None or made or self.encoding is not None:
             return None
         stored, whole = fragment.stored, fragment.transfer == whole_transfer(self.shape)
         same = (stored.dtype, stored.shape) == (self.dtype, self.shape)

@@ -387,6 +387,29 @@ def test_groups_and_shapes_that_cannot_be_are_refused(tmp_path):
         ckptforge.convert(tmp_path / "ct", tmp_path / "x", to="hub")
 
 
+@pytest.mark.parametrize("way", ["pack-quantized", "nvfp4-pack-quantized", "experts in fp4"])
+def test_many_scales_are_held_in_parts(tmp_path, monkeypatch, way):
+    meant = packed_model(tmp_path / "hub", way)
+    monkeypatch.setattr("ckptforge.quantisation.parts._MOST", 7)
+    with ckptforge.open(tmp_path / "hub") as model:
+        value = model.as_model.values["model.layers.0.mlp.down_proj.weight"]
+        fragments = list(value.fragments)
+        assert len(fragments) > 10
+        assert max(f.steps[-1].scale.stored.elements for f in fragments) <= 7
+    ckptforge.convert(tmp_path / "hub", tmp_path / "plain", to="hub")
+    assert contents(tmp_path / "plain") == meant
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
+    assert ckptforge.compare(tmp_path / "plain", tmp_path / "x.ckpt").equal
+
+
+def test_weights_without_numbers_are_refused(tmp_path):
+    packed_model(tmp_path / "hub", "gptq, whole rows")
+    none = np.zeros((0, 64), np.int32)
+    without(tmp_path / "hub", "q_proj.qweight", **{"q_proj.qweight": ("I32", none)})
+    with pytest.raises(FormatError, match=r"qweight' is int32 \[0, 64\], expected some numbers"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+
+
 def test_compressed_tensors_unpacks_the_same(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("compressed_tensors")

@@ -631,3 +631,9 @@ def test_stacked_experts_may_have_a_scale_each_or_one_for_each_row(tmp_path, axe
     )
     ckptforge.convert(tmp_path / "fused", tmp_path / "plain", to="fused")
     assert contents(tmp_path / "plain") == meant
+
+
+@pytest.mark.parametrize("kind", ["block", "expert"])
+def test_many_scales_of_stacked_experts_are_held_in_parts(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("ckptforge.quantisation.parts._MOST", 3)
+    test_stacked_experts_have_scales_of_their_own(tmp_path, kind)

@@ -18,7 +18,7 @@ import msgspec
 
 from ckptforge.adapters.peft_names import PREFIX
 from ckptforge.errors import ConfigError, FormatError, shown
-from ckptforge.quantisation.packed import rows_of
+from ckptforge.quantisation.parts import rows_of
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Concat, Pattern, axis_size, skeleton_of
 from ckptforge.tables.lengths import Lengths

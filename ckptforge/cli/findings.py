@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ckptforge.cli.table import facts, table
 from ckptforge.cli.text import more, some
-from ckptforge.errors import shown
+from ckptforge.errors import printable, shown
 from ckptforge.wording import counted, size
 
 if TYPE_CHECKING:
@@ -84,6 +84,20 @@ def comparison_text(found: Comparison) -> str:
         f"config.json: {key} is {shown(mine)} in A, {shown(theirs)} in B"
         for key, (mine, theirs) in found.constants.items()
     ]
+    if found.quantisation:
+        titles = ["quantised kind", "tensors", "values", "relative error", "worst block", "in"]
+        errors = [
+            [
+                one.kind,
+                str(one.tensors),
+                f"{one.values:,}",
+                "" if one.relative_error is None else f"{one.relative_error:.3g}",
+                f"{one.worst_block:.3g}",
+                printable(one.worst_tensor),
+            ]
+            for one in found.quantisation
+        ]
+        lines += ["", table([titles, *errors], right=(1, 2, 3, 4))]
     lines += [f"likely cause: {cause}" for cause in found.causes]
     lines += [f"note: {note}" for note in found.notes]
     if found.equal:

@@ -56,6 +56,13 @@ def result_text(result: Result) -> str:
             numbers = (count.values, count.overflowed, count.underflowed, count.rounded)
             rows.append([group, f"{source} → {target}", *(f"{n:,}" for n in numbers)])
         lines += ["", table(rows, right=(2, 3, 4, 5))]
+        codes = {pair: one for pair, one in result.audit.counts.items() if one.square}
+        if codes:
+            rows = [["written as codes", "dtypes", "relative error", "worst block"]]
+            for (group, source, target), one in sorted(codes.items()):
+                errors = (f"{one.relative_error:.3g}", f"{one.worst_block:.3g}")
+                rows.append([group, f"{source} → {target}", *errors])
+            lines += ["", table(rows, right=(2, 3))]
     lines += _surgery_lines(about.get("surgery", {}))
     for reason, names in result.left_out.items():
         lines.append(f"left out, {reason}: {counted(len(names), 'tensor')} ({some(names, 3)})")

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
 
 from ckptforge.errors import PlanError
-from ckptforge.values import Fragment, Place, Term
+from ckptforge.values import Encoding, Fragment, Place, Term
 
 
 class Assembly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One output tensor: its place, and the terms that are added up in it. `kind` names its kind
     for the audit, in which a `replica`, the same numbers once more in another file, doesn't
-    count."""
+    count. With an `encoding` the terms make the numbers that it takes."""
 
     place: Place
     terms: tuple[Term, ...]
     kind: str
     replica: bool = False
+    encoding: Encoding | None = None
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the terms make."""
+        if self.encoding is not None:
+            return math.prod(self.encoding.shape)
+        return self.place.elements
 
     @property
     def summed(self) -> bool:
@@ -38,7 +47,7 @@ def prove_filled(assembly: Assembly) -> None:
     Together with the proof that no two fragments meet (`tables/pieces.py`) and that all of the
     input is used (`tables/convert.py`) this is the proof of a plan.
     """
-    elements, name = assembly.place.elements, assembly.place.name
+    elements, name = assembly.elements, assembly.place.name
     if not assembly.terms and elements:
         raise PlanError(f"{name}: nothing fills it; this is a defect of the mapping.")
     for term in assembly.terms:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import Box, dot, row_major_strides
+from ckptforge.errors import PlanError
 from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.assembly import Assembly, prove_filled
 from ckptforge.transfers import Transfer, within_target
@@ -82,7 +83,11 @@ class Assemblies:
         made = list(self.of(number, first, last))
         values = {
             one.place.name: Value(
-                dtype=one.place.dtype, shape=one.place.shape, terms=one.terms, kind=one.kind
+                dtype=one.place.dtype,
+                shape=one.place.shape,
+                terms=one.terms,
+                kind=one.kind,
+                encoding=one.encoding,
             )
             for one in made
         }
@@ -128,7 +133,15 @@ class Assemblies:
         terms = value.terms
         if part.box is not None:
             terms = tuple(map(_of_cut, terms, self._cut(name, value, part.box)))
-        return Assembly(place=place, terms=terms, kind=value.kind, replica=part.replica)
+        if part.box is not None and value.encoding is not None:
+            raise PlanError(f"{name}: codes of whole blocks can't be cut into the parts of ranks.")
+        return Assembly(
+            place=place,
+            terms=terms,
+            kind=value.kind,
+            replica=part.replica,
+            encoding=value.encoding,
+        )
 
     def _cut(self, name: str, value: Value, box: Box) -> list[Cut]:
         kind = self._kinds.number(name)
@@ -193,11 +206,15 @@ def _prove_own(placed: PlacedFile, known: set[object]) -> None:
         if kind not in known:
             known.add(kind)
             place = placed.file.places[name]
-            prove_filled(Assembly(place=place, terms=value.terms, kind=value.kind))
+            assembly = Assembly(
+                place=place, terms=value.terms, kind=value.kind, encoding=value.encoding
+            )
+            prove_filled(assembly)
 
 
 def _kind_of(value: Value) -> object:
-    return value.shape, *map(_kind_of_term, value.terms)
+    encoding = None if value.encoding is None else value.encoding.identity()
+    return value.shape, encoding, *map(_kind_of_term, value.terms)
 
 
 def _kind_of_term(term: Term) -> object:

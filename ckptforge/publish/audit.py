@@ -19,9 +19,22 @@ def audit_json(audit: Audit) -> list[dict[str, Any]]:
             "underflowed": count.underflowed,
             "rounded": count.rounded,
             **({"undefined": count.undefined} if count.undefined else {}),
+            **_errors(count),
         }
         for (group, source, target), count in sorted(audit.counts.items())
     ]
+
+
+def _errors(count: CastCount) -> dict[str, float | None]:
+    """What becoming codes did; nothing for other casts."""
+    if not count.square:
+        return {}
+    return {
+        "relative_error": count.relative_error,
+        "worst_block": count.worst_block,
+        "error": count.error,
+        "square": count.square,
+    }
 
 
 def read_audit(content: list[dict[str, Any]]) -> Audit:
@@ -29,6 +42,12 @@ def read_audit(content: list[dict[str, Any]]) -> Audit:
     audit = Audit()
     for row in content:
         figures = {key: int(row[key]) for key in ("values", "overflowed", "underflowed", "rounded")}
-        count = CastCount(**figures, undefined=int(row.get("undefined", 0)))
+        count = CastCount(
+            **figures,
+            undefined=int(row.get("undefined", 0)),
+            error=float(row.get("error", 0)),
+            square=float(row.get("square", 0)),
+            worst=float(row.get("worst_block", 0)) ** 2,
+        )
         audit.counts[str(row["group"]), str(row["from"]), str(row["to"])] = count
     return audit

@@ -312,6 +312,8 @@ def fingerprint(plan: Plan) -> str:
     own = (placed.own.items() for placed in plan.assemblies.files if placed.own is not None)
     for name, value in chain(plan.assemblies.values.items(), *own):
         state.update(_bytes(name, value.dtype))
+        if value.encoding is not None:
+            state.update(value.encoding.identity())
         for term in value.terms:
             state.update(_bytes(term.weight, term.fill))
             for fragment in term.fragments:

@@ -19,11 +19,11 @@ from ckptforge.quantisation.packed import (
     beside,
     module_of,
     refused_codes,
-    rows_of,
     swapped,
     value_of_codes,
     viewed,
 )
+from ckptforge.quantisation.parts import rows_of
 from ckptforge.steps.grid import Grid
 from ckptforge.steps.scaled import Scaled
 from ckptforge.values import Fragment, Stored, Term, Value, kind_of

@@ -174,6 +174,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
         ),
         groups=tuple({one["group_size"] for one in arguments if _is_count(one.get("group_size"))}),
         assumed=any(one.get("strategy") in ("tensor", "channel") for one in arguments),
+        exponents="mxfp8-quantized" in kinds,
         unread=_compressed_refusal(found, kinds, arguments) or unread,
         packing=packing,
     )

@@ -12,8 +12,10 @@ from msgspec.structs import replace
 from ckptforge.boxes import row_major_strides
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, shown
+from ckptforge.quantisation.parts import in_parts
+from ckptforge.steps.scaled import Scaled
 from ckptforge.transfers import Transfer
-from ckptforge.values import Extent, Fragment, Step, Stored, Term, Value, kind_of, whole_transfer
+from ckptforge.values import Fragment, Step, Stored, Term, Value, kind_of, whole_transfer
 
 Tensors = Mapping[str, Stored]
 
@@ -43,27 +45,28 @@ def viewed(stored: Stored, dtype: DType, shape: tuple[int, ...]) -> Stored:
     return replace(stored, dtype=dtype, shape=shape)
 
 
-def rows_of(stored: Stored, first: int, last: int) -> Stored:
-    """The part of a tensor from index `first` to before `last` along its first axis, of which each
-    begins with a byte."""
-    row = stored.elements // max(stored.shape[0], 1)
-    start, length = stored.bytes_of(first * row, (last - first) * row)
-    extents, at = [], 0
-    for offset, count in stored.file_ranges(start, length):
-        extents.append(Extent(at, offset, count))
-        at += count
-    return replace(stored, shape=(last - first, *stored.shape[1:]), extents=tuple(extents))
-
-
 def value_of_codes(
     name: str, codes: Stored, shape: tuple[int, ...], transfer: Transfer | None, *steps: Step
 ) -> Value:
     """A value of `shape` that all of a tensor's numbers make, after these steps; its dtype is that
-    of the numbers."""
-    whole = whole_transfer(shape) if transfer is None else transfer
-    fragment = Fragment(codes, whole.ordered(), steps)
-    term = Term(fragments=(fragment,))
-    return Value(dtype=fragment.dtype, shape=shape, terms=(term,), kind=kind_of(name))
+    of the numbers. Without a `transfer` they lie in their order, and where the last step has many
+    scales, it is made of several parts."""
+    *others, last = steps
+    if transfer is None and isinstance(last, Scaled):
+        row = codes.elements // max(codes.shape[0], 1)
+        fragments = [
+            Fragment(
+                part,
+                replace(whole_transfer(part.shape), target=first * row),
+                (*others, scaled),
+            )
+            for first, part, scaled in in_parts(codes, last)
+        ]
+    else:
+        whole = whole_transfer(shape) if transfer is None else transfer
+        fragments = [Fragment(codes, whole.ordered(), steps)]
+    term = Term(fragments=tuple(fragments))
+    return Value(dtype=fragments[0].dtype, shape=shape, terms=(term,), kind=kind_of(name))
 
 
 def strided(shape: tuple[int, ...], source: tuple[int, ...], target: tuple[int, ...]) -> Transfer:
@@ -90,6 +93,8 @@ def beside(
     """The tensor `name` that belongs to some codes. Raises `FormatError` where it isn't there, or
     is of another shape or dtype."""
     found = tensors.get(name)
+    if not codes.elements:
+        raise refused_codes(codes, "some numbers")
     if found is None:
         raise FormatError(
             f"{codes.path}: {shown(codes.name)} is {codes.dtype} {list(codes.shape)}, but there is "

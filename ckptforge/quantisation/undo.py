@@ -17,7 +17,7 @@ from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
 from ckptforge.quantisation.fitting import ADVICE, described, not_undone, scaled_of
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
-from ckptforge.quantisation.packed import Packed
+from ckptforge.quantisation.packed import Packed, value_of_codes
 from ckptforge.spelling import command, option
 from ckptforge.steps.scaled import Scaled
 from ckptforge.tables.companions import is_of_activations, kind_of, scale_of, writer_of
@@ -68,7 +68,7 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     dtype = _dtype_of(config)
     steps = {name: scaled_of(tensors, name, method, where) for name in weights}
     beside = frozenset(tensor.name for step in steps.values() for tensor in step.inputs)
-    undone = {name: _undone(model.values[name], step, dtype) for name, step in steps.items()}
+    undone = {name: _undone(name, model.values[name], step, dtype) for name, step in steps.items()}
     undone |= {one.name: replace(one.value, dtype=dtype) for one in packed}
     values = _in_place(model.values, undone, packed)
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
@@ -106,9 +106,9 @@ def _packed_notes(packed: Sequence[Packed], method: Method | None) -> Iterator[s
         yield f"{counted(count, 'weight', 'are')} stored in {what}{by}: computed in float32."
 
 
-def _undone(value: Value, step: Scaled, dtype: DType) -> Value:
-    read = value.map(lambda fragment: replace(fragment, steps=(*fragment.steps, step)))
-    return replace(read, dtype=dtype)
+def _undone(name: str, value: Value, step: Scaled, dtype: DType) -> Value:
+    made = value_of_codes(name, value.origin, value.shape, None, step)
+    return replace(made, dtype=dtype, kind=value.kind)
 
 
 def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | None) -> None:

@@ -61,7 +61,7 @@ class Gptq(msgspec.Struct, frozen=True, kw_only=True):
             raise refused_codes(codes, f"int32 of two axes, the second a multiple of {each}")
         words, outputs = codes.shape
         inputs = words * each
-        group = inputs if self.group == -1 else self.group
+        group = max(inputs, 1) if self.group == -1 else self.group
         groups = -(-inputs // group)
         scales = beside(tensors, codes, f"{module}scales", (groups, outputs), *_SCALES)
         zeros = beside(tensors, codes, f"{module}qzeros", (groups, outputs // each), "int32")
@@ -104,7 +104,7 @@ class Awq(msgspec.Struct, frozen=True, kw_only=True):
         if codes.dtype.name != "int32" or len(codes.shape) != 2:
             raise refused_codes(codes, "int32 of two axes")
         inputs, words = codes.shape
-        outputs, group = 8 * words, inputs if self.group == -1 else self.group
+        outputs, group = 8 * words, max(inputs, 1) if self.group == -1 else self.group
         groups = -(-inputs // group)
         scales = beside(tensors, codes, f"{module}scales", (groups, outputs), *_SCALES)
         zeros = beside(tensors, codes, f"{module}qzeros", (groups, words), "int32")
@@ -147,7 +147,7 @@ class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
             raise refused_codes(codes, "two axes")
         outputs, words = codes.shape
         name, inputs = f"{module}weight", words * each
-        group = inputs if self.group is None else self.group
+        group = max(inputs, 1) if self.group is None else self.group
         if inputs % group:
             raise refused_codes(codes, f"rows of groups of {group}")
         groups = inputs // group

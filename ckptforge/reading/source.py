@@ -31,6 +31,7 @@ from ckptforge.reading.naming import language_side, renamed, side_renamed, with_
 from ckptforge.reading.switches import declared
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 from ckptforge.spelling import flag, option
+from ckptforge.steps.grouped import Grouped
 from ckptforge.steps.scaled import Scaled
 from ckptforge.tables.binding import Binding, Shapes
 from ckptforge.tables.layout_choice import Hints, recognise
@@ -67,11 +68,12 @@ class Source(msgspec.Struct, frozen=True):
     def quantised(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
         """Name of a quantised weight → its dtype, and how many elements share a scale."""
         return {
-            name: (fragment.stored.dtype, step.block)
+            name: (fragment.stored.dtype, scaled.block)
             for name, value in self.model.values.items()
             for fragment in value.fragments
             for step in fragment.steps
-            if isinstance(step, Scaled)
+            for scaled in (step.scaled if isinstance(step, Grouped) else step,)
+            if isinstance(scaled, Scaled)
         }
 
     def refuse_unmapped(self, allowed: bool, drop: Sequence[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ckptforge.dtypes import DType
@@ -11,18 +12,34 @@ from ckptforge.dtypes import DType
 class CastCount:
     """What casts did to `values` numbers: finite made infinite, nonzero made zero, or rounded
     otherwise; NaN counts as none of these. `undefined` are infinities that a scale of 0 made
-    NaN."""
+    NaN. Of numbers that become codes with scales, `error` is the sum of the squares of what that
+    changed, `square` that of the numbers, and `worst` the largest quotient of both in a block."""
 
     values: int = 0
     overflowed: int = 0
     underflowed: int = 0
     rounded: int = 0
     undefined: int = 0
+    error: float = 0.0
+    square: float = 0.0
+    worst: float = 0.0
+
+    @property
+    def relative_error(self) -> float | None:
+        """‖codes - numbers‖₂ / ‖numbers‖₂; None of a cast, and where all numbers are 0."""
+        return math.sqrt(self.error / self.square) if self.square else None
+
+    @property
+    def worst_block(self) -> float:
+        """The same of the block where it is largest."""
+        return math.sqrt(self.worst)
 
     def add(self, other: CastCount) -> None:
         """Adds the counts of another part."""
+        worst = max(self.worst, other.worst)
         for name, count in vars(other).items():
             setattr(self, name, getattr(self, name) + count)
+        self.worst = worst
 
 
 @dataclass

@@ -90,7 +90,8 @@ def moves_of(assembly: Assembly) -> list[Move]:
     """The moves that make up an assembly, in the order of its bytes; none where something is to be
     done with its numbers."""
     place, itemsize = assembly.place, assembly.place.dtype.itemsize
-    if assembly.summed or assembly.terms[0].fill is not None:
+    as_is = assembly.encoding is None and not assembly.summed
+    if not as_is or assembly.terms[0].fill is not None:
         return []
     found: list[Move] = []
     for fragment in assembly.terms[0].fragments:

@@ -14,6 +14,7 @@ from ckptforge.formats.index import FileIndex
 from ckptforge.formats.layout import Seal
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit
+from ckptforge.run.bands import encoded_tiles, stored_tile
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.moves import Move, moves_of
@@ -39,13 +40,23 @@ class Fill(msgspec.Struct, frozen=True):
     @property
     def nbytes(self) -> int:
         """The bytes of the tile."""
-        return self.tile.elements * self.place.dtype.itemsize
+        return self.stored.elements * self.place.dtype.itemsize
+
+    @property
+    def stored(self) -> Tile:
+        """The window of the tensor in its file: where the tensor is made of codes, what those of
+        the tile's numbers fill."""
+        encoding = self.assembly.encoding
+        return self.tile if encoding is None else stored_tile(encoding, self.tile)
 
     def do(self, worker: Worker) -> Audit:
         """Makes it and writes it. Returns the counts of its casts."""
         worker.audit = Audit()
-        view = worker.assemble(self.assembly, self.tile).data
-        place, tile, files = self.place, self.tile, worker.files
+        place, tile, files = self.place, self.stored, worker.files
+        if self.assembly.encoding is None:
+            view = worker.assemble(self.assembly, tile).data
+        else:
+            view = worker.encode(self.assembly, self.tile, tile).data
         writer, itemsize = files.targets[place.path], place.dtype.itemsize
         if worker.passing is not None and tile.run_count == 1:
             worker.passing.feed(place, next(tile.runs())[0] * itemsize, view)
@@ -144,6 +155,9 @@ def batches(tasks: Iterable[Move | Fill], nbytes: int, hashing: bool) -> Iterato
 
 def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:
     """The tiles in which tensors of one shape are made side by side."""
+    if assemblies[0].encoding is not None:
+        yield from encoded_tiles(budget, assemblies[0])
+        return
     place = max((one.place for one in assemblies), key=lambda place: place.dtype.itemsize)
     if not place.elements:
         return

@@ -15,6 +15,7 @@ from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import PlanError
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit, CastCount
+from ckptforge.run.bands import flat
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy
 from ckptforge.run.casts import cast_function, numpy_dtype, rounding
@@ -64,6 +65,31 @@ class Worker:
             count.values = count.overflowed
         if count.values:
             self.audit.add(kind, SUMS if dtype.itemsize > 2 else _FLOAT32, dtype, count)
+        return made
+
+    def encode(self, assembly: Assembly, tile: Tile, stored: Tile) -> Array:
+        """The bytes of a `stored` tile that the numbers of a tile, of whole blocks, are encoded as.
+        They are the worker's until it makes another one."""
+        encoding, place = assembly.encoding, assembly.place
+        assert encoding is not None
+        size, sums = tile.elements, assembly.summed * tile.elements * SUMS.itemsize
+        made, plain, *summed = self.buffers.lend(
+            (stored.elements * place.dtype.itemsize, _offset(assembly, stored)),
+            (size * _FLOAT32.itemsize, 0),
+            (sums, 0),
+            (sums, 0),
+        )
+        numbers = as_numbers(plain, _FLOAT32)
+        window = flat(tile, encoding.shape, list(assembly.fragments))
+        if assembly.summed:
+            total = self._sum(assembly, window, *(as_numbers(raw, SUMS) for raw in summed))
+            rounding(_FLOAT32)(total, numbers)
+        else:
+            terms = assembly.terms
+            self._fill(assembly, terms[0], window, _FLOAT32, numbers, lambda *cast: None)
+        matrix = numbers.reshape(-1, tile.columns)
+        if (count := encoding.encode(matrix, place.name, made)) is not None:
+            self.audit.add(assembly.kind, encoding.source, encoding.made, count)
         return made
 
     def _sum(self, assembly: Assembly, tile: Tile, total: Array, part: Array) -> Array:

@@ -23,6 +23,7 @@ from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import flag, option
 from ckptforge.targets.target import LaidOut
 
+STEM = "model"  # of the names of weight files
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
@@ -51,7 +52,8 @@ def parse_size(text: str | int | None, name: str) -> int | None:
 class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A Hugging Face directory of a model in `layout`. `max_shard_size` None restores the recorded
     files where the tensors are the same, else 5 GB. `allow_no_config`: write the weights alone
-    where no config.json is known. `cast`: the dtype that the weights were cast to."""
+    where no config.json is known. `cast`: the dtype that the weights were cast to. `stem` begins
+    the names of weight files; `scales` are tensors whose dtype says nothing of the model's."""
 
     output: Path
     layout: str
@@ -59,6 +61,8 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
     max_shard_size: int | None = None
     allow_no_config: bool = False
     cast: DType | None = None
+    stem: str = STEM
+    scales: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         refuse_name(self.output, directory=True)
@@ -82,19 +86,20 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
         kept = self.side.files if self.side is not None else {}
         small = {name: content for name, content in kept.items() if name != INDEX}
         if self.has_config:
-            small[CONFIG] = _with_dtype(small[CONFIG], specs)
+            small[CONFIG] = _with_dtype(small[CONFIG], self._plain(specs))
         recorded = None if self.max_shard_size is not None else self._recorded(specs)
         if recorded is not None and self.side is not None:
             shards, own = recorded, self.side.files.get(INDEX)
             about = {name: self.side.shards[name]["metadata"] for name in shards}
         else:
-            shards = cut_into_shards(specs, self.max_shard_size or DEFAULT_SHARD_BYTES)
+            most = self.max_shard_size or DEFAULT_SHARD_BYTES
+            shards = cut_into_shards(specs, most, self.stem)
             shards = {name: safetensors.ordered(tensors) for name, tensors in shards.items()}
             own, about = None, {name: {"format": "pt"} for name in shards}
         if own is not None:
             small[INDEX] = own
         elif len(shards) > 1:
-            small[INDEX] = index_json(shards)
+            small[f"{self.stem}.safetensors.index.json"] = index_json(shards)
         files = tuple(
             PlacedFile.whole(safetensors.lay_out(self.output / name, tensors, about[name]))
             for name, tensors in shards.items()
@@ -115,14 +120,20 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
             f"{CONFIG} said {key} {shown(before)}, but the weights are {now}; the one that is "
             f"written says {now}."
             for key, (before, now) in _other_dtypes(
-                json.loads(self.side.files[CONFIG]), specs
+                json.loads(self.side.files[CONFIG]), self._plain(specs)
             ).items()
         )
+
+    def _plain(self, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+        """Those whose dtype is the model's: neither codes nor scales."""
+        return [one for one in specs if one.name not in self.scales and one.dtype.itemsize > 1]
 
     def _recorded(self, specs: Sequence[TensorSpec]) -> dict[str, list[TensorSpec]] | None:
         """The recorded files with these tensors in the recorded order, if they are the same tensors
         of the same dtypes, each once."""
         if self.side is None or not self.side.shards or self.side.layout != self.layout:
+            return None
+        if self.stem != STEM:
             return None
         if any(shard.get("passed_over") for shard in self.side.shards.values()):
             return None  # the files were larger than what would be written
@@ -172,7 +183,9 @@ def _with_dtype(config: bytes, specs: Sequence[TensorSpec]) -> bytes:
     return file_of({**parsed, **{key: now for key, (_, now) in changed.items()}})
 
 
-def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, list[TensorSpec]]:
+def cut_into_shards(
+    tensors: Sequence[TensorSpec], max_bytes: int, stem: str = STEM
+) -> dict[str, list[TensorSpec]]:
     """File name → tensors: consecutive tensors fill a shard up to `max_bytes`, a larger tensor has
     one of its own.
 
@@ -187,9 +200,9 @@ def cut_into_shards(tensors: Sequence[TensorSpec], max_bytes: int) -> dict[str, 
         shards[-1].append(tensor)
         filled += tensor.nbytes
     if len(shards) == 1:
-        return {SINGLE: shards[0]}
+        return {f"{stem}.safetensors": shards[0]}
     return {
-        f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard
+        f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors": shard
         for i, shard in enumerate(shards, 1)
     }
 

@@ -18,6 +18,7 @@ from ckptforge.errors import (
     QuantisedError,
     UsageError,
 )
+from ckptforge.examine.block_errors import BlockError, block_errors
 from ckptforge.examine.differences import unlike
 from ckptforge.model import Model
 from ckptforge.reading.known import Choices, known_of
@@ -27,13 +28,13 @@ from ckptforge.reading.tied import differing as differing_ties
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
 from ckptforge.run.budget import Budget
-from ckptforge.spelling import called
+from ckptforge.spelling import called, flag
 from ckptforge.surgery.cast import cast
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import names_that_keep_dtype
-from ckptforge.values import Value
+from ckptforge.values import Value, whole_transfer
 from ckptforge.verbs import compared_configs as configs
 from ckptforge.verbs.choices import SIDE_A, SIDE_B, Names, budget_of, choices_of
 from ckptforge.verbs.comparison import Comparison, differences
@@ -85,7 +86,7 @@ def compare(options: Compare) -> Comparison:
     budget = budget_of(options)
     dtype = parse_target(options.after_cast, "after_cast")
     one, other = _open(options.a, options, SIDE_A), _open(options.b, options, SIDE_B)
-    pair = _of_one_table(one, other)
+    pair = _of_one_table(one, other, options.dequantise)
     matched = (
         _by_name(one, other, dtype, options, budget)
         if pair is None
@@ -113,7 +114,21 @@ def compare(options: Compare) -> Comparison:
         if pair is None
         else causes(*pair, differ, dtype, budget),
         notes=matched.notes,
+        quantisation=_errors(pair[1], matched, budget) if pair and options.dequantise else [],
     )
+
+
+def _errors(other: Source, matched: _Matched, budget: Budget) -> list[BlockError]:
+    """How far B's quantised weights are from A's."""
+    blocks: dict[str, tuple[int, int]] = {}
+    for name, (_, block) in other.quantised.items():
+        shape = other.model.values[name].shape
+        own = [f.transfer == whole_transfer(shape) for f in other.model.values[name].fragments]
+        same = name in matched.mine and matched.mine[name].shape == shape and len(shape) > 1
+        if same:
+            known = all(own) and len(block) == len(shape)
+            blocks[name] = (block[-2], block[-1]) if known else (1, shape[-1])
+    return block_errors(matched.mine, matched.theirs, blocks, budget)
 
 
 def _open(path: Path, options: Compare, names: Names) -> _Side:
@@ -130,16 +145,19 @@ def _open(path: Path, options: Compare, names: Names) -> _Side:
             return _Side(model, choices, None, str(error))
 
 
-def _of_one_table(one: _Side, other: _Side) -> tuple[Source, Source] | None:
+def _of_one_table(one: _Side, other: _Side, dequantise: bool) -> tuple[Source, Source] | None:
     """Both sides as models that are compared through their mapping, if they are: those that are
-    quantised in one way are compared by name. Raises `UsageError` where only B is quantised."""
+    quantised in one way are compared by name, unless that is to be undone. Raises `UsageError`
+    where only B is quantised."""
     a, b = one.source, other.source
     if a is None or b is None or a.table.name != b.table.name:
         return None
+    if dequantise:
+        return a, b
     if b.quantised and a.quantised != b.quantised:
         raise UsageError(
             f"{b.model.path}: its weights are quantised, which is undone in A only: name it first, "
-            "or, where both are quantised in different ways, convert it."
+            f"or give {flag('dequantise')}."
         )
     return None if b.quantised else (a, b)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ckptforge.examine.block_errors import BlockError
 from ckptforge.examine.differences import Difference, differing
 from ckptforge.run.budget import Budget
 from ckptforge.run.pool import Progress
@@ -45,6 +46,7 @@ class Comparison:
     and B's, absent ones filled in as transformers does; those of rope_parameters are called
     rope_scaling.KEY too. `through` is the mapping that tensors were compared through, None where
     they were compared by their names; `causes` are likely reasons for the differences, in words.
+    `quantisation` is how far B's quantised weights are from A's, by kind, where that was asked for.
     """
 
     a: str
@@ -61,6 +63,7 @@ class Comparison:
     constants: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     causes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    quantisation: list[BlockError] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return self.equal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from ckptforge.errors import UsageError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
+from ckptforge.quantisation.writing import wishes_of
 from ckptforge.spelling import called, option
 from ckptforge.surgery.masters import from_main_params
 from ckptforge.verbs.choices import SOURCE, choices_of
@@ -109,10 +110,13 @@ def _to_torch(options: ToTorch) -> Job:
 
 def _hub_job(options: ToTorch) -> Job:
     refuse_name(options.out_dir, directory=True)
+    if wishes_of(options.quantise) and options.format == DCP:
+        raise UsageError(f"{option('quantise')} is for directories of Hugging Face's, whole.")
     layout = None if options.layout == "auto" else options.layout
     choices = replace(choices_of(options, family="mindspore"), layout=layout)
     model = open_input(options.ms, choices, options.adapter)
     if wants_adapter(model, options):
+        _refuse_codes_of_adapter(options.quantise)
         spread = Spread(out=options.out_dir)
         return adapter_job("to-torch", model, options, choices, spread, options.hf_layout)
     if options.from_main_params:
@@ -136,13 +140,23 @@ def _hub_job(options: ToTorch) -> Job:
 
 def _convert(options: Convert) -> Job:
     spread = Spread.of(options, options.out, "dst_")
+    if wishes_of(options.quantise):
+        refuse_name(options.out, directory=True)
+        if options.format is not None or spread.cut:
+            raise UsageError(f"{option('quantise')} is for directories of Hugging Face's, whole.")
     choices = choices_of(options, SOURCE)
     with called(SOURCE):
         model = open_input(options.source, choices, options.adapter)
         if wants_adapter(model, options):
+            _refuse_codes_of_adapter(options.quantise)
             return adapter_job("convert", model, options, choices, spread, options.to)
         source = bind_input(model, options, choices)
     target = source.table.layout(options.to)
+    if options.quantise and target.family != "huggingface":
+        raise UsageError(
+            f"{option('to', options.to)} holds no codes with scales; {option('quantise')} is for "
+            f"{', '.join(source.table.names_of('huggingface'))}."
+        )
     if target.family == MEGATRON:
         return megatron_job("convert", source, target, options)
     if options.format == MEGATRON:
@@ -165,3 +179,8 @@ def _convert(options: Convert) -> Job:
             )
         return consolidated_job("convert", source, target, options, options.out)
     return hugging_face_job("convert", source, target, options, options.out)
+
+
+def _refuse_codes_of_adapter(wanted: Sequence[str]) -> None:
+    if wanted:
+        raise UsageError(f"{option('quantise')} is for whole models; the input is an adapter.")

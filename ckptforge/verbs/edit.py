@@ -10,6 +10,8 @@ from msgspec.structs import replace
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import UsageError
+from ckptforge.publish.output_name import refuse_name
+from ckptforge.quantisation.writing import wishes_of
 from ckptforge.spelling import option
 from ckptforge.surgery.names import drop
 from ckptforge.tables.state import state_of
@@ -37,7 +39,10 @@ def edit(options: Edit) -> Result:
     `ConfigError`, `PlanError`, `CastOverflowError` and `OutputError`; nothing is written then.
     """
     steps = steps_of(options)
-    if not steps:
+    wishes = wishes_of(options.quantise)
+    if wishes:
+        refuse_name(options.out, directory=True)
+    if not steps and not wishes:
         raise UsageError(f"nothing is edited: name an edit, such as {option('take', 'e=0,2,5')}.")
     first = _opened(options)
     model = first
@@ -64,7 +69,7 @@ def edit(options: Edit) -> Result:
     made = model.as_model
     if options.allow_unmapped:  # a head that isn't the embedding may be left out, too
         made = replace(made, account=replace(made.account, must_equal={}))
-    job = saving_job("edit", made, read, save_of(options), facts)
+    job = saving_job("edit", made, read, save_of(options), facts, wishes)
     first.close()
     return run_job(carded(job, options), options)
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account, Model
+from ckptforge.quantisation.writing import quantised, wishes_of
 from ckptforge.reading.source import Source
 from ckptforge.reading.state import followed
 from ckptforge.reading.tied import tied
@@ -54,21 +55,25 @@ def hugging_face_job(
     verb: str, source: Source, target: Layout, options: ToTorch | Convert, output: Path
 ) -> Job:
     """The job that writes a model in a layout of Hugging Face."""
+    wishes = wishes_of(options.quantise)
     model = _in_layout(source, target, options, _recorded_names(source, target), False)
     size = parse_size(options.max_shard_size, "max_shard_size")
     if options.format == DCP:
         chunks = DistributedTarget(output=output, side=source.hugging_face, max_file_size=size)
         plan = plan_for(verb, model, chunks, _facts(source, target, options))
         return Job(plan, source.table, target, tied=tied(source))
+    made = quantised(model, source.table, target, source.hugging_face, wishes)
     place = HuggingFaceTarget(
         output=output,
         layout=target.name,
-        side=source.hugging_face,
+        side=made.side,
+        stem=made.stem,
+        scales=made.scales,
         max_shard_size=size,
         allow_no_config=isinstance(options, ToTorch) and options.allow_no_config,
         cast=parse_target(options.dtype),
     )
-    plan = plan_for(verb, model, place, _facts(source, target, options))
+    plan = plan_for(verb, made.model, place, _facts(source, target, options))
     return Job(plan, source.table, target, tied=tied(source))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from msgspec.structs import replace
 
 from ckptforge.errors import LayoutError, UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
+from ckptforge.quantisation.writing import Wish, quantised
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.reading.source import Source
 from ckptforge.reading.tied import tied
@@ -31,15 +34,26 @@ def saving_job(
     read: Source | Choices,
     options: Save,
     facts: Mapping[str, Any] | None = None,
+    wishes: Sequence[Wish] = (),
 ) -> Job:
     """The job that writes a model, which is `read` as a source where a table knows it, else by
-    choices. A directory is one of Hugging Face for a model in such a layout, else one of
-    MindSpore. Raises what targets and planning raise."""
+    choices; with `wishes` some of it as codes. A directory is one of Hugging Face for a model in
+    such a layout, else one of MindSpore. Raises what targets and planning raise."""
     source = read if isinstance(read, Source) else None
     table = None if source is None else source.table.name
     name = None if source is None else source.binding.layout.name
     about = {**facts_of(model, table, name, name, None), **(facts or {})}
-    plan = plan_for(verb, model, _target(model, read, options), about)
+    target = _target(model, read, options)
+    if wishes:
+        if source is None or not isinstance(target, HuggingFaceTarget):
+            raise UsageError(
+                f"{option('quantise')} is for directories of Hugging Face's, of models that a "
+                "mapping knows."
+            )
+        made = quantised(model, source.table, source.binding.layout, target.side, wishes)
+        target = replace(target, side=made.side, stem=made.stem, scales=made.scales)
+        model = made.model
+    plan = plan_for(verb, model, target, about)
     if source is None:
         return Job(plan)
     layout = source.binding.layout

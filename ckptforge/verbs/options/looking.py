@@ -36,6 +36,9 @@ class Compare(shared.Vocabulary, shared.Configured, shared.Mapped, shared.Worker
         completes="dtype",
     )
     weights_only: bool = flag("ignore optimizer state and counters")
+    dequantise: bool = flag(
+        "undo the scales of `b`, too, and say how far its quantised weights are from those of `a`"
+    )
 
 
 class Check(shared.Workers):

@@ -277,6 +277,18 @@ class Shards(Options):
     )
 
 
+class Quantising(Options):
+    """Weights that are written as codes."""
+
+    quantise: Sequence[str] = option(
+        "write the weights of the layers as codes with scales: fp8-block128, mxfp4, mxfp8 or "
+        "w8a8-dynamic; with WHAT= only a kind of tensor of the mapping, or names (globs) "
+        "(docs/quantised.md)",
+        default=(),
+        metavar="[WHAT=]KIND",
+    )
+
+
 class Configured(Options):
     """Where the config is."""
 

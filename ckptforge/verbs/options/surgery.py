@@ -17,6 +17,7 @@ from ckptforge.verbs.options.shared import (
     MindSporeOutput,
     Overflow,
     Parted,
+    Quantising,
     Running,
     Shards,
     Stepped,
@@ -60,7 +61,16 @@ def _edit(meaning: str, metavar: str) -> Any:
 
 
 class Edit(
-    Carded, MindSporeOutput, Shards, Casting, Configured, Stepped, Vocabulary, Mapped, Parted
+    Carded,
+    MindSporeOutput,
+    Quantising,
+    Shards,
+    Casting,
+    Configured,
+    Stepped,
+    Vocabulary,
+    Mapped,
+    Parted,
 ):
     """Surgery over named axes."""
 

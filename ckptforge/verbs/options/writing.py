@@ -20,7 +20,9 @@ class ToMs(shared.MindSporeOutput, shared.Configured, shared.Converting):
     parallel_config: OptionalPlace = shared.target_config()
 
 
-class ToTorch(shared.Carded, shared.Shards, shared.Configured, shared.Converting):
+class ToTorch(
+    shared.Carded, shared.Quantising, shared.Shards, shared.Configured, shared.Converting
+):
     """From a MindSpore checkpoint to a Hugging Face directory."""
 
     ms: Place = required(shared.MS, kw_only=False)
@@ -50,7 +52,13 @@ class ToTorch(shared.Carded, shared.Shards, shared.Configured, shared.Converting
     allow_no_config: bool = flag(shared.NO_CONFIG)
 
 
-class Convert(shared.MindSporeOutput, shared.Shards, shared.Configured, shared.Converting):
+class Convert(
+    shared.MindSporeOutput,
+    shared.Quantising,
+    shared.Shards,
+    shared.Configured,
+    shared.Converting,
+):
     """From any layout to any other of the same model."""
 
     source: Place = required(

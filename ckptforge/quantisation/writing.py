@@ -1,0 +1,251 @@
+"""A model whose weights are written as codes with scales, as programs that run such models load it.
+
+Sources: DeepSeek-V3's and Qwen3's FP8 releases (config.json, and `weight_scale_inv` beside each
+weight); compressed-tensors' formats mxfp4-pack-quantized and mxfp8-quantized; MindStudio
+ModelSlim's AscendV1 (quant_model_description.json names each tensor's type).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from ckptforge.checkpoints.card import HuggingFaceSide
+from ckptforge.checkpoints.huggingface import CONFIG
+from ckptforge.errors import ConfigError, QuantisedError, UsageError, shown
+from ckptforge.foreign.json import file_of
+from ckptforge.model import Model
+from ckptforge.spelling import option
+from ckptforge.steps.encoded import CODES, Code, Encoded
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.names import recognise_names
+from ckptforge.tables.table import Layout, Table
+from ckptforge.values import Term, Value
+from ckptforge.wording import alternatives, counted, nearest
+
+DESCRIPTION = "quant_model_description.json"
+_WEIGHT = ".weight"
+_MX = ("mxfp4", "mxfp8")
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What is to be written as codes: a kind of tensor or a glob of names, None for the weights of
+    all layers that are multiplied with, which are those that may have an adapter."""
+
+    what: str | None
+    code: Code
+
+
+def wishes_of(words: Sequence[str]) -> tuple[Wish, ...]:
+    """`KIND` and `WHAT=KIND` as wishes. Raises `UsageError` for kinds that aren't known, and for
+    several, which no config.json can say."""
+    found = []
+    for word in words:
+        what, equals, name = word.rpartition("=")
+        if name not in CODES:
+            raise UsageError(
+                f"{option('quantise', word)}: expected {alternatives(CODES)}, or one of them for a "
+                f"kind of tensor or a glob, as WHAT=KIND.{nearest(name, CODES)}"
+            )
+        found.append(Wish(what if equals else None, CODES[name]))
+    kinds = list(dict.fromkeys(wish.code.name for wish in found))
+    if len(kinds) > 1:
+        raise UsageError(
+            f"{option('quantise')}: {' and '.join(kinds)} in one model is nothing that a "
+            "config.json says; give one."
+        )
+    return tuple(found)
+
+
+class Quantised(msgspec.Struct, frozen=True, kw_only=True):
+    """A model with its codes and scales; the files beside it; and the names of its scales."""
+
+    model: Model
+    side: HuggingFaceSide | None
+    scales: frozenset[str] = frozenset()
+    stem: str = "model"
+
+
+def quantised(
+    model: Model,
+    table: Table,
+    layout: Layout,
+    side: HuggingFaceSide | None,
+    wishes: Sequence[Wish],
+) -> Quantised:
+    """A model in a layout of Hugging Face's, with what is wished as codes. Raises `UsageError` for
+    what isn't there, and `QuantisedError` for tensors that can't be written so."""
+    if not wishes:
+        return Quantised(model=model, side=side)
+    code = wishes[0].code
+    if side is None or CONFIG not in side.files:
+        raise ConfigError(
+            f"{option('quantise', code.name)} needs the model's {CONFIG}, which says how weights "
+            f"are quantised; give it with {option('config')}."
+        )
+    chosen = _chosen(model, table, layout, wishes)
+    values: dict[str, Value] = {}
+    types: dict[str, str] = {}
+    for name, value in model.values.items():
+        if name not in chosen:
+            values[name], types[name] = value, "FLOAT"
+            continue
+        made = _encoded(name, value, code)
+        values |= made
+        types |= dict.fromkeys(made, "W8A8_DYNAMIC")
+    kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
+    note = (
+        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}, of numbers that are read "
+        f"twice, for the codes and for the scales; {counted(len(kept), 'other tensor', 'have')} "
+        "several axes and stay as they are."
+    )
+    ascend = code.name == "w8a8-dynamic"
+    files = dict(side.files)
+    if ascend:
+        files[DESCRIPTION] = file_of(_description(types))
+    else:
+        told = _config(code, kept)
+        files[CONFIG] = file_of({**json.loads(files[CONFIG]), "quantization_config": told})
+    return Quantised(
+        model=replace(model, values=values).noting(note),
+        side=replace(side, files=files),
+        scales=frozenset(values.keys() - model.values.keys()),
+        stem="quant_model_weights" if ascend else "model",
+    )
+
+
+def _chosen(model: Model, table: Table, layout: Layout, wishes: Sequence[Wish]) -> frozenset[str]:
+    found, _ = recognise_names(layout, model.values)
+    chosen: set[str] = set()
+    for wish in wishes:
+        if wish.what is None:
+            names = _usual(table, layout, found)
+        else:
+            names = [
+                name
+                for pattern, members in found.items()
+                if wish.what in pattern.tensors
+                for name in members.values()
+            ] or [name for name in model.values if fnmatchcase(name, wish.what)]
+        if not names:
+            known = [*table.tensors, *model.values]
+            raise UsageError(
+                f"{option('quantise', wish.what or wish.code.name)}: {model.path} has no such "
+                f"tensor.{nearest(wish.what or '', known)}"
+            )
+        chosen.update(names)
+    return frozenset(chosen)
+
+
+def _usual(table: Table, layout: Layout, found: Mapping[Pattern, Mapping[Any, str]]) -> list[str]:
+    """The weights of layers that may have an adapter; also those of another kind that are called
+    alike in other layers, as those of multi-token prediction are."""
+    matrices = (pattern for one in table.lora.matrices.values() for pattern in one)
+    modules = {tensor for pattern in matrices for tensor in pattern.tensors}
+    for pattern in layout.patterns:
+        if not pattern.name_axes:  # in no layer, as the head
+            modules.difference_update(pattern.tensors)
+    adapted = {
+        pattern.skeleton
+        for pattern in found
+        if len(pattern.axes) > 1 and modules.issuperset(pattern.tensors)
+    }
+    return [
+        name
+        for pattern, members in found.items()
+        if pattern.skeleton in adapted
+        for name in members.values()
+    ]
+
+
+def _encoded(name: str, value: Value, code: Code) -> dict[str, Value]:
+    """The tensors that a weight becomes."""
+    packed = code.dtype.per_byte > 1
+    axes = (2, 3) if code.name == "fp8-block128" else (2,)
+    if not value.dtype.floating or len(value.shape) not in axes:
+        raise _refusal(name, value, code, f"floats of {alternatives(map(str, axes))} axes")
+    if code.name in _MX and value.shape[-1] % code.block[1]:
+        raise _refusal(name, value, code, f"rows of a multiple of {code.block[1]}")
+    if packed and not name.endswith(_WEIGHT):
+        raise _refusal(name, value, code, "a name that ends in .weight")
+    codes = f"{name}_packed" if packed else name
+    scales = f"{name}_scale_inv" if code.name == "fp8-block128" else f"{name}_scale"
+    both: tuple[tuple[str, Literal["codes", "scales"]], ...] = (
+        (codes, "codes"),
+        (scales, "scales"),
+    )
+    made = {
+        made: _part(value, Encoded(code=code, part=part, shape=value.shape, source=value.dtype))
+        for made, part in both
+    }
+    if code.name == "w8a8-dynamic":
+        zeros = Term(fragments=(), fill=0.0)
+        offsets = replace(made[scales], terms=(zeros,), encoding=None)
+        made[f"{name}_offset"] = offsets
+    return made
+
+
+def _part(value: Value, encoding: Encoded) -> Value:
+    shape, dtype = encoding.stored_shape, encoding.stored_dtype
+    return replace(value, dtype=dtype, shape=shape, encoding=encoding)
+
+
+def _refusal(name: str, value: Value, code: Code, expected: str) -> QuantisedError:
+    return QuantisedError(
+        f"{shown(name)} is {value.dtype} {list(value.shape)}, expected {expected} to be written as "
+        f"{code.name}; name others with {option('quantise', f'WHAT={code.name}')}."
+    )
+
+
+def _config(code: Code, kept: Iterable[str]) -> dict[str, Any]:
+    """What config.json says."""
+    modules = [name.removesuffix(_WEIGHT) for name in kept]
+    if code.name == "fp8-block128":
+        return {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "modules_to_not_convert": modules,
+            "quant_method": "fp8",
+            "weight_block_size": list(code.block),
+        }
+    form = "mxfp4-pack-quantized" if code.name == "mxfp4" else "mxfp8-quantized"
+    weights = {
+        "dynamic": False,
+        "group_size": code.block[1],
+        "num_bits": 8 // code.dtype.per_byte,
+        "scale_dtype": "torch.uint8",
+        "strategy": "group",
+        "symmetric": True,
+        "type": "float",
+    }
+    group = {
+        "format": form,
+        "input_activations": None,
+        "output_activations": None,
+        "targets": ["Linear"],
+        "weights": weights,
+    }
+    return {
+        "config_groups": {"group_0": group},
+        "format": form,
+        "ignore": modules,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+
+
+def _description(types: Mapping[str, str]) -> dict[str, Any]:
+    """What MindStudio's description says of each tensor."""
+    return {
+        "model_quant_type": "W8A8_DYNAMIC",
+        "version": "1.0.0",
+        "group_size": 0,
+        **types,
+        "metadata": {},
+        "optional": {},
+    }
