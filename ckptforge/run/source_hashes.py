@@ -21,14 +21,13 @@ class SourceHashes:
         self._files = plan.sources
         self._numbers = {file.path: i for i, file in enumerate(plan.sources)}
         self._digests: list[dict[int, bytes]] = [{} for _ in plan.sources]
-        for (i, at), digest in known.items():
-            self._digests[i][at] = digest
-        self._left: dict[tuple[Located, int], Block] = {
-            (block.entry, block.start): block
-            for i, file in enumerate(plan.sources)
-            for block in source_blocks(plan, file)
-            if (i, block.at) not in known
-        }
+        self._left: dict[tuple[Located, int], Block] = {}
+        for i, file in enumerate(plan.sources):
+            for block in source_blocks(plan, file):
+                if (digest := known.get((i, at := block.at))) is not None:
+                    self._digests[i][at] = digest
+                else:
+                    self._left[block.entry, block.start] = block
 
     @property
     def counts(self) -> list[int]:
