@@ -28,8 +28,9 @@ def ranges_read(model: Model) -> dict[Path, Ranges]:
         if stored.path in found and id(stored) not in whole:
             spans = [stored.file_ranges(*stored.bytes_of(lo, hi - lo)) for lo, hi in held]
             found[stored.path] += ((at, at + length) for at, length in chain(*spans))
-    sizes = {file.path: sum(one.nbytes for one in file.tensors.values()) for file in model.files}
-    passing_over = {file.path for file in model.files if file.passed_over}
+    partly = [file for file in model.files if file.path in found]
+    sizes = {file.path: sum(one.nbytes for one in file.tensors.values()) for file in partly}
+    passing_over = {file.path for file in partly if file.passed_over}
     return {
         path: together
         for path, ranges in found.items()

@@ -46,8 +46,7 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     for scales that don't fit their weight or are missing, and `ConfigError` where nothing says how
     large a block is.
     """
-    plain = ((n, v) for n, v in model.values.items() if not any(f.steps for f in v.fragments))
-    tensors = {name: value.origin for name, value in plain}
+    tensors = {name: stored for name, value in model.values.items() if (stored := _read_by(value))}
     method = None
     if all(file.path.suffix == ".safetensors" for file in model.files):
         method = find_method(config, where, model.directory)
@@ -55,9 +54,10 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     packed = list(method.packing.weights(tensors)) if method and method.packing else []
     gone = {name for one in packed for name in (*one.taken, *one.beside)}
     _refuse_cut(model, [name for name in gone if model.values[name].whole is None])
-    tensors = {name: stored for name, stored in tensors.items() if name not in gone}
-    scaled = (name for name in tensors if scale_of(name, tensors) is not None)
-    weights = [n for n in scaled if method is not None or tensors[n].dtype.name in _EIGHT_BITS]
+    for name in gone:
+        tensors.pop(name, None)
+    codes = (n for n, one in tensors.items() if method or one.dtype.name in _EIGHT_BITS)
+    weights = [name for name in codes if scale_of(name, tensors) is not None]
     if weights or (method is not None and method.codes):
         _refuse_without_scales(tensors, method, weights)
     if not weights and not packed:
@@ -76,6 +76,12 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     notes = (*_notes(tensors, steps, method), *_packed_notes(packed, method))
     taken = (beside | {name for one in packed for name in one.taken}) - undone.keys()
     return Undone(replace(model, values=values).noting(*notes), taken, (*unused, *activations))
+
+
+def _read_by(value: Value) -> Stored | None:
+    """The stored tensor that a value begins with; None where its numbers go through steps."""
+    fragments = list(value.fragments)
+    return None if any(one.steps for one in fragments) else fragments[0].stored
 
 
 def _in_place(

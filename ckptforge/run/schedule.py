@@ -232,13 +232,11 @@ def _runs_of(assembly: Assembly) -> list[_Run]:
     """The bytes of stored tensors that a tensor is made of, of each from the first to the last."""
     runs: dict[Stored, tuple[int, int]] = {}
     for fragment in assembly.fragments:
-        stored, transfer, itemsize = (
-            fragment.stored,
-            fragment.transfer,
-            fragment.stored.dtype.itemsize,
-        )
+        stored, transfer = fragment.stored, fragment.transfer
         if transfer.size:
-            first, end = transfer.source * itemsize, (transfer.last_source + 1) * itemsize
+            count = transfer.last_source + 1 - transfer.source
+            first, length = stored.bytes_of(transfer.source, count)
+            end = first + length
             low, high = runs.get(stored, (first, end))
             runs[stored] = min(first, low), max(end, high)
     return list(runs.items())

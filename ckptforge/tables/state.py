@@ -47,6 +47,8 @@ def companion_prefix(name: str) -> str | None:
 def is_state(name: str) -> bool:
     """True for optimizer state and training scalars: nothing that a network computes its output
     with."""
+    if name.endswith(".weight"):  # as no scalar does, and nearly all else
+        return name.startswith(COMPANION_PREFIXES)
     return companion_prefix(name) is not None or _SCALARS.fullmatch(name) is not None
 
 
