@@ -86,6 +86,4 @@ def _powers(exponents: Array) -> Array:
     import numpy as np
 
     raw = exponents.view(np.uint8)
-    made = np.ldexp(1.0, raw.astype(np.int32) - 127)
-    made[raw == _NO_EXPONENT] = math.nan
-    return made
+    return np.where(raw == _NO_EXPONENT, math.nan, np.ldexp(1.0, raw.astype(np.int32) - 127))
