@@ -20,6 +20,7 @@ from ckptforge.storage.store import Status
 from ckptforge.torch_files.pickle_data import MAX_BYTES
 
 _LOCAL = 30  # bytes of a local header before the name
+_PIECE = 1 << 16
 _MAX_DIRECTORY = 1 << 25  # bytes, for more members than a checkpoint has tensors
 _ORDER = 16  # bytes of the member that says the byte order, and more
 _PICKLE = "data.pkl"
@@ -102,13 +103,16 @@ class _Limited(io.RawIOBase):
         return self._stream.tell()
 
     def read(self, size: int = -1) -> bytes:
-        content = self._stream.read(self._limit + 1 if size < 0 else min(size, self._limit + 1))
+        content, most = bytearray(), self._limit + 1 if size < 0 else min(size, self._limit + 1)
+        # a stream takes as much memory as it is asked for, however little there is
+        while piece := self._stream.read(min(most - len(content), _PIECE)):
+            content += piece
         if len(content) > self._limit:
             raise FormatError(
                 f"{self._path}: the archive's directory has over {self._limit:,} bytes, more than "
                 "that of any checkpoint."
             )
-        return content
+        return bytes(content)
 
 
 class _Window(io.RawIOBase):

@@ -22,6 +22,8 @@ from ckptforge.testing.stores import CHANGES, FailingStore, counting, kill
 from tests.crash.common import in_a_process, on_a_disk, tree
 from tests.helpers import HUB, write_safetensors
 
+pytestmark = pytest.mark.slow
+
 PLACE = Path("/consumed")
 SHARDED = {"to": "hub", "dtype": "fp16", "max_shard_size": "40KB"}  # outputs need few inputs each
 

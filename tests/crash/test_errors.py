@@ -20,6 +20,8 @@ from ckptforge.testing.stores import FailingStore, counting, fail
 from tests.crash.common import clean_all, on_a_disk
 from tests.helpers import HUB, tiny_config, write_hub
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_full_disk_is_resumable(tmp_path):
     """A real one: 600 kB of memory."""

@@ -17,6 +17,8 @@ from ckptforge.testing.stores import counting, kill, kill_when
 from tests.crash.common import in_a_process, jobs, on_a_disk, tree
 from tests.helpers import HUB
 
+pytestmark = pytest.mark.slow
+
 if sys.platform != "linux":
     pytest.skip("forks", allow_module_level=True)
 

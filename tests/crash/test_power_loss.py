@@ -17,6 +17,8 @@ from ckptforge.testing.store_tests import get, put
 from ckptforge.testing.stores import FailingStore, fail
 from tests.crash.power_loss import Rig, clean, jobs, lose_power
 
+pytestmark = pytest.mark.slow
+
 TIMES = 10  # of each job
 PLACE = Path("/power")
 
