@@ -5,10 +5,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import ckptforge
 import ckptforge.verbs.convert  # so that the modules are there whose blocks are made small
@@ -16,8 +18,9 @@ from ckptforge.checkpoints.files import read_file
 from ckptforge.dtypes import BY_NAME
 from ckptforge.run.blocks import Block
 from ckptforge.run.passing import Passing
-from ckptforge.values import Extent, Stored
-from tests.helpers import HUB
+from ckptforge.transfers import Transfer
+from ckptforge.values import Extent, Fragment, Stored, Term, Value
+from tests.helpers import HUB, write_safetensors
 
 BLOCK = 1000
 
@@ -29,6 +32,7 @@ def small_blocks(monkeypatch):
         if name.startswith("ckptforge.run.") and hasattr(module, "BLOCK_BYTES"):
             monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
     monkeypatch.setattr("ckptforge.run.schedule._MOST_BYTES", 7000)
+    monkeypatch.setattr("ckptforge.run.schedule._BATCHES", 1)
 
 
 def blocks_of(data: bytes) -> list[bytes]:
@@ -77,7 +81,8 @@ def test_hashes_are_those_of_the_files(tmp_path, small_blocks, options, workers)
 def check(manifest: Path, directory: Path) -> None:
     content = json.loads(manifest.read_text())
     for source in content["sources"]:
-        assert source["xxh3_128"] == file_hash(Path(source["path"]))
+        if "ranges" not in source:
+            assert source["xxh3_128"] == file_hash(Path(source["path"]))
     count = 0
     for output in content["outputs"]:
         path = directory / output["file"]
@@ -97,6 +102,58 @@ def test_tensors_that_go_over_as_they_are_are_not_read_again(tmp_path, small_blo
     monkeypatch.setattr(Block, "do", lambda self, worker: read.append(self) or done(self, worker))
     ckptforge.to_ms(HUB, tmp_path / "out.safetensors", workers=1)
     assert read and not [block for block in read if block.entry.name]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), sizes=st.lists(st.integers(1, 4 * BLOCK), min_size=1, max_size=3))
+def test_hashes_of_any_mixture_of_runs_are_those_of_the_files(
+    tmp_path_factory, small_blocks, data, sizes
+):
+    """Tensors put together of runs of others, whole ones among them, some cast."""
+    tmp_path = tmp_path_factory.mktemp("runs")
+    noise = np.random.default_rng(0)
+    tensors = {
+        f"t{i}": ("U8", [size], noise.integers(0, 256, size, np.uint8).tobytes())
+        for i, size in enumerate(sizes)
+    }
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    opened = ckptforge.open(tmp_path / "x.safetensors")
+    stored = [value.origin for value in opened._model.values.values()]
+    values = {}
+    for i in range(data.draw(st.integers(1, 4))):
+        fragments, end = [], 0
+        for _ in range(data.draw(st.integers(1, 3))):
+            source = data.draw(st.sampled_from(stored))
+            whole = data.draw(st.booleans())
+            first = 0 if whole else data.draw(st.integers(0, source.elements - 1))
+            count = source.elements if whole else data.draw(st.integers(1, source.elements - first))
+            fragments.append(Fragment(source, Transfer((count,), first, (1,), end, (1,))))
+            end += count
+        terms = (Term(fragments=tuple(fragments)),)
+        values[f"v{i}"] = Value(dtype=stored[0].dtype, shape=(end,), terms=terms, kind="v")
+    out = tmp_path / "out" / "y.safetensors"
+    out.parent.mkdir()
+    opened.apply(lambda model: replace(model, values=values)).save(out, workers=2)
+    check(out.parent / "y.safetensors.manifest.json", out.parent)
+
+
+def test_a_block_of_two_halves_is_neither_of_them(tmp_path, small_blocks):
+    """Of tensors of one size, after each has gone over whole."""
+    tensors = {name: ("U8", [BLOCK], bytes([i]) * BLOCK) for i, name in enumerate("ab")}
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    opened = ckptforge.open(tmp_path / "x.safetensors")
+    model, half = opened._model, BLOCK // 2
+    first, second = (value.origin for value in model.values.values())
+    fragments = (
+        Fragment(first, Transfer((half,), 0, (1,), 0, (1,))),
+        Fragment(second, Transfer((half,), half, (1,), half, (1,))),
+    )
+    both = replace(model.values["a"], terms=(Term(fragments=fragments),))
+    out = tmp_path / "out" / "y.safetensors"
+    out.parent.mkdir()
+    values = {**model.values, "c": both}
+    opened.apply(lambda model: replace(model, values=values)).save(out, workers=1)
+    check(out.parent / "y.safetensors.manifest.json", out.parent)
 
 
 @given(

@@ -10,7 +10,7 @@ import msgspec
 
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.buffers import LINE, PIECE_BYTES, copy_runs, slow_to_copy
-from ckptforge.run.passing import BLOCK_BYTES
+from ckptforge.run.passing import BLOCK_BYTES, is_block
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.storage.store import HashingReader
@@ -66,7 +66,9 @@ class Move(msgspec.Struct, frozen=True):
         reader, writer = files.source(self.source.path), files.targets[path]
         # where the kernel would be slow to shift bytes, it is done here
         shifting = slow_to_copy(self.source_at, self.place_at, LINE)
-        alike = self.source_start == self.place_start and self.source.nbytes == self.place.nbytes
+        alike = is_block(self.source, self.source_start, self.nbytes) and is_block(
+            self.place, self.place_start, self.nbytes
+        )
         while done < self.nbytes:
             source_at, place_at = self.source_at + done, self.place_at + done
             count = min(self.nbytes - done, PIECE_BYTES - place_at % PIECE_BYTES)
@@ -82,8 +84,7 @@ class Move(msgspec.Struct, frozen=True):
                 write_exactly(writer, place_at, (shifted if shifting else read).data, path)
             done += count
         if passing is not None and alike:
-            stop = self.place_start + self.nbytes
-            passing.same(self.source, self.place, self.place_start, stop)
+            passing.same(self.source, self.source_start, self.place, self.place_start)
 
 
 def moves_of(assembly: Assembly) -> list[Move]:

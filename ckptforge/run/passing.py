@@ -53,9 +53,13 @@ class Passing:
                     return
                 block = self._open[entry] = _Open(block.end, block.nbytes)
 
-    def same(self, source: Located, target: Located, start: int, stop: int) -> None:
-        """Says that bytes [start, stop) of both tensors, which are of one size, are the same: the
-        digests that one has got since are the other's."""
-        for first in range(start - start % BLOCK_BYTES, stop, BLOCK_BYTES):
-            if (digest := self.digests.get((source, first))) is not None:
-                self.digests[target, first] = digest
+    def same(self, source: Located, at: int, target: Located, start: int) -> None:
+        """Says that a whole block of `source` from its byte `at`, which has just come by, is one of
+        `target`, too, from its byte `start`."""
+        if (digest := self.digests.get((source, at))) is not None:
+            self.digests[target, start] = digest
+
+
+def is_block(entry: Located, start: int, nbytes: int) -> bool:
+    """Whether so many bytes from byte `start` of a tensor are one of its blocks."""
+    return start % BLOCK_BYTES == 0 and nbytes == min(BLOCK_BYTES, entry.nbytes - start)
