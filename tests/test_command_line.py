@@ -285,7 +285,8 @@ def test_values_are_completed():
     assert completed("convert", HUB, "x", "--to", incomplete="fu") == {"fused"}
     assert completed("to-ms", "x", "y", "--dtype", incomplete="f") == {"fp16", "fp32", "fp64"}
     assert completed("compare", "x", "y", "--after-cast", incomplete="b") == {"bf16"}
-    assert completed("inspect", "x", "--model", incomplete="qwen3") == {"qwen3", "qwen3_moe"}
+    found = completed("inspect", "x", "--model", incomplete="qwen3")
+    assert {"qwen3", "qwen3_moe"} < found and all(name.startswith("qwen3") for name in found)
     assert completed("to-ms", "x", "y", "--model", "llama", "--layout", incomplete="m") == {"mcore"}
     assert "to-ms" in completed(incomplete="to")
 

@@ -25,25 +25,29 @@ from tests.helpers import HUB, write_safetensors
 BLOCK = 1000
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks and batches so small that there are many of a tensor, and several tensors of one."""
+def make_blocks_small(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("ckptforge.run.") and hasattr(module, "BLOCK_BYTES"):
             monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks and batches so small that there are many of a tensor, and several tensors of one."""
+    make_blocks_small(monkeypatch)
     monkeypatch.setattr("ckptforge.run.schedule._MOST_BYTES", 7000)
     monkeypatch.setattr("ckptforge.run.schedule._BATCHES", 1)
 
 
-def blocks_of(data: bytes) -> list[bytes]:
-    return [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+def blocks_of(data: bytes, block: int = BLOCK) -> list[bytes]:
+    return [data[at : at + block] for at in range(0, len(data), block)]
 
 
 def hash_of(blocks: list[bytes]) -> str:
     return xxhash.xxh3_128(b"".join(xxhash.xxh3_128(one).digest() for one in blocks)).hexdigest()
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: Path, block: int = BLOCK) -> str:
     """As docs/compare.md says."""
     data, found = path.read_bytes(), []
     runs = []
@@ -52,15 +56,14 @@ def file_hash(path: Path) -> str:
         (extent,) = stored.extents
         runs.append((extent.offset, extent.offset + extent.length))
         tensor = data[slice(*runs[-1])]
-        found += [
-            (runs[-1][0] + at, tensor[at : at + BLOCK]) for at in range(0, len(tensor), BLOCK)
-        ]
+        tensor_blocks = enumerate(blocks_of(tensor, block))
+        found += [(runs[-1][0] + i * block, content) for i, content in tensor_blocks]
     edges = [(0, 0), *sorted(runs), (len(data), len(data))]
     gaps = [(end, start) for (_, end), (start, _) in pairwise(edges)]
     where = [at for start, end in gaps for at in range(start, end)]
     rest = bytes(data[at] for at in where)
-    found += [(where[i * BLOCK], block) for i, block in enumerate(blocks_of(rest))]
-    return hash_of([block for _, block in sorted(found)])
+    found += [(where[i * block], content) for i, content in enumerate(blocks_of(rest, block))]
+    return hash_of([content for _, content in sorted(found)])
 
 
 @pytest.mark.parametrize("workers", [1, 3])

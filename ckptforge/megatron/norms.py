@@ -31,6 +31,6 @@ def norm_read(name: str) -> str:
 def norm_written(name: str, names: Collection[str]) -> str:
     """A name, one of `names`, as Megatron knows it."""
     home = name.removesuffix(_APART)
-    if home == name or f"{home}{_DENSE}" not in names:
+    if home == name or f"{home}{_DENSE}" not in names or not norms_apart(names):
         return name
     return f"{home}{_FUSED}" if any(one.endswith(_OF_ENGINE) for one in names) else name
