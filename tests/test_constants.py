@@ -494,7 +494,7 @@ ROPES = {
     },
 }
 NEEDED = {"factor", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor"}
-ROPE = Rope(dim=Expression("head_dim"), scales_softmax=False)
+ROPE = Rope(dim=Expression("head_dim"), scales_softmax=False, types={"llama3": "banded"})
 
 
 @st.composite
