@@ -16,6 +16,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
 from ckptforge.run.needs import Consumer, Needs, Release
 from ckptforge.run.order import as_they_lie
+from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.pool import Task
 from ckptforge.run.source_hashes import SourceHashes
 from ckptforge.run.tasks import Batch, Fill, Verify, batches, tasks_of
@@ -114,7 +115,9 @@ class Schedule:
             in_order = budget.in_order
             tasks = tasks_of(begun, budget) if in_order else as_they_lie(begun, budget, numbers)
             return batches(tasks, 1, self._hashing)
-        nbytes = min(_MOST_BYTES, plan.tensor_bytes // (_BATCHES * budget.workers))
+        # where sources go, little more than what is needed is written before the next goes
+        most = _MOST_BYTES if self._consumer is None else BLOCK_BYTES
+        nbytes = min(most, plan.tensor_bytes // (_BATCHES * budget.workers))
         return batches(tasks_of(begun, budget), nbytes if self._hashing else 1, self._hashing)
 
     def _begun(self, kept: Kept) -> Iterator[Assembly]:
