@@ -1,7 +1,7 @@
 """A model whose weights are written as codes with scales, as programs that run such models load it.
 
-Sources: DeepSeek-V3's and Qwen3's FP8 releases (config.json, and `weight_scale_inv` beside each
-weight); compressed-tensors' formats mxfp4-pack-quantized and mxfp8-quantized; MindStudio
+Sources: published FP8 releases with `quant_method` fp8 (config.json, and `weight_scale_inv` beside
+each weight); compressed-tensors' formats mxfp4-pack-quantized and mxfp8-quantized; MindStudio
 ModelSlim's AscendV1 (quant_model_description.json names each tensor's type).
 """
 

@@ -1,7 +1,7 @@
 """Numbers as codes with scales: what a file holds of them is one of the tensors that blocks of
 numbers make, in place of the numbers.
 
-Sources: the FP8 weights that DeepSeek publishes (amax of 128 × 128 over 448); MindStudio
+Sources: published FP8 weights with `weight_scale_inv` (amax of 128 × 128 over 448); MindStudio
 ModelSlim's W8A8_DYNAMIC (amax of a row over 127); the OCP Microscaling Formats specification,
 version 1.0, section 6.3 (the exponent of a block is floor(log2(amax)) less that of the largest
 code; what lies beyond the largest code becomes that).
