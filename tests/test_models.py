@@ -1010,7 +1010,11 @@ def with_copies(tmp_path):
 
 @pytest.mark.parametrize(
     "layout",
-    [x for t, x in CASES if t == "deepseek_v3" and not x.startswith("mindspeed")],
+    [
+        x
+        for t, x in CASES
+        if t == "deepseek_v3" and TABLES[t].layouts[x].family != "megatron"  # its ranks hold none
+    ],
 )
 def test_copies_are_compared_on_the_way_in_and_written_on_the_way_out(
     tmp_path, with_copies, layout
