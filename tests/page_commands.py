@@ -93,6 +93,7 @@ def in_this_process(words: list[str], directory: Path) -> tuple[int, str]:
     os.chdir(directory)
     try:
         with (
+            mock.patch.dict(os.environ, _wide(), clear=True),
             mock.patch.object(sys, "argv", ["ckptforge", *(words[:-2] if into else words)]),
             mock.patch.object(entry.signal, "signal", lambda *_: None),
             mock.patch.object(demo, "find_spec", lambda _: None),  # verify has tests of its own
@@ -110,13 +111,18 @@ def in_this_process(words: list[str], directory: Path) -> tuple[int, str]:
     return code, err.getvalue() + ("" if into else out.getvalue())
 
 
+def _wide() -> dict[str, str]:
+    """The environment without the width of a terminal, which xdist says to its workers."""
+    return {name: text for name, text in os.environ.items() if name != "COLUMNS"}
+
+
 def _in_a_shell(command: str, directory: Path) -> tuple[int, str]:
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         ["bash", "-c", _SHELL + command],
         cwd=directory,
-        env={**os.environ, "PYTHON": sys.executable, "LC_ALL": "C.UTF-8", "PYTHONPATH": path},
+        env={**_wide(), "PYTHON": sys.executable, "LC_ALL": "C.UTF-8", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
