@@ -61,12 +61,14 @@ def test_endings_that_are_added_are_known_everywhere(tmp_path):
     (tmp_path / "x.zeros").write_bytes(b"ZEROZERO" + bytes(8))
     with pytest.raises(CkptforgeError, match="no .safetensors, .ckpt, .pt, .pth or .bin files"):
         ckptforge.inspect(tmp_path)
-    with pytest.raises(UsageError, match="'mindformers', 'megatron', 'pt', 'pth', 'bin' or None"):
+    with pytest.raises(
+        UsageError, match="'mindformers', 'megatron', 'dcp', 'pt', 'pth', 'bin' or None"
+    ):
         ckptforge.to_ms(HUB, tmp_path / "out", format="zeros")
     with FORMATS.registered(Zeros()):
         assert endings()[:3] == [".safetensors", ".ckpt", ".zeros"]
         assert ckptforge.inspect(tmp_path).entries["z"].shape == (8,)
-        with pytest.raises(UsageError, match="'megatron', 'zeros', 'pt', 'pth'"):
+        with pytest.raises(UsageError, match="'dcp', 'zeros', 'pt', 'pth'"):
             ckptforge.to_ms(HUB, tmp_path / "out", format="zero")
         with pytest.raises(FormatError, match="must end in .*.ckpt, .*.zeros"):
             (tmp_path / "x.strange").write_bytes(b"\xfe" * 100)

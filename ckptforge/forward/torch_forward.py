@@ -145,7 +145,7 @@ class TorchForward:
             dtype = self.torch.float32 if any(kept in name for kept in self._kept) else self.dtype
             if isinstance(held, self.torch.nn.Parameter):
                 del owner._parameters[leaf]
-                if held.dim() > 2:
+                if held.dim() > 2 and type(owner).__module__ != "torch.nn.modules.conv":
                     setattr(owner, leaf, _LazyStack(self._reader(name, dtype)))
                     continue
                 values = self._reader(name, dtype)(None)
