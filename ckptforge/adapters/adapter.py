@@ -135,13 +135,7 @@ def read_adapter(
     chosen, found, unknown = recognise_factors(path, table, names, lengths, *asked)
     others = {name: e for name, e in model.values.items() if is_peft and not is_lora(name)}
     whole, strange = _whole(chosen, others, lengths)
-    if unknown := [*unknown, *strange]:
-        tensors = counted(len(unknown), "tensor of the adapter", "aren't")
-        raise UnmappedTensorsError(
-            f"{path}: {tensors} known to the mapping {table.name} in layout {chosen.name}:\n"
-            f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such "
-            "an adapter with peft itself."
-        )
+    _refuse_unknown(path, table, chosen, [*unknown, *strange])
     if kept.config is not None and is_peft:
         _check_saved(path, kept.config, whole)
     scales = Scales(kept.config, alpha)
@@ -158,6 +152,16 @@ def read_adapter(
         whole=whole,
         notes=(*notes, *config_notes, *_idle(factors)),
     )
+
+
+def _refuse_unknown(path: Path, table: Table, layout: Layout, unknown: Sequence[str]) -> None:
+    if unknown:
+        tensors = counted(len(unknown), "tensor of the adapter", "aren't")
+        raise UnmappedTensorsError(
+            f"{path}: {tensors} known to the mapping {table.name} in layout {layout.name}:\n"
+            f"{listing(unknown)}\nIts [lora] section says which weights may have one; merge such "
+            "an adapter with peft itself."
+        )
 
 
 def _with_alpha(path: Path, kept: Kept, alpha: float | None) -> tuple[Kept, tuple[str, ...]]:
