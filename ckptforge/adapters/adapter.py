@@ -154,7 +154,7 @@ def read_adapter(
     )
 
 
-def _refuse_unknown(path: Path, table: Table, layout: Layout, unknown: Sequence[str]) -> None:
+def _refuse_unknown(path: Path, table: Table, layout: Layout, unknown: list[str]) -> None:
     if unknown:
         tensors = counted(len(unknown), "tensor of the adapter", "aren't")
         raise UnmappedTensorsError(
