@@ -3,6 +3,7 @@ tested."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import signal
@@ -23,6 +24,13 @@ FIXTURES = Path(__file__).parent / "fixtures"
 HUB = FIXTURES / "peer" / "hf_hub"
 MINDSPORE = FIXTURES / "mindspore"
 Tensor = tuple[str, tuple[int, ...], bytes]
+
+
+def transformers_config(*model_type: str, **config: Any) -> Any:
+    """transformers' configuration of a copy of these keys, as it writes into what it is given."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(*model_type, **copy.deepcopy(config))
 
 
 def contents(path: Path) -> dict[str, Tensor]:

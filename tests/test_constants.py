@@ -19,6 +19,7 @@ from ckptforge.tables.parsing import parse_table
 from ckptforge.tables.rope import Rope, nearly_equal, rope_parameters, rotation
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
+from tests.helpers import transformers_config
 
 TABLES = {model_type: table for table in shipped_tables() for model_type in table.model_types}
 # of the text that logits are made of: longer than every window and every original length below
@@ -361,7 +362,7 @@ def logits(models):
     before = {}
 
     def compute(config, weights):
-        made = transformers.AutoConfig.for_model(**copy.deepcopy(config))
+        made = transformers_config(**config)
         made._attn_implementation = "eager"
         model = transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32)
         assert not model.load_state_dict(weights, strict=False).missing_keys
@@ -783,10 +784,10 @@ def test_bad_defaults_are_refused_with_row_and_reason(old, new, message):
 
 def test_heads_of_a_config_without_head_dim_are_those_of_the_class(tmp_path):
     """128 for Qwen3, whatever the hidden size is."""
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     said = {**SIZES, "model_type": "qwen3", "head_dim": 128}
     unsaid = {key: value for key, value in said.items() if key != "head_dim"}
-    assert transformers.AutoConfig.for_model(**unsaid).head_dim == 128
+    assert transformers_config(**unsaid).head_dim == 128
     write_model(tmp_path / "said", TABLES["qwen3"], said)
     beside(tmp_path / "said", tmp_path / "unsaid", unsaid)
     for one, other in (("said", "unsaid"), ("unsaid", "said")):

@@ -32,7 +32,7 @@ from ckptforge.run.tiles import Spans, windows
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import eight_bits, raw_safetensors, write_safetensors
+from tests.helpers import eight_bits, raw_safetensors, transformers_config, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 PREFIX = "base_model.model."
@@ -980,9 +980,7 @@ def test_against_peft_itself(tmp_path, kind):
     )
     config = dict(TABLES[kind].example, torch_dtype="float32", dtype="float32")
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**config)
-    ).eval()
+    model = transformers.AutoModelForCausalLM.from_config(transformers_config(**config)).eval()
     model.save_pretrained(tmp_path / "hub")
     targets = ["q_proj", "v_proj", "o_proj"] + ["gate_proj", "down_proj"] * (kind == "llama")
     wrapped = peft.get_peft_model(
@@ -1031,7 +1029,7 @@ def test_against_peft_itself(tmp_path, kind):
 def test_files_of_peft_come_back_as_they_were(tmp_path, layout):
     pytest.importorskip("torch")
     peft, transformers = (pytest.importorskip(name) for name in ("peft", "transformers"))
-    config = transformers.AutoConfig.for_model(**TABLES["mixtral"].example)
+    config = transformers_config(**TABLES["mixtral"].example)
     model = transformers.AutoModelForCausalLM.from_config(config)
     wrapped = peft.get_peft_model(
         model, peft.LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])

@@ -15,6 +15,7 @@ from ckptforge.adapters import module_pattern
 from ckptforge.adapters.module_pattern import ModulePatterns
 from ckptforge.errors import FormatError
 from ckptforge.verbs.synthetic import write_model
+from tests.helpers import transformers_config
 from tests.test_lora import (
     TABLES,
     assert_same,
@@ -245,9 +246,7 @@ def test_expressions_give_the_scales_that_peft_has(tmp_path):
         pytest.importorskip(name) for name in ("torch", "peft", "transformers")
     )
     config = dict(TABLES["llama"].example, torch_dtype="float32", dtype="float32")
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**config)
-    )
+    model = transformers.AutoModelForCausalLM.from_config(transformers_config(**config))
     model.save_pretrained(tmp_path / "hub")
     wrapped = peft.get_peft_model(
         model,

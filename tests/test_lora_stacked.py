@@ -9,7 +9,7 @@ import ckptforge
 from ckptforge.errors import FormatError
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import raw_safetensors, write_safetensors
+from tests.helpers import raw_safetensors, transformers_config, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 RANK, ALPHA = 3, 6
@@ -113,7 +113,7 @@ def test_against_peft_itself(tmp_path):
     torch = pytest.importorskip("torch")
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     table = TABLES["qwen3_moe"]
-    made = transformers.AutoConfig.for_model(**{**table.example, "initializer_range": 0.1})
+    made = transformers_config(**{**table.example, "initializer_range": 0.1})
     torch.manual_seed(0)
     transformers.Qwen3MoeForCausalLM(made).to(torch.float32).save_pretrained(tmp_path / "hub")
     model = transformers.Qwen3MoeForCausalLM.from_pretrained(tmp_path / "hub", dtype=torch.float32)

@@ -14,7 +14,7 @@ import ckptforge
 from ckptforge.cli.findings import inspection_text
 from ckptforge.errors import FormatError, LayoutError, PlanError, UnmappedTensorsError
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import raw_safetensors, write_safetensors
+from tests.helpers import raw_safetensors, transformers_config, write_safetensors
 from tests.test_lora import (
     BF16,
     PREFIX,
@@ -354,9 +354,7 @@ def test_what_peft_merges(tmp_path, options):
         TABLES["qwen2"].example, torch_dtype="float32", dtype="float32", tie_word_embeddings=False
     )
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**config)
-    )
+    model = transformers.AutoModelForCausalLM.from_config(transformers_config(**config))
     model.save_pretrained(tmp_path / "hub")
     wrapped = peft.get_peft_model(
         model, peft.LoraConfig(r=4, lora_alpha=12, init_lora_weights=False, **options)

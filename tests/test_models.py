@@ -26,7 +26,14 @@ from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from ckptforge.verbs.tables import check_table, describe, list_tables, table_schema
-from tests.helpers import FIXTURES, contents, eight_bits, raw_safetensors, write_safetensors
+from tests.helpers import (
+    FIXTURES,
+    contents,
+    eight_bits,
+    raw_safetensors,
+    transformers_config,
+    write_safetensors,
+)
 
 TABLES = {table.name: table for table in shipped_tables()}
 IN_MINDSPORE = [name for name, table in TABLES.items() if table.names_of("mindspore")]
@@ -845,7 +852,7 @@ def test_models_of_transformers_compute_the_same_after_there_and_back(case, tmp_
     kind, changes = TRANSFORMERS[case]
     table = BY_TYPE[case.split(",")[0]]
     config = {**table.example, **changes, "architectures": [kind], "initializer_range": 0.1}
-    made = transformers.AutoConfig.for_model(**config)
+    made = transformers_config(**config)
     torch.manual_seed(0)
     model = getattr(transformers, kind)(made).to(torch.bfloat16)
     # norms, biases and buffers, too, which begin as ones and zeros
@@ -933,7 +940,7 @@ def test_models_of_transformers_of_any_size(kind, data):
             config[key] = 8 * data.draw(st.integers(1, 3))
     config.pop("attention_bias" if name == "mistral" else "", None)
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    made = transformers.AutoConfig.for_model(**config)
+    made = transformers_config(**config)
     model = getattr(transformers, kind)(made).to(torch.bfloat16).eval()
     tokens = torch.arange(12)[None] % 32
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():

@@ -11,7 +11,7 @@ from ckptforge.errors import TableError, UnmappedTensorsError, UsageError
 from ckptforge.tables.parsing import parse_table
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import contents, raw_safetensors
+from tests.helpers import contents, raw_safetensors, transformers_config
 from tests.helpers import write_safetensors as write_bytes
 
 TABLES = {table.name: table for table in shipped_tables()}
@@ -166,7 +166,7 @@ def test_vision_language_models_of_transformers_compute_the_same_after_there_and
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     text |= {"rope_parameters": rope, "head_dim": 16, "num_attention_heads": 4}
     vision = {**VISION, **MODELS[name]}
-    made = transformers.AutoConfig.for_model(name, text_config=text, vision_config=vision)
+    made = transformers_config(name, text_config=text, vision_config=vision)
     kind = getattr(transformers, table.example["architectures"][0])
     torch.manual_seed(0)
     model = kind(made).to(torch.bfloat16).eval()
