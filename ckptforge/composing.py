@@ -22,10 +22,17 @@ def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = 
     """
     found: dict[tuple[tuple[float, float | None], ...], list[list[Fragment]]] = {}
     for value, transfer in parts:
-        weights = tuple((term.weight, term.fill) for term in value.terms)
-        lists = found.setdefault(weights, [[] for _ in weights])
+        weights = tuple([(term.weight, term.fill) for term in value.terms])
+        if (lists := found.get(weights)) is None:
+            lists = found[weights] = [[] for _ in weights]
+        whole = whole_transfer(value.shape)
         for term, fragments in zip(value.terms, lists, strict=True):
-            fragments += _through(term.fragments, transfer, value.shape)
+            for one in term.fragments:
+                if one.transfer is whole or one.transfer == whole:
+                    fragments.append(Fragment(one.stored, transfer, one.steps))
+                else:
+                    through = chained(one.transfer, transfer, value.shape)
+                    fragments += (Fragment(one.stored, part, one.steps) for part in through)
     alone = len(found) <= 1
     return [
         Term(
@@ -36,17 +43,6 @@ def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = 
         for weights, lists in found.items()
         for (weight, own), fragments in zip(weights, lists, strict=True)
     ] or [Term(fragments=(), fill=fill)]
-
-
-def _through(
-    fragments: Sequence[Fragment], transfer: Transfer, shape: tuple[int, ...]
-) -> Iterator[Fragment]:
-    for fragment in fragments:
-        if fragment.transfer == whole_transfer(shape):
-            yield Fragment(fragment.stored, transfer, fragment.steps)
-            continue
-        for part in chained(fragment.transfer, transfer, shape):
-            yield Fragment(fragment.stored, part, fragment.steps)
 
 
 def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value:

@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import row_major_strides
+from ckptforge.digits import numbers_marked
 from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.transfers import Transfer
 
@@ -266,10 +267,24 @@ def kind_of(name: str) -> str:
     return sys.intern(_NUMBER.sub("#", name))  # one text for all layers and experts
 
 
-def value_of(stored: Stored) -> Value:
-    """A stored tensor as a value."""
+def kinds_of(names: Collection[str]) -> Iterator[str]:
+    """`kind_of` of each, for many names at once."""
+    text = "\n".join(names)
+    found = numbers_marked(text).split("\n") if text.isascii() else []
+    if len(found) != len(names):  # a name has lines, or may have other digits
+        return map(kind_of, names)
+    return map(sys.intern, found)
+
+
+def value_of(stored: Stored, kind: str | None = None) -> Value:
+    """A stored tensor as a value, of the kind that its name is of unless that is given."""
     term = Term(fragments=(Fragment(stored, whole_transfer(stored.shape)),))
-    return Value(dtype=stored.dtype, shape=stored.shape, terms=(term,), kind=kind_of(stored.name))
+    return Value(
+        dtype=stored.dtype,
+        shape=stored.shape,
+        terms=(term,),
+        kind=kind_of(stored.name) if kind is None else kind,
+    )
 
 
 @lru_cache(maxsize=1 << 12)

@@ -268,6 +268,35 @@ def test_wrong_safetensors_entries(tmp_path, spec, message):
         safetensors.read_index(tmp_path / "x.safetensors")
 
 
+def test_a_header_is_read_the_same_however_its_json_is_written(tmp_path):
+    entries = {
+        "__metadata__": {"format": "pt", "dtype": "none", "a key": "of  two spaces"},
+        "b": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
+        "a": {"dtype": "U8", "shape": [], "data_offsets": [0, 1]},
+    }
+    found = []
+    for written in ({"separators": (",", ":")}, {}, {"indent": 1}):
+        raw = json.dumps(entries, **written).encode()
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(25))
+        index = safetensors.read_index(path)
+        starts = {name: one.extents[0].offset - len(raw) for name, one in index.tensors.items()}
+        kinds = {name: (one.dtype, one.shape) for name, one in index.tensors.items()}
+        found.append((list(kinds.items()), starts, index.metadata))
+    assert found[0][1] == {"a": 8, "b": 9}
+    assert found[0] == found[1] == found[2]
+
+
+def test_an_entry_that_lacks_a_key_beside_one_that_has_more_is_refused(tmp_path):
+    raw = (
+        b'{"a":{"dtype":"U8","shape":[0]},'
+        b'"b":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"more":[0]}}'
+    )
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
+    with pytest.raises(FormatError, match="tensor 'a': its entry must have exactly"):
+        safetensors.read_index(tmp_path / "x.safetensors")
+
+
 def test_overlapping_tensors(tmp_path):
     header = json.dumps(
         {

@@ -25,6 +25,7 @@ ORDER = [
     "validation",
     "version",
     "dtypes",
+    "digits",
     "boxes",
     "covering",
     "transfers",

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from ckptforge.boxes import row_major_strides
 from ckptforge.composing import chained
+from ckptforge.tables.axes import skeleton_of, skeletons_of
 from ckptforge.transfers import Transfer
+from ckptforge.values import kind_of, kinds_of
 
 
 def applied(transfer, source, target):
@@ -77,3 +79,9 @@ def test_a_chain_of_two_transfers_brings_what_both_bring_one_after_the_other(cas
     assert (got == expected).all()
     assert sum(part.size for part in parts) == np.count_nonzero(expected)
     assert all(part == part.ordered() for part in parts)
+
+
+@given(st.lists(st.text(st.sampled_from("ab.#\n0019é٣\0\udc80"), max_size=8)))
+def test_names_are_told_apart_at_once_as_one_by_one(names):
+    assert list(kinds_of(names)) == list(map(kind_of, names))
+    assert list(skeletons_of(names)) == list(map(skeleton_of, names))

@@ -26,13 +26,15 @@ def without_duplicates(
     Else copies of one dtype, one shape and equal bits are one tensor, which is read from the first
     file. Raises `FormatError`, naming both files, for other copies.
     """
+    if len(set[str]().union(*(file.tensors for file in files))) == sum(
+        len(file.tensors) for file in files
+    ):
+        return list(files)
     holders: Duplicates = {}
     for number, file in enumerate(files):
         for name in file.tensors:
             holders.setdefault(name, []).append(number)
     duplicates = {name: numbers for name, numbers in holders.items() if len(numbers) > 1}
-    if not duplicates:
-        return list(files)
     places = {file.path.name: number for number, file in enumerate(files)}
     named = {name: places.get(weight_map.get(name, "")) for name in duplicates}
     listed = {name: found for name, found in duplicates.items() if named[name] in found}

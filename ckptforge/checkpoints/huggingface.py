@@ -9,6 +9,7 @@ bytes}, "weight_map": {tensor: file name}}.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -97,8 +98,29 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             "Get them from where the model came from."
         )
     files = [read_file(directory / name) for name in names]
-    where = {tensor: file.path.name for file in files for tensor in file.tensors}
     held = {file.path.name: file.tensors for file in files}
+    where: dict[str, str] = {}
+    for name, tensors in held.items():
+        where |= dict.fromkeys(tensors, name)
+    if where != weight_map:
+        _refuse_other_map(index_path, weight_map, where, held)
+    single = directory / SINGLE
+    note = (
+        f"reading the shards of {index_path.name}, not {SINGLE} beside them, which transformers "
+        "would load."
+    )
+    beside = is_file(single) and SINGLE not in held
+    found = without_duplicates(files, weight_map, index_path)
+    return _noted(found, note if beside else None)
+
+
+def _refuse_other_map(
+    index_path: Path,
+    weight_map: Mapping[str, str],
+    where: Mapping[str, str],
+    held: Mapping[str, Collection[str]],
+) -> None:
+    """Raises `FormatError` where an index says else than the shards that are `held`."""
     for tensor, name in weight_map.items():
         if tensor not in where:
             raise FormatError(
@@ -116,14 +138,6 @@ def _read_indexed(directory: Path, index_path: Path) -> list[FileIndex]:
             f"{index_path}: {tensors} listed:\n{listing(unlisted)}\nGet the index "
             "and the shards again."
         )
-    single = directory / SINGLE
-    note = (
-        f"reading the shards of {index_path.name}, not {SINGLE} beside them, which transformers "
-        "would load."
-    )
-    beside = is_file(single) and SINGLE not in held
-    found = without_duplicates(files, weight_map, index_path)
-    return _noted(found, note if beside else None)
 
 
 def _noted(files: list[FileIndex], note: str | None) -> list[FileIndex]:

@@ -14,7 +14,7 @@ import msgspec
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, shown
 from ckptforge.storage.files import open_file, read_pieces
-from ckptforge.values import Stored, Value, value_of
+from ckptforge.values import Stored, Value, kinds_of, value_of
 
 MAX_TENSORS = 1 << 18  # in one file; the largest models have some 100,000 in all their files
 MAX_NAME = 1 << 16  # bytes
@@ -48,8 +48,9 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """The tensors by name: those that lie there as they are, and views of what lies there."""
-        for name, stored in self.tensors.items():
-            yield name, self.views.get(name) or value_of(stored)
+        kinds = kinds_of([stored.name for stored in self.tensors.values()])
+        for (name, stored), kind in zip(self.tensors.items(), kinds, strict=True):
+            yield name, self.views.get(name) or value_of(stored, kind)
 
     def verify(self, buffer: memoryview, stopped: Callable[[], bool] = lambda: False) -> None:
         """Reads the whole file through `buffer` and compares its stored checksum, if it has one;

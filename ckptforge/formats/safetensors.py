@@ -16,9 +16,16 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS
+from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckptforge.errors import FormatError, PlanError, shown
-from ckptforge.formats.index import MAX_TENSORS, Checksum, FileIndex, bytes_needed, check_name
+from ckptforge.formats.index import (
+    MAX_NAME,
+    MAX_TENSORS,
+    Checksum,
+    FileIndex,
+    bytes_needed,
+    check_name,
+)
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.spelling import flag
 from ckptforge.storage.files import open_file, read_bytes
@@ -31,6 +38,7 @@ _MAX_ENTRY = 1 << 14  # characters of one tensor's entry: 64 dims have under 1,4
 _EXACTLY = "its entry must have exactly dtype, shape and data_offsets"
 _DAMAGED = "damaged, or another kind of file"
 _METADATA = "__metadata__"
+_NO_METADATA = msgspec.Raw(b"{}")
 _INT4_NOTE = "Int4"  # MindSpore: metadata {tensor name: "Int4"} on an I8 tensor
 # The order in which the safetensors library lays tensors out: by alignment, then by dtype, then by
 # name.
@@ -67,13 +75,13 @@ def read_index(path: Path) -> FileIndex:
         if length > MAX_HEADER:
             raise wrong(f"a header of {length} bytes is over the format's limit of {MAX_HEADER}")
         raw = read_bytes(reader, 8, length, path)
-    found = _entries(raw) or _members(
-        path, raw, msgspec.Raw, "the safetensors header", "expected an object"
-    )
-    pairs = found.pop(_METADATA, msgspec.Raw(b"{}"))
-    metadata = _members(path, pairs, str, _METADATA, "it must map strings to strings")
     data = end = 8 + length
-    entries = [_stored(path, *named, metadata, data, size) for named in found.items()]
+    metadata, plain = _plain_header(path, raw)
+    entries = _plain_tensors(path, plain, metadata, data, size) if plain is not None else None
+    if entries is None:
+        found = _members(path, raw, msgspec.Raw, "the safetensors header", "expected an object")
+        metadata = _metadata_of(path, found.pop(_METADATA, _NO_METADATA))
+        entries = [_stored(path, *named, metadata, data, size) for named in found.items()]
     entries.sort(key=lambda entry: (entry.extents[0].offset, entry.extents[0].length))
     for entry in entries:
         extent = entry.extents[0]
@@ -126,29 +134,76 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-class _Plain(msgspec.Struct, forbid_unknown_fields=True):
-    """The same as nearly all files have it."""
+class _Plain(msgspec.Struct, frozen=True, gc=False):
+    """The same as nearly all files have it. What a header lacks is None."""
 
-    dtype: str
-    shape: tuple[_Count, ...]
-    data_offsets: tuple[_Count, _Count]
+    dtype: str | None = None
+    shape: tuple[_Count, ...] | None = None
+    data_offsets: tuple[_Count, _Count] | None = None
 
 
-_RAWS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ENTRY, _PLAIN = msgspec.json.Decoder(_Entry), msgspec.json.Decoder(_Plain)
+class _Head(msgspec.Struct):
+    """What a header says beside the tensors."""
+
+    metadata: msgspec.Raw = msgspec.field(name=_METADATA, default=_NO_METADATA)
+
+
+_ENTRY = msgspec.json.Decoder(_Entry)
+_PLAIN, _HEAD = msgspec.json.Decoder(dict[str, _Plain]), msgspec.json.Decoder(_Head)
 _NOT_JSON = msgspec.DecodeError, UnicodeDecodeError, RecursionError
 
 
-def _entries(raw: bytearray) -> dict[str, Any] | None:
-    """The members of a header as nearly all files have it; None where a key may stand twice: then
-    there are more quotation marks than ten for each tensor, of which `_stored` sees eight."""
+def _plain_header(path: Path, raw: bytearray) -> tuple[Mapping[str, str], dict[str, _Plain] | None]:
+    """(metadata, the entries of the tensors) of a header as nearly all files have it: compact, and
+    with what each entry must have and no more. None where that isn't so or can't be told, for the
+    rules to be looked at one by one."""
+    # more than so many commas for each entry are axes that no tensor has
+    few = raw.count(b",") <= 16 * raw.count(b"{") <= 16 * (MAX_TENSORS + 2)
+    body = raw.rstrip()
+    if not few or b"\\" in raw or any(blank in body for blank in (b"  ", b"\n", b"\t", b"\r")):
+        return {}, None
     try:
-        found = _RAWS.decode(raw) if b"\\" not in raw else {}
+        found, pairs = _PLAIN.decode(raw), _HEAD.decode(raw).metadata
     except (msgspec.MsgspecError, *_NOT_JSON):
+        return {}, None
+    # an entry with all of its three keys has eight marks and two of its name, and more where a key
+    # stands twice or another is there
+    marks = 10 * len(found)
+    if found.pop(_METADATA, None) is not None:
+        marks += bytes(pairs).count(b'"') - 8
+    short = max(map(len, found), default=0) <= MAX_NAME // 4  # of bytes, up to four a character
+    if raw.count(b'"') != marks or not short or len(found) > MAX_TENSORS:
+        return {}, None
+    return _metadata_of(path, pairs), found
+
+
+def _plain_tensors(
+    path: Path, found: Mapping[str, _Plain], metadata: Mapping[str, str], data: int, size: int
+) -> list[Stored] | None:
+    """The tensors of a plain header; None where one isn't right, or isn't what its dtype says."""
+    if _INT4_NOTE in metadata.values():
         return None
-    pairs = bytes(found[_METADATA]) if _METADATA in found else b""
-    marks = 10 * len(found) + (pairs.count(b'"') - 8 if pairs else 0)
-    return found if len(found) <= MAX_TENSORS and raw.count(b'"') == marks else None
+    needed: dict[tuple[str, tuple[int, ...]], int] = {}
+    tensors = []
+    for name, one in found.items():
+        shape, offsets = one.shape, one.data_offsets
+        if one.dtype not in BY_SAFETENSORS or shape is None or offsets is None:
+            return None
+        dtype, (begin, end) = BY_SAFETENSORS[one.dtype], offsets
+        if (nbytes := needed.get((one.dtype, shape))) is None:
+            try:
+                nbytes = needed[one.dtype, shape] = bytes_needed(dtype, shape, path, name)
+            except FormatError:
+                return None
+        if end - begin != nbytes or end > size - data:
+            return None
+        extents = (Extent(0, data + begin, nbytes),)
+        tensors.append(Stored(path=path, name=name, dtype=dtype, shape=shape, extents=extents))
+    return tensors
+
+
+def _metadata_of(path: Path, pairs: msgspec.Raw) -> dict[str, str]:
+    return _members(path, pairs, str, _METADATA, "it must map strings to strings")
 
 
 def _members(
@@ -188,17 +243,9 @@ def _stored(
         return FormatError(f"{path}: tensor {shown(name)}: {what}.")
 
     check_name(name, path)
-    raw = bytes(entry)
-    try:
-        spec = _PLAIN.decode(raw) if raw.count(b'"') == 8 and len(raw) <= _MAX_ENTRY else None
-    except (msgspec.MsgspecError, *_NOT_JSON):
-        spec = None
-    if spec is None or spec.dtype not in BY_SAFETENSORS:
-        spec = _read_entry(raw, wrong)
-    dtype = BY_SAFETENSORS[spec.dtype]
+    dtype, shape, (begin, end) = _read_entry(bytes(entry), wrong)
     if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == _INT4_NOTE:
         dtype = BY_NAME["qint4x2"]
-    shape, (begin, end) = spec.shape, spec.data_offsets
     if begin > end or end > size - data:
         raise wrong(
             f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; "
@@ -213,8 +260,10 @@ def _stored(
     return Stored(path=path, name=name, dtype=dtype, shape=shape, extents=extents)
 
 
-def _read_entry(raw: bytes, wrong: Callable[[str], FormatError]) -> _Plain:
-    """An entry in which something is unusual, or wrong."""
+def _read_entry(
+    raw: bytes, wrong: Callable[[str], FormatError]
+) -> tuple[DType, tuple[int, ...], tuple[int, int]]:
+    """(dtype, shape, offsets) of an entry."""
     if len(raw) > _MAX_ENTRY:
         raise wrong(_EXACTLY)
     try:
@@ -232,7 +281,7 @@ def _read_entry(raw: bytes, wrong: Callable[[str], FormatError]) -> _Plain:
         raise wrong(f"data_offsets {shown(offsets)} aren't two byte offsets")
     if raw.count(b'"') != 8:  # of three keys and a dtype; more where a key stands twice
         raise wrong(_EXACTLY)
-    return _Plain(dtype, tuple(shape), (offsets[0], offsets[1]))
+    return BY_SAFETENSORS[dtype], tuple(shape), (offsets[0], offsets[1])
 
 
 def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -80,8 +80,11 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
 
 def _read_by(value: Value) -> Stored | None:
     """The stored tensor that a value begins with; None where its numbers go through steps."""
-    fragments = list(value.fragments)
-    return None if any(one.steps for one in fragments) else fragments[0].stored
+    fragments = [fragment for term in value.terms for fragment in term.fragments]
+    for fragment in fragments:
+        if fragment.steps:
+            return None
+    return fragments[0].stored
 
 
 def _in_place(

@@ -38,7 +38,7 @@ from ckptforge.tables.layout_choice import Hints, recognise
 from ckptforge.tables.names import NamedShapes
 from ckptforge.tables.recognition import Identified, identify
 from ckptforge.tables.shipped import shipped_tables
-from ckptforge.tables.state import state_of
+from ckptforge.tables.state import state_in
 from ckptforge.tables.table import Table
 from ckptforge.tables.unmapped import HEAD, of_kind, other_task, undroppable
 from ckptforge.wording import alternatives, counted, listing
@@ -136,6 +136,9 @@ class Source(msgspec.Struct, frozen=True):
         that aren't cast to `dtype`: whatever reads them would take codes for weights."""
         names = [name for names in self.binding.names.values() for name in names.values()]
         weights = [self.model.values[name] for name in names]
+        dtypes = {value.dtype for value in weights}
+        if all(one.floating and (one.itemsize > 1 or dtype) for one in dtypes):
+            return
         if codes := [value.origin for value in weights if not value.dtype.floating]:
             raise QuantisedError(
                 f"{codes[0].path}: {shown(codes[0].name)} is {codes[0].dtype} "
@@ -158,9 +161,9 @@ def bind_source(model: Model, choices: Choices) -> Source:
     config, config_source, side = known.hints.config, known.hints.config_source, known.side
     undone = undo(model, config, config_source)
     model = undone.model
-    beside = {*undone.taken, *undone.activations}
-    weights = {n: v for n, v in model.values.items() if not state_of(model, n) and n not in beside}
-    shapes = NamedShapes((name, value.shape) for name, value in weights.items())
+    beside = {*undone.taken, *undone.activations, *state_in(model)}
+    weights = ((name, value) for name, value in model.values.items() if name not in beside)
+    shapes = NamedShapes((name, value.shape) for name, value in weights)
     try:
         model, identified = _identified(model, shapes, known, choices)
     except LayoutError as error:
@@ -196,7 +199,7 @@ def bind_source(model: Model, choices: Choices) -> Source:
     copied = {(copy, original): (values[copy], values[original]) for copy, original in copies}
     must_equal = {**model.account.must_equal, **copied}
     model = replace(model, account=replace(model.account, must_equal=must_equal))
-    state = tuple(name for name in model.values if state_of(model, name))
+    state = tuple(state_in(model))
     _log_choice(binding, choices, known.hints)
     return Source(model, binding, config, side, state, binding.unknown, undone.activations)
 

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import msgspec
 
+from ckptforge.digits import numbers_in, numbers_marked
 from ckptforge.errors import LayoutError
 from ckptforge.tables.grid import Grid
 from ckptforge.tables.lengths import Lengths
@@ -134,34 +135,43 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         return one == another
 
     @cached_property
-    def _numbers(self) -> tuple[tuple[str, bool], ...]:
-        """(number, False) or (axis, True) for each number of a name with this skeleton."""
-        words = [word for word in self.words if is_number(word)]
-        return tuple(
-            (word, False) if word.isdigit() else (word[1:-1].partition("+")[0], True)
-            for word in words
-        )
+    def _own_numbers(self) -> tuple[str | None, ...]:
+        """The numbers of a name with this skeleton; None for those of an axis."""
+        words = (word for word in self.words if is_number(word))
+        return tuple(word if word.isdigit() else None for word in words)
 
     def match(self, numbers: Sequence[str]) -> tuple[int, ...] | None:
         """The numbers of the axes in a name with this skeleton; None if another is written."""
         index = []
-        for (word, is_axis), number in zip(self._numbers, numbers, strict=True):
-            if not is_axis:
+        for word, number in zip(self._own_numbers, numbers, strict=True):
+            if word is not None:
                 if word != number:
                     return None
-            elif (value := _index(number)) is None:
+            elif (value := index_of(number)) is None:
                 return None
             else:
                 index.append(value)
         return tuple(index)
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether numbers stand in its names that are of no axis."""
+        return any(self._own_numbers)
+
+    @cached_property
+    def _format(self) -> str:
+        return _PLACEHOLDER.sub("%d", self.template.replace("%", "%%"))
+
     def name(self, index: Mapping[str, int], lengths: Lengths) -> str:
         """The name at an index; `lengths` of the axes that are added to others."""
+        return self.name_at(tuple([index[axis] for axis in self.name_axes]), lengths)
 
-        def number(match: re.Match[str]) -> str:
-            return str(lengths.number(match[1], index[match[1]], match[2]))
-
-        return _PLACEHOLDER.sub(number, self.template)
+    def name_at(self, index: tuple[int, ...], lengths: Lengths) -> str:
+        """The same, at an index of the axes in the name in their order."""
+        if self.offsets or not lengths.numbers.keys().isdisjoint(self.name_axes):
+            axes = zip(self.name_axes, index, strict=True)
+            index = tuple(lengths.number(axis, i, self.offsets.get(axis)) for axis, i in axes)
+        return self._format % index
 
     def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
         """The factors of one logical tensor that lie one after another in one axis."""
@@ -240,7 +250,7 @@ def in_parts(axis: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1 << 12)
-def _index(number: str) -> int | None:
+def index_of(number: str) -> int | None:
     """The index that a number in a name is; None for none, and for one that couldn't be written
     back, as it has a leading zero."""
     written_back = len(number) <= 6 and str(int(number)) == number
@@ -256,6 +266,21 @@ def skeleton_of(name: str) -> tuple[str, list[str]]:
     """A tensor name with its numbers as `#`, and those numbers. A `#` in the name is `HASH`."""
     words = _NUMBERS.split(name.replace("#", HASH))
     return "#".join(words[::2]), words[1::2]
+
+
+def skeletons_of(names: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """`skeleton_of` each, for many names at once."""
+    text = "\n".join(names).replace("#", HASH)
+    skeletons, numbers = numbers_marked(text).split("\n"), numbers_in(text)
+    if len(skeletons) != len(names):  # a name has lines
+        yield from map(skeleton_of, names)
+        return
+    counts = {skeleton: skeleton.count("#") for skeleton in set(skeletons)}
+    at = 0
+    for skeleton in skeletons:
+        end = at + counts[skeleton]
+        yield skeleton, numbers[at:end]
+        at = end
 
 
 def _part_size(part: Part, size: Sizes) -> int:

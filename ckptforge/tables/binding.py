@@ -89,7 +89,7 @@ def _shape_of(
     layout: Layout, pattern: Pattern, names: Sequence[str], shapes: Shapes
 ) -> tuple[int, ...]:
     """The shape of all tensors of a kind. Raises `LayoutError`."""
-    first, *others = names
+    first = names[0]
     shape = shapes[first]
     if len(shape) != len(pattern.shape_axes):
         raise LayoutError(
@@ -97,7 +97,7 @@ def _shape_of(
             f"{counted(len(pattern.shape_axes), 'axis')}.",
             (first,),
         )
-    for name in others:
+    for name in names if len(set(map(shapes.__getitem__, names))) > 1 else ():
         if shapes[name] != shape:
             raise LayoutError(
                 f"{name} has shape {list(shapes[name])}, but {first}, of the same kind, has "

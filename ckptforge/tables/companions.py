@@ -30,23 +30,24 @@ _KINDS = (
         r"bitmask|.*_blocks|W_q|_data|_?weight:?_qdata",
     ),
 )
-_QUANT_STATE = re.compile(r".*\.quant_state\..*", re.DOTALL)
+_QUANT_STATE = ".quant_state."
 _COMPILED = tuple((kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _KINDS)
 # Last parts of names that only one kind of program writes.
 _WRITERS = (
-    ("GPTQ or AWQ", {"qweight", "qzeros"}),
-    ("bitsandbytes", {"absmax", "quant_map", "nested_absmax", "SCB"}),
-    ("compressed-tensors", {"weight_packed"}),
-    ("AQLM", {"codebooks"}),
-    ("HQQ", {"W_q"}),
-    ("torchao", {"weight_qdata", "_weight_qdata", "weight:_qdata"}),
-    ("ModelOpt in NVFP4", {"weight_scale_2"}),
+    ("GPTQ or AWQ", ("qweight", "qzeros")),
+    ("bitsandbytes", ("absmax", "quant_map", "nested_absmax", "SCB")),
+    ("compressed-tensors", ("weight_packed",)),
+    ("AQLM", ("codebooks",)),
+    ("HQQ", ("W_q",)),
+    ("torchao", ("weight_qdata", "_weight_qdata", "weight:_qdata")),
+    ("ModelOpt in NVFP4", ("weight_scale_2",)),
 )
+_WRITER_OF = {ending: writer for writer, endings in _WRITERS for ending in endings}
 
 
 def kind_of(name: str) -> str | None:
     """What a tensor is that belongs to a quantised weight, by its name; else None."""
-    if _QUANT_STATE.fullmatch(name):
+    if _QUANT_STATE in name:
         return "packed codes or a part of them"
     last = name.rpartition(".")[2]
     return next((kind for kind, pattern in _COMPILED if pattern.fullmatch(last)), None)
@@ -70,10 +71,8 @@ def offset_of(weight: str, names: Collection[str]) -> str | None:
 def writer_of(names: Iterable[str]) -> tuple[str, str] | None:
     """(which program quantises so, the name that shows it), where names show it."""
     for name in names:
-        last = name.rpartition(".")[2]
-        for writer, endings in _WRITERS:
-            if last in endings:
-                return writer, name
-        if _QUANT_STATE.fullmatch(name):
+        if (writer := _WRITER_OF.get(name.rpartition(".")[2])) is not None:
+            return writer, name
+        if _QUANT_STATE in name:
             return "bitsandbytes", name
     return None

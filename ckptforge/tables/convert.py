@@ -24,7 +24,7 @@ from ckptforge.values import Value
 from ckptforge.wording import listing
 
 Values = Mapping[str, Value]
-Parts = list[tuple[str, Transfer]]  # source tensor → where it goes
+Parts = list[tuple[Value, Transfer]]  # what fills a tensor, and where it goes
 Absent = dict[str, list[str]]
 
 
@@ -48,7 +48,7 @@ class Conversion:
         self.counts = binding.sizes.lengths
         self.parts: dict[str, Parts] = {}
         self.absent: Absent = {}
-        self._read: Counter[str] = Counter()
+        self._read: dict[str, int] = {}  # name in the layout → elements that go somewhere
         self.shapes: dict[Pattern, tuple[int, ...]] = {}
         self._lengths: dict[str, dict[str, int]] = {}
         opaque = [pattern for pattern in self.wanted if self._same_inside(pattern)]
@@ -122,32 +122,30 @@ class Conversion:
         )
         pairs = [
             (
-                own[name],
+                _places(pattern, both, own[name]),
                 [
-                    (_at(source, both, other[one]), transfer, transfer.size)
+                    (_places(source, both, other[one]), transfer, transfer.size)
                     for one, _, transfer in parts
                 ],
             )
             for name, parts in found.items()
         ]
-        names = self.binding.names.get(source, {})
+        names, prefix = self.binding.names.get(source, {}), self.prefix
+        values, read = self.values, self._read
         for numbers in product(*(range(self.counts[axis]) for axis in both)):
-            at = dict(zip(both, numbers, strict=True))
-            for index, parts in pairs:
-                name = self.prefix + pattern.name({**index, **at}, self.counts)
-                for places, transfer, size in parts:
-                    key = tuple([numbers[i] if of_both else i for of_both, i in places])
-                    stored = names.get(key) or source.name(
-                        dict(zip(source.name_axes, key, strict=True)), self.counts
-                    )
-                    self._gather(name, self.prefix + stored, transfer, size)
-
-    def _gather(self, name: str, source: str, transfer: Transfer, size: int) -> None:
-        if source in self.values:
-            self.parts.setdefault(name, []).append((source, transfer))
-            self._read[source] += size
-        else:
-            self.absent.setdefault(name, []).append(source)
+            for places, parts in pairs:
+                filled: Parts = []
+                name = prefix + pattern.name_at(_index(places, numbers), self.counts)
+                for at, transfer, size in parts:
+                    key = _index(at, numbers)
+                    stored = prefix + (names.get(key) or source.name_at(key, self.counts))
+                    if (value := values.get(stored)) is not None:
+                        filled.append((value, transfer))
+                        read[stored] = read.get(stored, 0) + size
+                    else:
+                        self.absent.setdefault(name, []).append(stored)
+                if filled:
+                    self.parts.setdefault(name, []).extend(filled)
 
     def _refuse_partial(self) -> None:
         for name, missing in self.absent.items():
@@ -166,17 +164,17 @@ class Conversion:
             full = self.prefix + name
             if full not in self.parts:
                 continue
-            sources = [self.values[source] for source, _ in self.parts[full]]
+            parts = self.parts[full]
+            sources = [source for source, _ in parts]
             kept = self.binding.table.keeps_dtype(pattern)
             if kept and not (dtype and all(holds(dtype, source.dtype) for source in sources)):
                 wanted = None
             else:
                 wanted = dtype
-            transfers = [transfer for _, transfer in self.parts[full]]
             found[full] = Value(
                 dtype=_target_dtype(full, sources, wanted),
                 shape=self.shapes[pattern],
-                terms=tuple(terms_through(zip(sources, transfers, strict=True))),
+                terms=tuple(terms_through(parts)),
                 kind=kinds[pattern],
             )
             own = found[full].dtype
@@ -190,11 +188,11 @@ class Conversion:
         read = self._read
         for names in self.binding.names.values():
             for name in names.values():
-                value = self.values.get(self.prefix + name)
-                if value is not None and read[self.prefix + name] != value.elements:
+                value, used = self.values.get(self.prefix + name), read.get(self.prefix + name, 0)
+                if value is not None and used != value.elements:
                     raise PlanError(
-                        f"{self.prefix + name}: {read[self.prefix + name]} of {value.elements} "
-                        "elements are used; this is a defect of the mapping."
+                        f"{self.prefix + name}: {used} of {value.elements} elements are used; this "
+                        "is a defect of the mapping."
                     )
 
 
@@ -217,15 +215,20 @@ def in_checkpoint_order(
             yield from turns[turn]
 
 
-def _at(
-    source: Pattern, both: Sequence[str], index: Mapping[str, int]
-) -> tuple[tuple[bool, int], ...]:
-    """Where each number in a source's name comes from: (True, which of the axes that both names
-    have) or (False, the number)."""
-    return tuple(
+Places = list[tuple[bool, int]]
+
+
+def _places(pattern: Pattern, both: Sequence[str], index: Mapping[str, int]) -> Places:
+    """Where each number in a name comes from: (True, which of the axes that both names have) or
+    (False, the number)."""
+    return [
         (True, both.index(axis)) if axis in both else (False, index[axis])
-        for axis in source.name_axes
-    )
+        for axis in pattern.name_axes
+    ]
+
+
+def _index(places: Places, numbers: Sequence[int]) -> tuple[int, ...]:
+    return tuple([numbers[i] if of_both else i for of_both, i in places])
 
 
 class Converted(NamedTuple):
@@ -283,8 +286,8 @@ def uncast_note(
 
 
 def _target_dtype(name: str, sources: Sequence[Value], dtype: DType | None) -> DType:
-    dtypes = {value.dtype: value for value in sources}
-    if dtype is not None and all(found.floating for found in dtypes):
+    dtypes = {value.dtype.name: value for value in sources}
+    if dtype is not None and all(value.dtype.floating for value in dtypes.values()):
         return dtype
     if len(dtypes) > 1:
         origins = [(value.origin, value.dtype) for value in dtypes.values()]
@@ -293,4 +296,4 @@ def _target_dtype(name: str, sources: Sequence[Value], dtype: DType | None) -> D
             f"{name} is made of tensors of different dtypes: {found}. Cast them all with "
             f"{option('dtype')}."
         )
-    return next(iter(dtypes))
+    return sources[0].dtype

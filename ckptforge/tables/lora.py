@@ -220,5 +220,7 @@ def is_lora(name: str) -> bool:
 
 def holds_only_factors(model: Model) -> bool:
     """Whether a model is an adapter, without the weights that it is for."""
-    names = [name for name in model.values if not state_of(model, name)]
-    return model.format == "peft adapter" or (bool(names) and all(map(is_lora, names)))
+    if model.format == "peft adapter":
+        return True
+    weights = (name for name in model.values if not state_of(model, name))
+    return next(map(is_lora, weights), False) and all(map(is_lora, weights))

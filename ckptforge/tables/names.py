@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import cached_property
-from operator import itemgetter
-from typing import Any
+from operator import contains, itemgetter
+from typing import Any, NamedTuple, cast
 
 from ckptforge.errors import ConfigError, LayoutError
 from ckptforge.spelling import option
-from ckptforge.tables.axes import Pattern, skeleton_of
+from ckptforge.tables.axes import Pattern, index_of, skeletons_of
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.selection import named_axis, selections_of, without
 from ckptforge.tables.sizes import AxisSizes
@@ -18,7 +18,25 @@ from ckptforge.tables.table import Layout, Table
 
 # pattern → index of the axes in the name → the stored name
 Names = dict[Pattern, dict[tuple[int, ...], str]]
-BySkeleton = dict[str, list[tuple[list[str], str]]]
+
+
+class Alike(NamedTuple):
+    """Names that differ in numbers alone: the numbers in each; `indexes` are those, where each can
+    be one of an axis."""
+
+    names: list[str]
+    numbers: list[list[str]]
+    indexes: list[tuple[int, ...] | None]
+
+    def add(self, name: str, numbers: list[str]) -> None:
+        """Adds a name."""
+        self.names.append(name)
+        self.numbers.append(numbers)
+        index = tuple(map(index_of, numbers))
+        self.indexes.append(None if None in index else cast("tuple[int, ...]", index))
+
+
+BySkeleton = dict[str, Alike]
 
 
 def recognise_names(
@@ -56,9 +74,11 @@ def _by_skeleton(names: Iterable[str]) -> BySkeleton:
 
 def _taken_apart(names: Iterable[str]) -> BySkeleton:
     found: BySkeleton = {}
-    for name in names:
-        skeleton, numbers = skeleton_of(name)
-        found.setdefault(skeleton, []).append((numbers, name))
+    names = list(names)
+    for name, (skeleton, numbers) in zip(names, skeletons_of(names), strict=True):
+        if (alike := found.get(skeleton)) is None:
+            alike = found[skeleton] = Alike([], [], [])
+        alike.add(name, numbers)
     return found
 
 
@@ -69,31 +89,31 @@ def _recognised(layout: Layout, names: BySkeleton, lengths: Lengths) -> tuple[Na
     found: Names = {}
     unknown: list[str] = []
     for skeleton, members in names.items():
-        alike = patterns.get(skeleton, ())
-        limits = [_in_names(pattern, lengths) for pattern in alike]
-        for numbers, name in members:
+        alike = [
+            (pattern, pattern.has_numbers, _in_names(pattern, lengths))
+            for pattern in patterns.get(skeleton, ())
+        ]
+        for name, numbers, as_index in zip(*members, strict=True):
             matching = None
-            for pattern, limit in zip(alike, limits, strict=True):
-                index = pattern.match(numbers)
+            for pattern, has_numbers, limit in alike:
+                index = pattern.match(numbers) if has_numbers else as_index
                 if index is not None:
                     matching = pattern, index
-                    if _in_range(index, limit):
+                    if all(map(contains, limit, index)):
                         break
             if matching is None:
-                if not layout.passes(name):
+                if not (layout.passed and layout.passes(name)):
                     unknown.append(name)
+            elif (own := found.get(matching[0])) is None:
+                found[matching[0]] = {matching[1]: name}
             else:
-                found.setdefault(matching[0], {})[matching[1]] = name
+                own[matching[1]] = name
     return found, unknown
 
 
 def _in_names(pattern: Pattern, lengths: Lengths) -> list[Container[int]]:
     """Which numbers stand in the names of a pattern, as far as is known."""
     return [lengths.in_names(axis, pattern.offsets.get(axis)) for axis in pattern.name_axes]
-
-
-def _in_range(numbers: Sequence[int], limits: Sequence[Container[int]]) -> bool:
-    return all(number in limit for number, limit in zip(numbers, limits, strict=True))
 
 
 def indexed(found: Names, lengths: Lengths) -> Names:
@@ -105,11 +125,16 @@ def indexed(found: Names, lengths: Lengths) -> Names:
             resolved[pattern] = names
             continue
         axes = [(axis, pattern.offsets.get(axis)) for axis in pattern.name_axes]
-        own = resolved[pattern] = {}
-        for numbers, name in names.items():
-            pairs = zip(axes, numbers, strict=True)
-            index = tuple(lengths.index(axis, number, added) for (axis, added), number in pairs)
-            if min(index) < 0:
+        columns = [
+            (column, {number: lengths.index(axis, number, added) for number in set(column)})
+            for (axis, added), column in zip(axes, zip(*names, strict=True), strict=True)
+        ]
+        indexes = list(zip(*(map(of.__getitem__, column) for column, of in columns), strict=True))
+        resolved[pattern] = dict(zip(indexes, names.values(), strict=True))
+        if any(index < 0 for _, of in columns for index in of.values()):
+            for index, name in zip(indexes, names.values(), strict=True):
+                if min(index) >= 0:
+                    continue
                 axis, added = axes[index.index(min(index))]
                 if axis in lengths.numbers:
                     known = ", ".join(map(str, lengths.numbers[axis])) or "none"
@@ -117,7 +142,6 @@ def indexed(found: Names, lengths: Lengths) -> Names:
                 else:
                     which = f"numbers begin with {lengths[added or '']}"
                 raise LayoutError(f"{name} isn't {pattern.template}, whose {which}.", (name,))
-            own[index] = name
     return resolved
 
 

@@ -27,8 +27,7 @@ class Piece(msgspec.Struct, frozen=True):
 def name_pieces(pattern: Pattern, counts: Lengths) -> Iterator[tuple[dict[str, int], str]]:
     """Every index of the axes in a pattern's name, and the name it gives."""
     for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
-        pinned = dict(zip(pattern.name_axes, index, strict=True))
-        yield pinned, pattern.name(pinned, counts)
+        yield dict(zip(pattern.name_axes, index, strict=True)), pattern.name_at(index, counts)
 
 
 def pieces(

@@ -47,7 +47,8 @@ def companion_prefix(name: str) -> str | None:
 def is_state(name: str) -> bool:
     """True for optimizer state and training scalars: nothing that a network computes its output
     with."""
-    if name.endswith(".weight"):  # as no scalar does, and nearly all else
+    # as no scalar ends, and nearly all else does
+    if name.endswith((".weight", ".weight_scale_inv", ".bias")):
         return name.startswith(COMPANION_PREFIXES)
     return companion_prefix(name) is not None or _SCALARS.fullmatch(name) is not None
 
@@ -55,3 +56,9 @@ def is_state(name: str) -> bool:
 def state_of(model: Model, name: str) -> bool:
     """The same of a tensor of a model, which may lie in a file of optimizer state."""
     return name in model.optimizer or is_state(name)
+
+
+def state_in(model: Model) -> list[str]:
+    """The tensors of a model of which that is so, in its order."""
+    optimizer = model.optimizer
+    return [name for name in model.values if name in optimizer or is_state(name)]
