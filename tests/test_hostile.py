@@ -27,7 +27,7 @@ from ckptforge.errors import (
     shown,
 )
 from ckptforge.foreign.files import is_file_name, read_small
-from ckptforge.formats import mindspore_ckpt, safetensors
+from ckptforge.formats import mindspore_ckpt, safetensors, safetensors_header
 from ckptforge.formats.protobuf import encode_varint, number, record
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import read_strategy
@@ -561,7 +561,7 @@ def test_a_header_over_the_formats_limit(tmp_path):
 
 
 def test_too_many_tensors(tmp_path, monkeypatch):
-    for module in (safetensors, mindspore_ckpt):
+    for module in (safetensors_header, mindspore_ckpt):
         monkeypatch.setattr(module, "MAX_TENSORS", 3)
     (tmp_path / "x.safetensors").write_bytes(
         header({name: entry((0,), offsets=(0, 0)) for name in "abcd"})

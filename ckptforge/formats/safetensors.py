@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import FormatError, PlanError, shown
-from ckptforge.formats.index import (
-    Checksum,
-    FileIndex,
-)
+from ckptforge.formats.index import Checksum, FileIndex
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.safetensors_header import INT4_NOTE, METADATA, ORDER, read_header
 from ckptforge.spelling import flag
