@@ -132,6 +132,9 @@ def test_figures_are_those_of_numpy_with_any_number_of_workers(
     if wild and array.size:
         flat = array.reshape(-1)
         flat[random.integers(0, array.size, 5)] = 0
+        flat[random.integers(0, array.size, 5)] = -0.0
+        flat[random.integers(0, array.size, 5)] = -1e-40  # which float32 holds as a subnormal
+        flat[random.integers(0, array.size, 5)] = 5e-324  # and float64
         flat[random.integers(0, array.size)] = np.nan
         flat[random.integers(0, array.size)] = -np.inf
     code = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
@@ -142,6 +145,19 @@ def test_figures_are_those_of_numpy_with_any_number_of_workers(
     ]
     check(found[0].tensors["t"].figures, array)
     assert repr(found[0].tensors) == repr(found[1].tensors)
+    assert found[0].histograms == found[1].histograms
+    check_histogram(found[0].histograms["t"], array)
+
+
+def check_histogram(found, array):
+    wide = array.astype(np.float64).ravel()
+    wide = wide[np.isfinite(wide) & (wide != 0)]
+    exponents = np.maximum(np.frexp(wide)[1] - 1, -1023)
+    expected = {}
+    for exponent, negative in zip(exponents.tolist(), (wide < 0).tolist(), strict=True):
+        expected.setdefault(exponent, [0, 0])[0 if negative else 1] += 1
+    counted = {one.exponent: [one.negative, one.positive] for one in found}
+    assert counted == expected and list(counted) == sorted(counted)
 
 
 def test_kinds_are_those_of_the_table_and_bring_all_of_their_tensors_together(tmp_path):
@@ -154,6 +170,7 @@ def test_kinds_are_those_of_the_table_and_bring_all_of_their_tensors_together(tm
     ]
     assert found.kinds["w1"].tensors == len(experts) == 6
     check(found.kinds["w1"], np.concatenate([one.ravel() for one in experts]))
+    check_histogram(found.histograms["w1"], np.concatenate([one.ravel() for one in experts]))
     assert found.model == "mixtral" and found.layout == "hub" and not found.skipped
 
 

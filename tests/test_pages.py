@@ -23,7 +23,7 @@ from tests.helpers import HUB, MINDSPORE, write_safetensors
 from tests.test_constants import DEEPSEEK
 
 HOSTILE = "a.0.</script><img src=x onerror=alert(1)>\"'&`${1}--><svg onload=alert(1)>\u2028"
-VOID = {"meta", "input", "rect", "line", "circle"}
+VOID = {"meta", "input", "wbr", "rect", "line", "circle"}
 
 
 class Reader(HTMLParser):
@@ -98,7 +98,7 @@ def test_a_page_of_ranks_says_who_holds_what(tmp_path):
         for rank, box in part.boxes.items():
             said = f"[{', '.join(f'{lo}:{hi}' for lo, hi in box)}], shape"
             tips = [
-                row["tips"][row["of"][column]]
+                row["before"] + row["tips"][row["of"][column]] + row["after"]
                 for one in maps
                 for column, ranks in enumerate(one["ranks"]["columns"])
                 if any(rank - start in ranks for start in one["ranks"]["starts"])

@@ -53,10 +53,12 @@ def layer_of(name: str) -> int | None:
 
 
 def colour(relative: float | None) -> str:
-    """The class of a relative difference: h7 for 1 and above, one less for each power of ten, and w
-    for none, as where dtypes alone differ."""
+    """The class of a relative difference: h7 for 1 and above, one less for each power of ten, w for
+    none, as where dtypes alone differ, and x for one that isn't finite."""
     if relative is None:
         return "w"
+    if relative == math.inf:
+        return "x"
     power = math.floor(math.log10(relative)) if relative > 0 else -_LEVELS
     return f"h{min(max(_LEVELS - 1 + power, 0), _LEVELS - 1)}"
 
@@ -103,14 +105,23 @@ def heat_map(differences: Sequence[Mapping[str, Any]]) -> Markup:
         tag("span", "≥ 1" if i == _LEVELS - 1 else f"1e{i + 1 - _LEVELS}", class_=f"key h{i}")
         for i in range(_LEVELS)
     ]
+    others = [
+        tag("span", "not finite", class_="key x"),
+        " ",
+        tag("span", "no figure", class_="key w"),
+        " ",
+        tag("span", "the same", class_="key same"),
+    ]
     return joined(
-        tag("p", "Relative L2, from ", legend, tag("span", "no figure", class_="key w")),
+        tag("p", "Relative L2, from ", legend, " ", others),
         strip_table(titles, strips, names, "The largest difference by kind and layer", "heat"),
     )
 
 
 def _figure(one: Mapping[str, Any]) -> float | None:
     found = one["relative_l2"]
+    if one["nonfinite"]:
+        return math.inf
     return min(found, 1e300) if one["count"] and isinstance(found, (int, float)) else None
 
 
@@ -122,6 +133,8 @@ def _weight(one: Mapping[str, Any]) -> float:
 
 def _said(one: Mapping[str, Any]) -> str:
     found = _figure(one)
+    if found == math.inf:
+        return f"{one['nonfinite']:,} not finite"
     return str(one["what"]) if found is None else f"{found:.3g}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from importlib import resources
 
-from ckptforge.pages.markup import Child, Markup, joined, tag
+from ckptforge.pages.markup import Child, Markup, breakable, joined, tag
 from ckptforge.version import __version__
 
 
@@ -29,7 +29,7 @@ def document(title: str, subject: str, sections: Sequence[Markup], verdict: Mark
     body = tag(
         "body",
         tag("a", "Skip to the result", class_="skip", href="#main"),
-        tag("header", tag("p", "ckptforge", class_="tool"), tag("h1", title), tag("p", subject)),
+        tag("header", tag("h1", title), tag("p", breakable(subject))),
         tag("main", verdict, *sections, id="main"),
         tag("footer", tag("p", f"made by ckptforge {__version__}")),
         tag("div", id="tip", role="status", hidden=True),

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ckptforge.pages.chart import Dot, Series, chart
 from ckptforge.pages.document import section
-from ckptforge.pages.markup import Markup
+from ckptforge.pages.markup import Markup, joined, tag
 from ckptforge.pages.tables import facts, items, table
-from ckptforge.pages.verification import errors
 from ckptforge.wording import counted
 
 _PROMPTS = {"text": "of a text", "ids": "as given", "random": "at random"}
@@ -55,5 +55,11 @@ def _losses(losses: Sequence[float]) -> Markup:
 
 
 def _chart(layers: Sequence[Mapping[str, Any]]) -> Markup:
-    dots = [(one["layer"], one["relative_l2"], f"{one['relative_l2']:.2e}", True) for one in layers]
-    return errors(dots, "Relative L2 of what a layer of B makes, against A's", None)
+    dots = [
+        Dot(layer=one["layer"], value=one["relative_l2"], tip=f"{one['relative_l2']:.2e}")
+        for one in layers
+    ]
+    worst = max(dots, key=lambda dot: dot.value)
+    said = f"the largest is {worst.value:.1e}, of layer {worst.layer}"
+    lead = tag("p", f"Relative L2 of what a layer of B makes, against A's; {said}.")
+    return joined(lead, chart([Series(name="B against A", dots=dots)], said))

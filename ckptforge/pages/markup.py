@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from ckptforge.errors import printable
 
-_VOID = {"meta", "input"}
+_VOID = {"meta", "input", "wbr"}
 _OF_SVG = {"rect", "line", "circle"}
 
 Child = str | Iterable["Child"]
@@ -49,6 +50,14 @@ def joined(*children: Child | None) -> Markup:
         elif child is not None:
             parts.append(joined(*child))
     return Markup("".join(parts))
+
+
+def breakable(name: str) -> Markup:
+    """A name that a line may end in, after a dot or a slash."""
+    if isinstance(name, Markup):
+        return name
+    pieces = re.split(r"(?<=[./])(?=[^./])", name)
+    return Markup(tag("wbr").join(_escaped(piece) for piece in pieces))
 
 
 def data(name: str, content: Any) -> Markup:

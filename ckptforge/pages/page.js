@@ -9,7 +9,9 @@
   for (const table of document.querySelectorAll("[data-strips]")) {
     const content = JSON.parse(document.getElementById(table.dataset.strips).textContent);
     for (const svg of table.querySelectorAll("svg")) {
-      strips.set(svg, { columns: content.columns, ...content.rows[svg.dataset.row], at: 0 });
+      const row = content.rows[svg.dataset.row];
+      const tip = (column) => (row.of[column] < 0 ? "" : row.before + row.tips[row.of[column]] + row.after);
+      strips.set(svg, { columns: content.columns, tip, at: 0 });
     }
     table.content = content;
   }
@@ -23,9 +25,8 @@
   const tell = (svg, column) => {
     const strip = strips.get(svg);
     strip.at = Math.max(0, Math.min(strip.columns.length - 1, column));
-    const number = strip.of[strip.at];
     mark(svg, strip.at);
-    say(`${strip.columns[strip.at]}: ${number < 0 ? "nothing" : strip.tips[number]}`);
+    say(`${strip.columns[strip.at]}: ${strip.tip(strip.at) || "nothing"}`);
   };
   const under = (event) => {
     const svg = event.target.closest?.("svg");
@@ -78,7 +79,8 @@
         const column = field.value === "" ? -1 : columns.findIndex((own) => starts.some((start) => own.includes(rank - start)));
         for (const svg of table.querySelectorAll("svg")) {
           mark(svg, column);
-          if (column >= 0 && strips.get(svg).of[column] >= 0) said += `\n${strips.get(svg).tips[strips.get(svg).of[column]]}`;
+          const tip = column < 0 ? "" : strips.get(svg).tip(column);
+          if (tip) said += `\n${tip}`;
         }
         if (column >= 0) table.scrollIntoView({ block: "nearest" });
       }

@@ -30,7 +30,7 @@ def shard_map(parts: Sequence[Mapping[str, Any]], name: str) -> Markup:
         for column in range(len(panel.columns))
     ]
     least, most = min(n for n, _ in held), max(n for n, _ in held)
-    each = f"{size(least)} each" if least == most else f"{size(least)} to {size(most)} each"
+    each = " to ".join(dict.fromkeys((size(least), size(most)))) + " each"
     colours = "A colour is a part of a tensor; grey is all of it."
     field = tag("input", type="number", class_="rank", min=ranks[0], max=ranks[-1])
     return joined(

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from ckptforge.pages.document import section
+from ckptforge.pages.histograms import histograms
 from ckptforge.pages.kinds import key_of
 from ckptforge.pages.markup import Markup, joined, tag
 from ckptforge.pages.tables import facts, items, table
@@ -41,6 +42,7 @@ def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
     return [
         section("What it is", facts(about)),
         section("Ranges by kind", ranges(kinds)),
+        section("Histograms by kind", histograms(kinds)),
         section("By kind", table(titles, rows, "Figures by kind", range(1, 10), bad=bad)),
         section(
             "Outliers",
@@ -107,6 +109,7 @@ def ranges(kinds: Mapping[str, Figures]) -> Markup:
         return round(500 + math.copysign(490 * min(long, 1), value), 1)
 
     rows = []
+    scale = f"{-most:.3g} … 0 … {most:.3g}"
     for kind, one in finite.items():
         low, high, mean, std = (one[key] for key in ("min", "max", "mean", "std"))
         left, right = x(max(mean - std, low)), x(min(mean + std, high))
@@ -122,11 +125,15 @@ def ranges(kinds: Mapping[str, Figures]) -> Markup:
             aria_label=said,
             data_tip=said,
         )
-        rows.append(tag("tr", tag("th", kind, scope="row"), tag("td", picture, class_="strip")))
+        rows.append(
+            tag(
+                "tr", tag("th", kind, scope="row"), tag("td", picture, class_="strip", data_t=scale)
+            )
+        )
     head = tag(
         "tr",
         tag("th", "kind", scope="col"),
-        tag("th", f"{-most:.3g} … 0 … {most:.3g}", scope="col"),
+        tag("th", scale, scope="col"),
     )
     caption = "Line: minimum to maximum. Bar: mean ± standard deviation. One scale for all kinds."
     made = tag(

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.pages.markup import Child, Markup, data, joined, tag
+from ckptforge.pages.markup import Child, Markup, breakable, data, joined, tag
 
 NOTHING = -1
 
@@ -16,7 +16,8 @@ NOTHING = -1
 class Strip(msgspec.Struct, frozen=True, kw_only=True):
     """A row: its cells of text, and for each column the number of one of its `tips` (`NOTHING` for
     none), which say what is there; `colours` are a class of the style for each tip. `key` is what
-    a search compares with."""
+    a search compares with. `heights` are those of the columns, in parts of the strip's, where they
+    are bars."""
 
     cells: Sequence[Child]
     tips: Sequence[str]
@@ -24,6 +25,7 @@ class Strip(msgspec.Struct, frozen=True, kw_only=True):
     of: Sequence[int]
     said: str
     key: str | None = None
+    heights: Sequence[float] | None = None
 
 
 def strip_table(
@@ -46,30 +48,64 @@ def strip_table(
             viewBox=f"0 0 {len(columns)} 1",
             preserveAspectRatio="none",
             role="img",
+            class_="bars" if strip.heights is not None else None,
             aria_label=f"{strip.said}. The arrow keys go through its {len(columns)} columns.",
             tabindex="0",
             data_row=str(number),
         )
-        cells = [tag("td", cell) for cell in others]
-        line = joined(tag("th", first, scope="row"), cells, tag("td", picture, class_="strip"))
+        cells = [
+            tag("td", cell, data_t=title) for title, cell in zip(titles[1:], others, strict=False)
+        ]
+        title = tag("th", breakable(first) if isinstance(first, str) else first, scope="row")
+        line = joined(title, cells, tag("td", picture, class_="strip", data_t=titles[-1]))
         rows.append(tag("tr", line, data_key=strip.key))
     body = joined(tag("thead", tag("tr", head)), tag("tbody", rows))
     content = {
         "columns": list(columns),
-        "rows": [{"tips": list(one.tips), "of": list(one.of)} for one in strips],
+        "rows": [_tips(one) for one in strips],
         "ranks": ranks,
     }
     made = tag("table", tag("caption", caption), body, class_="strips", data_strips=name)
-    scroll = tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    scroll = tag(
+        "div", made, class_="scroll whole", tabindex="0", role="region", aria_label=caption
+    )
     return joined(scroll, data(name, content))
 
 
+def _tips(strip: Strip) -> dict[str, Any]:
+    """What hovering over a strip says; how all begin and end stands there once."""
+    before = _beginning(strip.tips)
+    left = [one[len(before) :] for one in strip.tips]
+    after = _beginning([one[::-1] for one in left])[::-1]
+    middle = [one[: len(one) - len(after)] for one in left]
+    return {"before": before, "tips": middle, "after": after, "of": list(strip.of)}
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """How all begin: as the first and the last of them in alphabetical order do."""
+    low, high = min(texts, default=""), max(texts, default="")
+    apart = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return low[: next(apart, len(low))]
+
+
 def _cells(strip: Strip) -> Iterable[Markup]:
-    """A rectangle for each run of columns that hold the same."""
+    """A rectangle for each run of columns of one colour."""
+    if strip.heights is not None:
+        yield from _bars(strip, strip.heights)
+        return
     at = 0
-    for number, run in groupby(strip.of):
+    colours = [None if number == NOTHING else strip.colours[number] for number in strip.of]
+    for colour, run in groupby(colours):
         width = len(list(run))
-        if number != NOTHING:
-            colour = strip.colours[number]
+        if colour is not None:
             yield tag("rect", x=at or None, width=width, height=1, class_=colour)
         at += width
+
+
+def _bars(strip: Strip, heights: Sequence[float]) -> Iterable[Markup]:
+    """A bar for each column that holds something."""
+    for at, (number, height) in enumerate(zip(strip.of, heights, strict=True)):
+        if number != NOTHING:
+            long = round(height, 3)
+            look = strip.colours[number]
+            yield tag("rect", x=at, y=round(1 - long, 3), width=1, height=long, class_=look)

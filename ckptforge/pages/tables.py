@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ckptforge.pages.markup import Child, Markup, joined, tag
+from ckptforge.pages.markup import Child, Markup, breakable, joined, tag
 from ckptforge.wording import counted
 
 MOST = 500  # rows of a table, and elements of a list
+_FEW = 4  # files that are named, though they are alike
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Markup:
@@ -40,10 +42,14 @@ def table(
     lines = []
     for row, cells in enumerate(rows[:MOST]):
         first, *others = cells
-        inner = [tag("td", cell, class_=_number(i, numbers)) for i, cell in enumerate(others, 1)]
+        inner = [
+            tag("td", cell, class_=_number(i, numbers), data_t=titles[i] or None)
+            for i, cell in enumerate(others, 1)
+        ]
         key = keys[row] if keys else None
         marked = "bad" if row in bad else None
-        lines.append(tag("tr", tag("th", first, scope="row"), inner, data_key=key, class_=marked))
+        title = tag("th", breakable(first) if isinstance(first, str) else first, scope="row")
+        lines.append(tag("tr", title, inner, data_key=key, class_=marked))
     made = tag("table", tag("caption", caption), tag("thead", tag("tr", head)), tag("tbody", lines))
     rest = _rest(len(rows), "row")
     scroll = tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
@@ -54,7 +60,23 @@ def items(lines: Sequence[str]) -> Markup:
     """Sentences or names, one below the other."""
     if not lines:
         return Markup()
-    return joined(tag("ul", [tag("li", line) for line in lines[:MOST]]), _rest(len(lines), "line"))
+    return joined(
+        tag("ul", [tag("li", breakable(line)) for line in lines[:MOST]]), _rest(len(lines), "line")
+    )
+
+
+def paths(files: Sequence[str]) -> Markup:
+    """Files, those whose names differ in numbers alone in one line."""
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        alike.setdefault(re.sub(r"\d+", "#", file), []).append(file)
+    lines = []
+    for own in alike.values():
+        if len(own) < _FEW:
+            lines += own
+        else:
+            lines.append(f"{own[0]} … {own[-1]} ({counted(len(own), 'file')})")
+    return items(lines)
 
 
 def changes(titles: Sequence[str], rows: Mapping[str, Sequence[object]], caption: str) -> Markup:

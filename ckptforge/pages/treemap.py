@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ckptforge.pages.markup import Markup, tag
+from ckptforge.pages.markup import Markup, breakable, joined, tag
 from ckptforge.wording import size
 
 _RATIO = 2.4  # width by height of the whole
 _HUES, _STEP = 24, 7  # colours of the style, and how far neighbours are apart
-_ROOM = (9.0, 7.0)  # per cent of width and height that a name needs
+_ROOM = (16.0, 9.0)  # per cent of width and height that a name needs
+_MOST = 24  # kinds that the legend names
 
 
 class Tile(NamedTuple):
@@ -67,7 +68,7 @@ def treemap(sizes: dict[str, int], said: str) -> Markup:
         return Markup()
     total = sum(count for _, count in found)
     whole = Tile(0, 0, 100 * _RATIO, 100)
-    tiles = []
+    tiles, named = [], []
     for i, ((name, bytes_), tile) in enumerate(
         zip(found, squarified([count for _, count in found], whole), strict=True)
     ):
@@ -79,4 +80,9 @@ def treemap(sizes: dict[str, int], said: str) -> Markup:
         tight = tile.width / _RATIO < _ROOM[0] or tile.height < _ROOM[1]
         look = f"c{i * _STEP % _HUES}" + (" small" if tight else "")
         tiles.append(tag("li", text, style=place, class_=look, data_tip=text))
-    return tag("ul", tiles, class_="tree", aria_label=said)
+        if i < _MOST:
+            swatch = tag("i", class_=f"c{i * _STEP % _HUES}")
+            named.append(tag("li", swatch, " ", breakable(text)))
+    more = tag("li", f"… and {len(found) - _MOST:,} more") if len(found) > _MOST else None
+    picture = tag("ul", tiles, class_="tree", aria_hidden="true")
+    return joined(picture, tag("ul", named, more, class_="legend", aria_label=said))

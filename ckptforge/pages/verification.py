@@ -6,17 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ckptforge.pages.chart import Dot, Series, chart
 from ckptforge.pages.document import section
 from ckptforge.pages.markup import Markup, joined, tag
 from ckptforge.pages.strips import Strip, strip_table
 from ckptforge.pages.tables import facts, items, table
 from ckptforge.wording import counted
 
-_WIDTH, _HEIGHT, _LEFT = 720, 220, 60
-_LOW, _HIGH = -9.0, 1.0  # powers of ten that the chart reaches
+_SHADES = 6  # of the style, for more and more tokens
 
 Layer = Mapping[str, Any]
-Dot = tuple[int, float, str, bool]  # layer, error, what hovering says, whether it is fine
 
 
 def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
@@ -41,10 +40,12 @@ def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
         *found["notes"],
     ]
     reached = [layer for layer in layers if layer["reached"]]
+    routed = [layer for layer in layers if layer["least_margin"] is not None]
     return [
         section("What was computed", facts(about)),
         section("Error by layer", _errors(layers) if layers else None),
         section("Tokens by expert", _coverage(reached) if reached else None),
+        section("Router margins", _margins(routed) if routed else None),
         section("Experts that no token reached", items(found["unreached"])),
         section("Layers", _table(layers)),
         section("Notes", items(notes)),
@@ -57,60 +58,52 @@ def passed(layer: Layer) -> bool:
     return bool(worst <= layer["gate"] and not layer["flips_beyond"])
 
 
-def _y(value: float) -> float:
-    power = _HIGH if not math.isfinite(value) else math.log10(value) if value > 0 else _LOW
-    return round(10 + _HEIGHT * (_HIGH - min(max(power, _LOW), _HIGH)) / (_HIGH - _LOW), 1)
-
-
 def _errors(layers: Sequence[Layer]) -> Markup:
-    """The worst token of each layer on a logarithmic scale, with the tolerance as a line."""
+    """The worst token of each layer, and of its router, against the tolerance."""
     gate = layers[0]["gate"]
-    dots = [
-        (
-            one["layer"],
-            one["worst"],
-            f"{one['worst']:.2e}, tolerance {one['gate']:.0e}",
-            passed(one),
+    made = [Series(name="the layer's output", dots=_dots(layers, "worst"))]
+    if routed := [one for one in layers if one["least_margin"] is not None]:
+        made.append(Series(name="its router", dots=_dots(routed, "router"), look="ring"))
+    worst = max(layers, key=lambda one: one["worst"])
+    said = f"the largest is {worst['worst']:.1e}, of layer {worst['layer']}"
+    lead = tag("p", f"Relative L2 of the worst token by layer; {said}.")
+    return joined(lead, chart(made, said, gate))
+
+
+def _dots(layers: Sequence[Layer], key: str) -> list[Dot]:
+    return [
+        Dot(
+            layer=one["layer"],
+            value=one[key],
+            tip=f"{one[key]:.2e}, tolerance {one['gate']:.0e}",
+            fine=one[key] <= one["gate"],
         )
         for one in layers
     ]
-    return errors(dots, "Relative L2 of the worst token", gate)
 
 
-def errors(dots: Sequence[Dot], what: str, gate: float | None) -> Markup:
-    """A dot for each layer on a logarithmic scale, and a line at the tolerance `gate`, if any."""
-    step = _WIDTH / len(dots)
-    right = _LEFT + _WIDTH
-    scale = [
-        joined(
-            tag("line", x1=_LEFT, x2=right, y1=_y(10.0**n), y2=_y(10.0**n), class_="axis"),
-            tag("text", f"1e{n}", x=_LEFT - 6, y=_y(10.0**n) + 4, class_="label"),
+def _margins(layers: Sequence[Layer]) -> Markup:
+    """How close the closest choice of experts was in each layer."""
+    dots = [
+        Dot(
+            layer=one["layer"],
+            value=one["least_margin"],
+            tip=f"least margin {one['least_margin']:.2e}; {one['flips_within']:,} rerouted within "
+            f"it, {one['flips_beyond']:,} beyond",
+            fine=not one["flips_beyond"],
         )
-        for n in range(-8, 2, 2)
+        for one in layers
     ]
-    drawn = [
-        tag(
-            "circle",
-            cx=round(_LEFT + step * (k + 0.5), 1),
-            cy=_y(value),
-            r=5 if good else 8,
-            class_=f"dot {'' if good else 'failed'}",
-            data_tip=f"layer {layer}: {tip}",
-        )
-        for k, (layer, value, tip, good) in enumerate(dots)
-    ]
-    line, dashed = None, ""
-    if gate is not None:
-        at = _y(gate)
-        line = tag("line", x1=_LEFT, x2=right, y1=at, y2=at, class_="gate", stroke_dasharray="4")
-        dashed = "; the dashed line is the tolerance"
-    worst = max(dots, key=lambda dot: dot[1])
-    said = f"the largest error is {worst[1]:.1e}, of layer {worst[0]}"
-    box = f"0 0 {right + 10} {_HEIGHT + 20}"
-    return joined(
-        tag("p", f"{what}; {said}{dashed}."),
-        tag("svg", scale, line, drawn, viewBox=box, role="img", aria_label=said, class_="chart"),
+    least = min(dots, key=lambda dot: dot.value)
+    within, beyond = (sum(one[f"flips_{k}"] for one in layers) for k in ("within", "beyond"))
+    said = f"the least is {least.value:.1e}, of layer {least.layer}"
+    lead = (
+        "How far the last expert that was chosen is ahead of the first that wasn't, for the "
+        f"closest token of each layer; {said}. {counted(within, 'token')} would have chosen other "
+        f"experts where the choice was too close to tell, {counted(beyond, 'token')} elsewhere, "
+        "which is a failure."
     )
+    return joined(tag("p", lead), chart([Series(name="least margin", dots=dots)], said))
 
 
 def _coverage(layers: Sequence[Layer]) -> Markup:
@@ -129,14 +122,20 @@ def _coverage(layers: Sequence[Layer]) -> Markup:
                     f"{none} without",
                 ),
                 tips=[counted(count, "token") for count in counts],
-                colours=[f"h{math.ceil(6 * n / most) + 1}" if n else "none" for n in counts],
+                colours=[f"t{math.ceil(_SHADES * n / most)}" if n else "none" for n in counts],
                 of=range(experts),
                 said=f"layer {layer['layer']}: {none} of {experts} experts without tokens",
             )
         )
     titles = ("layer", "tokens", "experts", f"experts 0 to {experts - 1}")
     names = [f"expert {n}" for n in range(experts)]
-    return strip_table(titles, strips, names, "Tokens that reached each expert", "experts")
+    shades = [
+        tag("span", f"{math.ceil(most * n / _SHADES):,}", class_=f"key t{n}")
+        for n in range(1, _SHADES + 1)
+    ]
+    legend = tag("p", "Tokens, up to ", shades, " ", tag("span", "none", class_="key none"))
+    table_ = strip_table(titles, strips, names, "Tokens that reached each expert", "experts")
+    return joined(legend, table_)
 
 
 def _table(layers: Sequence[Layer]) -> Markup:

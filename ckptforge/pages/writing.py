@@ -11,7 +11,7 @@ from ckptforge.pages.inspection import kinds_table
 from ckptforge.pages.kinds import key_of, kinds_of_parts, sizes_by_name
 from ckptforge.pages.markup import Markup, joined, tag
 from ckptforge.pages.shard_map import shard_map
-from ckptforge.pages.tables import changes, facts, items, table
+from ckptforge.pages.tables import changes, facts, items, paths, table
 from ckptforge.pages.treemap import treemap
 from ckptforge.wording import counted, size
 
@@ -35,7 +35,7 @@ def sections(found: Found) -> Sequence[Markup | None]:
         section("Casts", _casts(found["casts"])),
         section("Left out", _left_out(found["left_out"])),
         section("Tensors", kinds_table(kinds_of_parts(parts))),
-        section("Files", items(found["files"])),
+        section("Files", paths(found["files"])),
     ]
 
 

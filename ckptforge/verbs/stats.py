@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import asdict
 
 from ckptforge.reading.source import Source
 from ckptforge.verbs.choices import budget_of
@@ -16,7 +18,7 @@ from ckptforge.verbs.public import verb
 from ckptforge.wording import brief, counted
 
 if TYPE_CHECKING:
-    from ckptforge.examine.statistics import Moments
+    from ckptforge.examine.statistics import Bin, Moments
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,16 @@ class TensorFigures:
 @dataclass(frozen=True, repr=False)
 class Statistics:
     """What `stats` found: figures by the name of a tensor and by kind, which is the mapping's name
-    where a mapping knows the model, else the tensors' name with its numbers as #. `skipped` are
-    tensors of no plain numbers."""
+    where a mapping knows the model, else the tensors' name with its numbers as #. `histograms`
+    are those of the kinds, with a bin for each power of two. `skipped` are tensors of no plain
+    numbers."""
 
     path: Path
     model: str | None
     layout: str | None
     tensors: Mapping[str, TensorFigures]
     kinds: Mapping[str, Figures]
+    histograms: Mapping[str, Sequence[Bin]]
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -81,7 +85,10 @@ class Statistics:
                 }
                 for name, one in self.tensors.items()
             },
-            "kinds": {name: dict(vars(one)) for name, one in self.kinds.items()},
+            "kinds": {
+                name: {**vars(one), "histogram": [asdict(bin_) for bin_ in self.histograms[name]]}
+                for name, one in self.kinds.items()
+            },
             "skipped": list(self.skipped),
             "notes": list(self.notes),
         }
@@ -101,15 +108,15 @@ def stats(options: Stats) -> Statistics:
 
     opened = opened_as(options)
     values = opened.as_model.values
-    found = moments(values, budget_of(options), options.progress)
-    kinds = _kinds(opened.source) if opened.source is not None else {}
+    known = _kinds(opened.source) if opened.source is not None else {}
+    kinds = {name: known.get(name, value.kind) for name, value in values.items()}
+    found, histograms = moments(values, kinds, budget_of(options), options.progress)
     by_kind: dict[str, list[Moments]] = {}
     tensors = {}
     for name, one in found.items():
         value = values[name]
-        kind = kinds.get(name, value.kind)
-        by_kind.setdefault(kind, []).append(one)
-        tensors[name] = TensorFigures(kind, value.dtype.name, value.shape, _figures(one, 1))
+        by_kind.setdefault(kinds[name], []).append(one)
+        tensors[name] = TensorFigures(kinds[name], value.dtype.name, value.shape, _figures(one, 1))
     opened.close()
     return Statistics(
         path=options.source,
@@ -117,6 +124,7 @@ def stats(options: Stats) -> Statistics:
         layout=opened.layout,
         tensors=tensors,
         kinds={kind: _figures(together(all_), len(all_)) for kind, all_ in by_kind.items()},
+        histograms=histograms,
         skipped=tuple(name for name in values if name not in found),
         notes=opened.notes,
     )
