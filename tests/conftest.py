@@ -16,3 +16,15 @@ settings.register_profile(
     derandomize=bool(os.environ.get("CI")),
 )
 settings.load_profile("ckptforge")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How soon the pages that were opened in a browser could be used: shown, as it is the
+    machine's time."""
+    for report in terminalreporter.getreports("passed"):
+        found = dict(report.user_properties)
+        if report.when == "call" and "interactive" in found:
+            terminalreporter.write_line(
+                f"{found['page']}: {found['bytes']:,} bytes, interactive in "
+                f"{found['interactive']:,} ms"
+            )

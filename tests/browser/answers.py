@@ -59,6 +59,11 @@ MIXTRAL_NARROW = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
+JOB = {"enable_parallel_optimizer": True}
+MIXTRAL_JOB = {**JOB, "data_parallel": 64, "model_parallel": 8, "expert_parallel": 8}
+MIXTRAL_JOB |= {"pipeline_stage": 2}
+DEEPSEEK_JOB = {**JOB, "data_parallel": 128, "model_parallel": 2, "expert_parallel": 64}
+DEEPSEEK_JOB |= {"pipeline_stage": 4, "offset": [0, 0, 0, 1]}
 DEEPSEEK_NARROW = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -154,7 +159,8 @@ class Answers:
 
     @cached_property
     def changed(self) -> Path:
-        """The narrow model with more noise from layer to layer, a transposed matrix and a NaN."""
+        """The narrow model with noise that grows from layer to layer, a matrix upside down, one
+        twice as large, and a NaN."""
         path = self.work / "changed"
         shutil.copytree(self.narrow, path)
         for file in sorted(path.glob("*.safetensors")):
@@ -165,6 +171,13 @@ class Answers:
         path = self.work / f"{name}.json"
         path.write_text(json.dumps(content))
         return path
+
+
+def answers(work: Path) -> dict[str, Answers]:
+    """Those about both models."""
+    mixtral = Answers(work / "Mixtral-8x7B", "mixtral", MIXTRAL, MIXTRAL_NARROW, MIXTRAL_JOB)
+    deepseek = Answers(work / "DeepSeek-V3", "deepseek_v3", DEEPSEEK, DEEPSEEK_NARROW, DEEPSEEK_JOB)
+    return {"mixtral": mixtral, "deepseek": deepseek}
 
 
 def _change(file: Path) -> None:
@@ -217,4 +230,5 @@ NAMES: dict[str, Callable[[Answers], tuple[list[object], int]]] = {
     "compare": lambda a: (["compare", a.narrow, a.changed], 1),
     "compare-manifest": lambda a: (["compare", a.mindspore], 0),
     "verify": lambda a: (["verify", a.narrow, a.mindspore, "--tokens", "64"], 0),
+    "verify-two": lambda a: (["verify", a.narrow, a.changed, "--tokens", "16"], 1),
 }
