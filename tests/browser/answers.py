@@ -2,7 +2,7 @@
 ranks.
 
 What needs headers alone has them at full size, in files that are holes. What reads numbers
-(`compare`, `stats`, `verify`) has all layers and experts, made narrow.
+(`compare`, `stats`, `verify`) has all layers, made narrow.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ DEEPSEEK_NARROW = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "moe_intermediate_size": 8,
+    "n_routed_experts": 32,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "vocab_size": 256,
@@ -144,7 +145,7 @@ class Answers:
 
     @cached_property
     def narrow(self) -> Path:
-        """A narrow model with all layers and experts."""
+        """A narrow model with all layers."""
         path = self.work / "narrow"
         write_model(path, self.table, self.narrow_config, dtype="float32")
         return path
