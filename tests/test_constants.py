@@ -18,6 +18,7 @@ from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import parse_table
 from ckptforge.tables.rope import Rope, nearly_equal, rope_parameters, rotation
 from ckptforge.tables.shipped import shipped_tables
+from ckptforge.tables.sizes import AxisSizes
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import transformers_config
 
@@ -390,6 +391,32 @@ def test_those_edits_change_the_logits_of_transformers(logits, name, edit):
 @pytest.mark.parametrize(("name", "edit"), KEEPING, ids=str)
 def test_those_edits_do_not_change_the_logits_of_transformers(logits, name, edit):
     assert logits(name, edit) < 1e-7
+
+
+@pytest.mark.parametrize("model_type", TABLES)
+def test_a_head_is_as_long_as_transformers_takes_it(model_type):
+    """Where config.json leaves head_dim out, and where it is null."""
+    transformers = pytest.importorskip("transformers")
+    from huggingface_hub.errors import StrictDataclassError
+
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip("transformers has no class for it")
+    table, kind = TABLES[model_type], transformers.CONFIG_MAPPING[model_type]
+    kind = kind.sub_configs.get("text_config", kind) if kind.sub_configs else kind
+    if "d" not in table.axes:
+        pytest.skip("latent attention has other lengths")
+    heads = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}
+    for config in (heads, {**heads, "head_dim": None}, {**heads, "head_dim": 20}):
+        try:
+            made = kind(**config)
+        except StrictDataclassError:  # null is nothing that transformers reads
+            assert config["head_dim"] is None
+            continue
+        # as their attention asks for it
+        expected = getattr(made, "head_dim", None) or 96 // 3
+        sizes = AxisSizes()
+        sizes.learn_config(table, {"model_type": model_type, **config}, "config.json")
+        assert sizes.get("d") == expected, config
 
 
 @pytest.mark.parametrize("model_type", TABLES)

@@ -67,7 +67,7 @@ def _wrong_numbers(table: Table, config: Config, after: Lengths) -> Iterator[str
 def _says(table: Table, axis: str, config: Config) -> int | None:
     """The length of an axis by a config.json; None where it says none, or none that is whole."""
     try:
-        return table.axes[axis].evaluate(config, "")
+        return table.axes[axis].evaluate(table.constants.with_lengths(config), "")
     except CkptforgeError:
         return None
 

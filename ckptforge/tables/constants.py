@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 Found = dict[str, tuple[Any, Any]]
 
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _ABSENT = object()
 _MAX_KEYS = 64
 _SLIDING, _FULL = "sliding_attention", ("full_attention", "attention")
@@ -56,11 +58,13 @@ class WindowRow(msgspec.Struct, frozen=True):
 
 
 class ModelConstants(msgspec.Struct, frozen=True):
-    """What models of one model_type compute with: keys of config.json, with defaults."""
+    """What models of one model_type compute with: keys of config.json, with defaults, and
+    `lengths` that an absent key of an axis has."""
 
     defaults: Values
     rope: Rope | None = None
     window: WindowRow | None = None
+    lengths: Values = msgspec.field(default_factory=dict)
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -90,6 +94,11 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     by_model_type: Mapping[str, ModelConstants] = msgspec.field(default_factory=dict)
     defaults_from: str = ""
 
+    def with_lengths(self, config: Values) -> Values:
+        """A config.json that names its model_type, with the lengths that it doesn't say."""
+        found = self.by_model_type.get(str(config.get("model_type")))
+        return {**found.lengths, **config} if found is not None and found.lengths else config
+
     def of(self, config: Values) -> ModelConstants | None:
         """Those of the model_type, else of the class in `architectures`, else the first."""
         if (named := self.by_model_type.get(str(config.get("model_type")))) is not None:
@@ -117,8 +126,16 @@ def make_constants(file: TableFile) -> Constants:
             written = file.rope
             dim = Expression(written.dim)
             rope = Rope(dim, written.scales_softmax, written.rotated, written.types)
-    types, windows = file.defaults.items(), file.window
-    by_model_type = {n: ModelConstants(values, rope, windows.get(n)) for n, values in types}
+    keys = {key for text in file.axes.values() for key in _WORD.findall(str(text))}
+    by_model_type = {
+        name: ModelConstants(
+            {key: value for key, value in values.items() if key not in keys},
+            rope,
+            file.window.get(name),
+            {key: value for key, value in values.items() if key in keys},
+        )
+        for name, values in file.defaults.items()
+    }
     return Constants(listed=listed, by_model_type=by_model_type, defaults_from=file.defaults_from)
 
 
@@ -193,7 +210,11 @@ def _parameters_of(side: Used) -> Mapping[str, Any]:
 def _rotation_of(side: Used) -> Callable[[Values], Any]:
     rope = side.constants.rope
     try:
-        dim = None if rope is None else rope.dim.evaluate(side.config, "config.json")
+        dim = (
+            None
+            if rope is None
+            else rope.dim.evaluate({**side.constants.lengths, **side.config}, "config.json")
+        )
     except ConfigError:
         dim = None
     return lambda parameters: None if rope is None else rotation(parameters, dim, rope)

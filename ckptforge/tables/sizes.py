@@ -46,6 +46,7 @@ class AxisSizes:
 
     def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
         """Learns what config.json says. Raises `ConfigError` for a length of 0 in a shape."""
+        config = table.constants.with_lengths(config)
         for axis, expression in table.axes.items():
             size = None if expression.may_be_none else expression.evaluate(config, where)
             if size == 0 and axis not in table.counted:
