@@ -9,6 +9,7 @@ factored axes are all grids.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import mul
 
 Box = tuple[tuple[int, int], ...]
 
@@ -33,7 +34,7 @@ def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 def dot(a: Sequence[int], b: Sequence[int]) -> int:
     """The sum of their products: with strides, the flat element of an index."""
-    return sum(x * y for x, y in zip(a, b, strict=True))
+    return sum(map(mul, a, b))
 
 
 def index_in(strides: Sequence[int], flat: int) -> tuple[int, ...]:

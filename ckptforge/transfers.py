@@ -156,10 +156,19 @@ def _run_by_run(transfer: Transfer, shape: Sequence[int], box: Box) -> Iterator[
             yield replace(sub, source=sub.source - lo - transfer.source + start)
 
 
-@lru_cache(maxsize=1 << 14)
 def within_target(transfer: Transfer, shape: tuple[int, ...], box: Box) -> tuple[Transfer, ...]:
-    """`within_source` for the target side; the parts come out ordered. Kept, as layers and replicas
-    are cut alike."""
+    """`within_source` for the target side; the parts come out ordered."""
+    if not box or not (row := math.prod(shape[1:])) or not (start := transfer.target // row):
+        return _within_target(transfer, shape, box)
+    # the parts are counted from the box's start: they are the same wherever both lie along axis 0
+    (lo, hi), *others = box
+    moved = replace(transfer, target=transfer.target - start * row)
+    return _within_target(moved, shape, ((lo - start, hi - start), *others))
+
+
+@lru_cache(maxsize=1 << 14)
+def _within_target(transfer: Transfer, shape: tuple[int, ...], box: Box) -> tuple[Transfer, ...]:
+    """Kept, as layers, experts and replicas are cut alike."""
     return tuple(
         part.reversed().ordered() for part in within_source(transfer.reversed(), shape, box)
     )

@@ -248,13 +248,16 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def whole(self) -> Stored | None:
         """The stored tensor that it is as it is; None where there is more to it."""
-        fragment = next(self.fragments, None)
-        made = fragment is None or fragment.steps or len(self.terms) > 1
-        if fragment is None or made or self.encoding is not None:
+        if len(self.terms) != 1 or self.encoding is not None:
             return None
-        stored, whole = fragment.stored, fragment.transfer == whole_transfer(self.shape)
-        same = (stored.dtype, stored.shape) == (self.dtype, self.shape)
-        return stored if same and whole and self.terms[0].weight == 1 else None
+        (term,) = self.terms
+        if not term.fragments or term.weight != 1:
+            return None
+        fragment = term.fragments[0]
+        stored, whole = fragment.stored, whole_transfer(self.shape)
+        if fragment.steps or stored.shape != self.shape or stored.dtype.name != self.dtype.name:
+            return None
+        return stored if fragment.transfer is whole or fragment.transfer == whole else None
 
     def map(self, change: Callable[[Fragment], Fragment]) -> Value:
         """The value with each of its fragments changed."""

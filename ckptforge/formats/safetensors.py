@@ -96,7 +96,8 @@ def _checksum(path: Path, metadata: Mapping[str, str], entries: list[Stored]) ->
 def ordered(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
     """The order in which the safetensors library itself would lay these tensors out, which keeps
     them aligned."""
-    return sorted(tensors, key=lambda tensor: (ORDER.index(_stored_dtype(tensor)), tensor.name))
+    places = {dtype: place for place, dtype in enumerate(ORDER)}
+    return sorted(tensors, key=lambda tensor: (places[_stored_dtype(tensor)], tensor.name))
 
 
 def _stored_dtype(tensor: TensorSpec) -> str:
@@ -136,7 +137,7 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, st
     data = 8 + len(raw)
     places = {}
     for tensor in tensors:
-        at = data + header[tensor.name]["data_offsets"][0]
-        places[tensor.name] = tensor.placed(path, Extent(0, at, tensor.nbytes))
+        first, last = header[tensor.name]["data_offsets"]
+        places[tensor.name] = tensor.placed(path, Extent(0, data + first, last - first))
     literals = ((0, len(raw).to_bytes(8, "little") + raw),)
     return OutputFile(path=path, size=data + begin, literals=literals, places=places)

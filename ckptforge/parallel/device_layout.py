@@ -144,24 +144,34 @@ Stage = dict[str, DeviceLayout]  # parameter → layout
 @lru_cache(maxsize=1 << 14)
 def _box(layout: DeviceLayout, full: tuple[int, ...], device: int) -> Box:
     """Kept, as the tensors of many layers are cut alike."""
-    part = layout.shape_of_parts(full)
-    if part is None:
-        raise ValueError(f"{full} can't be cut by {layout}")
-    coordinates = []
-    for size in reversed(layout.device_matrix):
+    part, unused, optimizer_parts = _cutting(layout, full)
+    matrix, coordinates = layout.device_matrix, []
+    for size in reversed(matrix):
         device, coordinate = divmod(device, size)
         coordinates.append(coordinate)  # numbered from the right, as the tensor map does
-    used = {axis for axes in layout.tensor_map for axis in axes}
     replica = 0
-    for axis in range(len(layout.device_matrix) - 1, -1, -1):
-        if axis not in used:
-            replica = replica * layout.device_matrix[-1 - axis] + coordinates[axis]
+    for axis in unused:
+        replica = replica * matrix[-1 - axis] + coordinates[axis]
     box = []
     for i, (axes, length) in enumerate(zip(layout.tensor_map, part, strict=True)):
         index = 0
         for axis in axes:
-            index = index * layout.device_matrix[-1 - axis] + coordinates[axis]
+            index = index * matrix[-1 - axis] + coordinates[axis]
         if i == 0:
-            index = index * layout.optimizer_parts + replica % layout.optimizer_parts
+            index = index * optimizer_parts + replica % optimizer_parts
         box.append((index * length, (index + 1) * length))
     return tuple(box)
+
+
+@lru_cache(maxsize=1 << 10)
+def _cutting(
+    layout: DeviceLayout, full: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """(shape of every part, the device axes that hold replicas, the major one first, into how many
+    parts optimizer sharding cuts a slice), the same for all devices."""
+    part = layout.shape_of_parts(full)
+    if part is None:
+        raise ValueError(f"{full} can't be cut by {layout}")
+    used = {axis for axes in layout.tensor_map for axis in axes}
+    axes = range(len(layout.device_matrix) - 1, -1, -1)
+    return part, tuple(axis for axis in axes if axis not in used), layout.optimizer_parts

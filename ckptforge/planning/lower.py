@@ -7,9 +7,11 @@ its kinds and its files, and not for the tensors of all ranks.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from itertools import accumulate, islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -65,6 +67,9 @@ class Assemblies:
         self.outputs = tuple(placed.file for placed in files)
         self._kinds = _Kinds(values)
         self._cuts: dict[tuple[int, Box], list[Cut]] = {}
+        self._is_in_families = False
+        self._proved: set[tuple[int, Box | None]] = set()
+        self._own_proved: set[object] = set()
 
     def __iter__(self) -> Iterator[Assembly]:
         return (made for number in range(len(self.files)) for made in self.of(number))
@@ -91,39 +96,49 @@ class Assemblies:
             )
             for one in made
         }
+        self.prove([number])
         file = self.files[number].file
         places = {one.place.name: one.place for one in made}
         parts = [Part((one.place.name,), None, one.replica) for one in made]
         run = replace(file, places=places, literals=(), seals=())
         return Assemblies(values, (PlacedFile(run, tuple(parts)),))
 
-    def prove(self) -> Assemblies:
-        """The same, of which it is known which parts an earlier file holds, and each kind is proved
-        once. Raises `PlanError`."""
+    def in_families(self) -> Assemblies:
+        """The same, with parts of one kind each, of which it is known which an earlier file
+        holds."""
         boxed = [placed for placed in self.files if placed.own is None]
         families = self._kinds.families({part.names for one in boxed for part in one.parts})
-        known: set[object] = set()
         met: dict[Part, Part] = {}
-        proved: set[tuple[int, Box | None]] = set()
         files = []
         for placed in self.files:
+            if placed.own is None:
+                parts = []
+                for part in placed.parts:
+                    for names in families[part.names]:
+                        own = Part(names, part.box)
+                        parts.append(met.get(own, own))
+                        met[own] = replace(own, replica=True)
+                placed = replace(placed, parts=tuple(parts))
+            files.append(placed)
+        self.files, self._is_in_families = tuple(files), True
+        return self
+
+    def prove(self, numbers: Iterable[int] | None = None) -> Assemblies:
+        """The same, of which some files are proved, all unless it is said which: each kind once.
+        Raises `PlanError`."""
+        if not self._is_in_families:
+            self.in_families()
+        for number in range(len(self.files)) if numbers is None else numbers:
+            placed = self.files[number]
             if placed.own is not None:
-                _prove_own(placed, known)
-                files.append(placed)
+                _prove_own(placed, self._own_proved)
                 continue
-            parts = []
             for part in placed.parts:
-                for names in families[part.names]:
-                    own = Part(names, part.box)
-                    parts.append(met.get(own, own))
-                    met[own] = replace(own, replica=True)
-                    kind = self._kinds.number(names[0]), part.box
-                    if kind not in proved:
-                        proved.add(kind)
-                        place = placed.file.places[names[0]]
-                        prove_filled(self._assembly(own, names[0], place))
-            files.append(replace(placed, parts=tuple(parts)))
-        self.files = tuple(files)
+                kind = self._kinds.number(part.names[0]), part.box
+                if kind not in self._proved:
+                    self._proved.add(kind)
+                    place = placed.file.places[part.names[0]]
+                    prove_filled(self._assembly(part, part.names[0], place))
         return self
 
     def _assembly(
@@ -160,24 +175,25 @@ class _Kinds:
         self._values = values
         self._numbers: dict[str, int] = {}
         self._known: dict[object, int] = {}
-        self._reach: dict[int, list[list[tuple[int, int]]]] = {}
+        self._same: dict[object, int] = {}  # of the very same transfers
+        self._reach: dict[int, list[Reach]] = {}
 
     def number(self, name: str) -> int:
         """The kind of a value."""
         found = self._numbers.get(name)
         if found is None:
             value = self._values[name]
-            kind = _kind_of(value)
-            found = self._numbers[name] = self._known.setdefault(kind, len(self._known))
-            if found not in self._reach:
-                self._reach[found] = [
-                    [(one.transfer.target, one.transfer.last_target) for one in term.fragments]
-                    for term in value.terms
-                ]
+            same = _same_as(value)
+            if (found := self._same.get(same)) is None:
+                kind = _kind_of(value)
+                found = self._same[same] = self._known.setdefault(kind, len(self._known))
+                if found not in self._reach:
+                    self._reach[found] = [Reach.of(term) for term in value.terms]
+            self._numbers[name] = found
         return found
 
-    def reach(self, kind: int) -> list[list[tuple[int, int]]]:
-        """For each fragment of each term the first and last flat element that it fills."""
+    def reach(self, kind: int) -> list[Reach]:
+        """How far the fragments of each term reach."""
         return self._reach[kind]
 
     def families(
@@ -212,6 +228,17 @@ def _prove_own(placed: PlacedFile, known: set[object]) -> None:
             prove_filled(assembly)
 
 
+def _same_as(value: Value) -> object:
+    """What two values of a kind have in common that were made together: the very same transfers,
+    which are told apart faster by identity than by what they hold. Good as long as the values."""
+    found: list[object] = [value.shape, id(value.encoding)]
+    for term in value.terms:
+        found.append(term.fill)
+        for one in term.fragments:
+            found += one.stored.shape, id(one.transfer)
+    return tuple(found)
+
+
 def _kind_of(value: Value) -> object:
     encoding = None if value.encoding is None else value.encoding.identity()
     return value.shape, encoding, *map(_kind_of_term, value.terms)
@@ -221,13 +248,34 @@ def _kind_of_term(term: Term) -> object:
     return term.fill, tuple((one.stored.elements, one.transfer) for one in term.fragments)
 
 
-def _cut(term: Term, reach: Sequence[tuple[int, int]], shape: tuple[int, ...], box: Box) -> Cut:
+class Reach(NamedTuple):
+    """Which flat elements the fragments of a term fill: their numbers in the order of the `first`
+    one, and the furthest that each of them or one before it reaches."""
+
+    order: list[int]
+    first: list[int]
+    furthest: list[int]
+
+    @classmethod
+    def of(cls, term: Term) -> Reach:
+        """That of a term's fragments."""
+        transfers = [one.transfer for one in term.fragments]
+        order = sorted(range(len(transfers)), key=lambda i: transfers[i].target)
+        furthest = accumulate((transfers[i].last_target for i in order), max)
+        return cls(order, [transfers[i].target for i in order], list(furthest))
+
+    def between(self, start: int, stop: int) -> list[int]:
+        """The fragments that may fill elements from `start` to `stop`, in their order."""
+        last = bisect_right(self.first, stop)
+        return sorted(self.order[bisect_left(self.furthest, start) : last])
+
+
+def _cut(term: Term, reach: Reach, shape: tuple[int, ...], box: Box) -> Cut:
     strides = row_major_strides(shape)
     start, stop = dot([lo for lo, _ in box], strides), dot([hi - 1 for _, hi in box], strides)
     return [
         (i, part)
-        for i, (first, last) in enumerate(reach)
-        if first <= stop and start <= last
+        for i in reach.between(start, stop)
         for part in within_target(term.fragments[i].transfer, shape, box)
     ]
 

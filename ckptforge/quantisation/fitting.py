@@ -9,20 +9,47 @@ from ckptforge.quantisation.method import Method
 from ckptforge.spelling import option
 from ckptforge.steps.grid import Grid
 from ckptforge.steps.scaled import Scaled
-from ckptforge.tables.companions import offset_of, scale_of
+from ckptforge.tables.companions import offset_of
 from ckptforge.values import Stored
 
 ADVICE = "Take the model before it was quantised, or dequantise it with the program that did it."
 
 
 def scaled_of(
-    tensors: Mapping[str, Stored], name: str, method: Method | None, where: str
+    tensors: Mapping[str, Stored], scales: Mapping[str, str], method: Method | None, where: str
+) -> dict[str, Scaled]:
+    """The steps for weights, each with the name of its scales beside it; `where` names config.json.
+    Raises `QuantisedError` for one that can't be undone, `FormatError` for scales that don't fit
+    it, and `ConfigError` where nothing says how large a block is."""
+    found: dict[str, Scaled] = {}
+    alike: dict[
+        object, Scaled
+    ] = {}  # what dtypes and shapes say is found once for all that share them
+    types = {} if method is None else method.types
+    for name, of in scales.items():
+        entry, scale = tensors[name], tensors[of]
+        offset = None if (beside := offset_of(name, tensors)) is None else tensors[beside]
+        told = None if offset is None else (offset.dtype.name, offset.shape)
+        kinds = entry.dtype.name, entry.shape, scale.dtype.name, scale.shape
+        key = kinds, told, types.get(name)
+        if (known := alike.get(key)) is None:
+            known = alike[key] = _fitted(entry, scale, offset, method, where, name)
+        found[name] = Scaled(
+            scale=Grid(stored=scale, exponents=known.scale.exponents),
+            block=known.block,
+            offset=None if offset is None else Grid(stored=offset),
+        )
+    return found
+
+
+def _fitted(
+    entry: Stored,
+    scale: Stored,
+    offset: Stored | None,
+    method: Method | None,
+    where: str,
+    name: str,
 ) -> Scaled:
-    """The step for a weight with scales beside it; `where` names config.json. Raises
-    `QuantisedError` for one that can't be undone, `FormatError` for scales that don't fit it, and
-    `ConfigError` where nothing says how large a block is."""
-    entry, scale = tensors[name], tensors[str(scale_of(name, tensors))]
-    offset = None if (found := offset_of(name, tensors)) is None else tensors[found]
     _check_codes(entry, scale, method, name)
     exponents = method is not None and method.are_exponents(name) and scale.dtype.name == "uint8"
     if not (scale.dtype.floating or scale.dtype.name == "float8_e8m0" or exponents):

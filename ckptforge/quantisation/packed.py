@@ -51,22 +51,31 @@ def value_of_codes(
     """A value of `shape` that all of a tensor's numbers make, after these steps; its dtype is that
     of the numbers. Without a `transfer` they lie in their order, and where the last step has many
     scales, it is made of several parts."""
-    *others, last = steps
-    if transfer is None and isinstance(last, Scaled):
-        row = codes.elements // max(codes.shape[0], 1)
-        fragments = [
-            Fragment(
-                part,
-                replace(whole_transfer(part.shape), target=first * row),
-                (*others, scaled),
-            )
-            for first, part, scaled in in_parts(codes, last)
-        ]
+    if transfer is None and isinstance(steps[-1], Scaled):
+        fragments = fragments_of_codes(codes, *steps)
     else:
         whole = whole_transfer(shape) if transfer is None else transfer
-        fragments = [Fragment(codes, whole.ordered(), steps)]
-    term = Term(fragments=tuple(fragments))
+        fragments = (Fragment(codes, whole.ordered(), steps),)
+    term = Term(fragments=fragments)
     return Value(dtype=fragments[0].dtype, shape=shape, terms=(term,), kind=kind_of(name))
+
+
+def fragments_of_codes(codes: Stored, *steps: Step) -> tuple[Fragment, ...]:
+    """All of a tensor's numbers in their order after these steps, of which the last has scales: in
+    several parts where it has many."""
+    *others, last = steps
+    assert isinstance(last, Scaled)
+    row = codes.elements // max(codes.shape[0], 1) if codes.shape else 1
+    return tuple(
+        Fragment(
+            part,
+            replace(whole_transfer(part.shape), target=first * row)
+            if first
+            else whole_transfer(part.shape),
+            (*others, scaled),
+        )
+        for first, part, scaled in in_parts(codes, last)
+    )
 
 
 def strided(shape: tuple[int, ...], source: tuple[int, ...], target: tuple[int, ...]) -> Transfer:

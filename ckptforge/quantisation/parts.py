@@ -28,15 +28,19 @@ def rows_of(stored: Stored, first: int, last: int) -> Stored:
 def in_parts(stored: Stored, scaled: Scaled) -> Iterator[tuple[int, Stored, Scaled]]:
     """(first index along the first axis, the part from there, its scales) of a tensor that has more
     scales than are held at a time, in whole blocks; else all of it."""
+    most = scaled.scale.stored.elements
+    if most <= _MOST:
+        yield 0, stored, scaled
+        return
     grids = [grid.stored for grid in scaled.grids]
-    step, most = scaled.block[0] if scaled.block else 1, grids[0].elements
+    step = scaled.block[0] if scaled.block else 1
     alike = all(
         grid.shape and grid.shape[0] == -(-stored.shape[0] // step) and grid.dtype.per_byte == 1
         for grid in grids
         if stored.shape
     )
     plain = alike and not any(grid.axes for grid in scaled.grids) and len(stored.shape) > 1
-    if most <= _MOST or not plain:
+    if not plain:
         yield 0, stored, scaled
         return
     each = max(1, _MOST * grids[0].shape[0] // most)  # blocks along the first axis

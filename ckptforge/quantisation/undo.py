@@ -17,11 +17,11 @@ from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
 from ckptforge.quantisation.fitting import ADVICE, described, not_undone, scaled_of
 from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
-from ckptforge.quantisation.packed import Packed, value_of_codes
+from ckptforge.quantisation.packed import Packed, fragments_of_codes
 from ckptforge.spelling import command, option
 from ckptforge.steps.scaled import Scaled
 from ckptforge.tables.companions import is_of_activations, kind_of, scale_of, writer_of
-from ckptforge.values import Stored, Value
+from ckptforge.values import Stored, Term, Value
 from ckptforge.wording import counted
 
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")
@@ -57,18 +57,19 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     for name in gone:
         tensors.pop(name, None)
     codes = (n for n, one in tensors.items() if method or one.dtype.name in _EIGHT_BITS)
-    weights = [name for name in codes if scale_of(name, tensors) is not None]
+    scales = {name: scale for name in codes if (scale := scale_of(name, tensors)) is not None}
+    weights = list(scales)
     if weights or (method is not None and method.codes):
         _refuse_without_scales(tensors, method, weights)
     if not weights and not packed:
         note = () if method is None else (f"{method.where} says {method.name}, {_NONE}.",)
         return Undone(model.noting(*note))
-    scales = {str(scale_of(name, tensors)) for name in weights}
-    _refuse_cut(model, [n for n in (*weights, *scales) if model.values[n].whole is None])
+    both = (*weights, *dict.fromkeys(scales.values()))
+    _refuse_cut(model, [name for name in both if model.values[name].whole is None])
     dtype = _dtype_of(config)
-    steps = {name: scaled_of(tensors, name, method, where) for name in weights}
+    steps = scaled_of(tensors, scales, method, where)
     beside = frozenset(tensor.name for step in steps.values() for tensor in step.inputs)
-    undone = {name: _undone(name, model.values[name], step, dtype) for name, step in steps.items()}
+    undone = {name: _undone(model.values[name], step, dtype) for name, step in steps.items()}
     undone |= {one.name: replace(one.value, dtype=dtype) for one in packed}
     values = _in_place(model.values, undone, packed)
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
@@ -115,9 +116,9 @@ def _packed_notes(packed: Sequence[Packed], method: Method | None) -> Iterator[s
         yield f"{counted(count, 'weight', 'are')} stored in {what}{by}: computed in float32."
 
 
-def _undone(name: str, value: Value, step: Scaled, dtype: DType) -> Value:
-    made = value_of_codes(name, value.origin, value.shape, None, step)
-    return replace(made, dtype=dtype, kind=value.kind)
+def _undone(value: Value, step: Scaled, dtype: DType) -> Value:
+    term = Term(fragments=fragments_of_codes(value.origin, step))
+    return Value(dtype=dtype, shape=value.shape, terms=(term,), kind=value.kind)
 
 
 def _refuse_unread(path: Path, names: Mapping[str, Stored], method: Method | None) -> None:
@@ -181,10 +182,12 @@ def _notes(
     tensors: Mapping[str, Stored], scaled: Mapping[str, Scaled], method: Method | None
 ) -> Iterator[str]:
     """A sentence for each kind of scales."""
-    kinds = Counter(
-        (_kind(tensors[name].shape, one.block), one.offset is not None)
-        for name, one in scaled.items()
+    alike = Counter(
+        [(tensors[name].shape, one.block, one.offset is not None) for name, one in scaled.items()]
     )
+    kinds = Counter[tuple[str, bool]]()
+    for (shape, block, shifted), count in alike.items():
+        kinds[_kind(shape, block), shifted] += count
     by = "" if method is None else f" ({method.name})"
     for (kind, shifted), count in kinds.items():
         formula = "(value - offset) × scale" if shifted else "value × scale"

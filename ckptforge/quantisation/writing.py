@@ -91,11 +91,12 @@ def quantised(
     chosen = _chosen(model, table, layout, wishes)
     values: dict[str, Value] = {}
     types: dict[str, str] = {}
+    encoded: Encodings = {}
     for name, value in model.values.items():
         if name not in chosen:
             values[name], types[name] = value, "FLOAT"
             continue
-        made = _encoded(name, value, code)
+        made = _encoded(name, value, code, encoded)
         values |= made
         types |= dict.fromkeys(made, "W8A8_DYNAMIC")
     kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
@@ -163,8 +164,12 @@ def _usual(table: Table, layout: Layout, found: Mapping[Pattern, Mapping[Any, st
     ]
 
 
-def _encoded(name: str, value: Value, code: Code) -> dict[str, Value]:
-    """The tensors that a weight becomes."""
+Part = Literal["codes", "scales"]
+Encodings = dict[tuple[Part, tuple[int, ...], str], Encoded]
+
+
+def _encoded(name: str, value: Value, code: Code, known: Encodings) -> dict[str, Value]:
+    """The tensors that a weight becomes; `known` are the encodings of others like it."""
     packed = code.dtype.per_byte > 1
     axes = (2, 3) if code.name == "fp8-block128" else (2,)
     if not value.dtype.floating or len(value.shape) not in axes:
@@ -175,14 +180,14 @@ def _encoded(name: str, value: Value, code: Code) -> dict[str, Value]:
         raise _refusal(name, value, code, "a name that ends in .weight")
     codes = f"{name}_packed" if packed else name
     scales = f"{name}_scale_inv" if code.name == "fp8-block128" else f"{name}_scale"
-    both: tuple[tuple[str, Literal["codes", "scales"]], ...] = (
-        (codes, "codes"),
-        (scales, "scales"),
-    )
-    made = {
-        made: _part(value, Encoded(code=code, part=part, shape=value.shape, source=value.dtype))
-        for made, part in both
-    }
+    both: tuple[tuple[str, Part], ...] = ((codes, "codes"), (scales, "scales"))
+    made = {}
+    for each, part in both:
+        key = part, value.shape, value.dtype.name
+        if (encoding := known.get(key)) is None:
+            shape, source = value.shape, value.dtype
+            encoding = known[key] = Encoded(code=code, part=part, shape=shape, source=source)
+        made[each] = _part(value, encoding)
     if code.name == "w8a8-dynamic":
         zeros = Term(fragments=(), fill=0.0)
         offsets = replace(made[scales], terms=(zeros,), encoding=None)

@@ -168,10 +168,26 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
 
     def name_at(self, index: tuple[int, ...], lengths: Lengths) -> str:
         """The same, at an index of the axes in the name in their order."""
-        if self.offsets or not lengths.numbers.keys().isdisjoint(self.name_axes):
-            axes = zip(self.name_axes, index, strict=True)
-            index = tuple(lengths.number(axis, i, self.offsets.get(axis)) for axis, i in axes)
-        return self._format % index
+        return self.namer(lengths)(index)
+
+    def namer(self, lengths: Lengths) -> Callable[[tuple[int, ...]], str]:
+        """`name_at` for many names."""
+        form = self._format
+        if not self.offsets and lengths.numbers.keys().isdisjoint(self.name_axes):
+            return form.__mod__
+        axes = [(axis, self.offsets.get(axis)) for axis in self.name_axes]
+        known: dict[tuple[int, int], int] = {}
+
+        def name(index: tuple[int, ...]) -> str:
+            numbers = []
+            for at in enumerate(index):
+                if (number := known.get(at)) is None:
+                    axis, added = axes[at[0]]
+                    number = known[at] = lengths.number(axis, at[1], added)
+                numbers.append(number)
+            return form % tuple(numbers)
+
+        return name
 
     def segments(self, tensor: str) -> Iterator[tuple[str, ...]]:
         """The factors of one logical tensor that lie one after another in one axis."""

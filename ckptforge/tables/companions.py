@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 
 SCALES = ("_scale_inv", "_scale")  # after a weight's name
 OFFSETS = ("_zero_point", "_offset")
@@ -49,7 +50,11 @@ def kind_of(name: str) -> str | None:
     """What a tensor is that belongs to a quantised weight, by its name; else None."""
     if _QUANT_STATE in name:
         return "packed codes or a part of them"
-    last = name.rpartition(".")[2]
+    return _kind_of_last(name.rpartition(".")[2])
+
+
+@lru_cache(maxsize=1 << 10)
+def _kind_of_last(last: str) -> str | None:
     return next((kind for kind, pattern in _COMPILED if pattern.fullmatch(last)), None)
 
 
@@ -60,12 +65,19 @@ def is_of_activations(name: str) -> bool:
 
 def scale_of(weight: str, names: Collection[str]) -> str | None:
     """The name of a weight's scales among `names`."""
-    return next((weight + ending for ending in SCALES if weight + ending in names), None)
+    return _followed(weight, SCALES, names)
 
 
 def offset_of(weight: str, names: Collection[str]) -> str | None:
     """The name of a weight's offsets, or zero points, among `names`."""
-    return next((weight + ending for ending in OFFSETS if weight + ending in names), None)
+    return _followed(weight, OFFSETS, names)
+
+
+def _followed(weight: str, endings: tuple[str, ...], names: Collection[str]) -> str | None:
+    for ending in endings:
+        if (found := weight + ending) in names:
+            return found
+    return None
 
 
 def writer_of(names: Iterable[str]) -> tuple[str, str] | None:

@@ -132,13 +132,14 @@ class Conversion:
         ]
         names, prefix = self.binding.names.get(source, {}), self.prefix
         values, read = self.values, self._read
+        name_of, stored_as = pattern.namer(self.counts), source.namer(self.counts)
         for numbers in product(*(range(self.counts[axis]) for axis in both)):
             for places, parts in pairs:
                 filled: Parts = []
-                name = prefix + pattern.name_at(_index(places, numbers), self.counts)
+                name = prefix + name_of(_index(places, numbers))
                 for at, transfer, size in parts:
                     key = _index(at, numbers)
-                    stored = prefix + (names.get(key) or source.name_at(key, self.counts))
+                    stored = prefix + (names.get(key) or stored_as(key))
                     if (value := values.get(stored)) is not None:
                         filled.append((value, transfer))
                         read[stored] = read.get(stored, 0) + size

@@ -26,8 +26,9 @@ class Piece(msgspec.Struct, frozen=True):
 
 def name_pieces(pattern: Pattern, counts: Lengths) -> Iterator[tuple[dict[str, int], str]]:
     """Every index of the axes in a pattern's name, and the name it gives."""
-    for index in product(*(range(counts[axis]) for axis in pattern.name_axes)):
-        yield dict(zip(pattern.name_axes, index, strict=True)), pattern.name_at(index, counts)
+    axes, name = pattern.name_axes, pattern.namer(counts)
+    for index in product(*(range(counts[axis]) for axis in axes)):
+        yield dict(zip(axes, index, strict=True)), name(index)
 
 
 def pieces(

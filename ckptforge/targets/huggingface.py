@@ -194,11 +194,12 @@ def cut_into_shards(
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for tensor in tensors:
-        if shards[-1] and filled + tensor.nbytes > max_bytes:
+        nbytes = tensor.nbytes
+        if shards[-1] and filled + nbytes > max_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(tensor)
-        filled += tensor.nbytes
+        filled += nbytes
     if len(shards) == 1:
         return {f"{stem}.safetensors": shards[0]}
     return {
@@ -211,5 +212,9 @@ def index_json(shards: dict[str, list[TensorSpec]]) -> bytes:
     """The contents of `model.safetensors.index.json` for these shards."""
     weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
     total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return file_of(index)
+    # as json.dumps with an indent, which is slow, writes it
+    lines = json.dumps(weight_map, sort_keys=True, ensure_ascii=False, separators=(",\n    ", ": "))
+    return (
+        f'{{\n  "metadata": {{\n    "total_size": {total}\n  }},\n  "weight_map": {{\n    '
+        f"{lines[1:-1]}\n  }}\n}}\n"
+    ).encode()

@@ -56,13 +56,13 @@ def facts_of(
 
 
 def plan_for(verb: str, model: Model, target: Target, facts: Mapping[str, Any]) -> Plan:
-    """The plan that writes a model to a target. Raises what laying out raises, and `PlanError`
-    where something isn't filled."""
+    """The plan that writes a model to a target; a process that carries it out proves what it
+    writes. Raises what laying out raises."""
     laid = target.lay_out(specs_of(model.values))
     return Plan(
         verb=verb,
         output=target.output,
-        assemblies=Assemblies(model.values, laid.files).prove(),
+        assemblies=Assemblies(model.values, laid.files).in_families(),
         sources=model.files,
         small_files=laid.small_files,
         account=model.account.noting(*laid.notes),

@@ -84,7 +84,9 @@ def plan(verb: str, source: PathLike, out: PathLike, **arguments: Any) -> Plan:
     chosen = str(verb).replace("_", "-")
     if chosen not in planners:
         raise UsageError(f"there is no plan for {chosen!r}: use {', '.join(planners)}.")
-    return planners[chosen]().plan
+    made = planners[chosen]().plan
+    made.assemblies.prove()
+    return made
 
 
 def _to_ms(options: ToMs) -> Job:

@@ -84,6 +84,7 @@ def run_job(job: Job, options: Running) -> Result:
     way = _way_of(plan, publisher, options)
     if isinstance(options, Parted) and options.part is not None:
         return run_as_part(plan, options, partial(_refuse_bad, plan, options))
+    plan.assemblies.prove()
     if way.finishing is not None:
         gather(plan)
     budget = budget_of(options).caching(cache_bytes(plan.assemblies.values.values()))

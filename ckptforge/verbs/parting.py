@@ -60,6 +60,9 @@ def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> 
         raise UsageError(f"{option('steal_after', options.steal_after)}: expected seconds above 0.")
     publisher = publisher_of(plan.output)
     publisher.check(plan, options.overwrite)
+    units, owners = parts_of(plan, share.count)
+    own = (unit for unit, owner in zip(units, owners, strict=True) if owner == share.number)
+    plan.assemblies.prove({unit.file for unit in own})
     budget = budget_of(options).caching(cache_bytes(plan.assemblies.values.values()))
     if options.dry_run:
         result = dry_result(plan, budget)
