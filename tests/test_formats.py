@@ -20,7 +20,7 @@ from ckptforge.formats.layout import TensorSpec
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.worker import Worker
-from ckptforge.targets.huggingface import cut_into_shards
+from ckptforge.targets.huggingface import cut_into_shards, index_json
 from ckptforge.values import value_of
 from tests.helpers import FIXTURES, HUB, MINDSPORE, contents, write_safetensors
 
@@ -348,6 +348,16 @@ def test_dtypes_that_a_format_cannot_hold():
         if dtype.mindspore is None or not dtype.mindspore_loads:
             with pytest.raises(PlanError, match="MindSpore can't load"):
                 mindspore_ckpt.lay_out(Path("x"), spec)
+
+
+def test_an_index_is_written_as_json_with_an_indent():
+    shards = {
+        name: [TensorSpec(tensor, DTYPES[1], (2,)) for tensor in tensors]
+        for name, tensors in {"b": ["y", 'é"\n'], "a": ["x, {", "w\x7f\u2028"]}.items()
+    }
+    weight_map = {tensor.name: name for name, held in shards.items() for tensor in held}
+    index = {"metadata": {"total_size": 32}, "weight_map": dict(sorted(weight_map.items()))}
+    assert index_json(shards).decode() == json.dumps(index, indent=2, ensure_ascii=False) + "\n"
 
 
 def test_shards_are_cut_like_the_hub_does():

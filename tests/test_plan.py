@@ -129,6 +129,23 @@ def test_one_layer_that_lacks_something_is_seen_among_those_that_are_alike(tmp_p
         Assemblies(values, plan.assemblies.files).prove()
 
 
+def test_a_process_proves_the_files_that_it_writes_and_each_unit(tmp_path):
+    config = job(tmp_path, 1, 1, 1, 2, False)
+    plan = ckptforge.plan("to_ms", HUB, Path("x"), parallel_config=config)
+    values, files = dict(plan.assemblies.values), plan.assemblies.files
+    last = len(files) - 1
+    name = next(iter(files[last].file.places.keys() - files[0].file.places.keys()))
+    values[name] = replace(values[name], terms=(Term(fragments=()),))
+    Assemblies(values, files).prove([0])
+    for broken in (
+        lambda made: made.prove([last]),
+        lambda made: made.prove(),
+        lambda made: made.only(last, 0, 1),
+    ):
+        with pytest.raises(PlanError, match=re.escape(name)):
+            broken(Assemblies(values, files))
+
+
 def plan_of(plan):
     """The assemblies of a plan by file."""
     numbers = range(len(plan.files))
