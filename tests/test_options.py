@@ -13,9 +13,8 @@ from ckptforge.errors import UsageError
 from ckptforge.verbs import options as records
 from ckptforge.verbs.mindformers_flags import ConvertFlags, TransformFlags
 from ckptforge.verbs.options import Compare, Convert, Options, Strategy, ToMs, Verify
-from ckptforge.verbs.options.kinds import fits
 from ckptforge.verbs.options.option import option, required
-from ckptforge.verbs.options.record import options_of, types_of, verb_of
+from ckptforge.verbs.options.record import fits, options_of, types_of, verb_of
 from ckptforge.verbs.options.schema import schema
 from tests.test_conversion import edit_hub
 

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from ckptforge.adapters import peft
 from ckptforge.adapters.adapter_layout import factor_names, recognise_factors
-from ckptforge.adapters.factors import Factors, Index
-from ckptforge.adapters.pairs import Scales, paired_factors
+from ckptforge.adapters.factors import Factors, Index, Scales, paired_factors
 from ckptforge.adapters.peft_names import of_the_base, whole_weight
 from ckptforge.adapters.stacked import unstacked
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side

@@ -1,4 +1,5 @@
-"""Adding an adapter to a checkpoint's weights where they are read."""
+"""Adding an adapter to a checkpoint: its products where weights are read, and the weights that it
+holds whole in place of the model's."""
 
 from __future__ import annotations
 
@@ -7,8 +8,14 @@ from collections.abc import Iterator, Mapping
 from msgspec.structs import replace
 
 from ckptforge.adapters.adapter import Adapter, read_adapter, read_kept
-from ckptforge.adapters.factors import Factors, Index, Lengths, row_count, row_lengths, row_transfer
-from ckptforge.adapters.whole import refuse_tied, taken_whole
+from ckptforge.adapters.factors import (
+    Factors,
+    Index,
+    RowLengths,
+    row_count,
+    row_lengths,
+    row_transfer,
+)
 from ckptforge.composing import box_of
 from ckptforge.errors import LayoutError
 from ckptforge.model import Model
@@ -16,6 +23,7 @@ from ckptforge.reading.source import Source
 from ckptforge.steps.low_rank import Added, Product
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lora import rows_of
+from ckptforge.tables.names import indexed, recognise_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Table
 from ckptforge.values import Fragment, Value
@@ -100,7 +108,7 @@ def _products(
     adapted: Mapping[str, Factors], into: Pattern, entry: Value, sizes: AxisSizes, table: Table
 ) -> Iterator[Product]:
     """The products for one matrix, whose rows are `into`."""
-    lengths: Lengths = {}
+    lengths: RowLengths = {}
     if not entry.dtype.floating:
         raise LayoutError(
             f"{entry.origin.path}: {entry.origin.name} is {entry.dtype}, to which nothing can be "
@@ -134,3 +142,69 @@ def _products(
         )
         if same:
             return  # all rows at once
+
+
+_TIED = "tie_word_embeddings"
+
+
+def taken_whole(adapter: Adapter, source: Source) -> dict[str, Value]:
+    """Name in the source's layout → the tensor of the adapter that takes its place.
+
+    Raises `LayoutError` where the source stores such a weight with others or in another order, or
+    in another shape.
+    """
+    binding = source.binding
+    lengths = binding.sizes.lengths
+    found, _ = recognise_names(adapter.layout, adapter.whole, lengths)
+    taken: dict[str, Value] = {}
+    for pattern, names in indexed(found, lengths).items():
+        same = next(
+            (names for stored, names in binding.names.items() if stored.stores_as(pattern)), {}
+        )
+        for numbers, name in names.items():
+            entry = adapter.whole[name]
+            if numbers not in same:
+                raise LayoutError(
+                    f"{entry.origin.path}: holds {entry.origin.name} whole, for which "
+                    f"{source.model.path}, in layout {binding.layout.name}, has no tensor of its "
+                    "own with the same order of numbers: merge into the Hugging Face directory, "
+                    "then convert that."
+                )
+            base = source.model.values[same[numbers]]
+            if entry.shape != base.shape or not entry.dtype.floating:
+                raise LayoutError(
+                    f"{entry.origin.path}: {entry.origin.name} is {entry.dtype} "
+                    f"{list(entry.shape)}, but {base.origin.name} in {base.origin.path} "
+                    f"{list(base.shape)}. Where the vocabulary was extended, extend the model too "
+                    "(transformers' resize_token_embeddings), save it, and merge into that."
+                )
+            taken[same[numbers]] = entry
+    return taken
+
+
+def refuse_tied(adapter: Adapter, source: Source) -> None:
+    """Raises `LayoutError` for one that changes only one of a tied embedding and head."""
+    table, binding = source.table, source.binding
+    optional = table.optional.items()
+    conditions = {tensor: one for tensor, one in optional if one.text == _TIED}
+    heads = {
+        tensor
+        for tensor, condition in conditions.items()
+        if not binding.holds(tensor) or condition.holds(source.config)
+    }
+    if not heads:
+        return
+    tied = table.pipeline.tied if table.pipeline else {}
+    one = {*heads, *table.lora.embeddings, *(tied[head] for head in heads if head in tied)}
+    adapted = ((tensor, one) for (tensor, _), one in adapter.by_tensor.items())
+    changed = [f.b.origin.name for tensor, f in adapted if tensor in one and f.scale]
+    found, _ = recognise_names(adapter.layout, adapter.whole)
+    whole = (names for pattern, names in found.items() if one & set(pattern.tensors))
+    changed += [adapter.whole[name].origin.name for names in whole for name in names.values()]
+    if changed:
+        raise LayoutError(
+            f"{adapter.path}: {changed[0]} changes the embedding or the head alone, but in "
+            f"{source.model.path} both are one tensor ({_TIED} in config.json), so that merging "
+            f"would change the other too. Save the model with {_TIED} = false and a head of its "
+            "own (a copy of the embedding), and merge into that; or keep the adapter apart."
+        )

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ckptforge.checkpoints.sniff import explained, head_of
-from ckptforge.errors import FormatError, ReadError
+from ckptforge.errors import FormatError, ReadError, shown
+from ckptforge.foreign.files import is_file_name
+from ckptforge.foreign.json import read_object
 from ckptforge.foreign.paths import is_directory
 from ckptforge.formats.index import FileIndex
 from ckptforge.formats.registry import FORMATS, HEAD, endings, format_by_ending, formats_by_ending
@@ -86,3 +88,15 @@ def of_a_format(paths: Iterable[Path]) -> list[Path]:
     usual = {ending for one in FORMATS.usual for ending in one.ENDINGS}
     found = [path for path in paths if path.suffix in usual]
     return found or [path for path in paths if format_by_ending(path) is not None]
+
+
+def weight_map_of(index: Path, of: str = "tensor") -> dict[str, str]:
+    """Tensor → name of its file, as an index says. Raises `FormatError`."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
+        raise FormatError(f"{index}: weight_map must map {of} names to file names.")
+    if bad := [name for name in sorted(set(weight_map.values())) if not is_file_name(name)]:
+        raise FormatError(f"{index}: {shown(bad[0])} isn't the name of a file in this directory.")
+    return weight_map

@@ -9,10 +9,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.duplicates import without_duplicates
-from ckptforge.checkpoints.files import model_of, of_a_format, read_file
+from ckptforge.checkpoints.files import model_of, of_a_format, read_file, weight_map_of
 from ckptforge.checkpoints.kinds import check_step, refuse_step
 from ckptforge.checkpoints.sniff import STRATEGY_FILE, identify
-from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.checkpoints.whereabouts import explain_directory
 from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there

@@ -13,10 +13,9 @@ from msgspec.structs import replace
 
 from ckptforge.boxes import Box
 from ckptforge.checkpoints.card import small_files_of
-from ckptforge.checkpoints.files import model_of, read_file
+from ckptforge.checkpoints.files import model_of, read_file, weight_map_of
 from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.checkpoints.kinds import refuse_step
-from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.composing import value_of_parts
 from ckptforge.consolidated.params import META, PARAMS, config_of, is_meta
 from ckptforge.errors import FormatError, InputNotFoundError, shown

@@ -3,6 +3,7 @@ place whole: how a file system publishes."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ from ckptforge.publish.file_system import FileSystem, LockableWriter, sync
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.kept import kept_tensors
 from ckptforge.publish.lock import is_same, lock_directory, unlock
-from ckptforge.publish.open_files import allow_open_files
 from ckptforge.publish.refusals import as_output_error, check_output
 from ckptforge.publish.replace import place_directory, place_files, restore_old
 from ckptforge.publish.single_file import write_small
@@ -281,3 +281,17 @@ def make_parents(disk: FileSystem, output: Path) -> list[Path]:
     except OSError as error:
         raise OutputError(f"{output}: its directory can't be created: {error.strerror}.") from error
     return made
+
+
+def allow_open_files(count: int) -> None:
+    """Raises the process's soft limit of open files to `count` where it is lower. Raises
+    `OutputError` where the system doesn't allow it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise OutputError(
+            f"{counted(count, 'file')} must be open at a time, but the system allows {hard} "
+            "(ulimit -Hn); raise that limit."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

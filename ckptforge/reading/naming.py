@@ -1,5 +1,6 @@
-"""A checkpoint under the names of a layout, where its own have something before them, and the part
-of its config.json that is of the language model."""
+"""A checkpoint under the names of a layout, where its own have something before them, and its
+config.json: the part that is of the language model, with switches of MindSpore's networks that
+Hugging Face's doesn't have and by which tensors are absent."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from ckptforge.errors import shown
 from ckptforge.foreign.json import file_of, parse_object
 from ckptforge.model import Model
 from ckptforge.spelling import option
+from ckptforge.tables.binding import Binding
 from ckptforge.tables.model_config import classes_of, language_part
 from ckptforge.tables.prefixes import Renaming
 from ckptforge.tables.state import is_state
@@ -85,3 +87,33 @@ def _of_language_model(config: Mapping[str, Any], table: Table) -> dict[str, Any
         classes = table.example.get("architectures", [])
     kept = {key: value for key, value in config.items() if key != "architectures"}
     return {**({"architectures": classes} if classes else {}), **kept}
+
+
+def switches_off(binding: Binding, config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Key → the logical tensors of a model that aren't there, as a switch of that name must be off,
+    of which its config.json says nothing."""
+    table, found = binding.table, dict[str, list[str]]()
+    for tensor in (one for one in table.tensors if one in binding.absent):
+        condition = table.optional.get(tensor)
+        if condition is None or not condition.in_words or condition.holds(config):
+            continue
+        if 0 not in map(binding.sizes.get, table.tensors[tensor]):
+            found.setdefault(condition.key, []).append(tensor)
+    return found
+
+
+def declared(
+    side: HuggingFaceSide | None, binding: Binding, config: Mapping[str, Any]
+) -> tuple[HuggingFaceSide | None, tuple[str, ...]]:
+    """The Hugging Face side of a model with such switches in its config.json, and a sentence about
+    each."""
+    off = switches_off(binding, config)
+    if side is not None and CONFIG in side.files and off:
+        content = {**json.loads(side.files[CONFIG]), **dict.fromkeys(off, False)}
+        side = replace(side, files={**side.files, CONFIG: file_of(content)})
+    return side, tuple(
+        f"there is no {' and no '.join(tensors)}, so the network was trained with {key}: False, "
+        f"which {CONFIG} gets. Programs that don't know that key make such tensors of their own "
+        "and compute something else."
+        for key, tensors in off.items()
+    )

@@ -27,8 +27,7 @@ from ckptforge.foreign.paths import is_directory
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.known import Choices, Known, known_of
-from ckptforge.reading.naming import language_side, renamed, side_renamed, with_config_of
-from ckptforge.reading.switches import declared
+from ckptforge.reading.naming import declared, language_side, renamed, side_renamed, with_config_of
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
 from ckptforge.spelling import flag, option
 from ckptforge.steps.grouped import Grouped

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforge.checkpoints.duplicates import without_duplicates
-from ckptforge.checkpoints.files import model_of, read_file
+from ckptforge.checkpoints.files import model_of, read_file, weight_map_of
 from ckptforge.checkpoints.kinds import refuse_step
-from ckptforge.checkpoints.weight_map import weight_map_of
 from ckptforge.errors import FormatError, InputNotFoundError, shown
 from ckptforge.foreign.files import is_there
 from ckptforge.foreign.paths import is_file
