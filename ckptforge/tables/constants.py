@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from msgspec import Meta
 
 from ckptforge.errors import ConfigError
 from ckptforge.tables.model_config import Constant, Expression, classes_of
@@ -21,7 +20,7 @@ from ckptforge.tables.rope import (
     rope_parameters,
     rotation,
 )
-from ckptforge.tables.rows import at, check_known
+from ckptforge.tables.rows import at, check_known, means
 
 if TYPE_CHECKING:
     from ckptforge.tables.table_file import TableFile
@@ -40,14 +39,13 @@ _SAME_FUNCTION = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "g
 class WindowRow(msgspec.Struct, frozen=True):
     """The keys of config.json that say how far back a layer attends."""
 
-    size: Annotated[str, Meta(description="the key of the window's length in tokens")]
-    switch: Annotated[str | None, Meta(description="the key that must be true for a window")] = None
-    layer_types: Annotated[
-        str | None, Meta(description="the key that lists which layers have the window")
-    ] = None
+    size: Annotated[str, means("the key of the window's length in tokens")]
+    switch: Annotated[str | None, means("the key that must be true for a window")] = None
+    layer_types: Annotated[str | None, means("the key that lists which layers have the window")] = (
+        None
+    )
     first_layer: Annotated[
-        str | None,
-        Meta(description="the key of the first layer that has it, where layer_types says nothing"),
+        str | None, means("the key of the first layer that has it, where layer_types says nothing")
     ] = None
 
     @property

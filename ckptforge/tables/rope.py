@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
 
 from ckptforge.errors import ConfigError
 from ckptforge.tables.model_config import Expression
+from ckptforge.tables.rows import means
 
 THETA = "rope_theta"
 LONGEST = "max_position_embeddings"
@@ -40,21 +40,21 @@ Way = tuple[Callable[[Parameters, int], tuple[Any, ...]], tuple[str, ...]]
 class RopeSection(msgspec.Struct, frozen=True):
     """Rotary embeddings: rope_scaling, rope_parameters and the keys beside them."""
 
-    dim: Annotated[str, Meta(description="how many numbers of a head are rotated, as in [axes]")]
+    dim: Annotated[str, means("how many numbers of a head are rotated, as in [axes]")]
     scales_softmax: Annotated[
-        bool, Meta(description="yarn's mscale_all_dim scales the attention's scores, too")
+        bool, means("yarn's mscale_all_dim scales the attention's scores, too")
     ] = False
     rotated: Annotated[
         str | None,
-        Meta(
-            description="the key of config.json that says how many of these are rotated, where "
+        means(
+            "the key of config.json that says how many of these are rotated, where "
             "partial_rotary_factor doesn't"
         ),
     ] = None
     types: Annotated[
         dict[str, str],
-        Meta(
-            description="rope types of config.json that are computed as another: banded is that "
+        means(
+            "rope types of config.json that are computed as another: banded is that "
             "with low_freq_factor and high_freq_factor"
         ),
     ] = {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from msgspec import Meta
 
 from ckptforge.errors import TableError, shown
 from ckptforge.wording import nearest
@@ -14,6 +17,15 @@ _NESTED |= {("switches",)}
 _NESTED |= {("config",), ("lora", "names"), ("lora", "embedding_names")}
 _FEW = 8  # names that are listed
 _KEYS = ("name", "model_type", "aliases", "constants", "keep_dtype", "defaults_from", "demo")
+
+
+def means(
+    description: str, *, expected: str = "", known: Collection[str] = (), **bounds: Any
+) -> Meta:
+    """What a key says, for the schema, and what messages call its values, with words of which the
+    nearest is named."""
+    extra = {"expected": expected, "known": known} if expected else None
+    return Meta(description=description, extra=extra, **bounds)
 
 
 @contextmanager

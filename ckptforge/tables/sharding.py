@@ -12,6 +12,7 @@ from msgspec import Meta
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import shown
 from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors
+from ckptforge.tables.rows import means
 
 BY_AXES = ("megatron",)  # families whose ranks hold tensors of shorter axes, not boxes of the whole
 DIMENSIONS = ("ep", "mp")  # expert and model parallel, in the order of the device matrix
@@ -38,26 +39,25 @@ class ShardRow(msgspec.Struct, frozen=True):
 
     cut: Annotated[
         str,
-        Meta(
-            description="which dimension of a parallel configuration cuts which axis, as axis:mp "
+        means(
+            "which dimension of a parallel configuration cuts which axis, as axis:mp "
             "(model parallel) or axis:ep (expert parallel), with ? where an axis that doesn't "
             "divide stays whole; the tensor is whole if omitted"
         ),
     ] = ""
     whole_if: Annotated[
-        FlagName | None,
-        Meta(description="the flag of a parallel configuration under which it isn't cut"),
+        FlagName | None, means("the flag of a parallel configuration under which it isn't cut")
     ] = None
     optimizer: Annotated[
         bool | FlagName,
-        Meta(
-            description="whether optimizer parallelism may cut it once more: yes, no, or by a flag",
-            extra={"expected": f"true, false, {' or '.join(FLAGS)}", "known": FLAGS},
+        means(
+            "whether optimizer parallelism may cut it once more: yes, no, or by a flag",
+            expected=f"true, false, {' or '.join(FLAGS)}",
+            known=FLAGS,
         ),
     ] = True
     dtype: Annotated[
-        DTypeName | None,
-        Meta(description="what the network holds it in, where that isn't the model's dtype"),
+        DTypeName | None, means("what the network holds it in, where that isn't the model's dtype")
     ] = None
 
 

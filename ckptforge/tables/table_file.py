@@ -14,7 +14,7 @@ from msgspec import Meta
 from ckptforge.errors import TableError, shown
 from ckptforge.tables.constants import WindowRow
 from ckptforge.tables.rope import RopeSection
-from ckptforge.tables.rows import at, sentence, spell_row
+from ckptforge.tables.rows import at, means, sentence, spell_row
 from ckptforge.tables.sharding import ShardRow
 from ckptforge.wording import nearest
 
@@ -44,19 +44,18 @@ class PipelineSection(msgspec.Struct, frozen=True):
 
     layers: Annotated[
         str | list[str],
-        Meta(
-            description="the axes that count layers, first that of all layers, which the stages "
+        means(
+            "the axes that count layers, first that of all layers, which the stages "
             "divide; 'm+k' for one to whose index the length of k is added",
-            extra={"expected": "text, or a list of texts"},
+            expected="text, or a list of texts",
         ),
     ]
-    first: Annotated[list[str], Meta(description="logical tensors of the first stage")] = []
-    last: Annotated[list[str], Meta(description="logical tensors of the last stage")] = []
+    first: Annotated[list[str], means("logical tensors of the first stage")] = []
+    last: Annotated[list[str], means("logical tensors of the last stage")] = []
     tied: Annotated[
         dict[str, str],
-        Meta(
-            description="an optional tensor, and the one that stands in for it on its stage where "
-            "it is absent"
+        means(
+            "an optional tensor, and the one that stands in for it on its stage where it is absent"
         ),
     ] = {}
 
@@ -64,47 +63,42 @@ class PipelineSection(msgspec.Struct, frozen=True):
 class LoraSection(msgspec.Struct, frozen=True):
     """Which weights may have a LoRA adapter, and what its factors are called."""
 
-    modules: Annotated[list[str], Meta(description="logical tensors that are matrices (out, in)")]
+    modules: Annotated[list[str], means("logical tensors that are matrices (out, in)")]
     names: Annotated[
         dict[str, Pair],
-        Meta(
-            description="by layout, the names of the factors A and B; {} is the weight's name "
-            "without .weight"
+        means(
+            "by layout, the names of the factors A and B; {} is the weight's name without .weight"
         ),
     ]
     embeddings: Annotated[
-        list[str],
-        Meta(description="logical tensors whose factors are stored as their transposes"),
+        list[str], means("logical tensors whose factors are stored as their transposes")
     ] = []
     embedding_names: Annotated[
-        dict[str, Pair],
-        Meta(description="by layout, the names of the factors A and B of embeddings"),
+        dict[str, Pair], means("by layout, the names of the factors A and B of embeddings")
     ] = {}
 
 
 class SwitchRow(msgspec.Struct, frozen=True):
     """A key of params.json, and what config.json says where it is true."""
 
-    config: Annotated[
-        dict[str, Any], Meta(description="the keys of config.json, with their values")
-    ]
-    note: Annotated[str, Meta(description="what a user should hear of where the key is true")] = ""
+    config: Annotated[dict[str, Any], means("the keys of config.json, with their values")]
+    note: Annotated[str, means("what a user should hear of where the key is true")] = ""
 
 
 class IgnoredSection(msgspec.Struct, frozen=True):
     """Names, with *, that are no weights: dropped and reported."""
 
-    huggingface: Annotated[list[str], Meta(description="in layouts of Hugging Face")] = []
-    mindspore: Annotated[list[str], Meta(description="in layouts of MindSpore")] = []
-    consolidated: Annotated[list[str], Meta(description="in layouts of releases")] = []
-    megatron: Annotated[list[str], Meta(description="in layouts of Megatron's")] = []
+    huggingface: Annotated[list[str], means("in layouts of Hugging Face")] = []
+    mindspore: Annotated[list[str], means("in layouts of MindSpore")] = []
+    consolidated: Annotated[list[str], means("in layouts of releases")] = []
+    megatron: Annotated[list[str], means("in layouts of Megatron's")] = []
 
 
 class RefusedSection(msgspec.Struct, frozen=True):
     """Names, with *, of tensors whose presence makes a conversion wrong, and why."""
 
-    huggingface: Annotated[dict[str, str], Meta(description="in layouts of Hugging Face")] = {}
-    mindspore: Annotated[dict[str, str], Meta(description="in layouts of MindSpore")] = {}
+    huggingface: Annotated[dict[str, str], means("in layouts of Hugging Face")] = {}
+    mindspore: Annotated[dict[str, str], means("in layouts of MindSpore")] = {}
 
 
 class TableFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,112 +106,102 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Annotated[
         str,
-        Meta(
-            description="the table's name",
+        means(
+            "the table's name",
             pattern=r"^[A-Za-z0-9][\w.-]*$",
-            extra={"expected": "letters, digits, '.', '_' and '-', a letter or digit first"},
+            expected="letters, digits, '.', '_' and '-', a letter or digit first",
         ),
     ]
     model_type: Annotated[
-        list[str],
-        Meta(
-            description="config.json's model_type, by which the model is recognised", min_length=1
-        ),
+        list[str], means("config.json's model_type, by which the model is recognised", min_length=1)
     ]
-    aliases: Annotated[list[str], Meta(description="what MindFormers' scripts call the model")] = []
+    aliases: Annotated[list[str], means("what MindFormers' scripts call the model")] = []
     constants: Annotated[
         list[str],
-        Meta(
-            description="values of config.json that compare compares as they stand: keys, with . "
+        means(
+            "values of config.json that compare compares as they stand: keys, with . "
             "for inner ones, or texts in single quotes, joined by or"
         ),
     ] = []
     keep_dtype: Annotated[
-        list[str], Meta(description="logical tensors that casts leave as they are stored")
+        list[str], means("logical tensors that casts leave as they are stored")
     ] = []
-    defaults_from: Annotated[str, Meta(description="where the values of [defaults] come from")] = ""
-    demo: Annotated[bool, Meta(description="whether the demo shows this table")] = False
+    defaults_from: Annotated[str, means("where the values of [defaults] come from")] = ""
+    demo: Annotated[bool, means("whether the demo shows this table")] = False
     axes: Annotated[
         dict[str, str],
-        Meta(
-            description="every axis, and what config.json says of its length: keys and numbers "
+        means(
+            "every axis, and what config.json says of its length: keys and numbers "
             "with *, /, +, - and or; or which indexes of another axis it counts: 'l where RULE', "
             "'l but a'"
         ),
     ]
     tensors: Annotated[
         dict[str, str],
-        Meta(
-            description="logical tensors with all their axes, in the order of a MindSpore "
+        means(
+            "logical tensors with all their axes, in the order of a MindSpore "
             "checkpoint; with * at the end any number of tensors that pass through unchanged",
             min_length=1,
         ),
     ]
     optional: Annotated[
         dict[str, str],
-        Meta(
-            description="logical tensors that may be absent, and the key of config.json under "
+        means(
+            "logical tensors that may be absent, and the key of config.json under "
             "which they are: 'key' if it is true, 'not key' if it is false or absent"
         ),
     ] = {}
     layout: Annotated[
         dict[str, dict[str, str]],
-        Meta(description="layouts, by name; the first of a family is written where none is named"),
+        means("layouts, by name; the first of a family is written where none is named"),
     ]
     copies: Annotated[
         dict[str, dict[str, str]],
-        Meta(description="by layout, stored names that hold once more what a logical tensor holds"),
+        means("by layout, stored names that hold once more what a logical tensor holds"),
     ] = {}
     shard: Annotated[
         dict[str, dict[str, ShardRow]],
-        Meta(
-            description="by layout, how the network that holds it spreads each logical tensor; one "
+        means(
+            "by layout, how the network that holds it spreads each logical tensor; one "
             "without a row is whole on every device"
         ),
     ] = {}
     pipeline: Annotated[
-        PipelineSection | None,
-        Meta(description="where tensors lie when the layers are divided among stages"),
+        PipelineSection | None, means("where tensors lie when the layers are divided among stages")
     ] = None
-    lora: Annotated[
-        LoraSection | None, Meta(description="which weights may have a LoRA adapter")
-    ] = None
+    lora: Annotated[LoraSection | None, means("which weights may have a LoRA adapter")] = None
     defaults: Annotated[
         dict[str, dict[str, Any]],
-        Meta(
-            description="for each model_type, the keys of config.json that change what is "
+        means(
+            "for each model_type, the keys of config.json that change what is "
             "computed, with the values that stand for absent ones"
         ),
     ] = {}
     config: Annotated[
         dict[str, dict[str, Any]],
-        Meta(
-            description="by layout, keys of config.json that hold for models in it, whose files "
+        means(
+            "by layout, keys of config.json that hold for models in it, whose files "
             "bring along what stands for a config.json without them"
         ),
     ] = {}
     switches: Annotated[
         dict[str, dict[str, SwitchRow]],
-        Meta(
-            description="by layout of a release, keys of params.json that stand for several of "
+        means(
+            "by layout of a release, keys of params.json that stand for several of "
             "config.json where they are true"
         ),
     ] = {}
-    rope: Annotated[RopeSection | None, Meta(description="rotary embeddings")] = None
+    rope: Annotated[RopeSection | None, means("rotary embeddings")] = None
     window: Annotated[
-        dict[str, WindowRow],
-        Meta(description="sliding-window attention, for each model_type that has it"),
+        dict[str, WindowRow], means("sliding-window attention, for each model_type that has it")
     ] = {}
-    ignored: Annotated[
-        IgnoredSection, Meta(description="names that are no weights: dropped and reported")
-    ] = IgnoredSection()
+    ignored: Annotated[IgnoredSection, means("names that are no weights: dropped and reported")] = (
+        IgnoredSection()
+    )
     refused: Annotated[
-        RefusedSection,
-        Meta(description="names whose presence makes a conversion wrong, and why"),
+        RefusedSection, means("names whose presence makes a conversion wrong, and why")
     ] = RefusedSection()
-    example: Annotated[
-        dict[str, Any], Meta(description="a tiny config.json, for the demo and the tests")
-    ] = {}
+    example: Annotated[dict[str, Any], means("a tiny config.json, for the demo and the tests")] = {}
 
     def lineage(self, layout: str) -> list[str]:
         """The layouts that one is made of, itself last. Raises `TableError`."""
