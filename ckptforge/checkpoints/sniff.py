@@ -9,6 +9,7 @@ docs/spec.md), ZIP local headers, pickle opcodes, GGUF, NumPy, HDF5, ONNX and Mi
 from __future__ import annotations
 
 import re
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -68,14 +69,10 @@ def identify(path: Path) -> Found | None:
 
 def head_of(path: Path) -> bytes | None:
     """The first bytes of a file; None if reading fails. Raises `InputNotFoundError`."""
-    reader = open_file(path)
-    try:
-        buffer = bytearray(_HEAD)
+    buffer = bytearray(_HEAD)
+    with closing(open_file(path)) as reader, suppress(OSError):
         return bytes(buffer[: reader.read_into(0, memoryview(buffer))])
-    except OSError:
-        return None
-    finally:
-        reader.close()
+    return None
 
 
 def explained(path: Path, error: FormatError) -> FormatError:

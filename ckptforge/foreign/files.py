@@ -4,6 +4,7 @@ names they may have."""
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
@@ -23,16 +24,14 @@ def read_small(path: Path, limit: int, too_large: type[CkptforgeError] = FormatE
     Raises `InputNotFoundError` if it can't be read or is something else, `too_large` if it goes on.
     """
     content = bytearray()
-    reader = open_file(path)
-    try:
-        expected = max(reader.status().size, _AT_LEAST) + 1
-        piece = memoryview(bytearray(min(limit + 1, expected, _PIECE)))
-        while len(content) <= limit and (count := reader.read_into(len(content), piece)):
-            content += piece[:count]
-    except OSError as error:
-        raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
-    finally:
-        reader.close()
+    with closing(open_file(path)) as reader:
+        try:
+            expected = max(reader.status().size, _AT_LEAST) + 1
+            piece = memoryview(bytearray(min(limit + 1, expected, _PIECE)))
+            while len(content) <= limit and (count := reader.read_into(len(content), piece)):
+                content += piece[:count]
+        except OSError as error:
+            raise InputNotFoundError(f"{path}: can't be read: {error.strerror}.") from error
     if len(content) > limit:
         raise too_large(f"{path}: over {limit} bytes, too large for what it should be.")
     return bytes(content)

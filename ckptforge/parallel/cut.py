@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.checkpoints.manifest import Manifest
 from ckptforge.errors import FormatError, shown
@@ -19,31 +20,13 @@ from ckptforge.tables.axes import skeleton_of
 _MAX_ROWS = 1 << 17  # kinds of tensors, and tensors that aren't cut as others of their kind
 
 
-class LayoutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A device layout: see `DeviceLayout`."""
-
-    device_matrix: tuple[int, ...]
-    tensor_map: tuple[tuple[int, ...], ...]
-    optimizer_shards: int = 0
-
-    @classmethod
-    def of(cls, layout: DeviceLayout) -> LayoutRow:
-        """A layout, without the shape."""
-        return cls(layout.device_matrix, layout.tensor_map, layout.optimizer_shards)
-
-    @property
-    def layout(self) -> DeviceLayout:
-        """The layout."""
-        return DeviceLayout(self.device_matrix, self.tensor_map, self.optimizer_shards)
-
-
 class CutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the tensors of a `kind` (names alike except for numbers, which stand as `#`), or those of
-    some `names`, are cut in `stages`, first and last of each run; no layout: every rank holds the
-    same."""
+    some `names`, are cut in `stages`, first and last of each run, by a layout without a shape; no
+    layout: every rank holds the same."""
 
     stages: tuple[tuple[int, int], ...]
-    layout: LayoutRow | None = None
+    layout: DeviceLayout | None = None
     kind: str | None = None
     names: tuple[str, ...] = ()
 
@@ -71,7 +54,7 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 if found is None:
                     raise FormatError(f"{path}: doesn't say how {shown(name)} is cut in {stage}.")
                 if found.layout is not None:
-                    stages[stage][name] = found.layout.layout
+                    stages[stage][name] = found.layout
         return make_strategy(path, stages, computed=True)
 
     def _by(self, what: str) -> dict[tuple[int, str], CutRow]:
@@ -86,17 +69,17 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def cut_of(strategy: Strategy, tensors: Sequence[Iterable[str]]) -> Cut:
     """What a strategy says of the tensors that each of its stages holds."""
-    by_kind: dict[tuple[int, str], dict[str, LayoutRow | None]] = {}
+    by_kind: dict[tuple[int, str], dict[str, DeviceLayout | None]] = {}
     for stage, names in enumerate(tensors):
         for name in names:
             layout = strategy.stages[stage].get(name)
-            row = None if layout is None else LayoutRow.of(layout)
+            row = None if layout is None else replace(layout, full_shape=None)
             by_kind.setdefault((stage, skeleton_of(name)[0]), {})[name] = row
-    stages: dict[tuple[LayoutRow | None, str | None, tuple[str, ...]], list[int]] = {}
+    stages: dict[tuple[DeviceLayout | None, str | None, tuple[str, ...]], list[int]] = {}
     for (stage, kind), layouts in by_kind.items():
         usual = Counter(layouts.values()).most_common(1)[0][0]
         stages.setdefault((usual, kind, ()), []).append(stage)
-        others: dict[LayoutRow | None, list[str]] = {}
+        others: dict[DeviceLayout | None, list[str]] = {}
         for name, row in layouts.items():
             if row != usual:
                 others.setdefault(row, []).append(name)
@@ -121,6 +104,9 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 def cut_json(cut: Cut) -> dict[str, Any]:
     """A cut as it stands in a manifest."""
     found: dict[str, Any] = msgspec.to_builtins(cut)
+    for row in found["rows"]:
+        if row["layout"] is not None:
+            del row["layout"]["full_shape"]
     rows = found["rows"]
     found["rows"] = [{k: v for k, v in row.items() if v not in (None, ())} for row in rows]
     return found
@@ -155,8 +141,9 @@ def read_cut(content: Mapping[str, Any]) -> Cut:
         spans += sum(last - first + 1 for first, last in row.stages) * max(1, len(row.names))
         if spans > _MAX_ROWS * 8:
             raise ValueError("cut says more than there can be")
-        if row.layout is not None:
-            layout = row.layout.layout
+        if (layout := row.layout) is not None:
+            if layout.full_shape is not None:
+                raise ValueError("a layout of cut has a shape")
             if problem := layout.problem():
                 raise ValueError(f"a row of cut: {problem}")
             if layout.devices != cut.devices:

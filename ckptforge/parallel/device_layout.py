@@ -20,7 +20,7 @@ MAX_STAGES = 1024  # of its pipeline
 MAX_DIMS = 64
 
 
-class DeviceLayout(msgspec.Struct, frozen=True):
+class DeviceLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A grid of devices, row-major, and the device axes that split each tensor axis.
 
     `tensor_map[i]` are device axes, numbered from the right, the first the major one; empty: not

@@ -50,7 +50,13 @@ class RankTarget(msgspec.Struct, frozen=True):
             stage, device = self.strategy.stage_of(rank), rank % self.strategy.devices
             path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{self.ending}"
             if stage not in laid_out:  # the ranks of a stage have equal parts
-                laid_out[stage] = mindspore_file(path, list(map(_as_cut, by_stage[stage])))
+                cut = [
+                    spec
+                    if layout is None
+                    else replace(spec, shape=layout.shape_of_parts(spec.shape))
+                    for spec, layout in by_stage[stage]
+                ]
+                laid_out[stage] = mindspore_file(path, cut)
             parts = tuple(
                 Part(names, None if layout is None else layout.box(shape, device))
                 for (layout, shape), names in alike[stage].items()
@@ -66,12 +72,6 @@ class RankTarget(msgspec.Struct, frozen=True):
 
 
 _Held = tuple[TensorSpec, "DeviceLayout | None"]
-
-
-def _as_cut(held: _Held) -> TensorSpec:
-    """A tensor as each rank has it."""
-    spec, layout = held
-    return spec if layout is None else replace(spec, shape=layout.shape_of_parts(spec.shape))
 
 
 def _cut_alike(

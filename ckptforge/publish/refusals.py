@@ -151,8 +151,9 @@ def _of_what_it_holds(asked: _Asked) -> Iterator[str]:
     output, plan, disk = asked.output, asked.plan, asked.disk
     if asked.is_directory:
         known = written_names(output) | {str(path.relative_to(output)) for path in plan.paths}
-        names = (name for name in names_in(disk, output) if name not in known)
-        if stale := sorted(name for name in names if _is_of_a_checkpoint(name)):
+        names = [name for name in names_in(disk, output) if name not in known]
+        weights = {name for name in names if format_by_ending(Path(name)) is not None}
+        if stale := sorted(n for n in names if n in weights or n.endswith(".index.json")):
             yield (
                 f"{output}: holds checkpoint files that no manifest there names, and that would "
                 f"not fit the new output:\n{listing(stale)}\n"
@@ -175,10 +176,6 @@ def _of_what_it_holds(asked: _Asked) -> Iterator[str]:
         if is_file:
             how = f"; give {flag('overwrite')} to replace it."
         yield f"{path}: would be written with {output.name}, but is there already{how}"
-
-
-def _is_of_a_checkpoint(name: str) -> bool:
-    return format_by_ending(Path(name)) is not None or name.endswith(".index.json")
 
 
 def _is_manifest(path: Path) -> bool:

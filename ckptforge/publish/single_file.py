@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from ckptforge.checkpoints.unfinished import SUFFIX
@@ -17,18 +17,10 @@ _TEMPORARY = re.compile(rf"\.(.+){re.escape(SUFFIX)}-([0-9]{{1,9}})\.tmp", re.DO
 
 def write_small(disk: FileSystem, path: Path, content: bytes) -> None:
     """Writes a small file and makes it durable, but for its name. Raises `OSError`."""
-    writer = disk.create(path)
-    try:
+    with closing(disk.create(path)) as writer:
         writer.resize(0)
         write_exactly(writer, 0, content, path)
         sync(writer, path)
-    finally:
-        writer.close()
-
-
-def temporary_path(path: Path) -> Path:
-    """Where this process writes a small file before it takes its name."""
-    return path.with_name(f".{path.name}{SUFFIX}-{os.getpid()}.tmp")
 
 
 def temporary_of(path: Path) -> tuple[Path, int] | None:
@@ -39,7 +31,8 @@ def temporary_of(path: Path) -> tuple[Path, int] | None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Writes, or replaces, one small file whole or not at all. Raises `OutputError`."""
-    disk, temporary = file_system_of(path), temporary_path(path)
+    disk = file_system_of(path)
+    temporary = path.with_name(f".{path.name}{SUFFIX}-{os.getpid()}.tmp")
     try:
         write_small(disk, temporary, content)
         disk.rename(temporary, path)

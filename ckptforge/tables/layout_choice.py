@@ -92,16 +92,12 @@ def fitting(
 def readable(table: Table, hints: Hints) -> list[Layout]:
     """The layouts that may be meant, those by name only where they are named."""
     named = (hints.layout, hints.recorded_layout)
+    meant = {hints.family} if hints.family is not None else {*table.by_family} - _TOLD_BY_FILES
     return [
         layout
         for layout in table.layouts.values()
-        if layout.name in named
-        or (not layout.by_name_only and _may_be(layout.family, hints.family))
+        if layout.name in named or (not layout.by_name_only and layout.family in meant)
     ]
-
-
-def _may_be(family: str, said: str | None) -> bool:
-    return family == said if said is not None else family not in _TOLD_BY_FILES
 
 
 def known_names(layout: Layout, shapes: Shapes) -> int:

@@ -29,18 +29,23 @@ Config = Mapping[str, Any]
 Holds = Callable[[int], bool]
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """`KEY is WORD`: config.json lists a value for each index, and that of an index is one of
-    `words`, or with `is not` none of them."""
+class _Keyed(msgspec.Struct, frozen=True):
+    """A test on what config.json says under one key; `wanted` is its outcome."""
 
     key: str
-    words: frozenset[str]
     wanted: bool
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of config.json that it needs."""
         return (self.key,)
+
+
+class Listed(_Keyed, frozen=True):
+    """`KEY is WORD`: config.json lists a value for each index, and that of an index is one of
+    `words`, or with `is not` none of them."""
+
+    words: frozenset[str]
 
     def made(self, config: Config, length: int, where: str) -> Holds:
         """The test on an index. Raises `ConfigError`."""
@@ -54,16 +59,8 @@ class Listed(msgspec.Struct, frozen=True):
         return lambda i: held[i] == self.wanted
 
 
-class Numbered(msgspec.Struct, frozen=True):
+class Numbered(_Keyed, frozen=True):
     """`AXIS in KEY`: config.json lists the indexes, or with `not in` the others."""
-
-    key: str
-    wanted: bool
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of config.json that it needs."""
-        return (self.key,)
 
     def made(self, config: Config, length: int, where: str) -> Holds:
         """The test on an index. Raises `ConfigError`."""
@@ -191,7 +188,7 @@ def _parse_rule(text: str, axis: str) -> tuple[tuple[Test, ...], ...]:
 
 def _parse_test(text: str, axis: str) -> Test:
     if match := _LISTED.fullmatch(text):
-        return Listed(match[1], frozenset(match[3].split()), match[2] is None)
+        return Listed(match[1], match[2] is None, frozenset(match[3].split()))
     if (match := _NUMBERED.fullmatch(text)) and match[1] == axis:
         return Numbered(match[3], match[2] is None)
     if (match := _REMAINDER.fullmatch(text)) and match[1] == axis:
