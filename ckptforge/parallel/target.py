@@ -51,10 +51,8 @@ class RankTarget(msgspec.Struct, frozen=True):
             path = self.output / f"rank_{rank}" / f"{self.prefix}{rank}.{self.ending}"
             if stage not in laid_out:  # the ranks of a stage have equal parts
                 cut = [
-                    spec
-                    if layout is None
-                    else replace(spec, shape=layout.shape_of_parts(spec.shape))
-                    for spec, layout in by_stage[stage]
+                    spec if how is None else replace(spec, shape=how.shape_of_parts(spec.shape))
+                    for spec, how in by_stage[stage]
                 ]
                 laid_out[stage] = mindspore_file(path, cut)
             parts = tuple(
