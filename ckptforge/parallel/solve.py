@@ -10,10 +10,9 @@ from msgspec.structs import replace
 
 from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, shown
 from ckptforge.formats.layout import TensorSpec
-from ckptforge.parallel.compute import compute_strategy
+from ckptforge.parallel.compute import compute_strategy, learn_heads
 from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.cutter import CutTensor, Cutter
-from ckptforge.parallel.heads import learn_heads
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -17,11 +16,8 @@ from ckptforge.tables.rows import at, check_known, check_layout, sentence
 from ckptforge.tables.selection import is_selection
 from ckptforge.tables.sharding import BY_AXES, Sharding, parse_sharding, stored_cuts
 from ckptforge.tables.table import Layout, Logical, Switch
+from ckptforge.tables.table_file import TableFile
 from ckptforge.wording import nearest
-
-if TYPE_CHECKING:
-    from ckptforge.tables.table_file import TableFile
-
 
 OF_A_LAYOUT = ("family", "extends", "told", "sharding")
 """Keys of a [layout] that are no rows."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,9 +20,6 @@ from ckptforge.tables.rows import at, check_known
 from ckptforge.tables.selection import Selection, is_selection, parse_selection
 from ckptforge.tables.table import Layout, Logical, OtherNames, Table
 from ckptforge.tables.table_file import MAX_BYTES, TableFile, read_table_file
-
-if TYPE_CHECKING:
-    from ckptforge.tables.table_file import TableFile
 
 
 def load_table(path: Path) -> Table:
