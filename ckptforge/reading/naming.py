@@ -5,7 +5,6 @@ Hugging Face's doesn't have and by which tensors are absent."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -17,7 +16,7 @@ from ckptforge.foreign.json import file_of, parse_object
 from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Binding
-from ckptforge.tables.model_config import classes_of, language_part
+from ckptforge.tables.model_config import Config, classes_of, language_part
 from ckptforge.tables.prefixes import Renaming
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
@@ -80,7 +79,7 @@ def with_config_of(side: HuggingFaceSide, layout: Layout) -> HuggingFaceSide:
     return replace(side, files={**side.files, CONFIG: content})
 
 
-def _of_language_model(config: Mapping[str, Any], table: Table) -> dict[str, Any]:
+def _of_language_model(config: Config, table: Table) -> dict[str, Any]:
     """A language model's config.json, with the class that the table's example has."""
     classes = [name for name in classes_of(config) if name.endswith("ForCausalLM")]
     if not classes and config.get("model_type") == table.example.get("model_type"):
@@ -89,7 +88,7 @@ def _of_language_model(config: Mapping[str, Any], table: Table) -> dict[str, Any
     return {**({"architectures": classes} if classes else {}), **kept}
 
 
-def switches_off(binding: Binding, config: Mapping[str, Any]) -> dict[str, list[str]]:
+def switches_off(binding: Binding, config: Config) -> dict[str, list[str]]:
     """Key → the logical tensors of a model that aren't there, as a switch of that name must be off,
     of which its config.json says nothing."""
     table, found = binding.table, dict[str, list[str]]()
@@ -103,7 +102,7 @@ def switches_off(binding: Binding, config: Mapping[str, Any]) -> dict[str, list[
 
 
 def declared(
-    side: HuggingFaceSide | None, binding: Binding, config: Mapping[str, Any]
+    side: HuggingFaceSide | None, binding: Binding, config: Config
 ) -> tuple[HuggingFaceSide | None, tuple[str, ...]]:
     """The Hugging Face side of a model with such switches in its config.json, and a sentence about
     each."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -34,6 +33,7 @@ from ckptforge.steps.grouped import Grouped
 from ckptforge.steps.scaled import Scaled
 from ckptforge.tables.binding import Binding, Shapes
 from ckptforge.tables.layout_choice import Hints, recognise
+from ckptforge.tables.model_config import Config
 from ckptforge.tables.names import NamedShapes
 from ckptforge.tables.recognition import Identified, identify
 from ckptforge.tables.shipped import shipped_tables
@@ -52,7 +52,7 @@ class Source(msgspec.Struct, frozen=True):
 
     model: Model
     binding: Binding
-    config: Mapping[str, Any]
+    config: Config
     hugging_face: HuggingFaceSide | None
     state: tuple[str, ...]
     unmapped: tuple[str, ...]
@@ -203,7 +203,7 @@ def bind_source(model: Model, choices: Choices) -> Source:
     return Source(model, binding, config, side, state, binding.unknown, undone.activations)
 
 
-def _undeclared(binding: Binding, config: Mapping[str, Any], where: str) -> Iterator[str]:
+def _undeclared(binding: Binding, config: Config, where: str) -> Iterator[str]:
     """A sentence for each key by which config.json says that tensors aren't there that are. Heads
     that are tied to the embedding are compared with it instead."""
     table = binding.table

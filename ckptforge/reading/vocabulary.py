@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -14,6 +13,7 @@ from ckptforge.errors import LayoutError
 from ckptforge.model import Model
 from ckptforge.spelling import command, flag, option
 from ckptforge.tables.binding import Binding
+from ckptforge.tables.model_config import Config
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.values import Value
 from ckptforge.wording import counted
@@ -41,9 +41,7 @@ class Padding(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def padding_of(
-    binding: Binding, tensors: Mapping[str, Value], config: Mapping[str, Any]
-) -> Padding | None:
+def padding_of(binding: Binding, tensors: Mapping[str, Value], config: Config) -> Padding | None:
     """The padding of a checkpoint that was bound without config.json's vocab_size; None where there
     is none.
 

@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from ckptforge.errors import LayoutError, MissingTensorsError, shown
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
-from ckptforge.tables.model_config import Condition
+from ckptforge.tables.model_config import Condition, Config
 from ckptforge.tables.names import Names, read_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
@@ -44,9 +44,7 @@ class Binding(msgspec.Struct, frozen=True):
         return tensor not in self.absent
 
 
-def bind(
-    table: Table, layout: Layout, shapes: Shapes, config: Mapping[str, Any], where: str
-) -> Binding:
+def bind(table: Table, layout: Layout, shapes: Shapes, config: Config, where: str) -> Binding:
     """Reads tensors as a layout: all that it needs are there, and names, shapes and config.json
     agree on every axis.
 
@@ -112,7 +110,7 @@ def _shape_of(
 
 
 def _absent(
-    table: Table, layout: Layout, found: Names, config: Mapping[str, Any], sizes: AxisSizes
+    table: Table, layout: Layout, found: Names, config: Config, sizes: AxisSizes
 ) -> Iterator[str]:
     """Tensors of an axis without length, and optional ones that config.json denies."""
     for tensor, axes in table.tensors.items():
@@ -125,7 +123,7 @@ def _absent(
 
 
 def _switched_off(
-    condition: Condition, table: Table, layout: Layout, found: Names, config: Mapping[str, Any]
+    condition: Condition, table: Table, layout: Layout, found: Names, config: Config
 ) -> bool:
     """Whether a condition is of a switch of MindSpore's, of which config.json says nothing, and
     none of the tensors that it governs is there: some of them are lost, not switched off."""
@@ -180,7 +178,7 @@ def missing_text(
     layout: Layout,
     missing: Mapping[Pattern, Missing],
     unknown: Sequence[str],
-    config: Mapping[str, Any],
+    config: Config,
     where: str,
 ) -> str:
     """Which tensors a layout needs: those of another model, tied elsewhere, or lost."""

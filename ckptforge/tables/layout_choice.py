@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
 from ckptforge.errors import CkptforgeError, LayoutError
 from ckptforge.spelling import command, option
 from ckptforge.tables.binding import Binding, Shapes, bind
+from ckptforge.tables.model_config import Config
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
 
@@ -22,7 +22,7 @@ _TOLD_BY_FILES = frozenset(
 class Hints(msgspec.Struct, frozen=True):
     """What is known beside the tensors; `family` is the only one that is read."""
 
-    config: Mapping[str, Any]
+    config: Config
     config_source: str
     model: str | None = None
     layout: str | None = None

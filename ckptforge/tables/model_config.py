@@ -19,6 +19,10 @@ _NONE = " or 0"
 _SIGN = re.compile(r"([+-])")
 
 
+Config = Mapping[str, Any]
+"""What a config.json says, or the part of it that is of the language model."""
+
+
 class Expression(msgspec.Struct, frozen=True):
     """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the
     next choice when a key of the first is absent or null. A last choice of `0` says that there may
@@ -54,7 +58,7 @@ class Expression(msgspec.Struct, frozen=True):
         """Whether a model may have none of these, which its tensors' names tell."""
         return self.text.endswith(_NONE)
 
-    def evaluate(self, config: Mapping[str, Any], where: str) -> int | None:
+    def evaluate(self, config: Config, where: str) -> int | None:
         """The value, or None when no choice has all its keys.
 
         Raises `ConfigError` for values that aren't counts and for divisions with a remainder.
@@ -78,7 +82,7 @@ class Expression(msgspec.Struct, frozen=True):
         return None
 
 
-def _product(term: str, config: Mapping[str, Any], where: str) -> int:
+def _product(term: str, config: Config, where: str) -> int:
     value = 1
     for operator, word in _STEP.findall(term):
         operand = int(word) if word.isdigit() else _count(config[word], word, where)
@@ -126,7 +130,7 @@ class Condition(msgspec.Struct, frozen=True):
         config.json of a checkpoint in a MindSpore layout."""
         return self.text.endswith(_IS_FALSE)
 
-    def holds(self, config: Mapping[str, Any]) -> bool:
+    def holds(self, config: Config) -> bool:
         """Whether a config meets it."""
         if self.in_words:
             return config.get(self.key) is False
@@ -164,7 +168,7 @@ class Constant(msgspec.Struct, frozen=True):
     def _choices(self) -> list[str]:
         return [choice.strip() for choice in self.text.split(" or ")]
 
-    def value(self, config: Mapping[str, Any]) -> Any:
+    def value(self, config: Config) -> Any:
         """The first choice that isn't absent or null; None when all are."""
         for choice in self._choices:
             if choice.startswith("'"):
@@ -187,7 +191,7 @@ class LanguagePart(msgspec.Struct, frozen=True):
     """What a config.json says of the language model in it: `config`, and `where` it stands for
     messages. `beside` are the keys of other models that it describes, such as a vision tower."""
 
-    config: Mapping[str, Any]
+    config: Config
     where: str
     beside: tuple[str, ...] = ()
 
@@ -200,7 +204,7 @@ _INNER = re.compile(r"(?:text|llm|language|language_model)_config")
 _OF_A_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "depth", "embed_dim", "d_model")
 
 
-def classes_of(config: Mapping[str, Any]) -> list[str]:
+def classes_of(config: Config) -> list[str]:
     """The classes in config.json's architectures."""
     names = config.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
@@ -210,9 +214,7 @@ def _is_a_model(value: object) -> bool:
     return isinstance(value, Mapping) and any(name in value for name in _OF_A_MODEL)
 
 
-def with_language_part(
-    config: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
-) -> dict[str, Any]:
+def with_language_part(config: Config, before: Config, after: Config) -> dict[str, Any]:
     """A config.json whose language part said `before` and is to say `after`: what differs goes to
     where it stood."""
     keys = [key for key, value in config.items() if _INNER.fullmatch(key) and _is_a_model(value)]
@@ -225,7 +227,7 @@ def with_language_part(
     return {**config, **outer, keys[0]: {**inner, **own}}
 
 
-def language_part(config: Mapping[str, Any], where: str) -> LanguagePart:
+def language_part(config: Config, where: str) -> LanguagePart:
     """The language model of a config.json, which is all of it unless an inner object is for that
     (`text_config` and the like of vision-language models; such as stand in `thinker_config` too).
     What only the outer object says of both is taken along."""

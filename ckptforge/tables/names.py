@@ -12,6 +12,7 @@ from ckptforge.errors import ConfigError, LayoutError
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern, index_of, skeletons_of
 from ckptforge.tables.lengths import Lengths
+from ckptforge.tables.model_config import Config
 from ckptforge.tables.selection import named_axis, selections_of, without
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
@@ -146,7 +147,7 @@ def indexed(found: Names, lengths: Lengths) -> Names:
 
 
 def read_names(
-    table: Table, layout: Layout, names: Mapping[str, Any], config: Mapping[str, Any], where: str
+    table: Table, layout: Layout, names: Mapping[str, Any], config: Config, where: str
 ) -> tuple[AxisSizes, Names, list[str]]:
     """(the lengths that config.json and names tell, pattern → index → name, names that the layout
     doesn't have). Raises `LayoutError` where they contradict each other."""
@@ -240,7 +241,7 @@ def _check_told_apart(sizes: AxisSizes, layout: Layout) -> None:
 
 
 def _learn_none(
-    sizes: AxisSizes, table: Table, numbered: Names, config: Mapping[str, Any], where: str
+    sizes: AxisSizes, table: Table, numbered: Names, config: Config, where: str
 ) -> None:
     """Axes that may have length 0: so where no name has one."""
     for axis, expression in table.axes.items():

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ckptforge.errors import ConfigError
-from ckptforge.tables.model_config import Expression
+from ckptforge.tables.model_config import Config, Expression
 from ckptforge.tables.rows import means
 
 THETA = "rope_theta"
@@ -76,9 +76,7 @@ class Rope(msgspec.Struct, frozen=True):
         return _TYPES.get(self.types.get(kind, kind)) if isinstance(kind, str) else None
 
 
-def rope_parameters(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope
-) -> dict[str, Parameters]:
+def rope_parameters(config: Config, defaults: Config, rope: Rope) -> dict[str, Parameters]:
     """What the rotation of each layer type reads, by its name, or that of all layers, by ''.
 
     `rope_scaling` {type or rope_type, …} beside `rope_theta`, as transformers 4 writes it, and
@@ -99,9 +97,7 @@ def rope_parameters(
     return {key: _standard(value, config, defaults, rope) for key, value in rows}
 
 
-def _standard(
-    given: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any], rope: Rope
-) -> Parameters:
+def _standard(given: Mapping[str, Any], config: Config, defaults: Config, rope: Rope) -> Parameters:
     outer = {key: config[key] for key in KEYS if config.get(key) is not None}
     own = {key: value for key, value in given.items() if value is not None and key != LONGEST}
     values = {**defaults, **_by_count(config, rope), **outer, **own}
@@ -124,7 +120,7 @@ def _standard(
     return {_TYPE: kind, **{key: values[key] for key in (THETA, *read, LONGEST) if key in values}}
 
 
-def _by_count(config: Mapping[str, Any], rope: Rope) -> Parameters:
+def _by_count(config: Config, rope: Rope) -> Parameters:
     """partial_rotary_factor where config.json says the number instead."""
     count = None if rope.rotated is None else config.get(rope.rotated)
     with suppress(ConfigError):

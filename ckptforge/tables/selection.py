@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import msgspec
 
 from ckptforge.errors import ConfigError, shown
-from ckptforge.tables.model_config import Expression
+from ckptforge.tables.model_config import Config, Expression
 
 _SELECTION = re.compile(r"([A-Za-z_]\w*) (where|but) (.+)")
 _LISTED = re.compile(r"([A-Za-z_]\w*) is( not)? (\w+(?: \w+)*)")
@@ -25,7 +24,6 @@ _REMAINDER = re.compile(r"([A-Za-z_]\w*) % ([^<>=%]+) == ([^<>=%]+)")
 _ORDERED = re.compile(r"([A-Za-z_]\w*) (<|>=) ([^<>=%]+)")
 _MOST = 1 << 16  # indexes that a rule is applied to
 
-Config = Mapping[str, Any]
 Holds = Callable[[int], bool]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ckptforge.errors import ConfigError, LayoutError
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Axis, Concat, Pattern, axis_factors, axis_size, shared_runs
 from ckptforge.tables.lengths import Lengths
+from ckptforge.tables.model_config import Config
 from ckptforge.tables.selection import selections_of
 from ckptforge.tables.table import Table
 
@@ -44,7 +44,7 @@ class AxisSizes:
         """The known lengths by axis."""
         return Lengths({axis: size for axis, (size, _) in self.known.items()}, self.numbers)
 
-    def learn_config(self, table: Table, config: Mapping[str, Any], where: str) -> None:
+    def learn_config(self, table: Table, config: Config, where: str) -> None:
         """Learns what config.json says. Raises `ConfigError` for a length of 0 in a shape."""
         config = table.constants.with_lengths(config)
         for axis, expression in table.axes.items():
@@ -164,7 +164,7 @@ class AxisSizes:
         return None
 
 
-def lengths_of(table: Table, config: Mapping[str, Any], where: str) -> Lengths:
+def lengths_of(table: Table, config: Config, where: str) -> Lengths:
     """The lengths that a config.json gives, 0 where there may be none. Raises `ConfigError`."""
     sizes = AxisSizes()
     sizes.learn_config(table, config, where)

@@ -14,7 +14,7 @@ from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern, skeleton_of
 from ckptforge.tables.constants import Constants
 from ckptforge.tables.lora import Lora
-from ckptforge.tables.model_config import Condition, Expression
+from ckptforge.tables.model_config import Condition, Config, Expression
 from ckptforge.tables.passed import PassedRow
 from ckptforge.tables.pipeline import Pipeline
 from ckptforge.tables.selection import Selection
@@ -25,7 +25,7 @@ from ckptforge.wording import nearest
 class Switch(msgspec.Struct, frozen=True, kw_only=True):
     """What config.json says where a key of params.json is true, and what is to be said of that."""
 
-    config: Mapping[str, Any]
+    config: Config
     note: str = ""
 
 
@@ -48,7 +48,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     copies: tuple[Pattern, ...] = ()
     passed: tuple[PassedRow, ...] = ()
     by_name_only: bool = False
-    config: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    config: Config = msgspec.field(default_factory=dict)
     switches: Mapping[str, Switch] = msgspec.field(default_factory=dict)
 
     def holding(self, tensor: str) -> Pattern:
@@ -150,9 +150,7 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
             found.setdefault(layout.family, []).append(layout.name)
         return found
 
-    def present(
-        self, layout: Layout, config: Mapping[str, Any], lengths: Mapping[str, int]
-    ) -> list[Pattern]:
+    def present(self, layout: Layout, config: Config, lengths: Mapping[str, int]) -> list[Pattern]:
         """The patterns of a layout, without those of optional tensors that a config.json denies,
         and of tensors with an axis of length 0."""
         absent = {t for t, condition in self.optional.items() if condition.holds(config)}
@@ -186,7 +184,7 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         found = ((n, reason) for n in names for glob, reason in globs if fnmatchcase(n, glob))
         return next(found, None)
 
-    def of_the_whole(self, config: Mapping[str, Any]) -> bool:
+    def of_the_whole(self, config: Config) -> bool:
         """Whether it is for a model with other parts beside the language model, which pass through,
         and so for all that a config.json describes."""
         return bool(self.passed) and config.get("model_type") in self.model_types

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ckptforge.errors import ModelUnknownError, shown
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Shapes
 from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
-from ckptforge.tables.model_config import classes_of
+from ckptforge.tables.model_config import Config, classes_of
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.prefixes import common_prefix
 from ckptforge.tables.table import Layout, Table, table_named
@@ -41,7 +41,7 @@ def _told(tables: Sequence[Table], hints: Hints) -> list[Table]:
     return [table for table in tables if model_type in table.model_types]
 
 
-def has_class(table: Table, config: Mapping[str, Any]) -> bool:
+def has_class(table: Table, config: Config) -> bool:
     """Whether config.json names a class of the table's models."""
     classes = map(_CLASS.fullmatch, classes_of(config))
     found = {match[1].lower() for match in classes if match}

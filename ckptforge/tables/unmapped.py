@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import msgspec
 
 from ckptforge.tables import companions
-from ckptforge.tables.model_config import classes_of
+from ckptforge.tables.model_config import Config, classes_of
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -60,7 +59,7 @@ _TASK = re.compile(
 )
 
 
-def other_task(config: Mapping[str, Any]) -> str:
+def other_task(config: Config) -> str:
     """The class in config.json's architectures that has another head, if any."""
     return next((name for name in classes_of(config) if _TASK.fullmatch(name)), "")
 

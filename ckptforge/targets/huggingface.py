@@ -21,6 +21,7 @@ from ckptforge.formats.layout import TensorSpec
 from ckptforge.planning.lower import PlacedFile
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import flag, option
+from ckptforge.tables.model_config import Config
 from ckptforge.targets.target import LaidOut
 
 STEM = "model"  # of the names of weight files
@@ -155,9 +156,7 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-def _other_dtypes(
-    config: Mapping[str, Any], specs: Sequence[TensorSpec]
-) -> dict[str, tuple[Any, str]]:
+def _other_dtypes(config: Config, specs: Sequence[TensorSpec]) -> dict[str, tuple[Any, str]]:
     """Key of config.json → (the dtype that it says, the one that most of the weights have), where
     these differ."""
     sizes: dict[DType, int] = {}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.formats import safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.run.casts import cast_function, numpy_dtype
+from ckptforge.tables.model_config import Config
 from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.sizes import lengths_of
 from ckptforge.tables.table import Layout, Table
@@ -26,7 +25,7 @@ _PIECE = 1 << 20
 def write_model(
     directory: Path,
     table: Table,
-    config: Mapping[str, Any],
+    config: Config,
     *,
     layout: str = "hub",
     dtype: str = "bfloat16",
@@ -73,7 +72,7 @@ def write_model(
 
 
 def _specs(
-    table: Table, layout: Layout, config: Mapping[str, Any], stored: DType
+    table: Table, layout: Layout, config: Config, stored: DType
 ) -> tuple[list[TensorSpec], dict[str, str]]:
     """The tensors of a model, and the name of each copy among them → that of its original."""
     counts = lengths_of(table, config, "config.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ckptforge.errors import UsageError
 from ckptforge.reading.known import read_model_config
 from ckptforge.tables.axes import Pattern
+from ckptforge.tables.model_config import Config
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.sharding import BY_AXES, Sharding, stored_cuts
@@ -146,7 +146,7 @@ def check_table(options: MappingCheck) -> Checked:
     return Checked(table.name, table.source, list(table.layouts), counts)
 
 
-def count(table: Table, layout: Layout, config: Mapping[str, Any], where: str) -> Count:
+def count(table: Table, layout: Layout, config: Config, where: str) -> Count:
     """A model's stored tensors and parameters in a layout. Raises `ConfigError`."""
     lengths = lengths_of(table, config, where)
     present = table.present(layout, config, lengths)
