@@ -21,12 +21,11 @@ from ckptforge.surgery.weights import plain, roles_of
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
 from ckptforge.values import Term
-from ckptforge.verbs import opened
 from ckptforge.verbs.average_settings import Named, Settings, settings_of, weights_of
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.model_card import carded
-from ckptforge.verbs.opened import OpenedModel
+from ckptforge.verbs.opened import OpenedModel, opened_by
 from ckptforge.verbs.options import Average
 from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.public import verb
@@ -94,16 +93,10 @@ def sum_of(models: Sequence[OpenedModel], weights: Sequence[float] | None) -> Op
 
 
 def _open(one: Named, options: Average) -> OpenedModel:
-    return opened.open(
-        one.path,
-        layout=one.layout,
-        step=one.step,
-        strategy_dir=one.strategy_dir,
-        parallel_config=one.parallel_config,
-        config=options.config,
-        model=options.model,
-        mapping=options.mapping,
-    )
+    own = {
+        name: getattr(one, name) for name in ("layout", "step", "strategy_dir", "parallel_config")
+    }
+    return opened_by(one.path, options, {}, **own)
 
 
 def _in_one_layout(

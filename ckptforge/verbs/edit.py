@@ -15,11 +15,11 @@ from ckptforge.quantisation.writing import wishes_of
 from ckptforge.spelling import option
 from ckptforge.surgery.names import drop
 from ckptforge.tables.state import state_of
-from ckptforge.verbs import opened
+from ckptforge.verbs.choices import SOURCE
 from ckptforge.verbs.edit_steps import steps_of
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.model_card import carded
-from ckptforge.verbs.opened import OpenedModel
+from ckptforge.verbs.opened import OpenedModel, opened_by
 from ckptforge.verbs.options import Edit
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
@@ -76,17 +76,7 @@ def edit(options: Edit) -> Result:
 
 def _opened(options: Edit) -> OpenedModel:
     """What is edited, without what is to be left out."""
-    found = opened.open(
-        options.source,
-        layout=options.from_,
-        config=options.config,
-        step=options.step,
-        strategy_dir=options.src_strategy_dir,
-        parallel_config=options.src_parallel_config,
-        trim_vocab=options.trim_vocab,
-        model=options.model,
-        mapping=options.mapping,
-    )
+    found = opened_by(options.source, options, SOURCE)
     source, gone = found.source, list[str]()
     if source is not None and options.allow_unmapped:
         gone += [*source.unmapped, *source.activations]

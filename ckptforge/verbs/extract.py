@@ -10,7 +10,7 @@ from ckptforge.errors import UsageError, shown
 from ckptforge.examine.window import strided
 from ckptforge.spelling import option
 from ckptforge.targets.npy import NpyTarget
-from ckptforge.targets.target import plan_for
+from ckptforge.targets.target import facts_of, plan_for
 from ckptforge.values import Value
 from ckptforge.verbs.job import Job, run_job
 from ckptforge.verbs.looked import opened_as
@@ -44,14 +44,7 @@ def extract(options: Extract) -> Result:
     dtype = parse_target(options.dtype)
     if dtype is not None and value.dtype.floating:
         value = replace(value, dtype=dtype)
-    facts = {
-        "model": opened.model,
-        "from": opened.layout or "one",
-        "to": "numpy",
-        "source_format": model.format,
-        "source_tensors": len(model.values),
-        "dtype": "keep" if dtype is None else dtype.name,
-    }
+    facts = facts_of(model, opened.model, opened.layout or "one", "numpy", dtype)
     files = {fragment.stored.path for fragment in value.fragments}
     sources = tuple(file for file in model.files if file.path in files)
     made = replace(model, values={name: value}, files=sources)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -22,12 +22,13 @@ from ckptforge.surgery.edits import edit_named
 from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
-from ckptforge.verbs.choices import choices_of
+from ckptforge.verbs.choices import Names, choices_of
 from ckptforge.verbs.edits import Edits
 from ckptforge.verbs.inputs import open_input, with_adapter
 from ckptforge.verbs.job import run_job
 from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.options.opening import Open, Save
+from ckptforge.verbs.options.record import Options
 from ckptforge.verbs.public import method, verb
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.saving import saving_job
@@ -73,12 +74,7 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
     def __enter__(self) -> OpenedModel:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -298,13 +294,21 @@ def open(options: Open) -> OpenedModel:
     `layout` or `mapping` raises where one of them is given.
     """
     choices = choices_of(options)
-    model = open_input(options.path, choices, options.adapter)
-    asked = any((options.model, options.layout, options.mapping, options.trim_vocab))
-    opened = _opened(model, choices, Window(), asked=asked or options.merge_lora is not None)
     if options.merge_lora is None:
-        return opened
+        return _open(options.path, choices, options.adapter)
+    opened = _open(options.path, choices, options.adapter, asked=True)
     source = with_adapter(opened._bound(), options.merge_lora, options.lora_alpha, options.step)
     return OpenedModel(source.model, choices, opened._window, source, "")
+
+
+def opened_by(path: Path, options: Options, names: Names, **more: Any) -> OpenedModel:
+    """A checkpoint opened as the options of another verb say; see `choices_of`."""
+    return _open(path, choices_of(options, names, **more))
+
+
+def _open(path: Path, choices: Choices, adapter: bool = False, asked: bool = False) -> OpenedModel:
+    asked = asked or any((choices.model, choices.layout, choices.mapping, choices.trim_vocab))
+    return _opened(open_input(path, choices, adapter), choices, Window(), asked)
 
 
 def _opened(model: Model, choices: Choices, window: Window, asked: bool) -> OpenedModel:
