@@ -153,7 +153,7 @@ def mapping_check(shown: Shown, options: MappingCheck) -> None:
 
     found = of_record(check_table)(options)
     shown.result(
-        lambda: {"verb": "mapping check", **found.to_json()}, lambda: text.checked_text(found)
+        lambda: {"verb": "mapping check", **asdict(found)}, lambda: text.checked_text(found)
     )
 
 

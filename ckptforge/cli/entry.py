@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import signal
@@ -83,8 +82,6 @@ def main() -> None:
     as_json = "--json" in sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
-    # plans hold many things and hardly a cycle: looking for those took a seventh of the time
-    gc.set_threshold(100_000, 20, 20)
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _stop)

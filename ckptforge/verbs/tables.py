@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ckptforge.errors import UsageError
 from ckptforge.reading.known import read_model_config
@@ -73,10 +72,6 @@ class Checked:
     source: str
     layouts: list[str]
     counts: list[Count]
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
-        return {"ok": True, **asdict(self)}
 
 
 def list_tables() -> list[Summary]:
