@@ -130,7 +130,6 @@ def _known(word: str, words: Collection[str]) -> str:
 
 _LONG = 200  # characters of a word that may be a slip of the pen
 
-
 M = TypeVar("M", bound=Written)
 
 

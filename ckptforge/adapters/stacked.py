@@ -30,7 +30,6 @@ from ckptforge.values import Fragment, Term, Value, value_of
 _FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+?)(?:\.base_layer)*\.lora_A\.weight")
 Values = Mapping[str, Value]
 
-
 Kind = tuple[Pattern, tuple[int, ...]]  # how a parameter is stored, and the index in its name
 
 

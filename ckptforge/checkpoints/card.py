@@ -17,10 +17,8 @@ from ckptforge.formats.index import FileIndex
 
 MAX_SMALL_FILE = 32 * 1024 * 1024
 
-
 _ENDINGS = ".safetensors .bin .pt .pth .ckpt .gguf .onnx .h5 .msgpack .npz .mindir"
 WEIGHTS = set(_ENDINGS.split())
-
 
 _GLOBS = """
     config.json generation_config.json tokenizer* special_tokens_map.json added_tokens.json vocab.*

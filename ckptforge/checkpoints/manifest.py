@@ -19,9 +19,7 @@ from ckptforge.wording import counted
 
 DIRECTORY_NAME = "ckptforge.manifest.json"
 
-
 MAX_MANIFEST = 256 * 1024 * 1024  # it holds small files
-
 
 _log = logging.getLogger(__name__)
 

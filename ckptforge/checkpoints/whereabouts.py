@@ -14,11 +14,11 @@ from pathlib import Path
 from ckptforge.checkpoints.files import of_a_format
 from ckptforge.checkpoints.sniff import identify
 from ckptforge.errors import CkptforgeError, InputNotFoundError
-from ckptforge.foreign.files import read_small
+from ckptforge.foreign.files import named, read_small
 from ckptforge.foreign.paths import exists, is_directory, is_file
 from ckptforge.formats.registry import endings
 from ckptforge.spelling import option
-from ckptforge.storage.mounts import store_of, unknown_address
+from ckptforge.storage.mounts import unknown_address
 from ckptforge.wording import alternatives, listing
 
 _ENDINGS = ".bin .pt .pth .gguf .pkl .h5 .npz .npy .onnx .mindir .msgpack .zip .tar .gz .zst"
@@ -127,8 +127,4 @@ def _other_weights(directory: Path) -> str | None:
 
 
 def _entries(directory: Path, limit: int | None = _LOOKED_AT) -> list[Path]:
-    try:
-        names = sorted(store_of(directory).names(directory))
-    except OSError:
-        return []
-    return [directory / name for name in names[:limit]]
+    return named(directory, "")[:limit]

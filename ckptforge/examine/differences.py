@@ -159,15 +159,11 @@ class _Measurement(msgspec.Struct, frozen=True):
     def do(self, worker: Worker) -> Difference:
         """Reads it on both sides."""
         pair, tile = self.pair, self.tile
-        made, theirs = _both(pair, tile, worker)
         mine, other = pair.one.place.dtype, pair.other.place.dtype
         total = Difference()
-        for start in range(0, tile.elements, STEP):
-            stop = min(start + STEP, tile.elements)
-            a = made[start * mine.itemsize : stop * mine.itemsize]
-            b = theirs[start * other.itemsize : stop * other.itemsize]
+        for start, a, b in _strips(*_both(pair, tile, worker), pair):
             unequal = _unequal(a, b, mine, other)
-            piece = Difference(elements=stop - start, count=int(np.count_nonzero(unequal)))
+            piece = Difference(elements=unequal.size, count=int(np.count_nonzero(unequal)))
             values = _values(a, mine), _values(b, other)
             if values[0] is not None and values[1] is not None:
                 _measure(values[0], values[1], unequal, piece)
@@ -188,15 +184,15 @@ def _equal(made: Array, theirs: Array, pair: Pair) -> bool:
     mine, other = pair.one.place.dtype, pair.other.place.dtype
     if mine == other:
         return bool(np.array_equal(made, theirs))
-    for start in range(0, len(made) // mine.itemsize, STEP):
+    return not any(_unequal(a, b, mine, other).any() for _, a, b in _strips(made, theirs, pair))
+
+
+def _strips(made: Array, theirs: Array, pair: Pair) -> Iterator[tuple[int, Array, Array]]:
+    """(first number, the bytes of some on both sides), which stay in a core's cache."""
+    mine, other = pair.one.place.dtype.itemsize, pair.other.place.dtype.itemsize
+    for start in range(0, len(made) // mine, STEP):
         stop = start + STEP
-        a, b = (
-            made[start * mine.itemsize : stop * mine.itemsize],
-            theirs[start * other.itemsize : stop * other.itemsize],
-        )
-        if _unequal(a, b, mine, other).any():
-            return False
-    return True
+        yield start, made[start * mine : stop * mine], theirs[start * other : stop * other]
 
 
 def _unequal(a: Array, b: Array, mine: DType, other: DType) -> NDArray[np.bool_]:

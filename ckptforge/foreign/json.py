@@ -19,7 +19,6 @@ MAX_VALUES = 1 << 21  # commas, lists and objects outside of strings
 _NO_MARKS = bytes(set(range(256)) - set(b'",[{'))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-
 Object = dict[str, Any]
 
 

@@ -33,7 +33,6 @@ Shards = Annotated[
     Annotated[int, Field(ge=-1, le=-1)] | Count, expected("-1 or a positive integer")
 ]
 
-
 ShardModel: Any = model_of(ShardRow)
 
 

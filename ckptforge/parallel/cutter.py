@@ -22,7 +22,6 @@ from ckptforge.values import Stored
 
 _TERMS = {"mp": "model_parallel", "ep": "expert_parallel"}
 
-
 CutTensor = TensorSpec | Stored
 """A stored tensor: the strategy must know its name, its dtype and its shape."""
 

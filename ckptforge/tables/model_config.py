@@ -18,7 +18,6 @@ _STEP = re.compile(rf"([*/]?)\s*({_OPERAND})\s*")
 _NONE = " or 0"
 _SIGN = re.compile(r"([+-])")
 
-
 Config = Mapping[str, Any]
 """What a config.json says, or the part of it that is of the language model."""
 

@@ -12,9 +12,8 @@ from ckptforge.errors import TableError, shown
 from ckptforge.wording import nearest
 
 # Sections that stand in others: [layout.hub], but [axes] H.
-_NESTED: set[tuple[str, ...]] = {("layout",), ("copies",), ("shard",), ("refused",), ("defaults",)}
-_NESTED |= {("switches",)}
-_NESTED |= {("config",), ("lora", "names"), ("lora", "embedding_names")}
+_NESTED = {"layout", "copies", "shard", "refused", "defaults", "switches", "config"}
+_IN_LORA = {("lora", "names"), ("lora", "embedding_names")}
 _FEW = 8  # names that are listed
 _KEYS = ("name", "model_type", "aliases", "constants", "keep_dtype", "defaults_from", "demo")
 
@@ -43,7 +42,7 @@ def spell_row(place: tuple[str | int, ...]) -> str:
     """A place in a table's file, such as `[layout.hub] up`, `keep_dtype` or `[lora] modules[1]`."""
     if not place or place[0] in _KEYS:
         return _joined(place)
-    depth = 2 if place[:1] in _NESTED or place[:2] in _NESTED else 1
+    depth = 2 if place[0] in _NESTED or place[:2] in _IN_LORA else 1
     return f"[{_joined(place[:depth])}] {_joined(place[depth:])}".strip()
 
 

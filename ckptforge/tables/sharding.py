@@ -20,7 +20,6 @@ DIMENSIONS = ("ep", "mp")  # expert and model parallel, in the order of the devi
 FLAGS = ("vocab_emb_dp", "parallel_optimizer")
 _CUT = re.compile(r"([A-Za-z_]\w*):(ep|mp)(\??)")
 
-
 FlagName = Annotated[
     Literal["vocab_emb_dp", "parallel_optimizer"],
     Meta(extra={"expected": " or ".join(FLAGS), "known": FLAGS}),

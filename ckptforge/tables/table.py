@@ -145,10 +145,8 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
     @property
     def by_family(self) -> dict[str, list[str]]:
         """The names of the layouts of each family."""
-        found: dict[str, list[str]] = {"huggingface": [], "mindspore": []}
-        for layout in self.layouts.values():
-            found.setdefault(layout.family, []).append(layout.name)
-        return found
+        others = (layout.family for layout in self.layouts.values())
+        return {one: self.names_of(one) for one in ("huggingface", "mindspore", *others)}
 
     def present(self, layout: Layout, config: Config, lengths: Mapping[str, int]) -> list[Pattern]:
         """The patterns of a layout, without those of optional tensors that a config.json denies,

@@ -35,7 +35,6 @@ _LONG_KEY = re.compile(
     r"""(?<![\w-])(?:(?=((?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*))\1){32}"""
 )
 
-
 Pair = Annotated[list[str], Meta(min_length=2, max_length=2)]
 
 

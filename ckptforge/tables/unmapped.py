@@ -52,7 +52,6 @@ _TOWERS = re.compile(
 )
 _IN_LAYERS = re.compile(r"(?:.*\.)?(?:layers|blocks|h)\.[0-9]+\..*")
 
-
 _TASK = re.compile(
     r"\w+(?:For(?:Sequence|Token|Image|Audio)\w*Classification|ForQuestionAnswering|ForMultipleChoice|ForMaskedLM|ForReward\w*|"
     r"ForScor\w+|ForRegression|RewardModel|ValueModel|CriticModel|WithValueHead|ForEmbedding)"

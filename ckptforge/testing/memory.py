@@ -19,7 +19,6 @@ from ckptforge.testing.nodes import Node, Nodes, Watcher, error_of, nodes_in, ta
 _BLOCK = 4096
 _DEVICES = count(1 << 40)  # no device of the system has such a number
 
-
 M = TypeVar("M", bound=Callable[..., Any])
 
 
