@@ -36,16 +36,13 @@ class Places(Protocol):
     @property
     def out(self) -> Path:
         """The file or directory that is named."""
-        ...
 
     @property
     def cut(self) -> bool:
         """Whether they are to be cut into ranks."""
-        ...
 
     def place(self, model: Model, compute: Any) -> Target:
         """The target; `compute` makes the strategy of a parallel configuration."""
-        ...
 
 
 @runtime_checkable
@@ -54,7 +51,6 @@ class DescribesAdapter(Protocol):
 
     def with_adapter(self, names: Sequence[str], rank: int, alpha: float) -> Target:
         """The target for an adapter with these tensors."""
-        ...
 
 
 class AdapterPlan(NamedTuple):

@@ -23,7 +23,6 @@ class DirectoryKind(Protocol):
 
     def recognises(self, directory: Path) -> bool:
         """Whether a directory, which isn't empty, is of this kind, by the names in it."""
-        ...
 
     def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
         """Its tensors, of which only indexes are read; `step` picks one of several checkpoints,
@@ -32,7 +31,6 @@ class DirectoryKind(Protocol):
         Raises `InputNotFoundError` for what is missing, and for a step where there is none to
         choose (`refuse_step`), and `FormatError` for what isn't right.
         """
-        ...
 
 
 KINDS: Registry[DirectoryKind] = Registry(

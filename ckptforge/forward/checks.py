@@ -159,12 +159,10 @@ class Sized(Protocol):
     @property
     def layers(self) -> int:
         """How many layers."""
-        ...
 
     @property
     def positions(self) -> int:
         """How many tokens at most."""
-        ...
 
 
 def generate(

@@ -20,7 +20,6 @@ class Experts(Protocol):
 
     def __call__(self, i: int, states: Any, chosen: NDArray[np.int64], gates: Any) -> Any:
         """What the experts of layer `i` make of the states."""
-        ...
 
 
 class LoopExperts:

@@ -32,7 +32,6 @@ class Asked(Wanted, Protocol):
     @property
     def compute(self) -> str:
         """`fp32`, `fp16` or `bf16`."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,11 @@ class Edit(Protocol):
     @property
     def NAME(self) -> str:
         """What it is called in recipes."""
-        ...
 
     def apply(self, model: Model, source: Source | None, argument: Any) -> Edited:
         """(the model after it, what config.json or the table can't say of that): sentences without
         a full stop. `source` is how a table reads the model; None where none does. Raises
         `UsageError` for an argument that doesn't fit."""
-        ...
 
 
 class Step(NamedTuple):

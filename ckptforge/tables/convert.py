@@ -33,7 +33,6 @@ class Cutting(Protocol):
 
     def __call__(self, pattern: Pattern, *, counts: Lengths) -> list[Piece]:
         """The pieces."""
-        ...
 
 
 class Conversion:

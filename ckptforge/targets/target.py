@@ -33,12 +33,10 @@ class Target(Protocol):
     @property
     def output(self) -> Path:
         """The file or directory that appears."""
-        ...
 
     def lay_out(self, specs: Sequence[TensorSpec]) -> LaidOut:
         """The files for tensors of these names, dtypes and shapes. Raises `PlanError` for what the
         target can't hold."""
-        ...
 
 
 def facts_of(
