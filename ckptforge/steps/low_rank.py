@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import astuple
 
 from ckptforge.boxes import Box
 from ckptforge.dtypes import DType
@@ -70,18 +71,8 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
         """Its factors, their scales, and the rows that they are for."""
         found = [repr(("added", self.box)).encode()]
         for one in self.products:
-            rows = (
-                one.rows.shape,
-                one.rows.source,
-                one.rows.source_strides,
-                one.rows.target,
-                one.rows.target_strides,
-            )
-            found += [
-                one.a.identity(),
-                one.b.identity(),
-                repr((one.scale, rows, one.turned, one.part)).encode(),
-            ]
+            how = repr((one.scale, astuple(one.rows), one.turned, one.part)).encode()
+            found += [one.a.identity(), one.b.identity(), how]
         return b"".join(found)
 
     def prepare(self, stored: Stored, read: Read) -> Addend:
