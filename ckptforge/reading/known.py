@@ -71,8 +71,8 @@ def known_of(model: Model, choices: Choices) -> Known:
     if (shard := shard_of(path)) and not is_directory(path):
         raise MissingTensorsError(f"{path}: {shard}.")
     manifest = find_manifest(path, model.files)
-    side = _hugging_face_side(model, manifest, choices.config)
-    described, described_in = _config(model, manifest, side, choices.config)
+    side, origin = _hugging_face_side(model, manifest, choices.config)
+    described, described_in = _config(side, origin)
     if not described and model.described:
         described, described_in = model.described, f"what {model.path} says of itself"
     part = language_part(described, described_in)
@@ -107,11 +107,11 @@ def known_of(model: Model, choices: Choices) -> Known:
 
 def _hugging_face_side(
     model: Model, manifest: Manifest | None, config: Path | None
-) -> HuggingFaceSide | None:
+) -> tuple[HuggingFaceSide | None, str]:
     """Small files that the model brings along, else from --config, else from the manifest, else
-    from beside the weights where a config.json lies."""
+    from beside the weights where a config.json lies; and where their config.json comes from."""
     if model.card is not None:
-        return HuggingFaceSide(dict(model.card))
+        return HuggingFaceSide(dict(model.card)), f"{CONFIG} of {model.path}, as it was changed"
     if config is not None:
         if is_directory(config):
             files, skipped = small_files_of(config)
@@ -119,37 +119,23 @@ def _hugging_face_side(
             files, skipped = {CONFIG: read_small(config, MAX_SMALL_FILE, ConfigError)}, ()
         if CONFIG not in files:
             raise ConfigError(f"{config}: holds no {CONFIG}.")
-        return HuggingFaceSide(
-            {name: content for name, content in files.items() if not name.endswith(".index.json")},
-            skipped=skipped,
-        )
+        own = {name: one for name, one in files.items() if not name.endswith(".index.json")}
+        origin = config / CONFIG if is_directory(config) else config
+        return HuggingFaceSide(own, skipped=skipped), str(origin)
     if manifest is not None and manifest.hugging_face is not None:
-        return manifest.hugging_face
+        return manifest.hugging_face, f"{CONFIG} in {manifest.path}"
     if model.derived is not None:
-        return HuggingFaceSide(dict(model.derived))
-    if is_there(model.directory / CONFIG):
-        return hugging_face_side(
-            model.directory, model.files, None, all_files=model.format == "hugging face directory"
-        )
-    return None
+        return HuggingFaceSide(dict(model.derived)), f"{CONFIG} for {model.directory}"
+    path, whole = model.directory / CONFIG, model.format == "hugging face directory"
+    if is_there(path):
+        return hugging_face_side(model.directory, model.files, None, all_files=whole), str(path)
+    return None, CONFIG
 
 
-def _config(
-    model: Model, manifest: Manifest | None, side: HuggingFaceSide | None, given: Path | None
-) -> tuple[Mapping[str, Any], str]:
+def _config(side: HuggingFaceSide | None, origin: str) -> tuple[Mapping[str, Any], str]:
     """(config.json as an object, the name of where it comes from); empty where there is none."""
     if side is None or CONFIG not in side.files:
         return {}, CONFIG
-    if model.card is not None:
-        origin = f"{CONFIG} of {model.path}, as it was changed"
-    elif given is not None:
-        origin = str(given / CONFIG if is_directory(given) else given)
-    elif manifest is not None and side is manifest.hugging_face:
-        origin = f"{CONFIG} in {manifest.path}"
-    elif model.derived is not None:
-        origin = f"{CONFIG} for {model.directory}"
-    else:
-        origin = str(model.directory / CONFIG)
     if len(side.files[CONFIG]) > _MAX_CONFIG:
         raise ConfigError(f"{origin}: over {_MAX_CONFIG} bytes, too large for what it should be.")
     return parse_object(side.files[CONFIG], origin, constants=True), origin

@@ -72,8 +72,9 @@ def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table
     closest = [table for table in candidates if near[table.name].known == best]
     if best and len(closest) > 1:
         fits = [t for t in closest if fitting(t, shapes, hints, readable(t, hints))] or closest
-        lacking = {t.name: _lack(t, near[t.name].layout, shapes) for t in fits}
-        closest = [table for table in fits if lacking[table.name] == min(lacking.values())]
+        lacking = {t.name: _lacking(t, near[t.name].layout, shapes) for t in fits}
+        amounts = {name: (len(always), absent) for name, (always, absent) in lacking.items()}
+        closest = [table for table in fits if amounts[table.name] == min(amounts.values())]
     if best * 2 > len(shapes) and len(closest) == 1 and hints.config.get("model_type") is None:
         return closest[0]
     raise ModelUnknownError(_unknown(candidates, closest, near, shapes, hints))
@@ -118,7 +119,7 @@ def _unknown(
     unknown = sorted(recognise_names(layout, shapes)[1])
     prefix = common_prefix(shapes)
     begin = f" All names begin with {shown(prefix)}." if prefix and not best else ""
-    missing = _lacking(closest[0], layout, shapes)
+    missing, _ = _lacking(closest[0], layout, shapes)
     expects = f"\nThat layout has, for example:\n{listing(missing, 3)}" if best and missing else ""
     nearby = f"; nearest is {names}, layout {layout.name}" if best else ""
     return (
@@ -130,15 +131,10 @@ def _unknown(
     )
 
 
-def _lack(table: Table, layout: Layout, shapes: Shapes) -> tuple[int, int]:
-    """How much of a layout isn't there: what it always has, and what it may have."""
+def _lacking(table: Table, layout: Layout, shapes: Shapes) -> tuple[list[str], int]:
+    """(what a layout always has and the checkpoint doesn't, as templates; how many patterns of it
+    aren't there in all)."""
     found, _ = recognise_names(layout, shapes)
-    optional = sum(pattern not in found for pattern in layout.patterns)
-    return len(_lacking(table, layout, shapes)), optional
-
-
-def _lacking(table: Table, layout: Layout, shapes: Shapes) -> list[str]:
-    """What a layout always has and the checkpoint doesn't, as templates."""
-    found, _ = recognise_names(layout, shapes)
-    lacking = (p for p in layout.patterns if p not in found)
-    return [p.template for p in lacking if not set(p.tensors) <= set(table.optional)]
+    lacking = [p for p in layout.patterns if p not in found]
+    always = [p.template for p in lacking if not set(p.tensors) <= set(table.optional)]
+    return always, len(lacking)
