@@ -17,7 +17,7 @@ from ckptforge.errors import PlanError
 from ckptforge.planning.assembly import Assembly, prove_filled
 from ckptforge.planning.lower import Assemblies
 from ckptforge.publish.journal import fingerprint
-from ckptforge.tables.axes import Grid
+from ckptforge.tables.grid import Grid
 from ckptforge.tables.pieces import Piece, fill
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Place, Stored, Term

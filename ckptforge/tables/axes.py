@@ -30,22 +30,10 @@ from itertools import pairwise
 
 import msgspec
 
-from ckptforge.boxes import dot
 from ckptforge.digits import numbers_in, numbers_marked
 from ckptforge.errors import LayoutError
+from ckptforge.tables.grid import Grid
 from ckptforge.tables.lengths import Lengths
-
-
-class Grid(msgspec.Struct, frozen=True):
-    """Where a box lies in a tensor; offset and strides in elements."""
-
-    offset: int
-    strides: tuple[int, ...]
-
-    def at(self, start: Sequence[int]) -> int:
-        """The flat element of the box's element `start`."""
-        return self.offset + dot(start, self.strides)
-
 
 # The size of an axis for one logical tensor: sizes("wq", "d").
 Sizes = Callable[[str, str], int]

@@ -10,7 +10,8 @@ import msgspec
 from ckptforge.boxes import Box, box_shape, full_box, row_major_strides
 from ckptforge.covering import box_text, intersect, uncovered
 from ckptforge.errors import PlanError
-from ckptforge.tables.axes import Grid, Pattern
+from ckptforge.tables.axes import Pattern
+from ckptforge.tables.grid import Grid
 from ckptforge.tables.lengths import Lengths
 from ckptforge.transfers import Transfer
 
