@@ -8,11 +8,12 @@ metadata, `Int4` notes and an optional `crc_num`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ckptforge.errors import FormatError, PlanError, shown
 from ckptforge.formats.index import Checksum, FileIndex
@@ -132,7 +133,7 @@ def lay_out(path: Path, tensors: Sequence[TensorSpec], metadata: Mapping[str, st
             notes[name] = INT4_NOTE
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw = msgspec.json.encode(header)
     raw += b" " * (-len(raw) % 8)
     data = 8 + len(raw)
     places = {}

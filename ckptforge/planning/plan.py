@@ -79,10 +79,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def casts(self) -> dict[str, int]:
         """ "from → to" → number of source tensors that are cast so."""
         pairs = {
-            (id(fragment.stored), value.dtype): fragment.stored.dtype
+            (id(one.stored), value.dtype.name): one.stored.dtype.name
             for value in self.assemblies.values.values()
-            for fragment in value.fragments
-            if fragment.stored.dtype != value.dtype
+            for term in value.terms
+            for one in term.fragments
+            if one.stored.dtype is not value.dtype and one.stored.dtype != value.dtype
         }
         return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from pathlib import Path
 
@@ -45,13 +46,19 @@ def _read(
     """By identity: the stored tensors that are read whole, and the elements that others are read
     of."""
     whole: dict[int, Stored] = {}
+    elements: dict[tuple[int, ...], int] = {}  # by shape
     parts: dict[int, tuple[Stored, list[tuple[int, int]]]] = {}
-    for value in chain(model.values.values(), *model.account.must_equal.values()):
-        for fragment in value.fragments:
+    values = chain(model.values.values(), *model.account.must_equal.values())
+    # codes and scales, for one, have the same terms
+    for terms in {id(value.terms): value.terms for value in values}.values():
+        for fragment in (one for term in terms for one in term.fragments):
             stored, transfer = fragment.stored, fragment.transfer
-            if transfer.size == stored.elements:
+            for shape in (transfer.shape, stored.shape):
+                if shape not in elements:
+                    elements[shape] = math.prod(shape)
+            if elements[transfer.shape] == elements[stored.shape]:
                 whole[id(stored)] = stored
-            elif transfer.size:
+            elif elements[transfer.shape]:
                 held = parts.setdefault(id(stored), (stored, []))[1]
                 held.append((transfer.source, transfer.last_source + 1))
             for step in fragment.steps:

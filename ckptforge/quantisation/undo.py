@@ -81,11 +81,13 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
 
 def _read_by(value: Value) -> Stored | None:
     """The stored tensor that a value begins with; None where its numbers go through steps."""
-    fragments = [fragment for term in value.terms for fragment in term.fragments]
-    for fragment in fragments:
-        if fragment.steps:
-            return None
-    return fragments[0].stored
+    first = None
+    for term in value.terms:
+        for fragment in term.fragments:
+            if fragment.steps:
+                return None
+            first = fragment if first is None else first
+    return None if first is None else first.stored
 
 
 def _in_place(

@@ -29,13 +29,6 @@ class Alike(NamedTuple):
     numbers: list[list[str]]
     indexes: list[tuple[int, ...] | None]
 
-    def add(self, name: str, numbers: list[str]) -> None:
-        """Adds a name."""
-        self.names.append(name)
-        self.numbers.append(numbers)
-        index = tuple(map(index_of, numbers))
-        self.indexes.append(None if None in index else cast("tuple[int, ...]", index))
-
 
 BySkeleton = dict[str, Alike]
 
@@ -79,7 +72,11 @@ def _taken_apart(names: Iterable[str]) -> BySkeleton:
     for name, (skeleton, numbers) in zip(names, skeletons_of(names), strict=True):
         if (alike := found.get(skeleton)) is None:
             alike = found[skeleton] = Alike([], [], [])
-        alike.add(name, numbers)
+        alike.names.append(name)
+        alike.numbers.append(numbers)
+    for _, numbered, indexes in found.values():
+        each = (tuple(map(index_of, numbers)) for numbers in numbered)
+        indexes += (None if None in one else cast("tuple[int, ...]", one) for one in each)
     return found
 
 

@@ -29,6 +29,7 @@ COMPANION_PREFIXES = (
 )
 MAIN_PARAM = "main_param."  # the float32 numbers that a rounded weight was made of
 
+_OF_TENSORS = (".weight", ".weight_scale_inv", ".bias")  # as no scalar ends, and nearly all else
 _SCALARS = re.compile(
     r"global_step|epoch_num|step_num|current_iterator_step|last_overflow_iterator_step|scale_sense|loss_scale|"
     r"learning_rate\w*|beta1_power|beta2_power|data_offset|.*\.(?:global_step|learning_rate)|"
@@ -47,8 +48,7 @@ def companion_prefix(name: str) -> str | None:
 def is_state(name: str) -> bool:
     """True for optimizer state and training scalars: nothing that a network computes its output
     with."""
-    # as no scalar ends, and nearly all else does
-    if name.endswith((".weight", ".weight_scale_inv", ".bias")):
+    if name.endswith(_OF_TENSORS):
         return name.startswith(COMPANION_PREFIXES)
     return companion_prefix(name) is not None or _SCALARS.fullmatch(name) is not None
 
@@ -60,5 +60,10 @@ def state_of(model: Model, name: str) -> bool:
 
 def state_in(model: Model) -> list[str]:
     """The tensors of a model of which that is so, in its order."""
-    optimizer = model.optimizer
-    return [name for name in model.values if name in optimizer or is_state(name)]
+    optimizer, tensors, prefixes = model.optimizer, _OF_TENSORS, COMPANION_PREFIXES
+    return [
+        name
+        for name in model.values
+        if name in optimizer
+        or ((name.startswith(prefixes) or not name.endswith(tensors)) and is_state(name))
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ckptforge.errors import UsageError
 from ckptforge.machines.running import PartDone, PartOptions, run_part
 from ckptforge.machines.share import Share, share_of
-from ckptforge.machines.units import parts_of
+from ckptforge.machines.units import Unit, parts_of
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staged_file
 from ckptforge.publish.file_system import file_system_of
@@ -60,13 +60,12 @@ def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> 
         raise UsageError(f"{option('steal_after', options.steal_after)}: expected seconds above 0.")
     publisher = publisher_of(plan.output)
     publisher.check(plan, options.overwrite)
-    units, owners = parts_of(plan, share.count)
-    own = (unit for unit, owner in zip(units, owners, strict=True) if owner == share.number)
-    plan.assemblies.prove({unit.file for unit in own})
+    owned = list(zip(*parts_of(plan, share.count), strict=True))
+    plan.assemblies.prove({unit.file for unit, owner in owned if owner == share.number})
     budget = budget_of(options).caching(cache_bytes(plan.assemblies.values.values()))
     if options.dry_run:
         result = dry_result(plan, budget)
-        result.facts.update(part=str(share), units=_units(plan, share))
+        result.facts.update(part=str(share), units=_units(plan, owned))
         return result
     publisher.check_room(plan, _written(plan))
     began = time.monotonic()
@@ -106,16 +105,16 @@ def _written(plan: Plan) -> int:
     return sum(disk.status(path).disk_bytes for path in staged if lies_at(disk, path, Kind.FILE))
 
 
-def _units(plan: Plan, share: Share) -> list[dict[str, Any]]:
-    units, owners = parts_of(plan, share.count)
+def _units(plan: Plan, owned: Sequence[tuple[Unit, int]]) -> list[dict[str, Any]]:
+    names = [plan.name_of(file.path) for file in plan.files]
     return [
         {
-            "file": plan.name_of(plan.files[unit.file].path),
+            "file": names[unit.file],
             "tensors": unit.last - unit.first,
             "bytes": unit.nbytes,
             "part": owner,
         }
-        for unit, owner in zip(units, owners, strict=True)
+        for unit, owner in owned
     ]
 
 
