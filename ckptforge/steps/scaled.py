@@ -37,7 +37,8 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def inputs(self) -> tuple[Stored, ...]:
         """The scales, and the offsets."""
-        return tuple(tensor for grid in self.grids for tensor in grid.inputs)
+        own = self.scale.inputs
+        return own if self.offset is None else own + self.offset.inputs
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -51,7 +52,10 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
     def memory(self, stored: Stored) -> int:
         """Scales and offsets as numbers and while they are read, of more tensors than one where
         they are small."""
-        each = sum(grid.memory(8 if self.scale.wide else 4) for grid in self.grids)
+        width = 8 if self.scale.wide else 4
+        each = self.scale.memory(width)
+        if self.offset is not None:
+            each += self.offset.memory(width)
         return max(each, min(_TENSORS * each, _SMALL))
 
     def identity(self) -> bytes:
