@@ -289,6 +289,7 @@ def test_values_are_completed():
     assert {"qwen3", "qwen3_moe"} < found and all(name.startswith("qwen3") for name in found)
     assert completed("to-ms", "x", "y", "--model", "llama", "--layout", incomplete="m") == {"mcore"}
     assert "to-ms" in completed(incomplete="to")
+    assert completed("mapping", "show", incomplete="gpt") == {"gpt", "gpt_oss"}  # or a file
 
 
 def test_completion_needs_no_numpy():

@@ -22,14 +22,17 @@ _MAX_CONFIG = 1 << 20
 
 
 def completing(option: Option) -> Complete | None:
-    """What completes the value of an option, also its default where that is a word."""
+    """What completes the value of an option, also its default where that is a word, and files
+    where it is an argument."""
     if not option.completes:
         return None
     default = [CompletionItem(option.default)] if isinstance(option.default, str) else []
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
         words = [*default, *_words(option.completes, ctx)]
-        return [word for word in words if word.value.startswith(incomplete)]
+        found = [word for word in words if word.value.startswith(incomplete)]
+        # first, as bash then forgets the words before it
+        return found if option.kw_only else [CompletionItem(incomplete, type="file"), *found]
 
     return complete
 

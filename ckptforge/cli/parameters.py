@@ -95,6 +95,7 @@ def _argument(name: str, one: Option, kind: Any) -> click.Argument:
         required=one.required,
         nargs=-1 if many else 1,
         metavar=metavar if one.required or many else f"[{metavar}]",
+        shell_complete=completing(one),
     )
 
 

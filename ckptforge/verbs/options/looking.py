@@ -101,7 +101,7 @@ class Clean(shared.Reaching):
 class MappingShow(Options):
     """One layout of a table."""
 
-    name: Place = required("a shipped table, or a .toml file", kw_only=False)
+    name: Place = required("a shipped table, or a .toml file", kw_only=False, completes="model")
     layout: str | None = option(
         "the layout to show", unset="MindSpore's first", metavar="LAYOUT", completes="layout"
     )
@@ -110,7 +110,9 @@ class MappingShow(Options):
 class MappingCheck(Options):
     """Whether a table keeps all rules."""
 
-    file: Place = required("a .toml file, or the name of a shipped table", kw_only=False)
+    file: Place = required(
+        "a .toml file, or the name of a shipped table", kw_only=False, completes="model"
+    )
     config: OptionalPlace = option(
         "a config.json, or its directory: count tensors and parameters", metavar="JSON"
     )
