@@ -101,6 +101,36 @@ def test_the_commands_for_iterations_run(models, tmp_path, monkeypatch):
     run_all((one for one in commands_of("README.md") if "my-qwen3" in one), root)
 
 
+def test_the_commands_for_several_machines_run(models, tmp_path, monkeypatch):
+    """Those for a cluster, buckets and processes of Dask have tests of their own."""
+    shutil.copytree(models / MIXTRAL, tmp_path / "hf_dir")
+    monkeypatch.chdir(tmp_path)
+    text = re.sub(
+        r"^\$ ckptforge", "ckptforge", (ROOT / "docs/machines.md").read_text(), flags=re.M
+    )
+    found = re.findall(r"^ckptforge (?!.*(?:/data|://|--dask)).*$", text, re.M)
+    assert len(found) == 4 and "--consume" in found[-1]
+    for line in found:
+        code, printed = in_this_process(words_of(line)[1:], tmp_path)
+        assert code == 0, (line, printed)
+    assert ckptforge.check("model_dir") and ckptforge.check("model.ckpt")
+
+
+def test_the_commands_for_codes_and_for_what_a_run_left_run(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models / MIXTRAL, "hf_dir")
+    ckptforge.to_ms("hf_dir", "IN", layout="dense")
+    quantised = [*commands_of("docs/quantised.md"), *commands_of("docs/compare.md")]
+    resume = (ROOT / "docs/topics/resume.md").read_text()
+    left = re.findall(r"^    (ckptforge .*?)(?:   .*)?$", resume, re.M)
+    assert len(quantised) == 5 and len(left) == 3
+    for line in (*quantised[:3], *left):
+        words = words_of(line)[1:]
+        more = ["--overwrite"] * (words[0] == "convert")
+        code, printed = in_this_process(words + more, tmp_path)
+        assert code == (1 if "--dequantise" in line else 0), (line, printed)
+
+
 def test_the_code_of_the_page_on_python_runs(models, tmp_path, monkeypatch, capsys):
     shutil.copytree(models / MIXTRAL, tmp_path / "Mixtral")
     monkeypatch.chdir(tmp_path)
