@@ -12,7 +12,7 @@ from tests.browser.chromium import chromium
 DOCS = Path(__file__).parents[2] / "docs"
 # the picture → whose answer, the page, the section that is at the top, width, height, the scheme
 SHOTS = {
-    "page-inspect": ("deepseek", "strategy", "From and to", 1280, 1250, "light"),
+    "page-inspect": ("deepseek", "strategy", "From and to", 1280, 900, "light"),
     "page-reshard": ("mixtral", "reshard", "From and to", 1280, 1250, "light"),
     "page-compare": ("mixtral", "compare", None, 1280, 950, "light"),
     "page-stats": ("mixtral", "stats", "Histograms by kind", 1280, 850, "dark"),
