@@ -79,11 +79,17 @@ def key_of(name: str) -> str:
 
 
 def sizes_by_name(kinds: Iterable[Kind]) -> dict[str, int]:
-    """The bytes of the kinds of each name."""
-    found: dict[str, int] = {}
+    """The bytes of the kinds of each name; the shape tells kinds of one name apart."""
+    found: dict[str, dict[tuple[int, ...], int]] = {}
     for kind in kinds:
-        found[kind.name] = found.get(kind.name, 0) + kind.bytes
-    return found
+        own = found.setdefault(kind.name, {})
+        shape = tuple(kind.shape)
+        own[shape] = own.get(shape, 0) + kind.bytes
+    return {
+        name if len(own) == 1 else f"{name} {list(shape)}": count
+        for name, own in found.items()
+        for shape, count in own.items()
+    }
 
 
 def runs_of(numbers: Iterable[int]) -> str:

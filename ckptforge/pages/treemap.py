@@ -79,7 +79,7 @@ def treemap(sizes: dict[str, int], said: str) -> Markup:
         text = f"{name}: {size(bytes_)}, {bytes_ / total:.1%}"
         tight = tile.width / _RATIO < _ROOM[0] or tile.height < _ROOM[1]
         look = f"c{i * _STEP % _HUES}" + (" small" if tight else "")
-        tiles.append(tag("li", text, style=place, class_=look, data_tip=text))
+        tiles.append(tag("li", breakable(text), style=place, class_=look, data_tip=text))
         if i < _MOST:
             swatch = tag("i", class_=f"c{i * _STEP % _HUES}")
             named.append(tag("li", swatch, " ", breakable(text)))

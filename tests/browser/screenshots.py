@@ -1,8 +1,9 @@
-"""The screenshots of docs/pages.md, anew: `python -m tests.browser.screenshots`. Needs the extras
-[test,torch,mindspore] and Chromium."""
+"""The screenshots of docs/pages.md, anew: `python -m tests.browser.screenshots [NAME…]`. Needs the
+extras [test,torch,mindspore] and Chromium."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from tests.browser.chromium import chromium
 DOCS = Path(__file__).parents[2] / "docs"
 # the picture → whose answer, the page, the section that is at the top, width, height, the scheme
 SHOTS = {
-    "page-inspect": ("deepseek", "strategy", "From and to", 1280, 900, "light"),
-    "page-reshard": ("mixtral", "reshard", "From and to", 1280, 1250, "light"),
+    "page-inspect": ("deepseek", "strategy", "What is written, by rank", 1280, 900, "light"),
+    "page-reshard": ("mixtral", "reshard", "From and to", 1280, 850, "light"),
     "page-compare": ("mixtral", "compare", None, 1280, 950, "light"),
     "page-stats": ("mixtral", "stats", "Histograms by kind", 1280, 850, "dark"),
     "page-verify": ("mixtral", "verify", None, 1280, 1000, "light"),
@@ -25,7 +26,8 @@ MOST = 150_000  # bytes of a picture
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ckptforge-pages-") as work, chromium() as browser:
         made = answers(Path(work))
-        for name, (model, page, heading, width, height, scheme) in SHOTS.items():
+        for name in sys.argv[1:] or SHOTS:
+            model, page, heading, width, height, scheme = SHOTS[name]
             context = browser.new_context(
                 viewport={"width": width, "height": height}, color_scheme=scheme
             )
@@ -33,8 +35,8 @@ def main() -> None:
             shown.goto(made[model].page(page).as_uri())
             shown.evaluate(f"""document.querySelector("header p").textContent = "{page}" """)
             if heading is not None:
-                found = shown.locator("h2", has_text=heading).first
-                found.evaluate("one => window.scrollTo(0, one.closest('section').offsetTop)")
+                found = shown.locator("h2, h3", has_text=heading).first
+                found.evaluate("one => one.scrollIntoView()")
             path = DOCS / f"{name}.png"
             shown.screenshot(path=path)
             assert path.stat().st_size <= MOST, f"{path}: {path.stat().st_size:,} bytes"
