@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.remote.anything import as_faults, file_system
+from ckptforge.remote.memory import Memory
 from ckptforge.remote.objects import Passing
 from ckptforge.remote.uploads import Begun, Upload
 
@@ -49,7 +50,7 @@ class _FsspecUpload:
         self._path, self._staged = path, staged
         self._file: Any = None
 
-    def put(self, number: int, data: bytearray) -> None:
+    def put(self, number: int, data: Memory) -> None:
         with _lasting(self._path):
             if self._file is None:
                 system, inner = file_system(self._staged)

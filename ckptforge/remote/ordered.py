@@ -15,10 +15,11 @@ from typing import NamedTuple
 import xxhash
 
 from ckptforge.formats.layout import OutputFile
+from ckptforge.remote.memory import Memory, fresh_memory
 from ckptforge.run.blocks import blocks_of
 from ckptforge.storage.store import Kind, Reader, Status
 
-Put = Callable[[int, bytearray], None]
+Put = Callable[[int, Memory], None]
 
 
 class _Run(NamedTuple):
@@ -41,7 +42,7 @@ class OrderedWriter:
         self._runs = deque(sorted(_runs(file)))
         self._states: dict[int, xxhash.xxh3_128] = defaultdict(xxhash.xxh3_128)
         self._digests: dict[int, bytes] = {}
-        self._parts: dict[int, bytearray] = {}
+        self._parts: dict[int, Memory] = {}
         self._came: list[tuple[int, int]] = []
         self._at = 0  # all before has been handed on, or lies in the first part
         self._lock = threading.Lock()
@@ -77,7 +78,7 @@ class OrderedWriter:
             number, start = divmod(offset + done, self._part_bytes)
             if number not in self._parts:
                 left = self._size - number * self._part_bytes
-                self._parts[number] = bytearray(min(self._part_bytes, left))
+                self._parts[number] = fresh_memory(min(self._part_bytes, left))
             part = self._parts[number]
             count = min(len(part) - start, len(data) - done)
             part[start : start + count] = data[done : done + count]

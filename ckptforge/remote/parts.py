@@ -9,29 +9,26 @@ and nothing else is wanted.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import xxhash
 
+from ckptforge.remote.memory import fresh_memory
+
 WINDOW = 8 * 1024 * 1024  # also what a source is hashed by (run/blocks.py)
-LIMIT = 96 * 1024 * 1024
+LIMIT = 80 * 1024 * 1024
 _LEAST = 1024 * 1024
-_PAGE = 256 * 1024
+_PAGE = 256 * 1024  # at the ends of an object, where what says what lies where is longest
+_SMALL_PAGE = 32 * 1024
+_PAGES = 8  # of a window, before it comes whole
 _FLIGHTS = 8
 _AHEAD = 2
 Fetch = Callable[[int, memoryview], None]
-
-
-def _memory(nbytes: int) -> bytearray | mmap.mmap:
-    """So many bytes, which the system gets back when they go: what malloc gives, it keeps where
-    several threads take and give."""
-    return mmap.mmap(-1, nbytes) if nbytes >= _LEAST else bytearray(nbytes)
 
 
 class Part:
@@ -41,7 +38,7 @@ class Part:
 
     def __init__(self, of: Held, start: int, stop: int) -> None:
         self.of, self.start, self.stop = of, start, stop
-        self.data = _memory(stop - start)
+        self.data = fresh_memory(stop - start)
         self.future: Future[None] = Future()
         self.here = False  # all its bytes have come
         self.users = 0
@@ -66,7 +63,7 @@ class Part:
             stop = self.read.pop()[0]
         freed = self.stop - self.start - (stop - start)
         if freed:
-            kept = _memory(stop - start)
+            kept = fresh_memory(stop - start)
             kept[:] = memoryview(self.data)[start - self.start : stop - self.start]
             self.data = kept
             self.start, self.stop = start, stop
@@ -80,7 +77,7 @@ class Held:
         self.size, self.fetch = size, fetch
         self.readers = self.fetched = 0  # bytes since it was opened
         self.parts: list[Part] = []
-        self.touched: set[int] = set()  # windows of which something was asked for
+        self.pages: Counter[int] = Counter()  # how many were fetched of a window
         self.whole: set[int] = set()  # windows that are fetched whole
         self.digests: dict[int, bytes] = {}
         self._states: dict[int, tuple[xxhash.xxh3_128, int]] = {}
@@ -182,12 +179,7 @@ class Parts:
             at = (held.at(at)[0] or self._bring(held, at, WINDOW)).stop
 
     def _bring(self, held: Held, offset: int, length: int) -> Part:
-        window = offset // WINDOW
-        known = window in held.touched or window - 1 in held.whole
-        held.touched.add(window)
-        unit = self._unit() if known or length >= _PAGE else _PAGE
-        if unit > _PAGE:
-            held.whole.add(window)
+        unit = self._unit_at(held, offset, length)
         _, low, high = held.at(offset)
         start = max(offset // unit * unit, low)
         part = Part(held, start, min(offset // unit * unit + unit, high, held.size))
@@ -200,6 +192,18 @@ class Parts:
             self._pool = ThreadPoolExecutor(_FLIGHTS, thread_name_prefix="ckptforge-fetch")
         self._pool.submit(self._fetch, part)
         return part
+
+    def _unit_at(self, held: Held, offset: int, length: int) -> int:
+        """Bytes that are fetched at a time where so many are wanted."""
+        window = offset // WINDOW
+        going_on = offset > 0 and held.at(offset - 1)[0] is not None
+        going_on |= offset % WINDOW == 0 and window - 1 in held.whole
+        if length >= _PAGE or going_on or held.pages[window] >= _PAGES:
+            held.whole.add(window)
+            return self._unit()
+        held.pages[window] += 1
+        at_an_end = window == 0 or window == (held.size - 1) // WINDOW
+        return _PAGE if at_an_end else _SMALL_PAGE
 
     def _unit(self) -> int:
         """Bytes that are fetched at a time: two parts for each object that is being read fit."""

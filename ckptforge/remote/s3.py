@@ -84,7 +84,7 @@ class S3:
             asked: Any = {"range": (start, start + len(into))}
             if facts.version.startswith('"'):
                 asked["if_match"] = facts.version
-            for piece in obstore.get(store, key, options=asked).stream(1 << 20):
+            for piece in obstore.get(store, key, options=asked).stream(1 << 18):
                 into[done : done + len(piece)] = piece
                 done += len(piece)
         return done

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ckptforge.remote.memory import Memory
 from ckptforge.remote.service import Service, service_of, session
 from ckptforge.remote.uploads import Begun, Upload
 from ckptforge.storage.address import address_of
@@ -90,7 +91,7 @@ class _S3Upload:
         self._sending: list[Future[None]] = []
         self._there = False  # it was completed
 
-    def put(self, number: int, data: bytearray) -> None:
+    def put(self, number: int, data: Memory) -> None:
         if self._name is None:
             with _as_os_errors(self._path):
                 self._name = self._client.create_multipart_upload(**self._where)["UploadId"]
@@ -100,7 +101,7 @@ class _S3Upload:
             sent.result()
         self._sending.append(self._pool.submit(self._send, number, data))
 
-    def _send(self, number: int, data: bytearray) -> None:
+    def _send(self, number: int, data: Memory) -> None:
         try:
             with _as_os_errors(self._path):
                 answer = self._client.upload_part(

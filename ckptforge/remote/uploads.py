@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ckptforge.remote.memory import Memory
+
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """An upload that was begun and neither completed nor aborted: the object that it is of, what
@@ -22,7 +24,7 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
 class Upload(Protocol):
     """One object in the making, which nobody sees before it is completed. Raises `OSError`."""
 
-    def put(self, number: int, data: bytearray) -> None:
+    def put(self, number: int, data: Memory) -> None:
         """Takes the next part; waits while too many are on their way."""
 
     def settle(self) -> dict[str, Any] | None:
