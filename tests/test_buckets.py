@@ -122,6 +122,15 @@ def test_no_range_of_an_object_is_read_twice(tmp_path, server, large, monkeypatc
     assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
 
 
+def test_headers_between_tensors_bring_little(tmp_path, server, large):
+    ckptforge.to_ms(large, tmp_path / "x.ckpt")
+    _, client, app = server
+    client.upload_file(str(tmp_path / "x.ckpt"), "models", "headers/x.ckpt")
+    app.clear()
+    assert ckptforge.inspect("s3://models/headers/x.ckpt").tensors
+    assert 0 < app.sent < 2_000_000 < (tmp_path / "x.ckpt").stat().st_size
+
+
 @pytest.mark.parametrize("kind", ["busy", "reset", "truncated", "slow"])
 def test_faults_of_a_service_that_pass_are_survived(tmp_path, server, large, kind):
     at, app = upload(server[1], large, "large"), server[2]

@@ -9,6 +9,7 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import OutputError, UsageError
+from ckptforge.run.blocks import Block
 from tests.helpers import HUB
 from tests.test_machines import OPTIONS, same_outputs
 
@@ -185,3 +186,19 @@ def test_a_worker_that_sees_other_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(HUB.parent)
     with pytest.raises(OutputError, match="give absolute paths"):
         ckptforge.to_ms(HUB.name, tmp_path / "out", executor=Elsewhere(), **OPTIONS)
+
+
+def test_a_unit_hashes_what_passes_and_reads_nothing_again(tmp_path, monkeypatch):
+    read = []
+    block_do = Block.do
+
+    def do(self, worker):
+        read.append(self.entry)
+        return block_do(self, worker)
+
+    monkeypatch.setattr(Block, "do", do)
+    with ThreadPoolExecutor(1) as threads:
+        ckptforge.edit(HUB, tmp_path / "out", set_dtype=["router=fp32"], executor=threads)
+    assert {entry.name for entry in read} == {""}  # the headers
+    ckptforge.edit(HUB, tmp_path / "one", set_dtype=["router=fp32"])
+    assert same_outputs(tmp_path / "one", tmp_path / "out")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from ckptforge.machines.units import Unit, of_unit, source_blocks
+from ckptforge.machines.hashed import HashedBlocks
+from ckptforge.machines.units import Unit, of_unit
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staged_file, staging_path
 from ckptforge.publish.file_system import file_system_of, sync
@@ -16,26 +18,24 @@ from ckptforge.publish.kept import kept_tensors
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.publish.staging import open_target
 from ckptforge.run.audit import Audit
-from ckptforge.run.blocks import Block
 from ckptforge.run.budget import Budget
-from ckptforge.run.pool import run_tasks
 from ckptforge.run.run import run
-from ckptforge.run.schedule import Finished, Key, Ledger
+from ckptforge.run.schedule import Finished, Key, Ledger, OwnBlocks
 from ckptforge.storage.mounts import absolute
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """A unit by itself, which can be sent to another process: a plan of its tensors, and its blocks
-    of sources by (index of the source, first byte)."""
+    """A unit by itself, which can be sent to another process: a plan of its tensors, and the blocks
+    of sources that it hashes."""
 
     plan: Plan
-    blocks: Mapping[tuple[int, int], Block]
+    blocks: OwnBlocks
 
     @classmethod
-    def of(cls, plan: Plan, unit: Unit) -> Work:
+    def of(cls, plan: Plan, unit: Unit, hashed: HashedBlocks) -> Work:
         """A unit of a plan."""
-        blocks = {(i, block.at): block for i, block in source_blocks(plan, unit)}
-        return cls(plan=of_unit(plan, unit), blocks=blocks)
+        own = of_unit(plan, unit)
+        return cls(plan=own, blocks=hashed.of(own.assemblies))
 
 
 class Remembering(Ledger, Protocol):
@@ -48,11 +48,17 @@ class Remembering(Ledger, Protocol):
 
 
 def carry_out(
-    work: Work, ledger: Remembering, budget: Budget, progress: Callable[[int], None]
+    work: Work,
+    ledger: Remembering,
+    budget: Budget,
+    progress: Callable[[int], None],
+    *,
+    syncing: bool = True,
 ) -> Audit:
-    """Writes the tensors of a unit durably, except those in the ledger that are there, and hashes
-    its share of the sources; all goes into the ledger. Returns the counts of its casts. Raises the
-    errors of reading and writing."""
+    """Writes the tensors of a unit, except those in the ledger that are there, and hashes what it
+    reads of the sources; all goes into the ledger. With `syncing` what was written is durable then,
+    but for the file's name (`sync_names`). Returns the counts of its casts. Raises the errors of
+    reading and writing."""
     plan, disk = work.plan, file_system_of(work.plan.output)
     (file,) = plan.files
     path = staged_file(plan, file.path)
@@ -61,31 +67,26 @@ def carry_out(
     with closing(opened) as writer:
         targets = {file.path: writer}
         kept = kept_tensors(plan, ledger.tensors, targets, budget)
-        tensors = _OfTensors(ledger)
-        done = run(plan, targets, budget, lambda count, _: progress(count), True, tensors, kept)
-        _hash_sources(work, ledger, budget)
-        sync(writer, path)
-    top = absolute(staging_path(plan.output))
-    with as_output_error(plan.output, "can't be synced to disk"):
-        for directory in absolute(path).parents:  # or its name might not be durable
-            if directory == top.parent.parent:
-                break
-            disk.sync_directory(directory)
+        done = run(
+            plan,
+            targets,
+            budget,
+            lambda count, _: progress(count),
+            hashing=True,
+            ledger=ledger,
+            kept=kept,
+            own=work.blocks,
+        )
+        if syncing:
+            sync(writer, path)
     return done.audit
 
 
-class _OfTensors:
-    """A ledger for a plan without sources: theirs are hashed apart."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.add_tensor, self.add_source = ledger.add_tensor, ledger.add_source
-        self.sources: dict[tuple[int, int], bytes] = {}
-
-
-def _hash_sources(work: Work, ledger: Ledger, budget: Budget) -> None:
-    left = {block: key for key, block in work.blocks.items() if key not in ledger.sources}
-
-    def finished(block: Block, digest: bytes) -> None:
-        ledger.add_source(*left[block], digest)
-
-    run_tasks(iter(left), budget, finished)
+def sync_names(plan: Plan, path: Path) -> None:
+    """Makes the names durable under which a file in the making is found. Raises `OutputError`."""
+    top, disk = absolute(staging_path(plan.output)), file_system_of(plan.output)
+    with as_output_error(plan.output, "can't be synced to disk"):
+        for directory in absolute(path).parents:
+            if directory == top.parent.parent:
+                break
+            disk.sync_directory(directory)

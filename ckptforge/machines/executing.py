@@ -10,12 +10,16 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import suppress
+from functools import cache
 from itertools import islice
+from pathlib import Path
 
 import msgspec
 
 from ckptforge.errors import CkptforgeError, OutputError
 from ckptforge.machines.carrying import Work, carry_out
+from ckptforge.machines.hashed import HashedBlocks
 from ckptforge.machines.units import Unit, units_of
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staged_file
@@ -34,7 +38,7 @@ from ckptforge.wording import counted
 _TRIES = 3  # of a unit
 _IN_FLIGHT = 128  # units that an executor holds at a time, so that few are pickled
 _UNITS = 256  # that a large plan is cut into
-_LEAST_BYTES = 8 << 20  # of a unit, which costs some milliseconds beside its bytes
+_LEAST_BYTES = 32 << 20  # of a unit, which costs some milliseconds beside its bytes
 
 
 class Report:
@@ -60,6 +64,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     work: Work
     budget: Budget
     directory: str | None = None  # that relative paths are of
+    machine: str = ""  # of who syncs at the end what was written there
     version: str = __version__
 
     def __call__(self) -> Report:
@@ -83,7 +88,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
                 "workers, under the same path."
             )
         report = Report()
-        report.audit = carry_out(self.work, report, self.budget, lambda _: None)
+        report.audit = carry_out(
+            self.work, report, self.budget, lambda _: None, syncing=self.machine != _machine()
+        )
         return report
 
 
@@ -123,7 +130,7 @@ class _Execution:
     ) -> None:
         self.plan, self.executor, self.budget, self.journal = plan, executor, budget, journal
         self.check, self.progress = check, progress
-        self.done, self.total = 0, plan.tensor_bytes
+        self.done, self.total, self.hashed = 0, plan.tensor_bytes, HashedBlocks(plan)
         self.pending: dict[Future[Report], Unit] = {}
         self.failures: dict[int, int] = {}  # number of a unit → how often it failed
         self.tensors: dict[Key, Finished] = {}
@@ -160,7 +167,13 @@ class _Execution:
         return bool(self.pending)
 
     def _submit(self, unit: Unit) -> None:
-        call = Call(work=Work.of(self.plan, unit), budget=self.budget, directory=self._directory())
+        work = Work.of(self.plan, unit, self.hashed)
+        call = Call(
+            work=work,
+            budget=self.budget,
+            directory=self._directory(),
+            machine=_machine(),
+        )
         try:
             self.pending[self.executor.submit(call)] = unit
         except BrokenExecutor:
@@ -204,3 +217,12 @@ class _Execution:
         self.done += count
         if self.progress is not None:
             self.progress(self.done, self.total)
+
+
+@cache
+def _machine() -> str:
+    """What tells this machine, since it was started, from others: those that share one system write
+    through one cache."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    return f"{socket.gethostname()} {os.getpid()}"

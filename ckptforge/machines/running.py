@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.machines.carrying import Work, carry_out
+from ckptforge.machines.carrying import Work, carry_out, sync_names
+from ckptforge.machines.hashed import HashedBlocks
 from ckptforge.machines.parts import Parts, finished_units
 from ckptforge.machines.share import Share
 from ckptforge.machines.units import Unit, parts_of
 from ckptforge.planning.plan import Plan
-from ckptforge.publish.directory import staging_path
+from ckptforge.publish.directory import staged_file, staging_path
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.lock import lock_directory, unlock
 from ckptforge.publish.refusals import as_output_error
@@ -70,7 +71,7 @@ def run_part(plan: Plan, head: Mapping[str, Any], options: PartOptions) -> PartD
 class _Part:
     def __init__(self, plan: Plan, parts: Parts, ledger: Journal, options: PartOptions) -> None:
         self.plan, self.parts, self.ledger, self.options = plan, parts, ledger, options
-        self.me = options.share.number
+        self.me, self.hashed = options.share.number, HashedBlocks(plan)
         self.units, self.owners = parts_of(plan, options.share.count)
         self.own = [unit for unit in self.units if self.owners[unit.number] == self.me]
         self.done, self.total = 0, sum(unit.nbytes for unit in self.own)
@@ -117,8 +118,9 @@ class _Part:
             if progress is not None:
                 progress(start + count, self.total)
 
-        work = Work.of(self.plan, unit)
+        work = Work.of(self.plan, unit, self.hashed)
         audit = carry_out(work, self.ledger, self.options.budget, report)
+        sync_names(self.plan, staged_file(self.plan, self.plan.files[unit.file].path))
         self.options.check(audit)
         self.ledger.add_unit(unit.number)
         self.audit.merge(audit)

@@ -1,8 +1,8 @@
 """Units: a plan in pieces that are carried out apart, each by one process, in any order, and again
 where one got lost.
 
-A unit is a run of the tensors of one file, and a share of the sources' bytes to be hashed. All
-follows from the plan, so that processes that share no more than a disk cut it alike.
+A unit is a run of the tensors of one file. All follows from the plan, so that processes that share
+no more than a disk cut it alike.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from msgspec.structs import replace
 
 from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.plan import Plan
-from ckptforge.run import blocks
-from ckptforge.run.blocks import Block
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
-    """The tensors `first` to before `last` of the file of index `file`, and the bytes `hashed`
-    (from, to) of all sources after each other. `start` is where its bytes lie among those of all
-    tensors."""
+    """The tensors `first` to before `last` of the file of index `file`. `start` is where its bytes
+    lie among those of all tensors."""
 
     number: int
     file: int
@@ -29,7 +26,6 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     last: int
     start: int
     nbytes: int
-    hashed: tuple[int, int] = (0, 0)
 
 
 def units_of(plan: Plan, most: int) -> list[Unit]:
@@ -45,9 +41,7 @@ def units_of(plan: Plan, most: int) -> list[Unit]:
                 Unit(number=len(found), file=i, first=first, last=last, start=start, nbytes=nbytes)
             )
             start += nbytes
-    read, written = sum(source.size for source in plan.sources), max(start, 1)
-    bounds = [*(read * unit.start // written for unit in found), read]
-    return [replace(unit, hashed=(bounds[i], bounds[i + 1])) for i, unit in enumerate(found)]
+    return found
 
 
 def _runs(file: OutputFile, most: int) -> Iterator[tuple[int, int, int]]:
@@ -72,18 +66,6 @@ def parts_of(plan: Plan, count: int) -> tuple[list[Unit], list[int]]:
         for unit in units
     ]
     return units, owners
-
-
-def source_blocks(plan: Plan, unit: Unit) -> Iterator[tuple[int, Block]]:
-    """The blocks of sources that a unit hashes, with the index of the source."""
-    first, last = unit.hashed
-    before = 0
-    for i, source in enumerate(plan.sources):
-        if before + source.size > first and before < last:
-            for block in blocks.source_blocks(plan, source):
-                if first <= before + block.at < last:
-                    yield i, block
-        before += source.size
 
 
 def of_unit(plan: Plan, unit: Unit) -> Plan:

@@ -21,7 +21,7 @@ import xxhash
 from ckptforge.remote.memory import fresh_memory
 
 WINDOW = 8 * 1024 * 1024  # also what a source is hashed by (run/blocks.py)
-LIMIT = 80 * 1024 * 1024
+LIMIT = 96 * 1024 * 1024
 _LEAST = 1024 * 1024
 _PAGE = 256 * 1024  # at the ends of an object, where what says what lies where is longest
 _SMALL_PAGE = 32 * 1024

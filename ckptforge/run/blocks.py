@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 import xxhash
+from msgspec.structs import replace
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import OutputError
@@ -79,8 +80,13 @@ class Block(msgspec.Struct, frozen=True):
 def blocks_of(entry: Located, counted: bool = False) -> Iterator[Block]:
     """The blocks of a tensor; their bytes count as progress where they are `counted`."""
     for start in range(0, entry.nbytes, BLOCK_BYTES):
-        length = min(BLOCK_BYTES, entry.nbytes - start)
-        yield Block(entry, start, length, length if counted else 0)
+        block = block_of(entry, start)
+        yield replace(block, nbytes=block.length) if counted else block
+
+
+def block_of(entry: Located, start: int) -> Block:
+    """The block of a tensor that begins at byte `start`."""
+    return Block(entry, start, min(BLOCK_BYTES, entry.nbytes - start))
 
 
 def source_blocks(plan: Plan, source: FileIndex) -> Iterator[Block]:
@@ -103,20 +109,29 @@ def source_blocks(plan: Plan, source: FileIndex) -> Iterator[Block]:
 
 
 def _hashed_entries(source: FileIndex) -> Iterator[Located]:
-    """The tensors of a source and the rest of it; all of it as one where it is far, or where its
-    tensors share bytes."""
-    runs = sorted(
+    """The tensors of a source and the rest of it; all of it as one where it is hashed so."""
+    if is_hashed_whole(source):
+        yield whole_file(source)
+        return
+    yield from source.tensors.values()
+    yield _rest(source, _runs(source))
+
+
+def is_hashed_whole(source: FileIndex) -> bool:
+    """Whether a source is hashed as one tensor: where it is far, or its tensors share bytes."""
+    if address(source.path) is not None:
+        return True
+    return any(a + n > b for (a, n), (b, _) in pairwise(_runs(source)))
+
+
+def _runs(source: FileIndex) -> list[tuple[int, int]]:
+    """(first byte, length) of all that its tensors lie in, in order."""
+    return sorted(
         (extent.offset, extent.length)
         for stored in source.tensors.values()
         for extent in stored.extents
         if extent.length
     )
-    shared = any(a + n > b for (a, n), (b, _) in pairwise(runs))
-    if address(source.path) is not None or shared:
-        yield whole_file(source)
-        return
-    yield from source.tensors.values()
-    yield _rest(source, runs)
 
 
 def _rest(source: FileIndex, runs: list[tuple[int, int]]) -> Stored:

@@ -16,7 +16,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.front_to_back import FrontToBack
 from ckptforge.run.needs import Consumer
 from ckptforge.run.pool import Progress, run_tasks
-from ckptforge.run.schedule import Kept, Ledger, Schedule
+from ckptforge.run.schedule import Kept, Ledger, OwnBlocks, Schedule
 from ckptforge.run.tasks import Sealing
 from ckptforge.storage.store import OrderedWriter, Writer
 from ckptforge.values import Value
@@ -39,23 +39,25 @@ def run(
     ledger: Ledger | None = None,
     kept: Kept | None = None,
     consumer: Consumer | None = None,
+    own: OwnBlocks | None = None,
 ) -> Done:
     """Writes all tensors of a plan into the open files `targets`, except those `kept`, which are
-    there already. With a `consumer` sources are let go when nothing needs them.
+    there already. With a `consumer` sources are let go when nothing needs them. `own` are the
+    blocks of sources that are hashed where the plan is one of a unit, which has no sources.
 
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
     of any worker stops all and is raised.
     """
     in_order = any(isinstance(target, OrderedWriter) for target in targets.values())
     budget = replace(budget, in_order=in_order)
-    schedule = Schedule(plan, budget, hashing, ledger, kept or {}, consumer)
+    schedule = Schedule(plan, budget, hashing, ledger, kept or {}, consumer, own)
     before, total = sum(place.nbytes for place in kept or ()), plan.tensor_bytes
 
     def report(done: int) -> None:
         if progress is not None:
             progress(before + done, total)
 
-    queue = FrontToBack(schedule, budget.total // 4) if in_order else schedule
+    queue = FrontToBack(schedule, budget.total // 8) if in_order else schedule
     run_tasks(queue, budget, queue.finished, report, targets)
     if seals := [Sealing(file.path, seal) for file in plan.files for seal in file.seals]:
         run_tasks(iter(seals), budget, targets=targets)

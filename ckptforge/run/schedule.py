@@ -18,12 +18,13 @@ from ckptforge.run.needs import Consumer, Needs, Release
 from ckptforge.run.order import as_they_lie
 from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.pool import Task
-from ckptforge.run.source_hashes import SourceHashes
+from ckptforge.run.source_hashes import SourceBlock, SourceHashes
 from ckptforge.run.tasks import Batch, Fill, Verify, batches, tasks_of
 from ckptforge.storage.address import address
 from ckptforge.values import Located, Place, Stored
 
 Key = tuple[str, str]  # file as the plan's output names it, tensor
+OwnBlocks = Mapping[SourceBlock, Block]  # those that a unit hashes (`machines/units.py`)
 _Run = tuple[Stored, tuple[int, int]]  # bytes [first, end) of a stored tensor
 _MOST_BYTES = 64 * 1024 * 1024  # of a batch
 _BATCHES = 16  # for each worker, so that all end at about the same time
@@ -65,7 +66,7 @@ class Schedule:
     in the page cache, and hashing goes on while another worker writes. What nothing is made of
     comes last, and sources at an address: what was read of them by then is hashed already. A
     finished tensor goes into the ledger; `kept` are those of an earlier run, which aren't made
-    again.
+    again. With `own` the plan is one of a unit, and these are the blocks of sources that it hashes.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Schedule:
         ledger: Ledger | None,
         kept: Kept,
         consumer: Consumer | None = None,
+        own: OwnBlocks | None = None,
     ) -> None:
         self._plan, self._hashing, self._ledger = plan, hashing, ledger
-        self._consumer = consumer
+        self._consumer, self._own = consumer, own
         gone = consumer.gone if consumer is not None else ()
         self._checks = [
             Verify(file)
@@ -86,7 +88,7 @@ class Schedule:
             if file.checksum is not None and i not in gone
         ]
         known = ledger.sources if ledger is not None else {}
-        self._sources = SourceHashes(plan, known) if hashing else None
+        self._sources = _source_hashes(plan, own, known) if hashing else None
         self._batches = self._made_of(plan, budget, kept)
         self._rest = self._sources.rest() if self._sources is not None else iter(())
         self._unwritten: dict[Place, int] = {}  # of tensors that are begun
@@ -117,7 +119,9 @@ class Schedule:
             return batches(tasks, 1, self._hashing)
         # where sources go, little more than what is needed is written before the next goes
         most = _MOST_BYTES if self._consumer is None else BLOCK_BYTES
-        nbytes = min(most, plan.tensor_bytes // (_BATCHES * budget.workers))
+        alone = self._own is not None and budget.workers == 1
+        share = plan.tensor_bytes if alone else plan.tensor_bytes // (_BATCHES * budget.workers)
+        nbytes = min(most, share)
         return batches(tasks_of(begun, budget), nbytes if self._hashing else 1, self._hashing)
 
     def _begun(self, kept: Kept) -> Iterator[Assembly]:
@@ -126,7 +130,7 @@ class Schedule:
             if place not in kept:
                 self._unwritten[place] = place.nbytes
                 if self._sources is not None:
-                    self._read[place] = _runs_of(assembly)
+                    self._read[place] = runs_of(assembly)
                 if self._needs is not None:
                     self._needed[place] = self._needs.of(assembly)
                 yield assembly
@@ -226,12 +230,21 @@ class Schedule:
         for file in self._plan.files:
             empty = (name for name, place in file.places.items() if not place.nbytes)
             self._hashes[file.path].update(dict.fromkeys(empty, hash_of({})))
-        for source, found in zip(self._plan.sources, self._sources.hashes(), strict=True):
-            self._hashes[source.path] = {"": found}
+        if self._own is None:
+            for source, found in zip(self._plan.sources, self._sources.hashes(), strict=True):
+                self._hashes[source.path] = {"": found}
         return self._hashes
 
 
-def _runs_of(assembly: Assembly) -> list[_Run]:
+def _source_hashes(
+    plan: Plan, own: OwnBlocks | None, known: Mapping[SourceBlock, bytes]
+) -> SourceHashes:
+    if own is None:
+        return SourceHashes.of_plan(plan, known)
+    return SourceHashes(max((i for i, _ in own), default=-1) + 1, own.items(), known)
+
+
+def runs_of(assembly: Assembly) -> list[_Run]:
     """The bytes of stored tensors that a tensor is made of, of each from the first to the last."""
     runs: dict[Stored, tuple[int, int]] = {}
     for fragment in assembly.fragments:

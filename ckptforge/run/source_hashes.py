@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from ckptforge.planning.plan import Plan
 from ckptforge.run.blocks import Block, hash_of, source_blocks
@@ -17,22 +18,36 @@ class SourceHashes:
     """`known` are the digests of an earlier run. A block leaves when its digest is noted, or when
     it is handed out to be read: by `read`, `of` or `rest`."""
 
-    def __init__(self, plan: Plan, known: Mapping[SourceBlock, bytes]) -> None:
-        self._files = plan.sources
-        self._numbers = {file.path: i for i, file in enumerate(plan.sources)}
-        self._digests: list[dict[int, bytes]] = [{} for _ in plan.sources]
+    def __init__(
+        self,
+        count: int,
+        blocks: Iterable[tuple[SourceBlock, Block]],
+        known: Mapping[SourceBlock, bytes],
+    ) -> None:
+        self._digests: list[dict[int, bytes]] = [{} for _ in range(count)]
         self._left: dict[tuple[Located, int], Block] = {}
-        for i, file in enumerate(plan.sources):
-            for block in source_blocks(plan, file):
-                if (digest := known.get((i, at := block.at))) is not None:
-                    self._digests[i][at] = digest
-                else:
-                    self._left[block.entry, block.start] = block
+        self._numbers: dict[Path, int] = {}
+        for (i, at), block in blocks:
+            self._numbers[block.entry.path] = i
+            if (digest := known.get((i, at))) is not None:
+                self._digests[i][at] = digest
+            else:
+                self._left[block.entry, block.start] = block
+
+    @classmethod
+    def of_plan(cls, plan: Plan, known: Mapping[SourceBlock, bytes]) -> SourceHashes:
+        """All blocks of a plan's sources."""
+        blocks = (
+            ((i, block.at), block)
+            for i, file in enumerate(plan.sources)
+            for block in source_blocks(plan, file)
+        )
+        return cls(len(plan.sources), blocks, known)
 
     @property
     def counts(self) -> list[int]:
         """For each source how many blocks are left."""
-        counts = [0] * len(self._files)
+        counts = [0] * len(self._digests)
         for entry, _ in self._left:
             counts[self._numbers[entry.path]] += 1
         return counts
@@ -55,8 +70,7 @@ class SourceHashes:
 
     def of(self, source: int) -> list[Block]:
         """All that are left of a source."""
-        path = self._files[source].path
-        keys = [key for key in self._left if key[0].path == path]
+        keys = [key for key in self._left if self._numbers[key[0].path] == source]
         return [self._left.pop(key) for key in keys]
 
     def rest(self) -> Iterator[Block]:
