@@ -10,10 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import suppress
-from functools import cache
 from itertools import islice
-from pathlib import Path
 
 import msgspec
 
@@ -31,6 +28,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.pool import Progress
 from ckptforge.run.schedule import Finished, Kept, Key
 from ckptforge.storage.address import address
+from ckptforge.storage.machine import this_machine
 from ckptforge.storage.store import Kind
 from ckptforge.version import __version__
 from ckptforge.wording import counted
@@ -89,7 +87,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             )
         report = Report()
         report.audit = carry_out(
-            self.work, report, self.budget, lambda _: None, syncing=self.machine != _machine()
+            self.work, report, self.budget, lambda _: None, syncing=self.machine != this_machine()
         )
         return report
 
@@ -172,7 +170,7 @@ class _Execution:
             work=work,
             budget=self.budget,
             directory=self._directory(),
-            machine=_machine(),
+            machine=this_machine(),
         )
         try:
             self.pending[self.executor.submit(call)] = unit
@@ -217,12 +215,3 @@ class _Execution:
         self.done += count
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-@cache
-def _machine() -> str:
-    """What tells this machine, since it was started, from others: those that share one system write
-    through one cache."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text()
-    return f"{socket.gethostname()} {os.getpid()}"
