@@ -1,6 +1,8 @@
 """Buckets of S3, and what fsspec knows: as inputs and as outputs."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -402,6 +404,22 @@ def test_what_cant_be_written_in_order_is_refused_before_anything_is_read(server
     with pytest.raises((OutputError, UsageError), match="from front to back: write it to a disk"):
         ckptforge.edit(HUB, place("x.pt"), take=["e=0,1"])
     assert not app.ranges
+
+
+def test_several_processes_read_buckets_but_write_none(tmp_path, server, monkeypatch):
+    at = upload(server[1], HUB, "tiny")
+    for word, given in (
+        ("part", {"part": "1/2"}),
+        ("executor", {"executor": ThreadPoolExecutor(1)}),
+        ("consume", {"consume": True}),
+    ):
+        with pytest.raises(UsageError, match=f"isn't on a disk, which {word}.*by the process that"):
+            ckptforge.to_ms(HUB, place("out.ckpt"), **given)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        ckptforge.to_ms(at, tmp_path / "far.ckpt", endpoint=server[0], executor=pool)
+    ckptforge.to_ms(HUB, tmp_path / "near.ckpt")
+    assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
 
 
 def test_outputs_go_wherever_fsspec_writes(tmp_path):

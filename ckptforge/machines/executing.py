@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from itertools import islice
 
@@ -28,6 +28,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.pool import Progress
 from ckptforge.run.schedule import Finished, Kept, Key
 from ckptforge.storage.address import address
+from ckptforge.storage.endpoints import said_endpoints, use_said
 from ckptforge.storage.machine import this_machine
 from ckptforge.storage.store import Kind
 from ckptforge.version import __version__
@@ -62,6 +63,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     work: Work
     budget: Budget
     directory: str | None = None  # that relative paths are of
+    endpoints: Mapping[tuple[str, str], str] = {}  # where buckets are (`storage/endpoints.py`)
     machine: str = ""  # of who syncs at the end what was written there
     version: str = __version__
 
@@ -85,6 +87,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
                 f"{path}: isn't there on {host}: the directory of the output must be shared by all "
                 "workers, under the same path."
             )
+        use_said(self.endpoints)
         report = Report()
         report.audit = carry_out(
             self.work, report, self.budget, lambda _: None, syncing=self.machine != this_machine()
@@ -170,6 +173,7 @@ class _Execution:
             work=work,
             budget=self.budget,
             directory=self._directory(),
+            endpoints=said_endpoints(),
             machine=this_machine(),
         )
         try:

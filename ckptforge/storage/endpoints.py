@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,8 +23,8 @@ def bucket_of(path: Path) -> tuple[str, str, str]:
 
 def use_endpoint(endpoint: str, given: Iterable[object]) -> None:
     """The buckets of the addresses among what is given are at `endpoint`, for the whole process:
-    tensors may be read long after a call. Raises `UsageError` for
-    what is no address of a service, or has a user's name in it."""
+    tensors may be read long after a call. Raises `UsageError` for what is no address of a service,
+    or has a user's name in it."""
     url = urlsplit(endpoint)
     if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query:
         raise UsageError(
@@ -42,3 +42,13 @@ def use_endpoint(endpoint: str, given: Iterable[object]) -> None:
 def endpoint_of(scheme: str, bucket: str) -> str | None:
     """Where a bucket is, if that was said."""
     return _said.get((scheme, bucket))
+
+
+def said_endpoints() -> dict[tuple[str, str], str]:
+    """(scheme, bucket) → where it was said to be, to be told to another process."""
+    return dict(_said)
+
+
+def use_said(endpoints: Mapping[tuple[str, str], str]) -> None:
+    """Takes what another process was told."""
+    _said.update(endpoints)

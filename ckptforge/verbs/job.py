@@ -105,8 +105,12 @@ def _way_of(plan: Plan, publisher: Publisher, options: Running) -> _Way:
     consuming = _is_consuming(plan, options, elsewhere)
     parted = isinstance(options, Parted) and options.part is not None
     if (parted or elsewhere or consuming) and not isinstance(publisher, ByRename):
-        ways = f"{flag('part')}, {flag('executor')} and {flag('consume')}"
-        raise UsageError(f"{plan.output}: isn't on a disk, which {ways} need.")
+        way = "part" if parted else "executor" if elsewhere else "consume"
+        raise UsageError(
+            f"{plan.output}: isn't on a disk, which {flag(way)} needs: files of a bucket are "
+            "uploaded from front to back by the process that completes them all. Write to a disk "
+            "that the processes share and upload that, or have one process do it."
+        )
     return _Way(elsewhere, consuming, FINISHING.get())
 
 
