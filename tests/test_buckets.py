@@ -411,6 +411,7 @@ def test_several_processes_read_buckets_but_write_none(tmp_path, server, monkeyp
     for word, given in (
         ("part", {"part": "1/2"}),
         ("executor", {"executor": ThreadPoolExecutor(1)}),
+        ("dask", {"dask": "local:1"}),
         ("consume", {"consume": True}),
     ):
         with pytest.raises(UsageError, match=f"isn't on a disk, which {word}.*by the process that"):

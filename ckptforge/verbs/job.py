@@ -105,7 +105,8 @@ def _way_of(plan: Plan, publisher: Publisher, options: Running) -> _Way:
     consuming = _is_consuming(plan, options, elsewhere)
     parted = isinstance(options, Parted) and options.part is not None
     if (parted or elsewhere or consuming) and not isinstance(publisher, ByRename):
-        way = "part" if parted else "executor" if elsewhere else "consume"
+        dask = isinstance(options, Parted) and options.dask is not None
+        way = "part" if parted else "dask" if dask else "executor" if elsewhere else "consume"
         raise UsageError(
             f"{plan.output}: isn't on a disk, which {flag(way)} needs: files of a bucket are "
             "uploaded from front to back by the process that completes them all. Write to a disk "
