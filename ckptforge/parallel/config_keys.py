@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from ckptforge.errors import shown
 
 if TYPE_CHECKING:
@@ -21,13 +19,6 @@ Spellings = Mapping[str, tuple[str, ...]]
 _LONG = 12  # letters
 
 
-class FoundKeys(msgspec.Struct, frozen=True):
-    """The keys that a file has, with their values, and the place where each stands."""
-
-    values: dict[str, Any]
-    places: dict[str, str]
-
-
 def read_keys(content: Content, schema: type[Keys]) -> Keys:
     """The keys of a file, validated. Raises `ValueError` as `find_keys` does, and for values that
     are wrong."""
@@ -35,37 +26,39 @@ def read_keys(content: Content, schema: type[Keys]) -> Keys:
     from ckptforge.parallel.config_schema import places_of_keys
     from ckptforge.validation import validate
 
-    found = find_keys(content, places_of_keys(schema))
+    values, places = find_keys(content, places_of_keys(schema))
 
     def spell(place: tuple[str | int, ...]) -> str:
         key, *inner = map(str, place)
         shortened = (shown(part)[1:-1] for part in inner)
-        return ".".join((found.places.get(key, key), *shortened))
+        return ".".join((places.get(key, key), *shortened))
 
-    return validate(schema, found.values, spell)
+    return validate(schema, values, spell)
 
 
-def find_keys(content: Content, spellings: Spellings) -> FoundKeys:
-    """Raises `ValueError` for a key that stands at two places and says two things, for sections
-    that are none, for what is nearly a key, and where there is no key at all."""
-    found = FoundKeys({}, {})
+def find_keys(content: Content, spellings: Spellings) -> tuple[dict[str, Any], dict[str, str]]:
+    """(key → its value, key → the place where it stands). Raises `ValueError` for a key that stands
+    at two places and says two things, for sections that are none, for what is nearly a key, and
+    where there is no key at all."""
+    values: dict[str, Any] = {}
+    stands: dict[str, str] = {}
     for key, places in spellings.items():
         for place in (*places, key):
             value = _at(content, place)
             if value is None:
                 continue
-            if key in found.values and found.values[key] != value:
+            if key in values and values[key] != value:
                 raise ValueError(
-                    f"{found.places[key]} is {shown(found.values[key])}, but {place} is "
-                    f"{shown(value)}; they mean the same."
+                    f"{stands[key]} is {shown(values[key])}, but {place} is {shown(value)}; they "
+                    "mean the same."
                 )
-            found.values[key], found.places[key] = value, place
+            values[key], stands[key] = value, place
     _refuse_unknown(content, spellings)
-    if not found.values:
+    if not values:
         raise ValueError(
             "has none of the keys of a parallel configuration, such as model_parallel."
         )
-    return found
+    return values, stands
 
 
 def _at(content: Content, place: str) -> Any:

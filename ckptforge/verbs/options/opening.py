@@ -30,6 +30,6 @@ class Save(shared.MindSporeOutput, shared.Shards, shared.Overflow, shared.Runnin
     """A model into files."""
 
     out: Place = required(shared.OUT, kw_only=False)
-    strategy_dir: OptionalPlace = shared.target_strategy()
-    parallel_config: OptionalPlace = shared.target_config()
+    strategy_dir: OptionalPlace = shared.TARGET_STRATEGY
+    parallel_config: OptionalPlace = shared.TARGET_CONFIG
     allow_no_config: bool = flag(shared.NO_CONFIG)

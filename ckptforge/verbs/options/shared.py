@@ -15,14 +15,20 @@ MS = "a MindSpore checkpoint: a .ckpt or .safetensors file, a directory with one
 MS_DIR = "the rank_<r>/ directories of a job"
 OUT = "what is written: a file where it ends in .ckpt or .safetensors, else a directory"
 OUT_DIR = "the directory that is written"
-TARGET_CONFIG = (
-    "shard for this parallel configuration: a MindFormers YAML, or a file with the same keys"
-)
+JOB = "shard for this parallel configuration: a MindFormers YAML, or a file with the same keys"
 MINDFORMERS = "mindformers"  # of iteration directories
 MEGATRON = "megatron"  # of those of Megatron's
 DCP = "dcp"  # of torch.distributed.checkpoint's
 NO_CONFIG = "write the weights alone where no config.json is known"
 FIRST_LAYOUT = "the model's first MindSpore layout in `ckptforge mapping list`"
+
+
+# The options that name the strategy, and the parallel configuration, of an output.
+TARGET_STRATEGY: Any = option(
+    "write rank directories for the job with this strategy: a file, or a directory",
+    metavar="DIR_OR_FILE",
+)
+TARGET_CONFIG: Any = option(JOB, metavar="FILE")
 
 
 def source_strategy(source: str, unset: str = "") -> Any:
@@ -38,17 +44,6 @@ def source_config(source: str) -> Any:
         "model that a mapping knows"
     )
     return option(text, metavar="FILE")
-
-
-def target_strategy() -> Any:
-    """The option that names the strategy of an output."""
-    text = "write rank directories for the job with this strategy: a file, or a directory"
-    return option(text, metavar="DIR_OR_FILE")
-
-
-def target_config() -> Any:
-    """The option that names the parallel configuration of an output."""
-    return option(TARGET_CONFIG, metavar="FILE")
 
 
 def layout_of(source: str, completes: Names = "layout") -> Any:

@@ -10,6 +10,8 @@ from ckptforge.verbs.options.option import OptionalPlace, Place, flag, option, r
 from ckptforge.verbs.options.shared import (
     NO_CONFIG,
     OUT,
+    TARGET_CONFIG,
+    TARGET_STRATEGY,
     Carded,
     Casting,
     Configured,
@@ -27,8 +29,6 @@ from ckptforge.verbs.options.shared import (
     layout_of,
     source_config,
     source_strategy,
-    target_config,
-    target_strategy,
 )
 
 ANY = "any checkpoint: a file, a directory, rank directories, a Hugging Face directory"
@@ -129,8 +129,8 @@ class Edit(
     allow_no_config: bool = flag(NO_CONFIG)
     src_strategy_dir: OptionalPlace = source_strategy("source")
     src_parallel_config: OptionalPlace = source_config("source")
-    dst_strategy_dir: OptionalPlace = target_strategy()
-    dst_parallel_config: OptionalPlace = target_config()
+    dst_strategy_dir: OptionalPlace = TARGET_STRATEGY
+    dst_parallel_config: OptionalPlace = TARGET_CONFIG
 
 
 class Average(Carded, MindSporeOutput, Shards, Overflow, Configured, Mapped, Parted):
@@ -184,8 +184,8 @@ class Average(Carded, MindSporeOutput, Shards, Overflow, Configured, Mapped, Par
     src_parallel_config: OptionalPlace = option(
         "the parallel configuration of those that are rank directories", metavar="FILE"
     )
-    dst_strategy_dir: OptionalPlace = target_strategy()
-    dst_parallel_config: OptionalPlace = target_config()
+    dst_strategy_dir: OptionalPlace = TARGET_STRATEGY
+    dst_parallel_config: OptionalPlace = TARGET_CONFIG
     allow_no_config: bool = flag(NO_CONFIG)
 
 

@@ -16,8 +16,8 @@ class ToMs(shared.MindSporeOutput, shared.Configured, shared.Converting):
     layout: str | None = shared.mindspore_layout(
         "how MindSpore is to hold the model", shared.FIRST_LAYOUT
     )
-    strategy_dir: OptionalPlace = shared.target_strategy()
-    parallel_config: OptionalPlace = shared.target_config()
+    strategy_dir: OptionalPlace = shared.TARGET_STRATEGY
+    parallel_config: OptionalPlace = shared.TARGET_CONFIG
 
 
 class ToTorch(
@@ -71,8 +71,8 @@ class Convert(
     from_: str | None = shared.layout_of("`source`")
     src_strategy_dir: OptionalPlace = shared.source_strategy("source")
     src_parallel_config: OptionalPlace = shared.source_config("source")
-    dst_strategy_dir: OptionalPlace = shared.target_strategy()
-    dst_parallel_config: OptionalPlace = shared.target_config()
+    dst_strategy_dir: OptionalPlace = shared.TARGET_STRATEGY
+    dst_parallel_config: OptionalPlace = shared.TARGET_CONFIG
 
 
 class Merge(shared.Described, shared.Replicas, shared.MindSporeOutput, shared.Resharding):
@@ -89,8 +89,8 @@ class Split(shared.MindSporeOutput, shared.Resharding):
 
     ms: Place = required(shared.MS, kw_only=False)
     out_dir: Place = required(shared.OUT_DIR, kw_only=False)
-    strategy_dir: OptionalPlace = shared.target_strategy()
-    parallel_config: OptionalPlace = shared.target_config()
+    strategy_dir: OptionalPlace = shared.TARGET_STRATEGY
+    parallel_config: OptionalPlace = shared.TARGET_CONFIG
     layout: str | None = shared.layout_of("the input, for a parallel configuration", "mindspore")
 
 
@@ -101,15 +101,15 @@ class Reshard(shared.Described, shared.Replicas, shared.MindSporeOutput, shared.
     out_dir: Place = required(shared.OUT_DIR, kw_only=False)
     src_strategy_dir: OptionalPlace = shared.source_strategy("ms_dir", "what its manifest says")
     src_parallel_config: OptionalPlace = shared.source_config("ms_dir")
-    dst_strategy_dir: OptionalPlace = shared.target_strategy()
-    dst_parallel_config: OptionalPlace = shared.target_config()
+    dst_strategy_dir: OptionalPlace = shared.TARGET_STRATEGY
+    dst_parallel_config: OptionalPlace = shared.TARGET_CONFIG
 
 
 class Strategy(shared.Configured, shared.Mapped, shared.Unmapped, shared.Stepped, shared.Running):
     """Strategy files of a job."""
 
     out_dir: Place = required(shared.OUT_DIR, kw_only=False)
-    parallel_config: Place = required(shared.TARGET_CONFIG, metavar="FILE")
+    parallel_config: Place = required(shared.JOB, metavar="FILE")
     like: Place = required(
         "a model of the kind and size that the job holds, of Hugging Face or MindSpore, whole",
         metavar="HF_DIR_OR_MS",
