@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -228,7 +229,7 @@ def _windows(one: Used, other: Used) -> Found:
         for key in listed:
             if values[key] is None:
                 values[key] = list(_kinds(side.constants.window, values, side.layers))
-    telling = _telling(mine, theirs, _windows_of(one), _windows_of(other))
+    telling = _telling(mine, theirs, partial(_windows_by, one), partial(_windows_by, other))
     return {key: (mine[key], theirs[key]) for key in telling}
 
 
@@ -246,25 +247,20 @@ def windows(used: Used) -> list[Any]:
     that type's name."""
     row = used.constants.window
     values = {key: used.value(key) for key in row.keys} if row is not None else {}
-    found: list[Any] = _windows_of(used)(values)
-    return found
+    return _windows_by(used, values)
 
 
-def _windows_of(side: Used) -> Callable[[Values], Any]:
-    """Each layer's window, None for none; a layer of another type by its name."""
+def _windows_by(side: Used, values: Values) -> list[Any]:
+    """Each layer's window by these values, None for none; a layer of another type by its name."""
     row = side.constants.window
-
-    def windows(values: Values) -> list[Any]:
-        if row is None:
-            return [None] * side.layers
-        kinds = values.get(row.layer_types) if row.layer_types is not None else None
-        if not isinstance(kinds, list):
-            kinds = list(_kinds(row, values, side.layers))
-        size = values.get(row.size) if row.switch is None or values.get(row.switch) else None
-        lengths = {_SLIDING: _SLIDING if size is None else size, **dict.fromkeys(_FULL)}
-        return [lengths.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
-
-    return windows
+    if row is None:
+        return [None] * side.layers
+    kinds = values.get(row.layer_types) if row.layer_types is not None else None
+    if not isinstance(kinds, list):
+        kinds = list(_kinds(row, values, side.layers))
+    size = values.get(row.size) if row.switch is None or values.get(row.switch) else None
+    lengths = {_SLIDING: _SLIDING if size is None else size, **dict.fromkeys(_FULL)}
+    return [lengths.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
 
 
 def _telling(
