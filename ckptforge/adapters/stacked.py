@@ -81,13 +81,7 @@ def _parameters(table: Table, module: str, lengths: Lengths) -> Iterator[Kind]:
                 yield pattern, index
 
 
-def _fitting(
-    path: Path,
-    kinds: list[Kind],
-    a: Value,
-    b: Value,
-    lengths: Lengths,
-) -> Kind:
+def _fitting(path: Path, kinds: list[Kind], a: Value, b: Value, lengths: Lengths) -> Kind:
     """The parameter that two factors are of. Raises `FormatError` and `ConfigError`."""
     needed = {axis for pattern, _ in kinds for axis in _axes_of(pattern)}
     if lost := needed - set(lengths):

@@ -70,10 +70,7 @@ def inspect(shown: Shown, options: Inspect, listed: Listed, page: Page) -> None:
     page.refuse()
     found = call(options)
     page.write(found.to_json)
-    shown.result(
-        found.to_json,
-        lambda: findings.inspection_text(found, listed.tensors),
-    )
+    shown.result(found.to_json, lambda: findings.inspection_text(found, listed.tensors))
 
 
 def compare(shown: Shown, options: CompareOrCheck, page: Page) -> int:

@@ -26,10 +26,7 @@ def finished_tensors(plan: Plan, tensors: Mapping[Key, Finished]) -> dict[Place,
 
 
 def kept_tensors(
-    plan: Plan,
-    tensors: Mapping[Key, Finished],
-    writers: Mapping[Path, Writer],
-    budget: Budget,
+    plan: Plan, tensors: Mapping[Key, Finished], writers: Mapping[Path, Writer], budget: Budget
 ) -> dict[Place, Finished]:
     """Those that are in the files, by their hashes, which are made again: what was written last
     before a crash may not have become durable."""

@@ -204,8 +204,6 @@ def named_axis(axes: Mapping[str, Expression | Selection], selection: Selection)
     return next(axis for axis, one in axes.items() if one == selection)
 
 
-def selections_of(
-    axes: Mapping[str, Expression | Selection],
-) -> Iterator[tuple[str, Selection]]:
+def selections_of(axes: Mapping[str, Expression | Selection]) -> Iterator[tuple[str, Selection]]:
     """The axes that are selections."""
     return ((axis, one) for axis, one in axes.items() if isinstance(one, Selection))

@@ -53,9 +53,7 @@ class _Titled(Written):
 
 
 WrittenTable = model_of(
-    TableFile,
-    _Titled,
-    layout=Annotated[dict[str, LayoutSection], Field(min_length=1)],
+    TableFile, _Titled, layout=Annotated[dict[str, LayoutSection], Field(min_length=1)]
 )
 
 

@@ -22,13 +22,7 @@ from ckptforge.publish.earlier import Request
 from ckptforge.publish.journal import Journal
 from ckptforge.publish.kept import finished_tensors
 from ckptforge.publish.manifest import manifest_json
-from ckptforge.publish.publisher import (
-    ByRename,
-    Publication,
-    Publisher,
-    RunLedger,
-    publisher_of,
-)
+from ckptforge.publish.publisher import ByRename, Publication, Publisher, RunLedger, publisher_of
 from ckptforge.reading.tied import Tied
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.run.audit import Audit

@@ -41,8 +41,7 @@ CONVERT_REFUSED: Mapping[str, str] = {
         ("use_grouped_gemm", "infer", "split_mla", "concat", "use_qkv_concat"), _LAYOUT
     ),
     **dict.fromkeys(
-        ("is_pretrain", "modal", "emb_strategy", "enable_emb_opt", "vit_num_head"),
-        _OTHER,
+        ("is_pretrain", "modal", "emb_strategy", "enable_emb_opt", "vit_num_head"), _OTHER
     ),
     "align_rank": "the factors of an adapter keep their ranks",
 }
