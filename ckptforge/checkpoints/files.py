@@ -76,9 +76,10 @@ def model_of(path: Path, files: Sequence[FileIndex], *notes: str, format: str = 
         values=values,
         account=Account().noting(*notes, *(note for file in files for note in file.notes)),
     )
-    tensors, held = counted(len(values), "tensor"), counted(len(files), "file")
-    size = f"{found.nbytes:,}"
-    _log.info("opened %s: %s, %s in %s, %s bytes", path, found.format, tensors, held, size)
+    if _log.isEnabledFor(logging.INFO):
+        tensors, held = counted(len(values), "tensor"), counted(len(files), "file")
+        size = f"{found.nbytes:,}"
+        _log.info("opened %s: %s, %s in %s, %s bytes", path, found.format, tensors, held, size)
     return found
 
 

@@ -185,14 +185,17 @@ class Conversion:
     def prove_used(self) -> None:
         """Every element of every tensor that was bound goes somewhere. Together with `fill`, which
         proves that no two meet, this is the proof that nothing is lost. Raises `PlanError`."""
-        read = self._read
+        read, elements = self._read, dict[tuple[int, ...], int]()
         for names in self.binding.names.values():
-            for name in names.values():
-                value, used = self.values.get(self.prefix + name), read.get(self.prefix + name, 0)
-                if value is not None and used != value.elements:
+            for name in map(self.prefix.__add__, names.values()):
+                if (value := self.values.get(name)) is None:
+                    continue
+                if (all_of := elements.get(value.shape)) is None:
+                    all_of = elements[value.shape] = value.elements
+                if (used := read.get(name, 0)) != all_of:
                     raise PlanError(
-                        f"{self.prefix + name}: {used} of {value.elements} elements are used; this "
-                        "is a defect of the mapping."
+                        f"{name}: {used} of {all_of} elements are used; this is a defect of the "
+                        "mapping."
                     )
 
 
