@@ -2,6 +2,7 @@
 read."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -144,6 +145,14 @@ def test_a_process_proves_the_files_that_it_writes_and_each_unit(tmp_path):
     ):
         with pytest.raises(PlanError, match=re.escape(name)):
             broken(Assemblies(values, files))
+
+
+def test_a_plan_that_was_sent_elsewhere_is_made_of_the_same(tmp_path):
+    config = job(tmp_path, 2, 2, 1, 1, True)
+    plan = ckptforge.plan("to_ms", HUB, Path("x"), parallel_config=config)
+    sent = pickle.loads(pickle.dumps(plan.assemblies))
+    assert list(sent) == list(plan.assemblies)
+    sent.prove()
 
 
 def plan_of(plan):

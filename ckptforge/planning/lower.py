@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice, repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -177,6 +177,9 @@ class _Kinds:
         self._known: dict[object, int] = {}
         self._same: dict[object, int] = {}  # of the very same transfers
         self._reach: dict[int, list[Reach]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_same": {}}  # identities are of this process
 
     def number(self, name: str) -> int:
         """The kind of a value."""
