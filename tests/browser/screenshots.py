@@ -13,11 +13,11 @@ from tests.browser.chromium import chromium
 DOCS = Path(__file__).parents[2] / "docs"
 # the picture → whose answer, the page, the section that is at the top, width, height, the scheme
 SHOTS = {
-    "page-inspect": ("deepseek", "strategy", "What is written, by rank", 1280, 900, "light"),
+    "page-inspect": ("deepseek", "strategy", "What is written, by rank", 1280, 640, "light"),
     "page-reshard": ("mixtral", "reshard", "From and to", 1280, 850, "light"),
     "page-compare": ("mixtral", "compare", None, 1280, 950, "light"),
     "page-stats": ("mixtral", "stats", "Histograms by kind", 1280, 850, "dark"),
-    "page-verify": ("mixtral", "verify", None, 1280, 1000, "light"),
+    "page-verify": ("mixtral", "verify", "Error by layer", 1280, 1000, "light"),
     "page-phone": ("mixtral", "to-ms", "From and to", 390, 844, "dark"),
 }
 MOST = 150_000  # bytes of a picture
@@ -33,7 +33,10 @@ def main() -> None:
             )
             shown = context.new_page()
             shown.goto(made[model].page(page).as_uri())
-            shown.evaluate(f"""document.querySelector("header p").textContent = "{page}" """)
+            title = made[model].work.name  # for a directory that is gone
+            shown.evaluate(
+                "text => { document.querySelector('header p').textContent = text; }", title
+            )
             if heading is not None:
                 found = shown.locator("h2, h3", has_text=heading).first
                 found.evaluate("one => one.scrollIntoView()")
