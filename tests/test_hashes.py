@@ -18,6 +18,7 @@ from ckptforge.checkpoints.files import read_file
 from ckptforge.dtypes import BY_NAME
 from ckptforge.run.blocks import Block
 from ckptforge.run.passing import Passing
+from ckptforge.run.tiles import best_form
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Stored, Term, Value
 from tests.helpers import HUB, write_safetensors
@@ -97,13 +98,20 @@ def check(manifest: Path, directory: Path) -> None:
     assert count
 
 
-def test_tensors_that_go_over_as_they_are_are_not_read_again(tmp_path, small_blocks, monkeypatch):
-    monkeypatch.setattr("ckptforge.run.schedule._MOST_BYTES", 1 << 30)
-    monkeypatch.setattr("ckptforge.run.schedule._BATCHES", 1)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"dtype": "fp16"}, {"dtype": "fp32"}], ids=str)
+def test_tensors_are_not_read_again_to_be_hashed(tmp_path, monkeypatch, options, workers):
+    """Neither where batches end, nor by a worker that has nothing else to do."""
+    best_form.cache_clear()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ckptforge.run.") and hasattr(module, "BLOCK_BYTES"):
+            monkeypatch.setattr(module, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr("ckptforge.run.schedule._MOST_BYTES", 8000)
+    monkeypatch.setattr("ckptforge.run.budget._MAX_TILE_BYTES", 600)
     read = []
     done = Block.do
     monkeypatch.setattr(Block, "do", lambda self, worker: read.append(self) or done(self, worker))
-    ckptforge.to_ms(HUB, tmp_path / "out.safetensors", workers=1)
+    ckptforge.to_ms(HUB, tmp_path / "out.safetensors", workers=workers, **options)
     assert read and not [block for block in read if block.entry.name]
 
 

@@ -68,10 +68,11 @@ class Budget(msgspec.Struct, frozen=True):
     def tile_elements(self, target: DType, turned: bool, sums: int = 0) -> int:
         """Elements of an output tensor that are made at a time, with `sums` bytes for each beside.
         Where its axes are turned, broad tiles save reading twice; else small ones stay in the
-        cache."""
+        cache, and powers of two end where blocks of hashes do."""
         limit = self.bytes_each * 3 // 4
         most = min(limit, _MAX_TURNED_BYTES if turned else _MAX_TILE_BYTES)
-        return max(1, most // (target.itemsize + sums))
+        elements = max(1, most // (target.itemsize + sums))
+        return elements if turned else 1 << (elements.bit_length() - 1)
 
     def strip_elements(self, source: DType, target: DType, summed: DType | None = None) -> int:
         """Elements of a source, gaps included, that are read at a time: as read, as `summed` with

@@ -30,6 +30,11 @@ class Move(msgspec.Struct, frozen=True):
     place_at: int
     nbytes: int
 
+    @property
+    def end(self) -> int:
+        """The byte of the tensor after the last."""
+        return self.place_start + self.nbytes
+
     def do(self, worker: Worker) -> None:
         """Copies them. Raises `FormatError` for the source and `OutputError` for the target."""
         if worker.passing is None:

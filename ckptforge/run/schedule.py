@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
@@ -18,14 +19,13 @@ from ckptforge.run.needs import Consumer, Needs, Release
 from ckptforge.run.order import as_they_lie
 from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.pool import Task
-from ckptforge.run.source_hashes import SourceBlock, SourceHashes
+from ckptforge.run.source_hashes import SourceBlock, SourceHashes, SourceRun
 from ckptforge.run.tasks import Batch, Fill, Verify, batches, tasks_of
 from ckptforge.storage.address import address
 from ckptforge.values import Located, Place, Stored
 
 Key = tuple[str, str]  # file as the plan's output names it, tensor
 OwnBlocks = Mapping[SourceBlock, Block]  # those that a unit hashes (`machines/units.py`)
-_Run = tuple[Stored, tuple[int, int]]  # bytes [first, end) of a stored tensor
 _MOST_BYTES = 64 * 1024 * 1024  # of a batch
 _BATCHES = 16  # for each worker, so that all end at about the same time
 
@@ -90,9 +90,8 @@ class Schedule:
         known = ledger.sources if ledger is not None else {}
         self._sources = _source_hashes(plan, own, known) if hashing else None
         self._batches = self._made_of(plan, budget, kept)
-        self._rest = self._sources.rest() if self._sources is not None else iter(())
         self._unwritten: dict[Place, int] = {}  # of tensors that are begun
-        self._read: dict[Place, list[_Run]] = {}  # what they are made of
+        self._read: dict[Place, list[SourceRun]] = {}  # what they are made of
         self._ready: deque[Block] = deque()
         self._digests: dict[Place, dict[int, bytes]] = {}
         self._audits: dict[Place, Audit] = {}
@@ -121,7 +120,7 @@ class Schedule:
         most = _MOST_BYTES if self._consumer is None else BLOCK_BYTES
         alone = self._own is not None and budget.workers == 1
         share = plan.tensor_bytes if alone else plan.tensor_bytes // (_BATCHES * budget.workers)
-        nbytes = min(most, share)
+        nbytes = max(1, min(most, share))
         return batches(tasks_of(begun, budget), nbytes if self._hashing else 1, self._hashing)
 
     def _begun(self, kept: Kept) -> Iterator[Assembly]:
@@ -145,7 +144,15 @@ class Schedule:
             return self._releases.pop()
         if self._ready:
             return self._ready.popleft()
-        return next(self._batches, None) or next(self._rest)
+        if (batch := next(self._batches, None)) is not None:
+            return batch
+        if self._sources is not None and (block := self._sources.rest(self._coming)) is not None:
+            return block
+        raise StopIteration
+
+    def _coming(self) -> Iterator[SourceRun]:
+        """What tensors that aren't written yet are made of."""
+        return chain.from_iterable(self._read.values())
 
     def finished(self, task: Task, outcome: Any) -> None:
         """To be notified of each task that has been done, and of what it returned."""
@@ -244,7 +251,7 @@ def _source_hashes(
     return SourceHashes(max((i for i, _ in own), default=-1) + 1, own.items(), known)
 
 
-def runs_of(assembly: Assembly) -> list[_Run]:
+def runs_of(assembly: Assembly) -> list[SourceRun]:
     """The bytes of stored tensors that a tensor is made of, of each from the first to the last."""
     runs: dict[Stored, tuple[int, int]] = {}
     for fragment in assembly.fragments:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ckptforge.planning.plan import Plan
@@ -12,6 +13,7 @@ from ckptforge.storage.address import address
 from ckptforge.values import Located, Stored
 
 SourceBlock = tuple[int, int]  # index of the source, first byte of the block in its file
+SourceRun = tuple[Stored, tuple[int, int]]  # bytes [first, end) of a stored tensor
 
 
 class SourceHashes:
@@ -26,6 +28,7 @@ class SourceHashes:
     ) -> None:
         self._digests: list[dict[int, bytes]] = [{} for _ in range(count)]
         self._left: dict[tuple[Located, int], Block] = {}
+        self._queue: deque[tuple[Located, int]] | None = None
         self._numbers: dict[Path, int] = {}
         for (i, at), block in blocks:
             self._numbers[block.entry.path] = i
@@ -64,7 +67,7 @@ class SourceHashes:
 
     def read(self, stored: Stored, first: int, end: int) -> Iterator[Block]:
         """The blocks that are left of bytes [first, end) of a tensor."""
-        for start in range(first - first % BLOCK_BYTES, end, BLOCK_BYTES):
+        for start in block_starts(first, end):
             if (block := self._left.pop((stored, start), None)) is not None:
                 yield block
 
@@ -73,13 +76,27 @@ class SourceHashes:
         keys = [key for key in self._left if self._numbers[key[0].path] == source]
         return [self._left.pop(key) for key in keys]
 
-    def rest(self) -> Iterator[Block]:
-        """All that are left, those of far sources last."""
-        for far in (False, True):
-            for key in list(self._left):
-                if (address(key[0].path) is not None) == far and key in self._left:
-                    yield self._left.pop(key)
+    def rest(self, coming: Callable[[], Iterable[SourceRun]]) -> Block | None:
+        """One of all that are left, those of far sources last, except those of what is `coming` by;
+        None where there is no other."""
+        if self._queue is None:
+            far = (bool(address(entry.path)) for entry, _ in self._left)
+            pairs = sorted(zip(far, self._left, strict=True), key=lambda pair: pair[0])
+            self._queue = deque(key for _, key in pairs)
+        busy = {(stored, start) for stored, run in coming() for start in block_starts(*run)}
+        for _ in range(len(self._queue)):
+            key = self._queue.popleft()
+            if key in busy:
+                self._queue.append(key)
+            elif (block := self._left.pop(key, None)) is not None:
+                return block
+        return None
 
     def hashes(self) -> list[str]:
         """The hash of each source, once all blocks are noted."""
         return [hash_of(digests) for digests in self._digests]
+
+
+def block_starts(first: int, end: int) -> range:
+    """The first bytes of the blocks that bytes [first, end) lie in."""
+    return range(first - first % BLOCK_BYTES, end, BLOCK_BYTES)

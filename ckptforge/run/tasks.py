@@ -18,7 +18,7 @@ from ckptforge.run.bands import encoded_tiles, stored_tile
 from ckptforge.run.budget import Budget
 from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.moves import Move, moves_of
-from ckptforge.run.passing import Digests, Passing
+from ckptforge.run.passing import BLOCK_BYTES, Digests, Passing
 from ckptforge.run.tiles import Tile, best_form, tiles
 from ckptforge.run.worker import MANY_CALLS, SUMS, Worker
 from ckptforge.storage.address import address
@@ -48,6 +48,12 @@ class Fill(msgspec.Struct, frozen=True):
         the tile's numbers fill."""
         encoding = self.assembly.encoding
         return self.tile if encoding is None else stored_tile(encoding, self.tile)
+
+    @property
+    def end(self) -> int:
+        """The byte of the tensor after the last of the tile."""
+        tile = self.stored
+        return ((tile.r1 - 1) * tile.width + tile.c1) * self.place.dtype.itemsize
 
     def do(self, worker: Worker) -> Audit:
         """Makes it and writes it. Returns the counts of its casts."""
@@ -140,17 +146,25 @@ def tasks_of(assemblies: Iterable[Assembly], budget: Budget) -> Iterator[Move | 
 
 
 def batches(tasks: Iterable[Move | Fill], nbytes: int, hashing: bool) -> Iterator[Batch]:
-    """Tasks in batches of about so many bytes."""
+    """Tasks in batches of about so many bytes, at most twice as many. With `hashing` they end with
+    a tensor, or at least with a block, as what is cut must be read again to be hashed."""
     held: list[Move | Fill] = []
-    left = nbytes
+    beyond = -nbytes
     for task in tasks:
         held.append(task)
-        left -= task.nbytes
-        if left <= 0:
+        beyond += task.nbytes
+        if beyond >= 0 and (not hashing or _may_end(task, beyond / nbytes)):
             yield Batch(tuple(held), hashing)
-            held, left = [], nbytes
+            held, beyond = [], -nbytes
     if held:
         yield Batch(tuple(held), hashing)
+
+
+def _may_end(task: Move | Fill, beyond: float) -> bool:
+    """Whether a batch may end with a task, so far beyond its size, counted in sizes."""
+    if beyond >= 1 or task.end == task.place.nbytes:
+        return True
+    return beyond >= 0.5 and task.end % BLOCK_BYTES == 0
 
 
 def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:

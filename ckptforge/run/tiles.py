@@ -15,6 +15,7 @@ from itertools import product
 import msgspec
 
 from ckptforge.boxes import boxes_in_range
+from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.transfers import Transfer
 from ckptforge.values import Window
 
@@ -210,7 +211,9 @@ def best_form(
         counts |= {min(whole, height)} if whole else set()
         own = {-(-reach // width) for reach in reaches if reach <= max_elements * width}
         for rows in sorted(own | counts):
-            columns = _even(width, min(width, max_elements // rows))
+            columns = min(width, max_elements // rows)
+            if width < total or total * itemsize <= BLOCK_BYTES:  # else they end where blocks do
+                columns = _even(width, columns)
             if in_order and rows > 1 and columns < width:
                 continue
             middle = Tile(width, *_middle(height, rows), *_middle(width, columns))
