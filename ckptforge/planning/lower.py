@@ -7,9 +7,11 @@ its kinds and its files, and not for the tensors of all ranks.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice, repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,10 @@ from ckptforge.planning.assembly import Assembly, prove_filled
 from ckptforge.transfers import Transfer, within_target
 from ckptforge.values import Fragment, Place, Term, Value
 
+Position = tuple[int, int]
 Cut = list[tuple[int, Transfer]]  # number of a fragment, and what of it lies in a box
+
+_FILES_TOGETHER = 64
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -81,6 +86,20 @@ class Assemblies:
         for name, place in islice(placed.file.places.items(), first, last):
             value = None if placed.own is None else placed.own[name]
             yield self._assembly(part_of[name], name, place, value)
+
+    def as_sources_lie(self) -> Iterator[Assembly]:
+        """All of them, of so many files at a time together that what several are made of is read
+        once: those first whose sources lie first, whichever file they go to."""
+        if len(self.files) < 2:
+            yield from self
+            return
+        positions = _Positions(self.values)
+        for first in range(0, len(self.files), _FILES_TOGETHER):
+            files = self.files[first : first + _FILES_TOGETHER]
+            rows = heapq.merge(*(positions.rows(placed) for placed in files), key=itemgetter(0))
+            for _, name, part, placed in rows:
+                value = None if placed.own is None else placed.own[name]
+                yield self._assembly(part, name, placed.file.places[name], value)
 
     def only(self, number: int, first: int, last: int) -> Assemblies:
         """Those of a run of tensors of one file, with no more than they need, so that they can be
@@ -166,6 +185,32 @@ class Assemblies:
             cuts = map(_cut, value.terms, reach, repeat(value.shape), repeat(box))
             found = self._cuts[kind, box] = list(cuts)
         return found
+
+
+class _Positions:
+    """Where what values are made of begins: the number of a source, and a byte of it."""
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self._sources: dict[Path, int] = {}
+        self._known = {name: self._position(value) for name, value in values.items()}
+
+    def rows(self, placed: PlacedFile) -> Iterator[tuple[Position, str, Part, PlacedFile]]:
+        """The tensors of a file in the order of their positions."""
+        known = self._known
+        if placed.own is not None:
+            known = {name: self._position(value) for name, value in placed.own.items()}
+        found = [(known[name], name, part) for part in placed.parts for name in part.names]
+        found.sort(key=itemgetter(0, 1))
+        return ((position, name, part, placed) for position, name, part in found)
+
+    def _position(self, value: Value) -> Position:
+        fragment = next(value.fragments, None)
+        if fragment is None or not fragment.stored.extents:
+            return -1, 0
+        stored = fragment.stored
+        number = self._sources.setdefault(stored.path, len(self._sources))
+        start, _ = stored.bytes_of(fragment.transfer.source, 1)
+        return number, stored.extents[0].offset + start
 
 
 class _Kinds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Protocol
 
@@ -58,8 +58,8 @@ Kept = Mapping[Place, Finished]
 
 
 class Schedule:
-    """A plan cut into what a worker does at a time, in the order of its files, or of its sources
-    where one is far, with the checks of stored checksums.
+    """A plan cut into what a worker does at a time, in the order in which a single file is written,
+    or sources lie, with the checks of stored checksums.
 
     With `hashing` blocks that come by whole where tensors are made are hashed there. What wasn't of
     an output tensor, and of what it was made of, comes when it has been written: it is then still
@@ -110,7 +110,8 @@ class Schedule:
 
     def _made_of(self, plan: Plan, budget: Budget, kept: Kept) -> Iterator[Batch]:
         """What makes the tensors that aren't kept."""
-        begun = self._begun(kept)
+        made = plan.assemblies
+        begun = self._begun(made if budget.in_order else made.as_sources_lie(), kept)
         if budget.in_order or any(address(file.path) is not None for file in plan.sources):
             numbers = {file.path: i for i, file in enumerate(plan.sources)}
             in_order = budget.in_order
@@ -123,8 +124,8 @@ class Schedule:
         nbytes = max(1, min(most, share))
         return batches(tasks_of(begun, budget), nbytes if self._hashing else 1, self._hashing)
 
-    def _begun(self, kept: Kept) -> Iterator[Assembly]:
-        for assembly in self._plan.assemblies:
+    def _begun(self, made: Iterable[Assembly], kept: Kept) -> Iterator[Assembly]:
+        for assembly in made:
             place = assembly.place
             if place not in kept:
                 self._unwritten[place] = place.nbytes
