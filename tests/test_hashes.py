@@ -1,6 +1,7 @@
 """The hashes of a manifest, made where bytes pass by, are those of what lies in the files."""
 
 import json
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +17,11 @@ import ckptforge
 import ckptforge.verbs.convert  # so that the modules are there whose blocks are made small
 from ckptforge.checkpoints.files import read_file
 from ckptforge.dtypes import BY_NAME
+from ckptforge.run import page_cache
 from ckptforge.run.blocks import Block
 from ckptforge.run.passing import Passing
 from ckptforge.run.tiles import best_form
+from ckptforge.storage.local import LocalReader, LocalWriter
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Stored, Term, Value
 from tests.helpers import HUB, write_safetensors
@@ -186,3 +189,33 @@ def test_what_passes_has_the_digests_of_its_blocks(nbytes, pieces):
         wanted = {(entry, i * BLOCK): xxhash.xxh3_128(one) for i, one in enumerate(blocks_of(data))}
         assert passing.digests == {key: state.digest() for key, state in wanted.items()}
     patched.undo()
+
+
+def test_what_is_done_with_is_dropped_of_models_larger_than_memory(tmp_path, monkeypatch):
+    """All but what was last, each byte after its last use; others' pages stay."""
+    monkeypatch.setattr(page_cache, "_free_bytes", lambda: 1000)
+    monkeypatch.setattr(page_cache, "KEPT_BYTES", 200_000)
+    dropped: dict[int, int] = {}
+
+    def drop(self, offset, length):
+        found = os.fstat(self.fd)
+        dropped[found.st_ino] = dropped.get(found.st_ino, 0) + length
+
+    monkeypatch.setattr(LocalReader, "drop_cached", drop)
+    monkeypatch.setattr(LocalWriter, "begin_sync", lambda self, offset, length: None)
+    out = tmp_path / "out.safetensors"
+    ckptforge.to_ms(HUB, out, dtype="fp32", workers=1)
+    sources = [path for path in HUB.iterdir() if path.suffix == ".safetensors"]
+    sizes = {path.stat().st_ino: path.stat().st_size for path in (out, *sources)}
+    assert dropped.keys() <= sizes.keys()
+    assert all(nbytes <= sizes[number] for number, nbytes in dropped.items())
+    most = max(stored.nbytes for path in (out, *sources) for stored in sizes_of(path))
+    assert sum(sizes.values()) - sum(dropped.values()) < 200_000 + 2 * most + 50_000
+    dropped.clear()
+    monkeypatch.setattr(page_cache, "_free_bytes", lambda: 1 << 40)
+    ckptforge.to_ms(HUB, tmp_path / "other.safetensors", workers=1)
+    assert not dropped
+
+
+def sizes_of(path: Path):
+    return read_file(path).tensors.values()

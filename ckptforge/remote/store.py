@@ -118,6 +118,9 @@ class RemoteReader:
     def begin_read(self, offset: int, length: int) -> None:
         self._parts.begin(self._held, offset, length)
 
+    def drop_cached(self, offset: int, length: int) -> None:
+        """The system holds nothing of it."""
+
     def digest(self, start: int, length: int) -> bytes | None:
         if start % WINDOW or length != min(WINDOW, self._held.size - start):
             return None

@@ -17,6 +17,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
 from ckptforge.run.needs import Consumer, Needs, Release
 from ckptforge.run.order import as_they_lie
+from ckptforge.run.page_cache import PageCache, exceeds_page_cache
 from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.pool import Task
 from ckptforge.run.source_hashes import SourceBlock, SourceHashes, SourceRun
@@ -92,7 +93,7 @@ class Schedule:
         self._batches = self._made_of(plan, budget, kept)
         self._unwritten: dict[Place, int] = {}  # of tensors that are begun
         self._read: dict[Place, list[SourceRun]] = {}  # what they are made of
-        self._ready: deque[Block] = deque()
+        self._ready: deque[Task] = deque()
         self._digests: dict[Place, dict[int, bytes]] = {}
         self._audits: dict[Place, Audit] = {}
         self.audit = Audit()
@@ -100,6 +101,7 @@ class Schedule:
         for place, finished in kept.items():
             self.audit.merge(finished.audit)
             self._hashes[place.path][place.name] = finished.hash
+        self._cache = PageCache() if consumer is None and exceeds_page_cache(plan) else None
         self._needed: dict[Place, set[int]] = {}
         self._needs: Needs | None = None
         self._releases: list[Release] = []
@@ -188,8 +190,12 @@ class Schedule:
             return
         known = self._digests.setdefault(place, {})
         self._ready.extend(block for block in blocks_of(place) if block.start not in known)
-        for stored, (first, end) in self._read.pop(place):
+        runs = self._read.pop(place)
+        for stored, (first, end) in runs:
             self._ready.extend(self._sources.read(stored, first, end))
+        if self._cache is not None:
+            for entry, (first, end) in (*runs, (place, (0, place.nbytes))):
+                self._ready.extend(self._cache.add(entry, first, end))
         self._finish(place)
 
     def _hashed(self, block: Block, digest: bytes) -> None:

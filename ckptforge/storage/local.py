@@ -62,6 +62,11 @@ class LocalReader:
             with suppress(OSError):
                 os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
 
+    def drop_cached(self, offset: int, length: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         os.close(self.fd)
 
@@ -80,9 +85,7 @@ class LocalWriter(LocalReader):
     def begin_sync(self, offset: int, length: int) -> None:
         # For bytes not yet on the disk that is what POSIX_FADV_DONTNEED does on Linux
         # (mm/fadvise.c); elsewhere nothing is lost.
-        if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):
-                os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+        self.drop_cached(offset, length)
 
     def sync(self) -> None:
         os.fsync(self.fd)

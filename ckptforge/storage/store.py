@@ -67,6 +67,9 @@ class Reader(Protocol):
     def begin_read(self, offset: int, length: int) -> None:
         """Says that these bytes will be read soon, so that the store may bring them."""
 
+    def drop_cached(self, offset: int, length: int) -> None:
+        """Says that these bytes won't be read soon, so that the system may forget them."""
+
     def close(self) -> None: ...
 
 

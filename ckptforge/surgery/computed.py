@@ -64,6 +64,9 @@ class ComputedReader:
     def begin_read(self, offset: int, length: int) -> None:
         """Nothing is to be brought."""
 
+    def drop_cached(self, offset: int, length: int) -> None:
+        """Nothing is held."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -192,6 +192,9 @@ class _File:
     def begin_read(self, offset: int, length: int) -> None:
         """Nothing to bring."""
 
+    def drop_cached(self, offset: int, length: int) -> None:
+        """There is no other place."""
+
     @_alone
     def write(self, offset: int, data: memoryview) -> int:
         end = offset + len(data)

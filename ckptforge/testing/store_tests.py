@@ -61,6 +61,8 @@ class FileSystemTests:
         writer.begin_sync(0, 7)
         writer.sync()
         assert get(disk, place / "a") == b"ab\0\0efg"
+        writer.begin_read(0, 7)
+        writer.drop_cached(0, 7)
         part = bytearray(9)
         assert writer.read_into(4, memoryview(part)) == 3 and part[:3] == b"efg"
         assert writer.read_into(7, memoryview(part)) == 0

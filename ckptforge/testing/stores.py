@@ -198,6 +198,9 @@ class _Reader:
     def begin_read(self, offset: int, length: int) -> None:
         self.inner.begin_read(offset, length)
 
+    def drop_cached(self, offset: int, length: int) -> None:
+        self.inner.drop_cached(offset, length)
+
     def close(self) -> None:
         call, _ = self._call("close")
         self.inner.close()
