@@ -181,6 +181,7 @@ def test_a_wrong_qkv_grouping_is_another_layout(tmp_path):
     assert not found.equal and "B is what A is in layout dense-qkv-r1.3" in found.causes[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 def test_one_changed_bit_is_found_where_it_is(tmp_path_factory, square, data):

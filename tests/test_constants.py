@@ -735,6 +735,7 @@ WILD = st.sampled_from(list(CONFIGS)).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(WILD, WILD)
 def test_whatever_stands_in_a_config_is_compared(mine, theirs):

@@ -192,6 +192,7 @@ def configs(draw):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(configs(), st.sampled_from(["BF16", "F16", "F32", "F64"]), st.data())
 def test_every_layout_against_numpy_and_back(tmp_path_factory, config, dtype, data):

@@ -214,6 +214,7 @@ def edits(draw, sizes, axes):
     return axis, draw(st.lists(indexes, min_size=least, max_size=10))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_an_edit_and_a_conversion_can_change_places(models, data):

@@ -79,6 +79,7 @@ def test_every_job_is_there_in_both():
     assert sorted(path.stem for path in (EXAMPLES / "jobs").glob("*.py")) == JOBS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_makes_the_same_in_shell_and_in_python(desk, job):
     one, two = desk / f"{job} in shell", desk / f"{job} in python"

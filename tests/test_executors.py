@@ -149,6 +149,7 @@ def test_contradictions_are_refused(tmp_path, processes):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_dask_makes_what_one_process_makes_when_a_worker_is_killed(tmp_path, jobs):
     distributed = pytest.importorskip("distributed")
     work, made = jobs

@@ -7,6 +7,7 @@ from fuzz.run import Runner
 from fuzz.targets import TARGETS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARES)
 def test_every_input_is_read_or_refused(name):
     runs = SHARES[name] * 150

@@ -193,7 +193,7 @@ def test_what_passes_has_the_digests_of_its_blocks(nbytes, pieces):
 
 def test_what_is_done_with_is_dropped_of_models_larger_than_memory(tmp_path, monkeypatch):
     """All but what was last, each byte after its last use; others' pages stay."""
-    monkeypatch.setattr(page_cache, "_free_bytes", lambda: 1000)
+    monkeypatch.setattr(page_cache, "free_memory", lambda: 1000)
     monkeypatch.setattr(page_cache, "KEPT_BYTES", 200_000)
     dropped: dict[int, int] = {}
 
@@ -212,7 +212,7 @@ def test_what_is_done_with_is_dropped_of_models_larger_than_memory(tmp_path, mon
     most = max(stored.nbytes for path in (out, *sources) for stored in sizes_of(path))
     assert sum(sizes.values()) - sum(dropped.values()) < 200_000 + 2 * most + 50_000
     dropped.clear()
-    monkeypatch.setattr(page_cache, "_free_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(page_cache, "free_memory", lambda: 1 << 40)
     ckptforge.to_ms(HUB, tmp_path / "other.safetensors", workers=1)
     assert not dropped
 

@@ -111,6 +111,7 @@ def test_stages_hold_their_own_tensors(tmp_path):
     assert layouts["decoder.layers.1.mlp.router.expert_load"]["rank_list"] == [4, 5, 6, 7]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_strategy_makes_an_iteration_that_is_read_back(tmp_path_factory, data):

@@ -22,10 +22,10 @@ from ckptforge.boxes import Box, dot, row_major_strides
 from ckptforge.errors import PlanError
 from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.assembly import Assembly, prove_filled
+from ckptforge.planning.positions import Position, Positions
 from ckptforge.transfers import Transfer, within_target
 from ckptforge.values import Fragment, Place, Term, Value
 
-Position = tuple[int, int]
 Cut = list[tuple[int, Transfer]]  # number of a fragment, and what of it lies in a box
 
 _FILES_TOGETHER = 64
@@ -93,11 +93,18 @@ class Assemblies:
         if len(self.files) < 2:
             yield from self
             return
-        positions = _Positions(self.values)
+        positions = Positions()
+        known = positions.of(self.values)
+
+        def rows(placed: PlacedFile) -> Iterator[tuple[Position, str, Part, PlacedFile]]:
+            where = known if placed.own is None else positions.of(placed.own)
+            found = [(where[name], name, part) for part in placed.parts for name in part.names]
+            found.sort(key=itemgetter(0, 1))
+            return ((*row, placed) for row in found)
+
         for first in range(0, len(self.files), _FILES_TOGETHER):
             files = self.files[first : first + _FILES_TOGETHER]
-            rows = heapq.merge(*(positions.rows(placed) for placed in files), key=itemgetter(0))
-            for _, name, part, placed in rows:
+            for _, name, part, placed in heapq.merge(*map(rows, files), key=itemgetter(0)):
                 value = None if placed.own is None else placed.own[name]
                 yield self._assembly(part, name, placed.file.places[name], value)
 
@@ -185,32 +192,6 @@ class Assemblies:
             cuts = map(_cut, value.terms, reach, repeat(value.shape), repeat(box))
             found = self._cuts[kind, box] = list(cuts)
         return found
-
-
-class _Positions:
-    """Where what values are made of begins: the number of a source, and a byte of it."""
-
-    def __init__(self, values: Mapping[str, Value]) -> None:
-        self._sources: dict[Path, int] = {}
-        self._known = {name: self._position(value) for name, value in values.items()}
-
-    def rows(self, placed: PlacedFile) -> Iterator[tuple[Position, str, Part, PlacedFile]]:
-        """The tensors of a file in the order of their positions."""
-        known = self._known
-        if placed.own is not None:
-            known = {name: self._position(value) for name, value in placed.own.items()}
-        found = [(known[name], name, part) for part in placed.parts for name in part.names]
-        found.sort(key=itemgetter(0, 1))
-        return ((position, name, part, placed) for position, name, part in found)
-
-    def _position(self, value: Value) -> Position:
-        fragment = next(value.fragments, None)
-        if fragment is None or not fragment.stored.extents:
-            return -1, 0
-        stored = fragment.stored
-        number = self._sources.setdefault(stored.path, len(self._sources))
-        start, _ = stored.bytes_of(fragment.transfer.source, 1)
-        return number, stored.extents[0].offset + start
 
 
 class _Kinds:

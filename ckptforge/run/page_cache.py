@@ -4,13 +4,13 @@ what is done with is dropped, so that what other programs have there stays."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from ckptforge.planning.plan import Plan
 from ckptforge.run.worker import Worker
 from ckptforge.storage.address import address
+from ckptforge.storage.memory import free_memory
 from ckptforge.values import Located
 
 KEPT_BYTES = 256 * 1024 * 1024  # ranks that are written side by side read the same bytes
@@ -57,28 +57,4 @@ class PageCache:
 def exceeds_page_cache(plan: Plan) -> bool:
     """Whether a plan reads and writes more on this machine than memory is free."""
     near = (file.size for file in plan.sources if address(file.path) is None)
-    return plan.tensor_bytes + sum(near) > _free_bytes()
-
-
-def _free_bytes() -> float:
-    """What /proc/meminfo says is available (proc(5)), or a smaller limit of a control group that
-    this process is in (cgroups(7))."""
-    found = float("inf")
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found = int(line.split()[1]) * 1024
-    for line in ("0::/", "0:memory:/", *_lines("/proc/self/cgroup")):  # a container's own is at /
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            file = "memory.limit_in_bytes" if controllers else "memory.max"
-            for limit in _lines(f"/sys/fs/cgroup/{controllers}{path}/{file}"):
-                if limit.isdecimal():  # else it is "max"
-                    found = min(found, int(limit))
-    return found
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    return plan.tensor_bytes + sum(near) > free_memory()
