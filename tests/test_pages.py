@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -245,6 +246,48 @@ def test_tensors_unlike_their_kind_stand_out():
     tensors |= {"w.9": {**one, "std": 3.0}, "w.10": {**one, "nan": 2}}
     assert [name for name, _ in outliers(tensors)] == ["w.10", "w.9"]
     assert not outliers({f"w.{i}": one for i in range(9)})
+
+
+def test_what_is_not_finite_comes_first_among_differences(tmp_path):
+    names = [f"layers.{i}.w" for i in range(3)]
+    numbers = [np.ones(8, np.float32) for _ in names]
+    write_safetensors(
+        tmp_path / "a.safetensors",
+        {n: ("F32", [8], x.tobytes()) for n, x in zip(names, numbers, strict=True)},
+    )
+    numbers[1] *= 100
+    numbers[2][3] = np.nan
+    write_safetensors(
+        tmp_path / "b.safetensors",
+        {n: ("F32", [8], x.tobytes()) for n, x in zip(names, numbers, strict=True)},
+    )
+    paths = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    _, (heat,) = read(page_of(tmp_path, "compare", *paths, code=1))
+    (row,) = heat["rows"]
+    said = [row["before"] + tip + row["after"] for tip in row["tips"]]
+    assert [n if n < 0 else said[n].rpartition(": ")[2] for n in row["of"]][1:] == [
+        "99",
+        "1 not finite",
+    ]
+
+
+def test_a_histogram_has_a_column_for_each_power_of_two_and_sign(tmp_path):
+    values = np.array([0, 0, 0.5, 0.75, 1.5, -3], np.float32)
+    write_safetensors(tmp_path / "a.safetensors", {"w": ("F32", [6], values.tobytes())})
+    _, (found,) = read(page_of(tmp_path, "stats", tmp_path / "a.safetensors"))
+    (row,) = found["rows"]
+    tips = [row["before"] + tip + row["after"] for tip in row["tips"]]
+    held = {
+        column: tips[n].split()[1]
+        for column, n in zip(found["columns"], row["of"], strict=True)
+        if n >= 0
+    }
+    assert held == {
+        "-4 to -2": "1",
+        "zero, and between -0.5 and 0.5": "2",
+        "0.5 to 1": "2",
+        "1 to 2": "1",
+    }
 
 
 def test_the_room_is_shipped_whole():
