@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
 from ckptforge.tables import table_schema
-from ckptforge.tables.axes import in_parts, shared_runs, skeleton_of
+from ckptforge.tables.axes import in_parts, shared_runs
 from ckptforge.tables.model_config import Expression
 from ckptforge.tables.parsing import load_table, parse_table
 from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.shipped import shipped_tables
+from ckptforge.tables.skeletons import skeleton_of
 
 GOOD = """
 name = "toy"

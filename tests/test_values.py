@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ckptforge.boxes import row_major_strides
 from ckptforge.composing import chained
-from ckptforge.tables.axes import skeleton_of, skeletons_of
+from ckptforge.tables.skeletons import skeleton_of, skeletons_of
 from ckptforge.transfers import Transfer
 from ckptforge.values import kind_of, kinds_of
 

@@ -20,9 +20,10 @@ from ckptforge.adapters.peft_names import PREFIX
 from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.quantisation.parts import rows_of
 from ckptforge.spelling import option
-from ckptforge.tables.axes import Concat, Pattern, axis_size, skeleton_of
+from ckptforge.tables.axes import Concat, Pattern, axis_size
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import AdaptedWeight
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.tables.table import Table
 from ckptforge.transfers import Transfer
 from ckptforge.values import Fragment, Term, Value, value_of

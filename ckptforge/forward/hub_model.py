@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptforge.errors import ConfigError, VerifyError, shown
-from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.model_config import classes_of
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.tables.table import Layout, Table
 from ckptforge.wording import install_hint, listing
 

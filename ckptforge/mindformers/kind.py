@@ -28,7 +28,7 @@ from ckptforge.mindformers.names import (
 from ckptforge.mindformers.roots import Iteration, find_iteration, is_iteration, is_root
 from ckptforge.mindformers.slices import Slices
 from ckptforge.model import IN_RANKS, Account, Held, Model
-from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.values import Value, value_of
 from ckptforge.wording import counted, listing
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.tables.axes import HASH, skeleton_of
+from ckptforge.tables.skeletons import HASH, skeleton_of
 
 _MOST_RUNS = 4  # of numbers, in a name
 

@@ -15,7 +15,7 @@ from ckptforge.checkpoints.manifest import Manifest
 from ckptforge.errors import FormatError, shown
 from ckptforge.parallel.device_layout import MAX_DEVICES, MAX_STAGES, DeviceLayout, Stage
 from ckptforge.parallel.strategy_files import Strategy, make_strategy
-from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.skeletons import skeleton_of
 
 _MAX_ROWS = 1 << 17  # kinds of tensors, and tensors that aren't cut as others of their kind
 

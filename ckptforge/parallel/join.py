@@ -19,7 +19,7 @@ from ckptforge.formats.index import FileIndex
 from ckptforge.model import IN_RANKS, Account, Held, Model
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import Strategy
-from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.values import Stored, Value, value_of
 from ckptforge.wording import counted, listing
 

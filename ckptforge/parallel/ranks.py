@@ -30,9 +30,9 @@ from ckptforge.parallel.strategy_files import Strategy, read_strategy
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.spelling import option
 from ckptforge.storage.files import read_range
-from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.layout_choice import Hints
 from ckptforge.tables.names import recognise_names
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import Layout, Table
 from ckptforge.tables.table_choice import choose_table

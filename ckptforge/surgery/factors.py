@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from ckptforge.surgery.fills import zeros
 from ckptforge.surgery.rebuild import Rebuilding, Stock, value_at
-from ckptforge.tables.axes import Concat, Pattern, skeleton_of
+from ckptforge.tables.axes import Concat, Pattern
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.convert import in_checkpoint_order
 from ckptforge.tables.lora import RANK
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.values import Value
 
 

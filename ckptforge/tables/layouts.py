@@ -9,12 +9,13 @@ from itertools import pairwise
 from msgspec.structs import replace
 
 from ckptforge.errors import shown
-from ckptforge.tables.axes import Pattern, is_number
+from ckptforge.tables.axes import Pattern
 from ckptforge.tables.passed import PassedRow, overlap, parse_passed
 from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.rows import at, check_known, check_layout, sentence
 from ckptforge.tables.selection import is_selection
 from ckptforge.tables.sharding import BY_AXES, Sharding, parse_sharding, stored_cuts
+from ckptforge.tables.skeletons import is_number
 from ckptforge.tables.table import Layout, Logical, Switch
 from ckptforge.tables.table_file import TableFile
 from ckptforge.wording import nearest

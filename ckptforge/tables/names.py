@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, cast
 
 from ckptforge.errors import ConfigError, LayoutError
 from ckptforge.spelling import option
-from ckptforge.tables.axes import Pattern, index_of, skeletons_of
+from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.model_config import Config
 from ckptforge.tables.selection import named_axis, selections_of, without
 from ckptforge.tables.sizes import AxisSizes
+from ckptforge.tables.skeletons import index_of, skeletons_of
 from ckptforge.tables.table import Layout, Table
 
 # pattern → index of the axes in the name → the stored name

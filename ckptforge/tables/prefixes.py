@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from ckptforge.errors import shown
-from ckptforge.tables.axes import HASH, skeleton_of
+from ckptforge.tables.skeletons import HASH, skeleton_of
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.tables.table import Layout
 from ckptforge.wording import counted

@@ -11,7 +11,7 @@ import msgspec
 
 from ckptforge.errors import UsageError
 from ckptforge.spelling import option
-from ckptforge.tables.axes import Pattern, skeleton_of
+from ckptforge.tables.axes import Pattern
 from ckptforge.tables.constants import Constants
 from ckptforge.tables.lora import Lora
 from ckptforge.tables.model_config import Condition, Config, Expression
@@ -19,6 +19,7 @@ from ckptforge.tables.passed import PassedRow
 from ckptforge.tables.pipeline import Pipeline
 from ckptforge.tables.selection import Selection
 from ckptforge.tables.sharding import Sharding
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.wording import nearest
 
 

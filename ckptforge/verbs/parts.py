@@ -8,7 +8,7 @@ from typing import Any
 from ckptforge.boxes import Box, full_box
 from ckptforge.model import Held, Model
 from ckptforge.planning.plan import Plan
-from ckptforge.tables.axes import skeleton_of
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.values import Stored, Value
 from ckptforge.verbs.inspection import PartLine
 

@@ -12,8 +12,8 @@ from ckptforge.planning.lower import Assemblies
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import command, option
-from ckptforge.tables.axes import skeleton_of
 from ckptforge.tables.convert import convert
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.tables.state import companion_prefix
 from ckptforge.targets.target import facts_of
 from ckptforge.verbs.choices import choices_of
