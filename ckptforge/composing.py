@@ -25,14 +25,11 @@ def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = 
         weights = tuple([(term.weight, term.fill) for term in value.terms])
         if (lists := found.get(weights)) is None:
             lists = found[weights] = [[] for _ in weights]
-        whole = whole_transfer(value.shape)
         for term, fragments in zip(value.terms, lists, strict=True):
-            for one in term.fragments:
-                if one.transfer is whole or one.transfer == whole:
-                    fragments.append(Fragment(one.stored, transfer, one.steps))
-                else:
-                    through = chained(one.transfer, transfer, value.shape)
-                    fragments += (Fragment(one.stored, part, one.steps) for part in through)
+            held = term.fragments
+            firsts = _interned(tuple([one.transfer for one in held]))
+            for i, part in _through(firsts, transfer, value.shape):
+                fragments.append(Fragment(held[i].stored, part, held[i].steps))
     alone = len(found) <= 1
     return [
         Term(
@@ -43,6 +40,37 @@ def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = 
         for weights, lists in found.items()
         for (weight, own), fragments in zip(weights, lists, strict=True)
     ] or [Term(fragments=(), fill=fill)]
+
+
+@lru_cache(maxsize=1 << 8)
+def _interned(transfers: tuple[Transfer, ...]) -> tuple[Transfer, ...]:
+    """The first of those that are equal, so that equal ones take memory once."""
+    return transfers
+
+
+@lru_cache(maxsize=1 << 12)
+def _through(
+    firsts: tuple[Transfer, ...], second: Transfer, shape: tuple[int, ...]
+) -> list[tuple[int, Transfer]]:
+    """What each transfer to a tensor brings of what another takes from it, with the number of the
+    first. Layers are alike, so that this is worked out for one of them."""
+    if firsts == (whole_transfer(shape),):
+        return [(0, second)]
+    if not second.size:
+        return []
+    start, stop = second.source, second.last_source
+    return [
+        (i, part)
+        for i, (first, last) in enumerate(_reaches(firsts))
+        if first <= stop and start <= last
+        for part in chained(firsts[i], second, shape)
+    ]
+
+
+@lru_cache(maxsize=1 << 8)
+def _reaches(transfers: tuple[Transfer, ...]) -> list[tuple[int, int]]:
+    """The first and the last element that each writes; (0, -1) for none."""
+    return [(one.target, one.last_target) if one.size else (0, -1) for one in transfers]
 
 
 def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value:
