@@ -15,62 +15,81 @@ from ckptforge.values import Fragment, Stored, Term, Value, kind_of, whole_trans
 
 
 def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = None) -> list[Term]:
-    """The terms of a value that is put together from parts of others, each by a transfer.
-
-    Values with the same weights share their terms; others get some of their own, which are 0
-    where the others lie.
-    """
-    found: dict[tuple[tuple[float, float | None], ...], list[list[Fragment]]] = {}
-    for value, transfer in parts:
-        weights = tuple([(term.weight, term.fill) for term in value.terms])
-        if (lists := found.get(weights)) is None:
-            lists = found[weights] = [[] for _ in weights]
-        for term, fragments in zip(value.terms, lists, strict=True):
-            held = term.fragments
-            firsts = _interned(tuple([one.transfer for one in held]))
-            for i, part in _through(firsts, transfer, value.shape):
-                fragments.append(Fragment(held[i].stored, part, held[i].steps))
-    alone = len(found) <= 1
-    return [
-        Term(
-            fragments=tuple(fragments),
-            weight=weight,
-            fill=own if own is not None else fill if alone else 0.0,
-        )
-        for weights, lists in found.items()
-        for (weight, own), fragments in zip(weights, lists, strict=True)
-    ] or [Term(fragments=(), fill=fill)]
+    """See `Composer.terms`."""
+    return Composer().terms(parts, fill)
 
 
-@lru_cache(maxsize=1 << 8)
-def _interned(transfers: tuple[Transfer, ...]) -> tuple[Transfer, ...]:
-    """The first of those that are equal, so that equal ones take memory once."""
-    return transfers
+class Composer:
+    """Puts many values together, and works out once what is alike: layers, experts."""
 
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[Transfer, ...], int] = {}  # of the transfers of a term
+        self._transfers: list[tuple[Transfer, ...]] = []
+        self._reaches: list[list[tuple[int, int]]] = []
+        self._known: dict[int, tuple[Term, int]] = {}  # a term by its id, which it keeps
+        self._through: dict[tuple[int, Transfer, tuple[int, ...]], list[tuple[int, Transfer]]] = {}
 
-@lru_cache(maxsize=1 << 12)
-def _through(
-    firsts: tuple[Transfer, ...], second: Transfer, shape: tuple[int, ...]
-) -> list[tuple[int, Transfer]]:
-    """What each transfer to a tensor brings of what another takes from it, with the number of the
-    first. Layers are alike, so that this is worked out for one of them."""
-    if firsts == (whole_transfer(shape),):
-        return [(0, second)]
-    if not second.size:
-        return []
-    start, stop = second.source, second.last_source
-    return [
-        (i, part)
-        for i, (first, last) in enumerate(_reaches(firsts))
-        if first <= stop and start <= last
-        for part in chained(firsts[i], second, shape)
-    ]
+    def terms(
+        self, parts: Iterable[tuple[Value, Transfer]], fill: float | None = None
+    ) -> list[Term]:
+        """The terms of a value that is put together from parts of others, each by a transfer.
 
+        Values with the same weights share their terms; others get some of their own, which are 0
+        where the others lie.
+        """
+        found: dict[tuple[tuple[float, float | None], ...], list[list[Fragment]]] = {}
+        for value, transfer in parts:
+            weights = tuple([(term.weight, term.fill) for term in value.terms])
+            if (lists := found.get(weights)) is None:
+                lists = found[weights] = [[] for _ in weights]
+            for term, fragments in zip(value.terms, lists, strict=True):
+                for i, part in self._brought(term, transfer, value.shape):
+                    one = term.fragments[i]
+                    fragments.append(Fragment(one.stored, part, one.steps))
+        alone = len(found) <= 1
+        return [
+            Term(
+                fragments=tuple(fragments),
+                weight=weight,
+                fill=own if own is not None else fill if alone else 0.0,
+            )
+            for weights, lists in found.items()
+            for (weight, own), fragments in zip(weights, lists, strict=True)
+        ] or [Term(fragments=(), fill=fill)]
 
-@lru_cache(maxsize=1 << 8)
-def _reaches(transfers: tuple[Transfer, ...]) -> list[tuple[int, int]]:
-    """The first and the last element that each writes; (0, -1) for none."""
-    return [(one.target, one.last_target) if one.size else (0, -1) for one in transfers]
+    def _brought(
+        self, term: Term, second: Transfer, shape: tuple[int, ...]
+    ) -> list[tuple[int, Transfer]]:
+        """What each fragment of a term of this shape brings of what a transfer takes from it, with
+        the number of the fragment."""
+        key = number, _, _ = self._number(term), second, shape
+        found = self._through.get(key)
+        if found is None:
+            firsts = self._transfers[number]
+            found = self._through[key] = []
+            if firsts == (whole_transfer(shape),):
+                found.append((0, second))
+            elif second.size:
+                start, stop = second.source, second.last_source
+                for i, (first, last) in enumerate(self._reaches[number]):
+                    if first <= stop and start <= last:
+                        found += ((i, part) for part in chained(firsts[i], second, shape))
+        return found
+
+    def _number(self, term: Term) -> int:
+        """The same number for terms whose fragments lie alike."""
+        known = self._known.get(id(term))
+        if known is None:
+            transfers = tuple([one.transfer for one in term.fragments])
+            number = self._numbers.setdefault(transfers, len(self._numbers))
+            if number == len(self._transfers):
+                self._transfers.append(transfers)
+                reaches = (
+                    (one.target, one.last_target) if one.size else (0, -1) for one in transfers
+                )
+                self._reaches.append(list(reaches))
+            known = self._known[id(term)] = term, number
+        return known[1]
 
 
 def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptforge.boxes import row_major_strides
-from ckptforge.composing import chained
+from ckptforge.composing import Composer, chained, value_of_parts
+from ckptforge.dtypes import BY_NAME
 from ckptforge.tables.skeletons import skeleton_of, skeletons_of
 from ckptforge.transfers import Transfer
-from ckptforge.values import kind_of, kinds_of
+from ckptforge.values import Stored, kind_of, kinds_of
 
 
 def applied(transfer, source, target):
@@ -79,6 +83,43 @@ def test_a_chain_of_two_transfers_brings_what_both_bring_one_after_the_other(cas
     assert (got == expected).all()
     assert sum(part.size for part in parts) == np.count_nonzero(expected)
     assert all(part == part.ordered() for part in parts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), cuts=st.sets(st.integers(1, 5)))
+def test_what_is_put_together_of_values_that_are_alike_is_of_each_its_own(data, cuts):
+    """Worked out once for all, it is what one transfer after another brings."""
+    shape, ends = (6, 4), sorted({0, *cuts, 6})
+    boxes = {((lo, hi), (0, 4)): (hi - lo, 4) for lo, hi in pairwise(ends)}
+
+    def value(name):
+        stored = {
+            box: Stored(
+                path=Path(f"{name}{box[0]}"),
+                name=name,
+                dtype=BY_NAME["float32"],
+                shape=shape,
+                extents=(),
+            )
+            for box, shape in boxes.items()
+        }
+        return value_of_parts(shape, stored)
+
+    taken = st.integers(0, 2), st.integers(1, 4), st.integers(0, 1), st.integers(1, 3)
+    composer = Composer()
+    for name in "aba":
+        row, rows, column, columns = data.draw(st.tuples(*taken))
+        one = value(name)
+        second = Transfer((rows, columns), row * 4 + column, (4, 1), 0, (columns, 1)).ordered()
+        (term,) = composer.terms([(one, second)])
+        expected = [
+            (fragment.stored, part)
+            for fragment in one.terms[0].fragments
+            for part in chained(fragment.transfer, second, shape)
+        ]
+        if one.terms[0].fragments[0].transfer.shape == (24,):  # goes over whole
+            expected = [(one.terms[0].fragments[0].stored, second)]
+        assert [(got.stored, got.transfer) for got in term.fragments] == expected
 
 
 @given(st.lists(st.text(st.sampled_from("ab.#\n0019é٣\0\udc80"), max_size=8)))

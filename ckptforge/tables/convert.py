@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from ckptforge.composing import terms_through
+from ckptforge.composing import Composer
 from ckptforge.dtypes import DType, holds
 from ckptforge.errors import LayoutError, MissingTensorsError, PlanError
 from ckptforge.spelling import flag, option
@@ -160,6 +160,7 @@ class Conversion:
         kinds = {pattern: "+".join(pattern.tensors) for pattern in self.wanted}
         found: dict[str, Value] = {}
         uncast: list[tuple[str, Value]] = []
+        composer = Composer()
         for pattern, _, name in in_checkpoint_order(self.wanted, self.counts):
             full = self.prefix + name
             if full not in self.parts:
@@ -174,7 +175,7 @@ class Conversion:
             found[full] = Value(
                 dtype=_target_dtype(full, sources, wanted),
                 shape=self.shapes[pattern],
-                terms=tuple(terms_through(parts)),
+                terms=tuple(composer.terms(parts)),
                 kind=kinds[pattern],
             )
             own = found[full].dtype
