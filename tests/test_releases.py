@@ -6,7 +6,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ckptforge
@@ -214,6 +214,19 @@ def test_shards_of_unequal_parts_are_refused(tmp_path):
         }
     ),
     st.booleans(),
+)
+@example(
+    {
+        "hidden_size": 272,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "intermediate_size": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "vocab_size": 1,
+    },
+    True,
 )
 def test_params_json_says_what_config_json_says(config, meta):
     params, _ = params_of(config, meta, SWITCHES)

@@ -124,7 +124,8 @@ def params_of(
         # multiple_of · ⌈⌊8 · dim / 3⌋ · multiplier / multiple_of⌉
         kept["multiple_of"] = inner
         if 8 * dim // 3 > inner:
-            kept["ffn_dim_multiplier"] = inner / (8 * dim // 3)
+            # half of one more, as what comes out is rounded down
+            kept["ffn_dim_multiplier"] = (inner + 0.5) / (8 * dim // 3)
     return {**kept, **dict.fromkeys(scaled, True)}, tuple(notes)
 
 
