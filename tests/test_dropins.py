@@ -22,6 +22,7 @@ from tests.helpers import FIXTURES, HUB, MINDSPORE, contents
 from tests.test_cli import ckpt
 
 PEER = FIXTURES / "peer"
+pytestmark = pytest.mark.slow  # each runs commands in processes of their own
 
 
 def again(done, overwritten):
@@ -118,7 +119,6 @@ def test_distributed_mindspore_to_torch(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_merge_reshard_and_split_of_a_training_job(tmp_path):
     src = ["--src_ckpt_dir", f"{MINDSPORE}/sharded/mp8/"]
     done = ckpt(
@@ -160,7 +160,6 @@ def test_merge_reshard_and_split_of_a_training_job(tmp_path):
         assert contents(tmp_path / f"s/rank_{rank}/checkpoint_{rank}.ckpt") == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["--torch_ckpt_idr", "--torch_ckpt_dir"])
 def test_for_inference(tmp_path, spelling):
     for gmm, expected in (
