@@ -702,6 +702,15 @@ def test_a_rope_type_that_is_not_known_is_compared_key_by_key():
     assert "rope_scaling.rope_type" in differences(config, CONFIGS["llama"])
 
 
+def test_a_longest_text_that_is_null_is_the_default_on_either_side():
+    one = {**CONFIGS["llama"], "rope_scaling": {"beta_fast": {}}}
+    other = {**CONFIGS["llama"], "max_position_embeddings": None}
+    other["rope_scaling"] = {"attention_factor": {}}
+    found = differences(one, other)["max_position_embeddings"]
+    assert found == (one["max_position_embeddings"], 2048)
+    assert differences(other, one)["max_position_embeddings"] == found[::-1]
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -320,7 +320,7 @@ def test_the_command(heavy, tmp_path):
         and not done.stderr
     )
     page = (tmp_path / "r.html").read_text()
-    assert page.count("<svg") == 3 and page.count("<circle") == 2 and ">passed: MindSpore" in page
+    assert page.count("<svg") == 4 and page.count("<circle") == 6 and ">passed: MindSpore" in page
     assert ckpt("verify", HUB, tmp_path / "x.ckpt", "--report", tmp_path / "r.html").returncode == 1
     (tmp_path / "d").mkdir()
     wrong = ckpt("verify", HUB, tmp_path / "x.ckpt", "--report", tmp_path / "d", "--overwrite")

@@ -1,11 +1,14 @@
 """The forward check of each model that it knows: every layout, what config.json may say, and the
 defects of `test_verify`."""
 
+import functools
+
 import numpy as np
 import pytest
 
 import ckptforge
 from ckptforge.errors import ConfigError, VerifyError
+from ckptforge.forward import hub_model
 from ckptforge.forward.known import known_tables, refuse_unknown, unknown_parts
 from ckptforge.forward.routing import Router
 from ckptforge.tables.constants import Used
@@ -278,13 +281,20 @@ def test_a_model_that_transformers_does_not_have_is_refused_by_name(heavy, tmp_p
         ckptforge.verify(hub, tmp_path / "x.ckpt", tokens=IDS)
 
 
-def test_a_model_that_transformers_makes_otherwise_is_refused(heavy, tmp_path):  # noqa: F811
-    """Where config.json doesn't say head_dim, SeedOssConfig takes 128, and the mapping what is left
-    of hidden_size."""
+def test_a_model_that_transformers_makes_otherwise_is_refused(heavy, tmp_path, monkeypatch):  # noqa: F811
+    """As if another version's class had longer heads by default."""
     hub = model(tmp_path / "hub", TABLES["qwen2"], model_type="seed_oss")
     ckptforge.to_ms(hub, tmp_path / "x.ckpt")
-    with pytest.raises(VerifyError, match=r"q_proj.weight is \[16, 16\], but .* of \[512, 16\]"):
+    longer = functools.partial(transformers_class("SeedOssConfig"), head_dim=64)
+    monkeypatch.setattr(hub_model, "_config_class", lambda *_: longer)
+    with pytest.raises(VerifyError, match=r"q_proj.weight is \[512, 16\], but .* of \[256, 16\]"):
         ckptforge.verify(hub, tmp_path / "x.ckpt", tokens=IDS)
+
+
+def transformers_class(name):
+    import transformers
+
+    return getattr(transformers, name)
 
 
 def test_groups_are_taken_by_their_two_best_experts():

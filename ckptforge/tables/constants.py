@@ -191,7 +191,7 @@ def _rotations(one: Used, other: Used) -> Found:
         types = list(filter(None, types)) or [""]
     for layer_type in types:
         a, b = (
-            parameters.get(layer_type) or parameters.get("") or {LONGEST: side.value(LONGEST)}
+            parameters.get(layer_type) or parameters.get("") or {LONGEST: _longest(side)}
             for side, parameters in ((one, mine), (other, theirs))
         )
         prefix = f"{PREFIX}{layer_type}." if layer_type else PREFIX
@@ -199,6 +199,12 @@ def _rotations(one: Used, other: Used) -> Found:
             name = key if key == LONGEST or (key == THETA and not layer_type) else prefix + key
             found[name] = (a.get(key), b.get(key))
     return found
+
+
+def _longest(side: Used) -> Any:
+    """As `rope_parameters` has it: null says nothing."""
+    given = side.config.get(LONGEST)
+    return side.constants.defaults.get(LONGEST) if given is None else given
 
 
 def _parameters_of(side: Used) -> Mapping[str, Any]:
