@@ -28,7 +28,7 @@ from ckptforge.values import Fragment, Place, Term, Value
 
 Cut = list[tuple[int, Transfer]]  # number of a fragment, and what of it lies in a box
 
-_FILES_TOGETHER = 64
+_FILES_TOGETHER = 64  # whose tensors are all listed in memory while they are put in order
 
 
 class Part(msgspec.Struct, frozen=True):
