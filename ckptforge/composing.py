@@ -10,7 +10,7 @@ from functools import lru_cache
 from msgspec.structs import replace
 
 from ckptforge.boxes import Box, box_shape, dot, full_box, index_in, row_major_strides
-from ckptforge.transfers import Transfer, within_source, within_target
+from ckptforge.transfers import Reach, Transfer, within_source, within_target
 from ckptforge.values import Fragment, Stored, Term, Value, kind_of, whole_transfer
 
 
@@ -25,7 +25,7 @@ class Composer:
     def __init__(self) -> None:
         self._numbers: dict[tuple[Transfer, ...], int] = {}  # of the transfers of a term
         self._transfers: list[tuple[Transfer, ...]] = []
-        self._reaches: list[list[tuple[int, int]]] = []
+        self._reaches: list[Reach] = []
         self._known: dict[int, tuple[Term, int]] = {}  # a term by its id, which it keeps
         self._through: dict[tuple[int, Transfer, tuple[int, ...]], list[tuple[int, Transfer]]] = {}
 
@@ -70,10 +70,8 @@ class Composer:
             if firsts == (whole_transfer(shape),):
                 found.append((0, second))
             elif second.size:
-                start, stop = second.source, second.last_source
-                for i, (first, last) in enumerate(self._reaches[number]):
-                    if first <= stop and start <= last:
-                        found += ((i, part) for part in chained(firsts[i], second, shape))
+                for i in self._reaches[number].between(second.source, second.last_source):
+                    found += ((i, part) for part in chained(firsts[i], second, shape))
         return found
 
     def _number(self, term: Term) -> int:
@@ -84,10 +82,7 @@ class Composer:
             number = self._numbers.setdefault(transfers, len(self._numbers))
             if number == len(self._transfers):
                 self._transfers.append(transfers)
-                reaches = (
-                    (one.target, one.last_target) if one.size else (0, -1) for one in transfers
-                )
-                self._reaches.append(list(reaches))
+                self._reaches.append(Reach.of(transfers))
             known = self._known[id(term)] = term, number
         return known[1]
 

@@ -4,9 +4,11 @@ arithmetic."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import accumulate, product
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -88,6 +90,27 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
         return not self.shape or (
             len(self.shape) == 1 and self.source_strides == self.target_strides == (1,)
         )
+
+
+class Reach(NamedTuple):
+    """Which flat elements transfers to one tensor fill: their numbers in the order of the `first`
+    one, and the furthest that each of them or one before it reaches."""
+
+    order: list[int]
+    first: list[int]
+    furthest: list[int]
+
+    @classmethod
+    def of(cls, transfers: Sequence[Transfer]) -> Reach:
+        """That of transfers."""
+        order = sorted(range(len(transfers)), key=lambda i: transfers[i].target)
+        furthest = accumulate((transfers[i].last_target for i in order), max)
+        return cls(order, [transfers[i].target for i in order], list(furthest))
+
+    def between(self, start: int, stop: int) -> list[int]:
+        """Those that may fill elements from `start` to `stop`, in their order."""
+        last = bisect_right(self.first, stop)
+        return sorted(self.order[bisect_left(self.furthest, start) : last])
 
 
 def within_source(transfer: Transfer, shape: Sequence[int], box: Box) -> list[Transfer]:

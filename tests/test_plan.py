@@ -4,6 +4,7 @@ read."""
 import json
 import pickle
 import re
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import ckptforge
 from ckptforge.composing import part_of
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import PlanError
+from ckptforge.planning import lower
 from ckptforge.planning.assembly import Assembly, prove_filled
 from ckptforge.planning.lower import Assemblies
 from ckptforge.publish.journal import fingerprint
@@ -113,6 +115,25 @@ def test_what_is_made_by_kinds_is_what_is_made_tensor_by_tensor(
             assert alone in made[file.path]
     assert plan.tensor_count == sum(1 for _ in plan.assemblies)
     assert plan.tensor_bytes == sum(one.place.nbytes for one in plan.assemblies)
+
+
+@pytest.mark.parametrize("together", [3, 64])
+def test_ranks_are_made_side_by_side_in_the_order_of_their_sources(tmp_path, monkeypatch, together):
+    """So that each source is read once, whichever ranks hold something of it."""
+    monkeypatch.setattr(lower, "_FILES_TOGETHER", together)
+    config = job(tmp_path, 2, 2, 2, 2, False)
+    plan = ckptforge.plan("to_ms", HUB, Path("x"), parallel_config=config)
+    made = list(plan.assemblies.as_sources_lie())
+    by_file = {(one.place.path, one.place.name): one for one in plan.assemblies}
+    assert {(one.place.path, one.place.name): one for one in made} == by_file
+    assert len(made) == len(by_file) > len(plan.files) > 4
+    if together >= len(plan.files):
+        names = [one.place.name for one in made]
+        assert len(list(groupby(names))) == len(set(names))
+        values = plan.assemblies.values
+        where = {name: next(values[name].fragments).stored for name in names}
+        begun = [(where[name].path.name, where[name].extents[0].offset) for name in names]
+        assert begun == sorted(begun)
 
 
 def test_one_layer_that_lacks_something_is_seen_among_those_that_are_alike(tmp_path):

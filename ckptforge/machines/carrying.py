@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +18,11 @@ from ckptforge.publish.kept import kept_tensors
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.publish.staging import open_target
 from ckptforge.run.audit import Audit
+from ckptforge.run.blocks import Block
 from ckptforge.run.budget import Budget
 from ckptforge.run.run import run
-from ckptforge.run.schedule import Finished, Key, Ledger, OwnBlocks
+from ckptforge.run.schedule import Finished, Key, Ledger
+from ckptforge.run.source_hashes import SourceBlock, SourceHashes
 from ckptforge.storage.mounts import absolute
 
 
@@ -29,7 +31,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     of sources that it hashes."""
 
     plan: Plan
-    blocks: OwnBlocks
+    blocks: Mapping[SourceBlock, Block]
 
     @classmethod
     def of(cls, plan: Plan, unit: Unit, hashed: HashedBlocks) -> Work:
@@ -72,10 +74,9 @@ def carry_out(
             targets,
             budget,
             lambda count, _: progress(count),
-            hashing=True,
-            ledger=ledger,
-            kept=kept,
-            own=work.blocks,
+            SourceHashes.of_blocks(work.blocks, ledger.sources),
+            ledger,
+            kept,
         )
         if syncing:
             sync(writer, path)

@@ -8,12 +8,11 @@ its kinds and its files, and not for the tensors of all ranks.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice, repeat
+from itertools import islice, repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -23,7 +22,7 @@ from ckptforge.errors import PlanError
 from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.assembly import Assembly, prove_filled
 from ckptforge.planning.positions import Position, Positions
-from ckptforge.transfers import Transfer, within_target
+from ckptforge.transfers import Reach, Transfer, within_target
 from ckptforge.values import Fragment, Place, Term, Value
 
 Cut = list[tuple[int, Transfer]]  # number of a fragment, and what of it lies in a box
@@ -217,7 +216,9 @@ class _Kinds:
                 kind = _kind_of(value)
                 found = self._same[same] = self._known.setdefault(kind, len(self._known))
                 if found not in self._reach:
-                    self._reach[found] = [Reach.of(term) for term in value.terms]
+                    self._reach[found] = [
+                        Reach.of([one.transfer for one in term.fragments]) for term in value.terms
+                    ]
             self._numbers[name] = found
         return found
 
@@ -275,28 +276,6 @@ def _kind_of(value: Value) -> object:
 
 def _kind_of_term(term: Term) -> object:
     return term.fill, tuple((one.stored.elements, one.transfer) for one in term.fragments)
-
-
-class Reach(NamedTuple):
-    """Which flat elements the fragments of a term fill: their numbers in the order of the `first`
-    one, and the furthest that each of them or one before it reaches."""
-
-    order: list[int]
-    first: list[int]
-    furthest: list[int]
-
-    @classmethod
-    def of(cls, term: Term) -> Reach:
-        """That of a term's fragments."""
-        transfers = [one.transfer for one in term.fragments]
-        order = sorted(range(len(transfers)), key=lambda i: transfers[i].target)
-        furthest = accumulate((transfers[i].last_target for i in order), max)
-        return cls(order, [transfers[i].target for i in order], list(furthest))
-
-    def between(self, start: int, stop: int) -> list[int]:
-        """The fragments that may fill elements from `start` to `stop`, in their order."""
-        last = bisect_right(self.first, stop)
-        return sorted(self.order[bisect_left(self.furthest, start) : last])
 
 
 def _cut(term: Term, reach: Reach, shape: tuple[int, ...], box: Box) -> Cut:

@@ -16,7 +16,8 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.front_to_back import FrontToBack
 from ckptforge.run.needs import Consumer
 from ckptforge.run.pool import Progress, run_tasks
-from ckptforge.run.schedule import Kept, Ledger, OwnBlocks, Schedule
+from ckptforge.run.schedule import Kept, Ledger, Schedule
+from ckptforge.run.source_hashes import SourceHashes
 from ckptforge.run.tasks import Sealing
 from ckptforge.storage.store import OrderedWriter, Writer
 from ckptforge.values import Value
@@ -35,22 +36,21 @@ def run(
     targets: Mapping[Path, Writer],
     budget: Budget,
     progress: Progress | None = None,
-    hashing: bool = False,
+    sources: SourceHashes | None = None,
     ledger: Ledger | None = None,
     kept: Kept | None = None,
     consumer: Consumer | None = None,
-    own: OwnBlocks | None = None,
 ) -> Done:
     """Writes all tensors of a plan into the open files `targets`, except those `kept`, which are
-    there already. With a `consumer` sources are let go when nothing needs them. `own` are the
-    blocks of sources that are hashed where the plan is one of a unit, which has no sources.
+    there already, and hashes what it writes and the blocks of `sources`, if there are any. With a
+    `consumer` sources are let go when nothing needs them.
 
     `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
     of any worker stops all and is raised.
     """
     in_order = any(isinstance(target, OrderedWriter) for target in targets.values())
     budget = replace(budget, in_order=in_order)
-    schedule = Schedule(plan, budget, hashing, ledger, kept or {}, consumer, own)
+    schedule = Schedule(plan, budget, sources, ledger, kept or {}, consumer)
     before, total = sum(place.nbytes for place in kept or ()), plan.tensor_bytes
 
     def report(done: int) -> None:

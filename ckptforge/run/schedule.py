@@ -20,13 +20,12 @@ from ckptforge.run.order import as_they_lie
 from ckptforge.run.page_cache import PageCache, exceeds_page_cache
 from ckptforge.run.passing import BLOCK_BYTES
 from ckptforge.run.pool import Task
-from ckptforge.run.source_hashes import SourceBlock, SourceHashes, SourceRun
+from ckptforge.run.source_hashes import SourceHashes, SourceRun
 from ckptforge.run.tasks import Batch, Fill, Verify, batches, tasks_of
 from ckptforge.storage.address import address
 from ckptforge.values import Located, Place, Stored
 
 Key = tuple[str, str]  # file as the plan's output names it, tensor
-OwnBlocks = Mapping[SourceBlock, Block]  # those that a unit hashes (`machines/units.py`)
 _MOST_BYTES = 64 * 1024 * 1024  # of a batch
 _BATCHES = 16  # for each worker, so that all end at about the same time
 
@@ -62,34 +61,31 @@ class Schedule:
     """A plan cut into what a worker does at a time, in the order in which a single file is written,
     or sources lie, with the checks of stored checksums.
 
-    With `hashing` blocks that come by whole where tensors are made are hashed there. What wasn't of
-    an output tensor, and of what it was made of, comes when it has been written: it is then still
-    in the page cache, and hashing goes on while another worker writes. What nothing is made of
-    comes last, and sources at an address: what was read of them by then is hashed already. A
-    finished tensor goes into the ledger; `kept` are those of an earlier run, which aren't made
-    again. With `own` the plan is one of a unit, and these are the blocks of sources that it hashes.
+    With `sources` to hash, blocks that come by whole where tensors are made are hashed there. What
+    wasn't of an output tensor, and of what it was made of, comes when it has been written: it is
+    then still in the page cache, and hashing goes on while another worker writes. What nothing is
+    made of comes last, and sources at an address: what was read of them by then is hashed already.
+    A finished tensor goes into the ledger; `kept` are those of an earlier run, which aren't made
+    again.
     """
 
     def __init__(
         self,
         plan: Plan,
         budget: Budget,
-        hashing: bool,
+        sources: SourceHashes | None,
         ledger: Ledger | None,
         kept: Kept,
         consumer: Consumer | None = None,
-        own: OwnBlocks | None = None,
     ) -> None:
-        self._plan, self._hashing, self._ledger = plan, hashing, ledger
-        self._consumer, self._own = consumer, own
+        self._plan, self._sources, self._ledger = plan, sources, ledger
+        self._consumer = consumer
         gone = consumer.gone if consumer is not None else ()
         self._checks = [
             Verify(file)
             for i, file in enumerate(plan.sources)
             if file.checksum is not None and i not in gone
         ]
-        known = ledger.sources if ledger is not None else {}
-        self._sources = _source_hashes(plan, own, known) if hashing else None
         self._batches = self._made_of(plan, budget, kept)
         self._unwritten: dict[Place, int] = {}  # of tensors that are begun
         self._read: dict[Place, list[SourceRun]] = {}  # what they are made of
@@ -112,19 +108,19 @@ class Schedule:
 
     def _made_of(self, plan: Plan, budget: Budget, kept: Kept) -> Iterator[Batch]:
         """What makes the tensors that aren't kept."""
-        made = plan.assemblies
+        made, hashing = plan.assemblies, self._sources is not None
         begun = self._begun(made if budget.in_order else made.as_sources_lie(), kept)
         if budget.in_order or any(address(file.path) is not None for file in plan.sources):
             numbers = {file.path: i for i, file in enumerate(plan.sources)}
             in_order = budget.in_order
             tasks = tasks_of(begun, budget) if in_order else as_they_lie(begun, budget, numbers)
-            return batches(tasks, 1, self._hashing)
+            return batches(tasks, 1, hashing)
         # where sources go, little more than what is needed is written before the next goes
         most = _MOST_BYTES if self._consumer is None else BLOCK_BYTES
-        alone = self._own is not None and budget.workers == 1
+        alone = budget.workers == 1 and not plan.sources  # a unit, which comes with many others
         share = plan.tensor_bytes if alone else plan.tensor_bytes // (_BATCHES * budget.workers)
         nbytes = max(1, min(most, share))
-        return batches(tasks_of(begun, budget), nbytes if self._hashing else 1, self._hashing)
+        return batches(tasks_of(begun, budget), nbytes if hashing else 1, hashing)
 
     def _begun(self, made: Iterable[Assembly], kept: Kept) -> Iterator[Assembly]:
         for assembly in made:
@@ -244,18 +240,10 @@ class Schedule:
         for file in self._plan.files:
             empty = (name for name, place in file.places.items() if not place.nbytes)
             self._hashes[file.path].update(dict.fromkeys(empty, hash_of({})))
-        if self._own is None:
+        if self._plan.sources:
             for source, found in zip(self._plan.sources, self._sources.hashes(), strict=True):
                 self._hashes[source.path] = {"": found}
         return self._hashes
-
-
-def _source_hashes(
-    plan: Plan, own: OwnBlocks | None, known: Mapping[SourceBlock, bytes]
-) -> SourceHashes:
-    if own is None:
-        return SourceHashes.of_plan(plan, known)
-    return SourceHashes(max((i for i, _ in own), default=-1) + 1, own.items(), known)
 
 
 def runs_of(assembly: Assembly) -> list[SourceRun]:

@@ -47,6 +47,13 @@ class SourceHashes:
         )
         return cls(len(plan.sources), blocks, known)
 
+    @classmethod
+    def of_blocks(
+        cls, blocks: Mapping[SourceBlock, Block], known: Mapping[SourceBlock, bytes]
+    ) -> SourceHashes:
+        """Some blocks, such as those of a unit."""
+        return cls(max((i for i, _ in blocks), default=-1) + 1, blocks.items(), known)
+
     @property
     def counts(self) -> list[int]:
         """For each source how many blocks are left."""

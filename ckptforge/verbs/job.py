@@ -30,6 +30,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.needs import most_disk
 from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.run.schedule import Finished
+from ckptforge.run.source_hashes import SourceHashes
 from ckptforge.spelling import command, flag
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Place
@@ -163,7 +164,9 @@ def _carried_out(
         assert isinstance(out.journal, Journal)
         refuse = partial(_refuse_overflow, plan, options)
         consumer = Consuming(plan, out.journal, out.writers, refuse)
-    done = run(plan, out.writers, budget, options.progress, hashing, out.journal, kept, consumer)
+    known = out.journal.sources if out.journal is not None else {}
+    sources = SourceHashes.of_plan(plan, known) if hashing else None
+    done = run(plan, out.writers, budget, options.progress, sources, out.journal, kept, consumer)
     check(done.audit, () if consumer is None else consumer.gone)
     return done, again
 
