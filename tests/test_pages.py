@@ -130,6 +130,57 @@ def test_a_page_of_differences_names_what_differs_and_why(tmp_path):
     assert '<p class="verdict failed">different: ' in text
 
 
+def test_it_is_said_that_a_page_was_written_beside_the_result(tmp_path):
+    page, one, other = (tmp_path / name for name in ("page.html", "1.safetensors", "2.safetensors"))
+    write_safetensors(one, {"a": ("F32", [4], bytes(16))})
+    write_safetensors(other, {"a": ("F32", [4], bytes(range(16)))})
+    commands = (
+        (["inspect", HUB], 0),
+        (["stats", HUB], 0),
+        (["compare", HUB, HUB], 0),
+        (["compare", one, other], 1),
+        (["to-ms", HUB, tmp_path / "x.ckpt", "--dry-run"], 0),
+        (["to-ms", HUB, tmp_path / "x.ckpt"], 0),
+    )
+    for words, code in commands:
+        words = [*map(str, words), "--html", str(page)]
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == code, done.output
+        kilobytes = f"{page.stat().st_size / 1000:.3g} kB"
+        assert done.stderr == f"wrote {page}: a page of {kilobytes}\n", words
+        assert done.stdout and "page of" not in done.stdout
+        for silent in ("--json", "--quiet"):
+            done = CliRunner().invoke(cli, [*words, silent, "--overwrite"])
+            assert done.exit_code == code and done.stderr == ""
+        page.unlink()
+
+
+def test_a_page_replaces_nothing_but_a_page(tmp_path):
+    model, out = tmp_path / "a.safetensors", tmp_path / "out.safetensors"
+    write_safetensors(model, {"a": ("F32", [4], bytes(16))})
+    before = model.read_bytes()
+    for page in (model, tmp_path):
+        words = ["inspect", model, "--html", page, "--overwrite"]
+        done = CliRunner().invoke(cli, [*map(str, words)])
+        assert done.exit_code == 1 and "isn't a page, and is kept" in str(done.exception)
+    assert model.read_bytes() == before
+    words = ["edit", model, out, "--set-dtype", "*=fp16", "--html", out]
+    done = CliRunner().invoke(cli, [*map(str, words)])
+    assert done.exit_code == 1 and "isn't a page, and is kept" in str(done.exception)
+    assert inspect(out).entries
+    page = tmp_path / "page.html"
+    page.touch()
+    page_of(tmp_path, "inspect", model)
+    page_of(tmp_path, "stats", model)
+
+
+def test_a_page_whose_directory_does_not_exist_is_refused_before_the_work(tmp_path):
+    out, page = tmp_path / "x.ckpt", tmp_path / "none" / "page.html"
+    done = CliRunner().invoke(cli, ["to-ms", str(HUB), str(out), "--html", str(page)])
+    assert done.exit_code == 1 and "none doesn't exist" in str(done.exception)
+    assert not out.exists()
+
+
 def test_an_existing_page_stays(tmp_path):
     page = tmp_path / "page.html"
     page.write_text("mine")

@@ -60,17 +60,14 @@ def write(shown: Shown, options: Running | Finish, page: Page | None = None) -> 
         page.refuse()
     with progressing.shown(shown.quiet, "copying") as progress:
         result = call(options, progress=progress, command=this_command())
-    if page is not None:
-        page.write(result.to_json)
-    shown.result(result.to_json, lambda: text.result_text(result))
+    shown.result(result.to_json, lambda: text.result_text(result), page)
 
 
 def inspect(shown: Shown, options: Inspect, listed: Listed, page: Page) -> None:
     """What is in a checkpoint."""
     page.refuse()
     found = call(options)
-    page.write(found.to_json)
-    shown.result(found.to_json, lambda: findings.inspection_text(found, listed.tensors))
+    shown.result(found.to_json, lambda: findings.inspection_text(found, listed.tensors), page)
 
 
 def compare(shown: Shown, options: CompareOrCheck, page: Page) -> int:
@@ -84,8 +81,8 @@ def compare(shown: Shown, options: CompareOrCheck, page: Page) -> int:
         else:
             found = of_record(ckptforge.compare)(options.replace(progress=progress))
             outcome = findings.comparison_text(found)
-    page.write(found.to_json, outcome)
-    return shown.check(found.to_json(), outcome, found.equal, ("same", "different"), "Different")
+    words = ("same", "different")
+    return shown.check(found.to_json(), outcome, found.equal, words, "Different", page=page)
 
 
 def _for_check(options: CompareOrCheck) -> dict[str, Any]:
@@ -106,8 +103,8 @@ def verify(shown: Shown, options: Verify, page: Report) -> int:
     aloud = not shown.quiet and sys.stderr.isatty() and not shown.verbose
     found = call(options, say=(lambda line: click.echo(line, err=True)) if aloud else None)
     outcome = findings.verification_text(found)
-    page.write(found.to_json, outcome)
-    return shown.check(found.to_json(), outcome, found.passed, ("passed", "failed"), "VerifyFailed")
+    words = ("passed", "failed")
+    return shown.check(found.to_json(), outcome, found.passed, words, "VerifyFailed", page=page)
 
 
 def clean(shown: Shown, options: Clean) -> int:

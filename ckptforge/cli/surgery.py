@@ -23,8 +23,7 @@ def stats(shown: Shown, options: Stats, page: Page) -> None:
     page.refuse()
     with progressing.shown(shown.quiet, "reading") as progress:
         found = actions.call(options, progress=progress)
-    page.write(found.to_json)
-    shown.result(found.to_json, lambda: _stats_text(found))
+    shown.result(found.to_json, lambda: _stats_text(found), page)
 
 
 def _stats_text(found: Statistics) -> str:

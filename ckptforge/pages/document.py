@@ -10,6 +10,8 @@ from importlib import resources
 from ckptforge.pages.markup import Child, Markup, breakable, joined, tag
 from ckptforge.version import __version__
 
+START = b"<!doctype html>\n"  # of the file, by which a page is known
+
 
 def document(title: str, subject: str, sections: Sequence[Markup], verdict: Markup) -> str:
     """A whole page. Its policy forbids whatever isn't in it: a browser loads nothing and runs no
@@ -35,7 +37,7 @@ def document(title: str, subject: str, sections: Sequence[Markup], verdict: Mark
         tag("div", id="tip", role="status", hidden=True),
         tag("script", Markup(script)),
     )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return f"{START.decode()}{tag('html', head, body, lang='en')}\n"
 
 
 def section(title: str, *content: Child | None) -> Markup | None:
