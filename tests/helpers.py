@@ -8,6 +8,8 @@ import json
 import re
 import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +220,15 @@ class WithRoom(FailingStore):
 
     def room(self, directory: Path) -> Room:
         return self.rooms.get(directory) or super().room(directory)
+
+
+def wheel_of(requirement: str, directory: Path) -> Path | str:
+    """A wheel without what it requires, downloaded by pip; or why there is none."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    done = subprocess.run(
+        [*command, "--dest", directory, requirement], capture_output=True, text=True
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["pip download failed"])[-1]
+        return f"{requirement} can't be downloaded: {reason}"
+    return next(directory.glob("*.whl"))

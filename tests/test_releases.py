@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import ckptforge
 from ckptforge.consolidated.params import config_of, params_of
 from ckptforge.dtypes import BY_NAME
-from ckptforge.errors import ConfigError, FormatError, LayoutError, TableError
+from ckptforge.errors import ConfigError, FormatError, LayoutError, TableError, UsageError
 from ckptforge.tables.axes import in_parts
 from ckptforge.tables.parsing import parse_table
 from ckptforge.tables.row_text import parse_pattern
@@ -186,6 +187,101 @@ def test_shards_of_meta(shards, by_rows, tmp_path):
     assert {n: one.view(torch.int16).numpy().tobytes() for n, one in loaded.items()} == {
         name: np.ascontiguousarray(one).tobytes() for name, one in own.items()
     }
+
+
+def parts_of_meta(own, shards, by_rows):
+    """convert_llama_weights_to_hf.py: what is concatenated along which axis."""
+    columns = ("wo.weight", "w2.weight") + (() if by_rows else ("tok_embeddings.weight",))
+    return [
+        {
+            name: one
+            if one.ndim == 1
+            else np.split(one, shards, axis=1 if name.endswith(columns) else 0)[i]
+            for name, one in own.items()
+        }
+        for i in range(shards)
+    ]
+
+
+@pytest.mark.parametrize(("layout", "by_rows"), [("meta", True), ("meta-llama2", False)])
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_a_release_of_meta_is_written_in_shards(layout, by_rows, shards, tmp_path):
+    torch = pytest.importorskip("torch")
+    own, hub = release("dense")
+    shutil.copytree(dense_hub(tmp_path, own), tmp_path / "hub")
+    ckptforge.convert(tmp_path / "hub", tmp_path / "out", to=layout, shards=shards)
+    files = sorted((tmp_path / "out").glob("*.pth"))
+    assert [file.name for file in files] == [f"consolidated.0{i}.pth" for i in range(shards)]
+    for file, part in zip(files, parts_of_meta(own, shards, by_rows), strict=True):
+        found = torch.load(file, weights_only=True)
+        assert {n: (tuple(one.shape), raw(one)) for n, one in found.items()} == {
+            n: (one.shape, np.ascontiguousarray(one).tobytes()) for n, one in part.items()
+        }
+    opened = ckptforge.open(tmp_path / "out")
+    assert opened.as_layout("hub")["lm_head.weight"][:].tobytes() == hub["lm_head.weight"].tobytes()
+    (tmp_path / "out" / "ckptforge.manifest.json").unlink()
+    ckptforge.convert(tmp_path / "out", tmp_path / "back", to="hub")
+    assert contents(tmp_path / "back") == bits(hub)
+    opened.as_layout(layout).save(tmp_path / "same", shards=shards)
+    assert [file.read_bytes() for file in files] == [
+        (tmp_path / "same" / file.name).read_bytes() for file in files
+    ]
+
+
+def dense_hub(tmp_path, own):
+    """A directory of Hugging Face's of a release of Meta's."""
+    write_params(tmp_path / "whole", multiple_of=8, vocab_size=-1)
+    save_torch(tmp_path / "whole" / "consolidated.00.pth", own)
+    return ckptforge.convert(tmp_path / "whole", tmp_path / "of_whole", to="hub").output
+
+
+def raw(tensor):
+    return tensor.view(pytest.importorskip("torch").int16).contiguous().numpy().tobytes()
+
+
+def test_shards_that_cannot_be_are_refused(tmp_path):
+    own, _ = release("dense")
+    hub = dense_hub(tmp_path, own)
+    with pytest.raises(ConfigError, match=r"shards=8: axis g of '.*wq.weight' is 4, which can't"):
+        ckptforge.convert(hub, tmp_path / "out", to="meta", shards=8)
+    for to in ("mistral", "hub", "dense", "megatron"):
+        with pytest.raises(UsageError, match=f"shards=2 is for releases .* {to} isn't one"):
+            ckptforge.convert(hub, tmp_path / "out", to=to, shards=2)
+    with pytest.raises(UsageError, match="shards=2 is for releases .* hub isn't one"):
+        ckptforge.open(hub).save(tmp_path / "out", shards=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_whose_cut_no_mapping_knows_are_refused(tmp_path):
+    """Else what only the first shard holds would stand for the whole."""
+    own, _ = release("dense")
+    write_params(tmp_path, multiple_of=8)
+    more = {"vision_model.conv1.weight": own["output.weight"]}
+    for i, part in enumerate(parts_of_meta(own, 2, True)):
+        save_torch(tmp_path / f"consolidated.0{i}.pth", {**part, **more})
+    with pytest.raises(FormatError, match="(?s)one of 2 shards of a model, and no .*vision_model"):
+        ckptforge.open(tmp_path)
+    for i, part in enumerate(parts_of_meta(own, 4, True)[:2]):
+        save_torch(tmp_path / f"consolidated.0{i}.pth", part)
+    with pytest.raises(LayoutError, match="an axis of .* should be"):  # two of four
+        ckptforge.convert(tmp_path, tmp_path / "out", to="hub")
+
+
+def test_shards_that_are_views_are_put_together(tmp_path):
+    torch = pytest.importorskip("torch")
+    own, hub = release("dense")
+    write_params(tmp_path / "in", multiple_of=8, vocab_size=-1)
+    whole = {n: torch.from_numpy(one.view(np.int16)).view(torch.bfloat16) for n, one in own.items()}
+    for i in range(2):
+        parts = {
+            name: one
+            if one.ndim == 1
+            else one.chunk(2, 1 if name.endswith(("wo.weight", "w2.weight")) else 0)[i]
+            for name, one in whole.items()
+        }
+        torch.save(parts, tmp_path / "in" / f"consolidated.0{i}.pth")
+    ckptforge.convert(tmp_path / "in", tmp_path / "hub", to="hub")
+    assert contents(tmp_path / "hub") == bits(hub)
 
 
 def test_shards_of_unequal_parts_are_refused(tmp_path):

@@ -129,6 +129,14 @@ def params_of(
     return {**kept, **dict.fromkeys(scaled, True)}, tuple(notes)
 
 
+def as_in_config(config: Params) -> dict[str, Any]:
+    """What params.json of the first release of experts has besides: the keys of config.json, by
+    which transformers' script reads it."""
+    config = {"num_key_value_heads": config.get("num_attention_heads"), **_rope(config), **config}
+    keys = (*_KEYS.values(), *_OF_MOE.values())
+    return {key: config[key] for key in keys if config.get(key) is not None}
+
+
 def _rope(config: Params) -> Params:
     found: Params = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return found

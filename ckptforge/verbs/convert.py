@@ -16,7 +16,13 @@ from ckptforge.surgery.masters import from_main_params
 from ckptforge.verbs.choices import SOURCE, choices_of
 from ckptforge.verbs.inputs import adapter_job, bind_input, open_input, wants_adapter
 from ckptforge.verbs.job import Job, run_job
-from ckptforge.verbs.layouts import consolidated_job, hugging_face_job, megatron_job, mindspore_job
+from ckptforge.verbs.layouts import (
+    consolidated_job,
+    hugging_face_job,
+    megatron_job,
+    mindspore_job,
+    refuse_shards,
+)
 from ckptforge.verbs.model_card import carded
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
 from ckptforge.verbs.options.shared import DCP, MEGATRON
@@ -154,6 +160,7 @@ def _convert(options: Convert) -> Job:
             return adapter_job("convert", model, options, choices, spread, options.to)
         source = bind_input(model, options, choices)
     target = source.table.layout(options.to)
+    refuse_shards(options.shards, target)
     if options.quantise and target.family != "huggingface":
         raise UsageError(
             f"{option('to', options.to)} holds no codes with scales; {option('quantise')} is for "
@@ -179,7 +186,7 @@ def _convert(options: Convert) -> Job:
                 f"{option('format', DCP)}: {target.name} is a layout of releases, which are "
                 "written in their makers' own files; omit it."
             )
-        return consolidated_job("convert", source, target, options, options.out)
+        return consolidated_job("convert", source, target, options)
     return hugging_face_job("convert", source, target, options, options.out)
 
 

@@ -77,16 +77,31 @@ def hugging_face_job(
     return Job(plan, source.table, target, tied=tied(source))
 
 
-def consolidated_job(
-    verb: str, source: Source, target: Layout, options: Converting, output: Path
-) -> Job:
+def consolidated_job(verb: str, source: Source, target: Layout, options: Convert) -> Job:
     """The job that writes a model as its makers publish it."""
     from ckptforge.consolidated.target import ConsolidatedTarget
 
     model = _in_layout(source, target, options, None, False)
-    place = ConsolidatedTarget(output=output, layout=target, side=source.hugging_face)
+    place = ConsolidatedTarget(
+        output=options.out,
+        layout=target,
+        sizes=source.binding.sizes,
+        shards=options.shards,
+        side=source.hugging_face,
+    )
     plan = plan_for(verb, model, place, _facts(source, target, options))
     return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
+
+
+def refuse_shards(shards: int, layout: Layout | None) -> None:
+    """Raises `UsageError` for shards in a layout that has none."""
+    if shards == 1 or (layout is not None and layout.family == "consolidated" and layout.sharding):
+        return
+    what = "this" if layout is None else layout.name
+    raise UsageError(
+        f"{option('shards', shards)} is for releases that are cut for model parallelism, in "
+        f"layouts such as meta; {what} isn't one."
+    )
 
 
 def megatron_job(verb: str, source: Source, target: Layout, options: Convert) -> Job:

@@ -21,6 +21,7 @@ from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.single import FileTarget
 from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
+from ckptforge.verbs.layouts import refuse_shards
 from ckptforge.verbs.options.opening import Save
 from ckptforge.verbs.options.shared import DCP, MINDFORMERS
 from ckptforge.verbs.options.surgery import Average, Edit
@@ -63,10 +64,11 @@ def saving_job(
 
 def save_of(options: Average | Edit) -> Save:
     """What the result of surgery is saved with."""
-    names = ("format", "prefix", "iteration", "mindformers", "remove_redundancy", "max_shard_size")
+    names = ("format", "prefix", "iteration", "mindformers", "remove_redundancy")
+    more = ("shards", "max_shard_size")
     return Save(
         options.out,
-        **{name: getattr(options, name) for name in names},
+        **{name: getattr(options, name) for name in (*names, *more)},
         strategy_dir=options.dst_strategy_dir,
         parallel_config=options.dst_parallel_config,
         allow_no_config=options.allow_no_config,
@@ -75,6 +77,7 @@ def save_of(options: Average | Edit) -> Save:
 
 def _target(model: Model, read: Source | Choices, options: Save) -> Target:
     source = read if isinstance(read, Source) else None
+    refuse_shards(options.shards, None if source is None else source.binding.layout)
     hub = model.format in ("hugging face directory", "safetensors")
     if source is not None:
         hub = source.binding.layout.family == "huggingface"
@@ -89,8 +92,13 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
     if source is not None and source.binding.layout.family == "consolidated":
         from ckptforge.consolidated.target import ConsolidatedTarget
 
-        layout = source.binding.layout
-        return ConsolidatedTarget(output=options.out, layout=layout, side=source.hugging_face)
+        return ConsolidatedTarget(
+            output=options.out,
+            layout=source.binding.layout,
+            sizes=source.binding.sizes,
+            shards=options.shards,
+            side=source.hugging_face,
+        )
     hub = hub and not asked
     if hub and not cut and options.format == DCP:
         side = read.hugging_face if isinstance(read, Source) else known_of(model, read).side

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers import wheel_of
 from tests.mindformers_oracle.jobs import Job
 
 VERSION = "2.1.0"
@@ -130,11 +131,4 @@ def find_wheel(version: str, directory: Path) -> Path | str:
     it import; or why there is none."""
     if importlib.util.find_spec("mindspore") is None:
         return "MindFormers needs mindspore, which isn't installed"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
-    done = subprocess.run(
-        [*command, "--dest", directory, f"mindformers=={version}"], capture_output=True, text=True
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["pip download failed"])[-1]
-        return f"mindformers {version} can't be downloaded: {reason}"
-    return next(directory.glob("*.whl"))
+    return wheel_of(f"mindformers=={version}", directory)

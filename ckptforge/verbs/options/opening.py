@@ -26,7 +26,7 @@ class Open(
     parallel_config: OptionalPlace = shared.source_config("path")
 
 
-class Save(shared.MindSporeOutput, shared.Shards, shared.Overflow, shared.Running):
+class Save(shared.MindSporeOutput, shared.Released, shared.Shards, shared.Overflow, shared.Running):
     """A model into files."""
 
     out: Place = required(shared.OUT, kw_only=False)

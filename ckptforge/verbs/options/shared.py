@@ -272,6 +272,17 @@ class Shards(Options):
     )
 
 
+class Released(Options):
+    """Files of releases that are written."""
+
+    shards: int = option(
+        "with layouts of Meta's: how many model-parallel shards, consolidated.00.pth and so on",
+        default=1,
+        bounds=(1, 256),
+        metavar="N",
+    )
+
+
 class Quantising(Options):
     """Weights that are written as codes."""
 

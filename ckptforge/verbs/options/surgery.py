@@ -20,6 +20,7 @@ from ckptforge.verbs.options.shared import (
     Overflow,
     Parted,
     Quantising,
+    Released,
     Running,
     Shards,
     Stepped,
@@ -64,6 +65,7 @@ class Edit(
     Carded,
     MindSporeOutput,
     Quantising,
+    Released,
     Shards,
     Casting,
     Configured,
@@ -133,7 +135,7 @@ class Edit(
     dst_parallel_config: OptionalPlace = TARGET_CONFIG
 
 
-class Average(Carded, MindSporeOutput, Shards, Overflow, Configured, Mapped, Parted):
+class Average(Carded, MindSporeOutput, Released, Shards, Overflow, Configured, Mapped, Parted):
     """One checkpoint of several."""
 
     out: Place = required(OUT, kw_only=False)

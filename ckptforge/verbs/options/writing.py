@@ -53,7 +53,12 @@ class ToTorch(
 
 
 class Convert(
-    shared.MindSporeOutput, shared.Quantising, shared.Shards, shared.Configured, shared.Converting
+    shared.MindSporeOutput,
+    shared.Quantising,
+    shared.Released,
+    shared.Shards,
+    shared.Configured,
+    shared.Converting,
 ):
     """From any layout to any other of the same model."""
 
