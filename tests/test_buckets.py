@@ -1,7 +1,9 @@
 """Buckets of S3, and what fsspec knows: as inputs and as outputs."""
 
 import json
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import os
+import signal
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
@@ -19,7 +21,7 @@ from ckptforge.remote import patience, store
 from ckptforge.remote.parts import WINDOW
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import HUB, MINDSPORE
+from tests.helpers import HUB, MINDSPORE, write_safetensors
 from tests.test_remote import files_of, twice_read
 from tests.web import buckets
 
@@ -406,21 +408,223 @@ def test_what_cant_be_written_in_order_is_refused_before_anything_is_read(server
     assert not app.ranges
 
 
-def test_several_processes_read_buckets_but_write_none(tmp_path, server, monkeypatch):
-    at = upload(server[1], HUB, "tiny")
-    for word, given in (
-        ("part", {"part": "1/2"}),
-        ("executor", {"executor": ThreadPoolExecutor(1)}),
-        ("dask", {"dask": "local:1"}),
-        ("consume", {"consume": True}),
-    ):
-        with pytest.raises(UsageError, match=f"isn't on a disk, which {word}.*by the process that"):
-            ckptforge.to_ms(HUB, place("out.ckpt"), **given)
+def test_sources_of_a_bucket_are_not_consumed_into_one(server):
+    with pytest.raises(UsageError, match=r"isn't on a disk, which consume=True needs"):
+        ckptforge.to_ms(HUB, place("out.ckpt"), consume=True)
+
+
+# Several processes
+
+
+SHARDS = {"set_dtype": ["router=fp32"], "max_shard_size": "8MB"}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, large):
+    """What one process makes of `large` on a disk."""
+    near = tmp_path_factory.mktemp("sharded") / "near"
+    ckptforge.edit(large, near, **SHARDS)
+    return files_of(near)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def files_of_tensors(names):
+    return [name for name in names if name.endswith(".safetensors")]
+
+
+def tensors_at(client, out):
+    return {name: text for name, text in objects(client, out).items() if "manifest" not in name}
+
+
+def test_processes_write_to_a_bucket_what_one_writes_to_a_disk(
+    tmp_path, server, large, sharded, processes, monkeypatch
+):
+    url, client, app = server
+    at, out = upload(client, large, "large"), place("hub")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
+    told = []
+    app.clear()
+    ckptforge.edit(
+        at, out, endpoint=url, executor=processes, progress=lambda *now: told.append(now), **SHARDS
+    )
+    assert told[-1] == (told[-1][1],) * 2 and told == sorted(told)
+    assert tensors_at(client, out) == sharded and not uploads(client, out)
+    assert len(app.queries("POST", "uploads")) == len(files_of_tensors(sharded))
+    assert not [name for name in objects(client, out.rpartition("/")[0]) if "ckptforge/" in name]
+    manifests = [json.loads(objects(client, out)["ckptforge.manifest.json"])]
+    alone = place("hub")
+    ckptforge.edit(at, alone, endpoint=url, **SHARDS)
+    manifests.append(json.loads(objects(client, alone)["ckptforge.manifest.json"]))
+    for one in manifests:
+        for file in one["outputs"]:
+            del file["mtime_ns"]
+    assert manifests[0]["outputs"] == manifests[1]["outputs"]
+    assert manifests[0]["sources"] == manifests[1]["sources"]
+
+
+def test_one_file_and_ranks_are_written_to_a_bucket_by_an_executor(tmp_path, server):
+    client, pool, config = server[1], ThreadPoolExecutor(2), tmp_path / "parallel.yaml"
+    config.write_text("data_parallel: 2\nmodel_parallel: 2\npipeline_stage: 2\n")
+    for name, options in (
+        ("one.ckpt", {"layout": "gmm"}),
+        ("ranks", {"parallel_config": config}),
+    ):
+        out = place(name)
+        ckptforge.to_ms(HUB, out, executor=pool, **options)
+        ckptforge.to_ms(HUB, tmp_path / name, **options)
+        far, near = objects(client, out), tmp_path / name
+        made = (path for path in (near, *near.rglob("*.ckpt")) if path.is_file())
+        near = {str(path.relative_to(near)).strip("."): path.read_bytes() for path in made}
+        assert {k: v for k, v in far.items() if "manifest" not in k} == near
+        assert ckptforge.check(out).equal and not uploads(client, out)
+
+
+def test_what_a_killed_worker_began_is_done_again_and_nothing_stays(server, large, sharded):
+    _, client, app = server
+    out, seen = place("hub"), []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        ckptforge.to_ms(at, tmp_path / "far.ckpt", endpoint=server[0], executor=pool)
-    ckptforge.to_ms(HUB, tmp_path / "near.ckpt")
-    assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
+
+        def fault(number, method, query):
+            if "partNumber=" in query:
+                seen.append(query)
+                if len(seen) == 3:
+                    os.kill(next(iter(pool._processes)), signal.SIGKILL)
+
+        app.fault = fault
+        result = ckptforge.edit(large, out, executor=pool, **SHARDS)
+    app.clear()
+    assert "the executor broke" in result.notes[-1]
+    assert tensors_at(client, out) == sharded and not uploads(client, out)
+
+
+class Lost(Executor):
+    """Of the calls for one file so many are lost when it was brought there."""
+
+    def __init__(self, times):
+        self.left, self.path = times, None
+
+    def submit(self, call, /, *args, **kwargs):
+        future = Future()
+        report, path = call(), call.work.plan.files[0].path
+        self.path = self.path or path
+        if self.left and path == self.path:
+            self.left -= 1
+            future.set_exception(ConnectionError("gone"))
+        else:
+            future.set_result(report)
+        return future
+
+
+def test_uploads_of_units_that_were_lost_are_aborted(server, large, sharded):
+    client, out = server[1], place("hub")
+    result = ckptforge.edit(large, out, executor=Lost(2), **SHARDS)
+    assert "2 units were lost with a worker and done again" in result.notes[-1]
+    assert tensors_at(client, out) == sharded and not uploads(client, out)
+    out = place("hub")
+    with pytest.raises(OutputError, match="failed 3 times, at last with ConnectionError: gone"):
+        ckptforge.edit(large, out, executor=Lost(3), **SHARDS)
+    begun = [one["Key"] for one in uploads(client, out)]  # what can be gone on with
+    assert len(set(begun)) == len(begun) == len(files_of_tensors(sharded)) - 1
+    assert ckptforge.clean(out).ok and not uploads(client, out)
+
+
+def test_what_workers_brought_there_is_resumed(server, large, sharded, processes):
+    _, client, app = server
+    out = place("hub")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total):
+        if done > total / 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        ckptforge.edit(large, out, executor=ThreadPoolExecutor(1), progress=stop, **SHARDS)
+    app.clear()
+    assert not files_of_tensors(tensors_at(client, out))
+    ckptforge.edit(large, out, executor=processes, resume=True, **SHARDS)
+    assert tensors_at(client, out) == sharded and not uploads(client, out)
+    assert 0 < len(app.queries("POST", "uploads")) < len(files_of_tensors(sharded))
+
+
+def test_what_a_killed_run_had_begun_is_aborted_when_it_is_resumed(server, large, sharded):
+    _, client, app = server
+    out = place("hub")
+    stopped_after(client, large, app, out, 3)
+    key = f"{out.partition('models/')[2]}/model-00003-of-00003.safetensors"
+    client.create_multipart_upload(Bucket="models", Key=key)  # by a process that was killed
+    client.create_multipart_upload(Bucket="models", Key=f"{key}.bak")  # another's
+    ckptforge.edit(large, out, resume=True, **EDIT)
+    assert [one["Key"] for one in uploads(client, out)] == [f"{key}.bak"]
+
+
+def test_a_worker_leaves_nothing_where_the_run_was_given_up(server, large):
+    _, client, app = server
+    out = place("hub")
+
+    class Late(Executor):
+        def submit(self, call, /, *args, **kwargs):
+            future, key = (
+                Future(),
+                f"{out.partition('models/')[2].partition('/')[0]}/.hub.ckptforge",
+            )
+            client.delete_object(Bucket="models", Key=f"{key}/run.json")
+            try:
+                call()
+            except OutputError as error:
+                future.set_exception(error)
+            return future
+
+    with pytest.raises(OutputError, match=r"run\.json: isn't there: the run was given up, or this"):
+        ckptforge.edit(large, out, executor=Late(), **SHARDS)
+    assert not uploads(client, out) and not app.queries("PUT", "partNumber")
+
+
+@pytest.mark.slow
+def test_dask_writes_to_a_bucket_when_a_worker_is_killed(server, large, sharded):
+    distributed = pytest.importorskip("distributed")
+    _, client, app = server
+    out = place("hub")
+    with distributed.LocalCluster(
+        n_workers=3, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        pids = [worker.process.pid for worker in cluster.workers.values()]
+
+        def fault(number, method, query):
+            if pids and "partNumber=" in query:
+                os.kill(pids.pop(), signal.SIGKILL)
+                pids.clear()
+
+        app.fault = fault
+        ckptforge.edit(large, out, dask=cluster.scheduler_address, **SHARDS)
+    app.clear()
+    assert tensors_at(client, out) == sharded and not uploads(client, out)
+
+
+def test_a_file_without_a_byte_of_a_tensor_appears(tmp_path, server):
+    source, out = tmp_path / "x.safetensors", place("out.safetensors")
+    write_safetensors(source, {"a": ("F32", [0, 4], b"")})
+    for executor in (None, ThreadPoolExecutor(1)):
+        ckptforge.average(out, [source, source], executor=executor, overwrite=True)
+        ckptforge.average(tmp_path / "near.safetensors", [source, source], overwrite=True)
+        assert objects(server[1], out)[""] == (tmp_path / "near.safetensors").read_bytes()
+
+
+def test_an_executor_writes_wherever_fsspec_writes(tmp_path):
+    import fsspec
+
+    memory, pool = fsspec.filesystem("memory"), ThreadPoolExecutor(2)
+    ckptforge.edit(HUB, "memory://several/hub", take=["e=0,1"], executor=pool)
+    ckptforge.edit(HUB, tmp_path / "hub", take=["e=0,1"])
+    far = {name.rpartition("/")[2]: memory.cat_file(name) for name in memory.find("/several/hub")}
+    assert {k: v for k, v in far.items() if "manifest" not in k} == files_of(tmp_path / "hub")
+    assert memory.ls("/several", detail=False) == ["/several/hub"]
 
 
 def test_outputs_go_wherever_fsspec_writes(tmp_path):

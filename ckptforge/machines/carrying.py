@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from ckptforge.machines.hashed import HashedBlocks
 from ckptforge.machines.units import Unit, of_unit
 from ckptforge.planning.plan import Plan
-from ckptforge.publish.directory import staged_file, staging_path
-from ckptforge.publish.file_system import file_system_of, sync
+from ckptforge.publish.directory import staging_path
+from ckptforge.publish.file_system import file_system_of
 from ckptforge.publish.kept import kept_tensors
+from ckptforge.publish.publisher import publisher_of
 from ckptforge.publish.refusals import as_output_error
-from ckptforge.publish.staging import open_target
 from ckptforge.run.audit import Audit
 from ckptforge.run.blocks import Block
 from ckptforge.run.budget import Budget
@@ -34,9 +33,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     blocks: Mapping[SourceBlock, Block]
 
     @classmethod
-    def of(cls, plan: Plan, unit: Unit, hashed: HashedBlocks) -> Work:
-        """A unit of a plan."""
-        own = of_unit(plan, unit)
+    def of(cls, plan: Plan, unit: Unit, hashed: HashedBlocks, whole: bool) -> Work:
+        """A unit of a plan, which is a `whole` file or a part of one."""
+        own = of_unit(plan, unit, whole)
         return cls(plan=own, blocks=hashed.of(own.assemblies))
 
 
@@ -49,25 +48,30 @@ class Remembering(Ledger, Protocol):
         ...
 
 
+class Carried(msgspec.Struct, frozen=True):
+    """What became of a unit: the counts of its casts, and what who publishes must know of its file
+    (`Publication.take_over`)."""
+
+    audit: Audit
+    left: Any
+
+
 def carry_out(
     work: Work,
     ledger: Remembering,
     budget: Budget,
     progress: Callable[[int], None],
     *,
-    syncing: bool = True,
-) -> Audit:
+    durable: bool = True,
+    made: bool = False,
+) -> Carried:
     """Writes the tensors of a unit, except those in the ledger that are there, and hashes what it
-    reads of the sources; all goes into the ledger. With `syncing` what was written is durable then,
-    but for the file's name (`sync_names`). Returns the counts of its casts. Raises the errors of
-    reading and writing."""
-    plan, disk = work.plan, file_system_of(work.plan.output)
+    reads of the sources; all goes into the ledger. What was written is `durable` then, but for the
+    file's name (`sync_names`); see `Publisher.opened`. Raises the errors of reading and writing."""
+    plan, publisher = work.plan, publisher_of(work.plan.output)
     (file,) = plan.files
-    path = staged_file(plan, file.path)
-    with as_output_error(plan.output, f"can't be written in {path}"):
-        opened = open_target(disk, path, file)
-    with closing(opened) as writer:
-        targets = {file.path: writer}
+    with publisher.opened(plan, budget.total, durable=durable, made=made) as opened:
+        targets = {file.path: opened.writer}
         kept = kept_tensors(plan, ledger.tensors, targets, budget)
         done = run(
             plan,
@@ -78,9 +82,7 @@ def carry_out(
             ledger,
             kept,
         )
-        if syncing:
-            sync(writer, path)
-    return done.audit
+        return Carried(done.audit, opened.settle())
 
 
 def sync_names(plan: Plan, path: Path) -> None:

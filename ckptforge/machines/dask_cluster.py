@@ -8,22 +8,21 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import CkptforgeError, OutputError, UsageError, shown
-from ckptforge.foreign.files import read_small
-from ckptforge.publish.file_system import file_system_of
+from ckptforge.publish.publisher import publisher_of
 from ckptforge.publish.refusals import as_output_error
-from ckptforge.publish.single_file import write_small
+from ckptforge.publish.sharing import Notes
 from ckptforge.spelling import option
+from ckptforge.storage.endpoints import said_endpoints, use_said
 from ckptforge.version import __version__
 from ckptforge.wording import install_hint, listing
 
-_TOKEN = 64  # bytes at most
 _SECONDS = 30  # to wait for a scheduler
 
 
@@ -65,22 +64,22 @@ def dask_executor(where: str, shared: Path) -> Iterator[Executor]:
 def _check_workers(client: Any, where: str, shared: Path) -> None:
     """Each worker says its version, reads a token in the shared directory and writes it beside."""
     client.wait_for_workers(1, timeout=_SECONDS)
-    token, path = secrets.token_hex(8), shared / f"token-{secrets.token_hex(8)}"
-    disk = file_system_of(shared)
+    token, name = secrets.token_hex(8), f"token-{secrets.token_hex(8)}"
+    notes = publisher_of(shared).notes(shared)
     with as_output_error(shared, "can't be written"):
-        write_small(disk, path, token.encode())
+        notes.write(name, token.encode())
     try:
-        answers = client.run(_seen, str(path), on_error="return")
+        answers = client.run(_seen, shared, name, said_endpoints(), on_error="return")
         wrong = [
             f"{worker}: {problem}"
             for worker, answer in sorted(answers.items())
-            if (problem := _problem(answer, token, shared))
+            if (problem := _problem(answer, token, notes, shared))
         ]
     finally:
-        for left in disk.names(shared):
-            if left.startswith(path.name):
-                with suppress(OSError):
-                    disk.unlink(shared / left)
+        with suppress(OSError):
+            for left in notes.names():
+                if left.startswith(name):
+                    notes.remove(left)
     if wrong:
         raise OutputError(
             f"workers of dask at {where} can't be used, so nothing was written:\n{listing(wrong)}\n"
@@ -88,22 +87,26 @@ def _check_workers(client: Any, where: str, shared: Path) -> None:
         )
 
 
-def _problem(answer: Any, token: str, shared: Path) -> str | None:
+def _problem(answer: Any, token: str, notes: Notes, shared: Path) -> str | None:
     if not isinstance(answer, tuple):
         return f"{type(answer).__name__}: {answer}"
     version, read, written = answer
     if version != __version__:
         return f"has ckptforge {version}, not {__version__}"
-    with suppress(CkptforgeError):
-        if read == token == read_small(Path(written), _TOKEN).decode():
+    with suppress(OSError):
+        if read == token and notes.read(written) == token.encode():
             return None
     return f"doesn't share {shared}"
 
 
-def _seen(path: str) -> tuple[str, str, str]:
-    """Run by a worker: (its version, what it reads at a path, where it wrote the same)."""
-    token, written = "", f"{path}-{socket.gethostname()}-{secrets.token_hex(4)}"
-    with suppress(CkptforgeError):
-        token = read_small(Path(path), _TOKEN).decode()
-        write_small(file_system_of(Path(path)), Path(written), token.encode())
+def _seen(
+    shared: Path, name: str, endpoints: Mapping[tuple[str, str], str]
+) -> tuple[str, str, str]:
+    """Run by a worker: (its version, what it reads of a token, where it wrote the same)."""
+    use_said(endpoints)
+    token, written = "", f"{name}-{socket.gethostname()}-{secrets.token_hex(4)}"
+    with suppress(CkptforgeError, OSError):
+        notes = publisher_of(shared).notes(shared)
+        token = (notes.read(name) or b"").decode()
+        notes.write(written, token.encode())
     return __version__, token, written

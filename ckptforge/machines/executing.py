@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from itertools import islice
+from typing import Any
 
 import msgspec
 
@@ -19,10 +20,7 @@ from ckptforge.machines.carrying import Work, carry_out
 from ckptforge.machines.hashed import HashedBlocks
 from ckptforge.machines.units import Unit, units_of
 from ckptforge.planning.plan import Plan
-from ckptforge.publish.directory import staged_file
-from ckptforge.publish.file_system import file_system_of
-from ckptforge.publish.journal import Journal
-from ckptforge.publish.tree import lies_at
+from ckptforge.publish.publisher import Publication, publisher_of
 from ckptforge.run.audit import Audit
 from ckptforge.run.budget import Budget
 from ckptforge.run.pool import Progress
@@ -30,7 +28,6 @@ from ckptforge.run.schedule import Finished, Kept, Key
 from ckptforge.storage.address import address
 from ckptforge.storage.endpoints import said_endpoints, use_said
 from ckptforge.storage.machine import this_machine
-from ckptforge.storage.store import Kind
 from ckptforge.version import __version__
 from ckptforge.wording import counted
 
@@ -47,6 +44,7 @@ class Report:
         self.audit = Audit()
         self.tensors: dict[Key, Finished] = {}
         self.sources: dict[tuple[int, int], bytes] = {}
+        self.left: Any = None  # for `Publication.take_over`
 
     def add_tensor(self, key: Key, finished: Finished) -> None:
         """Notes a finished tensor."""
@@ -81,17 +79,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
                 f"{plan.output}: the worker on {host} runs in {os.getcwd()}, where relative paths "
                 "are of other files; give absolute paths."
             )
-        path = staged_file(plan, plan.files[0].path)
-        if not lies_at(file_system_of(plan.output), path, Kind.FILE):
-            raise OutputError(
-                f"{path}: isn't there on {host}: the directory of the output must be shared by all "
-                "workers, under the same path."
-            )
         use_said(self.endpoints)
         report = Report()
-        report.audit = carry_out(
-            self.work, report, self.budget, lambda _: None, syncing=self.machine != this_machine()
-        )
+        durable = self.machine != this_machine()
+        done = carry_out(self.work, report, self.budget, lambda _: None, durable=durable, made=True)
+        report.audit, report.left = done.audit, done.left
         return report
 
 
@@ -107,7 +99,7 @@ def execute(
     executor: Executor,
     budget: Budget,
     *,
-    journal: Journal,
+    out: Publication,
     kept: Kept,
     check: Callable[[Audit], None],
     progress: Progress | None = None,
@@ -116,7 +108,7 @@ def execute(
     all tensors are `kept`. What an executor that broke has left is for the caller to do. Raises the
     errors of reading and writing, what `check` raises of a unit's casts, and `OutputError` for a
     unit that fails again and again."""
-    return _Execution(plan, executor, budget, journal, check, progress).run(kept)
+    return _Execution(plan, executor, budget, out, check, progress).run(kept)
 
 
 class _Execution:
@@ -125,11 +117,12 @@ class _Execution:
         plan: Plan,
         executor: Executor,
         budget: Budget,
-        journal: Journal,
+        out: Publication,
         check: Callable[[Audit], None],
         progress: Progress | None,
     ) -> None:
-        self.plan, self.executor, self.budget, self.journal = plan, executor, budget, journal
+        self.plan, self.executor, self.budget, self.out = plan, executor, budget, out
+        self.whole_files = publisher_of(plan.output).whole_files
         self.check, self.progress = check, progress
         self.done, self.total, self.hashed = 0, plan.tensor_bytes, HashedBlocks(plan)
         self.pending: dict[Future[Report], Unit] = {}
@@ -153,7 +146,8 @@ class _Execution:
         return Executed(self.tensors, notes)
 
     def _left(self, kept: set[tuple[str, str]]) -> Iterator[Unit]:
-        for unit in units_of(self.plan, max(_LEAST_BYTES, self.total // _UNITS)):
+        most = None if self.whole_files else max(_LEAST_BYTES, self.total // _UNITS)
+        for unit in units_of(self.plan, most):
             file = self.plan.files[unit.file]
             names = islice(file.places, unit.first, unit.last)
             if all((self.plan.name_of(file.path), name) in kept for name in names):
@@ -168,7 +162,7 @@ class _Execution:
         return bool(self.pending)
 
     def _submit(self, unit: Unit) -> None:
-        work = Work.of(self.plan, unit, self.hashed)
+        work = Work.of(self.plan, unit, self.hashed, self.whole_files)
         call = Call(
             work=work,
             budget=self.budget,
@@ -193,9 +187,13 @@ class _Execution:
     def _finished(self, unit: Unit, future: Future[Report]) -> None:
         error = future.exception()
         if error is None:
-            self._note(unit, future.result())
-            return
-        if isinstance(error, (CkptforgeError, BrokenExecutor)):
+            report = future.result()
+            self.check(report.audit)
+            if self.out.take_over(self.plan.files[unit.file], report.left):
+                self._note(unit, report)
+                return
+            error = FileNotFoundError("what the worker wrote isn't seen here")
+        elif isinstance(error, (CkptforgeError, BrokenExecutor)):
             raise error
         self.failures[unit.number] = self.failures.get(unit.number, 0) + 1
         if self.failures[unit.number] == _TRIES:
@@ -207,11 +205,11 @@ class _Execution:
         self._submit(unit)
 
     def _note(self, unit: Unit, report: Report) -> None:
-        self.check(report.audit)
-        for key, finished in report.tensors.items():
-            self.journal.add_tensor(key, finished)
-        for (index, start), digest in report.sources.items():
-            self.journal.add_source(index, start, digest)
+        if self.out.journal is not None:
+            for (index, start), digest in report.sources.items():
+                self.out.journal.add_source(index, start, digest)
+            for key, finished in report.tensors.items():
+                self.out.journal.add_tensor(key, finished)
         self.tensors |= report.tensors
         self._report(unit.nbytes)
 

@@ -118,8 +118,8 @@ class _Part:
             if progress is not None:
                 progress(start + count, self.total)
 
-        work = Work.of(self.plan, unit, self.hashed)
-        audit = carry_out(work, self.ledger, self.options.budget, report)
+        work = Work.of(self.plan, unit, self.hashed, False)
+        audit = carry_out(work, self.ledger, self.options.budget, report).audit
         sync_names(self.plan, staged_file(self.plan, self.plan.files[unit.file].path))
         self.options.check(audit)
         self.ledger.add_unit(unit.number)

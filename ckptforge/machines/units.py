@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.formats.layout import OutputFile
+from ckptforge.planning.lower import Assemblies
 from ckptforge.planning.plan import Plan
 
 
@@ -28,8 +29,9 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     nbytes: int
 
 
-def units_of(plan: Plan, most: int) -> list[Unit]:
-    """A plan as units of at most `most` bytes, or of one tensor that has more, in its order."""
+def units_of(plan: Plan, most: int | None) -> list[Unit]:
+    """A plan as units of at most `most` bytes, or of one tensor that has more, in its order; with
+    None as one of each file."""
     found: list[Unit] = []
     runs: dict[int, list[tuple[int, int, int]]] = {}  # of files that are laid out alike
     start = 0
@@ -44,11 +46,11 @@ def units_of(plan: Plan, most: int) -> list[Unit]:
     return found
 
 
-def _runs(file: OutputFile, most: int) -> Iterator[tuple[int, int, int]]:
+def _runs(file: OutputFile, most: int | None) -> Iterator[tuple[int, int, int]]:
     """(first, last, bytes) of runs of a file's tensors."""
     first = held = 0
     for i, place in enumerate(file.places.values()):
-        if i > first and held + place.nbytes > most:
+        if most is not None and i > first and held + place.nbytes > most:
             yield first, i, held
             first, held = i, 0
         held += place.nbytes
@@ -68,9 +70,14 @@ def parts_of(plan: Plan, count: int) -> tuple[list[Unit], list[int]]:
     return units, owners
 
 
-def of_unit(plan: Plan, unit: Unit) -> Plan:
-    """What is to be done of a plan in a unit, as a plan of one file; its seals are for the end."""
+def of_unit(plan: Plan, unit: Unit, whole: bool = False) -> Plan:
+    """What is to be done of a plan in a unit, as a plan of one file; its seals are for the end, and
+    what isn't tensors is another's to write, but where the unit is a `whole` file."""
     made = plan.assemblies.only(unit.file, unit.first, unit.last)
+    if whole:
+        (placed,) = made.files
+        file = replace(placed.file, literals=plan.files[unit.file].literals)
+        made = Assemblies(made.values, (replace(placed, file=file),))
     return replace(plan, assemblies=made, sources=(), small_files={})
 
 

@@ -25,13 +25,14 @@ from ckptforge.wording import counted
 
 class Request(msgspec.Struct, frozen=True):
     """What a user wants of an output; `journaled`: it can be resumed. `memory` are bytes for what
-    is on its way."""
+    is on its way. `several`: other processes make files of it."""
 
     overwrite: bool = False
     resume: bool = False
     journaled: bool = True
     command: str | None = None
     memory: int = DEFAULT_MEMORY
+    several: bool = False
 
 
 def journal_to_resume(

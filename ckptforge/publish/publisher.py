@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptforge.foreign.paths import exists
+from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
 from ckptforge.publish.earlier import Request, finish_placing
 from ckptforge.publish.file_system import FileSystem, file_system_of
 from ckptforge.publish.refusals import check_output, check_room
+from ckptforge.publish.sharing import Notes, NotesOnDisk, Opened, opened_on_disk
 from ckptforge.publish.staging import Staging, staged
 from ckptforge.run.budget import Budget
 from ckptforge.run.schedule import Finished, Key, Ledger
@@ -73,12 +75,19 @@ class Publication(Protocol):
     def kept(self, budget: Budget) -> Mapping[Place, Finished]:
         """The tensors that an earlier run finished and that are there still."""
 
+    def take_over(self, file: OutputFile, left: Any) -> bool:
+        """Takes a file, or a part of one, that another process has written, with what its
+        `Opened.settle` returned; False where it isn't seen here. Raises `OutputError`."""
+
     def sync(self) -> None:
         """Makes the files durable. Raises `OutputError`."""
 
 
 class Publisher(Protocol):
-    """One kind of store's way of publishing."""
+    """One kind of store's way of publishing. `whole_files`: a file has one writer, which writes it
+    from front to back."""
+
+    whole_files: bool
 
     def check(self, plan: Plan, overwrite: bool) -> None:
         """Refuses, before any work, what can't or mustn't be written. Raises `OutputError`."""
@@ -96,6 +105,17 @@ class Publisher(Protocol):
     def remains(self, output: Path) -> Path | None:
         """What couldn't be removed after an output was put in its place."""
 
+    def opened(
+        self, plan: Plan, memory: int, *, durable: bool, made: bool
+    ) -> AbstractContextManager[Opened]:
+        """The one file of a unit's plan, for a process that makes that alone, with `memory` bytes
+        for what is on its way. `durable`: what it writes is to be, as another machine publishes;
+        `made`: the file must be there already, where files are made before. Raises
+        `OutputError`."""
+
+    def notes(self, directory: Path) -> Notes:
+        """What several processes leave for each other in a directory beside an output."""
+
     def clean(self, path: Path, dry_run: bool) -> list[Left]:
         """Removes what runs left of outputs in a directory, and of the directory itself, unless it
         is a dry run; what can't be removed is reported. Raises `InputNotFoundError`."""
@@ -103,6 +123,8 @@ class Publisher(Protocol):
 
 class ByRename:
     """A file system's way: made in a directory beside it, renamed at the end."""
+
+    whole_files = False
 
     def __init__(self, disk: FileSystem) -> None:
         self.disk = disk
@@ -126,6 +148,16 @@ class ByRename:
     def remains(self, output: Path) -> Path | None:
         """The staging directory, if it is still there."""
         return left if exists(left := staging_path(output)) else None
+
+    def opened(
+        self, plan: Plan, memory: int, *, durable: bool, made: bool
+    ) -> AbstractContextManager[Opened]:
+        """See `opened_on_disk`."""
+        return opened_on_disk(self.disk, plan, durable=durable, made=made)
+
+    def notes(self, directory: Path) -> Notes:
+        """See `NotesOnDisk`."""
+        return NotesOnDisk(self.disk, directory)
 
     def clean(self, path: Path, dry_run: bool) -> list[Left]:
         """See `remove_left`."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ckptforge.errors import CkptforgeError, InputNotFoundError, OutputError, ReadError
 from ckptforge.formats.layout import OutputFile
@@ -78,6 +79,10 @@ class Staging:
         """See `kept_tensors`."""
         known = self.journal.tensors if self.journal is not None else {}
         return kept_tensors(self.plan, known, self.writers, budget)
+
+    def take_over(self, file: OutputFile, left: Any) -> bool:
+        """What another process wrote is in the file that is open here."""
+        return True
 
     def sync(self) -> None:
         """Makes the files durable. Raises `OutputError`."""

@@ -24,8 +24,11 @@ class FsspecUploads:
     def begin(self, path: Path, staged: Path, flights: int) -> Upload:
         return _FsspecUpload(path, staged)
 
-    def take_up(self, path: Path, size: int, left: dict[str, Any]) -> Upload | None:
-        return None
+    def take_up(self, path: Path, staged: Path, size: int, left: dict[str, Any]) -> Upload | None:
+        with _lasting(staged):
+            system, inner = file_system(staged)
+            there = system.exists(inner) and system.size(inner) == size
+        return _FsspecUpload(path, staged) if there else None
 
     def write(self, path: Path, content: bytes, replace: bool) -> None:
         with _lasting(path):
@@ -46,6 +49,8 @@ class FsspecUploads:
 
 
 class _FsspecUpload:
+    name = None
+
     def __init__(self, path: Path, staged: Path) -> None:
         self._path, self._staged = path, staged
         self._file: Any = None
@@ -58,11 +63,11 @@ class _FsspecUpload:
                 self._file = system.open(inner, "wb")
             self._file.write(bytes(data))
 
-    def settle(self) -> dict[str, Any] | None:
+    def settle(self) -> dict[str, Any]:
         with _lasting(self._path):
             if self._file is not None:
                 self._file.close()
-        return None
+        return {}
 
     def complete(self, replace: bool) -> None:
         with _lasting(self._path):

@@ -13,8 +13,9 @@ import os
 import threading
 from bisect import bisect_right
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import xxhash
 
@@ -134,7 +135,22 @@ class Parts:
         self._order: OrderedDict[Part, None] = OrderedDict()  # the one used last is the last
         self._recent: deque[Held] = deque(maxlen=128)  # of what was read last
         self._bytes = 0
+        self._allowed: list[int] = []
         self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def most(self) -> int:
+        """Bytes that may be in memory now."""
+        return max(self.limit, *self._allowed, 0)
+
+    @contextmanager
+    def allowing(self, nbytes: int) -> Iterator[None]:
+        """Has room for so many bytes, also where others end meanwhile that needed more."""
+        self._allowed.append(nbytes)
+        try:
+            yield
+        finally:
+            self._allowed.remove(nbytes)
 
     def read_into(self, held: Held, offset: int, buffer: memoryview) -> int:
         """Puts bytes of an object into a buffer, up to the end of a part; returns how many. Raises
@@ -209,24 +225,24 @@ class Parts:
         """Bytes that are fetched at a time: two parts for each object that is being read fit."""
         objects = len({id(held) for held in self._recent if held.readers}) or 1
         unit = WINDOW
-        while unit > _LEAST and 2 * unit * objects > self.limit:
+        while unit > _LEAST and 2 * unit * objects > self.most:
             unit //= 2
         return unit
 
     def _has_room(self) -> bool:
         """Whether more than what is asked for may come; the rest is for what lies around what was
         read, and is wanted later."""
-        most = self.limit // 2 - WINDOW
+        most = self.most // 2 - WINDOW
         if self._bytes > most:
             self._let_go()
         return self._bytes <= most
 
     def _make_room(self, nbytes: int) -> None:
-        if self._bytes + nbytes > self.limit:
+        if self._bytes + nbytes > self.most:
             self._let_go()
         # what nobody has open first
         for part in sorted(self._order, key=lambda part: part.of.readers > 0):
-            if self._bytes + nbytes <= self.limit:
+            if self._bytes + nbytes <= self.most:
                 return
             if not part.users and part.here and (part.read or not part.of.readers):
                 self._drop(part)

@@ -23,7 +23,8 @@ _MOST = 1 << 28  # bytes of what is read back
 
 class Brought:
     """The ledger of a run (`run/schedule.py:Ledger`): when the last tensor of a file is finished,
-    what is known of that file is written to `directory`, once it has been brought there whole."""
+    what is known of that file is written to `directory`, once it has been brought there whole, for
+    services from which a later run can take it up."""
 
     def __init__(
         self, plan: Plan, uploads: Uploads, directory: Path, head: Mapping[str, Any]
@@ -44,15 +45,16 @@ class Brought:
 
     def begin(self) -> None:
         """Says in the service what the run is made from. Raises `OSError`, `FileExistsError`."""
-        content = json.dumps(self.head).encode()
-        self._uploads.write(self._directory / RUN, content, replace=False)
+        if self._uploads.resumable:
+            content = json.dumps(self.head).encode()
+            self._uploads.write(self._directory / RUN, content, replace=False)
 
     def add_tensor(self, key: Key, finished: Finished) -> None:
         """Notes a finished tensor."""
         self.tensors[key] = finished
         name, tensor = key
         self._left[name].discard(tensor)
-        if not self._left[name]:
+        if self._uploads.resumable and not self._left[name]:
             sources, self._unsaved = self._unsaved, []
             self._saving.append(self._pool.submit(self._save, name, sources))
 
@@ -68,8 +70,6 @@ class Brought:
 
     def _save(self, name: str, sources: list[tuple[int, int]]) -> None:
         left = self.opened[name].settle()
-        if left is None:
-            return
         tensors = {
             tensor: [found.hash, audit_json(found.audit)]
             for (file, tensor), found in list(self.tensors.items())
@@ -87,7 +87,8 @@ class Brought:
         for content in left_in(self._directory):
             with suppress(LookupError, TypeError, ValueError):
                 name = content["file"]
-                upload = self._uploads.take_up(files[name].path, files[name].size, content["left"])
+                path, size, left = files[name].path, files[name].size, content["left"]
+                upload = self._uploads.take_up(path, self._directory / name, size, left)
                 if upload is None:
                     continue
                 finished = {

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptforge.checkpoints.manifest import manifest_path, written_names
 from ckptforge.errors import CkptforgeError, InputNotFoundError, LeftError, OutputError, ReadError
 from ckptforge.foreign.paths import real_path
+from ckptforge.formats.layout import OutputFile
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
@@ -26,6 +27,7 @@ from ckptforge.publish.kept import finished_tensors
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.remote.ordered import OrderedWriter
 from ckptforge.remote.progress import Brought, head_in
+from ckptforge.remote.sharing import NotesInService, OpenedObject, begin_file, opened_object
 from ckptforge.remote.store import RemoteStore
 from ckptforge.remote.turned import holding_turned
 from ckptforge.remote.uploads import Upload, Uploads
@@ -39,13 +41,13 @@ from ckptforge.wording import add_note, counted, listing
 if TYPE_CHECKING:
     from ckptforge.publish.clean import Left
 
-_PART = 8 * 1024 * 1024
-_MOST_PARTS = 9_000  # S3 takes 10,000
 _log = logging.getLogger(__name__)
 
 
 class ByUpload:
     """A service's way of publishing."""
+
+    whole_files = True
 
     def __init__(self, store: RemoteStore, uploads: Uploads) -> None:
         self._store, self._uploads = store, uploads
@@ -86,6 +88,16 @@ class ByUpload:
             raise
         finally:
             self._store.forget()
+
+    def opened(
+        self, plan: Plan, memory: int, *, durable: bool, made: bool
+    ) -> AbstractContextManager[OpenedObject]:
+        """See `opened_object`."""
+        return opened_object(self._store, self._uploads, plan, memory)
+
+    def notes(self, directory: Path) -> NotesInService:
+        """See `Notes`."""
+        return NotesInService(self._store, self._uploads, directory)
 
     def clean(self, path: Path, dry_run: bool) -> list[Left]:
         """See `remove_begun`."""
@@ -139,18 +151,37 @@ class Publication:
         elif before is not None:
             self._throw_away()
         self._begun = True
-        if request.journaled and self._uploads.resumable:
+        if request.journaled:
             self.journal = journal
             if not going_on:
                 journal.begin()
         self._opened = journal.opened
-        flights = max(1, request.memory // (4 * _PART))
+        if going_on:
+            self._abort_strays()  # before any upload of this run is begun
         for file in plan.files:
             if (name := plan.name_of(file.path)) not in self._opened:
-                staged = self._directory / name
-                upload = self._opened[name] = self._uploads.begin(file.path, staged, flights)
-                part = _PART * max(1, -(-file.size // (_PART * _MOST_PARTS)))
-                self.writers[file.path] = OrderedWriter(file, part, upload.put)
+                begun = begin_file(self._uploads, plan, file, request.memory)
+                self._opened[name], self.writers[file.path] = begun
+
+    def take_over(self, file: OutputFile, left: Any) -> bool:
+        """See `publish/publisher.py:Publication`."""
+        name = self._plan.name_of(file.path)
+        with as_output_error(file.path, "can't be written"):
+            staged = self._directory / name
+            upload = self._uploads.take_up(file.path, staged, file.size, left)
+        if upload is not None:
+            self._opened[name] = upload
+            self.writers.pop(file.path, None)
+        return upload is not None
+
+    def _abort_strays(self) -> None:
+        """Aborts the uploads of this output's files that processes left which were killed. Raises
+        `OSError`."""
+        own = {upload.name for upload in self._opened.values()}
+        paths = {file.path for file in self._plan.files}
+        for begun in self._uploads.begun(self._plan.output):
+            if begun.path in paths and begun.name not in own:
+                self._uploads.give_up(begun)
 
     def _refuse_left(self, before: Mapping[str, object], head: Mapping[str, object]) -> None:
         output, where = self._plan.output, self._directory
@@ -174,9 +205,7 @@ class Publication:
         self._remove_notes()
 
     def _remove_notes(self) -> None:
-        self._store.forget()
-        if self._store.lies_at(self._directory):
-            self._uploads.remove(self._directory)
+        self._uploads.remove(self._directory)
         self._store.forget()
 
     def sync(self) -> None:
@@ -185,6 +214,8 @@ class Publication:
             return
         plan, replace = self._plan, self._request.overwrite
         with as_output_error(plan.output, "can't be put in place"):
+            for writer in self.writers.values():
+                writer.sync()
             for upload in self._opened.values():
                 upload.settle()
             if self.journal is not None:
@@ -212,6 +243,8 @@ class Publication:
         self._placed = True
         with suppress(OSError):  # `clean` finds the rest
             self._remove_notes()
+            if self._request.several:
+                self._abort_strays()
 
     def give_up(self, error: BaseException) -> Iterator[str]:
         """Aborts what isn't kept for another run; yields what a user needs to know."""
@@ -227,6 +260,9 @@ class Publication:
             if name not in saved:
                 with suppress(OSError):
                     upload.abort()
+        if self._request.several:
+            with suppress(OSError):
+                self._abort_strays()
         if not self._placing and not isinstance(error, CkptforgeError):
             yield "No output was created."
         if saved:

@@ -35,7 +35,7 @@ class S3Uploads:
     def begin(self, path: Path, staged: Path, flights: int) -> Upload:
         return _S3Upload(path, self._pool, flights)
 
-    def take_up(self, path: Path, size: int, left: dict[str, Any]) -> Upload | None:
+    def take_up(self, path: Path, staged: Path, size: int, left: dict[str, Any]) -> Upload | None:
         upload = _S3Upload(path, self._pool, 1, str(left["upload"]), list(left["etags"]))
         return upload if upload.holds(size) else None
 
@@ -84,7 +84,7 @@ class _S3Upload:
         name: str | None = None,
         etags: list[str] | None = None,
     ) -> None:
-        self._path, self._pool, self._name = path, pool, name
+        self._path, self._pool, self.name = path, pool, name
         self._client, self._where = _where(path)
         self._flights = threading.Semaphore(flights)
         self._etags = dict(enumerate(etags or ()))
@@ -92,9 +92,9 @@ class _S3Upload:
         self._there = False  # it was completed
 
     def put(self, number: int, data: Memory) -> None:
-        if self._name is None:
+        if self.name is None:
             with _as_os_errors(self._path):
-                self._name = self._client.create_multipart_upload(**self._where)["UploadId"]
+                self.name = self._client.create_multipart_upload(**self._where)["UploadId"]
         self._flights.acquire()
         for sent in [one for one in self._sending if one.done()]:
             self._sending.remove(sent)
@@ -105,20 +105,20 @@ class _S3Upload:
         try:
             with _as_os_errors(self._path):
                 answer = self._client.upload_part(
-                    UploadId=self._name, PartNumber=number + 1, Body=data, **self._where
+                    UploadId=self.name, PartNumber=number + 1, Body=data, **self._where
                 )
             self._etags[number] = answer["ETag"]
         finally:
             self._flights.release()
 
-    def settle(self) -> dict[str, Any] | None:
+    def settle(self) -> dict[str, Any]:
         for sent in list(self._sending):
             sent.result()
-        return {"upload": self._name, "etags": [self._etags[i] for i in sorted(self._etags)]}
+        return {"upload": self.name, "etags": [self._etags[i] for i in sorted(self._etags)]}
 
     def holds(self, size: int) -> bool:
         """Whether all its parts are there, or the object that they became."""
-        parts = _parts(self._path, str(self._name))
+        parts = _parts(self._path, str(self.name))
         if parts is None:
             self._there = self._is_there(size)
             return self._there
@@ -129,7 +129,7 @@ class _S3Upload:
         if self._there:
             return
         parts = [{"PartNumber": i + 1, "ETag": self._etags[i]} for i in sorted(self._etags)]
-        made = {"UploadId": self._name, "MultipartUpload": {"Parts": parts}, **self._where}
+        made = {"UploadId": self.name, "MultipartUpload": {"Parts": parts}, **self._where}
         with _as_os_errors(self._path):
             try:
                 _on_condition(self._client.complete_multipart_upload, self._path, replace, **made)
@@ -159,10 +159,10 @@ class _S3Upload:
             sent.cancel()
         for sent in self._sending:
             sent.cancelled() or sent.exception()
-        if self._name is not None and not self._there:
+        if self.name is not None and not self._there:
             with _as_os_errors(self._path):
                 try:
-                    self._client.abort_multipart_upload(UploadId=self._name, **self._where)
+                    self._client.abort_multipart_upload(UploadId=self.name, **self._where)
                 except self._client.exceptions.NoSuchUpload:
                     return
 

@@ -76,6 +76,24 @@ class RemoteStore:
 
         return ByUpload(self, uploads())
 
+    def facts_now(self, path: Path) -> Facts | None:
+        """What is known of an object, asked for again; None where there is none."""
+        return patiently(lambda: self._objects.facts(path), path)
+
+    def names_now(self, directory: Path) -> list[str]:
+        """What lies below an address, asked for again; nothing where nothing does."""
+        return patiently(lambda: self._objects.names(directory), directory)
+
+    def read_now(self, path: Path) -> bytes | None:
+        """All of a small object, asked for again, of which nothing stays in memory; None where it
+        isn't there."""
+        facts = self.facts_now(path)
+        if facts is None:
+            return None
+        content = bytearray(facts.size)
+        fetch_all(self._objects, path, facts, 0, memoryview(content))
+        return bytes(content)
+
     def forget(self) -> None:
         """Asks again what lies where, as something was written."""
         self._facts.clear()

@@ -18,18 +18,15 @@ from ckptforge.storage.address import address
 def holding_turned(plan: Plan, memory: int) -> Iterator[None]:
     """Has room for the largest of them. Raises `OutputError` where `memory` is less."""
     nbytes, name = max(_turned(plan), default=(0, ""))
-    needed, before = nbytes + 4 * WINDOW, PARTS.limit
-    if needed > before and nbytes > memory:
+    needed = nbytes + 4 * WINDOW
+    if needed > PARTS.limit and nbytes > memory:
         raise OutputError(
             f"{plan.output}: {name} is transposed on its way from one address to another, for "
             f"which {nbytes} bytes of it are held in memory: give {option('memory')} of at least "
             "that, or write to a disk."
         )
-    PARTS.limit = max(before, needed)
-    try:
+    with PARTS.allowing(needed):
         yield
-    finally:
-        PARTS.limit = before
 
 
 def _turned(plan: Plan) -> Iterator[tuple[int, str]]:

@@ -24,11 +24,15 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
 class Upload(Protocol):
     """One object in the making, which nobody sees before it is completed. Raises `OSError`."""
 
+    @property
+    def name(self) -> str | None:
+        """What the service calls it, where it has a name yet (`Begun.name`)."""
+
     def put(self, number: int, data: Memory) -> None:
         """Takes the next part; waits while too many are on their way."""
 
-    def settle(self) -> dict[str, Any] | None:
-        """Waits until all parts are there; what `Uploads.take_up` goes on from, if it can."""
+    def settle(self) -> dict[str, Any]:
+        """Waits until all parts are there; returns what `Uploads.take_up` goes on from."""
 
     def complete(self, replace: bool) -> None:
         """Makes the object appear. Raises `FileExistsError` where there is one by that name, which
@@ -39,8 +43,8 @@ class Upload(Protocol):
 
 
 class Uploads(Protocol):
-    """A service that objects are written to; `resumable`: `take_up` may find something. Raises
-    `OSError`."""
+    """A service that objects are written to; `resumable`: what was brought there can be taken up by
+    a later run, and not only by the one in which that was. Raises `OSError`."""
 
     resumable: bool
 
@@ -48,8 +52,9 @@ class Uploads(Protocol):
         """An object to be written, with so many parts on their way at a time; `staged` is a name
         that it may have until it is completed."""
 
-    def take_up(self, path: Path, size: int, left: dict[str, Any]) -> Upload | None:
-        """One whose parts an earlier run has brought there, all of them; None where they aren't."""
+    def take_up(self, path: Path, staged: Path, size: int, left: dict[str, Any]) -> Upload | None:
+        """One whose parts another process has brought there, all of them; None where they
+        aren't."""
 
     def write(self, path: Path, content: bytes, replace: bool) -> None:
         """Writes a small object. Raises `FileExistsError`."""

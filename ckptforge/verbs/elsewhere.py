@@ -11,8 +11,8 @@ from ckptforge.machines.dask_cluster import dask_executor
 from ckptforge.machines.executing import execute
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.directory import staging_path
-from ckptforge.publish.journal import Journal
 from ckptforge.publish.kept import finished_tensors
+from ckptforge.publish.publisher import Publication
 from ckptforge.run.audit import Audit
 from ckptforge.run.run import cache_bytes
 from ckptforge.run.schedule import Finished
@@ -47,7 +47,7 @@ def is_elsewhere(options: Running) -> bool:
 def done_elsewhere(
     plan: Plan,
     options: Parted,
-    journal: Journal,
+    out: Publication,
     kept: dict[Place, Finished],
     check: Callable[[Audit], None],
 ) -> Done:
@@ -59,7 +59,7 @@ def done_elsewhere(
             plan,
             executor,
             budget_of(single).caching(cached),
-            journal=journal,
+            out=out,
             kept=kept,
             check=check,
             progress=options.progress,

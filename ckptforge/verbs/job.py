@@ -99,14 +99,9 @@ def _way_of(plan: Plan, publisher: Publisher, options: Running) -> _Way:
     elsewhere = is_elsewhere(options)
     consuming = _is_consuming(plan, options, elsewhere)
     parted = isinstance(options, Parted) and options.part is not None
-    if (parted or elsewhere or consuming) and not isinstance(publisher, ByRename):
-        dask = isinstance(options, Parted) and options.dask is not None
-        way = "part" if parted else "dask" if dask else "executor" if elsewhere else "consume"
-        raise UsageError(
-            f"{plan.output}: isn't on a disk, which {flag(way)} needs: files of a bucket are "
-            "uploaded from front to back by the process that completes them all. Write to a disk "
-            "that the processes share and upload that, or have one process do it."
-        )
+    if (parted or consuming) and not isinstance(publisher, ByRename):
+        way = "part" if parted else "consume"
+        raise UsageError(f"{plan.output}: isn't on a disk, which {flag(way)} needs.")
     return _Way(elsewhere, consuming, FINISHING.get())
 
 
@@ -114,7 +109,14 @@ def _written(job: Job, publisher: Publisher, options: Running, way: _Way, budget
     """Writes a job's output and puts it in its place."""
     plan, began = job.plan, time.monotonic()
     hashing = (job.manifest or way.needs_journal) and not options.no_hash
-    request = Request(options.overwrite, options.resume, hashing, options.command, budget.total)
+    request = Request(
+        options.overwrite,
+        options.resume,
+        hashing,
+        options.command,
+        budget.total,
+        several=way.elsewhere,
+    )
     with publisher.publication(plan, request) as out:
         spared = _spared(plan, out.journal) if way.consuming else out.disk_used
         publisher.check_room(plan, spared)
@@ -157,8 +159,8 @@ def _carried_out(
     again: list[str] = []
     check = partial(_refuse_bad, plan, options)
     if way.elsewhere:
-        assert isinstance(out.journal, Journal) and isinstance(options, Parted)
-        kept, again = done_elsewhere(plan, options, out.journal, kept, check)
+        assert isinstance(options, Parted)
+        kept, again = done_elsewhere(plan, options, out, kept, check)
     consumer = None
     if way.consuming:
         assert isinstance(out.journal, Journal)

@@ -124,7 +124,7 @@ class Parted(Running):
     )
     dask: str | None = option(
         "have the workers of this Dask scheduler, or N processes on this machine, do the work; "
-        "all share the output's directory. `workers` and `memory` are those of each unit",
+        "all share the output's directory or bucket. `workers` and `memory` are those of each unit",
         metavar="tcp://…|local:N",
     )
     executor: Any = option(
