@@ -42,6 +42,11 @@ BROKEN = {
     ),
     "isn't an axis above it whose length config.json says": ('H = "', 'o = "q but l"\nH = "'),
     "isn't an axis above it that is 'l where …'": ('H = "', 'o = "l but l"\nH = "'),
+    "can't differ between the indexes of 'l'": ('H = "hidden_size"', 'H = "1 per l"'),
+    "must be the first axis of [pipeline] layers": (
+        'H = "hidden_size"',
+        'H = "hidden_size per l"',
+    ),
     "isn't a rule for 'l'": ('H = "', 'o = "l where q % 2 == 1"\nH = "'),
     "layers must begin with the axis that counts all layers": (
         "[ignored]",

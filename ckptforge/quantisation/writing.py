@@ -22,7 +22,7 @@ from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
 from ckptforge.spelling import option
 from ckptforge.steps.encoded import CODES, Code, Encoded
-from ckptforge.tables.axes import Pattern
+from ckptforge.tables.axes import Pattern, kind_of
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Term, Value
@@ -130,11 +130,11 @@ def _chosen(model: Model, table: Table, layout: Layout, wishes: Sequence[Wish]) 
             names = [
                 name
                 for pattern, members in found.items()
-                if wish.what in pattern.tensors
+                if wish.what in map(kind_of, pattern.tensors)
                 for name in members.values()
             ] or [name for name in model.values if fnmatchcase(name, wish.what)]
         if not names:
-            known = [*table.tensors, *model.values]
+            known = [*map(kind_of, table.tensors), *model.values]
             raise UsageError(
                 f"{option('quantise', wish.what or wish.code.name)}: {model.path} has no such "
                 f"tensor.{nearest(wish.what or '', known)}"

@@ -45,6 +45,11 @@ def axis_of(table: Table, name: str, config: Mapping[str, Any]) -> str:
     ]
     if len(alone) == 1:
         return alone[0]
+    if differing := table.differing.get(name):
+        raise UsageError(
+            f"{name} isn't the same in all layers of this model ({', '.join(differing)}), so that "
+            "an edit can't change it in all of them."
+        )
     among = [axis for axis, one in table.axes.items() if name in one.text.replace("(", " ").split()]
     if among:
         raise UsageError(

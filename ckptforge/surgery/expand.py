@@ -157,7 +157,7 @@ class _Expanding:
             dtype=parts[0][0].dtype,
             shape=pattern.shape(lambda _, axis: self.lengths[axis]),
             terms=tuple(terms_through(parts)),
-            kind="+".join(pattern.tensors),
+            kind=pattern.kind,
         )
 
     def _parts(

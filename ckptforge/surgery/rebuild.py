@@ -131,7 +131,7 @@ def value_at(
     for slot in slots:
         covered = sum(transfer.size for _, transfer in slot)
         terms += terms_through(slot, None if covered == elements else 0.0)
-    kind = "+".join(stock.pattern.tensors)
+    kind = stock.pattern.kind
     return Value(dtype=slots[0][0][0].dtype, shape=shape, terms=tuple(terms), kind=kind)
 
 

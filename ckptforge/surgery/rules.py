@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptforge.errors import shown
+from ckptforge.tables.per_layer import PER_LAYER
 
 Config = Mapping[str, Any]
 Rule = Callable[[Config], "str | None"]
@@ -16,6 +17,7 @@ _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 _BY_LAYER = (
     *("layer_types", "mlp_layer_types", "no_rope_layers", "sliding_window_layers"),
     "compress_ratios",
+    *_EXPERTS,
 )
 _NUMBERS = ("mlp_only_layers",)
 _TOKENS = "_token_id"
@@ -120,6 +122,9 @@ def by_layers(config: Config, layers: Sequence[int], before: int) -> dict[str, A
         held = config.get(key)
         if isinstance(held, list) and held:
             found[key] = [new for new, old in enumerate(layers) if old in held]
+    if isinstance(held := config.get(PER_LAYER), Mapping) and held:
+        own = {new: held[str(old)] for new, old in enumerate(layers) if str(old) in held}
+        found[PER_LAYER] = {str(new): values for new, values in own.items()}
     return found
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from itertools import chain
 
 from ckptforge.errors import UsageError, shown
 from ckptforge.model import Model
 from ckptforge.reading.source import Source
+from ckptforge.tables.axes import kind_of
 from ckptforge.tables.state import COMPANION_PREFIXES
 from ckptforge.wording import nearest
 
@@ -15,21 +17,25 @@ from ckptforge.wording import nearest
 def names_of(model: Model, source: Source | None, what: str) -> list[str]:
     """The stored tensors that are meant, without optimizer state. Raises `UsageError` where there
     are none, and for a kind that is stored in one tensor with others."""
-    if source is not None and what in source.table.tensors:
-        pattern = source.binding.layout.holding(what)
-        if pattern.tensors != (what,):
-            others = ", ".join(tensor for tensor in pattern.tensors if tensor != what)
+    own = [] if source is None else [t for t in source.table.tensors if kind_of(t) == what]
+    if source is not None and own:
+        patterns = [source.binding.layout.holding(tensor) for tensor in own]
+        pattern = patterns[0]
+        if pattern.kind != what:
+            others = ", ".join(one for one in map(kind_of, pattern.tensors) if one != what)
             raise UsageError(
                 f"{what} is stored in one tensor with {others} in layout "
                 f"{source.binding.layout.name}: name that ({pattern.template}), or bring the model "
                 "into a layout that holds them apart."
             )
-        if names := source.binding.names.get(pattern):
-            return list(names.values())
+        stored = [source.binding.names.get(pattern, {}).values() for pattern in patterns]
+        if names := list(chain.from_iterable(stored)):
+            return names
     found = [name for name in model.values if fnmatchcase(name, what)]
     if found:
         return found
-    known = [*model.values, *(source.table.tensors if source is not None else ())]
+    kinds = map(kind_of, source.table.tensors if source is not None else ())
+    known = [*model.values, *kinds]
     raise UsageError(
         f"{model.path}: no tensor has the name {shown(what)}, and no kind that is there."
         f"{nearest(what, known)}"

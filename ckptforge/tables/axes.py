@@ -38,8 +38,14 @@ from ckptforge.tables.skeletons import index_of, is_number
 # The size of an axis for one logical tensor: sizes("wq", "d").
 Sizes = Callable[[str, str], int]
 
-_WORD = re.compile(r"\{[A-Za-z_]\w*(?:\+[A-Za-z_]\w*)?\}|\d+|[^{}\d]+|[{}]")
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(?:\+([A-Za-z_]\w*))?\}")
+_NAME = r"[A-Za-z_]\w*(?:@[0-9.]+)?"  # behind @ which layers, see `tables/layer_counts.py`
+_WORD = re.compile(rf"\{{{_NAME}(?:\+{_NAME})?\}}|\d+|[^{{}}\d]+|[{{}}]")
+_PLACEHOLDER = re.compile(rf"\{{({_NAME})(?:\+({_NAME}))?\}}")
+
+
+def kind_of(tensor: str) -> str:
+    """A logical tensor as [tensors] calls it, of whatever layers."""
+    return tensor.partition("@")[0]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -91,6 +97,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
     axes: tuple[Axis, ...]
     tensors: tuple[str, ...]
     reshaped: tuple[Axis, ...] = ()
+
+    @cached_property
+    def kind(self) -> str:
+        """The tensors that it holds, as messages and audits call what it stores."""
+        return "+".join(map(kind_of, self.tensors))
 
     @property
     def shape_axes(self) -> tuple[Axis, ...]:

@@ -157,7 +157,7 @@ class Conversion:
 
     def made(self, dtype: DType | None) -> tuple[dict[str, Value], list[tuple[str, Value]]]:
         """(the tensors that something fills, cast; those that keep their dtype by the table)."""
-        kinds = {pattern: "+".join(pattern.tensors) for pattern in self.wanted}
+        kinds = {pattern: pattern.kind for pattern in self.wanted}
         found: dict[str, Value] = {}
         uncast: list[tuple[str, Value]] = []
         composer = Composer()

@@ -25,9 +25,11 @@ Config = Mapping[str, Any]
 class Expression(msgspec.Struct, frozen=True):
     """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the
     next choice when a key of the first is absent or null. A last choice of `0` says that there may
-    be none: see `default`. A number alone is a length that is the same for every model."""
+    be none: see `default`. A number alone is a length that is the same for every model. `per` is
+    the axis between whose indexes the length may differ (`tables/layer_counts.py`)."""
 
     text: str
+    per: str = ""
 
     def __post_init__(self) -> None:
         for choice in self.choices:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from ckptforge.tables.layouts import make_layouts
 from ckptforge.tables.lora import make_lora
 from ckptforge.tables.model_config import Condition, Expression
 from ckptforge.tables.passed import ANY
-from ckptforge.tables.pipeline import make_pipeline
+from ckptforge.tables.pipeline import Pipeline, make_pipeline
 from ckptforge.tables.rows import at, check_known
 from ckptforge.tables.selection import Selection, is_selection, parse_selection
 from ckptforge.tables.table import Layout, Logical, OtherNames, Table
@@ -41,6 +41,8 @@ def make_table(file: TableFile, content: bytes, source: str) -> Table:
     layouts = make_layouts(file, logical)
     with at("keep_dtype"):
         check_kept_together(logical.keep_dtype, layouts.values())
+    pipeline = make_pipeline(file.pipeline, logical, layouts)
+    check_per(logical.axes, pipeline)
     return Table(
         **{name: getattr(logical, name) for name in logical.__struct_fields__},
         name=file.name,
@@ -51,7 +53,7 @@ def make_table(file: TableFile, content: bytes, source: str) -> Table:
         example=file.example,
         demo=file.demo,
         layouts=layouts,
-        pipeline=make_pipeline(file.pipeline, logical, layouts),
+        pipeline=pipeline,
         lora=make_lora(file, layouts),
         constants=make_constants(file),
         other_names=OtherNames(
@@ -67,7 +69,7 @@ def make_logical(file: TableFile) -> Logical:
     for axis, text in file.axes.items():
         with at("axes", axis):
             _check_identifier(axis)
-            axes[axis] = parse_selection(text, axes) if is_selection(text) else Expression(text)
+            axes[axis] = _axis(text, axes)
     tensors: dict[str, tuple[str, ...]] = {}
     passed: dict[str, tuple[str, ...]] = {}
     for tensor, text in file.tensors.items():
@@ -91,6 +93,33 @@ def make_logical(file: TableFile) -> Logical:
         optional=optional,
         keep_dtype=frozenset(file.keep_dtype),
     )
+
+
+def _axis(text: str, known: Mapping[str, Expression | Selection]) -> Expression | Selection:
+    if is_selection(text):
+        return parse_selection(text, known)
+    length, per, of = text.partition(" per ")
+    found = Expression(length, of)
+    if not per:
+        return found
+    layers = known.get(of)
+    if not isinstance(layers, Expression) or layers.per or layers.may_be_none:
+        raise ValueError(f"{of!r} isn't an axis above it whose length config.json says")
+    if found.may_be_none or not found.keys:
+        raise ValueError(f"{length!r} can't differ between the indexes of {of!r}")
+    return found
+
+
+def check_per(axes: Mapping[str, Expression | Selection], pipeline: Pipeline | None) -> None:
+    """Raises `TableError` where lengths differ between the indexes of another axis than that of
+    all layers."""
+    all_layers = None if pipeline is None else pipeline.layers[0][0]
+    for axis, one in axes.items():
+        if isinstance(one, Expression) and one.per and one.per != all_layers:
+            with at("axes", axis):
+                raise ValueError(
+                    f"{one.per!r} must be the first axis of [pipeline] layers, which counts all"
+                )
 
 
 def _check_identifier(name: str) -> None:

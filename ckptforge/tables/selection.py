@@ -16,6 +16,7 @@ import msgspec
 
 from ckptforge.errors import ConfigError, shown
 from ckptforge.tables.model_config import Config, Expression
+from ckptforge.tables.per_layer import lengths_by_layer
 
 _SELECTION = re.compile(r"([A-Za-z_]\w*) (where|but) (.+)")
 _LISTED = re.compile(r"([A-Za-z_]\w*) is( not)? (\w+(?: \w+)*)")
@@ -107,7 +108,24 @@ class Ordered(msgspec.Struct, frozen=True):
         return lambda i: (i < bound) == self.below
 
 
-Test = Listed | Numbered | Remainder | Ordered
+class Counted(msgspec.Struct, frozen=True):
+    """`KEY is 6`: the axes whose lengths may differ between layers are as long as `wanted` says."""
+
+    wanted: tuple[tuple[Expression, int], ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """None: config.json needn't say it in one place."""
+        return ()
+
+    def made(self, config: Config, length: int, where: str) -> Holds:
+        """The test on an index. Raises `ConfigError`."""
+        lengths = [lengths_by_layer(one, config, length, where) for one, _ in self.wanted]
+        wanted = [size for _, size in self.wanted]
+        return lambda i: [each[i] for each in lengths] == wanted
+
+
+Test = Listed | Numbered | Remainder | Ordered | Counted
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -119,6 +137,7 @@ class Selection(msgspec.Struct, frozen=True):
     length: Expression
     rule: tuple[tuple[Test, ...], ...] = ()
     but: Selection | None = None
+    only: Test | None = None  # of those that the rule holds for, or is left by `but`
     may_be_none: bool = False
     choices: tuple[str, ...] = ()  # none of which is a length
 
@@ -131,6 +150,12 @@ class Selection(msgspec.Struct, frozen=True):
             return None
         if length > _MOST:
             raise ConfigError(f"{where}: {self.length.text} is {length}, over {_MOST}.")
+        found = self._by_rule(config, where, length)
+        if found is None or self.only is None:
+            return found
+        return tuple(filter(self.only.made(config, length, where), found))
+
+    def _by_rule(self, config: Config, where: str, length: int) -> tuple[int, ...] | None:
         if self.but is not None:
             others = self.but.numbers(config, where, length)
             return None if others is None else without(length, others)

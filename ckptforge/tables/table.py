@@ -11,13 +11,13 @@ import msgspec
 
 from ckptforge.errors import UsageError
 from ckptforge.spelling import option
-from ckptforge.tables.axes import Pattern
+from ckptforge.tables.axes import Pattern, kind_of
 from ckptforge.tables.constants import Constants
 from ckptforge.tables.lora import Lora
 from ckptforge.tables.model_config import Condition, Config, Expression
 from ckptforge.tables.passed import PassedRow
 from ckptforge.tables.pipeline import Pipeline
-from ckptforge.tables.selection import Selection
+from ckptforge.tables.selection import Counted, Selection, selections_of
 from ckptforge.tables.sharding import Sharding
 from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.wording import nearest
@@ -95,7 +95,7 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
     MindFormers' scripts have for the model, `example` a tiny config.json; `demo` for the table that
     the demo shows. `pipeline` says where tensors lie when the layers are divided among stages,
     `lora` which weights may have an adapter, `constants` what else of config.json the model
-    computes with."""
+    computes with. `cannot_hold` says of layouts why they can't hold this model."""
 
     name: str
     source: str
@@ -109,6 +109,7 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
     lora: Lora = Lora()
     constants: Constants = Constants()
     other_names: OtherNames = OtherNames()
+    cannot_hold: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @cached_property
     def counted(self) -> frozenset[str]:
@@ -118,6 +119,19 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         shaped = {axis for p in patterns for tensor in p.tensors for axis in p.factors(tensor)}
         some = (a for a, one in self.axes.items() if isinstance(one, Selection) or one.may_be_none)
         return frozenset(self.axes).difference(shaped).union(some)
+
+    @cached_property
+    def differing(self) -> dict[str, list[str]]:
+        """What has another length in some layers, by its axis and by keys of config.json, with the
+        layers' axes, where this is the table of such a model (`tables/layer_counts.py`)."""
+        found: dict[str, list[str]] = {}
+        for axis, one in selections_of(self.axes):
+            if isinstance(one.only, Counted):
+                own = {kind_of(other) for other in self.axes if "@" in other} - {kind_of(axis)}
+                keys = {key for expression, _ in one.only.wanted for key in expression.keys}
+                for name in {*own, *keys} - {kind_of(a) for a, _ in selections_of(self.axes)}:
+                    found.setdefault(name, []).append(one.text)
+        return found
 
     @cached_property
     def kept_patterns(self) -> tuple[Pattern, ...]:
@@ -130,7 +144,13 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         return pattern.tensors[0] in self.keep_dtype
 
     def layout(self, name: str) -> Layout:
-        """Raises `UsageError`, listing the layouts, for a name that the table doesn't have."""
+        """Raises `UsageError`, listing the layouts, for a name that the table doesn't have, and for
+        one that can't hold this model."""
+        if (reason := self.cannot_hold.get(name)) is not None:
+            raise UsageError(
+                f"layout {name} can't hold this model: {reason}. Those that can are "
+                f"{', '.join(self.layouts)}."
+            )
         try:
             return self.layouts[name]
         except KeyError:

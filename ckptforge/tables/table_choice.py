@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ckptforge.errors import ModelUnknownError, shown
 from ckptforge.spelling import option
 from ckptforge.tables.binding import Shapes
+from ckptforge.tables.layer_counts import table_for
 from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
 from ckptforge.tables.model_config import Config, classes_of
 from ckptforge.tables.names import recognise_names
@@ -56,11 +57,15 @@ def nearest_layout(table: Table, shapes: Shapes) -> Near:
 
 def choose_table(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
     """The table of the model, by its name if given, else by config.json's model_type or
-    architectures, else the only one that the tensors fit.
+    architectures, else the only one that the tensors fit; as it is for layers that differ.
 
-    Raises `UsageError` for an unknown name and `ModelUnknownError`, with what was seen, when none
-    or several fit.
+    Raises `UsageError` for an unknown name, `ModelUnknownError`, with what was seen, when none or
+    several fit, and `ConfigError`.
     """
+    return table_for(_chosen(tables, shapes, hints), hints.config, hints.config_source)
+
+
+def _chosen(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
     if hints.model is not None:
         return table_named(tables, hints.model)
     told = _told(tables, hints)

@@ -131,8 +131,8 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str],
         means(
             "every axis, and what config.json says of its length: keys and numbers "
-            "with *, /, +, - and or; or which indexes of another axis it counts: 'l where RULE', "
-            "'l but a'"
+            "with *, /, +, - and or, 'per l' behind them where it may differ between the "
+            "layers; or which indexes of another axis it counts: 'l where RULE', 'l but a'"
         ),
     ]
     tensors: Annotated[

@@ -126,7 +126,7 @@ def _kinds(model: OpenedModel) -> dict[str, list[Any]]:
     found = {}
     for pattern, names in binding.names.items():
         first = values[next(iter(names.values()))]
-        found["+".join(pattern.tensors)] = [len(names), list(first.shape), first.dtype.name]
+        found[pattern.kind] = [len(names), list(first.shape), first.dtype.name]
     return found
 
 

@@ -118,7 +118,7 @@ def _pieces(
     """Name → (logical tensor, index by axis), of the names that hold a touched tensor."""
     found, _ = recognise_names(layout, dict.fromkeys(names))
     return {
-        name: ("+".join(pattern.tensors), dict(zip(pattern.name_axes, index, strict=True)))
+        name: (pattern.kind, dict(zip(pattern.name_axes, index, strict=True)))
         for pattern, indexed in found.items()
         if touched & set(pattern.tensors)
         for index, name in indexed.items()

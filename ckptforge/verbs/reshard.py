@@ -20,6 +20,7 @@ from ckptforge.spelling import called, command, option
 from ckptforge.surgery.cast import cast
 from ckptforge.tables.binding import bind
 from ckptforge.tables.convert import uncast_note
+from ckptforge.tables.layer_counts import config_by_shapes, table_for
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.shipped import candidate_tables
 from ckptforge.tables.state import state_of
@@ -166,14 +167,12 @@ def _check_shapes(source: Model, strategy: Path, options: Resharding) -> None:
         for layout in table.layouts.values():
             if len(recognise_names(layout, shapes)[1]) * 10 > len(shapes):
                 continue
+            config = dict(condition.met() for condition in table.optional.values())
+            told = config_by_shapes(table, layout, shapes)
             try:
-                bind(
-                    table,
-                    layout,
-                    shapes,
-                    dict(condition.met() for condition in table.optional.values()),
-                    "config.json",
-                )
+                own = table_for(table, told, "the shapes")
+                if (held := own.layouts.get(layout.name)) is not None:
+                    bind(own, held, shapes, {**config, **told}, "config.json")
                 return
             except MissingTensorsError:
                 continue

@@ -133,7 +133,7 @@ def stats(options: Stats) -> Statistics:
 def _kinds(source: Source) -> dict[str, str]:
     """Name of a stored tensor → the logical tensors that it holds."""
     return {
-        name: "+".join(pattern.tensors)
+        name: pattern.kind
         for pattern, names in source.binding.names.items()
         for name in names.values()
     }

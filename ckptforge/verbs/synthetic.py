@@ -13,6 +13,7 @@ from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.formats import safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.run.casts import cast_function, numpy_dtype
+from ckptforge.tables.layer_counts import table_for
 from ckptforge.tables.model_config import Config
 from ckptforge.tables.pieces import name_pieces
 from ckptforge.tables.sizes import lengths_of
@@ -40,6 +41,7 @@ def write_model(
     than the memory. `sparse` leaves holes instead of the numbers, so that it can be larger than the
     disk.
     """
+    table = table_for(table, config, "config.json")
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     stored = BY_NAME[dtype]

@@ -10,6 +10,7 @@ from pathlib import Path
 from ckptforge.errors import UsageError
 from ckptforge.reading.known import read_model_config
 from ckptforge.tables.axes import Pattern
+from ckptforge.tables.layer_counts import table_for
 from ckptforge.tables.model_config import Config
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.pieces import name_pieces
@@ -137,6 +138,7 @@ def check_table(options: MappingCheck) -> Checked:
     counts = []
     if options.config is not None:
         content, where = read_model_config(options.config)
+        table = table_for(table, content, where)
         counts = [count(table, layout, content, where) for layout in table.layouts.values()]
     return Checked(table.name, table.source, list(table.layouts), counts)
 
