@@ -4,6 +4,7 @@ of them, and how far they are from what they were."""
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -422,3 +423,103 @@ def test_compressed_tensors_reads_exponents_as_we_do(tmp_path, kind):
             state[name.removeprefix(module)] = raw.view(torch.float8_e4m3fn) if fp8 else raw
     found = compressor.decompress(state, scheme)["weight"].to(torch.float32).numpy()
     assert (found == meant(kind, weights[DOWN])[2]).all()
+
+
+def gpt_oss(directory: Path, **changed) -> None:
+    """Its experts with a group of zeros, one of tiny numbers and one of large ones."""
+    write_model(directory, TABLES["gpt_oss"], {**TABLES["gpt_oss"].example, **changed})
+    held = contents(directory)
+    for name, (dtype, shape, data) in held.items():
+        numbers = np.frombuffer(data, BF16).reshape(shape).copy()
+        if name.endswith("gate_up_proj"):
+            numbers[0, :32, 0] = 0
+            numbers[0, :32, 1] *= BF16(2.0**-118)
+            numbers[1, 32:, 2] *= BF16(2.0**120)
+            numbers[2, ::2, 3] = BF16(-0.0)
+        held[name] = (dtype, shape, numbers.tobytes())
+    tensors = {n: ("BF16", list(shape), data) for n, (_, shape, data) in held.items()}
+    write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
+
+
+def test_experts_of_gpt_oss_are_written_as_it_publishes_them(tmp_path):
+    gpt_oss(tmp_path / "hub")
+    keys = {"to": "hub", "quantise": ["experts=mxfp4"]}
+    result = ckptforge.convert(tmp_path / "hub", tmp_path / "x", **keys)
+    assert {group for (group, *_) in result.audit.counts} == {"w1+w3", "w2"}
+    plain, made = contents(tmp_path / "hub"), contents(tmp_path / "x")
+    told = json.loads((tmp_path / "x" / "config.json").read_text())["quantization_config"]
+    assert told["quant_method"] == "mxfp4"
+    assert {"lm_head", "model.layers.0.mlp.router"} <= set(told["modules_to_not_convert"])
+    assert not any("experts" in module for module in told["modules_to_not_convert"])
+    stacks = [name for name in plain if re.search("experts.(gate_up|down)_proj$", name)]
+    assert len(stacks) == 4 and not set(stacks) & set(made)
+    for name in plain.keys() - set(stacks):
+        assert made[name] == plain[name]
+    for name in stacks:
+        numbers = np.frombuffer(plain[name][2], BF16).reshape(plain[name][1])
+        rows = numbers.astype(np.float32).transpose(0, 2, 1)
+        groups = rows.reshape(*rows.shape[:2], -1, 32)
+        largest = np.abs(groups).max(-1)
+        with np.errstate(divide="ignore"):
+            exponents = np.where(largest > 0, np.floor(np.log2(largest)) - 2, 0).clip(-126, 127)
+        (dtype, shape, scales), (_, blocks, codes) = made[f"{name}_scales"], made[f"{name}_blocks"]
+        assert (dtype, shape, blocks) == ("uint8", groups.shape[:3], (*groups.shape[:3], 16))
+        found = np.frombuffer(scales, np.uint8).reshape(shape).astype(np.int64) - 127
+        assert (found == exponents).all()
+        scaled = (groups / np.exp2(exponents)[..., None]).clip(-6, 6).astype(np.float32)
+        near = scaled.astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+        assert (near[..., ::2] | near[..., 1::2] << 4).tobytes() == codes
+
+
+def test_experts_of_gpt_oss_and_back_have_the_same_codes(tmp_path):
+    gpt_oss(tmp_path / "hub", hidden_size=96, num_attention_heads=12, head_dim=8)
+    keys = {"to": "hub", "quantise": ["experts=mxfp4"]}
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", **keys)
+    ckptforge.convert(tmp_path / "x", tmp_path / "plain", to="hub", dtype="bf16")
+    ckptforge.convert(tmp_path / "plain", tmp_path / "again", **keys)
+    codes, again = contents(tmp_path / "x"), contents(tmp_path / "again")
+    assert codes == again
+    small = ckptforge.convert(tmp_path / "hub", tmp_path / "small", **keys, memory="24M", workers=1)
+    assert contents(tmp_path / "small") == codes and small.tensors == len(codes)
+
+
+@pytest.mark.slow
+def test_transformers_loads_the_experts_of_gpt_oss_as_they_are_read_here(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    gpt_oss(tmp_path / "hub")
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=["experts=mxfp4"])
+    ckptforge.convert(tmp_path / "x", tmp_path / "plain", to="hub", dtype="bf16")
+    loaded = transformers.GptOssForCausalLM.from_pretrained(
+        tmp_path / "x",
+        quantization_config=transformers.Mxfp4Config(dequantize=True),
+        dtype=torch.bfloat16,
+    ).state_dict()
+    for name, (_, shape, data) in contents(tmp_path / "plain").items():
+        assert tuple(loaded[name].shape) == shape
+        assert loaded[name].contiguous().view(torch.int16).numpy().tobytes() == data
+
+
+def test_what_cannot_be_written_as_stacked_codes_is_refused(tmp_path):
+    gpt_oss(tmp_path / "hub", intermediate_size=48)
+    for words, message in (
+        (["experts=mxfp4"], r"down_proj'? is .*expected floats, and a multiple of 32 of inputs"),
+        (["w1=mxfp4", "wq=mxfp4"], "stacked experts, such as .* give .*experts=mxfp4"),
+        (["experts=mxfp8"], "expected floats of 2 axes"),
+    ):
+        with pytest.raises(QuantisedError, match=message):
+            ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=words)
+    llama(tmp_path / "dense")
+    with pytest.raises(UsageError, match=r"'experts'.*no such tensor\.$"):
+        ckptforge.convert(tmp_path / "dense", tmp_path / "x", to="hub", quantise=["experts=mxfp4"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_experts_alone_are_written_whatever_they_are_called(tmp_path):
+    table = TABLES["deepseek_v3"]
+    sizes = {"moe_intermediate_size": 32, "hidden_size": 64}
+    write_model(tmp_path / "hub", table, {**table.example, **sizes})
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=["experts=mxfp4"])
+    own = [name for name in contents(tmp_path / "x") if name.endswith("weight_packed")]
+    every = [n for n in contents(tmp_path / "hub") if re.search(r"mlp\.experts\.\d+\.", n)]
+    assert sorted(own) == sorted(f"{name}_packed" for name in every) != []

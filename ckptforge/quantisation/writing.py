@@ -17,9 +17,11 @@ from msgspec.structs import replace
 
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import CONFIG
+from ckptforge.composing import Composer
 from ckptforge.errors import ConfigError, QuantisedError, UsageError, shown
 from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
+from ckptforge.quantisation.stacks import encoded_stack, stack_config, stacked
 from ckptforge.spelling import option
 from ckptforge.steps.encoded import CODES, Code, Encoded
 from ckptforge.tables.axes import Pattern, kind_of
@@ -31,11 +33,13 @@ from ckptforge.wording import alternatives, counted, nearest
 DESCRIPTION = "quant_model_description.json"
 _WEIGHT = ".weight"
 _MX = ("mxfp4", "mxfp8")
+EXPERTS = "experts"
+"""All matrices of experts, in place of a kind of tensor."""
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What is to be written as codes: a kind of tensor or a glob of names, None for the weights of
-    all layers that are multiplied with, which are those that may have an adapter."""
+    """What is to be written as codes: a kind of tensor, `experts`, or a glob of names; None for the
+    weights of all layers that are multiplied with, which are those that may have an adapter."""
 
     what: str | None
     code: Code
@@ -89,14 +93,26 @@ def quantised(
             f"are quantised; give it with {option('config')}."
         )
     chosen = _chosen(model, table, layout, wishes)
+    stacks = stacked(table, layout, chosen) if code.name == "mxfp4" else frozenset[str]()
+    if stacks and stacks != chosen:
+        alone = f"{option('quantise', f'{EXPERTS}={code.name}')}"
+        raise QuantisedError(
+            f"stacked experts, such as {shown(min(stacks))}, and other weights, such as "
+            f"{shown(min(chosen - stacks))}, as {code.name} in one model are nothing that a "
+            f"config.json says: give {alone}."
+        )
     values: dict[str, Value] = {}
     types: dict[str, str] = {}
     encoded: Encodings = {}
+    turned = Composer()
     for name, value in model.values.items():
         if name not in chosen:
             values[name], types[name] = value, "FLOAT"
             continue
-        made = _encoded(name, value, code, encoded)
+        if name in stacks:
+            made = encoded_stack(name, value, code, turned)
+        else:
+            made = _encoded(name, value, code, encoded)
         values |= made
         types |= dict.fromkeys(made, "W8A8_DYNAMIC")
     kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
@@ -110,7 +126,7 @@ def quantised(
     if ascend:
         files[DESCRIPTION] = file_of(_description(types))
     else:
-        told = _config(code, kept)
+        told = stack_config(stacks, kept) if stacks else _config(code, kept)
         files[CONFIG] = file_of({**json.loads(files[CONFIG]), "quantization_config": told})
     return Quantised(
         model=replace(model, values=values).noting(note),
@@ -127,14 +143,18 @@ def _chosen(model: Model, table: Table, layout: Layout, wishes: Sequence[Wish]) 
         if wish.what is None:
             names = _usual(table, layout, found)
         else:
+            meant = {tensor for tensor in table.tensors if kind_of(tensor) == wish.what}
+            if wish.what == EXPERTS:
+                meant |= table.expert_matrices
             names = [
                 name
                 for pattern, members in found.items()
-                if wish.what in map(kind_of, pattern.tensors)
+                if not meant.isdisjoint(pattern.tensors)
                 for name in members.values()
             ] or [name for name in model.values if fnmatchcase(name, wish.what)]
         if not names:
             known = [*map(kind_of, table.tensors), *model.values]
+            known += [EXPERTS] * bool(table.expert_matrices)
             raise UsageError(
                 f"{option('quantise', wish.what or wish.code.name)}: {model.path} has no such "
                 f"tensor.{nearest(wish.what or '', known)}"

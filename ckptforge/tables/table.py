@@ -134,6 +134,14 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         return found
 
     @cached_property
+    def expert_matrices(self) -> frozenset[str]:
+        """The matrices that each expert has: (outputs, inputs) behind the axis of the experts."""
+        named = {a for a, one in self.axes.items() if "experts" in one.text}
+        named |= {a for a, texts in self.differing.items() if "experts" in "".join(texts)}
+        own = {t: [kind_of(a) in named for a in axes] for t, axes in self.tensors.items()}
+        return frozenset(t for t, of in own.items() if of[-3:] == [True, False, False])
+
+    @cached_property
     def kept_patterns(self) -> tuple[Pattern, ...]:
         """How the tensors that keep their dtype are stored, in whatever layout."""
         patterns = (p for layout in self.layouts.values() for p in layout.patterns)
