@@ -23,8 +23,9 @@ import xxhash
 
 from benchmarks.measurement import measure, show, succeeded
 from ckptforge.dtypes import BY_NAME
-from ckptforge.run.buffers import PIECE_BYTES, Buffers
+from ckptforge.run.buffers import Buffers
 from ckptforge.run.casts import cast_function, numpy_dtype
+from ckptforge.run.pieces import PIECE_BYTES
 from ckptforge.run.transpose import copy_strided
 from ckptforge.transfers import Transfer
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from msgspec.structs import replace
 
 from ckptforge.boxes import Box, box_shape, dot, full_box, index_in, row_major_strides
 from ckptforge.transfers import Reach, Transfer, within_source, within_target
 from ckptforge.values import Fragment, Stored, Term, Value, kind_of, whole_transfer
+
+Brought = list[tuple[int, Transfer]]
 
 
 def terms_through(parts: Iterable[tuple[Value, Transfer]], fill: float | None = None) -> list[Term]:
@@ -24,10 +27,10 @@ class Composer:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[Transfer, ...], int] = {}  # of the transfers of a term
-        self._transfers: list[tuple[Transfer, ...]] = []
         self._reaches: list[Reach] = []
-        self._known: dict[int, tuple[Term, int]] = {}  # a term by its id, which it keeps
-        self._through: dict[tuple[int, Transfer, tuple[int, ...]], list[tuple[int, Transfer]]] = {}
+        self._through: dict[tuple[int, Transfer, tuple[int, ...]], Brought] = {}
+        # the same by the ids of transfers, which are found faster than equal ones, and kept with it
+        self._known: dict[tuple[Any, ...], tuple[Brought, Transfer, tuple[Transfer, ...]]] = {}
 
     def terms(
         self, parts: Iterable[tuple[Value, Transfer]], fill: float | None = None
@@ -57,15 +60,25 @@ class Composer:
             for (weight, own), fragments in zip(weights, lists, strict=True)
         ] or [Term(fragments=(), fill=fill)]
 
-    def _brought(
-        self, term: Term, second: Transfer, shape: tuple[int, ...]
-    ) -> list[tuple[int, Transfer]]:
+    def _brought(self, term: Term, second: Transfer, shape: tuple[int, ...]) -> Brought:
         """What each fragment of a term of this shape brings of what a transfer takes from it, with
         the number of the fragment."""
-        key = number, _, _ = self._number(term), second, shape
+        key = (id(second), shape, *[id(one.transfer) for one in term.fragments])
+        known = self._known.get(key)
+        if known is None:
+            firsts = tuple([one.transfer for one in term.fragments])
+            known = self._known[key] = self._worked_out(firsts, second, shape), second, firsts
+        return known[0]
+
+    def _worked_out(
+        self, firsts: tuple[Transfer, ...], second: Transfer, shape: tuple[int, ...]
+    ) -> Brought:
+        number = self._numbers.setdefault(firsts, len(self._reaches))
+        if number == len(self._reaches):
+            self._reaches.append(Reach.of(firsts))
+        key = number, second, shape
         found = self._through.get(key)
         if found is None:
-            firsts = self._transfers[number]
             found = self._through[key] = []
             if firsts == (whole_transfer(shape),):
                 found.append((0, second))
@@ -73,18 +86,6 @@ class Composer:
                 for i in self._reaches[number].between(second.source, second.last_source):
                     found += ((i, part) for part in chained(firsts[i], second, shape))
         return found
-
-    def _number(self, term: Term) -> int:
-        """The same number for terms whose fragments lie alike."""
-        known = self._known.get(id(term))
-        if known is None:
-            transfers = tuple([one.transfer for one in term.fragments])
-            number = self._numbers.setdefault(transfers, len(self._numbers))
-            if number == len(self._transfers):
-                self._transfers.append(transfers)
-                self._reaches.append(Reach.of(transfers))
-            known = self._known[id(term)] = term, number
-        return known[1]
 
 
 def value_of_parts(shape: tuple[int, ...], parts: Mapping[Box, Stored]) -> Value:

@@ -61,15 +61,19 @@ def is_file_name(name: object) -> bool:
 def named(directory: Path, ending: str) -> list[Path]:
     """What in a directory has a name with this ending, by name; nothing if it can't be listed."""
     try:
-        return sorted(path for path in entries_of(directory) if path.name.endswith(ending))
+        return [directory / name for name in _names(directory) if name.endswith(ending)]
     except InputNotFoundError:
         return []
 
 
 def entries_of(directory: Path) -> list[Path]:
     """What lies in a directory, by name. Raises `InputNotFoundError` if it can't be listed."""
+    return [directory / name for name in _names(directory)]
+
+
+def _names(directory: Path) -> list[str]:
     try:
-        return sorted(directory / name for name in store_of(directory).names(directory))
+        return sorted(store_of(directory).names(directory))
     except OSError as error:
         refuse_address(directory)
         raise InputNotFoundError(f"{directory}: can't be listed: {error.strerror}.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import chain
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def ranges_read(model: Model) -> dict[Path, Ranges]:
         file.path: []
         for file in model.files
         if file.checksum is None
-        and (file.passed_over or not all(id(one) in whole for one in file.tensors.values()))
+        and (file.passed_over or not whole.keys() >= set(map(id, file.tensors.values())))
     }
     for stored in whole.values():
         if stored.path in found:
@@ -46,19 +45,15 @@ def _read(
     """By identity: the stored tensors that are read whole, and the elements that others are read
     of."""
     whole: dict[int, Stored] = {}
-    elements: dict[tuple[int, ...], int] = {}  # by shape
     parts: dict[int, tuple[Stored, list[tuple[int, int]]]] = {}
     values = chain(model.values.values(), *model.account.must_equal.values())
     # codes and scales, for one, have the same terms
     for terms in {id(value.terms): value.terms for value in values}.values():
         for fragment in (one for term in terms for one in term.fragments):
             stored, transfer = fragment.stored, fragment.transfer
-            for shape in (transfer.shape, stored.shape):
-                if shape not in elements:
-                    elements[shape] = math.prod(shape)
-            if elements[transfer.shape] == elements[stored.shape]:
+            if transfer.shape == stored.shape or (size := transfer.size) == stored.elements:
                 whole[id(stored)] = stored
-            elif elements[transfer.shape]:
+            elif size:
                 held = parts.setdefault(id(stored), (stored, []))[1]
                 held.append((transfer.source, transfer.last_source + 1))
             for step in fragment.steps:

@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import xxhash
@@ -26,13 +27,15 @@ from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import OutputError
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
-from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.passing import BLOCK_BYTES
-from ckptforge.run.worker import Worker
+from ckptforge.run.pieces import PIECE_BYTES
 from ckptforge.storage.address import address
 from ckptforge.storage.files import read_pieces
 from ckptforge.storage.store import HashingReader, OrderedWriter
 from ckptforge.values import Extent, Located, Stored
+
+if TYPE_CHECKING:
+    from ckptforge.run.worker import Worker
 
 _SHORTLY = 0.002  # seconds
 Hashes = dict[Path, dict[str, str]]  # file → tensor name → hash

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.run.pieces import LINE
+
 Array = NDArray[Any]
-LINE = 64  # bytes of a cache line
-PAGE = 4096
-PIECE_BYTES = 256 * 1024  # stays in a core's cache
-_NEAR = 32
 _NO_BITS = np.uint8(0)
 
 
@@ -39,13 +37,9 @@ class Buffers:
         pairs = zip(starts, wanted, strict=True)
         return [self._memory[start : start + size] for start, (size, _) in pairs]
 
-
-def slow_to_copy(source: int, target: int, modulo: int = PAGE) -> bool:
-    """Whether the system is slow to copy from one file offset to another, or between an offset and
-    an address: where the target lies less than 32 bytes behind the source, modulo a page, x86's
-    `rep movsb` takes several times as long (measured for each distance: 0.21 to 0.26 s for reading
-    500 MB at 1 to 31 bytes, 0.05 s at all others). `modulo` is what is known of an address."""
-    return 0 < (target - source) % modulo < _NEAR
+    def copy(self, source: Array, target: Array) -> None:
+        """Copies between bytes that were lent."""
+        copy_runs(source, target)
 
 
 def copy_runs(source: Array, target: Array) -> None:

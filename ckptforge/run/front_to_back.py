@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ckptforge.run.pool import Task
 from ckptforge.run.schedule import Schedule
 from ckptforge.run.tasks import Batch
-from ckptforge.run.worker import Worker
+
+if TYPE_CHECKING:
+    from ckptforge.run.worker import Worker
 
 _SHORTLY = 0.002  # seconds
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ckptforge.planning.assembly import Assembly
-from ckptforge.run.buffers import LINE, PIECE_BYTES, copy_runs, slow_to_copy
 from ckptforge.run.passing import BLOCK_BYTES, is_block
-from ckptforge.run.worker import Worker
+from ckptforge.run.pieces import LINE, PIECE_BYTES, slow_to_copy
 from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.storage.store import HashingReader
 from ckptforge.values import Place, Stored
+
+if TYPE_CHECKING:
+    from ckptforge.run.worker import Worker
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -84,7 +87,7 @@ class Move(msgspec.Struct, frozen=True):
                 if not alike:
                     passing.feed(self.place, self.place_start + done, read.data)
             if shifting:
-                copy_runs(read, shifted)
+                worker.buffers.copy(read, shifted)
             with files.turns[path]:
                 write_exactly(writer, place_at, (shifted if shifting else read).data, path)
             done += count

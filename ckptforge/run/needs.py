@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -11,8 +11,10 @@ from ckptforge.errors import OutputError
 from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
-from ckptforge.run.worker import Worker
 from ckptforge.values import Place
+
+if TYPE_CHECKING:
+    from ckptforge.run.worker import Worker
 
 
 class Consumer(Protocol):

@@ -4,14 +4,17 @@ what is done with is dropped, so that what other programs have there stays."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ckptforge.planning.plan import Plan
-from ckptforge.run.worker import Worker
 from ckptforge.storage.address import address
 from ckptforge.storage.memory import free_memory
 from ckptforge.values import Located
+
+if TYPE_CHECKING:
+    from ckptforge.run.worker import Worker
 
 KEPT_BYTES = 256 * 1024 * 1024  # ranks that are written side by side read the same bytes
 

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptforge.errors import OutputError
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
-from ckptforge.run.worker import Worker
 from ckptforge.storage.store import Writer
+
+if TYPE_CHECKING:
+    from ckptforge.run.worker import Worker
 
 Progress = Callable[[int, int], None]
 
@@ -62,6 +64,8 @@ def run_tasks(
         except BaseException as error:
             errors.append(error)
             files.stop.set()
+
+    from ckptforge.run.worker import Worker  # with numpy, for which no plan should wait
 
     errors: list[BaseException] = []
     with closing(OpenFiles(targets)) as files:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,14 +17,16 @@ from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit
 from ckptforge.run.bands import encoded_tiles, stored_tile
 from ckptforge.run.budget import Budget
-from ckptforge.run.buffers import PIECE_BYTES
 from ckptforge.run.moves import Move, moves_of
 from ckptforge.run.passing import BLOCK_BYTES, Digests, Passing
+from ckptforge.run.pieces import MANY_CALLS, PIECE_BYTES, SUMS
 from ckptforge.run.tiles import Tile, best_form, tiles
-from ckptforge.run.worker import MANY_CALLS, SUMS, Worker
 from ckptforge.storage.address import address
 from ckptforge.storage.files import read_pieces, write_exactly
 from ckptforge.values import Place
+
+if TYPE_CHECKING:
+    from ckptforge.run.worker import Worker
 
 
 class Fill(msgspec.Struct, frozen=True):

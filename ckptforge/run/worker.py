@@ -17,10 +17,11 @@ from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit, CastCount
 from ckptforge.run.bands import flat
 from ckptforge.run.budget import Budget
-from ckptforge.run.buffers import LINE, PIECE_BYTES, Buffers, copy_runs, slow_to_copy
+from ckptforge.run.buffers import Buffers, copy_runs
 from ckptforge.run.casts import cast_function, numpy_dtype, rounding
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.passing import Passing
+from ckptforge.run.pieces import LINE, MANY_CALLS, PIECE_BYTES, SUMS, slow_to_copy
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
 from ckptforge.run.unpacking import packed_bytes, read_unpacked, unpacked
@@ -30,8 +31,7 @@ from ckptforge.values import Fragment, Prepared, Step, Stored, Term
 
 Array = NDArray[Any]
 Note = Callable[[DType, DType, CastCount], None]  # what a cast from one dtype to another did
-MANY_CALLS = 16
-SUMS, _FLOAT32 = BY_NAME["float64"], BY_NAME["float32"]
+_FLOAT32 = BY_NAME["float32"]
 
 
 class Worker:

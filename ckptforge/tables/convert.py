@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -137,7 +138,7 @@ class Conversion:
                 filled: Parts = []
                 name = prefix + name_of(_index(places, numbers))
                 for at, transfer, size in parts:
-                    key = _index(at, numbers)
+                    key = tuple([numbers[i] if of_both else i for of_both, i in at])
                     stored = prefix + (names.get(key) or stored_as(key))
                     if (value := values.get(stored)) is not None:
                         filled.append((value, transfer))
@@ -186,17 +187,17 @@ class Conversion:
     def prove_used(self) -> None:
         """Every element of every tensor that was bound goes somewhere. Together with `fill`, which
         proves that no two meet, this is the proof that nothing is lost. Raises `PlanError`."""
-        read, elements = self._read, dict[tuple[int, ...], int]()
-        for names in self.binding.names.values():
-            for name in map(self.prefix.__add__, names.values()):
-                if (value := self.values.get(name)) is None:
-                    continue
-                if (all_of := elements.get(value.shape)) is None:
-                    all_of = elements[value.shape] = value.elements
-                if (used := read.get(name, 0)) != all_of:
+        read, values = self._read, self.values
+        for pattern, names in self.binding.names.items():
+            bound = [self.prefix + name for name in names.values()]
+            if set(map(read.get, bound)) == {math.prod(self.binding.shapes[pattern])}:
+                continue
+            for name in bound:
+                value = values.get(name)
+                if value is not None and (used := read.get(name, 0)) != value.elements:
                     raise PlanError(
-                        f"{name}: {used} of {all_of} elements are used; this is a defect of the "
-                        "mapping."
+                        f"{name}: {used} of {value.elements} elements are used; this is a defect "
+                        "of the mapping."
                     )
 
 

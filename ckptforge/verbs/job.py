@@ -14,7 +14,6 @@ from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, UsageError
-from ckptforge.examine.differences import unlike
 from ckptforge.machines.gathering import gather
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.consuming import Consuming, refuse_to_consume
@@ -229,8 +228,11 @@ def _refuse_overflow(plan: Plan, options: Running, audit: Audit) -> None:
 
 
 def _refuse_unlike(plan: Plan, budget: Budget) -> None:
-    pairs = plan.account.must_equal
-    if found := unlike(pairs, budget) if pairs else {}:
+    if not (pairs := plan.account.must_equal):
+        return
+    from ckptforge.examine.differences import unlike  # with numpy, for which no plan should wait
+
+    if found := unlike(pairs, budget):
         (name, original), *_ = found.items()
         path = pairs[name, original][0].origin.path
         raise FormatError(
