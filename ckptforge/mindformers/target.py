@@ -163,8 +163,9 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
             layout = folded(spec, layout)
             first = 0 if everywhere else stages[0][0] * devices
             ranks = tuple(range(first, first + layout.devices))
+            all_boxes = layout.boxes(spec.shape)
             boxes = {
-                rank: layout.box(spec.shape, rank % layout.devices)
+                rank: all_boxes[rank % layout.devices]
                 for rank in (
                     ranks
                     if everywhere

@@ -7,11 +7,13 @@ Source: MindSpore's `node_strategy.proto` and the runtime's slicing in `parallel
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 
 import msgspec
 
-from ckptforge.boxes import Box
+from ckptforge.boxes import Box, dot
 from ckptforge.errors import shown
 from ckptforge.wording import counted
 
@@ -135,43 +137,47 @@ class DeviceLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         `shape_of_parts(full)` must not be None.
         """
-        return _box(self, full, device)
+        return self.boxes(full)[device]
+
+    def boxes(self, full: tuple[int, ...]) -> Sequence[Box]:
+        """The same of every device, one after the other."""
+        return _boxes(self, full)
 
 
 Stage = dict[str, DeviceLayout]  # parameter → layout
 
 
-@lru_cache(maxsize=1 << 14)
-def _box(layout: DeviceLayout, full: tuple[int, ...], device: int) -> Box:
+@lru_cache(maxsize=1 << 8)
+def _boxes(layout: DeviceLayout, full: tuple[int, ...]) -> tuple[Box, ...]:
     """Kept, as the tensors of many layers are cut alike."""
-    part, unused, optimizer_parts = _cutting(layout, full)
-    matrix, coordinates = layout.device_matrix, []
-    for size in reversed(matrix):
-        device, coordinate = divmod(device, size)
-        coordinates.append(coordinate)  # numbered from the right, as the tensor map does
-    replica = 0
-    for axis in unused:
-        replica = replica * matrix[-1 - axis] + coordinates[axis]
-    box = []
-    for i, (axes, length) in enumerate(zip(layout.tensor_map, part, strict=True)):
-        index = 0
-        for axis in axes:
-            index = index * matrix[-1 - axis] + coordinates[axis]
-        if i == 0:
-            index = index * optimizer_parts + replica % optimizer_parts
-        box.append((index * length, (index + 1) * length))
-    return tuple(box)
-
-
-@lru_cache(maxsize=1 << 10)
-def _cutting(
-    layout: DeviceLayout, full: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """(shape of every part, the device axes that hold replicas, the major one first, into how many
-    parts optimizer sharding cuts a slice), the same for all devices."""
     part = layout.shape_of_parts(full)
     if part is None:
         raise ValueError(f"{full} can't be cut by {layout}")
+    matrix, optimizer_parts = layout.device_matrix, layout.optimizer_parts
     used = {axis for axes in layout.tensor_map for axis in axes}
-    axes = range(len(layout.device_matrix) - 1, -1, -1)
-    return part, tuple(axis for axis in axes if axis not in used), layout.optimizer_parts
+    unused = [axis for axis in range(len(matrix) - 1, -1, -1) if axis not in used]
+    sides = [_weights(axes, matrix) for axes in layout.tensor_map]
+    replicas = _weights(unused, matrix)
+    made: dict[tuple[int, ...], Box] = {}
+    boxes = []
+    for coordinates in product(*map(range, matrix)):  # in the order of the devices
+        at = [dot(coordinates, side) for side in sides]
+        if optimizer_parts > 1:
+            at[0] = at[0] * optimizer_parts + dot(coordinates, replicas) % optimizer_parts
+        key = tuple(at)
+        if (box := made.get(key)) is None:
+            box = made[key] = tuple(
+                [(i * length, (i + 1) * length) for i, length in zip(at, part, strict=True)]
+            )
+        boxes.append(box)
+    return tuple(boxes)
+
+
+def _weights(axes: Sequence[int], matrix: Sequence[int]) -> list[int]:
+    """What each coordinate of a device counts in a number that is made of those of some `axes` of
+    the device matrix, the major one first; axes are numbered from the right."""
+    weights, weight = [0] * len(matrix), 1
+    for axis in reversed(axes):
+        weights[-1 - axis] = weight
+        weight *= matrix[-1 - axis]
+    return weights
