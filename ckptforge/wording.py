@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ckptforge.errors import printable
 
@@ -34,6 +35,14 @@ def size(count: int) -> str:
             return f"{int(value)} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.4g} TB"
+
+
+def kind_text(about: Sequence[Any] | None) -> str:
+    """So many tensors of a shape and a dtype: "32 × [8, 4096] bfloat16"; "none" for None."""
+    if about is None:
+        return "none"
+    count, shape, dtype = about
+    return f"{count:,} × {shape} {dtype}"
 
 
 def alternatives(words: Iterable[str]) -> str:

@@ -117,7 +117,7 @@ def test_a_part_needs_room_for_what_no_part_has_written(tmp_path, monkeypatch):
     free = size * 3 // 5 + (1 << 20)
     monkeypatch.setattr(Disk, "room", lambda *_: Room(free, False, True))
     run_part(out, "2/2")
-    with pytest.raises(OutputError, match=f"only {free} are free"):
+    with pytest.raises(OutputError, match=f"only {free:,} are free"):
         run_part(tmp_path / "other", "1/2")
     assert os.listdir(tmp_path) == [".out.ckptforge"]
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from ckptforge import inspect, stats
 from ckptforge.cli.app import cli
 from ckptforge.pages import html_page
-from ckptforge.pages.kinds import runs_of
+from ckptforge.pages.kinds import kinds_of_parts, name_of, runs_of
 from ckptforge.pages.shards import panels
 from ckptforge.pages.statistics import outliers
 from ckptforge.pages.treemap import Tile, squarified
 from ckptforge.tables.shipped import shipped_tables
+from ckptforge.tables.skeletons import numbers_of
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE, write_safetensors
 from tests.test_constants import DEEPSEEK
@@ -105,8 +106,8 @@ def test_a_page_of_ranks_says_who_holds_what(tmp_path):
                 if any(rank - start in ranks for start in one["ranks"]["starts"])
                 for row in one["rows"]
             ]
-            kind = re.sub(r"\d+", "#", part.tensor)
-            assert any(said in tip and tip.startswith((part.tensor, kind)) for tip in tips)
+            name = name_of(part.tensor, part.numbers)
+            assert any(said in tip and tip.startswith(name) for tip in tips)
 
 
 def test_a_plan_shows_both_sides_and_writes_nothing_but_its_page(tmp_path):
@@ -202,7 +203,13 @@ def test_nothing_in_a_name_reaches_the_browser_as_markup(tmp_path):
         tensor = (dtype, [4 if name == "a" else 8], numbers)
         write_safetensors(tmp_path / f"{name}.safetensors", {HOSTILE: tensor})
     ms = [inspect(tmp_path / f"{name}.safetensors").to_json() for name in "ab"]
-    box = {"tensor": HOSTILE, "count": 1, "shape": [4], "dtype": HOSTILE}
+    box = {
+        "tensor": HOSTILE,
+        "count": 1,
+        "numbers": numbers_of([HOSTILE]),
+        "shape": [4],
+        "dtype": HOSTILE,
+    }
     ms[0] |= {"parts": [{**box, "boxes": {0: [[0, 2]], 1: [[2, 4]]}}], "notes": [HOSTILE]}
     compared = page_of(
         tmp_path, "compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors", code=1
@@ -273,6 +280,7 @@ def test_a_map_loses_no_rank_and_no_box(held):
         {
             "tensor": f"layers.{i}.w",
             "count": 1,
+            "numbers": [[str(i)]],
             "shape": [8],
             "dtype": "float32",
             "boxes": {rank: [[2 * n, 2 * n + 2]] for rank, n in boxes.items()},
@@ -289,6 +297,48 @@ def test_a_map_loses_no_rank_and_no_box(held):
     ]
     expected = [(rank, ((2 * n, 2 * n + 2),)) for boxes in held for rank, n in boxes.items()]
     assert sorted(found) == sorted(expected)
+
+
+def part_of(names, boxes):
+    """A line of `parts` for tensors that ranks hold."""
+    about = {"tensor": names[0], "count": len(names), "numbers": numbers_of(names)}
+    return {**about, "shape": [8], "dtype": "float32", "boxes": boxes}
+
+
+def test_a_map_says_of_which_layers_tensors_are():
+    first, last = ([f"layers.{i}.w" for i in own] for own in (range(3), range(3, 6)))
+    parts = [part_of(first, {0: [[0, 8]]}), part_of(last, {1: [[0, 8]]})]
+    (alike,) = panels(parts)
+    assert [row.name for row in alike.rows] == ["layers.{0-5}.w"]
+    apart = panels([parts[0], part_of(last[1:], {1: [[0, 8]]})])
+    assert [panel.rows[0].name for panel in apart] == ["layers.{0-2}.w", "layers.{4-5}.w"]
+    tied = part_of(["head"], {0: [[0, 8]]})
+    one, head = kinds_of_parts([*parts, tied, {**tied, "boxes": {1: [[0, 8]]}}])
+    assert (one.name, one.count, one.key) == ("layers.{0-5}.w", 6, "layers.#.w")
+    assert (head.name, head.count) == ("head", 1)
+
+
+def test_numbers_that_are_no_indices_are_named_as_they_are_written():
+    names = [f"shard.00{i}" for i in range(3)] + ["shard." + "9" * 5000]
+    assert name_of(names[0], numbers_of(names)) == "shard.{000 … " + "9" * 5000 + "}"
+
+
+def test_the_page_of_a_strategy_does_not_call_the_model_written(tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps({"data_parallel": 2, "model_parallel": 2}))
+    words = ["strategy", tmp_path / "out", "--parallel-config", tmp_path / "job.json"]
+    text = page_of(tmp_path, *words, "--like", HUB)
+    read(text)
+    assert "1 strategy file, " in text and "What ranks hold" in text
+    assert "What is written" not in text
+
+
+def test_the_page_of_an_edit_says_what_kinds_were_and_become(tmp_path):
+    words = ["edit", HUB, tmp_path / "out", "--take", "l=0", "--dry-run"]
+    text = page_of(tmp_path, *words)
+    read(text)
+    section = text[text.index("Kinds that change") :]
+    before, after = re.findall(r'data-t="(?:before|after)">([^<]*)<', section)[:2]
+    assert re.fullmatch(r"\d+ × \[[\d, ]+\] bfloat16", before) and before != after
 
 
 def test_tensors_unlike_their_kind_stand_out():

@@ -152,6 +152,16 @@ def test_numbers_that_are_not_finite_fail(hub, tmp_path):
     found = ckptforge.verify(hub, bad, tokens=IDS)
     assert not found and found.logits.relative_l2 == np.inf
 
+    def broken_layer(tensors):
+        name = next(
+            name for name in tensors if ".layers.1." in name and name.endswith("o_proj.weight")
+        )
+        tensors[name][0, 0] = np.nan
+
+    worse = ckptforge.verify(hub, changed(hub, tmp_path / "worse", broken_layer), tokens=IDS)
+    page = html_page(worse.to_json())
+    assert page.count('class="dot failed"') == 2 and page.count('class="dot"') == 1
+
 
 def test_the_command_the_object_and_the_page(hub, tmp_path):
     words = ["--tokens", ",".join(map(str, IDS)), "--html", str(tmp_path / "x.html")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptforge.cli.table import table
 from ckptforge.errors import printable, shown
-from ckptforge.wording import counted, size
+from ckptforge.wording import counted, kind_text, size
 
 if TYPE_CHECKING:
     from ckptforge.verbs.clean import Cleaned
@@ -75,20 +75,13 @@ def _surgery_lines(surgery: dict[str, Any]) -> list[str]:
     lines = []
     if kinds := surgery.get("kinds"):
         rows = [["kind", "before", "after"]]
-        rows += [[kind, *map(_kind_text, both)] for kind, both in kinds.items()]
+        rows += [[kind, *map(kind_text, both)] for kind, both in kinds.items()]
         lines += ["", table(rows)]
     if changes := surgery.get("config"):
         rows = [["config.json", "before", "after"]]
         rows += [[key, *map(shown, both)] for key, both in changes.items()]
         lines += ["", table(rows)]
     return lines
-
-
-def _kind_text(about: list[Any] | None) -> str:
-    if about is None:
-        return "none"
-    count, shape, dtype = about
-    return f"{count:,} × {shape} {dtype}"
 
 
 def _part_text(result: Result) -> str:

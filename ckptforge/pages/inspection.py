@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptforge.pages.document import section
 from ckptforge.pages.kinds import Kind, kinds_of, sizes_by_name
-from ckptforge.pages.markup import Markup
+from ckptforge.pages.markup import Markup, tag
 from ckptforge.pages.shard_map import shard_map
 from ckptforge.pages.tables import facts, items, table
 from ckptforge.pages.treemap import treemap
@@ -31,7 +31,7 @@ def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
         ("parameters", f"{found['parameters']:,}"),
         ("bytes", f"{found['bytes']:,} ({size(found['bytes'])})"),
         ("dtypes", ", ".join(dtypes)),
-        ("axes", axes or None),
+        ("axes", tag("code", axes) if axes else None),
     ]
     files = [
         (one["file"], f"{one['bytes']:,}", f"{one['tensors']:,}")

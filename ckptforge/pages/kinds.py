@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.tables.skeletons import HASH, skeleton_of
+from ckptforge.tables.skeletons import HASH, index_of, numbers_of, skeleton_of
 
 _MOST_RUNS = 4  # of numbers, in a name
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """So many tensors of a kind: their name with its numbers as ranges, what
-    a search compares with (`key`), and what they are."""
+    """So many tensors of a kind: the first of them, the numbers that stand in each place of their
+    names, and what they are."""
 
-    name: str
-    key: str
+    tensor: str
+    numbers: Sequence[Sequence[str]]
     count: int
     dtype: str
     shape: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        """Their name with its numbers as ranges."""
+        return name_of(self.tensor, self.numbers)
+
+    @property
+    def key(self) -> str:
+        """What a search compares with."""
+        return key_of(self.tensor)
 
     @property
     def bytes(self) -> int:
@@ -38,39 +49,54 @@ def bytes_of(dtype: str, shape: Iterable[int]) -> int:
 
 def kinds_of(entries: Mapping[str, Sequence[Any]]) -> list[Kind]:
     """The kinds of tensors that are given as name → [dtype, shape]."""
-    found: dict[tuple[Any, ...], list[list[str]]] = {}
+    found: dict[tuple[Any, ...], list[str]] = {}
     for name, (dtype, shape) in entries.items():
-        skeleton, numbers = skeleton_of(name)
-        found.setdefault((skeleton, dtype, tuple(shape)), []).append(numbers)
+        found.setdefault((skeleton_of(name)[0], dtype, tuple(shape)), []).append(name)
     return [
-        Kind(
-            name=_with_ranges(skeleton, numbers),
-            key=skeleton.replace(HASH, "#"),
-            count=len(numbers),
-            dtype=dtype,
-            shape=shape,
-        )
-        for (skeleton, dtype, shape), numbers in found.items()
+        Kind(tensor=names[0], numbers=numbers_of(names), count=len(names), dtype=dtype, shape=shape)
+        for (_, dtype, shape), names in found.items()
     ]
 
 
 def kinds_of_parts(parts: Sequence[Mapping[str, Any]]) -> list[Kind]:
-    """The kinds of what `parts` lists."""
+    """The kinds of what `parts` lists, those of all ranks together."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for one in parts:
+        key = skeleton_of(one["tensor"])[0], one["dtype"], tuple(one["shape"])
+        own = found.setdefault(key, [])
+        if all(one["numbers"] != other["numbers"] for other in own):  # on several stages
+            own.append(one)
     return [
         Kind(
-            name=pattern(one),
-            key=key_of(one["tensor"]),
-            count=one["count"],
-            dtype=one["dtype"],
-            shape=one["shape"],
+            tensor=own[0]["tensor"],
+            numbers=together([one["numbers"] for one in own]),
+            count=sum(one["count"] for one in own),
+            dtype=dtype,
+            shape=shape,
         )
-        for one in parts
+        for (_, dtype, shape), own in found.items()
     ]
 
 
-def pattern(part: Mapping[str, Any]) -> str:
-    """How the tensors of a line of `parts` are called: the name of one alone, else with `#`."""
-    return str(part["tensor"]) if part["count"] == 1 else key_of(part["tensor"])
+def together(numbers: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]:
+    """The numbers of several kinds whose names differ in numbers alone."""
+    return [list(dict.fromkeys(chain(*column))) for column in zip(*numbers, strict=True)]
+
+
+def name_of(tensor: str, numbers: Sequence[Sequence[str]]) -> str:
+    """How tensors are called of which `tensor` is one, with the numbers as ranges."""
+    first, *others = skeleton_of(tensor)[0].split("#")
+    said = map(_ranges, numbers)
+    made = first + "".join(n + text for n, text in zip(said, others, strict=True))
+    return made.replace(HASH, "#")
+
+
+def _ranges(numbers: Sequence[str]) -> str:
+    if len(numbers) == 1:
+        return numbers[0]
+    if any(index_of(one) is None for one in numbers):  # no indices
+        return "{" + f"{numbers[0]} … {numbers[-1]}" + "}"
+    return "{" + runs_of(map(int, numbers)) + "}"
 
 
 def key_of(name: str) -> str:
@@ -108,11 +134,3 @@ def runs_of(numbers: Iterable[int]) -> str:
         left = left[end:]
     more = f", … ({len(made)} runs)" if len(made) > _MOST_RUNS else ""
     return ", ".join(made[:_MOST_RUNS]) + more
-
-
-def _with_ranges(skeleton: str, numbers: Sequence[Sequence[str]]) -> str:
-    first, *others = skeleton.split("#")
-    columns = [runs_of(map(int, column)) for column in zip(*numbers, strict=True)]
-    several = ["{" + one + "}" if not one.isdecimal() else one for one in columns]
-    made = first + "".join(n + text for n, text in zip(several, others, strict=True))
-    return made.replace(HASH, "#")

@@ -48,15 +48,24 @@ def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
 def _losses(losses: Sequence[float]) -> Markup:
     a, b = losses
     rows = [
-        ("loss", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"),
+        ("loss", f"{a:.4f}", f"{b:.4f}", _signed(b - a)),
         ("perplexity", *(f"{math.exp(min(one, 700)):.2f}" for one in losses), ""),
     ]
     return table(("", "A", "B", "difference"), rows, "Of the next token, in nats", range(1, 4))
 
 
+def _signed(number: float) -> str:
+    return f"{number:+.4f}" if math.isfinite(number) else f"{number:f}"
+
+
 def _chart(layers: Sequence[Mapping[str, Any]]) -> Markup:
     dots = [
-        Dot(layer=one["layer"], value=one["relative_l2"], tip=f"{one['relative_l2']:.2e}")
+        Dot(
+            layer=one["layer"],
+            value=one["relative_l2"],
+            tip=f"{one['relative_l2']:.2e}",
+            fine=math.isfinite(one["relative_l2"]),
+        )
         for one in layers
     ]
     worst = max(dots, key=lambda dot: dot.value)

@@ -57,8 +57,8 @@ def _map(panel: Panel, name: str) -> Markup:
         for own in panel.columns
     ]
     return strip_table(
-        ("tensor", "whole", "a rank's part", "who holds it"),
-        [_strip(row) for row in panel.rows],
+        ("tensor", "whole", "a rank's part", _across(panel)),
+        [_strip(row, " in each stage" if len(panel.starts) > 1 else "") for row in panel.rows],
         columns,
         f"{caption}; {size(per)} each",
         name,
@@ -70,8 +70,14 @@ def _ranks(panel: Panel, own: Sequence[int]) -> str:
     return runs_of(start + rank for start in panel.starts for rank in own)
 
 
-def _strip(row: Row) -> Strip:
-    alike = f" ×{row.count}" if row.count > 1 else ""
+def _across(panel: Panel) -> str:
+    """What a strip has from left to right."""
+    first, last = (_ranks(panel, panel.columns[i]) for i in (0, -1))
+    return f"rank {first} → {last}" if len(panel.starts) == 1 else "the ranks of a stage, in order"
+
+
+def _strip(row: Row, where: str) -> Strip:
+    alike = f" ×{row.count}{where}" if row.count > 1 else ""
     shapes = [list(box_shape(box)) for box in row.boxes]
     sizes = [size(bytes_of(row.dtype, shape)) for shape in shapes]
     each = " each" if row.count > 1 else ""
@@ -88,5 +94,5 @@ def _strip(row: Row) -> Strip:
         colours=colours,
         of=row.of,
         said=f"{row.name}: the same on all" if whole[0] else f"{row.name}: {parts}",
-        key=key_of(row.name),
+        key=key_of(row.tensor),
     )

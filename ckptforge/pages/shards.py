@@ -9,22 +9,28 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from ckptforge.pages.kinds import bytes_of, key_of, pattern
+from ckptforge.pages.kinds import bytes_of, key_of, name_of, together
 from ckptforge.pages.strips import NOTHING
 
 Box = tuple[tuple[int, int], ...]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of tensor, the distinct boxes of it that ranks hold, and the number of its box for
-    each column (`NOTHING` where it holds none)."""
+    """A kind of tensor: its first, the numbers in the names of all, the distinct boxes that ranks
+    hold, and the number of its box for each column (`NOTHING` where it holds none)."""
 
-    name: str
+    tensor: str
+    numbers: tuple[tuple[str, ...], ...]
     count: int
     dtype: str
     shape: tuple[int, ...]
     boxes: tuple[Box, ...]
     of: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """How its tensors are called."""
+        return name_of(self.tensor, self.numbers)
 
     def bytes_in(self, column: int) -> int:
         """What a rank of a column holds of it."""
@@ -61,12 +67,19 @@ def panels(parts: Sequence[Mapping[str, Any]]) -> list[Panel]:
     found: dict[tuple[Any, ...], Panel] = {}
     for lines, ranks in stages.items():
         panel = _panel([parts[line] for line in lines], {r: list(held[r].values()) for r in ranks})
-        alike = tuple(replace(row, name=key_of(row.name)) for row in panel.rows)
+        alike = tuple(replace(row, tensor=key_of(row.tensor), numbers=()) for row in panel.rows)
         key = panel.columns, alike
         if (other := found.get(key)) is not None:
-            panel = replace(panel, starts=(*other.starts, *panel.starts), rows=alike)
+            rows = tuple(map(_with_numbers, other.rows, panel.rows))
+            panel = replace(panel, starts=(*other.starts, *panel.starts), rows=rows)
         found[key] = panel
     return list(found.values())
+
+
+def _with_numbers(one: Row, other: Row) -> Row:
+    """A row for the tensors of alike rows of two stages."""
+    numbers = together([one.numbers, other.numbers])
+    return replace(one, numbers=tuple(map(tuple, numbers)))
 
 
 def _panel(parts: Sequence[Mapping[str, Any]], held: Mapping[int, Sequence[Box]]) -> Panel:
@@ -81,7 +94,8 @@ def _panel(parts: Sequence[Mapping[str, Any]], held: Mapping[int, Sequence[Box]]
         where = {box: i for i, box in enumerate(boxes)}
         rows.append(
             Row(
-                name=pattern(part),
+                tensor=part["tensor"],
+                numbers=tuple(map(tuple, part["numbers"])),
                 count=part["count"],
                 dtype=part["dtype"],
                 shape=tuple(part["shape"]),

@@ -17,7 +17,11 @@ def facts(rows: Iterable[tuple[str, object]]) -> Markup:
     return tag(
         "dl",
         [
-            tag("div", tag("dt", name), tag("dd", str(value)))
+            tag(
+                "div",
+                tag("dt", name),
+                tag("dd", value if isinstance(value, Markup) else str(value)),
+            )
             for name, value in rows
             if value is not None
         ],

@@ -61,6 +61,10 @@ def _worst(row: Sequence[float], side: float) -> float:
     return max(side**2 * row[0] / total**2, total**2 / (side**2 * row[-1]))
 
 
+def _share(part: float) -> str:
+    return f"{part:.1%}" if part >= 0.0005 else "< 0.1%"
+
+
 def treemap(sizes: dict[str, int], said: str) -> Markup:
     """A list of names with the bytes of each, as areas."""
     found = sorted(((name, n) for name, n in sizes.items() if n > 0), key=lambda one: -one[1])
@@ -76,13 +80,14 @@ def treemap(sizes: dict[str, int], said: str) -> Markup:
             f"left:{tile.x / _RATIO:.2f}%;top:{tile.y:.2f}%;"
             f"width:{tile.width / _RATIO:.2f}%;height:{tile.height:.2f}%"
         )
-        text = f"{name}: {size(bytes_)}, {bytes_ / total:.1%}"
+        said_of = f": {size(bytes_)}, {_share(bytes_ / total)}"
+        text = joined(breakable(name), said_of)
         tight = tile.width / _RATIO < _ROOM[0] or tile.height < _ROOM[1]
         look = f"c{i * _STEP % _HUES}" + (" small" if tight else "")
-        tiles.append(tag("li", breakable(text), style=place, class_=look, data_tip=text))
+        tiles.append(tag("li", text, style=place, class_=look, data_tip=name + said_of))
         if i < _MOST:
             swatch = tag("i", class_=f"c{i * _STEP % _HUES}")
-            named.append(tag("li", swatch, " ", breakable(text)))
+            named.append(tag("li", swatch, " ", text))
     more = tag("li", f"… and {len(found) - _MOST:,} more") if len(found) > _MOST else None
     picture = tag("ul", tiles, class_="tree", aria_hidden="true")
     return joined(picture, tag("ul", named, more, class_="legend", aria_label=said))

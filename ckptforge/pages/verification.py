@@ -149,6 +149,15 @@ def _table(layers: Sequence[Layer]) -> Markup:
         )
         for layer in layers
     ]
-    titles = ("layer", "worst", "router", "tolerance", "", "rerouted", "beyond", "least margin")
+    titles = (
+        "layer",
+        "worst",
+        "router",
+        "tolerance",
+        "",
+        "rerouted, too close to tell",
+        "rerouted otherwise",
+        "least margin",
+    )
     bad = [i for i, layer in enumerate(layers) if not passed(layer)]
     return table(titles, rows, "Errors, routing and margins by layer", range(1, 8), bad=bad)

@@ -13,7 +13,7 @@ from ckptforge.pages.markup import Markup, joined, tag
 from ckptforge.pages.shard_map import shard_map
 from ckptforge.pages.tables import changes, facts, items, paths, table
 from ckptforge.pages.treemap import treemap
-from ckptforge.wording import counted, size
+from ckptforge.wording import counted, kind_text, size
 
 Found = Mapping[str, Any]
 
@@ -21,14 +21,20 @@ Found = Mapping[str, Any]
 def sections(found: Found) -> Sequence[Markup | None]:
     """The sections of a `Result` as JSON."""
     parts = found.get("parts", [])
+    made = found["verb"] == "strategy"  # of which the tensors themselves are nowhere
     surgery = found.get("surgery") or {}
     titles = ("", "before", "after")
-    kinds = changes(titles, surgery.get("kinds") or {}, "Kinds of tensors before and after")
+    edited = surgery.get("kinds") or {}
+    lines = {name: list(map(kind_text, both)) for name, both in edited.items()}
+    kinds = changes(titles, lines, "Kinds of tensors before and after")
     config = changes(titles, surgery.get("config") or {}, "Keys before and after")
     return [
         section("The plan" if found["dry_run"] else "What was written", facts(_about(found))),
         section("Notes", items(found["notes"])),
-        section("From and to", _sides(found.get("source_parts", []), parts)),
+        section(
+            "What ranks hold" if made else "From and to",
+            _sides(found.get("source_parts", []), parts, made),
+        ),
         section("How it is cut", _cuts(found.get("cuts", []))),
         section("Kinds that change", kinds),
         section("config.json", config),
@@ -40,6 +46,9 @@ def sections(found: Found) -> Sequence[Markup | None]:
 
 
 def _about(found: Found) -> list[tuple[str, object]]:
+    what = counted(found["tensors"], "tensor")
+    if found["verb"] == "strategy":
+        what = counted(len(found["files"]), "strategy file")
     casts = [f"{k}: {counted(n, 'tensor')}" for k, n in found.get("planned_casts", {}).items()]
     read = None
     if "source_tensors" in found:
@@ -50,7 +59,7 @@ def _about(found: Found) -> list[tuple[str, object]]:
         ("from", found.get("from")),
         ("to", found.get("to")),
         ("read", read),
-        ("written", f"{counted(found['tensors'], 'tensor')}, {size(found['bytes'])}"),
+        ("written", f"{what}, {size(found['bytes'])}"),
         ("bytes", f"{found['bytes']:,}"),
         ("ranks", found.get("ranks")),
         ("stages", found.get("stages")),
@@ -60,10 +69,11 @@ def _about(found: Found) -> list[tuple[str, object]]:
     ]
 
 
-def _sides(source: Sequence[Found], target: Sequence[Found]) -> Markup:
+def _sides(source: Sequence[Found], target: Sequence[Found], made: bool) -> Markup:
     """What is read and what is written, side by side where there is room."""
     sizes, maps = [], []
-    for title, parts, name in (("What is read", source, "from"), ("What is written", target, "to")):
+    after = "The model" if made else "What is written"
+    for title, parts, name in (("What is read", source, "from"), (after, target, "to")):
         if parts:
             own = sizes_by_name(kinds_of_parts(parts))
             picture = treemap(own, f"{title}: kinds of tensors by their bytes")
@@ -84,7 +94,13 @@ def _cuts(cuts: Sequence[Found]) -> Markup:
     ]
     titles = ("tensor", *(key.replace("_", " ") for key in keys))
     names = [key_of(one["tensor"]) for one in cuts]
-    return table(titles, rows, "How each kind of tensor is cut", keys=names)
+    lead = (
+        "An axis is cut into as many parts as the device matrix has in the place that the tensor "
+        "map names, counted from the right from 0; -1 isn't cut. Optimizer parallelism cuts the "
+        "first axis again, into so many parts: 0 not at all, -1 one for each replica."
+    )
+    cut = table(titles, rows, "How each kind of tensor is cut", keys=names)
+    return joined(tag("p", lead), cut) if rows else Markup()
 
 
 def _casts(casts: Sequence[Found]) -> Markup:

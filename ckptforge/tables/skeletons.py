@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 
 from ckptforge.digits import numbers_in, numbers_marked
@@ -29,6 +29,13 @@ def skeleton_of(name: str) -> tuple[str, list[str]]:
     """A tensor name with its numbers as `#`, and those numbers. A `#` in the name is `HASH`."""
     words = _NUMBERS.split(name.replace("#", HASH))
     return "#".join(words[::2]), words[1::2]
+
+
+def numbers_of(names: Iterable[str]) -> list[list[str]]:
+    """For each number in names of one skeleton those that stand there, as they are written, in
+    ascending order."""
+    columns = zip(*(skeleton_of(name)[1] for name in names), strict=True)
+    return [sorted(set(column), key=lambda text: (len(text), text)) for column in columns]
 
 
 def skeletons_of(names: Collection[str]) -> Iterator[tuple[str, list[str]]]:

@@ -51,12 +51,13 @@ class RankLine(_Line):
 
 @dataclass(frozen=True)
 class PartLine(_Line):
-    """A kind of tensor: the first of its name, how many there are, the full shape, the dtype, and
-    the box of every rank that has one, as `[start, stop]` for each axis; none where there are no
-    ranks."""
+    """A kind of tensor: the first of its name, how many there are, the numbers that stand in each
+    place of their names (of layers, of experts), the full shape, the dtype, and the box of every
+    rank that has one, as `[start, stop]` for each axis; none where there are no ranks."""
 
     tensor: str
     count: int
+    numbers: list[list[str]]
     shape: list[int]
     dtype: str
     boxes: dict[int, list[list[int]]]

@@ -8,7 +8,7 @@ from typing import Any
 from ckptforge.boxes import Box, full_box
 from ckptforge.model import Held, Model
 from ckptforge.planning.plan import Plan
-from ckptforge.tables.skeletons import skeleton_of
+from ckptforge.tables.skeletons import numbers_of, skeleton_of
 from ckptforge.values import Stored, Value
 from ckptforge.verbs.inspection import PartLine
 
@@ -60,6 +60,7 @@ def lines_of(held: Iterable[Held]) -> list[PartLine]:
         PartLine(
             tensor=one.names[0],
             count=len(one.names),
+            numbers=numbers_of(one.names),
             shape=list(one.value.shape),
             dtype=one.value.dtype.name,
             boxes={rank: [list(side) for side in box] for rank, box in one.boxes.items()},
