@@ -13,7 +13,7 @@ from tests.browser.chromium import chromium
 DOCS = Path(__file__).parents[2] / "docs"
 # the picture → whose answer, the page, the section that is at the top, width, height, the scheme
 SHOTS = {
-    "page-inspect": ("deepseek", "strategy", "What is written, by rank", 1280, 640, "light"),
+    "page-inspect": ("deepseek", "strategy", "The model, by rank", 1280, 640, "light"),
     "page-reshard": ("mixtral", "reshard", "From and to", 1280, 850, "light"),
     "page-compare": ("mixtral", "compare", None, 1280, 950, "light"),
     "page-stats": ("mixtral", "stats", "Histograms by kind", 1280, 850, "dark"),
