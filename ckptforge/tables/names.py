@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from operator import contains, itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from ckptforge.errors import ConfigError, LayoutError
 from ckptforge.spelling import option
@@ -22,13 +22,31 @@ from ckptforge.tables.table import Layout, Table
 Names = dict[Pattern, dict[tuple[int, ...], str]]
 
 
-class Alike(NamedTuple):
-    """Names that differ in numbers alone: the numbers in each; `indexes` are those, where each can
-    be one of an axis."""
+class Alike:
+    """Names that differ in numbers alone, of which each has so many."""
 
-    names: list[str]
-    numbers: list[list[str]]
-    indexes: list[tuple[int, ...] | None]
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.names: list[str] = []
+        self.in_all: list[str] = []  # the numbers of one name after those of another
+
+    @property
+    def numbers(self) -> list[tuple[str, ...]]:
+        """Those in each name."""
+        return list(zip(*self._columns, strict=True)) if self.count else [()] * len(self.names)
+
+    @cached_property
+    def indexes(self) -> list[tuple[int, ...]] | None:
+        """The same as the indexes of axes; None where one can't be that."""
+        columns = [list(map(index_of, column)) for column in self._columns]
+        if any(None in column for column in columns):
+            return None
+        found = list(zip(*columns, strict=True)) if columns else [()] * len(self.names)
+        return cast("list[tuple[int, ...]]", found)
+
+    @property
+    def _columns(self) -> list[list[str]]:
+        return [self.in_all[i :: self.count] for i in range(self.count)]
 
 
 BySkeleton = dict[str, Alike]
@@ -72,12 +90,9 @@ def _taken_apart(names: Iterable[str]) -> BySkeleton:
     names = list(names)
     for name, (skeleton, numbers) in zip(names, skeletons_of(names), strict=True):
         if (alike := found.get(skeleton)) is None:
-            alike = found[skeleton] = Alike([], [], [])
+            alike = found[skeleton] = Alike(len(numbers))
         alike.names.append(name)
-        alike.numbers.append(numbers)
-    for _, numbered, indexes in found.values():
-        each = (tuple(map(index_of, numbers)) for numbers in numbered)
-        indexes += (None if None in one else cast("tuple[int, ...]", one) for one in each)
+        alike.in_all += numbers
     return found
 
 
@@ -88,26 +103,51 @@ def _recognised(layout: Layout, names: BySkeleton, lengths: Lengths) -> tuple[Na
     found: Names = {}
     unknown: list[str] = []
     for skeleton, members in names.items():
-        alike = [
-            (pattern, pattern.has_numbers, _in_names(pattern, lengths))
-            for pattern in patterns.get(skeleton, ())
+        possible = [(one, _in_names(one, lengths)) for one in patterns.get(skeleton, ())]
+        indexes = members.indexes
+        if not possible or indexes is None or any(one.has_numbers for one, _ in possible):
+            unknown += _told_one_by_one(layout, members, possible, found)
+            continue
+        # by the axes alone in which some numbers aren't those of each pattern
+        some = [
+            axis
+            for axis, numbers in enumerate(map(set, zip(*indexes, strict=True)))
+            if not all(number in limit[axis] for _, limit in possible for number in numbers)
         ]
-        for name, numbers, as_index in zip(*members, strict=True):
-            matching = None
-            for pattern, has_numbers, limit in alike:
-                index = pattern.match(numbers) if has_numbers else as_index
-                if index is not None:
-                    matching = pattern, index
-                    if all(map(contains, limit, index)):
-                        break
-            if matching is None:
-                if not (layout.passed and layout.passes(name)):
-                    unknown.append(name)
-            elif (own := found.get(matching[0])) is None:
-                found[matching[0]] = {matching[1]: name}
-            else:
-                own[matching[1]] = name
+        by_number: dict[tuple[int, ...], dict[tuple[int, ...], str]] = {}
+        for index, name in zip(indexes, members.names, strict=True):
+            numbers = tuple([index[axis] for axis in some])
+            if (own := by_number.get(numbers)) is None:
+                own = by_number[numbers] = found.setdefault(_first_with(index, possible), {})
+            own[index] = name
     return found, unknown
+
+
+_Possible = Sequence[tuple[Pattern, list[Container[int]]]]  # patterns, the numbers of their axes
+
+
+def _first_with(index: tuple[int, ...], possible: _Possible) -> Pattern:
+    """The first pattern that has an index, or the last."""
+    fitting = (pattern for pattern, limit in possible if all(map(contains, limit, index)))
+    return next(fitting, possible[-1][0])
+
+
+def _told_one_by_one(
+    layout: Layout, members: Alike, possible: _Possible, found: Names
+) -> Iterator[str]:
+    """Names of one skeleton that may have any numbers, added to those that are `found`; the unknown
+    ones come out."""
+    for name, numbers in zip(members.names, members.numbers, strict=True):
+        matching = None
+        for pattern, limit in possible:
+            if (index := pattern.match(numbers)) is not None:
+                matching = pattern, index
+                if all(map(contains, limit, index)):
+                    break
+        if matching is not None:
+            found.setdefault(matching[0], {})[matching[1]] = name
+        elif not (layout.passed and layout.passes(name)):
+            yield name
 
 
 def _in_names(pattern: Pattern, lengths: Lengths) -> list[Container[int]]:
