@@ -27,7 +27,10 @@ from ckptforge.run.pool import Progress
 from ckptforge.run.schedule import Finished, Kept, Key
 from ckptforge.storage.address import address
 from ckptforge.storage.endpoints import said_endpoints, use_said
+from ckptforge.storage.local import DISK
 from ckptforge.storage.machine import this_machine
+from ckptforge.storage.mounts import disk, through
+from ckptforge.storage.store import Store
 from ckptforge.version import __version__
 from ckptforge.wording import counted
 
@@ -62,6 +65,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     budget: Budget
     directory: str | None = None  # that relative paths are of
     endpoints: Mapping[tuple[str, str], str] = {}  # where buckets are (`storage/endpoints.py`)
+    disk: Store = DISK  # by which disks are read and written
     machine: str = ""  # of who syncs at the end what was written there
     version: str = __version__
 
@@ -82,7 +86,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         use_said(self.endpoints)
         report = Report()
         durable = self.machine != this_machine()
-        done = carry_out(self.work, report, self.budget, lambda _: None, durable=durable, made=True)
+        with through(self.disk):
+            done = carry_out(
+                self.work, report, self.budget, lambda _: None, durable=durable, made=True
+            )
         report.audit, report.left = done.audit, done.left
         return report
 
@@ -168,6 +175,7 @@ class _Execution:
             budget=self.budget,
             directory=self._directory(),
             endpoints=said_endpoints(),
+            disk=disk(),
             machine=this_machine(),
         )
         try:

@@ -18,6 +18,7 @@ from ckptforge.wording import install_hint
 
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _mounts: list[tuple[Path, Store]] = []  # the last one that fits answers
+_disks: list[Store] = [DISK]  # the last one answers for what nothing is mounted above
 
 
 @contextmanager
@@ -32,6 +33,21 @@ def mounted(place: Path | str, store: Store) -> Iterator[None]:
         _mounts.remove(mount)
 
 
+@contextmanager
+def through(disk: Store) -> Iterator[None]:
+    """A store answers for this machine's disks, of the whole process."""
+    _disks.append(disk)
+    try:
+        yield
+    finally:
+        _disks.remove(disk)
+
+
+def disk() -> Store:
+    """The store that answers for this machine's disks."""
+    return _disks[-1]
+
+
 def mount(place: Path, store: Store) -> None:
     """A store answers for all paths at and below `place` for as long as the process lives."""
     _mounts.insert(0, (absolute(place), store))
@@ -40,7 +56,7 @@ def mount(place: Path, store: Store) -> None:
 def store_of(path: Path) -> Store:
     """The store that answers for a path. Raises `InputNotFoundError` where reading an address needs
     a package that isn't installed."""
-    return _mounted(path) or _far(path) or DISK
+    return _mounted(path) or _far(path) or disk()
 
 
 def _mounted(path: Path) -> Store | None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ckptforge.errors import UsageError
 from ckptforge.reading.known import Choices
 from ckptforge.run.budget import Budget
+from ckptforge.spelling import option
+from ckptforge.storage.direct import DIRECT_DISK
+from ckptforge.storage.local import DISK
+from ckptforge.storage.store import Store
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.verbs.options import Options
 from ckptforge.verbs.options.shared import Workers
@@ -33,3 +38,12 @@ def choices_of(options: Options, names: Names = ONLY, **more: Any) -> Choices:
 def budget_of(options: Workers) -> Budget:
     """How many work, in how much memory. Raises `UsageError`."""
     return Budget.of(options.workers, parse_size(options.memory, "memory"))
+
+
+def disk_of(io: str) -> Store:
+    """How this machine's disks are read and written, by the word for it. Raises `UsageError`."""
+    if io == "buffered":
+        return DISK
+    if io == "direct":
+        return DIRECT_DISK
+    raise UsageError(f"{option('io', io)}: expected buffered or direct.")

@@ -31,9 +31,10 @@ from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.run.schedule import Finished
 from ckptforge.run.source_hashes import SourceHashes
 from ckptforge.spelling import command, flag
+from ckptforge.storage.mounts import through
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Place
-from ckptforge.verbs.choices import budget_of
+from ckptforge.verbs.choices import budget_of, disk_of
 from ckptforge.verbs.elsewhere import done_elsewhere, is_elsewhere
 from ckptforge.verbs.options import Overflow, Parted, Running
 from ckptforge.verbs.parting import FINISHING, run_as_part
@@ -74,6 +75,11 @@ class _Way(msgspec.Struct, frozen=True):
 
 def run_job(job: Job, options: Running) -> Result:
     """Carries a plan out, or only checks it. Raises `OutputError`, `CastOverflowError`."""
+    with through(disk_of(options.io)):
+        return _run(job, options)
+
+
+def _run(job: Job, options: Running) -> Result:
     plan, publisher = job.plan, publisher_of(job.plan.output)
     way = _way_of(plan, publisher, options)
     if isinstance(options, Parted) and options.part is not None:

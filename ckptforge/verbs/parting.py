@@ -44,6 +44,7 @@ _OWN = {
     "steal_after",
     "workers",
     "memory",
+    "io",
     "resume",
     "dry_run",
     "no_hash",

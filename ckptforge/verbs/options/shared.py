@@ -111,6 +111,12 @@ class Running(Workers):
     dry_run: bool = flag(
         "show the plan (outputs, tensors, bytes, memory, what is left out) and write nothing"
     )
+    io: str = option(
+        "how this machine's disks are read and written: through the system's page cache, or past "
+        "it, which leaves what others have there and is faster on some disks",
+        default="buffered",
+        choices="buffered|direct",
+    )
     no_hash: bool = flag("compute no hashes: the manifest has none, and the run can't be resumed")
     command: str | None = option("the command line to be noted in the manifest", hidden=True)
 
