@@ -12,6 +12,7 @@ SHARES = {
     "dcp": 2,
     "torch-dist": 1,
     "fsdp": 1,
+    "hub-shards": 1,
     "megatron": 1,
     "metadata": 4,
     "common": 1,

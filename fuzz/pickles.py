@@ -18,6 +18,7 @@ GLOBALS = [
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch bfloat16"),
     *("torch._utils _rebuild_parameter", "torch._utils _rebuild_wrapper_subclass"),
     *("torch._tensor _rebuild_from_type_v2", "torch.storage UntypedStorage", "torch FloatStorage"),
+    *("torch.distributed._shard.sharded_tensor.api ShardedTensor", "numpy dtype"),
     *("torch.distributed.tensor DTensor", "numpy.core.multiarray scalar", "megatron.core.enums X"),
     *("torch.distributed.tensor.placement_types Shard", "a\x1b[2J b", "\u202e x"),
     *("torch.distributed.checkpoint.metadata TensorStorageMetadata", "x" * 300 + " y"),

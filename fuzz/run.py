@@ -30,9 +30,9 @@ _MESSAGE = 4000  # characters
 
 @dataclass
 class Report:
-    """What came of a run. `seconds` and `slowest` are wall time; `grown` is how many bytes more are
-    resident at the end than after a tenth of the run, `blocks` how many more blocks of memory
-    Python's objects take."""
+    """What came of a run. `seconds` are wall time, `slowest` is processor time, as the machine may
+    be shared; `grown` is how many bytes more are resident at the end than after a tenth of the run,
+    `blocks` how many more blocks of memory Python's objects take."""
 
     target: str
     seed: int
@@ -115,7 +115,7 @@ class Runner:
         problem = None
         self.target.prepare(data)
         signal.setitimer(signal.ITIMER_REAL, _STOP)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             self.target.read(data)
         except CkptforgeError as error:
@@ -125,7 +125,7 @@ class Runner:
             problem = f"a hang, ended after {_STOP} s"
         except Exception:
             problem = traceback.format_exc(limit=-4)
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         signal.setitimer(signal.ITIMER_REAL, 0)
         report.slowest = max(report.slowest, took)
         if took > self.hang and problem is None:

@@ -176,17 +176,35 @@ def _chunks(work: Path, fixture: str) -> Target:
 
 
 def _fsdp(work: Path) -> Target:
-    directory = work / "fsdp"
-    shutil.copytree(FIXTURES / "torch_distributed" / "fsdp_2x2", directory)
-    file = next(iter(sorted(directory.glob("*_rank_1.pt"))))
-    held = file.read_bytes()
+    """A rank's pickle in place of that of DTensors, and of that of ShardedTensors."""
+    runs = [work / name for name in ("fsdp_2x2", "sharded_2")]
+    for run in runs:
+        shutil.copytree(FIXTURES / "torch_distributed" / run.name, run)
+    files = [next(iter(sorted(run.glob("*_rank_1.pt")))) for run in runs]
+    held = [file.read_bytes() for file in files]
 
     def read(data: bytes) -> None:
-        file.write_bytes(pickles.with_pickle(held, data))
+        which = b"ShardedTensor" in data
+        files[which].write_bytes(pickles.with_pickle(held[which], data))
+        for index in open_checkpoint(runs[which]).files:
+            _well_indexed(index)
+
+    return Target("fsdp", [*map(pickles.pickle_of, held)], _MUTATED_PICKLE, read)
+
+
+def _hub_shards(work: Path) -> Target:
+    directory = work / "shards"
+    shutil.copytree(FIXTURES / "torch_distributed" / "hub_shards_2", directory)
+    first, second = sorted(directory.iterdir())
+    seeds = [first.read_bytes(), second.read_bytes()]
+
+    def read(data: bytes) -> None:
+        second.write_bytes(data)
         for index in open_checkpoint(directory).files:
             _well_indexed(index)
 
-    return Target("fsdp", [pickles.pickle_of(held)], _MUTATED_PICKLE, read)
+    mutator = mutate.mixed(mutate.safetensors, mutate.words("json"))
+    return Target("hub-shards", seeds, mutator, read)
 
 
 def _megatron(work: Path) -> Target:
@@ -769,6 +787,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "dcp": _dcp,
     "torch-dist": _torch_dist,
     "fsdp": _fsdp,
+    "hub-shards": _hub_shards,
     "megatron": _megatron,
     "strategy": _strategy,
     "strategy-json": _strategy_json,

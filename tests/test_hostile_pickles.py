@@ -90,6 +90,18 @@ CALLS = {
     "eval": run_by("builtins.eval", f"open({RUN!r}, 'w')"),
     "exec": run_by("builtins.exec", f"open({RUN!r}, 'w')"),
     "getattr": run_by("builtins.getattr", 1, "x"),
+    "getattr of a class": (
+        b"\x80\x02cbuiltins\ngetattr\ncargparse\nNamespace\n" + encoded("mro") + b"\x86R.",
+        "names 'builtins.getattr'",
+    ),
+    "getattr without an end": (
+        b"\x80\x02"
+        + memoised(encoded("x" * 99), 1)
+        + memoised(b"cnumpy\ndtype\n", 0)
+        + (b"0cbuiltins\ngetattr\n" + got(0) + got(1) + b"\x86Rr\x00\x00\x00\x00") * 99
+        + b".",
+        "names a class .* within others",
+    ),
     "open": run_by("builtins.open", RUN, "w"),
     "import": run_by("builtins.__import__", "os"),
     "python 2": (pickled(Call("__builtin__.eval", "1")), "names 'builtins.eval'"),

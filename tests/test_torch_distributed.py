@@ -1,5 +1,6 @@
 """Checkpoints of torch.distributed.checkpoint, and files of FSDP's ranks, that torch 2.13 wrote."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -18,7 +19,10 @@ HOME = FIXTURES / "torch_distributed"
 WHOLE = dict(np.load(HOME / "whole.npz"))
 
 
-@pytest.mark.parametrize("name", ["dcp_2", "dcp_2x2", "fsdp_2", "fsdp_2x2"])
+KINDS = ["dcp_2", "dcp_2x2", "dcp_local_2", "hub_shards_2", "fsdp_2", "fsdp_2x2", "sharded_2"]
+
+
+@pytest.mark.parametrize("name", [*KINDS, "replicated.pt"])
 def test_parts_are_put_together_bit_for_bit(name):
     """Cut by rows that don't divide, by columns, not at all, and replicated along a mesh."""
     opened = ckptforge.open(HOME / name)
@@ -202,9 +206,80 @@ def test_a_rank_that_is_not_there_is_named(tmp_path):
         ckptforge.open(run)
 
 
-def test_a_part_alone_is_no_tensor():
-    with pytest.raises(FormatError, match=r"a part of a tensor \(DTensor\), which isn't read"):
-        ckptforge.open(HOME / "fsdp_2" / "model_world_size_2_rank_0.pt")
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("fsdp_2", r"'a.weight' is a part \[4, 6\] of a tensor \[7, 6\] \(DTensor\), which isn't"),
+        ("sharded_2", r"'model.a.weight' is a part of a tensor \[7, 6\] \(ShardedTensor\), which"),
+    ],
+)
+def test_a_part_alone_is_no_tensor(run, message):
+    with pytest.raises(FormatError, match=message):
+        ckptforge.open(HOME / run / "model_world_size_2_rank_0.pt")
+
+
+def test_pieces_that_do_not_make_up_the_whole_are_refused(tmp_path):
+    run = Path(shutil.copytree(HOME / "sharded_2", tmp_path / "run"))
+    first = run / "model_world_size_2_rank_0.pt"
+    shutil.copy(first, run / "model_world_size_2_rank_1.pt")
+    with pytest.raises(FormatError, match=r"gap \[4:7, 0:6\] of 'model.a.weight'; are the files"):
+        ckptforge.open(run)
+    shutil.copy(HOME / "replicated.pt", run / "model_world_size_2_rank_1.pt")
+    with pytest.raises(FormatError, match="gap .* of 'model.a.weight'"):
+        ckptforge.open(run)
+
+
+def test_ranks_that_saved_alone_are_read_together(tmp_path):
+    opened = ckptforge.inspect(HOME / "dcp_local_2")
+    assert any("1 tensor lies in the files of several ranks" in note for note in opened.notes)
+    run = Path(shutil.copytree(HOME / "dcp_local_2", tmp_path / "run"))
+    (run / "__1.metadata").unlink()
+    with pytest.raises(FormatError, match=r"__0.metadata: its chunks gap \[4:7, 0:6\]"):
+        ckptforge.open(run)
+    shutil.copy(HOME / "dcp_local_2" / "__1.metadata", run / "__2.metadata")
+    with pytest.raises(InputNotFoundError, match="missing:\n  __1.metadata"):
+        ckptforge.open(run)
+
+
+def shards(run, about=None):
+    """Two files of ranks, of which the second says `about` where its parts lie."""
+    rows, saved = np.arange(28, dtype=np.float32).reshape(7, 4), {"a": {"saved_offsets": [4, 0]}}
+    for i, (part, said) in enumerate(
+        (
+            (rows[:4], {"a": {"saved_offsets": [0, 0]}}),
+            (rows[4:], saved if about is None else about),
+        ),
+        1,
+    ):
+        metadata = {"DCP_SHARDING_INFO": json.dumps(said), "format": "pt"}
+        save_file({"a": part}, run / f"shard-{i:05}-model-00001-of-00001.safetensors", metadata)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({}, "says None of 'a', expected where its part begins"),
+        ({"a": {"saved_offsets": [4]}}, "says 1 numbers of 'a'"),
+        ({"a": {"saved_offsets": [-4, 0]}}, "expected where its part begins"),
+        ({"a": {"saved_offsets": [True, 0]}}, "expected where its part begins"),
+        ({"a": {"saved_offsets": [5, 0]}}, r"gap \[4:5, 0:4\] of 'a'; are the files of one job"),
+        ({"a": {"saved_offsets": [3, 0]}}, r"overlap \[3:4, 0:4\] of 'a'"),
+    ],
+)
+def test_shards_in_safetensors_that_make_up_nothing_are_refused(about, message, tmp_path):
+    shards(tmp_path, about)
+    with pytest.raises(FormatError, match=message):
+        ckptforge.open(tmp_path)
+
+
+def test_shards_in_safetensors_say_how_many_they_are(tmp_path):
+    rows = shards(tmp_path)
+    assert (ckptforge.open(tmp_path)["a"][...] == rows).all()
+    assert "holds the files of 2 ranks" in ckptforge.inspect(tmp_path).notes[0]
+    (tmp_path / "shard-00001-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(InputNotFoundError, match="missing:\n  shard-00001-model"):
+        ckptforge.open(tmp_path)
 
 
 def test_parts_that_do_not_make_up_the_whole_are_refused(tmp_path):

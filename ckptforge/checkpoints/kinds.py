@@ -43,6 +43,7 @@ KINDS: Registry[DirectoryKind] = Registry(
     "ckptforge.torch_files.kind:TORCH_DIRECTORY",
     "ckptforge.torch_files.distributed:DISTRIBUTED_CHECKPOINT",
     "ckptforge.torch_files.fsdp:FSDP_RANKS",
+    "ckptforge.torch_files.hub_shards:HUB_SHARDS",
     "ckptforge.consolidated.kind:CONSOLIDATED",
     "ckptforge.adapters.peft:PEFT_ADAPTER",
     last=(

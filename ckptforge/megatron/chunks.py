@@ -64,7 +64,7 @@ def open_chunks(directory: Path, iteration: Iteration, choices: Choices) -> Mode
         values = {norm_read(name): value for name, value in values.items()}
     if not values:
         raise FormatError(f"{found.path}: holds no tensors of a model.")
-    left = [str(name) for name in found.tensors if not str(name).startswith(_WEIGHTS)]
+    left = [name for name in (*found.tensors, *found.others) if not name.startswith(_WEIGHTS)]
     arguments = _arguments(iteration.directory / COMMON)
     model = Model(
         path=directory,

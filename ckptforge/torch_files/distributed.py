@@ -1,5 +1,6 @@
-"""Checkpoints of torch.distributed.checkpoint as a kind of directory: `.metadata`, and the chunks
-of tensors in `__<rank>_<n>.distcp`, each a torch file of its own at an offset.
+"""Checkpoints of torch.distributed.checkpoint as a kind of directory: `.metadata`, or where ranks
+saved without hearing of each other `__<rank>.metadata` of each, and the chunks of tensors in
+`__<rank>_<n>.distcp`, each a torch file of its own at an offset.
 
 Source: torch 2.13, `torch/distributed/checkpoint/metadata.py`, `filesystem.py`, and files that it
 wrote. HyperParallel's are described alike, with chunks in files of safetensors:
@@ -9,6 +10,7 @@ wrote. HyperParallel's are described alike, with chunks in files of safetensors:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from ckptforge.checkpoints.files import read_file
 from ckptforge.checkpoints.kinds import refuse_step
 from ckptforge.composing import terms_through
 from ckptforge.covering import box_text, uncovered
-from ckptforge.errors import FormatError, shown
-from ckptforge.foreign.files import is_file_name, is_there, read_small
+from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.foreign.files import entries_of, is_file_name, is_there, read_small
 from ckptforge.formats.index import MAX_DIMS, MAX_TENSORS, FileIndex, check_name
 from ckptforge.model import Account, Model
 from ckptforge.storage.files import open_file
@@ -29,9 +31,11 @@ from ckptforge.torch_files.tensors import constructors, is_inert
 from ckptforge.torch_files.torch_zip import tensor_of
 from ckptforge.transfers import Transfer
 from ckptforge.values import Stored, Value, value_of
+from ckptforge.wording import counted, listing
 
 METADATA = ".metadata"
 FORMAT = "torch distributed checkpoint"
+_OF_RANK = re.compile(r"__[0-9]{1,6}\.metadata")
 _MAX_CELLS = 64  # of the grid of all edges, for each chunk: those of a grid make one each
 _METADATA = frozenset(
     f"metadata.{name}"
@@ -61,7 +65,7 @@ class DistributedCheckpoint:
 
     def recognises(self, directory: Path) -> bool:
         """By the file that describes it."""
-        return is_there(directory / METADATA)
+        return is_there(directory / METADATA) or is_there(directory / "__0.metadata")
 
     def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
         """All tensors, put together of their chunks; what else was saved is passed over."""
@@ -76,7 +80,9 @@ class DistributedCheckpoint:
             directory=directory,
             files=tuple(described.indexes()),
             values=values,
-            account=Account().leaving("no tensors", tuple(described.others)),
+            account=Account()
+            .leaving("no tensors", tuple(described.others))
+            .noting(*described.notes()),
         )
 
 
@@ -85,24 +91,45 @@ class Described:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.path = directory, directory / METADATA
+        self.tensors: dict[str, list[Inert]] = {}
+        self.places: dict[tuple[str, tuple[int, ...]], Inert] = {}
+        self.others: list[str] = []
+        self.repeated: set[str] = set()
+        paths = [self.path] if is_there(self.path) else _of_ranks(directory)
+        for self.path in paths:
+            self._read()
+        self.held: dict[Path, dict[str, Stored]] = {}
+        self.ranks: dict[Path, FileIndex] = {}
+
+    def _read(self) -> None:
+        """Adds what one file describes; of ranks each its own chunks."""
         content = read_small(self.path, MAX_BYTES)
         where = str(self.path)
         machine = Machine(
             where, constructors(where), lambda name: _is_class(name) or is_inert(name), _no_storage
         )
         root = machine.load(content)
-        self.tensors = self._mapping(self._field(root, "state_dict_metadata"))
-        places = self._mapping(self._field(root, "storage_data"))
-        self.places: dict[tuple[str, tuple[int, ...]], Inert] = {}
-        for key, info in places.items():
+        for key, about in self._mapping(self._field(root, "state_dict_metadata")).items():
+            if about.name.endswith(_TENSOR):
+                self.tensors.setdefault(str(key), []).append(about)
+            elif str(key) not in self.others:
+                self.others.append(str(key))
+        for key, info in self._mapping(self._field(root, "storage_data")).items():
             offset = self._field(key, "offset", None)
             if offset is not None:
-                self.places[str(self._field(key, "fqn")), self._counts(offset)] = info
-        self.others = [
-            str(name) for name, one in self.tensors.items() if not one.name.endswith(_TENSOR)
-        ]
-        self.held: dict[Path, dict[str, Stored]] = {}
-        self.ranks: dict[Path, FileIndex] = {}
+                place = str(self._field(key, "fqn")), self._counts(offset)
+                if self.places.setdefault(place, info) is not info:
+                    self.repeated.add(place[0])
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about what several ranks saved."""
+        if not self.repeated:
+            return ()
+        them = counted(len(self.repeated), "tensor", "lie")
+        return (
+            f"{self.directory}: {them} in the files of several ranks, which saved without hearing "
+            f"of each other, such as {shown(min(self.repeated))}; the first is read.",
+        )
 
     def values(self) -> Iterator[tuple[str, Value]]:
         """The tensors. Raises `FormatError` for chunks that don't make up what is said of them."""
@@ -111,32 +138,30 @@ class Described:
     def chunks(self, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Chunks]:
         """(name, shape, box → what lies there) of the tensors that are wanted. Raises `FormatError`
         for chunks that don't make up what is said of them."""
-        count = 0
-        for name, about in self.tensors.items():
-            if not about.name.endswith(_TENSOR) or not wanted(str(name)):
+        for number, (name, described) in enumerate(self.tensors.items()):
+            if not wanted(name):
                 continue
-            check_name(str(name), self.path)
-            count += 1
-            if count > MAX_TENSORS:
+            check_name(name, self.path)
+            if number >= MAX_TENSORS:
                 raise FormatError(f"{self.path}: describes more than {MAX_TENSORS} tensors.")
-            shape = self._counts(self._field(about, "size"))
+            shape = self._counts(self._field(described[0], "size"))
             parts: dict[Box, Value] = {}
-            for chunk in self._field(about, "chunks"):
-                offsets = self._counts(self._field(chunk, "offsets"))
-                sizes = self._counts(self._field(chunk, "sizes"))
-                if len(offsets) != len(shape) or len(sizes) != len(shape):
-                    raise self._wrong(f"a chunk of {shown(name)} has other axes than the tensor")
-                box = tuple((lo, lo + n) for lo, n in zip(offsets, sizes, strict=True))
-                if 0 not in sizes or not parts:
-                    parts.setdefault(box, self._chunk(str(name), offsets, sizes))
-            cells = math.prod(
-                len({edge for box in parts for edge in box[i]}) for i in range(len(shape))
-            )
-            if cells > _MAX_CELLS * (len(parts) + _MAX_CELLS):
-                raise self._wrong(f"the chunks of {shown(name)} make up no grid")
-            if 0 not in shape and (wrong := uncovered(full_box(shape), list(parts))):
-                raise self._wrong(f"its chunks {wrong[0]} {box_text(wrong[1])} of {shown(name)}")
-            yield str(name), shape, parts
+            for about in described:
+                if self._counts(self._field(about, "size")) != shape:
+                    raise self._wrong(f"{shown(name)} has other lengths than by another rank")
+                for chunk in self._field(about, "chunks"):
+                    offsets = self._counts(self._field(chunk, "offsets"))
+                    sizes = self._counts(self._field(chunk, "sizes"))
+                    if len(offsets) != len(shape) or len(sizes) != len(shape):
+                        raise self._wrong(
+                            f"a chunk of {shown(name)} has other axes than the tensor"
+                        )
+                    box = tuple((lo, lo + n) for lo, n in zip(offsets, sizes, strict=True))
+                    if box not in parts and (0 not in sizes or not parts):
+                        parts[box] = self._chunk(name, offsets, sizes)
+            if (wrong := cover_problem(name, shape, parts)) is not None:
+                raise self._wrong(wrong)
+            yield name, shape, parts
 
     def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Value:
         info = self.places.get((name, offsets))
@@ -209,6 +234,16 @@ class Described:
         return FormatError(f"{self.path}: {what}; damaged, or another kind of file.")
 
 
+def cover_problem(name: str, shape: tuple[int, ...], parts: Mapping[Box, Value]) -> str | None:
+    """What is wrong with the boxes of a tensor, if they don't make it up."""
+    cells = math.prod(len({edge for box in parts for edge in box[i]}) for i in range(len(shape)))
+    if cells > _MAX_CELLS * (len(parts) + _MAX_CELLS):
+        return f"the chunks of {shown(name)} make up no grid"
+    if 0 not in shape and (wrong := uncovered(full_box(shape), list(parts))):
+        return f"its chunks {wrong[0]} {box_text(wrong[1])} of {shown(name)}"
+    return None
+
+
 def joined(shape: tuple[int, ...], parts: Mapping[Box, Value]) -> Value:
     """Boxes of a tensor of this shape as the tensor that they make up."""
     first, strides = next(iter(parts.values())), row_major_strides(shape)
@@ -227,6 +262,16 @@ def joined(shape: tuple[int, ...], parts: Mapping[Box, Value]) -> Value:
     ]
     terms = tuple(terms_through(pieces))
     return Value(dtype=first.dtype, shape=shape, terms=terms, kind=first.kind)
+
+
+def _of_ranks(directory: Path) -> list[Path]:
+    """`__<rank>.metadata` of all ranks, in order. Raises `InputNotFoundError`."""
+    found = {entry.name: entry for entry in entries_of(directory)}
+    count = sum(_OF_RANK.fullmatch(name) is not None for name in found)
+    names = [f"__{rank}{METADATA}" for rank in range(count)]
+    if lacking := [name for name in names if name not in found]:
+        raise InputNotFoundError(f"{directory}: files of ranks are missing:\n{listing(lacking)}")
+    return [found[name] for name in names]
 
 
 def _is_class(name: str) -> bool:

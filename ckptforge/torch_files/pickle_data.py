@@ -64,6 +64,15 @@ class Inert(msgspec.Struct, eq=False):
         return f"an object {self.name}"  # what it holds may be endless
 
 
+def refused(where: str, name: str) -> FormatError:
+    """The error for a name that isn't on the lists."""
+    return FormatError(
+        f"{where}: names {shown(name)}, which is no part of a checkpoint's data; nothing of the "
+        "file was run. If it is harmless, save the tensors alone (torch.save(model.state_dict(), "
+        "…)) where it came from."
+    )
+
+
 Constructor = Callable[[tuple[Any, ...]], Any]
 
 
@@ -239,11 +248,7 @@ class Machine:
     def _push_named(self, module: str, name: str) -> None:
         full = f"{_RENAMED.get(module, module)}.{name}"
         if full not in self.constructors and not self.inert(full):
-            raise FormatError(
-                f"{self.where}: names {shown(full)}, which is no part of a checkpoint's data; "
-                "nothing of the file was run. If it is harmless, save the tensors alone "
-                "(torch.save(model.state_dict(), …)) where it came from."
-            )
+            raise refused(self.where, full)
         self.stack.append(Named(full))
 
     def _reduce(self, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tensors as torch's files describe them: strided views of storages.
+"""What a checkpoint's pickle may name: the constructors of torch's tensors, and data beside them.
 
 Source: torch 2.13, `torch/_utils.py` (`_rebuild_tensor_v2` and its kin) and files that it wrote.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import msgspec
-
-from ckptforge.dtypes import BY_NAME, DType
+from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import MAX_DIMS
-from ckptforge.torch_files.pickle_data import Constructor, Inert, Named
+from ckptforge.torch_files.parts import part_of
+from ckptforge.torch_files.pickle_data import Constructor, Inert, Named, refused
+from ckptforge.torch_files.views import Storage, Unreadable, View, is_count
 
 _STORAGES = {
     "Double": "float64",
@@ -82,6 +82,7 @@ _INERT = frozenset(
         "collections.Counter",
     )
 )
+_MAX_CLASS = 256  # characters of the name of a class within a class
 _INERT_MODULES = (
     "numpy.",
     "megatron.core.",
@@ -90,53 +91,9 @@ _INERT_MODULES = (
     "torch.distributed._tensor.",
     "torch.distributed.device_mesh.",
     "torch.distributed._mesh_layout.",
+    "torch.distributed._shard.",
+    "torch.distributed.remote_device.",
 )
-
-
-class Storage(msgspec.Struct, frozen=True):
-    """The numbers of one or more tensors: the member of the archive that holds them. `dtype` is
-    None where each tensor says its own; `length` counts numbers, or bytes then."""
-
-    key: str
-    dtype: DType | None
-    length: int
-
-
-class View(msgspec.Struct, frozen=True):
-    """A tensor: `offset` and `strides` count numbers of the storage."""
-
-    storage: Storage
-    dtype: DType
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def last(self) -> int:
-        """The last number of the storage that it has, of a view that isn't empty."""
-        steps = ((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        return self.offset + sum(steps)
-
-    @property
-    def copies(self) -> int:
-        """How often each of its numbers is repeated, by axes of stride 0."""
-        pairs = zip(self.shape, self.strides, strict=True)
-        return math.prod(n for n, stride in pairs if n > 1 and stride == 0)
-
-
-class Unreadable(msgspec.Struct, frozen=True):
-    """A tensor that isn't a view of numbers, in words."""
-
-    what: str
-
-
-class Sharded(Unreadable, frozen=True):
-    """The part that a rank has of a tensor of this shape (DTensor), cut along an axis; None where
-    each has all of it."""
-
-    local: View
-    shape: tuple[int, ...]
-    axis: int | None
 
 
 def is_inert(name: str) -> bool:
@@ -157,7 +114,7 @@ def storage_of(where: str, said: Any) -> Storage:
     _, kind, key, _, length = said[:5]
     name = kind.name if isinstance(kind, Named) else ""
     known = _STORAGES.get(name.removeprefix("torch.").removesuffix("Storage"))
-    if (known is None and name != _UNTYPED) or not isinstance(key, str) or not _is_count(length):
+    if (known is None and name != _UNTYPED) or not isinstance(key, str) or not is_count(length):
         raise FormatError(f"{where}: a storage is {shown(said)}, which isn't one of torch's.")
     return Storage(key, BY_NAME[known] if known is not None else None, length)
 
@@ -175,6 +132,7 @@ def constructors(where: str) -> dict[str, Constructor]:
         "collections.defaultdict": lambda arguments: {},
         "builtins.dict": lambda arguments: {},
         "torch.Size": lambda arguments: tuple(arguments[0]),
+        "builtins.getattr": _nested_class(where),
         "builtins.list": lambda arguments: list(arguments[0]) if arguments else [],
     }
     for name, what in _UNREADABLE.items():
@@ -183,7 +141,7 @@ def constructors(where: str) -> dict[str, Constructor]:
     def of_type(arguments: tuple[Any, ...]) -> Any:
         function, _, inner, *_ = arguments
         if isinstance(function, Named) and function.name == _WRAPPER:
-            return _sharded(arguments)
+            return part_of(arguments) or Unreadable(_UNREADABLE[_WRAPPER])
         known = made.get(function.name) if isinstance(function, Named) else None
         return (
             Inert("torch._tensor._rebuild_from_type_v2", arguments)
@@ -194,35 +152,20 @@ def constructors(where: str) -> dict[str, Constructor]:
     return {**made, "torch._tensor._rebuild_from_type_v2": of_type}
 
 
-def _sharded(arguments: tuple[Any, ...]) -> Unreadable:
-    """A DTensor by its state: the part of this rank, and the placements of its spec."""
-    other = Unreadable(_UNREADABLE[_WRAPPER])
-    _, kind, inner, state = arguments
-    if not isinstance(kind, Named) or not kind.name.endswith(".DTensor"):
-        return other
-    local, spec = _attribute(state, "_local_tensor"), _attribute(state, "_spec")
-    placements = _attribute(spec.state, "placements") if isinstance(spec, Inert) else None
-    shape = inner[2]
-    if not isinstance(local, View) or not isinstance(shape, tuple) or len(shape) > MAX_DIMS:
-        return other
-    if not isinstance(placements, tuple) or len(placements) > MAX_DIMS:
-        return other
-    cut = [one for one in placements if not one.name.endswith(".Replicate")]
-    if any(not one.name.endswith(".Shard") for one in cut) or len(cut) > 1:
-        return Unreadable(f"{other.what}, cut in a way that isn't known")
-    axis = _attribute(cut[0].state, "dim") if cut else None
-    if not all(map(_is_count, shape)) or len(local.shape) != len(shape):
-        return other
-    if cut and (axis is None or not _is_count(axis) or axis >= len(shape)):
-        return other
-    return Sharded(what="a part of a tensor (DTensor)", local=local, shape=shape, axis=axis)
+def _nested_class(where: str) -> Constructor:
+    """What protocol 2 names a class within a class by: the name of that."""
 
+    def nested(arguments: tuple[Any, ...]) -> Named:
+        owner, name = arguments if len(arguments) == 2 else (None, None)
+        if not isinstance(owner, Named) or not isinstance(name, str):
+            raise refused(where, "builtins.getattr")
+        if not owner.name.startswith(_INERT_MODULES):
+            raise refused(where, "builtins.getattr")
+        if len(owner.name) + len(name) > _MAX_CLASS:
+            raise FormatError(f"{where}: names a class {shown(owner.name)} within others.")
+        return Named(f"{owner.name}.{name}")
 
-def _attribute(state: Any, name: str) -> Any:
-    """An attribute in a state, which is a dictionary, or one of them and one of slots; None where
-    there is none."""
-    parts = state[:2] if isinstance(state, tuple) else (state,)
-    return next((part[name] for part in parts if isinstance(part, dict) and name in part), None)
+    return nested
 
 
 def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -252,7 +195,7 @@ def _rebuild(where: str) -> Constructor:
 def _checked(where: str, view: View) -> View:
     """Raises `FormatError` for a view of numbers that its storage doesn't have."""
     numbers = (view.offset, *view.shape, *view.strides)
-    if not all(map(_is_count, numbers)) or len(view.shape) != len(view.strides):
+    if not all(map(is_count, numbers)) or len(view.shape) != len(view.strides):
         raise FormatError(
             f"{where}: a tensor has offset {shown(view.offset)}, shape {shown(view.shape)} and "
             f"strides {shown(view.strides)}, expected numbers from 0, a stride for each axis."
@@ -268,7 +211,3 @@ def _checked(where: str, view: View) -> View:
             f"{shown(view.storage.key)}, which has {held}; damaged."
         )
     return view
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62

@@ -15,15 +15,10 @@ from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import MAX_NAME, MAX_TENSORS, FileIndex, check_name
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.torch_files.archive import Archive, Member, read_archive
+from ckptforge.torch_files.parts import Pieces, Sharded, whole_of
 from ckptforge.torch_files.pickle_data import Machine
-from ckptforge.torch_files.tensors import (
-    Sharded,
-    Unreadable,
-    View,
-    constructors,
-    is_inert,
-    storage_of,
-)
+from ckptforge.torch_files.tensors import constructors, is_inert, storage_of
+from ckptforge.torch_files.views import Unreadable, View
 from ckptforge.torch_files.writing import lay_out_archive
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Stored, Term, Value, kind_of, value_of
@@ -54,7 +49,13 @@ def read_index(path: Path) -> FileIndex:
     archive = read_archive(path)
     tensors: dict[str, Stored] = {}
     views: dict[str, Value] = {}
-    for name, found in _named(path, _load(path, archive)):
+    for name, held in _named(path, _load(path, archive)):
+        found = whole_of(held)
+        if isinstance(found, Sharded | Pieces):
+            raise FormatError(
+                f"{path}: {shown(name)} is {found.what}, which isn't read alone. Name the "
+                "directory with the files of all ranks, or save it as a plain tensor."
+            )
         if isinstance(found, Unreadable):
             raise FormatError(
                 f"{path}: {shown(name)} is {found.what}, which isn't read. Save it as a plain "
@@ -131,8 +132,7 @@ def _named(path: Path, root: Any) -> Iterator[tuple[str, View | Unreadable]]:
         if isinstance(found, View | Unreadable):
             name = _name_of(way, path)
             characters += len(name)
-            view = found.local if isinstance(found, Sharded) else found
-            copies += min(view.copies, _MAX_COPIES) if isinstance(view, View) else 0
+            copies += sum(min(view.copies, _MAX_COPIES) for view in _views_of(found))
             if characters > _MAX_NAMES or copies > _MAX_ALL_COPIES:
                 raise FormatError(
                     f"{path}: its names have over {_MAX_NAMES} characters, or its views repeat "
@@ -146,6 +146,14 @@ def _named(path: Path, root: Any) -> Iterator[tuple[str, View | Unreadable]]:
         inner = found.items() if isinstance(found, dict) else enumerate(found)
         below = [((way, key), one, depth + 1) for key, one in inner if isinstance(one, _WALKED)]
         stack += reversed(below)
+
+
+def _views_of(found: View | Unreadable) -> list[View]:
+    if isinstance(found, Pieces):
+        return [view for _, view in found.pieces]
+    if isinstance(found, Sharded):
+        return [found.local]
+    return [found] if isinstance(found, View) else []
 
 
 def _name_of(way: _Way, path: Path) -> str:
