@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
+import ckptforge
 from ckptforge.cli import entry
 from ckptforge.cli.app import cli
-from ckptforge.cli.progress import Lines, duration
+from ckptforge.cli.progress import Bars, Lines, duration
 from ckptforge.cli.topics import topics
 from tests.helpers import HUB, tiny_config, write_hub
 
@@ -242,6 +246,69 @@ def test_a_log_gets_a_line_every_half_minute_and_short_runs_none():
     assert len(log.getvalue().splitlines()) == 3
 
 
+def test_a_log_says_how_far_the_file_is_that_is_being_written():
+    now, log = [0.0], io.StringIO()
+    progress = Lines("copying", log, lambda: now[0])
+    one, other = Path("out/model-00001.safetensors"), Path("out/model-00002.safetensors")
+    for second, begun in (
+        (0, {one: (0, 40 * GB)}),
+        (31, {one: (31 * GB, 40 * GB)}),
+        (62, {other: (22 * GB, 40 * GB), one: (35 * GB, 40 * GB)}),
+        (93, {}),
+    ):
+        now[0] = second
+        progress.files(begun)
+        progress(second * GB, 100 * GB)
+    assert [line.partition("left")[2] for line in log.getvalue().splitlines()] == [
+        "; model-00001.safetensors: 77 %, 9 s left",
+        "; 2 files at once: 71 %",
+        "",
+    ]
+
+
+def test_a_run_tells_which_files_are_begun_and_how_far(tmp_path):
+    class Told:
+        def __init__(self):
+            self.seen, self.most = set(), 0
+
+        def __call__(self, done, total):
+            pass
+
+        def files(self, begun):
+            for path, (done, total) in begun.items():
+                assert 0 < done < total
+                self.seen.add(path.name)
+            self.last = dict(begun)
+
+    progress = Told()
+    options = {"max_shard_size": 300_000, "workers": 1, "progress": progress}
+    done = ckptforge.convert(HUB, tmp_path / "out", to="hub", **options)
+    files = {path.name for path in done.files if path.suffix == ".safetensors"}
+    assert len(files) > 2 and progress.seen <= files and len(progress.seen) > 1
+    assert progress.last == {}
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_terminal_has_a_bar_for_the_whole_and_one_for_the_file(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    out = io.StringIO()
+    bars = Bars("copying", out)
+    path = Path("out/model-00001-of-00019.safetensors")
+    for done in range(0, 40, 10):
+        bars.files({path: (done * GB, 40 * GB)})
+        bars(done * GB, 100 * GB)
+        time.sleep(0.12)
+    bars.files({})
+    bars.close()
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[A-Z]", "", out.getvalue()))
+    assert max(map(len, lines)) <= int(columns)
+    assert any(line.startswith("copying:") and "B/s" in line for line in lines)
+    assert any(line.startswith("model-") and "tensors:" in line for line in lines)
+    assert not lines[-1].strip()
+
+
 def test_what_an_earlier_run_had_finished_does_not_count_as_speed():
     now, log = [0.0], io.StringIO()
     progress = Lines("comparing", log, lambda: now[0])
@@ -289,7 +356,14 @@ def test_values_are_completed():
     assert {"qwen3", "qwen3_moe"} < found and all(name.startswith("qwen3") for name in found)
     assert completed("to-ms", "x", "y", "--model", "llama", "--layout", incomplete="m") == {"mcore"}
     assert "to-ms" in completed(incomplete="to")
+    assert completed("convert", "x", "y", "--quantise", incomplete="mx") == {"mxfp4", "mxfp8"}
     assert completed("mapping", "show", incomplete="gpt") == {"gpt", "gpt_oss"}  # or a file
+    assert completed("mapping", "show", "llama", "--layout", incomplete="m") >= {"mcore", "meta"}
+    assert not completed("mapping", "show", "llama", "--layout", incomplete="mindspeed-mtp")
+    table = ROOT / "mappings" / "qwen3.toml"
+    assert completed("mapping", "show", table, "--layout", incomplete="hu") == {"hub"}
+    # of which NAME is a tensor's
+    assert completed("extract", HUB, "llama", "x.npy", "--layout", incomplete="gm") >= {"gmm"}
 
 
 def test_completion_needs_no_numpy():
@@ -305,10 +379,75 @@ def test_completion_needs_no_numpy():
     assert done.returncode == 0, done.stderr
 
 
+_IN_BASH = """
+{source}
+COMP_WORDS=({words})
+COMP_CWORD=$(({count} - 1))
+compopt() {{ :; }}
+_ckptforge_completion ckptforge
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+_IN_ZSH = """
+compdef() {{ :; }}
+{source}
+words=({words}) CURRENT={count}
+compadd() {{ print -l -- "${{(@P)5}}"; }}
+_describe() {{ local -a all=("${{(@P)3}}"); print -l -- "${{(@)all%%:*}}"; }}
+_path_files() {{ :; }}
+_ckptforge_completion
+"""
+_IN_FISH = """
+{source}
+complete -C '{line}' | string replace -r '\\t.*' ''
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["to-ms", "--layout", "gmm-v"], ["gmm-v3"]),
+        (["inspect", "--model", "glm4_"], ["glm4_moe"]),
+        (["to-ms", "--dtype", "b"], ["bf16"]),
+        (["mapping", "show", "mix"], ["mixtral"]),
+        (["help", "lay"], ["layouts"]),
+        (["resh"], ["reshard"]),
+        (["to-ms", "--over"], ["--overwrite"]),
+    ],
+)
+def test_a_shell_completes(tmp_path, shell, words, expected):
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} isn't here")
+    ours = tmp_path / "bin" / "ckptforge"
+    ours.parent.mkdir()
+    ours.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ckptforge "$@"\n')
+    ours.chmod(0o755)
+    source = CliRunner().invoke(cli, ["completion", shell]).stdout
+    line = " ".join(["ckptforge", *words])
+    script = {"bash": _IN_BASH, "zsh": _IN_ZSH, "fish": _IN_FISH}[shell].format(
+        source=source, words=line, count=len(words) + 1, line=line
+    )
+    path = os.pathsep.join([str(ours.parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [program, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert [line for line in done.stdout.splitlines() if line] == expected, done.stderr
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_what_a_shell_needs(shell):
     done = CliRunner().invoke(cli, ["completion", shell])
     assert done.exit_code == 0 and f"_CKPTFORGE_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_the_list_of_commands_says_what_each_does_in_a_sentence():
+    for words in (["--help"], ["mapping", "--help"]):
+        out = CliRunner().invoke(cli, words).stdout
+        assert "..." not in out and "Commands:" in out
+        assert max(map(len, out.splitlines())) <= 80
 
 
 def test_help_of_a_command_is_that_of_its_option():

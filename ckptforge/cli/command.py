@@ -24,6 +24,7 @@ CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
+_SENTENCE = 400  # characters that the first one of a help text has at most
 _ORDER = "ckptforge.order"  # of the context: the name of the option at each place of the line
 # what nobody gets by a typing error
 _UNASKED = ("--overwrite", "--allow-", "--no-", "--weights-only", "--trim-", "--drop")
@@ -104,6 +105,16 @@ class Command(_Forgiving):
 
 class Group(_Forgiving, click.Group):
     """A group of commands that suggests the nearest for one that isn't there."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes what each command does in a whole sentence."""
+        rows = [
+            (name, one.get_short_help_str(limit=_SENTENCE))
+            for name in self.list_commands(ctx)
+            if (one := self.get_command(ctx, name)) is not None
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from ckptforge.errors import CkptforgeError
 from ckptforge.verbs.options.option import Names, Option
+from ckptforge.verbs.options.record import options_of
 
 if TYPE_CHECKING:
     from ckptforge.tables.table import Table
@@ -54,8 +56,9 @@ def helped(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Comp
 
 
 def _words(kind: Names, ctx: click.Context) -> Iterator[CompletionItem]:
-    """The tables, the dtypes that a cast can have, or the layouts of a family or of both: those of
-    the model that --model, --mapping or the input's config.json names, else of every table."""
+    """The tables, the dtypes that a cast can have, the kinds of codes, or the layouts of a family
+    or of both: those of the model that the command line or the input's config.json names, else of
+    every table."""
     from ckptforge.dtypes import BY_NAME
     from ckptforge.tables.shipped import shipped_tables
     from ckptforge.verbs.options.dtypes import SHORT_NAMES
@@ -66,6 +69,10 @@ def _words(kind: Names, ctx: click.Context) -> Iterator[CompletionItem]:
     elif kind == "dtype":
         for short, name in SHORT_NAMES.items():
             yield CompletionItem(short, help=BY_NAME[name].name)
+    elif kind == "code":
+        from ckptforge.steps.encoded import CODES
+
+        yield from map(CompletionItem, CODES)
     else:
         tables: dict[str, list[str]] = {}
         for table in _tables(ctx):
@@ -79,10 +86,26 @@ def _words(kind: Names, ctx: click.Context) -> Iterator[CompletionItem]:
 def _tables(ctx: click.Context) -> tuple[Table, ...]:
     from ckptforge.tables.shipped import candidate_tables
 
-    named = ctx.params.get("model"), next(filter(None, map(_model_type, ctx.args)), None)
+    model, table = _named(ctx), ctx.params.get("mapping")
+    if model and model.endswith(".toml"):
+        table = Path(model)
     with suppress(CkptforgeError):
-        return candidate_tables(ctx.params.get("mapping"), *named)
+        kind = next(filter(None, map(_model_type, ctx.args)), None)
+        return candidate_tables(table, model, kind)
     return ()
+
+
+def _named(ctx: click.Context) -> str | None:
+    """The table that the command line names, by an option or an argument."""
+    words = list(ctx.args)  # arguments, where the option that is completed stands before its value
+    for record in getattr(ctx.command, "records", ()):
+        for name, one in options_of(record).items():
+            given = ctx.params.get(name)
+            if given is None and not one.kw_only and words:
+                given = words.pop(0)
+            if given is not None and one.completes == "model":
+                return str(given)
+    return None
 
 
 def _model_type(word: str) -> object:

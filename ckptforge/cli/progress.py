@@ -5,57 +5,101 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
+from ckptforge.cli.table import shortened
+from ckptforge.errors import printable
 from ckptforge.wording import size
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EVERY = 30.0  # seconds between two lines in a log; runs that take less have none
 Progress = Callable[[int, int], None]
+Files = Mapping[Path, tuple[int, int]]  # those that are being written: bytes that are done, and all
 
 
 @contextmanager
 def shown(quiet: bool, word: str) -> Iterator[Progress | None]:
     """A `progress(done, total)` function, in bytes, that writes to stderr: a bar on a terminal,
     else lines. None where nothing is to be said. `word` is what is being done: "copying",
-    "comparing"."""
+    "comparing". Its method `files` is told how far files are."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        with _bar(word) as progress:
-            yield progress
+        with closing(Bars(word, sys.stderr)) as bars:
+            yield bars
     else:
         yield Lines(word, sys.stderr)
 
 
-@contextmanager
-def _bar(word: str) -> Iterator[Progress]:
-    from tqdm import tqdm
+def _said_of(files: Files) -> tuple[str, int, int]:
+    """How files are called that are written now, their bytes that are done, and all of them."""
+    names = [printable(path.name) for path in files]
+    done, total = (sum(column) for column in zip(*files.values(), strict=True))
+    return names[0] if len(names) == 1 else f"{len(names):,} files at once", done, total
 
-    # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
-    terminal = shutil.get_terminal_size()
-    cols, rows = terminal.columns, terminal.lines
 
-    drawn = tqdm(
-        unit="B", unit_scale=True, desc=word, file=sys.stderr, leave=False, ncols=cols, nrows=rows
-    )
+class Bars:
+    """A bar for the whole, and beneath it one for the file that is being written, if there are
+    several."""
 
-    def progress(done: int, total: int) -> None:
-        drawn.total = total
+    def __init__(self, word: str, file: IO[str]) -> None:
+        # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
+        terminal = shutil.get_terminal_size()
+        self._columns, self._rows, self._file = terminal.columns, terminal.lines, file
+        self._whole = self._bar(word, 0)
+        self._one: tqdm[Any] | None = None
+        self._of: tuple[Path, ...] = ()
+
+    def _bar(self, word: str, position: int) -> tqdm[Any]:
+        from tqdm import tqdm
+
+        return tqdm(
+            unit="B",
+            unit_scale=True,
+            desc=word,
+            file=self._file,
+            leave=False,
+            position=position,
+            ncols=self._columns,
+            nrows=self._rows,
+        )
+
+    def __call__(self, done: int, total: int) -> None:
+        """Draws the whole."""
+        self._whole.total = total
         with suppress(OSError):  # a terminal that was closed stops no run
-            drawn.update(done - drawn.n)
+            self._whole.update(done - self._whole.n)
 
-    try:
-        yield progress
-    finally:
+    def files(self, begun: Files) -> None:
+        """Draws the file that is being written; of several at once, all of them as one."""
+        if not begun:
+            return
         with suppress(OSError):
-            drawn.close()
+            said, done, total = _said_of(begun)
+            one = self._one = self._one or self._bar(said, 1)
+            if (paths := tuple(begun)) != self._of:
+                self._of = paths
+                one.reset(total)
+                one.initial = one.n = one.last_print_n = done
+                one.set_description_str(shortened(said, self._columns // 3), refresh=False)
+            one.update(done - one.n)
+
+    def close(self) -> None:
+        """Removes both."""
+        for bar in (self._one, self._whole):
+            if bar is not None:
+                with suppress(OSError):
+                    bar.close()
 
 
 class Lines:
     """Writes a line about every `EVERY` seconds: `copying: 12.3 GB of 93.4 GB (13 %), 512 MB/s, 2
-    min 40 s left`.
+    min 38 s left; model-00003-of-00019.safetensors: 45 %, 5 s left`.
 
     The speed is that since the first call, so that what an earlier run had finished doesn't count.
     """
@@ -66,6 +110,11 @@ class Lines:
         self.word, self.file, self.clock = word, file, clock
         self.last = clock()
         self.first: tuple[float, int] | None = None
+        self.begun: Files = {}
+
+    def files(self, begun: Files) -> None:
+        """Notes what is being written, for the next line."""
+        self.begun = begun
 
     def __call__(self, done: int, total: int) -> None:
         """Writes a line, if the last is long enough ago."""
@@ -75,9 +124,14 @@ class Lines:
             return
         self.last = now
         text = f"{self.word}: {size(done)} of {size(total)} ({100 * done // total} %)"
-        if now > began and done > before:
-            speed = (done - before) / (now - began)
+        speed = (done - before) / (now - began) if now > began and done > before else 0.0
+        if speed:
             text += f", {size(round(speed))}/s, {duration((total - done) / speed)} left"
+        if self.begun:
+            said, own, of = _said_of(self.begun)
+            text += f"; {said}: {100 * own // of} %"
+            if speed and len(self.begun) == 1:
+                text += f", {duration((of - own) / speed)} left"
         with suppress(OSError, ValueError):  # a log that is full or closed stops no run
             print(text, file=self.file, flush=True)
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
+from ckptforge.run.begun import telling
 from ckptforge.run.blocks import Hashes
 from ckptforge.run.budget import Budget
 from ckptforge.run.front_to_back import FrontToBack
@@ -45,7 +46,8 @@ def run(
     there already, and hashes what it writes and the blocks of `sources`, if there are any. With a
     `consumer` sources are let go when nothing needs them.
 
-    `progress(done, total)` is called with bytes of output, by one thread at a time. The first error
+    `progress(done, total)` is called with bytes of output, by one thread at a time; a method
+    `files` of it, if there is one, with the files that are begun and not finished. The first error
     of any worker stops all and is raised.
     """
     in_order = any(isinstance(target, OrderedWriter) for target in targets.values())
@@ -58,7 +60,8 @@ def run(
             progress(before + done, total)
 
     queue = FrontToBack(schedule, budget.total // 8) if in_order else schedule
-    run_tasks(queue, budget, queue.finished, report, targets)
+    finished = telling(plan, kept or (), queue.finished, progress)
+    run_tasks(queue, budget, finished, report, targets)
     if seals := [Sealing(file.path, seal) for file in plan.files for seal in file.seals]:
         run_tasks(iter(seals), budget, targets=targets)
     return Done(schedule.audit, schedule.all_hashes())

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 PathLike = str | os.PathLike[str]
-Names = Literal["", "layout", "mindspore", "huggingface", "model", "dtype"]  # "": of nothing known
+Names = Literal[
+    "", "layout", "mindspore", "huggingface", "model", "dtype", "code"
+]  # "": of nothing known
 Progress = Callable[[int, int], None]
 Say = Callable[[str], object]
 

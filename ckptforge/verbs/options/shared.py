@@ -298,6 +298,7 @@ class Quantising(Options):
         "(docs/quantised.md)",
         default=(),
         metavar="[WHAT=]KIND",
+        completes="code",
     )
 
 
