@@ -446,7 +446,7 @@ def test_completion_prints_what_a_shell_needs(shell):
 def test_the_list_of_commands_says_what_each_does_in_a_sentence():
     for words in (["--help"], ["mapping", "--help"]):
         out = CliRunner().invoke(cli, words).stdout
-        assert "..." not in out and "Commands:" in out
+        assert "..." not in out.partition("Commands:")[2] and "Commands:" in out
         assert max(map(len, out.splitlines())) <= 80
 
 
