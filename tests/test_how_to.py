@@ -14,6 +14,7 @@ import ckptforge
 from ckptforge.verbs.synthetic import write_model
 from tests.page_commands import in_this_process, words_of
 from tests.test_edit import TABLES
+from tests.test_lora import write_adapter
 
 ROOT = Path(__file__).parents[1]
 MIXTRAL = "Mixtral-8x7B-v0.1"
@@ -140,3 +141,90 @@ def test_the_code_of_the_page_on_python_runs(models, tmp_path, monkeypatch, caps
         exec(code, {})
     printed = capsys.readouterr().out
     assert len(blocks) > 1 and "the same\nmixtral gmm (" in printed and "cast" in printed
+
+
+def table_commands(page):
+    """The commands in the tables of a page."""
+    text = (ROOT / page).read_text()
+    rows = re.findall(r"^\|.*\|$", text, re.M)
+    return [one for row in rows for one in re.findall(r"`(ckptforge \S+ [^`…]+)`", row)]
+
+
+def test_the_commands_in_place_of_mindformers_scripts_run(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models / MIXTRAL, "HF")
+    shutil.copy(models / "mp8.yaml", "mp8.yaml")
+    ckptforge.to_ms("HF", "ranks", parallel_config="mp8.yaml", prefix="p_")
+    ckptforge.to_ms("HF", "whole")
+    for name in ("S", "D", "strategy"):
+        ckptforge.strategy(name, parallel_config="mp8.yaml", like="HF")
+    found = table_commands("docs/migrating.md")
+    assert len(found) > 9
+    run_all(found, tmp_path)
+
+
+def test_the_commands_in_place_of_mindspeeds_converter_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "HF", table, {**table.example, "num_hidden_layers": 4})
+    job = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    job |= {"expert_model_parallel_size": 4, "expert_tensor_parallel_size": 1}
+    for name in ("job.yaml", "other.yaml"):
+        (tmp_path / name).write_text(json.dumps(job))
+    (tmp_path / "pretrain.yaml").write_text(json.dumps(TWO))
+    ckptforge.to_ms("HF", "output/checkpoint", layout="mcore", format="mindformers")
+    found = table_commands("docs/megatron.md")
+    assert len(found) == 5
+    run_all(found[:1], tmp_path)
+    (tmp_path / "OUT").rename("CKPT")
+    run_all([f"{line} --overwrite" for line in found[1:]], tmp_path)
+
+
+def test_the_commands_for_adapters_run(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "Llama", TABLES["llama"], TABLES["llama"].example)
+    weights = ckptforge.inspect("Llama").entries
+    adapted = ("q_proj.weight", "v_proj.weight")
+    shapes = {name: one.shape for name, one in weights.items() if name.endswith(adapted)}
+    write_adapter(tmp_path / "my-lora", shapes)
+    text = (ROOT / "docs" / "lora.md").read_text()
+    found = re.findall(r"^\$ (ckptforge .*)$", text, re.M)
+    assert len(found) == 4
+    run_all(found, tmp_path)
+
+
+def test_the_commands_for_a_table_of_ones_own_run(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models / MIXTRAL, "DIR")
+    shutil.copy(ROOT / "mappings" / "mixtral.toml", "my.toml")
+    text = (ROOT / "docs" / "mappings.md").read_text()
+    found = re.findall(r"`(ckptforge (?:inspect|mapping|convert) [^`]+)`", text)
+    assert len(found) > 4
+    run_all([re.sub(r"\bX\b", "gmm", one) for one in found if "toy" not in one], tmp_path)
+
+
+def test_the_commands_for_buckets_run(models, tmp_path, monkeypatch):
+    for name in ("boto3", "fsspec", "moto.server", "obstore"):
+        pytest.importorskip(name, reason="of the extra [test]")
+    from tests.web import buckets
+
+    monkeypatch.chdir(tmp_path)
+    config = {"parallel_config": models / "mp8.yaml"}
+    ckptforge.to_ms(models / MIXTRAL, "ckpt", **config)
+    ckptforge.strategy("strategy", like=models / MIXTRAL, **config)
+    for key, value in buckets.KEYS.items():
+        monkeypatch.setenv(key.upper(), value)
+    text = (ROOT / "docs" / "machines.md").read_text()
+    found = re.findall(r"^\$ (ckptforge .*(?:s3|obs)://.*)$", text, re.M)
+    assert len(found) == 2
+    with buckets.service() as (url, client, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        for bucket, name, root in (
+            ("models", "Mixtral-8x7B", models / MIXTRAL),
+            ("job", "ckpt", tmp_path / "ckpt"),
+            ("job", "strategy", tmp_path / "strategy"),
+        ):
+            client.create_bucket(Bucket=bucket)
+            for path in filter(Path.is_file, root.rglob("*")):
+                client.upload_file(str(path), bucket, f"{name}/{path.relative_to(root)}")
+        run_all([re.sub(r"https://\S+", url, line) for line in found], tmp_path)
