@@ -9,6 +9,7 @@ from ckptforge.errors import printable
 
 _PLURAL = ["are", "aren't", "have", "were", "weren't", "don't"]
 _SINGULAR = dict(zip(_PLURAL, ["is", "isn't", "has", "was", "wasn't", "doesn't"], strict=True))
+_MOST_RUNS = 4  # of numbers, in a name
 
 
 def counted(count: int, noun: str, verb: str = "") -> str:
@@ -35,6 +36,24 @@ def size(count: int) -> str:
             return f"{int(value)} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.4g} TB"
+
+
+def runs_of(numbers: Iterable[int]) -> str:
+    """Numbers in ascending order, as ranges: "0-7, 9"; of every n-th number "0-56 by 8"."""
+    left = sorted(set(numbers))
+    made = []
+    while left:
+        step = left[1] - left[0] if len(left) > 1 else 1
+        end = 1
+        while end < len(left) and left[end] - left[end - 1] == step:
+            end += 1
+        if end < 3 and step > 1:  # two numbers are no run
+            end = 1
+        by = f" by {step}" if step > 1 and end > 1 else ""
+        made.append(str(left[0]) if end == 1 else f"{left[0]}-{left[end - 1]}{by}")
+        left = left[end:]
+    more = f", … ({len(made)} runs)" if len(made) > _MOST_RUNS else ""
+    return ", ".join(made[:_MOST_RUNS]) + more
 
 
 def kind_text(about: Sequence[Any] | None) -> str:

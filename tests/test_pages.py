@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from ckptforge import inspect, stats
 from ckptforge.cli.app import cli
 from ckptforge.pages import html_page
-from ckptforge.pages.kinds import kinds_of_parts, name_of, runs_of
+from ckptforge.pages.kinds import kinds_of_parts, name_of
 from ckptforge.pages.shards import panels
 from ckptforge.pages.statistics import outliers
 from ckptforge.pages.treemap import Tile, squarified
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.skeletons import numbers_of
 from ckptforge.verbs.synthetic import write_model
+from ckptforge.wording import runs_of
 from tests.helpers import HUB, MINDSPORE, write_safetensors
 from tests.test_constants import DEEPSEEK
 

@@ -1,6 +1,7 @@
 """What the program prints: counts, tables, colours."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.cli.findings import check_text
+from ckptforge.cli.findings import check_text, inspection_text
 from ckptforge.cli.table import facts, shortened, table
 from ckptforge.cli.verify_report import rows
 from ckptforge.forward.checks import LayerCheck
 from ckptforge.verbs.check import Check
+from ckptforge.verbs.inspection import FileLine, PartLine
 from ckptforge.verbs.verify import Verification
 from ckptforge.wording import counted, install_hint
+from tests.helpers import HUB
 
 
 @pytest.mark.parametrize(
@@ -172,3 +175,37 @@ def test_the_table_of_layers_fits_a_terminal():
         made[0].split()[:4] == ["layer", "worst", "router", "tolerance"]
         and max(map(len, made)) <= 80
     )
+
+
+def test_what_a_large_job_holds_is_said_on_a_screen_or_two():
+    def part(name, boxes):
+        shape, dtype = [1024, 8], "float32"
+        return PartLine(tensor=name, count=1, numbers=[], shape=shape, dtype=dtype, boxes=boxes)
+
+    cut = part("cut", {rank: [[rank, rank + 1], [0, 8]] for rank in range(1024)})
+    halves = {rank: [[512 * (rank % 2), 512 * (rank % 2 + 1)], [0, 8]] for rank in range(1024)}
+    files = [FileLine(file=f"checkpoint_{i}.ckpt", bytes=8, tensors=1) for i in range(1024)]
+    found = replace(ckptforge.inspect(HUB), files=files, parts=[cut, part("halves", halves)])
+    lines = inspection_text(found, False).splitlines()
+    assert len(lines) < 60
+    assert [line.strip() for line in lines if "… and" in line] == [
+        "… and 992 more",
+        "… and 1,016 more",
+    ]
+    assert "[0:512, 0:8]     0-1022 by 2 (512 in all)" in lines[-2]
+    assert "[512:1024, 0:8]  1-1023 by 2 (512 in all)" in lines[-1]
+    every = inspection_text(found, True)
+    assert "… and" not in every and "checkpoint_1023.ckpt" in every and "[1023:1024, 0:8]" in every
+
+
+def test_more_of_a_row_has_no_empty_line_above_it():
+    rows = [["tensor", "part", "other"], ["a" * 30, "x" * 12, "b"], ["", "y" * 12, "c"]]
+    assert table(rows, width=20).splitlines() == [
+        "aaaaaaaaaa…aaaaaaaaa",
+        "    part:",
+        "    xxxxxxxxxxxx;",
+        "    other: b",
+        "    part:",
+        "    yyyyyyyyyyyy;",
+        "    other: c",
+    ]

@@ -33,7 +33,7 @@ from ckptforge.verbs.public import of_record
 class Listed(Options):
     """What `inspect` lists."""
 
-    tensors: bool = flag("list every tensor")
+    tensors: bool = flag("list every tensor, file and part")
 
 
 class CompareOrCheck(Compare):

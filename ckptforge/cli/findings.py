@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ckptforge.cli.table import facts, table
 from ckptforge.cli.text import more, some
 from ckptforge.errors import printable, shown
-from ckptforge.wording import counted, size
+from ckptforge.wording import counted, runs_of, size
 
 if TYPE_CHECKING:
     from ckptforge.verbs.check import Check
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from ckptforge.verbs.verify import Verification
 
 
+_SHOWN_FILES = 32
+_SHOWN_PARTS = 8  # of a kind of tensor
+_SHOWN_RANKS = 16
+
+
 def inspection_text(found: Inspection, with_tensors: bool) -> str:
-    """What `inspect` found; `with_tensors` adds a line for every tensor."""
+    """What `inspect` found; `with_tensors` adds a line for every tensor, and has all files and
+    parts, of which otherwise the first are there."""
     state = f" ({found.state} of them optimizer state and counters)" if found.state else ""
     dtypes = (
         f"{name}: {counted(count.tensors, 'tensor')}, {size(count.bytes)}"
@@ -40,11 +46,13 @@ def inspection_text(found: Inspection, with_tensors: bool) -> str:
         first = f"(tensors, parameters and bytes above are those of rank {found.ranks[0].rank})"
         rows.append(("ranks", f"{len(found.ranks)} {first}"))
     files = [["file", "bytes", "tensors"]]
-    for file in found.ranks or found.files:
+    every = found.ranks or found.files
+    most = len(every) if with_tensors else _SHOWN_FILES
+    for file in every[:most]:
         files.append([file.file, f"{file.bytes:,}", str(file.tensors)])
-    lines = [facts(rows), "", table(files, right=(1, 2))]
+    lines = [facts(rows), "", table(files, right=(1, 2)), *more(every, most)]
     if found.parts:
-        lines += ["", _parts_table(found.parts)]
+        lines += ["", _parts_table(found.parts, None if with_tensors else _SHOWN_PARTS)]
     if with_tensors:
         tensors = [[name, one.dtype, str(list(one.shape))] for name, one in found.entries.items()]
         lines += ["", table([["tensor", "dtype", "shape"], *tensors])]
@@ -153,11 +161,9 @@ def verification_text(found: Verification | SideBySide) -> str:
     return "\n".join([*sides, "", table(rows(found)), "", *summary(found)])
 
 
-_SHOWN_RANKS = 16
-
-
-def _parts_table(parts: list[PartLine]) -> str:
-    """A line for each part of each kind of tensor: its indexes, and the ranks that hold it."""
+def _parts_table(parts: list[PartLine], most: int | None) -> str:
+    """A line for each part of each kind of tensor, `most` of a kind: its indexes, and the ranks
+    that hold it."""
     rows = [["tensor", "full shape", "part", "ranks"]]
     for kind in parts:
         by_part: dict[str, list[int]] = {}
@@ -166,8 +172,15 @@ def _parts_table(parts: list[PartLine]) -> str:
             by_part.setdefault(f"[{part}]", []).append(rank)
         others = f" (+{kind.count - 1} alike)" if kind.count > 1 else ""
         titles = [kind.tensor + others, str(kind.shape)]
-        for part, ranks in by_part.items():
-            many = f" … {len(ranks)} in all" if len(ranks) > _SHOWN_RANKS else ""
-            rows.append([*titles, part, " ".join(map(str, ranks[:_SHOWN_RANKS])) + many])
+        for part, ranks in list(by_part.items())[:most]:
+            rows.append([*titles, part, _ranks(ranks)])
             titles = ["", ""]
+        for said in more(list(by_part), most) if most is not None else ():
+            rows.append([*titles, said, ""])
     return table(rows)
+
+
+def _ranks(ranks: list[int]) -> str:
+    if len(ranks) <= _SHOWN_RANKS:
+        return " ".join(map(str, ranks))
+    return f"{runs_of(ranks)} ({len(ranks):,} in all)"

@@ -120,7 +120,8 @@ def _block(titles: Row, row: Row, limit: int) -> list[str]:
         [word for pair in pairs for word in ([pair] if len(pair) <= room else pair.split(" "))],
         room,
     )
-    return [shortened(row[0], limit), *(" " * _INDENT + line for line in lines)]
+    first = [shortened(row[0], limit)] if row[0] else []  # none: more of the row above
+    return [*first, *(" " * _INDENT + line for line in lines)]
 
 
 def _lines_of_words(words: Sequence[str], width: int) -> list[str]:

@@ -23,7 +23,7 @@ def some(items: Sequence[str], most: int) -> str:
 
 def more(items: Sequence[object], shown: int) -> list[str]:
     """A line that says how many more there are than are shown, if there are."""
-    return [f"… and {len(items) - shown} more"] if len(items) > shown else []
+    return [f"… and {len(items) - shown:,} more"] if len(items) > shown else []
 
 
 _SHOWN_FILES = 8  # of a dry run; its JSON has all

@@ -11,8 +11,7 @@ import msgspec
 
 from ckptforge.dtypes import BY_NAME
 from ckptforge.tables.skeletons import HASH, index_of, numbers_of, skeleton_of
-
-_MOST_RUNS = 4  # of numbers, in a name
+from ckptforge.wording import runs_of
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,21 +115,3 @@ def sizes_by_name(kinds: Iterable[Kind]) -> dict[str, int]:
         for name, own in found.items()
         for shape, count in own.items()
     }
-
-
-def runs_of(numbers: Iterable[int]) -> str:
-    """Numbers in ascending order, as ranges: "0-7, 9"; of every n-th number "0-56 by 8"."""
-    left = sorted(set(numbers))
-    made = []
-    while left:
-        step = left[1] - left[0] if len(left) > 1 else 1
-        end = 1
-        while end < len(left) and left[end] - left[end - 1] == step:
-            end += 1
-        if end < 3 and step > 1:  # two numbers are no run
-            end = 1
-        by = f" by {step}" if step > 1 and end > 1 else ""
-        made.append(str(left[0]) if end == 1 else f"{left[0]}-{left[end - 1]}{by}")
-        left = left[end:]
-    more = f", … ({len(made)} runs)" if len(made) > _MOST_RUNS else ""
-    return ", ".join(made[:_MOST_RUNS]) + more

@@ -8,11 +8,11 @@ from typing import Any
 
 from ckptforge.boxes import box_shape
 from ckptforge.covering import box_text, volume
-from ckptforge.pages.kinds import bytes_of, key_of, runs_of
+from ckptforge.pages.kinds import bytes_of, key_of
 from ckptforge.pages.markup import Markup, joined, tag
 from ckptforge.pages.shards import Panel, Row, panels
 from ckptforge.pages.strips import Strip, strip_table
-from ckptforge.wording import counted, size
+from ckptforge.wording import counted, runs_of, size
 
 _COLOURS = 24  # of the style, in the order of their hues
 
