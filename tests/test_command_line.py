@@ -450,6 +450,19 @@ def test_the_list_of_commands_says_what_each_does_in_a_sentence():
         assert max(map(len, out.splitlines())) <= 80
 
 
+def test_examples_fit_the_terminal_and_can_be_pasted():
+    for width in (80, 60):
+        words = ["transform-ckpt", "--help"]
+        out = CliRunner().invoke(cli, words, terminal_width=width).stdout
+        examples = out.partition("Examples:")[2]
+        assert max(map(len, examples.splitlines())) <= width
+        whole = re.sub(r"\\\n\s+", "", examples)
+        assert (
+            "--src_ckpt_strategy output/strategy/ --src_ckpt_dir output/checkpoint/ --dst" in whole
+        )
+        assert CliRunner().invoke(cli, words, terminal_width=200).stdout.count("\\\n") == 0
+
+
 def test_help_of_a_command_is_that_of_its_option():
     for words in ([], ["to-ms"], ["mapping", "show"]):
         one, other = (

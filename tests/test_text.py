@@ -192,8 +192,8 @@ def test_what_a_large_job_holds_is_said_on_a_screen_or_two():
         "… and 992 more",
         "… and 1,016 more",
     ]
-    assert "[0:512, 0:8]     0-1022 by 2 (512 in all)" in lines[-2]
-    assert "[512:1024, 0:8]  1-1023 by 2 (512 in all)" in lines[-1]
+    assert "[0:512, 0:8]      0-1022 by 2 (512 in all)" in lines[-2]
+    assert "[512:1024, 0:8]   1-1023 by 2 (512 in all)" in lines[-1]
     every = inspection_text(found, True)
     assert "… and" not in every and "checkpoint_1023.ckpt" in every and "[1023:1024, 0:8]" in every
 

@@ -19,7 +19,8 @@ from ckptforge.wording import nearest
 _VERSION = f"ckptforge {__version__}"
 _EPILOG = """\b
 Exit codes: 0 done; 1 bad input, or a check that failed; 2 wrong usage;
-128 + the number of the signal that ended it (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP).
+128 + the number of the signal that ended it (130 Ctrl-C, 143 SIGTERM,
+129 SIGHUP).
 Options are written with - or with _: --dry-run and --dry_run are the same."""
 
 

@@ -4,6 +4,7 @@ text, and suggestions that do no harm."""
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -99,8 +100,21 @@ class Command(_Forgiving):
         if self.examples:
             with formatter.section("Examples"):
                 for line in self.examples.strip().splitlines():
-                    formatter.write(f"  {line.strip()}\n")
+                    formatter.write(f"{_continued(line.strip(), formatter.width)}\n")
         super().format_epilog(ctx, formatter)
+
+
+def _continued(line: str, width: int) -> str:
+    """A command for a shell in lines of this width, indented, continued before options."""
+    first, *others = re.split(r" (?=--)", f"  {line}")
+    lines = [first]
+    for one in others:
+        if len(lines[-1]) + len(one) + 3 > width:  # a space, and what continues a line
+            lines[-1] += " \\"
+            lines.append(f"      {one}")
+        else:
+            lines[-1] += f" {one}"
+    return "\n".join(lines)
 
 
 class Group(_Forgiving, click.Group):
