@@ -22,6 +22,7 @@ from ckptforge.errors import (
     UsageError,
 )
 from ckptforge.examine.window import Window
+from ckptforge.megatron.arguments import read_arguments
 from ckptforge.megatron.job import Job, Rank, spread_layers
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
@@ -38,7 +39,7 @@ CASES = [
     (
         "mla_mtp_tp2_pp2_ep2_grouped",
         "deepseek_v3",
-        "mindspeed-mtp",
+        "mindspeed",
         {TENSOR: 2, STAGES: 2, EXPERT: 2},
     ),
     (
@@ -46,6 +47,26 @@ CASES = [
         "qwen3_moe",
         "mindspeed-sequential",
         {TENSOR: 2, EXPERT: 4, EXPERT_TENSOR: 1},
+    ),
+    (
+        "llama_tp1_pp2_noop_vpp",
+        "llama",
+        "mindspeed",
+        {STAGES: 2, PART: 2, "noop_layers": "0,3,5,7"},
+    ),
+    ("llama_pp3_list", "llama", "mindspeed", {STAGES: 3, "num_layer_list": "1,2,1"}),
+    ("llama_pp2_dualpipev", "llama", "mindspeed", {STAGES: 2, "schedules_method": "dualpipev"}),
+    (
+        "moe_tp2_ep2_extended",
+        "qwen3_moe",
+        "mindspeed",
+        {TENSOR: 2, EXPERT: 2, "moe_tp_extend_ep": "true"},
+    ),
+    (
+        "mla_mtp_tp2_ep2_mm_split",
+        "deepseek_v3",
+        "mindspeed-mm-split",
+        {TENSOR: 2, EXPERT: 2},
     ),
 ]
 
@@ -72,6 +93,12 @@ def test_files_of_mindspeeds_converter_are_read_and_written(name, model, layout,
     how = {"format": "megatron", "dst_parallel_config": tmp_path / "job.yaml"}
     ckptforge.convert(hub, tmp_path / "back", to=layout, **how)
     assert numbers(tmp_path / "back") == numbers(MINDSPEED / name)
+    wanted, found = (
+        read_arguments(next(iter(sorted(root.rglob("*.pt")))))
+        for root in (MINDSPEED / name, tmp_path / "back")
+    )
+    for key in (*job, "num_layers", PART):  # which its converter back reads
+        assert found.get(key) == wanted.get(key), key
     tracker = "latest_checkpointed_iteration.txt"
     assert (tmp_path / "back" / tracker).read_bytes() == (MINDSPEED / name / tracker).read_bytes()
 
@@ -106,6 +133,25 @@ def test_names_of_transformer_engine_for_latent_attention(tmp_path):
     assert ckptforge.inspect(tmp_path / "run").layout == "megatron"
     ckptforge.to_torch(tmp_path / "run", tmp_path / "hub", config=hub)
     assert contents(tmp_path / "hub") == contents(hub)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "deepseek_v32", "qwen3_next"])
+def test_the_last_norm_is_called_by_whether_more_tokens_are_predicted(name, tmp_path):
+    """MindSpeed-LLM, convert_hf2mg.py: outside of the decoder with --mtp-num-layers."""
+    key = "num_nextn_predict_layers"
+    for count, wanted in ((0, "decoder.final_layernorm.weight"), (1, "final_layernorm.weight")):
+        work = tmp_path / str(count)
+        write_model(work / "hub", TABLES[name], {**TABLES[name].example, key: count})
+        for layout in TABLES[name].names_of("megatron"):
+            if layout != "megatron":
+                ckptforge.convert(work / "hub", work / layout, to=layout)
+                (held,) = numbers(work / layout).values()
+                norms = [n for n in held if n.endswith(".final_layernorm.weight")]
+                assert norms == [f"model.{wanted}"]
+                (work / layout / "ckptforge.manifest.json").unlink()
+                assert ckptforge.inspect(work / layout).layout == layout
+                ckptforge.to_torch(work / layout, work / f"{layout}-hub", config=work / "hub")
+                assert contents(work / f"{layout}-hub") == contents(work / "hub")
 
 
 @st.composite
@@ -154,7 +200,7 @@ def test_any_job_there_and_back(name, layout, data):
     if "moe_intermediate_size" in config:
         config |= dict.fromkeys(("num_experts", "n_routed_experts"), 8)
         config |= {"moe_intermediate_size": 4, "first_k_dense_replace": min(1, layers)}
-        config |= {"num_nextn_predict_layers": int(layout.endswith("-mtp"))}
+        config |= {"num_nextn_predict_layers": data.draw(st.integers(0, 1))}
     job = data.draw(jobs(layers, config.get("num_experts")))
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)

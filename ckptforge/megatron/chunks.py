@@ -60,8 +60,8 @@ def open_chunks(directory: Path, iteration: Iteration, choices: Choices) -> Mode
             if own in values:
                 raise FormatError(f"{found.path}: {shown(own)} is there twice.")
             values[own] = value
-    if norms_apart(values):
-        values = {norm_read(name): value for name, value in values.items()}
+    apart = norms_apart(values)
+    values = {norm_read(name, apart): value for name, value in values.items()}
     if not values:
         raise FormatError(f"{found.path}: holds no tensors of a model.")
     left = [name for name in (*found.tensors, *found.others) if not name.startswith(_WEIGHTS)]

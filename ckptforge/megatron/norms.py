@@ -1,8 +1,11 @@
-"""The norm before a layer's feed-forward network, which has two names where Transformer Engine
-computes it: a dense layer's is part of its first linear layer, one of a layer with experts stands
-by itself. Tables know the second name, which all layers of such a model get here.
+"""Norms that have two names, by what else a model has; tables know the second.
 
-Source: Megatron-core 0.16.1 `core/models/gpt/gpt_layer_specs.py`.
+The norm before a layer's feed-forward network, where Transformer Engine computes it: a dense
+layer's is part of its first linear layer, one of a layer with experts stands by itself. The last
+norm, where MindSpeed-LLM has layers that predict more tokens: it stands outside the decoder.
+
+Source: Megatron-core 0.16.1 `core/models/gpt/gpt_layer_specs.py`; MindSpeed-LLM
+`mindspeed_llm/tasks/checkpoint/convert_hf2mg.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ _APART, _FUSED = "pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"
 _DENSE, _ROUTER = "mlp.linear_fc1.weight", "mlp.router.weight"
 _ATTENTION = "self_attention.linear_qkv.layer_norm_weight"
 _OF_ENGINE = ".layer_norm_weight"
+_OUTSIDE, _LAST = "final_layernorm.weight", "decoder.final_layernorm.weight"
+_LAST_OF_MORE = "mtp.final_layernorms."  # of the layers that predict more tokens, in MindSpeed-LLM
 
 
 def norms_apart(names: Collection[str]) -> bool:
@@ -22,14 +27,18 @@ def norms_apart(names: Collection[str]) -> bool:
     return experts or not any(name.endswith(_ATTENTION) for name in names)
 
 
-def norm_read(name: str) -> str:
-    """A name in a model whose norms stand apart, as tables know it."""
+def norm_read(name: str, apart: bool) -> str:
+    """A name as tables know it; `apart` says that they know norms of the model by that name."""
+    if name == _OUTSIDE:
+        return _LAST
     home = name.removesuffix(_FUSED)
-    return name if home == name else f"{home}{_APART}"
+    return f"{home}{_APART}" if apart and home != name else name
 
 
 def norm_written(name: str, names: Collection[str]) -> str:
     """A name, one of `names`, as Megatron knows it."""
+    if name == _LAST and any(one.startswith(_LAST_OF_MORE) for one in names):
+        return _OUTSIDE
     home = name.removesuffix(_APART)
     if home == name or f"{home}{_DENSE}" not in names or not norms_apart(names):
         return name

@@ -174,7 +174,7 @@ def _renamed(opened: Opened) -> Iterator[tuple[Rank, Tensors]]:
             for name, value in tensors.items():
                 local = layer_of(name)
                 full = name if local is None else with_layer(name, held[local])
-                full = norm_read(full) if apart else full
+                full = norm_read(full, apart)
                 if full in found and local is None:
                     continue  # a copy of the embedding
                 if full in found:

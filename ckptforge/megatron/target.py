@@ -89,8 +89,12 @@ class MegatronTarget:
 
     def _arguments(self, config: MegatronConfig, layers: int) -> dict[str, Any]:
         more: dict[str, Any] = {"num_layers": layers + len(config.idle)}
-        if config.part_length is not None:
-            more["num_layers_per_virtual_pipeline_stage"] = config.part_length
+        if (
+            self.job.parts > 1
+        ):  # of a schedule in v shape, too, as MindSpeed-LLM's converter reads it
+            more["num_layers_per_virtual_pipeline_stage"] = more["num_layers"] // len(
+                self.job.chunks
+            )
         if config.listed is not None:
             more["num_layer_list"] = ",".join(map(str, config.listed))
         if config.idle:
