@@ -1,7 +1,7 @@
 """Time and memory of Megatron's checkpoints beside cp: `python -m benchmarks.megatron`.
 
-Makes a synthetic Llama in bfloat16, writes it as MindSpeed-LLM does for 16 ranks (tensor parallel 8,
-2 stages), and takes it to Hugging Face and to 8 ranks (tensor parallel 4, 2 stages), each in a
+Makes a synthetic Llama in bfloat16, writes it as MindSpeed-LLM does for 16 ranks (tensor parallel
+8, 2 stages), and takes it to Hugging Face and to 8 ranks (tensor parallel 4, 2 stages), each in a
 process of its own, in turns with `cp` of what it reads, synced as ckptforge's output is. What is
 read is in the page cache.
 """
