@@ -105,7 +105,8 @@ def eight_bits(
     stored, meant = {}, {}
     for name, (dtype, shape, data) in contents(directory).items():
         if not re.search(r"(proj|_proj_with_mqa)\.weight$", name) or "eh_proj" in name:
-            stored[name], meant[name] = ("BF16", list(shape), data), (dtype, shape, data)
+            kind = {"bfloat16": "BF16", "int64": "I64"}[dtype]
+            stored[name], meant[name] = (kind, list(shape), data), (dtype, shape, data)
             continue
         codes = rng.integers(0, 256, shape, np.uint8)
         codes[(codes & 0x7F) == 0x7F] = 0  # NaN

@@ -86,6 +86,8 @@ def configs(draw, name):
         config["qk_rope_head_dim"] = 2 * draw(st.integers(1, 3))
     if "num_nextn_predict_layers" in config:
         config["num_nextn_predict_layers"] = draw(st.integers(0, 2))
+    if "o_groups" in config:
+        config |= {"o_groups": groups, "hc_mult": draw(st.integers(1, 3))}
     if name == "deepseek_v2" and draw(st.booleans()):
         config["q_lora_rank"] = None
     if name == "glm4_moe":
@@ -840,6 +842,20 @@ TRANSFORMERS = {
             "layer_types": ["full_attention", "linear_attention", "full_attention"],
         },
     ),
+    "deepseek_v4": ("DeepseekV4ForCausalLM", {"num_nextn_predict_layers": 0}),
+    "deepseek_v4, by layer_types": (
+        "DeepseekV4ForCausalLM",
+        {
+            "num_nextn_predict_layers": 0,
+            "compress_ratios": None,
+            "num_hidden_layers": 3,
+            "layer_types": [
+                "compressed_sparse_attention",
+                "sliding_attention",
+                "heavily_compressed_attention",
+            ],
+        },
+    ),
     "deepseek_v2, Lite": ("DeepseekV2ForCausalLM", {"q_lora_rank": None, "topk_method": "greedy"}),
 }
 BY_TYPE = {model_type: table for table in TABLES.values() for model_type in table.model_types}
@@ -893,6 +909,7 @@ def test_models_of_transformers_compute_the_same_after_there_and_back(case, tmp_
             kind
             for case, (kind, _) in TRANSFORMERS.items()
             if BY_TYPE[case.split(",")[0]].name in IN_MINDSPORE
+            and kind != "DeepseekV4ForCausalLM"  # whose compressors need heads of some sizes
         }
     ),
 )

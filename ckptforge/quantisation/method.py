@@ -24,6 +24,8 @@ from ckptforge.quantisation.rows import Static
 DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
 MODEL_OPT = "hf_quant_config.json"
 KEYS = ("quantization_config", "compression_config")
+OF_EXPERTS = "expert_dtype"
+"""In them, or, as DeepSeek-V4 is published, beside them."""
 _FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
 _INTEGERS = frozenset({"int8"})
 _FP8_BLOCK = [128, 128]  # transformers' FineGrainedFP8Config
@@ -93,7 +95,8 @@ def find_method(config: Mapping[str, Any], where: str, directory: Path) -> Metho
     for holder in (config, inner if isinstance(inner, Mapping) else {}):
         for key in KEYS:
             if isinstance(found := holder.get(key), Mapping) and found:
-                return _of_config(found, f"{key} in {where}")
+                told = {OF_EXPERTS: holder[OF_EXPERTS]} if OF_EXPERTS in holder else {}
+                return _of_config({**told, **found}, f"{key} in {where}")
     if is_there(directory / MODEL_OPT):
         found = read_object(directory / MODEL_OPT).get("quantization")
         if isinstance(found, Mapping):
@@ -129,7 +132,7 @@ def _of_config(found: Mapping[str, Any], where: str) -> Method:
 
 def _fp8(found: Mapping[str, Any], where: str) -> Method:
     name = str(found["quant_method"])
-    microscaled, experts = name == "mxfp8", found.get("expert_dtype", "fp8")
+    microscaled, experts = name == "mxfp8", found.get(OF_EXPERTS, "fp8")
     return Method(
         name=name,
         where=where,

@@ -16,7 +16,14 @@ from ckptforge.errors import FormatError, QuantisedError, shown
 from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
 from ckptforge.quantisation.fitting import ADVICE, described, not_undone, scaled_of
-from ckptforge.quantisation.method import KEYS, MODEL_OPT, Method, find_method, is_description
+from ckptforge.quantisation.method import (
+    KEYS,
+    MODEL_OPT,
+    OF_EXPERTS,
+    Method,
+    find_method,
+    is_description,
+)
 from ckptforge.quantisation.packed import Packed, fragments_of_codes
 from ckptforge.spelling import command, option
 from ckptforge.steps.scaled import Scaled
@@ -226,6 +233,8 @@ def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) 
     described = {MODEL_OPT, *filter(is_description, files)}
     kept = {name: content for name, content in files.items() if name not in described}
     dropped = (*KEYS, "quantize") if any(map(is_description, files)) else KEYS
+    if any(key in config for key in KEYS):
+        dropped = (*dropped, OF_EXPERTS)
     inner = config.get("text_config")
     plain = {key: value for key, value in config.items() if key not in dropped}
     if isinstance(inner, Mapping) and any(key in inner for key in dropped):

@@ -131,9 +131,12 @@ class Source(msgspec.Struct, frozen=True):
         return listing([f"{stored.name} in {stored.path.name}" for stored in origins])
 
     def refuse_codes(self, dtype: DType | None) -> None:
-        """Raises `QuantisedError` for weights of integers, and for eight-bit floats without scales
-        that aren't cast to `dtype`: whatever reads them would take codes for weights."""
-        names = [name for names in self.binding.names.values() for name in names.values()]
+        """Raises `QuantisedError` for weights of integers, but for those that the table has, and
+        for eight-bit floats without scales that aren't cast to `dtype`: whatever reads them would
+        take codes for weights."""
+        patterns = self.binding.names.items()
+        weights_of = [names for p, names in patterns if not self.table.holds_integers(p)]
+        names = [name for names in weights_of for name in names.values()]
         weights = [self.model.values[name] for name in names]
         dtypes = {value.dtype for value in weights}
         if all(one.floating and (one.itemsize > 1 or dtype) for one in dtypes):
@@ -160,7 +163,9 @@ def bind_source(model: Model, choices: Choices) -> Source:
     config, config_source, side = known.hints.config, known.hints.config_source, known.side
     undone = undo(model, config, config_source)
     model = undone.model
-    beside = {*undone.taken, *undone.activations, *state_in(model)}
+    # tables have some names of weights that are like those of scales
+    named = [name for name in undone.activations if not _known(known.tables, name)]
+    beside = {*undone.taken, *named, *state_in(model)}
     weights = ((name, value) for name, value in model.values.items() if name not in beside)
     shapes = NamedShapes((name, value.shape) for name, value in weights)
     try:
@@ -200,7 +205,11 @@ def bind_source(model: Model, choices: Choices) -> Source:
     model = replace(model, account=replace(model.account, must_equal=must_equal))
     state = tuple(state_in(model))
     _log_choice(binding, choices, known.hints)
-    return Source(model, binding, config, side, state, binding.unknown, undone.activations)
+    return Source(model, binding, config, side, state, binding.unknown, tuple(named))
+
+
+def _known(tables: Sequence[Table], name: str) -> bool:
+    return any(table.knows([name], "huggingface") for table in tables)
 
 
 def _undeclared(binding: Binding, config: Config, where: str) -> Iterator[str]:

@@ -91,6 +91,12 @@ def changed(
             f"{model.path}: holds the factors of a LoRA adapter, such as {next(iter(factors))}, "
             "and a mean of factors isn't that of their products: merge the adapter first."
         )
+    for tensor, axis in source.table.integers.items():
+        if axis in changes and binding.holds(tensor):
+            raise UsageError(
+                f"{model.path}: {tensor} holds numbers of axis {axis} "
+                f"({source.table.axes[axis].text}), which would be those of others then."
+            )
     work = Rebuilding(values=model.values, changes=changes)
     _refuse_unknown_places(source, changes)
     passed = {name: model.values[name] for name in binding.passed}

@@ -116,8 +116,8 @@ def by_layers(config: Config, layers: Sequence[int], before: int) -> dict[str, A
     found: dict[str, Any] = {}
     for key in _BY_LAYER:
         held = config.get(key)
-        if isinstance(held, list) and len(held) == before:
-            found[key] = [held[layer] for layer in layers]
+        if isinstance(held, list) and len(held) >= before:
+            found[key] = [*(held[layer] for layer in layers), *held[before:]]
     for key in _NUMBERS:
         held = config.get(key)
         if isinstance(held, list) and held:

@@ -64,8 +64,12 @@ def is_of_activations(name: str) -> bool:
 
 
 def scale_of(weight: str, names: Collection[str]) -> str | None:
-    """The name of a weight's scales among `names`."""
-    return _followed(weight, SCALES, names)
+    """The name of a weight's scales among `names`: behind its own, or in place of `weight`."""
+    found = _followed(weight, SCALES, names)
+    if found is None and weight.endswith(".weight"):
+        beside = weight.removesuffix("weight") + "scale"
+        return beside if beside in names else None
+    return found
 
 
 def offset_of(weight: str, names: Collection[str]) -> str | None:

@@ -162,6 +162,7 @@ class _Split:
             tensors=tensors,
             optional={name: one for tensor, one in optional for name in self._split([tensor])},
             keep_dtype=frozenset(self._split(whole.keep_dtype)),
+            integers={n: of for t, of in whole.integers.items() for n in self._split([t])},
             layouts={n: self._layout(one) for n, one in whole.layouts.items() if n not in stacked},
             cannot_hold=dict.fromkeys(stacked, self._reason()),
             pipeline=self._pipeline(whole.pipeline),

@@ -41,6 +41,8 @@ def make_table(file: TableFile, content: bytes, source: str) -> Table:
     layouts = make_layouts(file, logical)
     with at("keep_dtype"):
         check_kept_together(logical.keep_dtype, layouts.values())
+    with at("integers"):
+        check_kept_together(frozenset(logical.integers), layouts.values())
     pipeline = make_pipeline(file.pipeline, logical, layouts)
     check_per(logical.axes, pipeline)
     return Table(
@@ -86,12 +88,17 @@ def make_logical(file: TableFile) -> Logical:
             optional[tensor] = Condition(text)
     with at("keep_dtype"):
         check_known(file.keep_dtype, tensors, "[tensors]")
+    for tensor, axis in file.integers.items():
+        with at("integers", tensor):
+            check_known([tensor], tensors, "[tensors]")
+            check_known([axis], axes, "[axes]", "axis")
     return Logical(
         axes=axes,
         tensors=tensors,
         passed=passed,
         optional=optional,
         keep_dtype=frozenset(file.keep_dtype),
+        integers=file.integers,
     )
 
 
@@ -135,11 +142,11 @@ def _axes(text: str, known: Collection[str]) -> tuple[str, ...]:
     return found
 
 
-def check_kept_together(keep_dtype: frozenset[str], layouts: Iterable[Layout]) -> None:
-    """Raises `ValueError` where tensors that keep their dtype are stored with others."""
+def check_kept_together(alike: frozenset[str], layouts: Iterable[Layout]) -> None:
+    """Raises `ValueError` where tensors of another dtype are stored with others."""
     for layout in layouts:
         for pattern in layout.patterns:
-            if 0 < len(keep_dtype.intersection(pattern.tensors)) < len(pattern.tensors):
+            if 0 < len(alike.intersection(pattern.tensors)) < len(pattern.tensors):
                 raise ValueError(
                     f"layout {layout.name} stores {', '.join(pattern.tensors)} in one, "
                     f"{pattern.template!r}; name all of them or none"

@@ -42,14 +42,14 @@ class _Keyed(msgspec.Struct, frozen=True):
 
 class Listed(_Keyed, frozen=True):
     """`KEY is WORD`: config.json lists a value for each index, and that of an index is one of
-    `words`, or with `is not` none of them."""
+    `words`, or with `is not` none of them. The list may go on, as for layers after the last."""
 
     words: frozenset[str]
 
     def made(self, config: Config, length: int, where: str) -> Holds:
         """The test on an index. Raises `ConfigError`."""
         values = config[self.key]
-        if not isinstance(values, list) or len(values) != length:
+        if not isinstance(values, list) or len(values) < length:
             found = f"a list of {len(values)}" if isinstance(values, list) else shown(values)
             raise ConfigError(
                 f"{where}: {self.key} is {found}, expected a list of {length} values."

@@ -72,13 +72,14 @@ class Logical(msgspec.Struct, frozen=True, kw_only=True):
     """Logical tensors with their axes, and what config.json says of the lengths of these.
     `passed` are those that stand for any number of tensors that pass through unchanged, with the
     axes that these may have. `optional` tensors are absent under a condition, a cast of the weights
-    leaves those of `keep_dtype` in their dtype."""
+    leaves those of `keep_dtype` in their dtype; those of `integers` hold numbers of an axis."""
 
     axes: Mapping[str, Expression | Selection]
     tensors: Mapping[str, tuple[str, ...]]
     passed: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     optional: Mapping[str, Condition] = msgspec.field(default_factory=dict)
     keep_dtype: frozenset[str] = frozenset()
+    integers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 class OtherNames(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +147,10 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         """How the tensors that keep their dtype are stored, in whatever layout."""
         patterns = (p for layout in self.layouts.values() for p in layout.patterns)
         return tuple(dict.fromkeys(filter(self.keeps_dtype, patterns)))
+
+    def holds_integers(self, pattern: Pattern) -> bool:
+        """Whether what is stored so are numbers of an axis."""
+        return self.integers.keys() >= set(pattern.tensors)
 
     def keeps_dtype(self, pattern: Pattern) -> bool:
         """Whether a cast of the weights leaves what is stored so in its dtype."""

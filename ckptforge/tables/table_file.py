@@ -150,6 +150,13 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
             "which they are: 'key' if it is true, 'not key' if it is false or absent"
         ),
     ] = {}
+    integers: Annotated[
+        dict[str, str],
+        means(
+            "logical tensors that hold integers, and the axis whose indexes these are, such as "
+            "that of the experts"
+        ),
+    ] = {}
     layout: Annotated[
         dict[str, dict[str, str]],
         means("layouts, by name; the first of a family is written where none is named"),

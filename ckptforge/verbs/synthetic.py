@@ -21,6 +21,7 @@ from ckptforge.tables.table import Layout, Table
 from ckptforge.targets.huggingface import cut_into_shards, index_json
 
 _PIECE = 1 << 20
+_INTEGER = BY_NAME["int64"]
 
 
 def write_model(
@@ -35,7 +36,7 @@ def write_model(
     sparse: bool = False,
 ) -> None:
     """Writes config.json and weights, normally distributed with standard deviation 0.1, for a table
-    and a config.
+    and a config; numbers of an axis are 0 and 1.
 
     A directory that exists is an error of the system's. Streams, so that the model can be larger
     than the memory. `sparse` leaves holes instead of the numbers, so that it can be larger than the
@@ -62,7 +63,10 @@ def write_model(
             for tensor in tensors:
                 name = copies.get(tensor.name, tensor.name)
                 random = np.random.default_rng((seed, zlib.crc32(name.encode())))
-                left = tensor.nbytes // stored.itemsize
+                left = tensor.nbytes // tensor.dtype.itemsize
+                if not tensor.dtype.floating:
+                    file.write(random.integers(0, 2, left, np.int64).data)
+                    continue
                 while left:
                     count = min(left, _PIECE)
                     numbers = random.standard_normal(count, np.float32) * np.float32(0.1)
@@ -81,7 +85,8 @@ def _specs(
     specs: list[TensorSpec] = []
     for pattern in table.present(layout, config, counts):
         shape = pattern.shape(lambda _, axis: counts[axis])
-        specs += [TensorSpec(name, stored, shape) for _, name in name_pieces(pattern, counts)]
+        dtype = _INTEGER if table.holds_integers(pattern) else stored
+        specs += [TensorSpec(name, dtype, shape) for _, name in name_pieces(pattern, counts)]
     shapes = {spec.name: spec.shape for spec in specs}
     copies: dict[str, str] = {}
     for pattern in layout.copies:
