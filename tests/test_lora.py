@@ -40,7 +40,7 @@ MINDSPORE = [
     (name, layout.name)
     for name, table in TABLES.items()
     for layout in table.layouts.values()
-    if layout.family == "mindspore"
+    if layout.family == "mindspore" and "hub" in table.lora.weights
 ]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
