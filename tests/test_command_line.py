@@ -261,7 +261,7 @@ def test_a_log_says_how_far_the_file_is_that_is_being_written():
         progress(second * GB, 100 * GB)
     assert [line.partition("left")[2] for line in log.getvalue().splitlines()] == [
         "; model-00001.safetensors: 77 %, 9 s left",
-        "; 2 files at once: 71 %",
+        "; model-00002.safetensors (+1): 55 %",
         "",
     ]
 
@@ -296,16 +296,22 @@ def test_a_terminal_has_a_bar_for_the_whole_and_one_for_the_file(monkeypatch, co
     out = io.StringIO()
     bars = Bars("copying", out)
     path = Path("out/model-00001-of-00019.safetensors")
+    other = Path("out/model-00002-of-00019.safetensors")
     for done in range(0, 40, 10):
-        bars.files({path: (done * GB, 40 * GB)})
+        bars.files({path: (done * GB, 40 * GB), other: (GB, 40 * GB)})
         bars(done * GB, 100 * GB)
         time.sleep(0.12)
+    bars.files({other: (20 * GB, 40 * GB)})
     bars.files({})
     bars.close()
     lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[A-Z]", "", out.getvalue()))
     assert max(map(len, lines)) <= int(columns)
-    assert any(line.startswith("copying:") and "B/s" in line for line in lines)
-    assert any(line.startswith("model-") and "tensors:" in line for line in lines)
+    whole = [line for line in lines if line.startswith("copying:")]
+    one = [line for line in lines if line.startswith("model-")]
+    for said in (whole, one):
+        assert re.search(r"\d+%.*B/s.* \d\d:\d\d|\d+%.*\d\d:\d\d<\d\d:\d\d, .*B/s", said[-2])
+    assert any("(+1)" in line for line in one) and "(+1)" not in one[-1]
+    assert not any(re.search(r"<-| -\d", line) for line in lines)
     assert not lines[-1].strip()
 
 

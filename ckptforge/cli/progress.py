@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ckptforge.cli.table import shortened
 from ckptforge.errors import printable
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 EVERY = 30.0  # seconds between two lines in a log; runs that take less have none
+_ROOM = 76  # columns that tqdm's own form of a bar needs
+_NARROW = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {rate_fmt} {remaining}"
+_NARROW_FILE = "{desc}: {percentage:3.0f}% {rate_fmt} {remaining}"
 Progress = Callable[[int, int], None]
 Files = Mapping[Path, tuple[int, int]]  # those that are being written: bytes that are done, and all
 
@@ -36,26 +39,39 @@ def shown(quiet: bool, word: str) -> Iterator[Progress | None]:
         yield Lines(word, sys.stderr)
 
 
-def _said_of(files: Files) -> tuple[str, int, int]:
-    """How files are called that are written now, their bytes that are done, and all of them."""
-    names = [printable(path.name) for path in files]
-    done, total = (sum(column) for column in zip(*files.values(), strict=True))
-    return names[0] if len(names) == 1 else f"{len(names):,} files at once", done, total
+class _Current(NamedTuple):
+    """The file that was begun first of those that are being written, how many others there are, and
+    its bytes that are done, and all of them."""
+
+    path: Path
+    others: int
+    done: int
+    total: int
+
+    def said(self, name: str) -> str:
+        """Its name, with how many others there are."""
+        return printable(name) + (f" (+{self.others:,})" if self.others else "")
+
+
+def _current(begun: Files) -> _Current | None:
+    for path, (done, total) in begun.items():
+        return _Current(path, len(begun) - 1, done, total)
+    return None
 
 
 class Bars:
     """A bar for the whole, and beneath it one for the file that is being written, if there are
-    several."""
+    several: of those that are, the one that was begun first."""
 
     def __init__(self, word: str, file: IO[str]) -> None:
         # 80 × 24 where the terminal doesn't say, which tqdm takes for 0 × 0 and draws nothing
         terminal = shutil.get_terminal_size()
         self._columns, self._rows, self._file = terminal.columns, terminal.lines, file
-        self._whole = self._bar(word, 0)
+        self._whole = self._bar(word, _NARROW)
         self._one: tqdm[Any] | None = None
-        self._of: tuple[Path, ...] = ()
+        self._path: Path | None = None
 
-    def _bar(self, word: str, position: int) -> tqdm[Any]:
+    def _bar(self, word: str, narrow: str, **more: Any) -> tqdm[Any]:
         from tqdm import tqdm
 
         return tqdm(
@@ -64,9 +80,10 @@ class Bars:
             desc=word,
             file=self._file,
             leave=False,
-            position=position,
             ncols=self._columns,
             nrows=self._rows,
+            bar_format=narrow if self._columns < _ROOM else None,
+            **more,
         )
 
     def __call__(self, done: int, total: int) -> None:
@@ -76,18 +93,21 @@ class Bars:
             self._whole.update(done - self._whole.n)
 
     def files(self, begun: Files) -> None:
-        """Draws the file that is being written; of several at once, all of them as one."""
-        if not begun:
-            return
+        """Draws the file."""
+        found = _current(begun)
         with suppress(OSError):
-            said, done, total = _said_of(begun)
-            one = self._one = self._one or self._bar(said, 1)
-            if (paths := tuple(begun)) != self._of:
-                self._of = paths
-                one.reset(total)
-                one.initial = one.n = one.last_print_n = done
-                one.set_description_str(shortened(said, self._columns // 3), refresh=False)
-            one.update(done - one.n)
+            if self._one is not None and (found is None or found.path != self._path):
+                self._one.close()
+                self._one = None
+            if found is None:
+                return
+            room = self._columns // (2 if self._columns < _ROOM else 3)
+            said = shortened(found.said(found.path.stem), room)
+            if self._one is None:
+                more = {"position": 1, "initial": found.done, "total": found.total}
+                self._one, self._path = self._bar(said, _NARROW_FILE, **more), found.path
+            self._one.set_description_str(said, refresh=False)
+            self._one.update(found.done - self._one.n)
 
     def close(self) -> None:
         """Removes both."""
@@ -127,11 +147,10 @@ class Lines:
         speed = (done - before) / (now - began) if now > began and done > before else 0.0
         if speed:
             text += f", {size(round(speed))}/s, {duration((total - done) / speed)} left"
-        if self.begun:
-            said, own, of = _said_of(self.begun)
-            text += f"; {said}: {100 * own // of} %"
+        if (one := _current(self.begun)) is not None:
+            text += f"; {one.said(one.path.name)}: {100 * one.done // one.total} %"
             if speed and len(self.begun) == 1:
-                text += f", {duration((of - own) / speed)} left"
+                text += f", {duration((one.total - one.done) / speed)} left"
         with suppress(OSError, ValueError):  # a log that is full or closed stops no run
             print(text, file=self.file, flush=True)
 

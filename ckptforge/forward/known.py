@@ -59,13 +59,15 @@ def unknown_parts(table: Table, constants: ModelConstants) -> list[str]:
 
 def refuse_unknown(used: Used | None, table: Table, where: str) -> Used:
     """Raises `ConfigError` for a model that the pass can't compute, with the tables that it can."""
-    unknown = ["[defaults]"] if used is None else unknown_parts(table, used.constants)
+    unknown = unknown_parts(table, used.constants) if used is not None else []
     if used is None or unknown:
+        why = f"it doesn't know {', '.join(unknown[:6])}"
+        if used is None:
+            why = "the table has no [defaults], which say what is computed with the weights"
         raise ConfigError(
             f"{where}: is a model of the table {table.name}, which the forward check can't compute "
-            f"in MindSpore: it doesn't know {', '.join(unknown[:6])}. It knows the tables "
-            f"{', '.join(known_tables())}. {command('compare')} shows whether the weights are the "
-            "same, for every model."
+            f"in MindSpore: {why}. It knows the tables {', '.join(known_tables())}. "
+            f"{command('compare')} shows whether the weights are the same, for every model."
         )
     for key, values in _FIXED.items():
         if key in used.constants.defaults and used.value(key) not in values:
