@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 EVERY = 30.0  # seconds between two lines in a log; runs that take less have none
 _ROOM = 76  # columns that tqdm's own form of a bar needs
-_NARROW = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {rate_fmt} {remaining}"
+_NARROW = "{desc}: {percentage:3.0f}% {n_fmt} {rate_fmt} {remaining}"
 _NARROW_FILE = "{desc}: {percentage:3.0f}% {rate_fmt} {remaining}"
+_FIGURES = 23  # columns of what stands there beside the name
 Progress = Callable[[int, int], None]
 Files = Mapping[Path, tuple[int, int]]  # those that are being written: bytes that are done, and all
 
@@ -101,7 +102,8 @@ class Bars:
                 self._one = None
             if found is None:
                 return
-            room = self._columns // (2 if self._columns < _ROOM else 3)
+            narrow = self._columns < _ROOM
+            room = self._columns - _FIGURES if narrow else self._columns // 3
             said = shortened(found.said(found.path.stem), room)
             if self._one is None:
                 more = {"position": 1, "initial": found.done, "total": found.total}
