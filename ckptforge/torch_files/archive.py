@@ -73,13 +73,19 @@ def read_archive(path: Path, part: Member | None = None, limit: int | None = Non
 
 
 def _members(path: Path, stream: BinaryIO, limit: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by name. Raises `FormatError` for a directory of more than `limit` bytes, and for
-    a name that stands twice."""
+    """The members by name. Raises `FormatError` for a directory of more than `limit` bytes, for a
+    name that stands twice, and for one that would lead elsewhere if it were unpacked."""
     found: dict[str, zipfile.ZipInfo] = {}
     for member in zipfile.ZipFile(_Limited(path, stream, limit)).infolist():
-        if member.filename in found:
-            raise FormatError(f"{path}: the archive holds {shown(member.filename)} twice.")
-        found[member.filename] = member
+        name = member.filename
+        if name in found:
+            raise FormatError(f"{path}: the archive holds {shown(name)} twice.")
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+            raise FormatError(
+                f"{path}: the archive holds {shown(name)}, a path that leads elsewhere, as no "
+                "torch file's does; nothing was unpacked."
+            )
+        found[name] = member
     return found
 
 
