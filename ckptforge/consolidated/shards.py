@@ -68,7 +68,7 @@ def boxes_of(
         if length % shards:
             raise ConfigError(
                 f"{option('shards', shards)}: axis {cut.axis} of {shown(name)} is {length}, which "
-                f"can't be cut into {shards} parts."
+                f"can't be cut into {shards} parts; give a number that divides it."
             )
         for i in range(shards):
             found[i][name] = _box(shape, axis, shards, i)
