@@ -97,12 +97,16 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def shortened(text: str) -> str:
+    """`text` cut where it is long."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
 def shown(value: object) -> str:
     """`value`, which stood in a file, as it is shown in a message: its repr, cut where it is long,
     many or deep."""
     try:
-        text = _SHORT.repr(value)
-        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+        return shortened(_SHORT.repr(value))
     except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deeply
         return f"a {type(value).__name__} too large to show"
 

@@ -20,6 +20,7 @@ SHARES = {
     "unified-map": 3,
     "config": 1,
     "quantisation": 2,
+    "packings": 2,
     "manifest": 2,
     "journal": 1,
     "table": 2,

@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -49,22 +48,12 @@ from ckptforge.verbs.ranks import open_ranks, open_source
 from ckptforge.verbs.synthetic import write_model
 from fuzz import mutate, pickles, trees
 from fuzz.mutate import Mutator
+from fuzz.packings import packings
+from fuzz.target import Target, safetensors_file
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
 HUB, MINDSPORE = FIXTURES / "peer" / "hf_hub", FIXTURES / "mindspore"
-
-
-@dataclass(frozen=True)
-class Target:
-    """`read` is given an input; it may return or raise a `CkptforgeError`. `prepare` is done
-    before, and not timed."""
-
-    name: str
-    seeds: Sequence[bytes]
-    mutate: Mutator
-    read: Callable[[bytes], object]
-    prepare: Callable[[bytes], None] = lambda data: None
 
 
 def build(name: str, work: Path) -> Target:
@@ -92,7 +81,7 @@ def _well_indexed(index: FileIndex) -> None:
 def _safetensors(work: Path) -> Target:
     path = work / "x.safetensors"
     short = [
-        _file(
+        safetensors_file(
             {
                 "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
                 "b": {"dtype": "U8", "shape": [], "data_offsets": [8, 9]},
@@ -109,12 +98,6 @@ def _safetensors(work: Path) -> Target:
     return Target(
         "safetensors", [*short, *_small("mindspore/**/*.safetensors", 4096)], mutator, read
     )
-
-
-def _file(header: dict[str, object], data: bytes) -> bytes:
-    """A safetensors file of that header."""
-    raw = json.dumps(header).encode()
-    return len(raw).to_bytes(8, "little") + raw + data
 
 
 def _torch(work: Path) -> Target:
@@ -339,7 +322,7 @@ def _shards(directory: Path, names: Sequence[str]) -> None:
             f"model.layers.{i}.w{j}": {"dtype": "U8", "shape": [1], "data_offsets": [j, j + 1]}
             for j in range(2)
         }
-        (directory / name).write_bytes(_file(header, bytes(2)))
+        (directory / name).write_bytes(safetensors_file(header, bytes(2)))
 
 
 def _index(work: Path) -> Target:
@@ -457,7 +440,7 @@ def _quantisation(work: Path) -> Target:
             nbytes = math.prod(shape) * {"F32": 4, "BF16": 2}.get(dtype, 1)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + nbytes]}
             at += nbytes
-        (work / f"model{kind[0]}.safetensors").write_bytes(_file(header, bytes(at)))
+        (work / f"model{kind[0]}.safetensors").write_bytes(safetensors_file(header, bytes(at)))
         checkpoints[kind] = open_checkpoint(work / f"model{kind[0]}.safetensors")
     description = {"model_quant_type": "W8A8", "group_size": 3, "b.weight": "W8A16", "optional": {}}
     seeds = [
@@ -797,6 +780,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "unified-map": _unified_map,
     "config": _config,
     "quantisation": _quantisation,
+    "packings": packings,
     "manifest": _manifest,
     "journal": _journal,
     "table": _table,

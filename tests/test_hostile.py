@@ -1260,3 +1260,14 @@ def test_file_names_that_are_not_unicode_are_shown(tmp_path):
             and "Traceback" not in done.stderr
             and "\\udcff.safetensors" in done.stdout
         )
+
+
+def test_a_key_of_an_entry_that_is_long_is_cut_in_the_message(tmp_path):
+    """Found by fuzzing packings: a message of 10,188 characters."""
+    entry = {"dtype": "F32", "shape": [2], "data_of" + "9" * 10_000: [0, 8]}
+    header = json.dumps({"a": entry}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(FormatError, match="must have exactly dtype, shape and data_off") as caught:
+        ckptforge.open(path)
+    assert len(str(caught.value)) < 4000

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS, DType
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import FormatError, shortened, shown
 from ckptforge.formats.index import MAX_NAME, MAX_TENSORS, bytes_needed, check_name
 from ckptforge.values import Extent, Stored
 
@@ -191,7 +191,7 @@ def _read_entry(
     try:
         spec = _ENTRY.decode(raw)
     except msgspec.ValidationError as error:
-        raise wrong(f"{_EXACTLY} ({error})") from error
+        raise wrong(f"{_EXACTLY} ({shortened(str(error))})") from error
     except _NOT_JSON as error:
         raise wrong(f"its entry isn't JSON ({error}); {_DAMAGED}") from error
     dtype, shape, offsets = spec.dtype, spec.shape, spec.data_offsets

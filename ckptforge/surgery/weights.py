@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from ckptforge.errors import UsageError, shown
+from ckptforge.tables.axes import kind_of
 from ckptforge.tables.binding import Binding
 
 LAYERS, DEFAULT = "l", "default"
@@ -107,5 +108,5 @@ def roles_of(binding: Binding) -> dict[str, Role]:
                 place = index[pattern.name_axes.index(axis)]
                 layer = lengths.number(axis, place, counted[axis])
                 depth = min(layer / (layers - 1), 1.0) if layers > 1 else 0.0
-            found[name] = Role(kinds=pattern.tensors, depth=depth)
+            found[name] = Role(kinds=tuple(map(kind_of, pattern.tensors)), depth=depth)
     return found
