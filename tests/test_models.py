@@ -438,7 +438,8 @@ def test_counts_are_those_that_their_makers_name(model, tmp_path):
         config.pop("num_nextn_predict_layers", None)
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = check_table(published["table"], config=tmp_path).counts[0].parameters
-    assert found == pytest.approx(published["billions"] * 1e9, rel=0.03)
+    exact = isinstance(published["billions"], float)  # others are rounded as names are
+    assert found == pytest.approx(published["billions"] * 1e9, rel=0.002 if exact else 0.03)
 
 
 def test_the_mtp_layer_is_counted_where_config_has_one(tmp_path):
