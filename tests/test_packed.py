@@ -544,3 +544,38 @@ class TestTold(StepTests):
             expected=np.ones((3, 4), np.float32),
             others=[replace(step, numbers=(3, 5)), replace(step, stored=held["w"])],
         )
+
+
+def test_routed_experts_in_int4_beside_bfloat16_as_kimi_k2_thinking_has_them(tmp_path):
+    """Read by the table of its model_type, to MindFormers' network and back."""
+    table = TABLES["deepseek_v3"]
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1}
+    write_model(tmp_path / "hub", table, {**table.example, **sizes, "model_type": "kimi_k2"})
+    held, rng = contents(tmp_path / "hub"), np.random.default_rng(0)
+    stored_, meant = {}, {}
+    for name, (_, shape, data) in held.items():
+        stored_[name], meant[name] = ("BF16", list(shape), data), data
+        if ".mlp.experts." in name:
+            del stored_[name]
+            tensors, values = pack_quantized(rng, shape)
+            module = name.removesuffix("weight")
+            for part, (kind, array) in tensors.items():
+                stored_[module + part] = kind, list(array.shape), array.tobytes()
+            meant[name] = values.astype(np.float32).astype(BF16).tobytes()
+    assert len(stored_) > len(held)
+    write_safetensors(tmp_path / "hub" / "model.safetensors", stored_, {"format": "pt"})
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    weights = {
+        **{"actorder": None, "block_structure": None, "dynamic": False, "group_size": GROUP},
+        **{"num_bits": 4, "observer": "minmax", "strategy": "group", "symmetric": True},
+        "type": "int",
+    }
+    told = compressed("pack-quantized", **weights)
+    told |= {"ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*"]}
+    config["quantization_config"] = {**told, "quantization_status": "compressed"}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x.ckpt", to="mcore")
+    ckptforge.convert(tmp_path / "x.ckpt", tmp_path / "back", to="hub")
+    assert {name: data for name, (_, _, data) in contents(tmp_path / "back").items()} == meant
+    said = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert said["model_type"] == "kimi_k2" and "quantization_config" not in said
