@@ -70,6 +70,12 @@ def test_parts_of_hyper_connections_and_projections_lie_where_mindformers_has_th
     for e in range(8):
         w1, w3 = (array(hub, f"layers.3.ffn.experts.{e}.{w}.weight").T for w in ("w1", "w3"))
         assert (stacked[e] == np.concatenate([w1, w3], 1)).all()
+    # ConcatConvertOp, unless it is told otherwise: row by row
+    for ours, theirs in (("layers.3.ffn.", "decoder.layers.3."), ("mtp.0.ffn.", "mtp.layers.0.")):
+        theirs += "transformer_layer." * theirs.startswith("mtp")
+        w1, w3 = (array(hub, f"{ours}shared_experts.{w}.weight") for w in ("w1", "w3"))
+        shared = array(made, f"{theirs}mlp.shared_experts.linear_fc1.weight")
+        assert (shared[0::2] == w1).all() and (shared[1::2] == w3).all()
     table = array(made, "decoder.layers.1.mlp.router.tid2eid")
     assert (table == array(hub, "layers.1.ffn.gate.tid2eid")).all() and table.dtype == np.int64
 
