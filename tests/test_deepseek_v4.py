@@ -184,3 +184,38 @@ def test_a_model_whose_kinds_of_layers_config_does_not_say_is_refused(tmp_path):
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
     with pytest.raises((ConfigError, ckptforge.CkptforgeError), match="compress_ratios"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x.ckpt", to="pynative")
+
+
+@pytest.mark.parametrize("more", [1, 0], ids=["with more tokens", "without"])
+@pytest.mark.parametrize("layout", ["mindspeed", "mindspeed-sequential"])
+def test_ranks_of_mindspeed_hold_what_its_converter_gives_them(tmp_path, layout, more):
+    """Tensor and expert parallel, two each, in the names and cuts of convert_ckpt_deepseek4.py."""
+    hub = written(tmp_path / "hub", num_nextn_predict_layers=more)
+    job = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    ranks = tmp_path / "ranks"
+    ckptforge.convert(tmp_path / "hub", ranks, to=layout, dst_parallel_config=tmp_path / "job.json")
+    torch = pytest.importorskip("torch")
+    path = ranks / "iter_0000001" / "mp_rank_01_000" / "model_optim_rng.pt"
+    held = torch.load(path, weights_only=False)["model"]
+    assert "final_layernorm.weight" in held and "decoder.final_layernorm.weight" not in held
+    assert ("mtp.final_layernorms.0.weight" in held) == bool(more)
+
+    def whole(name):
+        _, shape, data = hub[name]
+        return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).reshape(shape)
+
+    attention = "decoder.layers.2.self_attention."
+    for name, own, dim in (
+        ("linear_o_down_proj", "wo_a", 0),
+        ("linear_o_up_proj", "wo_b", 1),
+        ("linear_q_up_proj", "wq_b", 0),
+    ):
+        second = torch.chunk(whole(f"layers.2.attn.{own}.weight"), 2, dim)[1]
+        assert torch.equal(held[f"{attention}{name}.weight"], second)
+    assert torch.equal(held[f"{attention}attn_sink"], whole("layers.2.attn.attn_sink")[2:])
+    both = [whole(f"layers.2.ffn.shared_experts.{w}.weight").chunk(2)[1] for w in ("w1", "w3")]
+    shared = held["decoder.layers.2.mlp.shared_experts.linear_fc1.weight"]
+    assert torch.equal(shared, torch.cat(both))
+    ckptforge.convert(ranks, tmp_path / "back", to="hub", config=tmp_path / "hub")
+    assert contents(tmp_path / "back") == hub

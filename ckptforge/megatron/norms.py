@@ -2,10 +2,11 @@
 
 The norm before a layer's feed-forward network, where Transformer Engine computes it: a dense
 layer's is part of its first linear layer, one of a layer with experts stands by itself. The last
-norm, where MindSpeed-LLM has layers that predict more tokens: it stands outside the decoder.
+norm, where MindSpeed-LLM has layers that predict more tokens, or a head of hyper-connections before
+it: it stands outside the decoder.
 
 Source: Megatron-core 0.16.1 `core/models/gpt/gpt_layer_specs.py`; MindSpeed-LLM
-`mindspeed_llm/tasks/checkpoint/convert_hf2mg.py`.
+`mindspeed_llm/tasks/checkpoint/convert_hf2mg.py` and `convert_ckpt_deepseek4.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _DENSE, _ROUTER = "mlp.linear_fc1.weight", "mlp.router.weight"
 _ATTENTION = "self_attention.linear_qkv.layer_norm_weight"
 _OF_ENGINE = ".layer_norm_weight"
 _OUTSIDE, _LAST = "final_layernorm.weight", "decoder.final_layernorm.weight"
-_LAST_OF_MORE = "mtp.final_layernorms."  # of the layers that predict more tokens, in MindSpeed-LLM
+# in MindSpeed-LLM: of the layers that predict more tokens; what makes one state of several
+_BEFORE_LAST = ("mtp.final_layernorms.", "hc_head.")
 
 
 def norms_apart(names: Collection[str]) -> bool:
@@ -37,7 +39,7 @@ def norm_read(name: str, apart: bool) -> str:
 
 def norm_written(name: str, names: Collection[str]) -> str:
     """A name, one of `names`, as Megatron knows it."""
-    if name == _LAST and any(one.startswith(_LAST_OF_MORE) for one in names):
+    if name == _LAST and any(one.startswith(_BEFORE_LAST) for one in names):
         return _OUTSIDE
     home = name.removesuffix(_APART)
     if home == name or f"{home}{_DENSE}" not in names or not norms_apart(names):
