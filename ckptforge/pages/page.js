@@ -52,16 +52,35 @@
     tell(event.target, to);
   });
 
-  // A search finds a row by its text, and by a name whose numbers stand for those of its kind.
+  // A search finds a row by its text, and by a name with numbers that are among those of its kind:
+  // in its own name they stand as they are, as ranges in braces, or as # for any.
+  const among = (group, number) => {
+    if (group === undefined || group.includes("…")) return true;
+    return group.split(", ").some((run) => {
+      const [, low, high = low, step = 1] = /^(\d+)(?:-(\d+)(?: by (\d+))?)?$/.exec(run) ?? [];
+      return number >= +low && number <= +high && (number - low) % step === 0;
+    });
+  };
+  const groups = (name) => [...name.matchAll(/\{([^}]*)\}|(\d+)|#/g)].map((found) => found[1] ?? found[2]);
+  const finds = (kind, numbers, row) => {
+    const key = row.dataset.key.toLowerCase();
+    const own = groups(row.querySelector("th").textContent);
+    for (let at = key.indexOf(kind); at >= 0; at = key.indexOf(kind, at + 1)) {
+      const before = key.slice(0, at).split("#").length - 1;
+      if (numbers.every((number, i) => among(own[before + i], number))) return true;
+    }
+    return false;
+  };
   for (const field of document.querySelectorAll("input.search")) {
-    const rows = [...field.closest("section").querySelectorAll("tr[data-key]")];
+    const rows = [...field.closest(".searched, section").querySelectorAll("tr[data-key]")];
     const texts = rows.map((row) => row.textContent.toLowerCase());
     field.addEventListener("input", () => {
       const plain = field.value.trim().toLowerCase();
       const kind = plain.replace(/\d+/g, "#");
+      const numbers = (plain.match(/\d+/g) ?? []).map(Number);
       let count = 0;
       rows.forEach((row, i) => {
-        row.hidden = !(texts[i].includes(plain) || row.dataset.key.toLowerCase().includes(kind));
+        row.hidden = !(texts[i].includes(plain) || finds(kind, numbers, row));
         count += !row.hidden;
       });
       say(plain ? `${count} of ${rows.length} rows` : "");

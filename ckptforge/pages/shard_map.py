@@ -9,9 +9,10 @@ from typing import Any
 from ckptforge.boxes import box_shape
 from ckptforge.covering import box_text, volume
 from ckptforge.pages.kinds import bytes_of, key_of
-from ckptforge.pages.markup import Markup, joined, tag
+from ckptforge.pages.markup import Markup, tag
 from ckptforge.pages.shards import Panel, Row, panels
 from ckptforge.pages.strips import Strip, strip_table
+from ckptforge.pages.tables import search
 from ckptforge.wording import counted, runs_of, size
 
 _COLOURS = 24  # of the style, in the order of their hues
@@ -33,13 +34,13 @@ def shard_map(parts: Sequence[Mapping[str, Any]], name: str) -> Markup:
     each = " to ".join(dict.fromkeys((size(least), size(most)))) + " each"
     colours = "A colour is a part of a tensor; grey is all of it."
     field = tag("input", type="number", class_="rank", min=ranks[0], max=ranks[-1])
-    return joined(
-        tag(
-            "p",
-            f"{counted(len(ranks), 'rank')}, {each}. {colours}",
-        ),
+    return tag(
+        "div",
+        tag("p", f"{counted(len(ranks), 'rank')}, {each}. {colours}"),
         tag("label", "Show rank ", field, class_="noprint", data_maps=name),
+        search("Tensors by rank"),
         [_map(panel, f"{name}-{number}") for number, panel in enumerate(found)],
+        class_="searched",
     )
 
 

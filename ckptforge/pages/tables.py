@@ -57,7 +57,7 @@ def table(
     made = tag("table", tag("caption", caption), tag("thead", tag("tr", head)), tag("tbody", lines))
     rest = _rest(len(rows), "row")
     scroll = tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
-    return joined(_search(caption) if keys else None, scroll, rest)
+    return joined(search(caption) if keys else None, scroll, rest)
 
 
 def items(lines: Sequence[str]) -> Markup:
@@ -97,7 +97,9 @@ def _number(column: int, numbers: Sequence[int]) -> str | None:
     return "n" if column in numbers else None
 
 
-def _search(caption: str) -> Markup:
+def search(caption: str) -> Markup:
+    """A field that leaves the rows of a section, or of an element of the class `searched`, whose
+    names it finds."""
     field = tag("input", type="search", class_="search", placeholder="name, or a part of it")
     return tag("label", f"Search: {caption} ", field, class_="noprint")
 

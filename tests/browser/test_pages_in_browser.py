@@ -1,6 +1,8 @@
 """Every kind of page, on models of real size, as a person has it: in Chromium, at the width of a
 desk and of a phone, in light and dark, with a pointer and with a keyboard."""
 
+import re
+
 import pytest
 
 from tests.browser.answers import NAMES, answers
@@ -131,12 +133,19 @@ def hover(opened):
 def search(opened):
     """A name finds its row, nonsense none, and nothing all."""
     for field in opened.page.locator("input.search").all():
-        section = field.locator("xpath=ancestor::section")
+        searched = "xpath=ancestor::*[self::section or @class='searched'][1]"
+        section = field.locator(searched)
         rows = section.locator("tbody tr")
         every = rows.count()
-        name = rows.last.locator("th").text_content()
-        field.fill(name)
-        assert rows.last.is_visible()
+        name = re.sub(r" ×\d.*", "", rows.last.locator("th").text_content())
+        first = re.sub(r"\{(\d+)[^}]*\}", r"\1", name)  # the first of its kind, by its whole name
+        for said in (name, first):
+            field.fill(said)
+            assert rows.last.is_visible()
+        other = re.sub(r"\{(\d+)[^}]*\}", "99999", name)  # of a layer that there isn't
+        if other != name:
+            field.fill(other)
+            assert not rows.last.is_visible()
         field.fill("nothing is called so")
         assert section.locator("tbody tr:visible").count() == 0
         field.fill("")
