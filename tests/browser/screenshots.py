@@ -14,11 +14,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 # the picture → whose answer, the page, the section that is at the top, width, height, the scheme
 SHOTS = {
     "page-inspect": ("deepseek", "strategy", "The model, by rank", 1280, 640, "light"),
-    "page-reshard": ("mixtral", "reshard", "From and to", 1280, 850, "light"),
+    "page-reshard": ("mixtral", "reshard", "From and to", 1280, 1150, "light"),
     "page-compare": ("mixtral", "compare", None, 1280, 950, "light"),
     "page-stats": ("mixtral", "stats", "Histograms by kind", 1280, 850, "dark"),
     "page-verify": ("mixtral", "verify", "Error by layer", 1280, 1000, "light"),
-    "page-phone": ("mixtral", "to-ms", "From and to", 390, 844, "dark"),
+    "page-phone": ("mixtral", "to-ms", "What is written, by rank", 390, 844, "dark"),
 }
 MOST = 150_000  # bytes of a picture
 
