@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 # the picture → whose answer, the page, the section that is at the top, width, height, the scheme
 SHOTS = {
     "page-inspect": ("deepseek", "strategy", "The model, by rank", 1280, 640, "light"),
-    "page-reshard": ("mixtral", "reshard", "From and to", 1280, 1150, "light"),
+    "page-reshard": ("mixtral", "reshard", "From and to", 1280, 960, "light"),
     "page-compare": ("mixtral", "compare", None, 1280, 950, "light"),
     "page-stats": ("mixtral", "stats", "Histograms by kind", 1280, 850, "dark"),
     "page-verify": ("mixtral", "verify", "Error by layer", 1280, 1000, "light"),
