@@ -99,6 +99,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--workers", help="handed to every command")
     parser.add_argument("--memory", help="handed to every command")
+    parser.add_argument("--io", help="handed to every command but compare")
     parser.add_argument(
         "--peaks",
         action="store_true",
@@ -151,7 +152,7 @@ def _table(
 def _options(args: argparse.Namespace) -> list[str]:
     return [
         word
-        for name in ("workers", "memory")
+        for name in ("workers", "memory", "io")
         if (value := getattr(args, name))
         for word in (f"--{name}", value)
     ]

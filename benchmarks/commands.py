@@ -105,9 +105,14 @@ def commands(work: Workspace, options: Sequence[str]) -> Iterator[Command]:
         "convert gmm-v3", forge("convert", str(work.dense), ckpt, "--to", "gmm-v3"), (work.dense,)
     )
     yield from resharding(work, options, "ckpt")
-    yield Command(
-        "compare", forge("compare", str(work.hub), str(work.dense)), (work.hub, work.dense), 0.0
-    )
+    compare = [*FORGE, "compare", str(work.hub), str(work.dense), "--quiet"]
+    yield Command("compare", [*compare, *_but_io(options)], (work.hub, work.dense), 0.0)
+
+
+def _but_io(options: Sequence[str]) -> list[str]:
+    """Options without --io and its word, for what writes nothing."""
+    at = options.index("--io") if "--io" in options else len(options)
+    return [*options[:at], *options[at + 2 :]]
 
 
 def resharding(work: Workspace, options: Sequence[str], kind: str) -> Iterator[Command]:
