@@ -64,7 +64,7 @@ class Hang(BaseException):
 def memory() -> tuple[int, int]:
     """(resident bytes of this process, blocks that its Python objects take), without what is only
     kept to be used again."""
-    device_layout._boxes.cache_clear()
+    device_layout._box.cache_clear()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(

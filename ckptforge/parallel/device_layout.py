@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 import msgspec
 
@@ -137,40 +138,66 @@ class DeviceLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         `shape_of_parts(full)` must not be None.
         """
-        return self.boxes(full)[device]
+        return _box(self, full, device)
 
-    def boxes(self, full: tuple[int, ...]) -> Sequence[Box]:
-        """The same of every device, one after the other."""
-        return _boxes(self, full)
+    def boxes(self, full: tuple[int, ...]) -> list[Box]:
+        """The same of every device, one after the other; devices with the same part share it."""
+        cutting, known = _cutting(self, full), dict[tuple[int, ...], Box]()
+        boxes = []
+        for coordinates in product(*map(range, self.device_matrix)):  # in the order of the devices
+            at = cutting.at(coordinates)
+            if (box := known.get(at)) is None:
+                box = known[at] = cutting.box(at)
+            boxes.append(box)
+        return boxes
 
 
 Stage = dict[str, DeviceLayout]  # parameter → layout
 
 
-@lru_cache(maxsize=1 << 8)
-def _boxes(layout: DeviceLayout, full: tuple[int, ...]) -> tuple[Box, ...]:
+class _Cutting(NamedTuple):
+    """How a tensor is cut into parts of a shape: what each coordinate of a device counts in the
+    number of its part along each axis, and in that of its replica, of which so many are cut."""
+
+    part: tuple[int, ...]
+    sides: list[list[int]]
+    replicas: list[int]
+    optimizer_parts: int
+
+    def at(self, coordinates: Sequence[int]) -> tuple[int, ...]:
+        """Which part along each axis a device holds."""
+        at = [dot(coordinates, side) for side in self.sides]
+        if (parts := self.optimizer_parts) > 1:
+            at[0] = at[0] * parts + dot(coordinates, self.replicas) % parts
+        return tuple(at)
+
+    def box(self, at: tuple[int, ...]) -> Box:
+        """The box of that part."""
+        return tuple([(i * n, (i + 1) * n) for i, n in zip(at, self.part, strict=True)])
+
+
+@lru_cache(maxsize=1 << 14)
+def _box(layout: DeviceLayout, full: tuple[int, ...], device: int) -> Box:
     """Kept, as the tensors of many layers are cut alike."""
+    coordinates = []
+    for size in reversed(layout.device_matrix):
+        device, coordinate = divmod(device, size)
+        coordinates.append(coordinate)
+    cutting = _cutting(layout, full)
+    return cutting.box(cutting.at(coordinates[::-1]))
+
+
+@lru_cache(maxsize=1 << 10)
+def _cutting(layout: DeviceLayout, full: tuple[int, ...]) -> _Cutting:
+    """The same for all devices."""
     part = layout.shape_of_parts(full)
     if part is None:
         raise ValueError(f"{full} can't be cut by {layout}")
-    matrix, optimizer_parts = layout.device_matrix, layout.optimizer_parts
+    matrix = layout.device_matrix
     used = {axis for axes in layout.tensor_map for axis in axes}
     unused = [axis for axis in range(len(matrix) - 1, -1, -1) if axis not in used]
     sides = [_weights(axes, matrix) for axes in layout.tensor_map]
-    replicas = _weights(unused, matrix)
-    made: dict[tuple[int, ...], Box] = {}
-    boxes = []
-    for coordinates in product(*map(range, matrix)):  # in the order of the devices
-        at = [dot(coordinates, side) for side in sides]
-        if optimizer_parts > 1:
-            at[0] = at[0] * optimizer_parts + dot(coordinates, replicas) % optimizer_parts
-        key = tuple(at)
-        if (box := made.get(key)) is None:
-            box = made[key] = tuple(
-                [(i * length, (i + 1) * length) for i, length in zip(at, part, strict=True)]
-            )
-        boxes.append(box)
-    return tuple(boxes)
+    return _Cutting(part, sides, _weights(unused, matrix), layout.optimizer_parts)
 
 
 def _weights(axes: Sequence[int], matrix: Sequence[int]) -> list[int]:

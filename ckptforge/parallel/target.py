@@ -44,13 +44,13 @@ class RankTarget(msgspec.Struct, frozen=True):
         numbers = range(len(self.strategy.stages))
         by_stage = [held_by(self.strategy, stage, specs) for stage in numbers]
         laid_out: dict[int, OutputFile] = {}
-        alike = [
-            [
-                (names, None if layout is None else layout.boxes(shape))
-                for (layout, shape), names in _cut_alike(held).items()
-            ]
-            for held in by_stage
-        ]
+        kinds = [_cut_alike(held) for held in by_stage]
+        boxes = {
+            (layout, shape): layout.boxes(shape)
+            for layout, shape in {key for kind in kinds for key in kind}
+            if layout is not None
+        }
+        alike = [[(names, boxes.get(key)) for key, names in kind.items()] for kind in kinds]
         placed = []
         for rank in range(self.strategy.ranks):
             stage, device = self.strategy.stage_of(rank), rank % self.strategy.devices
@@ -62,8 +62,8 @@ class RankTarget(msgspec.Struct, frozen=True):
                 ]
                 laid_out[stage] = mindspore_file(path, cut)
             parts = tuple(
-                Part(names, None if boxes is None else boxes[device])
-                for names, boxes in alike[stage]
+                Part(names, None if of_devices is None else of_devices[device])
+                for names, of_devices in alike[stage]
             )
             placed.append(PlacedFile(laid_out[stage].at(path), parts, rank=rank))
         stages = [laid_out[stage].places for stage in range(len(by_stage))]
