@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from ckptforge.boxes import Box
 from ckptforge.errors import PlanError, shown
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.parallel.cut import cut_json, cut_of
@@ -45,7 +46,7 @@ class RankTarget(msgspec.Struct, frozen=True):
         by_stage = [held_by(self.strategy, stage, specs) for stage in numbers]
         laid_out: dict[int, OutputFile] = {}
         kinds = [_cut_alike(held) for held in by_stage]
-        boxes = {
+        boxes: dict[tuple[DeviceLayout | None, tuple[int, ...]], list[Box]] = {
             (layout, shape): layout.boxes(shape)
             for layout, shape in {key for kind in kinds for key in kind}
             if layout is not None
