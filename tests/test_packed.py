@@ -16,7 +16,7 @@ import ckptforge
 from ckptforge.dtypes import BY_NAME, FLOAT4, UINT4
 from ckptforge.errors import FormatError, QuantisedError
 from ckptforge.examine.window import read_value
-from ckptforge.quantisation.fp4 import GptOss
+from ckptforge.quantisation.fp4 import StackedMxfp4
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.worker import Worker
@@ -448,7 +448,7 @@ def test_experts_of_gpt_oss_are_unpacked_as_transformers_does(tmp_path):
     exponents = rng.integers(100, 140, (3, 10, 2), np.uint8)
     held = stored(tmp_path, x_blocks=blocks.view(np.int8), x_scales=exponents.view(np.int8))
     tensors = {name: replace(one, dtype=BY_NAME["uint8"]) for name, one in held.items()}
-    (packed,) = GptOss().weights(tensors)
+    (packed,) = StackedMxfp4().weights(tensors)
     assert (packed.name, packed.value.shape) == ("x", (3, 64, 10))
     assert max(s.memory(f.stored) for f in packed.value.fragments for s in f.steps) < 1 << 18
     nibbles = np.stack([blocks & 15, blocks >> 4], -1).reshape(3, 10, 2, 32)

@@ -34,7 +34,7 @@ _GLOBAL = ("weight_global_scale", "weight_scale_2")
 _BYTES = ("uint8", "int8")
 
 
-class GptOss(msgspec.Struct, frozen=True):
+class StackedMxfp4(msgspec.Struct, frozen=True):
     """Stacked experts: `NAME_blocks` [experts, outputs, groups, 16] and `NAME_scales` [experts,
     outputs, groups] make NAME [experts, inputs, outputs]."""
 

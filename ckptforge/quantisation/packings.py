@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptforge.errors import shown
-from ckptforge.quantisation.fp4 import MICROSCALED, Fp4, GptOss
+from ckptforge.quantisation.fp4 import MICROSCALED, Fp4, StackedMxfp4
 from ckptforge.quantisation.packed import Packing
 from ckptforge.quantisation.rows import Bitsandbytes
 from ckptforge.quantisation.words import BITS, Awq, Gptq, PackQuantized
@@ -29,7 +29,7 @@ def packing_of(method: str, found: Settings) -> Found | None:
     makers = {
         "gptq": _gptq,
         "awq": _awq,
-        "mxfp4": lambda _: (GptOss(), None),
+        "mxfp4": lambda _: (StackedMxfp4(), None),
         "bitsandbytes": _bitsandbytes,
     }
     return makers[method](found) if method in makers else None
