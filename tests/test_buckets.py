@@ -18,7 +18,7 @@ from ckptforge.errors import (
     UsageError,
 )
 from ckptforge.remote import patience, store
-from ckptforge.remote.parts import WINDOW
+from ckptforge.remote.held import WINDOW
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE, write_safetensors
@@ -639,3 +639,27 @@ def test_outputs_go_wherever_fsspec_writes(tmp_path):
         ckptforge.to_ms(HUB, "memory://far/x.ckpt")
     ckptforge.edit(HUB, "memory://far/hub", take=["e=0,1"])
     assert ckptforge.inspect("memory://far/hub").model == "mixtral"
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, large):
+    """`large` as ranks, with their configuration."""
+    directory = tmp_path_factory.mktemp("ranks")
+    (directory / "parallel.yaml").write_text(
+        "data_parallel: 2\nmodel_parallel: 2\nexpert_parallel: 2\n"
+    )
+    ckptforge.to_ms(large, directory / "ranks", parallel_config=directory / "parallel.yaml")
+    return directory / "ranks"
+
+
+def test_ranks_that_go_back_are_read_once(tmp_path, server, large, ranks, monkeypatch):
+    _, client, app = server
+    at, out = upload(client, ranks, "ranks"), place("hub")
+    options = {"parallel_config": ranks.parent / "parallel.yaml", "config": large / "config.json"}
+    monkeypatch.setattr(store.PARTS, "limit", 3 * WINDOW)
+    app.clear()
+    ckptforge.to_torch(at, out, workers=1, **options)
+    size = sum(path.stat().st_size for path in ranks.rglob("*.*"))
+    assert twice_read(app) == 0 and app.sent <= size, sorted(app.ranges)
+    ckptforge.to_torch(ranks, tmp_path / "hub", **options)
+    assert tensors_at(client, out) == files_of(tmp_path / "hub")

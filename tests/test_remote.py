@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import xxhash
 import ckptforge
 from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
 from ckptforge.remote import patience, store
-from ckptforge.remote.parts import WINDOW, Held, Parts
+from ckptforge.remote.held import WINDOW, Held
+from ckptforge.remote.parts import Parts
 from ckptforge.storage.address import Address, given_path
 from ckptforge.storage.files import open_file
 from ckptforge.tables.shipped import shipped_tables
@@ -231,6 +233,37 @@ def test_an_address_stays_one_through_what_paths_go_through():
         assert str(other) == str(path) and other == path and hash(other) == hash(path)
     assert (path.name, path.suffix, str(path.parent)) == ("b.ckpt", ".ckpt", "s3://bucket/a")
     assert not isinstance(given_path("a/b.ckpt"), Address)
+
+
+def test_what_is_read_next_comes_with_what_its_hash_needs_and_no_more():
+    content, fetched = os.urandom(2 * WINDOW), []
+
+    def fetch(start, into):
+        fetched.append((start, start + len(into)))
+        into[:] = content[start : start + len(into)]
+
+    def read(first, end):
+        buffer = memoryview(bytearray(end - first))
+        parts.begin_only(held, first, end - first)
+        at = first
+        while at < end:
+            at += parts.read_into(held, at, buffer[at - first :])
+        assert buffer == content[first:end]
+
+    mib = 1 << 20
+    parts, held = Parts(), Held(len(content), fetch)
+    held.readers = 1
+    parts.expect(held, [(2 * mib, 5 * mib), (6 * mib, 7 * mib), (9 * mib, 12 * mib)])
+    read(3 * mib, 5 * mib)  # one MiB that is wanted later is in the way, and two that aren't at all
+    assert fetched == [(0, 6 * mib)]
+    read(6 * mib, 7 * mib)  # nothing of the rest of its window is read
+    assert max(fetched) == (6 * mib, 8 * mib) and list(held.digests) == [0]
+    read(10 * mib, 12 * mib)
+    read(9 * mib, 10 * mib)
+    read(2 * mib, 3 * mib)
+    assert sorted(held.digests) == [0, 1]
+    fetched.sort()
+    assert all(end <= start for (_, end), (start, _) in pairwise(fetched))
 
 
 def test_what_is_in_memory_stays_within_its_bound():

@@ -9,7 +9,8 @@ import os
 import threading
 from bisect import insort
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import xxhash
@@ -66,6 +67,11 @@ class OrderedWriter:
 
     def copy_from(self, reader: Reader, source: int, offset: int, length: int) -> int:
         return 0
+
+    def expect(self, ranges: Sequence[tuple[int, int]] | None) -> None: ...
+    def begin_only(self, offset: int, length: int) -> None: ...
+    def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def begin_read(self, offset: int, length: int) -> None: ...
     def drop_cached(self, offset: int, length: int) -> None: ...

@@ -4,24 +4,21 @@ and at last the one that was used longest ago.
 
 A part is a window of 8 MiB, or smaller where parts of so many objects are read in turn that they
 would not fit. The first little that is read somewhere brings only a page: mostly it is a header,
-and nothing else is wanted.
+and nothing else is wanted. Where a run says what it reads next (`begin_only`), as it doesn't read
+in the order in which bytes lie, no more than that comes.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import xxhash
+from ckptforge.remote.held import WINDOW, Held, Part, Ranges
 
-from ckptforge.remote.memory import fresh_memory
-
-WINDOW = 8 * 1024 * 1024  # also what a source is hashed by (run/blocks.py)
 LIMIT = 96 * 1024 * 1024
 _LEAST = 1024 * 1024
 _PAGE = 256 * 1024  # at the ends of an object, where what says what lies where is longest
@@ -29,97 +26,6 @@ _SMALL_PAGE = 32 * 1024
 _PAGES = 8  # of a window, before it comes whole
 _FLIGHTS = 8
 _AHEAD = 2
-Fetch = Callable[[int, memoryview], None]
-
-
-class Part:
-    """A run of an object's bytes, on its way or here."""
-
-    __slots__ = ("data", "future", "here", "of", "read", "start", "stop", "users")
-
-    def __init__(self, of: Held, start: int, stop: int) -> None:
-        self.of, self.start, self.stop = of, start, stop
-        self.data = fresh_memory(stop - start)
-        self.future: Future[None] = Future()
-        self.here = False  # all its bytes have come
-        self.users = 0
-        self.read: list[tuple[int, int]] = []  # what of it was read: (from, to), in order
-
-    def take(self, start: int, stop: int) -> None:
-        """Notes that these bytes were read."""
-        apart = []
-        for low, high in self.read:
-            if high < start or low > stop:
-                apart.append((low, high))
-            else:
-                start, stop = min(low, start), max(high, stop)
-        self.read = sorted((*apart, (start, stop)))
-
-    def shrink(self) -> int:
-        """Lets go of the bytes at its ends, or all, that were read; returns how many they were."""
-        start, stop = self.start, self.stop
-        if self.read and self.read[0][0] == start:
-            start = self.read.pop(0)[1]
-        if self.read and self.read[-1][1] == stop:
-            stop = self.read.pop()[0]
-        freed = self.stop - self.start - (stop - start)
-        if freed:
-            kept = fresh_memory(stop - start)
-            kept[:] = memoryview(self.data)[start - self.start : stop - self.start]
-            self.data = kept
-            self.start, self.stop = start, stop
-        return freed
-
-
-class Held:
-    """The parts of one object, and the hashes of its windows that have been seen whole."""
-
-    def __init__(self, size: int, fetch: Fetch) -> None:
-        self.size, self.fetch = size, fetch
-        self.readers = self.fetched = 0  # bytes since it was opened
-        self.parts: list[Part] = []
-        self.pages: Counter[int] = Counter()  # how many were fetched of a window
-        self.whole: set[int] = set()  # windows that are fetched whole
-        self.digests: dict[int, bytes] = {}
-        self._states: dict[int, tuple[xxhash.xxh3_128, int]] = {}
-
-    def at(self, offset: int) -> tuple[Part | None, int, int]:
-        """The part with a byte, and else the gap that it lies in."""
-        i = bisect_right(self.parts, offset, key=lambda part: part.start)
-        before = self.parts[i - 1] if i else None
-        if before is not None and offset < before.stop:
-            return before, before.start, before.stop
-        after = self.parts[i].start if i < len(self.parts) else self.size
-        return None, 0 if before is None else before.stop, after
-
-    def add(self, part: Part) -> None:
-        """Takes a part among the others."""
-        i = bisect_right(self.parts, part.start, key=lambda part: part.start)
-        self.parts.insert(i, part)
-
-    def is_hashed(self, part: Part) -> bool:
-        """Whether the hashes have gone over all bytes of a part."""
-        windows = range(part.start // WINDOW, -(-part.stop // WINDOW))
-        return all(
-            window in self.digests
-            or self._states.get(window, (None, 0))[1] >= min(part.stop, (window + 1) * WINDOW)
-            for window in windows
-        )
-
-    def hash(self, start: int, stop: int) -> None:
-        """Goes on with the hashes of the windows in which these bytes have come."""
-        for window in range(start // WINDOW, -(-stop // WINDOW)):
-            if window in self.digests:
-                continue
-            end = min((window + 1) * WINDOW, self.size)
-            state, at = self._states.get(window) or (xxhash.xxh3_128(), window * WINDOW)
-            while at < end and (part := self.at(at)[0]) is not None and part.here:
-                upto = min(part.stop, end)
-                state.update(memoryview(part.data)[at - part.start : upto - part.start])
-                at = upto
-            self._states[window] = state, at
-            if at == end:
-                self.digests[window] = self._states.pop(window)[0].digest()
 
 
 class Parts:
@@ -161,10 +67,12 @@ class Parts:
             self._recent.append(held)
             part = held.at(offset)[0] or self._bring(held, offset, len(buffer))
             part.users += 1
-            if not part.read:
+            if not part.begun:
                 self._ahead(part)
+            part.begun = True
             count = min(len(buffer), part.stop - offset)
-            part.take(offset, offset + count)
+            if held.once:
+                part.take(offset, offset + count)
             self._order.move_to_end(part)
         try:
             part.future.result()
@@ -183,22 +91,87 @@ class Parts:
                 if at < end:
                     at = (held.at(at)[0] or self._bring(held, at, end - at)).stop
 
+    def expect(self, held: Held, ranges: Ranges | None) -> None:
+        """Takes note of what will be read of an object from now on."""
+        with self._lock:
+            held.expect(ranges)
+
+    def begin_only(self, held: Held, offset: int, length: int) -> None:
+        """Brings the first of these bytes, where there is room, and no others than these are
+        wanted soon."""
+        with self._lock:
+            held.add_next(offset, min(offset + length, held.size))
+            if held.at(offset)[0] is None and self._has_room():
+                self._bring(held, offset, length)
+
+    @contextmanager
+    def holding(self, held: Held, offset: int, length: int) -> Iterator[None]:
+        """Within this these bytes, where they are here, stay although they were read."""
+        span = offset, offset + length
+        with self._lock:
+            held.holds.append(span)
+        try:
+            yield
+        finally:
+            with self._lock:
+                held.holds.remove(span)
+
     def _ahead(self, part: Part) -> None:
         held, at = part.of, part.stop
+        if held.next:
+            end = held.next_end(part.stop - 1)
+            for _ in range(_AHEAD):
+                if at >= end or (held.at(at)[0] is None and not self._has_room()):
+                    return
+                at = (held.at(at)[0] or self._bring(held, at, 1)).stop
+            return
         window = part.start // WINDOW
         for _ in range(_AHEAD if part.stop - part.start >= _PAGE * 2 else 0):
             coming = at // WINDOW
             if at >= held.size or coming in held.digests or window not in held.whole:
+                return
+            end = min((coming + 1) * WINDOW, held.size)
+            if next(held.unwanted(at, end), None) == (at, end):
                 return
             if held.at(at)[0] is None and not self._has_room():
                 return
             at = (held.at(at)[0] or self._bring(held, at, WINDOW)).stop
 
     def _bring(self, held: Held, offset: int, length: int) -> Part:
+        if held.next:
+            return self._bring_only(held, offset, length)
         unit = self._unit_at(held, offset, length)
+        first = offset // unit * unit
         _, low, high = held.at(offset)
-        start = max(offset // unit * unit, low)
-        part = Part(held, start, min(offset // unit * unit + unit, high, held.size))
+        return self._request(held, max(first, low), min(first + unit, high, held.size))
+
+    def _bring_only(self, held: Held, offset: int, length: int) -> Part:
+        """Bytes that are read now, with little of what lies around them; with what lies before them
+        in their window where that is less, or only hashed, as hashes can't go on without it."""
+        unit, window = self._unit(), offset // WINDOW * WINDOW
+        _, low, high = held.at(offset)
+        end = max(held.next_end(offset), offset + length, offset + min(_LEAST, unit))
+        stop = min(end, offset // unit * unit + unit, high, held.size)
+        stop = held.past_unwanted(stop, min(high, window + WINDOW, held.size))
+        before = list(held.gaps(held.hashed_to(window), offset))
+        if sum(held.wanted_bytes(*gap) for gap in before) > stop - offset:
+            before = []
+        for gap in before:
+            if gap[1] == offset:
+                offset = gap[0]
+            else:
+                self._request(held, *gap)
+        found = self._request(held, max(offset, low), stop)
+        for start, gap_end in held.gaps(stop, min(window + WINDOW, held.size)):
+            stop = held.past_unwanted(start, gap_end)
+            if stop > start:
+                self._request(held, start, stop)
+            if stop < gap_end:
+                break
+        return found
+
+    def _request(self, held: Held, start: int, stop: int) -> Part:
+        part = Part(held, start, stop)
         self._make_room(part.stop - part.start)
         held.add(part)
         held.fetched += part.stop - part.start
@@ -240,11 +213,14 @@ class Parts:
     def _make_room(self, nbytes: int) -> None:
         if self._bytes + nbytes > self.most:
             self._let_go()
-        # what nobody has open first
-        for part in sorted(self._order, key=lambda part: part.of.readers > 0):
+        pages = {part for part in self._order if part.stop - part.start <= _PAGE}
+        if sum(part.stop - part.start for part in pages) > self.most // 4:
+            pages = set()
+        # pages, which make little room, last; of others those first that nobody has open
+        for part in sorted(self._order, key=lambda part: (part in pages, part.of.readers > 0)):
             if self._bytes + nbytes <= self.most:
                 return
-            if not part.users and part.here and (part.read or not part.of.readers):
+            if not part.users and part.here and (part.begun or not part.of.readers):
                 self._drop(part)
 
     def _let_go(self) -> None:
@@ -252,8 +228,12 @@ class Parts:
         headers, which are read again when a file is opened again."""
         for part in list(self._order):
             large = part.stop - part.start > _PAGE
-            if large and part.here and not part.users and part.of.is_hashed(part):
+            idle = part.here and part.of.readers and not part.users
+            if large and idle and part.of.is_hashed(part) and not part.of.is_held(part):
+                start, stop = part.start, part.stop
                 self._bytes -= part.shrink()
+                part.of.remove_next(start, part.start)
+                part.of.remove_next(part.stop, stop)
                 if part.start == part.stop:
                     self._drop(part)
 

@@ -7,11 +7,14 @@ import logging
 import os
 import time
 import zlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ckptforge.remote.held import WINDOW, Held
 from ckptforge.remote.objects import Facts, Objects
-from ckptforge.remote.parts import WINDOW, Held, Parts
+from ckptforge.remote.parts import Parts
 from ckptforge.remote.patience import fetch_all, patiently
 from ckptforge.storage.address import address_of
 from ckptforge.storage.store import Kind, Status
@@ -139,6 +142,15 @@ class RemoteReader:
     def drop_cached(self, offset: int, length: int) -> None:
         """The system holds nothing of it."""
 
+    def expect(self, ranges: Sequence[tuple[int, int]] | None) -> None:
+        self._parts.expect(self._held, ranges)
+
+    def begin_only(self, offset: int, length: int) -> None:
+        self._parts.begin_only(self._held, offset, length)
+
+    def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
+        return self._parts.holding(self._held, offset, length)
+
     def digest(self, start: int, length: int) -> bytes | None:
         if start % WINDOW or length != min(WINDOW, self._held.size - start):
             return None
@@ -155,7 +167,7 @@ class RemoteReader:
                 _log.warning(
                     "%s: %s bytes were read twice: they had left memory", self._path, twice
                 )
-            self._held.fetched = 0
+            self._held.close()
 
 
 def _status(path: Path, facts: Facts) -> Status:

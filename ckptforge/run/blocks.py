@@ -74,6 +74,9 @@ class Block(msgspec.Struct, frozen=True):
             if known is not None:
                 return known
         state = xxhash.xxh3_128()
+        if isinstance(reader, HashingReader):
+            for offset, length in self.entry.file_ranges(self.start, self.length):
+                reader.begin_read(offset, length)
         for offset, length in self.entry.file_ranges(self.start, self.length):
             for piece in read_pieces(reader, offset, length, buffer, path):
                 state.update(piece)

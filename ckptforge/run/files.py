@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ckptforge.planning.reads import Ranges
 from ckptforge.storage.files import open_file
-from ckptforge.storage.store import Reader, Writer
+from ckptforge.storage.store import HashingReader, Reader, Writer
 
 
 class OpenFiles:
-    """Files to read, opened when they are first needed, and `targets` to write, which are
-    another's; and whether all workers are to stop."""
+    """Files to read, opened when they are first needed, of those in `read` these ranges alone, and
+    `targets` to write, which are another's; and whether all workers are to stop."""
 
-    def __init__(self, targets: Mapping[Path, Writer] | None = None) -> None:
-        self.targets = targets or {}
+    def __init__(
+        self,
+        targets: Mapping[Path, Writer] | None = None,
+        read: Mapping[Path, Ranges] | None = None,
+    ) -> None:
+        self.targets, self._read = targets or {}, read or {}
         self.stop = threading.Event()
         # Held over loops of many short system calls: two threads in such loops spend their time
         # handing over the interpreter.
@@ -33,7 +38,10 @@ class OpenFiles:
         if found is None:
             with self._opening:
                 if path not in self._sources:
-                    self._sources[path] = open_file(path)
+                    reader = open_file(path)
+                    if isinstance(reader, HashingReader):
+                        reader.expect(self._read.get(path))
+                    self._sources[path] = reader
                 found = self._sources[path]
         return found
 

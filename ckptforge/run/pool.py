@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptforge.errors import OutputError
+from ckptforge.planning.reads import Ranges
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
 from ckptforge.storage.store import Writer
@@ -37,8 +38,10 @@ def run_tasks(
     finished: Callable[[Any, Any], None] = lambda task, outcome: None,
     progress: Callable[[int], None] = lambda done: None,
     targets: Mapping[Path, Writer] | None = None,
+    read: Mapping[Path, Ranges] | None = None,
 ) -> None:
-    """Each worker takes tasks until there are none; `targets` are the files that they write.
+    """Each worker takes tasks until there are none; `targets` are the files that they write, `read`
+    what is read of those of which not all is.
 
     `finished` is notified of each task that has been done and of what it returned, by one thread at
     a time, and may add to the queue; `progress` is told the bytes done so far. The first error of
@@ -68,7 +71,7 @@ def run_tasks(
     from ckptforge.run.worker import Worker  # with numpy, for which no plan should wait
 
     errors: list[BaseException] = []
-    with closing(OpenFiles(targets)) as files:
+    with closing(OpenFiles(targets, read)) as files:
         workers = [Worker(files, budget) for _ in range(budget.workers)]
         _in_threads(work, workers, files.stop)
     if errors:

@@ -61,7 +61,7 @@ def run(
 
     queue = FrontToBack(schedule, budget.total // 8) if in_order else schedule
     finished = telling(plan, kept or (), queue.finished, progress)
-    run_tasks(queue, budget, finished, report, targets)
+    run_tasks(queue, budget, finished, report, targets, plan.read)
     if seals := [Sealing(file.path, seal) for file in plan.files for seal in file.seals]:
         run_tasks(iter(seals), budget, targets=targets)
     return Done(schedule.audit, schedule.all_hashes())

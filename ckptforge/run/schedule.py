@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from ckptforge.planning.assembly import Assembly
 from ckptforge.planning.plan import Plan
@@ -89,6 +90,7 @@ class Schedule:
         self._batches = self._made_of(plan, budget, kept)
         self._unwritten: dict[Place, int] = {}  # of tensors that are begun
         self._read: dict[Place, list[SourceRun]] = {}  # what they are made of
+        self._far: dict[Place, list[SourceRun]] = {}  # of those, what isn't announced yet
         self._ready: deque[Task] = deque()
         self._digests: dict[Place, dict[int, bytes]] = {}
         self._audits: dict[Place, Audit] = {}
@@ -109,12 +111,15 @@ class Schedule:
     def _made_of(self, plan: Plan, budget: Budget, kept: Kept) -> Iterator[Batch]:
         """What makes the tensors that aren't kept."""
         made, hashing = plan.assemblies, self._sources is not None
-        begun = self._begun(made if budget.in_order else made.as_sources_lie(), kept)
+        begun = self._begun(
+            made if budget.in_order else made.as_sources_lie(), kept, budget.in_order
+        )
         if budget.in_order or any(address(file.path) is not None for file in plan.sources):
             numbers = {file.path: i for i, file in enumerate(plan.sources)}
             in_order = budget.in_order
             tasks = tasks_of(begun, budget) if in_order else as_they_lie(begun, budget, numbers)
-            return batches(tasks, 1, hashing)
+            found = batches(tasks, 1, hashing)
+            return self._announcing(found) if in_order else found
         # where sources go, little more than what is needed is written before the next goes
         most = _MOST_BYTES if self._consumer is None else BLOCK_BYTES
         alone = budget.workers == 1 and not plan.sources  # a unit, which comes with many others
@@ -122,13 +127,33 @@ class Schedule:
         nbytes = max(1, min(most, share))
         return batches(tasks_of(begun, budget), nbytes if hashing else 1, hashing)
 
-    def _begun(self, made: Iterable[Assembly], kept: Kept) -> Iterator[Assembly]:
+    def _announcing(self, found: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches with what they and their next are made of of what is far, as that isn't read in
+        the order in which it lies."""
+        coming = next(found, None)
+        while coming is not None:
+            batch, coming = coming, next(found, None)
+            parts = (*batch.parts, *(coming.parts if coming is not None else ()))
+            runs = [run for part in parts for run in self._far.pop(part.place, ())]
+            held = [
+                run
+                for part in parts
+                if isinstance(part, Fill)
+                for run in part.reads
+                if address(run[0].path) is not None
+            ]
+            yield replace(batch, needs=tuple(runs), held=tuple(held))
+
+    def _begun(self, made: Iterable[Assembly], kept: Kept, in_order: bool) -> Iterator[Assembly]:
         for assembly in made:
             place = assembly.place
             if place not in kept:
                 self._unwritten[place] = place.nbytes
                 if self._sources is not None:
                     self._read[place] = runs_of(assembly)
+                if in_order:
+                    runs = self._read.get(place) or runs_of(assembly)
+                    self._far[place] = [run for run in runs if address(run[0].path) is not None]
                 if self._needs is not None:
                     self._needed[place] = self._needs.of(assembly)
                 yield assembly

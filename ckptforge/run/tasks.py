@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,11 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move, moves_of
 from ckptforge.run.passing import BLOCK_BYTES, Digests, Passing
 from ckptforge.run.pieces import MANY_CALLS, PIECE_BYTES, SUMS
-from ckptforge.run.tiles import Tile, best_form, tiles
+from ckptforge.run.source_hashes import SourceRun
+from ckptforge.run.tiles import Tile, best_form, inside, tiles
 from ckptforge.storage.address import address
 from ckptforge.storage.files import read_pieces, write_exactly
+from ckptforge.storage.store import HashingReader
 from ckptforge.values import Place
 
 if TYPE_CHECKING:
@@ -51,6 +54,15 @@ class Fill(msgspec.Struct, frozen=True):
         the tile's numbers fill."""
         encoding = self.assembly.encoding
         return self.tile if encoding is None else stored_tile(encoding, self.tile)
+
+    @property
+    def reads(self) -> Iterator[SourceRun]:
+        """The bytes of stored tensors that the tile is made of, each from the first to the last."""
+        for fragment in self.assembly.fragments:
+            stored = fragment.stored
+            for part in inside(fragment.transfer, self.tile):
+                first, length = stored.bytes_of(part.source, part.last_source + 1 - part.source)
+                yield stored, (first, first + length)
 
     @property
     def end(self) -> int:
@@ -85,10 +97,13 @@ class Fill(msgspec.Struct, frozen=True):
 
 class Batch(msgspec.Struct, frozen=True):
     """Moves and tiles that one worker makes one after the other, so that what goes on in the next
-    is hashed with what came before."""
+    is hashed with what came before. `needs` are far tensors that this or the next begins to read,
+    `held` what tiles of the two read, as others may read it, too."""
 
     parts: tuple[Move | Fill, ...]
     hashing: bool
+    needs: tuple[SourceRun, ...] = ()
+    held: tuple[SourceRun, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -99,6 +114,11 @@ class Batch(msgspec.Struct, frozen=True):
         """Makes them, until all workers are to stop. Returns what each did, and the digests of the
         blocks that came by whole."""
         worker.passing = Passing() if self.hashing else None
+        for reader, offset, length in _far_ranges(self.needs, worker):
+            reader.begin_only(offset, length)
+        holding = ExitStack()
+        for reader, offset, length in _far_ranges(self.held, worker):
+            holding.enter_context(reader.holding(offset, length))
         try:
             done: list[Audit | None] = []
             for part, coming in zip_longest(self.parts, self.parts[1:]):
@@ -110,6 +130,18 @@ class Batch(msgspec.Struct, frozen=True):
             return done, worker.passing.digests if worker.passing is not None else {}
         finally:
             worker.passing = None
+            holding.close()
+
+
+def _far_ranges(
+    runs: Iterable[SourceRun], worker: Worker
+) -> Iterator[tuple[HashingReader, int, int]]:
+    """(reader, first byte, how many) of what is far."""
+    for stored, (first, end) in runs:
+        reader = worker.files.source(stored.path)
+        if isinstance(reader, HashingReader):
+            for offset, length in stored.file_ranges(first, end - first):
+                yield reader, offset, length
 
 
 class Verify(msgspec.Struct, frozen=True):

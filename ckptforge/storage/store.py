@@ -17,6 +17,8 @@ asked for, as the system's own calls may; `storage/files.py` goes on, and makes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,6 +82,17 @@ class HashingReader(Reader, Protocol):
 
     def digest(self, start: int, length: int) -> bytes | None:
         """XXH3 (128 bits) of bytes that have come, where it is known."""
+
+    def expect(self, ranges: Sequence[tuple[int, int]] | None) -> None:
+        """Says which bytes, from the first to before the end of each range, will be read; others
+        are at most hashed. None stands for all."""
+
+    def begin_only(self, offset: int, length: int) -> None:
+        """Says that these bytes will be read soon, as `begin_read` does, and what lies around them
+        later: until then the store had better not hold that."""
+
+    def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
+        """Within this these bytes may be read more than once, and had better stay."""
 
 
 class Writer(Reader, Protocol):
