@@ -106,7 +106,10 @@ def _way_of(plan: Plan, publisher: Publisher, options: Running) -> _Way:
     parted = isinstance(options, Parted) and options.part is not None
     if (parted or consuming) and not isinstance(publisher, ByRename):
         way = "part" if parted else "consume"
-        raise UsageError(f"{plan.output}: isn't on a disk, which {flag(way)} needs.")
+        raise UsageError(
+            f"{plan.output}: isn't on a disk, which {flag(way)} needs; write to one, or give "
+            "no such option."
+        )
     return _Way(elsewhere, consuming, FINISHING.get())
 
 
