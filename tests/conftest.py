@@ -1,8 +1,10 @@
 """Hypothesis: no deadlines on shared machines, and the same examples in every CI run. Fixtures that
 several files use."""
 
+import logging
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.mindformers_oracle.fixtures import mindformers, mindformers_release
@@ -16,6 +18,15 @@ settings.register_profile(
     derandomize=bool(os.environ.get("CI")),
 )
 settings.load_profile("ckptforge")
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger():
+    """What --verbose adds to the package's logger is gone after a test."""
+    logger = logging.getLogger("ckptforge")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 def pytest_terminal_summary(terminalreporter):

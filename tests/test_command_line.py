@@ -27,14 +27,6 @@ from tests.helpers import HUB, tiny_config, write_hub
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def quiet_logger():
-    logger = logging.getLogger("ckptforge")
-    before = list(logger.handlers), logger.level, logger.propagate
-    yield
-    logger.handlers, logger.level, logger.propagate = before[0], before[1], before[2]
-
-
 def run(capsys, monkeypatch, *words):
     """(exit code, stdout, stderr) of a command in this process, errors as the entry point prints
     them."""
