@@ -1,9 +1,9 @@
 """Model-parallel shards of a release: which axis of a tensor they cut, as the [shard] rows of a
 layout say, and how shards are put together by them.
 
-Source: transformers' script `convert_llama_weights_to_hf.py`; Meta's `model.py`, whose
-`ColumnParallelLinear` cuts rows, `RowParallelLinear` columns, `ParallelEmbedding` columns (releases
-1 and 2) and `VocabParallelEmbedding` rows.
+Source: transformers' script for Meta's releases, `convert_*_weights_to_hf.py`; Meta's `model.py`,
+whose `ColumnParallelLinear` cuts rows, `RowParallelLinear` columns, `ParallelEmbedding` columns
+(releases 1 and 2) and `VocabParallelEmbedding` rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A release in its makers' own files as a target.
 
-Source: mistral-inference `transformer.py`; transformers' `convert_mixtral_weights_to_hf.py`, which
-wants eight files; Meta's `generation.py`, which loads as many `consolidated.NN.pth` as it has
-processes.
+Source: mistral-inference `transformer.py`; transformers' script for its releases with experts,
+`convert_*_weights_to_hf.py`, which wants eight files; Meta's `generation.py`, which loads as many
+`consolidated.NN.pth` as it has processes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ norm, where MindSpeed-LLM has layers that predict more tokens, or a head of hype
 it: it stands outside the decoder.
 
 Source: Megatron-core 0.16.1 `core/models/gpt/gpt_layer_specs.py`; MindSpeed-LLM
-`mindspeed_llm/tasks/checkpoint/convert_hf2mg.py` and `convert_ckpt_deepseek4.py`.
+`mindspeed_llm/tasks/checkpoint/convert_hf2mg.py`, and the script beside it for models with
+hyper-connections.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json"
 MODEL_OPT = "hf_quant_config.json"
 KEYS = ("quantization_config", "compression_config")
 OF_EXPERTS = "expert_dtype"
-"""In them, or, as DeepSeek-V4 is published, beside them."""
+"""In them, or beside them, as some models are published."""
 _FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
 _INTEGERS = frozenset({"int8"})
 _FP8_BLOCK = [128, 128]  # transformers' FineGrainedFP8Config
