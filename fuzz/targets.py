@@ -634,7 +634,9 @@ def _adapter(work: Path) -> Target:
     table = next(
         table
         for table in shipped_tables()
-        if table.lora and not any("+" in p.template for p in table.layout("hub").patterns)
+        if table.lora
+        and "hub" in table.lora.weights
+        and not any("+" in p.template for p in table.layout("hub").patterns)
     )
     path = work / "lora"
     path.mkdir()
