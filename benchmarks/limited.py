@@ -19,7 +19,7 @@ from benchmarks.measurement import Measurement, measure, median, processor, show
 from benchmarks.model import bytes_of, files_of, sizes_of
 from benchmarks.workspace import Workspace
 
-TITLES = ["command", "read GB", "from the disk GB", "wall s", "÷ cp + sync", "user + system s"]
+TITLES = ["command", "read GB", "from the disk GB", "wall s", "÷ cp + sync", "processor s"]
 NAMES = ("to-ms", "to-ms fp16", "to-ms gmm fp16", "to-torch", "split")
 
 
