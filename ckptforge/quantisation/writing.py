@@ -94,13 +94,7 @@ def quantised(
         )
     chosen = _chosen(model, table, layout, wishes)
     stacks = stacked(table, layout, chosen) if code.name == "mxfp4" else frozenset[str]()
-    if stacks and stacks != chosen:
-        alone = f"{option('quantise', f'{EXPERTS}={code.name}')}"
-        raise QuantisedError(
-            f"stacked experts, such as {shown(min(stacks))}, and other weights, such as "
-            f"{shown(min(chosen - stacks))}, as {code.name} in one model are nothing that a "
-            f"config.json says: give {alone}."
-        )
+    _refuse_mixed(stacks, chosen, code)
     values: dict[str, Value] = {}
     types: dict[str, str] = {}
     encoded: Encodings = {}
@@ -134,6 +128,15 @@ def quantised(
         scales=frozenset(values.keys() - model.values.keys()),
         stem="quant_model_weights" if ascend else "model",
     )
+
+
+def _refuse_mixed(stacks: frozenset[str], chosen: frozenset[str], code: Code) -> None:
+    if stacks and stacks != chosen:
+        raise QuantisedError(
+            f"stacked experts, such as {shown(min(stacks))}, and other weights, such as "
+            f"{shown(min(chosen - stacks))}, as {code.name} in one model are nothing that a "
+            f"config.json says: give {option('quantise', f'{EXPERTS}={code.name}')}."
+        )
 
 
 def _chosen(model: Model, table: Table, layout: Layout, wishes: Sequence[Wish]) -> frozenset[str]:

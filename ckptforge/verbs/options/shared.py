@@ -113,7 +113,7 @@ class Running(Workers):
     )
     io: str = option(
         "how this machine's disks are read and written: through the system's page cache, or past "
-        "it, which leaves what others have there and is faster on some disks",
+        "it, which leaves what others have there",
         default="buffered",
         choices="buffered|direct",
     )
