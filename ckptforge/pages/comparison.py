@@ -16,6 +16,7 @@ from ckptforge.wording import size
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d{1,6})(?=\.|$)")
 _LEVELS = 8  # of colour, a power of ten each; the darkest is 1 and above
+_Row = dict[int | None, list[Mapping[str, Any]]]  # the differences of a kind by layer
 
 
 def sections(found: Mapping[str, Any]) -> Sequence[Markup | None]:
@@ -65,43 +66,52 @@ def colour(relative: float | None) -> str:
 
 def heat_map(differences: Sequence[Mapping[str, Any]]) -> Markup:
     """Kinds of tensors by layers: the largest relative difference among those of a cell."""
-    cells: dict[str, dict[int | None, list[Mapping[str, Any]]]] = {}
+    cells: dict[str, _Row] = {}
     for one in differences:
         cells.setdefault(key_of(one["name"]), {}).setdefault(layer_of(one["name"]), []).append(one)
-    layers = sorted({n for row in cells.values() for n in row if n is not None})
     if not cells:
         return Markup()
-    columns: list[int | None] = [*range(layers[-1] + 1)] if layers else []
-    if any(None in row for row in cells.values()):
+    layers = {layer for row in cells.values() for layer in row}
+    last = max((layer for layer in layers if layer is not None), default=-1)
+    columns: list[int | None] = [*range(last + 1)]
+    if None in layers:
         columns.append(None)
-    strips = []
-    for kind, row in cells.items():
-        tips: list[str] = []
-        colours: list[str] = []
-        of: list[int] = []
-        for column in columns:
-            if column not in row:
-                of.append(NOTHING)
-                continue
-            worst = max(row[column], key=_weight)
-            of.append(len(tips))
-            tips.append(f"{len(row[column]):,} differ, most {worst['name']}: {_said(worst)}")
-            colours.append(colour(_figure(worst)))
-        worst = max((one for own in row.values() for one in own), key=_weight)
-        count = sum(map(len, row.values()))
-        strips.append(
-            Strip(
-                cells=(kind, f"{count:,}", _said(worst)),
-                tips=tips,
-                colours=colours,
-                of=of,
-                said=f"{kind}: {count} differ, at most {_said(worst)}",
-                key=kind,
-            )
-        )
+    strips = [_strip(kind, row, columns) for kind, row in cells.items()]
     names = ["in no layer" if column is None else f"layer {column}" for column in columns]
-    titles = ("kind", "tensors", "largest", f"layers 0 to {layers[-1]}" if layers else "where")
-    legend = [
+    titles = ("kind", "tensors", "largest", "where" if last < 0 else f"layers 0 to {last}")
+    return joined(
+        _legend(),
+        strip_table(titles, strips, names, "The largest difference by kind and layer", "heat"),
+    )
+
+
+def _strip(kind: str, row: _Row, columns: Sequence[int | None]) -> Strip:
+    """One kind's row of the map: a cell for each column, and the largest difference of all."""
+    tips: list[str] = []
+    colours: list[str] = []
+    of: list[int] = []
+    for column in columns:
+        if column not in row:
+            of.append(NOTHING)
+            continue
+        worst = max(row[column], key=_weight)
+        of.append(len(tips))
+        tips.append(f"{len(row[column]):,} differ, most {worst['name']}: {_said(worst)}")
+        colours.append(colour(_figure(worst)))
+    worst = max((one for cell in row.values() for one in cell), key=_weight)
+    count = sum(map(len, row.values()))
+    return Strip(
+        cells=(kind, f"{count:,}", _said(worst)),
+        tips=tips,
+        colours=colours,
+        of=of,
+        said=f"{kind}: {count} differ, at most {_said(worst)}",
+        key=kind,
+    )
+
+
+def _legend() -> Markup:
+    levels = [
         tag("span", "≥ 1" if i == _LEVELS - 1 else f"1e{i + 1 - _LEVELS}", class_=f"key h{i}")
         for i in range(_LEVELS)
     ]
@@ -112,10 +122,7 @@ def heat_map(differences: Sequence[Mapping[str, Any]]) -> Markup:
         " ",
         tag("span", "the same", class_="key same"),
     ]
-    return joined(
-        tag("p", "Relative L2, from ", legend, " ", others),
-        strip_table(titles, strips, names, "The largest difference by kind and layer", "heat"),
-    )
+    return tag("p", "Relative L2, from ", levels, " ", others)
 
 
 def _figure(one: Mapping[str, Any]) -> float | None:
