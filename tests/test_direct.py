@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import ckptforge
 from ckptforge.errors import UsageError
 from ckptforge.storage import direct
-from ckptforge.storage.direct import DIRECT_DISK, LEAST_BYTES, PAGE
+from ckptforge.storage.direct import DIRECT_DISK, LEAST_BYTES
 from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.storage.local import DISK
+from ckptforge.storage.machine import PAGE
 from ckptforge.storage.mounts import disk, through
 from ckptforge.testing.store_tests import FileSystemTests
 from tests.helpers import HUB, tiny_config, write_hub

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ckptforge.dtypes import BY_NAME
+from ckptforge.storage.machine import PAGE
 
 LINE = 64  # bytes of a cache line
-PAGE = 4096
 PIECE_BYTES = 256 * 1024  # stays in a core's cache
 MANY_CALLS = 16
 SUMS = BY_NAME["float64"]  # in which terms are added up

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptforge.storage.local import Disk, LocalReader, LocalWriter
+from ckptforge.storage.machine import PAGE
 from ckptforge.storage.store import Reader
 
-PAGE = 4096  # a multiple of what disks ask for, of offsets, lengths and addresses
 LEAST_BYTES = 64 * 1024  # below it a copy to and from the page cache is cheaper
 MOST_BYTES = 1024 * 1024
 _local = threading.local()
@@ -34,12 +34,25 @@ def _again(fd: int, access: int) -> int | None:
     return None
 
 
-class DirectReader(LocalReader):
-    """Descriptors of a file: one for its whole pages, where there is one."""
+class _Direct(LocalReader):
+    """A descriptor of a file, and a second one for its whole pages, where there can be one."""
 
-    def __init__(self, fd: int, direct: int | None) -> None:
+    access: int
+
+    def __init__(self, fd: int) -> None:
         super().__init__(fd)
-        self.direct = direct
+        self.direct = _again(fd, self.access)
+
+    def close(self) -> None:
+        if self.direct is not None:
+            os.close(self.direct)
+        super().close()
+
+
+class DirectReader(_Direct):
+    """A file that is open for reading, its whole pages past the page cache."""
+
+    access = os.O_RDONLY
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         if self.direct is None or len(buffer) < LEAST_BYTES:
@@ -58,19 +71,12 @@ class DirectReader(LocalReader):
         if self.direct is None:
             super().begin_read(offset, length)
 
-    def close(self) -> None:
-        if self.direct is not None:
-            os.close(self.direct)
-        super().close()
 
+class DirectWriter(_Direct, LocalWriter):
+    """A file that is being written, its whole pages past the page cache. It is read by way of the
+    page cache, which gives back what is on the disk."""
 
-class DirectWriter(LocalWriter):
-    """The same of a file that is being written, which is read by way of the page cache: that gives
-    back what is on the disk."""
-
-    def __init__(self, fd: int, direct: int | None) -> None:
-        super().__init__(fd)
-        self.direct = direct
+    access = os.O_WRONLY
 
     def write(self, offset: int, data: memoryview) -> int:
         if self.direct is None or len(data) < LEAST_BYTES:
@@ -88,26 +94,20 @@ class DirectWriter(LocalWriter):
     def copy_from(self, reader: Reader, source: int, offset: int, length: int) -> int:
         return 0 if self.direct is not None else super().copy_from(reader, source, offset, length)
 
-    def close(self) -> None:
-        if self.direct is not None:
-            os.close(self.direct)
-        super().close()
-
 
 class DirectDisk(Disk):
     """The file system that paths name, past the page cache."""
 
     def open(self, path: Path) -> LocalReader | None:
         found = super().open(path)
-        return None if found is None else DirectReader(found.fd, _again(found.fd, os.O_RDONLY))
+        return None if found is None else DirectReader(found.fd)
 
     def create(self, path: Path) -> LocalWriter:
-        fd = super().create(path).fd
-        return DirectWriter(fd, _again(fd, os.O_WRONLY))
+        return DirectWriter(super().create(path).fd)
 
     def reopen(self, path: Path) -> LocalWriter | None:
         found = super().reopen(path)
-        return None if found is None else DirectWriter(found.fd, _again(found.fd, os.O_WRONLY))
+        return None if found is None else DirectWriter(found.fd)
 
 
 DIRECT_DISK = DirectDisk()

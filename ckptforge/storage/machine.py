@@ -1,4 +1,4 @@
-"""Which machine this is."""
+"""Which machine this is, and how it lays out memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import socket
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+PAGE = 4096  # bytes of memory; a multiple of what O_DIRECT asks of offsets, lengths and addresses
 
 
 @cache
