@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from threading import Barrier
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from ckptforge.storage.direct import DIRECT_DISK, LEAST_BYTES
 from ckptforge.storage.files import read_exactly, write_exactly
 from ckptforge.storage.local import DISK
 from ckptforge.storage.machine import PAGE
-from ckptforge.storage.mounts import disk, through
+from ckptforge.storage.mounts import disk
 from ckptforge.testing.store_tests import FileSystemTests
 from tests.helpers import HUB, tiny_config, write_hub
 from tests.test_machines import same_outputs
@@ -132,7 +134,20 @@ def test_another_word(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_last_disk_that_was_asked_for_answers():
-    with through(DIRECT_DISK):
-        assert disk() is DIRECT_DISK
-    assert disk() is DISK
+def test_calls_in_other_threads_have_disks_of_their_own(tmp_path, past_the_cache):
+    """Each waits in its progress until the other is under way."""
+    write_hub(tmp_path / "hub", tiny_config(hidden_size=256, intermediate_size=512))
+    both, found = Barrier(2, timeout=60), {}
+
+    def convert(io):
+        def progress(done, total):
+            if io not in found:
+                both.wait()
+                found[io] = disk()
+
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / io, layout="gmm", io=io, progress=progress)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(convert, ("direct", "buffered")))
+    assert found == {"direct": DIRECT_DISK, "buffered": DISK}
+    assert same_outputs(tmp_path / "direct", tmp_path / "buffered")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,14 +82,15 @@ def run_tasks(
 def _in_threads(
     work: Callable[[Worker], None], workers: list[Worker], stop: threading.Event
 ) -> None:
-    """Does it with each worker in a thread of its own; where the system gives no more threads,
-    those that there are do it. Raises `OutputError` where there is none."""
+    """Does it with each worker in a thread of its own, which has the caller's context variables;
+    where the system gives no more threads, those that there are do it. Raises `OutputError` where
+    there is none."""
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(len(workers), thread_name_prefix="ckptforge") as pool:
         try:
             for worker in workers:
                 try:
-                    futures.append(pool.submit(work, worker))
+                    futures.append(pool.submit(copy_context().run, work, worker))
                 except RuntimeError as error:
                     if not futures:
                         raise OutputError(

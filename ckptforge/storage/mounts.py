@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from ckptforge.errors import InputNotFoundError
@@ -18,7 +19,7 @@ from ckptforge.wording import install_hint
 
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _mounts: list[tuple[Path, Store]] = []  # the last one that fits answers
-_disks: list[Store] = [DISK]  # the last one answers for what nothing is mounted above
+_disk: ContextVar[Store] = ContextVar("_disk", default=DISK)  # for what nothing is mounted above
 
 
 @contextmanager
@@ -35,17 +36,18 @@ def mounted(place: Path | str, store: Store) -> Iterator[None]:
 
 @contextmanager
 def through(disk: Store) -> Iterator[None]:
-    """A store answers for this machine's disks, of the whole process."""
-    _disks.append(disk)
+    """A store answers for this machine's disks in this thread, and in those that work for it
+    (`run/pool.py`)."""
+    before = _disk.set(disk)
     try:
         yield
     finally:
-        _disks.remove(disk)
+        _disk.reset(before)
 
 
 def disk() -> Store:
     """The store that answers for this machine's disks."""
-    return _disks[-1]
+    return _disk.get()
 
 
 def mount(place: Path, store: Store) -> None:
