@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import ckptforge
 from ckptforge.cli.app import cli
 from ckptforge.errors import InputNotFoundError, UsageError
+from ckptforge.forward.weights import Weights
 from ckptforge.pages import html_page
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
@@ -70,6 +71,21 @@ def test_the_losses_of_every_model_are_those_of_transformers(torch, tmp_path, na
     expected = [loss_of(torch, tmp_path / made, IDS) for made in ("a", "b")]
     assert np.allclose(found.losses, expected, rtol=1e-5) and found.models == [name, name]
     assert found and found.logits.relative_l2 > 0.1 and len(found.layers) >= 2
+
+
+def test_experts_are_read_one_at_a_time(torch, tmp_path, monkeypatch):
+    """And convolutions, which have three axes, too, whole."""
+    write_model(tmp_path / "a", TABLES["qwen3_next"], TABLES["qwen3_next"].example)
+    read, stored = set(), Weights.stored
+
+    def spy(self, name, value, row=None):
+        kind = next((kind for kind in (".experts.", ".conv1d.") if kind in name), None)
+        read.add((kind, row is None))
+        return stored(self, name, value, row)
+
+    monkeypatch.setattr(Weights, "stored", spy)
+    ckptforge.verify(tmp_path / "a", tmp_path / "a", tokens=IDS)
+    assert read == {(".experts.", False), (".conv1d.", True), (None, True)}
 
 
 def test_a_model_and_itself_are_the_same(hub):

@@ -145,7 +145,7 @@ class TorchForward:
             dtype = self.torch.float32 if any(kept in name for kept in self._kept) else self.dtype
             if isinstance(held, self.torch.nn.Parameter):
                 del owner._parameters[leaf]
-                if held.dim() > 2 and type(owner).__module__ != "torch.nn.modules.conv":
+                if _is_stack(owner, held):
                     setattr(owner, leaf, _LazyStack(self._reader(name, dtype)))
                     continue
                 values = self._reader(name, dtype)(None)
@@ -169,6 +169,12 @@ class TorchForward:
             return self.torch.from_numpy(self.weights.stored(name, value, row)).to(dtype)
 
         return read
+
+
+def _is_stack(module: Any, parameter: Any) -> bool:
+    """Whether a parameter holds a matrix for each of the module's experts, which indexes it by
+    one of them."""
+    return parameter.dim() > 2 and getattr(module, "num_experts", None) == parameter.shape[0]
 
 
 def _nothing(torch: Any, made: Callable[[Any], Any] = lambda states: states) -> Any:
