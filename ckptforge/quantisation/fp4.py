@@ -17,7 +17,7 @@ from ckptforge.quantisation.packed import (
     Packed,
     Tensors,
     beside,
-    module_of,
+    modules_with,
     refused_codes,
     swapped,
     value_of_codes,
@@ -40,9 +40,8 @@ class StackedMxfp4(msgspec.Struct, frozen=True):
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
-        for name, codes in tensors.items():
-            if (weight := module_of(name, "_blocks")) is not None:
-                yield self._weight(tensors, weight, codes)
+        for name, codes in modules_with(tensors, "_blocks"):
+            yield self._weight(tensors, name, codes)
 
     def _weight(self, tensors: Tensors, name: str, codes: Stored) -> Packed:
         half = MICROSCALED // 2
@@ -87,9 +86,8 @@ class Fp4(msgspec.Struct, frozen=True, kw_only=True):
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
-        for name, codes in tensors.items():
-            module = module_of(name, self.codes)
-            if module is None or codes.dtype.name not in _BYTES:
+        for module, codes in modules_with(tensors, self.codes):
+            if codes.dtype.name not in _BYTES:
                 continue
             ending = next((one for one in self.scales if module + one in tensors), None)
             if ending is not None or self.codes != "weight":

@@ -96,6 +96,13 @@ def module_of(name: str, ending: str) -> str | None:
     return name[: -len(ending)] if name.endswith(ending) and name != ending else None
 
 
+def modules_with(tensors: Tensors, ending: str) -> Iterator[tuple[str, Stored]]:
+    """What stands before the last part of each name where that is `ending`, and its tensor."""
+    for name, stored in tensors.items():
+        if (module := module_of(name, ending)) is not None:
+            yield module, stored
+
+
 def beside(
     tensors: Tensors, codes: Stored, name: str, shape: tuple[int, ...], *dtypes: str
 ) -> Stored:

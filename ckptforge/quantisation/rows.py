@@ -17,6 +17,7 @@ from ckptforge.quantisation.packed import (
     Tensors,
     beside,
     module_of,
+    modules_with,
     refused_codes,
     value_of_codes,
     viewed,
@@ -36,9 +37,8 @@ class Bitsandbytes(msgspec.Struct, frozen=True):
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
-        for name, codes in tensors.items():
-            module = module_of(name, "weight")
-            if module is not None and codes.dtype.name == "int8" and f"{module}SCB" in tensors:
+        for module, codes in modules_with(tensors, "weight"):
+            if codes.dtype.name == "int8" and f"{module}SCB" in tensors:
                 yield self._weight(tensors, module, codes)
 
     def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:

@@ -18,7 +18,7 @@ from ckptforge.quantisation.packed import (
     Packed,
     Tensors,
     beside,
-    module_of,
+    modules_with,
     refused_codes,
     strided,
     value_of_codes,
@@ -51,9 +51,8 @@ class Gptq(msgspec.Struct, frozen=True, kw_only=True):
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
-        for name, codes in tensors.items():
-            if (module := module_of(name, "qweight")) is not None:
-                yield self._weight(tensors, module, codes)
+        for module, codes in modules_with(tensors, "qweight"):
+            yield self._weight(tensors, module, codes)
 
     def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
         each, dtype = _WORD // self.bits, code_dtype(self.bits)
@@ -96,9 +95,8 @@ class Awq(msgspec.Struct, frozen=True, kw_only=True):
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
-        for name, codes in tensors.items():
-            if (module := module_of(name, "qweight")) is not None:
-                yield self._weight(tensors, module, codes)
+        for module, codes in modules_with(tensors, "qweight"):
+            yield self._weight(tensors, module, codes)
 
     def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
         if codes.dtype.name != "int32" or len(codes.shape) != 2:
@@ -136,9 +134,8 @@ class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
-        for name, codes in tensors.items():
-            module = module_of(name, "weight_packed")
-            if module is not None and codes.dtype.name == "int32":
+        for module, codes in modules_with(tensors, "weight_packed"):
+            if codes.dtype.name == "int32":
                 yield self._weight(tensors, module, codes)
 
     def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
