@@ -1,4 +1,4 @@
-"""The synthetic Mixtral that is measured with."""
+"""The synthetic Mixtral that is measured with, and the sizes of published models."""
 
 from __future__ import annotations
 
@@ -14,12 +14,33 @@ SIZES = {
     "num_key_value_heads": 8,
     "vocab_size": 32000,
 }
-REAL = {
+MIXTRAL_8X7B = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
     "vocab_size": 32000,
+}
+DEEPSEEK_V3 = {
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_routed_experts": 256,
+    "vocab_size": 129280,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "first_k_dense_replace": 3,
+    "num_nextn_predict_layers": 1,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
 }
 
 
@@ -35,7 +56,7 @@ def make(
 
 def sizes_of(gigabytes: float, real: bool) -> dict[str, int]:
     """As many layers as make so many bytes, or nearly; at least one."""
-    sizes = REAL if real else SIZES
+    sizes = MIXTRAL_8X7B if real else SIZES
     hidden, inner, vocabulary = (
         sizes["hidden_size"],
         sizes["intermediate_size"],

@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 import ckptforge
 from benchmarks.measurement import measure, peak, processor, show, succeeded
-from benchmarks.model import REAL
+from benchmarks.model import DEEPSEEK_V3, MIXTRAL_8X7B
 from benchmarks.workspace import FORGE
 from ckptforge.planning.plan import Plan
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 
 MODELS: dict[str, tuple[str, dict[str, int]]] = {
-    "Mixtral 8x7B": ("mixtral", {**REAL, "num_hidden_layers": 32}),
+    "Mixtral 8x7B": ("mixtral", MIXTRAL_8X7B),
     "Mixtral 8x22B": (
         "mixtral",
         {
@@ -38,29 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, int]]] = {
             "num_hidden_layers": 56,
         },
     ),
-    "DeepSeek-V3": (
-        "deepseek_v3",
-        {
-            "hidden_size": 7168,
-            "intermediate_size": 18432,
-            "moe_intermediate_size": 2048,
-            "num_hidden_layers": 61,
-            "num_attention_heads": 128,
-            "num_key_value_heads": 128,
-            "n_routed_experts": 256,
-            "vocab_size": 129280,
-            "q_lora_rank": 1536,
-            "kv_lora_rank": 512,
-            "qk_nope_head_dim": 128,
-            "qk_rope_head_dim": 64,
-            "v_head_dim": 128,
-            "first_k_dense_replace": 3,
-            "num_nextn_predict_layers": 1,
-            "n_group": 8,
-            "topk_group": 4,
-            "num_experts_per_tok": 8,
-        },
-    ),
+    "DeepSeek-V3": ("deepseek_v3", DEEPSEEK_V3),
 }
 
 

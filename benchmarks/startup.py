@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measurement import cells, measure, show
-from benchmarks.model import REAL, files_of, make
+from benchmarks.model import MIXTRAL_8X7B, files_of, make
 from benchmarks.workspace import FORGE
 from ckptforge.checkpoints.opening import open_checkpoint
 
@@ -25,7 +25,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory(prefix="ckptforge-benchmark-") as work:
         hub = Path(work) / "hub"
-        make(hub, {**REAL, "num_hidden_layers": LAYERS}, sparse=True, shard_bytes=5 * 10**9)
+        make(hub, {**MIXTRAL_8X7B, "num_hidden_layers": LAYERS}, sparse=True, shard_bytes=5 * 10**9)
         commands = {
             "python -c pass": [sys.executable, "-c", "pass"],
             "python -c 'import numpy'": [sys.executable, "-c", "import numpy"],

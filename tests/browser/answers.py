@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner
 
+from benchmarks.model import DEEPSEEK_V3, MIXTRAL_8X7B
 from ckptforge.cli.app import cli
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.convert import _to_ms
@@ -24,34 +25,6 @@ from ckptforge.verbs.options import ToMs
 from ckptforge.verbs.synthetic import write_model
 
 TABLES = {table.name: table for table in shipped_tables()}
-MIXTRAL = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 32000,
-}
-DEEPSEEK = {
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "n_routed_experts": 256,
-    "vocab_size": 129280,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "first_k_dense_replace": 3,
-    "num_nextn_predict_layers": 1,
-    "n_group": 8,
-    "topk_group": 4,
-    "num_experts_per_tok": 8,
-}
 MIXTRAL_NARROW = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -176,8 +149,10 @@ class Answers:
 
 def answers(work: Path) -> dict[str, Answers]:
     """Those about both models."""
-    mixtral = Answers(work / "Mixtral-8x7B", "mixtral", MIXTRAL, MIXTRAL_NARROW, MIXTRAL_JOB)
-    deepseek = Answers(work / "DeepSeek-V3", "deepseek_v3", DEEPSEEK, DEEPSEEK_NARROW, DEEPSEEK_JOB)
+    mixtral = Answers(work / "Mixtral-8x7B", "mixtral", MIXTRAL_8X7B, MIXTRAL_NARROW, MIXTRAL_JOB)
+    deepseek = Answers(
+        work / "DeepSeek-V3", "deepseek_v3", DEEPSEEK_V3, DEEPSEEK_NARROW, DEEPSEEK_JOB
+    )
     return {"mixtral": mixtral, "deepseek": deepseek}
 
 
