@@ -174,7 +174,8 @@ class TorchForward:
 def _is_stack(module: Any, parameter: Any) -> bool:
     """Whether a parameter holds a matrix for each of the module's experts, which indexes it by
     one of them."""
-    return parameter.dim() > 2 and getattr(module, "num_experts", None) == parameter.shape[0]
+    experts: int | None = getattr(module, "num_experts", None)
+    return len(parameter.shape) > 2 and experts == parameter.shape[0]
 
 
 def _nothing(torch: Any, made: Callable[[Any], Any] = lambda states: states) -> Any:
