@@ -16,7 +16,8 @@ from ckptforge.storage.store import Room, Store, Writer
 class LockableWriter(Writer, Protocol):
     """A file of a file system that is being written."""
 
-    def resize(self, size: int) -> None: ...
+    def resize(self, size: int) -> None:
+        """Cuts the file off, or extends it with zeros, to this many bytes."""
 
     def lock(self, shared: bool = False) -> bool:
         """Whether this now holds the file's lock, alone or with others that share it, until it is
@@ -37,9 +38,14 @@ class FileSystem(Store, Protocol):
     def reopen(self, path: Path) -> LockableWriter | None:
         """Opens a regular file that is there for writing; None for anything else but a link."""
 
-    def make_directory(self, path: Path) -> None: ...
-    def remove_directory(self, path: Path) -> None: ...
-    def unlink(self, path: Path) -> None: ...
+    def make_directory(self, path: Path) -> None:
+        """Makes a directory in one that is there."""
+
+    def remove_directory(self, path: Path) -> None:
+        """Removes an empty directory."""
+
+    def unlink(self, path: Path) -> None:
+        """Removes the name of a file or a link."""
 
     def rename(self, path: Path, new: Path) -> None:
         """Gives a file or directory another name in one step, in the place of a file or an empty
@@ -55,10 +61,17 @@ class FileSystem(Store, Protocol):
     def copy(self, path: Path, new: Path) -> None:
         """Copies a file, or a link itself, with its mode and times."""
 
-    def set_mode(self, path: Path, mode: int) -> None: ...
-    def set_owner(self, path: Path, owner: tuple[int, int]) -> None: ...
-    def sync_directory(self, directory: Path) -> None: ...
-    def room(self, directory: Path) -> Room: ...
+    def set_mode(self, path: Path, mode: int) -> None:
+        """Sets the permissions of a file or directory."""
+
+    def set_owner(self, path: Path, owner: tuple[int, int]) -> None:
+        """Sets the (user, group) of a file or directory."""
+
+    def sync_directory(self, directory: Path) -> None:
+        """Makes the names in a directory durable."""
+
+    def room(self, directory: Path) -> Room:
+        """What can be written in a directory."""
 
     def mounts_below(self, directory: Path) -> list[str]:
         """Other file systems at or below a directory, which can be neither moved nor removed with

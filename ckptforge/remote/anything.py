@@ -46,6 +46,7 @@ class Anything:
     """Files of fsspec's file systems."""
 
     def facts(self, path: Path) -> Facts | None:
+        """By `info`. Raises `OSError` also for a file of which no size is known."""
         try:
             with as_faults(path):
                 system, inner = file_system(path)
@@ -60,6 +61,7 @@ class Anything:
         return Facts(size=found["size"], version=next(iter(said.values()), ""))
 
     def names(self, directory: Path) -> list[str]:
+        """By `ls`."""
         try:
             with as_faults(directory):
                 system, inner = file_system(directory)
@@ -73,6 +75,7 @@ class Anything:
         )
 
     def fetch(self, path: Path, facts: Facts, start: int, into: memoryview) -> int:
+        """By `cat_file`: one range, which is in memory twice for a moment."""
         with as_faults(path):
             system, inner = file_system(path)
             data = system.cat_file(inner, start=start, end=start + len(into))

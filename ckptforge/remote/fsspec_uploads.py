@@ -22,30 +22,36 @@ class FsspecUploads:
     resumable = False
 
     def begin(self, path: Path, staged: Path, flights: int) -> Upload:
+        """A file that is made under the name `staged`."""
         return _FsspecUpload(path, staged)
 
     def take_up(self, path: Path, staged: Path, size: int, left: dict[str, Any]) -> Upload | None:
+        """The file of that name, if it has the size."""
         with _lasting(staged):
             system, inner = file_system(staged)
             there = system.exists(inner) and system.size(inner) == size
         return _FsspecUpload(path, staged) if there else None
 
     def write(self, path: Path, content: bytes, replace: bool) -> None:
+        """By `pipe_file`. Between asking whether it is there and writing, another may write it."""
         with _lasting(path):
             system, inner = file_system(path)
             _refuse_there(system, inner, path, replace)
             system.pipe_file(inner, content)
 
     def remove(self, path: Path) -> None:
+        """By `rm`, with all that lies below."""
         with _lasting(path):
             system, inner = file_system(path)
             if system.exists(inner):
                 system.rm(inner, recursive=True)
 
     def begun(self, path: Path) -> Iterator[Begun]:
+        """None: fsspec doesn't list what was begun."""
         yield from ()
 
-    def give_up(self, begun: Begun) -> None: ...
+    def give_up(self, begun: Begun) -> None:
+        """Nothing is there to be given up."""
 
 
 class _FsspecUpload:
@@ -56,6 +62,7 @@ class _FsspecUpload:
         self._file: Any = None
 
     def put(self, number: int, data: Memory) -> None:
+        """Writes it behind the others."""
         with _lasting(self._path):
             if self._file is None:
                 system, inner = file_system(self._staged)
@@ -64,12 +71,14 @@ class _FsspecUpload:
             self._file.write(bytes(data))
 
     def settle(self) -> dict[str, Any]:
+        """Closes the file; nothing needs to be known to take it up."""
         with _lasting(self._path):
             if self._file is not None:
                 self._file.close()
         return {}
 
     def complete(self, replace: bool) -> None:
+        """Moves the file to its name, which some services do by copying."""
         with _lasting(self._path):
             system, inner = file_system(self._path)
             _refuse_there(system, inner, self._path, replace)
@@ -80,6 +89,7 @@ class _FsspecUpload:
             system.mv(file_system(self._staged)[1], inner)
 
     def abort(self) -> None:
+        """Removes the file."""
         self.settle()
         FsspecUploads().remove(self._staged)
 

@@ -69,11 +69,14 @@ class Hub:
         self._lock = threading.Lock()
 
     def facts(self, path: Path) -> Facts | None:
+        """By the listing of the commit. Raises `FileNotFoundError` for an address of no
+        repository."""
         repository, revision, inner = _parsed(path)
         found = self._snapshot(repository, revision)
         return None if found is None else found.files.get(inner)
 
     def names(self, directory: Path) -> list[str]:
+        """By the listing of the commit."""
         repository, revision, inner = _parsed(directory)
         found = self._snapshot(repository, revision)
         below = f"{inner}/" if inner else ""
@@ -83,6 +86,7 @@ class Hub:
         )
 
     def fetch(self, path: Path, facts: Facts, start: int, into: memoryview) -> int:
+        """By the address that leads to the file of that commit."""
         repository, revision, inner = _parsed(path)
         found = self._snapshot(repository, revision)
         commit = "" if found is None else found.commit

@@ -49,9 +49,11 @@ class OrderedWriter:
         self._lock = threading.Lock()
 
     def status(self) -> Status:
+        """The size that the file will have."""
         return Status(kind=Kind.FILE, size=self._size, mtime_ns=0)
 
     def write(self, offset: int, data: memoryview) -> int:
+        """Takes all of it, and hands on the parts that are whole then; waits where `put` does."""
         with self._lock:
             self._take(offset, data)
             insort(self._came, (offset, offset + len(data)))
@@ -63,26 +65,39 @@ class OrderedWriter:
         return self._digests.get(start)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Raises `OSError`: what was handed on can't be read."""
         raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
 
     def copy_from(self, reader: Reader, source: int, offset: int, length: int) -> int:
+        """Copies nothing: all bytes are hashed on their way."""
         return 0
 
-    def expect(self, ranges: Sequence[tuple[int, int]] | None) -> None: ...
-    def begin_only(self, offset: int, length: int) -> None: ...
+    def expect(self, ranges: Sequence[tuple[int, int]] | None) -> None:
+        """Nothing is read."""
+
+    def begin_only(self, offset: int, length: int) -> None:
+        """Nothing is read."""
+
     def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
+        """Nothing is read."""
         return nullcontext()
 
-    def begin_read(self, offset: int, length: int) -> None: ...
-    def drop_cached(self, offset: int, length: int) -> None: ...
-    def begin_sync(self, offset: int, length: int) -> None: ...
+    def begin_read(self, offset: int, length: int) -> None:
+        """Nothing is read."""
+
+    def drop_cached(self, offset: int, length: int) -> None:
+        """Nothing is read."""
+
+    def begin_sync(self, offset: int, length: int) -> None:
+        """Parts are on their way as soon as they are whole."""
 
     def sync(self) -> None:
         """Passes over what nobody has to write, in a file without a byte of a tensor."""
         with self._lock:
             self._go_on()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing is open here."""
 
     def _take(self, offset: int, data: memoryview | bytes) -> None:
         done = 0

@@ -52,6 +52,7 @@ class S3:
         self._lock = threading.Lock()
 
     def facts(self, path: Path) -> Facts | None:
+        """By a HEAD request; None also of the bucket itself."""
         import obstore
 
         store, key = self._store(path)
@@ -64,6 +65,7 @@ class S3:
             return None
 
     def names(self, directory: Path) -> list[str]:
+        """By a listing with `/` between the parts of names."""
         import obstore
 
         store, key = self._store(directory)
@@ -76,6 +78,8 @@ class S3:
         return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {""})
 
     def fetch(self, path: Path, facts: Facts, start: int, into: memoryview) -> int:
+        """By one request for a range, on the condition that the etag, if there is one, is
+        that of `facts`."""
         import obstore
 
         store, key = self._store(path)

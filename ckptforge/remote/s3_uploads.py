@@ -33,18 +33,23 @@ class S3Uploads:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ckptforge-upload")
 
     def begin(self, path: Path, staged: Path, flights: int) -> Upload:
+        """A multipart upload, begun with its first part; `staged` isn't needed."""
         return _S3Upload(path, self._pool, flights)
 
     def take_up(self, path: Path, staged: Path, size: int, left: dict[str, Any]) -> Upload | None:
+        """By the upload's name and the etags of its parts, which must be those that the service
+        has."""
         upload = _S3Upload(path, self._pool, 1, str(left["upload"]), list(left["etags"]))
         return upload if upload.holds(size) else None
 
     def write(self, path: Path, content: bytes, replace: bool) -> None:
+        """By one request; unless it may `replace`, on the condition that nothing is there."""
         client, where = _where(path)
         with _as_os_errors(path):
             _on_condition(client.put_object, path, replace, Body=content, **where)
 
     def remove(self, path: Path) -> None:
+        """The object, and all whose keys begin with its and `/`."""
         client, where = _where(path)
         bucket, key = where["Bucket"], where["Key"]
         with _as_os_errors(path):
@@ -56,6 +61,7 @@ class S3Uploads:
                 client.delete_object(Bucket=bucket, Key=one["Key"])
 
     def begun(self, path: Path) -> Iterator[Begun]:
+        """As the service lists them, with the bytes of their parts."""
         client, where = _where(path)
         bucket, key = where["Bucket"], where["Key"]
         with _as_os_errors(path):
@@ -72,6 +78,7 @@ class S3Uploads:
                 yield Begun(path=at, name=one["UploadId"], nbytes=sum(size for _, size in parts))
 
     def give_up(self, begun: Begun) -> None:
+        """The service frees what its parts take up."""
         _S3Upload(begun.path, self._pool, 1, begun.name).abort()
 
 
@@ -92,6 +99,7 @@ class _S3Upload:
         self._there = False  # it was completed
 
     def put(self, number: int, data: Memory) -> None:
+        """Sends it by another thread. Raises what sending an earlier one raised."""
         if self.name is None:
             with _as_os_errors(self._path):
                 self.name = self._client.create_multipart_upload(**self._where)["UploadId"]
@@ -112,6 +120,7 @@ class _S3Upload:
             self._flights.release()
 
     def settle(self) -> dict[str, Any]:
+        """Raises what sending a part raised."""
         for sent in list(self._sending):
             sent.result()
         return {"upload": self.name, "etags": [self._etags[i] for i in sorted(self._etags)]}
@@ -126,6 +135,7 @@ class _S3Upload:
         return same and sum(nbytes for _, nbytes in parts) == size
 
     def complete(self, replace: bool) -> None:
+        """Does nothing where it was completed before, and only the answer got lost."""
         if self._there:
             return
         parts = [{"PartNumber": i + 1, "ETag": self._etags[i]} for i in sorted(self._etags)]
@@ -155,6 +165,7 @@ class _S3Upload:
         )
 
     def abort(self) -> None:
+        """Waits for parts that are on their way, which would stay otherwise."""
         for sent in self._sending:
             sent.cancel()
         for sent in self._sending:

@@ -91,12 +91,15 @@ class NotesInService:
         self._store, self._uploads, self._directory = store, uploads, directory
 
     def names(self) -> list[str]:
+        """Asked for anew each time."""
         return self._store.names_now(self._directory)
 
     def read(self, name: str) -> bytes | None:
+        """Asked for anew each time."""
         return self._store.read_now(self._directory / name)
 
     def write(self, name: str, content: bytes) -> None:
+        """By one request."""
         self._uploads.write(self._directory / name, content, replace=True)
 
     def write_once(self, name: str, content: bytes) -> bool:
@@ -107,4 +110,5 @@ class NotesInService:
         return True
 
     def remove(self, name: str) -> None:
+        """By one request, or one for each object below the name."""
         self._uploads.remove(self._directory / name)

@@ -34,6 +34,8 @@ class RemoteStore:
         self._held: dict[tuple[str, Facts], Held] = {}
 
     def status(self, path: Path, *, follow: bool = True) -> Status:
+        """Of an object, or of a directory, where objects lie below. What was said within 5 s is
+        believed."""
         path = self.real_path(path)
         if (facts := self._facts_of(path)) is not None:
             return _status(path, facts)
@@ -42,6 +44,7 @@ class RemoteStore:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
     def names(self, directory: Path) -> list[str]:
+        """The next part of the names of what lies below."""
         directory = self.real_path(directory)
         if found := self._names_of(directory):
             return list(found)
@@ -49,6 +52,7 @@ class RemoteStore:
         raise OSError(number, os.strerror(number), str(directory))
 
     def open(self, path: Path) -> RemoteReader | None:
+        """The object as it is now; None for a directory. Nothing is fetched yet."""
         path = self.real_path(path)
         facts = self._facts_of(path)
         if facts is None:
@@ -103,6 +107,7 @@ class RemoteStore:
         self._names.clear()
 
     def real_path(self, path: Path) -> Path:
+        """The address without `.`, `..` and doubled slashes: there are no links."""
         return address_of(os.path.normpath(path)) or path
 
     def _facts_of(self, path: Path) -> Facts | None:
@@ -131,27 +136,34 @@ class RemoteReader:
         held.readers += 1
 
     def status(self) -> Status:
+        """As it was when it was opened."""
         return self._status
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
+        """From memory, into which what isn't there yet is fetched; waits for that."""
         return self._parts.read_into(self._held, offset, buffer)
 
     def begin_read(self, offset: int, length: int) -> None:
+        """Begins to fetch the first of these bytes."""
         self._parts.begin(self._held, offset, length)
 
     def drop_cached(self, offset: int, length: int) -> None:
         """The system holds nothing of it."""
 
     def expect(self, ranges: Sequence[tuple[int, int]] | None) -> None:
+        """Of which it is known then what may leave memory."""
         self._parts.expect(self._held, ranges)
 
     def begin_only(self, offset: int, length: int) -> None:
+        """Begins to fetch the first of these bytes, where there is room."""
         self._parts.begin_only(self._held, offset, length)
 
     def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
+        """See `Parts.holding`."""
         return self._parts.holding(self._held, offset, length)
 
     def digest(self, start: int, length: int) -> bytes | None:
+        """Known of whole windows of 8 MiB, the last of which may be shorter."""
         if start % WINDOW or length != min(WINDOW, self._held.size - start):
             return None
         return self._held.digests.get(start // WINDOW)

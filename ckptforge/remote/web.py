@@ -37,6 +37,7 @@ class Web:
     """Files of web servers."""
 
     def facts(self, path: Path) -> Facts | None:
+        """By a HEAD request; None for an address that leads to a directory."""
         try:
             with CLIENT.ask("HEAD", url_of(path)) as answer:
                 answer.refuse()
@@ -47,6 +48,7 @@ class Web:
             return None
 
     def names(self, directory: Path) -> list[str]:
+        """By the links on the page that the server makes of a directory."""
         try:
             with CLIENT.ask("GET", url_of(directory).rstrip("/") + "/") as answer:
                 answer.refuse()
@@ -64,6 +66,7 @@ class Web:
         return sorted({name for name in names if name and "/" not in name})
 
     def fetch(self, path: Path, facts: Facts, start: int, into: memoryview) -> int:
+        """By one request for a range; see `fetch`."""
         return fetch(url_of(path), path, facts, start, into, {})
 
 

@@ -44,6 +44,7 @@ class _Direct(LocalReader):
         self.direct = _again(fd, self.access)
 
     def close(self) -> None:
+        """Closes both descriptors."""
         if self.direct is not None:
             os.close(self.direct)
         super().close()
@@ -55,6 +56,7 @@ class DirectReader(_Direct):
     access = os.O_RDONLY
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Whole pages around these bytes, at most 1 MiB at a time, into memory of this thread."""
         if self.direct is None or len(buffer) < LEAST_BYTES:
             return super().read_into(offset, buffer)
         memory, skipped = _memory(), offset % PAGE
@@ -68,6 +70,7 @@ class DirectReader(_Direct):
         return count
 
     def begin_read(self, offset: int, length: int) -> None:
+        """Nothing is read ahead past the page cache."""
         if self.direct is None:
             super().begin_read(offset, length)
 
@@ -79,6 +82,7 @@ class DirectWriter(_Direct, LocalWriter):
     access = os.O_WRONLY
 
     def write(self, offset: int, data: memoryview) -> int:
+        """Bytes up to the next page by way of the page cache, then whole pages past it."""
         if self.direct is None or len(data) < LEAST_BYTES:
             return super().write(offset, data)
         if first := -offset % PAGE:  # up to the next page
@@ -92,6 +96,7 @@ class DirectWriter(_Direct, LocalWriter):
             return super().write(offset, data)  # which says what is wrong, if something is
 
     def copy_from(self, reader: Reader, source: int, offset: int, length: int) -> int:
+        """Copies nothing: it would go by way of the page cache."""
         return 0 if self.direct is not None else super().copy_from(reader, source, offset, length)
 
 
@@ -99,13 +104,16 @@ class DirectDisk(Disk):
     """The file system that paths name, past the page cache."""
 
     def open(self, path: Path) -> LocalReader | None:
+        """As a `Disk` does, with a second descriptor."""
         found = super().open(path)
         return None if found is None else DirectReader(found.fd)
 
     def create(self, path: Path) -> LocalWriter:
+        """As a `Disk` does, with a second descriptor."""
         return DirectWriter(super().create(path).fd)
 
     def reopen(self, path: Path) -> LocalWriter | None:
+        """As a `Disk` does, with a second descriptor."""
         found = super().reopen(path)
         return None if found is None else DirectWriter(found.fd)
 

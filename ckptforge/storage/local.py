@@ -52,22 +52,27 @@ class LocalReader:
         self.fd = fd
 
     def status(self) -> Status:
+        """By fstat."""
         return _status(os.fstat(self.fd))
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
+        """By preadv: one call, which may read less than was asked for."""
         return os.preadv(self.fd, (buffer,), offset)
 
     def begin_read(self, offset: int, length: int) -> None:
+        """Has the system read ahead, where it can."""
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):
                 os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def drop_cached(self, offset: int, length: int) -> None:
+        """Has the system let go of these bytes' pages, where it can."""
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):
                 os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
+        """Closes the descriptor."""
         os.close(self.fd)
 
 
@@ -75,9 +80,11 @@ class LocalWriter(LocalReader):
     """A descriptor of a file that is being written."""
 
     def write(self, offset: int, data: memoryview) -> int:
+        """By pwrite, at most 128 KiB at a time."""
         return os.pwrite(self.fd, data[:_WRITE_BYTES], offset)
 
     def copy_from(self, reader: Reader, source: int, offset: int, length: int) -> int:
+        """By copy_file_range, within the kernel; 0 for a reader of another store."""
         if not isinstance(reader, LocalReader) or not hasattr(os, "copy_file_range"):
             return 0
         return os.copy_file_range(reader.fd, self.fd, length, source, offset)
@@ -85,15 +92,19 @@ class LocalWriter(LocalReader):
     def begin_sync(self, offset: int, length: int) -> None:
         # For bytes not yet on the disk that is what POSIX_FADV_DONTNEED does on Linux
         # (mm/fadvise.c); elsewhere nothing is lost.
+        """Begins to write these bytes to the disk, on Linux."""
         self.drop_cached(offset, length)
 
     def sync(self) -> None:
+        """By fsync."""
         os.fsync(self.fd)
 
     def resize(self, size: int) -> None:
+        """Cuts the file off, or extends it with a hole, to this many bytes."""
         os.ftruncate(self.fd, size)
 
     def lock(self, shared: bool = False) -> bool:
+        """By flock, without waiting. True also on a file system without locks."""
         try:
             how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(self.fd, how | fcntl.LOCK_NB)
@@ -106,39 +117,49 @@ class Disk:
     """The file system that paths name: the store of everything that isn't mounted elsewhere."""
 
     def status(self, path: Path, *, follow: bool = True) -> Status:
+        """By stat, or lstat."""
         return _status(os.stat(path, follow_symlinks=follow))
 
     def names(self, directory: Path) -> list[str]:
+        """Without `.` and `..`."""
         return os.listdir(directory)
 
     def open(self, path: Path) -> LocalReader | None:
         # to open a device may do something, to open a pipe may wait
+        """A regular file; None for anything else, which isn't opened."""
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         return LocalReader(fd) if _is_regular(fd) else None
 
     def real_path(self, path: Path) -> Path:
+        """As the system resolves links; what isn't there stays in it as it is."""
         return Path(os.path.realpath(path))
 
     def create(self, path: Path) -> LocalWriter:
+        """Opens it for reading and writing; a link is an error."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         return LocalWriter(os.open(path, flags, 0o666))
 
     def reopen(self, path: Path) -> LocalWriter | None:
+        """Opens it for reading and writing; a link is an error, None for anything but a file."""
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         return LocalWriter(fd) if _is_regular(fd) else None
 
     def make_directory(self, path: Path) -> None:
+        """By mkdir: what is above it must be there."""
         os.mkdir(path)
 
     def remove_directory(self, path: Path) -> None:
+        """By rmdir: it must be empty."""
         os.rmdir(path)
 
     def unlink(self, path: Path) -> None:
+        """Removes a name."""
         os.unlink(path)
 
     def rename(self, path: Path, new: Path) -> None:
+        """Replaces what has the new name, by rename(2)."""
         os.replace(path, new)
 
     def exchange(self, a: Path, b: Path) -> None:
@@ -154,17 +175,21 @@ class Disk:
             raise OSError(number, os.strerror(number), str(a))
 
     def link(self, path: Path, new: Path) -> None:
+        """A hard link; of a link, another name of the link itself."""
         os.link(path, new, follow_symlinks=False)
 
     def copy(self, path: Path, new: Path) -> None:
+        """With the mode and times, in the kernel where that can do it."""
         import shutil
 
         shutil.copy2(path, new, follow_symlinks=False)
 
     def set_mode(self, path: Path, mode: int) -> None:
+        """Sets the permissions."""
         os.chmod(path, mode)
 
     def set_owner(self, path: Path, owner: tuple[int, int]) -> None:
+        """Sets (user, group); mostly only root may."""
         os.chown(path, *owner)
 
     def sync_directory(self, directory: Path) -> None:
@@ -179,6 +204,7 @@ class Disk:
             os.close(fd)
 
     def room(self, directory: Path) -> Room:
+        """By statvfs, and what this user may do in the directory."""
         disk = os.statvfs(directory)
         return Room(
             free_bytes=disk.f_bavail * disk.f_frsize,

@@ -61,7 +61,8 @@ class Room(msgspec.Struct, frozen=True):
 class Reader(Protocol):
     """A file that is open for reading."""
 
-    def status(self) -> Status: ...
+    def status(self) -> Status:
+        """What is known of the file that is open."""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Reads bytes from `offset` into a buffer; returns how many, 0 at the end of the file."""
@@ -72,7 +73,8 @@ class Reader(Protocol):
     def drop_cached(self, offset: int, length: int) -> None:
         """Says that these bytes won't be read soon, so that the system may forget them."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes it: nothing is read after that."""
 
 
 @runtime_checkable

@@ -29,15 +29,19 @@ class ComputedFiles:
         return path
 
     def status(self, path: Path, *, follow: bool = True) -> Status:
+        """The size that a file was added with."""
         return Status(kind=Kind.FILE, size=self._of(path)[0], mtime_ns=0)
 
     def names(self, directory: Path) -> list[str]:
+        """Raises `NotADirectoryError`: nothing lists them."""
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
 
     def open(self, path: Path) -> ComputedReader:
+        """A file that was added."""
         return ComputedReader(*self._of(path))
 
     def real_path(self, path: Path) -> Path:
+        """The path itself: there are no links."""
         return path
 
     def _of(self, path: Path) -> tuple[int, Make]:
@@ -53,9 +57,11 @@ class ComputedReader:
         self._size, self._make = size, make
 
     def status(self) -> Status:
+        """The size that the file was added with."""
         return Status(kind=Kind.FILE, size=self._size, mtime_ns=0)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Computes the bytes."""
         length = min(len(buffer), self._size - offset)
         if length > 0:
             buffer[:length] = self._make(offset, length)
