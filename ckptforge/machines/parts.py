@@ -25,7 +25,7 @@ from ckptforge.publish import journal as journals
 from ckptforge.publish.directory import staging_path
 from ckptforge.publish.file_system import FileSystem, file_system_of
 from ckptforge.publish.journal import Journal, journal_line
-from ckptforge.publish.single_file import write_small
+from ckptforge.publish.sharing import NotesOnDisk
 from ckptforge.publish.tree import lies_at, make_directories
 from ckptforge.spelling import command
 from ckptforge.storage.files import write_exactly
@@ -38,6 +38,7 @@ class Parts:
         self.output = output
         self.disk: FileSystem = file_system_of(output)
         self.directory = staging_path(output) / "parts"
+        self.notes = NotesOnDisk(self.disk, self.directory)
 
     @property
     def head(self) -> Mapping[str, Any] | None:
@@ -66,7 +67,7 @@ class Parts:
         make_directories(self.disk, self.directory)
         if (found := self.head) is None:
             line = journal_line(json.dumps(head, separators=(",", ":")).encode())
-            self.create_once("plan", line)
+            self.notes.write_once("plan", line)
             self.disk.sync_directory(staging.parent)
             found = self.head or head
         reason = journals.differences(found, head)
@@ -80,23 +81,6 @@ class Parts:
                 f"{reason}. Publish them with {command('finish', self.output)}, or remove them "
                 f"with {command('clean', self.output)}."
             )
-
-    def create_once(self, name: str, content: bytes) -> bool:
-        """Makes a small file durable under a name that nothing has yet; False where another was
-        before. Raises `OSError`."""
-        path, disk = self.directory / name, self.disk
-        temporary = self.directory / f"{name}.{secrets.token_hex(8)}.tmp"
-        try:
-            write_small(disk, temporary, content)
-            try:
-                disk.link(temporary, path)
-            except FileExistsError:
-                return False
-            disk.sync_directory(self.directory)
-            return True
-        finally:
-            with suppress(OSError):
-                disk.unlink(temporary)
 
     @contextmanager
     def ledger(self, share: Share) -> Iterator[Journal]:
@@ -132,16 +116,16 @@ class Parts:
             if not (name.startswith("unit-") and unit.isdecimal() and times.isdecimal()):
                 continue
             if int(times) > found.get(int(unit), (0, 0))[0]:
-                found[int(unit)] = int(times), int(self._text(name) or 0)
+                found[int(unit)] = int(times), int(self.notes.read(name) or 0)
         return found
 
     def take(self, unit: int, times: int, part: int) -> bool:
         """Takes a unit that was taken so often before; False where another was first."""
-        return self.create_once(f"unit-{unit}.{times + 1}", str(part).encode())
+        return self.notes.write_once(f"unit-{unit}.{times + 1}", str(part).encode())
 
     def beat_of(self, part: int) -> bytes:
         """What a part's heartbeat is now; nothing where it never ran."""
-        return self._text(f"{part}.beat")
+        return self.notes.read(f"{part}.beat") or b""
 
     @contextmanager
     def beating(self, part: int, seconds: float) -> Iterator[None]:
@@ -165,17 +149,6 @@ class Parts:
             thread.join()
             with suppress(OSError):
                 file.close()
-
-    def _text(self, name: str) -> bytes:
-        buffer = bytearray(64)
-        with suppress(FileNotFoundError):
-            reader = self.disk.open(self.directory / name)
-            if reader is not None:
-                try:
-                    return bytes(buffer[: reader.read_into(0, memoryview(buffer))])
-                finally:
-                    reader.close()
-        return b""
 
 
 def finished_units(ledgers: Mapping[int, Journal]) -> set[int]:

@@ -56,9 +56,6 @@ class Notes(Protocol):
     def write(self, name: str, content: bytes) -> None:
         """Writes a file, or replaces it."""
 
-    def write_once(self, name: str, content: bytes) -> bool:
-        """Writes a file that isn't there yet; False where another was before."""
-
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
 
@@ -127,7 +124,8 @@ class NotesOnDisk:
         write_small(self._disk, self._directory / name, content)
 
     def write_once(self, name: str, content: bytes) -> bool:
-        """Made durable under another name, and linked, which is one step on NFS, too."""
+        """Writes a file, durably, that isn't there yet; False where another was before. It is made
+        under another name and linked, which is one step on NFS, too."""
         path = self._directory / name
         temporary = self._directory / f"{name}.{secrets.token_hex(8)}.tmp"
         try:

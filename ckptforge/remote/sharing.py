@@ -102,13 +102,6 @@ class NotesInService:
         """By one request."""
         self._uploads.write(self._directory / name, content, replace=True)
 
-    def write_once(self, name: str, content: bytes) -> bool:
-        try:
-            self._uploads.write(self._directory / name, content, replace=False)
-        except FileExistsError:
-            return False
-        return True
-
     def remove(self, name: str) -> None:
         """By one request, or one for each object below the name."""
         self._uploads.remove(self._directory / name)
