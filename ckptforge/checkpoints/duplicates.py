@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.storage.files import read_range
-from ckptforge.values import Located
+from ckptforge.values import Located, Stored
 
 _PIECE = 1 << 20  # bytes that are compared at a time
 Duplicates = dict[str, list[int]]  # tensor → the numbers of the files that hold it, several
@@ -93,6 +93,16 @@ def _refuse_unequal(files: Sequence[FileIndex], duplicates: Duplicates, index: P
                 f"{unnamed} to say which is meant. Move the file that doesn't belong to the model "
                 "away, or get the model's index, whose weight_map names the file of each tensor."
             )
+
+
+def first_other(copies: Sequence[Stored]) -> Stored | None:
+    """The first of several tensors that isn't the same as the first of them: of another dtype or
+    shape, or of other bytes. None where all are the same."""
+    one = copies[0]
+    for other in copies[1:]:
+        if (one.dtype, one.shape) != (other.dtype, other.shape) or not same_bytes(one, other):
+            return other
+    return None
 
 
 def same_bytes(a: Located, b: Located) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.boxes import Box, full_box
-from ckptforge.checkpoints.duplicates import same_bytes
+from ckptforge.checkpoints.duplicates import first_other, same_bytes
 from ckptforge.composing import value_of_parts
 from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
@@ -116,16 +116,13 @@ class Slices(msgspec.Struct, frozen=True):
         """A tensor that metadata.json doesn't describe: the same in every file that holds it.
         Raises `FormatError` where it isn't."""
         copies = [file.tensors[name] for file in self.files.values() if name in file.tensors]
-        first = copies[0]
-        for other in copies[1:]:
-            kinds = [(one.dtype, one.shape) for one in (first, other)]
-            if kinds[0] != kinds[1] or not same_bytes(first, other):
-                raise FormatError(
-                    f"{other.path}: {shown(name)} isn't described by {self.path.name}, so every "
-                    f"rank must hold the same, but it differs from that in {first.path}. How the "
-                    "ranks share it isn't known."
-                )
-        return value_of(first)
+        if (other := first_other(copies)) is not None:
+            raise FormatError(
+                f"{other.path}: {shown(name)} isn't described by {self.path.name}, so every "
+                f"rank must hold the same, but it differs from that in {copies[0].path}. How the "
+                "ranks share it isn't known."
+            )
+        return value_of(copies[0])
 
 
 @lru_cache(maxsize=1 << 14)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.boxes import Box, full_box
-from ckptforge.checkpoints.duplicates import same_bytes
+from ckptforge.checkpoints.duplicates import first_other, same_bytes
 from ckptforge.composing import value_of_parts
 from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
@@ -118,17 +118,15 @@ class _Ranks(msgspec.Struct, frozen=True):
 
     def _common(self, name: str) -> Value:
         """A tensor of no strategy, such as a step counter: the same on every rank that has it."""
-        holders = [file.tensors[name] for file in self.files if name in file.tensors]
-        first = holders[0]
-        for other in holders[1:]:
-            kinds = [(one.dtype, one.shape) for one in (first, other)]
-            if kinds[0] != kinds[1] or not same_bytes(first, other):
-                raise FormatError(
-                    f"{self.directory}: {shown(name)} isn't in the strategy {self.strategy.path}, "
-                    f"so every rank must hold the same, but {first.path} ({first.dtype} "
-                    f"{list(first.shape)}) and {other.path} ({other.dtype} {list(other.shape)}) "
-                    "differ; it isn't the strategy of these shards, or not all of it."
-                )
+        copies = [file.tensors[name] for file in self.files if name in file.tensors]
+        first = copies[0]
+        if (other := first_other(copies)) is not None:
+            raise FormatError(
+                f"{self.directory}: {shown(name)} isn't in the strategy {self.strategy.path}, "
+                f"so every rank must hold the same, but {first.path} ({first.dtype} "
+                f"{list(first.shape)}) and {other.path} ({other.dtype} {list(other.shape)}) "
+                "differ; it isn't the strategy of these shards, or not all of it."
+            )
         return value_of(first)
 
     def _sharded(self, name: str, stage: int) -> Value:
