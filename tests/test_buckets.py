@@ -17,8 +17,9 @@ from ckptforge.errors import (
     OutputError,
     UsageError,
 )
-from ckptforge.remote import patience, store
+from ckptforge.remote import patience
 from ckptforge.remote.held import WINDOW
+from ckptforge.remote.parts import PARTS
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE, write_safetensors
@@ -115,7 +116,7 @@ def test_obs_is_read_as_s3_is_where_it_is_said_to_be(server, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["dense", "gmm"])
 def test_no_range_of_an_object_is_read_twice(tmp_path, server, large, monkeypatch, layout):
-    monkeypatch.setattr(store.PARTS, "limit", 6 * WINDOW)
+    monkeypatch.setattr(PARTS, "limit", 6 * WINDOW)
     at, app = upload(server[1], large, "large"), server[2]
     app.clear()
     ckptforge.to_ms(at, tmp_path / "far.ckpt", layout=layout)
@@ -388,14 +389,14 @@ def test_clean_aborts_what_was_left(server, large):
 def test_what_is_turned_from_bucket_to_bucket_is_read_once(tmp_path, server, large, monkeypatch):
     _, client, app = server
     at, out = upload(client, large, "large"), place("out.ckpt")
-    monkeypatch.setattr(store.PARTS, "limit", 4 * WINDOW)
+    monkeypatch.setattr(PARTS, "limit", 4 * WINDOW)
     app.clear()
     ckptforge.to_ms(at, out, layout="gmm", memory="8MB")
     size = sum(path.stat().st_size for path in large.iterdir())
     assert twice_read(app) == 0 and app.sent <= 1.2 * size
     ckptforge.to_ms(large, tmp_path / "near.ckpt", layout="gmm")
     assert objects(client, out)[""] == (tmp_path / "near.ckpt").read_bytes()
-    monkeypatch.setattr(store.PARTS, "limit", WINDOW // 8)
+    monkeypatch.setattr(PARTS, "limit", WINDOW // 8)
     with pytest.raises(OutputError, match="1572864 bytes of it are held .* memory of at least"):
         ckptforge.to_ms(at, place("out.ckpt"), layout="gmm", memory=1 << 20)
 
@@ -656,7 +657,7 @@ def test_ranks_that_go_back_are_read_once(tmp_path, server, large, ranks, monkey
     _, client, app = server
     at, out = upload(client, ranks, "ranks"), place("hub")
     options = {"parallel_config": ranks.parent / "parallel.yaml", "config": large / "config.json"}
-    monkeypatch.setattr(store.PARTS, "limit", 3 * WINDOW)
+    monkeypatch.setattr(PARTS, "limit", 3 * WINDOW)
     app.clear()
     ckptforge.to_torch(at, out, workers=1, **options)
     size = sum(path.stat().st_size for path in ranks.rglob("*.*"))

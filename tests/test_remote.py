@@ -12,9 +12,9 @@ import xxhash
 
 import ckptforge
 from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
-from ckptforge.remote import patience, store
+from ckptforge.remote import patience
 from ckptforge.remote.held import WINDOW, Held
-from ckptforge.remote.parts import Parts
+from ckptforge.remote.parts import PARTS, Parts
 from ckptforge.storage.address import Address, given_path
 from ckptforge.storage.files import open_file
 from ckptforge.tables.shipped import shipped_tables
@@ -118,7 +118,7 @@ def test_the_manifest_has_addresses_and_hashes_of_the_files(tmp_path, large):
 
 def test_no_range_is_read_twice(tmp_path, large, monkeypatch):
     """Not even to be hashed, when it has left memory."""
-    monkeypatch.setattr(store.PARTS, "limit", 5 * WINDOW)
+    monkeypatch.setattr(PARTS, "limit", 5 * WINDOW)
     with serving(large) as (address, served):
         ckptforge.edit(address, tmp_path / "out", set_dtype=["*=fp16"])
         size = sum(path.stat().st_size for path in large.iterdir())
@@ -133,7 +133,7 @@ def test_nor_where_experts_are_stacked_and_transposed(tmp_path, monkeypatch):
     table = next(table for table in shipped_tables() if table.name == "mixtral")
     hub, config = tmp_path / "hub", table.example | sizes | {"num_hidden_layers": 1}
     write_model(hub, table, config)
-    monkeypatch.setattr(store.PARTS, "limit", 6 * WINDOW)
+    monkeypatch.setattr(PARTS, "limit", 6 * WINDOW)
     with serving(hub) as (address, served):
         ckptforge.to_ms(address, tmp_path / "far.ckpt", layout="gmm")
         size = sum(path.stat().st_size for path in hub.iterdir())
@@ -143,7 +143,7 @@ def test_nor_where_experts_are_stacked_and_transposed(tmp_path, monkeypatch):
 
 
 def test_what_has_to_be_read_twice_is_said(large, monkeypatch, caplog):
-    monkeypatch.setattr(store.PARTS, "limit", 1 << 20)
+    monkeypatch.setattr(PARTS, "limit", 1 << 20)
     with serving(large) as (address, _):
         path = given_path(f"{address}/model-00001-of-00002.safetensors")
         reader, buffer = open_file(path), memoryview(bytearray(1 << 19))

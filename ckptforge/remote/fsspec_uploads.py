@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ckptforge.remote.anything import as_faults, file_system
+from ckptforge.remote.fsspec_calls import as_faults, file_system
 from ckptforge.remote.memory import Memory
 from ckptforge.remote.objects import Passing
 from ckptforge.remote.uploads import Begun, Upload

@@ -29,7 +29,7 @@ _AHEAD = 2
 
 
 class Parts:
-    """All that is in memory, of whichever objects."""
+    """All that is in memory, of whichever objects; `PARTS` are those of this process."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
@@ -254,3 +254,6 @@ class Parts:
             part.here = True
             part.of.hash(part.start, part.stop)
         part.future.set_result(None)
+
+
+PARTS = Parts()

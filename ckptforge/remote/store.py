@@ -7,21 +7,21 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ckptforge.remote.held import WINDOW, Held
 from ckptforge.remote.objects import Facts, Objects
-from ckptforge.remote.parts import Parts
+from ckptforge.remote.parts import PARTS, Parts
 from ckptforge.remote.patience import fetch_all, patiently
 from ckptforge.storage.address import address_of
 from ckptforge.storage.store import Kind, Status
 
 _log = logging.getLogger(__name__)
 _FRESH = 5.0  # seconds for which what was said of a name is believed
-PARTS = Parts()
+T = TypeVar("T")
 
 
 class RemoteStore:
@@ -29,32 +29,32 @@ class RemoteStore:
 
     def __init__(self, objects: Objects, parts: Parts = PARTS) -> None:
         self._objects, self._parts = objects, parts
-        self._facts: dict[str, tuple[float, Facts | None]] = {}
-        self._names: dict[str, tuple[float, list[str]]] = {}
+        self._facts = _Fresh(self.facts_now)
+        self._names = _Fresh(self.names_now)
         self._held: dict[tuple[str, Facts], Held] = {}
 
     def status(self, path: Path, *, follow: bool = True) -> Status:
         """Of an object, or of a directory, where objects lie below. What was said within 5 s is
         believed."""
         path = self.real_path(path)
-        if (facts := self._facts_of(path)) is not None:
+        if (facts := self._facts.of(path)) is not None:
             return _status(path, facts)
-        if self._names_of(path):
+        if self._names.of(path):
             return Status(kind=Kind.DIRECTORY, size=0, mtime_ns=0, mode=0o755, number=_number(path))
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
     def names(self, directory: Path) -> list[str]:
         """The next part of the names of what lies below."""
         directory = self.real_path(directory)
-        if found := self._names_of(directory):
+        if found := self._names.of(directory):
             return list(found)
-        number = errno.ENOENT if self._facts_of(directory) is None else errno.ENOTDIR
+        number = errno.ENOENT if self._facts.of(directory) is None else errno.ENOTDIR
         raise OSError(number, os.strerror(number), str(directory))
 
     def open(self, path: Path) -> RemoteReader | None:
         """The object as it is now; None for a directory. Nothing is fetched yet."""
         path = self.real_path(path)
-        facts = self._facts_of(path)
+        facts = self._facts.of(path)
         if facts is None:
             self.status(path)  # raises where nothing has the name
             return None
@@ -103,28 +103,32 @@ class RemoteStore:
 
     def forget(self) -> None:
         """Asks again what lies where, as something was written."""
-        self._facts.clear()
-        self._names.clear()
+        self._facts.forget()
+        self._names.forget()
 
     def real_path(self, path: Path) -> Path:
         """The address without `.`, `..` and doubled slashes: there are no links."""
         return address_of(os.path.normpath(path)) or path
 
-    def _facts_of(self, path: Path) -> Facts | None:
+
+class _Fresh(Generic[T]):
+    """Answers about addresses, each of which is believed for a while and then asked for again."""
+
+    def __init__(self, ask: Callable[[Path], T]) -> None:
+        self._ask = ask
+        self._answers: dict[str, tuple[float, T]] = {}
+
+    def of(self, path: Path) -> T:
+        """What is said of an address. Raises what asking raises."""
         name, now = str(path), time.monotonic()
-        known = self._facts.get(name)
+        known = self._answers.get(name)
         if known is None or now - known[0] > _FRESH:
-            found = patiently(lambda: self._objects.facts(path), path)
-            known = self._facts[name] = now, found
+            known = self._answers[name] = now, self._ask(path)
         return known[1]
 
-    def _names_of(self, path: Path) -> list[str]:
-        name, now = str(path), time.monotonic()
-        known = self._names.get(name)
-        if known is None or now - known[0] > _FRESH:
-            found = patiently(lambda: self._objects.names(path), path)
-            known = self._names[name] = now, found
-        return known[1]
+    def forget(self) -> None:
+        """Asks for all of them again."""
+        self._answers.clear()
 
 
 class RemoteReader:

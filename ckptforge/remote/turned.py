@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ckptforge.errors import OutputError
 from ckptforge.planning.plan import Plan
 from ckptforge.remote.held import WINDOW
-from ckptforge.remote.store import PARTS
+from ckptforge.remote.parts import PARTS
 from ckptforge.spelling import option
 from ckptforge.storage.address import address
 
