@@ -38,13 +38,12 @@ class PartOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PartDone(msgspec.Struct, frozen=True, kw_only=True):
-    """What a part did: its own units, those that were finished before, those of other parts that it
-    took over, and how many of its own others took."""
+    """What a part did, and of how many units: those of its own that were finished `before`, those
+    of other parts that it has `taken`, and those of its own that it has `lost` to others."""
 
     audit: Audit
     tensors: int = 0
     nbytes: int = 0
-    units: int = 0
     before: int = 0
     taken: int = 0
     lost: int = 0
@@ -100,7 +99,6 @@ class _Part:
             audit=self.audit,
             tensors=sum(unit.last - unit.first for unit in self.carried),
             nbytes=sum(unit.nbytes for unit in self.carried),
-            units=own,
             before=before,
             taken=len(self.carried) - own,
             lost=lost,

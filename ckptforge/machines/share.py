@@ -59,8 +59,8 @@ def _found(variables: Mapping[str, str], count: int | None) -> tuple[int, int]:
                 many *= _in_array(variables)[1]
             return found, count or many
     if all(name in variables for name in _ARRAY):
-        index_, many = _in_array(variables)
-        return index_, count or many
+        found, many = _in_array(variables)
+        return found, count or many
     if _KUBERNETES in variables and count is not None:
         return _number(variables, _KUBERNETES), count
     more = (

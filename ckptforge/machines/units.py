@@ -16,6 +16,8 @@ from ckptforge.formats.layout import OutputFile
 from ckptforge.planning.lower import Assemblies
 from ckptforge.planning.plan import Plan
 
+_UNITS_OF_A_PART = 8  # about, so that there are some to be taken over
+
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """The tensors `first` to before `last` of the file of index `file`. `start` is where its bytes
@@ -79,6 +81,3 @@ def of_unit(plan: Plan, unit: Unit, whole: bool = False) -> Plan:
         file = replace(placed.file, literals=plan.files[unit.file].literals)
         made = Assemblies(made.values, (replace(placed, file=file),))
     return replace(plan, assemblies=made, sources=(), small_files={})
-
-
-_UNITS_OF_A_PART = 8

@@ -88,14 +88,6 @@ class Layers(msgspec.Struct, frozen=True):
 
     held: Mapping[Chunk, Mapping[int, int]]
 
-    def place(self, layer: int) -> tuple[Chunk, int]:
-        """The part of a stage, and the number there, of a layer."""
-        for chunk, numbers in self.held.items():
-            for local, number in numbers.items():
-                if number == layer:
-                    return chunk, local
-        raise KeyError(layer)
-
 
 def found_layers(job: Job, held: Mapping[Chunk, Sequence[int]]) -> Layers:
     """Layers as files hold them: the numbers there, which have gaps where layers do nothing, in the

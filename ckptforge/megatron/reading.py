@@ -125,7 +125,8 @@ def _opened(iteration: Iteration) -> Opened:
 
 
 def _rank(path: Path, job: Job) -> Rank:
-    """Raises `FormatError` for a name that the job can't have."""
+    """The rank whose directory this is. One number beside that of tensor parallel is the stage, or
+    the expert-parallel rank in a job of one stage that is cut by experts."""
     tensor, *others = numbers_of(path.name) or ()
     if len(others) == 2:
         return Rank(tensor=tensor, stage=others[0], expert=others[1])

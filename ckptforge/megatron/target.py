@@ -89,12 +89,10 @@ class MegatronTarget:
 
     def _arguments(self, config: MegatronConfig, layers: int) -> dict[str, Any]:
         more: dict[str, Any] = {"num_layers": layers + len(config.idle)}
-        if (
-            self.job.parts > 1
-        ):  # of a schedule in v shape, too, as MindSpeed-LLM's converter reads it
-            more["num_layers_per_virtual_pipeline_stage"] = more["num_layers"] // len(
-                self.job.chunks
-            )
+        if self.job.parts > 1:
+            # of a schedule in v shape, too, as MindSpeed-LLM's converter reads it
+            length = more["num_layers"] // len(self.job.chunks)
+            more["num_layers_per_virtual_pipeline_stage"] = length
         if config.listed is not None:
             more["num_layer_list"] = ",".join(map(str, config.listed))
         if config.idle:

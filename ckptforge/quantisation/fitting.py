@@ -22,9 +22,8 @@ def scaled_of(
     Raises `QuantisedError` for one that can't be undone, `FormatError` for scales that don't fit
     it, and `ConfigError` where nothing says how large a block is."""
     found: dict[str, Scaled] = {}
-    alike: dict[
-        object, Scaled
-    ] = {}  # what dtypes and shapes say is found once for all that share them
+    # what dtypes and shapes say is found once for all that share them
+    alike: dict[object, Scaled] = {}
     types = {} if method is None else method.types
     for name, of in scales.items():
         entry, scale = tensors[name], tensors[of]

@@ -164,7 +164,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
     kinds += [scheme["format"] for scheme in schemes if scheme.get("format") is not None]
     kinds = kinds or ["naive-quantized"]
     weights = (scheme.get("weights") for scheme in schemes)
-    arguments = [found for found in weights if isinstance(found, Mapping)]
+    arguments = [one for one in weights if isinstance(one, Mapping)]
     packing, unread = packings.compressed(kinds, arguments)
     return Method(
         name=f"compressed-tensors, {', '.join(dict.fromkeys(map(_word, kinds[:4])))}",

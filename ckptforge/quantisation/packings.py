@@ -19,6 +19,7 @@ from ckptforge.quantisation.words import BITS, Awq, Gptq, PackQuantized
 Settings = Mapping[str, Any]
 Found = tuple[Packing | None, str | None]  # a packing, or why there is none
 
+PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
 _NVFP4_GROUP = 16
 _PLUS = {None: 1, "gptq": 1, "gptq_v2": 0}  # what is added to GPTQ's zero points, by format
 _SCALES = ("weight_scale_inv", "weight_scale", "scale")
@@ -104,13 +105,8 @@ def compressed(kinds: Sequence[Any], arguments: Sequence[Settings]) -> Found:
         return Fp4(codes="weight_packed", scales=scales, group=group, outer=outer), None
     if type(bits) is not int or bits not in BITS:
         return None, f"its weights have {shown(bits)} bits, and only 4 and 8 are read"
-    known = own[0].get("strategy")
-    if known == "channel" or group in (None, -1):
-        return PackQuantized(bits=bits, group=None), None
-    return PackQuantized(bits=bits, group=group), None
-
-
-PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+    of_rows = own[0].get("strategy") == "channel" or group in (None, -1)
+    return PackQuantized(bits=bits, group=None if of_rows else group), None
 
 
 def _plain(one: Settings) -> bool:

@@ -29,10 +29,6 @@ from ckptforge.wording import listing, nearest
 OF_STATE = "optimizer state, which such an edit has none of"
 
 
-class CantSay(UsageError):
-    """An edit that config.json, or a table, can't say."""
-
-
 def axis_of(table: Table, name: str, config: Mapping[str, Any]) -> str:
     """The axis of a table that is called so, or that a key of config.json stands for. Raises
     `UsageError` with the nearest."""

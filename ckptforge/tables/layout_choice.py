@@ -14,9 +14,8 @@ from ckptforge.tables.model_config import Config
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
 
-_TOLD_BY_FILES = frozenset(
-    {"consolidated", "megatron"}
-)  # families that the kind of the files tells
+# families that the kind of the files tells
+_TOLD_BY_FILES = frozenset({"consolidated", "megatron"})
 
 
 class Hints(msgspec.Struct, frozen=True):
