@@ -42,7 +42,7 @@ KINDS = (
     ("hash", r"(feed|digest|same|take|close)[^;]* \(.*run/(passing|blocks|source_hashes)\.py"),
     ("cast", r"run/casts\.py"),
     ("transpose", r"run/transpose\.py"),
-    ("shift", r"\b(copy|copy_runs) \(.*run/buffers\.py"),
+    ("shift", r"\bcopy_runs \(.*run/buffers\.py"),
     ("sum", r"_sum \(.*run/worker\.py"),
     ("compare", r"examine/"),
     ("copy by kernel", r"copy_from \(.*storage/"),

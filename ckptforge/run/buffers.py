@@ -37,10 +37,6 @@ class Buffers:
         pairs = zip(starts, wanted, strict=True)
         return [self._memory[start : start + size] for start, (size, _) in pairs]
 
-    def copy(self, source: Array, target: Array) -> None:
-        """Copies between bytes that were lent."""
-        copy_runs(source, target)
-
 
 def copy_runs(source: Array, target: Array) -> None:
     """Copies between arrays of one shape and dtype whose last axes are contiguous.

@@ -11,8 +11,9 @@ import msgspec
 
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.passing import BLOCK_BYTES, is_block
-from ckptforge.run.pieces import LINE, PIECE_BYTES, slow_to_copy
+from ckptforge.run.pieces import PIECE_BYTES, between, slow_to_copy
 from ckptforge.storage.files import read_exactly, write_exactly
+from ckptforge.storage.machine import PAGE
 from ckptforge.storage.store import HashingReader
 from ckptforge.values import Place, Stored
 
@@ -72,24 +73,23 @@ class Move(msgspec.Struct, frozen=True):
         """Copies the bytes from byte `done`, in pieces that stay in a core's cache."""
         files, path, passing = worker.files, self.place.path, worker.passing
         reader, writer = files.source(self.source.path), files.targets[path]
-        # where the kernel would be slow to shift bytes, it is done here
-        shifting = slow_to_copy(self.source_at, self.place_at, LINE)
+        turn, memory = files.turns[path], worker.buffers.lend((PAGE + PIECE_BYTES, 0))[0].data
+        ahead = between(self.source_at, self.place_at)
         alike = is_block(self.source, self.source_start, self.nbytes) and is_block(
             self.place, self.place_start, self.nbytes
         )
         while done < self.nbytes:
             source_at, place_at = self.source_at + done, self.place_at + done
             count = min(self.nbytes - done, PIECE_BYTES - place_at % PIECE_BYTES)
-            read, shifted = worker.buffers.lend((count, source_at), (count, place_at))
-            read_exactly(reader, source_at, read.data, self.source.path)
+            start = (source_at + ahead) % PAGE
+            piece = memory[start : start + count]
+            read_exactly(reader, source_at, piece, self.source.path)
             if passing is not None:
-                passing.feed(self.source, self.source_start + done, read.data)
+                passing.feed(self.source, self.source_start + done, piece)
                 if not alike:
-                    passing.feed(self.place, self.place_start + done, read.data)
-            if shifting:
-                worker.buffers.copy(read, shifted)
-            with files.turns[path]:
-                write_exactly(writer, place_at, (shifted if shifting else read).data, path)
+                    passing.feed(self.place, self.place_start + done, piece)
+            with turn:
+                write_exactly(writer, place_at, piece, path)
             done += count
         if passing is not None and alike:
             passing.same(self.source, self.source_start, self.place, self.place_start)

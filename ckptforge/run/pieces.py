@@ -12,9 +12,15 @@ SUMS = BY_NAME["float64"]  # in which terms are added up
 _NEAR = 32
 
 
-def slow_to_copy(source: int, target: int, modulo: int = PAGE) -> bool:
+def slow_to_copy(source: int, target: int) -> bool:
     """Whether the system is slow to copy from one file offset to another, or between an offset and
     an address: where the target lies less than 32 bytes behind the source, modulo a page, x86's
     `rep movsb` takes several times as long (measured for each distance: 0.21 to 0.26 s for reading
-    500 MB at 1 to 31 bytes, 0.05 s at all others). `modulo` is what is known of an address."""
-    return 0 < (target - source) % modulo < _NEAR
+    500 MB at 1 to 31 bytes, 0.05 s at all others)."""
+    return 0 < (target - source) % PAGE < _NEAR
+
+
+def between(source: int, target: int) -> int:
+    """How far behind a source's file offset, modulo a page, memory is to begin through which bytes
+    go from there to the offset `target`, so that neither reading nor writing is slow."""
+    return 2 * _NEAR if slow_to_copy(source, target) else 0

@@ -21,7 +21,7 @@ from ckptforge.run.buffers import Buffers, copy_runs
 from ckptforge.run.casts import cast_function, numpy_dtype, rounding
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.passing import Passing
-from ckptforge.run.pieces import LINE, MANY_CALLS, PIECE_BYTES, SUMS, slow_to_copy
+from ckptforge.run.pieces import MANY_CALLS, PIECE_BYTES, SUMS, slow_to_copy
 from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
 from ckptforge.run.transpose import copy_strided
 from ckptforge.run.unpacking import packed_bytes, read_unpacked, unpacked
@@ -170,7 +170,7 @@ class Worker:
     def _read_run(self, stored: Stored, start: int, into: Array) -> None:
         """Reads one run of bytes to its place, where that is slow by way of a buffer."""
         reader = self.files.source(stored.path)
-        if not slow_to_copy(stored.file_offset(start), into.ctypes.data, LINE):
+        if not slow_to_copy(stored.file_offset(start), into.ctypes.data):
             read_range(stored, start, into.data, reader)
             if self.passing is not None:
                 self.passing.feed(stored, start, into.data)
