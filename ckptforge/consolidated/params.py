@@ -31,7 +31,7 @@ _KEYS = {  # of params.json → of config.json
     "max_seq_len": "max_position_embeddings",
 }
 _OF_MOE = {"num_experts": "num_local_experts", "num_experts_per_tok": "num_experts_per_tok"}
-_SHAPED = {  # Meta's says -1 tokens, and nothing of the inner length
+_SHAPED = {  # Meta's params.json has -1 as vocab_size, and not the inner length
     "vocab_size": "tok_embeddings.weight",
     "intermediate_size": "layers.0.feed_forward.w1.weight",
 }

@@ -79,7 +79,7 @@ class Cutter:
         if length % parts:
             raise ConfigError(
                 f"{pattern.template}: its axis {cut.axis} ({self.table.axes[cut.axis].text}) is "
-                f"{length}, which can't be cut into {parts} parts."
+                f"{length}, which can't be cut into {parts} parts; a degree must divide it."
             )
         return index * length // parts, (index + 1) * length // parts
 

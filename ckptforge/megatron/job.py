@@ -115,7 +115,8 @@ def spread_layers(
         raise ConfigError(
             f"{where}: {counted(layers, 'layer')}{with_idle} can't be divided into "
             f"{counted(len(chunks), 'part')} of "
-            f"{'equal length' if listed is None else 'lengths ' + ', '.join(map(str, lengths))}."
+            f"{'equal length' if listed is None else 'lengths ' + ', '.join(map(str, lengths))}: "
+            "choose other degrees, or give num_layer_list or noop_layers that fit."
         )
     if wrong := [place for place in idle if not 0 <= place < places]:
         raise ConfigError(f"{where}: noop_layers has {wrong[0]}, expected 0 to {places - 1}.")

@@ -62,7 +62,8 @@ class Joining:
         if (first.dtype, first.shape) != (value.dtype, value.shape):
             raise FormatError(
                 f"{value.origin.path}: {shown(name)} is {value.dtype} {list(value.shape)}, but "
-                f"{first.dtype} {list(first.shape)} in {first.origin.path}; they should be alike."
+                f"{first.dtype} {list(first.shape)} in {first.origin.path}, where the same part "
+                "lies; are the files of one iteration?"
             )
         one, other = first.origin, value.origin
         if self.check_replicas and not same_bytes(one, other):
@@ -98,7 +99,7 @@ class Joining:
         ):
             raise FormatError(
                 f"{directory}: {counted(len(parts), 'part')} of {shown(name)} {list(full)} are "
-                f"there, expected {cutter.count(pattern)}."
+                f"there, expected {cutter.count(pattern)}; are all files of the iteration there?"
             )
         return Value(
             dtype=first.dtype, shape=full, terms=tuple(terms_through(pieces)), kind=first.kind

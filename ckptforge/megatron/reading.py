@@ -150,12 +150,13 @@ def _check_ranks(directory: Path, job: Job, found: Sequence[Rank]) -> None:
         one = lacking[0]
         raise FormatError(
             f"{said}, but the file of rank tensor {one.tensor}, stage {one.stage}, expert "
-            f"{one.expert} isn't there ({counted(len(lacking), 'file')} in all)."
+            f"{one.expert} isn't there ({counted(len(lacking), 'file')} missing); copy what is "
+            "missing, or name another iteration."
         )
     one = (strange or lacking)[0]
     raise FormatError(
         f"{said}, but there are {counted(len(found), 'file')}, such as that of tensor "
-        f"{one.tensor}, stage {one.stage}, expert {one.expert}."
+        f"{one.tensor}, stage {one.stage}, expert {one.expert}; are they of one job?"
     )
 
 

@@ -107,4 +107,4 @@ def search(caption: str) -> Markup:
 def _rest(count: int, noun: str) -> Markup | None:
     if count <= MOST:
         return None
-    return tag("p", f"… and {counted(count - MOST, noun)} more, which the JSON has.")
+    return tag("p", f"… and {counted(count - MOST, noun)} more; the JSON of the result has all.")

@@ -89,8 +89,8 @@ def _paths(directory: Path) -> list[Path]:
     worlds = {int(match[1]) for name in found if (match := _FILE.fullmatch(name))}
     if len(worlds) > 1:
         raise FormatError(
-            f"{directory}: holds files of jobs of {' and '.join(map(str, sorted(worlds)))} ranks; "
-            "keep those of one."
+            f"{directory}: holds the files of jobs with {' and '.join(map(str, sorted(worlds)))} ranks; "
+            "keep those of one job."
         )
     (world,) = worlds
     names = [f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]

@@ -82,7 +82,9 @@ def _parts(file: FileIndex) -> Iterator[tuple[str, Box, Value]]:
     """(name, box, what lies there). Raises `FormatError`."""
     said = file.metadata.get(_OFFSETS)
     if said is None:
-        raise FormatError(f"{file.path}: its metadata has no {_OFFSETS}, by which parts lie.")
+        raise FormatError(
+            f"{file.path}: its metadata has no {_OFFSETS}, which says where parts begin."
+        )
     offsets = parse_object(said.encode("utf-8", "surrogatepass"), f"{file.path}: {_OFFSETS}")
     for name, value in file.values():
         own = offsets.get(name)
