@@ -202,7 +202,7 @@ def test_a_rank_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputNotFoundError, match="missing:\n  model_world_size_4_rank_2.pt"):
         ckptforge.open(run)
     shutil.copy(HOME / "fsdp_2" / "model_world_size_2_rank_0.pt", run)
-    with pytest.raises(FormatError, match="of jobs of 2 and 4 ranks"):
+    with pytest.raises(FormatError, match="of jobs with 2 and 4 ranks"):
         ckptforge.open(run)
 
 

@@ -88,9 +88,9 @@ def _paths(directory: Path) -> list[Path]:
     found = {entry.name: entry for entry in entries_of(directory) if _FILE.fullmatch(entry.name)}
     worlds = {int(match[1]) for name in found if (match := _FILE.fullmatch(name))}
     if len(worlds) > 1:
+        sizes = " and ".join(map(str, sorted(worlds)))
         raise FormatError(
-            f"{directory}: holds the files of jobs with {' and '.join(map(str, sorted(worlds)))} ranks; "
-            "keep those of one job."
+            f"{directory}: holds the files of jobs with {sizes} ranks; keep those of one job."
         )
     (world,) = worlds
     names = [f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
