@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from ckptforge.checkpoints.iterations import iteration_in, refuse_other_step, tracked
 from ckptforge.checkpoints.kinds import check_step
-from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.errors import InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there, read_small
 from ckptforge.foreign.paths import has_name, is_directory
 from ckptforge.megatron.names import (
@@ -20,8 +21,6 @@ from ckptforge.megatron.names import (
     iteration_of,
     numbers_of,
 )
-from ckptforge.spelling import option
-from ckptforge.wording import listing
 
 
 class Iteration(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,11 +74,7 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
     ranks = _of_ranks(directory)
     if ranks or _is_chunks(directory):
         number = iteration_of(directory.name)
-        if step not in (None, number):
-            raise InputNotFoundError(
-                f"{directory}: is one iteration, where there is no step to choose: omit "
-                f"{option('step', step)}, or name the directory above it."
-            )
+        refuse_other_step(directory, number, step)
         return Iteration(directory=directory, ranks=ranks, number=number)
     there = {
         number: entry
@@ -91,7 +86,7 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
             f"{directory}: no rank's directory holds {FILE}, expected mp_rank_<n>/{FILE}, or "
             f"{CHUNKS} and {DESCRIBED} of {SHARDED}."
         )
-    wanted = _tracked(directory / TRACKER) if step is None else step
+    wanted = tracked(directory / TRACKER, {"release": -1}) if step is None else step
     notes: tuple[str, ...] = ()
     if wanted is None:
         wanted = max(there)
@@ -99,26 +94,5 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
             f"{directory}: holds no {TRACKER}; the highest iteration is taken, "
             f"{there[wanted].name}, and may be unfinished.",
         )
-    if wanted not in there:
-        whose = f"{TRACKER} names iteration" if step is None else "the step asked for is"
-        raise InputNotFoundError(
-            f"{directory}: {whose} {wanted}, which isn't there. Choose one of these with "
-            f"{option('step')}:\n{listing([there[number].name for number in sorted(there)])}"
-        )
-    chosen = there[wanted]
+    chosen = iteration_in(directory, there, wanted, TRACKER if step is None else None)
     return Iteration(directory=chosen, ranks=_of_ranks(chosen), number=wanted, notes=notes)
-
-
-def _tracked(path: Path) -> int | None:
-    """The iteration that the tracker names; None where there is no tracker."""
-    if not is_there(path):
-        return None
-    text = read_small(path, 4096).decode("utf-8", "replace").strip()
-    if text == "release":
-        return -1
-    if not text.isascii() or not text.isdigit() or len(text) > 12:
-        raise FormatError(
-            f"{path}: holds {shown(text[:80])}, expected the number of the last iteration, or "
-            f"release. Choose one with {option('step')}, or name its directory."
-        )
-    return int(text)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+from ckptforge.checkpoints.iterations import iteration_in, refuse_other_step, tracked
 from ckptforge.checkpoints.kinds import check_step
-from ckptforge.errors import FormatError, InputNotFoundError, shown
-from ckptforge.foreign.files import entries_of, is_there, read_small
+from ckptforge.errors import InputNotFoundError
+from ckptforge.foreign.files import entries_of
 from ckptforge.foreign.paths import is_directory
 from ckptforge.mindformers.names import TRACKER, iteration_number, parts_among
 from ckptforge.spelling import option
-from ckptforge.wording import listing
 
 _INDEX = "model.safetensors.index.json"  # a directory that has one is Hugging Face's
 _MEGATRON = re.compile(r"iter_[0-9]{7}")  # whose roots have a tracker of the same name
@@ -54,11 +54,7 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
     check_step(step)
     if not is_root(directory):
         number = iteration_number(directory.name)
-        if step not in (None, number):
-            raise InputNotFoundError(
-                f"{directory}: is one iteration, where there is no step to choose: omit "
-                f"{option('step', step)}, or name the directory above it."
-            )
+        refuse_other_step(directory, number, step)
         return Iteration(directory, number)
     there = {
         number: entry
@@ -67,8 +63,8 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
     }
     if not there:
         raise InputNotFoundError(f"{directory}: holds {TRACKER}, but no iteration_<n>/.")
-    tracked = _tracked(directory / TRACKER)
-    wanted = tracked if step is None else step
+    last = tracked(directory / TRACKER, {})
+    wanted = last if step is None else step
     if wanted is None:
         wanted = max(there)
         note = (
@@ -76,43 +72,25 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
             f"iteration is taken, {there[wanted].name}, and may be unfinished."
         )
         return Iteration(there[wanted], wanted, (note,))
-    if wanted not in there:
-        whose = f"{TRACKER} names iteration" if step is None else "the step asked for is"
-        raise InputNotFoundError(
-            f"{directory}: {whose} {wanted}, which isn't there. Choose one of these with "
-            f"{option('step')}:\n{listing([there[number].name for number in sorted(there)])}"
-        )
-    return Iteration(there[wanted], wanted, _doubts(directory, there, tracked, wanted))
+    chosen = iteration_in(directory, there, wanted, TRACKER if step is None else None)
+    return Iteration(chosen, wanted, _doubts(directory, there, last, wanted))
 
 
 def _doubts(
-    directory: Path, there: dict[int, Path], tracked: int | None, wanted: int
+    directory: Path, there: dict[int, Path], last: int | None, wanted: int
 ) -> tuple[str, ...]:
     """Sentences about iterations that may be unfinished."""
-    if tracked is None:
+    if last is None:
         return ()
     newest = max(there)
-    if wanted > tracked:
+    if wanted > last:
         return (
-            f"{there[wanted]}: is newer than what {TRACKER} names, iteration {tracked}; it may be "
+            f"{there[wanted]}: is newer than what {TRACKER} names, iteration {last}; it may be "
             "unfinished.",
         )
-    if newest <= tracked:
+    if newest <= last:
         return ()
     return (
         f"{directory}: {there[newest].name} is newer than what {TRACKER} names and may be "
         f"unfinished; iteration {wanted} is taken ({option('step')} picks another).",
     )
-
-
-def _tracked(path: Path) -> int | None:
-    """The iteration that the tracker names; None where there is no tracker."""
-    if not is_there(path):
-        return None
-    text = read_small(path, 4096).decode("utf-8", "replace").strip()
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise FormatError(
-            f"{path}: holds {shown(text[:80])}, expected the number of the last iteration. Choose "
-            f"one with {option('step')}, or name its directory."
-        )
-    return int(text)
