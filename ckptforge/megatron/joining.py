@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptforge.checkpoints.duplicates import same_bytes
+from ckptforge.checkpoints.duplicates import refuse_other_replica
 from ckptforge.composing import terms_through
 from ckptforge.errors import FormatError, shown
 from ckptforge.megatron.cutting import Cutter
@@ -65,11 +65,8 @@ class Joining:
                 f"{first.dtype} {list(first.shape)} in {first.origin.path}, where the same part "
                 "lies; are the files of one iteration?"
             )
-        one, other = first.origin, value.origin
-        if self.check_replicas and not same_bytes(one, other):
-            raise FormatError(
-                f"{other.path}: {shown(name)} differs from its replica in {one.path}."
-            )
+        if self.check_replicas:
+            refuse_other_replica(name, first.origin, value.origin)
 
     def _joined(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.boxes import Box, full_box
-from ckptforge.checkpoints.duplicates import first_other, same_bytes
+from ckptforge.checkpoints.duplicates import first_other, refuse_other_replica
 from ckptforge.composing import value_of_parts
 from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
@@ -96,10 +96,8 @@ class Slices(msgspec.Struct, frozen=True):
                     f"{other.path}: {shown(name)} is of shape {list(other.shape)}, but its replica "
                     f"in {copies[0].path} of {list(copies[0].shape)}."
                 )
-            if self.check_replicas and not same_bytes(copies[0], other):
-                raise FormatError(
-                    f"{other.path}: {shown(name)} differs from its replica in {copies[0].path}."
-                )
+            if self.check_replicas:
+                refuse_other_replica(name, copies[0], other)
 
     def _whole(self, name: str, described: Described, parts: list[Stored]) -> Value:
         """A tensor that every rank wrote whole although metadata.json says that it is cut."""

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ckptforge.boxes import Box, full_box
-from ckptforge.checkpoints.duplicates import first_other, same_bytes
+from ckptforge.checkpoints.duplicates import first_other, refuse_other_replica
 from ckptforge.composing import value_of_parts
 from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
@@ -144,10 +144,8 @@ class _Ranks(msgspec.Struct, frozen=True):
         chosen: dict[Box, Stored] = {}
         for device, part in present.items():
             kept = chosen.setdefault(layout.box(full, device), part)
-            if self.check_replicas and kept is not part and not same_bytes(kept, part):
-                raise FormatError(
-                    f"{part.path}: {shown(name)} differs from its replica in {kept.path}."
-                )
+            if self.check_replicas and kept is not part:
+                refuse_other_replica(name, kept, part)
         if wrong := uncovered(full_box(full), list(chosen)):
             lacking = [str(file.path) for i, file in enumerate(of_stage) if i not in present]
             raise FormatError(
