@@ -476,7 +476,7 @@ def test_chunks_that_lead_elsewhere_are_refused(tmp_path):
         chunked(run, whole, {("w", (0,)): ("__0_0.distcp", start, length)}, one)
         refused_in(run, "but has|aren't lengths|isn't a zip archive|local header")
     chunked(run, whole, {("w", (1,)): ("__0_0.distcp", 0, len(one))}, one)
-    refused_in(run, r"'w' at \[0\] lies nowhere")
+    refused_in(run, r"'w' at \[0\] has no place in any file")
 
 
 def refused_in(directory, message):

@@ -148,7 +148,7 @@ class Described:
             parts: dict[Box, Value] = {}
             for about in described:
                 if self._counts(self._field(about, "size")) != shape:
-                    raise self._wrong(f"{shown(name)} has other lengths than by another rank")
+                    raise self._wrong(f"{shown(name)} has another shape than another rank says")
                 for chunk in self._field(about, "chunks"):
                     offsets = self._counts(self._field(chunk, "offsets"))
                     sizes = self._counts(self._field(chunk, "sizes"))
@@ -168,7 +168,7 @@ class Described:
         if info is None and not any(offsets):  # HyperParallel's of what isn't cut
             info = self.places.get((name, ()))
         if info is None:
-            raise self._wrong(f"{shown(name)} at {list(offsets)} lies nowhere")
+            raise self._wrong(f"{shown(name)} at {list(offsets)} has no place in any file")
         if self._field(info, "transform_descriptors", None):
             raise self._wrong(f"{shown(name)} is compressed or otherwise transformed")
         file = self._field(info, "relative_path")

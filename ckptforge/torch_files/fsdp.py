@@ -1,4 +1,4 @@
-"""Ranks of FSDP as verl saves them: `model_world_size_<W>_rank_<R>.pt`, of each rank a torch file
+"""Ranks of FSDP as verl saves them: `model_world_size_<W>_rank_<R>.pt`, for each rank a torch file
 with its part of every tensor.
 
 Source: verl `verl/utils/checkpoint/fsdp_checkpoint_manager.py`, torch 2.13

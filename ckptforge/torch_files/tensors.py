@@ -11,34 +11,11 @@ from typing import Any
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import MAX_DIMS
+from ckptforge.torch_files.dtypes import DTYPES, STORAGES
 from ckptforge.torch_files.parts import part_of
 from ckptforge.torch_files.pickle_data import Constructor, Inert, Named, refused
 from ckptforge.torch_files.views import Storage, Unreadable, View, is_count
 
-_STORAGES = {
-    "Double": "float64",
-    "Float": "float32",
-    "Half": "float16",
-    "BFloat16": "bfloat16",
-    "Char": "int8",
-    "Short": "int16",
-    "Int": "int32",
-    "Long": "int64",
-    "Byte": "uint8",
-    "Bool": "bool",
-    "ComplexFloat": "complex64",
-    "ComplexDouble": "complex128",
-}
-_DTYPES = {
-    **{f"torch.{name}": name for name in BY_NAME},
-    "torch.float8_e8m0fnu": "float8_e8m0",
-    "torch.half": "float16",
-    "torch.float": "float32",
-    "torch.double": "float64",
-    "torch.long": "int64",
-    "torch.int": "int32",
-    "torch.short": "int16",
-}
 _UNTYPED = "torch.storage.UntypedStorage"
 _WRAPPER = "torch._utils._rebuild_wrapper_subclass"
 _UNREADABLE = {
@@ -100,8 +77,8 @@ def is_inert(name: str) -> bool:
     """Whether a name stands for data beside the tensors, of which nothing is needed."""
     return (
         name in _INERT
-        or name in _DTYPES
-        or name.removeprefix("torch.").removesuffix("Storage") in _STORAGES
+        or name in DTYPES
+        or name.removeprefix("torch.").removesuffix("Storage") in STORAGES
         or name.startswith(_INERT_MODULES)
         or name in (_UNTYPED, "torch.storage.TypedStorage")
     )
@@ -113,7 +90,7 @@ def storage_of(where: str, said: Any) -> Storage:
         raise FormatError(f"{where}: a persistent id is {shown(said)}, expected a storage.")
     _, kind, key, _, length = said[:5]
     name = kind.name if isinstance(kind, Named) else ""
-    known = _STORAGES.get(name.removeprefix("torch.").removesuffix("Storage"))
+    known = STORAGES.get(name.removeprefix("torch.").removesuffix("Storage"))
     if (known is None and name != _UNTYPED) or not isinstance(key, str) or not is_count(length):
         raise FormatError(f"{where}: a storage is {shown(said)}, which isn't one of torch's.")
     return Storage(key, BY_NAME[known] if known is not None else None, length)
@@ -184,7 +161,7 @@ def _rebuild(where: str) -> Constructor:
         dtype = storage.dtype
         if dtype is None:
             named = metadata.name if isinstance(metadata, Named) else None
-            dtype = BY_NAME.get(_DTYPES.get(named or "", ""))
+            dtype = BY_NAME.get(DTYPES.get(named or "", ""))
             if dtype is None:
                 return Unreadable(f"a tensor of the dtype {shown(named)}")
         return _checked(where, View(storage, dtype, offset, tuple(shape), tuple(strides)))

@@ -16,6 +16,7 @@ from typing import Any
 from ckptforge.boxes import row_major_strides
 from ckptforge.errors import PlanError, shown
 from ckptforge.formats.layout import OutputFile, Seal, TensorSpec
+from ckptforge.torch_files.dtypes import STORAGES
 from ckptforge.torch_files.pickling import encoded, number, text, tuple_of
 from ckptforge.values import Extent, Place
 
@@ -23,21 +24,9 @@ _ALIGNMENT = 64
 _ROOT = "archive"  # as torch calls it where a file has no name
 _LOCAL = 30  # bytes of a local header before the name
 _CRC, _LISTED_CRC = 14, 16  # where the crc32 stands in a local header, and in an entry
-_STORAGES = {
-    "float64": "Double",
-    "float32": "Float",
-    "float16": "Half",
-    "bfloat16": "BFloat16",
-    "int8": "Char",
-    "int16": "Short",
-    "int32": "Int",
-    "int64": "Long",
-    "uint8": "Byte",
-    "bool": "Bool",
-    "complex64": "ComplexFloat",
-    "complex128": "ComplexDouble",
-}
-_UNTYPED = {  # torch has no class of storages for them
+_CLASSES = {dtype: name for name, dtype in STORAGES.items()}  # dtype → class of its storages
+# dtypes without such a class → torch's names of them
+_UNTYPED = {
     name: name for name in ("float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64")
 } | {"float8_e8m0": "float8_e8m0fnu"}
 _BIG = 0xFFFFFFFF
@@ -180,13 +169,13 @@ def _item(path: Path, key: int, spec: TensorSpec, name: str) -> bytes:
 def torch_dtype(path: Path, spec: TensorSpec) -> str:
     """What torch calls the dtype of a tensor. Raises `PlanError` for one that it doesn't have."""
     name = spec.dtype.name
-    if name not in _STORAGES and name not in _UNTYPED:
+    if name not in _CLASSES and name not in _UNTYPED:
         raise PlanError(f"{path}: torch has no dtype for {shown(spec.name)}, {spec.dtype}.")
     return _UNTYPED.get(name, name)
 
 
 def _tensor(path: Path, key: int, spec: TensorSpec) -> bytes:
-    typed, called = _STORAGES.get(spec.dtype.name), torch_dtype(path, spec)
+    typed, called = _CLASSES.get(spec.dtype.name), torch_dtype(path, spec)
     storage = b"ctorch\n%sStorage\n" % (typed or "").encode()
     if typed is None:
         storage = b"ctorch.storage\nUntypedStorage\n"
