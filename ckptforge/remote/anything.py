@@ -10,8 +10,7 @@ from ckptforge.errors import InputNotFoundError
 from ckptforge.remote.fsspec_calls import as_faults, file_system
 from ckptforge.remote.fsspec_uploads import FsspecUploads
 from ckptforge.remote.objects import Facts
-from ckptforge.remote.store import RemoteStore
-from ckptforge.remote.uploads import Uploads
+from ckptforge.remote.writable import WritableStore
 from ckptforge.storage.store import Store
 
 # what tells a content from others, as file systems call it
@@ -37,7 +36,7 @@ def any_store(scheme: str) -> Store | None:
         ) from error
     except ValueError:
         return None
-    return RemoteStore(Anything())
+    return WritableStore(Anything(), FsspecUploads)
 
 
 class Anything:
@@ -79,7 +78,3 @@ class Anything:
             data = system.cat_file(inner, start=start, end=start + len(into))
         into[: len(data)] = data
         return len(data)
-
-    def uploads(self) -> Uploads:
-        """How files are written."""
-        return FsspecUploads()

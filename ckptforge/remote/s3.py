@@ -19,9 +19,9 @@ from typing import Any
 
 from ckptforge.errors import InputNotFoundError
 from ckptforge.remote.objects import Facts, Passing, changed
+from ckptforge.remote.s3_uploads import S3Uploads
 from ckptforge.remote.service import Service, service_of
-from ckptforge.remote.store import RemoteStore
-from ckptforge.remote.uploads import Uploads
+from ckptforge.remote.writable import WritableStore
 from ckptforge.storage.endpoints import bucket_of
 from ckptforge.storage.store import Store
 from ckptforge.wording import install_hint
@@ -37,7 +37,7 @@ def s3_store(scheme: str) -> Store:
         raise InputNotFoundError(
             f"{scheme}:// needs {' and '.join(missing)}: {install_hint('s3')}."
         )
-    return RemoteStore(S3())
+    return WritableStore(S3(), S3Uploads)
 
 
 class S3:
@@ -92,12 +92,6 @@ class S3:
                 into[done : done + len(piece)] = piece
                 done += len(piece)
         return done
-
-    def uploads(self) -> Uploads:
-        """How objects are written."""
-        from ckptforge.remote.s3_uploads import S3Uploads
-
-        return S3Uploads()
 
     def _store(self, path: Path) -> tuple[Any, str]:
         """The bucket as obstore's store, and the key in it."""

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from ckptforge.remote.held import WINDOW, Held
 from ckptforge.remote.objects import Facts, Objects
@@ -74,14 +74,6 @@ class RemoteStore:
         except FileNotFoundError:
             return False
         return not kinds or found in kinds
-
-    def publisher(self) -> Any:
-        """How outputs appear here (`publish/publisher.py`); None where they can't be written."""
-        if (uploads := getattr(self._objects, "uploads", None)) is None:
-            return None
-        from ckptforge.remote.publishing import ByUpload
-
-        return ByUpload(self, uploads())
 
     def facts_now(self, path: Path) -> Facts | None:
         """What is known of an object, asked for again; None where there is none."""
