@@ -7,12 +7,21 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ckptforge.errors import FormatError, InputNotFoundError, shown
+from ckptforge.errors import FormatError, InputNotFoundError, UsageError, shown
 from ckptforge.foreign.files import is_there, read_small
 from ckptforge.spelling import option
 from ckptforge.wording import listing
 
 _MAX_TRACKER = 4096  # bytes
+
+
+def check_iteration(number: int | None, most: int) -> None:
+    """Raises `UsageError` for a number that no iteration that is written can have."""
+    if number is not None and not 0 <= number <= most:
+        raise UsageError(
+            f"{option('iteration', number)}: expected the number of a training step, from 0 to "
+            f"{most}."
+        )
 
 
 def refuse_other_step(directory: Path, number: int | None, step: int | None) -> None:

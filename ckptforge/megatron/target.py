@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from ckptforge.checkpoints.iterations import check_iteration
 from ckptforge.composing import terms_through
-from ckptforge.errors import PlanError, UsageError
+from ckptforge.errors import PlanError
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.megatron.arguments import arguments_of
 from ckptforge.megatron.config import MegatronConfig
@@ -32,7 +33,6 @@ from ckptforge.megatron.names import (
 from ckptforge.megatron.norms import norm_written
 from ckptforge.planning.lower import Part, PlacedFile
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.sizes import AxisSizes
@@ -42,7 +42,7 @@ from ckptforge.torch_files.pickle_data import Inert
 from ckptforge.torch_files.writing import lay_out_archive
 from ckptforge.values import Value
 
-_MAX_ITERATION = 10**12
+_MAX_ITERATION = 10**12 - 1
 _VERSION = 3.0  # checkpoint_version since 2020
 
 
@@ -65,11 +65,7 @@ class MegatronTarget:
         self, output: Path, known: Known, config: MegatronConfig, iteration: int | None
     ) -> None:
         refuse_name(output, directory=True)
-        if iteration is not None and not 0 <= iteration < _MAX_ITERATION:
-            raise UsageError(
-                f"{option('iteration', iteration)}: expected the number of a training step, which "
-                "isn't negative."
-            )
+        check_iteration(iteration, _MAX_ITERATION)
         self.output, self.known = output, known
         self.iteration = 1 if iteration is None else iteration
         assert known.table.pipeline is not None

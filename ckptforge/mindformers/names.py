@@ -15,7 +15,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = "metadata.json"
 COMMON = "common.json"
 MODEL, OPTIMIZER = "model", "opt"
-MAX_ITERATION = 10**18
+MAX_ITERATION = 10**18 - 1
 _ITERATION = re.compile(r"iteration_([0-9]{1,18})")
 _PART = re.compile(r"(?:(.+)-)?(model|opt)-([0-9]{7})-([0-9]{7})\.safetensors", re.DOTALL)
 

@@ -10,8 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.boxes import Box, box_shape, full_box
+from ckptforge.checkpoints.iterations import check_iteration
 from ckptforge.checkpoints.pynative_adapter import CONFIG, adapter_json
-from ckptforge.errors import UsageError
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.mindformers.common import ITERATION, Number, common_json, run_of
 from ckptforge.mindformers.describing import Cut, folded, metadata_json
@@ -31,7 +31,6 @@ from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.parallel.strategy_files import Strategy
 from ckptforge.parallel.target import held_by, lacking_notes, refuse_other_strategy
 from ckptforge.planning.lower import PlacedFile
-from ckptforge.spelling import option
 from ckptforge.tables.state import is_state
 from ckptforge.targets.mindspore import check_prefix, mindspore_file
 from ckptforge.targets.target import LaidOut
@@ -50,11 +49,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         version_of(self.version)
-        if self.iteration is not None and not 0 <= self.iteration < MAX_ITERATION:
-            raise UsageError(
-                f"{option('iteration', self.iteration)}: expected the number of a training step, "
-                "which isn't negative."
-            )
+        check_iteration(self.iteration, MAX_ITERATION)
 
     def target(
         self, out: Path, prefix: str, model: Model, strategy: Strategy | None
