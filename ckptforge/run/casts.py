@@ -23,9 +23,10 @@ from ckptforge.run.audit import CastCount
 from ckptforge.run.buffers import copy_runs
 
 Array = NDArray[Any]
-# Elements cast at a time. Each of the operations on them lets go of the interpreter, and threads
-# that take turns at it wait for one another: two cast 1.0 to 1.5 ns a number at 2^17, 0.5 to 0.6 at
-# 2^19, as one alone does 0.8.
+# Elements of 16 bits cast at a time; of wider ones fewer, so that as many bytes stay in a core's
+# cache. Each of the operations on them lets go of the interpreter, and threads that take turns at
+# it wait for one another: two cast 1.0 to 1.5 ns a number at 2^17, 0.5 to 0.6 at 2^19, as one alone
+# does 0.8.
 STEP = 1 << 19
 _SIGN = np.uint16(0x8000)
 _EXACT, _ROUNDED, _UNDERFLOW, _OVERFLOW = 0, 1, 2, 3
@@ -46,6 +47,7 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.near, self.back = np.empty(STEP, np.float32), np.empty(STEP, np.float64)
         self.work, self.beyond = np.empty(STEP, np.uint16), np.empty(STEP, np.bool_)
+        self.effects = np.empty(STEP, np.uint8)
 
 
 _scratch = _Scratch()
@@ -75,9 +77,10 @@ def _by_pieces(cast: Callable[[Array, Array, CastCount], None]) -> Cast:
 
     def whole(numbers: Array, out: Array) -> CastCount:
         count = CastCount(values=numbers.size)
+        step = 2 * STEP // max(numbers.itemsize, out.itemsize, 2)
         with np.errstate(all="ignore"):
-            for start in range(0, numbers.size, STEP):
-                piece, place = numbers[start : start + STEP], out[start : start + STEP]
+            for start in range(0, numbers.size, step):
+                piece, place = numbers[start : start + step], out[start : start + step]
                 made = place if place.flags.aligned else np.empty_like(place, subok=False)
                 cast(piece if piece.flags.aligned else piece.copy(), made, count)
                 if made is not place:
@@ -188,8 +191,8 @@ def _table_cast(source: DType, target: DType) -> Cast:
     def cast(numbers: Array, out: Array, count: CastCount) -> None:
         bits, made = numbers.view(np.uint16), out.view(np.uint16)
         if exact is None:
+            effects = np.take(effect, bits, out=_scratch.effects[: bits.size], mode="clip")
             np.take(table, bits, out=made, mode="clip")
-            odd = bits
         else:
             low, high, shift = exact
             work, beyond = _scratch.work[: bits.size], _scratch.beyond[: bits.size]
@@ -203,10 +206,10 @@ def _table_cast(source: DType, target: DType) -> Cast:
             suspects = np.flatnonzero(beyond)
             odd = bits[suspects]
             made[suspects] = table[odd]
-        effects = np.bincount(effect[odd], minlength=4)
-        count.rounded += int(effects[_ROUNDED])
-        count.underflowed += int(effects[_UNDERFLOW])
-        count.overflowed += int(effects[_OVERFLOW])
+            effects = effect[odd]
+        count.rounded += int(np.count_nonzero(effects == _ROUNDED))
+        count.underflowed += int(np.count_nonzero(effects == _UNDERFLOW))
+        count.overflowed += int(np.count_nonzero(effects == _OVERFLOW))
 
     return _by_pieces(cast)
 
