@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -182,10 +182,18 @@ class Encoding(Protocol):
     def identity(self) -> bytes:
         """Bytes that differ wherever it does, as those of a step."""
 
-    def encode(self, numbers: Array, name: str, out: Array) -> Any:
-        """Fills `out`, bytes, with what whole blocks of float32 numbers make, [rows, columns].
-        Returns what that did to them, as a `CastCount`, or None where that is counted elsewhere.
-        Raises errors of the numbers, with the tensor's `name`."""
+    @property
+    def family(self) -> Hashable:
+        """What encodings that are made together have alike, of the same numbers: those of a family
+        see the same blocks of the same shape."""
+
+    def encode(
+        self, numbers: Array, name: str, into: Sequence[tuple[Encoding, Array]]
+    ) -> Sequence[Any]:
+        """Fills bytes with what whole blocks of float32 numbers make, [rows, columns], for each of
+        some encodings of its family. Returns for each what that did to them, as a `CastCount`, or
+        None where that is counted with another. Raises errors of the numbers, with the tensor's
+        `name`."""
 
 
 class Fragment(msgspec.Struct, frozen=True, gc=False):

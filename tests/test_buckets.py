@@ -386,6 +386,24 @@ def test_clean_aborts_what_was_left(server, large):
     assert not uploads(client, out) and not objects(client, out.rpartition("/")[0])
 
 
+def test_codes_and_scales_are_written_to_a_bucket_and_read_of_one_once(
+    tmp_path, server, large, monkeypatch
+):
+    _, client, app = server
+    at, out = upload(client, large, "large"), place("fp8")
+    monkeypatch.setattr(store.PARTS, "limit", 6 * WINDOW)
+    options = {"to": "hub", "quantise": ["fp8-block128"]}
+    ckptforge.convert(large, tmp_path / "near", **options)
+    app.clear()
+    ckptforge.convert(at, tmp_path / "far", **options)
+    size = sum(path.stat().st_size for path in large.iterdir())
+    assert twice_read(app) == 0 and app.sent <= 1.2 * size
+    assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
+    ckptforge.convert(at, out, **options)  # from front to back, the scales before all codes
+    found = {name: text for name, text in objects(client, out).items() if "manifest" not in name}
+    assert found == files_of(tmp_path / "near")
+
+
 def test_what_is_turned_from_bucket_to_bucket_is_read_once(tmp_path, server, large, monkeypatch):
     _, client, app = server
     at, out = upload(client, large, "large"), place("out.ckpt")

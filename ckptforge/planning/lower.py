@@ -88,8 +88,10 @@ class Assemblies:
 
     def as_sources_lie(self) -> Iterator[Assembly]:
         """All of them, of so many files at a time together that what several are made of is read
-        once: those first whose sources lie first, whichever file they go to."""
-        if len(self.files) < 2:
+        once: those first whose sources lie first, whichever file they go to. A single file goes
+        from front to back, unless it holds codes, whose scales lie elsewhere in it."""
+        encoded = any(value.encoding is not None for value in self.values.values())
+        if len(self.files) < 2 and not encoded:
             yield from self
             return
         positions = Positions()

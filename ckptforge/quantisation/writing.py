@@ -111,9 +111,8 @@ def quantised(
         types |= dict.fromkeys(made, "W8A8_DYNAMIC")
     kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
     note = (
-        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}, of numbers that are read "
-        f"twice, for the codes and for the scales; {counted(len(kept), 'other tensor', 'have')} "
-        "several axes and stay as they are."
+        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}; "
+        f"{counted(len(kept), 'other tensor', 'have')} several axes and stay as they are."
     )
     ascend = code.name == "w8a8-dynamic"
     files = dict(side.files)

@@ -28,12 +28,13 @@ class Begun:
     def wrote(self, parts: Iterable[Move | Fill]) -> None:
         """Notes what has been written."""
         for part in parts:
-            path = part.place.path
-            done = self._done[path] = self._done[path] + part.nbytes
-            if done < self._sizes[path]:
-                self.files[path] = done, self._sizes[path]
-            else:
-                self.files.pop(path, None)
+            for place, nbytes in part.writes:
+                path = place.path
+                done = self._done[path] = self._done[path] + nbytes
+                if done < self._sizes[path]:
+                    self.files[path] = done, self._sizes[path]
+                else:
+                    self.files.pop(path, None)
 
 
 def telling(

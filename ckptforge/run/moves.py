@@ -35,6 +35,11 @@ class Move(msgspec.Struct, frozen=True):
     nbytes: int
 
     @property
+    def writes(self) -> tuple[tuple[Place, int], ...]:
+        """The tensor that it is written to, and how many bytes."""
+        return ((self.place, self.nbytes),)
+
+    @property
     def end(self) -> int:
         """The byte of the tensor after the last."""
         return self.place_start + self.nbytes

@@ -10,6 +10,7 @@ from ckptforge.planning.assembly import Assembly
 from ckptforge.run.budget import Budget
 from ckptforge.run.moves import Move
 from ckptforge.run.tasks import Fill, tasks_of
+from ckptforge.run.together import together
 
 _Spot = tuple[int, int]  # a source, by its number, and a byte of its file
 
@@ -20,9 +21,9 @@ def as_they_lie(
     """The tasks that make assemblies, those first that read what lies first in the first source."""
     found = [
         (_read_first(task, spots, sources), task)
-        for assembly in made
-        for spots in (_spots(assembly, sources),)
-        for task in tasks_of((assembly,), budget)
+        for group in together(made)
+        for spots in (_spots(group[0], sources),)
+        for task in tasks_of(group, budget)
     ]
     found.sort(key=lambda pair: pair[0])
     yield from (task for _, task in found)

@@ -15,7 +15,6 @@ from ckptforge.planning.plan import Plan
 from ckptforge.run.audit import Audit
 from ckptforge.run.blocks import Block, Hashes, block_count, blocks_of, hash_of
 from ckptforge.run.budget import Budget
-from ckptforge.run.moves import Move
 from ckptforge.run.needs import Consumer, Needs, Release
 from ckptforge.run.order import as_they_lie
 from ckptforge.run.page_cache import PageCache, exceeds_page_cache
@@ -188,8 +187,12 @@ class Schedule:
             done, digests = outcome
             for (entry, start), digest in digests.items():
                 self._passed(entry, start, digest)
-            for part, audit in zip(task.parts, done, strict=False):
-                self._written(part, audit)
+            for part, audits in zip(task.parts, done, strict=False):
+                for place, audit in (audits or {}).items():
+                    self.audit.merge(audit)
+                    self._audits.setdefault(place, Audit()).merge(audit)
+                for place, nbytes in part.writes:
+                    self._written(place, nbytes)
 
     def _passed(self, entry: Located, start: int, digest: bytes) -> None:
         """Notes the digest of a block that came by."""
@@ -198,12 +201,9 @@ class Schedule:
         elif self._sources is not None and (block := self._sources.passed(entry, start)):
             self._hashed_source(block, digest)
 
-    def _written(self, part: Move | Fill, audit: Audit | None) -> None:
-        place = part.place
-        if audit is not None and isinstance(part, Fill) and not part.assembly.replica:
-            self.audit.merge(audit)
-            self._audits.setdefault(place, Audit()).merge(audit)
-        self._unwritten[place] -= part.nbytes
+    def _written(self, place: Place, nbytes: int) -> None:
+        """Notes so many bytes of a tensor, and what is to be done when there are no more."""
+        self._unwritten[place] -= nbytes
         if self._unwritten[place]:
             return
         del self._unwritten[place]

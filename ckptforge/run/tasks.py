@@ -23,6 +23,7 @@ from ckptforge.run.passing import BLOCK_BYTES, Digests, Passing
 from ckptforge.run.pieces import MANY_CALLS, PIECE_BYTES, SUMS
 from ckptforge.run.source_hashes import SourceRun
 from ckptforge.run.tiles import Tile, best_form, inside, tiles
+from ckptforge.run.together import Together, together
 from ckptforge.storage.address import address
 from ckptforge.storage.files import read_pieces, write_exactly
 from ckptforge.storage.store import HashingReader
@@ -31,34 +32,44 @@ from ckptforge.values import Place
 if TYPE_CHECKING:
     from ckptforge.run.worker import Worker
 
+Audits = dict[Place, Audit]
+
 
 class Fill(msgspec.Struct, frozen=True):
-    """A tile of an output tensor to be put together from its sources."""
+    """A tile of output tensors that are made together, most often of one alone, to be put together
+    from its sources."""
 
-    assembly: Assembly
+    assemblies: Together
     tile: Tile
 
     @property
     def place(self) -> Place:
-        """Where the tensor will lie."""
-        return self.assembly.place
+        """Where the first of the tensors will lie."""
+        return self.assemblies[0].place
+
+    @property
+    def writes(self) -> tuple[tuple[Place, int], ...]:
+        """The tensors that it is written to, and how many bytes to each."""
+        return tuple(
+            (one.place, self.stored(one).elements * one.place.dtype.itemsize)
+            for one in self.assemblies
+        )
 
     @property
     def nbytes(self) -> int:
         """The bytes of the tile."""
-        return self.stored.elements * self.place.dtype.itemsize
+        return sum(nbytes for _, nbytes in self.writes)
 
-    @property
-    def stored(self) -> Tile:
-        """The window of the tensor in its file: where the tensor is made of codes, what those of
+    def stored(self, assembly: Assembly) -> Tile:
+        """The window of one of the tensors in its file: where it is made of codes, what those of
         the tile's numbers fill."""
-        encoding = self.assembly.encoding
+        encoding = assembly.encoding
         return self.tile if encoding is None else stored_tile(encoding, self.tile)
 
     @property
     def reads(self) -> Iterator[SourceRun]:
         """The bytes of stored tensors that the tile is made of, each from the first to the last."""
-        for fragment in self.assembly.fragments:
+        for fragment in self.assemblies[0].fragments:
             stored = fragment.stored
             for part in inside(fragment.transfer, self.tile):
                 first, length = stored.bytes_of(part.source, part.last_source + 1 - part.source)
@@ -66,33 +77,42 @@ class Fill(msgspec.Struct, frozen=True):
 
     @property
     def end(self) -> int:
-        """The byte of the tensor after the last of the tile."""
-        tile = self.stored
+        """The byte of the first tensor after the last of the tile."""
+        tile = self.stored(self.assemblies[0])
         return ((tile.r1 - 1) * tile.width + tile.c1) * self.place.dtype.itemsize
 
-    def do(self, worker: Worker) -> Audit:
-        """Makes it and writes it. Returns the counts of its casts."""
+    def do(self, worker: Worker) -> Audits:
+        """Makes it and writes it. Returns the counts of its casts, without those of replicas."""
         worker.audit = Audit()
-        place, tile, files = self.place, self.stored, worker.files
-        if self.assembly.encoding is None:
-            view = worker.assemble(self.assembly, tile).data
+        windows = list(map(self.stored, self.assemblies))
+        if self.assemblies[0].encoding is None:
+            made = [(worker.assemble(self.assemblies[0], self.tile), worker.audit)]
         else:
-            view = worker.encode(self.assembly, self.tile, tile).data
-        writer, itemsize = files.targets[place.path], place.dtype.itemsize
-        if worker.passing is not None and tile.run_count == 1:
-            worker.passing.feed(place, next(tile.runs())[0] * itemsize, view)
-        at = 0
-        with files.many_calls if tile.run_count > MANY_CALLS else files.turns[place.path]:
-            for first, count in tile.runs():
-                for offset, length in place.file_ranges(first * itemsize, count * itemsize):
-                    write_exactly(writer, offset, view[at : at + length], place.path)
-                    at += length
-        if tile.c1 == tile.width:  # the last of its rows
-            start, rows = tile.r0 * tile.width, tile.r1 - tile.r0
-            whole = place.file_ranges(start * itemsize, rows * tile.width * itemsize)
-            for offset, length in whole:
-                writer.begin_sync(offset, length)
-        return worker.audit
+            made = worker.encode(self.assemblies, self.tile, windows)
+        audits: Audits = {}
+        for one, window, (raw, audit) in zip(self.assemblies, windows, made, strict=True):
+            _write(worker, one.place, window, raw.data)
+            if not one.replica:
+                audits[one.place] = audit
+        return audits
+
+
+def _write(worker: Worker, place: Place, tile: Tile, view: memoryview) -> None:
+    """Writes a window of a tensor."""
+    writer, itemsize = worker.files.targets[place.path], place.dtype.itemsize
+    if worker.passing is not None and tile.run_count == 1:
+        worker.passing.feed(place, next(tile.runs())[0] * itemsize, view)
+    at, files = 0, worker.files
+    with files.many_calls if tile.run_count > MANY_CALLS else files.turns[place.path]:
+        for first, count in tile.runs():
+            for offset, length in place.file_ranges(first * itemsize, count * itemsize):
+                write_exactly(writer, offset, view[at : at + length], place.path)
+                at += length
+    if tile.c1 == tile.width:  # the last of its rows
+        start, rows = tile.r0 * tile.width, tile.r1 - tile.r0
+        whole = place.file_ranges(start * itemsize, rows * tile.width * itemsize)
+        for offset, length in whole:
+            writer.begin_sync(offset, length)
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -110,7 +130,7 @@ class Batch(msgspec.Struct, frozen=True):
         """The bytes that it writes."""
         return sum(part.nbytes for part in self.parts)
 
-    def do(self, worker: Worker) -> tuple[list[Audit | None], Digests]:
+    def do(self, worker: Worker) -> tuple[list[Audits | None], Digests]:
         """Makes them, until all workers are to stop. Returns what each did, and the digests of the
         blocks that came by whole."""
         worker.passing = Passing() if self.hashing else None
@@ -120,7 +140,7 @@ class Batch(msgspec.Struct, frozen=True):
         for reader, offset, length in _far_ranges(self.held, worker):
             holding.enter_context(reader.holding(offset, length))
         try:
-            done: list[Audit | None] = []
+            done: list[Audits | None] = []
             for part, coming in zip_longest(self.parts, self.parts[1:]):
                 if worker.files.stop.is_set():
                     break
@@ -175,9 +195,13 @@ class Sealing(msgspec.Struct, frozen=True):
 
 
 def tasks_of(assemblies: Iterable[Assembly], budget: Budget) -> Iterator[Move | Fill]:
-    """Assemblies cut into tiles, or into moves where bytes go over as they are."""
-    for assembly in assemblies:
-        yield from moves_of(assembly) or (Fill(assembly, one) for one in tiles_of(budget, assembly))
+    """Assemblies cut into tiles, or into moves where bytes go over as they are. Those that follow
+    each other and can be are made together, but for files that are written from front to back,
+    where one would have to be held until the other is written."""
+    found = ((one,) for one in assemblies) if budget.in_order else together(assemblies)
+    for group in found:
+        first = group[0]
+        yield from moves_of(first) or (Fill(group, one) for one in tiles_of(budget, first))
 
 
 def batches(tasks: Iterable[Move | Fill], nbytes: int, hashing: bool) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -67,18 +67,26 @@ class Worker:
             self.audit.add(kind, SUMS if dtype.itemsize > 2 else _FLOAT32, dtype, count)
         return made
 
-    def encode(self, assembly: Assembly, tile: Tile, stored: Tile) -> Array:
-        """The bytes of a `stored` tile that the numbers of a tile, of whole blocks, are encoded as.
+    def encode(
+        self, assemblies: Sequence[Assembly], tile: Tile, stored: Sequence[Tile]
+    ) -> list[tuple[Array, Audit]]:
+        """The bytes of the `stored` tiles that the numbers of a tile, of whole blocks, are encoded
+        as for each of some assemblies that are made together, and what that did to the numbers.
         They are the worker's until it makes another one."""
-        encoding, place = assembly.encoding, assembly.place
-        assert encoding is not None
-        size, sums = tile.elements, assembly.summed * tile.elements * SUMS.itemsize
-        made, plain, *summed = self.buffers.lend(
-            (stored.elements * place.dtype.itemsize, _offset(assembly, stored)),
+        assembly = assemblies[0]
+        encodings = [one.encoding for one in assemblies if one.encoding is not None]
+        encoding, size = encodings[0], tile.elements
+        sums = assembly.summed * size * SUMS.itemsize
+        plain, *lent = self.buffers.lend(
             (size * _FLOAT32.itemsize, 0),
             (sums, 0),
             (sums, 0),
+            *(
+                (window.elements * one.place.dtype.itemsize, _offset(one, window))
+                for one, window in zip(assemblies, stored, strict=True)
+            ),
         )
+        summed, made = lent[:2], lent[2:]
         numbers = as_numbers(plain, _FLOAT32)
         window = flat(tile, encoding.shape, list(assembly.fragments))
         if assembly.summed:
@@ -88,9 +96,14 @@ class Worker:
             terms = assembly.terms
             self._fill(assembly, terms[0], window, _FLOAT32, numbers, lambda *cast: None)
         matrix = numbers.reshape(-1, tile.columns)
-        if (count := encoding.encode(matrix, place.name, made)) is not None:
-            self.audit.add(assembly.kind, encoding.source, encoding.made, count)
-        return made
+        into = list(zip(encodings, made, strict=True))
+        audits = [Audit() for _ in made]
+        for audit, count in zip(
+            audits, encoding.encode(matrix, assembly.place.name, into), strict=True
+        ):
+            if count is not None:
+                audit.add(assembly.kind, encoding.source, encoding.made, count)
+        return list(zip(made, audits, strict=True))
 
     def _sum(self, assembly: Assembly, tile: Tile, total: Array, part: Array) -> Array:
         """The terms added up in float64, in their order, to be rounded once."""

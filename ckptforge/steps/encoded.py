@@ -9,6 +9,7 @@ code; what lies beyond the largest code becomes that).
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -89,10 +90,17 @@ class Encoded(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes that differ wherever it does."""
         return repr(("encoded", self.code, self.part, self.shape)).encode()
 
-    def encode(self, numbers: Any, name: str, out: Any) -> Any:
-        """Fills `out`, bytes, with what whole blocks of float32 numbers make, [rows, columns].
-        Returns what that did to them, as the count of a cast; None for scales. Raises
-        `QuantisedError`, with the tensor's `name`, for numbers that aren't finite."""
+    @property
+    def family(self) -> Hashable:
+        """Codes and scales of the same numbers are made together."""
+        return self.code, self.shape
+
+    def encode(self, numbers: Any, name: str, into: Sequence[tuple[Any, Any]]) -> list[Any]:
+        """Fills bytes with what whole blocks of float32 numbers make, [rows, columns]: codes,
+        scales, or both, each for its own encoding. Returns for each what that did to the numbers,
+        as the count of a cast; None for scales. Raises `QuantisedError`, with the tensor's `name`,
+        for numbers that aren't finite."""
         from ckptforge.steps.encoder import encode  # which needs numpy
 
-        return encode(self, numbers, name, out)
+        count = encode(into, numbers, name)
+        return [count if one.part == "codes" else None for one, _ in into]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,64 +12,45 @@ from ckptforge.errors import QuantisedError, printable
 from ckptforge.run.audit import CastCount
 from ckptforge.run.casts import numpy_dtype
 from ckptforge.steps.encoded import Code, Encoded
+from ckptforge.steps.piece import Piece
 
 Array = NDArray[Any]
 _SMALLEST = np.float32(2.0**-126)
 _BIAS = 127
-_LOWER, _HALF = np.uint32(0xFFFF), np.uint32(16)
-_PIECE = 1 << 16  # numbers
+_PIECE = 1 << 17  # numbers
 
 
-def encode(step: Encoded, numbers: Array, name: str, out: Array) -> CastCount | None:
-    """See `Encoded.encode`."""
-    code, (rows, columns) = step.code, step.block
-    high, width = step.unit
-    dtype = numpy_dtype(step.stored_dtype) if step.part == "scales" else np.dtype(np.uint8)
-    place = out.view(dtype).reshape(-(-len(numbers) // high), -1)
+def encode(into: Sequence[tuple[Encoded, Array]], numbers: Array, name: str) -> CastCount | None:
+    """See `Encoded.encode`. Returns what codes did to the numbers; None where there are none."""
+    code, block = into[0][0].code, into[0][0].block
+    places = [(one, _place(one, out, len(numbers))) for one, out in into]
+    coded = any(one.part == "codes" for one, _ in into)
     count = CastCount()
-    for r0, r1, c0, c1 in _pieces(numbers.shape, step.block):
-        blocks = _Blocks(numbers[r0:r1, c0:c1], rows, columns)
-        largest = blocks.reduced(np.maximum, np.abs(blocks.numbers))
+    for r0, r1, c0, c1 in _pieces(numbers.shape, block):
+        piece = Piece(numbers[r0:r1, c0:c1], *block)
+        largest = piece.largest()
         if not np.isfinite(largest).all():
             raise QuantisedError(
                 f"{printable(name)} is to be written as {code.name}, which has no code for NaN "
                 "and infinities, and holds some."
             )
         scales = scales_of(code, largest)
-        stored = place[r0 // high : -(-r1 // high), c0 // width : -(-c1 // width)]
-        if step.part == "scales":
-            stored[:] = scales if code.powers is None else np.frexp(scales)[1] - 1 + _BIAS
-            continue
-        scaled = blocks.numbers / blocks.spread(scales)
-        codes = codes_of(code, scaled)
-        raw = codes.reshape(r1 - r0, c1 - c0)
-        stored[:] = raw if code.dtype.per_byte == 1 else _packed(raw)
-        count.add(_count(code, blocks, scaled, codes, scales))
-    return count if step.part == "codes" else None
+        if coded:
+            count.add(piece.round(code, scales))
+        for one, place in places:
+            high, width = one.unit
+            stored = place[r0 // high : -(-r1 // high), c0 // width : -(-c1 // width)]
+            if one.part == "codes":
+                stored[:] = piece.codes if code.dtype.per_byte == 1 else _packed(piece.codes)
+            else:
+                stored[:] = scales if code.powers is None else np.frexp(scales)[1] - 1 + _BIAS
+    return count if coded else None
 
 
-class _Blocks:
-    """A piece of whole blocks: in one row of them, or, of blocks of one row, as [rows, blocks,
-    columns of a block]."""
-
-    def __init__(self, piece: Array, rows: int, columns: int) -> None:
-        self._flat = rows > 1
-        self._columns = columns
-        self.numbers = piece if self._flat else piece.reshape(len(piece), -1, columns)
-        self._starts = np.arange(0, piece.shape[1], columns)
-
-    def reduced(self, operation: np.ufunc, numbers: Array) -> Array:
-        """One number for each block, of those of the piece: [rows of blocks, blocks]."""
-        if not self._flat:
-            return np.asarray(operation.reduce(numbers, axis=2))
-        return np.asarray(operation.reduceat(operation.reduce(numbers, axis=0), self._starts))[None]
-
-    def spread(self, grid: Array) -> Array:
-        """A number for each of the piece, of its block."""
-        if not self._flat:
-            return np.asarray(grid[:, :, None])
-        wide = np.repeat(grid, self._columns, axis=1)
-        return np.asarray(wide[:, : self.numbers.shape[1]])
+def _place(one: Encoded, out: Array, height: int) -> Array:
+    """Bytes as what is stored of so many rows."""
+    dtype = numpy_dtype(one.stored_dtype) if one.part == "scales" else np.dtype(np.uint8)
+    return out.view(dtype).reshape(-(-height // one.unit[0]), -1)
 
 
 def _pieces(shape: tuple[int, ...], block: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
@@ -94,64 +74,7 @@ def scales_of(code: Code, largest: Array) -> Array:
     return np.asarray(scales, np.float32)
 
 
-def codes_of(code: Code, scaled: Array) -> Array:
-    """The bytes of the codes of float32 numbers: the nearest, ties to even, and the largest for
-    those beyond it."""
-    if not code.dtype.floating:
-        near = np.rint(scaled).clip(-code.largest, code.largest).astype(np.int8)
-        return np.asarray(near.view(np.uint8))
-    # The upper half of a float32 tells its code, which is far shorter, if its lowest bit is set
-    # where anything follows.
-    bits = scaled.view(np.uint32)
-    rest = np.bitwise_and(bits, _LOWER)
-    np.not_equal(rest, 0, out=rest, casting="unsafe")
-    upper = np.right_shift(bits, _HALF, dtype=np.uint32)
-    taken = np.take(_table(code), np.bitwise_or(upper, rest, out=upper), mode="clip")
-    return np.asarray(taken)
-
-
-@cache
-def _table(code: Code) -> Array:
-    """The code of each float32 whose lower half is 0, by its upper half."""
-    every = (np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)).view(np.float32)
-    with np.errstate(invalid="ignore"):
-        near = np.clip(np.nan_to_num(every, nan=0.0), -code.largest, code.largest)
-    return np.asarray(near.astype(numpy_dtype(code.dtype)).view(np.uint8))
-
-
-@cache
-def _numbers(code: Code) -> Array:
-    """The number that each byte of a code stands for."""
-    count = 1 << 8 // code.dtype.per_byte
-    made = np.arange(count, dtype=np.uint8).view(numpy_dtype(code.dtype)).astype(np.float32)
-    return np.asarray(made)
-
-
-def numbers_of(code: Code, codes: Array) -> Array:
-    """The float32 numbers that bytes of codes are, without scales."""
-    return np.asarray(np.take(_numbers(code), codes, mode="clip"))
-
-
 def _packed(codes: Array) -> Array:
     """Two in a byte, the first in the low bits."""
-    return np.asarray(codes[:, 0::2] | codes[:, 1::2] << np.uint8(4))
-
-
-def _count(code: Code, blocks: _Blocks, scaled: Array, codes: Array, scales: Array) -> CastCount:
-    """What became of numbers, measured before the scales, so that nothing is too small for it."""
-    made = numbers_of(code, codes)
-    zeros = int(np.count_nonzero(scaled != 0)) - int(np.count_nonzero(made != 0))
-    made -= scaled
-    changed = int(np.count_nonzero(made != 0))  # of bools, which are counted ten times as fast
-    weights = np.square(scales, dtype=np.float64)
-    errors = blocks.reduced(np.add, np.square(made, out=made))
-    squares = blocks.reduced(np.add, np.square(scaled, out=scaled))
-    worst = np.divide(errors, squares, out=np.zeros_like(errors), where=squares > 0)
-    return CastCount(
-        values=scaled.size,
-        underflowed=zeros,
-        rounded=changed - zeros,
-        error=float((errors * weights).sum()),
-        square=float((squares * weights).sum()),
-        worst=float(worst.max()),
-    )
+    pairs = codes.view("<u2")
+    return np.asarray(np.bitwise_or(pairs, pairs >> np.uint16(4)), np.uint8)
