@@ -158,6 +158,18 @@ def test_what_is_written_is_read_as_what_it_stands_for(tmp_path, kind):
         assert one.worst_tensor in weights and one.tensors == 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_holds_weights_and_not_their_codes(tmp_path, kind):
+    names = llama(tmp_path / "hub").keys()
+    ckptforge.convert(tmp_path / "hub", tmp_path / "q", to="hub", quantise=[kind])
+    model = ckptforge.open(tmp_path / "q")
+    assert model.keys() == names
+    model.save(tmp_path / "saved")
+    ckptforge.average(tmp_path / "mean", [tmp_path / "q", tmp_path / "q"])
+    assert ckptforge.inspect(tmp_path / "mean").layout == "hub"
+    assert ckptforge.compare(tmp_path / "mean", tmp_path / "saved").equal
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_blocks_of_fp8_come_back_as_the_same_codes(tmp_path, dtype):
     llama(tmp_path / "hub")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,10 @@ _WEIGHTS = ("bfloat16", "float16", "float32")
 
 
 class Undone(msgspec.Struct, frozen=True):
-    """A model with its quantised weights as what they stand for. `taken` are the scales and offsets
-    by which they are computed, `activations` those that only the quantised model needs."""
+    """A model with its quantised weights as what they stand for, without the tensors by which they
+    are computed; `activations` are scales that only the quantised model needs."""
 
     model: Model
-    taken: frozenset[str] = frozenset()
     activations: tuple[str, ...] = ()
 
 
@@ -78,12 +77,12 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
     beside = frozenset(tensor.name for step in steps.values() for tensor in step.inputs)
     undone = {name: _undone(model.values[name], step, dtype) for name, step in steps.items()}
     undone |= {one.name: replace(one.value, dtype=dtype) for one in packed}
-    values = _in_place(model.values, undone, packed)
     activations = tuple(name for name in tensors if name not in beside and is_of_activations(name))
     unused = tuple(dict.fromkeys(name for one in packed for name in one.beside))
     notes = (*_notes(tensors, steps, method), *_packed_notes(packed, method))
     taken = (beside | {name for one in packed for name in one.taken}) - undone.keys()
-    return Undone(replace(model, values=values).noting(*notes), taken, (*unused, *activations))
+    values = _in_place(model.values, undone, packed, taken)
+    return Undone(replace(model, values=values).noting(*notes), (*unused, *activations))
 
 
 def _read_by(value: Value) -> Stored | None:
@@ -98,15 +97,19 @@ def _read_by(value: Value) -> Stored | None:
 
 
 def _in_place(
-    values: Mapping[str, Value], undone: Mapping[str, Value], packed: Sequence[Packed]
+    values: Mapping[str, Value],
+    undone: Mapping[str, Value],
+    packed: Sequence[Packed],
+    taken: Collection[str],
 ) -> dict[str, Value]:
-    """All values, those of packed weights where their codes were."""
+    """All values but those `taken`, those of packed weights where their codes were."""
     makes = {one.taken[0]: one.name for one in packed}
     found: dict[str, Value] = {}
     for name, value in values.items():
         if (made := makes.get(name, name)) in undone:
             found[made] = undone[made]
-        found.setdefault(name, value)
+        elif name not in taken:
+            found[name] = value
     return found
 
 

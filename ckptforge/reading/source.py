@@ -165,7 +165,7 @@ def bind_source(model: Model, choices: Choices) -> Source:
     model = undone.model
     # tables have some names of weights that are like those of scales
     named = [name for name in undone.activations if not _known(known.tables, name)]
-    beside = {*undone.taken, *named, *state_in(model)}
+    beside = {*named, *state_in(model)}
     weights = ((name, value) for name, value in model.values.items() if name not in beside)
     shapes = NamedShapes((name, value.shape) for name, value in weights)
     try:

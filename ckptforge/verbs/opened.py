@@ -319,9 +319,4 @@ def _opened(model: Model, choices: Choices, window: Window, asked: bool) -> Open
         if asked:
             raise
         return OpenedModel(model, choices, window, None, str(error))
-    fragments = (fragment for value in source.model.values.values() for fragment in value.fragments)
-    taken = {one.name for fragment in fragments for step in fragment.steps for one in step.inputs}
-    values = {name: one for name, one in source.model.values.items() if name not in taken}
-    made = replace(source.model, values=values)
-    again = replace(choices, trim_vocab=False)
-    return OpenedModel(made, again, window, replace(source, model=made), "")
+    return OpenedModel(source.model, replace(choices, trim_vocab=False), window, source, "")
