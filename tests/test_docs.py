@@ -42,6 +42,14 @@ def test_links_lead_to_pages_and_headings_that_there_are(page):
         assert not anchor or anchor in _anchors(other), target
 
 
+@pytest.mark.parametrize("page", LINKED, ids=_name)
+def test_modules_and_names_in_the_text_exist(page):
+    """`run/run.py:run` names a function of a module of the package."""
+    for path, name in re.findall(r"`((?:\w+/)+\w+\.py)(?::(\w+))?`", page.read_text()):
+        found = next(top / path for top in (ROOT / "ckptforge", ROOT) if (top / path).exists())
+        assert not name or re.search(rf"^ *(?:def |class )?{name}\b", found.read_text(), re.M), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_row_of_a_table_has_a_cell_for_each_title(page):
     for table in re.findall(r"((?:^\|.*\|\n)+)", page.read_text(), re.M):
