@@ -43,7 +43,7 @@ KINDS = (
     ("cast", r"run/casts\.py"),
     ("transpose", r"run/transpose\.py"),
     ("shift", r"\bcopy_runs \(.*run/buffers\.py"),
-    ("sum", r"_sum \(.*run/worker\.py"),
+    ("sum", r"_sum \(.*run/assembler\.py"),
     ("compare", r"examine/"),
     ("copy by kernel", r"copy_from \(.*storage/"),
     ("read", r"(read_into|begin_read) \(.*storage/"),

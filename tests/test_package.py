@@ -298,6 +298,16 @@ def test_what_is_in_a_checkpoint_is_said_without_numpy_and_pydantic(path):
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
 
 
+def test_bytes_are_moved_without_numpy(tmp_path):
+    code = (
+        "import sys, ckptforge\nckptforge.to_ms(*sys.argv[1:], layout='dense')\n"
+        "assert not {'numpy', 'pydantic', 'click', 'torch'} & set(sys.modules)"
+    )
+    source = ROOT / "tests" / "fixtures" / "peer" / "hf_hub"
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "out")]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
 NEEDS = {"forward", "testing"}  # torch, mindspore or pytest, which may not be there
 LEAVES = {
     "adapters": ["adapters"],

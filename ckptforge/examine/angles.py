@@ -62,7 +62,10 @@ class _Product(msgspec.Struct, frozen=True):
 
     def do(self, worker: Worker) -> Products:
         """Reads both and multiplies them."""
-        made = worker.assemble(self.one, self.tile), worker.assemble(self.other, self.tile, True)
+        made = (
+            worker.assembler.assemble(self.one, self.tile),
+            worker.assembler.assemble(self.other, self.tile, True),
+        )
         a, b = (
             raw.view(numpy_dtype(side.place.dtype)).astype(np.float64)
             for raw, side in zip(made, (self.one, self.other), strict=True)

@@ -103,7 +103,7 @@ class _Errors(msgspec.Struct, frozen=True):
     def do(self, worker: Worker) -> CastCount:
         """Reads it on both sides."""
         a, b = (
-            worker.assemble(side, self.window, other=other).view(np.float32)
+            worker.assembler.assemble(side, self.window, other=other).view(np.float32)
             for side, other in ((self.pair.one, False), (self.pair.other, True))
         )
         shape = -1, self.tile.columns

@@ -176,8 +176,8 @@ class _Measurement(msgspec.Struct, frozen=True):
 
 
 def _both(pair: Pair, tile: Tile, worker: Worker) -> tuple[Array, Array]:
-    made = worker.assemble(pair.one, tile)
-    return made, worker.assemble(pair.other, tile, other=True)
+    made = worker.assembler.assemble(pair.one, tile)
+    return made, worker.assembler.assemble(pair.other, tile, other=True)
 
 
 def _equal(made: Array, theirs: Array, pair: Pair) -> bool:

@@ -56,7 +56,7 @@ class _Print(msgspec.Struct, frozen=True):
         """(the sum of its numbers with their places, the same with those of the transpose)."""
         shape, tile = self.assembly.place.shape, self.tile
         size = self.assembly.place.dtype.itemsize
-        made = worker.assemble(self.assembly, tile)
+        made = worker.assembler.assemble(self.assembly, tile)
         bits = made.view(f"u{size}") if size in (1, 2, 4, 8) else made.reshape(-1, size)[:, 0]
         straight = transposed = 0
         for start in range(0, tile.elements, STEP):

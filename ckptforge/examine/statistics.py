@@ -134,7 +134,7 @@ class _Sum(msgspec.Struct, frozen=True):
 
     def do(self, worker: Worker) -> tuple[Moments, NDArray[np.int64]]:
         """Reads it and sums it up."""
-        raw = worker.assemble(self.assembly, self.tile)
+        raw = worker.assembler.assemble(self.assembly, self.tile)
         numbers = raw.view(numpy_dtype(self.assembly.place.dtype))
         starts = range(0, numbers.size, _PIECE)
         counts = np.zeros(_CODES, np.int64)

@@ -82,7 +82,7 @@ def read_value(name: str, value: Value, worker: Worker) -> NDArray[Any]:
     out = np.empty(value.nbytes, np.uint8)
     itemsize = value.dtype.itemsize
     for tile in tiles_of(worker.budget, assembly):
-        made = worker.assemble(assembly, tile)
+        made = worker.assembler.assemble(assembly, tile)
         at = 0
         for first, count in tile.runs():
             length = count * itemsize

@@ -63,7 +63,7 @@ class Block(msgspec.Struct, frozen=True):
     def do(self, worker: Worker) -> bytes:
         """Its digest. Raises the errors of reading."""
         path, files = self.entry.path, worker.files
-        buffer = worker.buffers.lend((PIECE_BYTES, self.at))[0].data
+        buffer = worker.lend(PIECE_BYTES)
         reader = files.targets.get(path) or files.source(path)
         if isinstance(reader, HashingReader):
             while (known := reader.digest(self.at, self.length)) is None:

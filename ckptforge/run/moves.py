@@ -78,7 +78,7 @@ class Move(msgspec.Struct, frozen=True):
         """Copies the bytes from byte `done`, in pieces that stay in a core's cache."""
         files, path, passing = worker.files, self.place.path, worker.passing
         reader, writer = files.source(self.source.path), files.targets[path]
-        turn, memory = files.turns[path], worker.buffers.lend((PAGE + PIECE_BYTES, 0))[0].data
+        turn, memory = files.turns[path], worker.lend(PAGE + PIECE_BYTES)
         ahead = between(self.source_at, self.place_at)
         alike = is_block(self.source, self.source_start, self.nbytes) and is_block(
             self.place, self.place_start, self.nbytes

@@ -8,16 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ckptforge.errors import OutputError
 from ckptforge.planning.reads import Ranges
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
+from ckptforge.run.worker import Worker
 from ckptforge.storage.store import Writer
-
-if TYPE_CHECKING:
-    from ckptforge.run.worker import Worker
 
 Progress = Callable[[int, int], None]
 
@@ -68,8 +66,6 @@ def run_tasks(
         except BaseException as error:
             errors.append(error)
             files.stop.set()
-
-    from ckptforge.run.worker import Worker  # with numpy, for which no plan should wait
 
     errors: list[BaseException] = []
     with closing(OpenFiles(targets, read)) as files:

@@ -83,12 +83,13 @@ class Fill(msgspec.Struct, frozen=True):
 
     def do(self, worker: Worker) -> Audits:
         """Makes it and writes it. Returns the counts of its casts, without those of replicas."""
-        worker.audit = Audit()
+        assembler = worker.assembler
+        assembler.audit = Audit()
         windows = list(map(self.stored, self.assemblies))
         if self.assemblies[0].encoding is None:
-            made = [(worker.assemble(self.assemblies[0], self.tile), worker.audit)]
+            made = [(assembler.assemble(self.assemblies[0], self.tile), assembler.audit)]
         else:
-            made = worker.encode(self.assemblies, self.tile, windows)
+            made = assembler.encode(self.assemblies, self.tile, windows)
         audits: Audits = {}
         for one, window, (raw, audit) in zip(self.assemblies, windows, made, strict=True):
             _write(worker, one.place, window, raw.data)
@@ -172,7 +173,7 @@ class Verify(msgspec.Struct, frozen=True):
 
     def do(self, worker: Worker) -> None:
         """Reads it. Raises `FormatError` where they differ."""
-        buffer = worker.buffers.lend((PIECE_BYTES, 0))[0].data
+        buffer = worker.lend(PIECE_BYTES)
         self.file.verify(buffer, worker.files.stop.is_set)
 
 
@@ -185,7 +186,7 @@ class Sealing(msgspec.Struct, frozen=True):
 
     def do(self, worker: Worker) -> None:
         """Computes it and writes it. Raises the errors of reading and writing."""
-        buffer = worker.buffers.lend((PIECE_BYTES, 0))[0].data
+        buffer = worker.lend(PIECE_BYTES)
         writer, seal, crc = worker.files.targets[self.path], self.seal, 0
         for piece in read_pieces(writer, seal.start, seal.length, buffer, self.path):
             crc = zlib.crc32(piece, crc)

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
 from ckptforge.examine.window import read_value
+from ckptforge.run.assembler import as_numbers
 from ckptforge.run.budget import Budget
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.files import OpenFiles
-from ckptforge.run.worker import Worker, as_numbers
+from ckptforge.run.worker import Worker
 from ckptforge.values import Fragment, Step, Stored, Term, Value, Window, whole_transfer
 
 Array = NDArray[Any]
@@ -58,7 +59,7 @@ class StepTests:
         worker = _worker()
         rows, columns = _matrix(case.stored)
         numbers = _numbers(case, worker)
-        prepared = case.step.prepare(case.stored, worker.read_whole)
+        prepared = case.step.prepare(case.stored, worker.assembler.read_whole)
         whole = numbers.copy()
         prepared.apply(whole, [Window(0, 0, rows, 0, columns)])
         if case.expected is not None:
@@ -82,10 +83,10 @@ class StepTests:
 
     def test_its_memory_is_an_upper_bound(self, case: StepCase) -> None:
         worker = _worker()
-        case.step.prepare(case.stored, worker.read_whole)  # opens files, and imports
+        case.step.prepare(case.stored, worker.assembler.read_whole)  # opens files, and imports
         tracemalloc.start()
         try:
-            prepared = case.step.prepare(case.stored, worker.read_whole)
+            prepared = case.step.prepare(case.stored, worker.assembler.read_whole)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -101,7 +102,7 @@ class StepTests:
         )
         numbers = _numbers(case, _worker())
         rows, columns = _matrix(case.stored)
-        case.step.prepare(case.stored, _worker().read_whole).apply(
+        case.step.prepare(case.stored, _worker().assembler.read_whole).apply(
             numbers, [Window(0, 0, rows, 0, columns)]
         )
         for memory in (1 << 20, 1 << 14, 1 << 12):
@@ -128,7 +129,7 @@ def _matrix(stored: Stored) -> tuple[int, int]:
 
 def _numbers(case: StepCase, worker: Worker) -> Array:
     """The stored numbers as the step gets them."""
-    raw = worker.read_whole(case.stored, None).reshape(-1).view(np.uint8)
+    raw = worker.assembler.read_whole(case.stored, None).reshape(-1).view(np.uint8)
     dtype: DType = case.step.gives(case.stored.dtype)
     found = np.empty(case.stored.elements, numpy_dtype(dtype))
     cast_function(case.stored.dtype, dtype)(as_numbers(raw, case.stored.dtype), found)
