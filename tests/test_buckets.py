@@ -391,7 +391,7 @@ def test_codes_and_scales_are_written_to_a_bucket_and_read_of_one_once(
 ):
     _, client, app = server
     at, out = upload(client, large, "large"), place("fp8")
-    monkeypatch.setattr(store.PARTS, "limit", 6 * WINDOW)
+    monkeypatch.setattr(PARTS, "limit", 6 * WINDOW)
     options = {"to": "hub", "quantise": ["fp8-block128"]}
     ckptforge.convert(large, tmp_path / "near", **options)
     app.clear()
