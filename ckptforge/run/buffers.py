@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.run.memory import fresh_memory
 from ckptforge.run.pieces import LINE
 
 Array = NDArray[Any]
@@ -34,10 +34,7 @@ class Buffers:
             end = -(-(starts[-1] + size) // LINE) * LINE
         if self._memory.size < end:
             self._memory = np.empty(0, np.uint8)  # the old memory goes before the new comes
-            fresh = mmap.mmap(-1, end)
-            if hasattr(mmap, "MADV_HUGEPAGE"):  # columns of a transposition lie in many pages
-                fresh.madvise(mmap.MADV_HUGEPAGE)
-            self._memory = np.frombuffer(fresh, np.uint8)
+            self._memory = np.frombuffer(fresh_memory(end), np.uint8)
         pairs = zip(starts, wanted, strict=True)
         return [self._memory[start : start + size] for start, (size, _) in pairs]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
+from ckptforge.run.memory import fresh_memory
 from ckptforge.run.passing import Passing
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Worker:
     def lend(self, nbytes: int) -> memoryview:
         """So many bytes from the beginning of a page, the caller's until the next call."""
         if len(self._memory) < nbytes:
-            self._memory = memoryview(mmap.mmap(-1, nbytes))
+            self._memory = fresh_memory(nbytes)
         return self._memory[:nbytes]
 
     @cached_property
