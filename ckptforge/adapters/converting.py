@@ -102,7 +102,8 @@ class _Stack(msgspec.Struct, frozen=True):
     def values(
         self, adapter: Adapter, sizes: AxisSizes, rank: int, dtype: DType | None
     ) -> dict[str, Value]:
-        """A of shape (rank, in) and B of shape (out, rank)."""
+        """A of shape (rank, in) and B of shape (out, rank). Raises `LayoutError` for factors
+        that don't fit each other, and `PlanError` for what can't become one tensor."""
         columns = self.blocks[0].columns
         if wrong := [one for one in self.blocks if one.columns != columns]:
             raise LayoutError(

@@ -61,7 +61,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, dict=True):
     content: Mapping[str, Any]
 
     def rank(self, module: str) -> int:
-        """r of a module of that name."""
+        """r of a module of that name. Raises `FormatError`."""
         found = self._own("rank_pattern", module, self.content.get("r", DEFAULT))
         if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < 1 << 31:
             raise FormatError(f"{self.where}: r is {shown(found)}, expected a positive integer.")

@@ -29,7 +29,8 @@ _STEP = re.compile(r".*-([0-9]+)_([0-9]+)\.[^.]+", re.DOTALL)
 
 
 def rank_directories(directory: Path) -> dict[int, Path]:
-    """rank → directory, for the `rank_<r>` directories in `directory`, in numeric order."""
+    """rank → directory, for the `rank_<r>` directories in `directory`, in numeric order. Raises
+    `FormatError` where two are of one rank."""
     ranks: dict[int, Path] = {}
     for path in entries_of(directory):
         match = _RANK.fullmatch(path.name)
@@ -51,7 +52,8 @@ def is_unified(directory: Path) -> bool:
 def read_unified(directory: Path) -> list[FileIndex]:
     """The files of MindSpore's `unified_safetensors`: the parts named by `param_name_map.json`, and
     the hyper parameters. Of a tensor that several hold, the one in the file that the map names; see
-    `without_duplicates`."""
+    `without_duplicates`. Raises `InputNotFoundError` for a file that isn't there, and
+    `FormatError`."""
     map_path = directory / UNIFIED_MAP
     weight_map = weight_map_of(map_path, "parameter")
     names = sorted(set(weight_map.values()))

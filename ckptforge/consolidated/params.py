@@ -51,7 +51,7 @@ def config_of(
     switches: Switches,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(a config.json that says what a params.json and the shapes of the tensors say, sentences
-    about what neither does). `switches` are those of the layout's table."""
+    about what neither does). `switches` are those of the layout's table. Raises `ConfigError`."""
     moe = params.get("moe")
     if moe is not None and not isinstance(moe, dict):
         raise ConfigError(f"{where}: moe is {shown(moe)}, expected an object.")

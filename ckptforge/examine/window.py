@@ -35,7 +35,8 @@ class Window:
         self._own = threading.local()
 
     def read(self, name: str, value: Value) -> NDArray[Any]:
-        """A value as an array. Raises the errors of reading."""
+        """A value as an array. Raises `UsageError` after it was closed, and the errors of
+        reading."""
         if self._files.stop.is_set():
             raise UsageError(f"{name} can't be read: the model was closed; open it again.")
         cached = cache_bytes([value])

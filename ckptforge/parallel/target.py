@@ -116,7 +116,8 @@ def lacking_notes(strategy: Strategy, specs: Sequence[TensorSpec]) -> tuple[str,
 
 
 def held_by(strategy: Strategy, stage: int, specs: Sequence[TensorSpec]) -> list[_Held]:
-    """The tensors of a stage's ranks, and how they are cut: None where no stage has one."""
+    """The tensors of a stage's ranks, and how they are cut: None where no stage has one. Raises
+    `PlanError` for one that the strategy can't cut."""
     found: list[_Held] = []
     for spec in specs:
         layout = strategy.stages[stage].get(spec.name)

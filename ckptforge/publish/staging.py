@@ -278,7 +278,8 @@ def _refuse_replaced(staging: Staging, plan: Plan) -> None:
 
 
 def make_parents(disk: FileSystem, output: Path) -> list[Path]:
-    """Makes the directories above the output, durably; returns the new ones, highest first."""
+    """Makes the directories above the output, durably; returns the new ones, highest first. Raises
+    `OutputError`."""
     try:
         made = make_directories(disk, absolute(output).parent)
         for directory in made:

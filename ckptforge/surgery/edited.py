@@ -78,7 +78,8 @@ def changed(
     stateful: bool = True,
 ) -> tuple[Model, list[str]]:
     """(the model after a change of axes, what config.json can't say of it); `config` is what it
-    says of all that isn't a length, `wrong` what it can't say of that."""
+    says of all that isn't a length, `wrong` what it can't say of that. Raises `UsageError` for
+    tensors that can't follow."""
     binding, model = source.binding, source.model
     factors = factor_names(binding, source.unmapped)
     refuse_unmapped(source, factors)

@@ -68,7 +68,8 @@ class DistributedCheckpoint:
         return is_there(directory / METADATA) or is_there(directory / "__0.metadata")
 
     def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
-        """All tensors, put together of their chunks; what else was saved is passed over."""
+        """All tensors, put together of their chunks; what else was saved is passed over. Raises
+        `InputNotFoundError` and `FormatError`."""
         refuse_step(step, directory, "one checkpoint")
         described = Described(directory)
         values = dict(described.values())

@@ -49,7 +49,8 @@ class FsdpRanks:
         return any(_FILE.fullmatch(entry.name) for entry in entries_of(directory))
 
     def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
-        """All tensors, put together of the parts of the ranks."""
+        """All tensors, put together of the parts of the ranks. Raises `InputNotFoundError` and
+        `FormatError`."""
         refuse_step(step, directory, "one checkpoint")
         parts: dict[str, list[Part]] = {}
         files = []

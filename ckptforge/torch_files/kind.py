@@ -25,7 +25,7 @@ class TorchDirectory:
         return is_there(directory / SINGLE) or is_there(directory / INDEX)
 
     def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
-        """All files as one model."""
+        """All files as one model. Raises `InputNotFoundError` and `FormatError`."""
         refuse_step(step, directory, "a Hugging Face directory")
         index = directory / INDEX
         weight_map = weight_map_of(index) if is_there(index) else {}

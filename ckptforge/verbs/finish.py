@@ -19,7 +19,8 @@ def finish(options: Finish) -> Result:
     """Checks that all parts of a job, which were run with `part`, have written what they were to,
     and publishes the output as one process would have. Returns a `Result`.
 
-    Raises `OutputError` that names the parts that are missing or not finished.
+    Raises `OutputError` that names the parts that are missing or not finished, and `UsageError`
+    where relative paths would be of another directory.
     """
     import ckptforge
     from ckptforge.machines.parts import Parts

@@ -77,7 +77,8 @@ def _alpha(options: Converting) -> float | None:
 
 
 def wants_adapter(model: Model, options: Converting) -> bool:
-    """Whether an input is an adapter, or only its adapter is wanted."""
+    """Whether an input is an adapter, or only its adapter is wanted. Raises `UsageError` where
+    one is to be merged into it."""
     if not options.adapter and not holds_only_factors(model):
         return False
     if options.merge_lora is not None:
@@ -95,7 +96,8 @@ def adapter_job(
     spread: Spread,
     target: str | None,
 ) -> Job:
-    """The job that converts an adapter, to `target` or its family's first layout."""
+    """The job that converts an adapter, to `target` or its family's first layout. Raises
+    `UsageError` for an adapter of the other family, and what converting it raises."""
     reads, found = choices.family, "huggingface" if model.format == "peft adapter" else "mindspore"
     if reads not in (None, found) and any(map(is_lora, model.values)):
         if reads == "huggingface" and any(n.startswith("base_model.model.") for n in model.values):

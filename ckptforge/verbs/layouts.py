@@ -105,7 +105,8 @@ def refuse_shards(shards: int, layout: Layout | None) -> None:
 
 
 def megatron_job(verb: str, source: Source, target: Layout, options: Convert) -> Job:
-    """The job that writes a model as Megatron's trainers hold it."""
+    """The job that writes a model as Megatron's trainers hold it. Raises `UsageError` for options
+    that aren't for that, and `ConfigError`."""
     from ckptforge.megatron.config import MegatronConfig, read_megatron_config
     from ckptforge.megatron.target import Known, MegatronTarget
 

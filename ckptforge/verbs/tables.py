@@ -144,7 +144,8 @@ def check_table(options: MappingCheck) -> Checked:
 
 
 def count(table: Table, layout: Layout, config: Config, where: str) -> Count:
-    """A model's stored tensors and parameters in a layout. Raises `ConfigError`."""
+    """A model's stored tensors and parameters in a layout. Raises `UsageError` where a length isn't
+    given, and `ConfigError`."""
     lengths = lengths_of(table, config, where)
     present = table.present(layout, config, lengths)
     used = {
