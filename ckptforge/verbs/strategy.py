@@ -41,7 +41,6 @@ def strategy(options: StrategyOptions) -> Result:
     """
     from ckptforge.parallel.config_file import read_parallel_config
     from ckptforge.parallel.join import held_by_ranks
-    from ckptforge.parallel.strategy_files import strategy_bytes
 
     refuse_name(options.out_dir, directory=True)
     parallel = read_parallel_config(options.parallel_config)
@@ -65,10 +64,6 @@ def strategy(options: StrategyOptions) -> Result:
     dtype = parse_target(options.dtype)
     values = convert(source.binding, target, source.model.values, dtype, partly=True).values
     computed = compute_strategy(parallel, source, target, specs_of(values))
-    files = {}
-    for stage, layouts in enumerate(computed.stages):
-        name = f"ckpt_strategy_rank_{stage * computed.devices}.{options.format}"
-        files[name] = strategy_bytes(stage, layouts, as_json=options.format == "json")
     parts = [asdict(one) for one in lines_of(held_by_ranks(values, computed))]
     facts = facts_of(source.model, table.name, target.name, computed.extent, None)
     plan = Plan(
@@ -76,11 +71,23 @@ def strategy(options: StrategyOptions) -> Result:
         output=options.out_dir,
         assemblies=Assemblies({}, ()),
         sources=source.model.files,
-        small_files=files,
+        small_files=_files(computed, options.format),
         account=Account().noting(*source.model.notes, *layout_notes),
         facts={**facts, "cuts": _cuts(computed), "parts": parts},
     )
     return run_job(Job(plan, manifest=False), options)
+
+
+def _files(strategy: Strategy, format: str) -> dict[str, bytes]:
+    """A strategy file for each stage, named after its first rank."""
+    from ckptforge.parallel.strategy_files import strategy_bytes
+
+    return {
+        f"ckpt_strategy_rank_{stage * strategy.devices}.{format}": strategy_bytes(
+            stage, layouts, as_json=format == "json"
+        )
+        for stage, layouts in enumerate(strategy.stages)
+    }
 
 
 def _cuts(strategy: Strategy) -> list[dict[str, Any]]:

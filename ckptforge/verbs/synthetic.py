@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ckptforge.checkpoints import huggingface
 from ckptforge.dtypes import BY_NAME, DType
@@ -51,7 +54,6 @@ def write_model(
     shards = {name: safetensors.ordered(tensors) for name, tensors in cut.items()}
     if len(shards) > 1:
         (directory / huggingface.INDEX).write_bytes(index_json(shards))
-    cast = cast_function(BY_NAME["float32"], stored) if dtype != "float32" else None
     for name, tensors in shards.items():
         laid_out = safetensors.lay_out(directory / name, tensors, {"format": "pt"})
         with (directory / name).open("wb") as file:
@@ -61,20 +63,30 @@ def write_model(
                 file.truncate(laid_out.size)
                 continue
             for tensor in tensors:
-                name = copies.get(tensor.name, tensor.name)
-                random = np.random.default_rng((seed, zlib.crc32(name.encode())))
-                left = tensor.nbytes // tensor.dtype.itemsize
-                if not tensor.dtype.floating:
-                    file.write(random.integers(0, 2, left, np.int64).data)
-                    continue
-                while left:
-                    count = min(left, _PIECE)
-                    numbers = random.standard_normal(count, np.float32) * np.float32(0.1)
-                    made = numbers if cast is None else np.empty(count, numpy_dtype(stored))
-                    if cast is not None:
-                        cast(numbers, made)
-                    file.write(made.view(np.uint8).data)
-                    left -= count
+                original = copies.get(tensor.name, tensor.name)
+                random = np.random.default_rng((seed, zlib.crc32(original.encode())))
+                for numbers in _numbers(random, tensor):
+                    file.write(numbers.view(np.uint8).data)
+
+
+def _numbers(random: np.random.Generator, tensor: TensorSpec) -> Iterator[NDArray[Any]]:
+    """The numbers of a tensor, in pieces."""
+    left, dtype = tensor.nbytes // tensor.dtype.itemsize, tensor.dtype
+    if not dtype.floating:
+        yield random.integers(0, 2, left, np.int64)
+        return
+    float32 = BY_NAME["float32"]
+    cast = None if dtype == float32 else cast_function(float32, dtype)
+    while left:
+        count = min(left, _PIECE)
+        numbers = random.standard_normal(count, np.float32) * np.float32(0.1)
+        if cast is None:
+            yield numbers
+        else:
+            made = np.empty(count, numpy_dtype(dtype))
+            cast(numbers, made)
+            yield made
+        left -= count
 
 
 def _specs(
