@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -215,8 +214,3 @@ def mixed(*mutators: Mutator) -> Mutator:
         return random.choice([*mutators, *mutators, mangle])(data, seeds, random)
 
     return mutate
-
-
-def minimal(data: bytes) -> bytes:
-    """JSON without spaces."""
-    return json.dumps(json.loads(data), separators=(",", ":"), ensure_ascii=False).encode()

@@ -97,7 +97,8 @@ class Described:
         self.others: list[str] = []
         self.repeated: set[str] = set()
         paths = [self.path] if is_there(self.path) else _of_ranks(directory)
-        for self.path in paths:
+        for path in paths:
+            self.path = path
             self._read()
         self.held: dict[Path, dict[str, Stored]] = {}
         self.ranks: dict[Path, FileIndex] = {}

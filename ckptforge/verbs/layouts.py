@@ -20,7 +20,7 @@ from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.table import Layout
 from ckptforge.targets.distributed import DistributedTarget
 from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
-from ckptforge.targets.target import facts_of, plan_for
+from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Convert, Converting, ToTorch
 from ckptforge.verbs.options.dtypes import parse_target
@@ -79,18 +79,23 @@ def hugging_face_job(
 
 def consolidated_job(verb: str, source: Source, target: Layout, options: Convert) -> Job:
     """The job that writes a model as its makers publish it."""
-    from ckptforge.consolidated.target import ConsolidatedTarget
-
     model = _in_layout(source, target, options, None, False)
-    place = ConsolidatedTarget(
-        output=options.out,
-        layout=target,
-        sizes=source.binding.sizes,
-        shards=options.shards,
-        side=source.hugging_face,
-    )
+    place = consolidated_target(source, target, options.out, options.shards)
     plan = plan_for(verb, model, place, _facts(source, target, options))
     return Job(plan, source.table, target, source.hugging_face, tied=tied(source))
+
+
+def consolidated_target(source: Source, layout: Layout, out: Path, shards: int) -> Target:
+    """The files of a release for a model in a layout of its makers', in so many shards."""
+    from ckptforge.consolidated.target import ConsolidatedTarget
+
+    return ConsolidatedTarget(
+        output=out,
+        layout=layout,
+        sizes=source.binding.sizes,
+        shards=shards,
+        side=source.hugging_face,
+    )
 
 
 def refuse_shards(shards: int, layout: Layout | None) -> None:

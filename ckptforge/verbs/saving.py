@@ -21,7 +21,7 @@ from ckptforge.targets.huggingface import HuggingFaceTarget, parse_size
 from ckptforge.targets.single import FileTarget
 from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
-from ckptforge.verbs.layouts import refuse_shards
+from ckptforge.verbs.layouts import consolidated_target, refuse_shards
 from ckptforge.verbs.options.opening import Save
 from ckptforge.verbs.options.shared import DCP, MINDFORMERS
 from ckptforge.verbs.options.surgery import Average, Edit
@@ -90,15 +90,7 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
             "which MindFormers doesn't train with; take it to one of its layouts first."
         )
     if source is not None and source.binding.layout.family == "consolidated":
-        from ckptforge.consolidated.target import ConsolidatedTarget
-
-        return ConsolidatedTarget(
-            output=options.out,
-            layout=source.binding.layout,
-            sizes=source.binding.sizes,
-            shards=options.shards,
-            side=source.hugging_face,
-        )
+        return consolidated_target(source, source.binding.layout, options.out, options.shards)
     hub = hub and not asked
     if hub and not cut and options.format == DCP:
         side = read.hugging_face if isinstance(read, Source) else known_of(model, read).side
