@@ -187,9 +187,10 @@ def parse_config(content: bytes, where: str) -> AdapterConfig:
 
 
 def read_config(directory: Path) -> tuple[bytes, AdapterConfig]:
-    """A directory's adapter_config.json, as it is and parsed. Raises `FormatError`."""
+    """A directory's adapter_config.json, as it is and parsed. Raises `InputNotFoundError` and
+    `FormatError`."""
     path = directory / CONFIG
-    is_there(path)
+    is_there(path)  # raises for a directory or a link to nowhere of that name
     content = read_small(path, _MAX_CONFIG)
     return content, parse_config(content, str(path))
 

@@ -169,7 +169,8 @@ class _S3Upload:
         for sent in self._sending:
             sent.cancel()
         for sent in self._sending:
-            sent.cancelled() or sent.exception()
+            if not sent.cancelled():
+                sent.exception()  # waits
         if self.name is not None and not self._there:
             with _as_os_errors(self._path):
                 try:
@@ -183,8 +184,9 @@ def _on_condition(ask: Any, path: Path, replace: bool, **what: Any) -> None:
     none, for services that know that."""
     from botocore.exceptions import ClientError
 
+    condition = {} if replace else {"IfNoneMatch": "*"}
     try:
-        ask(**what) if replace else ask(IfNoneMatch="*", **what)
+        ask(**condition, **what)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if not replace and code in _TAKEN:
