@@ -421,7 +421,7 @@ def test_the_tracker_and_the_step_say_which_iteration(run):
         ({TENSOR: 3}, r"its axis \w+ \(\w+.*\) is \d+, which can't be cut into 3 parts"),
         ({STAGES: 3}, "2 layers can't be divided into 3 parts of equal length"),
         ({STAGES: 2, "num_layer_list": "1,2"}, "into 2 parts of lengths 1, 2"),
-        ({"num_layer_list": "1,x"}, "'1,x' isn't numbers joined by commas"),
+        ({"num_layer_list": "1,x"}, "num_layer_list is '1,x', expected numbers joined by commas"),
         ({STAGES: 2, "noop_layers": [9, 1]}, "noop_layers has 9, expected 0 to 3"),
         ({PART: 2}, "num_layers_per_virtual_pipeline_stage is 2, which doesn't divide the 2"),
         ({TENSOR: 4, EXPERT_TENSOR: 2}, "expert_tensor_parallel_size is 2, expected 1 or 4"),

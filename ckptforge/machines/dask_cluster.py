@@ -52,7 +52,10 @@ def dask_executor(where: str, shared: Path) -> Iterator[Executor]:
         try:
             client = Client(cluster, timeout=_SECONDS)
         except (OSError, ValueError) as error:
-            raise OutputError(f"no scheduler of dask answers at {where}: {error}.") from error
+            raise OutputError(
+                f"no scheduler of dask answers at {where}: {error}. Start one (dask scheduler), or "
+                f"give the address of one that runs with {option('dask')}."
+            ) from error
         with client:
             _check_workers(client, where, shared)
             yield client.get_executor()

@@ -184,7 +184,8 @@ class _Execution:
             raise
         except RuntimeError as error:
             raise OutputError(
-                f"{self.plan.output}: the executor takes no work: {error}."
+                f"{self.plan.output}: the executor takes no work: {error}; give one that "
+                "wasn't shut down."
             ) from error
 
     def _directory(self) -> str | None:

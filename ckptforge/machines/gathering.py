@@ -30,7 +30,10 @@ def gather(plan: Plan) -> None:
     with as_output_error(output, "its parts can't be read"):
         head = parts.head
         if head is None:
-            raise OutputError(f"{output}: no parts of a run are there to be finished.")
+            raise OutputError(
+                f"{output}: no parts of a run are there to be finished; run them first, each with "
+                f"{option('part')}."
+            )
         own = journals.head_of(plan, head.get("command"))
         if reason := journals.differences(head, own):
             raise LeftError(

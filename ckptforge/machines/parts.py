@@ -89,7 +89,10 @@ class Parts:
         lock = disk.create(self.directory / f"{share.number}.lock")
         try:
             if not lock.lock():
-                raise OutputError(f"{self.output}: another process runs part {share}.")
+                raise OutputError(
+                    f"{self.output}: another process runs part {share}; give each process a part "
+                    "of its own."
+                )
             found = journals.reopen(disk, path) if lies_at(disk, path) else None
             ledger = found or journals.begin(disk, path, {"part": str(share)})
             disk.sync_directory(self.directory)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ckptforge.errors import ConfigError
+from ckptforge.errors import ConfigError, shown
 from ckptforge.megatron.job import Job, Layers, spread_layers
 from ckptforge.parallel.config_file import read_mapping
 
@@ -31,7 +31,7 @@ class MegatronConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"{where}: num_layers_per_virtual_pipeline_stage is {self.part_length}, which "
                     f"doesn't divide the {layers + len(self.idle)} layers into several parts of "
-                    f"{job.stages} stages."
+                    f"{job.stages} stages; choose another, or add places to noop_layers."
                 )
             job = msgspec.structs.replace(job, parts=parts)
         return job, spread_layers(job, layers, self.listed, self.idle, where)
@@ -48,7 +48,8 @@ def read_megatron_config(path: Path) -> MegatronConfig:
     found = read_mapping(path)
     try:
         keys = validate(MegatronKeys, found, spell_place)
-        listed, idle = (_numbers(text) for text in (keys.num_layer_list, keys.noop_layers))
+        listed = _numbers("num_layer_list", keys.num_layer_list)
+        idle = _numbers("noop_layers", keys.noop_layers)
         _check(keys.num_layers_per_virtual_pipeline_stage, listed, idle, keys.schedules_method)
         tensor, expert = keys.tensor_model_parallel_size, keys.expert_model_parallel_size
         cut = keys.expert_tensor_parallel_size or tensor
@@ -59,7 +60,9 @@ def read_megatron_config(path: Path) -> MegatronConfig:
                 "divides the other."
             )
         if cut != tensor and keys.moe_tp_extend_ep:
-            raise ValueError("moe_tp_extend_ep isn't for expert_tensor_parallel_size 1.")
+            raise ValueError(
+                "moe_tp_extend_ep isn't for expert_tensor_parallel_size 1; omit one of them."
+            )
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     v_shaped = keys.schedules_method is not None
@@ -81,12 +84,13 @@ def read_megatron_config(path: Path) -> MegatronConfig:
     )
 
 
-def _numbers(said: Sequence[int] | str | None) -> tuple[int, ...] | None:
+def _numbers(key: str, said: Sequence[int] | str | None) -> tuple[int, ...] | None:
+    """The numbers that are the value of a key, as a list or as text. Raises `ValueError`."""
     if said is None or isinstance(said, list | tuple):
         return None if said is None else tuple(said)
     words = str(said).split(",")
     if not all(word.strip().isascii() and word.strip().isdigit() for word in words):
-        raise ValueError(f"{said!r} isn't numbers joined by commas.")
+        raise ValueError(f"{key} is {shown(said)}, expected numbers joined by commas.")
     return tuple(int(word) for word in words)
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from ckptforge.checkpoints.iterations import check_iteration
 from ckptforge.composing import terms_through
-from ckptforge.errors import PlanError
+from ckptforge.errors import PlanError, shown
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.megatron.arguments import arguments_of
 from ckptforge.megatron.config import MegatronConfig
@@ -33,6 +33,7 @@ from ckptforge.megatron.names import (
 from ckptforge.megatron.norms import norm_written
 from ckptforge.planning.lower import Part, PlacedFile
 from ckptforge.publish.output_name import refuse_name
+from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.sizes import AxisSizes
@@ -74,7 +75,10 @@ class MegatronTarget:
         self.cutter = Cutter(self.job, known.table, known.layout, known.sizes)
         found, unknown = recognise_names(known.layout, known.values, known.sizes.lengths)
         if unknown:
-            raise PlanError(f"{output}: no rank has {unknown[0]}.")
+            raise PlanError(
+                f"{output}: layout {known.layout.name} doesn't say which rank has "
+                f"{shown(unknown[0])}; leave it out with {option('drop')}."
+            )
         self.patterns = {name: p for p, own in found.items() for name in own.values()}
         self.chunks = _by_chunk(self.job, self.layers, known.values)
         self.beside = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.errors import OutputError, UsageError, shown
+from ckptforge.spelling import option
 from ckptforge.verbs.options import Finish
 from ckptforge.verbs.parting import FINISHING
 from ckptforge.verbs.public import verb
@@ -30,7 +31,7 @@ def finish(options: Finish) -> Result:
     if head is None:
         raise OutputError(
             f"{options.out}: no parts of a run are there to be finished, in "
-            f"{parts.directory.parent}."
+            f"{parts.directory.parent}; run them first, each with {option('part')}."
         )
     name, given = _call(head, parts)
     if head.get("cwd") is not None and head["cwd"] != str(Path.cwd()):
