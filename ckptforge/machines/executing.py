@@ -63,10 +63,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     work: Work
     budget: Budget
-    directory: str | None = None  # that relative paths are of
+    directory: str | None = None  # from which relative paths start
     endpoints: Mapping[tuple[str, str], str] = {}  # where buckets are (`storage/endpoints.py`)
     disk: Store = DISK  # by which disks are read and written
-    machine: str = ""  # of who syncs at the end what was written there
+    machine: str = ""  # that of the process which publishes, and syncs what was written there
     version: str = __version__
 
     def __call__(self) -> Report:

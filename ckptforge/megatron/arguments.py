@@ -89,7 +89,7 @@ def described(arguments: Arguments) -> dict[str, Any]:
         value = arguments.get(argument)
         if isinstance(value, int) and (grouped or argument != "num_query_groups"):
             found.setdefault(key, value)
-    found.pop("vocab_size", None)  # without padding, or of the tokenizer
+    found.pop("vocab_size", None)  # without the padding, or the tokenizer's
     return found
 
 

@@ -114,7 +114,7 @@ class Joining:
         names = {name: value.shape for _, tensors in held for name, value in tensors.items()}
         experts = {cut.axis for row in self._rows() for cut in row if cut.dimension == "ep"}
         hints = self.known.hints
-        # which a job may pad, so that it divides
+        # a job may pad the vocabulary, so that it divides
         config = {key: value for key, value in hints.config.items() if key != KEY}
         where = hints.config_source
         sizes, found, _ = read_names(self.table, self.layout, names, config, where)

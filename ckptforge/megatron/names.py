@@ -12,7 +12,7 @@ import re
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE = "model_optim_rng.pt"
 CHUNKS, DESCRIBED = ".metadata", "metadata.json"  # of Megatron-core's checkpoints in chunks
-SHARDED = "torch_dist"  # what the latter calls that
+SHARDED = "torch_dist"  # the name of that format in metadata.json
 MAX_DESCRIBED = 1 << 16  # bytes
 LAYERS = "decoder.layers."
 FIRST = "embedding."  # what the first stage has beside layers; all else is of the last

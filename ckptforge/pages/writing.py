@@ -21,7 +21,7 @@ Found = Mapping[str, Any]
 def sections(found: Found) -> Sequence[Markup | None]:
     """The sections of a `Result` as JSON."""
     parts = found.get("parts", [])
-    made = found["verb"] == "strategy"  # of which the tensors themselves are nowhere
+    made = found["verb"] == "strategy"  # its files describe tensors, and hold none
     surgery = found.get("surgery") or {}
     titles = ("", "before", "after")
     edited = surgery.get("kinds") or {}

@@ -45,7 +45,7 @@ class OrderedWriter:
         self._digests: dict[int, bytes] = {}
         self._parts: dict[int, Memory] = {}
         self._came: list[tuple[int, int]] = []
-        self._at = 0  # all before has been handed on, or lies in the first part
+        self._at = 0  # all bytes before it were handed on, or lie in the next part to be
         self._lock = threading.Lock()
 
     def status(self) -> Status:

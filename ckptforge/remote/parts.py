@@ -21,7 +21,7 @@ from ckptforge.remote.held import WINDOW, Held, Part, Ranges
 
 LIMIT = 96 * 1024 * 1024
 _LEAST = 1024 * 1024
-_PAGE = 256 * 1024  # at the ends of an object, where what says what lies where is longest
+_PAGE = 256 * 1024  # at the ends of an object, where headers and directories lie
 _SMALL_PAGE = 32 * 1024
 _PAGES = 8  # of a window, before it comes whole
 _FLIGHTS = 8

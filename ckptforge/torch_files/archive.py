@@ -22,7 +22,7 @@ from ckptforge.torch_files.pickle_data import MAX_BYTES
 _LOCAL = 30  # bytes of a local header before the name
 _PIECE = 1 << 16
 _MAX_DIRECTORY = 1 << 25  # bytes, for more members than a checkpoint has tensors
-_ORDER = 16  # bytes of the member that says the byte order, and more
+_ORDER = 16  # more bytes than the member that says the byte order has
 _PICKLE = "data.pkl"
 
 

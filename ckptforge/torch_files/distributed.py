@@ -36,7 +36,7 @@ from ckptforge.wording import counted, listing
 METADATA = ".metadata"
 FORMAT = "torch distributed checkpoint"
 _OF_RANK = re.compile(r"__[0-9]{1,6}\.metadata")
-_MAX_CELLS = 64  # of the grid of all edges, for each chunk: those of a grid make one each
+_MAX_CELLS = 64  # for each chunk, of the grid that the edges of all make; at best one each
 _METADATA = frozenset(
     f"metadata.{name}"
     for name in (
