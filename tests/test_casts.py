@@ -3,6 +3,7 @@
 import math
 import struct
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -174,3 +175,25 @@ def test_parse_target():
     assert parse_target("bf16").name == "bfloat16" and parse_target("float16").name == "float16"
     with pytest.raises(UsageError, match="fp8"):
         parse_target("fp8")
+
+
+@given(st.lists(st.integers(0, 255), max_size=9), st.integers(0, 3))
+def test_numbers_of_eight_bits_are_what_they_stand_for(codes, first):
+    """In pairs and one alone, wherever they lie."""
+    for source, target in product(("float8_e4m3fn", "float8_e5m2"), ("float32", "bfloat16")):
+        raw = np.array([0] * first + codes, np.uint8)[first:]
+        place = np.empty(first + len(codes), numpy_dtype(BY_NAME[target]))[first:]
+        count = cast_function(BY_NAME[source], BY_NAME[target])(raw, place)
+        expected = raw.view(numpy_dtype(BY_NAME[source])).astype(place.dtype)
+        assert place.tobytes() == expected.tobytes() and count.values == len(codes)
+
+
+@pytest.mark.parametrize("target", ["bfloat16", "float16"])
+@pytest.mark.parametrize("odd", [None, np.nan, np.inf, 3.4e38])
+def test_what_becomes_zero_or_infinite_is_counted_among_zeros(target, odd):
+    numbers = np.array([0.0, -0.0, 1e-45, -1e-45, 1.0, 1.001], np.float32)
+    numbers = np.append(numbers, np.float32([] if odd is None else [odd]))
+    out = np.empty(numbers.size, numpy_dtype(BY_NAME[target]))
+    count = cast_function(BY_NAME["float32"], BY_NAME[target])(numbers, out)
+    assert (count.underflowed, count.rounded) == (2, 1)
+    assert count.overflowed == (odd == 3.4e38)
