@@ -22,7 +22,7 @@ _LARGEST = {  # magnitude of a number
     "float4_e2m1": 6.0,
     "uint4": 15.0,
 }
-_PIECE = 1 << 16  # elements that are scaled at a time
+_PIECE = 1 << 17  # elements that are scaled at a time
 
 
 class Scales:
@@ -63,8 +63,9 @@ class Scales:
         undefined = 0
         for at, row, count, c0, c1 in windows:
             window = numbers[at : at + count * (c1 - c0)].reshape(count, c1 - c0)
-            for first, last in _pieces(count, c1 - c0):
-                undefined += self._scale(window[first:last], row + first, c0)
+            with np.errstate(invalid="ignore"):
+                for first, last in _pieces(count, c1 - c0):
+                    undefined += self._scale(window[first:last], row + first, c0)
         return undefined
 
     def _scale(self, window: Array, row: int, column: int) -> int:
@@ -79,10 +80,9 @@ class Scales:
         undefined = (
             int(np.count_nonzero(np.isinf(window) & (scales == 0))) if self._of_infinities else 0
         )
-        with np.errstate(invalid="ignore"):
-            window *= scales
-            if self._factor != 1:
-                window *= self._factor
+        window *= scales
+        if self._factor != 1:
+            window *= self._factor
         return undefined
 
     def _grid_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
