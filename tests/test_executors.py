@@ -9,6 +9,7 @@ import pytest
 
 import ckptforge
 from ckptforge.errors import OutputError, UsageError
+from ckptforge.machines import dask_cluster
 from ckptforge.run.blocks import Block
 from tests.helpers import HUB
 from tests.test_machines import OPTIONS, same_outputs
@@ -203,3 +204,39 @@ def test_a_unit_hashes_what_passes_and_reads_nothing_again(tmp_path, monkeypatch
     assert {entry.name for entry in read} == {""}  # the headers
     ckptforge.edit(HUB, tmp_path / "one", set_dtype=["router=fp32"])
     assert same_outputs(tmp_path / "one", tmp_path / "out")
+
+
+class Workers:
+    """A client of dask whose workers are asked here; at the first time one is gone."""
+
+    def __init__(self, lost):
+        self.lost = lost
+
+    def wait_for_workers(self, count, timeout):
+        """They are there."""
+
+    def run(self, asked, *values, on_error):
+        answers = {"tcp://a": asked(*values), "tcp://b": asked(*values)}
+        if self.lost:
+            self.lost -= 1
+            answers["tcp://b"] = OSError("Stream is closed")
+        return answers
+
+
+def test_workers_are_asked_again_when_one_is_lost_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(dask_cluster.time, "sleep", lambda seconds: None)
+    dask_cluster._check_workers(Workers(1), "local:2", tmp_path)
+    with pytest.raises(OutputError, match="tcp://b: OSError: Stream is closed"):
+        dask_cluster._check_workers(Workers(99), "local:2", tmp_path)
+
+
+def test_processes_of_dask_that_do_not_start_are_said(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def started(**options):
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(distributed, "LocalCluster", started)
+    with pytest.raises(OutputError, match="can't be started: Nanny failed to start"):
+        ckptforge.to_ms(HUB, tmp_path / "out", dask="local:3")
+    assert not os.listdir(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from ckptforge.version import __version__
 from ckptforge.wording import install_hint, listing
 
 _SECONDS = 30  # to wait for a scheduler
+_TRIES = 3  # of asking all workers
 
 
 @contextmanager
@@ -45,9 +47,15 @@ def dask_executor(where: str, shared: Path) -> Iterator[Executor]:
         ) from error
     cluster: Any = where
     if local is not None:
-        cluster = LocalCluster(
-            n_workers=int(local[1]), threads_per_worker=1, dashboard_address=None
-        )
+        try:
+            cluster = LocalCluster(
+                n_workers=int(local[1]), threads_per_worker=1, dashboard_address=None
+            )
+        except (OSError, RuntimeError) as error:
+            raise OutputError(
+                f"{option('dask', where)}: its processes can't be started: "
+                f"{error.__cause__ or error}. Nothing was written; try it with fewer, or without."
+            ) from error
     try:
         try:
             client = Client(cluster, timeout=_SECONDS)
@@ -72,7 +80,11 @@ def _check_workers(client: Any, where: str, shared: Path) -> None:
     with as_output_error(shared, "can't be written"):
         notes.write(name, token.encode())
     try:
-        answers = client.run(_seen, shared, name, said_endpoints(), on_error="return")
+        for _ in range(_TRIES):
+            answers = client.run(_seen, shared, name, said_endpoints(), on_error="return")
+            if not any(isinstance(answer, OSError) for answer in answers.values()):
+                break  # else one is gone, which dask starts again
+            time.sleep(1)
         wrong = [
             f"{worker}: {problem}"
             for worker, answer in sorted(answers.items())
