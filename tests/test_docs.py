@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+import ckptforge
 from ckptforge.cli.app import cli
 from ckptforge.parallel.config_schema import ParallelKeys
 
@@ -46,7 +47,9 @@ def test_links_lead_to_pages_and_headings_that_there_are(page):
 def test_modules_and_names_in_the_text_exist(page):
     """`run/run.py:run` names a function of a module of the package."""
     for path, name in re.findall(r"`((?:\w+/)+\w+\.py)(?::(\w+))?`", page.read_text()):
-        found = next(top / path for top in (ROOT / "ckptforge", ROOT) if (top / path).exists())
+        package = Path(ckptforge.__file__).parent
+        tops = package, package.parent, ROOT
+        found = next(top / path for top in tops if (top / path).exists())
         assert not name or re.search(rf"^ *(?:def |class )?{name}\b", found.read_text(), re.M), name
 
 
