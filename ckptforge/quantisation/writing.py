@@ -95,6 +95,31 @@ def quantised(
     chosen = _chosen(model, table, layout, wishes)
     stacks = stacked(table, layout, chosen) if code.name == "mxfp4" else frozenset[str]()
     _refuse_mixed(stacks, chosen, code)
+    values, types = _values(model, chosen, stacks, code)
+    kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
+    note = (
+        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}; "
+        f"{counted(len(kept), 'other tensor', 'have')} several axes and stay as they are."
+    )
+    if code.name == "w8a8-dynamic":
+        stem, told = "quant_model_weights", {DESCRIPTION: file_of(_description(types))}
+    else:
+        stem, config = "model", json.loads(side.files[CONFIG])
+        method = stack_config(stacks, kept) if stacks else _config(code, kept)
+        told = {CONFIG: file_of({**config, "quantization_config": method})}
+    return Quantised(
+        model=replace(model, values=values).noting(note),
+        side=replace(side, files={**side.files, **told}),
+        scales=frozenset(values.keys() - model.values.keys()),
+        stem=stem,
+    )
+
+
+def _values(
+    model: Model, chosen: frozenset[str], stacks: frozenset[str], code: Code
+) -> tuple[dict[str, Value], dict[str, str]]:
+    """A model's tensors with the codes and scales of the chosen ones, and what msModelSlim calls
+    the type of each."""
     values: dict[str, Value] = {}
     types: dict[str, str] = {}
     encoded: Encodings = {}
@@ -109,24 +134,7 @@ def quantised(
             made = _encoded(name, value, code, encoded)
         values |= made
         types |= dict.fromkeys(made, "W8A8_DYNAMIC")
-    kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
-    note = (
-        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}; "
-        f"{counted(len(kept), 'other tensor', 'have')} several axes and stay as they are."
-    )
-    ascend = code.name == "w8a8-dynamic"
-    files = dict(side.files)
-    if ascend:
-        files[DESCRIPTION] = file_of(_description(types))
-    else:
-        told = stack_config(stacks, kept) if stacks else _config(code, kept)
-        files[CONFIG] = file_of({**json.loads(files[CONFIG]), "quantization_config": told})
-    return Quantised(
-        model=replace(model, values=values).noting(note),
-        side=replace(side, files=files),
-        scales=frozenset(values.keys() - model.values.keys()),
-        stem="quant_model_weights" if ascend else "model",
-    )
+    return values, types
 
 
 def _refuse_mixed(stacks: frozenset[str], chosen: frozenset[str], code: Code) -> None:
