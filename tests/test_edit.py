@@ -472,6 +472,8 @@ def test_names_are_dropped_kept_and_renamed_with_what_then_cannot_be_read(models
         ({"take": ["e"]}, "expected two things, such as e=0,2,5"),
         ({"take": ["e=0"]}, "num_experts_per_tok is 2, more than the 1 experts"),
         ({"take": ["d=0-3"]}, "axis d is turned by RoPE"),
+        ({"pad": ["d=multiple:3"]}, "axis d is turned by RoPE"),
+        ({"merge": ["d=[[0,1]]"]}, "axis d is turned by RoPE"),
         ({"pad": ["e=4"]}, "axis e has 8 already; take='e=0-3' cuts it"),
         ({"pad": ["l=4"]}, "layers aren't filled: repeat some with take"),
         ({"pad": ["V=1k"]}, "expected a size, or a multiple such as multiple:128"),

@@ -906,7 +906,7 @@ def test_many_offsets_of_interleaved_stages_end(tmp_path):
     (tmp_path / "p.yaml").write_text(
         "pp: 256\npp_interleave_num: 256\npipeline_interleave: true\nmp: 1\noffset: 0"
     )
-    with pytest.raises(ConfigError, match="the offsets sum to 0, but 2 layers"):
+    with pytest.raises(ConfigError, match="2 layers for 256 stages, of which each needs one"):
         ckptforge.strategy(tmp_path / "out", parallel_config=tmp_path / "p.yaml", like=HUB)
 
 

@@ -205,7 +205,9 @@ def test_an_output_that_cannot_be_written_is_said_before_any_work(tmp_path):
 
 def test_too_little_room_is_said_before_any_work(tmp_path):
     with mounted(tmp_path, WithRoom({tmp_path: Room(409600, False, True)})):
-        with pytest.raises(OutputError, match=r"needs [\d,]+ bytes but only 409,600 are free"):
+        with pytest.raises(
+            OutputError, match=r"needs [\d,]+ bytes and [\d,]+ to spare, but only 409,600 are free"
+        ):
             ckptforge.to_ms(HUB, tmp_path / "x.ckpt")
         assert any(
             "only 409,600 are free" in note

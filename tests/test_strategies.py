@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptforge
-from ckptforge.errors import ConfigError, InputNotFoundError, TableError, UsageError
+from ckptforge.errors import ConfigError, FormatError, InputNotFoundError, TableError, UsageError
 from ckptforge.parallel.config import Counts, Degrees, OptimizerParallel
 from ckptforge.parallel.config_file import read_parallel_config
 from ckptforge.parallel.strategy_files import read_strategy
@@ -678,3 +678,9 @@ def test_shard_rows_are_checked_with_the_table(old, new, message):
     assert old in text
     with pytest.raises(TableError, match=message):
         parse_table(text.replace(old, new).encode(), "t.toml")
+
+
+def test_another_json_file_is_no_strategy(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
+    with pytest.raises(FormatError, match="isn't a strategy file: it has no 'parallel_layout_item"):
+        ckptforge.merge(tmp_path, tmp_path / "x.ckpt", strategy_dir=tmp_path / "config.json")

@@ -162,10 +162,12 @@ def test_archives_that_cannot_be_read_in_place_are_refused(tmp_path):
         (tmp_path / "t.pt").write_bytes(whole[:length])
         with pytest.raises((FormatError, InputNotFoundError)):
             ckptforge.open(tmp_path / "t.pt")
+    with pytest.raises(FormatError, match="its end is missing: truncated or damaged, get the file"):
+        ckptforge.open(tmp_path / "t.pt")
     with zipfile.ZipFile(tmp_path / "big.pt", "w") as made:
         made.writestr("archive/data.pkl", content)
         made.writestr("archive/byteorder", "big")
-    with pytest.raises(FormatError, match="'big'-endian|big.*-endian"):
+    with pytest.raises(FormatError, match="byte order is 'big'"):
         ckptforge.open(tmp_path / "big.pt")
     twice = io.BytesIO()
     with zipfile.ZipFile(twice, "w") as made:

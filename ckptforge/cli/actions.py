@@ -57,7 +57,7 @@ def call(options: Options, **more: Any) -> Any:
 def write(shown: Shown, options: Running | Finish, page: Page | None = None) -> None:
     """A verb that writes."""
     if page is not None:
-        page.refuse()
+        page.refuse(options)
     with progressing.shown(shown.quiet, "copying") as progress:
         result = call(options, progress=progress, command=this_command())
     shown.result(result.to_json, lambda: text.result_text(result), page)
@@ -65,7 +65,7 @@ def write(shown: Shown, options: Running | Finish, page: Page | None = None) -> 
 
 def inspect(shown: Shown, options: Inspect, listed: Listed, page: Page) -> None:
     """What is in a checkpoint."""
-    page.refuse()
+    page.refuse(options)
     found = call(options)
     shown.result(found.to_json, lambda: findings.inspection_text(found, listed.tensors), page)
 
@@ -73,7 +73,7 @@ def inspect(shown: Shown, options: Inspect, listed: Listed, page: Page) -> None:
 def compare(shown: Shown, options: CompareOrCheck, page: Page) -> int:
     """Two checkpoints, or an output and its manifest."""
     found: Any
-    page.refuse()
+    page.refuse(options)
     with progressing.shown(shown.quiet, "comparing") as progress:
         if options.b is None:
             found = ckptforge.check(**_for_check(options), progress=progress)
@@ -99,7 +99,7 @@ def verify(shown: Shown, options: Verify, page: Report) -> int:
     from ckptforge.forward.device import parse_device
 
     parse_device(options.device)
-    page.refuse()
+    page.refuse(options)
     aloud = not shown.quiet and sys.stderr.isatty() and not shown.verbose
     found = call(options, say=(lambda line: click.echo(line, err=True)) if aloud else None)
     outcome = findings.verification_text(found)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from ckptforge.cli.findings import comparison_text, verification_text
 from ckptforge.errors import OutputError, VerifyError
 from ckptforge.publish.output_name import refuse_name
+from ckptforge.publish.refusals import as_output_error
 from ckptforge.run.audit import Audit
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import Table
@@ -70,10 +71,11 @@ def _make_room(directory: Path, overwrite: bool) -> None:
 
 def _run(directory: Path, say: Say) -> dict[str, Any]:
     """Runs the commands that it shows, in the directory, as they would run there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / MARK).touch()
     table = next(table for table in shipped_tables() if table.demo)
-    with _inside(directory):
+    with as_output_error(directory, "can't be written"):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MARK).touch()
+    with as_output_error(directory, "can't be written"), _inside(directory):
         demo = _Demo(table, say)
         demo.convert()
         demo.shard()

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
-from ckptforge.errors import OutputError, printable
+from ckptforge.errors import OutputError, UsageError, printable
 from ckptforge.spelling import flag as spelled
 from ckptforge.verbs.options.option import OptionalPlace, flag, option
-from ckptforge.verbs.options.record import Options
+from ckptforge.verbs.options.record import Options, options_of
 from ckptforge.wording import size
 
 _MEANING = "also write the result as a page, with pictures, that a browser shows by itself"
@@ -21,15 +21,18 @@ class Page(Options):
     html: OptionalPlace = option(_MEANING, metavar="FILE")
     overwrite: bool = flag("replace an existing page")
 
-    def refuse(self) -> None:
+    def refuse(self, others: Options) -> None:
         """Raises, before anything is done, `OutputError` for a page that can't be written there or
-        that would replace something, and `UsageError` for an address."""
+        that would replace something, and `UsageError` for an address, and for a path that the other
+        options name, too."""
         if self.html is None:
             return
         from ckptforge.foreign.paths import exists, is_directory
         from ckptforge.publish.output_name import refuse_address
 
         refuse_address(self.html)
+        if any(getattr(others, name) == self.html for name in options_of(type(others))):
+            raise UsageError(f"{self.html}: can't be the page and something else; name two files.")
         if not is_directory(self.html.parent):
             raise OutputError(f"{self.html}: the directory {self.html.parent} doesn't exist.")
         if exists(self.html) and not self.overwrite:

@@ -15,8 +15,17 @@ from ckptforge.verbs.options.option import Option, Words
 from ckptforge.verbs.options.record import Options, options_of, types_of
 from ckptforge.wording import nearest
 
-_PATH = click.Path(path_type=Path)
 _NONE = type(None)
+
+
+class Place(click.Path):
+    """`click.Path` that refuses an empty word, which `Path` would take for this directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or an error."""
+        if value == "":
+            self.fail("it is empty; name a file or directory, or . for this one.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Choice(click.Choice[str]):
@@ -120,7 +129,7 @@ def _type(one: Option, kind: Any) -> Any:
     if literals := [each for each in kinds if get_origin(each) is Literal]:
         return Choice(get_args(literals[0]))
     if Path in kinds:
-        return _PATH
+        return Place(path_type=Path)
     if Sequence[int] in kinds:
         return Numbers(one=int in kinds)
     if one.words is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def stats(shown: Shown, options: Stats, page: Page) -> None:
     """Figures by kind; the JSON and the page have every tensor."""
-    page.refuse()
+    page.refuse(options)
     with progressing.shown(shown.quiet, "reading") as progress:
         found = actions.call(options, progress=progress)
     shown.result(found.to_json, lambda: _stats_text(found), page)

@@ -76,4 +76,8 @@ def _names(directory: Path) -> list[str]:
         return sorted(store_of(directory).names(directory))
     except OSError as error:
         refuse_address(directory)
+        if isinstance(error, NotADirectoryError):
+            raise InputNotFoundError(
+                f"{directory}: is one file, expected a directory; name that."
+            ) from error
         raise InputNotFoundError(f"{directory}: can't be listed: {error.strerror}.") from error

@@ -30,7 +30,7 @@ def parse_yaml(text: str, max_nodes: int) -> object:
         TypeError,
         ArithmeticError,
     ) as error:
-        why = " ".join(str(error)[:500].split())
+        why = " ".join(str(error)[:500].split()).replace('in "<unicode string>",', "at")
         raise ValueError(
             why if isinstance(error, yaml.YAMLError) else f"a value doesn't fit its tag ({why})"
         ) from error

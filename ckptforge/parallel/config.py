@@ -87,6 +87,11 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.stages.layers is not None:
             return self._listed(layers, self.stages.layers)
         pipeline, interleave = self.degrees.pipeline, self.stages.interleave
+        if layers < pipeline:
+            raise ConfigError(
+                f"{self.path}: {counted(layers, 'layer')} for {counted(pipeline, 'stage')}, of "
+                "which each needs one: lower pipeline_stage."
+            )
         parts = pipeline * interleave
         rows = self._offsets()
         total = sum(map(sum, rows))

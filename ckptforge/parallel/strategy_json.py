@@ -29,10 +29,13 @@ def read_file(path: Path, content: bytes) -> tuple[int, Stage]:
         if not isinstance(own_stage, int) or isinstance(own_stage, bool):
             raise TypeError(f"an operator has stage {shown(own_stage)}")
         layouts = {name: _json_layout(path, name, item) for name, item in items.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except KeyError as error:
         raise FormatError(
-            f"{path}: isn't a strategy file: {type(error).__name__}: {error}."
+            f"{path}: isn't a strategy file: it has no {shown(error.args[0])}; name the strategy "
+            "that the job saved."
         ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{path}: isn't a strategy file: {error}.") from error
     return own_stage, layouts
 
 

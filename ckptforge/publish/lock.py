@@ -64,8 +64,17 @@ def _open_lock(disk: FileSystem, directory: Path) -> LockableWriter:
         raise OutputError(
             f"{directory}: is a symbolic link, which no run of ckptforge made; remove it."
         )
-    with suppress(FileExistsError):
+    try:
         disk.make_directory(directory)
+    except FileExistsError:
+        pass
+    except FileNotFoundError as error:
+        if lies_at(disk, directory.parent, Kind.DIRECTORY, follow=True):  # such as /proc
+            raise OutputError(
+                f"{directory}: can't be made: no directories can be made in {directory.parent}; "
+                "choose another output."
+            ) from error
+        raise
     if lies_at(disk, directory) and not lies_at(disk, directory, Kind.DIRECTORY):
         raise OutputError(
             f"{directory}: isn't a directory, so no run of ckptforge made it; move it, or choose "

@@ -52,8 +52,8 @@ def check_room(disk: FileSystem, plan: Plan, disk_used: int) -> None:
         free = asked.room.free_bytes
     if plan.nbytes - disk_used + _SPARE > free:
         raise OutputError(
-            f"{plan.output}: needs {plan.nbytes - disk_used:,} bytes but only {free:,} are free in "
-            f"{asked.parent}; make room or choose another disk."
+            f"{plan.output}: needs {plan.nbytes - disk_used:,} bytes and {_SPARE:,} to spare, but "
+            f"only {free:,} are free in {asked.parent}; make room or choose another disk."
         )
 
 

@@ -45,6 +45,8 @@ def given_path(text: str) -> Path:
     name, password or query in an address: it goes into messages, manifests and plans."""
     match = _ADDRESS.match(text)
     if match is None:
+        if not text:
+            raise UsageError("a path is empty; name a file or directory, or . for this one.")
         return Path(text)
     scheme, rest = match[1].lower(), match[2]
     host, slash, below = rest.partition("/")

@@ -183,3 +183,16 @@ def with_config(source: Source, model: Model, config: Mapping[str, Any]) -> Mode
             config = with_language_part(whole, source.config, config)
         card[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     return replace(model, card=card)
+
+
+def rotated(source: Source, axis: str) -> list[str]:
+    """Axes whose indexes RoPE turns: which turns how far follows from their number."""
+    constants = source.table.constants.of(source.config)
+    rope = None if constants is None else constants.rope
+    if rope is None:
+        return []
+    keys = {word for choice in source.table.axes[axis].choices[:1] for word in choice.split()}
+    dims = {word for choice in rope.dim.choices[:1] for word in choice.split()}
+    if not keys & dims:
+        return []
+    return [f"axis {axis} is turned by RoPE, by the numbers of its indexes ({rope.dim.text})"]

@@ -10,7 +10,7 @@ from ckptforge.model import Model
 from ckptforge.reading.source import Source
 from ckptforge.spelling import option
 from ckptforge.surgery.along import Along, Entry, Pick
-from ckptforge.surgery.edited import axis_of, changed, length_of
+from ckptforge.surgery.edited import axis_of, changed, length_of, rotated
 from ckptforge.surgery.layers import layer_axes
 
 NAME = "merge"
@@ -28,7 +28,8 @@ def merge(source: Source, axis: str, groups: Sequence[Group]) -> tuple[Model, li
     if not groups:
         raise UsageError(f"{where}: leaves nothing of axis {name}.")
     entries = tuple(_entry(group, length, name, where) for group in groups)
-    return changed(source, {name: Along(entries=entries)}, dict(source.config), stateful=False)
+    along, wrong = Along(entries=entries), rotated(source, name)
+    return changed(source, {name: along}, dict(source.config), wrong, stateful=False)
 
 
 def _entry(group: Group, length: int, axis: str, where: str) -> Entry:

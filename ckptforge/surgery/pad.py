@@ -8,7 +8,7 @@ from ckptforge.model import Model
 from ckptforge.reading.source import Source
 from ckptforge.spelling import option
 from ckptforge.surgery.along import Along, Filling, taking
-from ckptforge.surgery.edited import axis_of, changed, length_of
+from ckptforge.surgery.edited import axis_of, changed, length_of, rotated
 from ckptforge.surgery.fills import Fill, parse_fill, zeros
 from ckptforge.surgery.layers import layer_axes
 from ckptforge.surgery.lists import parse_size
@@ -39,7 +39,8 @@ def pad(source: Source, axis: str, size: str | int, fill: str) -> tuple[Model, l
     entries = (*taking(range(length)), *kind.entries(wanted - length, length))
     filling = _of_means(source, name) if many else chosen.filling()
     along = Along(entries=entries, filling=filling)
-    return changed(source, {name: along}, dict(source.config))
+    wrong = rotated(source, name) if wanted > length else []
+    return changed(source, {name: along}, dict(source.config), wrong)
 
 
 def _of_means(source: Source, axis: str) -> Filling:

@@ -10,7 +10,7 @@ from ckptforge.model import Model
 from ckptforge.reading.source import Source
 from ckptforge.spelling import option
 from ckptforge.surgery.along import Along, taking
-from ckptforge.surgery.edited import axis_of, changed, length_of
+from ckptforge.surgery.edited import axis_of, changed, length_of, rotated
 from ckptforge.surgery.layers import by_layer, layer_axes, of_layers
 from ckptforge.surgery.lists import Written, parse_list
 from ckptforge.surgery.rules import by_layers, tokens_moved, unsaid_of_layers
@@ -49,7 +49,7 @@ def take(source: Source, axis: str, written: Written) -> Taken:
         moved, wrong = tokens_moved(config, lists[0])
         config |= moved
         notes = tokenizer_notes(source, lists[0], moved)
-    wrong += _rotated(source, name)
+    wrong += rotated(source, name)
     model, unsaid = changed(source, {name: along}, config, wrong)
     if is_vocabulary:
         model = with_generation(model, lists[0])
@@ -80,19 +80,6 @@ def _check(indexes: Sequence[int], length: int, axis: str, binding: Binding, whe
         )
     if not indexes and not binding.table.axes[axis].may_be_none:
         raise UsageError(f"{where}: leaves nothing of axis {axis}.")
-
-
-def _rotated(source: Source, axis: str) -> list[str]:
-    """Axes whose indexes RoPE turns: which turns how far follows from their number."""
-    constants = source.table.constants.of(source.config)
-    rope = None if constants is None else constants.rope
-    if rope is None:
-        return []
-    keys = {word for choice in source.table.axes[axis].choices[:1] for word in choice.split()}
-    dims = {word for choice in rope.dim.choices[:1] for word in choice.split()}
-    if not keys & dims:
-        return []
-    return [f"axis {axis} is turned by RoPE, by the numbers of its indexes ({rope.dim.text})"]
 
 
 def _groups(source: Source, axis: str, lists: Sequence[Sequence[int]]) -> tuple[str, ...]:

@@ -76,7 +76,14 @@ def _members(path: Path, stream: BinaryIO, limit: int) -> dict[str, zipfile.ZipI
     """The members by name. Raises `FormatError` for a directory of more than `limit` bytes, for a
     name that stands twice, and for one that would lead elsewhere if it were unpacked."""
     found: dict[str, zipfile.ZipInfo] = {}
-    for member in zipfile.ZipFile(_Limited(path, stream, limit)).infolist():
+    try:
+        members = zipfile.ZipFile(_Limited(path, stream, limit)).infolist()
+    except (zipfile.BadZipFile, ValueError) as error:  # ValueError: it is shorter than it says
+        raise FormatError(
+            f"{path}: isn't a zip archive of torch, or its end is missing: truncated or damaged, "
+            "get the file again."
+        ) from error
+    for member in members:
         name = member.filename
         if name in found:
             raise FormatError(f"{path}: the archive holds {shown(name)} twice.")
@@ -195,7 +202,8 @@ def _check_order(path: Path, stream: BinaryIO, member: zipfile.ZipInfo | None, s
     order = _bytes(stream, Member(place.offset, min(place.length, _ORDER)))
     if order.strip() != b"little":
         raise FormatError(
-            f"{path}: its numbers are {shown(order)}-endian, and only little-endian ones are read."
+            f"{path}: its byte order is {shown(order.decode('latin-1'))}, and only 'little' is "
+            "read; save the tensors again on a machine that is."
         )
 
 

@@ -123,6 +123,8 @@ class Machine:
                 raise ValueError("a place in the memo that no pickle needs")
             self.memo[argument] = self._top()
         elif name in _GETS:
+            if argument not in self.memo:
+                raise ValueError(f"object {argument} is used before it is stored")
             self.stack.append(self.memo[argument])
         elif name == "POP":
             self._pop()

@@ -82,7 +82,7 @@ def settings_of(options: Average) -> Settings:
 def _inputs(options: Average, recipe: AverageRecipe | None) -> tuple[Named, ...]:
     paths = [given_path(os.fspath(source)) for source in options.sources]
     if options.last is not None:
-        return _of_run(options, paths)
+        return _of_run(options, paths, options.last)
     if options.schedule is not None:
         raise UsageError(
             f"{option('schedule', options.schedule)} says how much the last checkpoints of a run "
@@ -98,14 +98,14 @@ def _inputs(options: Average, recipe: AverageRecipe | None) -> tuple[Named, ...]
     return tuple(_named(options, path, plain(weight)) for path, weight in pairs)
 
 
-def _of_run(options: Average, paths: Sequence[Path]) -> tuple[Named, ...]:
+def _of_run(options: Average, paths: Sequence[Path], last: int) -> tuple[Named, ...]:
     """The last checkpoints of a run."""
     if len(paths) != 1 or options.weights is not None or options.recipe is not None:
         raise UsageError(
             f"{option('last')} takes the last checkpoints of one run: name its directory alone, "
             f"and their weights with {option('schedule')}."
         )
-    found = last_of(paths[0], options.last or 1)
+    found = last_of(paths[0], last)
     weights = schedule_weights(options.schedule or "uniform", len(found))
     return tuple(
         replace(_named(options, one.path, plain(weight)), step=one.chosen)

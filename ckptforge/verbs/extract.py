@@ -57,8 +57,9 @@ def _part(name: str, value: Value, text: str) -> Value:
         index = tuple(map(_item, text.split(",")))
         ranges, kept, turned = ranges_of(name, value.shape, index)
     except (ValueError, IndexError) as error:
-        why = error if isinstance(error, IndexError) else "expected numbers, slices and ..."
-        raise UsageError(f"{option('index', text)}: {why}, such as 0:4,:") from error
+        numbers = "expected numbers, slices and ..., such as 0:4,:"
+        why = error if isinstance(error, IndexError) else numbers
+        raise UsageError(f"{option('index', text)}: {why}") from error
     if any(turned):
         raise UsageError(f"{option('index', text)}: a step must go up; turn the array round.")
     return strided(value, ranges, kept)

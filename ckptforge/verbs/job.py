@@ -30,7 +30,7 @@ from ckptforge.run.needs import most_disk
 from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.run.schedule import Finished
 from ckptforge.run.source_hashes import SourceHashes
-from ckptforge.spelling import command, flag
+from ckptforge.spelling import command, flag, option
 from ckptforge.storage.mounts import through
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Place
@@ -104,6 +104,10 @@ def _way_of(plan: Plan, publisher: Publisher, options: Running) -> _Way:
     elsewhere = is_elsewhere(options)
     consuming = _is_consuming(plan, options, elsewhere)
     parted = isinstance(options, Parted) and options.part is not None
+    if isinstance(options, Parted) and not parted and options.steal:
+        raise UsageError(
+            f"{flag('steal')} is for one of several runs, which {option('part')} makes; give both."
+        )
     if (parted or consuming) and not isinstance(publisher, ByRename):
         way = "part" if parted else "consume"
         raise UsageError(

@@ -33,7 +33,9 @@ def test_a_full_disk_is_resumable(tmp_path):
     ).returncode:
         pytest.skip("may not mount")
     try:
-        with pytest.raises(OutputError, match=r"needs [\d,]+ bytes but only [\d,]+ are free"):
+        with pytest.raises(
+            OutputError, match=r"needs [\d,]+ bytes and [\d,]+ to spare, but only [\d,]+ are free"
+        ):
             ckptforge.to_ms(HUB, disk / "x.ckpt", layout="gmm")
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
 
