@@ -108,6 +108,11 @@ def test_exit_codes_without_tracebacks(tmp_path, args, code):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_whether_a_directory_can_be_read_is_for_the_verbs_to_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert CliRunner().invoke(cli, ["inspect", str(tmp_path)]).exit_code == 1
+
+
 @pytest.mark.parametrize(
     "command",
     [

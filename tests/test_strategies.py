@@ -362,7 +362,7 @@ def test_mp8_gmm_and_back(tmp_path):
         ({"dp": 3, "ep": 3}, "expert_parallel 3 does not divide e = 8"),
         ({"mp": 4}, "model_parallel 4 does not divide g = 2"),
         ({"dp": 2, "num_heads": 8, "mp": 3}, "model_parallel 3 does not divide num_heads 8"),
-        ({"pp": 3}, "2 layers with offset 0|offset must sum to 2"),
+        ({"pp": 3}, "2 layers for 3 stages"),
         ({"pp": 2, "offset": [1, 0]}, "offset must sum to 0"),
         ({"pp": 2, "offset": [-1, 1]}, "leave one of 2 stages without layers"),
         ({"pp": 2, "offset": [0]}, "a number for each of 2 pipeline stages"),

@@ -129,7 +129,7 @@ def _type(one: Option, kind: Any) -> Any:
     if literals := [each for each in kinds if get_origin(each) is Literal]:
         return Choice(get_args(literals[0]))
     if Path in kinds:
-        return Place(path_type=Path)
+        return Place(path_type=Path, readable=False)  # what can be read is for the verbs to say
     if Sequence[int] in kinds:
         return Numbers(one=int in kinds)
     if one.words is not None:
