@@ -45,10 +45,14 @@ DEEPSEEK_V3 = {
 
 
 def make(
-    directory: Path, sizes: dict[str, int], sparse: bool = False, shard_bytes: int = 10**9
+    directory: Path,
+    sizes: dict[str, int],
+    sparse: bool = False,
+    shard_bytes: int = 10**9,
+    model: str = "mixtral",
 ) -> None:
-    """A Hugging Face directory in bfloat16 of these sizes."""
-    table = next(table for table in shipped_tables() if table.name == "mixtral")
+    """A Hugging Face directory in bfloat16 of a model of these sizes."""
+    table = next(table for table in shipped_tables() if table.name == model)
     write_model(
         directory, table, {**table.example, **sizes}, shard_bytes=shard_bytes, sparse=sparse
     )

@@ -32,7 +32,8 @@ def encode(into: Sequence[tuple[Encoded, Array]], numbers: Array, name: str) -> 
         if not np.isfinite(largest).all():
             raise QuantisedError(
                 f"{printable(name)} is to be written as {code.name}, which has no code for NaN "
-                "and infinities, and holds some."
+                "and infinities, and holds some: see them with stats, and mend the weights, or "
+                "have tensors of this kind kept as they are."
             )
         scales = scales_of(code, largest)
         if coded:

@@ -139,12 +139,18 @@ def _written(job: Job, publisher: Publisher, options: Running, way: _Way, budget
         kept = finished_tensors(plan, known) if trusting else dict(out.kept(budget))
         total = counted(plan.tensor_count, "tensor")
         _log.info("checked output path and disk space; %s of %s finished before", len(kept), total)
+        mended = len(finished_tensors(plan, known)) - len(kept) if way.finishing else 0
         done, again = _carried_out(plan, out, options, way, budget, hashing, kept)
         _log.info("copied%s in %.2f s", " and hashed" if hashing else "", time.monotonic() - began)
         if job.manifest:
             _add_manifest(job, out, done, options.command)
     _log.info("synced and renamed; %.2f s in all", time.monotonic() - began)
     remains = []
+    if mended:
+        remains.append(
+            f"{counted(mended, 'tensor', 'were')} made again: the file no longer held what a part "
+            "had written."
+        )
     if (left := publisher.remains(plan.output)) is not None:
         way_out = command("clean", plan.output.parent)
         remains.append(f"{left} couldn't be removed wholly; see {way_out}.")
