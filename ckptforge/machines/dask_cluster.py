@@ -54,7 +54,7 @@ def dask_executor(where: str, shared: Path) -> Iterator[Executor]:
         except (OSError, RuntimeError) as error:
             raise OutputError(
                 f"{option('dask', where)}: its processes can't be started: "
-                f"{error.__cause__ or error}. Nothing was written; try it with fewer, or without."
+                f"{error.__cause__ or error}. Nothing was written; give fewer processes."
             ) from error
     try:
         try:

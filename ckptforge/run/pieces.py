@@ -21,6 +21,6 @@ def slow_to_copy(source: int, target: int) -> bool:
 
 
 def between(source: int, target: int) -> int:
-    """How far behind a source's file offset, modulo a page, memory is to begin through which bytes
-    go from there to the offset `target`, so that neither reading nor writing is slow."""
+    """The bytes by which a buffer's address is to lie behind the file offset `source`, modulo a
+    page, so that neither reading into it nor writing from it to the offset `target` is slow."""
     return 2 * _NEAR if slow_to_copy(source, target) else 0
