@@ -59,6 +59,11 @@ class MissingTensorsError(LayoutError):
     """Tensors that the layout needs are not in the checkpoint; the message lists them."""
 
 
+class ConfigNeededError(LayoutError):
+    """What the names and shapes of tensors don't tell, and config.json, which would say it, is
+    absent or doesn't."""
+
+
 class UnmappedTensorsError(CkptforgeError):
     """Tensors of the checkpoint that the mapping table doesn't know; the message lists them."""
 

@@ -219,3 +219,61 @@ def test_ranks_of_mindspeed_hold_what_its_converter_gives_them(tmp_path, layout,
     assert torch.equal(shared, torch.cat(both))
     ckptforge.convert(ranks, tmp_path / "back", to="hub", config=tmp_path / "hub")
     assert contents(tmp_path / "back") == hub
+
+
+PYNATIVE = """
+parallelism:
+  data_parallel_shard: 4
+  tensor_parallel: 2
+  expert_parallel: 4
+"""
+STAGES = """  pipeline_parallel: 2
+  pipeline_parallel_layers_per_stage: ['0-1', '2-4']
+"""
+# the first layer's, as pynative/base_models/gpt/parallelize.py cuts them
+CUTS = {
+    "embedding.word_embeddings.weight": [8, 1],
+    "self_attention.linear_q_down_proj.weight": [4, 1],
+    "self_attention.linear_q_up_proj.weight": [8, 1],
+    "self_attention.linear_o_group_proj": [4, 1],
+    "self_attention.linear_proj.weight": [4, 1],
+    "self_attention.core_attention.attn_sink": [4],
+    "attn_hc.mapping_proj.weight": [1, 4],
+    "ffn_hc.bias": [1],
+    "ffn_hc.alpha_res": [1],
+    "mlp.router.tid2eid": [1, 1],
+    "mlp.shared_experts.linear_fc1.weight": [4, 1],
+    "mlp.experts.weight1": [8, 1, 1],
+    "decoder.hc_head.hc_fn.weight": [1, 4],
+    "decoder.hc_head.hc_base": [1],
+    "mtp.layers.0.hc_head.hc_fn.weight": [1, 4],
+    "mtp.layers.0.transformer_layer.mlp.expert_bias": [1],
+    "mtp.layers.0.transformer_layer.ffn_hc.mapping_proj.weight": [1, 4],
+}
+
+
+@pytest.mark.parametrize("stages", ["", STAGES], ids=["one stage", "two stages"])
+def test_the_pynative_trainer_shards_it_and_what_it_saved_comes_back(tmp_path, stages):
+    hub = written(tmp_path / "hub")
+    (tmp_path / "job.yaml").write_text(PYNATIVE + stages)
+    ckptforge.to_ms(
+        tmp_path / "hub",
+        tmp_path / "run",
+        layout="pynative",
+        parallel_config=tmp_path / "job.yaml",
+        format="mindformers",
+    )
+    (path,) = (tmp_path / "run").glob("iteration_*/metadata.json")
+    said = json.loads(path.read_text())["state_dict_metadata"]
+    for name, expected in CUTS.items():
+        full = name if name in said else f"decoder.layers.0.{name}"
+        assert said[full]["axis_fragmentations"] == expected, name
+    ckptforge.to_torch(tmp_path / "run", tmp_path / "back", config=tmp_path / "hub")
+    assert contents(tmp_path / "back") == hub
+    small = tmp_path / "small.yaml"
+    small.write_text("parallelism: {data_parallel_shard: 2, expert_parallel: 2}")
+    ckptforge.reshard(
+        tmp_path / "run", tmp_path / "again", dst_parallel_config=small, format="mindformers"
+    )
+    ckptforge.to_torch(tmp_path / "again", tmp_path / "more", config=tmp_path / "hub")
+    assert contents(tmp_path / "more") == hub

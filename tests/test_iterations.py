@@ -452,6 +452,9 @@ PYNATIVE_MISTAKES = {
     "parallelism: {data_parallel_shard: 4, dense_fsdp_shard_size: 3}": "dense_fsdp_shard_size 3",
     "parallelism: {data_parallel_shard: 2, pipeline_parallel: 2, "
     "pipeline_parallel_layers_per_stage: ['0', '0-1']}": "expected each of 2 layers, from 0 to 1",
+    "parallelism: {data_parallel_shard: 2, pipeline_parallel: 2, "
+    "pipeline_parallel_interleave_num: 2}": "leave 2 over 2 stages × 2 interleaved; say in "
+    "pipeline_parallel_layers_per_stage",
     "parallelism: {data_parallel_shard: two}": "parallelism.data_parallel_shard is 'two'",
     "parallelism: {data_parallel_shard: 2, tensor_paralel: 2}": "tensor_paralel",
 }

@@ -450,7 +450,7 @@ def test_mp8_gmm_and_back(tmp_path):
         ({"dp": 2, "shard": {"wq": {"cut": "g=mp"}}}, "isn't of the form"),
         (
             {"dp": 2, "shard": {"wq": {"cuts": "g:mp"}}},
-            "shard.wq has the key 'cuts'; there are cut, whole_if, optimizer, dtype. "
+            "shard.wq has the key 'cuts'; there are cut, whole_if, optimizer, fsdp, dtype. "
             "Did you mean 'cut'",
         ),
         (
@@ -656,6 +656,18 @@ def test_unified_parts_are_filled_evenly(tmp_path, monkeypatch):
         ('wq             = { cut = "g:mp" }', 'wq = { cut = "Z:mp" }', "no axis 'Z'"),
         ('wq             = { cut = "g:mp" }', 'wq = { cut = "g:dp" }', "isn't of the form"),
         ('wq             = { cut = "g:mp" }', 'wq = { cut = "g:mp H:mp" }', "'mp' twice"),
+        ('wq             = { cut = "g:mp" }', 'wq = { fsdp = "Z" }', "no axis 'Z'"),
+        ('wq             = { cut = "g:mp" }', 'wq = { fsdp = "d" }', "isn't the slowest"),
+        (
+            'wq             = { cut = "g:mp" }',
+            'wq = { fsdp = "H", optimizer = false }',
+            "optimizer = false says that none is",
+        ),
+        (
+            'wo             = { cut = "g:mp" }',
+            'wo = { cut = "g:mp", fsdp = "g" }',
+            "by mp and by fsdp",
+        ),
         (
             'wq             = { cut = "g:mp" }',
             'wq = { optimizer = "x" }',

@@ -98,6 +98,11 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
         if total != layers % parts:
             parts_text = f" × {interleave} interleaved" if interleave > 1 else ""
             what = counted(pipeline, "stage") + parts_text
+            if self.mesh is not None:
+                raise ConfigError(
+                    f"{self.path}: {counted(layers, 'layer')} leave {layers % parts} over {what}; "
+                    "say in pipeline_parallel_layers_per_stage which layers are in each."
+                )
             raise ConfigError(
                 f"{self.path}: the offsets sum to {total}, but {counted(layers, 'layer')} leave "
                 f"{layers % parts} over {what}; offset must sum to {layers % parts}."

@@ -15,7 +15,14 @@ from ckptforge.parallel.config import ParallelConfig
 from ckptforge.parallel.device_layout import DeviceLayout
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
-from ckptforge.tables.sharding import DIMENSIONS, Cut, Sharding, parse_sharding, stored_cuts
+from ckptforge.tables.sharding import (
+    DIMENSIONS,
+    Cut,
+    Sharding,
+    parse_sharding,
+    stored_cuts,
+    stored_fsdp,
+)
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Stored
@@ -73,7 +80,9 @@ class Cutter(msgspec.Struct, frozen=True):
         """How a tensor is cut. Raises `ConfigError` where it can't be."""
         cut_by = self._cut_by(pattern, tensor)
         if (mesh := self.config.mesh) is not None:
-            return mesh.layout(tensor.shape, cut_by, self.row(pattern).optimizer is not False)
+            row = self.row(pattern)
+            sharded = None if row.optimizer is False else stored_fsdp(pattern, [row])
+            return mesh.layout(tensor.shape, cut_by, sharded)
         grid, tensor_map = self._grid(cut_by, len(tensor.shape))
         layout = DeviceLayout(grid, tensor_map, 0, tensor.shape)
         if self.shared & set(pattern.tensors):

@@ -34,16 +34,17 @@ class Mesh(msgspec.Struct, frozen=True, kw_only=True):
         """Devices of the stage."""
         return self.replicate * self.shard * self.tensor
 
-    def layout(self, shape: Shape, cut_by: Mapping[int, str], managed: bool) -> DeviceLayout:
-        """How a parameter of this shape is cut. `cut_by` is axis → `mp` or `ep`; what isn't
-        `managed` by FSDP isn't cut by it."""
+    def layout(self, shape: Shape, cut_by: Mapping[int, str], sharded: int | None) -> DeviceLayout:
+        """How a parameter of this shape is cut. `cut_by` is axis → `mp` or `ep`; `sharded` is the
+        axis that FSDP cuts where it divides, None of a parameter that it doesn't cut."""
         if self.expert > 1 and "ep" in cut_by.values():
             return self._experts(shape, {axis: 0 for axis, by in cut_by.items() if by == "ep"})
         # device axes from the right: tensor, dense, the rest of the shards, replicate
         matrix = (self.replicate, self.shard // self.dense, self.dense, self.tensor)
         maps = [[0] if cut_by.get(axis) == "mp" else [] for axis in range(len(shape))]
-        if managed and shape and not _part(shape[0], self.tensor, maps[0]) % self.dense:
-            maps[0].append(1)
+        if sharded is not None and shape:
+            part = _part(shape[sharded], self.tensor, maps[sharded])
+            maps[sharded] += [] if part % self.dense else [1]
         return DeviceLayout(matrix, tuple(map(tuple, maps)), 0, shape)
 
     def _experts(self, shape: Shape, cut_by: Mapping[int, int]) -> DeviceLayout:

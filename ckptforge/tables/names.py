@@ -8,7 +8,7 @@ from functools import cached_property
 from operator import contains, itemgetter
 from typing import Any, cast
 
-from ckptforge.errors import ConfigError, LayoutError
+from ckptforge.errors import ConfigError, ConfigNeededError, LayoutError
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lengths import Lengths
@@ -233,7 +233,7 @@ def _learn_offsets(sizes: AxisSizes, layout: Layout, numbered: Names) -> bool:
 def _learn_numbers(sizes: AxisSizes, table: Table, layout: Layout, numbered: Names) -> bool:
     """Where config.json doesn't say which layers an axis counts: those in whose names it stands, if
     the others are an axis, too, so that no layer can be lacking unnoticed. Whether anything was
-    learnt. Raises `LayoutError`."""
+    learnt. Raises `ConfigNeededError`."""
     unknown = [one for one in selections_of(table.axes) if one[0] not in sizes.numbers]
     for axis, selection in unknown:
         if selection.but is not None:
@@ -245,7 +245,7 @@ def _learn_numbers(sizes: AxisSizes, table: Table, layout: Layout, numbered: Nam
             own = {p: names for p, names in numbered.items() if kinds[p.skeleton] == 1}
             numbers = tuple(sorted(set(_numbers_of(own, table, axis))))
         else:
-            raise LayoutError(
+            raise ConfigNeededError(
                 f"which numbers axis {axis} counts is said by config.json alone "
                 f"({selection.text}), which is absent or lacks it: give it with "
                 f"{option('config')}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -55,6 +55,13 @@ class ShardRow(msgspec.Struct, frozen=True):
             known=FLAGS,
         ),
     ] = True
+    fsdp: Annotated[
+        str | None,
+        means(
+            "the axis that fully sharded data parallelism of the PyNative trainer cuts, where that "
+            "isn't the first"
+        ),
+    ] = None
     dtype: Annotated[
         DTypeName | None, means("what the network holds it in, where that isn't the model's dtype")
     ] = None
@@ -72,13 +79,15 @@ class Sharding(msgspec.Struct, frozen=True):
     """How one logical tensor is spread.
 
     `whole_if` names a flag under which it isn't cut. `optimizer` says whether optimizer parallelism
-    may cut it once more: yes, no, or by a flag. `dtype` is what the network holds it in where that
-    isn't the model's dtype (for size limits).
+    may cut it once more: yes, no, or by a flag; `fsdp` which axis fully sharded data parallelism
+    cuts where that isn't the first. `dtype` is what the network holds it in where that isn't the
+    model's dtype (for size limits).
     """
 
     cuts: tuple[Cut, ...] = ()
     whole_if: str | None = None
     optimizer: bool | str = True
+    fsdp: str | None = None
     dtype: str | None = None
 
 
@@ -99,7 +108,11 @@ def parse_sharding(row: ShardRow, axes: tuple[str, ...]) -> Sharding:
     for what in ([cut.axis for cut in cuts], [cut.dimension for cut in cuts]):
         if len(set(what)) < len(what):
             raise ValueError(f"{shown(row.cut)} names {shown(max(what, key=what.count))} twice")
-    return Sharding(tuple(cuts), row.whole_if, row.optimizer, row.dtype)
+    if row.fsdp is not None and row.fsdp not in axes:
+        raise ValueError(f"the tensor has no axis {shown(row.fsdp)}; it has {' '.join(axes)!r}")
+    if row.fsdp is not None and row.optimizer is False:
+        raise ValueError("fsdp names an axis to be cut, and optimizer = false says that none is")
+    return Sharding(tuple(cuts), row.whole_if, row.optimizer, row.fsdp, row.dtype)
 
 
 def stored_cuts(pattern: Pattern, rows: Mapping[str, Sharding]) -> dict[int, Cut]:
@@ -108,33 +121,50 @@ def stored_cuts(pattern: Pattern, rows: Mapping[str, Sharding]) -> dict[int, Cut
     shardings = {rows.get(tensor, Sharding()) for tensor in pattern.tensors}
     for tensor in pattern.tensors:
         for cut in rows.get(tensor, Sharding()).cuts:
-            places = [i for i, axis in enumerate(pattern.axes) if cut.axis in axis_factors(axis)]
-            if pattern.reshaped:
+            place = _place(pattern, cut.axis)
+            if found.setdefault(place, cut).dimension != cut.dimension:
                 raise ValueError(
-                    f"{pattern.template!r} has another shape than the order of its numbers, of "
-                    "which no axis can be cut"
-                )
-            if not places:
-                raise ValueError(
-                    f"axis {cut.axis!r} stands in the name {pattern.template!r}, where nothing can "
-                    "be cut"
-                )
-            if cut.axis not in _leading(pattern.axes[places[0]]):
-                raise ValueError(
-                    f"axis {cut.axis!r} isn't the slowest of its axis in {pattern.template!r}, so "
-                    "it can't be cut in one piece"
-                )
-            if found.setdefault(places[0], cut).dimension != cut.dimension:
-                raise ValueError(
-                    f"{pattern.template!r}: one axis is cut by {found[places[0]].dimension} and by "
+                    f"{pattern.template!r}: one axis is cut by {found[place].dimension} and by "
                     f"{cut.dimension}"
                 )
-    if len({(row.whole_if, row.optimizer, row.dtype, len(row.cuts)) for row in shardings}) > 1:
+    fsdp = stored_fsdp(pattern, shardings)
+    if fsdp > 0 and fsdp in found:
+        raise ValueError(
+            f"{pattern.template!r}: one axis is cut by {found[fsdp].dimension} and by fsdp"
+        )
+    alike = {(row.whole_if, row.optimizer, row.fsdp, row.dtype, len(row.cuts)) for row in shardings}
+    if len(alike) > 1:
         raise ValueError(
             f"{pattern.template!r} holds {', '.join(pattern.tensors)}, which are spread in "
             "different ways"
         )
     return found
+
+
+def stored_fsdp(pattern: Pattern, rows: Iterable[Sharding]) -> int:
+    """Index of the stored axis that fully sharded data parallelism cuts. Raises `ValueError`."""
+    axis = next((row.fsdp for row in rows if row.fsdp is not None), None)
+    return 0 if axis is None else _place(pattern, axis)
+
+
+def _place(pattern: Pattern, cut: str) -> int:
+    """Index of the stored axis that is cut where this one is. Raises `ValueError`."""
+    places = [i for i, axis in enumerate(pattern.axes) if cut in axis_factors(axis)]
+    if pattern.reshaped:
+        raise ValueError(
+            f"{pattern.template!r} has another shape than the order of its numbers, of which no "
+            "axis can be cut"
+        )
+    if not places:
+        raise ValueError(
+            f"axis {cut!r} stands in the name {pattern.template!r}, where nothing can be cut"
+        )
+    if cut not in _leading(pattern.axes[places[0]]):
+        raise ValueError(
+            f"axis {cut!r} isn't the slowest of its axis in {pattern.template!r}, so it can't be "
+            "cut in one piece"
+        )
+    return places[0]
 
 
 def _leading(axis: Axis) -> set[str]:

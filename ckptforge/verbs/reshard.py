@@ -10,7 +10,13 @@ from msgspec.structs import replace
 from ckptforge.checkpoints.manifest import DIRECTORY_NAME
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import DType
-from ckptforge.errors import FormatError, LayoutError, MissingTensorsError, UsageError
+from ckptforge.errors import (
+    ConfigNeededError,
+    FormatError,
+    LayoutError,
+    MissingTensorsError,
+    UsageError,
+)
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import refuse_scaled
@@ -174,7 +180,7 @@ def _check_shapes(source: Model, strategy: Path, options: Resharding) -> None:
                 if (held := own.layouts.get(layout.name)) is not None:
                     bind(own, held, shapes, {**config, **told}, "config.json")
                 return
-            except MissingTensorsError:
+            except (ConfigNeededError, MissingTensorsError):
                 continue
             except LayoutError as error:
                 contradiction = contradiction or error

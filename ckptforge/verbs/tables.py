@@ -14,7 +14,7 @@ from ckptforge.tables.layer_counts import table_for
 from ckptforge.tables.model_config import Config
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.pieces import name_pieces
-from ckptforge.tables.sharding import BY_AXES, Sharding, stored_cuts
+from ckptforge.tables.sharding import BY_AXES, Sharding, stored_cuts, stored_fsdp
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.sizes import lengths_of
 from ckptforge.tables.table import Layout, Table
@@ -207,4 +207,6 @@ def _cut(pattern: Pattern, layout: Layout) -> str:
     cuts = stored_cuts(pattern, layout.sharding)
     where = {i: " where it divides" if cut.optional else "" for i, cut in cuts.items()}
     parts = [f"axis {i} by {cut.dimension}{where[i]}" for i, cut in sorted(cuts.items())]
+    if sharded := stored_fsdp(pattern, [row]):
+        parts.append(f"axis {sharded} by fsdp")
     return ", ".join(parts or ["whole"]) + (f", whole if {row.whole_if}" if row.whole_if else "")
