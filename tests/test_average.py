@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import ckptforge
@@ -153,6 +154,7 @@ def test_any_model_is_averaged_by_names_in_float64_and_rounded_once(
         tensors = {"t": (CODES[name], list(shape), arrays[-1].tobytes())}
         write_safetensors(paths[-1], tensors)
     weights = [data.draw(st.floats(-2, 2)) for _ in dtypes]
+    assume(any(weights))
     for i, (workers, memory) in enumerate(((1, "1MiB"), (8, "8MiB"), (2, "64MiB"))):
         out = root / f"out{i}.safetensors"
         ckptforge.average(out, paths, weights=weights, dtype=dtype, workers=workers, memory=memory)
@@ -362,6 +364,43 @@ def test_sums_that_are_not_finite_are_refused_as_casts_are(tmp_path):
     assert result.audit.overflowed == 2
     assert (arrays_of(out)["t"] == np.array([np.inf, 2, 0, -np.inf], "f4")).all()
     assert "the weights add up to 2" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"weights": [0, 0]}, "such as .*are 0 for every input, which would make zeros"),
+        ({"weights": [0.3, 0.3], "method": "slerp"}, "add up to 0.6: .*by their shares"),
+        ({"recipe": "{default = 1, 'router' = 0}"}, "gate.weight.* are 0 for every input"),
+    ],
+)
+def test_weights_that_make_zeros_or_are_no_shares_are_refused(tmp_path, three, more, message):
+    if "recipe" in more:
+        rows = f"[[input]]\nweight = {more['recipe']}\n" * 2
+        (tmp_path / "r.toml").write_text(rows)
+        more = {"recipe": tmp_path / "r.toml"}
+    with pytest.raises(UsageError, match=message):
+        ckptforge.average(tmp_path / "o", three[:2], **more)
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_opened_model_refuses_weights_of_0_too(three):
+    first, second = (ckptforge.open(path) for path in three[:2])
+    with first, second, pytest.raises(UsageError, match="which would make zeros"):
+        first.average(second, weights=[0, 0])
+
+
+def test_a_note_says_what_is_no_average(tmp_path, three):
+    def noted(**more):
+        return ckptforge.average(tmp_path / "o", three[:2], dry_run=True, **more).notes[0]
+
+    assert "add up to 0: what is written is a difference" in noted(weights=[1, -1])
+    assert "add up to 0.6: the sums are that many times" in noted(weights=[0.4, 0.2])
+    assert "all weights are the base's" in noted(base=three[2], scale=0.0)
+    (tmp_path / "r.toml").write_text(
+        "[[input]]\nweight = {default = 0.5, router = 2}\n[[input]]\nweight = 0.5"
+    )
+    assert re.search("of 2 tensors, such as .*, add up to 2.5", noted(recipe=tmp_path / "r.toml"))
 
 
 def test_an_average_that_was_interrupted_is_resumed(tmp_path, three):

@@ -136,9 +136,9 @@ def test_what_was_finished_is_resumed_by_another_executor(tmp_path, jobs, proces
 def test_contradictions_are_refused(tmp_path, processes):
     out = tmp_path / "out"
     for more, message in (
-        ({"part": "1/2"}, "one of its own"),
+        ({"part": "1/2"}, "executor spreads one run"),
         ({"no_hash": True}, "needs hashes"),
-        ({"dask": "local:1"}, "give one"),
+        ({"dask": "local:1"}, "dask says who works, too"),
     ):
         with pytest.raises(UsageError, match=message):
             ckptforge.to_ms(HUB, out, executor=processes, **more)

@@ -315,6 +315,18 @@ DAMAGES = {
         damage(lambda c, t, s: t[NAME]["layout"].update(device_matrix=[2, 2, 2])),
         "of 8 devices, but a rank_list of 4",
     ),
+    "a rank far outside the job": (
+        damage(lambda c, t, s: t[NAME]["layout"].update(rank_list=[0, 1, 2, 9])),
+        r"'output_layer.weight' has a rank_list with rank 9, which isn't of the job.*are 0-3",
+    ),
+    "a rank beside the job": (
+        damage(lambda c, t, s: t[NAME]["layout"].update(rank_list=[0, 1, 2, 4])),
+        r"'output_layer.weight' has a rank_list with rank 4, which isn't of the job.*are 0-3",
+    ),
+    "a slice of a rank outside the job": (
+        damage(lambda c, t, s: s[FIRST][0].update(storage_rank=12)),
+        r"'output_layer.weight' has a storage_rank with rank 12, which isn't of the job",
+    ),
     "a map": (
         damage(lambda c, t, s: t[NAME]["layout"].update(tensor_map=[-1, 0])),
         r"has axis_fragmentations \[2, 1\], but its layout .* makes \[1, 2\]",

@@ -1,5 +1,6 @@
 """Records of options: one place for what Python, the command line, the help and the schema say."""
 
+import re
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from ckptforge.verbs.options import Compare, Convert, Options, Strategy, ToMs, V
 from ckptforge.verbs.options.option import option, required
 from ckptforge.verbs.options.record import fits, options_of, types_of, verb_of
 from ckptforge.verbs.options.schema import schema
+from tests.helpers import HUB
 from tests.test_conversion import edit_hub
 
 ALL = [
@@ -163,3 +165,57 @@ def test_every_option_of_a_record_is_on_its_command_line():
         for record in getattr(command, "records", ()):
             shown = {name for name, one in options_of(record).items() if not one.hidden}
             assert shown <= names, (path, shown - names)
+
+
+@pytest.mark.parametrize("record", ALL, ids=lambda record: record.__name__)
+def test_an_option_names_others_that_a_verb_has_and_is_refused_without_or_with_them(record):
+    known = {name for one in ALL for name in options_of(one)}
+    for name, one in options_of(record).items():
+        assert {*one.needs, *one.clashes} <= known, name
+        assert not one.required or not (one.needs or one.clashes), name
+
+
+TOGETHER = [
+    ("to-ms {hub} o.ckpt --steal", "--steal means nothing without --part"),
+    ("to-ms {hub} o.ckpt --part 1/2 --steal-after 5", "--steal-after means nothing without --st"),
+    ("to-ms {hub} o.ckpt --resume --no-hash", "--resume goes by the hashes.*--no-hash can't be"),
+    ("to-ms {hub} o.ckpt --part 1/2 --no-hash", "--part needs hashes, so --no-hash can't be"),
+    ("to-ms {hub} o.ckpt --consume --no-hash", "--consume needs hashes, so --no-hash can't"),
+    ("to-ms {hub} o.ckpt --dask local:2 --part 1/2", "--dask spreads one run.*--part can't be"),
+    ("to-ms {hub} o.ckpt --dask local:2 --consume", "--dask has several.*--consume can't be"),
+    ("to-ms {hub} o.ckpt --prefix net_", "--prefix net_ has no effect on o.ckpt"),
+    ("to-ms {hub} o --format unified --prefix net_", "--prefix net_ has no effect on o"),
+    ("to-ms {hub} o --iteration 3", "of --format mindformers or --format megatron"),
+    ("convert {hub} o --to fused --prefix net_", "--prefix net_ has no effect on a directory of"),
+    ("convert {hub} o --to fused --format ckpt", "--format ckpt has no effect on a directory of"),
+    ("convert {hub} o --to dense --max-shard-size 5MB", "--max-shard-size is of directories of H"),
+    ("edit {hub} o --take e=0,1 --iteration 3", "--iteration 3 has no effect on a directory"),
+    ("edit {hub} o --take e=0,1 --remove-redundancy", "--remove-redundancy has no effect"),
+    ("edit {hub} o --take e=0,1 --fill mean", "--fill mean means nothing without --pad"),
+    ("average o {hub} {hub} --src-strategy-dir s", "--src-strategy-dir s says how rank dir"),
+    ("merge {hub} o.ckpt --layout dense", "--layout means nothing without --parallel-config"),
+    ("reshard {hub} o --dst-strategy-dir s --config c", "without --src-parallel-config or --dst-p"),
+    ("inspect {hub} --overwrite", "--overwrite means nothing without --html"),
+    ("compare {hub} {hub} --overwrite", "--overwrite means nothing without --html"),
+    ("demo --overwrite", "--overwrite means nothing without DIR"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), TOGETHER)
+def test_what_means_nothing_without_another_or_contradicts_one_is_refused(
+    monkeypatch, tmp_path, line, message
+):
+    monkeypatch.chdir(tmp_path)
+    words = line.format(hub=HUB).split()
+    result = CliRunner().invoke(cli, words)
+    assert isinstance(result.exception, UsageError), result.output
+    assert re.search(message, str(result.exception)), result.exception
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_an_output_takes_is_heeded(tmp_path):
+    ckptforge.convert(HUB, tmp_path / "o", to="dense", format="dcp", max_shard_size=300_000)
+    assert len(list((tmp_path / "o").glob("*.distcp"))) > 1
+    ckptforge.convert(HUB, tmp_path / "f", to="fused", format="safetensors")
+    ckptforge.to_ms(HUB, tmp_path / "m", prefix="net_")
+    assert (tmp_path / "m" / "rank_0" / "net_0.ckpt").is_file()

@@ -46,7 +46,7 @@ class Demo(Options):
     """Where the demo is made."""
 
     directory: OptionalPlace = option("where the files are kept", metavar="DIR", kw_only=False)
-    overwrite: bool = flag("replace an earlier demo in `directory`")
+    overwrite: bool = flag("replace an earlier demo in `directory`", needs=("directory",))
 
 
 def call(options: Options, **more: Any) -> Any:

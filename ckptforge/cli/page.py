@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptforge.errors import OutputError, UsageError, printable
 from ckptforge.spelling import flag as spelled
+from ckptforge.spelling import option as named
 from ckptforge.verbs.options.option import OptionalPlace, flag, option
 from ckptforge.verbs.options.record import Options, options_of
 from ckptforge.wording import size
@@ -23,9 +24,14 @@ class Page(Options):
 
     def refuse(self, others: Options) -> None:
         """Raises, before anything is done, `OutputError` for a page that can't be written there or
-        that would replace something, and `UsageError` for an address, and for a path that the other
-        options name, too."""
+        that would replace something, and `UsageError` for an address, for a path that the other
+        options name, too, and for no page that is to replace one."""
         if self.html is None:
+            if self.overwrite and "overwrite" not in options_of(type(others)):
+                raise UsageError(
+                    f"{spelled('overwrite')} means nothing without {named('html')}, the page that "
+                    "it replaces: give both, or neither."
+                )
             return
         from ckptforge.foreign.paths import exists, is_directory
         from ckptforge.publish.output_name import refuse_address

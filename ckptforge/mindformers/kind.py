@@ -16,6 +16,7 @@ from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there
 from ckptforge.formats.index import FileIndex
 from ckptforge.mindformers.common import ITERATION, Number, read_common
+from ckptforge.mindformers.job import refuse_strangers
 from ckptforge.mindformers.metadata import Described, read_metadata
 from ckptforge.mindformers.names import (
     COMMON,
@@ -121,6 +122,7 @@ def read_iteration(directory: Path, step: int | None) -> Opened:
             f"{METADATA}, which says how they are cut; copy the whole iteration."
         )
     if described is not None:
+        refuse_strangers(path, described, parts[0].count)
         described, lacking = _without_optimizer(path, described, parts)
         notes += lacking
     files = tuple(read_file(iteration.directory / part.name) for part in parts)

@@ -12,6 +12,7 @@ from ckptforge.spelling import option
 from ckptforge.surgery.along import Along, Entry, Pick
 from ckptforge.surgery.edited import axis_of, changed, length_of, rotated
 from ckptforge.surgery.layers import layer_axes
+from ckptforge.surgery.totals import adds_up_to_nothing
 
 NAME = "merge"
 Group = Sequence[int] | Mapping[str, float]  # indexes, or their weights by index
@@ -40,6 +41,11 @@ def _entry(group: Group, length: int, axis: str, where: str) -> Entry:
             raise UsageError(f"{where}: {shown(key)} isn't an index of axis {axis}, of {length}.")
         weights[int(key)] = float(weight)
     total = math.fsum(weights.values())
-    if not weights or not math.isfinite(total) or total == 0:
-        raise UsageError(f"{where}: the group {shown(group)} has no mean.")
+    if not weights or not math.isfinite(total) or adds_up_to_nothing(weights.values()):
+        why = "its weights add up to 0" if weights else "it holds no index"
+        raise UsageError(
+            f"{where}: the group {shown(group)} has no mean, as "
+            f"{why if math.isfinite(total) else 'not all its weights are finite'}; expected "
+            "indexes, or finite weights by index that add up to another number than 0."
+        )
     return tuple(Pick(index, weight / total) for index, weight in weights.items())

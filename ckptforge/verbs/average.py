@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from ckptforge.surgery.average import average as average_of
 from ckptforge.surgery.dare import dare
 from ckptforge.surgery.slerp import slerp
 from ckptforge.surgery.sums import Mix, linear
+from ckptforge.surgery.totals import notes_on_totals
 from ckptforge.surgery.weights import plain, roles_of
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import names_that_keep_dtype
@@ -58,8 +58,9 @@ def average(options: Average) -> Result:
     roles = roles_of(first.source.binding) if first.source is not None else {}
     base_model = None if base is None else base.as_model
     found = mixes(weighted, roles, base_model, settings.scale)
+    notes = notes_on_totals(found, settings.method)
     made = average_of(weighted, base_model, found, _combining(settings, found, options))
-    made = made.noting(*_notes(settings))
+    made = made.noting(*notes)
     dtype = parse_target(options.dtype)
     if dtype is not None:
         made = _in_dtype(made, first, found, dtype)
@@ -79,7 +80,7 @@ def average(options: Average) -> Result:
 
 def sum_of(models: Sequence[OpenedModel], weights: Sequence[float] | None) -> OpenedModel:
     """The weighted sum of models, by default their mean. Raises `UsageError` for weights that
-    aren't as many or not finite, and what averaging raises."""
+    aren't as many, not finite or all 0, and what averaging raises."""
     chosen = weights_of(weights, len(models), 1 / len(models))
     alike, _ = _in_one_layout(list(models), None, "linear")
     first = alike[0]
@@ -89,7 +90,8 @@ def sum_of(models: Sequence[OpenedModel], weights: Sequence[float] | None) -> Op
     ]
     roles = roles_of(first.source.binding) if first.source is not None else {}
     found = mixes(weighted, roles, None, 1.0)
-    return first.changed(average_of(weighted, None, found, linear), _card(alike))
+    made = average_of(weighted, None, found, linear).noting(*notes_on_totals(found))
+    return first.changed(made, _card(alike))
 
 
 def _open(one: Named, options: Average) -> OpenedModel:
@@ -155,17 +157,6 @@ def _card(models: Sequence[OpenedModel]) -> Mapping[str, bytes] | None:
     """The small files of the first that has some."""
     sides = (one.source.hugging_face for one in models if one.source is not None)
     return next((side.files for side in sides if side is not None), None)
-
-
-def _notes(settings: Settings) -> tuple[str, ...]:
-    """What is to be said of weights that don't add up to 1."""
-    weights = [one.weights for one in settings.inputs]
-    if settings.base is not None or any(one.kinds or one.layers for one in weights):
-        return ()
-    total = sum(one.default[0] for one in weights)
-    if any(len(one.default) > 1 for one in weights) or math.isclose(total, 1.0, abs_tol=1e-9):
-        return ()
-    return (f"the weights add up to {total:g}: the sums are that much larger than an average.",)
 
 
 def _recorded(settings: Settings) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def settings_of(options: Average) -> Settings:
         base = _named(options, options.base, plain(1.0))
     elif recipe is not None and recipe.base is not None:
         base = _of_recipe(options, recipe.base, recipe.base.path, "the base")
+    _refuse_cut(options, [*inputs, *([] if base is None else [base])])
     method = options.method or (recipe.method if recipe else "linear")
     for name in ("density", "seed"):
         if getattr(options, name) is not None and method != "dare":
@@ -77,6 +78,17 @@ def settings_of(options: Average) -> Settings:
         density=_density(options.density, float(recipe.density) if recipe else 0.5),
         seed=options.seed if options.seed is not None else (recipe.seed if recipe else 0),
     )
+
+
+def _refuse_cut(options: Average, named: Sequence[Named]) -> None:
+    """Raises `UsageError` where it is said how inputs are cut, and none of them is."""
+    for name in ("strategy_dir", "parallel_config"):
+        given = getattr(options, f"src_{name}")
+        if given is not None and all(getattr(one, name) != given for one in named):
+            raise UsageError(
+                f"{option(f'src_{name}', given)} says how rank directories are cut, and no input "
+                "is such; omit it."
+            )
 
 
 def _inputs(options: Average, recipe: AverageRecipe | None) -> tuple[Named, ...]:

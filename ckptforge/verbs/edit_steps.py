@@ -14,6 +14,7 @@ from ckptforge.surgery.edits import Step, edit_named
 from ckptforge.surgery.recipes import expansion, read_edit_recipe
 from ckptforge.verbs.options import Edit
 from ckptforge.verbs.options.dtypes import parse_target
+from ckptforge.verbs.options.record import options_of
 from ckptforge.wording import nearest
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ def steps_of(options: Edit) -> list[Step]:
     for name, value in vars(options).items():
         if name in _OWN and value:
             given += [(name, "")] if value is True else [(name, text) for text in value]
+    if options.fill != options_of(Edit)["fill"].default and not any(n == "pad" for n, _ in given):
+        hint = "" if options.recipe is None else "; a recipe's rows have a fill of their own"
+        raise UsageError(
+            f"{option('fill', options.fill)} means nothing without {option('pad')}{hint}: give "
+            "both, or neither."
+        )
     for name, group in groupby(given, lambda pair: pair[0]):
         found += _of_texts(name, [text for _, text in group], options.fill)
     return found

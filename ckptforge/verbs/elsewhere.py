@@ -16,7 +16,7 @@ from ckptforge.publish.publisher import Publication
 from ckptforge.run.audit import Audit
 from ckptforge.run.run import cache_bytes
 from ckptforge.run.schedule import Finished
-from ckptforge.spelling import flag, option
+from ckptforge.spelling import option
 from ckptforge.storage.mounts import absolute
 from ckptforge.values import Place
 from ckptforge.verbs.choices import budget_of
@@ -26,16 +26,9 @@ Done = tuple[dict[Place, Finished], list[str]]
 
 
 def is_elsewhere(options: Running) -> bool:
-    """Whether an executor was given. Raises `UsageError` for options that contradict it."""
+    """Whether an executor was given. Raises `UsageError` for what is none."""
     if not isinstance(options, Parted) or (options.dask is None and options.executor is None):
         return False
-    name = "dask" if options.dask is not None else "executor"
-    if options.dask is not None and options.executor is not None:
-        raise UsageError(f"{option('dask')} and {option('executor')} both say who works; give one.")
-    if options.part is not None:
-        raise UsageError(f"{option('part')} is one of several runs, {option(name)} one of its own.")
-    if options.no_hash:
-        raise UsageError(f"{option(name)} needs hashes, so {flag('no_hash')} can't be given.")
     if options.dask is None and not callable(getattr(options.executor, "submit", None)):
         raise UsageError(
             f"{option('executor')} is {shown(options.executor)}: expected an executor of "

@@ -30,7 +30,7 @@ from ckptforge.run.needs import most_disk
 from ckptforge.run.run import Done, cache_bytes, run
 from ckptforge.run.schedule import Finished
 from ckptforge.run.source_hashes import SourceHashes
-from ckptforge.spelling import command, flag, option
+from ckptforge.spelling import command, flag
 from ckptforge.storage.mounts import through
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Place
@@ -102,12 +102,8 @@ def _run(job: Job, options: Running) -> Result:
 def _way_of(plan: Plan, publisher: Publisher, options: Running) -> _Way:
     """Raises `UsageError` and `OutputError` for a way that output or sources don't allow."""
     elsewhere = is_elsewhere(options)
-    consuming = _is_consuming(plan, options, elsewhere)
+    consuming = _is_consuming(plan, options)
     parted = isinstance(options, Parted) and options.part is not None
-    if isinstance(options, Parted) and not parted and options.steal:
-        raise UsageError(
-            f"{flag('steal')} is for one of several runs, which {option('part')} makes; give both."
-        )
     if (parted or consuming) and not isinstance(publisher, ByRename):
         way = "part" if parted else "consume"
         raise UsageError(
@@ -191,14 +187,10 @@ def _carried_out(
     return done, again
 
 
-def _is_consuming(plan: Plan, options: Running, elsewhere: bool) -> bool:
-    """Whether sources are removed. Raises `UsageError` and `OutputError` where they can't be."""
+def _is_consuming(plan: Plan, options: Running) -> bool:
+    """Whether sources are removed. Raises `OutputError` where they can't be."""
     if not isinstance(options, Parted) or not options.consume:
         return False
-    if elsewhere or options.part is not None:
-        raise UsageError(f"{flag('consume')} is for a job that one process does.")
-    if options.no_hash:
-        raise UsageError(f"{flag('consume')} needs hashes, so {flag('no_hash')} can't be given.")
     refuse_to_consume(plan)
     return True
 

@@ -27,6 +27,13 @@ from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.options.shared import DCP, MEGATRON
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
+from ckptforge.verbs.unused import (
+    DCP_DIRECTORY,
+    HUGGING_FACE,
+    MEGATRON_RUN,
+    RELEASE,
+    refuse_unused,
+)
 
 _STATE = "optimizer state and counters"
 
@@ -59,9 +66,11 @@ def hugging_face_job(
     model = _in_layout(source, target, options, _recorded_names(source, target), False)
     size = parse_size(options.max_shard_size, "max_shard_size")
     if options.format == DCP:
+        refuse_unused(options, DCP_DIRECTORY, ("format", "max_shard_size"))
         chunks = DistributedTarget(output=output, side=source.hugging_face, max_file_size=size)
         plan = plan_for(verb, model, chunks, _facts(source, target, options))
         return Job(plan, source.table, target, tied=tied(source))
+    refuse_unused(options, HUGGING_FACE, ("max_shard_size",), ("safetensors",))
     made = quantised(model, source.table, target, source.hugging_face, wishes)
     place = HuggingFaceTarget(
         output=output,
@@ -78,7 +87,9 @@ def hugging_face_job(
 
 
 def consolidated_job(verb: str, source: Source, target: Layout, options: Convert) -> Job:
-    """The job that writes a model as its makers publish it."""
+    """The job that writes a model as its makers publish it. Raises `UsageError` for options that
+    aren't for that."""
+    refuse_unused(options, RELEASE, ("shards",))
     model = _in_layout(source, target, options, None, False)
     place = consolidated_target(source, target, options.out, options.shards)
     plan = plan_for(verb, model, place, _facts(source, target, options))
@@ -121,6 +132,7 @@ def megatron_job(verb: str, source: Source, target: Layout, options: Convert) ->
             f"{wrong}: {target.name} is a layout of Megatron's, which is written with "
             f"{option('format', MEGATRON)}, cut by {option('dst_parallel_config')}."
         )
+    refuse_unused(options, MEGATRON_RUN, ("format", "iteration"))
     given = options.dst_parallel_config
     config = MegatronConfig() if given is None else read_megatron_config(given)
     model = _in_layout(source, target, options, None, False)

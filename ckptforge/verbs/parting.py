@@ -21,7 +21,7 @@ from ckptforge.publish.publisher import publisher_of
 from ckptforge.publish.tree import lies_at
 from ckptforge.run.audit import Audit
 from ckptforge.run.run import cache_bytes
-from ckptforge.spelling import command, flag, option
+from ckptforge.spelling import command, option
 from ckptforge.storage.store import Kind
 from ckptforge.verbs.choices import budget_of
 from ckptforge.verbs.options import Parted
@@ -55,8 +55,6 @@ def run_as_part(plan: Plan, options: Parted, check: Callable[[Audit], None]) -> 
     """Carries out one part of a plan, or only checks it. Raises `UsageError`, `OutputError`."""
     assert options.part is not None
     share = share_of(options.part, os.environ)
-    if options.no_hash:
-        raise UsageError(f"{option('part')} needs hashes, so {flag('no_hash')} can't be given.")
     if not options.steal_after > 0:
         raise UsageError(f"{option('steal_after', options.steal_after)}: expected seconds above 0.")
     publisher = publisher_of(plan.output)

@@ -27,6 +27,7 @@ from ckptforge.verbs.options.shared import DCP, MINDFORMERS
 from ckptforge.verbs.options.surgery import Average, Edit
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
+from ckptforge.verbs.unused import DCP_DIRECTORY, HUGGING_FACE, RELEASE, refuse_unused
 
 
 def saving_job(
@@ -90,15 +91,19 @@ def _target(model: Model, read: Source | Choices, options: Save) -> Target:
             "which MindFormers doesn't train with; take it to one of its layouts first."
         )
     if source is not None and source.binding.layout.family == "consolidated":
+        refuse_unused(options, RELEASE, ("shards",))
         return consolidated_target(source, source.binding.layout, options.out, options.shards)
     hub = hub and not asked
     if hub and not cut and options.format == DCP:
+        refuse_unused(options, DCP_DIRECTORY, ("format", "max_shard_size"))
         side = read.hugging_face if isinstance(read, Source) else known_of(model, read).side
         size = parse_size(options.max_shard_size, "max_shard_size")
         return DistributedTarget(output=options.out, side=side, max_file_size=size)
     if hub and not cut and single is not None:
+        refuse_unused(options, "one file", formats=(options.out.suffix.removeprefix("."),))
         return FileTarget(options.out, single, {"format": "pt"})
     if hub and not cut:
+        refuse_unused(options, HUGGING_FACE, ("max_shard_size",), ("safetensors",))
         side = read.hugging_face if isinstance(read, Source) else known_of(model, read).side
         return HuggingFaceTarget(
             output=options.out,

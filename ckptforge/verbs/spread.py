@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ckptforge.errors import UsageError
+from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
 from ckptforge.publish.output_name import refuse_name
 from ckptforge.spelling import command, flag, option
 from ckptforge.targets.distributed import DistributedTarget
-from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget
+from ckptforge.targets.huggingface import parse_size
+from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget, check_prefix
 from ckptforge.targets.target import Target
+from ckptforge.verbs.options.record import options_of
 from ckptforge.verbs.options.shared import DCP, MEGATRON, MINDFORMERS, MindSporeOutput
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     strategy: Path | None = None
     parallel_config: Path | None = None
     training: Training | None = None
+    max_shard_size: int | None = None
 
     @classmethod
     def of(cls, options: MindSporeOutput, out: Path, which: str | None = "") -> Spread:
@@ -60,8 +64,19 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
                 remove_redundancy=options.remove_redundancy,
             )
         elif given:
+            either = f" or {option('format', MEGATRON)}" if given[0] == "iteration" else ""
             raise UsageError(
-                f"{option(given[0])} is of {option('format', MINDFORMERS)}, which isn't asked for."
+                f"{option(given[0])} is of {option('format', MINDFORMERS)}{either}, which isn't "
+                "asked for."
+            )
+        check_prefix(options.prefix)
+        named_by_prefix = any(cut) or (
+            options.format not in ("unified", DCP, MEGATRON) and format_by_ending(out) is None
+        )
+        if options.prefix != options_of(type(options))["prefix"].default and not named_by_prefix:
+            raise UsageError(
+                f"{option('prefix', options.prefix)} has no effect on {out}, in which no file "
+                "is named after a rank; omit it."
             )
         return cls(
             out=out,
@@ -70,6 +85,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
             strategy=cut[0],
             parallel_config=cut[1],
             training=training,
+            max_shard_size=parse_size(getattr(options, "max_shard_size", None), "max_shard_size"),
         )
 
     def __post_init__(self) -> None:
@@ -103,6 +119,11 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
                 f"{option('format', MEGATRON)} is for layouts of Megatron's, which "
                 f"{command('convert')} writes."
             )
+        if self.max_shard_size is not None and (self.format != DCP or self.cut):
+            raise UsageError(
+                f"{option('max_shard_size')} is of directories of Hugging Face's and of "
+                f"{option('format', DCP)}, which isn't what is written here; omit it."
+            )
         strategy = self._strategy(compute) if self.cut else None
         if self.training is not None:
             return self.training.target(self.out, self.prefix, model, strategy)
@@ -111,7 +132,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
             return RankTarget.of(self.out, self.format, self.prefix, strategy)
         if self.format == DCP:
-            return DistributedTarget(output=self.out)
+            return DistributedTarget(output=self.out, max_file_size=self.max_shard_size)
         if self.format == "unified":
             return UnifiedTarget(self.out)
         return MindSporeTarget.of(self.out, self.format, self.prefix)

@@ -10,10 +10,11 @@ from ckptforge.verbs.options.option import OptionalPlace, Place, Say, flag, opti
 from ckptforge.verbs.options.record import Options
 
 
-class Inspect(shared.Described, shared.Mapped, shared.Stepped, shared.Reaching):
+class Inspect(shared.Configured, shared.Mapped, shared.Stepped, shared.Reaching):
     """What is in a checkpoint."""
 
     path: Place = required("any checkpoint: a file, or a directory of any kind", kw_only=False)
+    layout: str | None = shared.layout_of("`path`")
     strategy_dir: OptionalPlace = shared.source_strategy("path")
     parallel_config: OptionalPlace = shared.source_config("path")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 PathLike = str | os.PathLike[str]
@@ -59,7 +60,9 @@ class Option(NamedTuple):
     spelled as the reader writes them. `unset` says what happens where nothing is given, `words`
     which texts may be. The rest is for the command line: `choices` or `metavar` in place of the
     value, `completes` what kind of name it is, `aliases` other spellings, `hidden` that it isn't
-    there, `into` the option that gets (name, value) of all such in their order.
+    there, `into` the option that gets (name, value) of all such in their order. It means nothing
+    without one of those that it `needs`, of those that the verb has, and can't be given with those
+    that it `clashes` with, each of which does what stands there.
     """
 
     meaning: str
@@ -73,6 +76,8 @@ class Option(NamedTuple):
     aliases: tuple[str, ...] = ()
     hidden: bool = False
     into: str = ""
+    needs: tuple[str, ...] = ()
+    clashes: Mapping[str, str] = MappingProxyType({})
     kw_only: bool = True
 
     @property
@@ -98,6 +103,6 @@ def option(meaning: str, default: Any = None, **facts: Any) -> Any:
     return Option(meaning, default, **facts)
 
 
-def flag(meaning: str) -> Any:
-    """A switch, off by default."""
-    return Option(meaning, False)
+def flag(meaning: str, **facts: Any) -> Any:
+    """A switch, off by default; the keywords are those of `Option`."""
+    return Option(meaning, False, **facts)

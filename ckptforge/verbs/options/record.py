@@ -12,6 +12,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ckptforge.errors import UsageError, shown
+from ckptforge.spelling import flag as switch
 from ckptforge.spelling import option as spelled
 from ckptforge.storage.address import given_path
 from ckptforge.verbs.options.option import Option, required
@@ -34,11 +35,13 @@ class Options:
     """The options of a verb, which can't be changed.
 
     Raises `TypeError`, with the nearest name, for one that it doesn't have and for one that is
-    missing, and `UsageError` for a value of a wrong type. Paths are held as `Path`s.
+    missing, and `UsageError` for a value of a wrong type and for options that mean nothing without
+    another or contradict one. Paths are held as `Path`s.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         vars(self).update(_bound(type(self), arguments, keywords))
+        _refuse_together(type(self), vars(self))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} can't be changed; see its replace().")
@@ -116,6 +119,39 @@ def _checked(record: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
         is_path = value is not None and Path in get_args(kinds[name])
         values[name] = given_path(os.fspath(value)) if is_path else value
     return values
+
+
+def _refuse_together(record: type[Options], values: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for an option without what it needs, or with what it clashes with."""
+    options = options_of(record)
+    given = {name for name, one in options.items() if _is_given(values[name], one)}
+    for name, one in options.items():
+        if name not in given:
+            continue
+        needed = [other for other in one.needs if other in options]
+        if needed and given.isdisjoint(needed):
+            way = "give both, or neither" if len(needed) == 1 else "give one of these, or omit it"
+            raise UsageError(
+                f"{_switched(name, one)} means nothing without "
+                f"{' or '.join(_switched(other, options[other]) for other in needed)}: {way}."
+            )
+        for other, does in one.clashes.items():
+            if other in given:
+                raise UsageError(
+                    f"{_switched(other, options[other])} {does}, so {_switched(name, one)} can't "
+                    "be given."
+                )
+
+
+def _is_given(value: Any, one: Option) -> bool:
+    """Whether an option has another value than by default, which may be numbers of numpy's."""
+    return value is not one.default and (one.default is None or bool(value != one.default))
+
+
+def _switched(name: str, one: Option) -> str:
+    if not one.kw_only:
+        return one.metavar or name
+    return switch(name) if one.default is False else spelled(name)
 
 
 def _by_position(

@@ -20,6 +20,7 @@ MINDFORMERS = "mindformers"  # of iteration directories
 MEGATRON = "megatron"  # of those of Megatron's
 DCP = "dcp"  # of torch.distributed.checkpoint's
 NO_CONFIG = "write the weights alone where no config.json is known"
+PARALLEL_CONFIGS = ("parallel_config", "src_parallel_config", "dst_parallel_config")
 FIRST_LAYOUT = "the model's first MindSpore layout in `ckptforge mapping list`"
 
 
@@ -46,10 +47,15 @@ def source_config(source: str) -> Any:
     return option(text, metavar="FILE")
 
 
-def layout_of(source: str, completes: Names = "layout") -> Any:
+def layout_of(source: str, completes: Names = "layout", needs: tuple[str, ...] = ()) -> Any:
     """The option that names the layout of an input."""
-    unset = "detected from names and shapes"
-    return option(f"the layout of {source}", unset=unset, metavar="LAYOUT", completes=completes)
+    return option(
+        f"the layout of {source}",
+        unset="detected from names and shapes",
+        metavar="LAYOUT",
+        completes=completes,
+        needs=needs,
+    )
 
 
 def dtype_of(meaning: str) -> Any:
@@ -117,7 +123,16 @@ class Running(Workers):
         default="buffered",
         choices="buffered|direct",
     )
-    no_hash: bool = flag("compute no hashes: the manifest has none, and the run can't be resumed")
+    no_hash: bool = flag(
+        "compute no hashes: the manifest has none, and the run can't be resumed",
+        clashes={
+            "resume": "goes by the hashes of what was written",
+            "part": "needs hashes",
+            "dask": "needs hashes",
+            "executor": "needs hashes",
+            "consume": "needs hashes",
+        },
+    )
     command: str | None = option("the command line to be noted in the manifest", hidden=True)
 
 
@@ -126,7 +141,12 @@ class Parted(Running):
 
     consume: bool = flag(
         "remove each input file as soon as all that was made of it is on the disk, where there is "
-        "no room for two models; `resume` goes on without them"
+        "no room for two models; `resume` goes on without them",
+        clashes={
+            "part": "is one of several processes that read the inputs",
+            "dask": "has several processes read the inputs",
+            "executor": "has several processes read the inputs",
+        },
     )
     dask: str | None = option(
         "have the workers of this Dask scheduler, or N processes on this machine, do the work; "
@@ -136,17 +156,25 @@ class Parted(Running):
     executor: Any = option(
         "have an executor of concurrent.futures, or one like them, do the work: processes, MPI, …",
         hidden=True,
+        clashes={"dask": "says who works, too"},
     )
     part: str | None = option(
         "do only this part of the job, as one of N processes that share the output's directory; "
         "auto reads the variables of Slurm, torchrun, MPI, Kubernetes (auto/N) and ModelArts",
         metavar="I/N|auto",
+        clashes={
+            "dask": "spreads one run over its workers",
+            "executor": "spreads one run over its workers",
+        },
     )
     steal: bool = flag(
-        "with `part`: when it is done, take over what is left of parts whose heartbeat has stopped"
+        "with `part`: when it is done, take over what is left of parts whose heartbeat has stopped",
+        needs=("part",),
     )
     steal_after: float = option(
-        "seconds without a heartbeat after which a part is taken for dead", default=60.0
+        "with `steal`: seconds without a heartbeat after which a part is taken for dead",
+        default=60.0,
+        needs=("steal",),
     )
 
 
@@ -311,11 +339,15 @@ class Configured(Options):
 
 
 class Described(Options):
-    """What an input is, for a parallel configuration of it."""
+    """What an input is, for a parallel configuration of it or of the output."""
 
-    layout: str | None = layout_of("the input, for a parallel configuration", "mindspore")
+    layout: str | None = layout_of(
+        "the input, for a parallel configuration", "mindspore", PARALLEL_CONFIGS
+    )
     config: OptionalPlace = option(
-        "where config.json is, if a parallel configuration of the input needs it", metavar="HF_DIR"
+        "where config.json is, if a parallel configuration of the input needs it",
+        metavar="HF_DIR",
+        needs=PARALLEL_CONFIGS,
     )
 
 

@@ -92,7 +92,9 @@ class Split(shared.MindSporeOutput, shared.Resharding):
     out_dir: Place = required(shared.OUT_DIR, kw_only=False)
     strategy_dir: OptionalPlace = shared.TARGET_STRATEGY
     parallel_config: OptionalPlace = shared.TARGET_CONFIG
-    layout: str | None = shared.layout_of("the input, for a parallel configuration", "mindspore")
+    layout: str | None = shared.layout_of(
+        "the input, for a parallel configuration", "mindspore", ("parallel_config",)
+    )
 
 
 class Reshard(shared.Described, shared.Replicas, shared.MindSporeOutput, shared.Resharding):
