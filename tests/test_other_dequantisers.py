@@ -1,6 +1,7 @@
 """Packed weights read as other programs compute them, on random words and at the edges: GPTQModel,
 AutoAWQ, NVIDIA ModelOpt and bitsandbytes. What they compute is written down here anew, in torch and
-in their order, from gptqmodel/nn_modules/qlinear (`dequantize_weight`), awq/utils/packing_utils.py
+in their order, from gptqmodel/nn_modules/qlinear (`dequantize_weight`) and gptqmodel/utils/model.py
+(`convert_gptq_v1_to_v2_format_module`), awq/utils/packing_utils.py
 (`dequantize_gemm`), modelopt/torch/quantization/qtensor/nvfp4_tensor.py (`dequantize`) and
 bitsandbytes/functional.py (`int8_vectorwise_dequant`); the last is run too, where it is installed.
 """
@@ -82,9 +83,10 @@ def test_gptq(tmp_path, width, form, order):
     }
     held = {name: torch.from_numpy(array) for name, array in tensors.items()}
     codes = shifted(held["qweight"], width, 1).reshape(-1, OUTPUTS)
-    zeros = shifted(held["qzeros"], width, 2).reshape(3, OUTPUTS)
-    if form == "gptq":  # stored less one
-        zeros = torch.bitwise_and(zeros + 1, 2**width - 1)
+    packed = held["qzeros"]
+    if form == "gptq":  # stored less one: convert_gptq_v1_to_v2_format_module
+        packed = packed + {4: 0x11111111, 8: 0x01010101}[width]
+    zeros = shifted(packed, width, 2).reshape(3, OUTPUTS)
     rows = held["g_idx"].long()
     theirs = held["scales"][rows] * (codes - zeros[rows])
     method = {"quant_method": "gptq", "bits": width, "group_size": GROUP, "checkpoint_format": form}

@@ -61,12 +61,12 @@ def gptq(rng, shape, bits=4, plus=1, shuffled=False, group=GROUP):
     index = np.arange(inputs) // (group if group > 0 else inputs)
     if shuffled:
         index = rng.permutation(index)
-    minus = (zeros + plus) % (1 << bits)
-    values = (codes - minus[index]) * scales[index].astype(np.float64)
+    values = (codes - zeros[index]) * scales[index].astype(np.float64)
     packed = words(codes.T, bits).T
+    ones = words(np.full((1, 32 // bits), plus), bits)
     return {
         "qweight": ("I32", np.ascontiguousarray(packed)),
-        "qzeros": ("I32", words(zeros, bits)),
+        "qzeros": ("I32", words(zeros, bits) - ones),  # of words, as GPTQModel subtracts
         "scales": ("F16", scales),
         "g_idx": ("I32", index.astype(np.int32)),
     }, values.T
@@ -187,6 +187,10 @@ WAYS = {
     "gptq v2, 8 bits": (
         lambda r, s: gptq(r, s, bits=8, plus=0),
         {"quant_method": "gptq", "bits": 8, "group_size": GROUP, "checkpoint_format": "gptq_v2"},
+    ),
+    "gptq v2 under its other key": (
+        lambda r, s: gptq(r, s, plus=0),
+        {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "format": "GPTQ_V2"},
     ),
     "gptq, whole rows": (
         lambda r, s: gptq(r, s, group=-1),
@@ -322,6 +326,11 @@ def test_numbers_of_half_a_byte_arrive_in_any_order(tmp_path_factory, shape, cha
         ("gptq", {"bits": 3}, QuantisedError, "[Bb]its 3 aren't read"),
         ("gptq", {"checkpoint_format": "marlin"}, QuantisedError, "only gptq and gptq_v2 are"),
         ("gptq", {"dynamic": {"-:.*": {}}}, QuantisedError, "in other ways"),
+        ("gptq", {"format": "marlin"}, QuantisedError, "only gptq and gptq_v2 are"),
+        ("gptq", {"rotation": "hadamard"}, QuantisedError, "[Rr]otation 'hadamard' isn't read"),
+        ("gptq", {"pack_dtype": "int16"}, QuantisedError, "only int32 is"),
+        ("awq", {"checkpoint_format": "gemv"}, QuantisedError, "only gemm is"),
+        ("awq", {"backend": "llm-awq"}, QuantisedError, "[Bb]ackend 'llm-awq' isn't read"),
         ("gptq", {"group_size": 64}, FormatError, r"scales.*expected.*\[2, 64\]"),
         ("awq", {"version": "gemv"}, QuantisedError, "only gemm is"),
         ("awq", {"group_size": "x"}, QuantisedError, "isn't a number of elements"),
@@ -361,6 +370,7 @@ def without(directory: Path, ending: str, **other: tuple[str, np.ndarray]) -> No
     ("way", "ending"),
     [
         ("gptq", "qzeros"),
+        ("gptq shuffled", "g_idx"),
         ("awq", "scales"),
         ("pack-quantized", "weight_shape"),
         ("nvfp4-pack-quantized", "weight_global_scale"),

@@ -21,7 +21,9 @@ Found = tuple[Packing | None, str | None]  # a packing, or why there is none
 
 PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
 _NVFP4_GROUP = 16
-_PLUS = {None: 1, "gptq": 1, "gptq_v2": 0}  # what is added to GPTQ's zero points, by format
+_PLUS = {"gptq": 1, "gptq_v2": 0}  # what is added to GPTQ's zero points, by format
+_NOT_GPTQ = ("is_marlin_format", "rotation")  # keys by which codes mean something else
+_LLM_AWQ = "llm-awq"
 _SCALES = ("weight_scale_inv", "weight_scale", "scale")
 
 
@@ -37,8 +39,9 @@ def packing_of(method: str, found: Settings) -> Found | None:
 
 
 def _gptq(found: Settings) -> Found:
-    form, bits, group = found.get("checkpoint_format"), found.get("bits"), _group(found)
-    if not (form is None or (isinstance(form, str) and form in _PLUS)):
+    form = _form(found, ("checkpoint_format", "format"), "gptq")
+    bits, group = found.get("bits"), _group(found)
+    if form not in _PLUS:
         return None, f"checkpoint_format {shown(form)} isn't read, only gptq and gptq_v2 are"
     if type(bits) is not int or bits not in BITS:
         return None, f"bits {shown(bits)} aren't read, only 4 and 8 are"
@@ -46,14 +49,21 @@ def _gptq(found: Settings) -> Found:
         return None, f"group_size {shown(found.get('group_size'))} isn't a number of elements"
     if found.get("dynamic"):
         return None, "some of its layers are quantised in other ways (dynamic)"
-    return Gptq(bits=bits, group=group, plus=_PLUS[form]), None
+    if other := next((key for key in _NOT_GPTQ if found.get(key)), None):
+        return None, f"{other} {shown(found[other])} isn't read"
+    if found.get("pack_dtype") not in (None, "int32"):
+        return None, f"pack_dtype {shown(found['pack_dtype'])} isn't read, only int32 is"
+    shuffled = found.get("desc_act") is True
+    return Gptq(bits=bits, group=group, plus=_PLUS[form], shuffled=shuffled), None
 
 
 def _awq(found: Settings) -> Found:
-    form = found.get("version", found.get("format", "gemm"))
+    form = _form(found, ("version", "format", "checkpoint_format"), "gemm")
     bits, group = found.get("bits", found.get("w_bit", 4)), _group(found)
-    if not isinstance(form, str) or form.lower() != "gemm":
+    if form != "gemm":
         return None, f"version {shown(form)} isn't read, only gemm is"
+    if found.get("backend") == _LLM_AWQ:
+        return None, f"backend {shown(_LLM_AWQ)} isn't read"
     if bits != 4:
         return None, f"bits {shown(bits)} aren't read, only 4 are"
     if found.get("zero_point") is False:
@@ -61,6 +71,12 @@ def _awq(found: Settings) -> Found:
     if group is None:
         return None, f"group_size {shown(found.get('group_size'))} isn't a number of elements"
     return Awq(group=group), None
+
+
+def _form(found: Settings, keys: Sequence[str], default: str) -> str:
+    """What the first of some keys says that says anything; names of formats in lower case."""
+    form = next((found[key] for key in keys if found.get(key) is not None), default)
+    return form.lower() if isinstance(form, str) else str(form)
 
 
 def _group(found: Settings) -> int | None:

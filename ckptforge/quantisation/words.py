@@ -1,8 +1,9 @@
 """Integers of four or eight bits, packed into words of 32: as GPTQ, AWQ and compressed-tensors do.
 
 Sources: AutoGPTQ's and GPTQModel's quantised linear layers (`qweight`, `qzeros`, `scales`,
-`g_idx`; `checkpoint_format` gptq stores zero points less one, gptq_v2 as they are), AutoAWQ's
-`pack_awq` and `dequantize_gemm`, and compressed-tensors' `pack_to_int32`.
+`g_idx`; the format gptq stores zero points less one, gptq_v2 as they are, and GPTQModel turns one
+into the other by sums of whole words, `convert_gptq_v1_to_v2_format_module`), AutoAWQ's `pack_awq`
+and `dequantize_gemm`, and compressed-tensors' `pack_to_int32`.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ def code_dtype(bits: int) -> DType:
 class Gptq(msgspec.Struct, frozen=True, kw_only=True):
     """`qweight` [inputs / n, outputs]: a word holds n codes of one column, that follow each other
     along the inputs; `qzeros` [groups, outputs / n], along the outputs. `group` -1 is all inputs.
-    `plus` is added to zero points."""
+    `plus` is added to zero points. `shuffled`: only `g_idx` says which group an input is of."""
 
     bits: int
     group: int
     plus: int
+    shuffled: bool = False
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
@@ -71,7 +73,7 @@ class Gptq(msgspec.Struct, frozen=True, kw_only=True):
         )
         step: Step = scaled
         taken = [codes.name, scales.name, zeros.name]
-        if f"{module}g_idx" in tensors:
+        if self.shuffled or f"{module}g_idx" in tensors:
             index = beside(tensors, codes, f"{module}g_idx", (inputs,), "int32", "int64")
             step = Grouped(scaled=scaled, groups=index)
             taken.append(index.name)

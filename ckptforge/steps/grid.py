@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _NO_EXPONENT = 255  # stands for NaN
+_WORD = 32  # bits
 
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of `stored`, with its axes in the order `axes` where they are others than the
     blocks'. With `exponents` bytes are powers of two, 2 ** (byte - 127). All are multiplied by the
     number in `outer`, or with `divides` divided by it. With `low_halves` integers of 64 bits hold
-    the bits of a float32 in their low halves. `plus` is added to them; integers of which
-    several are packed into a word wrap around then, as their sums in it do."""
+    the bits of a float32 in their low halves. `plus` is added to them; what runs over of integers
+    that are packed into words of 32 bits is carried to the next of the word."""
 
     stored: Stored
     axes: tuple[int, ...] = ()
@@ -70,8 +71,8 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
         elif self.low_halves:
             found = read(stored, None).view("<i8").view("<f4")[..., ::2].astype(made)
         elif self.plus and stored.dtype.itemsize == 1:
-            most = (1 << 8 // stored.dtype.per_byte) - 1
-            found = ((read(stored, None).view(np.uint8) + self.plus) & most).astype(made)
+            bits = 8 // stored.dtype.per_byte
+            found = _added(read(stored, None).view(np.uint8), self.plus, bits).astype(made)
         else:
             found = read(stored, None).astype(made)
         if self.outer is not None:
@@ -79,6 +80,20 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
             with np.errstate(all="ignore"):
                 found = found / outer if self.divides else found * outer
         return found.transpose(self.axes) if self.axes else found
+
+
+def _added(numbers: Array, plus: int, bits: int) -> Array:
+    """Integers of so many bits with `plus` added to each, in words of 32 bits, lowest first."""
+    import numpy as np
+
+    shifts = np.arange(0, _WORD, bits, dtype=np.uint32)
+    wide = numbers.reshape(-1, len(shifts)).astype(np.uint32)
+    wide <<= shifts
+    words = np.bitwise_or.reduce(wide, axis=1)
+    words += np.bitwise_or.reduce(np.uint32(plus) << shifts)
+    np.right_shift(words[:, None], shifts, out=wide)
+    wide &= np.uint32((1 << bits) - 1)
+    return wide.astype(np.uint8).reshape(numbers.shape)
 
 
 def _powers(exponents: Array) -> Array:
