@@ -17,6 +17,7 @@ from ckptforge.dtypes import BY_NAME, FLOAT4, UINT4
 from ckptforge.errors import FormatError, QuantisedError
 from ckptforge.examine.window import read_value
 from ckptforge.quantisation.fp4 import StackedMxfp4
+from ckptforge.quantisation.words import PackQuantized
 from ckptforge.run.budget import Budget
 from ckptforge.run.files import OpenFiles
 from ckptforge.run.worker import Worker
@@ -373,6 +374,7 @@ def without(directory: Path, ending: str, **other: tuple[str, np.ndarray]) -> No
         ("gptq shuffled", "g_idx"),
         ("awq", "scales"),
         ("pack-quantized", "weight_shape"),
+        ("pack-quantized, shifted", "weight_zero_point"),
         ("nvfp4-pack-quantized", "weight_global_scale"),
         ("pack-quantized", "weight_scale"),
     ],
@@ -418,6 +420,26 @@ def test_weights_without_numbers_are_refused(tmp_path):
     without(tmp_path / "hub", "q_proj.qweight", **{"q_proj.qweight": ("I32", none)})
     with pytest.raises(FormatError, match=r"qweight' is int32 \[0, 64\], expected some numbers"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+
+
+def test_zero_points_of_rows_that_fill_no_word_are_read(tmp_path):
+    outputs, inputs = 36, 64
+    tensors, values = pack_quantized(np.random.default_rng(3), (40, inputs), shifted=True)
+    tensors["weight_shape"] = ("I64", np.array([outputs, inputs], np.int64))
+    for name in ("weight_packed", "weight_scale"):
+        dtype, array = tensors[name]
+        tensors[name] = (dtype, array[:outputs])
+    file = tmp_path / "model.safetensors"
+    entries = {
+        f"x.{name}": (dtype, list(array.shape), np.ascontiguousarray(array).tobytes())
+        for name, (dtype, array) in tensors.items()
+    }
+    write_safetensors(file, entries, {"format": "pt"})
+    held = {name: value.origin for name, value in ckptforge.open(file).as_model.values.items()}
+    (packed,) = PackQuantized(bits=4, group=GROUP, shifted=True).weights(held)
+    value = replace(packed.value, dtype=BY_NAME["float32"])
+    found = read_value("x", value, Worker(OpenFiles(), Budget(1, 1 << 20)))
+    assert (found == values[:outputs].astype(np.float32)).all()
 
 
 def test_compressed_tensors_unpacks_the_same(tmp_path):

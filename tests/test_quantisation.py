@@ -637,3 +637,42 @@ def test_stacked_experts_may_have_a_scale_each_or_one_for_each_row(tmp_path, axe
 def test_many_scales_of_stacked_experts_are_held_in_parts(tmp_path, monkeypatch, kind):
     monkeypatch.setattr("ckptforge.quantisation.parts._MOST", 3)
     test_stacked_experts_have_scales_of_their_own(tmp_path, kind)
+
+
+@pytest.mark.parametrize("fault", [None, "missing", "unsigned"])
+def test_integers_of_four_bits_may_have_a_byte_each_and_zero_points(tmp_path, fault):
+    """As compressed-tensors writes them in `int-quantized`; its config.json tells zero points."""
+    write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
+    rng = np.random.default_rng(0)
+
+    def change(name, shape):
+        codes, zeros = (rng.integers(-8, 8, s, np.int8) for s in (shape, (shape[0], 1)))
+        scales = rng.uniform(1e-3, 3e-3, (shape[0], 1)).astype(BF16)
+        found = {
+            name: ("I8", list(shape), codes.tobytes()),
+            f"{name}_scale": ("BF16", [shape[0], 1], scales.tobytes()),
+            f"{name}_zero_point": ("I8", [shape[0], 1], zeros.tobytes()),
+        }
+        if fault == "missing":
+            del found[f"{name}_zero_point"]
+        elif fault == "unsigned":
+            found[f"{name}_zero_point"] = ("U8", [shape[0], 1], zeros.tobytes())
+        return found, (codes.astype(np.float32) - zeros) * scales.astype(np.float32)
+
+    weights = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": False}
+    method = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+    meant = quantise(tmp_path / "hub", change, method)
+    if fault is None:
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+        assert contents(tmp_path / "x") == meant
+        return
+    message = {
+        "missing": "there is no '.*weight_zero_point', which .* says it has",
+        "unsigned": "should be floats or signed integers, .*_zero_point' in .* is uint8",
+    }
+    with pytest.raises(FormatError, match=message[fault]):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")

@@ -56,14 +56,19 @@ def _fitted(
             f"{described(entry)}: its scales should be floats, but {shown(scale.name)} in "
             f"{scale.path} is {scale.dtype} {list(scale.shape)}."
         )
+    if offset is None and method is not None and method.shifted and entry.dtype.name == "int8":
+        raise FormatError(
+            f"{described(entry)}, but there is no {shown(f'{entry.name}_zero_point')}, which "
+            f"{method.where} says it has (symmetric is false); is a file missing?"
+        )
     block = _block(entry, scale, method, where)
     grid = _grid(entry.shape, block)
-    numbers = offset is None or offset.dtype.floating or "int" in offset.dtype.name
+    numbers = offset is None or offset.dtype.floating or offset.dtype.name.startswith("int")
     if offset is not None and not (numbers and _grid_of(entry.shape, offset.shape) == grid):
         raise FormatError(
-            f"{described(entry)}: its offsets should be as many as its scales, "
-            f"{list(scale.shape)}, but {shown(offset.name)} in {offset.path} is {offset.dtype} "
-            f"{list(offset.shape)}."
+            f"{described(entry)}: its offsets should be floats or signed integers, as many as its "
+            f"scales, {list(scale.shape)}, but {shown(offset.name)} in {offset.path} is "
+            f"{offset.dtype} {list(offset.shape)}."
         )
     return Scaled(
         scale=Grid(stored=scale, exponents=exponents),

@@ -47,8 +47,8 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     """A way in which weights are quantised. `where` names the file that says it; `codes` the dtypes
     that their numbers may have; `blocks` the [rows, columns] that may share a scale, `groups` the
     elements of a row that may; `assumed`: nobody says so of all weights. `unread` says why it can't
-    be undone; `packing` finds weights that are packed; `types` is MindStudio's type of each
-    weight."""
+    be undone; `packing` finds weights that are packed; `shifted`: all integers have zero points;
+    `types` is MindStudio's type of each weight."""
 
     name: str
     where: str
@@ -59,6 +59,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     exponents: bool = False
     unread: str | None = None
     packing: Packing | None = None
+    shifted: bool = False
     types: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def refusal(self, weight: str) -> str | None:
@@ -180,6 +181,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
         exponents="mxfp8-quantized" in kinds,
         unread=_compressed_refusal(found, kinds, arguments) or unread,
         packing=packing,
+        shifted=packings.shifted(arguments),
     )
 
 
@@ -197,9 +199,17 @@ def _compressed_refusal(
     if any(one.get("actorder") in ("group", "Group", True) for one in arguments):
         return "its columns are grouped in another order (actorder)"
     packs = any(kind in packings.PACKED for kind in kinds)
-    if not packs and any(one.get("num_bits") not in (None, 8) for one in arguments):
+    if not packs and not all(map(_fills_a_byte, arguments)):
         return "its weights have other than 8 bits"
     return None
+
+
+def _fills_a_byte(one: Mapping[str, Any]) -> bool:
+    """Whether each number has a byte of its own where nothing is packed: integers of fewer bits
+    have one, too."""
+    bits = one.get("num_bits")
+    fewer = one.get("type", "int") == "int" and type(bits) is int and 0 < bits < 8
+    return bits is None or bits == 8 or fewer
 
 
 def _model_opt(found: Mapping[str, Any], where: str) -> Method:

@@ -122,7 +122,14 @@ def compressed(kinds: Sequence[Any], arguments: Sequence[Settings]) -> Found:
     if type(bits) is not int or bits not in BITS:
         return None, f"its weights have {shown(bits)} bits, and only 4 and 8 are read"
     of_rows = own[0].get("strategy") == "channel" or group in (None, -1)
-    return PackQuantized(bits=bits, group=None if of_rows else group), None
+    group = None if of_rows else group
+    return PackQuantized(bits=bits, group=group, shifted=shifted(own)), None
+
+
+def shifted(arguments: Sequence[Settings]) -> bool:
+    """Whether all weights of integers have zero points, as compressed-tensors says it."""
+    integers = [one for one in arguments if one.get("type") != "float"]
+    return bool(integers) and all(one.get("symmetric") is False for one in integers)
 
 
 def _plain(one: Settings) -> bool:

@@ -129,10 +129,11 @@ class Awq(msgspec.Struct, frozen=True, kw_only=True):
 class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
     """compressed-tensors' `weight_packed` [outputs, words]: codes of a row that follow each other,
     raised to be unsigned; `weight_scale` for each group of a row, or each row; `weight_zero_point`
-    packed along the outputs. `group` None is a whole row."""
+    packed along the outputs. `group` None is a whole row; `shifted`: all have zero points."""
 
     bits: int
     group: int | None
+    shifted: bool = False
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
@@ -153,12 +154,10 @@ class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
         scales = beside(tensors, codes, f"{name}_scale", (outputs, groups), *_SCALES)
         shape = beside(tensors, codes, f"{name}_shape", (2,), "int32", "int64")
         taken, offset = [codes.name, scales.name, shape.name], None
-        if f"{name}_zero_point" in tensors:
-            if outputs % each:
-                raise refused_codes(codes, f"a multiple of {each} rows, as it has zero points")
-            place = f"{name}_zero_point"
-            zeros = beside(tensors, codes, place, (outputs // each, groups), "int32")
-            stored = viewed(zeros, dtype, (outputs // each, groups, each))
+        if self.shifted or f"{name}_zero_point" in tensors:
+            rows, place = -(-outputs // each), f"{name}_zero_point"
+            zeros = beside(tensors, codes, place, (rows, groups), "int32")
+            stored = viewed(zeros, dtype, (rows, groups, each))
             offset = Grid(stored=stored, axes=(0, 2, 1))
             taken.append(zeros.name)
         step = Scaled(

@@ -37,7 +37,8 @@ class Scales:
         self._scales = step.scale.numbers(read, dtype).reshape(-1, across)
         self._offsets: Array | None = None
         if step.offset is not None:
-            self._offsets = step.offset.numbers(read, dtype).reshape(-1, across)
+            padded = step.offset.numbers(read, dtype).reshape(-1, across)  # to whole words
+            self._offsets = padded[: len(self._scales)]
         made = numpy_dtype(dtype).type
         self._shift, self._factor = made(step.shift), made(step.factor)
         self._of_infinities = stored.dtype.name == "float8_e5m2" and bool((self._scales == 0).any())
