@@ -20,6 +20,7 @@ from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.storage.files import read_range
 from ckptforge.storage.local import DISK
 from ckptforge.storage.store import Room
+from ckptforge.tables.shipped import shipped_tables
 from ckptforge.testing.stores import FailingStore
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -33,6 +34,20 @@ def transformers_config(*model_type: str, **config: Any) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.for_model(*model_type, **copy.deepcopy(config))
+
+
+def vision_language_config(name: str) -> dict[str, Any]:
+    """The keys of a tiny model with a vision tower, its language model that of the table's
+    example."""
+    table = next(table for table in shipped_tables() if table.name == name)
+    kept = ("architectures", "model_type", "torch_dtype", "tie_word_embeddings")
+    text = {key: value for key, value in table.example.items() if key not in kept}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text |= {"rope_parameters": rope, "head_dim": 16, "num_attention_heads": 4}
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
+    vision |= {"out_hidden_size": 64, "num_position_embeddings": 16}
+    vision |= {"deepstack_visual_indexes": [0], "fullatt_block_indexes": [1]}
+    return {"text_config": text, "vision_config": vision}
 
 
 def contents(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,12 @@ from ckptforge.errors import TableError, UnmappedTensorsError, UsageError
 from ckptforge.tables.parsing import parse_table
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import contents, raw_safetensors, transformers_config
+from tests.helpers import (
+    contents,
+    raw_safetensors,
+    transformers_config,
+    vision_language_config,
+)
 from tests.helpers import write_safetensors as write_bytes
 
 TABLES = {table.name: table for table in shipped_tables()}
@@ -145,13 +150,7 @@ def test_what_no_row_passes_is_still_unmapped(hub, tmp_path):
         converted(hub, tmp_path / "ms.ckpt", "ms")
 
 
-VISION = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
-VISION |= {"out_hidden_size": 64, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-MODELS = {
-    "qwen2_5_vl": {"fullatt_block_indexes": [1]},
-    "qwen3_vl": {},
-    "qwen3_vl_moe": {},
-}
+MODELS = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -161,12 +160,7 @@ def test_vision_language_models_of_transformers_compute_the_same_after_there_and
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     table = TABLES[name]
-    kept = ("architectures", "model_type", "torch_dtype", "tie_word_embeddings")
-    text = {key: value for key, value in table.example.items() if key not in kept}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-    text |= {"rope_parameters": rope, "head_dim": 16, "num_attention_heads": 4}
-    vision = {**VISION, **MODELS[name]}
-    made = transformers_config(name, text_config=text, vision_config=vision)
+    made = transformers_config(name, **vision_language_config(name))
     kind = getattr(transformers, table.example["architectures"][0])
     torch.manual_seed(0)
     model = kind(made).to(torch.bfloat16).eval()

@@ -14,6 +14,7 @@ from ckptforge.forward.weights import Weights
 from ckptforge.pages import html_page
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
+from tests.helpers import transformers_config, vision_language_config
 from tests.test_json import check
 from tests.test_verify import changed, model
 
@@ -37,32 +38,25 @@ def hub(torch, tmp_path):
 
 def loss_of(torch, directory, ids):
     """As transformers computes it, the model loaded as a whole."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    kind = json.loads((directory / "config.json").read_text())["architectures"][0]
+    whole = getattr(transformers, kind).from_pretrained(directory, dtype=torch.float32)
     with torch.no_grad():
         return float(whole(torch.tensor([ids]), labels=torch.tensor([ids])).loss)
 
 
-# transformers has no causal language model of theirs
-NOT_COMPUTED = {"qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "telechat2"}
-
-
-@pytest.mark.parametrize("name", sorted(NOT_COMPUTED))
-def test_what_transformers_does_not_compute_is_refused(torch, tmp_path, name):
-    write_model(tmp_path / "a", TABLES[name], TABLES[name].example, dtype="float32")
-    with pytest.raises(ckptforge.VerifyError, match="has no causal language model"):
+def test_what_transformers_does_not_compute_is_refused(torch, tmp_path):
+    table = TABLES["telechat2"]
+    write_model(tmp_path / "a", table, table.example, dtype="float32")
+    with pytest.raises(ckptforge.VerifyError, match="has no language model for model_type"):
         ckptforge.verify(tmp_path / "a", tmp_path / "a", tokens=IDS)
 
 
-def test_a_model_that_routes_by_tokens_is_refused(torch, tmp_path):
-    table = TABLES["deepseek_v4"]
-    write_model(tmp_path / "a", table, {**table.example, "num_nextn_predict_layers": 0})
-    with pytest.raises(ckptforge.CkptforgeError, match="tid2eid is int64, which the forward check"):
-        ckptforge.verify(tmp_path / "a", tmp_path / "a", tokens=IDS)
+WITH_TOWERS = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 
 
-@pytest.mark.parametrize("name", sorted(TABLES.keys() - NOT_COMPUTED - {"deepseek_v4"}))
+@pytest.mark.parametrize("name", sorted(TABLES.keys() - {*WITH_TOWERS, "telechat2"}))
 def test_the_losses_of_every_model_are_those_of_transformers(torch, tmp_path, name):
     for seed, made in enumerate(("a", "b")):
         config = {**TABLES[name].example, "torch_dtype": "float32", "num_nextn_predict_layers": 0}
@@ -71,6 +65,36 @@ def test_the_losses_of_every_model_are_those_of_transformers(torch, tmp_path, na
     expected = [loss_of(torch, tmp_path / made, IDS) for made in ("a", "b")]
     assert np.allclose(found.losses, expected, rtol=1e-5) and found.models == [name, name]
     assert found and found.logits.relative_l2 > 0.1 and len(found.layers) >= 2
+
+
+@pytest.mark.parametrize("name", WITH_TOWERS)
+def test_of_models_with_towers_the_language_model_is_computed(torch, tmp_path, name):
+    import transformers
+
+    for seed, made in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        config = transformers_config(name, **vision_language_config(name))
+        kind = getattr(transformers, TABLES[name].example["architectures"][0])
+        kind(config).save_pretrained(tmp_path / made)
+    found = ckptforge.verify(tmp_path / "a", tmp_path / "b", tokens=IDS, generate=2)
+    expected = [loss_of(torch, tmp_path / made, IDS) for made in ("a", "b")]
+    assert np.allclose(found.losses, expected, rtol=1e-5) and len(found.layers) == 2
+    assert found and found.logits.relative_l2 > 0.1
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_a_model_whose_first_layers_route_by_tokens_goes_on_from_them(torch, tmp_path, compute):
+    """Its states have an axis more between layers, of copies."""
+    from transformers import AutoModelForCausalLM
+
+    table = TABLES["deepseek_v4"]
+    write_model(tmp_path / "a", table, {**table.example, "num_nextn_predict_layers": 0})
+    options = {"tokens": IDS, "generate": 3, "compute": compute}
+    found = ckptforge.verify(tmp_path / "a", tmp_path / "a", **options)
+    assert [one.relative_l2 for one in found.layers] == [0] * 5 and found.logits.relative_l2 == 0
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.float32)
+    made = whole.generate(torch.tensor([IDS]), max_new_tokens=3, do_sample=False, use_cache=False)
+    assert compute == "bf16" or found.generated[0] == made[0, len(IDS) :].tolist()
 
 
 def test_experts_are_read_one_at_a_time(torch, tmp_path, monkeypatch):

@@ -187,8 +187,8 @@ def test_bad_tables_are_refused_with_row_and_reason(old, new, message):
         (
             "[layout.b]",
             "[shard.a]\nup = {cut='I:mp', optimiser=true}\n[layout.b]",
-            r"\[shard.a\] up has the key 'optimiser'; there are cut, whole_if, optimizer, fsdp, dtype. "
-            "Did you mean 'optimizer'",
+            r"\[shard.a\] up has the key 'optimiser'; there are cut, whole_if, optimizer, fsdp, "
+            "dtype. Did you mean 'optimizer'",
         ),
         (
             "[layout.b]",

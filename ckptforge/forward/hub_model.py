@@ -28,18 +28,19 @@ def import_torch() -> tuple[Any, Any]:
 
 
 def model_of(config: Mapping[str, Any], table: Table, attention: str, where: str) -> Any:
-    """The causal language model on torch's device meta. Nothing of a repository is run.
+    """The model that predicts tokens, of texts alone or of images, too, on torch's device meta.
+    Nothing of a repository is run.
 
     Raises `VerifyError` for a model that the installed transformers doesn't have, and `ConfigError`
     for a config that it makes none of.
     """
     torch, transformers = import_torch()
-    made = _config_class(transformers, config, table, where)
+    made, kind = _classes(transformers, config, table, where)
     kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     kept.pop("model_type", None)
     try:
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(
+            return kind.from_config(
                 made(**kept),
                 attn_implementation=attention,
                 experts_implementation="eager",
@@ -52,34 +53,54 @@ def model_of(config: Mapping[str, Any], table: Table, attention: str, where: str
         ) from error
 
 
-def _config_class(transformers: Any, config: Mapping[str, Any], table: Table, where: str) -> Any:
-    """By model_type, else by the class in `architectures`, else the table's first model_type."""
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    named = classes_of(config)
-    types = [config.get("model_type"), *(kind for kind, name in classes.items() if name in named)]
-    types = types if config.get("model_type") or len(types) > 1 else [*table.model_types]
-    found = next((kind for kind in types if isinstance(kind, str) and kind in classes), None)
-    if found is None:
-        raise VerifyError(
-            f"{where}: transformers {transformers.__version__} has no causal language model for "
-            f"model_type {shown(config.get('model_type'))}, so there is nothing to compare with."
-        )
-    return known[found]
+def _classes(
+    transformers: Any, config: Mapping[str, Any], table: Table, where: str
+) -> tuple[Any, Any]:
+    """(of its configuration, of such models), by model_type, else by the class in `architectures`,
+    else by the table's first model_type."""
+    auto = transformers.models.auto
+    known, named = auto.configuration_auto.CONFIG_MAPPING, classes_of(config)
+    for classes, kind in (
+        (auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM),
+        (
+            auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+            transformers.AutoModelForImageTextToText,
+        ),
+    ):
+        types = [
+            config.get("model_type"),
+            *(kind for kind, name in classes.items() if name in named),
+        ]
+        types = types if config.get("model_type") or len(types) > 1 else [*table.model_types]
+        found = next((one for one in types if isinstance(one, str) and one in classes), None)
+        if found is not None:
+            return known[found], kind
+    raise VerifyError(
+        f"{where}: transformers {transformers.__version__} has no language model for model_type "
+        f"{shown(config.get('model_type'))}, so there is nothing to compare with."
+    )
 
 
-def layout_in_memory(model: Any, table: Table, where: str) -> Layout:
-    """The layout whose names a model of transformers' has in memory. Raises `VerifyError`."""
+def layouts_in_memory(model: Any, table: Table, where: str) -> list[Layout]:
+    """The layouts whose names a model of transformers' has in memory: more than one where they
+    differ in shapes alone. Raises `VerifyError`."""
     names = list(model.state_dict())
     kinds = {skeleton_of(name)[0]: name for name in names}
+    found: list[Layout] = []
     lacking: list[str] = []
     for own in table.names_of("huggingface"):
         layout = table.layouts[own]
         skeletons = {pattern.skeleton for pattern in layout.patterns}
-        missing = [name for kind, name in kinds.items() if kind not in skeletons]
+        missing = [
+            name
+            for kind, name in kinds.items()
+            if kind not in skeletons and not layout.passes(name)
+        ]
         if not missing:
-            return layout
+            found.append(layout)
         lacking = missing if not lacking or len(missing) < len(lacking) else lacking
+    if found:
+        return found
     raise VerifyError(
         f"{where}: transformers' {type(model).__name__} has tensors that the table {table.name} "
         f"doesn't know:\n{listing(lacking)}"

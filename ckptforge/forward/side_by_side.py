@@ -147,7 +147,7 @@ def _layers(
         for k, side in enumerate(sides):
             if i < side.layers:
                 states[k] = side.forward.layer(i, states[k]).hidden
-        if alike:
+        if alike and states[0].shape == states[1].shape:
             apart.append(LayerApart(i, relative(*states)))
             say(f"layer {i}: relative L2 {apart[-1].relative_l2:.2e}")
     return states, apart

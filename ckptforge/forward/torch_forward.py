@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.errors import VerifyError
-from ckptforge.forward.hub_model import import_torch, layout_in_memory, model_of
+from ckptforge.forward.hub_model import import_torch, layouts_in_memory, model_of
 from ckptforge.forward.network import LayerOutput
 from ckptforge.forward.precision import FLOAT32, Precision
 from ckptforge.forward.routing import Route
 from ckptforge.forward.weights import Weights
+from ckptforge.tables.table import Layout
+from ckptforge.values import Value
 
 Array = NDArray[np.float32]
 
@@ -30,7 +32,9 @@ class _LazyStack:
 
 class TorchForward:
     """`embed`, `layer` and `head` of a model, each reading the weights that it needs; numpy in and
-    out. Masks, positions and whatever else lies between layers are the model's own.
+    out. Masks, positions and whatever else lies between layers are the model's own: the whole of it
+    is run each time, on the tokens that were embedded last, with all layers but one left out. What
+    goes from layer to layer has the shape that the model gives it.
 
     Raises `VerifyError` where torch or transformers isn't installed, or doesn't have the model, and
     `ConfigError` for a config.json that it makes none of.
@@ -43,10 +47,8 @@ class TorchForward:
         source = weights.source
         where = f"the config of {source.model.path}"
         self.weights, self.dtype = weights, getattr(self.torch, precision.name)
-        self.model = model_of(source.config, source.table, attention, where)
-        self.config = self.model.config
-        layout = layout_in_memory(self.model, source.table, where)
-        self._values = weights.named(layout)
+        self.model = model_of(source.whole_config, source.table, attention, where)
+        layout, self._values = self._in_memory(layouts_in_memory(self.model, source.table, where))
         self._router = None
         if weights.has("router"):  # model.layers.{l}.mlp.gate.weight → mlp.gate
             template = layout.holding("router").template
@@ -54,18 +56,49 @@ class TorchForward:
         self._kept = set(getattr(self.model, "_keep_in_fp32_modules_strict", None) or ())
         self._empty()
 
+    def _in_memory(self, layouts: Sequence[Layout]) -> tuple[Layout, Mapping[str, Value]]:
+        """The first layout with the model's shapes, else the first, and the weights in it."""
+        shapes = {name: tuple(held.shape) for name, held in self.model.state_dict().items()}
+        found = [(layout, self.weights.named(layout)) for layout in layouts]
+        for layout, values in found:
+            if all(value.shape == shapes.get(name, value.shape) for name, value in values.items()):
+                return layout, values
+        return found[0]
+
     def _empty(self) -> None:
         """Leaves out of the model all that has weights."""
-        base, nothing = self.model.base_model, _nothing(self.torch)
-        self._base, self._nothing = base, nothing
-        self._layers, self._norm = [type(layer) for layer in base.layers], base.norm
+        base, nothing = self.model.get_decoder(), _nothing(self.torch)
+        self._base, self._nothing, self.config = base, nothing, base.config
+        names = {id(module): name for name, module in self.model.named_modules()}
+        self._prefix = f"{names[id(base)]}."
+        self._layers = [type(layer) for layer in base.layers]
         for i in range(len(base.layers)):
             base.layers[i] = nothing
-        base.norm = self.model.lm_head = nothing
-        base.rotary_emb = type(base.rotary_emb)(self.config)  # off the device meta
+        embedding = base.get_input_embeddings()
+        self._ends = {  # what comes behind the layers, such as the norm
+            name: module
+            for name, module in base.named_children()
+            if module is not embedding and any(True for _ in module.parameters())
+        }
+        self._leave_out_ends()
+        self._remake_buffers(base)
+
+    def _leave_out_ends(self) -> None:
+        self.model.lm_head = self._nothing
+        for name in self._ends:
+            setattr(self._base, name, self._nothing)
+
+    def _remake_buffers(self, module: Any) -> None:
+        """Gives what modules compute for themselves from the config, such as the frequencies of
+        rotary embeddings, numbers: off the device meta."""
+        for name, inner in list(module.named_modules()):
+            if name and inner._non_persistent_buffers_set and not any(inner.parameters()):
+                owner, _, leaf = name.rpartition(".")
+                setattr(module.get_submodule(owner), leaf, type(inner)(self.config))
 
     def embed(self, tokens: NDArray[np.int64]) -> Array:
         """(batch, length, hidden)."""
+        self._tokens = tokens
         unique, inverse = np.unique(tokens, return_inverse=True)
         rows = self.torch.from_numpy(self.weights.rows("embedding", unique)).to(self.dtype)
         made: Array = rows.float().numpy()[inverse.reshape(tokens.shape)]
@@ -86,14 +119,11 @@ class TorchForward:
 
         with torch.device("meta"):
             module = self._layers[i](self.config, i).eval()
-        self._fill(module, f"{self.model.base_model_prefix}.layers.{i}.")
+        self._fill(module, f"{self._prefix}layers.{i}.")
+        self._remake_buffers(module)
         if self._router is not None and self.weights.has("router", i):
             module.get_submodule(self._router).register_forward_hook(routed)
-        self._base.layers[i] = module
-        try:
-            made = self._run(hidden)
-        finally:
-            self._base.layers[i] = self._nothing
+        made = self._run(hidden, i, module)
         if not seen:
             return LayerOutput(made, None)
         logits, gates, experts = seen[0]
@@ -102,21 +132,20 @@ class TorchForward:
 
     def head(self, hidden: Array) -> Array:
         """(batch, length, vocab): the final norm and lm_head, in blocks of rows."""
-        matrix = "embedding" if self.config.tie_word_embeddings else "lm_head"
+        matrix = "embedding" if self.model.config.tie_word_embeddings else "lm_head"
         if not self.weights.has(matrix):
             raise VerifyError(
                 f"{self.weights.source.model.path}: has no lm_head, and its config.json doesn't "
                 "tie it to the embedding."
             )
-        self._fill(self._norm, f"{self.model.base_model_prefix}.norm.")
-        self._base.norm, self.model.lm_head = (
-            self._norm,
-            _nothing(self.torch, self._product(matrix)),
-        )
+        for name, module in self._ends.items():
+            self._fill(module, f"{self._prefix}{name}.")
+            setattr(self._base, name, module)
+        self.model.lm_head = _nothing(self.torch, self._product(matrix))
         try:
-            return self._run(hidden)
+            return self._run(hidden, len(self._layers), self._nothing)
         finally:
-            self._base.norm = self.model.lm_head = self._nothing
+            self._leave_out_ends()
 
     def _product(self, matrix: str) -> Callable[[Any], Any]:
         """states · matrixᵀ, of a matrix that is read in blocks of rows."""
@@ -130,10 +159,22 @@ class TorchForward:
 
         return product
 
-    def _run(self, hidden: Array) -> Array:
-        with self.torch.no_grad():
-            states = self.torch.from_numpy(hidden).to(self.dtype)
-            made: Array = self.model(inputs_embeds=states, use_cache=False).logits.float().numpy()
+    def _run(self, hidden: Array, i: int, module: Any) -> Array:
+        """What the model makes of what layer `i`, which `module` is, is given; behind the last
+        layer there is only what comes then."""
+        torch, layers = self.torch, self._base.layers
+        states = torch.from_numpy(hidden).to(self.dtype)
+        embedded = states if i == 0 else torch.zeros((*self._tokens.shape, 1), dtype=self.dtype)
+        self._base.set_input_embeddings(_nothing(torch, lambda _: embedded))
+        layers[0] = _nothing(torch, lambda _: states)
+        if i < len(layers):
+            layers[i] = module
+        try:
+            with torch.no_grad():
+                ids = torch.from_numpy(self._tokens)
+                made: Array = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
+        finally:
+            layers[0] = layers[min(i, len(layers) - 1)] = self._nothing
         return made
 
     def _fill(self, module: Any, prefix: str) -> None:
@@ -151,7 +192,8 @@ class TorchForward:
                 values = self._reader(name, dtype)(None)
                 setattr(owner, leaf, self.torch.nn.Parameter(values, requires_grad=False))
             else:
-                owner._buffers[leaf] = self._reader(name, dtype)(None)
+                whole = dtype if held.dtype.is_floating_point else held.dtype
+                owner._buffers[leaf] = self._reader(name, whole)(None)
 
     def _refuse_other_shape(self, name: str, shape: tuple[int, ...]) -> None:
         found, expected = self._values.get(name), f"{list(shape)}"
@@ -163,10 +205,16 @@ class TorchForward:
             )
 
     def _reader(self, name: str, dtype: Any) -> Callable[[int | None], Any]:
-        value = self._values[name]
+        """Reads a tensor, or one of its rows, in a dtype: integers as they are stored."""
+        value, weights = self._values[name], self.weights
 
         def read(row: int | None) -> Any:
-            return self.torch.from_numpy(self.weights.stored(name, value, row)).to(dtype)
+            numbers = (
+                weights.stored(name, value, row)
+                if dtype.is_floating_point
+                else weights.integers(name, value)
+            )
+            return self.torch.from_numpy(numbers).to(dtype)
 
         return read
 
@@ -182,7 +230,7 @@ def _nothing(torch: Any, made: Callable[[Any], Any] = lambda states: states) -> 
     """A module that takes what a layer takes, and gives back what `made` makes of the states."""
 
     class Nothing(torch.nn.Module):  # type: ignore[misc]
-        def forward(self, hidden_states: Any, *_: Any, **__: Any) -> Any:
-            return made(hidden_states)
+        def forward(self, states: Any = None, *_: Any, hidden_states: Any = None, **__: Any) -> Any:
+            return made(hidden_states if states is None else states)
 
     return Nothing()

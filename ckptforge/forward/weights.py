@@ -105,6 +105,16 @@ class Weights:
             value = strided(value, ranges, [False, *(True for _ in value.shape[1:])])
         return np.asarray(self._array(name, value), np.float32)
 
+    def integers(self, name: str, value: Value) -> NDArray[Any]:
+        """A value of `named` that holds integers, such as a table of tokens. Raises `PlanError` for
+        one that doesn't."""
+        if value.dtype.floating:
+            raise PlanError(
+                f"{self.source.model.path}: {name} is {value.dtype}, expected integers, which the "
+                "network takes for numbers of something."
+            )
+        return read_value(name, value, self._worker)
+
     def blocks(
         self, tensor: str, width: int, layer: int | None = None, expert: int | None = None
     ) -> Iterator[NDArray[np.float32]]:
@@ -134,7 +144,9 @@ def logical_layout(table: Table) -> Layout:
         name = ".".join([tensor, *(f"{{{axis}}}" for axis in counted)])
         own = " ".join(axis for axis in axes if axis not in counted)
         patterns.append(parse_pattern(f"{name} : {own}", tensor))
-    return Layout(name="logical", family="huggingface", patterns=tuple(patterns))
+    return Layout(
+        name="logical", family="huggingface", patterns=tuple(patterns), passed=stored.passed
+    )
 
 
 def _layer_axes(table: Table) -> dict[str, str | None]:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.card import HuggingFaceSide
+from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.dtypes import DType
 from ckptforge.errors import (
     CkptforgeError,
@@ -22,6 +23,7 @@ from ckptforge.errors import (
     UsageError,
     shown,
 )
+from ckptforge.foreign.json import parse_object
 from ckptforge.foreign.paths import is_directory
 from ckptforge.model import Model
 from ckptforge.quantisation.undo import undo, without_quantisation
@@ -62,6 +64,16 @@ class Source(msgspec.Struct, frozen=True):
     def table(self) -> Table:
         """The table that it is read by."""
         return self.binding.table
+
+    @property
+    def whole_config(self) -> Config:
+        """What config.json says of all of the model, where the table is for one with other parts
+        beside its language model; else `config`."""
+        side = self.hugging_face
+        if side is None or CONFIG not in side.files:
+            return self.config
+        whole = parse_object(side.files[CONFIG], CONFIG, constants=True)
+        return whole if self.table.of_the_whole(whole) else self.config
 
     @property
     def quantised(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
