@@ -68,6 +68,14 @@ CASES = [
         "mindspeed-mm-split",
         {TENSOR: 2, EXPERT: 2},
     ),
+    (
+        "mla_v2_tp2_pp2_ep2_grouped",
+        "deepseek_v2",
+        "mindspeed",
+        {TENSOR: 2, STAGES: 2, EXPERT: 2},
+    ),
+    ("mla_v2_lite_tp2_ep2", "deepseek_v2_lite", "mindspeed-sequential", {TENSOR: 2, EXPERT: 2}),
+    ("minimax_tp2_ep2_grouped", "minimax_m2", "mindspeed", {TENSOR: 2, EXPERT: 2}),
 ]
 
 
@@ -101,6 +109,33 @@ def test_files_of_mindspeeds_converter_are_read_and_written(name, model, layout,
         assert found.get(key) == wanted.get(key), key
     tracker = "latest_checkpointed_iteration.txt"
     assert (tmp_path / "back" / tracker).read_bytes() == (MINDSPEED / name / tracker).read_bytes()
+
+
+def test_norms_behind_attention_and_mlp_are_called_as_mindspeed_does(tmp_path):
+    """Its models.py and model_cfg.json "glm4", with --post-norm."""
+    table = TABLES["glm4"]
+    write_model(tmp_path / "hub", table, table.example)
+    (tmp_path / "job.json").write_text(json.dumps({TENSOR: 2}))
+    ckptforge.convert(
+        tmp_path / "hub",
+        tmp_path / "run",
+        to="mindspeed",
+        dst_parallel_config=tmp_path / "job.json",
+    )
+    held, hub = numbers(tmp_path / "run"), contents(tmp_path / "hub")
+    second = held["iter_0000001/mp_rank_01/model_optim_rng.pt"]
+    for own, theirs in (
+        ("post_self_attn_layernorm", "post_attn_norm"),
+        ("post_attention_layernorm", "pre_mlp_layernorm"),
+        ("post_mlp_layernorm", "post_mlp_layernorm"),
+    ):
+        name = f"decoder.layers.1.{theirs}.weight"
+        found = second.get(name) or second[f"model.{name}"]
+        assert found == hub[f"model.layers.1.{own}.weight"]
+    both = np.frombuffer(hub["model.layers.1.mlp.gate_up_proj.weight"][2], np.uint16)
+    parts = both.reshape(2, 2, -1)[:, 1]  # of the gate and of up, the second half
+    name = next(n for n in second if n.endswith("layers.1.mlp.linear_fc1.weight"))
+    assert second[name][2] == parts.tobytes()
 
 
 def test_names_of_transformer_engine_for_latent_attention(tmp_path):

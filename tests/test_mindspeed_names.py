@@ -20,6 +20,7 @@ OURS = {
     "qwen2-moe": "qwen2_moe",
     "qwen3-moe": "qwen3_moe",
     "qwen3-next": "qwen3_next",
+    "glm4": "glm4",
     "glm45": "glm4_moe",
     "glm45-air": "glm4_moe",
     "deepseek2": "deepseek_v2",

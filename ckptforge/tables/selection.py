@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 
 from ckptforge.errors import ConfigError, shown
-from ckptforge.tables.model_config import Config, Expression
+from ckptforge.tables.model_config import Condition, Config, Expression
 from ckptforge.tables.per_layer import lengths_by_layer
 
 _SELECTION = re.compile(r"([A-Za-z_]\w*) (where|but) (.+)")
@@ -72,6 +72,22 @@ class Numbered(_Keyed, frozen=True):
         return lambda i: (i in held) == self.wanted
 
 
+class Switched(msgspec.Struct, frozen=True):
+    """`KEY`: all indexes where config.json's value is true, or a count other than 0, else none."""
+
+    on: Condition
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key of config.json that it looks at."""
+        return (self.on.key,)
+
+    def made(self, config: Config, length: int, where: str) -> Holds:
+        """The test on an index."""
+        holds = self.on.holds(config)
+        return lambda _: holds
+
+
 class Remainder(msgspec.Struct, frozen=True):
     """`AXIS % every == rest`."""
 
@@ -125,7 +141,7 @@ class Counted(msgspec.Struct, frozen=True):
         return lambda i: [each[i] for each in lengths] == wanted
 
 
-Test = Listed | Numbered | Remainder | Ordered | Counted
+Test = Listed | Numbered | Switched | Remainder | Ordered | Counted
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -160,7 +176,7 @@ class Selection(msgspec.Struct, frozen=True):
             others = self.but.numbers(config, where, length)
             return None if others is None else without(length, others)
         for tests in self.rule:
-            if all(config.get(key) is not None for test in tests for key in test.keys):
+            if all(_is_decided(test, config) for test in tests):
                 made = [test.made(config, length, where) for test in tests]
                 return tuple(i for i in range(length) if all(holds(i) for holds in made))
         return None
@@ -169,6 +185,13 @@ class Selection(msgspec.Struct, frozen=True):
         """How many there are; None where config.json doesn't say. Raises `ConfigError`."""
         found = self.numbers(config, where)
         return None if found is None else len(found)
+
+
+def _is_decided(test: Test, config: Config) -> bool:
+    """Whether config.json says what a test is about: of a switch, by leaving it out, too."""
+    if isinstance(test, Switched):
+        return bool(config)
+    return all(config.get(key) is not None for key in test.keys)
 
 
 def without(length: int, others: tuple[int, ...]) -> tuple[int, ...]:
@@ -218,9 +241,11 @@ def _parse_test(text: str, axis: str) -> Test:
         return Remainder(Expression(match[2].strip()), Expression(match[3].strip()))
     if (match := _ORDERED.fullmatch(text)) and match[1] == axis:
         return Ordered(Expression(match[3].strip()), match[2] == "<")
+    if text.isidentifier():
+        return Switched(Condition(text))
     raise ValueError(
-        f"{text!r} isn't a rule for {axis!r}: 'KEY is WORD', 'KEY is not WORD', '{axis} % N == M', "
-        f"'{axis} < N', '{axis} >= N', '{axis} in KEY' or '{axis} not in KEY'"
+        f"{text!r} isn't a rule for {axis!r}: 'KEY', 'KEY is WORD', 'KEY is not WORD', "
+        f"'{axis} % N == M', '{axis} < N', '{axis} >= N', '{axis} in KEY' or '{axis} not in KEY'"
     )
 
 
