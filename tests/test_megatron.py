@@ -111,6 +111,26 @@ def test_files_of_mindspeeds_converter_are_read_and_written(name, model, layout,
     assert (tmp_path / "back" / tracker).read_bytes() == (MINDSPEED / name / tracker).read_bytes()
 
 
+def test_files_of_every_rank_are_read_where_a_job_needs_only_some(tmp_path):
+    """As MindSpeed-LLM's convert_ckpt_deepseek4.py writes them for expert-tensor-parallel 1."""
+    run = tmp_path / "run"
+    shutil.copytree(MINDSPEED / "moe_tp2_ep4_etp1", run)
+    held = sorted((run / "iter_0000001").iterdir())
+    for tensor in range(2):
+        for expert in range(4):
+            rank = run / "iter_0000001" / f"mp_rank_{tensor:02}_{expert:03}"
+            if rank not in held:
+                shutil.copytree(held[0], rank)
+    result = ckptforge.to_torch(run, tmp_path / "hub", config=MINDSPEED / "qwen3_moe")
+    assert contents(tmp_path / "hub") == contents(MINDSPEED / "qwen3_moe")
+    assert any(
+        note.startswith("4 files of ranks that share their experts") for note in result.notes
+    )
+    shutil.rmtree(run / "iter_0000001" / "mp_rank_01_000")
+    with pytest.raises(FormatError, match="are they of one job"):
+        ckptforge.to_torch(run, tmp_path / "x", config=MINDSPEED / "qwen3_moe")
+
+
 def test_norms_behind_attention_and_mlp_are_called_as_mindspeed_does(tmp_path):
     """Its models.py and model_cfg.json "glm4", with --post-norm."""
     table = TABLES["glm4"]

@@ -286,7 +286,8 @@ def test_a_model_that_transformers_makes_otherwise_is_refused(heavy, tmp_path, m
     hub = model(tmp_path / "hub", TABLES["qwen2"], model_type="seed_oss")
     ckptforge.to_ms(hub, tmp_path / "x.ckpt")
     longer = functools.partial(transformers_class("SeedOssConfig"), head_dim=64)
-    monkeypatch.setattr(hub_model, "_config_class", lambda *_: longer)
+    kind = transformers_class("AutoModelForCausalLM")
+    monkeypatch.setattr(hub_model, "_classes", lambda *_: (longer, kind))
     with pytest.raises(VerifyError, match=r"q_proj.weight is \[512, 16\], but .* of \[256, 16\]"):
         ckptforge.verify(hub, tmp_path / "x.ckpt", tokens=IDS)
 

@@ -61,14 +61,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             return rank.expert == rank.tensor % self.expert
         return rank.tensor == rank.expert % self.tensor
 
-    def ranks(self) -> Iterator[Rank]:
-        """Those that write a file, stage by stage."""
+    def grid(self) -> Iterator[Rank]:
+        """All places, stage by stage."""
         for stage in range(self.stages):
             for expert in range(self.expert):
                 for tensor in range(self.tensor):
-                    rank = Rank(stage=stage, expert=expert, tensor=tensor)
-                    if self.writes(rank):
-                        yield rank
+                    yield Rank(stage=stage, expert=expert, tensor=tensor)
+
+    def ranks(self) -> Iterator[Rank]:
+        """Those that write a file, stage by stage."""
+        return filter(self.writes, self.grid())
 
     def cut(self, dimension: str, of_experts: bool, rank: Rank) -> tuple[int, int]:
         """(into how many parts a dimension of [shard], `mp` or `ep`, cuts an axis, which of them a

@@ -50,13 +50,14 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """The files of an iteration, how its job is cut, and its arguments; `left` are tensors that are
-    no weights."""
+    no weights, `repeated` how many other files repeat what these hold."""
 
     iteration: Iteration
     files: tuple[File, ...]
     job: Job
     arguments: Mapping[str, Any]
     left: tuple[str, ...]
+    repeated: int
 
 
 def open_megatron(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
@@ -77,7 +78,7 @@ def open_megatron(directory: Path, choices: Choices, check_replicas: bool = Fals
         directory=directory,
         files=tuple(file.index for file in opened.files),
         values=values,
-        account=Account().noting(*opened.iteration.notes).leaving(LEFT, opened.left),
+        account=Account().noting(*_notes(opened)).leaving(LEFT, opened.left),
         ranks=len(opened.files),
         run={"iteration": max(opened.iteration.number or 0, 0)},
         family=FAMILY,
@@ -93,6 +94,13 @@ def open_megatron(directory: Path, choices: Choices, check_replicas: bool = Fals
     ranks = counted(len(opened.files), "rank")
     _log.info("opened %s: %s of %s", opened.iteration.directory, FORMAT, ranks)
     return replace(model, values=joined, layout=layout.name)
+
+
+def _notes(opened: Opened) -> tuple[str, ...]:
+    if not opened.repeated:
+        return opened.iteration.notes
+    said = f"{counted(opened.repeated, 'file')} of ranks that share their experts with others"
+    return (*opened.iteration.notes, f"{said} weren't read: by its args the job needs none of them")
 
 
 def _opened(iteration: Iteration) -> Opened:
@@ -114,13 +122,17 @@ def _opened(iteration: Iteration) -> Opened:
     found = tuple(
         File(rank=_rank(path, job), index=index, parts=parts) for path, index, parts in files
     )
-    _check_ranks(iteration.directory, job, [file.rank for file in found])
+    needed = tuple(file for file in found if job.writes(file.rank))
+    if {file.rank for file in found} != set(job.grid()):  # else some converter writes them all
+        needed = found
+    _check_ranks(iteration.directory, job, [file.rank for file in needed])
     return Opened(
         iteration=iteration,
-        files=found,
+        files=needed,
         job=job,
         arguments=arguments,
         left=tuple(dict.fromkeys(left)),
+        repeated=len(found) - len(needed),
     )
 
 
