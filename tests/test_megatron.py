@@ -433,15 +433,16 @@ def run(tmp_path):
     return Path(shutil.copytree(MINDSPEED / "moe_tp2_pp2_ep2_grouped", tmp_path / "run"))
 
 
-def test_replicas_are_compared_where_that_is_asked_for(run, tmp_path):
+def test_replicas_that_differ_are_refused_unless_they_may(run, tmp_path):
     file = run / "iter_0000001" / "mp_rank_01_000_001" / "model_optim_rng.pt"
     norm = read_file(file).tensors["model.decoder.layers.0.input_layernorm.weight"]
     data = bytearray(file.read_bytes())
     data[norm.extents[0].offset] ^= 1
     file.write_bytes(data)
-    ckptforge.merge(run, tmp_path / "x.safetensors")
-    with pytest.raises(FormatError, match=r"mp_rank_01_000_001.*input_layernorm.weight' differs"):
-        ckptforge.merge(run, tmp_path / "y.safetensors", check_replicas=True)
+    ckptforge.merge(run, tmp_path / "x.safetensors", allow_unequal_replicas=True)
+    for more in ({}, {"check_replicas": True}):
+        with pytest.raises(FormatError, match=r"mp_rank_01_000_001.*input_layernorm.weight' diff"):
+            ckptforge.merge(run, tmp_path / "y.safetensors", **more)
 
 
 def test_a_rank_that_is_not_there_is_named(run):

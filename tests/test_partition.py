@@ -389,20 +389,34 @@ def test_replicas_and_common_tensors_that_differ(tmp_path):
     shutil.copytree(SHARDED / "mp8", tmp_path / "job")
     change_byte(tmp_path / "job" / "rank_5" / "ckpt_5.ckpt", "model.norm_out.weight")
     arguments = {"strategy_dir": STRATEGIES / "mp8"}
-    ckptforge.merge(tmp_path / "job", tmp_path / "unchecked.ckpt", **arguments)
-    with pytest.raises(
-        FormatError,
-        match=r"rank_5/ckpt_5.ckpt: 'model.norm_out.weight' differs "
-        r"from its replica",
-    ):
-        ckptforge.merge(tmp_path / "job", tmp_path / "x.ckpt", check_replicas=True, **arguments)
+    taken = ckptforge.merge(
+        tmp_path / "job", tmp_path / "lowest.ckpt", allow_unequal_replicas=True, **arguments
+    )
+    assert taken.tensors and ckptforge.inspect(tmp_path / "job", **arguments).tensors
+    for more in ({}, {"check_replicas": True}):
+        with pytest.raises(
+            FormatError,
+            match=r"rank_5/ckpt_5.ckpt: 'model.norm_out.weight' differs from its replica in .*"
+            "different steps.*allow_unequal_replicas=True",
+        ):
+            ckptforge.merge(tmp_path / "job", tmp_path / "x.ckpt", **more, **arguments)
+    with pytest.raises(UsageError, match="allow_unequal_replicas=True can't be given|refuses repl"):
+        ckptforge.merge(
+            tmp_path / "job",
+            tmp_path / "x.ckpt",
+            check_replicas=True,
+            allow_unequal_replicas=True,
+            **arguments,
+        )
     change_byte(tmp_path / "job" / "rank_6" / "ckpt_6.ckpt", "global_step")
     with pytest.raises(
         FormatError,
         match=r"'global_step' isn't in the strategy .* every rank must "
         r"hold the same",
     ):
-        ckptforge.merge(tmp_path / "job", tmp_path / "y.ckpt", **arguments)
+        ckptforge.merge(
+            tmp_path / "job", tmp_path / "y.ckpt", allow_unequal_replicas=True, **arguments
+        )
 
 
 def test_a_strategy_that_does_not_fit_the_tensors(tmp_path):

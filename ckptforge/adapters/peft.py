@@ -145,7 +145,7 @@ class PeftAdapter:
         """By its adapter_config.json."""
         return has_name(directory / CONFIG)
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """The factors under the names that save_pretrained gives them."""
         refuse_step(step, directory, "a PEFT adapter")
         file = read_weights(directory)

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from ckptforge.errors import FormatError, shown
 from ckptforge.formats.index import FileIndex
-from ckptforge.spelling import flag
 from ckptforge.storage.files import read_range
 from ckptforge.values import Located, Stored
 
@@ -104,15 +103,6 @@ def first_other(copies: Sequence[Stored]) -> Stored | None:
         if (one.dtype, one.shape) != (other.dtype, other.shape) or not same_bytes(one, other):
             return other
     return None
-
-
-def refuse_other_replica(name: str, first: Stored, other: Stored) -> None:
-    """Raises `FormatError` for a replica of as many bytes that doesn't hold the same."""
-    if not same_bytes(first, other):
-        raise FormatError(
-            f"{other.path}: {shown(name)} differs from its replica in {first.path}, though the "
-            f"ranks of a job hold the same. Without {flag('check_replicas')} one of them is read."
-        )
 
 
 def same_bytes(a: Located, b: Located) -> bool:

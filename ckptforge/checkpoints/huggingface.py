@@ -177,7 +177,7 @@ class HuggingFace:
         configured = bool(paths and is_there(directory / CONFIG))
         return models or configured or bool(named(directory, ".safetensors.index.json"))
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """All files as one model."""
         refuse_step(step, directory, "a Hugging Face directory")
         return model_of(directory, read_directory(directory))

@@ -24,9 +24,10 @@ class DirectoryKind(Protocol):
     def recognises(self, directory: Path) -> bool:
         """Whether a directory, which isn't empty, is of this kind, by the names in it."""
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """Its tensors, of which only indexes are read; `step` picks one of several checkpoints,
-        `check_replicas` asks that all copies of what several ranks hold be compared.
+        `check_replicas` asks that all copies of what several ranks hold be compared, None that none
+        be; else a sample is.
 
         Raises `InputNotFoundError` for what is missing, and for a step where there is none to
         choose (`refuse_step`), and `FormatError` for what isn't right.

@@ -178,7 +178,7 @@ class UnifiedSafetensors:
         """By the map of its parameters."""
         return is_unified(directory)
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """All parts as one model."""
         refuse_step(step, directory, "a directory of unified safetensors")
         return model_of(directory, read_unified(directory))
@@ -191,7 +191,7 @@ class OneRank:
         """By the names of its directories."""
         return bool(rank_directories(directory))
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """The one rank's checkpoint. Raises `FormatError` for several ranks."""
         ranks = rank_directories(directory)
         if list(ranks) != [0]:
@@ -213,7 +213,7 @@ class OneFile:
         """By the endings of its files."""
         return bool(of_a_format(entries_of(directory)))
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """The file, or that of the step that is wanted."""
         chosen, note = choose_checkpoint(directory, step)
         return model_of(directory, [read_file(chosen)], *([note] if note else []))

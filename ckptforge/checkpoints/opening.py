@@ -16,7 +16,9 @@ from ckptforge.storage.mounts import store_of
 from ckptforge.storage.store import Kind
 
 
-def open_checkpoint(path: Path, step: int | None = None, check_replicas: bool = False) -> Model:
+def open_checkpoint(
+    path: Path, step: int | None = None, check_replicas: bool | None = False
+) -> Model:
     """Opens a file of tensors, or a directory of any kind.
 
     `step` picks one of several checkpoints in a directory, `check_replicas` has all copies of what
@@ -42,7 +44,7 @@ def open_checkpoint(path: Path, step: int | None = None, check_replicas: bool = 
     return model_of(path, [read_file(path)], *([f"{path}: {shard}."] if shard else []))
 
 
-def _open_directory(directory: Path, step: int | None, check_replicas: bool) -> Model:
+def _open_directory(directory: Path, step: int | None, check_replicas: bool | None) -> Model:
     if not entries_of(directory):
         raise InputNotFoundError(f"{directory}: the directory is empty.")
     kind = next((kind for kind in KINDS if kind.recognises(directory)), None)

@@ -39,7 +39,7 @@ class ConsolidatedDirectory:
         """By the names of its files."""
         return any(_FILE.fullmatch(entry.name) for entry in entries_of(directory))
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """All files as one model, with a config.json that says what params.json says."""
         refuse_step(step, directory, "a release, whose files aren't numbered by steps")
         files = _files(directory)

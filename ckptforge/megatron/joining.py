@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptforge.checkpoints.duplicates import refuse_other_replica
+from ckptforge.checkpoints.replicas import Replicas
 from ckptforge.composing import terms_through
 from ckptforge.errors import FormatError, shown
 from ckptforge.megatron.cutting import Cutter
@@ -29,10 +29,10 @@ class Joining:
     """Full tensors, made of the parts of ranks."""
 
     def __init__(
-        self, job: Job, table: Table, layout: Layout, known: Known, check_replicas: bool
+        self, job: Job, table: Table, layout: Layout, known: Known, replicas: Replicas
     ) -> None:
         self.job, self.table, self.layout, self.known = job, table, layout, known
-        self.check_replicas = check_replicas
+        self.replicas = replicas
 
     def values(self, directory: Path, held: Sequence[tuple[Rank, Tensors]]) -> Tensors:
         """The tensors in the order in which they are met. Raises `FormatError` for parts that are
@@ -65,8 +65,7 @@ class Joining:
                 f"{first.dtype} {list(first.shape)} in {first.origin.path}, where the same part "
                 "lies; are the files of one iteration?"
             )
-        if self.check_replicas:
-            refuse_other_replica(name, first.origin, value.origin)
+        self.replicas.refuse_other(name, first.origin, value.origin)
 
     def _joined(
         self,

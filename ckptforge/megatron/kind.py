@@ -17,7 +17,7 @@ class MegatronDirectory:
         """By the names of iterations and ranks."""
         return is_megatron(directory)
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """An iteration, of a root the last one, or that of the step."""
         return open_megatron(directory, Choices(step=step), check_replicas)
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ckptforge.checkpoints.files import read_file
+from ckptforge.checkpoints.replicas import Replicas
 from ckptforge.errors import ConfigError, FormatError, LayoutError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.megatron.arguments import described, job_of, read_arguments
@@ -60,7 +61,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     repeated: int
 
 
-def open_megatron(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
+def open_megatron(directory: Path, choices: Choices, check_replicas: bool | None = False) -> Model:
     """The root of a run, or one iteration, as a model of full tensors in its layout.
 
     Raises `InputNotFoundError` for what isn't there, `FormatError` for files that contradict each
@@ -86,7 +87,7 @@ def open_megatron(directory: Path, choices: Choices, check_replicas: bool = Fals
     )
     known = known_of(model, choices)
     table, layout = layout_of(directory, values, known)
-    joining = Joining(opened.job, table, layout, known, check_replicas)
+    joining = Joining(opened.job, table, layout, known, Replicas(check_replicas))
     try:
         joined = joining.values(directory, held)
     except (LayoutError, ConfigError) as error:

@@ -12,6 +12,7 @@ import msgspec
 
 from ckptforge.boxes import full_box
 from ckptforge.checkpoints.files import read_file
+from ckptforge.checkpoints.replicas import Replicas
 from ckptforge.errors import FormatError, InputNotFoundError
 from ckptforge.foreign.files import entries_of, is_there
 from ckptforge.formats.index import FileIndex
@@ -44,7 +45,7 @@ class Iterations:
         """By the names in it."""
         return is_root(directory) or is_iteration(directory)
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """An iteration, of a root the last one or that of the step, as a model of full tensors.
 
         Raises `InputNotFoundError` for what isn't there, and `FormatError` where metadata.json and
@@ -75,7 +76,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
         return max([*named, *wrote], default=0) + 1
 
 
-def full_tensors(directory: Path, opened: Opened, check_replicas: bool = False) -> Model:
+def full_tensors(directory: Path, opened: Opened, check_replicas: bool | None = False) -> Model:
     """An iteration whose indexes are read as a model; `directory` is what a user named. Raises
     `FormatError`."""
     values = dict(_values(opened, check_replicas))
@@ -136,7 +137,7 @@ def read_iteration(directory: Path, step: int | None) -> Opened:
     )
 
 
-def _values(opened: Opened, check_replicas: bool) -> Iterator[tuple[str, Value]]:
+def _values(opened: Opened, check_replicas: bool | None) -> Iterator[tuple[str, Value]]:
     if opened.described is None:
         for file in opened.files:
             yield from ((name, value_of(stored)) for name, stored in file.tensors.items())
@@ -144,7 +145,7 @@ def _values(opened: Opened, check_replicas: bool) -> Iterator[tuple[str, Value]]
     slices = Slices(
         opened.iteration.directory / METADATA,
         {file.path.name: file for file in opened.files},
-        check_replicas,
+        Replicas(check_replicas),
     )
     for name, described in opened.described.items():
         yield name, slices.value(name, described)

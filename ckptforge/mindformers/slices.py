@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.boxes import Box, full_box
-from ckptforge.checkpoints.duplicates import first_other, refuse_other_replica
+from ckptforge.checkpoints.duplicates import first_other
+from ckptforge.checkpoints.replicas import Replicas
 from ckptforge.composing import value_of_parts
 from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
@@ -19,12 +20,12 @@ from ckptforge.values import Stored, Value, value_of
 
 
 class Slices(msgspec.Struct, frozen=True):
-    """The files of an iteration by their names, and whether all copies of a slice are compared;
+    """The files of an iteration by their names, and how copies of a slice are compared;
     `path` is that of metadata.json, for messages."""
 
     path: Path
     files: Mapping[str, FileIndex]
-    check_replicas: bool = False
+    replicas: Replicas
 
     def value(self, name: str, described: Described) -> Value:
         """A tensor of its slices: of several copies the first is read.
@@ -96,8 +97,7 @@ class Slices(msgspec.Struct, frozen=True):
                     f"{other.path}: {shown(name)} is of shape {list(other.shape)}, but its replica "
                     f"in {copies[0].path} of {list(copies[0].shape)}."
                 )
-            if self.check_replicas:
-                refuse_other_replica(name, copies[0], other)
+            self.replicas.refuse_other(name, copies[0], other)
 
     def _whole(self, name: str, described: Described, parts: list[Stored]) -> Value:
         """A tensor that every rank wrote whole although metadata.json says that it is cut."""

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from ckptforge.boxes import Box, full_box
-from ckptforge.checkpoints.duplicates import first_other, refuse_other_replica
+from ckptforge.checkpoints.duplicates import first_other
+from ckptforge.checkpoints.replicas import Replicas
 from ckptforge.composing import value_of_parts
 from ckptforge.covering import box_text, uncovered
 from ckptforge.errors import FormatError, shown
@@ -30,14 +31,14 @@ def join_ranks(
     directory: Path,
     ranks: tuple[list[FileIndex], list[str]],
     strategy: Strategy,
-    check_replicas: bool = False,
+    check_replicas: bool | None = False,
 ) -> Model:
     """The files of ranks, and notes about their choice, as one set of full tensors under the
     strategy that they were made under.
 
     Of replicas the lowest rank's is read; a rank may lack a replica (redundancy removed), if some
-    rank has each part. `check_replicas` compares all of them. Tensors that the strategy doesn't
-    know must be the same on all ranks. Raises `InputNotFoundError` for missing ranks, `FormatError`
+    rank has each part. `check_replicas` compares all of them, None none, else a
+    sample. Tensors that the strategy doesn't know must be the same on all ranks. Raises `InputNotFoundError` for missing ranks, `FormatError`
     for whatever shows that strategy and shards don't belong together, with the shapes.
     """
     files, notes = ranks[0], [*ranks[1]]
@@ -47,7 +48,7 @@ def join_ranks(
             f"with {strategy.ranks} ({counted(len(strategy.stages), 'stage')} of "
             f"{counted(strategy.devices, 'device')}); it isn't the strategy of these shards."
         )
-    held = _Ranks(directory, files, strategy, check_replicas)
+    held = _Ranks(directory, files, strategy, Replicas(check_replicas))
     values = {name: held.value(name) for name in _order(files, strategy)}
     notes += _once([note for file in files for note in file.notes], len(files))
     kind = f"{files[0].format}{IN_RANKS}"
@@ -104,12 +105,12 @@ def _order(files: Sequence[FileIndex], strategy: Strategy) -> list[str]:
 
 class _Ranks(msgspec.Struct, frozen=True):
     """The files of a job's ranks in `directory`, in the order of the ranks, and the strategy that
-    cut them; `check_replicas` as in `join_ranks`."""
+    cut them; `replicas` says how those are compared."""
 
     directory: Path
     files: Sequence[FileIndex]
     strategy: Strategy
-    check_replicas: bool
+    replicas: Replicas
 
     def value(self, name: str) -> Value:
         """A full tensor. Raises `FormatError` where strategy and parts contradict each other."""
@@ -144,8 +145,8 @@ class _Ranks(msgspec.Struct, frozen=True):
         chosen: dict[Box, Stored] = {}
         for device, part in present.items():
             kept = chosen.setdefault(layout.box(full, device), part)
-            if self.check_replicas and kept is not part:
-                refuse_other_replica(name, kept, part)
+            if kept is not part:
+                self.replicas.refuse_other(name, kept, part)
         if wrong := uncovered(full_box(full), list(chosen)):
             lacking = [str(file.path) for i, file in enumerate(of_stage) if i not in present]
             raise FormatError(

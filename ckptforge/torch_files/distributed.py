@@ -67,7 +67,7 @@ class DistributedCheckpoint:
         """By the file that describes it."""
         return is_there(directory / METADATA) or is_there(directory / "__0.metadata")
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """All tensors, put together of their chunks; what else was saved is passed over. Raises
         `InputNotFoundError` and `FormatError`."""
         refuse_step(step, directory, "one checkpoint")

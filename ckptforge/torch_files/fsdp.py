@@ -48,7 +48,7 @@ class FsdpRanks:
         """By the names of the files."""
         return any(_FILE.fullmatch(entry.name) for entry in entries_of(directory))
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """All tensors, put together of the parts of the ranks. Raises `InputNotFoundError` and
         `FormatError`."""
         refuse_step(step, directory, "one checkpoint")

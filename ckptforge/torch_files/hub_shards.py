@@ -37,7 +37,7 @@ class HubShards:
         """By the names of the files."""
         return any(_FILE.fullmatch(entry.name) for entry in entries_of(directory))
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """All tensors, put together of their parts."""
         refuse_step(step, directory, "one checkpoint")
         files = [read_file(path) for path in _paths(directory)]

@@ -24,7 +24,7 @@ class TorchDirectory:
         """By the names that transformers looks for."""
         return is_there(directory / SINGLE) or is_there(directory / INDEX)
 
-    def open(self, directory: Path, step: int | None, check_replicas: bool = False) -> Model:
+    def open(self, directory: Path, step: int | None, check_replicas: bool | None = False) -> Model:
         """All files as one model. Raises `InputNotFoundError` and `FormatError`."""
         refuse_step(step, directory, "a Hugging Face directory")
         index = directory / INDEX

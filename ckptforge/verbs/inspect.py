@@ -50,7 +50,7 @@ def inspect(options: Inspect) -> Inspection:
     if describes_itself(path):
         return _iteration(path, choices)
     if is_megatron(path):
-        return _bound(path, open_ranks(path, choices), choices)
+        return _bound(path, open_ranks(path, choices, None), choices)
     if not in_ranks(path, choices):
         return _bound(path, open_checkpoint(path, step), choices)
     from ckptforge.parallel.join import join_ranks
@@ -64,7 +64,7 @@ def inspect(options: Inspect) -> Inspection:
         if isinstance(strategy, str):
             return _first_rank(path, step, f"shards of one model, and {strategy}. {ways_to_say()}")
     ranks, strategy = read_job(path, choices)
-    model = join_ranks(path, ranks, strategy)
+    model = join_ranks(path, ranks, strategy, None)
     # as the ranks hold them, from the first on
     names = dict.fromkeys(name for file in model.files for name in file.tensors)
     sharded = msgspec.structs.replace(model, values={name: model.values[name] for name in names})
@@ -77,7 +77,7 @@ def _iteration(path: Path, choices: Choices) -> Inspection:
 
     refuse_cut(path, choices)
     opened = read_iteration(path, choices.step)
-    model = full_tensors(path, opened)
+    model = full_tensors(path, opened, None)
     found = _bound(path, model, choices)
     said = dict(sorted(model.run.items(), key=lambda item: item[0] != "iteration"))
     run = ", ".join(f"{key} {value}" for key, value in said.items() if value is not None)

@@ -63,7 +63,7 @@ def refuse_cut(directory: Path, choices: Choices, whose: str = "MindFormers") ->
             )
 
 
-def open_ranks(directory: Path, choices: Choices, check_replicas: bool = False) -> Model:
+def open_ranks(directory: Path, choices: Choices, check_replicas: bool | None = False) -> Model:
     """The ranks of a job as one model. Raises the errors of reading them, and `FormatError` for a
     strategy that isn't theirs."""
     if is_megatron(directory):

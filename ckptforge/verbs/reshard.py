@@ -120,7 +120,8 @@ def _resharded(verb: str, options: Merge | Reshard, spread: Spread, names: Names
     """The job that writes the tensors of rank directories."""
     choices = choices_of(options, names)
     with called(names):
-        source = open_ranks(options.ms_dir, choices, options.check_replicas)
+        check = None if options.allow_unequal_replicas else options.check_replicas
+        source = open_ranks(options.ms_dir, choices, check)
         if not describes_itself(options.ms_dir):
             strategy = choices.strategy_dir or choices.parallel_config
             _check_shapes(source, strategy or options.ms_dir / DIRECTORY_NAME, options)

@@ -354,4 +354,8 @@ class Described(Options):
 class Replicas(Options):
     """Copies of one tensor in several ranks."""
 
-    check_replicas: bool = flag("compare all replicas instead of reading one")
+    check_replicas: bool = flag("compare all replicas wholly, instead of the first bytes of a few")
+    allow_unequal_replicas: bool = flag(
+        "take the lowest rank's of replicas that differ, which are refused else",
+        clashes={"check_replicas": "refuses replicas that differ"},
+    )
