@@ -37,9 +37,10 @@ def join_ranks(
     strategy that they were made under.
 
     Of replicas the lowest rank's is read; a rank may lack a replica (redundancy removed), if some
-    rank has each part. `check_replicas` compares all of them, None none, else a
-    sample. Tensors that the strategy doesn't know must be the same on all ranks. Raises `InputNotFoundError` for missing ranks, `FormatError`
-    for whatever shows that strategy and shards don't belong together, with the shapes.
+    rank has each part. `check_replicas` compares all of them, None none, else a sample. Tensors
+    that the strategy doesn't know must be the same on all ranks. Raises `InputNotFoundError` for
+    missing ranks, `FormatError` for whatever shows that strategy and shards don't belong together,
+    with the shapes.
     """
     files, notes = ranks[0], [*ranks[1]]
     if len(files) != strategy.ranks:
