@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +20,7 @@ from ckptforge.tables.parsing import parse_table
 from ckptforge.tables.row_text import parse_pattern
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import contents, write_safetensors
+from tests.helpers import HUB, contents, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 LAYERS, DIM, HEADS, GROUPS, INNER, VOCAB, EXPERTS = 2, 32, 8, 4, 24, 40, 4
@@ -157,6 +158,18 @@ def test_the_first_mixtral_in_eight_files(tmp_path):
     loaded = [torch.load(file, weights_only=True) for file in files]
     assert [file.name for file in files] == [f"consolidated.0{i}.pt" for i in range(8)]
     assert sorted(name for one in loaded for name in one) == sorted(own)
+
+
+def test_a_table_says_which_layout_comes_in_eight_files(tmp_path):
+    table = (Path(__file__).parents[1] / "mappings" / "mixtral.toml").read_text()
+    table = table.replace('files = "eight"\n', "").replace(
+        "[layout.mistral]\n", '[layout.mistral]\nfiles = "eight"\n'
+    )
+    (tmp_path / "own.toml").write_text(table)
+    for layout, count in (("mistral", 8), ("mistral-v0.1", 1)):
+        out = tmp_path / layout
+        ckptforge.convert(HUB, out, to=layout, mapping=tmp_path / "own.toml")
+        assert len(list(out.glob("consolidated*"))) == count
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])

@@ -31,15 +31,15 @@ from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Layout
 from ckptforge.targets.target import LaidOut
 
-_FILES_OF_STACKED = 8  # which transformers' script expects
+_EIGHT = 8  # as many as transformers' script expects
 _ALONG = ("tokenizer*", "tekken.json", "chat_template*", "special_tokens_map.json")
 
 
 class ConsolidatedTarget(msgspec.Struct, frozen=True, kw_only=True):
     """consolidated.safetensors and params.json, as mistral-inference reads them; for layouts of
     which a table says how model parallelism cuts them, Meta's, consolidated.NN.pth for each of
-    `shards`; and eight files for that of stacked experts. `sizes` are the lengths of the model's
-    axes, `side` is what goes along with it."""
+    `shards`; and eight files for a layout of which the table says so. `sizes` are the lengths of
+    the model's axes, `side` is what goes along with it."""
 
     output: Path
     layout: Layout
@@ -65,7 +65,7 @@ class ConsolidatedTarget(msgspec.Struct, frozen=True, kw_only=True):
             return LaidOut(files=tuple(files), small_files=small, notes=(note,))
         config = parse_object(beside[CONFIG], CONFIG, constants=True)
         params, notes = params_of(config, is_cut(self.layout), self.layout.switches)
-        if _is_stacked(specs):
+        if self.layout.in_eight_files:
             params |= as_in_config(config)
         small[PARAMS] = (json.dumps(params, indent=4) + "\n").encode()
         return LaidOut(files=tuple(files), small_files=small, notes=notes)
@@ -82,14 +82,14 @@ class ConsolidatedTarget(msgspec.Struct, frozen=True, kw_only=True):
         return placed
 
     def _whole(self, specs: Sequence[TensorSpec]) -> list[PlacedFile]:
-        if not _is_stacked(specs):
+        if not self.layout.in_eight_files:
             return [PlacedFile.whole(self._file(SINGLE, specs))]
-        length = -(-len(specs) // _FILES_OF_STACKED)
+        length = -(-len(specs) // _EIGHT)
         return [
             PlacedFile.whole(
                 self._file(f"consolidated.{i:02}.pt", specs[i * length : (i + 1) * length])
             )
-            for i in range(_FILES_OF_STACKED)
+            for i in range(_EIGHT)
         ]
 
     def _file(self, name: str, specs: Sequence[TensorSpec]) -> OutputFile:
@@ -97,7 +97,3 @@ class ConsolidatedTarget(msgspec.Struct, frozen=True, kw_only=True):
         if (chosen := format_by_ending(path)) is None:
             raise PlanError(f"{path}: no format writes such files.")
         return chosen.lay_out(path, chosen.ordered(specs), {"format": "pt"})
-
-
-def _is_stacked(specs: Sequence[TensorSpec]) -> bool:
-    return any(".block_sparse_moe." in spec.name for spec in specs)

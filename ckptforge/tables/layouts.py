@@ -20,7 +20,7 @@ from ckptforge.tables.table import Layout, Logical, Switch
 from ckptforge.tables.table_file import TableFile
 from ckptforge.wording import nearest
 
-OF_A_LAYOUT = ("family", "extends", "told", "sharding")
+OF_A_LAYOUT = ("family", "extends", "told", "files", "sharding")
 """Keys of a [layout] that are no rows."""
 
 Rows = dict[str, Pattern]
@@ -54,6 +54,7 @@ def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
         copies=_copies(ancestors, patterns, file),
         passed=tuple(passed.values()),
         by_name_only=file.layout[name].get("told") == "by name only",
+        in_eight_files=file.layout[name].get("files") == "eight",
         config=file.config.get(name, {}),
         switches={
             key: Switch(config=row.config, note=row.note)

@@ -38,8 +38,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     table doesn't say. `copies` are tensors that hold once more what a logical tensor holds,
     `passed` the rows that pass through unchanged.
     `by_name_only`: names and shapes are those of another layout, which is meant unless a user or a
-    manifest names this one. `config` are keys of config.json that hold for models in it, `switches`
-    keys of params.json that stand for others where they are true.
+    manifest names this one. `in_eight_files`: releases in it are spread over so many. `config` are
+    keys of config.json that hold for models in it, `switches` keys of params.json that stand for
+    others where they are true.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     copies: tuple[Pattern, ...] = ()
     passed: tuple[PassedRow, ...] = ()
     by_name_only: bool = False
+    in_eight_files: bool = False
     config: Config = msgspec.field(default_factory=dict)
     switches: Mapping[str, Switch] = msgspec.field(default_factory=dict)
 

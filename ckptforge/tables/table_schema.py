@@ -19,6 +19,8 @@ FAMILIES: tuple[_Family, ...] = get_args(_Family)
 Family = Annotated[_Family, expected(alternatives(FAMILIES), FAMILIES)]
 _Told = Literal["by name only", "by names and shapes"]
 Told = Annotated[_Told, expected("'by name only', or nothing", get_args(_Told))]
+_Files = Literal["one", "eight"]
+Files = Annotated[_Files, expected("'eight', or nothing", get_args(_Files))]
 NotKnown = Annotated[Literal["not known"], expected("'not known', or nothing", ("not known",))]
 
 
@@ -40,6 +42,11 @@ class LayoutSection(Written):
         default="by names and shapes",
         description="'by name only' if names and shapes are those of another layout, which is "
         "meant unless this one is named",
+    )
+    files: Files = Field(
+        default="one",
+        description="of releases: 'eight' if its tensors are spread over consolidated.00.pt to "
+        "consolidated.07.pt, whose params.json has keys of config.json, too",
     )
     sharding: NotKnown | None = Field(
         default=None,
