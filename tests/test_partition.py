@@ -326,8 +326,11 @@ def test_a_merge_casts_weights_and_only_those(tmp_path):
     ],
 )
 def test_the_wrong_strategy_is_refused(tmp_path, shards, strategy, message):
-    with pytest.raises(FormatError, match=message):
-        ckptforge.merge(SHARDED / shards, tmp_path / "x.ckpt", strategy_dir=STRATEGIES / strategy)
+    job, given = SHARDED / shards, {"strategy_dir": STRATEGIES / strategy}
+    with pytest.raises(FormatError, match=f"{message}|differs from its replica"):
+        ckptforge.merge(job, tmp_path / "x.ckpt", **given)
+    with pytest.raises(FormatError, match=message):  # whatever replicas hold
+        ckptforge.merge(job, tmp_path / "x.ckpt", allow_unequal_replicas=True, **given)
     assert not list(tmp_path.iterdir())
 
 
