@@ -25,7 +25,7 @@ from ckptforge.foreign.paths import is_directory
 from ckptforge.model import Model
 from ckptforge.tables.layout_choice import Hints
 from ckptforge.tables.model_config import language_part
-from ckptforge.tables.shipped import candidate_tables
+from ckptforge.tables.shipped import candidate_tables, shipped_tables
 from ckptforge.tables.table import Table
 
 _log = logging.getLogger(__name__)
@@ -49,10 +49,14 @@ class Choices(msgspec.Struct, frozen=True):
 
 
 def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
-    """(a config.json as an object, its path): of a file, or of the directory that holds it. Raises
-    `InputNotFoundError` and `FormatError`."""
+    """(what a config.json says of the language model, where): of a file, or of the directory that
+    holds it. Raises `InputNotFoundError` and `FormatError`."""
     path = given / CONFIG if is_directory(given) else given
-    return read_object(path, _MAX_CONFIG, constants=True), str(path)
+    described = read_object(path, _MAX_CONFIG, constants=True)
+    part = language_part(described, str(path))
+    if any(table.of_the_whole(described) for table in shipped_tables()):
+        return {**part.config, "model_type": described["model_type"]}, part.where
+    return part.config, part.where
 
 
 class Known(msgspec.Struct, frozen=True):
