@@ -288,6 +288,60 @@ def test_routers_heads_and_norms_are_kept(tmp_path, model):
     assert ckptforge.convert(tmp_path / "x", tmp_path / "back", to="hub").tensors
 
 
+def kept_modules(directory: Path) -> list[str]:
+    told = json.loads((directory / "config.json").read_text())["quantization_config"]
+    return told.get("modules_to_not_convert", told.get("ignore"))
+
+
+def test_experts_that_are_kept_are_one_module(tmp_path):
+    """That is how transformers 5 has them: it takes a name for all modules below it."""
+    table, of_layer = TABLES["mixtral"], "model.layers.1.block_sparse_moe"
+    sizes = {"hidden_size": 64, "intermediate_size": 64}
+    write_model(tmp_path / "hub", table, {**table.example, **sizes})
+    keys = {"to": "hub", "overwrite": True}
+
+    def written(*words):
+        result = ckptforge.convert(tmp_path / "hub", tmp_path / "x", quantise=words, **keys)
+        told = [note for note in result.notes if "some matrices of the experts" in note]
+        return kept_modules(tmp_path / "x"), told
+
+    modules, notes = written("*.self_attn.*_proj.weight=fp8-block128")
+    assert f"{of_layer}.experts" in modules and not notes
+    assert not any(".experts." in module for module in modules)
+    modules, notes = written("w1=fp8-block128")
+    assert f"{of_layer}.experts" not in modules and f"{of_layer}.experts.0.w2" in modules
+    assert f"in 2 modules, such as '{of_layer[:13]}0{of_layer[14:]}.experts'" in notes[0]
+    modules, _ = written("*.self_attn.*_proj.weight=mxfp8")  # these are matched by name
+    assert {f"{of_layer}.experts", f"{of_layer}.experts.0.w2"} <= set(modules)
+    modules, notes = written("fp8-block128")
+    assert not any("experts" in module for module in modules) and not notes
+
+
+def test_experts_without_adapters_are_written_too(tmp_path):
+    table = TABLES["deepseek_v4"]
+    write_model(tmp_path / "hub", table, table.example)
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=["fp8-block128"])
+    held = contents(tmp_path / "x")
+    experts = [n for n in held if ".experts." in n and n.startswith("layers.") and "_inv" not in n]
+    assert experts and {held[name][0] for name in experts} == {"float8_e4m3fn"}
+    gpt_oss(tmp_path / "oss")
+    result = ckptforge.convert(
+        tmp_path / "oss", tmp_path / "o", to="hub", quantise=["fp8-block128"]
+    )
+    (note,) = [note for note in result.notes if "4 stacks of experts" in note]
+    assert "quantise='experts=fp8-block128'" in note
+    assert "model.layers.0.mlp.experts" in kept_modules(tmp_path / "o")
+
+
+def test_blocks_that_are_cut_off_are_told(tmp_path):
+    llama(tmp_path / "hub", hidden_size=256, intermediate_size=320)
+    result = ckptforge.convert(
+        tmp_path / "hub", tmp_path / "x", to="hub", quantise=["fp8-block128"]
+    )
+    (note,) = [note for note in result.notes if "within a block" in note]
+    assert note.startswith("6 weights end within a block, such as 'model.layers.0.mlp.down_proj")
+
+
 def test_stacked_experts_are_written_in_blocks(tmp_path):
     table = TABLES["qwen3_moe"]
     write_model(tmp_path / "hub", table, table.example)

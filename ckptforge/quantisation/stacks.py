@@ -30,12 +30,13 @@ def stacked(table: Table, layout: Layout, names: Iterable[str]) -> frozenset[str
     return frozenset(
         name
         for pattern in patterns
-        if _inputs_first(table, pattern)
+        if inputs_first(table, pattern)
         for name in found[pattern].values()
     )
 
 
-def _inputs_first(table: Table, pattern: Pattern) -> bool:
+def inputs_first(table: Table, pattern: Pattern) -> bool:
+    """Whether names of a pattern are stacked experts whose inputs stand before their outputs."""
     own = {table.tensors[tensor][-1] for tensor in pattern.tensors}
     return len(pattern.shape_axes) == 3 and pattern.shape_axes[1] == tuple(own)
 

@@ -8,7 +8,7 @@ ModelSlim's AscendV1 (quant_model_description.json names each tensor's type).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from ckptforge.composing import Composer
 from ckptforge.errors import ConfigError, QuantisedError, UsageError, shown
 from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
-from ckptforge.quantisation.stacks import encoded_stack, stack_config, stacked
+from ckptforge.quantisation.modules import WEIGHT, experts_of, kept_modules, notes_of
+from ckptforge.quantisation.stacks import encoded_stack, inputs_first, stack_config, stacked
 from ckptforge.spelling import option
 from ckptforge.steps.encoded import CODES, Code, Encoded
 from ckptforge.tables.axes import Pattern, kind_of
@@ -31,7 +32,6 @@ from ckptforge.values import Term, Value
 from ckptforge.wording import alternatives, counted, nearest
 
 DESCRIPTION = "quant_model_description.json"
-_WEIGHT = ".weight"
 _MX = ("mxfp4", "mxfp8")
 EXPERTS = "experts"
 """All matrices of experts, in place of a kind of tensor."""
@@ -96,23 +96,42 @@ def quantised(
     stacks = stacked(table, layout, chosen) if code.name == "mxfp4" else frozenset[str]()
     _refuse_mixed(stacks, chosen, code)
     values, types = _values(model, chosen, stacks, code)
+    experts = experts_of(table, layout, model.values)
     kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
-    note = (
-        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}; "
-        f"{counted(len(kept), 'other tensor', 'have')} several axes and stay as they are."
-    )
+    left = frozenset[str]()
+    if any(wish.what is None for wish in wishes):
+        left = stacked(table, layout, model.values) - chosen
     if code.name == "w8a8-dynamic":
         stem, told = "quant_model_weights", {DESCRIPTION: file_of(_description(types))}
     else:
         stem, config = "model", json.loads(side.files[CONFIG])
-        method = stack_config(stacks, kept) if stacks else _config(code, kept)
+        modules = kept_modules(kept, experts, chosen)
+        method = stack_config(stacks, kept) if stacks else _config(code, modules)
         told = {CONFIG: file_of({**config, "quantization_config": method})}
     return Quantised(
-        model=replace(model, values=values).noting(note),
+        model=replace(model, values=values).noting(
+            *_notes(chosen, kept, left, code), *notes_of(model, chosen, experts, code)
+        ),
         side=replace(side, files={**side.files, **told}),
         scales=frozenset(values.keys() - model.values.keys()),
         stem=stem,
     )
+
+
+def _notes(
+    chosen: Collection[str], kept: Collection[str], left: Collection[str], code: Code
+) -> Iterator[str]:
+    """What is written as codes, and what isn't; `left` are stacks that nobody named."""
+    yield (
+        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}; "
+        f"{counted(len(kept), 'other tensor', 'have')} several axes and stay as they are."
+    )
+    if left:
+        yield (
+            f"{counted(len(left), 'stack')} of experts, such as {shown(min(left))}, with a column "
+            f"for each output: not written as {code.name} but where "
+            f"{option('quantise', f'{EXPERTS}={code.name}')} says so."
+        )
 
 
 def _values(
@@ -175,7 +194,8 @@ def _chosen(model: Model, table: Table, layout: Layout, wishes: Sequence[Wish]) 
 
 def _usual(table: Table, layout: Layout, found: Mapping[Pattern, Mapping[Any, str]]) -> list[str]:
     """The weights of layers that may have an adapter; also those of another kind that are called
-    alike in other layers, as those of multi-token prediction are."""
+    alike in other layers, as those of multi-token prediction are; and the experts of such layers,
+    but for stacks with a column for each output, which few programs read as codes."""
     matrices = (pattern for one in table.lora.matrices.values() for pattern in one)
     modules = {tensor for pattern in matrices for tensor in pattern.tensors}
     for pattern in layout.patterns:
@@ -186,10 +206,16 @@ def _usual(table: Table, layout: Layout, found: Mapping[Pattern, Mapping[Any, st
         for pattern in found
         if len(pattern.axes) > 1 and modules.issuperset(pattern.tensors)
     }
+    layers = {axis for p in found if p.skeleton in adapted for axis in p.name_axes[:1]}
     return [
         name
         for pattern, members in found.items()
         if pattern.skeleton in adapted
+        or (
+            table.expert_matrices.issuperset(pattern.tensors)
+            and layers.issuperset(pattern.name_axes[:1])
+            and not inputs_first(table, pattern)
+        )
         for name in members.values()
     ]
 
@@ -206,7 +232,7 @@ def _encoded(name: str, value: Value, code: Code, known: Encodings) -> dict[str,
         raise _refusal(name, value, code, f"floats of {alternatives(map(str, axes))} axes")
     if code.name in _MX and value.shape[-1] % code.block[1]:
         raise _refusal(name, value, code, f"rows of a multiple of {code.block[1]}")
-    if packed and not name.endswith(_WEIGHT):
+    if packed and not name.endswith(WEIGHT):
         raise _refusal(name, value, code, "a name that ends in .weight")
     codes = f"{name}_packed" if packed else name
     scales = f"{name}_scale_inv" if code.name == "fp8-block128" else f"{name}_scale"
@@ -237,17 +263,19 @@ def _refusal(name: str, value: Value, code: Code, expected: str) -> QuantisedErr
     )
 
 
-def _config(code: Code, kept: Iterable[str]) -> dict[str, Any]:
-    """What config.json says."""
-    modules = [name.removesuffix(_WEIGHT) for name in kept]
+def _config(code: Code, kept: Mapping[str, list[str]]) -> dict[str, Any]:
+    """What config.json says; `kept` are the modules of other weights."""
     if code.name == "fp8-block128":
         return {
             "activation_scheme": "dynamic",
             "fmt": "e4m3",
-            "modules_to_not_convert": modules,
+            "modules_to_not_convert": list(kept),
             "quant_method": "fp8",
             "weight_block_size": list(code.block),
         }
+    # compressed-tensors matches the names of modules as they are
+    each = (name.removesuffix(WEIGHT) for names in kept.values() for name in names)
+    modules = list(dict.fromkeys([*each, *kept]))
     form = "mxfp4-pack-quantized" if code.name == "mxfp4" else "mxfp8-quantized"
     weights = {
         "dynamic": False,
