@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ckptforge
-from ckptforge.errors import FormatError
+from ckptforge.errors import ConfigError, FormatError, LayoutError
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import raw_safetensors, transformers_config, write_safetensors
@@ -105,8 +105,36 @@ def test_factors_of_another_model_and_a_conversion_are_refused(tmp_path):
     stacked_adapter(tmp_path / "lora", table.example, [0])
     with pytest.raises(FormatError, match="aren't factors of one stacked parameter"):
         ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", merge_lora=tmp_path / "lora")
-    with pytest.raises(FormatError, match="which other layouts can't hold; merge it"):
-        ckptforge.to_ms(tmp_path / "lora", tmp_path / "x.ckpt", config=tmp_path / "hub")
+    write_model(tmp_path / "own", table, table.example)
+    with pytest.raises(LayoutError, match=r"(?s)in layout mcore .* can't have .*Merge it"):
+        ckptforge.to_ms(tmp_path / "lora", tmp_path / "x.ckpt", config=tmp_path / "own")
+    with pytest.raises(ConfigError, match="how long H is nobody says: give the model's config"):
+        ckptforge.convert(tmp_path / "lora", tmp_path / "x", to="hub")
+
+
+def test_converted_each_expert_has_an_adapter_of_its_own(tmp_path):
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, table.example)
+    made = stacked_adapter(tmp_path / "lora", table.example, [1])
+    ckptforge.convert(tmp_path / "lora", tmp_path / "each", to="hub", config=tmp_path / "hub")
+    said = json.loads((tmp_path / "each" / "adapter_config.json").read_text())
+    assert "target_parameters" not in said and (said["r"], said["lora_alpha"]) == (RANK, ALPHA)
+    assert said["target_modules"] == ["down_proj", "gate_proj", "up_proj"]
+    held = raw_safetensors(tmp_path / "each" / "adapter_model.safetensors")
+    inner, experts = table.example["moe_intermediate_size"], table.example["num_experts"]
+    a, b = (made[f"{BASE.format(1)}.base_layer.lora_{x}.weight"] for x in "AB")
+    for expert in range(experts):
+        own = f"{BASE.format(1)}.{expert}.{{}}_proj.lora_{{}}.weight"
+        for kind, rows in (("gate", b[:inner]), ("up", b[inner:])):
+            first, second = (held[own.format(kind, x)].view(np.float32) for x in "AB")
+            assert (first == a[expert * RANK : (expert + 1) * RANK]).all()
+            assert (second == rows[:, expert::experts]).all()
+    for adapter in ("lora", "each"):
+        ckptforge.convert(
+            tmp_path / "hub", tmp_path / f"by-{adapter}", to="hub", merge_lora=tmp_path / adapter
+        )
+    one, two = (raw_safetensors(tmp_path / f"by-{x}") for x in ("lora", "each"))
+    assert one.keys() == two.keys() and all((one[n] == two[n]).all() for n in one)
 
 
 def test_against_peft_itself(tmp_path):
@@ -135,3 +163,14 @@ def test_against_peft_itself(tmp_path):
     assert own.keys() == theirs.keys()
     assert max(float(abs(own[n] - theirs[n]).max()) for n in own) < 1e-5
     assert any((own[n] != base[n]).any() for n in own if ".experts.3.up_proj" in n)
+    ckptforge.convert(tmp_path / "lora", tmp_path / "each", to="hub", config=tmp_path / "hub")
+    tokens = torch.arange(12)[None]
+    logits = []
+    for adapter in ("lora", "each"):
+        plain = transformers.Qwen3MoeForCausalLM.from_pretrained(
+            tmp_path / "hub", dtype=torch.float32
+        )
+        loaded = peft.PeftModel.from_pretrained(plain, tmp_path / adapter).eval()
+        with torch.no_grad():
+            logits.append(loaded(tokens).logits)
+    assert torch.allclose(*logits, atol=1e-5)

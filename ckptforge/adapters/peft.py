@@ -222,4 +222,6 @@ def config_json(
         "inference_mode": True,
         "lora_dropout": 0.0,
     }
-    return file_of({**base, **(like.content if like is not None else {}), **fixed})
+    said = dict(like.content) if like is not None else {}
+    said.pop("target_parameters", None)  # whose experts have modules of their own now
+    return file_of({**base, **said, **fixed})

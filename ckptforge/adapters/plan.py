@@ -17,7 +17,7 @@ from ckptforge.adapters.target import PeftTarget, holds
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.dtypes import DType
-from ckptforge.errors import CkptforgeError, FormatError, ModelUnknownError, UsageError
+from ckptforge.errors import CkptforgeError, ModelUnknownError, UsageError
 from ckptforge.model import Account, Model
 from ckptforge.planning.plan import Plan
 from ckptforge.reading.known import Choices, read_model_config
@@ -130,11 +130,6 @@ def _no_strategy(_: Any) -> Any:
 
 def _convert(model: Model, choices: AdapterChoices) -> _Found:
     said, kept = choices.of_input, read_kept(model)
-    if kept.config is not None and kept.config.stacked:
-        raise FormatError(
-            f"{model.path}: has adapters of stacked experts (target_parameters), which other "
-            f"layouts can't hold; merge it into its model, with {option('merge_lora')}."
-        )
     config, where = ({}, CONFIG) if said.config is None else read_model_config(said.config)
     tables, named = candidate_tables(said.mapping), said.model
     candidates = adapter_tables(

@@ -87,8 +87,9 @@ def _fitting(path: Path, kinds: list[Kind], a: Value, b: Value, lengths: Lengths
     needed = {axis for pattern, _ in kinds for axis in _axes_of(pattern)}
     if lost := needed - set(lengths):
         raise ConfigError(
-            f"{path}: {a.origin.name} is of stacked experts; to know which axes {min(lost)} is "
-            f"needed: merge the adapter into its model, with {option('merge_lora')}."
+            f"{path}: {a.origin.name} is of stacked experts, and how long {min(lost)} is nobody "
+            f"says: give the model's config.json with {option('config')}, or merge the adapter "
+            f"into its model, with {option('merge_lora')}."
         )
     fits = [
         one

@@ -47,14 +47,15 @@ class PeftTarget(msgspec.Struct, frozen=True):
         side, config = adapter.kept.side, adapter.kept.config
         files = {} if side is None else side.files
         small = {name: content for name, content in files.items() if name != peft.CONFIG}
-        if side is not None and config is not None and adapter.layout.family == "huggingface":
+        kept = None if config is None or config.stacked else config
+        if side is not None and kept is not None and adapter.layout.family == "huggingface":
             small[peft.CONFIG] = side.files[peft.CONFIG]
         elif converted.rank is None or converted.scale is None:
             raise PlanError(
                 f"{adapter.path}: its modules have different ranks or scales; PEFT has no record "
                 "of which module has which."
             )
-        elif side and config and holds(config, converted.rank, converted.scale, converted.modules):
+        elif side and kept and holds(kept, converted.rank, converted.scale, converted.modules):
             small[peft.CONFIG] = side.files[peft.CONFIG]
         else:
             small[peft.CONFIG] = peft.config_json(
