@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from reprlib import Repr
 
+_AGAIN = "copy or download it again, or save it anew."
 # What would move a terminal's cursor, garble a line or can't be encoded: control characters, turns
 # of direction, lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,6 +33,19 @@ class InputNotFoundError(CkptforgeError):
 
 class FormatError(CkptforgeError):
     """A file isn't what its format says: truncated, inconsistent, encrypted, an unknown dtype."""
+
+
+class DamagedError(FormatError):
+    """A file contradicts itself, ends too early or breaks its format's rules. What to do is the
+    same for all of them, and ends the message."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.endswith(_AGAIN):  # as it is in a message that another error was made of
+            return text
+        text = text.removesuffix(".")
+        said = any(word in text.rpartition("; ")[2] for word in ("damaged", "truncated"))
+        return f"{text}{': ' if said else '; the file is damaged: '}{_AGAIN}"
 
 
 class ReadError(FormatError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import DamagedError, shown
 from ckptforge.storage.files import open_file, read_pieces
 from ckptforge.values import Stored, Value, kinds_of, value_of
 
@@ -68,7 +68,7 @@ class FileIndex(msgspec.Struct, frozen=True, kw_only=True):
                         return
                     crc = zlib.crc32(piece, crc)
         if crc != self.checksum.expected:
-            raise FormatError(
+            raise DamagedError(
                 f"{self.path}: the stored crc32 is {self.checksum.expected}, the "
                 f"contents give {crc}; the file is damaged."
             )
@@ -79,11 +79,11 @@ def check_name(name: str, path: Path) -> None:
     try:
         length = len(name.encode())
     except UnicodeEncodeError as error:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: the name {shown(name)} isn't Unicode; damaged, or another kind of file."
         ) from error
     if length > MAX_NAME:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: the name {shown(name)} has {length} bytes, at most {MAX_NAME} are read."
         )
 
@@ -94,7 +94,7 @@ def check_size(stored: Stored, held: int) -> None:
     path, name, shape = stored.path, stored.name, stored.shape
     needed = bytes_needed(stored.dtype, shape, path, name)
     if held != needed or min(shape, default=0) < 0:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: tensor {shown(name)}, {stored.dtype} {list(shape)}, should have {needed} "
             f"bytes but {held} are there; the file is damaged or incomplete."
         )
@@ -104,12 +104,12 @@ def bytes_needed(dtype: DType, shape: tuple[int, ...], path: Path, name: str) ->
     """Bytes of a tensor. Raises `FormatError` for more dims than programs have, and where the
     product leaves 63 bits, even if another dim is 0: nothing could compute with it."""
     if len(shape) > MAX_DIMS:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: tensor {shown(name)} has {len(shape)} dims, more than "
             f"{MAX_DIMS}; damaged, or another kind of file."
         )
     if math.prod(n for n in shape if n) * dtype.itemsize >= 1 << 63:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: tensor {shown(name)}: {dtype} {shown(list(shape))} needs more "
             "bytes than 63 bits can count; damaged."
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ckptforge.dtypes import BY_MINDSPORE
-from ckptforge.errors import FormatError, PlanError, shown
+from ckptforge.errors import DamagedError, FormatError, PlanError, shown
 from ckptforge.formats.index import MAX_DIMS, MAX_TENSORS, Checksum, FileIndex, check_size
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.protobuf import Message, Source, number, record, signed
@@ -66,7 +66,7 @@ def read_index(path: Path) -> FileIndex:
     with closing(open_file(path)) as reader:
         status = reader.status()
         if status.size == 0:
-            raise FormatError(f"{path}: the file is empty (0 bytes).")
+            raise DamagedError(f"{path}: the file is empty (0 bytes).")
         source = Source(path, "checkpoint", reader=reader)
         if algorithm := _ENCRYPTED.get(source.bytes(0, min(4, status.size))):
             raise FormatError(
@@ -105,7 +105,7 @@ def _chunks(file: Message) -> Iterator[_Chunk]:
     at = 0
     for field, value in file.fields(MAX_TENSORS):
         if field != 1 or isinstance(value, int):
-            raise FormatError(
+            raise DamagedError(
                 f"{file.source.path}: byte {at} holds protobuf field {field}, expected a "
                 "checkpoint value; damaged, or another kind of file."
             )
@@ -119,14 +119,14 @@ def _chunk(value: Message) -> _Chunk:
 
     def wrong(what: str) -> FormatError:
         of = f"the value at byte {value.at}" if tag is None else f"tensor {shown(tag)}"
-        return FormatError(f"{value.source.path}: {of} {what}.")
+        return DamagedError(f"{value.source.path}: {of} {what}.")
 
     found = _records(value, wrong, (1, 2, 3))
     tag = found[1].text() if 1 in found else None
     if 3 in found:
-        raise wrong(
-            "is a MapParameter (hash table), which ckptforge can't convert; export it from "
-            "MindSpore as plain tensors"
+        raise FormatError(
+            f"{value.source.path}: tensor {shown(tag)} is a MapParameter (hash table), which "
+            "ckptforge can't convert; export it from MindSpore as plain tensors."
         )
     if tag is None or 2 not in found:
         raise wrong(f"lacks its {'name' if tag is None else 'tensor'}")
@@ -159,13 +159,16 @@ def _records(
 
 def _tensor(path: Path, tag: str, chunks: Sequence[_Chunk]) -> Stored:
     def wrong(what: str) -> FormatError:
-        return FormatError(f"{path}: tensor {shown(tag)}{what}.")
+        return DamagedError(f"{path}: tensor {shown(tag)}{what}.")
 
     shape, type_name = chunks[-1].dims, chunks[-1].type_name
     dtype = BY_MINDSPORE.get(type_name)
     if dtype is None:
         known = ", ".join(sorted(filter(None, BY_MINDSPORE)))
-        raise wrong(f" has dtype {shown(type_name)}, which is unknown; known: {known}")
+        raise FormatError(
+            f"{path}: tensor {shown(tag)} has dtype {shown(type_name)}, which is unknown; known: "
+            f"{known}. Save it in one of them, or leave it out."
+        )
     extents: list[Extent] = []
     size = 0
     for content in (chunk.content for chunk in chunks):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from ckptforge.errors import FormatError
+from ckptforge.errors import DamagedError, FormatError
 from ckptforge.formats.index import MAX_NAME
 from ckptforge.storage.files import read_bytes
 from ckptforge.storage.store import Reader
@@ -86,7 +86,7 @@ class Source:
 
     def wrong(self, what: str) -> FormatError:
         """An error that says what isn't right."""
-        return FormatError(f"{self.path}: {what}, or not a {self.kind}.")
+        return DamagedError(f"{self.path}: {what}, or not a {self.kind}.")
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -120,7 +120,7 @@ class Message(msgspec.Struct, frozen=True):
             value, at = source.varint(at, end) if wire in (VARINT, BYTES) else (0, at)
             if wire == BYTES:
                 if value > end - at:
-                    raise FormatError(
+                    raise DamagedError(
                         f"{source.path}: the record at byte {begin} should have {value} bytes but "
                         f"only {end - at} are there; the file is truncated or damaged."
                     )
@@ -129,7 +129,7 @@ class Message(msgspec.Struct, frozen=True):
             elif wire == VARINT:
                 yield key >> 3, value
             else:
-                raise FormatError(
+                raise DamagedError(
                     f"{source.path}: byte {begin} holds protobuf wire type {wire}, which no "
                     f"MindSpore {source.kind} has."
                 )

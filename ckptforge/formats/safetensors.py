@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import FormatError, PlanError, shown
+from ckptforge.errors import DamagedError, FormatError, PlanError, shown
 from ckptforge.formats.index import Checksum, FileIndex
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.safetensors_header import INT4_NOTE, METADATA, ORDER, read_header
@@ -39,7 +39,7 @@ def read_index(path: Path) -> FileIndex:
     be opened."""
 
     def wrong(what: str) -> FormatError:
-        return FormatError(f"{path}: {what}.")
+        return DamagedError(f"{path}: {what}.")
 
     with closing(open_file(path)) as reader:
         status = reader.status()
@@ -87,7 +87,9 @@ def _checksum(path: Path, metadata: Mapping[str, str], entries: list[Stored]) ->
     if stored is None or metadata.get("format") != "ms":
         return None
     if not stored.isascii() or not stored.isdigit() or len(stored) > 20:
-        raise FormatError(f"{path}: crc_num in the metadata is {shown(stored)}, expected a number.")
+        raise DamagedError(
+            f"{path}: crc_num in the metadata is {shown(stored)}, expected a number."
+        )
     parts: list[bytes | tuple[int, int]] = []
     for entry in sorted(entries, key=lambda entry: entry.name):
         parts += [entry.name.encode(), (entry.extents[0].offset, entry.extents[0].length)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from ckptforge.dtypes import BY_NAME, BY_SAFETENSORS, DType
-from ckptforge.errors import FormatError, shortened, shown
+from ckptforge.errors import DamagedError, FormatError, shortened, shown
 from ckptforge.formats.index import MAX_NAME, MAX_TENSORS, bytes_needed, check_name
 from ckptforge.values import Extent, Stored
 
@@ -138,9 +138,9 @@ def _members(
 
     def meet(_: type, key: str) -> _Key:
         if key in seen:
-            raise FormatError(f"{path}: {what} holds {shown(key)} twice.")
+            raise DamagedError(f"{path}: {what} holds {shown(key)} twice.")
         if key != METADATA and len(seen) - (METADATA in seen) == MAX_TENSORS:
-            raise FormatError(f"{path}: holds more than {MAX_TENSORS} tensors.")
+            raise DamagedError(f"{path}: holds more than {MAX_TENSORS} tensors.")
         seen.add(key)
         return _Key(key)
 
@@ -148,10 +148,10 @@ def _members(
     try:
         return {str(key): value for key, value in decoder.decode(raw).items()}
     except msgspec.ValidationError as error:
-        raise FormatError(f"{path}: {what} is JSON of another kind, {expected}.") from error
+        raise DamagedError(f"{path}: {what} is JSON of another kind, {expected}.") from error
     except _NOT_JSON as error:
         why = str(error).removeprefix("JSON is malformed: ")
-        raise FormatError(f"{path}: {what} isn't JSON ({why}); {_DAMAGED}.") from error
+        raise DamagedError(f"{path}: {what} isn't JSON ({why}); {_DAMAGED}.") from error
 
 
 def _is_count(value: object) -> bool:
@@ -162,16 +162,16 @@ def _stored(
     path: Path, name: str, entry: msgspec.Raw, metadata: Mapping[str, str], data: int, size: int
 ) -> Stored:
     def wrong(what: str) -> FormatError:
-        return FormatError(f"{path}: tensor {shown(name)}: {what}.")
+        return DamagedError(f"{path}: tensor {shown(name)}: {what}.")
 
     check_name(name, path)
-    dtype, shape, (begin, end) = _read_entry(bytes(entry), wrong)
+    dtype, shape, (begin, end) = _read_entry(bytes(entry), f"{path}: tensor {shown(name)}:")
     if dtype.name == "int8" and metadata.get("format") == "ms" and metadata.get(name) == INT4_NOTE:
         dtype = BY_NAME["qint4x2"]
     if begin > end or end > size - data:
         raise wrong(
             f"data_offsets [{begin}, {end}] lie outside the {size - data} bytes of data; "
-            "truncated or damaged, get the file again"
+            "truncated or damaged"
         )
     needed = bytes_needed(dtype, shape, path, name)
     if needed != end - begin:
@@ -182,10 +182,12 @@ def _stored(
     return Stored(path=path, name=name, dtype=dtype, shape=shape, extents=extents)
 
 
-def _read_entry(
-    raw: bytes, wrong: Callable[[str], FormatError]
-) -> tuple[DType, tuple[int, ...], tuple[int, int]]:
-    """(dtype, shape, offsets) of an entry."""
+def _read_entry(raw: bytes, where: str) -> tuple[DType, tuple[int, ...], tuple[int, int]]:
+    """(dtype, shape, offsets) of an entry. Raises `FormatError`, beginning with `where`."""
+
+    def wrong(what: str) -> FormatError:
+        return DamagedError(f"{where} {what}.")
+
     if len(raw) > _MAX_ENTRY:
         raise wrong(_EXACTLY)
     try:
@@ -196,7 +198,10 @@ def _read_entry(
         raise wrong(f"its entry isn't JSON ({error}); {_DAMAGED}") from error
     dtype, shape, offsets = spec.dtype, spec.shape, spec.data_offsets
     if not isinstance(dtype, str) or dtype not in BY_SAFETENSORS:
-        raise wrong(f"dtype {shown(dtype)} is unknown; known: {', '.join(ORDER)}")
+        raise FormatError(
+            f"{where} dtype {shown(dtype)} is unknown; known: {', '.join(ORDER)}. Save it in one "
+            "of them, or leave it out."
+        )
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise wrong(f"shape {shown(shape)} isn't a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import DamagedError, shown
 from ckptforge.foreign.json import read_object
 from ckptforge.mindformers.versions import COMMON_KEYS
 from ckptforge.model import Model
@@ -34,7 +34,7 @@ def read_common(path: Path) -> tuple[dict[str, Number], tuple[str, ...]]:
         value = found.get(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and math.isfinite(value)):
-            raise FormatError(f"{path}: {key} is {shown(value)}, expected a number or null.")
+            raise DamagedError(f"{path}: {key} is {shown(value)}, expected a number or null.")
     unknown = [key for key in found if key not in COMMON_KEYS and key != _OBSOLETE]
     notes = (
         (

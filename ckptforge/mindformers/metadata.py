@@ -18,7 +18,7 @@ import msgspec
 
 from ckptforge.boxes import Box
 from ckptforge.dtypes import DTYPES, DType
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import DamagedError, FormatError, shown
 from ckptforge.foreign.files import is_file_name
 from ckptforge.foreign.json import read_object
 from ckptforge.formats.index import MAX_DIMS, check_name
@@ -109,7 +109,7 @@ def read_metadata(path: Path) -> dict[str, Described]:
     try:
         content = msgspec.convert(found, _File)
     except msgspec.ValidationError as error:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: isn't the metadata of a MindFormers checkpoint: {error}."
         ) from error
     slices = _slices(path, content)
@@ -131,25 +131,25 @@ def _slices(path: Path, content: _File) -> dict[str, dict[int, tuple[Holder, ...
     for key, holders in content.storage_data.items():
         name, number = _parse_key(path, key)
         if name not in content.state_dict_metadata:
-            raise FormatError(
+            raise DamagedError(
                 f"{path}: storage_data says where slice {number} of {shown(name)} lies, which "
                 "state_dict_metadata doesn't describe; the file is damaged."
             )
         if not holders:
-            raise FormatError(f"{path}: slice {number} of {shown(name)} lies in no file.")
+            raise DamagedError(f"{path}: slice {number} of {shown(name)} lies in no file.")
         for holder in holders:
             if not is_file_name(holder.file_name):
-                raise FormatError(
+                raise DamagedError(
                     f"{path}: slice {number} of {shown(name)} is said to lie in "
                     f"{shown(holder.file_name)}, which isn't the name of a file."
                 )
             if not 0 <= holder.storage_rank < MAX_DEVICES:
-                raise FormatError(
+                raise DamagedError(
                     f"{path}: slice {number} of {shown(name)} has storage_rank "
                     f"{shown(holder.storage_rank)}, which isn't a rank."
                 )
         if number in found.setdefault(name, {}):
-            raise FormatError(f"{path}: slice {number} of {shown(name)} is there twice.")
+            raise DamagedError(f"{path}: slice {number} of {shown(name)} is there twice.")
         found[name][number] = holders
     return found
 
@@ -164,7 +164,7 @@ def _parse_key(path: Path, key: str) -> tuple[str, int]:
             return name, number
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         pass
-    raise FormatError(
+    raise DamagedError(
         f"{path}: storage_data holds the key {shown(key)}, expected a name and the number of a "
         "slice, such as ('embedding.weight', (0,))."
     )
@@ -178,11 +178,13 @@ def _described(
     shape, cuts = tensor.global_shape, tensor.axis_fragmentations
     dtype = _DTYPES.get(tensor.properties.dtype.lower())
     if dtype is None:
-        raise FormatError(f"{where} has the dtype {shown(tensor.properties.dtype)}, which is none.")
+        raise DamagedError(
+            f"{where} has the dtype {shown(tensor.properties.dtype)}, which is none."
+        )
     if len(shape) > MAX_DIMS or not all(0 <= n < 1 << 63 for n in shape):
-        raise FormatError(f"{where} has global_shape {shown(list(shape))}, which isn't a shape.")
+        raise DamagedError(f"{where} has global_shape {shown(list(shape))}, which isn't a shape.")
     if len(cuts) != len(shape) or not all(0 < cut <= MAX_DEVICES for cut in cuts):
-        raise FormatError(
+        raise DamagedError(
             f"{where} has axis_fragmentations {shown(list(cuts))}, expected a number of parts for "
             f"each axis of {list(shape)}."
         )
@@ -206,13 +208,14 @@ def _layout(
     """Raises `FormatError` for a layout that can't be, or that cuts in another way than is said."""
     if found is None:
         if math.prod(cuts) > 1:
-            raise FormatError(
+            raise DamagedError(
                 f"{where} has no layout, but axis_fragmentations {list(cuts)}; expected no cuts."
             )
         return None, ()
     if found.interleaved_parallel:
         raise FormatError(
-            f"{where} has an interleaved layout, of which it isn't known which rank holds what."
+            f"{where} has an interleaved layout, of which it isn't known which rank holds what. "
+            "Save it from a job without interleaved parallelism."
         )
     tensor_map = tuple(
         ()
@@ -224,18 +227,18 @@ def _layout(
     )
     layout = DeviceLayout(found.device_matrix, tensor_map)
     if problem := layout.problem():
-        raise FormatError(f"{where}: {problem}.")
+        raise DamagedError(f"{where}: {problem}.")
     ranks = found.rank_list
     if layout.devices != len(ranks) or len(set(ranks)) < len(ranks):
-        raise FormatError(
+        raise DamagedError(
             f"{where} has device_matrix {list(found.device_matrix)}, of "
             f"{counted(layout.devices, 'device')}, but a rank_list of {len(ranks)} "
             f"({len(set(ranks))} different)."
         )
     if not all(0 <= rank < MAX_DEVICES for rank in ranks):
-        raise FormatError(f"{where} has a rank_list with {shown(min(ranks))} to {max(ranks)}.")
+        raise DamagedError(f"{where} has a rank_list with {shown(min(ranks))} to {max(ranks)}.")
     if len(tensor_map) != len(shape) or layout.splits != cuts:
-        raise FormatError(
+        raise DamagedError(
             f"{where} {list(shape)} has axis_fragmentations {list(cuts)}, but its layout "
             f"(device_matrix {list(found.device_matrix)}, tensor_map "
             f"{shown([list(axes) or -1 for axes in tensor_map])}) makes {list(layout.splits)}."
@@ -249,12 +252,12 @@ def _check_numbers(where: str, found: Described, chunks: tuple[_Chunk, ...]) -> 
     said: list[int] = []
     for chunk in chunks:
         if len(chunk.global_offset) != 1 or not 0 <= chunk.global_offset[0] < count:
-            raise FormatError(
+            raise DamagedError(
                 f"{where} has a chunk with global_offset {shown(list(chunk.global_offset))}, "
                 f"expected the number of one of its {counted(count, 'slice')}."
             )
         if chunk.local_shape != found.slice_shape:
-            raise FormatError(
+            raise DamagedError(
                 f"{where} {list(found.shape)} has a chunk of {shown(list(chunk.local_shape))}, but "
                 f"is cut into {list(found.cuts)} parts of {list(found.slice_shape)}."
             )
@@ -263,11 +266,11 @@ def _check_numbers(where: str, found: Described, chunks: tuple[_Chunk, ...]) -> 
         different = set(numbers)
         if (missing := count - len(different)) > 0:
             first = next(i for i in range(count) if i not in different)
-            raise FormatError(
+            raise DamagedError(
                 f"{where} is cut into {counted(count, 'slice')}, but has {len(numbers)} {what}: "
                 f"{missing} missing, such as number {first}. Part of the checkpoint isn't there."
             )
         if len(numbers) > count:
-            raise FormatError(
+            raise DamagedError(
                 f"{where} is cut into {counted(count, 'slice')}, but has {len(numbers)} {what}."
             )

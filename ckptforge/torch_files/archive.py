@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import DamagedError, FormatError, shown
 from ckptforge.foreign.stream import Stream, parsing
 from ckptforge.storage.store import Status
 from ckptforge.torch_files.pickle_data import MAX_BYTES
@@ -49,7 +49,7 @@ def read_archive(path: Path, part: Member | None = None, limit: int | None = Non
         status = whole.status()
         first, size = (0, status.size) if part is None else (part.offset, part.length)
         if first + size > status.size:
-            raise FormatError(
+            raise DamagedError(
                 f"{path}: should hold bytes {first} to {first + size}, but has {status.size}; "
                 "truncated."
             )
@@ -66,7 +66,7 @@ def read_archive(path: Path, part: Member | None = None, limit: int | None = Non
         place = _place(path, stream, by_name[f"{root}{_PICKLE}"], size)
         _refuse_overlaps(path, {_PICKLE: place, **found})
         if place.length > (most := limit or MAX_BYTES):
-            raise FormatError(f"{path}: its {_PICKLE} has {place.length:,} bytes, over {most:,}.")
+            raise DamagedError(f"{path}: its {_PICKLE} has {place.length:,} bytes, over {most:,}.")
         pickle = _bytes(stream, place)
         storages = {key: Member(one.offset + first, one.length) for key, one in found.items()}
         return Archive(status=status, pickle=pickle, storages=storages)
@@ -79,18 +79,18 @@ def _members(path: Path, stream: BinaryIO, limit: int) -> dict[str, zipfile.ZipI
     try:
         members = zipfile.ZipFile(_Limited(path, stream, limit)).infolist()
     except (zipfile.BadZipFile, ValueError) as error:  # ValueError: it is shorter than it says
-        raise FormatError(
-            f"{path}: isn't a zip archive of torch, or its end is missing: truncated or damaged, "
-            "get the file again."
+        raise DamagedError(
+            f"{path}: isn't a zip archive of torch, or its end is missing: truncated or damaged."
         ) from error
     for member in members:
         name = member.filename
         if name in found:
-            raise FormatError(f"{path}: the archive holds {shown(name)} twice.")
+            raise DamagedError(f"{path}: the archive holds {shown(name)} twice.")
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise FormatError(
                 f"{path}: the archive holds {shown(name)}, a path that leads elsewhere, as no "
-                "torch file's does; nothing was unpacked."
+                "torch file's does; nothing was unpacked. Get the file from a source that "
+                "you trust."
             )
         found[name] = member
     return found
@@ -121,7 +121,7 @@ class _Limited(io.RawIOBase):
         while piece := self._stream.read(min(most - len(content), _PIECE)):
             content += piece
         if len(content) > self._limit:
-            raise FormatError(
+            raise DamagedError(
                 f"{self._path}: the archive's directory has over {self._limit:,} bytes, more than "
                 "that of any checkpoint."
             )
@@ -160,7 +160,8 @@ def _root(path: Path, names: Mapping[str, Any]) -> str:
     if len(roots) != 1:
         raise FormatError(
             f"{path}: is a zip archive with {len(roots)} members data.pkl, expected the one of a "
-            f"torch file; it holds {', '.join(map(shown, [*names][:3]))}."
+            f"torch file; it holds {', '.join(map(shown, [*names][:3]))}. Unpack it, and name what "
+            "it holds."
         )
     if any(name in names for name in (f"{roots[0]}constants.pkl", f"{roots[0]}code/")):
         raise FormatError(
@@ -174,16 +175,18 @@ def _place(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> 
     that of the directory."""
     what = f"{path}: the member {shown(member.filename)}"
     if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-        raise FormatError(f"{what} is compressed, as no torch file is; it can't be read in place.")
+        raise FormatError(
+            f"{what} is compressed, as no torch file is; unpack it, and pack it without compression."
+        )
     if member.flag_bits & 1:
-        raise FormatError(f"{what} is encrypted.")
+        raise FormatError(f"{what} is encrypted; decrypt it, and pack it again without.")
     header = _bytes(stream, Member(member.header_offset, _LOCAL))
     if len(header) < _LOCAL or header[:4] != b"PK\x03\x04":
-        raise FormatError(f"{what} has no local header at byte {member.header_offset}; damaged.")
+        raise DamagedError(f"{what} has no local header at byte {member.header_offset}; damaged.")
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     found = Member(member.header_offset + _LOCAL + name + extra, member.file_size)
     if found.offset + found.length > size:
-        raise FormatError(
+        raise DamagedError(
             f"{what} should end at byte {found.offset + found.length} but the file has {size}; "
             "truncated."
         )
@@ -211,6 +214,6 @@ def _refuse_overlaps(path: Path, members: dict[str, Member]) -> None:
     end, before = 0, ""
     for name, member in sorted(members.items(), key=lambda item: (item[1].offset, item[1].length)):
         if member.length and member.offset < end:
-            raise FormatError(f"{path}: the members {shown(before)} and {shown(name)} overlap.")
+            raise DamagedError(f"{path}: the members {shown(before)} and {shown(name)} overlap.")
         if member.length:
             end, before = member.offset + member.length, name

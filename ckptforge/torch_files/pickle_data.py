@@ -12,9 +12,14 @@ from typing import Any
 
 import msgspec
 
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import DamagedError, FormatError, shown
 
 MAX_BYTES = 1 << 28
+# What to do about a pickle that is no checkpoint's, or too much of one.
+SAVE_ALONE = (
+    "If it is harmless, save the tensors alone (torch.save(model.state_dict(), …)) where it came "
+    "from."
+)
 _MAX_WORK = 1 << 24  # opcodes, and items that calls copy
 _MAX_TEXT = 1 << 26
 _MAX_ARGUMENTS = 16  # of a call
@@ -68,8 +73,7 @@ def refused(where: str, name: str) -> FormatError:
     """The error for a name that isn't on the lists."""
     return FormatError(
         f"{where}: names {shown(name)}, which is no part of a checkpoint's data; nothing of the "
-        "file was run. If it is harmless, save the tensors alone (torch.save(model.state_dict(), "
-        "…)) where it came from."
+        f"file was run. {SAVE_ALONE}"
     )
 
 
@@ -106,8 +110,8 @@ class Machine:
             raise
         except _DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
-            raise FormatError(f"{self.where}: isn't a pickle ({reason}); damaged.") from error
-        raise FormatError(f"{self.where}: the pickle has no end; truncated.")
+            raise DamagedError(f"{self.where}: isn't a pickle ({reason}); damaged.") from error
+        raise DamagedError(f"{self.where}: the pickle has no end; truncated.")
 
     def _step(self, name: str, argument: Any, at: int) -> None:
         if name in _NOTHING:
@@ -132,14 +136,17 @@ class Machine:
             getattr(self, f"_{name.lower()}")(argument)
         else:
             raise FormatError(
-                f"{self.where}: at byte {at} stands the opcode {name}, which no checkpoint needs."
+                f"{self.where}: at byte {at} stands the opcode {name}, which no checkpoint needs. "
+                f"{SAVE_ALONE}"
             )
 
     def _push_plain(self, value: Any) -> None:
         if isinstance(value, _TEXTS):
             self.text += len(value)
             if self.text > _MAX_TEXT:
-                raise FormatError(f"{self.where}: holds more than {_MAX_TEXT} characters of text.")
+                raise FormatError(
+                    f"{self.where}: holds more than {_MAX_TEXT} characters of text. {SAVE_ALONE}"
+                )
         self.stack.append(value)
 
     def _pop(self) -> Any:
@@ -164,7 +171,9 @@ class Machine:
     def _count(self, more: int) -> None:
         self.work += more
         if self.work > _MAX_WORK:
-            raise FormatError(f"{self.where}: has more than {_MAX_WORK} opcodes and items.")
+            raise FormatError(
+                f"{self.where}: has more than {_MAX_WORK} opcodes and items. {SAVE_ALONE}"
+            )
 
     def _mark(self, _: Any) -> None:
         self.stack.append(_MARK)

@@ -9,11 +9,11 @@ import math
 from typing import Any
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import DamagedError, FormatError, shown
 from ckptforge.formats.index import MAX_DIMS
 from ckptforge.torch_files.dtypes import DTYPES, STORAGES
 from ckptforge.torch_files.parts import part_of
-from ckptforge.torch_files.pickle_data import Constructor, Inert, Named, refused
+from ckptforge.torch_files.pickle_data import SAVE_ALONE, Constructor, Inert, Named, refused
 from ckptforge.torch_files.views import Storage, Unreadable, View, is_count
 
 _UNTYPED = "torch.storage.UntypedStorage"
@@ -87,12 +87,12 @@ def is_inert(name: str) -> bool:
 def storage_of(where: str, said: Any) -> Storage:
     """The storage that a persistent id names. Raises `FormatError`."""
     if not isinstance(said, tuple) or len(said) < 5 or said[0] != "storage":
-        raise FormatError(f"{where}: a persistent id is {shown(said)}, expected a storage.")
+        raise DamagedError(f"{where}: a persistent id is {shown(said)}, expected a storage.")
     _, kind, key, _, length = said[:5]
     name = kind.name if isinstance(kind, Named) else ""
     known = STORAGES.get(name.removeprefix("torch.").removesuffix("Storage"))
     if (known is None and name != _UNTYPED) or not isinstance(key, str) or not is_count(length):
-        raise FormatError(f"{where}: a storage is {shown(said)}, which isn't one of torch's.")
+        raise DamagedError(f"{where}: a storage is {shown(said)}, which isn't one of torch's.")
     return Storage(key, BY_NAME[known] if known is not None else None, length)
 
 
@@ -139,7 +139,9 @@ def _nested_class(where: str) -> Constructor:
         if not owner.name.startswith(_INERT_MODULES):
             raise refused(where, "builtins.getattr")
         if len(owner.name) + len(name) > _MAX_CLASS:
-            raise FormatError(f"{where}: names a class {shown(owner.name)} within others.")
+            raise FormatError(
+                f"{where}: names a class {shown(owner.name)} within others. {SAVE_ALONE}"
+            )
         return Named(f"{owner.name}.{name}")
 
     return nested
@@ -157,7 +159,7 @@ def _rebuild(where: str) -> Constructor:
         if isinstance(metadata, dict) and any(metadata.values()):
             return Unreadable(f"a view of other numbers ({', '.join(map(shown, [*metadata][:4]))})")
         if not isinstance(storage, Storage):
-            raise FormatError(f"{where}: a tensor of {shown(storage)}, expected a storage.")
+            raise DamagedError(f"{where}: a tensor of {shown(storage)}, expected a storage.")
         dtype = storage.dtype
         if dtype is None:
             named = metadata.name if isinstance(metadata, Named) else None
@@ -173,17 +175,17 @@ def _checked(where: str, view: View) -> View:
     """Raises `FormatError` for a view of numbers that its storage doesn't have."""
     numbers = (view.offset, *view.shape, *view.strides)
     if not all(map(is_count, numbers)) or len(view.shape) != len(view.strides):
-        raise FormatError(
+        raise DamagedError(
             f"{where}: a tensor has offset {shown(view.offset)}, shape {shown(view.shape)} and "
             f"strides {shown(view.strides)}, expected numbers from 0, a stride for each axis."
         )
     if len(view.shape) > MAX_DIMS:
-        raise FormatError(f"{where}: a tensor has {len(view.shape)} axes, more than {MAX_DIMS}.")
+        raise DamagedError(f"{where}: a tensor has {len(view.shape)} axes, more than {MAX_DIMS}.")
     held = view.storage.length
     if view.storage.dtype is None:
         held //= view.dtype.itemsize
     if math.prod(view.shape) and view.last >= held:
-        raise FormatError(
+        raise DamagedError(
             f"{where}: a tensor of shape {list(view.shape)} ends at number {view.last} of storage "
             f"{shown(view.storage.key)}, which has {held}; damaged."
         )

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ckptforge.boxes import row_major_strides
-from ckptforge.errors import FormatError, shown
+from ckptforge.errors import DamagedError, FormatError, shown
 from ckptforge.formats.index import MAX_NAME, MAX_TENSORS, FileIndex, check_name
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.torch_files.archive import Archive, Member, read_archive
 from ckptforge.torch_files.parts import Pieces, Sharded, whole_of
-from ckptforge.torch_files.pickle_data import Machine
+from ckptforge.torch_files.pickle_data import SAVE_ALONE, Machine
 from ckptforge.torch_files.tensors import constructors, is_inert, storage_of
 from ckptforge.torch_files.views import Unreadable, View
 from ckptforge.torch_files.writing import lay_out_archive
@@ -62,9 +62,12 @@ def read_index(path: Path) -> FileIndex:
                 "tensor."
             )
         if name in tensors:
-            raise FormatError(f"{path}: two tensors are called {shown(name)}.")
+            raise FormatError(
+                f"{path}: two tensors are called {shown(name)}, once through nested names. Rename "
+                "one where it was saved."
+            )
         if len(tensors) >= MAX_TENSORS:
-            raise FormatError(f"{path}: holds more than {MAX_TENSORS} tensors.")
+            raise FormatError(f"{path}: holds more than {MAX_TENSORS} tensors. {SAVE_ALONE}")
         member = _member(path, name, found, archive.storages)
         tensors[name], view = _stored(path, name, found, member)
         if view is not None:
@@ -96,7 +99,7 @@ def tensor_of(path: Path, name: str, part: Member) -> tuple[Stored, Value]:
     archive = read_archive(path, part, _MAX_PART)
     found = _load(path, archive)
     if not isinstance(found, View) or found.copies > 1:
-        raise FormatError(f"{path}: {shown(name)} isn't a tensor of numbers; damaged.")
+        raise DamagedError(f"{path}: {shown(name)} isn't a tensor of numbers; damaged.")
     return view_of(path, name, found, archive)
 
 
@@ -136,13 +139,15 @@ def _named(path: Path, root: Any) -> Iterator[tuple[str, View | Unreadable]]:
             if characters > _MAX_NAMES or copies > _MAX_ALL_COPIES:
                 raise FormatError(
                     f"{path}: its names have over {_MAX_NAMES} characters, or its views repeat "
-                    f"over {_MAX_ALL_COPIES} times what they are of; no checkpoint does."
+                    f"over {_MAX_ALL_COPIES} times what they are of; no checkpoint does. {SAVE_ALONE}"
                 )
             yield name, found
             continue
         seen += len(found)
         if depth >= _MAX_DEPTH or seen > _MAX_SEEN:
-            raise FormatError(f"{path}: its objects are nested too deep, or are too many.")
+            raise FormatError(
+                f"{path}: its objects are nested too deep, or are too many. {SAVE_ALONE}"
+            )
         inner = found.items() if isinstance(found, dict) else enumerate(found)
         below = [((way, key), one, depth + 1) for key, one in inner if isinstance(one, _WALKED)]
         stack += reversed(below)
@@ -173,13 +178,13 @@ def _name_of(way: _Way, path: Path) -> str:
 def _member(path: Path, name: str, view: View, storages: Mapping[str, Member]) -> Member:
     member = storages.get(view.storage.key)
     if member is None:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: {shown(name)} lies in storage {shown(view.storage.key)}, which the archive "
             f"doesn't hold; it has {len(storages)} storages."
         )
     size = 1 if view.storage.dtype is None else view.storage.dtype.itemsize
     if view.storage.length * size > member.length:
-        raise FormatError(
+        raise DamagedError(
             f"{path}: storage {shown(view.storage.key)} of {shown(name)} should have "
             f"{view.storage.length * size} bytes but has {member.length}; damaged."
         )
