@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ckptforge.errors import CkptforgeError as CkptforgeError
     from ckptforge.errors import ConfigError as ConfigError
     from ckptforge.errors import ConfigNeededError as ConfigNeededError
+    from ckptforge.errors import DamagedError as DamagedError
     from ckptforge.errors import FormatError as FormatError
     from ckptforge.errors import InputNotFoundError as InputNotFoundError
     from ckptforge.errors import LayoutError as LayoutError
@@ -69,10 +70,10 @@ if TYPE_CHECKING:
 # and `--help` need no numpy.
 _PUBLIC = {
     "errors": (
-        "CastOverflowError CkptforgeError ConfigError ConfigNeededError FormatError "
-        "InputNotFoundError LayoutError LeftError MissingTensorsError ModelUnknownError "
-        "OutputError PlanError QuantisedError ReadError TableError UnmappedTensorsError "
-        "UsageError VerifyError"
+        "CastOverflowError CkptforgeError ConfigError ConfigNeededError DamagedError "
+        "FormatError InputNotFoundError LayoutError LeftError MissingTensorsError "
+        "ModelUnknownError OutputError PlanError QuantisedError ReadError TableError "
+        "UnmappedTensorsError UsageError VerifyError"
     ),
     "planning.plan": "Plan",
     "verbs.average": "average",

@@ -176,7 +176,8 @@ def _place(path: Path, stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> 
     what = f"{path}: the member {shown(member.filename)}"
     if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
         raise FormatError(
-            f"{what} is compressed, as no torch file is; unpack it, and pack it without compression."
+            f"{what} is compressed, as no torch file is; unpack it, and pack it without "
+            "compression."
         )
     if member.flag_bits & 1:
         raise FormatError(f"{what} is encrypted; decrypt it, and pack it again without.")

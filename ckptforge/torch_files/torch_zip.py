@@ -139,7 +139,8 @@ def _named(path: Path, root: Any) -> Iterator[tuple[str, View | Unreadable]]:
             if characters > _MAX_NAMES or copies > _MAX_ALL_COPIES:
                 raise FormatError(
                     f"{path}: its names have over {_MAX_NAMES} characters, or its views repeat "
-                    f"over {_MAX_ALL_COPIES} times what they are of; no checkpoint does. {SAVE_ALONE}"
+                    f"over {_MAX_ALL_COPIES} times what they are of; no checkpoint does. "
+                    f"{SAVE_ALONE}"
                 )
             yield name, found
             continue
