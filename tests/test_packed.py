@@ -169,6 +169,15 @@ def static(rng, shape, as_bits=False):
     }, values
 
 
+def mixed(rng, shape):
+    """Scales of static and of dynamic activations, as ModelSlim's W8A8_MIX has them."""
+    tensors, _ = static(rng, shape)
+    scales = rng.uniform(1e-3, 3e-3, (shape[0], 1)).astype(np.float32)
+    offsets = rng.integers(-9, 9, (shape[0], 1)).astype(np.float32)
+    tensors |= {"weight_scale": ("F32", scales), "weight_offset": ("F32", offsets)}
+    return tensors, (tensors["weight"][1] - offsets) * scales
+
+
 def compressed(form, **weights):
     return {
         "quant_method": "compressed-tensors",
@@ -233,7 +242,10 @@ WAYS = {
     "bitsandbytes": (bitsandbytes, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "static": (static, None),
     "static, as bits": (lambda r, s: static(r, s, as_bits=True), None),
+    "mixed": (mixed, None),
+    "MXFP4 of ModelSlim": (lambda r, s: fp4(r, s, "weight", "U8", "weight_scale", "U8"), None),
 }
+OF_MODEL_SLIM = {"mixed": "W8A8_MIX", "MXFP4 of ModelSlim": "W4A4_MXFP4"}  # else W8A8
 
 
 def packed_model(directory: Path, way: str, seed: int = 0):
@@ -254,7 +266,8 @@ def packed_model(directory: Path, way: str, seed: int = 0):
     meant = quantise(directory, change, method)
     if method is None:
         names = [name for name in meant if "proj" in name]
-        text = description(dict.fromkeys(names, "W8A8"), model_quant_type="W8A8")
+        kind = OF_MODEL_SLIM.get(way, "W8A8")
+        text = description(dict.fromkeys(names, kind), model_quant_type=kind)
         (directory / "quant_model_description.json").write_text(text)
     return meant
 
@@ -353,7 +366,7 @@ def without(directory: Path, ending: str, **other: tuple[str, np.ndarray]) -> No
     """Takes tensors with this ending away, or replaces them."""
     kinds = {
         "bfloat16": "BF16", "float16": "F16", "int32": "I32", "int64": "I64", "uint8": "U8",
-        "float8_e4m3fn": "F8_E4M3", "float32": "F32",
+        "float8_e4m3fn": "F8_E4M3", "float32": "F32", "int8": "I8",
     }  # fmt: skip
     kept = {
         name: (kinds[dtype], list(shape), data)
@@ -397,6 +410,26 @@ def test_groups_and_shapes_that_cannot_be_are_refused(tmp_path):
     without(tmp_path / "ct", "q_proj.weight_shape", **{"q_proj.weight_shape": ("I64", shape)})
     with pytest.raises(FormatError, match=r"weight_shape.*says \[64, 63\]"):
         ckptforge.convert(tmp_path / "ct", tmp_path / "x", to="hub")
+
+
+def test_what_a_description_says_otherwise_is_refused(tmp_path):
+    packed_model(tmp_path / "hub", "static, as bits")
+    more = np.full(64, 1 << 40, np.int64)
+    without(tmp_path / "hub", "q_proj.deq_scale", **{"q_proj.deq_scale": ("I64", more)})
+    with pytest.raises(FormatError, match="more than the bits of a float32"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+    packed_model(tmp_path / "mixed", "mixed")
+    place = tmp_path / "mixed" / "quant_model_description.json"
+    said = json.loads(place.read_text())
+    for change, message in (
+        ({"metadata": {"quarot": {"max_tp_size": 4}}}, r"more than the weights \('quarot'\)"),
+        ({"model.layers.0.mlp.up_proj.weight": "FLOAT"}, "neither codes nor scales"),
+        ({"model.layers.0.mlp.up_proj.weight": "W4A4_MXFP4"}, "weight_scale.*expected uint8"),
+    ):
+        place.write_text(json.dumps(said | change))
+        with pytest.raises((FormatError, QuantisedError), match=message):
+            ckptforge.convert(tmp_path / "mixed", tmp_path / "x", to="hub")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("way", ["pack-quantized", "nvfp4-pack-quantized", "experts in fp4"])

@@ -153,7 +153,7 @@ def test_every_scale_is_applied_as_defined(tmp_path_factory, scheme, model):
     assert ckptforge.compare(tmp_path / "hub", tmp_path / "x.ckpt").equal
 
 
-@pytest.mark.parametrize("kind", ["expert", "block", "scalar", "bytes"])
+@pytest.mark.parametrize("kind", ["expert", "block", "scalar", "bytes", "bytes, said"])
 def test_stacked_experts_have_scales_of_their_own(tmp_path, kind):
     """Fused experts of transformers 5: three axes, blocks of the last two."""
     table = TABLES["qwen3_moe"]
@@ -161,6 +161,7 @@ def test_stacked_experts_have_scales_of_their_own(tmp_path, kind):
     ckptforge.convert(tmp_path / "hub", tmp_path / "fused", to="fused")
     rng = np.random.default_rng(3)
     size = (16, 24)
+    kind, _, said = kind.partition(", ")
 
     def change(name, shape):
         block = {"expert": (1, *shape[1:]), "scalar": shape}.get(kind, (1, *size))
@@ -179,7 +180,7 @@ def test_stacked_experts_have_scales_of_their_own(tmp_path, kind):
         "quant_method": "fp8",
         "weight_block_size": list(size) if kind in ("block", "bytes") else None,
     }
-    if kind == "bytes":
+    if said:
         method["scale_fmt"] = "ue8m0"
     meant = quantise(tmp_path / "fused", change, method, r"experts\.(gate_up|down)_proj$")
     ckptforge.convert(tmp_path / "fused", tmp_path / "plain", to="fused", memory="1MiB")

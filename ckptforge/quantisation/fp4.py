@@ -91,9 +91,12 @@ class Fp4(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             ending = next((one for one in self.scales if module + one in tensors), None)
             if ending is not None or self.codes != "weight":
-                yield self._weight(tensors, module, codes, ending or self.scales[0])
+                yield self.weight(tensors, module, codes, ending or self.scales[0])
 
-    def _weight(self, tensors: Tensors, module: str, codes: Stored, ending: str) -> Packed:
+    def weight(self, tensors: Tensors, module: str, codes: Stored, ending: str) -> Packed:
+        """The weight of one module, whose scales have this name. Raises `FormatError`."""
+        if codes.dtype.name not in _BYTES:
+            raise refused_codes(codes, f"{' or '.join(_BYTES)}, two numbers in each byte")
         if len(codes.shape) != 2 or codes.shape[1] * 2 % self.group:
             raise refused_codes(codes, f"two axes, the second of groups of {self.group // 2} bytes")
         outputs, inputs = codes.shape[0], codes.shape[1] * 2

@@ -19,7 +19,7 @@ from ckptforge.foreign.files import entries_of, is_there
 from ckptforge.foreign.json import read_object
 from ckptforge.quantisation import packings
 from ckptforge.quantisation.packed import Packing
-from ckptforge.quantisation.rows import Static
+from ckptforge.quantisation.rows import FOUR_BITS, MIXED, STATIC, ModelSlim
 
 DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
 MODEL_OPT = "hf_quant_config.json"
@@ -38,7 +38,9 @@ _ASCEND = {
     "W4A4_DYNAMIC": _INTEGERS,
     "WFP8AFP8_DYNAMIC": _FLOATS,
     "W8A8_MXFP8": _FLOATS,
-    "W8A8": _INTEGERS,
+    STATIC: _INTEGERS,
+    MIXED: _INTEGERS,
+    **dict.fromkeys(FOUR_BITS, frozenset[str]()),
 }
 _PLAIN = "FLOAT"
 
@@ -65,8 +67,10 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     def refusal(self, weight: str) -> str | None:
         """Why one weight can't be undone, where others can."""
         kind = self.types.get(weight)
-        if kind is None or kind in _ASCEND or kind == _PLAIN:
+        if kind is None or kind in _ASCEND:
             return None
+        if kind == _PLAIN:
+            return f"its type is {shown(kind)}, which has neither codes nor scales"
         return f"its type is {shown(kind)}; {', '.join(_ASCEND)} are read"
 
     def codes_of(self, weight: str) -> frozenset[str]:
@@ -141,7 +145,7 @@ def _fp8(found: Mapping[str, Any], where: str) -> Method:
         if microscaled
         else tuple(_blocks(found.get("weight_block_size", _FP8_BLOCK))),
         assumed="weight_block_size" not in found,
-        exponents=microscaled or found.get("scale_fmt") == "ue8m0",
+        exponents=True,  # bytes can be nothing else, and transformers asks no more
         packing=packings.experts_in_fp4() if experts == "fp4" else None,
         unread=None if experts in ("fp8", "fp4") else f"experts in {shown(experts)} aren't read",
     )
@@ -226,16 +230,16 @@ def _model_opt(found: Mapping[str, Any], where: str) -> Method:
 def _ascend(found: Mapping[str, Any], where: str) -> Method:
     texts = {name: kind for name, kind in found.items() if isinstance(kind, str)}
     types = {n: kind for n, kind in texts.items() if "." in n or n.endswith("weight")}
-    optional, group = found.get("optional"), found.get("group_size")
+    metadata, optional, group = (found.get(k) for k in ("metadata", "optional", "group_size"))
+    more = [*metadata] if isinstance(metadata, Mapping) else []
+    more += [*optional] if isinstance(optional, Mapping) else []
     return Method(
         name=f"MindStudio ModelSlim, {shown(found.get('model_quant_type'))}",
         where=where,
         codes=_INTEGERS | _FLOATS,
         groups=(*((group,) if _is_count(group) else ()), _MICROSCALED),
-        unread=f"it needs more than the weights ({', '.join(map(shown, optional))})"
-        if optional and isinstance(optional, Mapping)
-        else None,
-        packing=Static(types),
+        unread=f"it needs more than the weights ({', '.join(map(shown, more))})" if more else None,
+        packing=ModelSlim(types),
         types=types,
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ckptforge.dtypes import DType
+from ckptforge.errors import FormatError, printable
 from ckptforge.values import Read, Stored
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
 
     def numbers(self, read: Read, dtype: DType) -> Array:
         """Its numbers in a floating-point dtype, of the shape that they have. `read` is that of
-        `Step.prepare`."""
+        `Step.prepare`. Raises `FormatError` for integers that hold no float32."""
         import numpy as np
 
         from ckptforge.run.casts import numpy_dtype
@@ -69,7 +70,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
         elif stored.dtype.floating:
             found = read(stored, dtype)
         elif self.low_halves:
-            found = read(stored, None).view("<i8").view("<f4")[..., ::2].astype(made)
+            found = self._halves(read(stored, None).view("<i8")).astype(made)
         elif self.plus and stored.dtype.itemsize == 1:
             bits = 8 // stored.dtype.per_byte
             found = _added(read(stored, None).view(np.uint8), self.plus, bits).astype(made)
@@ -80,6 +81,15 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
             with np.errstate(all="ignore"):
                 found = found / outer if self.divides else found * outer
         return found.transpose(self.axes) if self.axes else found
+
+    def _halves(self, integers: Array) -> Array:
+        halves = integers.astype("<i4")
+        if (halves != integers).any():
+            raise FormatError(
+                f"{self.stored.path}: {printable(self.stored.name)} holds integers that are more "
+                "than the bits of a float32; the file is damaged, or of another program."
+            )
+        return halves.view("<f4")
 
 
 def _added(numbers: Array, plus: int, bits: int) -> Array:
