@@ -160,6 +160,35 @@ def test_the_first_mixtral_in_eight_files(tmp_path):
     assert sorted(name for one in loaded for name in one) == sorted(own)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": "x"}, "params.json: dim is 'x', expected a positive integer"),
+        ({"norm_eps": [1]}, r"params.json: norm_eps is \[1\], expected a number above 0"),
+        ({"rope_theta": -1}, "params.json: rope_theta is -1, expected a number above 0"),
+        ({"vocab_size": 1.5}, "params.json: vocab_size is 1.5, expected a positive integer"),
+        ({"n_layers": True}, "params.json: n_layers is True, expected a positive integer"),
+        (
+            {"moe": {"num_experts": 8, "num_experts_per_tok": 9}},
+            "num_experts_per_tok is 9, expected at most the 8 experts",
+        ),
+        ({"moe": {"num_experts": "x"}}, "moe.num_experts is 'x', expected a positive integer"),
+    ],
+)
+def test_values_of_params_json_that_no_model_has_are_refused(tmp_path, changes, message):
+    ckptforge.convert(HUB, tmp_path / "in", to="mistral")
+    (tmp_path / "in" / "ckptforge.manifest.json").unlink()
+    path = tmp_path / "in" / "params.json"
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps(good | changes))
+    with pytest.raises(ConfigError, match=message):
+        ckptforge.convert(tmp_path / "in", tmp_path / "out", to="hub")
+    path.write_text(json.dumps(good | {"yarn": {"factor": 4}, "norm_eps": None}))
+    notes = ckptforge.convert(tmp_path / "in", tmp_path / "out", to="hub", dry_run=True).notes
+    assert any("has yarn, of which config.json says nothing" in note for note in notes)
+    assert any("doesn't say max_position_embeddings and rms_norm_eps" in one for one in notes)
+
+
 def test_a_table_says_which_layout_comes_in_eight_files(tmp_path):
     table = (Path(__file__).parents[1] / "mappings" / "mixtral.toml").read_text()
     table = table.replace('files = "eight"\n', "").replace(

@@ -6,11 +6,12 @@ Source: mistral-inference `args.py`, `moe.py`, `transformer.py`; Meta's `model.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ckptforge.dtypes import DType
-from ckptforge.errors import ConfigError, shown
+from ckptforge.errors import ConfigError, shortened, shown
 from ckptforge.tables.table import Switch
 
 PARAMS = "params.json"
@@ -35,6 +36,11 @@ _SHAPED = {  # Meta's params.json has -1 as vocab_size, and not the inner length
     "vocab_size": "tok_embeddings.weight",
     "intermediate_size": "layers.0.feed_forward.w1.weight",
 }
+_NUMBERS = ("rms_norm_eps", "rope_theta")
+_MOST = 1 << 62
+_TO_BE_SAID = ("max_position_embeddings", "rms_norm_eps")
+# Keys that say how a program runs the model, or what follows from others.
+_OTHERS = ("moe", "multiple_of", "ffn_dim_multiplier", "max_batch_size")
 _OF_META = ("dim", "n_layers", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta")
 
 
@@ -55,6 +61,7 @@ def config_of(
     moe = params.get("moe")
     if moe is not None and not isinstance(moe, dict):
         raise ConfigError(f"{where}: moe is {shown(moe)}, expected an object.")
+    _refuse_wrong(params, moe or {}, where)
     found = _lengths(params, moe or {}, shapes)
     if found.get("rope_theta") is None:
         plain = is_meta(params) or found.get("sliding_window") is not None
@@ -68,12 +75,52 @@ def config_of(
         if params.get(key):
             found |= switch.config
             notes += [f"{where}: {key} {switch.note}"] if switch.note else []
-    if "max_position_embeddings" not in found:
+    known = {*_KEYS, *_KEYS.values(), *_OF_MOE.values(), *_OTHERS, *switches}
+    if unknown := [key for key, value in params.items() if key not in known and value]:
         notes.append(
-            f"{where}: doesn't say max_position_embeddings; set it in config.json, where programs "
+            f"{where}: has {shortened(', '.join(unknown))}, of which config.json says nothing; set "
+            "there what the model needs of it."
+        )
+    if lacking := [key for key in _TO_BE_SAID if found.get(key) is None]:
+        notes.append(
+            f"{where}: doesn't say {' and '.join(lacking)}; set it in config.json, where programs "
             "take a default else."
         )
     return found, tuple(notes)
+
+
+def _refuse_wrong(params: Params, moe: Params, where: str) -> None:
+    """Raises `ConfigError` for values of the keys that are read which no model has."""
+    for key, value in (*params.items(), *((f"moe.{key}", one) for key, one in moe.items())):
+        kind = _kind_of(key)
+        if value is None or kind is None:
+            continue
+        counts = isinstance(value, int) and not isinstance(value, bool)
+        if kind == "number":
+            fits = (counts or isinstance(value, float)) and 0 < value < math.inf
+        else:
+            fits = counts and (0 < value < _MOST or (kind == "vocabulary" and value == -1))
+        if not fits:
+            expected = "a number above 0" if kind == "number" else "a positive integer"
+            raise ConfigError(f"{where}: {key} is {shown(value)}, expected {expected}.")
+    experts, chosen = (moe.get(own, params.get(key)) for own, key in _OF_MOE.items())
+    if experts is not None and chosen is not None and chosen > experts:
+        raise ConfigError(
+            f"{where}: num_experts_per_tok is {chosen}, expected at most the {experts} experts "
+            "that there are."
+        )
+
+
+def _kind_of(key: str) -> str | None:
+    """What a key's value must be: a `length`, a `number`, a `vocabulary`; None for others."""
+    name = key.removeprefix("moe.")
+    own = _KEYS.get(name, _OF_MOE.get(name, name))
+    if own in _NUMBERS:
+        return "number"
+    if own == "vocab_size":
+        return "vocabulary"
+    lengths = {*_KEYS.values(), *_OF_MOE.values()} - {"sliding_window"}  # of each layer, as a list
+    return "length" if own in lengths else None
 
 
 def _lengths(params: Params, moe: Params, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
