@@ -954,7 +954,7 @@ def test_models_of_transformers_of_any_size(kind, data):
         config["hidden_size"] = config["num_attention_heads"] * config["head_dim"]
     for key in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
         # what torch's grouped multiplication needs
-        if key in config and name in ("mixtral", "qwen3_moe", "deepseek_v3"):
+        if key in config and name in ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3"):
             config[key] = 8 * data.draw(st.integers(1, 3))
     config.pop("attention_bias" if name == "mistral" else "", None)
     torch.manual_seed(data.draw(st.integers(0, 99)))
@@ -1126,3 +1126,37 @@ def test_layouts_that_differ_only_in_what_a_model_lacks_are_one(tmp_path):
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "hub")
+
+
+def test_experts_beside_a_shared_one_are_what_mindformers_converter_makes(tmp_path):
+    """`convert_moe_weight.py` of MindFormers' research/qwen2 (r1.3.0 … r1.5.0), written anew: names
+    replaced, experts stacked, with use_gmm as their transposes, q, k and v by group."""
+    table = TABLES["qwen2_moe"]
+    config = table.example
+    write_model(tmp_path / "hub", table, config)
+    hub = raw_safetensors(tmp_path / "hub")
+    made = {}
+    for layout in ("dense", "gmm", "gmm-qkv-r1.4"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}.safetensors", layout=layout)
+        made[layout] = raw_safetensors(tmp_path / f"{layout}.safetensors")
+    new, old = "model.layers.1.feed_forward", "model.layers.1.mlp"
+    for own, theirs in (
+        ("routed_experts.router.dense", "gate"),
+        ("shared_experts.w1", "shared_expert.gate_proj"),
+        ("shared_experts.w2", "shared_expert.down_proj"),
+        ("shared_experts.w3", "shared_expert.up_proj"),
+        ("shared_experts_gate", "shared_expert_gate"),
+    ):
+        assert (made["dense"][f"{new}.{own}.weight"] == hub[f"{old}.{theirs}.weight"]).all()
+    for own, theirs in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+        each = [
+            hub[f"{old}.experts.{e}.{theirs}_proj.weight"] for e in range(config["num_experts"])
+        ]
+        name = f"{new}.routed_experts.ffn.{own}.weight"
+        assert (made["dense"][name] == np.stack(each)).all()
+        assert (made["gmm"][name] == np.stack(each).transpose(0, 2, 1)).all()
+    groups = config["num_key_value_heads"]
+    for kind in ("weight", "bias"):
+        q, k, v = (hub[f"model.layers.1.self_attn.{x}_proj.{kind}"] for x in "qkv")
+        fused = made["gmm-qkv-r1.4"][f"model.layers.1.attention.w_qkv.{kind}"]
+        assert (fused == per_group(q, k, v, groups)).all()
