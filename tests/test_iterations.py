@@ -646,7 +646,7 @@ def test_metadata_says_of_any_mesh_who_holds_what(tmp_path_factory, layout, data
         return  # no axis can be split so
     first = data.draw(st.integers(0, 3)) * layout.devices
     boxes = {first + device: layout.box(shape, device) for device in range(layout.devices)}
-    cut = describing.Cut(spec=spec, layout=folded, ranks=tuple(boxes), boxes=boxes)
+    cut = describing.CutTensor(spec=spec, layout=folded, ranks=tuple(boxes), boxes=boxes)
     version = data.draw(st.sampled_from(list(VERSIONS.values())))
     files = {spec.name: {rank: f"model-{rank}.safetensors" for rank in boxes}}
     path = tmp_path_factory.getbasetemp() / "metadata.json"

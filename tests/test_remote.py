@@ -13,8 +13,8 @@ import xxhash
 import ckptforge
 from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
 from ckptforge.remote import patience
-from ckptforge.remote.held import WINDOW, Held
-from ckptforge.remote.parts import PARTS, Parts
+from ckptforge.remote.held import WINDOW, HeldObject
+from ckptforge.remote.parts import PARTS, ObjectMemory
 from ckptforge.storage.address import Address, given_path
 from ckptforge.storage.files import open_file
 from ckptforge.tables.shipped import shipped_tables
@@ -251,7 +251,7 @@ def test_what_is_read_next_comes_with_what_its_hash_needs_and_no_more():
         assert buffer == content[first:end]
 
     mib = 1 << 20
-    parts, held = Parts(), Held(len(content), fetch)
+    parts, held = ObjectMemory(), HeldObject(len(content), fetch)
     held.readers = 1
     parts.expect(held, [(2 * mib, 5 * mib), (6 * mib, 7 * mib), (9 * mib, 12 * mib)])
     read(3 * mib, 5 * mib)  # one MiB that is wanted later is in the way, and two that aren't at all
@@ -274,8 +274,8 @@ def test_what_is_in_memory_stays_within_its_bound():
         fetched.append((start, len(into)))
         into[:] = content[start : start + len(into)]
 
-    parts = Parts(limit=4 * WINDOW)
-    held = Held(len(content), fetch)
+    parts = ObjectMemory(limit=4 * WINDOW)
+    held = HeldObject(len(content), fetch)
     buffer, at = memoryview(bytearray(1 << 20)), 0
     while count := parts.read_into(held, at, buffer):
         assert buffer[:count] == content[at : at + count]

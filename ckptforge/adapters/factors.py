@@ -10,6 +10,7 @@ import msgspec
 
 from ckptforge.adapters.peft import AdapterConfig
 from ckptforge.errors import FormatError, LayoutError
+from ckptforge.steps.low_rank import columns_of, rank_of
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import WEIGHT, AdaptedWeight
@@ -41,12 +42,12 @@ class Factors(msgspec.Struct, frozen=True):
     @property
     def rank(self) -> int:
         """r, which A's rows and B's columns count."""
-        return self.a.shape[1 if self.turned else 0]
+        return rank_of(self.a.shape, self.turned)
 
     @property
     def columns(self) -> int:
         """Columns of A, which are those of the weight."""
-        return self.a.shape[0 if self.turned else 1]
+        return columns_of(self.a.shape, self.turned)
 
     @property
     def height(self) -> int:

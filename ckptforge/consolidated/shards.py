@@ -27,7 +27,7 @@ from ckptforge.values import Value
 from ckptforge.wording import counted, listing
 
 FAMILY = "consolidated"
-Parts = Sequence[Mapping[str, Value]]  # the tensors of each shard
+ShardTensors = Sequence[Mapping[str, Value]]  # the tensors of each shard
 Shape = tuple[int, ...]
 
 
@@ -75,7 +75,7 @@ def boxes_of(
     return found
 
 
-def join(files: Sequence[FileIndex], parts: Parts) -> tuple[dict[str, Value], Layout]:
+def join(files: Sequence[FileIndex], parts: ShardTensors) -> tuple[dict[str, Value], Layout]:
     """(shards put together, the layout of a shipped table by whose rows). Raises `FormatError` for
     parts that aren't alike, and for tensors of which no table says how they are cut."""
     _check_alike(files, parts)
@@ -138,7 +138,7 @@ def _layouts() -> Iterator[tuple[Table, Layout]]:
                 yield table, layout
 
 
-def _check_alike(files: Sequence[FileIndex], parts: Parts) -> None:
+def _check_alike(files: Sequence[FileIndex], parts: ShardTensors) -> None:
     for name, first in parts[0].items():
         for file, part in zip(files, parts, strict=True):
             value = part[name]

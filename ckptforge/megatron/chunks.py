@@ -27,7 +27,7 @@ from ckptforge.megatron.arguments import arguments_in, described
 from ckptforge.megatron.layouts import FAMILY, layout_of
 from ckptforge.megatron.names import DESCRIBED, LAYERS, MAX_DESCRIBED, MORE, SHARDED
 from ckptforge.megatron.norms import norm_read, norms_apart
-from ckptforge.megatron.roots import Iteration
+from ckptforge.megatron.roots import MegatronIteration
 from ckptforge.model import Account, Model
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.torch_files.distributed import Described, joined
@@ -49,7 +49,7 @@ _EXPERTS = re.compile(
 Values = dict[str, Value]
 
 
-def open_chunks(directory: Path, iteration: Iteration, choices: Choices) -> Model:
+def open_chunks(directory: Path, iteration: MegatronIteration, choices: Choices) -> Model:
     """A model of full tensors in its layout. Raises `FormatError` for another backend and for what
     isn't right in the files, and what choosing a table raises."""
     _check_backend(iteration.directory)

@@ -24,7 +24,7 @@ from ckptforge.transfers import Transfer
 Ranges = Mapping[str, tuple[int, int]]  # by axis
 
 
-class Held(msgspec.Struct, frozen=True, kw_only=True):
+class RankPart(msgspec.Struct, frozen=True, kw_only=True):
     """What a rank has of a stored tensor: its shape there, and for each logical tensor in it the
     transfer from the whole; None where the rank has all of it. `key` is the same for those that
     have the same part."""
@@ -39,7 +39,7 @@ class Cutter:
 
     def __init__(self, job: Job, table: Table, layout: Layout, sizes: AxisSizes) -> None:
         self.job, self.table, self.layout, self.sizes = job, table, layout, sizes
-        self._held: dict[tuple[Pattern, tuple[tuple[int, int], ...]], Held] = {}
+        self._held: dict[tuple[Pattern, tuple[tuple[int, int], ...]], RankPart] = {}
 
     def cuts(self, pattern: Pattern) -> tuple[Cut, ...]:
         """The cuts of a stored tensor: those of the logical tensors in it, which are alike."""
@@ -62,7 +62,7 @@ class Cutter:
                 return self._range(pattern, cut, rank)
         return None
 
-    def held(self, pattern: Pattern, rank: Rank) -> Held:
+    def held(self, pattern: Pattern, rank: Rank) -> RankPart:
         """What a rank has of the tensors of a pattern. Raises `ConfigError` for an axis that can't
         be cut so, or whose length must be known."""
         cuts = [cut for cut in self.cuts(pattern) if cut.axis not in pattern.name_axes]
@@ -92,7 +92,7 @@ class Cutter:
             )
         return length
 
-    def _made(self, pattern: Pattern, ranges: Ranges, key: tuple[tuple[int, int], ...]) -> Held:
+    def _made(self, pattern: Pattern, ranges: Ranges, key: tuple[tuple[int, int], ...]) -> RankPart:
         axes = {
             tensor: [axis for axis in self.table.tensors[tensor] if axis not in pattern.name_axes]
             for tensor in pattern.tensors
@@ -101,7 +101,7 @@ class Cutter:
         part = {**whole, **{axis: stop - start for axis, (start, stop) in ranges.items()}}
         shape = pattern.shape(lambda _, axis: part[axis])
         if part == whole:
-            return Held(shape=shape, transfers=None, key=key)
+            return RankPart(shape=shape, transfers=None, key=key)
         transfers = []
         for tensor, own in axes.items():
             source = pattern.place(tensor, own, lambda _, axis: whole[axis])
@@ -111,4 +111,4 @@ class Cutter:
             transfers.append(
                 Transfer(lengths, start, source.strides, target.offset, target.strides).ordered()
             )
-        return Held(shape=shape, transfers=tuple(transfers), key=key)
+        return RankPart(shape=shape, transfers=tuple(transfers), key=key)

@@ -32,7 +32,7 @@ from ckptforge.megatron.names import (
     with_layer,
 )
 from ckptforge.megatron.norms import norm_read, norms_apart
-from ckptforge.megatron.roots import Iteration, find_iteration
+from ckptforge.megatron.roots import MegatronIteration, find_iteration
 from ckptforge.model import IN_RANKS, Account, Model
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.wording import counted
@@ -53,7 +53,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """The files of an iteration, how its job is cut, and its arguments; `left` are tensors that are
     no weights, `repeated` how many other files repeat what these hold."""
 
-    iteration: Iteration
+    iteration: MegatronIteration
     files: tuple[File, ...]
     job: Job
     arguments: Mapping[str, Any]
@@ -104,7 +104,7 @@ def _notes(opened: Opened) -> tuple[str, ...]:
     return (*opened.iteration.notes, f"{said} weren't read: by its args the job needs none of them")
 
 
-def _opened(iteration: Iteration) -> Opened:
+def _opened(iteration: MegatronIteration) -> Opened:
     ranks = iteration.ranks
     first = min(ranks, key=lambda path: path.name)
     arguments = read_arguments(first / FILE)

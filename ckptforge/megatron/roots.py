@@ -23,7 +23,7 @@ from ckptforge.megatron.names import (
 )
 
 
-class Iteration(msgspec.Struct, frozen=True, kw_only=True):
+class MegatronIteration(msgspec.Struct, frozen=True, kw_only=True):
     """The directory of an iteration, those of its ranks (none where it is one checkpoint of
     torch.distributed.checkpoint), its number where its name says it, and sentences about the
     choice."""
@@ -63,7 +63,7 @@ def _of_ranks(directory: Path) -> tuple[Path, ...]:
     return tuple(entry for entry in named if is_there(entry / FILE))
 
 
-def find_iteration(directory: Path, step: int | None) -> Iteration:
+def find_iteration(directory: Path, step: int | None) -> MegatronIteration:
     """The iteration that a directory is, or that of its iterations which is wanted: that of the
     tracker, else the highest.
 
@@ -75,7 +75,7 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
     if ranks or _is_chunks(directory):
         number = iteration_of(directory.name)
         refuse_other_step(directory, number, step)
-        return Iteration(directory=directory, ranks=ranks, number=number)
+        return MegatronIteration(directory=directory, ranks=ranks, number=number)
     there = {
         number: entry
         for entry in entries_of(directory)
@@ -95,4 +95,4 @@ def find_iteration(directory: Path, step: int | None) -> Iteration:
             f"{there[wanted].name}, and may be unfinished.",
         )
     chosen = iteration_in(directory, there, wanted, TRACKER if step is None else None)
-    return Iteration(directory=chosen, ranks=_of_ranks(chosen), number=wanted, notes=notes)
+    return MegatronIteration(directory=chosen, ranks=_of_ranks(chosen), number=wanted, notes=notes)

@@ -21,7 +21,7 @@ from ckptforge.wording import counted
 _OF_A_HOLDER = 100  # bytes of metadata.json, without its list of ranks
 
 
-class Cut(msgspec.Struct, frozen=True, kw_only=True):
+class CutTensor(msgspec.Struct, frozen=True, kw_only=True):
     """How one tensor lies in a job: the layout by which the devices of `ranks` cut it (None: each
     rank holds all of it), and the box of each rank that has one."""
 
@@ -63,7 +63,7 @@ def folded(spec: TensorSpec, layout: DeviceLayout) -> DeviceLayout:
 
 
 def metadata_json(
-    cuts: Sequence[Cut], files: Mapping[str, Mapping[int, str]], version: Version
+    cuts: Sequence[CutTensor], files: Mapping[str, Mapping[int, str]], version: Version
 ) -> bytes:
     """metadata.json; `files` is tensor → rank → the file that it is written to, of those ranks
     that write their slice.
@@ -86,7 +86,7 @@ def metadata_json(
 
 
 def _check_size(
-    cuts: Sequence[Cut], files: Mapping[str, Mapping[int, str]], version: Version
+    cuts: Sequence[CutTensor], files: Mapping[str, Mapping[int, str]], version: Version
 ) -> None:
     size = 0
     for cut in cuts:
@@ -101,7 +101,7 @@ def _check_size(
         )
 
 
-def _tensor(cut: Cut, slices: Mapping[int, Sequence[int]]) -> dict[str, Any]:
+def _tensor(cut: CutTensor, slices: Mapping[int, Sequence[int]]) -> dict[str, Any]:
     copies = {rank: nth for ranks in slices.values() for nth, rank in enumerate(ranks)}
     boxes = {number: cut.boxes[ranks[0]] for number, ranks in slices.items()}
     layout = cut.layout

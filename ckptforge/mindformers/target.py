@@ -14,7 +14,7 @@ from ckptforge.checkpoints.iterations import check_iteration
 from ckptforge.checkpoints.pynative_adapter import CONFIG, adapter_json
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.mindformers.common import ITERATION, Number, common_json, run_of
-from ckptforge.mindformers.describing import Cut, folded, metadata_json
+from ckptforge.mindformers.describing import CutTensor, folded, metadata_json
 from ckptforge.mindformers.names import (
     COMMON,
     MAX_ITERATION,
@@ -135,10 +135,10 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
     def _kind(self, name: str) -> str:
         return OPTIMIZER if name in self.optimizer or is_state(name) else MODEL
 
-    def _cuts(self, specs: Sequence[TensorSpec]) -> Iterator[Cut]:
+    def _cuts(self, specs: Sequence[TensorSpec]) -> Iterator[CutTensor]:
         if self.strategy is None:
             for spec in specs:
-                yield Cut(spec=spec, layout=None, ranks=(0,), boxes={0: full_box(spec.shape)})
+                yield CutTensor(spec=spec, layout=None, ranks=(0,), boxes={0: full_box(spec.shape)})
             return
         strategy, devices = self.strategy, self.strategy.devices
         held: dict[str, list[tuple[int, DeviceLayout | None]]] = {}
@@ -153,7 +153,7 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
                 layout = DeviceLayout((strategy.ranks,), ((),) * len(spec.shape))
             if layout is None:  # a number, of which metadata.json can't say a layout
                 boxes: dict[int, Box] = dict.fromkeys(range(strategy.ranks), ())
-                yield Cut(spec=spec, layout=None, ranks=(), boxes=boxes)
+                yield CutTensor(spec=spec, layout=None, ranks=(), boxes=boxes)
                 continue
             layout = folded(spec, layout)
             first = 0 if everywhere else stages[0][0] * devices
@@ -167,13 +167,13 @@ class IterationTarget(msgspec.Struct, frozen=True, kw_only=True):
                     else (s * devices + device for s, _ in stages for device in range(devices))
                 )
             }
-            yield Cut(spec=spec, layout=layout, ranks=ranks, boxes=boxes)
+            yield CutTensor(spec=spec, layout=layout, ranks=ranks, boxes=boxes)
 
     def _files(
-        self, kind: str, cuts: Sequence[Cut], ranks: int, files: dict[str, dict[int, str]]
+        self, kind: str, cuts: Sequence[CutTensor], ranks: int, files: dict[str, dict[int, str]]
     ) -> Iterator[PlacedFile]:
         """The files of a kind; adds to `files` which rank's slice of a tensor is written where."""
-        held: dict[int, list[Cut]] = {rank: [] for rank in range(ranks)}
+        held: dict[int, list[CutTensor]] = {rank: [] for rank in range(ranks)}
         load = dict.fromkeys(held, 0)
         for cut in cuts:
             for holders in cut.slices().values():

@@ -31,7 +31,7 @@ class CutRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: tuple[str, ...] = ()
 
 
-class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RecordedCut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a job of `stages` with so many `devices` each cuts its tensors."""
 
     stages: int
@@ -67,7 +67,7 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
 
-def cut_of(strategy: Strategy, tensors: Sequence[Iterable[str]]) -> Cut:
+def cut_of(strategy: Strategy, tensors: Sequence[Iterable[str]]) -> RecordedCut:
     """What a strategy says of the tensors that each of its stages holds."""
     by_kind: dict[tuple[int, str], dict[str, DeviceLayout | None]] = {}
     for stage, names in enumerate(tensors):
@@ -87,7 +87,7 @@ def cut_of(strategy: Strategy, tensors: Sequence[Iterable[str]]) -> Cut:
             stages.setdefault((row, None, tuple(names)), []).append(stage)
     items = stages.items()
     rows = (CutRow(tuple(_runs(found)), layout, kind, n) for (layout, kind, n), found in items)
-    return Cut(len(strategy.stages), strategy.devices, tuple(rows))
+    return RecordedCut(len(strategy.stages), strategy.devices, tuple(rows))
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -101,7 +101,7 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
-def cut_json(cut: Cut) -> dict[str, Any]:
+def cut_json(cut: RecordedCut) -> dict[str, Any]:
     """A cut as it stands in a manifest."""
     found: dict[str, Any] = msgspec.to_builtins(cut)
     for row in found["rows"]:
@@ -112,7 +112,7 @@ def cut_json(cut: Cut) -> dict[str, Any]:
     return found
 
 
-def recorded_cut(manifest: Manifest) -> Cut:
+def recorded_cut(manifest: Manifest) -> RecordedCut:
     """How a manifest says that its files are cut. Raises `FormatError` where it doesn't."""
     try:
         return read_cut(manifest.cut or {})
@@ -123,12 +123,12 @@ def recorded_cut(manifest: Manifest) -> Cut:
         ) from error
 
 
-def read_cut(content: Mapping[str, Any]) -> Cut:
+def read_cut(content: Mapping[str, Any]) -> RecordedCut:
     """What `cut_json` wrote. Raises `ValueError` for anything else."""
     rows = content.get("rows")
     if not isinstance(rows, list) or len(rows) > _MAX_ROWS:
         raise ValueError(f"cut.rows is {shown(rows)}")
-    cut = msgspec.convert(content, Cut)  # msgspec's ValidationError is a ValueError
+    cut = msgspec.convert(content, RecordedCut)  # msgspec's ValidationError is a ValueError
     few = 1 <= cut.stages <= MAX_STAGES and 1 <= cut.devices <= MAX_DEVICES
     if not few or cut.ranks > MAX_DEVICES:
         raise ValueError(f"cut has {shown(cut.stages)} stages of {shown(cut.devices)} devices")

@@ -25,7 +25,7 @@ from ckptforge.planning.positions import Position, Positions
 from ckptforge.transfers import Reach, Transfer, within_target
 from ckptforge.values import Fragment, Place, Term, Value
 
-Cut = list[tuple[int, Transfer]]  # number of a fragment, and what of it lies in a box
+Overlap = list[tuple[int, Transfer]]  # number of a fragment, and what of it lies in a box
 
 _FILES_TOGETHER = 64  # whose tensors are all listed in memory while they are put in order
 
@@ -70,7 +70,7 @@ class Assemblies:
         self.values, self.files = values, tuple(files)
         self.outputs = tuple(placed.file for placed in files)
         self._kinds = _Kinds(values)
-        self._cuts: dict[tuple[int, Box], list[Cut]] = {}
+        self._cuts: dict[tuple[int, Box], list[Overlap]] = {}
         self._is_in_families = False
         self._proved: set[tuple[int, Box | None]] = set()
         self._own_proved: set[object] = set()
@@ -185,7 +185,7 @@ class Assemblies:
             encoding=value.encoding,
         )
 
-    def _cut(self, name: str, value: Value, box: Box) -> list[Cut]:
+    def _cut(self, name: str, value: Value, box: Box) -> list[Overlap]:
         kind = self._kinds.number(name)
         found = self._cuts.get((kind, box))
         if found is None:
@@ -280,7 +280,7 @@ def _kind_of_term(term: Term) -> object:
     return term.fill, tuple((one.stored.elements, one.transfer) for one in term.fragments)
 
 
-def _cut(term: Term, reach: Reach, shape: tuple[int, ...], box: Box) -> Cut:
+def _cut(term: Term, reach: Reach, shape: tuple[int, ...], box: Box) -> Overlap:
     strides = row_major_strides(shape)
     start, stop = dot([lo for lo, _ in box], strides), dot([hi - 1 for _, hi in box], strides)
     return [
@@ -290,7 +290,7 @@ def _cut(term: Term, reach: Reach, shape: tuple[int, ...], box: Box) -> Cut:
     ]
 
 
-def _of_cut(term: Term, cut: Cut) -> Term:
+def _of_cut(term: Term, cut: Overlap) -> Term:
     fragments = term.fragments
     parts = [Fragment(fragments[i].stored, part, fragments[i].steps) for i, part in cut]
     return Term(fragments=tuple(parts), weight=term.weight, fill=term.fill)

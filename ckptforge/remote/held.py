@@ -24,7 +24,7 @@ class Part:
 
     __slots__ = ("begun", "data", "future", "here", "of", "read", "start", "stop", "users")
 
-    def __init__(self, of: Held, start: int, stop: int) -> None:
+    def __init__(self, of: HeldObject, start: int, stop: int) -> None:
         self.of, self.start, self.stop = of, start, stop
         self.data = fresh_memory(stop - start)
         self.future: Future[None] = Future()
@@ -54,7 +54,7 @@ class Part:
         return freed
 
 
-class Held:
+class HeldObject:
     """The parts of one object, and the hashes of its windows that have been seen whole."""
 
     def __init__(self, size: int, fetch: Fetch) -> None:

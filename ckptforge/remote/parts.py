@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from ckptforge.remote.held import WINDOW, Held, Part, Ranges
+from ckptforge.remote.held import WINDOW, HeldObject, Part, Ranges
 
 LIMIT = 96 * 1024 * 1024
 _LEAST = 1024 * 1024
@@ -28,7 +28,7 @@ _FLIGHTS = 8
 _AHEAD = 2
 
 
-class Parts:
+class ObjectMemory:
     """All that is in memory, of whichever objects; `PARTS` are those of this process."""
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -39,7 +39,7 @@ class Parts:
     def _forget(self) -> None:
         self._lock = threading.RLock()
         self._order: OrderedDict[Part, None] = OrderedDict()  # the one used last is the last
-        self._recent: deque[Held] = deque(maxlen=128)  # of what was read last
+        self._recent: deque[HeldObject] = deque(maxlen=128)  # of what was read last
         self._bytes = 0
         self._allowed: list[int] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -58,7 +58,7 @@ class Parts:
         finally:
             self._allowed.remove(nbytes)
 
-    def read_into(self, held: Held, offset: int, buffer: memoryview) -> int:
+    def read_into(self, held: HeldObject, offset: int, buffer: memoryview) -> int:
         """Puts bytes of an object into a buffer, up to the end of a part; returns how many. Raises
         what fetching raises."""
         if offset >= held.size or not len(buffer):
@@ -83,7 +83,7 @@ class Parts:
                 part.users -= 1
         return count
 
-    def begin(self, held: Held, offset: int, length: int) -> None:
+    def begin(self, held: HeldObject, offset: int, length: int) -> None:
         """Brings as much of these bytes as is fetched at a time."""
         with self._lock:
             at, end = offset, min(offset + length, held.size)
@@ -91,12 +91,12 @@ class Parts:
                 if at < end:
                     at = (held.at(at)[0] or self._bring(held, at, end - at)).stop
 
-    def expect(self, held: Held, ranges: Ranges | None) -> None:
+    def expect(self, held: HeldObject, ranges: Ranges | None) -> None:
         """Takes note of what will be read of an object from now on."""
         with self._lock:
             held.expect(ranges)
 
-    def begin_only(self, held: Held, offset: int, length: int) -> None:
+    def begin_only(self, held: HeldObject, offset: int, length: int) -> None:
         """Brings the first of these bytes, where there is room, and no others than these are
         wanted soon."""
         with self._lock:
@@ -105,7 +105,7 @@ class Parts:
                 self._bring(held, offset, length)
 
     @contextmanager
-    def holding(self, held: Held, offset: int, length: int) -> Iterator[None]:
+    def holding(self, held: HeldObject, offset: int, length: int) -> Iterator[None]:
         """Within this these bytes, where they are here, stay although they were read."""
         span = offset, offset + length
         with self._lock:
@@ -137,7 +137,7 @@ class Parts:
                 return
             at = (held.at(at)[0] or self._bring(held, at, WINDOW)).stop
 
-    def _bring(self, held: Held, offset: int, length: int) -> Part:
+    def _bring(self, held: HeldObject, offset: int, length: int) -> Part:
         if held.next:
             return self._bring_only(held, offset, length)
         unit = self._unit_at(held, offset, length)
@@ -145,7 +145,7 @@ class Parts:
         _, low, high = held.at(offset)
         return self._request(held, max(first, low), min(first + unit, high, held.size))
 
-    def _bring_only(self, held: Held, offset: int, length: int) -> Part:
+    def _bring_only(self, held: HeldObject, offset: int, length: int) -> Part:
         """Bytes that are read now, with little of what lies around them; with what lies before them
         in their window where that is less, or only hashed, as hashes can't go on without it."""
         unit, window = self._unit(), offset // WINDOW * WINDOW
@@ -170,7 +170,7 @@ class Parts:
                 break
         return found
 
-    def _request(self, held: Held, start: int, stop: int) -> Part:
+    def _request(self, held: HeldObject, start: int, stop: int) -> Part:
         part = Part(held, start, stop)
         self._make_room(part.stop - part.start)
         held.add(part)
@@ -182,7 +182,7 @@ class Parts:
         self._pool.submit(self._fetch, part)
         return part
 
-    def _unit_at(self, held: Held, offset: int, length: int) -> int:
+    def _unit_at(self, held: HeldObject, offset: int, length: int) -> int:
         """Bytes that are fetched at a time where so many are wanted."""
         window = offset // WINDOW
         going_on = offset > 0 and held.at(offset - 1)[0] is not None
@@ -256,4 +256,4 @@ class Parts:
         part.future.set_result(None)
 
 
-PARTS = Parts()
+PARTS = ObjectMemory()

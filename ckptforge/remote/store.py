@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ckptforge.remote.held import WINDOW, Held
+from ckptforge.remote.held import WINDOW, HeldObject
 from ckptforge.remote.objects import Facts, Objects
-from ckptforge.remote.parts import PARTS, Parts
+from ckptforge.remote.parts import PARTS, ObjectMemory
 from ckptforge.remote.patience import fetch_all, patiently
 from ckptforge.storage.address import address_of
 from ckptforge.storage.store import Kind, Status
@@ -27,11 +27,11 @@ T = TypeVar("T")
 class RemoteStore:
     """Objects as files that can be read."""
 
-    def __init__(self, objects: Objects, parts: Parts = PARTS) -> None:
+    def __init__(self, objects: Objects, parts: ObjectMemory = PARTS) -> None:
         self._objects, self._parts = objects, parts
         self._facts = _Fresh(self.facts_now)
         self._names = _Fresh(self.names_now)
-        self._held: dict[tuple[str, Facts], Held] = {}
+        self._held: dict[tuple[str, Facts], HeldObject] = {}
 
     def status(self, path: Path, *, follow: bool = True) -> Status:
         """Of an object, or of a directory, where objects lie below. What was said within 5 s is
@@ -60,7 +60,7 @@ class RemoteStore:
             return None
         held = self._held.get((str(path), facts))
         if held is None:
-            held = Held(
+            held = HeldObject(
                 facts.size,
                 lambda start, into: fetch_all(self._objects, path, facts, start, into),
             )
@@ -126,7 +126,7 @@ class _Fresh(Generic[T]):
 class RemoteReader:
     """An object as it was when it was opened; reading it when it was changed is an error."""
 
-    def __init__(self, parts: Parts, held: Held, status: Status, path: Path) -> None:
+    def __init__(self, parts: ObjectMemory, held: HeldObject, status: Status, path: Path) -> None:
         self._parts, self._held, self._status, self._path = parts, held, status, path
         self._open = True
         held.readers += 1
@@ -155,7 +155,7 @@ class RemoteReader:
         self._parts.begin_only(self._held, offset, length)
 
     def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
-        """See `Parts.holding`."""
+        """See `ObjectMemory.holding`."""
         return self._parts.holding(self._held, offset, length)
 
     def digest(self, start: int, length: int) -> bytes | None:

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 ROWS, COLUMNS = 32, 1024
 
 
+def rank_of(a: tuple[int, ...], turned: bool) -> int:
+    """r, which the rows count of an A of this shape, or its columns where it is `turned`."""
+    return a[1 if turned else 0]
+
+
+def columns_of(a: tuple[int, ...], turned: bool) -> int:
+    """The columns of an A of this shape, which are those of the matrix."""
+    return a[0 if turned else 1]
+
+
 class Product(msgspec.Struct, frozen=True, kw_only=True):
     """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B
     to those of the whole matrix. `turned`: both are stored as their transposes. `part`: B is that
@@ -35,12 +45,12 @@ class Product(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rank(self) -> int:
         """r."""
-        return self.a.shape[1 if self.turned else 0]
+        return rank_of(self.a.shape, self.turned)
 
     @property
     def columns(self) -> int:
-        """Columns of A, which are those of the matrix."""
-        return self.a.shape[0 if self.turned else 1]
+        """Columns of A."""
+        return columns_of(self.a.shape, self.turned)
 
 
 class Added(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,7 +21,8 @@ from ckptforge.tables.rope import (
     rope_parameters,
     rotation,
 )
-from ckptforge.tables.rows import at, check_known, means
+from ckptforge.tables.rows import at, check_known
+from ckptforge.tables.window import WindowRow
 
 if TYPE_CHECKING:
     from ckptforge.tables.table_file import TableFile
@@ -35,25 +36,6 @@ _MAX_KEYS = 64
 _SLIDING, _FULL = "sliding_attention", ("full_attention", "attention")
 # Names that transformers has for one function (activations.py).
 _SAME_FUNCTION = {"swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_pytorch_tanh"}
-
-
-class WindowRow(msgspec.Struct, frozen=True):
-    """The keys of config.json that say how far back a layer attends."""
-
-    size: Annotated[str, means("the key of the window's length in tokens")]
-    switch: Annotated[str | None, means("the key that must be true for a window")] = None
-    layer_types: Annotated[str | None, means("the key that lists which layers have the window")] = (
-        None
-    )
-    first_layer: Annotated[
-        str | None, means("the key of the first layer that has it, where layer_types says nothing")
-    ] = None
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that it names."""
-        keys = (self.switch, self.size, self.layer_types, self.first_layer)
-        return tuple(key for key in keys if key is not None)
 
 
 class ModelConstants(msgspec.Struct, frozen=True):

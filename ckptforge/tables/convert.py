@@ -25,7 +25,7 @@ from ckptforge.values import Value
 from ckptforge.wording import listing
 
 Values = Mapping[str, Value]
-Parts = list[tuple[Value, Transfer]]  # what fills a tensor, and where it goes
+Fillings = list[tuple[Value, Transfer]]  # what fills a tensor, and where it goes
 Absent = dict[str, list[str]]
 
 
@@ -46,7 +46,7 @@ class Conversion:
         self.origin = {tensor: binding.layout.holding(tensor) for tensor in self.present}
         self.wanted = [p for p in target.patterns if set(p.tensors) <= set(self.present)]
         self.counts = binding.sizes.lengths
-        self.parts: dict[str, Parts] = {}
+        self.parts: dict[str, Fillings] = {}
         self.absent: Absent = {}
         self._read: dict[str, int] = {}  # name in the layout → elements that go somewhere
         self.shapes: dict[Pattern, tuple[int, ...]] = {}
@@ -135,7 +135,7 @@ class Conversion:
         name_of, stored_as = pattern.namer(self.counts), source.namer(self.counts)
         for numbers in product(*(range(self.counts[axis]) for axis in both)):
             for places, parts in pairs:
-                filled: Parts = []
+                filled: Fillings = []
                 name = prefix + name_of(_index(places, numbers))
                 for at, transfer, size in parts:
                     key = tuple([numbers[i] if of_both else i for of_both, i in at])

@@ -19,7 +19,8 @@ from ckptforge.tables.pipeline import Pipeline, make_pipeline
 from ckptforge.tables.rows import at, check_known
 from ckptforge.tables.selection import Selection, is_selection, parse_selection
 from ckptforge.tables.table import Layout, Logical, OtherNames, Table
-from ckptforge.tables.table_file import MAX_BYTES, TableFile, read_table_file
+from ckptforge.tables.table_file import TableFile
+from ckptforge.tables.user_table import MAX_BYTES, read_table_file
 
 
 def load_table(path: Path) -> Table:

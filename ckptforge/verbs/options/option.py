@@ -17,12 +17,12 @@ Say = Callable[[str], object]
 
 if TYPE_CHECKING:
     Given = TypeVar("Given", contravariant=True)
-    Held = TypeVar("Held", covariant=True)
+    Kept = TypeVar("Kept", covariant=True)
 
-    class _Converted(Generic[Given, Held]):
+    class _Converted(Generic[Given, Kept]):
         """For type checkers: a field that is given as one type and held as another."""
 
-        def __get__(self, record: object, owner: type) -> Held: ...
+        def __get__(self, record: object, owner: type) -> Kept: ...
         def __set__(self, record: object, value: Given) -> None: ...
 
     Place = _Converted[PathLike, Path]
