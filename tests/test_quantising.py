@@ -262,6 +262,17 @@ def test_config_and_description_say_it(tmp_path):
     assert ckptforge.inspect(out).layout == "hub"
 
 
+def test_descriptions_name_a_head_that_is_the_embedding(tmp_path):
+    """Programs on Ascend ask for its type before they tie it."""
+    table = TABLES["llama"]
+    write_model(tmp_path / "hub", table, {**table.example, "tie_word_embeddings": True})
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=["w8a8-dynamic"])
+    description = json.loads((tmp_path / "x" / "quant_model_description.json").read_text())
+    assert description["lm_head.weight"] == "FLOAT"
+    assert "lm_head.weight" not in contents(tmp_path / "x")
+    assert ckptforge.convert(tmp_path / "x", tmp_path / "back", to="hub").tensors
+
+
 def test_only_what_is_named_is_written_as_codes(tmp_path):
     llama(tmp_path / "hub")
     ckptforge.convert(
@@ -408,6 +419,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     [
         ({"to": "hub", "quantise": ["fp8"]}, "expected fp8-block128, mxfp4.*mean 'mxfp8'|mean"),
         ({"to": "hub", "quantise": ["w1=int4"]}, "expected fp8-block128"),
+        ({"to": "hub", "quantise": ["=mxfp8"]}, "'=mxfp8': expected fp8-block128"),
         ({"to": "hub", "quantise": ["mxfp4", "w1=mxfp8"]}, "mxfp4 and mxfp8 in one model"),
         ({"to": "hub", "quantise": ["w9=mxfp8"]}, "has no such tensor"),
         ({"to": "mcore", "quantise": ["mxfp8"]}, "holds no codes with scales"),

@@ -51,7 +51,7 @@ def wishes_of(words: Sequence[str]) -> tuple[Wish, ...]:
     found = []
     for word in words:
         what, equals, name = word.rpartition("=")
-        if name not in CODES:
+        if name not in CODES or (equals and not what):
             raise UsageError(
                 f"{option('quantise', word)}: expected {alternatives(CODES)}, or one of them for a "
                 f"kind of tensor or a glob, as WHAT=KIND.{nearest(name, CODES)}"
@@ -102,6 +102,7 @@ def quantised(
     if any(wish.what is None for wish in wishes):
         left = stacked(table, layout, model.values) - chosen
     if code.name == "w8a8-dynamic":
+        types |= dict.fromkeys(_tied_heads(table, layout, model.values), "FLOAT")
         stem, told = "quant_model_weights", {DESCRIPTION: file_of(_description(types))}
     else:
         stem, config = "model", json.loads(side.files[CONFIG])
@@ -300,6 +301,14 @@ def _config(code: Code, kept: Mapping[str, list[str]]) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
     }
+
+
+def _tied_heads(table: Table, layout: Layout, names: Collection[str]) -> list[str]:
+    """Heads that are the embedding, and no tensor: ModelSlim writes one, and vllm-ascend looks for
+    its type."""
+    tied = table.pipeline.tied if table.pipeline is not None else {}
+    heads = (layout.holding(tensor).template for tensor in tied)
+    return [name for name in heads if name not in names]
 
 
 def _description(types: Mapping[str, str]) -> dict[str, Any]:
