@@ -356,8 +356,15 @@ def test_blocks_that_are_cut_off_are_told(tmp_path):
 def test_stacked_experts_are_written_in_blocks(tmp_path):
     table = TABLES["qwen3_moe"]
     write_model(tmp_path / "hub", table, table.example)
-    ckptforge.convert(tmp_path / "hub", tmp_path / "f", to="fused", quantise=["fp8-block128"])
-    ckptforge.convert(tmp_path / "hub", tmp_path / "h", to="hub", quantise=["fp8-block128"])
+    keys = {"quantise": ["fp8-block128"]}
+    told = [
+        [note for note in result.notes if "hold the experts of a layer" in note]
+        for result in (
+            ckptforge.convert(tmp_path / "hub", tmp_path / "f", to="fused", **keys),
+            ckptforge.convert(tmp_path / "hub", tmp_path / "h", to="hub", **keys),
+        )
+    ]
+    assert "takes these codes for the weights" in told[0][0] and not told[1]
     ckptforge.convert(tmp_path / "f", tmp_path / "f_back", to="hub")
     held = arrays(tmp_path / "f")
     (name, *_) = [name for name in held if name.endswith("experts.gate_up_proj")]

@@ -67,6 +67,14 @@ def notes_of(
             "of a layer for one or the other."
         )
     rows, columns = code.block
+    stacks = [name for name in own if rows > 1 and len(model.values[name].shape) > 2]
+    if stacks:
+        yield (
+            f"{counted(len(stacks), 'weight', 'hold')} the experts of a layer, such as "
+            f"{shown(min(stacks))}: transformers 5, where it turns codes into numbers as it loads "
+            "them, as without a GPU, takes these codes for the weights. It reads layouts that "
+            "hold each expert by itself."
+        )
     odd = [
         name
         for name in chosen
