@@ -984,6 +984,37 @@ def test_models_of_transformers_of_any_size(kind, data):
         assert torch.equal(loaded(tokens).logits, expected)
 
 
+def test_projections_are_taken_apart_as_mindformers_research_deepseek2_does(tmp_path):
+    """`mla_weight_split` of its convert_weight.py (r1.5.0), and the names before (r1.3, r1.4)."""
+    config = TABLES["deepseek_v2"].example
+    write_model(tmp_path / "hub", TABLES["deepseek_v2"], config)
+    hub, made = raw_safetensors(tmp_path / "hub"), {}
+    for layout in ("legacy", "legacy-gmm", "legacy-r1.4"):
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / f"{layout}.safetensors", layout=layout)
+        made[layout] = raw_safetensors(tmp_path / f"{layout}.safetensors")
+    ms, old, new = made["legacy"], "model.layers.1.self_attn", "model.layers.1.attention"
+    heads, nope, rope = (
+        config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim")
+    )
+    q = hub[f"{old}.q_b_proj.weight"].reshape(heads, nope + rope, -1)
+    pe = q[:, nope:].reshape(heads, rope // 2, 2, -1).transpose(0, 2, 1, 3)
+    assert (ms[f"{new}.l2q_nope_proj.weight"] == q[:, :nope].reshape(heads * nope, -1)).all()
+    assert (ms[f"{new}.l2q_pe_proj.weight"] == pe.reshape(heads * rope, -1)).all()
+    kv, rank = hub[f"{old}.kv_a_proj_with_mqa.weight"], config["kv_lora_rank"]
+    turned = kv[rank:].reshape(rope // 2, 2, -1).transpose(1, 0, 2).reshape(rope, -1)
+    assert (ms[f"{new}.kv2l_k_pe.weight"] == turned).all()
+    assert (ms[f"{new}.kv2l_latent_kv.weight"] == kv[:rank]).all()
+    for own, theirs in (("l2q_proj", "q_b_proj"), ("kv2l", "kv_a_proj_with_mqa")):
+        assert (made["legacy-r1.4"][f"{new}.{own}.weight"] == hub[f"{old}.{theirs}.weight"]).all()
+    name = "model.layers.1.feed_forward.routed_experts.ffn.w1.weight"
+    each = [
+        hub[f"model.layers.1.mlp.experts.{e}.gate_proj.weight"]
+        for e in range(config["n_routed_experts"])
+    ]
+    assert (ms[name] == np.stack(each)).all()
+    assert (made["legacy-gmm"][name] == np.stack(each).transpose(0, 2, 1)).all()
+
+
 def test_tables_are_listed_shown_and_have_a_schema():
     found = {one.name: one for one in list_tables()}
     assert found["llama"].model_types[:2] == ["llama", "mistral"] and found["qwen3_moe"].layouts[
