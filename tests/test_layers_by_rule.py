@@ -187,7 +187,7 @@ def test_layers_that_the_rule_would_number_otherwise_are_refused(tmp_path):
 BAD = {
     'n = "l but H"': "'H' isn't an axis above it that is 'l where …'",
     'n = "x but a"': "'x' isn't an axis above it whose length config.json says",
-    'n = "l where l % 2"': r"'l % 2' isn't a rule for 'l': 'KEY is WORD', .* or 'l not in KEY'",
+    'n = "l where l % 2"': r"'l % 2' isn't a rule for 'l': 'KEY', .* or 'l not in KEY'",
     'n = "l where H % 2 == 0"': "'H % 2 == 0' isn't a rule for 'l'",
     'n = "l where k is x or l % 2 == 0"': "'l % 2 == 0' names no key of config.json",
     'n = "a where k is x"': "'a' isn't an axis above it whose length config.json says",
@@ -247,3 +247,19 @@ def test_stages_know_a_layer_by_its_number(tmp_path):
     first, second = (set(contents(path)) for path in sorted(ranks.glob("rank_*")))
     assert {name for name in first if "attn.q" in name} == {"model.layers.0.attn.q.weight"}
     assert {name for name in second if "attn.q" in name} == {"model.layers.5.attn.q.weight"}
+
+
+@pytest.mark.parametrize(("value", "full"), [(3, 8), (True, 8), (0, 0), (None, 0)])
+def test_a_key_alone_is_a_rule_for_all_layers_or_for_none(tmp_path, value, full):
+    """Also of a checkpoint whose config.json isn't there, by its names."""
+    text = TOY.replace("layer_types is full or l % every == every - 1", "switch")
+    (tmp_path / "toy.toml").write_text(text)
+    config = {**toy(text).example, "switch": value}
+    write_model(tmp_path / "hub", toy(text), config)
+    names = raw_safetensors(tmp_path / "hub")
+    assert sum("attn.q" in name for name in names) == full
+    table = {"mapping": tmp_path / "toy.toml"}
+    (tmp_path / "hub" / "config.json").unlink()
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x.ckpt", to="ms", **table)
+    ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back", allow_no_config=True, **table)
+    assert contents(tmp_path / "back") == contents(tmp_path / "hub")
