@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,9 @@ from ckptforge.errors import (
 from ckptforge.remote import patience
 from ckptforge.remote.held import WINDOW
 from ckptforge.remote.parts import PARTS
+from ckptforge.remote.service import service_of
+from ckptforge.storage.endpoints import at_endpoints, endpoints_of, said_endpoints
+from ckptforge.storage.mounts import store_of
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE, write_safetensors
@@ -682,3 +688,53 @@ def test_ranks_that_go_back_are_read_once(tmp_path, server, large, ranks, monkey
     assert twice_read(app) == 0 and app.sent <= size, sorted(app.ranges)
     ckptforge.to_torch(ranks, tmp_path / "hub", **options)
     assert tensors_at(client, out) == files_of(tmp_path / "hub")
+
+
+def test_an_endpoint_is_of_the_call_in_which_it_is_said(tmp_path, server, monkeypatch):
+    at = upload(server[1], HUB, "tiny")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:1")
+    with ckptforge.open(at, endpoint=server[0]) as model:
+        name = next(iter(model))
+        model.save(tmp_path / "late")  # long after the call
+        found = []
+
+        def read():
+            found.append(np.asarray(model[name][:]))
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        with ckptforge.open(HUB) as near:
+            assert np.array_equal(found[0], np.asarray(near[name][:]))
+            near.average(model).save(tmp_path / "mean")
+    assert said_endpoints() == {}
+    assert service_of(Path(at)).endpoint == "http://localhost:1"
+
+
+def test_calls_in_two_threads_reach_their_own_services(server, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    asked = []
+    monkeypatch.setattr(
+        "ckptforge.storage.mounts.store_for", lambda scheme, endpoint=None: asked.append(endpoint)
+    )
+    both = threading.Barrier(2)
+
+    def ask(endpoint):
+        with at_endpoints(endpoints_of(endpoint, ["s3://models/x"])):
+            both.wait()
+            with suppress(AttributeError, CkptforgeError):
+                store_of(Path("s3://models/x"))
+            both.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ask, ["http://one", "http://two/"]))
+    assert sorted(asked) == ["http://one", "http://two"]
+
+
+def test_the_inputs_of_a_recipe_are_where_the_call_says(tmp_path, server, monkeypatch):
+    at = upload(server[1], HUB, "tiny")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    rows = f"[[input]]\npath = '{at}'\nweight = 0.5\n[[input]]\npath = '{HUB}'\nweight = 0.5\n"
+    (tmp_path / "r.toml").write_text(rows)
+    made = ckptforge.average(tmp_path / "o", recipe=tmp_path / "r.toml", endpoint=server[0])
+    assert made.tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ckptforge.run.files import OpenFiles
 from ckptforge.run.run import cache_bytes
 from ckptforge.run.tasks import tiles_of
 from ckptforge.run.worker import Worker
+from ckptforge.storage.endpoints import at_endpoints, said_endpoints
 from ckptforge.transfers import Transfer
 from ckptforge.values import Term, Value
 
@@ -27,12 +29,21 @@ MEMORY = 64 * 1024 * 1024  # of one thread's buffers
 
 
 class Window:
-    """Opens the files of values when they are first read, and reads what is asked for. Each thread
-    has buffers of its own."""
+    """Opens the files of values when they are first read, and reads what is asked for, from the
+    services that the call named in which it was made. Each thread has buffers of its own."""
 
     def __init__(self) -> None:
         self._files = OpenFiles()
         self._own = threading.local()
+        self._endpoints = said_endpoints()
+
+    def files(self) -> AbstractContextManager[None]:
+        """Within, files are opened where the buckets are that were said when this was made."""
+        return at_endpoints({**self._endpoints, **said_endpoints()})
+
+    def know(self, other: Window) -> None:
+        """Values of another window may be read by this one, too."""
+        self._endpoints = {**other._endpoints, **self._endpoints}
 
     def read(self, name: str, value: Value) -> NDArray[Any]:
         """A value as an array. Raises `UsageError` after it was closed, and the errors of
@@ -43,12 +54,14 @@ class Window:
         worker: Worker | None = getattr(self._own, "worker", None)
         if worker is None or worker.budget.cached < cached:
             worker = self._own.worker = Worker(self._files, Budget(1, MEMORY, cached))
-        return read_value(name, value, worker)
+        with self.files():
+            return read_value(name, value, worker)
 
     def begin_read(self, value: Value) -> None:
         """Says that a value will be read soon."""
         for stored in {fragment.stored for fragment in value.fragments}:
-            reader = self._files.source(stored.path)
+            with self.files():
+                reader = self._files.source(stored.path)
             for offset, length in stored.file_ranges(0, stored.nbytes):
                 reader.begin_read(offset, length)
 

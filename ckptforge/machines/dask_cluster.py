@@ -20,7 +20,7 @@ from ckptforge.publish.publisher import publisher_of
 from ckptforge.publish.refusals import as_output_error
 from ckptforge.publish.sharing import Notes
 from ckptforge.spelling import option
-from ckptforge.storage.endpoints import said_endpoints, use_said
+from ckptforge.storage.endpoints import at_endpoints, said_endpoints
 from ckptforge.version import __version__
 from ckptforge.wording import install_hint, listing
 
@@ -118,9 +118,8 @@ def _seen(
     shared: Path, name: str, endpoints: Mapping[tuple[str, str], str]
 ) -> tuple[str, str, str]:
     """Run by a worker: (its version, what it reads of a token, where it wrote the same)."""
-    use_said(endpoints)
     token, written = "", f"{name}-{socket.gethostname()}-{secrets.token_hex(4)}"
-    with suppress(CkptforgeError, OSError):
+    with at_endpoints(endpoints), suppress(CkptforgeError, OSError):
         notes = publisher_of(shared).notes(shared)
         token = (notes.read(name) or b"").decode()
         notes.write(written, token.encode())

@@ -26,7 +26,7 @@ from ckptforge.run.budget import Budget
 from ckptforge.run.pool import Progress
 from ckptforge.run.schedule import Finished, Kept, Key
 from ckptforge.storage.address import address
-from ckptforge.storage.endpoints import said_endpoints, use_said
+from ckptforge.storage.endpoints import at_endpoints, said_endpoints
 from ckptforge.storage.local import DISK
 from ckptforge.storage.machine import this_machine
 from ckptforge.storage.mounts import disk, through
@@ -83,10 +83,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
                 f"{plan.output}: the worker on {host} runs in {os.getcwd()}, where relative paths "
                 "are of other files; give absolute paths."
             )
-        use_said(self.endpoints)
         report = Report()
         durable = self.machine != this_machine()
-        with through(self.disk):
+        with through(self.disk), at_endpoints(self.endpoints):
             done = carry_out(
                 self.work, report, self.budget, lambda _: None, durable=durable, made=True
             )

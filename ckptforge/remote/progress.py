@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Brought:
         self._left[name].discard(tensor)
         if self._uploads.resumable and not self._left[name]:
             sources, self._unsaved = self._unsaved, []
-            self._saving.append(self._pool.submit(self._save, name, sources))
+            self._saving.append(self._pool.submit(copy_context().run, self._save, name, sources))
 
     def add_source(self, index: int, start: int, digest: bytes) -> None:
         """Notes the hash of a block of a source."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,21 @@ _STATUS = re.compile(r"status code: ([0-9]{3})([A-Za-z ]*)")
 _PASSING = {408, 425, 429}
 
 
-def s3_store(scheme: str) -> Store:
-    """The store of `s3://` and of `obs://`. Raises `InputNotFoundError`."""
+def s3_store(scheme: str, endpoint: str | None = None) -> Store:
+    """The store of `s3://` and of `obs://`, at `endpoint` or where the environment says.
+    Raises `InputNotFoundError`."""
     if missing := [name for name in ("obstore", "boto3") if find_spec(name) is None]:
         raise InputNotFoundError(
             f"{scheme}:// needs {' and '.join(missing)}: {install_hint('s3')}."
         )
-    return WritableStore(S3(), S3Uploads)
+    return WritableStore(S3(endpoint), partial(S3Uploads, endpoint))
 
 
 class S3:
     """Objects in buckets."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str | None = None) -> None:
+        self._endpoint = endpoint
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
@@ -97,7 +100,7 @@ class S3:
         """The bucket as obstore's store, and the key in it."""
         from obstore.store import S3Store
 
-        service = service_of(path)
+        service = service_of(path, self._endpoint)
         with self._lock:
             if service not in self._stores:
                 credentials = service.credentials()

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,28 +29,31 @@ class S3Uploads:
 
     resumable = True
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str | None = None) -> None:
+        self._endpoint = endpoint
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ckptforge-upload")
 
     def begin(self, path: Path, staged: Path, flights: int) -> Upload:
         """A multipart upload, begun with its first part; `staged` isn't needed."""
-        return _S3Upload(path, self._pool, flights)
+        return _S3Upload(path, self._endpoint, self._pool, flights)
 
     def take_up(self, path: Path, staged: Path, size: int, left: dict[str, Any]) -> Upload | None:
         """By the upload's name and the etags of its parts, which must be those that the service
         has."""
-        upload = _S3Upload(path, self._pool, 1, str(left["upload"]), list(left["etags"]))
+        upload = _S3Upload(
+            path, self._endpoint, self._pool, 1, str(left["upload"]), list(left["etags"])
+        )
         return upload if upload.holds(size) else None
 
     def write(self, path: Path, content: bytes, replace: bool) -> None:
         """By one request; unless it may `replace`, on the condition that nothing is there."""
-        client, where = _where(path)
+        client, where = _where(path, self._endpoint)
         with _as_os_errors(path):
-            _on_condition(client.put_object, path, replace, Body=content, **where)
+            _on_condition(client, "put_object", path, replace, Body=content, **where)
 
     def remove(self, path: Path) -> None:
         """The object, and all whose keys begin with its and `/`."""
-        client, where = _where(path)
+        client, where = _where(path, self._endpoint)
         bucket, key = where["Bucket"], where["Key"]
         with _as_os_errors(path):
             client.delete_object(**where)
@@ -62,7 +65,7 @@ class S3Uploads:
 
     def begun(self, path: Path) -> Iterator[Begun]:
         """As the service lists them, with the bytes of their parts."""
-        client, where = _where(path)
+        client, where = _where(path, self._endpoint)
         bucket, key = where["Bucket"], where["Key"]
         with _as_os_errors(path):
             pages = client.get_paginator("list_multipart_uploads").paginate(
@@ -74,25 +77,26 @@ class S3Uploads:
             if one["Key"] == key or one["Key"].startswith(f"{key}/" if key else ""):
                 at = address_of(f"{scheme}://{bucket}/{one['Key']}")
                 assert at is not None
-                parts = _parts(at, one["UploadId"]) or []
+                parts = _parts(at, client, where | {"Key": one["Key"]}, one["UploadId"]) or []
                 yield Begun(path=at, name=one["UploadId"], nbytes=sum(size for _, size in parts))
 
     def give_up(self, begun: Begun) -> None:
         """The service frees what its parts take up."""
-        _S3Upload(begun.path, self._pool, 1, begun.name).abort()
+        _S3Upload(begun.path, self._endpoint, self._pool, 1, begun.name).abort()
 
 
 class _S3Upload:
     def __init__(
         self,
         path: Path,
+        endpoint: str | None,
         pool: ThreadPoolExecutor,
         flights: int,
         name: str | None = None,
         etags: list[str] | None = None,
     ) -> None:
         self._path, self._pool, self.name = path, pool, name
-        self._client, self._where = _where(path)
+        self._client, self._where = _where(path, endpoint)
         self._flights = threading.Semaphore(flights)
         self._etags = dict(enumerate(etags or ()))
         self._sending: list[Future[None]] = []
@@ -127,7 +131,7 @@ class _S3Upload:
 
     def holds(self, size: int) -> bool:
         """Whether all its parts are there, or the object that they became."""
-        parts = _parts(self._path, str(self.name))
+        parts = _parts(self._path, self._client, self._where, str(self.name))
         if parts is None:
             self._there = self._is_there(size)
             return self._there
@@ -142,7 +146,9 @@ class _S3Upload:
         made = {"UploadId": self.name, "MultipartUpload": {"Parts": parts}, **self._where}
         with _as_os_errors(self._path):
             try:
-                _on_condition(self._client.complete_multipart_upload, self._path, replace, **made)
+                _on_condition(
+                    self._client, "complete_multipart_upload", self._path, replace, **made
+                )
             except self._client.exceptions.NoSuchUpload:
                 if not self._is_there():  # else only the answer got lost
                     raise
@@ -151,7 +157,7 @@ class _S3Upload:
     def _is_there(self, size: int | None = None) -> bool:
         """Whether the object is that of these parts: its etag is a hash of theirs, except where a
         service encrypts."""
-        found = _head(self._path)
+        found = _head(self._client, self._where)
         digests = [self._etags[i].strip('"') for i in sorted(self._etags)]
         try:
             whole = hashlib.md5(b"".join(map(bytes.fromhex, digests)), usedforsecurity=False)
@@ -179,11 +185,12 @@ class _S3Upload:
                     return
 
 
-def _on_condition(ask: Any, path: Path, replace: bool, **what: Any) -> None:
+def _on_condition(client: Any, name: str, path: Path, replace: bool, **what: Any) -> None:
     """Asks for an object to be made, where it isn't to be replaced on the condition that there is
     none, for services that know that."""
     from botocore.exceptions import ClientError
 
+    ask = getattr(client, name)
     condition = {} if replace else {"IfNoneMatch": "*"}
     try:
         ask(**condition, **what)
@@ -193,16 +200,15 @@ def _on_condition(ask: Any, path: Path, replace: bool, **what: Any) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         if replace or code not in ("NotImplemented", "501"):
             raise
-        if _head(path) is not None:
+        if _head(client, {key: what[key] for key in ("Bucket", "Key")}) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         ask(**what)
 
 
-def _head(path: Path) -> Any:
+def _head(client: Any, where: Mapping[str, str]) -> Any:
     """What is known of an object; None where there is none."""
     from botocore.exceptions import ClientError
 
-    client, where = _where(path)
     try:
         return client.head_object(**where)
     except ClientError as error:
@@ -211,9 +217,10 @@ def _head(path: Path) -> Any:
         raise
 
 
-def _parts(path: Path, name: str) -> list[tuple[str, int]] | None:
+def _parts(
+    path: Path, client: Any, where: Mapping[str, str], name: str
+) -> list[tuple[str, int]] | None:
     """(etag, size) of the parts of an upload; None where there is no such upload any more."""
-    client, where = _where(path)
     with _as_os_errors(path):
         try:
             pages = list(client.get_paginator("list_parts").paginate(UploadId=name, **where))
@@ -222,10 +229,13 @@ def _parts(path: Path, name: str) -> list[tuple[str, int]] | None:
     return [(part["ETag"], part["Size"]) for page in pages for part in page.get("Parts", ())]
 
 
-def _where(path: Path) -> tuple[Any, dict[str, str]]:
+def _where(path: Path, endpoint: str | None) -> tuple[Any, dict[str, str]]:
     """The client to ask, and how it is told which object."""
     _, bucket, key = bucket_of(path)
-    return _client(service_of(path), os.getpid()), {"Bucket": bucket, "Key": key.strip("/")}
+    return _client(service_of(path, endpoint), os.getpid()), {
+        "Bucket": bucket,
+        "Key": key.strip("/"),
+    }
 
 
 @lru_cache(maxsize=64)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ckptforge.spelling import option
-from ckptforge.storage.endpoints import bucket_of, endpoint_of
+from ckptforge.storage.endpoints import bucket_of
 
 _REGION = re.compile(r"obs\.([a-z]+-[a-z0-9-]+)\.")
 _HERE = re.compile(r"localhost|[0-9.]+|\[.*\]")
@@ -88,14 +88,15 @@ def session() -> Any:
     return boto3.session.Session()
 
 
-def service_of(path: Path) -> Service:
-    """The service that an address is at. Raises `OSError` for `obs://` where nothing says which."""
+def service_of(path: Path, endpoint: str | None = None) -> Service:
+    """The service that an address is at: `endpoint`, else the one of the environment. Raises
+    `OSError` for `obs://` where nothing says which."""
     scheme, bucket, _ = bucket_of(path)
     names = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
     if scheme == "obs":
         names.insert(0, "OBS_ENDPOINT")
     said = (os.environ.get(name) for name in names)
-    endpoint = endpoint_of(scheme, bucket) or next(filter(None, said), None)
+    endpoint = endpoint or next(filter(None, said), None)
     if endpoint is None and scheme == "obs":
         raise OSError(
             errno.EDESTADDRREQ,

@@ -1,9 +1,12 @@
-"""Where the service is that holds a bucket, as a user has said it."""
+"""Where the service is that holds a bucket, as a user has said it in a call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from ckptforge.errors import UsageError
@@ -11,7 +14,9 @@ from ckptforge.spelling import option
 from ckptforge.storage.address import scheme_of
 
 _SCHEMES = ("s3", "obs")
-_said: dict[tuple[str, str], str] = {}
+Endpoints = Mapping[tuple[str, str], str]  # (scheme, bucket) → where it is
+_EVERY = ("", "")  # stands for the buckets that a call doesn't name itself, but a recipe of it
+_said: ContextVar[Endpoints] = ContextVar("_said", default=MappingProxyType({}))
 
 
 def bucket_of(path: Path) -> tuple[str, str, str]:
@@ -21,34 +26,45 @@ def bucket_of(path: Path) -> tuple[str, str, str]:
     return scheme.lower(), bucket, key
 
 
-def use_endpoint(endpoint: str, given: Iterable[object]) -> None:
-    """The buckets of the addresses among what is given are at `endpoint`, for the whole process:
-    tensors may be read long after a call. Raises `UsageError` for what is no address of a service,
-    or has a user's name in it."""
+def endpoints_of(endpoint: str, given: Iterable[object]) -> Endpoints:
+    """The buckets of the addresses among what is given, and all others, at `endpoint`. Raises
+    `UsageError` for what is no address of a service, or has a user's name in it."""
     url = urlsplit(endpoint)
     if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query:
         raise UsageError(
             f"{option('endpoint')}: expected https:// and the name of a service, without a user's "
             "name, a password or a query."
         )
+    found: dict[tuple[str, str], str] = {_EVERY: endpoint.rstrip("/")}
     for one in given:
         if isinstance(one, list | tuple):
-            use_endpoint(endpoint, one)
+            found |= endpoints_of(endpoint, one)
         elif isinstance(one, str | Path) and scheme_of(path := Path(one)) in _SCHEMES:
             scheme, bucket, _ = bucket_of(path)
-            _said[scheme, bucket] = endpoint.rstrip("/")
+            found[scheme, bucket] = endpoint.rstrip("/")
+    return found
 
 
-def endpoint_of(scheme: str, bucket: str) -> str | None:
-    """Where a bucket is, if that was said."""
-    return _said.get((scheme, bucket))
+@contextmanager
+def at_endpoints(endpoints: Endpoints) -> Iterator[None]:
+    """Buckets are there, beside those that were said, in this thread and in those that work for it
+    (`run/pool.py`)."""
+    before = _said.set({**_said.get(), **endpoints})
+    try:
+        yield
+    finally:
+        _said.reset(before)
+
+
+def endpoint_of(path: Path) -> str | None:
+    """Where the bucket of an address is, if that was said."""
+    scheme, bucket, _ = bucket_of(path)
+    if scheme not in _SCHEMES:
+        return None
+    said = _said.get()
+    return said.get((scheme, bucket), said.get(_EVERY))
 
 
 def said_endpoints() -> dict[tuple[str, str], str]:
     """(scheme, bucket) → where it was said to be, to be told to another process."""
-    return dict(_said)
-
-
-def use_said(endpoints: Mapping[tuple[str, str], str]) -> None:
-    """Takes what another process was told."""
-    _said.update(endpoints)
+    return dict(_said.get())

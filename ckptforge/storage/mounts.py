@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckptforge.errors import InputNotFoundError
 from ckptforge.storage.address import address, scheme_of
+from ckptforge.storage.endpoints import endpoint_of
 from ckptforge.storage.local import DISK
 from ckptforge.storage.schemes import store_for
 from ckptforge.storage.store import Store
@@ -73,7 +74,7 @@ def _far(path: Path) -> Store | None:
     # a directory on the disk of such a name is a path
     if scheme is None or os.path.exists(path.parts[0]):
         return None
-    return store_for(scheme)
+    return store_for(scheme, endpoint_of(path))
 
 
 def unmounted_address(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import cast
 
 from ckptforge.storage.store import Store
 
-Opens = Callable[[str], Store | None]
+Opens = Callable[..., Store | None]
 GROUP = "ckptforge.stores"
 _BUILT_IN = {
     "http": "ckptforge.remote.web:web_store",
@@ -22,17 +22,19 @@ _BUILT_IN = {
     "obs": "ckptforge.remote.s3:s3_store",
 }
 _ANY = "ckptforge.remote.anything:any_store"
-_opened: dict[str, Store | None] = {}
+_opened: dict[tuple[str, str | None], Store | None] = {}
 _log = logging.getLogger(__name__)
 
 
-def store_for(scheme: str) -> Store | None:
-    """The store of a scheme; None where nobody knows it. Raises `InputNotFoundError` where a
-    package that it needs isn't installed."""
-    if scheme not in _opened:
+def store_for(scheme: str, endpoint: str | None = None) -> Store | None:
+    """The store of a scheme, of the service at `endpoint` where one is said, which only stores of
+    this package are; None where nobody knows it. Raises `InputNotFoundError` where a package that
+    it needs isn't installed."""
+    if (scheme, endpoint) not in _opened:
         opens = _named(_BUILT_IN.get(scheme)) or _announced(scheme) or _named(_ANY)
-        _opened[scheme] = None if opens is None else opens(scheme)
-    return _opened[scheme]
+        where = () if endpoint is None else (endpoint,)
+        _opened[scheme, endpoint] = None if opens is None else opens(scheme, *where)
+    return _opened[scheme, endpoint]
 
 
 def _named(where: str | None) -> Opens | None:

@@ -180,7 +180,8 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
         errors of reading; nothing is written then.
         """
         read = self._choices if self._source is None else self._source
-        return run_job(saving_job("save", self._model, read, options), options)
+        with self._window.files():
+            return run_job(saving_job("save", self._model, read, options), options)
 
     def _bound(self) -> Source:
         if self._source is None:
@@ -239,7 +240,10 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
         `UsageError`."""
         from ckptforge.verbs.average import sum_of  # which needs this
 
-        return sum_of([self, *others], weights)
+        for other in others:
+            self._window.know(other._window)
+        with self._window.files():
+            return sum_of([self, *others], weights)
 
     def _changed(self, model: Model, choices: Choices | None = None) -> OpenedModel:
         return _opened(model, choices or self._choices, self._window, asked=False)

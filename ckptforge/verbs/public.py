@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import Parameter, Signature
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
@@ -26,7 +27,7 @@ def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]
     """
 
     def decorate(function: Callable[[R], T]) -> Callable[P, T]:
-        resumable = _going_on(function)
+        resumable = _reaching(_going_on(function))
 
         @functools.wraps(resumable)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -35,6 +36,26 @@ def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]
         return _shown(call, function, cast(type[Options], record))
 
     return decorate
+
+
+def _reaching(function: Callable[[R], T]) -> Callable[[R], T]:
+    """A verb that reaches the buckets of its call where its `endpoint` says."""
+
+    @functools.wraps(function)
+    def call(options: R) -> T:
+        with _endpoints(options):
+            return function(options)
+
+    return call
+
+
+def _endpoints(options: Options) -> AbstractContextManager[None]:
+    given = vars(options)
+    if (endpoint := given.get("endpoint")) is None:
+        return nullcontext()
+    from ckptforge.storage.endpoints import at_endpoints, endpoints_of
+
+    return at_endpoints(endpoints_of(endpoint, given.values()))
 
 
 def _going_on(function: Callable[[R], T]) -> Callable[[R], T]:
@@ -66,7 +87,9 @@ def method(
     def decorate(function: Callable[[S, R], T]) -> Callable[Concatenate[S, P], T]:
         @functools.wraps(function)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            return function(self, record(*args, **kwargs))
+            options = record(*args, **kwargs)
+            with _endpoints(options):
+                return function(self, options)
 
         own = Parameter("self", Parameter.POSITIONAL_ONLY)
         return _shown(call, function, cast(type[Options], record), own)

@@ -82,9 +82,9 @@ class Reaching(Options):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         if self.endpoint is not None:
-            from ckptforge.storage.endpoints import use_endpoint
+            from ckptforge.storage.endpoints import endpoints_of
 
-            use_endpoint(self.endpoint, vars(self).values())
+            endpoints_of(self.endpoint, ())  # which refuses what is none
 
 
 class Carded(Options):
