@@ -559,7 +559,7 @@ def test_uploads_of_units_that_were_lost_are_aborted(server, large, sharded):
 
 
 def test_what_workers_brought_there_is_resumed(server, large, sharded, processes):
-    _, client, app = server
+    url, client, app = server
     out = place("hub")
 
     class Stopped(Exception):
@@ -573,7 +573,7 @@ def test_what_workers_brought_there_is_resumed(server, large, sharded, processes
         ckptforge.edit(large, out, executor=ThreadPoolExecutor(1), progress=stop, **SHARDS)
     app.clear()
     assert not files_of_tensors(tensors_at(client, out))
-    ckptforge.edit(large, out, executor=processes, resume=True, **SHARDS)
+    ckptforge.edit(large, out, endpoint=url, executor=processes, resume=True, **SHARDS)
     assert tensors_at(client, out) == sharded and not uploads(client, out)
     assert 0 < len(app.queries("POST", "uploads")) < len(files_of_tensors(sharded))
 
@@ -738,3 +738,12 @@ def test_the_inputs_of_a_recipe_are_where_the_call_says(tmp_path, server, monkey
     (tmp_path / "r.toml").write_text(rows)
     made = ckptforge.average(tmp_path / "o", recipe=tmp_path / "r.toml", endpoint=server[0])
     assert made.tensors
+
+
+def test_a_bucket_alone_is_no_output_and_what_is_not_in_one_is_said(server):
+    for out in ("s3://models", "s3://models/", "obs://models"):
+        with pytest.raises(UsageError, match="is a whole bucket; name what is written in it"):
+            ckptforge.to_ms(HUB, out, endpoint=server[0], overwrite=True)
+    for at in ("s3://nowhere/x", "s3://models/nothing"):
+        with pytest.raises(InputNotFoundError, match="no such bucket, or nothing of that name in"):
+            ckptforge.inspect(at)

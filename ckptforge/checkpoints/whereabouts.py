@@ -18,6 +18,7 @@ from ckptforge.foreign.files import named, read_small
 from ckptforge.foreign.paths import exists, is_directory, is_file
 from ckptforge.formats.registry import endings
 from ckptforge.spelling import option
+from ckptforge.storage.address import scheme_of
 from ckptforge.storage.mounts import unknown_address
 from ckptforge.wording import alternatives, listing
 
@@ -35,6 +36,11 @@ def explain_missing(path: Path, model: bool = True) -> str:
     text = str(path)
     if unknown_address(path) is not None:
         return " It is an address that ckptforge can't read: download it first."
+    if scheme_of(path) in ("s3", "obs"):
+        return (
+            " There is no such bucket, or nothing of that name in it: see whether the address is "
+            f"right, and the service, which {option('endpoint')} names."
+        )
     if hub := _HUB_PAGE.fullmatch(text):
         return f" It is the page of a model on the Hugging Face hub: name it as hf://{hub[1]}."
     if model and _HUB_ID.fullmatch(text) and not exists(path.parent):

@@ -7,10 +7,13 @@ from pathlib import Path
 from ckptforge.checkpoints.whereabouts import OTHER_WEIGHTS
 from ckptforge.errors import InputNotFoundError, UsageError
 from ckptforge.formats.registry import endings, format_by_ending
+from ckptforge.storage.address import address, scheme_of
+from ckptforge.storage.endpoints import bucket_of
 from ckptforge.storage.mounts import store_of, unmounted_address
 from ckptforge.storage.store import PublishingStore
 from ckptforge.wording import alternatives
 
+_IN_BUCKETS = ("s3", "obs", "gs", "gcs", "az", "abfs", "abfss")
 _TEXT = (".json", ".yaml", ".yml", ".toml")
 
 
@@ -37,6 +40,11 @@ def refuse_name(output: Path, *, directory: bool) -> None:
     where a `directory` is written, the ending of a checkpoint. Raises `UsageError` with what to
     write instead."""
     refuse_address(output, written=True)
+    if scheme_of(output) in _IN_BUCKETS and not bucket_of(output)[2].strip("/"):
+        found = str(address(output) or output).rstrip("/")
+        raise UsageError(
+            f"{found}: is a whole bucket; name what is written in it, such as {found}/model."
+        )
     ending, stem = output.suffix, output.with_suffix("") if output.suffix else output
     if format_by_ending(output) is not None and not directory:
         return
