@@ -677,3 +677,34 @@ def test_integers_of_four_bits_may_have_a_byte_each_and_zero_points(tmp_path, fa
     }
     with pytest.raises(FormatError, match=message[fault]):
         ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+
+
+def test_codes_that_are_not_read_are_not_computed_with(tmp_path):
+    """Nothing but their weights may be averaged, cast or padded; what moves them may."""
+    table = TABLES["llama"]
+    for name in ("a", "b"):
+        write_model(tmp_path / name, table, table.example)
+
+        def change(name, shape):
+            grid = [-(-n // 32) for n in shape]
+            codes = np.zeros(shape, CODES["F8_E4M3"])
+            return {
+                name: ("F8_E4M3", list(shape), codes.tobytes()),
+                f"{name}_scale_inv": ("F32", grid, np.ones(grid, np.float32).tobytes()),
+            }, codes.astype(np.float32)
+
+        quantise(tmp_path / name, change, {"quant_method": "fp8", "weight_block_size": [16, 16]})
+    message = "would take their codes for weights.*with blocks of 16 × 16"
+    out = tmp_path / "out"
+    with pytest.raises(QuantisedError, match=f"an average {message}"):
+        ckptforge.average(out, [tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(QuantisedError, match=message):
+        ckptforge.edit(tmp_path / "a", out, set_dtype=["*=fp32"])
+    with ckptforge.open(tmp_path / "a") as model:
+        with pytest.raises(QuantisedError, match=f"a cast {message}"):
+            model.cast("fp32")
+        with pytest.raises(QuantisedError, match=f"an average {message}"):
+            model.average(model)
+    assert not out.exists()
+    ckptforge.edit(tmp_path / "a", out, rename=["model.norm.weight=model.last.weight"])
+    assert contents(out)["model.last.weight"] == contents(tmp_path / "a")["model.norm.weight"]

@@ -230,6 +230,23 @@ def refuse_scaled(model: Model) -> None:
             )
 
 
+def refuse_codes(model: Model, doing: str, reason: str) -> None:
+    """Raises `QuantisedError` for codes with scales that nothing has undone, for a `reason`:
+    `doing`, such as an average, would take them for weights."""
+    names = {name: value.origin for name, value in model.values.items()}
+    beside = {
+        name: scale
+        for name, entry in names.items()
+        if entry.dtype.itemsize == 1 and (scale := scale_of(name, names)) is not None
+    }
+    sign = next(iter(beside.values()), None) or (writer_of(names) or (None, None))[1]
+    if sign is not None:
+        raise QuantisedError(
+            f"{model.path}: {shown(sign)} shows that weights are quantised, and they aren't read "
+            f"as what they stand for: {doing} would take their codes for weights. {reason}"
+        )
+
+
 def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, bytes]:
     """Small files that stand beside weights which aren't quantised: config.json (`config`, parsed)
     without what says that they are, and without the files that describe how."""

@@ -50,6 +50,8 @@ def average(options: Average) -> Result:
     models = [_open(one, options) for one in settings.inputs]
     base = None if settings.base is None else _open(settings.base, options)
     models, base = _in_one_layout(models, base, settings.method)
+    for one in (*models, *([] if base is None else [base])):
+        one.refuse_codes("an average")
     first = models[0]
     weighted = [
         Weighted(model=one.as_model, weights=named.weights)
@@ -83,6 +85,8 @@ def sum_of(models: Sequence[OpenedModel], weights: Sequence[float] | None) -> Op
     aren't as many, not finite or all 0, and what averaging raises."""
     chosen = weights_of(weights, len(models), 1 / len(models))
     alike, _ = _in_one_layout(list(models), None, "linear")
+    for one in alike:
+        one.refuse_codes("an average")
     first = alike[0]
     weighted = [
         Weighted(model=one.as_model, weights=plain(weight))

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from ckptforge.errors import CkptforgeError, LayoutError, UsageError
 from ckptforge.examine.window import Window
 from ckptforge.model import Model
+from ckptforge.quantisation.undo import refuse_codes
 from ckptforge.reading.known import Choices
 from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.state import followed
@@ -144,6 +145,7 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
         that its table keeps stay. Rounding is counted when it is saved. Raises `UsageError` for
         another word, and where a cast has rounded them already."""
         wanted = parse_target(dtype)
+        self.refuse_codes("a cast")
         tables = shipped_tables() if self._source is None else (self._source.table,)
         kept = names_that_keep_dtype(tables, self._model.values)
         values, uncast = cast(self._model.values, wanted, kept)
@@ -188,6 +190,10 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
             raise LayoutError(f"{self._model.path}: no mapping knows these tensors: {self._reason}")
         return self._source
 
+    def refuse_codes(self, doing: str) -> None:
+        """Raises `QuantisedError` for codes that nothing has undone, as no table reads them."""
+        refuse_codes(self._model, doing, self._reason)
+
     def changed(self, model: Model, card: Mapping[str, bytes] | None) -> OpenedModel:
         """Another model that is of the same table and in the same layout, with its small files."""
         return self._changed(replace(model, card=card), self._as_now())
@@ -204,6 +210,8 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
         where config.json, or the model's table, can't say what it is then, unless that is
         allowed."""
         edit = edit_named(name)
+        if name in ("set_dtype", "pad", "expand"):
+            self.refuse_codes(flag(name))
         if name == "expand" and self._source is not None:
             hub = self._source.table.first_layout("huggingface").name
             if self.layout != hub:
