@@ -72,13 +72,15 @@ def alternatives(words: Iterable[str]) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """ " Did you mean 'gmm'?" with the known word that is most like another, to be put after a
-    message; "" if none is. Dashes before a word don't count, so that options aren't alike by
-    them."""
+    message; "" if none is. The only one that begins with it is. Dashes before a word don't count,
+    so that options aren't alike by them."""
     from difflib import get_close_matches
 
     # a value in other letters is the nearest, too
     by_folded = {name.casefold().lstrip("-"): name for name in known}
-    found = get_close_matches(word.casefold().lstrip("-"), by_folded, 1)
+    own = word.casefold().lstrip("-")
+    begun = [name for name in by_folded if len(own) > 2 and name.startswith(own)]
+    found = begun if len(begun) == 1 else get_close_matches(own, by_folded, 1)
     return f" Did you mean {by_folded[found[0]]!r}?" if found else ""
 
 

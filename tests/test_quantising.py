@@ -344,6 +344,84 @@ def test_experts_without_adapters_are_written_too(tmp_path):
     assert "model.layers.0.mlp.experts" in kept_modules(tmp_path / "o")
 
 
+def codes_of(directory: Path) -> set[str]:
+    """What is written as FP8, without the numbers of layers and experts."""
+    held = contents(directory).items()
+    return {
+        re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+        for name, (kind, *_) in held
+        if kind == "float8_e4m3fn"
+    }
+
+
+def test_all_projections_of_layers_are_written(tmp_path):
+    """Also those of a linear attention and of the layer that predicts a further token."""
+    table = TABLES["qwen3_next"]
+    write_model(tmp_path / "hub", table, table.example)
+    result = ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise="fp8-block128")
+    linear = {f"model.layers.#.linear_attn.{one}.weight" for one in ("in_proj_qkvz", "out_proj")}
+    more = {f"mtp.layers.#.{one}.weight" for one in ("self_attn.q_proj", "mlp.experts.#.up_proj")}
+    codes = codes_of(tmp_path / "x")
+    assert linear | more <= codes
+    kept = ("conv1d", "in_proj_ba", "gate.weight", "mtp.fc", "embed", "lm_head", "norm")
+    assert not [name for name in codes if any(word in name for word in kept)]
+    note = next(note for note in result.notes if "other tensors" in note)
+    assert "stay as they are (embedding, lin_wb+lin_wa, conv_q+conv_k+conv_v, router, " in note
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("deepseek_v32", ["model.layers.#.self_attn.indexer.wq_b.weight"]),
+        ("deepseek_v4", ["mtp.#.attn.wq_a.weight", "mtp.#.ffn.experts.#.w1.weight"]),
+    ],
+)
+def test_what_is_called_alike_in_other_layers_is_written(tmp_path, model, expected):
+    table = TABLES[model]
+    write_model(tmp_path / "hub", table, table.example)
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise="fp8-block128")
+    codes = codes_of(tmp_path / "x")
+    assert set(expected) <= codes and not [name for name in codes if ".gate.w" in name]
+
+
+def test_the_dtype_of_the_model_is_that_before(tmp_path):
+    """What stays may be float32 in a model of bfloat16."""
+    weights = llama(tmp_path / "hub")
+    tensors = {
+        name: ("BF16", list(one.shape), one.astype(BF16).tobytes())
+        if "proj" in name
+        else ("F32", list(one.shape), one.tobytes())
+        for name, one in weights.items()
+    }
+    write_safetensors(tmp_path / "hub" / "model.safetensors", tensors, {"format": "pt"})
+    for verb, keys in ((ckptforge.convert, {"to": "hub"}), (ckptforge.edit, {})):
+        out = tmp_path / verb.__name__
+        result = verb(tmp_path / "hub", out, quantise="fp8-block128", **keys)
+        assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+        assert not [note for note in result.notes if "said" in note]
+
+
+def test_a_glob_passes_over_what_can_not_be_codes(tmp_path):
+    table = TABLES["qwen3"]
+    write_model(tmp_path / "hub", table, table.example)
+    words = ["*.self_attn.*=fp8-block128"]
+    result = ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=words)
+    assert codes_of(tmp_path / "x") == {
+        f"model.layers.#.self_attn.{one}_proj.weight" for one in "qkvo"
+    }
+    (note,) = [note for note in result.notes if "that a glob has" in note]
+    assert "'model.layers.0.self_attn.k_norm.weight', can't be codes" in note
+
+
+def test_what_is_planned_says_codes_and_not_their_scales(tmp_path):
+    llama(tmp_path / "hub")
+    for kind, code in (("mxfp8", "float8_e4m3fn"), ("mxfp4", "float4_e2m1")):
+        result = ckptforge.convert(
+            tmp_path / "hub", tmp_path / "x", to="hub", quantise=kind, dry_run=True
+        )
+        assert list(result.to_json()["planned_casts"]) == [f"bfloat16 → {code}"]
+
+
 def test_blocks_that_are_cut_off_are_told(tmp_path):
     llama(tmp_path / "hub", hidden_size=256, intermediate_size=320)
     result = ckptforge.convert(
@@ -374,7 +452,7 @@ def test_stacked_experts_are_written_in_blocks(tmp_path):
     assert held[f"{name}_scale_inv"].shape == grid
     found = ckptforge.compare(tmp_path / "hub", tmp_path / "f", dequantise=True)
     assert all(one.relative_error < 0.05 for one in found.quantisation)
-    with pytest.raises(QuantisedError, match="expected floats of 2 axes"):
+    with pytest.raises(QuantisedError, match="layout hub holds each expert by itself"):
         ckptforge.convert(tmp_path / "hub", tmp_path / "y", to="fused", quantise=["mxfp8"])
 
 
@@ -424,12 +502,13 @@ def test_an_interrupted_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"to": "hub", "quantise": ["fp8"]}, "expected fp8-block128, mxfp4.*mean 'mxfp8'|mean"),
+        ({"to": "hub", "quantise": ["fp8"]}, "expected fp8-block128, mxfp4.*mean 'fp8-block128'"),
         ({"to": "hub", "quantise": ["w1=int4"]}, "expected fp8-block128"),
         ({"to": "hub", "quantise": ["=mxfp8"]}, "'=mxfp8': expected fp8-block128"),
         ({"to": "hub", "quantise": ["mxfp4", "w1=mxfp8"]}, "mxfp4 and mxfp8 in one model"),
         ({"to": "hub", "quantise": ["w9=mxfp8"]}, "has no such tensor"),
         ({"to": "mcore", "quantise": ["mxfp8"]}, "holds no codes with scales"),
+        ({"to": "hub", "quantise": ["*norm*=mxfp8"]}, "5 such tensors.*none of floats with two"),
         ({"to": "hub", "quantise": ["mxfp8"], "format": "unified"}, "Hugging Face's, whole"),
     ],
 )
@@ -446,9 +525,12 @@ def test_other_formats_hold_no_codes(tmp_path):
 
 
 def test_a_file_holds_no_config_and_so_no_codes(tmp_path):
+    llama(tmp_path / "hub")
     for out in ("x.ckpt", "x.safetensors"):
-        with pytest.raises((UsageError, OutputError)):  # before anything is read
-            ckptforge.convert(tmp_path / "none", tmp_path / out, to="hub", quantise=["mxfp8"])
+        with pytest.raises((UsageError, OutputError), match="directory"):
+            ckptforge.convert(tmp_path / "hub", tmp_path / out, to="hub", quantise=["mxfp8"])
+        with pytest.raises(UsageError, match="holds no codes"):  # which a directory wouldn't mend
+            ckptforge.convert(tmp_path / "hub", tmp_path / out, to="mcore", quantise=["mxfp8"])
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf])

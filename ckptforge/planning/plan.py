@@ -77,13 +77,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return str(path.relative_to(self.output)) if path != self.output else path.name
 
     def casts(self) -> dict[str, int]:
-        """ "from → to" → number of source tensors that are cast so."""
+        """ "from → to" → number of source tensors that are cast so. What is encoded is cast to its
+        codes, of which the scales are part."""
         pairs = {
-            (id(one.stored), value.dtype.name): one.stored.dtype.name
+            (id(one.stored), made.name): one.stored.dtype.name
             for value in self.assemblies.values.values()
+            for made in (value.dtype if value.encoding is None else value.encoding.made,)
             for term in value.terms
             for one in term.fragments
-            if one.stored.dtype is not value.dtype and one.stored.dtype != value.dtype
+            if one.stored.dtype is not made and one.stored.dtype != made
         }
         return dict(Counter(f"{source} → {target}" for (_, target), source in pairs.items()))
 

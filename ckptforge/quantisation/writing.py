@@ -8,8 +8,7 @@ ModelSlim's AscendV1 (quant_model_description.json names each tensor's type).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -18,60 +17,32 @@ from msgspec.structs import replace
 from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.huggingface import CONFIG
 from ckptforge.composing import Composer
-from ckptforge.errors import ConfigError, QuantisedError, UsageError, shown
+from ckptforge.errors import ConfigError, QuantisedError, printable, shown
 from ckptforge.foreign.json import file_of
+from ckptforge.formats.layout import TensorSpec, specs_of
 from ckptforge.model import Model
 from ckptforge.quantisation.modules import WEIGHT, experts_of, kept_modules, notes_of
-from ckptforge.quantisation.stacks import encoded_stack, inputs_first, stack_config, stacked
+from ckptforge.quantisation.stacks import encoded_stack, stack_config, stacked
+from ckptforge.quantisation.wishes import EXPERTS, Chosen, Wish, chosen_of, kinds_of
 from ckptforge.spelling import option
-from ckptforge.steps.encoded import CODES, Code, Encoded
-from ckptforge.tables.axes import Pattern, kind_of
+from ckptforge.steps.encoded import Code, Encoded
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Term, Value
-from ckptforge.wording import alternatives, counted, nearest
+from ckptforge.wording import alternatives, counted
 
 DESCRIPTION = "quant_model_description.json"
 _MX = ("mxfp4", "mxfp8")
-EXPERTS = "experts"
-"""All matrices of experts, in place of a kind of tensor."""
-
-
-class Wish(msgspec.Struct, frozen=True):
-    """What is to be written as codes: a kind of tensor, `experts`, or a glob of names; None for the
-    weights of all layers that are multiplied with, which are those that may have an adapter."""
-
-    what: str | None
-    code: Code
-
-
-def wishes_of(words: Sequence[str]) -> tuple[Wish, ...]:
-    """`KIND` and `WHAT=KIND` as wishes. Raises `UsageError` for kinds that aren't known, and for
-    several, which no config.json can say."""
-    found = []
-    for word in words:
-        what, equals, name = word.rpartition("=")
-        if name not in CODES or (equals and not what):
-            raise UsageError(
-                f"{option('quantise', word)}: expected {alternatives(CODES)}, or one of them for a "
-                f"kind of tensor or a glob, as WHAT=KIND.{nearest(name, CODES)}"
-            )
-        found.append(Wish(what if equals else None, CODES[name]))
-    kinds = list(dict.fromkeys(wish.code.name for wish in found))
-    if len(kinds) > 1:
-        raise UsageError(
-            f"{option('quantise')}: {' and '.join(kinds)} in one model is nothing that a "
-            "config.json says; give one."
-        )
-    return tuple(found)
+_MOST_KINDS = 8  # that a note names
 
 
 class Quantised(msgspec.Struct, frozen=True, kw_only=True):
-    """A model with its codes and scales; the files beside it; and the names of its scales."""
+    """A model with its codes and scales; the files beside it; and its tensors before, whose dtypes
+    are the model's."""
 
     model: Model
     side: HuggingFaceSide | None
-    scales: frozenset[str] = frozenset()
+    before: tuple[TensorSpec, ...] = ()
     stem: str = "model"
 
 
@@ -92,9 +63,11 @@ def quantised(
             f"{option('quantise', code.name)} needs the model's {CONFIG}, which says how weights "
             f"are quantised; give it with {option('config')}."
         )
-    chosen = _chosen(model, table, layout, wishes)
+    caught = chosen_of(model, table, layout, wishes)
+    chosen = caught.names
     stacks = stacked(table, layout, chosen) if code.name == "mxfp4" else frozenset[str]()
     _refuse_mixed(stacks, chosen, code)
+    _refuse_odd(model, chosen - stacks, code, lambda name: _apart(table, layout, name))
     values, types = _values(model, chosen, stacks, code)
     experts = experts_of(table, layout, model.values)
     kept = [n for n, v in model.values.items() if n not in chosen and len(v.shape) > 1]
@@ -111,22 +84,32 @@ def quantised(
         told = {CONFIG: file_of({**config, "quantization_config": method})}
     return Quantised(
         model=replace(model, values=values).noting(
-            *_notes(chosen, kept, left, code), *notes_of(model, chosen, experts, code)
+            *_notes(caught, kept, kinds_of(layout, kept), left, code),
+            *notes_of(model, chosen, experts, code),
         ),
         side=replace(side, files={**side.files, **told}),
-        scales=frozenset(values.keys() - model.values.keys()),
+        before=tuple(specs_of(model.values)),
         stem=stem,
     )
 
 
 def _notes(
-    chosen: Collection[str], kept: Collection[str], left: Collection[str], code: Code
+    chosen: Chosen, kept: Sequence[str], kinds: Sequence[str], left: Collection[str], code: Code
 ) -> Iterator[str]:
-    """What is written as codes, and what isn't; `left` are stacks that nobody named."""
+    """What is written as codes, and what isn't, by kinds; `left` are stacks that nobody named."""
+    first = ", ".join(map(printable, kinds[:_MOST_KINDS]))
+    more = f" and {len(kinds) - _MOST_KINDS} more kinds" if len(kinds) > _MOST_KINDS else ""
+    what = f" ({first}{more})" if kinds else ""
     yield (
-        f"{counted(len(chosen), 'weight', 'are')} written as {code.name}; "
-        f"{counted(len(kept), 'other tensor', 'have')} several axes and stay as they are."
+        f"{counted(len(chosen.names), 'weight', 'are')} written as {code.name}; "
+        f"{counted(len(kept), 'other tensor', 'have')} several axes and stay as they are{what}."
     )
+    if chosen.passed_over:
+        yield (
+            f"{counted(len(chosen.passed_over), 'tensor')} that a glob has, such as "
+            f"{shown(min(chosen.passed_over))}, can't be codes, which stand for floats with two "
+            "axes or more: they stay as they are."
+        )
     if left:
         yield (
             f"{counted(len(left), 'stack')} of experts, such as {shown(min(left))}, with a column "
@@ -166,61 +149,6 @@ def _refuse_mixed(stacks: frozenset[str], chosen: frozenset[str], code: Code) ->
         )
 
 
-def _chosen(model: Model, table: Table, layout: Layout, wishes: Sequence[Wish]) -> frozenset[str]:
-    found, _ = recognise_names(layout, model.values)
-    chosen: set[str] = set()
-    for wish in wishes:
-        if wish.what is None:
-            names = _usual(table, layout, found)
-        else:
-            meant = {tensor for tensor in table.tensors if kind_of(tensor) == wish.what}
-            if wish.what == EXPERTS:
-                meant |= table.expert_matrices
-            names = [
-                name
-                for pattern, members in found.items()
-                if not meant.isdisjoint(pattern.tensors)
-                for name in members.values()
-            ] or [name for name in model.values if fnmatchcase(name, wish.what)]
-        if not names:
-            known = [*map(kind_of, table.tensors), *model.values]
-            known += [EXPERTS] * bool(table.expert_matrices)
-            raise UsageError(
-                f"{option('quantise', wish.what or wish.code.name)}: {model.path} has no such "
-                f"tensor.{nearest(wish.what or '', known)}"
-            )
-        chosen.update(names)
-    return frozenset(chosen)
-
-
-def _usual(table: Table, layout: Layout, found: Mapping[Pattern, Mapping[Any, str]]) -> list[str]:
-    """The weights of layers that may have an adapter; also those of another kind that are called
-    alike in other layers, as those of multi-token prediction are; and the experts of such layers,
-    but for stacks with a column for each output, which few programs read as codes."""
-    matrices = (pattern for one in table.lora.matrices.values() for pattern in one)
-    modules = {tensor for pattern in matrices for tensor in pattern.tensors}
-    for pattern in layout.patterns:
-        if not pattern.name_axes:  # in no layer, as the head
-            modules.difference_update(pattern.tensors)
-    adapted = {
-        pattern.skeleton
-        for pattern in found
-        if len(pattern.axes) > 1 and modules.issuperset(pattern.tensors)
-    }
-    layers = {axis for p in found if p.skeleton in adapted for axis in p.name_axes[:1]}
-    return [
-        name
-        for pattern, members in found.items()
-        if pattern.skeleton in adapted
-        or (
-            table.expert_matrices.issuperset(pattern.tensors)
-            and layers.issuperset(pattern.name_axes[:1])
-            and not inputs_first(table, pattern)
-        )
-        for name in members.values()
-    ]
-
-
 Part = Literal["codes", "scales"]
 Encodings = dict[tuple[Part, tuple[int, ...], str], Encoded]
 
@@ -228,13 +156,6 @@ Encodings = dict[tuple[Part, tuple[int, ...], str], Encoded]
 def _encoded(name: str, value: Value, code: Code, known: Encodings) -> dict[str, Value]:
     """The tensors that a weight becomes; `known` are the encodings of others like it."""
     packed = code.dtype.per_byte > 1
-    axes = (2, 3) if code.name == "fp8-block128" else (2,)
-    if not value.dtype.floating or len(value.shape) not in axes:
-        raise _refusal(name, value, code, f"floats of {alternatives(map(str, axes))} axes")
-    if code.name in _MX and value.shape[-1] % code.block[1]:
-        raise _refusal(name, value, code, f"rows of a multiple of {code.block[1]}")
-    if packed and not name.endswith(WEIGHT):
-        raise _refusal(name, value, code, "a name that ends in .weight")
     codes = f"{name}_packed" if packed else name
     scales = f"{name}_scale_inv" if code.name == "fp8-block128" else f"{name}_scale"
     both: tuple[tuple[str, Part], ...] = ((codes, "codes"), (scales, "scales"))
@@ -257,11 +178,43 @@ def _part(value: Value, encoding: Encoded) -> Value:
     return replace(value, dtype=dtype, shape=shape, encoding=encoding)
 
 
-def _refusal(name: str, value: Value, code: Code, expected: str) -> QuantisedError:
-    return QuantisedError(
-        f"{shown(name)} is {value.dtype} {list(value.shape)}, expected {expected} to be written as "
-        f"{code.name}; name others with {option('quantise', f'WHAT={code.name}')}."
-    )
+def _refuse_odd(
+    model: Model, names: Collection[str], code: Code, apart: Callable[[str], str | None]
+) -> None:
+    """Raises `QuantisedError` for weights that can't be such codes; `apart` names the layout that
+    holds the experts of a stack by themselves, if one does."""
+    axes = (2, 3) if code.name == "fp8-block128" else (2,)
+    for name, value in model.values.items():
+        expected = advice = ""
+        if name not in names:
+            continue
+        if not value.dtype.floating or len(value.shape) not in axes:
+            expected = f"floats of {alternatives(map(str, axes))} axes"
+            if (layout := apart(name)) is not None:
+                advice = f"; layout {layout} holds each expert by itself"
+        elif code.name in _MX and value.shape[-1] % code.block[1]:
+            expected = f"rows of a multiple of {code.block[1]}"
+        elif code.dtype.per_byte > 1 and not name.endswith(WEIGHT):
+            expected = "a name that ends in .weight"
+        if expected:
+            raise QuantisedError(
+                f"{shown(name)} is {value.dtype} {list(value.shape)}, expected {expected} to be "
+                f"written as {code.name}{advice or '; name others with '}"
+                f"{'' if advice else option('quantise', f'WHAT={code.name}')}."
+            )
+
+
+def _apart(table: Table, layout: Layout, name: str) -> str | None:
+    """The layout of Hugging Face that holds each of stacked experts by itself, in a matrix."""
+    found, _ = recognise_names(layout, {name: None})
+    for other in table.names_of(layout.family):
+        for pattern in found:
+            if not table.expert_matrices.issuperset(pattern.tensors):
+                continue
+            rows = [table.layouts[other].holding(tensor) for tensor in pattern.tensors]
+            if all(len(row.shape_axes) == 2 and len(row.name_axes) > 1 for row in rows):
+                return other
+    return None
 
 
 def _config(code: Code, kept: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A Hugging Face directory of a model in `layout`. `max_shard_size` None restores the recorded
     files where the tensors are the same, else 5 GB. `allow_no_config`: write the weights alone
     where no config.json is known. `cast`: the dtype that the weights were cast to. `stem` begins
-    the names of weight files; `scales` are tensors whose dtype says nothing of the model's."""
+    the names of weight files; `before` are the tensors whose dtypes are the model's, where what is
+    written are codes."""
 
     output: Path
     layout: str
@@ -63,7 +64,7 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
     allow_no_config: bool = False
     cast: DType | None = None
     stem: str = STEM
-    scales: frozenset[str] = frozenset()
+    before: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:
         refuse_name(self.output, directory=True)
@@ -126,8 +127,8 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _plain(self, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-        """Those whose dtype is the model's: neither codes nor scales."""
-        return [one for one in specs if one.name not in self.scales and one.dtype.itemsize > 1]
+        """Those whose dtype is the model's: no codes."""
+        return [one for one in self.before or specs if one.dtype.itemsize > 1]
 
     def _recorded(self, specs: Sequence[TensorSpec]) -> dict[str, list[TensorSpec]] | None:
         """The recorded files with these tensors in the recorded order, if they are the same tensors

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ckptforge.errors import UsageError
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.quantisation.writing import wishes_of
+from ckptforge.quantisation.wishes import wishes_of
 from ckptforge.spelling import called, option
 from ckptforge.surgery.masters import from_main_params
 from ckptforge.verbs.choices import SOURCE, choices_of
@@ -148,10 +148,8 @@ def _hub_job(options: ToTorch) -> Job:
 
 def _convert(options: Convert) -> Job:
     spread = Spread.of(options, options.out, "dst_")
-    if wishes_of(options.quantise):
-        refuse_name(options.out, directory=True)
-        if options.format is not None or spread.cut:
-            raise UsageError(f"{option('quantise')} is for directories of Hugging Face's, whole.")
+    if wishes_of(options.quantise) and (options.format is not None or spread.cut):
+        raise UsageError(f"{option('quantise')} is for directories of Hugging Face's, whole.")
     choices = choices_of(options, SOURCE)
     with called(SOURCE):
         model = open_input(options.source, choices, options.adapter)

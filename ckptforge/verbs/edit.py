@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from ckptforge.dtypes import DType
 from ckptforge.errors import UsageError
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.quantisation.writing import wishes_of
+from ckptforge.quantisation.wishes import wishes_of
 from ckptforge.spelling import option
 from ckptforge.surgery.names import drop
 from ckptforge.tables.state import state_of

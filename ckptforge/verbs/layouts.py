@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from ckptforge.errors import UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.model import Account, Model
-from ckptforge.quantisation.writing import quantised, wishes_of
+from ckptforge.quantisation.wishes import wishes_of
+from ckptforge.quantisation.writing import quantised
 from ckptforge.reading.source import Source
 from ckptforge.reading.state import followed
 from ckptforge.reading.tied import tied
@@ -77,7 +78,7 @@ def hugging_face_job(
         layout=target.name,
         side=made.side,
         stem=made.stem,
-        scales=made.scales,
+        before=made.before,
         max_shard_size=size,
         allow_no_config=isinstance(options, ToTorch) and options.allow_no_config,
         cast=parse_target(options.dtype),

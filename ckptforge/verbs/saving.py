@@ -11,7 +11,8 @@ from ckptforge.errors import LayoutError, UsageError
 from ckptforge.formats.layout import specs_of
 from ckptforge.formats.registry import format_by_ending
 from ckptforge.model import Model
-from ckptforge.quantisation.writing import Wish, quantised
+from ckptforge.quantisation.wishes import Wish
+from ckptforge.quantisation.writing import quantised
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.reading.source import Source
 from ckptforge.reading.tied import tied
@@ -53,7 +54,7 @@ def saving_job(
                 "mapping knows."
             )
         made = quantised(model, source.table, source.binding.layout, target.side, wishes)
-        target = replace(target, side=made.side, stem=made.stem, scales=made.scales)
+        target = replace(target, side=made.side, stem=made.stem, before=made.before)
         model = made.model
     plan = plan_for(verb, model, target, about)
     if source is None:

@@ -105,6 +105,8 @@ def _checked(record: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
     values = {}
     for name, value in given.items():
         one = options[name]
+        if isinstance(value, str) and kinds[name] == Sequence[str]:
+            value = (value,)
         if not fits(value, kinds[name]):
             expected = described(kinds[name])
             raise UsageError(f"{spelled(name)} is {shown(value)}, expected {expected}.")
