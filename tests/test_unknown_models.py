@@ -433,6 +433,26 @@ def test_without_config_json_the_only_table_that_fits_is_taken(tmp_path):
         ckptforge.to_ms(tmp_path / "llama", tmp_path / "x.ckpt", layout="mcore")
 
 
+@pytest.mark.parametrize("table", [one for one in TABLES.values() if one.name not in IN_MINDSPORE])
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_model_without_layouts_of_mindspore_is_said_to_have_none(tmp_path, table, with_config):
+    """Also where nothing says which layout the tensors are in."""
+    tensors, config = example(table)
+    put(tmp_path / "x", tensors, config if with_config else None)
+    said = rf"only layouts of MindSpore are read here, and {table.name} has none: it has hub"
+    with pytest.raises(LayoutError, match=rf"{said}.*Use `ckptforge.convert`"):
+        ckptforge.to_torch(tmp_path / "x", tmp_path / "y", model=table.name)
+
+
+def test_files_of_a_kind_that_a_model_has_no_layout_of_are_refused(tmp_path):
+    tensors, config = example(LLAMA)
+    put(tmp_path / "x", {"layers.0.attention.wq.weight": tensors["lm_head.weight"]}, None)
+    (tmp_path / "x" / "model.safetensors").rename(tmp_path / "x" / "consolidated.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LayoutError, match=r"only layouts of releases are read here, and gpt_oss"):
+        ckptforge.convert(tmp_path / "x", tmp_path / "y", to="hub", model="gpt_oss")
+
+
 def test_without_model_type_the_architectures_tell(tmp_path):
     tensors, config = example(LLAMA)
     del config["model_type"]

@@ -144,8 +144,8 @@ def cleaned_text(found: Cleaned) -> str:
 
 def tables_text(found: list[Summary]) -> str:
     """What `mapping list` prints."""
-    families = {"huggingface": "Hugging Face", "mindspore": "MindSpore", "megatron": "Megatron"}
-    families["consolidated"] = "releases"
+    from ckptforge.tables.table import FAMILY_NAMES as families
+
     rows = [["table", "model_type", "tensors", *families.values()]]
     for one in found:
         layouts = [" ".join(one.layouts.get(family, ())) for family in families]

@@ -12,7 +12,7 @@ from ckptforge.spelling import command, option
 from ckptforge.tables.binding import Binding, Shapes, bind
 from ckptforge.tables.model_config import Config
 from ckptforge.tables.names import recognise_names
-from ckptforge.tables.table import Layout, Table
+from ckptforge.tables.table import FAMILY_NAMES, Layout, Table
 
 # families that the kind of the files tells
 _TOLD_BY_FILES = frozenset({"consolidated", "megatron"})
@@ -59,13 +59,9 @@ def recognise(table: Table, shapes: Shapes, hints: Hints) -> Binding:
             f"same, only what is in them differs. Name the right one with {option('layout')}."
         )
     told = (one for one in table.layouts.values() if not one.by_name_only)
-    elsewhere = [one for one in told if one not in candidates]
-    if there := fitting(table, shapes, hints, elsewhere):
-        raise LayoutError(
-            f"the tensors are in layout {' or '.join(there)}, which this command doesn't read: it "
-            f"reads {', '.join(layout.name for layout in candidates)}. Use {command('convert')}, "
-            "or the command for the other direction."
-        )
+    there = fitting(table, shapes, hints, [one for one in told if one not in candidates])
+    if there or not candidates:
+        raise LayoutError(_not_read(table, hints, candidates, there))
     nearest = max(candidates, key=lambda layout: known_names(layout, shapes))
     try:
         bind(table, nearest, shapes, hints.config, hints.config_source)
@@ -75,6 +71,22 @@ def recognise(table: Table, shapes: Shapes, hints: Hints) -> Binding:
             error.tensors,
         ) from error
     raise AssertionError("a layout that fits was not found fitting")
+
+
+def _not_read(
+    table: Table, hints: Hints, candidates: Iterable[Layout], there: Iterable[str]
+) -> str:
+    """Which layouts are read, and which one the tensors are in, if any."""
+    read = ", ".join(layout.name for layout in candidates)
+    use = f"Use {command('convert')}"
+    found = f"the tensors are in layout {' or '.join(there)}, which" if there else ""
+    if read:
+        way = f"{use}, or the command for the other direction."
+        return f"{found} this command doesn't read: it reads {read}. {way}"
+    family = FAMILY_NAMES.get(str(hints.family), str(hints.family))
+    has = f"only layouts of {family} are read here, and {table.name} has none: it has"
+    found = f"{found} isn't read here: " if there else ""
+    return f"{found}{has} {', '.join(table.layouts)}. {use}, which reads and writes all of them."
 
 
 def fitting(

@@ -22,6 +22,13 @@ from ckptforge.tables.sharding import Sharding
 from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.wording import nearest
 
+FAMILY_NAMES = {
+    "huggingface": "Hugging Face",
+    "mindspore": "MindSpore",
+    "megatron": "Megatron",
+    "consolidated": "releases",
+}
+
 
 class Switch(msgspec.Struct, frozen=True, kw_only=True):
     """What config.json says where a key of params.json is true, and what is to be said of that."""
