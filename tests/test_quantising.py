@@ -17,9 +17,12 @@ from msgspec.structs import replace
 import ckptforge
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import CkptforgeError, OutputError, QuantisedError, UsageError
+from ckptforge.examine.scale_blocks import scale_block
 from ckptforge.steps.encoded import CODES, Encoded
 from ckptforge.steps.encoder import scales_of
 from ckptforge.steps.rounding import round_magnitudes, with_signs
+from ckptforge.transfers import Transfer
+from ckptforge.values import Extent, Fragment, Stored, Term, Value
 from tests.helpers import contents, write_safetensors
 from tests.test_models import TABLES, write_model
 from tests.test_quantisation import spread
@@ -660,6 +663,49 @@ def test_experts_of_gpt_oss_and_back_have_the_same_codes(tmp_path):
     assert codes == again
     small = ckptforge.convert(tmp_path / "hub", tmp_path / "small", **keys, memory="24M", workers=1)
     assert contents(tmp_path / "small") == codes and small.tensors == len(codes)
+
+
+def test_the_worst_block_of_experts_of_gpt_oss_is_of_inputs_that_share_a_scale(tmp_path):
+    """Its stacks are [experts, inputs, outputs], their codes [experts, outputs, inputs]."""
+    gpt_oss(tmp_path / "hub", hidden_size=96, num_attention_heads=12, head_dim=8)
+    result = ckptforge.convert(
+        tmp_path / "hub", tmp_path / "x", to="hub", quantise=["experts=mxfp4"]
+    )
+    audited = {group: count for (group, *_), count in result.audit.counts.items()}
+    ckptforge.convert(tmp_path / "x", tmp_path / "plain", to="hub", dtype="fp32")
+    plain, made = contents(tmp_path / "hub"), contents(tmp_path / "plain")
+    found = ckptforge.compare(tmp_path / "hub", tmp_path / "x", dequantise=True).quantisation
+    assert {one.kind for one in found} == {"w1+w3", "w2"}
+    for one in found:
+        assert math.isclose(one.worst_block, audited[one.kind].worst_block, rel_tol=1e-5)
+        (_, shape, data), (_, _, other) = plain[one.worst_tensor], made[one.worst_tensor]
+        numbers = np.frombuffer(data, BF16).reshape(shape).astype(np.float64)
+        gaps = np.frombuffer(other, np.float32).reshape(shape) - numbers
+        errors, sums = (
+            np.square(one).reshape(shape[0], -1, 32, shape[2]).sum(axis=2)
+            for one in (gaps, numbers)
+        )
+        ratios = np.divide(errors, sums, out=np.zeros_like(errors), where=sums > 0)
+        assert math.isclose(one.worst_block, math.sqrt(ratios.max()), rel_tol=1e-5)
+
+
+def test_blocks_lie_in_a_value_as_its_fragments_do():
+    """Cut between blocks, turned, of several axes; not cut within one."""
+    dtype = BY_NAME["int8"]
+    extents = (Extent(0, 0, 48),)
+    stored = Stored(path=Path("x"), name="w", dtype=dtype, shape=(8, 6), extents=extents)
+
+    def cut(at):
+        both = (Transfer((n, 6), 6 * i, (6, 1), 6 * i, (6, 1)) for i, n in ((0, at), (at, 8 - at)))
+        terms = (Term(fragments=tuple(Fragment(stored, one) for one in both)),)
+        return Value(dtype=dtype, shape=(8, 6), terms=terms, kind="w")
+
+    assert scale_block(cut(4), (2, 3)) == (2, 3) and scale_block(cut(3), (2, 3)) is None
+    assert scale_block(cut(3), (1, 6)) == (1, 6)
+    turned = Fragment(stored, Transfer((6, 8), 0, (1, 6), 0, (8, 1)))
+    value = Value(dtype=dtype, shape=(6, 8), terms=(Term(fragments=(turned,)),), kind="w")
+    assert scale_block(value, (2, 3)) == (3, 2) and scale_block(value, (8, 1)) == (1, 8)
+    assert scale_block(value, (1, 6)) == (6, 1) and scale_block(value, (100, 100)) == (6, 8)
 
 
 @pytest.mark.slow

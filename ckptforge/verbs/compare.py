@@ -20,6 +20,7 @@ from ckptforge.errors import (
 )
 from ckptforge.examine.block_errors import BlockError, block_errors
 from ckptforge.examine.differences import unlike
+from ckptforge.examine.scale_blocks import scale_block
 from ckptforge.model import Model
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.reading.source import Source, bind_source
@@ -34,7 +35,7 @@ from ckptforge.tables.convert import convert, uncast_note
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.state import is_state
 from ckptforge.tables.table import names_that_keep_dtype
-from ckptforge.values import Value, whole_transfer
+from ckptforge.values import Value
 from ckptforge.verbs import compared_configs as configs
 from ckptforge.verbs.choices import SIDE_A, SIDE_B, Names, budget_of, choices_of
 from ckptforge.verbs.comparison import Comparison, differences
@@ -122,12 +123,10 @@ def _errors(other: Source, matched: _Matched, budget: Budget) -> list[BlockError
     """How far B's quantised weights are from A's."""
     blocks: dict[str, tuple[int, int]] = {}
     for name, (_, block) in other.quantised.items():
-        shape = other.model.values[name].shape
-        own = [f.transfer == whole_transfer(shape) for f in other.model.values[name].fragments]
-        same = name in matched.mine and matched.mine[name].shape == shape and len(shape) > 1
-        if same:
-            known = all(own) and len(block) == len(shape)
-            blocks[name] = (block[-2], block[-1]) if known else (1, shape[-1])
+        value = other.model.values[name]
+        mine = matched.mine.get(name)
+        if mine is not None and mine.shape == value.shape and len(value.shape) > 1:
+            blocks[name] = scale_block(value, block) or (1, value.shape[-1])
     return block_errors(matched.mine, matched.theirs, blocks, budget)
 
 
