@@ -557,6 +557,21 @@ def test_layers_that_are_dropped_by_name_leave_config_json_untrue(models, tmp_pa
         ckptforge.open(models / "qwen3_moe").expand("qwen3_moe")
 
 
+@pytest.mark.parametrize("model", ["deepseek_v3", "glm4_moe"])
+def test_layers_that_no_tensor_has_stay_as_config_json_says_them(models, tmp_path, model):
+    """As transformers saves a model, without the MTP layers that its config.json counts."""
+    predicting = f"model.layers.{CONFIGS[model]['num_hidden_layers']}."
+    plain = {n: a for n, a in arrays_of(models / model).items() if not n.startswith(predicting)}
+    write_hub(tmp_path / "saved", plain, CONFIGS[model])
+    for words in ("e=0-3", "l=0-1"):
+        axis = words[0]
+        ckptforge.edit(tmp_path / "saved", tmp_path / axis, take=[words])
+        ckptforge.edit(models / model, tmp_path / f"{axis}2", take=["t=", words])
+        assert contents(tmp_path / axis) == contents(tmp_path / f"{axis}2")
+        assert config_of(tmp_path / axis)["num_nextn_predict_layers"] == 1
+    assert config_of(tmp_path / "e")["n_routed_experts"] == 4
+
+
 def test_keys_that_count_layers_follow():
     config = {"layer_types": ["a", "b", "c"], "mlp_only_layers": [0, 2], "other": [1, 2, 3]}
     assert by_layers(config, [2, 2, 1], 3) == {

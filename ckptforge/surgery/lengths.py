@@ -36,6 +36,8 @@ def with_lengths(
             continue
         if axis not in changed and _says(table, axis, config) is None:
             continue  # it never said it
+        if axis not in changed and _none_whatever_it_says(table, axis, after):
+            continue
         for key, value in _solutions(table, axis, found, after[axis], fixed):
             found[key] = value
             if _says(table, axis, found) == after[axis]:
@@ -45,10 +47,18 @@ def with_lengths(
     for axis in table.axes:
         if axis in after and _says(table, axis, config) is not None:
             said = _says(table, axis, found)
-            if said != after[axis] and not (after[axis] == 0 and said is None):
+            none = after[axis] == 0 and said is None
+            none |= axis not in changed and _none_whatever_it_says(table, axis, after)
+            if said != after[axis] and not none:
                 text = table.axes[axis].text
                 wrong.append(f"axis {axis} is {after[axis]}, but {text} would be {said}")
     return found, [*wrong, *_wrong_numbers(table, found, after)]
+
+
+def _none_whatever_it_says(table: Table, axis: str, lengths: Lengths) -> bool:
+    """Whether names have none of an axis, so that there is none whatever config.json says: it did
+    so before, such as that of DeepSeek-V3 as transformers saves it, without MTP layers."""
+    return lengths[axis] == 0 and table.axes[axis].may_be_none
 
 
 def _wrong_numbers(table: Table, config: Config, after: Lengths) -> Iterator[str]:
