@@ -17,7 +17,7 @@ from msgspec.structs import replace
 import ckptforge
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import CkptforgeError, OutputError, QuantisedError, UsageError
-from ckptforge.examine.scale_blocks import scale_block
+from ckptforge.quantisation.scale_blocks import scale_block
 from ckptforge.steps.encoded import CODES, Encoded
 from ckptforge.steps.encoder import scales_of
 from ckptforge.steps.rounding import round_magnitudes, with_signs

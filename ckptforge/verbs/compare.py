@@ -20,8 +20,8 @@ from ckptforge.errors import (
 )
 from ckptforge.examine.block_errors import BlockError, block_errors
 from ckptforge.examine.differences import unlike
-from ckptforge.examine.scale_blocks import scale_block
 from ckptforge.model import Model
+from ckptforge.quantisation.scale_blocks import scale_block
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.state import state_in
