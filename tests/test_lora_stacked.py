@@ -1,12 +1,18 @@
 """Adapters of parameters that stack experts, as peft's `target_parameters` makes them."""
 
 import json
+import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import ckptforge
+from ckptforge.adapters.stacked import unstacked
+from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import ConfigError, FormatError, LayoutError
+from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import raw_safetensors, transformers_config, write_safetensors
@@ -110,6 +116,60 @@ def test_factors_of_another_model_and_a_conversion_are_refused(tmp_path):
         ckptforge.to_ms(tmp_path / "lora", tmp_path / "x.ckpt", config=tmp_path / "own")
     with pytest.raises(ConfigError, match="how long H is nobody says: give the model's config"):
         ckptforge.convert(tmp_path / "lora", tmp_path / "x", to="hub")
+
+
+def write_factors(path, shapes):
+    """Factors of zeros, as values."""
+    path.mkdir()
+    stored = {n: ("F32", [*shape], bytes(4 * math.prod(shape))) for n, shape in shapes.items()}
+    write_safetensors(path / "model.safetensors", stored)
+    return open_checkpoint(path / "model.safetensors").values
+
+
+def stacked_modules(table):
+    """The modules in which layouts of Hugging Face stack experts, in a layer that has some; those
+    of MTP layers have no adapters."""
+    for layout in map(table.layout, table.names_of("huggingface")):
+        for template in (pattern.template for pattern in layout.patterns):
+            if template.endswith("mlp.experts.down_proj") and not template.startswith("mtp."):
+                module = template.removesuffix(".down_proj")
+                yield re.sub(r"{\w}", "1", re.sub(r"{\w+\+\w+}", "3", module))
+
+
+def test_adapters_that_are_not_read_are_those_that_the_page_names(tmp_path):
+    """Their experts have no matrices of their own; no such adapter is called wrong."""
+    found = {True: set(), False: set()}
+    for name, table in TABLES.items():
+        lengths = Lengths(dict.fromkeys(table.axes, 2))
+        for module in set(stacked_modules(table)):
+            lora = f"base_model.model.{module}.lora_{{}}.weight"
+            shapes = {lora.format("A"): (6, 5), lora.format("B"): (7, 6)}
+            values = write_factors(tmp_path / f"{name}-{module}", shapes)
+            with pytest.raises(FormatError) as caught:
+                unstacked(tmp_path, values, table, lengths)
+            said = str(caught.value)
+            assert ("aren't factors of one stacked parameter" in said) != ("with peft" in said)
+            found["with peft" in said].add(name)
+    assert found[True] == {"gpt_oss", "deepseek_v4", "qwen3_vl_moe"}
+    assert {"qwen3_moe", "mixtral", "deepseek_v3", "glm4_moe"} <= found[False]
+    page = (Path(__file__).parents[1] / "docs" / "lora.md").read_text()
+    assert "**Not read** are such adapters of gpt-oss, Qwen3-VL-MoE and DeepSeek-V4" in page
+
+
+def test_a_base_with_stacked_experts_is_to_be_converted_first(tmp_path):
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, table.example)
+    stacked_adapter(tmp_path / "lora", table.example, [0])
+    ckptforge.convert(tmp_path / "hub", tmp_path / "fused", to="fused")
+    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
+    for base in ("fused", "x.ckpt"):
+        keys = {"to": "hub", "merge_lora": tmp_path / "lora"}
+        with pytest.raises(LayoutError) as caught:
+            ckptforge.convert(tmp_path / base, tmp_path / "out", **keys)
+        said = str(caught.value)
+        assert f"convert('{tmp_path / base}', 'DIR', to='hub')`, and merge into DIR" in said
+        lines = [line for line in said.splitlines() if ".lora_A" in line]
+        assert len(lines) == len(set(lines)) == 3, said  # w1, w2 and w3, of however many experts
 
 
 def test_converted_each_expert_has_an_adapter_of_its_own(tmp_path):

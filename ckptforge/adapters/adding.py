@@ -20,6 +20,7 @@ from ckptforge.composing import box_of
 from ckptforge.errors import LayoutError
 from ckptforge.model import Model
 from ckptforge.reading.source import Source
+from ckptforge.spelling import command
 from ckptforge.steps.low_rank import Added, Product
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lora import rows_of
@@ -44,14 +45,8 @@ def add_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     whole = taken_whole(adapter, source)
     values = {**source.model.values, **whole}
     merged, used = _add(adapter, source, values)
-    idle = (item for item in adapter.by_tensor.items() if item[0] not in used)
-    if lost := [f"{one.a.origin.name} for {tensor}" for (tensor, _), one in idle]:
-        raise LayoutError(
-            f"{adapter.path}: {source.model.path}, in layout {binding.layout.name}, has no "
-            f"matrix that can take up\n{listing(lost)}\n"
-            "Is it an adapter of this model? Experts that are stacked take none: merge into the "
-            "Hugging Face directory."
-        )
+    if lost := {key: one for key, one in adapter.by_tensor.items() if key not in used}:
+        raise LayoutError(_lost(adapter, source, lost))
     files = {file.path: file for file in (*source.model.files, *adapter.model.files)}
     notes = [note for note in (*model.notes, *adapter.notes) if note not in source.model.notes]
     notes.append(f"the adapter {adapter.path} is merged into {counted(merged, 'weight')}.")
@@ -60,6 +55,26 @@ def add_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     own = {factor.origin for one in adapter.factors for factor in (one.a, one.b)}
     unmapped = [name for name in source.unmapped if source.model.values[name].origin not in own]
     return replace(source, model=changed, unmapped=tuple(unmapped))
+
+
+def _lost(adapter: Adapter, source: Source, lost: Mapping[tuple[str, Index], Factors]) -> str:
+    """That some factors have no matrix, and what to do where the table's first layout of Hugging
+    Face has them, in which nothing is stacked that may have an adapter."""
+    table, layout = source.table, source.binding.layout
+    names = dict.fromkeys(f"{one.a.origin.name} for {tensor}" for (tensor, _), one in lost.items())
+    hub = table.first_layout("huggingface")
+    there = {t for one in table.lora.matrices.get(hub.name, ()) for t in one.tensors}
+    advice = "Is it an adapter of this model?"
+    if hub is not layout and {tensor for tensor, _ in lost} <= there:
+        way = command("convert", source.model.path, "DIR", to=hub.name)
+        advice = (
+            f"What it holds in one, such as stacked experts, takes none; in layout {hub.name} "
+            f"each is a matrix of its own: convert the model first, with {way}, and merge into DIR."
+        )
+    return (
+        f"{adapter.path}: {source.model.path}, in layout {layout.name}, has no matrix that can "
+        f"take up\n{listing(list(names))}\n{advice}"
+    )
 
 
 def _add(

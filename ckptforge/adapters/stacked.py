@@ -58,6 +58,8 @@ def unstacked(path: Path, values: Values, table: Table, lengths: Lengths) -> dic
         other = name.replace(".lora_A.", ".lora_B.")
         if other not in found:
             raise FormatError(f"{path}: {name} is there without {other}: it is damaged.")
+        if not any(_parted(pattern, table) for pattern, _ in kinds):
+            raise FormatError(_stays_stacked(path, name, kinds, table))
         a, b = found.pop(name), found.pop(other)
         pattern, index = _fitting(path, kinds, a, b, lengths)
         for weight, first, rows in _matrices(path, pattern, table, lengths):
@@ -146,20 +148,39 @@ def _matrices(
 ) -> Iterator[tuple[AdaptedWeight, int, int]]:
     """(matrix, its first row, its rows) of one expert's part of a parameter. Raises `FormatError`
     where the hub has no matrices that may have adapters, or rows of several take turns."""
+    found, first = _parted(pattern, table), 0
+    if found is None:
+        raise FormatError(_stays_stacked(path, pattern.template, [(pattern, ())], table))
+    for weight, named in found:
+        rows = 1
+        for factor in named:
+            rows *= lengths[factor]
+        yield weight, first, rows
+        first += rows
+
+
+def _parted(pattern: Pattern, table: Table) -> list[tuple[AdaptedWeight, list[str]]] | None:
+    """The matrices of one expert's part of a parameter, with the axes of their rows; None where the
+    hub has none that may have adapters, or rows of several take turns."""
     hub = table.first_layout("huggingface")
     weights = {one.weight: one for one in table.lora.weights.get(hub.name, ())}
-    (item, *others), first = pattern.axes[1], 0
+    item, *others = pattern.axes[1]
     parts = item.parts if isinstance(item, Concat) else ()
+    found = []
     for tensor in pattern.tensors:
         weight = weights.get(hub.holding(tensor))
         named = next((part.factors for part in parts if part.tensor == tensor), pattern.axes[1])
         if weight is None or others or not all(isinstance(factor, str) for factor in named):
-            raise FormatError(
-                f"{path}: {shown(pattern.template)} has an adapter, whose experts the mapping "
-                f"{table.name} can't take apart; merge it with peft itself."
-            )
-        rows = 1
-        for factor in named:
-            rows *= lengths[str(factor)]
-        yield weight, first, rows
-        first += rows
+            return None
+        found.append((weight, list(map(str, named))))
+    return found
+
+
+def _stays_stacked(path: Path, name: str, kinds: list[Kind], table: Table) -> str:
+    """That the adapter of a parameter isn't read, however right it is."""
+    templates = " or ".join(dict.fromkeys(pattern.template for pattern, _ in kinds))
+    return (
+        f"{path}: {shown(name)} is of stacked experts ({templates}), for each of which the mapping "
+        f"{table.name} has no matrix that may have an adapter, so that theirs aren't read: merge "
+        "it with peft itself (merge_and_unload), and take the merged model."
+    )
