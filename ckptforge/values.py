@@ -187,13 +187,16 @@ class Encoding(Protocol):
         """What encodings that are made together have alike, of the same numbers: those of a family
         see the same blocks of the same shape."""
 
+    def takes(self, dtype: DType) -> bool:
+        """Whether it is given numbers of this dtype as they are. It always takes float32."""
+
     def encode(
         self, numbers: Array, name: str, into: Sequence[tuple[Encoding, Array]]
     ) -> Sequence[Any]:
-        """Fills bytes with what whole blocks of float32 numbers make, [rows, columns], for each of
-        some encodings of its family. Returns for each what that did to them, as a `CastCount`, or
-        None where that is counted with another. Raises errors of the numbers, with the tensor's
-        `name`."""
+        """Fills bytes with what whole blocks of numbers make, [rows, columns], of a dtype that it
+        takes, for each of some encodings of its family. Returns for each what that did to them, as
+        a `CastCount`, or None where that is counted with another. Raises errors of the numbers,
+        with the tensor's `name`."""
 
 
 class Fragment(msgspec.Struct, frozen=True, gc=False):

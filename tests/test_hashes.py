@@ -19,8 +19,8 @@ from ckptforge.checkpoints.files import read_file
 from ckptforge.dtypes import BY_NAME
 from ckptforge.run import page_cache
 from ckptforge.run.blocks import Block
+from ckptforge.run.forms import best_form
 from ckptforge.run.passing import Passing
-from ckptforge.run.tiles import best_form
 from ckptforge.storage.local import LocalReader, LocalWriter
 from ckptforge.transfers import Transfer
 from ckptforge.values import Extent, Fragment, Stored, Term, Value

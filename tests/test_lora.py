@@ -28,7 +28,7 @@ from ckptforge.errors import (
 )
 from ckptforge.planning.lower import Assemblies
 from ckptforge.publish.journal import fingerprint
-from ckptforge.run.tiles import Spans, windows
+from ckptforge.run.spans import Spans, windows
 from ckptforge.tables.parsing import load_table
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from ckptforge.boxes import row_major_strides
 from ckptforge.dtypes import BY_NAME
-from ckptforge.run import tiles as tiles_module
+from ckptforge.run import spans as spans_module
 from ckptforge.run import transpose
-from ckptforge.run.tiles import Spans, best_form, fits, inside, spans_of, strips, tiles, windows
+from ckptforge.run.forms import Sources, best_form
+from ckptforge.run.spans import Spans, spans_of, strips, windows
+from ckptforge.run.tiles import fits, inside, tiles
 from ckptforge.run.transpose import copy_strided
 from ckptforge.steps.grid import Grid
 from ckptforge.steps.scaled import Scaled
@@ -63,7 +65,7 @@ def test_any_tiling_assembles_the_tensor(case, data):
         made = np.full(tile.elements, -1, np.int64)
         for part in inside(transfer, tile):
             for strip in strips(part, limit, 8):
-                with patch.object(tiles_module, "_READ_CALL", gap):
+                with patch.object(spans_module, "READ_CALL", gap):
                     spans = spans_of(strip, 8)
                 buffer = read(source, strip, spans)
                 assert buffer.size == spans.elements and (
@@ -93,7 +95,7 @@ def test_any_tiling_assembles_the_tensor(case, data):
 @given(transposed(), st.integers(1, 200), st.booleans())
 def test_the_best_form_fits_and_tiles_everything(case, limit, far):
     shape, _, transfer = case
-    width, rows, columns = best_form(math.prod(shape), 2, (transfer,), limit, far)
+    width, rows, columns = best_form(math.prod(shape), 2, Sources((transfer,), 2, far), limit)
     found = list(tiles(math.prod(shape), width, rows, columns))
     assert fits(transfer, width)
     assert all(tile.elements <= limit for tile in found)
@@ -103,14 +105,14 @@ def test_the_best_form_fits_and_tiles_everything(case, limit, far):
 def test_tiles_are_written_in_long_runs():
     n = 4096
     for transfer in (Transfer((n * n,), 0, (1,), 0, (1,)), Transfer((n, n), 0, (1, n), 0, (n, 1))):
-        width, rows, columns = best_form(n * n, 2, (transfer,), 1 << 20)
+        width, rows, columns = best_form(n * n, 2, Sources((transfer,), 2), 1 << 20)
         assert rows * columns == 1 << 20 and (columns == width or rows == 1)
 
 
 def test_what_is_far_is_read_in_one_go():
     e, n, m = 4, 768, 3072
     moves = [Transfer((n, m), 0, (1, n), i * n * m, (m, 1)) for i in range(e)]
-    width, rows, columns = best_form(e * n * m, 2, tuple(moves), 1 << 20, True)
+    width, rows, columns = best_form(e * n * m, 2, Sources(tuple(moves), 2, True), 1 << 20)
     assert (width, rows) == (m, n) and columns < m
 
 

@@ -15,11 +15,12 @@ from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import PlanError
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit, CastCount
-from ckptforge.run.bands import flat
+from ckptforge.run.bands import flat, numbers_dtype
 from ckptforge.run.buffers import Buffers, copy_runs
 from ckptforge.run.casts import cast_function, numpy_dtype, rounding
 from ckptforge.run.pieces import MANY_CALLS, PIECE_BYTES, SUMS, slow_to_copy
-from ckptforge.run.tiles import Spans, Tile, inside, spans_of, strips, windows
+from ckptforge.run.spans import Spans, cost_of, spans_of, strips, windows
+from ckptforge.run.tiles import Tile, inside
 from ckptforge.run.transpose import copy_strided
 from ckptforge.run.unpacking import packed_bytes, read_unpacked, unpacked
 from ckptforge.run.worker import Worker
@@ -73,9 +74,10 @@ class Assembler:
         assembly = assemblies[0]
         encodings = [one.encoding for one in assemblies if one.encoding is not None]
         encoding, size = encodings[0], tile.elements
+        dtype = numbers_dtype(assembly)
         sums = assembly.summed * size * SUMS.itemsize
         plain, *lent = self._buffers.lend(
-            (size * _FLOAT32.itemsize, 0),
+            (size * dtype.itemsize, 0),
             (sums, 0),
             (sums, 0),
             *(
@@ -84,14 +86,14 @@ class Assembler:
             ),
         )
         summed, made = lent[:2], lent[2:]
-        numbers = as_numbers(plain, _FLOAT32)
+        numbers = as_numbers(plain, dtype)
         window = flat(tile, encoding.shape, list(assembly.fragments))
         if assembly.summed:
             total = self._sum(assembly, window, *(as_numbers(raw, SUMS) for raw in summed))
             rounding(_FLOAT32)(total, numbers)
         else:
             terms = assembly.terms
-            self._fill(assembly, terms[0], window, _FLOAT32, numbers, lambda *cast: None)
+            self._fill(assembly, terms[0], window, dtype, numbers, lambda *cast: None)
         matrix = numbers.reshape(-1, tile.columns)
         into = list(zip(encodings, made, strict=True))
         audits = [Audit() for _ in made]
@@ -129,7 +131,7 @@ class Assembler:
             for part in inside(fragment.transfer, tile):
                 limit = self._budget.strip_elements(stored.dtype, dtype, computed)
                 left -= part.size
-                for strip in strips(part, limit, stored.dtype.itemsize):
+                for strip in strips(part, limit, cost_of(fragment)):
                     self._gather(fragment, strip.coalesced(), dtype, out, note)
         if left and term.fill is None:
             raise PlanError(
@@ -146,7 +148,7 @@ class Assembler:
         if part.is_move and not cast and not fragment.steps:
             self._read_run(stored, start, out[part.target : part.target + part.size].view(np.uint8))
             return
-        spans = spans_of(part, itemsize)
+        spans = spans_of(part, cost_of(fragment))
         read, computed, dense, made, packed_read = self._strip_buffers.lend(
             (spans.elements * itemsize, stored.file_offset(start)),
             (bool(fragment.steps) * spans.elements * dtype.itemsize, 0),

@@ -6,16 +6,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from ckptforge.dtypes import BY_NAME, DType
 from ckptforge.errors import UsageError
 from ckptforge.planning.assembly import Assembly
 from ckptforge.run.budget import Budget
+from ckptforge.run.forms import Sources, block_form
+from ckptforge.run.pieces import SUMS
 from ckptforge.run.tiles import Tile, fits
 from ckptforge.spelling import option
 from ckptforge.values import Encoding, Fragment
 
-_EACH = 12  # bytes of a number: itself, and what it becomes
-_SUM = 16
-_MOST = 1 << 20
+_FLOAT32 = BY_NAME["float32"]
+_MADE = 6  # bytes of what a number becomes, at most: its code, and a scale of its own
+_MOST = 1 << 22
 
 
 def encoded_tiles(budget: Budget, assembly: Assembly) -> Iterator[Tile]:
@@ -23,8 +26,9 @@ def encoded_tiles(budget: Budget, assembly: Assembly) -> Iterator[Tile]:
     memory is too little for a block."""
     encoding, fragments = assembly.encoding, list(assembly.fragments)
     assert encoding is not None
-    most = budget.bytes_each * 3 // 4 // (_EACH + _SUM * assembly.summed)
-    tiles = block_tiles(encoding.shape, encoding.block, fragments, most)
+    each = numbers_dtype(assembly).itemsize + _MADE + 2 * SUMS.itemsize * assembly.summed
+    most = min(budget.bytes_each * 3 // 4 // each, _MOST)
+    tiles = block_tiles(encoding.shape, encoding.block, fragments, most, budget.in_order)
     if tiles is None:
         rows, columns = encoding.block
         raise UsageError(
@@ -34,23 +38,35 @@ def encoded_tiles(budget: Budget, assembly: Assembly) -> Iterator[Tile]:
     yield from tiles
 
 
+def numbers_dtype(assembly: Assembly) -> DType:
+    """The dtype in which an encoding is given numbers: theirs where they are just read and it takes
+    them so, else float32."""
+    encoding, dtypes = assembly.encoding, {one.dtype for one in assembly.fragments}
+    filled = any(term.fill for term in assembly.terms)
+    if encoding is None or assembly.summed or filled or len(dtypes) != 1:
+        return _FLOAT32
+    (dtype,) = dtypes
+    return dtype if encoding.takes(dtype) else _FLOAT32
+
+
 def block_tiles(
-    shape: tuple[int, ...], block: tuple[int, int], fragments: Sequence[Fragment], most: int
+    shape: tuple[int, ...],
+    block: tuple[int, int],
+    fragments: Sequence[Fragment],
+    most: int,
+    in_order: bool = False,
 ) -> list[Tile] | None:
-    """Windows of at most `most` numbers, each of whole blocks of the last two axes, and as broad as
-    it may be; None where a block is more than that."""
+    """Windows of at most `most` numbers, each of whole blocks of the last two axes; None where a
+    block is more than that."""
     *leading, height, width = shape
     if not math.prod(shape):
         return []
-    rows, columns = block
-    if height % rows == 0:  # so that leading axes are rows, too
+    if height % block[0] == 0:  # so that leading axes are rows, too
         leading, height = [], height * math.prod(leading)
-    most = min(most, _MOST)
-    apart = along_rows(width, fragments)
-    broad = width if rows * width <= most or not apart else most // rows // columns * columns
-    if not broad or rows * broad > most:
+    form = block_form((height, width), block, Sources.of(fragments), most, in_order)
+    if form is None:
         return None
-    high = max(most // broad // rows, 1) * rows
+    high, broad = form
     return [
         Tile(width, r0, min(r0 + high, first + height), c0, min(c0 + broad, width))
         for first in range(0, height * math.prod(leading), height)

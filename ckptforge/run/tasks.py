@@ -18,13 +18,13 @@ from ckptforge.planning.assembly import Assembly
 from ckptforge.run.audit import Audit
 from ckptforge.run.bands import encoded_tiles, stored_tile
 from ckptforge.run.budget import Budget
+from ckptforge.run.forms import Sources, best_form
 from ckptforge.run.moves import Move, moves_of
 from ckptforge.run.passing import BLOCK_BYTES, Digests, Passing
 from ckptforge.run.pieces import MANY_CALLS, PIECE_BYTES, SUMS
 from ckptforge.run.source_hashes import SourceRun
-from ckptforge.run.tiles import Tile, best_form, inside, tiles
+from ckptforge.run.tiles import Tile, inside, tiles
 from ckptforge.run.together import Together, together
-from ckptforge.storage.address import address
 from ckptforge.storage.files import read_pieces, write_exactly
 from ckptforge.storage.store import HashingReader
 from ckptforge.values import Place
@@ -237,11 +237,10 @@ def tiles_of(budget: Budget, *assemblies: Assembly) -> Iterator[Tile]:
         return
     terms = [term for one in assemblies for term in one.terms]
     fragments = [fragment for term in terms for fragment in term.fragments]
-    transfers = tuple([fragment.transfer for fragment in fragments])
-    far = any(map(address, {fragment.stored.path for fragment in fragments}))
-    joined = (transfer.coalesced() for transfer in transfers)
+    sources = Sources.of(fragments)
+    joined = (transfer.coalesced() for transfer in sources.transfers)
     turned = any(transfer.shape and transfer.source_strides[-1] != 1 for transfer in joined)
     sums = 2 * SUMS.itemsize * any(one.summed for one in assemblies)
     limit = budget.tile_elements(place.dtype, turned, sums)
-    form = best_form(place.elements, place.dtype.itemsize, transfers, limit, far, budget.in_order)
+    form = best_form(place.elements, place.dtype.itemsize, sources, limit, budget.in_order)
     yield from tiles(place.elements, *form)

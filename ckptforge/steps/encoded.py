@@ -95,8 +95,12 @@ class Encoded(msgspec.Struct, frozen=True, kw_only=True):
         """Codes and scales of the same numbers are made together."""
         return self.code, self.shape
 
+    def takes(self, dtype: DType) -> bool:
+        """bfloat16, the half of a float32."""
+        return dtype.name == "bfloat16"
+
     def encode(self, numbers: Any, name: str, into: Sequence[tuple[Any, Any]]) -> list[Any]:
-        """Fills bytes with what whole blocks of float32 numbers make, [rows, columns]: codes,
+        """Fills bytes with what whole blocks of numbers make, [rows, columns]: codes,
         scales, or both, each for its own encoding. Returns for each what that did to the numbers,
         as the count of a cast; None for scales. Raises `QuantisedError`, with the tensor's `name`,
         for numbers that aren't finite."""

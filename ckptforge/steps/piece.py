@@ -27,12 +27,12 @@ class _Memory(threading.local):
         self._lent: list[Array] = []
 
     def lend(self, shape: tuple[int, ...]) -> list[Array]:
-        """Four arrays of float32, and three of bytes."""
+        """Five arrays of float32, and three of bytes."""
         if shape != self._shape:
             size = math.prod(shape)
-            lent = self._buffers.lend(*4 * [(4 * size, 0)], *3 * [(size, 0)])
-            floats = [one.view(np.float32).reshape(shape) for one in lent[:4]]
-            self._lent, self._shape = [*floats, *(one.reshape(shape) for one in lent[4:])], shape
+            lent = self._buffers.lend(*5 * [(4 * size, 0)], *3 * [(size, 0)])
+            floats = [one.view(np.float32).reshape(shape) for one in lent[:5]]
+            self._lent, self._shape = [*floats, *(one.reshape(shape) for one in lent[5:])], shape
         return self._lent
 
 
@@ -40,16 +40,21 @@ _memory = _Memory()
 
 
 class Piece:
-    """A window of numbers, of blocks of `rows` × `columns`: of one row of them, or of any number of
-    rows where blocks have one. Good until the thread makes another."""
+    """A window of numbers, of float32 or of a dtype that it holds, in blocks of `rows` × `columns`:
+    one row of them, or any number of rows where blocks have one. Good until the thread makes
+    another."""
 
     def __init__(self, numbers: Array, rows: int, columns: int) -> None:
-        self._numbers, self._columns = numbers, columns
-        self._flat = rows > 1
+        self._columns, self._flat = columns, rows > 1
         self._starts = np.arange(0, numbers.shape[1], columns)
         lent = _memory.lend(numbers.shape)
-        self._scaled, self._near, self._sums, self._other, self.codes, self._bytes, flags = lent
+        wide, self._scaled, self._near, self._sums, self._other, *lent_bytes = lent
+        self.codes, self._bytes, flags = lent_bytes
         self._flags = flags.view(np.bool_)
+        self._numbers = numbers
+        if numbers.dtype != np.float32:
+            np.copyto(wide, numbers, casting="unsafe")
+            self._numbers = wide
 
     def largest(self) -> Array:
         """The largest magnitude of each block, [rows of blocks, blocks]; NaN if there is one."""
