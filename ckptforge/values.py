@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec.structs import replace
@@ -128,6 +128,18 @@ class Prepared(Protocol):
     def apply(self, numbers: Array, windows: Sequence[Window]) -> int:
         """Changes numbers, which are windows of the stored tensor, in place. Returns how many
         became NaN that weren't."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A prepared step that can make of stored codes at once what its numbers are cast to."""
+
+    def decodes(self, target: DType) -> bool:
+        """Whether it can for this dtype, and is faster so."""
+
+    def decode(self, codes: Array, windows: Sequence[Window], target: DType, out: Array) -> Any:
+        """Fills `out`, of this dtype, with what `apply` makes of the numbers that codes stand for,
+        cast; both are windows of the stored tensor. Returns what the cast did, as a `CastCount`."""
 
 
 class Step(Protocol):

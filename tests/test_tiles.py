@@ -13,7 +13,7 @@ from ckptforge.boxes import row_major_strides
 from ckptforge.dtypes import BY_NAME
 from ckptforge.run import spans as spans_module
 from ckptforge.run import transpose
-from ckptforge.run.forms import Sources, best_form
+from ckptforge.run.forms import Sources, best_form, block_form
 from ckptforge.run.spans import Spans, spans_of, strips, windows
 from ckptforge.run.tiles import fits, inside, tiles
 from ckptforge.run.transpose import copy_strided
@@ -107,6 +107,39 @@ def test_tiles_are_written_in_long_runs():
     for transfer in (Transfer((n * n,), 0, (1,), 0, (1,)), Transfer((n, n), 0, (1, n), 0, (n, 1))):
         width, rows, columns = best_form(n * n, 2, Sources((transfer,), 2), 1 << 20)
         assert rows * columns == 1 << 20 and (columns == width or rows == 1)
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 500),
+    st.booleans(),
+    st.booleans(),
+)
+def test_blocks_are_never_cut(shape, block, limit, turned, in_order):
+    (height, width), (rows, columns) = shape, block
+    source = (1, height) if turned else (width, 1)
+    sources = Sources((Transfer(shape, 0, source, 0, (width, 1)),), 2)
+    form = block_form(shape, block, sources, limit, in_order)
+    if rows * columns > limit:
+        assert form is None
+        return
+    assert form is not None
+    high, broad = form
+    assert high % rows == 0 and (broad % columns == 0 or broad == width) and high * broad <= limit
+
+
+def test_turned_blocks_are_not_read_again_and_again():
+    """Of experts side by side: 4096 columns, of which a tile wants as many as it has rows."""
+    n, m = 7168, 2048
+    sources = Sources((Transfer((m, n), 0, (1, 2 * m), 0, (n, 1)),), 2)
+    form = block_form((m, n), (128, 128), sources, 1 << 22)
+    assert form is not None and form[0] >= 512
+
+
+def test_what_goes_through_steps_is_not_read_in_vain():
+    half = Transfer((100, 1024), 0, (2048, 1), 0, (1024, 1))
+    assert spans_of(half, 1).count == 1 and spans_of(half, 1 + 40).count == 100
 
 
 def test_what_is_far_is_read_in_one_go():

@@ -26,7 +26,7 @@ from ckptforge.run.unpacking import packed_bytes, read_unpacked, unpacked
 from ckptforge.run.worker import Worker
 from ckptforge.storage.files import read_range, read_spans
 from ckptforge.transfers import Transfer
-from ckptforge.values import Fragment, Prepared, Step, Stored, Term
+from ckptforge.values import Decoder, Fragment, Prepared, Step, Stored, Term, Window
 
 Array = NDArray[Any]
 Note = Callable[[DType, DType, CastCount], None]  # what a cast from one dtype to another did
@@ -157,13 +157,15 @@ class Assembler:
             (spans.count * packed_bytes(stored, spans.length), 0),
         )
         self._read(stored, part, spans, read, packed_read)
+        packed = Transfer(part.shape, 0, spans.strides, part.target, part.target_strides)
         numbers = as_numbers(read, stored.dtype)
-        if fragment.steps:
+        dense_already = spans.elements == part.size
+        decoder = self._decoder(fragment, target) if cast and dense_already else None
+        if fragment.steps and decoder is None:
             made_of_steps = as_numbers(computed, dtype)
             numbers = self._compute(fragment, part, spans, numbers, made_of_steps, note)
-        packed = Transfer(part.shape, 0, spans.strides, part.target, part.target_strides)
         if cast:
-            if spans.elements != part.size:  # gaps are neither cast nor counted
+            if not dense_already:  # gaps are neither cast nor counted
                 strides, gapped = _without_gaps(packed), numbers
                 numbers = as_numbers(dense, dtype)
                 without = replace(packed, target=0, target_strides=strides)
@@ -173,11 +175,22 @@ class Assembler:
             place = as_numbers(made, target)
             if packed.is_move:
                 place = out[packed.target : packed.target + packed.size]
-            note(dtype, target, cast_function(dtype, target)(numbers, place))
+            if decoder is None:
+                note(dtype, target, cast_function(dtype, target)(numbers, place))
+            else:
+                found = _windows(stored, part, spans)
+                note(dtype, target, decoder.decode(numbers, found, target, place))
             if packed.is_move:
                 return
             numbers = place
         copy_strided(numbers, out, packed.coalesced())
+
+    def _decoder(self, fragment: Fragment, target: DType) -> Decoder | None:
+        """A fragment's one step, where it makes numbers of this dtype of codes at once."""
+        if len(fragment.steps) != 1:
+            return None
+        prepared = self._prepare(fragment.steps[0], fragment.stored)
+        return prepared if isinstance(prepared, Decoder) and prepared.decodes(target) else None
 
     def _read_run(self, stored: Stored, start: int, into: Array) -> None:
         """Reads one run of bytes to its place, where that is slow by way of a buffer."""
@@ -222,7 +235,7 @@ class Assembler:
         """What was read of a tensor after its steps, in the dtype that they give."""
         stored = fragment.stored
         cast_function(stored.dtype, fragment.dtype)(numbers, out)
-        found = list(windows(part.source, spans, stored.shape[-1] if stored.shape else 1))
+        found = _windows(stored, part, spans)
         for step in fragment.steps:
             if undefined := self._prepare(step, stored).apply(out, found):
                 note(stored.dtype, fragment.dtype, CastCount(undefined, undefined=undefined))
@@ -249,6 +262,11 @@ class Assembler:
             cast_function(stored.dtype, dtype)(numbers, cast)
             numbers = cast
         return numbers.reshape(stored.shape)
+
+
+def _windows(stored: Stored, part: Transfer, spans: Spans) -> list[Window]:
+    """The windows of a tensor that lie in the spans of a part of it."""
+    return list(windows(part.source, spans, stored.shape[-1] if stored.shape else 1))
 
 
 def _offset(assembly: Assembly, tile: Tile) -> int:

@@ -29,7 +29,7 @@ Array = NDArray[Any]
 # does 0.8.
 STEP = 1 << 19
 _SIGN, _MAGNITUDE = np.uint16(0x8000), np.uint16(0x7FFF)
-_EXACT, _ROUNDED, _UNDERFLOW, _OVERFLOW = 0, 1, 2, 3
+EXACT, ROUNDED, UNDERFLOW, OVERFLOW = 0, 1, 2, 3
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
@@ -204,16 +204,24 @@ def _byte_cast(source: DType, target: DType) -> Cast:
     return _by_pieces(cast_pairs)
 
 
+def effects_of(numbers: Array, made: Array) -> Array:
+    """What a cast did to each number, as bytes: `EXACT`, `ROUNDED`, `UNDERFLOW` or `OVERFLOW`."""
+    with np.errstate(all="ignore"):
+        back = made.astype(numbers.dtype)
+        found: Array = ((back != numbers) & (numbers == numbers)).astype(np.uint8)  # ROUNDED
+        if (lost := (back == 0) & (numbers != 0)).any():
+            found[lost] = UNDERFLOW
+        if (beyond := np.isinf(back) & np.isfinite(numbers)).any():
+            found[beyond] = OVERFLOW
+    return found
+
+
 def _table_cast(source: DType, target: DType) -> Cast:
     every = np.arange(1 << 16, dtype=np.uint16).view(numpy_dtype(source))
     with np.errstate(all="ignore"):
         wide = every.astype(np.float32)
         made = wide.astype(numpy_dtype(target))
-        back = made.astype(np.float32)
-        effect = np.full(1 << 16, _EXACT, np.uint8)
-        effect[(back != wide) & (wide == wide)] = _ROUNDED
-        effect[(back == 0) & (wide != 0)] = _UNDERFLOW
-        effect[np.isinf(back) & np.isfinite(wide)] = _OVERFLOW
+    effect = effects_of(wide, made)
     table = made.view(np.uint16)
     exact = _exact_range(source, target)
 
@@ -236,9 +244,9 @@ def _table_cast(source: DType, target: DType) -> Cast:
             odd = bits[suspects]
             made[suspects] = table[odd]
             effects = effect[odd]
-        count.rounded += int(np.count_nonzero(effects == _ROUNDED))
-        count.underflowed += int(np.count_nonzero(effects == _UNDERFLOW))
-        count.overflowed += int(np.count_nonzero(effects == _OVERFLOW))
+        count.rounded += int(np.count_nonzero(effects == ROUNDED))
+        count.underflowed += int(np.count_nonzero(effects == UNDERFLOW))
+        count.overflowed += int(np.count_nonzero(effects == OVERFLOW))
 
     return _by_pieces(cast)
 

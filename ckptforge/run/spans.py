@@ -64,27 +64,27 @@ def spans_of(transfer: Transfer, each: int) -> Spans:
     return Spans(outer, length, tuple(strides))
 
 
-def windows(start: int, spans: Spans, columns: int) -> Iterator[Window]:
-    """The windows that spans are of a tensor with so many columns, counted from element `start`,
+def windows(begin: int, spans: Spans, columns: int) -> Iterator[Window]:
+    """The windows that spans are of a tensor with so many columns, counted from element `begin`,
     those of neighbouring rows joined."""
-    at = 0
-    held: Window | None = None
+    at = first = rows = start = stop = 0  # of the window that is held, with no rows at first
     for offset in spans.starts():
-        flat, left = start + offset, spans.length
+        flat, left = begin + offset, spans.length
         while left:
             row, c0 = divmod(flat, columns)
             count = left // columns if c0 == 0 and left >= columns else 1
             c1 = columns if count > 1 else min(columns, c0 + left)
-            if held is not None and held[3:] == (c0, c1) and held.first + held.rows == row:
-                held = held._replace(rows=held.rows + count)
+            if row == first + rows and c0 == start and c1 == stop and rows:
+                rows += count
             else:
-                if held is not None:
-                    yield held
-                held = Window(at, row, count, c0, c1)
+                if rows:
+                    yield Window(at, first, rows, start, stop)
+                    at += rows * (stop - start)
+                first, rows, start, stop = row, count, c0, c1
             taken = count * (c1 - c0)
-            at, flat, left = at + taken, flat + taken, left - taken
-    if held is not None:
-        yield held
+            flat, left = flat + taken, left - taken
+    if rows:
+        yield Window(at, first, rows, start, stop)
 
 
 def strips(transfer: Transfer, max_elements: int, each: int) -> Iterator[Transfer]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, printable
+from ckptforge.run.audit import CastCount
 from ckptforge.run.casts import numpy_dtype
+from ckptforge.steps.code_tables import Tables, every_code
 from ckptforge.steps.scaled import Scaled
 from ckptforge.values import Read, Stored, Window
 
@@ -23,6 +27,8 @@ _LARGEST = {  # magnitude of a number
     "uint4": 15.0,
 }
 _PIECE = 1 << 17  # elements that are scaled at a time
+_TABLES = 256  # blocks whose codes are looked at at a time, or as many as lie beside each other
+_LARGE = 1 << 11  # numbers of a block for which all codes are worth looking at
 
 
 class Scales:
@@ -41,6 +47,8 @@ class Scales:
             self._offsets = padded[: len(self._scales)]
         made = numpy_dtype(dtype).type
         self._shift, self._factor = made(step.shift), made(step.factor)
+        self._stored, self._made = stored.dtype, dtype
+        self._tables: tuple[Hashable, Tables] | None = None  # the last, of a thread
         self._of_infinities = stored.dtype.name == "float8_e5m2" and bool((self._scales == 0).any())
         self._refuse_infinite(stored, step)
 
@@ -69,22 +77,65 @@ class Scales:
                     undefined += self._scale(window[first:last], row + first, c0)
         return undefined
 
+    def decodes(self, target: DType) -> bool:
+        """Where codes are bytes, and blocks have more numbers than there are codes."""
+        size = self._block * math.prod(min(block, length) for length, block in self._leading)
+        bytes_ = self._stored.itemsize == self._stored.per_byte == 1
+        return bytes_ and target.itemsize == 2 and size >= _LARGE and not self._of_infinities
+
+    def decode(
+        self, codes: Array, windows: Sequence[Window], target: DType, out: Array
+    ) -> CastCount:
+        """What codes stand for, cast, from a table of all codes for each block."""
+        count = CastCount()
+        for at, row, height, c0, c1 in windows:
+            width = c1 - c0
+            blocks = np.arange(c0, c1) // self._block
+            columns = slice(int(blocks[0]), int(blocks[-1]) + 1)
+            rows = self._grid_rows(np.arange(row, row + height))
+            step = max(_TABLES // (columns.stop - columns.start), 1)
+            step *= self._leading[-1][1] if self._leading else 1
+            for first in range(0, height, step):
+                found, own = np.unique(rows[first : first + step], return_inverse=True)
+                band = slice(at + first * width, at + (first + len(own)) * width)
+                tables = self._tables_of(found, columns, target)
+                count.add(tables.decode(codes[band], own, blocks - columns.start, out[band]))
+        return count
+
+    def _tables_of(self, rows: NDArray[np.intp], columns: slice, target: DType) -> Tables:
+        key = (rows.tobytes(), columns.start, columns.stop, target)
+        if self._tables is None or self._tables[0] != key:
+            scales = self._scales[rows, columns, None]
+            numbers = np.empty((*scales.shape[:2], 256), scales.dtype)
+            numbers[:] = every_code(self._stored, self._made)
+            offsets = None if self._offsets is None else self._offsets[rows, columns, None]
+            self._make(numbers, scales, offsets)
+            self._tables = key, Tables(numbers, self._made, target)
+        return self._tables[1]
+
     def _scale(self, window: Array, row: int, column: int) -> int:
         rows = self._grid_rows(np.arange(row, row + len(window)))
         if (rows == rows[0]).all():
             rows = rows[:1]
+        offsets = None
         if self._offsets is not None:
-            window -= self._spread(self._offsets, rows, column, window.shape[1])
-        if self._shift:
-            window -= self._shift
+            offsets = self._spread(self._offsets, rows, column, window.shape[1])
         scales = self._spread(self._scales, rows, column, window.shape[1])
         undefined = (
             int(np.count_nonzero(np.isinf(window) & (scales == 0))) if self._of_infinities else 0
         )
-        window *= scales
-        if self._factor != 1:
-            window *= self._factor
+        self._make(window, scales, offsets)
         return undefined
+
+    def _make(self, numbers: Array, scales: Array, offsets: Array | None) -> None:
+        """Makes of numbers what they stand for."""
+        if offsets is not None:
+            numbers -= offsets
+        if self._shift:
+            numbers -= self._shift
+        numbers *= scales
+        if self._factor != 1:
+            numbers *= self._factor
 
     def _grid_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Rows of the tensor, its leading axes taken as one → rows of the grid of blocks."""
