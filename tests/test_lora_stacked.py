@@ -234,3 +234,41 @@ def test_against_peft_itself(tmp_path):
         with torch.no_grad():
             logits.append(loaded(tokens).logits)
     assert torch.allclose(*logits, atol=1e-5)
+
+
+def test_nothing_that_was_converted_is_said_to_be_left_out(tmp_path):
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, table.example)
+    stacked_adapter(tmp_path / "lora", table.example, [0, 1])
+    keys = {"to": "hub", "config": tmp_path / "hub"}
+    result = ckptforge.convert(tmp_path / "lora", tmp_path / "each", **keys)
+    assert not result.left_out
+
+
+@pytest.mark.parametrize("along", [(), ("q_proj", "k_proj")])
+def test_which_model_stacked_experts_are_of_config_json_tells(tmp_path, along):
+    """Names of experts are those of several models, and no other is guessed."""
+    table = TABLES["qwen3_moe"]
+    write_model(tmp_path / "hub", table, table.example)
+    stacked_adapter(tmp_path / "lora", table.example, [0])
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    held = {n: ("F32", [*x.shape], x.tobytes()) for n, x in raw_safetensors(path).items()}
+    hidden, heads = table.example["hidden_size"], table.example["num_attention_heads"]
+    rows = {"q_proj": heads, "k_proj": table.example["num_key_value_heads"]}
+    for module in along:
+        lora = f"base_model.model.model.layers.0.self_attn.{module}.lora_{{}}.weight"
+        out = rows[module] * table.example.get("head_dim", hidden // heads)
+        held[lora.format("A")] = ("F32", [RANK, hidden], bytes(4 * RANK * hidden))
+        held[lora.format("B")] = ("F32", [out, RANK], bytes(4 * RANK * out))
+    write_safetensors(path, held)
+    lacking = (
+        r"is of stacked experts, and how long \w+ is nobody says: give the model's config.json"
+    )
+    with pytest.raises(ConfigError, match=lacking):
+        ckptforge.convert(tmp_path / "lora", tmp_path / "each", to="hub")
+    found = ckptforge.inspect(tmp_path / "lora")
+    assert found.model is None and re.search(lacking, found.layout_reason)
+    known = ckptforge.inspect(tmp_path / "lora", config=tmp_path / "hub")
+    assert (known.model, known.layout) == ("qwen3_moe", "hub")
+    weights = 3 * table.example["num_experts"] + len(along)
+    assert known.notes == [f"a LoRA adapter of {weights} weights, rank {RANK}, scale 2."]

@@ -217,8 +217,9 @@ def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
     )
 
 
-def describe_adapter(model: Model, kept: Kept, table: Table) -> Adapter:
-    """The same without knowing the model's sizes or the scale."""
+def describe_adapter(model: Model, kept: Kept, table: Table, lengths: Lengths) -> Adapter:
+    """The same without knowing more of the model's sizes than these `lengths`, or the scale."""
     weights = (weight.weight for found in table.lora.weights.values() for weight in found)
-    unknown = Lengths({o: 0 for weight in weights for o in weight.offsets.values()})
-    return read_adapter(model, kept, table, unknown, 1.0 if kept.config is None else None)
+    unknown = {o: 0 for weight in weights for o in weight.offsets.values() if o not in lengths}
+    alpha = 1.0 if kept.config is None else None
+    return read_adapter(model, kept, table, lengths.changed(unknown), alpha)

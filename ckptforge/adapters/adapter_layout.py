@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptforge.errors import ConfigError, LayoutError, ModelUnknownError, shown
+from ckptforge.adapters.stacked import is_of_stack
+from ckptforge.errors import CkptforgeError, ConfigError, LayoutError, ModelUnknownError, shown
 from ckptforge.spelling import command, option
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import is_lora
@@ -122,12 +123,19 @@ def adapter_tables(
             f"{path}: no mapping table has a [lora] section; name one with {option('mapping')}."
         )
     factors = dict.fromkeys(factor_names(names))
-    strange = {
-        table.name: [
-            len(recognise_names(_patterns(table, layout), factors)[1])
-            for layout in table.lora.weights
-        ]
-        for table in found
-    }
-    unknown = {name: min(counts, default=len(factors)) for name, counts in strange.items()}
+    unknown = {table.name: _unknown(table, factors) for table in found}
     return [table for table in found if unknown[table.name] == min(unknown.values())]
+
+
+def _unknown(table: Table, factors: Mapping[str, object]) -> int:
+    """How many factors the layout doesn't know that knows most, nor are of stacked experts."""
+    own = {name: None for name in factors if not is_of_stack(table, name)}
+    layouts = (_patterns(table, layout) for layout in table.lora.weights)
+    counts = (len(recognise_names(layout, own)[1]) for layout in layouts)
+    return min(counts, default=len(factors))
+
+
+def telling(errors: Sequence[CkptforgeError]) -> CkptforgeError:
+    """The error to raise of those that several tables gave: what a config.json would say, if that
+    is lacking for one, since it would say which table is meant, too."""
+    return next((error for error in errors if isinstance(error, ConfigError)), errors[0])

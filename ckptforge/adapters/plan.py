@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ckptforge.adapters import peft
 from ckptforge.adapters.adapter import Adapter, read_adapter, read_kept
-from ckptforge.adapters.adapter_layout import adapter_tables
+from ckptforge.adapters.adapter_layout import adapter_tables, telling
 from ckptforge.adapters.converting import Converted, convert_adapter
 from ckptforge.adapters.target import PeftTarget, holds
 from ckptforge.checkpoints.card import HuggingFaceSide
@@ -111,10 +111,12 @@ def _account(model: Model, adapter: Adapter) -> Account:
     """What is said of an adapter, and what of its files isn't it."""
     skipped = adapter.kept.side.skipped if adapter.kept.side is not None else ()
     account = model.account.noting(*adapter.notes, *skipped)
-    factors = {factor.origin for one in adapter.factors for factor in (one.a, one.b)}
+    # those of stacked experts are parts of what is stored, under its name
+    origins = (factor.origin for one in adapter.factors for factor in (one.a, one.b))
+    factors = {(origin.path, origin.name) for origin in origins}
     along = {value.origin for value in adapter.whole.values()}
     for name, value in model.values.items():
-        if value.origin in factors:
+        if (value.origin.path, value.origin.name) in factors:
             continue
         base = "weights of the base model" if value.origin in along else "not of the adapter"
         reason = "optimizer state and counters" if is_state(name) else base
@@ -154,7 +156,7 @@ def _convert(model: Model, choices: AdapterChoices) -> _Found:
         except CkptforgeError as error:
             errors.append(error)
     if not found:
-        raise errors[0]
+        raise telling(errors)
     first = list(found[0][2].values.items())
     if any(list(one.values.items()) != first for _, _, one in found):
         raise ModelUnknownError(

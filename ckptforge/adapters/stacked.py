@@ -68,6 +68,13 @@ def unstacked(path: Path, values: Values, table: Table, lengths: Lengths) -> dic
     return found
 
 
+def is_of_stack(table: Table, name: str) -> bool:
+    """Whether a factor is, by its name, of a parameter in which a layout of the table stacks
+    experts."""
+    match = _FACTOR.fullmatch(name.replace(".lora_B.", ".lora_A."))
+    return match is not None and any(_parameters(table, match[1], Lengths()))
+
+
 def _parameters(table: Table, module: str, lengths: Lengths) -> Iterator[Kind]:
     """The parameters of a module that stack experts."""
     skeleton, numbers = skeleton_of(f"{module}.")

@@ -14,13 +14,14 @@ from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories,
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError
 from ckptforge.model import Model
-from ckptforge.reading.known import Choices
+from ckptforge.reading.known import Choices, read_model_config
 from ckptforge.reading.source import Source, bind_source
 from ckptforge.reading.tied import notes as tied_notes
 from ckptforge.reading.tied import tied
 from ckptforge.run.budget import Budget
 from ckptforge.tables.lora import holds_only_factors
 from ckptforge.tables.shipped import candidate_tables
+from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import state_of
 from ckptforge.verbs.choices import choices_of
 from ckptforge.verbs.inspection import Amount, Entry, FileLine, Inspection, RankLine
@@ -123,23 +124,26 @@ def _bound(path: Path, model: Model, choices: Choices) -> Inspection:
 def _adapter(path: Path, model: Model, choices: Choices) -> Inspection:
     """An adapter alone: every model and layout that has its names."""
     from ckptforge.adapters.adapter import describe_adapter, read_kept
-    from ckptforge.adapters.adapter_layout import adapter_tables
+    from ckptforge.adapters.adapter_layout import adapter_tables, telling
 
     try:
         kept = read_kept(model)
-        tables = candidate_tables(choices.mapping)
-        candidates = adapter_tables(tables, path, model.values, None, choices.model, kept.model)
+        config, where = ({}, "") if choices.config is None else read_model_config(choices.config)
+        tables, said = candidate_tables(choices.mapping), config.get("model_type")
+        candidates = adapter_tables(tables, path, model.values, said, choices.model, kept.model)
     except (ModelUnknownError, FormatError) as error:
         return _describe(path, model, None, str(error))
     found: list[Adapter] = []
-    reason = None
+    errors: list[CkptforgeError] = []
     for table in candidates:
+        sizes = AxisSizes()
         try:
-            found.append(describe_adapter(model, kept, table))
+            sizes.learn_config(table, config, where)
+            found.append(describe_adapter(model, kept, table, sizes.lengths))
         except CkptforgeError as error:
-            reason = str(error)
+            errors.append(error)
     if not found:
-        return _describe(path, model, None, reason)
+        return _describe(path, model, None, str(telling(errors)))
     first = found[0]
     ranks = ", ".join(map(str, sorted({one.rank for one in first.factors})))
     scale = f"scale {', '.join(f'{s:g}' for s in first.scales)}"
