@@ -16,6 +16,7 @@ from ckptforge.errors import (
     MissingTensorsError,
     ModelUnknownError,
     UnmappedTensorsError,
+    UsageError,
 )
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.pieces import name_pieces
@@ -441,6 +442,12 @@ def test_a_model_without_layouts_of_mindspore_is_said_to_have_none(tmp_path, tab
     said = rf"only layouts of MindSpore are read here, and {table.name} has none: it has hub"
     with pytest.raises(LayoutError, match=rf"{said}.*Use `ckptforge.convert`"):
         ckptforge.to_torch(tmp_path / "x", tmp_path / "y", model=table.name)
+    if with_config:
+        none = rf"layouts of MindSpore, of which {table.name} has none"
+        with pytest.raises(UsageError, match=rf"to-ms writes {none}"):
+            ckptforge.to_ms(tmp_path / "x", tmp_path / "y.ckpt", layout="hub")
+        with pytest.raises(UsageError, match=rf"to-torch reads {none}"):
+            ckptforge.to_torch(tmp_path / "x", tmp_path / "y", layout="hub")
 
 
 def test_files_of_a_kind_that_a_model_has_no_layout_of_are_refused(tmp_path):

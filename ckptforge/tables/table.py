@@ -185,6 +185,11 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         """The names of the layouts of a family."""
         return [layout.name for layout in self.layouts.values() if layout.family == family]
 
+    def named_of(self, family: str) -> str:
+        """The same, in a sentence that says what a command reads or writes."""
+        none = f"layouts of {FAMILY_NAMES[family]}, of which {self.name} has none"
+        return ", ".join(self.names_of(family)) or none
+
     @property
     def by_family(self) -> dict[str, list[str]]:
         """The names of the layouts of each family."""

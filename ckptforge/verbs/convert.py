@@ -107,7 +107,7 @@ def _to_ms(options: ToMs) -> Job:
     if target.family != "mindspore":
         raise UsageError(
             f"{option('layout', target.name)} is no layout of MindSpore; to-ms writes "
-            f"{', '.join(source.table.names_of('mindspore'))}."
+            f"{source.table.named_of('mindspore')}."
         )
     return mindspore_job("to-ms", source, target, spread, options, notes)
 
@@ -133,7 +133,7 @@ def _hub_job(options: ToTorch) -> Job:
     if source.binding.layout.family == "huggingface":
         raise UsageError(
             f"{option('layout', options.layout)} is a layout of Hugging Face; to-torch reads "
-            f"{', '.join(source.table.names_of('mindspore'))}."
+            f"{source.table.named_of('mindspore')}."
         )
     recorded = source.hugging_face.layout if source.hugging_face else None
     name = options.hf_layout or (recorded if recorded in source.table.layouts else None)
@@ -141,7 +141,7 @@ def _hub_job(options: ToTorch) -> Job:
     if target.family != "huggingface":
         raise UsageError(
             f"{option('hf_layout', name)} is no layout of Hugging Face; to-torch writes "
-            f"{', '.join(source.table.names_of('huggingface'))}."
+            f"{source.table.named_of('huggingface')}."
         )
     return hugging_face_job("to-torch", source, target, options, options.out_dir)
 
@@ -162,14 +162,14 @@ def _convert(options: Convert) -> Job:
     if options.quantise and target.family != "huggingface":
         raise UsageError(
             f"{option('to', options.to)} holds no codes with scales; {option('quantise')} is for "
-            f"{', '.join(source.table.names_of('huggingface'))}."
+            f"{source.table.named_of('huggingface')}."
         )
     if target.family == MEGATRON:
         return megatron_job("convert", source, target, options)
     if options.format == MEGATRON:
         raise UsageError(
             f"{option('format', MEGATRON)} is for layouts of Megatron's, such as "
-            f"{', '.join(source.table.names_of(MEGATRON)) or 'none of this model'}."
+            f"{source.table.named_of(MEGATRON)}."
         )
     if target.family == "mindspore":
         return mindspore_job("convert", source, target, spread, options)
