@@ -8,13 +8,14 @@ from paths and names afterwards.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 _UNSET = object()
 _called: ContextVar[Mapping[str, str]] = ContextVar("_called")
+_offered: ContextVar[Container[str] | None] = ContextVar("_offered", default=None)
 _on_command_line = False  # of the whole process: threads of a command belong to it
 
 
@@ -38,6 +39,23 @@ def called(names: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         _called.reset(before)
+
+
+@contextmanager
+def offering(names: Container[str]) -> Iterator[None]:
+    """Messages made within are for the caller of a verb that has these options."""
+    before = _offered.set(names)
+    try:
+        yield
+    finally:
+        _offered.reset(before)
+
+
+def offered(name: str) -> bool:
+    """Whether the verb that runs has an option, so that a message may advise it; True where no verb
+    is known."""
+    names = _offered.get()
+    return names is None or name in names
 
 
 def flag(name: str) -> str:

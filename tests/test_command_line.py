@@ -496,3 +496,8 @@ def test_what_help_can_be_asked_for_is_completed():
     assert completed("help", incomplete="str") == {"strategy", "strategies"}
     assert completed("help", "mapping", incomplete="s") == {"show", "schema"}
     assert completed("help", "layouts", incomplete="") == set()
+
+
+def test_a_plan_is_a_dry_run(capsys, monkeypatch):
+    code, _, err = run(capsys, monkeypatch, "plan", "in", "out")
+    assert code == 2 and "`--dry-run` of the command that writes" in err

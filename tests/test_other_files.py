@@ -19,6 +19,7 @@ from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.checkpoints.sniff import identify
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError
 from tests.helpers import HUB, MINDSPORE, tiny_config, write_hub
+from tests.test_models import TABLES, write_model
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4976698672\n"
@@ -269,3 +270,28 @@ def test_a_directory_of_other_weights_names_them(tmp_path):
     (tmp_path / "model.gguf").write_bytes(OTHERS["gguf"][0])
     with pytest.raises(InputNotFoundError, match=r"It holds model.gguf, which is a GGUF file"):
         open_checkpoint(tmp_path)
+
+
+def test_a_download_under_way_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.incomplete").write_bytes(b"x")
+    with pytest.raises(InputNotFoundError, match="incomplete: the download isn't finished"):
+        open_checkpoint(tmp_path)
+
+
+def test_codes_without_their_description_name_it(tmp_path):
+    write_model(tmp_path / "hub", TABLES["llama"], TABLES["llama"].example)
+    ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise="w8a8-dynamic")
+    (tmp_path / "x" / "quant_model_description.json").unlink()
+    with pytest.raises(CkptforgeError, match="quant_model_description.json, which says how, is"):
+        ckptforge.convert(tmp_path / "x", tmp_path / "y", to="hub")
+
+
+def test_only_options_that_a_verb_has_are_advised(tmp_path):
+    write_hub(tmp_path / "hub", tiny_config())
+    (tmp_path / "hub" / "config.json").unlink()
+    with pytest.raises(CkptforgeError) as error:
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub")
+    assert "is missing" in str(error.value) and "allow_no_config" not in str(error.value)
+    with pytest.raises(CkptforgeError, match="allow_no_config=True"):
+        ckptforge.edit(tmp_path / "hub", tmp_path / "x", take=["l=0"], to="hub")

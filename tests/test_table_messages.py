@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
 from ckptforge.errors import CkptforgeError, TableError
 from ckptforge.tables.parsing import parse_table
+from ckptforge.tables.row_text import parse_pattern
 from ckptforge.verbs.tables import check_table
 
 PAGE = (Path(__file__).parents[1] / "docs" / "mappings.md").read_text()
@@ -95,6 +101,23 @@ BROKEN = {
 def test_the_example_of_the_page_is_a_table():
     table = parse_table(EXAMPLE.encode(), "toy.toml")
     assert table.name == "toy" and [*table.layouts] == ["hub", "ms"]
+
+
+@pytest.mark.parametrize("text", re.findall(r"```toml\n(.*?)```", PAGE, re.S))
+def test_rows_that_the_page_shows_are_read(text):
+    for layout in tomllib.loads(text).get("layout", {}).values():
+        for name, row in layout.items():
+            if " : " in row and not row.endswith("*"):
+                assert parse_pattern(row, name).axes
+
+
+def test_what_can_not_stand_in_a_row_is_told():
+    with pytest.raises(
+        ValueError, match=r"unexpected '1': name an axis of that length in \[axes\]"
+    ):
+        parse_pattern("conv.weight : c 1", "conv")
+    with pytest.raises(ValueError, match="d/2 2, can't stand within"):
+        parse_pattern("x : [a: d/2 2 + b: d]", "x")
 
 
 def test_every_message_of_the_page_is_here():

@@ -24,6 +24,7 @@ from ckptforge.wording import alternatives, listing
 
 _ENDINGS = ".bin .pt .pth .gguf .pkl .h5 .npz .npy .onnx .mindir .msgpack .zip .tar .gz .zst"
 OTHER_WEIGHTS = tuple(_ENDINGS.split())
+_IN_PART = (".incomplete", ".part", ".crdownload", ".aria2")  # ends of downloads under way
 _LOOKED_AT = 256  # entries of a directory
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf-mirror\.com)/([\w.-]+/[\w.-]+)")
@@ -65,7 +66,13 @@ def holds_weights(directory: Path) -> bool:
 
 def explain_directory(directory: Path) -> str:
     """A sentence, after a space, on a directory that holds no checkpoint itself; or nothing."""
-    steps: Iterable[Callable[[Path], str | None]] = (_hub_cache, _run, _one_down, _other_weights)
+    steps: Iterable[Callable[[Path], str | None]] = (
+        _hub_cache,
+        _run,
+        _one_down,
+        _download,
+        _other_weights,
+    )
     return next((f" {found}" for step in steps if (found := step(directory))), "")
 
 
@@ -114,6 +121,13 @@ def _one_down(directory: Path) -> str | None:
     if len(found) > 1:
         return f"Name one of these:\n{listing(found)}"
     return f"The model lies one level down; name {found[0]}."
+
+
+def _download(directory: Path) -> str | None:
+    found = [path.name for path in _entries(directory) if path.suffix in _IN_PART]
+    if not found:
+        return None
+    return f"It holds {found[0]}: the download isn't finished; start it again, or wait for its end."
 
 
 def _other_weights(directory: Path) -> str | None:

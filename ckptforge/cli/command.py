@@ -25,6 +25,7 @@ CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
+_OTHERWISE = {"plan": " `--dry-run` of the command that writes prints its plan."}
 _SENTENCE = 400  # characters that the first one of a help text has at most
 _ORDER = "ckptforge.order"  # of the context: the name of the option at each place of the line
 # what nobody gets by a typing error
@@ -141,7 +142,9 @@ class Group(_Forgiving, click.Group):
             if self.get_command(ctx, name) is not None or name.startswith("-"):
                 raise
             raise click.UsageError(
-                f"No such command {name!r}.{nearest(name, self.list_commands(ctx))}", ctx
+                f"No such command {name!r}."
+                f"{_OTHERWISE.get(name, nearest(name, self.list_commands(ctx)))}",
+                ctx,
             ) from error
 
 

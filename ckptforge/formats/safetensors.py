@@ -19,7 +19,7 @@ from ckptforge.errors import DamagedError, FormatError, PlanError, shown
 from ckptforge.formats.index import Checksum, FileIndex
 from ckptforge.formats.layout import OutputFile, TensorSpec
 from ckptforge.formats.safetensors_header import INT4_NOTE, METADATA, ORDER, read_header
-from ckptforge.spelling import flag
+from ckptforge.spelling import flag, offered
 from ckptforge.storage.files import open_file, read_bytes
 from ckptforge.values import Extent, Stored
 
@@ -108,8 +108,9 @@ def _stored_dtype(tensor: TensorSpec) -> str:
         return "I8"
     if tensor.dtype.safetensors is None:
         raise PlanError(
-            f"tensor {tensor.name!r}: safetensors has no dtype {tensor.dtype}; write a .ckpt, or "
-            f"leave it out with {flag('weights_only')}."
+            f"tensor {tensor.name!r}: safetensors has no dtype {tensor.dtype}; write a .ckpt"
+            + f", or leave it out with {flag('weights_only')}" * offered("weights_only")
+            + "."
         )
     return tensor.dtype.safetensors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckptforge.errors import ConfigError, FormatError, QuantisedError, shown
-from ckptforge.quantisation.method import Method
+from ckptforge.quantisation.method import DESCRIBED, DESCRIPTION, Method
 from ckptforge.spelling import option
 from ckptforge.steps.grid import Grid
 from ckptforge.steps.scaled import Scaled
@@ -97,6 +97,8 @@ def _check_codes(entry: Stored, scale: Stored, method: Method | None, name: str)
         source = "no config.json or description says how"
         if method is not None:
             source = f"{method.where} says {method.name}"
+        elif entry.path.name.startswith(DESCRIBED):
+            source = f"{DESCRIPTION}, which says how, is missing beside it: get it, too"
         raise FormatError(
             f"{described(entry)}, expected {' or '.join(sorted(allowed)) or 'no scales'}, as "
             f"{scale.path} has scales of it, {shown(scale.name)} ({source})."

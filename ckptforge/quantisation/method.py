@@ -21,6 +21,8 @@ from ckptforge.quantisation import packings
 from ckptforge.quantisation.packed import Packing
 from ckptforge.quantisation.rows import FOUR_BITS, MIXED, STATIC, ModelSlim
 
+DESCRIPTION = "quant_model_description.json"
+DESCRIBED = "quant_model_weight"  # begins the names of files that it is for
 DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
 MODEL_OPT = "hf_quant_config.json"
 KEYS = ("quantization_config", "compression_config")

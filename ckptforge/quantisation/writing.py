@@ -21,6 +21,7 @@ from ckptforge.errors import ConfigError, QuantisedError, printable, shown
 from ckptforge.foreign.json import file_of
 from ckptforge.formats.layout import TensorSpec, specs_of
 from ckptforge.model import Model
+from ckptforge.quantisation.method import DESCRIPTION
 from ckptforge.quantisation.modules import WEIGHT, experts_of, kept_modules, notes_of
 from ckptforge.quantisation.stacks import encoded_stack, stack_config, stacked
 from ckptforge.quantisation.wishes import EXPERTS, Chosen, Wish, chosen_of, kinds_of
@@ -31,7 +32,6 @@ from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Term, Value
 from ckptforge.wording import alternatives, counted
 
-DESCRIPTION = "quant_model_description.json"
 _MX = ("mxfp4", "mxfp8")
 _MOST_KINDS = 8  # that a note names
 

@@ -30,7 +30,7 @@ from ckptforge.quantisation.undo import undo, without_quantisation
 from ckptforge.reading.known import Choices, Known, known_of
 from ckptforge.reading.naming import declared, language_side, renamed, side_renamed, with_config_of
 from ckptforge.reading.vocabulary import KEY, Padding, padding_of, refusal, trimmed
-from ckptforge.spelling import flag, option
+from ckptforge.spelling import command, flag, offered, option
 from ckptforge.steps.grouped import Grouped
 from ckptforge.steps.scaled import Scaled
 from ckptforge.tables.binding import Binding, Shapes
@@ -105,9 +105,10 @@ class Source(msgspec.Struct, frozen=True):
             raise UnmappedTensorsError(f"{self.model.path}: holds {refusal[0]}: {refusal[1]}.")
         if kept := undroppable(unmapped):
             kind, names = kept
+            drop = f" To drop them anyway, name them with {option('drop')}."
             raise UnmappedTensorsError(
-                f"{self.model.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice} "
-                f"To drop them anyway, name them with {option('drop')}."
+                f"{self.model.path}: holds {kind.what}:\n{self._places(names)}\n{kind.advice}"
+                f"{drop if offered('drop') else ''}"
             )
         if unmapped and not allowed:
             unknown = counted(len(unmapped), "tensor", "aren't")
@@ -130,6 +131,9 @@ class Source(msgspec.Struct, frozen=True):
                 f"The mapping {which} knows all names: is it a model of that kind? Then give its "
                 f"own config.json with {option('config')}, or {alternatives(ways)}."
             )
+        if not offered("allow_unmapped"):
+            verbs = f"{command('convert')} or {command('to_torch')}"
+            return f"Leave them out first, with {flag('allow_unmapped')} of {verbs}."
         if in_layers := [name for name in unmapped if _IN_LAYER.search(name)]:
             return (
                 f"{in_layers[0]} lies in a layer: a model that computes with it isn't the same "

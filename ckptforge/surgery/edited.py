@@ -13,7 +13,7 @@ from ckptforge.errors import UnmappedTensorsError, UsageError
 from ckptforge.foreign.json import parse_object
 from ckptforge.model import Account, Model
 from ckptforge.reading.source import Source
-from ckptforge.spelling import flag
+from ckptforge.spelling import command, flag, offered
 from ckptforge.surgery.along import Along
 from ckptforge.surgery.factors import factor_names, factors_rebuilt
 from ckptforge.surgery.lengths import first_key, single, with_lengths
@@ -167,8 +167,9 @@ def refuse_unmapped(source: Source, known: Collection[str] = ()) -> None:
     if names := [*unmapped, *source.activations]:
         raise UnmappedTensorsError(
             f"{source.model.path}: which axes these tensors have isn't known to the mapping "
-            f"{source.table.name}:\n{listing(names)}\nLeave them out with "
-            f"{flag('allow_unmapped')}."
+            f"{source.table.name}:\n{listing(names)}\nLeave them out "
+            f"{'with' if offered('allow_unmapped') else 'first, with'} {flag('allow_unmapped')}"
+            f"{'' if offered('allow_unmapped') else ' of ' + command('edit')}."
         )
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ckptforge.composing import Composer
 from ckptforge.dtypes import DType, holds
 from ckptforge.errors import LayoutError, MissingTensorsError, PlanError
-from ckptforge.spelling import flag, option
+from ckptforge.spelling import flag, offered, option
 from ckptforge.tables.axes import Pattern, in_parts
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.lengths import Lengths
@@ -152,8 +152,8 @@ class Conversion:
         for name, missing in self.absent.items():
             if name in self.parts:
                 raise MissingTensorsError(
-                    f"{name} can't be made, as some of its parts are missing:\n{listing(missing)}\n"
-                    f"Give {flag('weights_only')} to drop such state."
+                    f"{name} can't be made, as some of its parts are missing:\n{listing(missing)}"
+                    + f"\nGive {flag('weights_only')} to drop such state." * offered("weights_only")
                 )
 
     def made(self, dtype: DType | None) -> tuple[dict[str, Value], list[tuple[str, Value]]]:

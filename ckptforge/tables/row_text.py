@@ -63,19 +63,26 @@ def _parse_item(token: str, text: str) -> Item:
     if (match := _TURNS.fullmatch(token)) is not None:
         return Turns(match[1], int(match[2]))
     if len(token) == 1 or token[0] != "[":
-        raise ValueError(f"axes {text!r}: unexpected {token!r}")
+        raise ValueError(f"axes {text!r}: unexpected {token!r}{_advice(token)}")
     parts = tuple(_parse_part(part, text) for part in token[1:-1].split("+"))
     if len(parts) < 2:
         raise ValueError(f"axes {text!r}: a concatenation needs two parts")
     return Concat(parts)
 
 
+def _advice(token: str) -> str:
+    if token.isdecimal():
+        return f': name an axis of that length in [axes], as o = "{token}", and write o'
+    return ""
+
+
 def _parse_part(part: str, text: str) -> Part:
     tensor, _, factors = part.partition(":")
     words = [tensor.strip(), *factors.split()]
     if not all(word.isidentifier() for word in words):
+        turns = "; parts that take turns, such as d/2 2, can't stand within […]"
         raise ValueError(
             f"axes {text!r}: {part.strip()!r} isn't a part of a concatenation: the name of a "
-            "tensor, ':' and axes"
+            f"tensor, ':' and axes{turns if any('/' in word for word in words) else ''}"
         )
     return Part(words[0], tuple(words[1:]))

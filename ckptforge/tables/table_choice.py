@@ -82,7 +82,7 @@ def _chosen(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
         closest = [table for table in fits if amounts[table.name] == min(amounts.values())]
     if best * 2 > len(shapes) and len(closest) == 1 and hints.config.get("model_type") is None:
         return closest[0]
-    raise ModelUnknownError(_unknown(candidates, closest, near, shapes, hints))
+    raise ModelUnknownError(_unknown(told or tables, closest, near, shapes, hints))
 
 
 def _has_its_parts(table: Table, shapes: Shapes) -> bool:
@@ -93,7 +93,7 @@ def _has_its_parts(table: Table, shapes: Shapes) -> bool:
 
 
 def _unknown(
-    candidates: Sequence[Table],
+    known: Sequence[Table],
     closest: Sequence[Table],
     near: Mapping[str, Near],
     shapes: Shapes,
@@ -103,7 +103,7 @@ def _unknown(
     model_type = hints.config.get("model_type")
     best, layout = near[closest[0].name]
     names = " and ".join(table.name for table in closest)
-    tables = ", ".join(table.name for table in candidates)
+    tables = ", ".join(table.name for table in known)
     seen = "no model_type is known"
     if not hints.config:
         seen = "there is no config.json"

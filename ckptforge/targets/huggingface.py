@@ -20,7 +20,7 @@ from ckptforge.formats import safetensors
 from ckptforge.formats.layout import TensorSpec
 from ckptforge.planning.lower import PlacedFile
 from ckptforge.publish.output_name import refuse_name
-from ckptforge.spelling import flag, option
+from ckptforge.spelling import flag, offered, option
 from ckptforge.tables.model_config import Config
 from ckptforge.targets.target import LaidOut
 
@@ -78,12 +78,12 @@ class HuggingFaceTarget(msgspec.Struct, frozen=True, kw_only=True):
         """The weight files, and the small files of the model. Raises `ConfigError` when there is no
         config.json, `PlanError` for dtypes that safetensors doesn't have."""
         if not self.has_config and not self.allow_no_config:
+            alone = f", or {flag('allow_no_config')} to write the weights alone"
             raise ConfigError(
                 f"{self.output}: {CONFIG} is missing, without which the directory can't be loaded, "
                 "and the checkpoint has no manifest that "
                 "holds it. Give the Hugging Face directory (or its config.json) with "
-                f"{option('config')}, or {flag('allow_no_config')} to write the "
-                "weights alone."
+                f"{option('config')}{alone if offered('allow_no_config') else ''}."
             )
         kept = self.side.files if self.side is not None else {}
         small = {name: content for name, content in kept.items() if name != INDEX}

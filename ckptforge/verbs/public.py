@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from inspect import Parameter, Signature
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
+from ckptforge.spelling import offering
 from ckptforge.verbs.options.record import Options, options_of, types_of
 
 P = ParamSpec("P")
@@ -39,11 +40,12 @@ def verb(record: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]
 
 
 def _reaching(function: Callable[[R], T]) -> Callable[[R], T]:
-    """A verb that reaches the buckets of its call where its `endpoint` says."""
+    """A verb that reaches the buckets of its call where its `endpoint` says, and whose messages
+    advise its own options."""
 
     @functools.wraps(function)
     def call(options: R) -> T:
-        with _endpoints(options):
+        with _endpoints(options), offering(vars(options)):
             return function(options)
 
     return call
@@ -88,7 +90,7 @@ def method(
         @functools.wraps(function)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
             options = record(*args, **kwargs)
-            with _endpoints(options):
+            with _endpoints(options), offering(vars(options)):
                 return function(self, options)
 
         own = Parameter("self", Parameter.POSITIONAL_ONLY)
