@@ -700,6 +700,10 @@ def test_codes_that_are_not_read_are_not_computed_with(tmp_path):
         ckptforge.average(out, [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(QuantisedError, match=message):
         ckptforge.edit(tmp_path / "a", out, set_dtype=["*=fp32"])
+    one, name = tmp_path / "one.npy", "model.layers.0.mlp.down_proj.weight"
+    with pytest.raises(QuantisedError, match=f"dtype {message}"):
+        ckptforge.extract(tmp_path / "a", name, one, dtype="fp32")
+    assert not one.exists()
     with ckptforge.open(tmp_path / "a") as model:
         with pytest.raises(QuantisedError, match=f"a cast {message}"):
             model.cast("fp32")

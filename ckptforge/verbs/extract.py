@@ -43,6 +43,7 @@ def extract(options: Extract) -> Result:
         value = _part(name, value, options.index)
     dtype = parse_target(options.dtype)
     if dtype is not None and value.dtype.floating:
+        opened.refuse_codes(option("dtype"))
         value = replace(value, dtype=dtype)
     facts = facts_of(model, opened.model, opened.layout or "one", "numpy", dtype)
     files = {fragment.stored.path for fragment in value.fragments}
