@@ -1,6 +1,7 @@
 """Time and memory of FP8, written and read, beside cp of the bfloat16: `python -m benchmarks.fp8`.
 
-Makes a synthetic DeepSeek-V3 of small layers as MindFormers' iteration in bfloat16, writes it in
+Makes a layer of DeepSeek-V3 with random weights, its matrices of their full size and experts as
+many as there is room for, as MindFormers' iteration in bfloat16, writes it in
 FP8 of 128 × 128 blocks for Hugging Face, and that as an iteration in bfloat16, each in a process of
 its own, in turns with `cp` and `sync` of the bfloat16. What is read is in the page cache.
 """
@@ -18,25 +19,24 @@ from benchmarks.measurement import Measurement, measure
 from benchmarks.model import DEEPSEEK_V3, bytes_of, files_of, make
 from benchmarks.workspace import FORGE
 
-_LAYER = 64 * 3 * 1024 * 512 * 2  # bytes of a layer's experts
-_SIZES = {
+_ATTENTION = 187 * 10**6 * 2  # bytes of a layer's attention, about
+_EXPERT = 3 * DEEPSEEK_V3["hidden_size"] * DEEPSEEK_V3["moe_intermediate_size"] * 2
+_SIZES = {  # one layer of DeepSeek-V3, with fewer experts and words
     **DEEPSEEK_V3,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "moe_intermediate_size": 512,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "n_routed_experts": 64,
-    "vocab_size": 32000,
-    "first_k_dense_replace": 1,
+    "num_hidden_layers": 1,
+    "first_k_dense_replace": 0,
     "num_nextn_predict_layers": 0,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 1,
+    "vocab_size": 1024,
 }
 
 
 def rows(work: Path, gigabytes: float, repeats: int) -> Iterator[list[str]]:
     hub, wide, codes, out = (work / name for name in ("hub", "iteration", "fp8", "out"))
-    layers = 1 + max(1, round(gigabytes * 1e9 / _LAYER))
-    make(hub, {**_SIZES, "num_hidden_layers": layers}, model="deepseek_v3")
+    experts = max(1, round((gigabytes * 1e9 - _ATTENTION) / _EXPERT) - 1)  # and a shared one
+    make(hub, {**_SIZES, "n_routed_experts": experts}, model="deepseek_v3")
     iteration = ["--format", "mindformers", "--dtype", "bf16", "--quiet"]
     coded = ["--config", str(hub), "--quantise", "fp8-block128", "--quiet"]
     subprocess.run([*FORGE, "to-ms", str(hub), str(wide), *iteration], check=True)
