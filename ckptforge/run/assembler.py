@@ -127,8 +127,9 @@ class Assembler:
         left = tile.elements
         for fragment in term.fragments:
             stored = fragment.stored
-            computed = fragment.dtype if fragment.steps else None
             for part in inside(fragment.transfer, tile):
+                computes = fragment.steps and self._decoder(fragment, part, dtype) is None
+                computed = fragment.dtype if computes else None
                 limit = self._budget.strip_elements(stored.dtype, dtype, computed)
                 left -= part.size
                 for strip in strips(part, limit, cost_of(fragment)):
@@ -148,24 +149,23 @@ class Assembler:
         if part.is_move and not cast and not fragment.steps:
             self._read_run(stored, start, out[part.target : part.target + part.size].view(np.uint8))
             return
-        spans = spans_of(part, cost_of(fragment))
+        spans, decoder = spans_of(part, cost_of(fragment)), self._decoder(fragment, part, target)
+        computes = bool(fragment.steps) and decoder is None
         read, computed, dense, made, packed_read = self._strip_buffers.lend(
             (spans.elements * itemsize, stored.file_offset(start)),
-            (bool(fragment.steps) * spans.elements * dtype.itemsize, 0),
-            (cast * part.size * dtype.itemsize, 0),
+            (computes * spans.elements * dtype.itemsize, 0),
+            ((decoder is None and cast) * part.size * dtype.itemsize, 0),
             (cast * part.size * target.itemsize, 0),
             (spans.count * packed_bytes(stored, spans.length), 0),
         )
         self._read(stored, part, spans, read, packed_read)
         packed = Transfer(part.shape, 0, spans.strides, part.target, part.target_strides)
         numbers = as_numbers(read, stored.dtype)
-        dense_already = spans.elements == part.size
-        decoder = self._decoder(fragment, target) if cast and dense_already else None
-        if fragment.steps and decoder is None:
+        if computes:
             made_of_steps = as_numbers(computed, dtype)
             numbers = self._compute(fragment, part, spans, numbers, made_of_steps, note)
         if cast:
-            if not dense_already:  # gaps are neither cast nor counted
+            if spans.elements != part.size:  # gaps are neither cast nor counted
                 strides, gapped = _without_gaps(packed), numbers
                 numbers = as_numbers(dense, dtype)
                 without = replace(packed, target=0, target_strides=strides)
@@ -185,9 +185,12 @@ class Assembler:
             numbers = place
         copy_strided(numbers, out, packed.coalesced())
 
-    def _decoder(self, fragment: Fragment, target: DType) -> Decoder | None:
-        """A fragment's one step, where it makes numbers of this dtype of codes at once."""
-        if len(fragment.steps) != 1:
+    def _decoder(self, fragment: Fragment, part: Transfer, target: DType) -> Decoder | None:
+        """A fragment's one step, where it makes numbers of this dtype of codes at once, and a part
+        of it is read without gaps."""
+        if len(fragment.steps) != 1 or fragment.dtype == target:
+            return None
+        if spans_of(part, cost_of(fragment)).elements != part.size:
             return None
         prepared = self._prepare(fragment.steps[0], fragment.stored)
         return prepared if isinstance(prepared, Decoder) and prepared.decodes(target) else None

@@ -18,7 +18,7 @@ from ckptforge.values import Encoding, Fragment
 
 _FLOAT32 = BY_NAME["float32"]
 _MADE = 6  # bytes of what a number becomes, at most: its code, and a scale of its own
-_MOST = 1 << 22
+_MOST = 1 << 23
 
 
 def encoded_tiles(budget: Budget, assembly: Assembly) -> Iterator[Tile]:

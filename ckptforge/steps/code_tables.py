@@ -24,7 +24,7 @@ from ckptforge.run.casts import (
 Array = NDArray[Any]
 _CODES = 256
 _ABOVE = np.uint32(16)
-_PIECE = 1 << 17  # codes that are looked up at a time
+_PIECE = 1 << 19  # codes that are looked up at a time
 
 
 class _Memory(threading.local):

@@ -17,7 +17,7 @@ from ckptforge.steps.piece import Piece
 Array = NDArray[Any]
 _SMALLEST = np.float32(2.0**-126)
 _BIAS = 127
-_PIECE = 1 << 17  # numbers
+_PIECE = 1 << 19  # numbers
 
 
 def encode(into: Sequence[tuple[Encoded, Array]], numbers: Array, name: str) -> CastCount | None:
