@@ -58,7 +58,7 @@ def ckpt(*content):
 
 def torch_file(change):
     def spoil(directory):
-        import torch
+        torch = pytest.importorskip("torch")
 
         path = directory / "x.pt"
         torch.save({"t": torch.zeros(3)}, path)

@@ -102,9 +102,9 @@ def test_a_layout_of_hugging_face_needs_a_directory_too(tmp_path):
 
 def test_a_directory_that_is_called_like_an_address_is_a_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "s3:").mkdir()
-    ckptforge.to_ms(HUB, "s3:/x.ckpt")
-    assert (tmp_path / "s3:/x.ckpt").is_file()
+    (tmp_path / "s3:/d").mkdir(parents=True)
+    ckptforge.to_ms(HUB, "s3:/d/x.ckpt")
+    assert (tmp_path / "s3:/d/x.ckpt").is_file()
     with pytest.raises(UsageError, match="s4://b/x.ckpt: is an address"):
         refuse_name(tmp_path.__class__("s4://b/x.ckpt"), directory=False)
 

@@ -57,7 +57,7 @@ def with_lengths(
 
 def _none_whatever_it_says(table: Table, axis: str, lengths: Lengths) -> bool:
     """Whether names have none of an axis, so that there is none whatever config.json says: it did
-    so before, such as that of DeepSeek-V3 as transformers saves it, without MTP layers."""
+    so before, such as one that transformers saved without MTP layers."""
     return lengths[axis] == 0 and table.axes[axis].may_be_none
 
 
