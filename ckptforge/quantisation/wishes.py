@@ -1,7 +1,8 @@
 """What is to be written as codes, and which tensors of a model that is.
 
 Source of what stays as it is: published FP8 releases, whose `modules_to_not_convert` name
-routers, gates, embeddings and heads; vLLM's models with gated delta nets (the projection of a gated delta net's b and a isn't quantised, those of q, k, v, z and the output are).
+routers, gates, embeddings and heads; vLLM's models with gated delta nets, where the projection
+of b and a isn't quantised, and those of q, k, v, z and the output are.
 """
 
 from __future__ import annotations
