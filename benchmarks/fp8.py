@@ -1,9 +1,9 @@
 """Time and memory of FP8, written and read, beside cp of the bfloat16: `python -m benchmarks.fp8`.
 
-Makes a layer of DeepSeek-V3 with random weights, its matrices of their full size and experts as
-many as there is room for, as MindFormers' iteration in bfloat16, writes it in
-FP8 of 128 × 128 blocks for Hugging Face, and that as an iteration in bfloat16, each in a process of
-its own, in turns with `cp` and `sync` of the bfloat16. What is read is in the page cache.
+Makes a layer of DeepSeek-V3 with random weights, its matrices of their full size and as many
+experts as make the gigabytes, as MindFormers' iteration in bfloat16. Writes it in FP8 of 128 × 128
+blocks for Hugging Face, and that as an iteration in bfloat16, each in a process of its own, in
+turns with `cp` and `sync` of the bfloat16. What is read is in the page cache.
 """
 
 from __future__ import annotations
