@@ -38,8 +38,8 @@ _FP4 = Fp4(codes="weight", scales=("weight_scale",), group=MICROSCALED)
 
 class Bitsandbytes(msgspec.Struct, frozen=True):
     """`weight` int8 [outputs, inputs] and `SCB` float32 [outputs]: number · SCB ·
-    7.874015718698502e-3, bitsandbytes' 1 / 127. Where `weight_format` is there, it must say that rows lie one after
-    another."""
+    7.874015718698502e-3, bitsandbytes' 1 / 127. Where `weight_format` is there, it must say that
+    rows lie one after another."""
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
