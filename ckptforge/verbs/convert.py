@@ -25,7 +25,7 @@ from ckptforge.verbs.layouts import (
 )
 from ckptforge.verbs.model_card import carded
 from ckptforge.verbs.options import Convert, PathLike, ToMs, ToTorch
-from ckptforge.verbs.options.shared import DCP, MEGATRON
+from ckptforge.verbs.options.phrases import DCP, MEGATRON
 from ckptforge.verbs.public import verb
 from ckptforge.verbs.result import Result
 from ckptforge.verbs.spread import Spread

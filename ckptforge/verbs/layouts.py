@@ -25,7 +25,7 @@ from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.options import Convert, Converting, ToTorch
 from ckptforge.verbs.options.dtypes import parse_target
-from ckptforge.verbs.options.shared import DCP, MEGATRON
+from ckptforge.verbs.options.phrases import DCP, MEGATRON
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread
 from ckptforge.verbs.unused import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ckptforge.verbs.choices import Names, choices_of
 from ckptforge.verbs.edits import Edits
 from ckptforge.verbs.inputs import open_input, with_adapter
 from ckptforge.verbs.job import run_job
+from ckptforge.verbs.notebook import table_of
 from ckptforge.verbs.options.dtypes import parse_target
 from ckptforge.verbs.options.opening import Open, Save
 from ckptforge.verbs.options.record import Options
@@ -37,7 +37,6 @@ from ckptforge.verbs.tensor import Tensor
 from ckptforge.wording import brief, counted, nearest
 
 _AHEAD = 64 * 1024 * 1024  # bytes that are brought before they are read, by items()
-_SHOWN = 20  # rows of a table in a notebook
 
 
 class OpenedModel(Edits, Mapping[str, Tensor]):
@@ -262,15 +261,7 @@ class OpenedModel(Edits, Mapping[str, Tensor]):
         return f"<OpenedModel of {brief(self._model.path)}: {what}, {extent}>"
 
     def _repr_html_(self) -> str:
-        rows = [
-            f"<tr><td>{html.escape(name)}</td><td>{value.dtype}</td>"
-            f"<td>{' × '.join(map(str, value.shape))}</td></tr>"
-            for name, value in list(self._model.values.items())[:_SHOWN]
-        ]
-        if (more := len(self) - _SHOWN) > 0:
-            rows.append(f"<tr><td colspan=3>and {counted(more, 'more tensor')}</td></tr>")
-        head = "<tr><th>tensor</th><th>dtype</th><th>shape</th></tr>"
-        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
+        return table_of(repr(self), self._model.values)
 
 
 class _Items(ItemsView[str, Tensor]):

@@ -24,7 +24,7 @@ from ckptforge.targets.target import Target, facts_of, plan_for
 from ckptforge.verbs.job import Job
 from ckptforge.verbs.layouts import consolidated_target, refuse_shards
 from ckptforge.verbs.options.opening import Save
-from ckptforge.verbs.options.shared import DCP, MINDFORMERS
+from ckptforge.verbs.options.phrases import DCP, MINDFORMERS
 from ckptforge.verbs.options.surgery import Average, Edit
 from ckptforge.verbs.ranks import compute_strategy
 from ckptforge.verbs.spread import Spread

@@ -17,8 +17,9 @@ from ckptforge.targets.distributed import DistributedTarget
 from ckptforge.targets.huggingface import parse_size
 from ckptforge.targets.mindspore import MindSporeTarget, UnifiedTarget, check_prefix
 from ckptforge.targets.target import Target
+from ckptforge.verbs.options.phrases import DCP, MEGATRON, MINDFORMERS
 from ckptforge.verbs.options.record import options_of
-from ckptforge.verbs.options.shared import DCP, MEGATRON, MINDFORMERS, MindSporeOutput
+from ckptforge.verbs.options.shared import MindSporeOutput
 
 if TYPE_CHECKING:
     from ckptforge.mindformers.target import Training

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ckptforge.verbs.options import shared
+from ckptforge.verbs.options import phrases, shared
 from ckptforge.verbs.options.option import OptionalPlace, Place, Say, flag, option, required
 from ckptforge.verbs.options.record import Options
 
@@ -14,9 +14,9 @@ class Inspect(shared.Configured, shared.Mapped, shared.Stepped, shared.Reaching)
     """What is in a checkpoint."""
 
     path: Place = required("any checkpoint: a file, or a directory of any kind", kw_only=False)
-    layout: str | None = shared.layout_of("`path`")
-    strategy_dir: OptionalPlace = shared.source_strategy("path")
-    parallel_config: OptionalPlace = shared.source_config("path")
+    layout: str | None = phrases.layout_of("`path`")
+    strategy_dir: OptionalPlace = phrases.source_strategy("path")
+    parallel_config: OptionalPlace = phrases.source_config("path")
 
 
 class Compare(shared.Vocabulary, shared.Configured, shared.Mapped, shared.Workers):
@@ -24,12 +24,12 @@ class Compare(shared.Vocabulary, shared.Configured, shared.Mapped, shared.Worker
 
     a: Place = required("any checkpoint", kw_only=False)
     b: Place = required("any other", kw_only=False)
-    strategy_dir_a: OptionalPlace = shared.source_strategy("a")
-    strategy_dir_b: OptionalPlace = shared.source_strategy("b")
-    parallel_config_a: OptionalPlace = shared.source_config("a")
-    parallel_config_b: OptionalPlace = shared.source_config("b")
-    layout_a: str | None = shared.layout_of("`a`")
-    layout_b: str | None = shared.layout_of("`b`")
+    strategy_dir_a: OptionalPlace = phrases.source_strategy("a")
+    strategy_dir_b: OptionalPlace = phrases.source_strategy("b")
+    parallel_config_a: OptionalPlace = phrases.source_config("a")
+    parallel_config_b: OptionalPlace = phrases.source_config("b")
+    layout_a: str | None = phrases.layout_of("`a`")
+    layout_b: str | None = phrases.layout_of("`b`")
     after_cast: str | None = option(
         "cast the floating-point weights of `a` to this first; where dtypes differ then, values "
         "are compared",
@@ -51,11 +51,11 @@ class Check(shared.Workers):
 class Verify(shared.Reaching):
     """Whether MindSpore computes what transformers does, or what two models compute."""
 
-    hf_dir: Place = required(shared.HF_DIR, kw_only=False)
-    ms: Place = required(f"{shared.MS}; or another Hugging Face directory", kw_only=False)
-    strategy_dir: OptionalPlace = shared.source_strategy("ms")
-    parallel_config: OptionalPlace = shared.source_config("ms")
-    layout: str | None = shared.layout_of("`ms`", "mindspore")
+    hf_dir: Place = required(phrases.HF_DIR, kw_only=False)
+    ms: Place = required(f"{phrases.MS}; or another Hugging Face directory", kw_only=False)
+    strategy_dir: OptionalPlace = phrases.source_strategy("ms")
+    parallel_config: OptionalPlace = phrases.source_config("ms")
+    layout: str | None = phrases.layout_of("`ms`", "mindspore")
     device: str = option("where MindSpore computes", default="cpu", choices="cpu|ascend[:N]")
     compute: Literal["fp32", "fp16", "bf16"] = option("precision on both sides", default="fp32")
     layers: Sequence[int] | None = option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptforge.verbs.options import shared
+from ckptforge.verbs.options import phrases, shared
 from ckptforge.verbs.options.option import OptionalPlace, Place, flag, required
 
 
@@ -21,15 +21,15 @@ class Open(
         "adapter",
         kw_only=False,
     )
-    layout: str | None = shared.layout_of("`path`")
-    strategy_dir: OptionalPlace = shared.source_strategy("path")
-    parallel_config: OptionalPlace = shared.source_config("path")
+    layout: str | None = phrases.layout_of("`path`")
+    strategy_dir: OptionalPlace = phrases.source_strategy("path")
+    parallel_config: OptionalPlace = phrases.source_config("path")
 
 
 class Save(shared.MindSporeOutput, shared.Released, shared.Shards, shared.Overflow, shared.Running):
     """A model into files."""
 
-    out: Place = required(shared.OUT, kw_only=False)
-    strategy_dir: OptionalPlace = shared.TARGET_STRATEGY
-    parallel_config: OptionalPlace = shared.TARGET_CONFIG
-    allow_no_config: bool = flag(shared.NO_CONFIG)
+    out: Place = required(phrases.OUT, kw_only=False)
+    strategy_dir: OptionalPlace = phrases.TARGET_STRATEGY
+    parallel_config: OptionalPlace = phrases.TARGET_CONFIG
+    allow_no_config: bool = flag(phrases.NO_CONFIG)

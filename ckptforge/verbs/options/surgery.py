@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ckptforge.verbs.options.option import OptionalPlace, Place, flag, option, required
-from ckptforge.verbs.options.shared import (
+from ckptforge.verbs.options.phrases import (
     NO_CONFIG,
     OUT,
     TARGET_CONFIG,
     TARGET_STRATEGY,
+    dtype_of,
+    layout_of,
+    source_config,
+    source_strategy,
+)
+from ckptforge.verbs.options.shared import (
     Carded,
     Casting,
     Configured,
@@ -26,10 +32,6 @@ from ckptforge.verbs.options.shared import (
     Stepped,
     Vocabulary,
     Workers,
-    dtype_of,
-    layout_of,
-    source_config,
-    source_strategy,
 )
 
 ANY = "any checkpoint: a file, a directory, rank directories, a Hugging Face directory"
