@@ -941,7 +941,7 @@ def test_models_of_transformers_of_any_size(kind, data):
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if key in config:
             config |= {"num_experts_per_tok": min(2, config[key]), "n_group": 1, "topk_group": 1}
-    if name == "deepseek_v3":
+    if name in ("deepseek_v2", "deepseek_v3"):
         config |= {
             "num_nextn_predict_layers": 0,
             "head_dim": config["qk_rope_head_dim"],
@@ -956,8 +956,16 @@ def test_models_of_transformers_of_any_size(kind, data):
         config["hidden_size"] = config["num_attention_heads"] * config["head_dim"]
     for key in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
         # what torch's grouped multiplication needs
-        if key in config and name in ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3"):
+        if key in config and name in (
+            "mixtral",
+            "qwen2_moe",
+            "qwen3_moe",
+            "deepseek_v2",
+            "deepseek_v3",
+        ):
             config[key] = 8 * data.draw(st.integers(1, 3))
+    if name == "deepseek_v2":  # whose heads must divide it
+        config["hidden_size"] = 8 * config["num_attention_heads"]
     config.pop("attention_bias" if name == "mistral" else "", None)
     torch.manual_seed(data.draw(st.integers(0, 99)))
     made = transformers_config(**config)
