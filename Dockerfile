@@ -3,6 +3,8 @@
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY . .
+# hadolint ignore=DL3008  # compiles the kernels, and stays behind
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -r /var/lib/apt/lists/*
 RUN pip wheel --no-cache-dir --wheel-dir /wheels --only-binary :all: --require-hashes --requirement packaging/requirements.txt \
     && pip install --no-cache-dir --only-binary :all: --require-hashes --requirement packaging/build-requirements.txt \
     && pip wheel --no-cache-dir --wheel-dir /wheels --no-deps --no-build-isolation .

@@ -32,6 +32,7 @@ ORDER = [
     "registry",
     "values",
     "composing",
+    "kernels",
     "storage",
     "formats",
     "foreign",
@@ -111,6 +112,8 @@ def test_the_image_is_built_of_pinned_packages_and_all_that_the_wheel_is_made_of
     let_through = {line[1:] for line in ignored.read_text().splitlines() if line[:1] == "!"}
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     needed = {*wheel["packages"], *wheel["force-include"], "packaging", "README.md", "LICENSE"}
+    assert "custom" in wheel["hooks"]
+    needed.add("hatch_build.py")
     assert needed <= let_through
 
 

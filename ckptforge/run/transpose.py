@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from ckptforge.kernels.library import library
 from ckptforge.run.buffers import copy_runs
 from ckptforge.transfers import Transfer
 
@@ -47,6 +48,13 @@ def copy_strided(source: Array, target: Array, transfer: Transfer) -> None:
     outer: list[Sequence[Any]] = [
         range(n) if axis != inner else (slice(None),) for axis, n in enumerate(shape[:-1])
     ]
+    kernels = library()
+    if kernels and transfer.target_strides[-1] == 1 and source.itemsize in (1, 2, 4, 8):
+        row, column = transfer.target_strides[inner], strides[-1]
+        for index in product(*outer):
+            places = numbers[index].ctypes.data, column, out[index].ctypes.data, row
+            kernels.ckptforge_turn(*places, shape[inner], shape[-1], source.itemsize)
+        return
     block = np.empty((_ROWS, (_ROW_BYTES + _LINE) // source.itemsize), source.dtype)
     for index in product(*outer):
         turn(numbers[index], out[index], block)

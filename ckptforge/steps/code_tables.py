@@ -3,6 +3,7 @@ looked up than computed."""
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
+from ckptforge.kernels.library import library
 from ckptforge.run.audit import CastCount
 from ckptforge.run.casts import (
     OVERFLOW,
@@ -66,10 +68,13 @@ class Tables:
         self._blocks = numbers.shape[1]
         # What it did lies above what it made, so that both are found at once.
         self._table = made.view(np.uint16) | self._effects.astype(np.uint32) << _ABOVE
+        self._kernels = library()
 
     def decode(self, codes: Array, rows: Array, blocks: Array, out: Array) -> CastCount:
         """Looks up flat codes, of rows of numbers that lie in these rows of blocks, and of each of
         which the columns lie in these `blocks`."""
+        if self._kernels is not None:
+            return self._look_up(self._kernels, codes, rows, blocks, out)
         count, across = CastCount(), _CODES * blocks if self._blocks > 1 else None
         starts = _CODES * self._blocks * rows[:, None] if rows.any() else None
         step = max(_PIECE // len(blocks), 1)
@@ -87,6 +92,25 @@ class Tables:
             np.copyto(made[piece], found, casting="unsafe")
             count.add(self._count(places, found, flags))
         return count
+
+    def _look_up(
+        self, kernels: ctypes.CDLL, codes: Array, rows: Array, blocks: Array, out: Array
+    ) -> CastCount:
+        effects = np.zeros(4, np.int64)
+        lines, columns = (np.ascontiguousarray(one, np.intp) for one in (rows, blocks))
+        kernels.ckptforge_look_up(
+            codes.ctypes.data,
+            len(lines),
+            len(columns),
+            lines.ctypes.data,
+            columns.ctypes.data,
+            self._blocks,
+            self._table.ctypes.data,
+            out.ctypes.data,
+            effects.ctypes.data,
+        )
+        counts = (int(effects[one]) for one in (OVERFLOW, UNDERFLOW, ROUNDED))
+        return CastCount(codes.size, *counts)
 
     def _count(self, places: Array, found: Array, flags: Array) -> CastCount:
         if self._mild:

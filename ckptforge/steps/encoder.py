@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforge.errors import QuantisedError, printable
+from ckptforge.kernels.library import library
 from ckptforge.run.audit import CastCount
 from ckptforge.run.casts import numpy_dtype
+from ckptforge.steps.compiled_piece import CompiledPiece
 from ckptforge.steps.encoded import Code, Encoded
 from ckptforge.steps.piece import Piece
 
@@ -27,7 +29,7 @@ def encode(into: Sequence[tuple[Encoded, Array]], numbers: Array, name: str) -> 
     coded = any(one.part == "codes" for one, _ in into)
     count = CastCount()
     for r0, r1, c0, c1 in _pieces(numbers.shape, block):
-        piece = Piece(numbers[r0:r1, c0:c1], *block)
+        piece = _piece(numbers[r0:r1, c0:c1], block)
         largest = piece.largest()
         if not np.isfinite(largest).all():
             raise QuantisedError(
@@ -46,6 +48,11 @@ def encode(into: Sequence[tuple[Encoded, Array]], numbers: Array, name: str) -> 
             else:
                 stored[:] = scales if code.powers is None else np.frexp(scales)[1] - 1 + _BIAS
     return count if coded else None
+
+
+def _piece(numbers: Array, block: tuple[int, int]) -> Piece | CompiledPiece:
+    kernels = library()
+    return CompiledPiece(kernels, numbers, *block) if kernels else Piece(numbers, *block)
 
 
 def _place(one: Encoded, out: Array, height: int) -> Array:

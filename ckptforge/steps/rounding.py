@@ -30,7 +30,7 @@ def round_magnitudes(
         np.rint(scaled, out=near)
         np.copyto(codes, near, casting="unsafe")
         return
-    shift, smallest, least = _form(code)
+    shift, smallest, least = form_of(code)
     sums, other = work
     within = scaled
     if code.powers is not None:
@@ -63,9 +63,9 @@ def with_signs(code: Code, codes: Array, negative: Array, work: Array) -> None:
 
 
 @cache
-def _form(code: Code) -> tuple[int, np.float32, np.uint8]:
-    """(bits that a mantissa has fewer than that of a float32, the smallest number that has all of
-    them, the lowest byte of what counts the codes up to 0)."""
+def form_of(code: Code) -> tuple[int, np.float32, np.uint8]:
+    """Of floating codes: (bits that a mantissa has fewer than that of a float32, the smallest
+    number that has all of them, the lowest byte of what counts the codes up to 0)."""
     finfo: Any = ml_dtypes.finfo
     info = finfo(numpy_dtype(code.dtype))
     shift = _BITS - int(info.nmant)

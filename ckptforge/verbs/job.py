@@ -14,6 +14,7 @@ from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, UsageError
+from ckptforge.kernels.library import arithmetic
 from ckptforge.machines.gathering import gather
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.consuming import Consuming, refuse_to_consume
@@ -213,7 +214,7 @@ def _log_plan(plan: Plan, budget: Budget) -> None:
     sources = counted(len(plan.sources), "file")
     _log.info("plan: %s with %s, %s bytes, from %s", made, tensors, f"{plan.nbytes:,}", sources)
     workers, each = counted(budget.workers, "worker"), f"{budget.bytes_each:,}"
-    _log.info("budget: %s with %s bytes of buffers each", workers, each)
+    _log.info("budget: %s with %s bytes of buffers each; %s", workers, each, arithmetic())
 
 
 def _add_manifest(job: Job, out: Publication, done: Done, command: str | None) -> None:
