@@ -2,9 +2,10 @@
 [--gigabytes 1.5]`.
 
 Of as many bytes: reading them from the page cache, hashing, casting and transposing them in pieces
-that are in the processor's caches, writing them into a new file, having the kernel copy them, and
-bringing them to the disk. Each in a process of its own, with its memory at hand, in turns; the
-seconds are those of the part.
+that are in the processor's caches, making FP8 codes of them and numbers of codes, writing them into
+a new file, having the kernel copy them, and bringing them to the disk. Each in a process of its
+own, with its memory at hand, in turns; the seconds are those of the part. With
+CKPTFORGE_KERNELS=off numpy does what is compiled.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from ckptforge.run.buffers import Buffers
 from ckptforge.run.casts import cast_function, numpy_dtype
 from ckptforge.run.pieces import PIECE_BYTES
 from ckptforge.run.transpose import copy_strided
+from ckptforge.steps.code_tables import Tables
+from ckptforge.steps.encoded import CODES, Encoded
 from ckptforge.transfers import Transfer
 
-SIDE = 1024
+SIDE, BLOCK = 1024, 128
 
 
 def read(source: Path, target: Path) -> None:
@@ -66,6 +69,26 @@ def transpose(source: Path, target: Path) -> None:
     compute(source, lambda: copy_strided(data, out, turned), data.nbytes)
 
 
+def encode(source: Path, target: Path) -> None:
+    numbers = np.random.default_rng(0).standard_normal((BLOCK, 8 * BLOCK), np.float32)
+    data = numbers.astype(numpy_dtype(BY_NAME["bfloat16"]))
+    parts = [
+        Encoded(code=CODES["fp8-block128"], part=part, shape=data.shape, source=BY_NAME["bfloat16"])
+        for part in ("codes", "scales")
+    ]
+    into = [(parts[0], np.empty(data.size, np.uint8)), (parts[1], np.empty(4 * 8, np.uint8))]
+    compute(source, lambda: parts[0].encode(data, "x", into), data.nbytes)
+
+
+def decode(source: Path, target: Path) -> None:
+    codes = np.random.default_rng(0).integers(0, 256, BLOCK * 8 * BLOCK).astype(np.uint8)
+    stood = np.random.default_rng(1).standard_normal((1, 8, 256), np.float32)
+    tables = Tables(stood, BY_NAME["float32"], BY_NAME["bfloat16"])
+    rows, blocks = np.zeros(BLOCK, np.intp), np.repeat(np.arange(8), BLOCK)
+    out = np.empty(codes.size, numpy_dtype(BY_NAME["bfloat16"]))
+    compute(source, lambda: tables.decode(codes, rows, blocks, out), out.nbytes)
+
+
 def write(source: Path, target: Path) -> None:
     (buffer,) = Buffers().lend((PIECE_BYTES, 0))
     buffer[:] = 1
@@ -91,6 +114,8 @@ PARTS = {
     "hash (XXH3)": hash_,
     "cast bfloat16 → float16": cast,
     f"transpose {SIDE} × {SIDE}, 2 bytes": transpose,
+    "encode bfloat16 → FP8": encode,
+    "decode FP8 → bfloat16": decode,
     "write": write,
     "write, fsync": write_sync,
     "copy_file_range": kernel_copy,
