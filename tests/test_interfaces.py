@@ -147,6 +147,8 @@ class TestAdded(StepTests):
                 replace(step, products=(replace(one, scale=0.25), two)),
                 replace(step, products=(replace(one, rows=last), two)),
                 replace(step, products=(replace(one, turned=True), two)),
+                replace(step, products=(replace(one, a_part=(0, 0, 1)), two)),
+                replace(step, products=(replace(one, b_part=(0, 0, 1)), two)),
                 replace(step, box=((0, 70), (1, 1501))),
             ],
         )

@@ -146,30 +146,29 @@ def test_adapters_that_are_not_read_are_those_that_the_page_names(tmp_path):
             shapes = {lora.format("A"): (6, 5), lora.format("B"): (7, 6)}
             values = write_factors(tmp_path / f"{name}-{module}", shapes)
             with pytest.raises(FormatError) as caught:
-                unstacked(tmp_path, values, table, lengths)
+                unstacked(tmp_path, values, table, lengths, lambda *of: 1.0)
             said = str(caught.value)
-            assert ("aren't factors of one stacked parameter" in said) != ("with peft" in said)
-            found["with peft" in said].add(name)
+            own = "no matrix that may have an adapter of its own" in said
+            assert ("aren't factors of one stacked parameter" in said) != own
+            found[own].add(name)
     assert found[True] == {"gpt_oss", "deepseek_v4", "qwen3_vl_moe"}
     assert {"qwen3_moe", "mixtral", "deepseek_v3", "glm4_moe"} <= found[False]
     page = (Path(__file__).parents[1] / "docs" / "lora.md").read_text()
-    assert "**Not read** are such adapters of gpt-oss, Qwen3-VL-MoE and DeepSeek-V4" in page
+    assert "gpt-oss, Qwen3-VL-MoE and DeepSeek-V4 have no such layout" in page
 
 
-def test_a_base_with_stacked_experts_is_to_be_converted_first(tmp_path):
+def test_a_base_that_stacks_experts_otherwise_is_to_be_converted_first(tmp_path):
     table = TABLES["qwen3_moe"]
     write_model(tmp_path / "hub", table, table.example)
     stacked_adapter(tmp_path / "lora", table.example, [0])
-    ckptforge.convert(tmp_path / "hub", tmp_path / "fused", to="fused")
-    ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore")
-    for base in ("fused", "x.ckpt"):
-        keys = {"to": "hub", "merge_lora": tmp_path / "lora"}
-        with pytest.raises(LayoutError) as caught:
-            ckptforge.convert(tmp_path / base, tmp_path / "out", **keys)
-        said = str(caught.value)
-        assert f"convert('{tmp_path / base}', 'DIR', to='hub')`, and merge into DIR" in said
-        lines = [line for line in said.splitlines() if ".lora_A" in line]
-        assert len(lines) == len(set(lines)) == 3, said  # w1, w2 and w3, of however many experts
+    base = tmp_path / "x.ckpt"
+    ckptforge.to_ms(tmp_path / "hub", base, layout="mcore")
+    with pytest.raises(LayoutError) as caught:
+        ckptforge.convert(base, tmp_path / "out", to="hub", merge_lora=tmp_path / "lora")
+    said = str(caught.value)
+    assert f"convert('{base}', 'DIR', to='hub')`, and merge into DIR" in said
+    lines = [line for line in said.splitlines() if ".lora_A" in line]
+    assert len(lines) == len(set(lines)) == 3, said  # w1, w2 and w3, of however many experts
 
 
 def test_converted_each_expert_has_an_adapter_of_its_own(tmp_path):

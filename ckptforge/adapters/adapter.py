@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -12,7 +14,7 @@ from ckptforge.adapters import peft
 from ckptforge.adapters.adapter_layout import factor_names, recognise_factors
 from ckptforge.adapters.factors import Factors, Index, Scales, paired_factors
 from ckptforge.adapters.peft_names import of_the_base, whole_weight
-from ckptforge.adapters.stacked import unstacked
+from ckptforge.adapters.stacked import Stack, unstacked
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.opening import open_checkpoint
@@ -20,6 +22,7 @@ from ckptforge.checkpoints.pynative_adapter import read_adapter_config
 from ckptforge.errors import FormatError, LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.spelling import option
+from ckptforge.tables.binding import Binding
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import LORA_MARK, is_lora
 from ckptforge.tables.names import recognise_names
@@ -41,7 +44,8 @@ class Kept(msgspec.Struct, frozen=True):
 
 class Adapter(msgspec.Struct, frozen=True):
     """An adapter read as a layout of a table. `by_tensor` is (logical tensor, index) → the factors
-    that it is adapted by, `whole` the weights that it holds whole, by their names in the model."""
+    that it is adapted by, `whole` the weights that it holds whole, by their names in the model,
+    `stacks` the factors of stacked experts that the model stores so."""
 
     path: Path
     model: Model
@@ -51,6 +55,7 @@ class Adapter(msgspec.Struct, frozen=True):
     kept: Kept
     by_tensor: Mapping[tuple[str, Index], Factors] = msgspec.field(default_factory=dict)
     whole: Mapping[str, Value] = msgspec.field(default_factory=dict)
+    stacks: tuple[Stack, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -112,32 +117,37 @@ def read_adapter(
     lengths: Lengths,
     alpha: float | None,
     layout: str | None = None,
-    like: str | None = None,
+    into: Binding | None = None,
 ) -> Adapter:
     """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes.
     `layout` is the one that they must have; of several that fit, the one that a manifest recorded
-    is taken, else `like`, that of the model which it is merged into.
+    is taken, else that of the model `into` which it is merged.
 
     Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for
     factors that the table doesn't know, `FormatError` for ones that don't fit each other,
     `UsageError` where the scale isn't recorded.
     """
     path, is_peft = model.path, model.format == "peft adapter"
-    if kept.config is not None and is_peft and kept.config.stacked:
-        model = replace(model, values=unstacked(path, model.values, table, lengths))
-    names = factor_names(model.values)
-    if not names:
-        raise LayoutError(f"{path}: holds no factors of an adapter (no tensor *{LORA_MARK}*).")
     kept, notes = _with_alpha(path, kept, alpha)
-    family = "huggingface" if is_peft else "mindspore"
-    asked = family, layout, (kept.layout, like)
-    chosen, found, unknown = recognise_factors(path, table, names, lengths, *asked)
+    scales, stacks = Scales(kept.config, alpha), tuple[Stack, ...]()
+    if kept.config is not None and is_peft and kept.config.stacked:
+        hub = table.first_layout("huggingface")
+        scale, stored = partial(scales.of, path, hub), into.names if into is not None else ()
+        values, stacks = unstacked(path, model.values, table, lengths, scale, stored)
+        model = replace(model, values=values)
+    names = factor_names(model.values)
+    if not names and not stacks:
+        raise LayoutError(f"{path}: holds no factors of an adapter (no tensor *{LORA_MARK}*).")
+    chosen, found, unknown = table.first_layout("huggingface"), dict[Any, Any](), list[str]()
+    if names:
+        family = "huggingface" if is_peft else "mindspore"
+        asked = family, layout, (kept.layout, into.layout.name if into is not None else None)
+        chosen, found, unknown = recognise_factors(path, table, names, lengths, *asked)
     others = {name: e for name, e in model.values.items() if is_peft and not is_lora(name)}
     whole, strange = _whole(chosen, others, lengths)
     _refuse_unknown(path, table, chosen, [*unknown, *strange])
     if kept.config is not None and is_peft:
         _check_saved(path, kept.config, whole)
-    scales = Scales(kept.config, alpha)
     factors = tuple(paired_factors(path, model.values, table, chosen, found, scales, lengths))
     config_notes = kept.config.notes if kept.config is not None else ()
     return Adapter(
@@ -149,7 +159,8 @@ def read_adapter(
         kept=kept,
         by_tensor={(t, one.index): one for one in factors for t in one.weight.weight.tensors},
         whole=whole,
-        notes=(*notes, *config_notes, *_idle(factors)),
+        stacks=stacks,
+        notes=(*notes, *config_notes, *_idle((*factors, *stacks))),
     )
 
 
@@ -204,7 +215,7 @@ def _check_saved(path: Path, config: peft.AdapterConfig, whole: Mapping[str, Val
             )
 
 
-def _idle(factors: Sequence[Factors]) -> tuple[str, ...]:
+def _idle(factors: Sequence[Factors | Stack]) -> tuple[str, ...]:
     """A sentence about those whose product counts nothing."""
     idle = [one for one in factors if not one.scale]
     if not idle:

@@ -16,6 +16,7 @@ from ckptforge.adapters.factors import (
     row_lengths,
     row_transfer,
 )
+from ckptforge.adapters.stack_adding import add_stacks
 from ckptforge.composing import box_of
 from ckptforge.errors import LayoutError
 from ckptforge.model import Model
@@ -39,20 +40,23 @@ def add_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     weight for, whose shapes don't fit, or that would change two weights of the model that are one.
     """
     binding = source.binding
-    lengths, layout = binding.sizes.lengths, binding.layout.name
-    adapter = read_adapter(model, read_kept(model), source.table, lengths, alpha, like=layout)
+    lengths = binding.sizes.lengths
+    adapter = read_adapter(model, read_kept(model), source.table, lengths, alpha, into=binding)
     refuse_tied(adapter, source)
     whole = taken_whole(adapter, source)
     values = {**source.model.values, **whole}
     merged, used = _add(adapter, source, values)
     if lost := {key: one for key, one in adapter.by_tensor.items() if key not in used}:
         raise LayoutError(_lost(adapter, source, lost))
+    stacked = add_stacks(source, adapter.stacks, values)
+    merged, values = merged + len(stacked), {**values, **stacked}
     files = {file.path: file for file in (*source.model.files, *adapter.model.files)}
     notes = [note for note in (*model.notes, *adapter.notes) if note not in source.model.notes]
     notes.append(f"the adapter {adapter.path} is merged into {counted(merged, 'weight')}.")
     notes += [f"the adapter's {text}, which replaces the model's." for text in adapter.whole_texts]
     changed = replace(source.model, values=values, files=tuple(files.values())).noting(*notes)
     own = {factor.origin for one in adapter.factors for factor in (one.a, one.b)}
+    own |= {factor.origin for one in adapter.stacks for factor in (one.a, one.b)}
     unmapped = [name for name in source.unmapped if source.model.values[name].origin not in own]
     return replace(source, model=changed, unmapped=tuple(unmapped))
 
@@ -153,7 +157,7 @@ def _products(
             scale=one.scale,
             rows=rows,
             turned=one.turned,
-            part=_part_of(one.b),
+            b_part=_part_of(one.b),
         )
         if same:
             return  # all rows at once

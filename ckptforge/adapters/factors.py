@@ -127,7 +127,7 @@ def paired_factors(
 ) -> Iterator[Factors]:
     """The adapters of a layout whose factors were found under these names. Raises `LayoutError` for
     a module that the model doesn't have, `FormatError` for factors that don't fit each other."""
-    for weight in table.lora.weights[layout.name]:
+    for weight in table.lora.weights.get(layout.name, ()):
         firsts, seconds = found.get(weight.a, {}), found.get(weight.b, {})
         for numbers in sorted({*firsts, *seconds}):
             index = dict(zip(weight.weight.name_axes, numbers, strict=True))

@@ -1,17 +1,18 @@
 """PEFT's adapters of parameters that stack experts (`target_parameters`), as one of each expert's
-matrices.
+matrices, or of parameters that a model stores.
 
 Convention of peft 0.17 … 0.21 (peft/tuners/lora/layer.py, class ParamWrapper): a parameter of shape
 (e, out, in) has A of shape (e · r, in), whose rows run over experts and then ranks, and B of shape
 (out, r · e), whose columns run over ranks and then experts; an expert gets scale · B·A of its own
-rows and columns. Several parameters of one module are wrapped one around the other, each with
-`.base_layer` more in its name; which is which their shapes say.
+rows and columns. One of shape (e, in, out) has the same factors, and gets the transpose. Several
+parameters of one module are wrapped one around the other, each with `.base_layer` more in its name;
+which is which their shapes say.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ import msgspec
 from ckptforge.adapters.peft_names import PREFIX
 from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.quantisation.parts import rows_of
+from ckptforge.quantisation.stacks import inputs_first
 from ckptforge.spelling import option
 from ckptforge.tables.axes import Concat, Pattern, axis_size
 from ckptforge.tables.lengths import Lengths
@@ -45,11 +47,32 @@ class _Place(msgspec.Struct, frozen=True):
     rows: int
 
 
-def unstacked(path: Path, values: Values, table: Table, lengths: Lengths) -> dict[str, Value]:
+class Stack(msgspec.Struct, frozen=True):
+    """The factors of a parameter that is stored so, with the index of its name, and what the
+    products are multiplied with."""
+
+    pattern: Pattern
+    index: tuple[int, ...]
+    a: Value
+    b: Value
+    scale: float
+
+
+Scale = Callable[[str, Value], float]  # of a module, and its A of one expert
+
+
+def unstacked(
+    path: Path,
+    values: Values,
+    table: Table,
+    lengths: Lengths,
+    scale: Scale,
+    stored: Collection[Pattern] = (),
+) -> tuple[dict[str, Value], tuple[Stack, ...]]:
     """An adapter's tensors, with the factors of stacked experts as those of each expert's matrices
-    under the hub's names. Raises `FormatError` for factors that are of none of the table's
-    parameters, `ConfigError` where lengths aren't known."""
-    found = dict(values)
+    under the hub's names, but for those of `stored` patterns. Raises `FormatError` for factors that
+    are of none of the table's parameters, `ConfigError` where lengths aren't known."""
+    found, stacks = dict(values), []
     for name in values:
         match = _FACTOR.fullmatch(name)
         kinds = [] if match is None else list(_parameters(table, match[1], lengths))
@@ -58,14 +81,19 @@ def unstacked(path: Path, values: Values, table: Table, lengths: Lengths) -> dic
         other = name.replace(".lora_A.", ".lora_B.")
         if other not in found:
             raise FormatError(f"{path}: {name} is there without {other}: it is damaged.")
-        if not any(_parted(pattern, table) for pattern, _ in kinds):
+        if not any(pattern in stored or _parted(pattern, table) for pattern, _ in kinds):
             raise FormatError(_stays_stacked(path, name, kinds, table))
         a, b = found.pop(name), found.pop(other)
-        pattern, index = _fitting(path, kinds, a, b, lengths)
+        pattern, index = _fitting(path, kinds, a, b, table, lengths, stored)
+        if pattern in stored:
+            rank = a.shape[0] // lengths[str(pattern.axes[0][0])]
+            own = scale(match[1], value_of(rows_of(a.origin, 0, rank)))
+            stacks.append(Stack(pattern, _numbers(pattern, index, lengths), a, b, own))
+            continue
         for weight, first, rows in _matrices(path, pattern, table, lengths):
             place = _Place(pattern, index, weight, first, rows)
             found |= _of_each_expert(a, b, place, lengths)
-    return found
+    return found, tuple(stacks)
 
 
 def is_of_stack(table: Table, name: str) -> bool:
@@ -91,8 +119,23 @@ def _parameters(table: Table, module: str, lengths: Lengths) -> Iterator[Kind]:
                 yield pattern, index
 
 
-def _fitting(path: Path, kinds: list[Kind], a: Value, b: Value, lengths: Lengths) -> Kind:
-    """The parameter that two factors are of. Raises `FormatError` and `ConfigError`."""
+def _numbers(pattern: Pattern, index: tuple[int, ...], lengths: Lengths) -> tuple[int, ...]:
+    """The numbers in a name as those of the table's axes."""
+    axes = zip(pattern.name_axes, index, strict=True)
+    return tuple(lengths.index(axis, i, pattern.offsets.get(axis)) for axis, i in axes)
+
+
+def _fitting(
+    path: Path,
+    kinds: list[Kind],
+    a: Value,
+    b: Value,
+    table: Table,
+    lengths: Lengths,
+    stored: Collection[Pattern],
+) -> Kind:
+    """The parameter that two factors are of, a stored one before others that hold the same. Raises
+    `FormatError` and `ConfigError`."""
     needed = {axis for pattern, _ in kinds for axis in _axes_of(pattern)}
     if lost := needed - set(lengths):
         raise ConfigError(
@@ -104,12 +147,13 @@ def _fitting(path: Path, kinds: list[Kind], a: Value, b: Value, lengths: Lengths
         one
         for one in kinds
         if len(a.shape) == len(b.shape) == 2
-        and (b.shape[0], a.shape[1]) == _sides(one[0], lengths)
+        and (b.shape[0], a.shape[1]) == _sides(one[0], table, lengths)
         and a.shape[0] == b.shape[1]
         and a.shape[0] % lengths[str(one[0].axes[0][0])] == 0
     ]
-    if len(fits) != 1:
-        sides = "; ".join(f"{p.template}: {list(_sides(p, lengths))}" for p, _ in kinds)
+    fits.sort(key=lambda one: one[0] not in stored)
+    if len({one[0].tensors for one in fits}) != 1:
+        sides = "; ".join(f"{p.template}: {list(_sides(p, table, lengths))}" for p, _ in kinds)
         raise FormatError(
             f"{path}: {a.origin.name} {list(a.shape)} and {b.origin.name} {list(b.shape)} aren't "
             f"factors of one stacked parameter there is ({sides}, with a rank for each expert)."
@@ -121,13 +165,13 @@ def _axes_of(pattern: Pattern) -> set[str]:
     return {axis for tensor in pattern.tensors for axis in pattern.factors(tensor)}
 
 
-def _sides(pattern: Pattern, lengths: Lengths) -> tuple[int, int]:
-    """(rows, columns) of one expert's part of a parameter."""
+def _sides(pattern: Pattern, table: Table, lengths: Lengths) -> tuple[int, int]:
+    """(outputs, inputs) of one expert's part of a parameter."""
     rows, columns = (
         axis_size(axis, pattern.tensors[0], lambda _, factor: lengths[factor])
         for axis in pattern.axes[1:]
     )
-    return rows, columns
+    return (columns, rows) if inputs_first(table, pattern) else (rows, columns)
 
 
 def _of_each_expert(a: Value, b: Value, place: _Place, lengths: Lengths) -> dict[str, Value]:
@@ -135,8 +179,8 @@ def _of_each_expert(a: Value, b: Value, place: _Place, lengths: Lengths) -> dict
     axis = str(place.pattern.axes[0][0])
     experts, ranks = lengths[axis], a.shape[0]
     rank, shape = ranks // experts, (place.rows, ranks // experts)
-    numbers = zip(place.pattern.name_axes, place.index, strict=True)
-    pinned = {one: lengths.index(one, i, place.pattern.offsets.get(one)) for one, i in numbers}
+    numbers = _numbers(place.pattern, place.index, lengths)
+    pinned = dict(zip(place.pattern.name_axes, numbers, strict=True))
     found: dict[str, Value] = {}
     for expert in range(experts):
         at = {**pinned, axis: expert}
@@ -186,8 +230,14 @@ def _parted(pattern: Pattern, table: Table) -> list[tuple[AdaptedWeight, list[st
 def _stays_stacked(path: Path, name: str, kinds: list[Kind], table: Table) -> str:
     """That the adapter of a parameter isn't read, however right it is."""
     templates = " or ".join(dict.fromkeys(pattern.template for pattern, _ in kinds))
+    holders = [
+        layout.name
+        for layout in table.layouts.values()
+        if any(pattern in layout.patterns for pattern, _ in kinds)
+    ]
     return (
         f"{path}: {shown(name)} is of stacked experts ({templates}), for each of which the mapping "
-        f"{table.name} has no matrix that may have an adapter, so that theirs aren't read: merge "
-        "it with peft itself (merge_and_unload), and take the merged model."
+        f"{table.name} has no matrix that may have an adapter of its own. It can be merged, with "
+        f"{option('merge_lora')}, into a model that stores them so: in layout "
+        f"{' or '.join(holders)}, to which others can be converted first."
     )

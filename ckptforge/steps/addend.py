@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ckptforge.dtypes import DType
 from ckptforge.run.casts import numpy_dtype
-from ckptforge.steps.low_rank import COLUMNS, ROWS, Added, height
+from ckptforge.steps.low_rank import COLUMNS, ROWS, Added, Part, height
 from ckptforge.values import Read, Window
 
 Array = NDArray[Any]
@@ -30,10 +30,8 @@ class Addend:
         self._dtype = numpy_dtype(dtype)
         self._products: list[tuple[Array, Array, float, Array]] = []
         for product in step.products:
-            a, b = (read(factor, dtype) for factor in (product.a, product.b))
-            if product.part is not None:
-                first, column, step_between = product.part
-                b = b[first:, column::step_between]
+            a = _part(read(product.a, dtype), product.a_part)
+            b = _part(read(product.b, dtype), product.b_part)
             if product.turned:
                 a, b = a.T, b.T
             rank, columns = a.shape
@@ -86,6 +84,13 @@ class Addend:
                 made = np.full((ROWS, COLUMNS), -0.0, self._dtype)
             made[rows] += product[rows]
         return made
+
+
+def _part(factor: Array, part: Part | None) -> Array:
+    if part is None:
+        return factor
+    row, column, step = part
+    return factor[row:, column::step]
 
 
 def _rows(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> NDArray[np.intp]:

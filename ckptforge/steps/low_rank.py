@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ROWS, COLUMNS = 32, 1024
 
 
+Part = tuple[int, int, int]
+
+
 def rank_of(a: tuple[int, ...], turned: bool) -> int:
     """r, which the rows count of an A of this shape, or its columns where it is `turned`."""
     return a[1 if turned else 0]
@@ -31,8 +34,9 @@ def columns_of(a: tuple[int, ...], turned: bool) -> int:
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
     """`scale` · B·A, with A of shape (r, columns) and B of shape (rows, r); `rows` sends rows of B
-    to those of the whole matrix. `turned`: both are stored as their transposes. `part`: B is that
-    of what is stored from a row on, and of every so manyth column from one on (row, column, step).
+    to those of the whole matrix. `turned`: both are stored as their transposes. `a_part`, `b_part`:
+    a factor is that of what is stored from a row on, and of every so manyth column from one on
+    (row, column, step).
     """
 
     a: Stored
@@ -40,17 +44,31 @@ class Product(msgspec.Struct, frozen=True, kw_only=True):
     scale: float
     rows: Transfer
     turned: bool = False
-    part: tuple[int, int, int] | None = None
+    a_part: Part | None = None
+    b_part: Part | None = None
 
     @property
     def rank(self) -> int:
         """r."""
-        return rank_of(self.a.shape, self.turned)
+        return rank_of(self._a_shape, self.turned)
 
     @property
     def columns(self) -> int:
         """Columns of A."""
-        return columns_of(self.a.shape, self.turned)
+        return columns_of(self._a_shape, self.turned)
+
+    @property
+    def _a_shape(self) -> tuple[int, ...]:
+        if self.a_part is None:
+            return self.a.shape
+        row, column, step = self.a_part
+        return self.a.shape[0] - row, len(range(column, self.a.shape[1], step))
+
+    @property
+    def parted(self) -> tuple[Stored, ...]:
+        """The factors that are parts of what is stored, which is read whole."""
+        parts = ((self.a, self.a_part), (self.b, self.b_part))
+        return tuple(stored for stored, part in parts if part is not None)
 
 
 class Added(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,14 +92,15 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
         rows = height(self)
         columns = max(product.columns for product in self.products) + COLUMNS
         itemsize = self.gives(stored.dtype).itemsize
-        parts = sum(one.b.elements for one in self.products if one.part is not None)
+        parts = sum(stored.elements for one in self.products for stored in one.parted)
         return (2 * sum(one.rank for one in self.products) * (rows + columns) + parts) * itemsize
 
     def identity(self) -> bytes:
         """Its factors, their scales, and the rows that they are for."""
         found = [repr(("added", self.box)).encode()]
         for one in self.products:
-            how = repr((one.scale, astuple(one.rows), one.turned, one.part)).encode()
+            parts = one.a_part, one.b_part
+            how = repr((one.scale, astuple(one.rows), one.turned, *parts)).encode()
             found += [one.a.identity(), one.b.identity(), how]
         return b"".join(found)
 

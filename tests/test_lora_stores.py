@@ -1,0 +1,204 @@
+"""Adapters of stacked experts, merged into models that store them stacked."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ckptforge
+from ckptforge.errors import FormatError, LayoutError
+from ckptforge.tables.shipped import shipped_tables
+from ckptforge.verbs.synthetic import write_model
+from tests.helpers import contents, raw_safetensors, transformers_config, write_safetensors
+
+TABLES = {table.name: table for table in shipped_tables()}
+RANK, ALPHA = 3, 6
+# module of the experts by layer, and whether what is stored has inputs before outputs
+BASES = {
+    ("gpt_oss", "hub"): ("model.layers.{}.mlp.experts", True),
+    ("qwen3_vl_moe", "hub"): ("model.language_model.layers.{}.mlp.experts", True),
+    ("qwen3_vl_moe", "fused"): ("model.language_model.layers.{}.mlp.experts", False),
+    ("deepseek_v4", "fused"): ("model.layers.{}.mlp.experts", False),
+    ("qwen3_moe", "fused"): ("model.layers.{}.mlp.experts", False),
+    ("deepseek_v3", "fused"): ("model.layers.{}.mlp.experts", False),
+}
+
+
+def integers(rng, *shape):
+    """So few and small that every sum is exact."""
+    return rng.integers(-2, 3, shape).astype(np.float32)
+
+
+def write_adapter(path, module, sides, experts, **said):
+    """Factors of both parameters, gate_up_proj inside down_proj, as peft wraps them. Returns what
+    each adds, [experts, outputs, inputs]."""
+    rng, made, added = np.random.default_rng(0), {}, {}
+    for nested, leaf in (("", "down_proj"), (".base_layer", "gate_up_proj")):
+        out, into = sides[leaf]
+        a, b = integers(rng, experts * RANK, into), integers(rng, out, RANK * experts)
+        for name, factor in (("A", a), ("B", b)):
+            made[f"base_model.model.{module}{nested}.lora_{name}.weight"] = factor
+        stacked = b.reshape(out, RANK, experts), a.reshape(experts, RANK, into)
+        added[leaf] = np.einsum("ore,eri->eoi", *stacked) * (ALPHA / RANK)
+    path.mkdir()
+    write_safetensors(
+        path / "adapter_model.safetensors",
+        {name: ("F32", [*x.shape], x.tobytes()) for name, x in made.items()},
+    )
+    content = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA}
+    targets = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    (path / "adapter_config.json").write_text(json.dumps({**content, **targets, **said}))
+    return added
+
+
+def floats(path):
+    held = raw_safetensors(path)
+    return {name: x.view(np.float32) for name, x in held.items() if x.dtype.itemsize == 4}
+
+
+def write_base(path, name, layout):
+    """A model of float32; the sides of each parameter, (outputs, inputs), and how many experts."""
+    table = TABLES[name]
+    config = {**table.example, "torch_dtype": "float32"}
+    write_model(path, table, config, layout=layout, dtype="float32")
+    module, inputs_first = BASES[name, layout]
+    layer = max(i for i in range(9) if f"{module.format(i)}.down_proj" in floats(path))
+    sides = {}
+    for leaf in ("gate_up_proj", "down_proj"):
+        stored = floats(path)[f"{module.format(layer)}.{leaf}"]
+        experts, *shape = stored.shape
+        sides[leaf] = tuple(shape[::-1] if inputs_first else shape)
+    return module.format(layer), sides, experts
+
+
+@pytest.mark.parametrize(("name", "layout"), sorted(BASES))
+@pytest.mark.parametrize("room", [None, "1200KB"])
+def test_each_expert_gets_the_product_of_its_own_rows_and_columns(tmp_path, name, layout, room):
+    """peft 0.21, `get_delta_weight`: einsum("o r e, e r i -> e o i"), or "-> e i o"."""
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    module, sides, experts = write_base(base, name, layout)
+    added = write_adapter(lora, module, sides, experts)
+    memory = {} if room is None else {"memory": room, "workers": 1}
+    ckptforge.convert(base, tmp_path / "out", to=layout, merge_lora=lora, **memory)
+    before, after = floats(base), floats(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for full, numbers in before.items():
+        leaf = full.removeprefix(f"{module}.")
+        delta = added.get(leaf, np.float32(0))
+        if leaf in added and BASES[name, layout][1]:
+            delta = delta.transpose(0, 2, 1)
+        assert (after[full] == numbers + delta).all(), full
+    changed = [full for full in before if (before[full] != after[full]).any()]
+    assert sorted(changed) == [f"{module}.down_proj", f"{module}.gate_up_proj"]
+
+
+def test_merged_into_another_layout_it_is_what_merging_first_makes(tmp_path):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    module, sides, experts = write_base(base, "qwen3_moe", "fused")
+    write_adapter(lora, module, sides, experts)
+    ckptforge.convert(base, tmp_path / "one", to="hub", merge_lora=lora)
+    ckptforge.convert(base, tmp_path / "apart", to="hub")
+    ckptforge.convert(tmp_path / "apart", tmp_path / "two", to="hub", merge_lora=lora)
+    assert floats(tmp_path / "one").keys() == floats(tmp_path / "two").keys()
+    other = floats(tmp_path / "two")
+    assert all((x == other[name]).all() for name, x in floats(tmp_path / "one").items())
+
+
+def test_experts_in_mxfp4_are_read_and_added_to(tmp_path):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    module, sides, experts = write_base(base, "gpt_oss", "hub")
+    added = write_adapter(lora, module, sides, experts)
+    ckptforge.convert(base, tmp_path / "codes", to="hub", quantise="experts=mxfp4")
+    said = json.loads((tmp_path / "codes" / "config.json").read_text())
+    assert said["quantization_config"]["quant_method"] == "mxfp4"
+    keys = {"to": "hub", "dtype": "fp32"}
+    ckptforge.convert(tmp_path / "codes", tmp_path / "plain", **keys)
+    ckptforge.convert(tmp_path / "codes", tmp_path / "out", merge_lora=lora, **keys)
+    before, after = floats(tmp_path / "plain"), floats(tmp_path / "out")
+    for leaf, delta in added.items():
+        full = f"{module}.{leaf}"
+        assert (after[full] == before[full] + delta.transpose(0, 2, 1)).all()
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    base = tmp_path / "base"
+    module, sides, experts = write_base(base, "gpt_oss", "hub")
+    layer = f"layers.{TABLES['gpt_oss'].example['num_hidden_layers'] - 1}."
+    refused = {
+        "rank": (FormatError, "has rank 3, but .* says 4", module, sides, {"r": 4}),
+        "layer": (
+            LayoutError,
+            "fit no layout of gpt_oss",
+            module.replace(layer, "layers.77."),
+            sides,
+            {},
+        ),
+        "shape": (
+            FormatError,
+            "aren't factors of one stacked parameter",
+            module,
+            {leaf: side[::-1] for leaf, side in sides.items()},
+            {},
+        ),
+    }
+    for name, (error, message, where, shapes, said) in refused.items():
+        write_adapter(tmp_path / name, where, shapes, experts, **said)
+        with pytest.raises(error, match=message):
+            ckptforge.convert(base, tmp_path / "out", to="hub", merge_lora=tmp_path / name)
+        assert not (tmp_path / "out").exists()
+    lora = tmp_path / "lora"
+    write_adapter(lora, module, sides, experts)
+    with pytest.raises(FormatError, match=r"--merge-lora|merge_lora.*in layout hub"):
+        ckptforge.convert(lora, tmp_path / "out", to="hub", config=base)
+
+
+def test_a_layer_without_experts_is_refused(tmp_path):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    module, sides, experts = write_base(base, "deepseek_v3", "fused")
+    write_adapter(lora, "model.layers.0.mlp.experts", sides, experts)
+    with pytest.raises(LayoutError, match="is it an adapter of this model|fit no layout"):
+        ckptforge.convert(base, tmp_path / "out", to="fused", merge_lora=lora)
+
+
+def test_an_alpha_of_nothing_changes_nothing(tmp_path):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    write_adapter(lora, *write_base(base, "gpt_oss", "hub"))
+    keys = {"to": "hub", "merge_lora": lora, "lora_alpha": 0}
+    result = ckptforge.convert(base, tmp_path / "out", **keys)
+    assert any("lora_alpha is 0" in note for note in result.notes)
+    ckptforge.convert(base, tmp_path / "plain", to="hub")
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("gpt_oss", "GptOssForCausalLM"), ("qwen3_moe", "Qwen3MoeForCausalLM")]
+)
+def test_against_peft_itself(tmp_path, name, kind):
+    torch = pytest.importorskip("torch")
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    config = {**TABLES[name].example, "initializer_range": 0.1, "architectures": [kind]}
+    torch.manual_seed(0)
+    made = getattr(transformers, kind)(transformers_config(**config))
+    made.to(torch.float32).save_pretrained(tmp_path / "hub")
+    model = getattr(transformers, kind).from_pretrained(tmp_path / "hub", dtype=torch.float32)
+    wanted = peft.LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj"],
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    )
+    adapted = peft.get_peft_model(model, wanted)
+    for parameter_name, parameter in adapted.named_parameters():
+        if "lora_" in parameter_name:
+            parameter.data = torch.randn_like(parameter) * 0.1
+    adapted.save_pretrained(tmp_path / "lora")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "peft")
+    base = "hub" if name == "gpt_oss" else "fused"
+    if base == "fused":
+        ckptforge.convert(tmp_path / "hub", tmp_path / "fused", to="fused")
+    lora = tmp_path / "lora"
+    ckptforge.convert(tmp_path / base, tmp_path / "out", to="hub", merge_lora=lora)
+    own, theirs, before = (floats(tmp_path / side) for side in ("out", "peft", "hub"))
+    assert own.keys() == theirs.keys()
+    assert max(float(abs(own[n] - theirs[n]).max()) for n in own) < 1e-5
+    assert any((own[n] != before[n]).any() for n in own if "experts" in n and "down_proj" in n)
