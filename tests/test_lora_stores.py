@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def test_a_layer_without_experts_is_refused(tmp_path):
     base, lora = tmp_path / "base", tmp_path / "lora"
-    module, sides, experts = write_base(base, "deepseek_v3", "fused")
+    _, sides, experts = write_base(base, "deepseek_v3", "fused")
     write_adapter(lora, "model.layers.0.mlp.experts", sides, experts)
     with pytest.raises(LayoutError, match="is it an adapter of this model|fit no layout"):
         ckptforge.convert(base, tmp_path / "out", to="fused", merge_lora=lora)
