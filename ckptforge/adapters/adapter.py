@@ -128,18 +128,13 @@ def read_adapter(
     `UsageError` where the scale isn't recorded.
     """
     path, is_peft = model.path, model.format == "peft adapter"
-    kept, notes = _with_alpha(path, kept, alpha)
-    scales, stacks = Scales(kept.config, alpha), tuple[Stack, ...]()
-    if kept.config is not None and is_peft and kept.config.stacked:
-        hub = table.first_layout("huggingface")
-        scale, stored = partial(scales.of, path, hub), into.names if into is not None else ()
-        values, stacks = unstacked(path, model.values, table, lengths, scale, stored)
-        model = replace(model, values=values)
-    names = factor_names(model.values)
-    if not names and not stacks:
+    if not factor_names(model.values):
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor *{LORA_MARK}*).")
+    kept, notes = _with_alpha(path, kept, alpha)
+    scales = Scales(kept.config, alpha)
+    model, stacks = _taken_apart(model, table, lengths, scales, into)
     chosen, found, unknown = table.first_layout("huggingface"), dict[Any, Any](), list[str]()
-    if names:
+    if names := factor_names(model.values):
         family = "huggingface" if is_peft else "mindspore"
         asked = family, layout, (kept.layout, into.layout.name if into is not None else None)
         chosen, found, unknown = recognise_factors(path, table, names, lengths, *asked)
@@ -162,6 +157,20 @@ def read_adapter(
         stacks=stacks,
         notes=(*notes, *config_notes, *_idle((*factors, *stacks))),
     )
+
+
+def _taken_apart(
+    model: Model, table: Table, lengths: Lengths, scales: Scales, into: Binding | None
+) -> tuple[Model, tuple[Stack, ...]]:
+    """An adapter without factors of stacked experts: of those that the model doesn't store so, it
+    has each expert's."""
+    config, path = scales.config, model.path
+    if config is None or model.format != "peft adapter" or not config.stacked:
+        return model, ()
+    scale = partial(scales.of, path, table.first_layout("huggingface"))
+    stored = () if into is None else into.names
+    values, stacks = unstacked(path, model.values, table, lengths, scale, stored)
+    return replace(model, values=values), stacks
 
 
 def _refuse_unknown(path: Path, table: Table, layout: Layout, unknown: list[str]) -> None:
