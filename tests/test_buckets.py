@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
@@ -738,6 +739,18 @@ def test_the_inputs_of_a_recipe_are_where_the_call_says(tmp_path, server, monkey
     (tmp_path / "r.toml").write_text(rows)
     made = ckptforge.average(tmp_path / "o", recipe=tmp_path / "r.toml", endpoint=server[0])
     assert made.tensors
+
+
+def test_a_service_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr("ckptforge.remote.patience.TRIES", 1)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(InputNotFoundError, match=f"failed 1 times: .*, at {host}") as caught:
+            ckptforge.inspect("s3://bucket/x", endpoint=f"http://{host}")
+    assert "no such bucket" not in str(caught.value)
 
 
 def test_a_bucket_alone_is_no_output_and_what_is_not_in_one_is_said(server):

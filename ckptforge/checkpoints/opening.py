@@ -31,7 +31,9 @@ def open_checkpoint(
         kind = store_of(path).status(path).kind
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise InputNotFoundError(f"{path}: {reason}.{explain_missing(path)}") from error
+        missing = not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
+        advice = explain_missing(path) if missing else ""
+        raise InputNotFoundError(f"{path}: {reason}.{advice}") from error
     if kind is Kind.DIRECTORY:
         try:
             return _open_directory(path, step, check_replicas)

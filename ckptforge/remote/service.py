@@ -62,6 +62,12 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
             return Credentials(access, secret, token)
         return session().get_credentials()
 
+    @property
+    def host(self) -> str:
+        """Name and port of the endpoint, without a login that may stand there; empty for
+        Amazon's."""
+        return urlsplit(self.endpoint or "").netloc.rpartition("@")[2]
+
     def credentials(self) -> Callable[[], dict[str, Any]] | None:
         """What gives obstore credentials that are valid; None where there are none."""
         keys = self.keys()
