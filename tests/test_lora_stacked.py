@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ckptforge
+from ckptforge.adapters.factors import Scales
 from ckptforge.adapters.stacked import unstacked
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import ConfigError, FormatError, LayoutError
@@ -146,7 +147,7 @@ def test_adapters_that_are_not_read_are_those_that_the_page_names(tmp_path):
             shapes = {lora.format("A"): (6, 5), lora.format("B"): (7, 6)}
             values = write_factors(tmp_path / f"{name}-{module}", shapes)
             with pytest.raises(FormatError) as caught:
-                unstacked(tmp_path, values, table, lengths, lambda *of: 1.0)
+                unstacked(tmp_path, values, table, lengths, Scales(None, 1.0))
             said = str(caught.value)
             own = "no matrix that may have an adapter of its own" in said
             assert ("aren't factors of one stacked parameter" in said) != own

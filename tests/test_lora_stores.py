@@ -152,6 +152,139 @@ def test_what_does_not_fit_is_refused(tmp_path):
         ckptforge.convert(lora, tmp_path / "out", to="hub", config=base)
 
 
+def square(path, name, layout, experts, said):
+    """A model whose gate_up_proj is square, or down_proj of gpt-oss, with an adapter of that
+    alone."""
+    table = TABLES[name]
+    inner = "intermediate_size" if name == "gpt_oss" else "moe_intermediate_size"
+    side = table.example["hidden_size"]
+    config = {**table.example, "torch_dtype": "float32", inner: side // (1 + (name != "gpt_oss"))}
+    write_model(path / "base", table, config, layout=layout, dtype="float32")
+    module = BASES[name, layout][0].format(config["num_hidden_layers"] - 1)
+    leaf = "down_proj" if name == "gpt_oss" else "gate_up_proj"
+    rng = np.random.default_rng(0)
+    shapes = {"A": (RANK * experts, side), "B": (side, RANK * experts)}
+    made = {
+        f"base_model.model.{module}.lora_{n}.weight": integers(rng, *s) for n, s in shapes.items()
+    }
+    (path / "lora").mkdir()
+    write_safetensors(
+        path / "lora" / "adapter_model.safetensors",
+        {n: ("F32", [*x.shape], x.tobytes()) for n, x in made.items()},
+    )
+    content = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, **said}
+    content["target_parameters"] = [f"mlp.experts.{leaf}"]
+    (path / "lora" / "adapter_config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "version", "known"),
+    [
+        ("qwen3_moe", "fused", "0.21.2", True),
+        ("qwen3_moe", "fused", "0.19.0", True),
+        ("qwen3_moe", "fused", "0.18.1", False),
+        ("qwen3_moe", "fused", None, False),
+        ("qwen3_moe", "fused", "new", False),
+        ("qwen3_moe", "hub", "0.18.1", False),
+        ("gpt_oss", "hub", "0.18.1", True),
+        ("gpt_oss", "hub", "0.21.2", False),  # transformers 4 or 5
+        ("gpt_oss", "hub", None, False),
+        ("qwen3_vl_moe", "fused", "0.21.2", False),
+    ],
+)
+def test_square_parameters_alone_are_taken_only_where_the_version_tells(
+    tmp_path, name, layout, version, known
+):
+    """peft 0.17 and 0.18 order factors by the axes of a parameter, later ones by what they are."""
+    experts = TABLES[name].example.get("num_experts") or TABLES[name].example["num_local_experts"]
+    square(
+        tmp_path,
+        name,
+        "fused" if layout == "hub" and name != "gpt_oss" else layout,
+        experts,
+        {"peft_version": version} if version else {},
+    )
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    if layout == "hub" and name != "gpt_oss":
+        ckptforge.convert(base, tmp_path / "apart", to="hub")
+        base = tmp_path / "apart"
+    keys = {"to": "hub", "merge_lora": lora}
+    if known:
+        assert ckptforge.convert(base, tmp_path / "out", **keys).tensors
+        return
+    with pytest.raises(FormatError, match=r"square parameter.*nothing in the adapter tells which"):
+        ckptforge.convert(base, tmp_path / "out", **keys)
+
+
+def test_factors_by_the_order_of_an_older_peft_are_refused_with_why(tmp_path):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    module, sides, experts = write_base(base, "qwen3_moe", "fused")
+    write_adapter(lora, module, {leaf: side[::-1] for leaf, side in sides.items()}, experts)
+    with pytest.raises(FormatError, match=r"aren't factors .* as peft before 0\.19 made factors"):
+        ckptforge.convert(base, tmp_path / "out", to="hub", merge_lora=lora)
+
+
+@pytest.mark.parametrize("layout", ["hub", "fused"])
+def test_two_adapters_of_one_parameter_and_integers_are_refused(tmp_path, layout):
+    base = tmp_path / "base"
+    module, sides, experts = write_base(base, "qwen3_moe", "fused")
+    if layout == "hub":
+        ckptforge.convert(base, tmp_path / "apart", to="hub")
+        base = tmp_path / "apart"
+    twice = dict.fromkeys(sides, sides["down_proj"])
+    write_adapter(tmp_path / "twice", module, twice, experts)
+    write_adapter(tmp_path / "integers", module, sides, experts)
+    file = tmp_path / "integers" / "adapter_model.safetensors"
+    held = {n: ("I32", [*x.shape], x.tobytes()) for n, x in raw_safetensors(file).items()}
+    write_safetensors(file, held)
+    for name, message in (("twice", "are both of"), ("integers", "expected floating-point")):
+        with pytest.raises(FormatError, match=message):
+            ckptforge.convert(base, tmp_path / "out", to="hub", merge_lora=tmp_path / name)
+
+
+def test_stacked_experts_in_fp8_are_to_be_undone_first(tmp_path):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    module, sides, experts = write_base(base, "qwen3_moe", "fused")
+    write_adapter(lora, module, sides, experts)
+    codes = tmp_path / "codes"
+    ckptforge.convert(base, codes, to="fused", quantise="experts=fp8-block128")
+    with pytest.raises(LayoutError, match="codes with their scales in one tensor.*undo them first"):
+        ckptforge.convert(codes, tmp_path / "out", to="fused", merge_lora=lora)
+    ckptforge.convert(codes, tmp_path / "undone", to="fused")
+    assert ckptforge.convert(
+        tmp_path / "undone", tmp_path / "out", to="fused", merge_lora=lora
+    ).tensors
+
+
+@pytest.mark.parametrize("layout", ["hub", "fused"])
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_factors_that_are_views_are_refused(tmp_path, layout, factor):
+    torch = pytest.importorskip("torch")
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    module, sides, experts = write_base(base, "qwen3_moe", "fused")
+    if layout == "hub":
+        ckptforge.convert(base, tmp_path / "apart", to="hub")
+        base = tmp_path / "apart"
+    write_adapter(lora, module, sides, experts)
+    file = lora / "adapter_model.safetensors"
+    tensors = {
+        n: torch.from_numpy(x.view(np.float32).copy()) for n, x in raw_safetensors(file).items()
+    }
+    views = {n: x.t().contiguous().t() if f"lora_{factor}" in n else x for n, x in tensors.items()}
+    torch.save(views, lora / "adapter_model.bin")
+    file.unlink()
+    with pytest.raises(FormatError, match=r"is a view of what is stored.*\.contiguous\(\)"):
+        ckptforge.convert(base, tmp_path / "out", to="hub", merge_lora=lora)
+
+
+def test_inspect_knows_whose_experts_they_are(tmp_path):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    write_adapter(lora, *write_base(base, "gpt_oss", "hub"))
+    found = ckptforge.inspect(lora, config=base)
+    assert found.model == "gpt_oss" and found.layout == "hub"
+    assert found.notes == [f"a LoRA adapter of 2 weights, rank {RANK}, scale {ALPHA // RANK}."]
+
+
 def test_a_layer_without_experts_is_refused(tmp_path):
     base, lora = tmp_path / "base", tmp_path / "lora"
     _, sides, experts = write_base(base, "deepseek_v3", "fused")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ckptforge.adapters import peft
 from ckptforge.adapters.adapter_layout import factor_names, recognise_factors
 from ckptforge.adapters.factors import Factors, Index, Scales, paired_factors
 from ckptforge.adapters.peft_names import of_the_base, whole_weight
-from ckptforge.adapters.stacked import Stack, unstacked
+from ckptforge.adapters.stacked import Stack, kept_stacked, unstacked
 from ckptforge.checkpoints.card import HuggingFaceSide, hugging_face_side
 from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.opening import open_checkpoint
@@ -22,7 +21,7 @@ from ckptforge.checkpoints.pynative_adapter import read_adapter_config
 from ckptforge.errors import FormatError, LayoutError, UnmappedTensorsError, UsageError, shown
 from ckptforge.model import Model
 from ckptforge.spelling import option
-from ckptforge.tables.binding import Binding
+from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import LORA_MARK, is_lora
 from ckptforge.tables.names import recognise_names
@@ -78,7 +77,7 @@ class Adapter(msgspec.Struct, frozen=True):
     @property
     def scales(self) -> list[float]:
         """What products are multiplied with, each once."""
-        return sorted({one.scale for one in self.factors})
+        return sorted({one.scale for one in (*self.factors, *self.stacks)})
 
 
 def open_adapter(path: Path, step: int | None = None) -> Model:
@@ -117,11 +116,13 @@ def read_adapter(
     lengths: Lengths,
     alpha: float | None,
     layout: str | None = None,
-    into: Binding | None = None,
+    like: str | None = None,
+    stored: Collection[Pattern] = (),
 ) -> Adapter:
     """Reads the factors in a checkpoint as those of a table; `lengths` are known ones of its axes.
     `layout` is the one that they must have; of several that fit, the one that a manifest recorded
-    is taken, else that of the model `into` which it is merged.
+    is taken, else `like`, that of the model which it is merged into, and which has the `stored`
+    patterns.
 
     Raises `LayoutError` where their names fit none or several layouts, `UnmappedTensorsError` for
     factors that the table doesn't know, `FormatError` for ones that don't fit each other,
@@ -132,11 +133,11 @@ def read_adapter(
         raise LayoutError(f"{path}: holds no factors of an adapter (no tensor *{LORA_MARK}*).")
     kept, notes = _with_alpha(path, kept, alpha)
     scales = Scales(kept.config, alpha)
-    model, stacks = _taken_apart(model, table, lengths, scales, into)
+    model, stacks = _taken_apart(model, table, lengths, scales, stored)
     chosen, found, unknown = table.first_layout("huggingface"), dict[Any, Any](), list[str]()
     if names := factor_names(model.values):
         family = "huggingface" if is_peft else "mindspore"
-        asked = family, layout, (kept.layout, into.layout.name if into is not None else None)
+        asked = family, layout, (kept.layout, like)
         chosen, found, unknown = recognise_factors(path, table, names, lengths, *asked)
     others = {name: e for name, e in model.values.items() if is_peft and not is_lora(name)}
     whole, strange = _whole(chosen, others, lengths)
@@ -160,16 +161,14 @@ def read_adapter(
 
 
 def _taken_apart(
-    model: Model, table: Table, lengths: Lengths, scales: Scales, into: Binding | None
+    model: Model, table: Table, lengths: Lengths, scales: Scales, stored: Collection[Pattern]
 ) -> tuple[Model, tuple[Stack, ...]]:
     """An adapter without factors of stacked experts: of those that the model doesn't store so, it
     has each expert's."""
     config, path = scales.config, model.path
     if config is None or model.format != "peft adapter" or not config.stacked:
         return model, ()
-    scale = partial(scales.of, path, table.first_layout("huggingface"))
-    stored = () if into is None else into.names
-    values, stacks = unstacked(path, model.values, table, lengths, scale, stored)
+    values, stacks = unstacked(path, model.values, table, lengths, scales, stored)
     return replace(model, values=values), stacks
 
 
@@ -242,4 +241,5 @@ def describe_adapter(model: Model, kept: Kept, table: Table, lengths: Lengths) -
     weights = (weight.weight for found in table.lora.weights.values() for weight in found)
     unknown = {o: 0 for weight in weights for o in weight.offsets.values() if o not in lengths}
     alpha = 1.0 if kept.config is None else None
-    return read_adapter(model, kept, table, lengths.changed(unknown), alpha)
+    stored = kept_stacked(table)
+    return read_adapter(model, kept, table, lengths.changed(unknown), alpha, stored=stored)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from msgspec.structs import replace
 
 from ckptforge.adapters.adapter import Adapter, read_adapter, read_kept
+from ckptforge.adapters.adapter_layout import factor_names
 from ckptforge.adapters.factors import (
     Factors,
     Index,
@@ -18,7 +19,7 @@ from ckptforge.adapters.factors import (
 )
 from ckptforge.adapters.stack_adding import add_stacks
 from ckptforge.composing import box_of
-from ckptforge.errors import LayoutError
+from ckptforge.errors import FormatError, LayoutError
 from ckptforge.model import Model
 from ckptforge.reading.source import Source
 from ckptforge.spelling import command
@@ -28,7 +29,7 @@ from ckptforge.tables.lora import rows_of
 from ckptforge.tables.names import indexed, recognise_names
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.table import Table
-from ckptforge.values import Fragment, Value
+from ckptforge.values import Fragment, Value, whole_transfer
 from ckptforge.wording import counted, listing
 
 
@@ -40,8 +41,12 @@ def add_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     weight for, whose shapes don't fit, or that would change two weights of the model that are one.
     """
     binding = source.binding
-    lengths = binding.sizes.lengths
-    adapter = read_adapter(model, read_kept(model), source.table, lengths, alpha, into=binding)
+    lengths, layout, table = binding.sizes.lengths, binding.layout.name, source.table
+    refuse_views(model)
+    kept = read_kept(model)
+    adapter = read_adapter(
+        model, kept, table, lengths, alpha, like=layout, stored=binding.names.keys()
+    )
     refuse_tied(adapter, source)
     whole = taken_whole(adapter, source)
     values = {**source.model.values, **whole}
@@ -59,6 +64,20 @@ def add_adapter(source: Source, model: Model, alpha: float | None) -> Source:
     own |= {factor.origin for one in adapter.stacks for factor in (one.a, one.b)}
     unmapped = [name for name in source.unmapped if source.model.values[name].origin not in own]
     return replace(source, model=changed, unmapped=tuple(unmapped))
+
+
+def refuse_views(model: Model) -> None:
+    """Raises `FormatError` for factors that are views of what is stored, as torch.save keeps
+    them."""
+    for name in factor_names(model.values):
+        value = model.values[name]
+        fragments, whole = list(value.fragments), whole_transfer(value.shape).coalesced()
+        plain = [one for one in fragments if one.stored.shape == value.shape]
+        if len(fragments) != 1 or [one.transfer.coalesced() for one in plain] != [whole]:
+            raise FormatError(
+                f"{value.origin.path}: {name} is a view of what is stored, a transpose or the "
+                "like; save the adapter with its factors made .contiguous(), or as safetensors."
+            )
 
 
 def _lost(adapter: Adapter, source: Source, lost: Mapping[tuple[str, Index], Factors]) -> str:

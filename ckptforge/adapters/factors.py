@@ -101,6 +101,11 @@ class Scales(msgspec.Struct, frozen=True):
     config: AdapterConfig | None
     alpha: float | None
 
+    @property
+    def version(self) -> object:
+        """What is said of the version of peft."""
+        return None if self.config is None else self.config.content.get("peft_version")
+
     def of(self, path: Path, layout: Layout, module: str, low: Value) -> float:
         """The scale of a module; the rows of `low` are the rank. Raises `FormatError`."""
         rank, config = low.shape[0], self.config

@@ -66,8 +66,7 @@ def _added(source: Source, value: Value, stack: Stack) -> Value:
 def _product(stack: Stack, expert: int, experts: int, inputs: bool) -> Product:
     """One expert's, for a matrix whose rows are the inputs or else the outputs. B's columns run
     over ranks and then experts."""
-    rank = stack.a.shape[0] // experts
-    a = rows_of(stack.a.origin, expert * rank, (expert + 1) * rank)
+    a = rows_of(stack.a.origin, expert * stack.rank, (expert + 1) * stack.rank)
     b, part = stack.b.origin, (0, expert, experts)
     height = a.shape[1] if inputs else b.shape[0]
     rows = Transfer((height,), 0, (1,), 0, (1,))
@@ -94,6 +93,13 @@ def _experts(source: Source, value: Value) -> Iterator[_Expert]:
         turned = replace(swapped((1, width, height)), target=i * each)
         fits = one.stored.elements == each and len(ordered) == experts
         transfer = one.transfer.coalesced()
+        if not fits and any(fragment.steps for fragment in fragments):
+            way = command("convert", source.model.path, "DIR", to=source.binding.layout.name)
+            raise LayoutError(
+                f"{value.origin.path}: {value.origin.name} holds the experts' codes with their "
+                f"scales in one tensor, to which nothing can be added; undo them first, with {way},"
+                " and merge into DIR."
+            )
         if not fits or transfer not in (plain, turned.coalesced()):
             way = command("convert", source.model.path, "DIR", to=source.binding.layout.name)
             raise LayoutError(

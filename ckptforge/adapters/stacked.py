@@ -1,23 +1,25 @@
 """PEFT's adapters of parameters that stack experts (`target_parameters`), as one of each expert's
 matrices, or of parameters that a model stores.
 
-Convention of peft 0.17 … 0.21 (peft/tuners/lora/layer.py, class ParamWrapper): a parameter of shape
-(e, out, in) has A of shape (e · r, in), whose rows run over experts and then ranks, and B of shape
-(out, r · e), whose columns run over ranks and then experts; an expert gets scale · B·A of its own
-rows and columns. One of shape (e, in, out) has the same factors, and gets the transpose. Several
-parameters of one module are wrapped one around the other, each with `.base_layer` more in its name;
-which is which their shapes say.
+A parameter of shape (e, out, in) has A of shape (e · r, in), whose rows run over experts and then
+ranks, and B of shape (out, r · e), whose columns run over ranks and then experts; an expert gets
+scale · B·A of its own rows and columns. One of shape (e, in, out) has the same factors, and gets
+the transpose (peft/tuners/lora/layer.py, class ParamWrapper, since 0.19; `stack_orders.py`).
+Several parameters of one module are wrapped one around the other, each with `.base_layer` more in
+its name; which is which their shapes say.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
+from ckptforge.adapters.factors import Scales
 from ckptforge.adapters.peft_names import PREFIX
+from ckptforge.adapters.stack_orders import OTHERWISE, refuse_doubtful
 from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.quantisation.parts import rows_of
 from ckptforge.quantisation.stacks import inputs_first
@@ -48,17 +50,15 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 class Stack(msgspec.Struct, frozen=True):
-    """The factors of a parameter that is stored so, with the index of its name, and what the
-    products are multiplied with."""
+    """The factors of a parameter that is stored so, with the index of its name, the rank of each
+    expert, and what the products are multiplied with."""
 
     pattern: Pattern
     index: tuple[int, ...]
     a: Value
     b: Value
+    rank: int
     scale: float
-
-
-Scale = Callable[[str, Value], float]  # of a module, and its A of one expert
 
 
 def unstacked(
@@ -66,14 +66,50 @@ def unstacked(
     values: Values,
     table: Table,
     lengths: Lengths,
-    scale: Scale,
+    scales: Scales,
     stored: Collection[Pattern] = (),
 ) -> tuple[dict[str, Value], tuple[Stack, ...]]:
     """An adapter's tensors, with the factors of stacked experts as those of each expert's matrices
     under the hub's names, but for those of `stored` patterns. Raises `FormatError` for factors that
-    are of none of the table's parameters, `ConfigError` where lengths aren't known."""
+    are of none of the table's parameters, or of which nobody says in which order they are,
+    `ConfigError` where lengths aren't known."""
     found, stacks = dict(values), []
-    for name in values:
+    pairs = list(_pairs(path, found, table, lengths, stored))
+    order = [(one.kind[0], one.a, one.b) for one in pairs]
+    refuse_doubtful(path, order, table, scales.version)
+    for one in pairs:
+        (pattern, index), a, b = one.kind, one.a, one.b
+        if pattern in stored:
+            rank = a.shape[0] // lengths[str(pattern.axes[0][0])]
+            low = value_of(rows_of(a.origin, 0, rank))
+            scale = scales.of(path, table.first_layout("huggingface"), one.module, low)
+            stacks.append(Stack(pattern, _numbers(pattern, index, lengths), a, b, rank, scale))
+            continue
+        for weight, first, rows in _matrices(path, pattern, table, lengths):
+            place = _Place(pattern, index, weight, first, rows)
+            found |= _of_each_expert(a, b, place, lengths)
+    return found, tuple(stacks)
+
+
+class _Pair(msgspec.Struct, frozen=True):
+    """The factors of one stacked parameter of a module."""
+
+    module: str
+    kind: Kind
+    a: Value
+    b: Value
+
+
+def _pairs(
+    path: Path,
+    found: dict[str, Value],
+    table: Table,
+    lengths: Lengths,
+    stored: Collection[Pattern],
+) -> Iterator[_Pair]:
+    """Takes the factors of stacked parameters out of what was found."""
+    seen: dict[tuple[tuple[str, ...], tuple[int, ...]], str] = {}
+    for name in list(found):
         match = _FACTOR.fullmatch(name)
         kinds = [] if match is None else list(_parameters(table, match[1], lengths))
         if match is None or not kinds:
@@ -84,16 +120,15 @@ def unstacked(
         if not any(pattern in stored or _parted(pattern, table) for pattern, _ in kinds):
             raise FormatError(_stays_stacked(path, name, kinds, table))
         a, b = found.pop(name), found.pop(other)
-        pattern, index = _fitting(path, kinds, a, b, table, lengths, stored)
-        if pattern in stored:
-            rank = a.shape[0] // lengths[str(pattern.axes[0][0])]
-            own = scale(match[1], value_of(rows_of(a.origin, 0, rank)))
-            stacks.append(Stack(pattern, _numbers(pattern, index, lengths), a, b, own))
-            continue
-        for weight, first, rows in _matrices(path, pattern, table, lengths):
-            place = _Place(pattern, index, weight, first, rows)
-            found |= _of_each_expert(a, b, place, lengths)
-    return found, tuple(stacks)
+        kind = _fitting(path, kinds, a, b, table, lengths, stored)
+        key = kind[0].tensors, kind[1]
+        if key in seen:
+            raise FormatError(
+                f"{path}: {seen[key]} and {name} are both of {kind[0].template}, by their shapes; "
+                "the adapter is damaged, or of another model."
+            )
+        seen[key] = name
+        yield _Pair(match[1], kind, a, b)
 
 
 def is_of_stack(table: Table, name: str) -> bool:
@@ -143,20 +178,29 @@ def _fitting(
             f"says: give the model's config.json with {option('config')}, or merge the adapter "
             f"into its model, with {option('merge_lora')}."
         )
-    fits = [
+    if not a.dtype.floating or not b.dtype.floating:
+        raise FormatError(
+            f"{path}: {a.origin.name} is {a.dtype} and {b.origin.name} {b.dtype}; expected "
+            "floating-point numbers."
+        )
+    ranked = [
         one
         for one in kinds
         if len(a.shape) == len(b.shape) == 2
-        and (b.shape[0], a.shape[1]) == _sides(one[0], table, lengths)
         and a.shape[0] == b.shape[1]
         and a.shape[0] % lengths[str(one[0].axes[0][0])] == 0
     ]
+    sides = (b.shape[0], a.shape[-1]) if ranked else ()
+    fits = [one for one in ranked if _sides(one[0], table, lengths) == sides]
     fits.sort(key=lambda one: one[0] not in stored)
     if len({one[0].tensors for one in fits}) != 1:
-        sides = "; ".join(f"{p.template}: {list(_sides(p, table, lengths))}" for p, _ in kinds)
+        there = "; ".join(f"{p.template}: {list(_sides(p, table, lengths))}" for p, _ in kinds)
+        turned = any(_sides(one[0], table, lengths) == sides[::-1] for one in ranked)
         raise FormatError(
             f"{path}: {a.origin.name} {list(a.shape)} and {b.origin.name} {list(b.shape)} aren't "
-            f"factors of one stacked parameter there is ({sides}, with a rank for each expert)."
+            f"factors of one stacked parameter there is ({there}, with a rank for each expert)."
+            + turned
+            * f" {OTHERWISE}"
         )
     return fits[0]
 
@@ -241,3 +285,11 @@ def _stays_stacked(path: Path, name: str, kinds: list[Kind], table: Table) -> st
         f"{option('merge_lora')}, into a model that stores them so: in layout "
         f"{' or '.join(holders)}, to which others can be converted first."
     )
+
+
+def kept_stacked(table: Table) -> frozenset[Pattern]:
+    """Those that stack experts of which no layout has matrices that may have an adapter."""
+    layouts = (one for one in table.layouts.values() if one.family == "huggingface")
+    patterns = (pattern for layout in layouts for pattern in layout.patterns)
+    stacks = (one for one in patterns if len(one.axes) == 3)
+    return frozenset(one for one in stacks if _parted(one, table) is None)
