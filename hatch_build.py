@@ -4,7 +4,7 @@ wheel has none and is for any processor: numpy does then what they do, to the sa
 from __future__ import annotations
 
 import os
-import shlex
+import runpy
 import subprocess
 import sysconfig
 import tempfile
@@ -28,9 +28,11 @@ class KernelsHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compiles into a directory of its own, so that the tree stays as it is; for an editable
         install into the tree."""
-        if os.environ.get("CKPTFORGE_KERNELS") == "off":
-            return
         editable = version == "editable"
+        if editable:  # what an earlier install compiled is of other sources
+            Path(self.root, KERNELS, NAME).unlink(missing_ok=True)
+        if os.environ.get("CKPTFORGE_KERNELS", "").lower() == "off":
+            return
         self._directory = tempfile.TemporaryDirectory(prefix="ckptforge-kernels-")
         made = Path(self.root, KERNELS) if editable else Path(self._directory.name)
         failure = compile_kernels(Path(self.root), made / NAME)
@@ -50,11 +52,12 @@ class KernelsHook(BuildHookInterface[Any]):
 
 def compile_kernels(root: Path, made: Path) -> str:
     """Compiles what lies in the tree. Returns why that failed, or nothing."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = (os.environ.get("CC") or "cc").split()
     sources = [str(path.relative_to(root)) for path in sorted((root / KERNELS).glob("*.c"))]
+    part = made.with_suffix(".part")
     try:
         done = subprocess.run(
-            [*compiler, *FLAGS, "-o", str(made), *sources],
+            [*compiler, *FLAGS, "-o", str(part), *sources],
             cwd=root,
             capture_output=True,
             text=True,
@@ -62,4 +65,10 @@ def compile_kernels(root: Path, made: Path) -> str:
         )
     except OSError as error:
         return f"{compiler[0]}: {error.strerror}"
-    return "" if done.returncode == 0 else f"{compiler[0]}: {done.stderr.strip()[-2000:]}"
+    if done.returncode != 0:
+        return f"{compiler[0]}: {done.stderr.strip()[-2000:]}"
+    seal = runpy.run_path(str(root / KERNELS / "seal.py"))
+    with part.open("ab") as file:
+        file.write(seal["seal_of"](part.read_bytes(), seal["sources_of"](root / KERNELS)))
+    part.rename(made)
+    return ""

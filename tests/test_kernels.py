@@ -18,7 +18,8 @@ import ckptforge
 from ckptforge.dtypes import BY_NAME
 from ckptforge.errors import QuantisedError
 from ckptforge.kernels import library as library_module
-from ckptforge.kernels.library import NAME, SWITCH, library
+from ckptforge.kernels.library import NAME, SWITCH, arithmetic, library
+from ckptforge.kernels.seal import is_sealed, seal_of, sources_of
 from ckptforge.run import casts, transpose
 from ckptforge.run.transpose import copy_strided
 from ckptforge.steps import encoder
@@ -200,20 +201,59 @@ def test_matrices_are_turned(monkeypatch, itemsize, rows, columns, several, shif
     assert ours[shift:] == expected.tobytes()
 
 
-@pytest.mark.parametrize("file", ["none", "damaged", "another library"])
-def test_without_them_numpy_does_it(tmp_path, monkeypatch, file):
-    place = tmp_path / "library.py"
-    if file == "damaged":
-        place.with_name(NAME).write_bytes(b"\x7fELF" + bytes(100))
-    elif file == "another library":
-        shutil.copy(ml_dtypes._ml_dtypes_ext.__file__, place.with_name(NAME))
-    monkeypatch.setattr(library_module, "__file__", str(place))
+def damaged(tmp_path, how):
+    """A library in a directory of its own, with sources if it is of others."""
+    place = tmp_path / NAME
+    if how == "another library":
+        shutil.copy(ml_dtypes._ml_dtypes_ext.__file__, place)
+    elif how == "sealed, without functions":
+        library = Path(ml_dtypes._ml_dtypes_ext.__file__).read_bytes()
+        place.write_bytes(library + seal_of(library, bytes(32)))
+    elif how != "none":
+        if not (DIRECTORY / NAME).exists():
+            pytest.skip("the kernels aren't compiled here")
+        whole = (DIRECTORY / NAME).read_bytes()
+        if how.startswith("cut off"):
+            place.write_bytes(whole[: int(len(whole) * float(how.split()[-1]))])
+        elif how == "with zeros":
+            place.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+        else:
+            place.write_bytes(whole)
+            (tmp_path / "encode.c").write_text("/* newer */")
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["none", "another library", "sealed, without functions", "with zeros", "of other sources"]
+    + [f"cut off at {part}" for part in (0, 0.001, 0.02, 0.5, 0.9, 0.999)],
+)
+def test_without_them_numpy_does_it(tmp_path, monkeypatch, how):
+    damaged(tmp_path, how)
+    monkeypatch.setattr(library_module, "_DIRECTORY", tmp_path)
     library_module._loaded.cache_clear()
     try:
         assert library() is None
         ckptforge.to_ms(HUB, tmp_path / "x.ckpt", dtype="fp16")
     finally:
         library_module._loaded.cache_clear()
+
+
+def test_a_seal_is_of_a_file_and_of_its_sources(tmp_path):
+    (tmp_path / "x.c").write_text("int x;")
+    sources = sources_of(tmp_path)
+    file = b"library" + seal_of(b"library", sources)
+    assert is_sealed(file, sources) and is_sealed(file, b"")  # a wheel has no sources
+    (tmp_path / "x.c").write_text("int y;")
+    assert not is_sealed(file, sources_of(tmp_path))
+    for at in range(len(file)):
+        assert not is_sealed(file[:at], sources)
+        assert not is_sealed(file[:at] + bytes([file[at] ^ 1]) + file[at + 1 :], b"")
+
+
+@pytest.mark.parametrize("said", ["off", "OFF"])
+def test_they_can_be_switched_off(monkeypatch, said):
+    monkeypatch.setenv(SWITCH, said)
+    assert library() is None and "numpy" in arithmetic()
 
 
 @compiled

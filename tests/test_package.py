@@ -220,6 +220,8 @@ def test_messages_below_the_command_line_spell_no_option_themselves():
 # users name (tables in the package, a terminal's standard output); and the demo with its model.
 _NO_STORE = ("storage", "remote", "testing")
 _NOT_OF_USERS = (
+    "kernels/library.py",
+    "kernels/seal.py",
     "tables/shipped.py",
     "cli/entry.py",
     "cli/completion.py",

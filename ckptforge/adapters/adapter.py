@@ -75,9 +75,14 @@ class Adapter(msgspec.Struct, frozen=True):
         return {key[0]: self.by_tensor[key] for key in keys if key in self.by_tensor}
 
     @property
+    def ranks(self) -> list[int]:
+        """The ranks of products, each once."""
+        return sorted({one.rank for one in self.factors} | {one.rank for one in self.stacks})
+
+    @property
     def scales(self) -> list[float]:
         """What products are multiplied with, each once."""
-        return sorted({one.scale for one in (*self.factors, *self.stacks)})
+        return sorted({one.scale for one in self.factors} | {one.scale for one in self.stacks})
 
 
 def open_adapter(path: Path, step: int | None = None) -> Model:

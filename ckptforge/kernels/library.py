@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 
 from ckptforge.kernels.form import Effects, Form, Range
+from ckptforge.kernels.seal import is_sealed, sources_of
 
 NAME = "kernels.so"
 SWITCH = "CKPTFORGE_KERNELS"  # "off": numpy, as where they weren't compiled
+_DIRECTORY = Path(__file__).parent
 _POINTER = c_void_p
 _SIZE = c_ssize_t
 _ARGUMENTS = {
@@ -32,9 +34,9 @@ _ARGUMENTS = {
 
 
 def library() -> ctypes.CDLL | None:
-    """The kernels; None where they weren't compiled, were for another system, or are switched
-    off."""
-    return None if os.environ.get(SWITCH) == "off" else _loaded()
+    """The kernels; None where they weren't compiled, were for another system or of other sources,
+    are damaged, or are switched off."""
+    return None if os.environ.get(SWITCH, "").lower() == "off" else _loaded()
 
 
 def arithmetic() -> str:
@@ -45,7 +47,9 @@ def arithmetic() -> str:
 @cache
 def _loaded() -> ctypes.CDLL | None:
     try:
-        found = ctypes.CDLL(str(Path(__file__).with_name(NAME)))
+        if not is_sealed((_DIRECTORY / NAME).read_bytes(), sources_of(_DIRECTORY)):
+            return None
+        found = ctypes.CDLL(str(_DIRECTORY / NAME))
         for name, arguments in _ARGUMENTS.items():
             function = getattr(found, name)
             function.argtypes, function.restype = arguments, None

@@ -268,6 +268,7 @@ def _compiled_cast(
         within = Range(low, high, shift, (low << shift) - int(table[low]) & 0xFFFF)
 
     def cast(numbers: Array, out: Array) -> CastCount:
+        assert out.flags.c_contiguous and out.size == numbers.size
         numbers, effects = np.ascontiguousarray(numbers), np.zeros(4, np.int64)
         places = out.ctypes.data, effects.ctypes.data
         kernels.ckptforge_cast(numbers.ctypes.data, numbers.size, both.ctypes.data, within, *places)

@@ -96,7 +96,8 @@ class Tables:
     def _look_up(
         self, kernels: ctypes.CDLL, codes: Array, rows: Array, blocks: Array, out: Array
     ) -> CastCount:
-        effects = np.zeros(4, np.int64)
+        assert out.flags.c_contiguous and out.size == codes.size
+        codes, effects = np.ascontiguousarray(codes), np.zeros(4, np.int64)
         lines, columns = (np.ascontiguousarray(one, np.intp) for one in (rows, blocks))
         kernels.ckptforge_look_up(
             codes.ctypes.data,

@@ -145,12 +145,11 @@ def _adapter(path: Path, model: Model, choices: Choices) -> Inspection:
     if not found:
         return _describe(path, model, None, str(telling(errors)))
     first = found[0]
-    adapted = (*first.factors, *first.stacks)
-    ranks = ", ".join(map(str, sorted({one.rank for one in adapted})))
+    ranks = ", ".join(map(str, first.ranks))
     scale = f"scale {', '.join(f'{s:g}' for s in first.scales)}"
     if kept.config is None:
         scale = "its lora_alpha isn't recorded"
-    weights = counted(len(adapted), "weight")
+    weights = counted(len(first.factors) + len(first.stacks), "weight")
     described = _describe(path, model, None, None)
     return replace(
         described,
