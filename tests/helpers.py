@@ -238,6 +238,29 @@ class WithRoom(FailingStore):
         return self.rooms.get(directory) or super().room(directory)
 
 
+def adapted_by_peft(torch, directory: Path, kind: str, config) -> None:
+    """In hub, lora and peft of a directory: a model of transformers' class `kind`, an adapter of
+    its queries and stacked experts with random factors, and the model that peft merges of both."""
+    import peft
+    import transformers
+
+    torch.manual_seed(0)
+    made = transformers_config(**{**config, "initializer_range": 0.1, "architectures": [kind]})
+    of_kind = getattr(transformers, kind)
+    of_kind(made).to(torch.float32).save_pretrained(directory / "hub")
+    model = of_kind.from_pretrained(directory / "hub", dtype=torch.float32)
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    wanted = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=targets
+    )
+    adapted = peft.get_peft_model(model, wanted)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * 0.1
+    adapted.save_pretrained(directory / "lora")
+    adapted.merge_and_unload().save_pretrained(directory / "peft")
+
+
 def wheel_of(requirement: str, directory: Path) -> Path | str:
     """A wheel without what it requires, downloaded by pip; or why there is none."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]

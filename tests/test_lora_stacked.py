@@ -16,7 +16,7 @@ from ckptforge.errors import ConfigError, FormatError, LayoutError
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import raw_safetensors, transformers_config, write_safetensors
+from tests.helpers import adapted_by_peft, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 RANK, ALPHA = 3, 6
@@ -200,21 +200,7 @@ def test_converted_each_expert_has_an_adapter_of_its_own(tmp_path):
 def test_against_peft_itself(tmp_path):
     torch = pytest.importorskip("torch")
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
-    table = TABLES["qwen3_moe"]
-    made = transformers_config(**{**table.example, "initializer_range": 0.1})
-    torch.manual_seed(0)
-    transformers.Qwen3MoeForCausalLM(made).to(torch.float32).save_pretrained(tmp_path / "hub")
-    model = transformers.Qwen3MoeForCausalLM.from_pretrained(tmp_path / "hub", dtype=torch.float32)
-    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    wanted = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=targets
-    )
-    adapted = peft.get_peft_model(model, wanted)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            parameter.data = torch.randn_like(parameter) * 0.1
-    adapted.save_pretrained(tmp_path / "lora")
-    adapted.merge_and_unload().save_pretrained(tmp_path / "peft")
+    adapted_by_peft(torch, tmp_path, "Qwen3MoeForCausalLM", TABLES["qwen3_moe"].example)
     ckptforge.convert(tmp_path / "hub", tmp_path / "out", to="hub", merge_lora=tmp_path / "lora")
     own, theirs, base = (
         {n: x.view(np.float32) for n, x in raw_safetensors(tmp_path / side).items()}

@@ -9,7 +9,7 @@ import ckptforge
 from ckptforge.errors import FormatError, LayoutError
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
-from tests.helpers import contents, raw_safetensors, transformers_config, write_safetensors
+from tests.helpers import adapted_by_peft, contents, raw_safetensors, write_safetensors
 
 TABLES = {table.name: table for table in shipped_tables()}
 RANK, ALPHA = 3, 6
@@ -308,24 +308,8 @@ def test_an_alpha_of_nothing_changes_nothing(tmp_path):
 )
 def test_against_peft_itself(tmp_path, name, kind):
     torch = pytest.importorskip("torch")
-    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
-    config = {**TABLES[name].example, "initializer_range": 0.1, "architectures": [kind]}
-    torch.manual_seed(0)
-    made = getattr(transformers, kind)(transformers_config(**config))
-    made.to(torch.float32).save_pretrained(tmp_path / "hub")
-    model = getattr(transformers, kind).from_pretrained(tmp_path / "hub", dtype=torch.float32)
-    wanted = peft.LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=["q_proj"],
-        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
-    )
-    adapted = peft.get_peft_model(model, wanted)
-    for parameter_name, parameter in adapted.named_parameters():
-        if "lora_" in parameter_name:
-            parameter.data = torch.randn_like(parameter) * 0.1
-    adapted.save_pretrained(tmp_path / "lora")
-    adapted.merge_and_unload().save_pretrained(tmp_path / "peft")
+    pytest.importorskip("transformers"), pytest.importorskip("peft")
+    adapted_by_peft(torch, tmp_path, kind, TABLES[name].example)
     base = "hub" if name == "gpt_oss" else "fused"
     if base == "fused":
         ckptforge.convert(tmp_path / "hub", tmp_path / "fused", to="fused")

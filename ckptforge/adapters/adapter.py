@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -24,7 +23,7 @@ from ckptforge.spelling import option
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.lengths import Lengths
 from ckptforge.tables.lora import LORA_MARK, is_lora
-from ckptforge.tables.names import recognise_names
+from ckptforge.tables.names import Names, recognise_names
 from ckptforge.tables.table import Layout, Table
 from ckptforge.values import Value
 from ckptforge.wording import counted, listing
@@ -139,7 +138,7 @@ def read_adapter(
     kept, notes = _with_alpha(path, kept, alpha)
     scales = Scales(kept.config, alpha)
     model, stacks = _taken_apart(model, table, lengths, scales, stored)
-    chosen, found, unknown = table.first_layout("huggingface"), dict[Any, Any](), list[str]()
+    chosen, found, unknown = _nothing_else(table)
     if names := factor_names(model.values):
         family = "huggingface" if is_peft else "mindspore"
         asked = family, layout, (kept.layout, like)
@@ -163,6 +162,11 @@ def read_adapter(
         stacks=stacks,
         notes=(*notes, *config_notes, *_idle((*factors, *stacks))),
     )
+
+
+def _nothing_else(table: Table) -> tuple[Layout, Names, list[str]]:
+    """What is recognised where all factors are of stacked experts."""
+    return table.first_layout("huggingface"), {}, []
 
 
 def _taken_apart(

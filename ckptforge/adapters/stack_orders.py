@@ -10,7 +10,7 @@ of square parameters.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ckptforge.errors import FormatError, shown
@@ -38,7 +38,8 @@ def refuse_doubtful(
     known = _VERSION.match(version) if isinstance(version, str) else None
     number = None if known is None else (int(known[1]), int(known[2]))
     for pattern, a in square:
-        forms = {inputs_first(table, one) for one in _alike(pattern, table)}
+        alike = (one for one in of_three_axes(table) if one.tensors == pattern.tensors)
+        forms = {inputs_first(table, one) for one in alike}
         swapped = number is not None and number >= _SWAPPED_SINCE
         before = number is not None and number < _SWAPPED_SINCE
         if (forms == {False} and swapped) or (forms == {True} and before):
@@ -52,8 +53,7 @@ def refuse_doubtful(
         )
 
 
-def _alike(pattern: Pattern, table: Table) -> list[Pattern]:
-    """All forms in which layouts of Hugging Face stack the same tensors."""
+def of_three_axes(table: Table) -> Iterator[Pattern]:
+    """What layouts of Hugging Face store with three axes, as stacked experts are."""
     layouts = (one for one in table.layouts.values() if one.family == "huggingface")
-    patterns = (one for layout in layouts for one in layout.patterns)
-    return [one for one in patterns if one.tensors == pattern.tensors and len(one.axes) == 3]
+    return (one for layout in layouts for one in layout.patterns if len(one.axes) == 3)

@@ -19,7 +19,7 @@ import msgspec
 
 from ckptforge.adapters.factors import Scales
 from ckptforge.adapters.peft_names import PREFIX
-from ckptforge.adapters.stack_orders import OTHERWISE, refuse_doubtful
+from ckptforge.adapters.stack_orders import OTHERWISE, of_three_axes, refuse_doubtful
 from ckptforge.errors import ConfigError, FormatError, shown
 from ckptforge.quantisation.parts import rows_of
 from ckptforge.quantisation.stacks import inputs_first
@@ -196,11 +196,11 @@ def _fitting(
     if len({one[0].tensors for one in fits}) != 1:
         there = "; ".join(f"{p.template}: {list(_sides(p, table, lengths))}" for p, _ in kinds)
         turned = any(_sides(one[0], table, lengths) == sides[::-1] for one in ranked)
+        why = f" {OTHERWISE}" if turned else ""
         raise FormatError(
             f"{path}: {a.origin.name} {list(a.shape)} and {b.origin.name} {list(b.shape)} aren't "
             f"factors of one stacked parameter there is ({there}, with a rank for each expert)."
-            + turned
-            * f" {OTHERWISE}"
+            f"{why}"
         )
     return fits[0]
 
@@ -289,7 +289,4 @@ def _stays_stacked(path: Path, name: str, kinds: list[Kind], table: Table) -> st
 
 def kept_stacked(table: Table) -> frozenset[Pattern]:
     """Those that stack experts of which no layout has matrices that may have an adapter."""
-    layouts = (one for one in table.layouts.values() if one.family == "huggingface")
-    patterns = (pattern for layout in layouts for pattern in layout.patterns)
-    stacks = (one for one in patterns if len(one.axes) == 3)
-    return frozenset(one for one in stacks if _parted(one, table) is None)
+    return frozenset(one for one in of_three_axes(table) if _parted(one, table) is None)

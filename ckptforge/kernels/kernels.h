@@ -1,9 +1,9 @@
 /* What the kernels share.
  *
- * They do in one pass what numpy needs one for each operation for. Each is the arithmetic of the
+ * One pass does what takes numpy a pass for each operation. Each kernel is the arithmetic of the
  * numpy code that runs where they weren't compiled, in the same order, so that both make the same
- * bytes: only sums for reports are added up in another. Sizes and strides are in elements; pointers
- * may lie at any address. */
+ * bytes; only the sums that are reported are added up in another. Sizes and strides are in
+ * elements; pointers may lie at any address. */
 
 #ifndef CKPTFORGE_KERNELS_H
 #define CKPTFORGE_KERNELS_H

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
@@ -62,7 +62,7 @@ class S3:
         if not key:
             return None
         try:
-            with self._faults(path):
+            with _as_faults(path, self._endpoint):
                 return _facts(obstore.head(store, key))
         except FileNotFoundError:
             return None
@@ -73,7 +73,7 @@ class S3:
 
         store, key = self._store(directory)
         try:
-            with self._faults(directory):
+            with _as_faults(directory, self._endpoint):
                 found = obstore.list_with_delimiter(store, key)
         except FileNotFoundError:  # no such bucket
             return []
@@ -87,7 +87,7 @@ class S3:
 
         store, key = self._store(path)
         done = 0
-        with self._faults(path, lambda: done):
+        with _as_faults(path, self._endpoint, lambda: done):
             asked: Any = {"range": (start, start + len(into))}
             if facts.version.startswith('"'):
                 asked["if_match"] = facts.version
@@ -95,9 +95,6 @@ class S3:
                 into[done : done + len(piece)] = piece
                 done += len(piece)
         return done
-
-    def _faults(self, path: Path, done: Any = lambda: 0) -> AbstractContextManager[None]:
-        return _as_faults(path, service_of(path, self._endpoint).host, done)
 
     def _store(self, path: Path) -> tuple[Any, str]:
         """The bucket as obstore's store, and the key in it."""
@@ -130,7 +127,7 @@ def _facts(found: Any) -> Facts:
 
 
 @contextmanager
-def _as_faults(path: Path, host: str, done: Any) -> Iterator[None]:
+def _as_faults(path: Path, endpoint: str | None, done: Any = lambda: 0) -> Iterator[None]:
     """Raises `Passing` and `OSError` for obstore's errors, whose texts aren't for people."""
     from obstore import exceptions
 
@@ -146,6 +143,7 @@ def _as_faults(path: Path, host: str, done: Any) -> Iterator[None]:
         text = str(error).partition("\n")[0]
         status = _STATUS.search(text)
         if status is None:
+            host = service_of(path, endpoint).host
             at = f", at {host}" if host else ""
             raise Passing(f"{_brief(text)}{at}", done()) from error
         number, reason = int(status[1]), f"the server says {status[1]}{status[2].rstrip()}"

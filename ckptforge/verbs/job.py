@@ -14,7 +14,6 @@ from ckptforge.checkpoints.card import HuggingFaceSide
 from ckptforge.checkpoints.files import refuse_changed
 from ckptforge.checkpoints.manifest import manifest_path
 from ckptforge.errors import CastOverflowError, FormatError, UsageError
-from ckptforge.kernels.library import arithmetic
 from ckptforge.machines.gathering import gather
 from ckptforge.planning.plan import Plan
 from ckptforge.publish.consuming import Consuming, refuse_to_consume
@@ -210,6 +209,10 @@ def _files(job: Job) -> tuple[Path, ...]:
 
 
 def _log_plan(plan: Plan, budget: Budget) -> None:
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    from ckptforge.kernels.library import arithmetic  # which loads them
+
     made, tensors = counted(len(plan.files), "file"), counted(plan.tensor_count, "tensor")
     sources = counted(len(plan.sources), "file")
     _log.info("plan: %s with %s, %s bytes, from %s", made, tensors, f"{plan.nbytes:,}", sources)
