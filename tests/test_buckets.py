@@ -32,6 +32,7 @@ from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE, write_safetensors
 from tests.test_remote import files_of, twice_read
 from tests.web import buckets
+from tests.web.faults import now_and_then
 
 for name in ("boto3", "fsspec", "moto.server", "obstore"):
     pytest.importorskip(name, reason=f"{name} isn't installed (pip install '.[test]')")
@@ -147,7 +148,7 @@ def test_headers_between_tensors_bring_little(tmp_path, server, large):
 def test_faults_of_a_service_that_pass_are_survived(tmp_path, server, large, kind):
     at, app = upload(server[1], large, "large"), server[2]
     app.clear()
-    app.fault = lambda number, method, query: kind if number % 3 == 1 else None
+    app.fault = now_and_then(kind)
     ckptforge.edit(at, tmp_path / "far", set_dtype=["router=fp32"])
     # obstore keeps less than a MiB of what came before a body was cut off to itself
     assert app.faults[kind] > 1 and twice_read(app) <= (app.faults["truncated"] << 20)
@@ -320,9 +321,8 @@ def test_what_appears_meanwhile_is_not_replaced(server, large):
 
 def test_writing_survives_faults_that_pass(tmp_path, server, large):
     _, client, app = server
-    app.fault = lambda number, method, query: (
-        "busy" if "partNumber" in query and number % 4 == 0 else None
-    )
+    busy = now_and_then("busy", every=4)
+    app.fault = lambda number, method, query: busy(number) if "partNumber" in query else None
     out = place("out.ckpt")
     ckptforge.to_ms(large, out)
     assert app.faults["busy"]

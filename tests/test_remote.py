@@ -20,6 +20,7 @@ from ckptforge.storage.files import open_file
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.verbs.synthetic import write_model
 from tests.helpers import HUB, MINDSPORE
+from tests.web.faults import now_and_then
 from tests.web.server import serving
 
 FULL = MINDSPORE / "full.ckpt"
@@ -161,10 +162,7 @@ def test_only_headers_are_read_to_say_what_is_there(large):
 
 @pytest.mark.parametrize("kind", ["busy", "reset", "truncated", "slow"])
 def test_faults_that_pass_are_survived(tmp_path, large, kind):
-    def fault(number, start):
-        return kind if number % 3 == 1 else None
-
-    with serving(large, fault) as (address, served):
+    with serving(large, now_and_then(kind)) as (address, served):
         ckptforge.edit(address, tmp_path / "far", drop=["t0"])
         assert served.faults[kind] > 1 and twice_read(served) == 0
     ckptforge.edit(large, tmp_path / "near", drop=["t0"])
