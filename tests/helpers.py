@@ -119,7 +119,8 @@ def eight_bits(
     config = json.loads((directory / "config.json").read_text())
     stored, meant = {}, {}
     for name, (dtype, shape, data) in contents(directory).items():
-        if not re.search(r"(proj|_proj_with_mqa)\.weight$", name) or "eh_proj" in name:
+        of_layers = re.search(r"(proj|_proj_with_mqa)\.weight$", name) and "eh_proj" not in name
+        if not of_layers or len(shape) != 2:
             kind = {"bfloat16": "BF16", "int64": "I64"}[dtype]
             stored[name], meant[name] = (kind, list(shape), data), (dtype, shape, data)
             continue

@@ -483,7 +483,7 @@ def test_the_tracker_and_the_step_say_which_iteration(run):
         ({TENSOR: 4, EXPERT_TENSOR: 2}, "expert_tensor_parallel_size is 2, expected 1 or 4"),
         ({"tensor_parallel": 2}, "has the key 'tensor_parallel'"),
         ({TENSOR: 0}, "tensor_model_parallel_size is 0, expected a positive integer"),
-        ({"num_layer_list": "1", "noop_layers": "1"}, "num_layer_list is for stages of one part"),
+        ({"num_layer_list": "1", "noop_layers": "1"}, "num_layer_list says where each layer is"),
     ],
     ids=str,
 )

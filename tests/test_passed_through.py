@@ -188,6 +188,8 @@ def test_vision_language_models_of_transformers_compute_the_same_after_there_and
     expected = logits(tmp_path / "hub")
     assert torch.equal(logits(tmp_path / "back"), expected)
     for layout in table.names_of("huggingface"):  # as published, too
+        if layout == "fsdp":
+            continue  # a trainer's own, which transformers doesn't read
         ckptforge.convert(tmp_path / "hub", tmp_path / f"as-{layout}", to=layout)
         assert torch.equal(logits(tmp_path / f"as-{layout}"), expected), layout
 

@@ -71,6 +71,10 @@ BROKEN = {
     "constants: … isn't keys of config.json": ('"eps"', '"eps or 1"'),
     "keep_dtype: … stores … in one": ("[axes]", 'keep_dtype = ["up"]\n[axes]'),
     "isn't of the form 'name.* : *'": ('norm = "H"', 'norm = "H *"'),
+    "has the axis 'I', so it is in layers": (
+        "[ignored]",
+        '[tower.vision]\nlayers = "I"\nbeside = ["up"]\n[ignored]',
+    ),
     "isn't the slowest of its axis": (
         "[ignored]",
         '[shard.c]\nup = {cut = "H:mp"}\n[layout.c]\nextends = "hub"\nfamily = "mindspore"\n'

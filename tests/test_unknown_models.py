@@ -76,6 +76,8 @@ def test_no_name_that_a_table_knows_is_a_head():
             for pattern in layout.patterns:
                 # its makers' names, which only that table knows from others
                 own = "hc_" in pattern.template or "_hc." in pattern.template
+                if not table.in_towers.isdisjoint(pattern.tensors):
+                    continue
                 if table.name == "deepseek_v4" and (own or pattern.template == "head.weight"):
                     continue
                 assert (

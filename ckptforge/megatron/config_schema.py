@@ -14,6 +14,10 @@ Numbers = Annotated[
     list[Annotated[int, Field(ge=0, lt=2**16)]] | str,
     expected("numbers, as a list or as text such as 3,4,4"),
 ]
+PerPart = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**16)]] | list[list[Annotated[int, Field(ge=0, lt=2**16)]]],
+    expected("a number of layers for each stage, or a list of such for each virtual stage"),
+]
 
 
 class MegatronKeys(Written):
@@ -46,3 +50,12 @@ class MegatronKeys(Written):
     schedules_method: Annotated[
         Literal["dualpipev"] | None, expected("dualpipev, or nothing", ("dualpipev",))
     ] = Field(default=None, description="dualpipev: two parts in each stage, the second reversed")
+    llm_pp_layers: PerPart | None = Field(
+        default=None,
+        description="MindSpeed-MM's models: the language model's layers of each stage, for each of "
+        "its virtual stages",
+    )
+    vit_pp_layers: PerPart | None = Field(
+        default=None,
+        description="the same of the vision tower, which is in the first stage where it is omitted",
+    )

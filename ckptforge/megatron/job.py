@@ -1,7 +1,7 @@
 """How a job of Megatron's is cut: its degrees, and which layers lie where. Pure arithmetic.
 
 Source: MindSpeed-LLM `mindspeed_llm/tasks/checkpoint/convert.py`, `convert_hf2mg.py`; Megatron-LM
-`megatron/core/parallel_state.py`.
+`megatron/core/parallel_state.py`; MindSpeed-MM `mindspeed_mm/models/vlm_model.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ckptforge.errors import ConfigError
 from ckptforge.wording import counted
 
 Chunk = tuple[int, int]  # stage, and which of its parts
+LISTED = "num_layer_list"
 
 
 class Rank(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -86,9 +87,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layers(msgspec.Struct, frozen=True):
-    """Where layers lie: (stage, part) → number there → number in the model."""
+    """Where layers lie: (stage, part) → number there → number in the model, in their order."""
 
     held: Mapping[Chunk, Mapping[int, int]]
+
+    def ends(self, job: Job) -> tuple[Chunk, Chunk]:
+        """The first and the last part of a stage that has any."""
+        chunks = [chunk for chunk in job.chunks if self.held.get(chunk)] or job.chunks[:1]
+        return chunks[0], chunks[-1]
 
 
 def found_layers(job: Job, held: Mapping[Chunk, Sequence[int]]) -> Layers:
@@ -105,20 +111,26 @@ def found_layers(job: Job, held: Mapping[Chunk, Sequence[int]]) -> Layers:
 
 
 def spread_layers(
-    job: Job, layers: int, listed: Sequence[int] | None, idle: Sequence[int], where: str
+    job: Job,
+    layers: int,
+    listed: Sequence[int] | None,
+    idle: Sequence[int],
+    where: str,
+    key: str = LISTED,
 ) -> Layers:
-    """A model's layers as a job spreads them: as many in each part, or as `listed` for each stage;
-    `idle` are places, counted in the job, at which no layer is. Raises `ConfigError`."""
+    """A model's layers as a job spreads them: as many in each part, or as `listed` for each under
+    `key`; `idle` are places, counted in the job, at which no layer is. Raises `ConfigError`."""
     places = layers + len(idle)
     chunks = job.chunks
     lengths = [places // len(chunks)] * len(chunks) if listed is None else list(listed)
     if len(lengths) != len(chunks) or sum(lengths) != places or not all(n >= 0 for n in lengths):
+        advice = f"{key} or noop_layers" if key == LISTED else key
         with_idle = f" and {counted(len(idle), 'idle one')}" if idle else ""
         raise ConfigError(
             f"{where}: {counted(layers, 'layer')}{with_idle} can't be divided into "
             f"{counted(len(chunks), 'part')} of "
             f"{'equal length' if listed is None else 'lengths ' + ', '.join(map(str, lengths))}: "
-            "choose other degrees, or give num_layer_list or noop_layers that fit."
+            f"choose other degrees, or give {advice} that fit."
         )
     if wrong := [place for place in idle if not 0 <= place < places]:
         raise ConfigError(f"{where}: noop_layers has {wrong[0]}, expected 0 to {places - 1}.")

@@ -2,12 +2,14 @@
 within a stage and a rank.
 
 Source: Megatron-LM `megatron/training/checkpointing.py` (`get_checkpoint_name`), MindSpeed-LLM
-`mindspeed_llm/tasks/checkpoint/convert.py` and `model_builder.py`.
+`mindspeed_llm/tasks/checkpoint/convert.py` and `model_builder.py`, MindSpeed-MM
+`checkpoint/vlm_model/hf_to_mm.py`.
 """
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE = "model_optim_rng.pt"
@@ -15,16 +17,40 @@ CHUNKS, DESCRIBED = ".metadata", "metadata.json"  # of Megatron-core's checkpoin
 SHARDED = "torch_dist"  # the name of that format in metadata.json
 MAX_DESCRIBED = 1 << 16  # bytes
 LAYERS = "decoder.layers."
-FIRST = "embedding."  # what the first stage has beside layers; all else is of the last
 MORE = "mtp."  # of layers that predict more tokens
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 _ITERATION = re.compile(r"iter_([0-9]{7,12})")
 _RANK = re.compile(r"mp_rank_([0-9]{2,5})(?:_([0-9]{3,5}))?(?:_([0-9]{3,5}))?")
-_LAYER = re.compile(r"decoder\.layers\.([0-9]{1,6})(\..*)", re.DOTALL)
+_LAYER = re.compile(
+    r"((?:text_decoder\.)?decoder\.layers\.|image_encoder\.encoder\.blocks\.layers\.)"
+    r"([0-9]{1,6})(\..*)",
+    re.DOTALL,
+)
 _EXPERT = re.compile(
     r"(.*\.experts\.(?:local_experts\.|linear_fc[12]\.(?:weight|bias)))([0-9]{1,6})(.*)", re.DOTALL
 )
 _STATE = re.compile(r".*\._extra_state(?:\..*)?", re.DOTALL)
+
+
+class Stack(NamedTuple):
+    """Layers that the stages of a job divide, with what lies before and behind them: the names of
+    all of it begin with `home`, those of what lies with the first layer with `first`. Where `fixed`
+    that is the first stage, and the rest lies in the last, whatever layers these have."""
+
+    home: str
+    first: str
+    fixed: bool = False
+
+
+MODEL = Stack("", "embedding.", fixed=True)
+# of MindSpeed-MM, whose models are made of several
+LANGUAGE = Stack("text_decoder.", "text_decoder.embedding.")
+VISION = Stack("image_encoder.", "image_encoder.encoder.")
+
+
+def stack_of(name: str) -> Stack:
+    """The layers that a tensor belongs to."""
+    return next((one for one in (LANGUAGE, VISION) if name.startswith(one.home)), MODEL)
 
 
 def iteration_of(name: str) -> int | None:
@@ -56,12 +82,12 @@ def rank_name(tensor: int, stage: int | None, expert: int | None) -> str:
 def layer_of(name: str) -> int | None:
     """The number of the layer in a tensor's name."""
     match = _LAYER.fullmatch(name)
-    return int(match[1]) if match else None
+    return int(match[2]) if match else None
 
 
 def with_layer(name: str, number: int) -> str:
     """A tensor's name with another number of its layer."""
-    return _LAYER.sub(lambda match: f"{LAYERS}{number}{match[2]}", name)
+    return _LAYER.sub(lambda match: f"{match[1]}{number}{match[3]}", name)
 
 
 def expert_of(name: str) -> int | None:

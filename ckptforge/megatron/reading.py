@@ -21,18 +21,21 @@ from ckptforge.errors import ConfigError, FormatError, LayoutError, shown
 from ckptforge.formats.index import FileIndex
 from ckptforge.megatron.arguments import described, job_of, read_arguments
 from ckptforge.megatron.chunks import FORMAT, LEFT, open_chunks
+from ckptforge.megatron.fsdp import open_fsdp
 from ckptforge.megatron.job import Chunk, Job, Rank, found_layers
 from ckptforge.megatron.joining import Joining, Tensors
 from ckptforge.megatron.layouts import FAMILY, layout_of
 from ckptforge.megatron.names import (
     FILE,
+    Stack,
     is_extra_state,
     layer_of,
     numbers_of,
+    stack_of,
     with_layer,
 )
 from ckptforge.megatron.norms import norm_read, norms_apart
-from ckptforge.megatron.roots import MegatronIteration, find_iteration
+from ckptforge.megatron.roots import MegatronIteration, find_iteration, is_fsdp
 from ckptforge.model import IN_RANKS, Account, Model
 from ckptforge.reading.known import Choices, known_of
 from ckptforge.wording import counted
@@ -68,6 +71,8 @@ def open_megatron(directory: Path, choices: Choices, check_replicas: bool | None
     other, and what choosing a table raises, which the layout's [shard] rows are needed of.
     """
     iteration = find_iteration(directory, choices.step)
+    if is_fsdp(iteration.directory):
+        return open_fsdp(directory, iteration)
     if not iteration.ranks:
         return open_chunks(directory, iteration, choices)
     opened = _opened(iteration)
@@ -119,14 +124,19 @@ def _opened(iteration: MegatronIteration) -> Opened:
             else:
                 left.append(name)
         files.append((path, index, parts))
-    job = job_of(arguments, max(max(p, default=0) for _, _, p in files) + 1, first / FILE)
+    most = max(max(p, default=0) for _, _, p in files) + 1
+    if arguments:
+        job = job_of(arguments, most, first / FILE)
+    else:
+        job = _job_by_names([(path.name, p) for path, _, p in files], most)
     found = tuple(
         File(rank=_rank(path, job), index=index, parts=parts) for path, index, parts in files
     )
     needed = tuple(file for file in found if job.writes(file.rank))
     if {file.rank for file in found} != set(job.grid()):  # else some converter writes them all
         needed = found
-    _check_ranks(iteration.directory, job, [file.rank for file in needed])
+    told = "args say" if arguments else "the names of directories say"
+    _check_ranks(f"{iteration.directory}: {told}", job, [file.rank for file in needed])
     return Opened(
         iteration=iteration,
         files=needed,
@@ -135,6 +145,17 @@ def _opened(iteration: MegatronIteration) -> Opened:
         left=tuple(dict.fromkeys(left)),
         repeated=len(found) - len(needed),
     )
+
+
+def _job_by_names(files: Sequence[tuple[str, Mapping[int, Tensors]]], parts: int) -> Job:
+    """How a job is cut whose files have no arguments, as MindSpeed-MM's converter writes them: by
+    the numbers in the names of their directories. One beside that of tensor parallel is the
+    expert-parallel rank where all files hold tensors of the same names, as stages don't."""
+    numbers = [numbers_of(name) or (0,) for name, _ in files]
+    tensor, *others = [max(column) + 1 for column in zip(*numbers, strict=False)]
+    held = {frozenset((i, name) for i, own in p.items() for name in own) for _, p in files}
+    stages, expert = (1, *others) if len(others) == 1 and len(held) == 1 else (*others, 1, 1)[:2]
+    return Job(tensor=tensor, stages=stages, expert=expert, expert_tensor=tensor, parts=parts)
 
 
 def _rank(path: Path, job: Job) -> Rank:
@@ -150,14 +171,14 @@ def _rank(path: Path, job: Job) -> Rank:
     return Rank(tensor=tensor, expert=others[0])
 
 
-def _check_ranks(directory: Path, job: Job, found: Sequence[Rank]) -> None:
+def _check_ranks(said: str, job: Job, found: Sequence[Rank]) -> None:
     wanted = set(job.ranks())
     if wanted == set(found):
         return
     lacking, strange = sorted(wanted - set(found)), sorted(set(found) - wanted)
-    said = (
-        f"{directory}: args say tensor parallel {job.tensor}, {counted(job.stages, 'stage')}, "
-        f"expert parallel {job.expert}"
+    said += (
+        f" tensor parallel {job.tensor}, {counted(job.stages, 'stage')}, expert parallel "
+        f"{job.expert}"
     )
     if lacking and not (job.expert > 1 and job.tensor > 1 and len({*found}) < len(wanted) // 2):
         one = lacking[0]
@@ -175,20 +196,26 @@ def _check_ranks(directory: Path, job: Job, found: Sequence[Rank]) -> None:
 
 def _renamed(opened: Opened) -> Iterator[tuple[Rank, Tensors]]:
     """The tensors of each file under the numbers that layers have in the model."""
-    present: dict[Chunk, set[int]] = {}
+    present: dict[Stack, dict[Chunk, set[int]]] = {}
     for file in opened.files:
         for part, tensors in file.parts.items():
-            numbers = {number for name in tensors if (number := layer_of(name)) is not None}
-            present.setdefault((file.rank.stage, part), set()).update(numbers)
-    layers = found_layers(opened.job, {chunk: sorted(own) for chunk, own in present.items()})
+            for name in tensors:
+                if (number := layer_of(name)) is not None:
+                    own = present.setdefault(stack_of(name), {})
+                    own.setdefault((file.rank.stage, part), set()).add(number)
+    layers = {
+        stack: found_layers(opened.job, {chunk: sorted(own) for chunk, own in chunks.items()})
+        for stack, chunks in present.items()
+    }
     apart = norms_apart({n for file in opened.files for own in file.parts.values() for n in own})
     for file in opened.files:
         found: Tensors = {}
         for part, tensors in file.parts.items():
-            held = layers.held[file.rank.stage, part]
+            chunk = file.rank.stage, part
             for name, value in tensors.items():
-                local = layer_of(name)
-                full = name if local is None else with_layer(name, held[local])
+                local, full = layer_of(name), name
+                if local is not None:
+                    full = with_layer(name, layers[stack_of(name)].held[chunk][local])
                 full = norm_read(full, apart)
                 if full in found and local is None:
                     continue  # a copy of the embedding

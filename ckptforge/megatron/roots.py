@@ -18,6 +18,7 @@ from ckptforge.megatron.names import (
     MAX_DESCRIBED,
     SHARDED,
     TRACKER,
+    iteration_name,
     iteration_of,
     numbers_of,
 )
@@ -38,13 +39,24 @@ def is_megatron(directory: Path) -> bool:
     """Whether a directory is the root of a run or an iteration, by the names in it."""
     entries = entries_of(directory)
     names = {entry.name for entry in entries}
-    if any(numbers_of(name) is not None for name in names) or _is_chunks(directory):
+    if any(numbers_of(name) is not None for name in names) or _is_described(directory):
         return True
     return any(_is_iteration(entry) for entry in entries if iteration_of(entry.name) is not None)
 
 
 def _is_iteration(directory: Path) -> bool:
-    return is_directory(directory) and bool(_is_chunks(directory) or _of_ranks(directory))
+    return is_directory(directory) and bool(_is_described(directory) or _of_ranks(directory))
+
+
+def _is_described(directory: Path) -> bool:
+    return _is_chunks(directory) or is_fsdp(directory)
+
+
+def is_fsdp(directory: Path) -> bool:
+    """Whether it is an iteration whose chunks only torch.distributed.checkpoint describes."""
+    if iteration_of(directory.name) is None or not has_name(directory / CHUNKS):
+        return False
+    return not has_name(directory / DESCRIBED)
 
 
 def _is_chunks(directory: Path) -> bool:
@@ -72,7 +84,7 @@ def find_iteration(directory: Path, step: int | None) -> MegatronIteration:
     """
     check_step(step)
     ranks = _of_ranks(directory)
-    if ranks or _is_chunks(directory):
+    if ranks or _is_described(directory):
         number = iteration_of(directory.name)
         refuse_other_step(directory, number, step)
         return MegatronIteration(directory=directory, ranks=ranks, number=number)
@@ -84,7 +96,7 @@ def find_iteration(directory: Path, step: int | None) -> MegatronIteration:
     if not there:
         raise InputNotFoundError(
             f"{directory}: no rank's directory holds {FILE}, expected mp_rank_<n>/{FILE}, or "
-            f"{CHUNKS} and {DESCRIBED} of {SHARDED}."
+            f"{CHUNKS} and {DESCRIBED} of {SHARDED}, or {CHUNKS} in {iteration_name(1)}."
         )
     wanted = tracked(directory / TRACKER, {"release": -1}) if step is None else step
     notes: tuple[str, ...] = ()

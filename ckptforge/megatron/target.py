@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from ckptforge.megatron.job import Chunk, Job, Layers, Rank
 from ckptforge.megatron.names import (
     EMBEDDING,
     FILE,
-    FIRST,
     HEAD,
+    MODEL,
     MORE,
     TRACKER,
+    VISION,
+    Stack,
     expert_of,
     iteration_name,
     layer_of,
     rank_name,
+    stack_of,
     with_expert,
     with_layer,
 )
@@ -71,7 +74,7 @@ class MegatronTarget:
         self.iteration = 1 if iteration is None else iteration
         assert known.table.pipeline is not None
         layers = known.sizes.get(known.table.pipeline.layers[0][0]) or 0
-        self.job, self.layers = config.for_layers(layers)
+        self.job, self.layers = config.spread(_stacks(known.values, layers))
         self.cutter = Cutter(self.job, known.table, known.layout, known.sizes)
         found, unknown = recognise_names(known.layout, known.values, known.sizes.lengths)
         if unknown:
@@ -81,11 +84,11 @@ class MegatronTarget:
             )
         self.patterns = {name: p for p, own in found.items() for name in own.values()}
         self.chunks = _by_chunk(self.job, self.layers, known.values)
-        self.beside = {
-            "args": Inert("argparse.Namespace", (), self._arguments(config, layers)),
-            "checkpoint_version": _VERSION,
-            "iteration": self.iteration,
-        }
+        self.beside: dict[str, Any] = {}
+        if MODEL in self.layers:  # MindSpeed-MM's trainer has its sizes in another place
+            arguments = self._arguments(config, layers)
+            self.beside["args"] = Inert("argparse.Namespace", (), arguments)
+        self.beside |= {"checkpoint_version": _VERSION, "iteration": self.iteration}
 
     def _arguments(self, config: MegatronConfig, layers: int) -> dict[str, Any]:
         more: dict[str, Any] = {"num_layers": layers + len(config.idle)}
@@ -118,7 +121,10 @@ class MegatronTarget:
             expert = rank.expert if job.expert > 1 else None
             path = home / rank_name(rank.tensor, stage, expert) / FILE
             if own not in laid_out:
-                laid_out[own] = lay_out_archive(path, own, self.beside)
+                empty: dict[str, Any] = {self._group(i): {} for i in range(job.parts)}
+                for spec in own:
+                    empty.pop(spec.name.partition(".")[0], None)
+                laid_out[own] = lay_out_archive(path, own, {**self.beside, **empty})
             again = {
                 name: (full, self.cutter.held(pattern, rank).key)
                 for name, (full, pattern) in held.items()
@@ -135,10 +141,13 @@ class MegatronTarget:
             facts={"ranks": len(placed), "stages": job.stages},
         )
 
+    def _group(self, part: int) -> str:
+        return "model" if self.job.parts == 1 else f"model{part}"
+
     def _held(self, rank: Rank) -> Iterator[tuple[str, tuple[str, Pattern]]]:
         """(name in the file, (name in the model, its pattern)) of what a rank has."""
         for part in range(self.job.parts):
-            group = "model" if self.job.parts == 1 else f"model{part}"
+            group = self._group(part)
             for local, full in self.chunks[rank.stage, part]:
                 pattern = self.patterns[full]
                 number, experts = expert_of(local), self.cutter.experts(pattern, rank)
@@ -154,28 +163,41 @@ class MegatronTarget:
         )
 
 
+def _stacks(names: Iterable[str], layers: int) -> dict[Stack, int]:
+    """How many layers there are of each of the stacks: of the language model as config.json says,
+    of a tower as the names do."""
+    numbers: dict[Stack, int] = {}
+    for name in names:
+        stack, number = stack_of(name), layer_of(name)
+        numbers[stack] = max(numbers.get(stack, 0), 0 if number is None else number + 1)
+    return {stack: count if stack == VISION else layers for stack, count in numbers.items()}
+
+
 def _by_chunk(
-    job: Job, layers: Layers, names: Mapping[str, Value]
+    job: Job, layers: Mapping[Stack, Layers], names: Mapping[str, Value]
 ) -> dict[Chunk, list[tuple[str, str]]]:
     """(stage, part) → (name with the number of its layer there, name in the model). What has no
     layer lies in the first part or in the last, where the head is a copy of the embedding if it has
     no tensor of its own and isn't in the same stage; layers that predict more tokens have one
     there."""
     found: dict[Chunk, list[tuple[str, str]]] = {chunk: [] for chunk in job.chunks}
-    places = {
-        number: (chunk, local)
-        for chunk, held in layers.held.items()
-        for local, number in held.items()
-    }
-    for name in names:
-        number, called = layer_of(name), norm_written(name, names)
-        if number is not None:
-            chunk, local = places[number]
-            found[chunk].append((with_layer(called, local), name))
-        else:
-            found[job.chunks[0] if name.startswith(FIRST) else job.last].append((called, name))
-    if EMBEDDING in names and HEAD not in names and job.last[0] != 0:
-        found[job.last].append((HEAD, EMBEDDING))
+    for stack, own in layers.items():
+        first, last = (job.chunks[0], job.last) if stack.fixed else own.ends(job)
+        places = {
+            number: (chunk, local)
+            for chunk, held in own.held.items()
+            for local, number in held.items()
+        }
+        for name in (name for name in names if stack_of(name) == stack):
+            number, called = layer_of(name), norm_written(name, names)
+            if number is not None:
+                chunk, local = places[number]
+                found[chunk].append((with_layer(called, local), name))
+            else:
+                found[first if name.startswith(stack.first) else last].append((called, name))
+        embedding, head = f"{stack.home}{EMBEDDING}", f"{stack.home}{HEAD}"
+        if embedding in names and head not in names and last[0] != first[0]:
+            found[last].append((head, embedding))
     if EMBEDDING in names and job.stages > 1 and any(name.startswith(MORE) for name in names):
         found[job.last].append((EMBEDDING, EMBEDDING))
     return found

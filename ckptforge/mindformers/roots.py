@@ -17,7 +17,7 @@ from ckptforge.mindformers.names import TRACKER, iteration_number, parts_among
 from ckptforge.spelling import option
 
 _INDEX = "model.safetensors.index.json"  # a directory that has one is Hugging Face's
-_MEGATRON = re.compile(r"iter_[0-9]{7}")  # whose roots have a tracker of the same name
+_MEGATRON = re.compile(r"iter_[0-9]{7,12}|release")  # whose roots have a tracker of the same name
 
 
 class Iteration(msgspec.Struct, frozen=True):

@@ -107,13 +107,15 @@ def _stages(
             )
         return lambda pattern, index: 0
     layer_stage = stage_of_layers(config, sizes.get(pipeline.layers[0][0]))
+    in_towers = table.in_towers
 
     def stage_of(pattern: Pattern, index: tuple[int, ...]) -> int:
         for axis, offset in pipeline.layers:
             if axis in pattern.name_axes:
                 place = index[pattern.name_axes.index(axis)]
                 return layer_stage[sizes.lengths.number(axis, place, offset)]
-        return 0 if pattern.tensors[0] in pipeline.first else config.degrees.pipeline - 1
+        first = pattern.tensors[0] in pipeline.first or pattern.tensors[0] in in_towers
+        return 0 if first else config.degrees.pipeline - 1
 
     return stage_of
 

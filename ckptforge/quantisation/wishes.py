@@ -140,7 +140,7 @@ def _adapted(table: Table) -> frozenset[str]:
         patterns = [p for p in table.layouts[name].patterns if p.name_axes]
         own = {_in_layer(p) for p in patterns if modules.issuperset(p.tensors)}
         found.update(t for p in patterns if _in_layer(p) in own for t in p.tensors)
-    return frozenset(found)
+    return frozenset(found) - table.in_towers
 
 
 def _in_layer(pattern: Pattern) -> str:

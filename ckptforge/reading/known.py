@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from ckptforge.checkpoints.card import (
     MAX_SMALL_FILE,
@@ -55,7 +54,7 @@ def read_model_config(given: Path) -> tuple[Mapping[str, Any], str]:
     described = read_object(path, _MAX_CONFIG, constants=True)
     part = language_part(described, str(path))
     if any(table.of_the_whole(described) for table in shipped_tables()):
-        return {**part.config, "model_type": described["model_type"]}, part.where
+        part = part.of_the_whole(described)
     return part.config, part.where
 
 
@@ -85,7 +84,7 @@ def known_of(model: Model, choices: Choices) -> Known:
         named = manifest.model
     tables = candidate_tables(choices.mapping, named, described.get("model_type"))
     if any(table.of_the_whole(described) for table in tables):
-        part = replace(part, config={**part.config, "model_type": described["model_type"]})
+        part = part.of_the_whole(described)
     else:
         tables = candidate_tables(choices.mapping, named, part.config.get("model_type"))
     trusted = manifest is None or manifest.untouched(model.files)

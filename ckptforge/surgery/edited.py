@@ -152,10 +152,11 @@ def _state(
 def _refuse_unknown_places(source: Source, changes: Mapping[str, Along]) -> None:
     """Raises `UsageError` for an axis that tensors may have somewhere which pass through."""
     binding, table = source.binding, source.table
-    for axis in changes if binding.passed else ():
+    beside = next(iter(binding.beside), None)
+    for axis in changes if beside is not None else ():
         if any(axis in axes for axes in table.passed.values()):
             raise UsageError(
-                f"{source.model.path}: where {binding.passed[0]} has axis {axis} "
+                f"{source.model.path}: where {beside} has axis {axis} "
                 f"({table.axes[axis].text}) isn't known to the mapping {table.name}, so that it "
                 "can't be edited."
             )

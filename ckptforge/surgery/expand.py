@@ -87,9 +87,9 @@ def expand(source: Source, written: Mapping[str, Any]) -> tuple[Model, list[str]
             f"{option('expand')}: {source.model.path} is {source.table.name}, which has experts "
             "already; only a dense model gets them."
         )
-    if source.binding.passed:
+    if beside := source.binding.beside:
         raise UsageError(
-            f"{option('expand')}: {source.model.path} has {source.binding.passed[0]}, which "
+            f"{option('expand')}: {source.model.path} has {beside[0]}, which "
             f"{wanted.table.name} hasn't: only a language model alone gets experts."
         )
     layout = wanted.table.first_layout("huggingface")

@@ -14,7 +14,7 @@ from ckptforge.tables.selection import selections_of
 from ckptforge.tables.table import Table
 
 Config = Mapping[str, Any]
-_WORD = re.compile(r"[A-Za-z_]\w*|[0-9]+|[*/+-]")
+_WORD = re.compile(r"[A-Za-z_][\w.]*|[0-9]+|[*/+-]")  # a key of an inner object is no identifier
 
 
 def with_lengths(

@@ -43,6 +43,14 @@ class Binding(msgspec.Struct, frozen=True):
         """Whether the model has a logical tensor."""
         return tensor not in self.absent
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The names of tensors beside the language model: those that pass through unchanged, and
+        those of towers."""
+        towers = self.table.in_towers
+        own = (n for p, n in self.names.items() if not towers.isdisjoint(p.tensors))
+        return (*self.passed, *(name for names in own for name in names.values()))
+
 
 def bind(table: Table, layout: Layout, shapes: Shapes, config: Config, where: str) -> Binding:
     """Reads tensors as a layout: all that it needs are there, and names, shapes and config.json
@@ -112,7 +120,11 @@ def _shape_of(
 def _absent(
     table: Table, layout: Layout, found: Names, config: Config, sizes: AxisSizes
 ) -> Iterator[str]:
-    """Tensors of an axis without length, and optional ones that config.json denies."""
+    """Tensors of an axis without length, optional ones that config.json denies, and those of towers
+    of which nothing is there."""
+    for tower in table.towers.values():
+        if not any(layout.holding(tensor) in found for tensor in tower.tensors):
+            yield from tower.tensors
     for tensor, axes in table.tensors.items():
         condition = table.optional.get(tensor)
         met = condition is not None and (

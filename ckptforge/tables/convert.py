@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ckptforge.composing import Composer
 from ckptforge.dtypes import DType, holds
 from ckptforge.errors import LayoutError, MissingTensorsError, PlanError
-from ckptforge.spelling import flag, offered, option
+from ckptforge.spelling import command, flag, offered, option
 from ckptforge.tables.axes import Pattern, in_parts
 from ckptforge.tables.binding import Binding
 from ckptforge.tables.lengths import Lengths
@@ -22,7 +22,7 @@ from ckptforge.tables.pieces import Piece, fill, name_pieces, pieces, whole_piec
 from ckptforge.tables.table import Layout
 from ckptforge.transfers import Transfer
 from ckptforge.values import Value
-from ckptforge.wording import listing
+from ckptforge.wording import counted, listing
 
 Values = Mapping[str, Value]
 Fillings = list[tuple[Value, Transfer]]  # what fills a tensor, and where it goes
@@ -270,10 +270,22 @@ def convert(
             for _, name in name_pieces(copy, conversion.counts):
                 if copied(name):
                     made[name] = made[target.holding(copy.tensors[0]).template]
+    homeless = []
     for name in binding.passed:
-        if (value := values.get(prefix + name)) is not None:
-            own = value.dtype if dtype is None or not value.dtype.floating else dtype
-            made[prefix + binding.layout.renamed(name, target)] = replace(value, dtype=own)
+        if (value := values.get(prefix + name)) is None:
+            continue
+        own = value.dtype if dtype is None or not value.dtype.floating else dtype
+        if (renamed := binding.layout.renamed(name, target)) is None:
+            homeless.append(name)
+        else:
+            made[prefix + renamed] = replace(value, dtype=own)
+    if homeless:
+        raise LayoutError(
+            f"layout {target.name} has no place for {counted(len(homeless), 'tensor')} of a tower, "
+            f"which the mapping {binding.table.name} knows by no row:\n{listing(homeless)}\n"
+            f"Leave them out first, with {option('drop')} of {command('edit')}.",
+            tuple(homeless),
+        )
     return Converted(made, uncast)
 
 

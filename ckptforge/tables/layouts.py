@@ -42,7 +42,8 @@ def _layout(name: str, file: TableFile, logical: Logical) -> Layout:
     passed = _passed_rows(ancestors, file, logical)
     with at("layout", name):
         family = _family(file.layout[ancestor].get("family") for ancestor in ancestors)
-        _check_all_are_stored({*rows, *passed}, [*logical.tensors, *logical.passed])
+        elsewhere = [tensor for tensor in logical.passed if tensor not in logical.towers]
+        _check_all_are_stored({*rows, *passed}, [*logical.tensors, *elsewhere])
         _check_optional_alone(rows, file.optional)
         patterns = tuple(dict.fromkeys(rows[tensor] for tensor in logical.tensors))
         _check_names_differ(patterns, file.axes)
@@ -249,6 +250,8 @@ def _sharding(
         tensor = next((tensor for tensor in pattern.tensors if tensor in rows), pattern.tensors[0])
         with at("shard", origin.get(tensor, spread[-1]), tensor, note=f"for layout {name}"):
             stored_cuts(pattern, rows)
+    for tensor in logical.in_towers:  # which nothing spreads
+        rows.setdefault(tensor, Sharding(optimizer=False))
     return rows if spread else None
 
 

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from ckptforge.errors import ConfigError, shown
 
-_OPERAND = r"(?:[A-Za-z_]\w*|[0-9]{1,9})"
+_KEY = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"  # with . one of an inner object
+_OPERAND = rf"(?:{_KEY}|[0-9]{{1,9}})"
 _TERM = re.compile(rf"{_OPERAND}(?:\s*[*/+-]\s*{_OPERAND})*")
-_CONSTANT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|'[^']*'")
+_CONSTANT = re.compile(rf"{_KEY}|'[^']*'")
 _STEP = re.compile(rf"([*/]?)\s*({_OPERAND})\s*")
 _NONE = " or 0"
 _SIGN = re.compile(r"([+-])")
@@ -22,11 +23,19 @@ Config = Mapping[str, Any]
 """What a config.json says, or the part of it that is of the language model."""
 
 
+def said(config: Config, key: str) -> Any:
+    """The value of a key, with `.` of one in an inner object; None where it isn't there."""
+    found: Any = config
+    for word in key.split("."):
+        found = found.get(word) if isinstance(found, Mapping) else None
+    return found
+
+
 class Expression(msgspec.Struct, frozen=True):
-    """`a / b - c or d`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives the
-    next choice when a key of the first is absent or null. A last choice of `0` says that there may
-    be none: see `default`. A number alone is a length that is the same for every model. `per` is
-    the axis between whose indexes the length may differ (`tables/layer_counts.py`)."""
+    """`a / b - c or d.e`: keys of config.json and numbers with `*`, `/`, `+` and `-`; `or` gives
+    the next choice when a key of the first is absent or null. A last choice of `0` says that there
+    may be none: see `default`. A number alone is a length that is the same for every model. `per`
+    is the axis between whose indexes the length may differ (`tables/layer_counts.py`)."""
 
     text: str
     per: str = ""
@@ -66,7 +75,7 @@ class Expression(msgspec.Struct, frozen=True):
         """
         for choice in self.choices:
             keys = [word for _, word in _STEP.findall(choice) if not word.isdigit()]
-            if any(config.get(key) is None for key in keys):
+            if any(said(config, key) is None for key in keys):
                 continue
             value = sign = 0
             for term in _SIGN.split(f"+{choice}")[1:]:
@@ -86,7 +95,7 @@ class Expression(msgspec.Struct, frozen=True):
 def _product(term: str, config: Config, where: str) -> int:
     value = 1
     for operator, word in _STEP.findall(term):
-        operand = int(word) if word.isdigit() else _count(config[word], word, where)
+        operand = int(word) if word.isdigit() else _count(said(config, word), word, where)
         if operator == "/":
             if not operand or value % operand:
                 raise ConfigError(
@@ -174,10 +183,7 @@ class Constant(msgspec.Struct, frozen=True):
         for choice in self._choices:
             if choice.startswith("'"):
                 return choice[1:-1]
-            found: Any = config
-            for key in choice.split("."):
-                found = found.get(key) if isinstance(found, Mapping) else None
-            if found is not None:
+            if (found := said(config, choice)) is not None:
                 return found
         return None
 
@@ -195,6 +201,12 @@ class LanguagePart(msgspec.Struct, frozen=True):
     config: Config
     where: str
     beside: tuple[str, ...] = ()
+
+    def of_the_whole(self, described: Config) -> LanguagePart:
+        """The same with what `described` says of the models beside it, under its model_type."""
+        others = {key: described[key] for key in self.beside if key in described}
+        whole = {**self.config, **others, "model_type": described["model_type"]}
+        return replace(self, config=whole)
 
 
 _OWN = (

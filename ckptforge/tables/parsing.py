@@ -18,8 +18,8 @@ from ckptforge.tables.passed import ANY
 from ckptforge.tables.pipeline import Pipeline, make_pipeline
 from ckptforge.tables.rows import at, check_known
 from ckptforge.tables.selection import Selection, is_selection, parse_selection
-from ckptforge.tables.table import Layout, Logical, OtherNames, Table
-from ckptforge.tables.table_file import TableFile
+from ckptforge.tables.table import Layout, Logical, OtherNames, Table, Tower
+from ckptforge.tables.table_file import TableFile, TowerSection
 from ckptforge.tables.user_table import MAX_BYTES, read_table_file
 
 
@@ -93,6 +93,10 @@ def make_logical(file: TableFile) -> Logical:
         with at("integers", tensor):
             check_known([tensor], tensors, "[tensors]")
             check_known([axis], axes, "[axes]", "axis")
+    towers: dict[str, Tower] = {}
+    for name, section in file.tower.items():
+        with at("tower", name):
+            towers[name] = _tower(section, axes, tensors)
     return Logical(
         axes=axes,
         tensors=tensors,
@@ -100,7 +104,21 @@ def make_logical(file: TableFile) -> Logical:
         optional=optional,
         keep_dtype=frozenset(file.keep_dtype),
         integers=file.integers,
+        towers=towers,
     )
+
+
+def _tower(
+    section: TowerSection,
+    axes: Mapping[str, Expression | Selection],
+    tensors: Mapping[str, tuple[str, ...]],
+) -> Tower:
+    check_known([section.layers], axes, "[axes]", "axis")
+    check_known(section.beside, tensors, "[tensors]")
+    in_layers = [tensor for tensor, own in tensors.items() if section.layers in own]
+    if again := next((tensor for tensor in section.beside if tensor in in_layers), None):
+        raise ValueError(f"{again!r} has the axis {section.layers!r}, so it is in layers")
+    return Tower(layers=section.layers, tensors=(*in_layers, *section.beside))
 
 
 def _axis(text: str, known: Mapping[str, Expression | Selection]) -> Expression | Selection:

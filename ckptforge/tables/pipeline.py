@@ -74,6 +74,8 @@ def _check_places(pipeline: Pipeline, logical: Logical) -> None:
     """Each tensor lies on one stage: by its layer, or as one of the first or the last."""
     outer: Sequence[str] = (*pipeline.first, *pipeline.last)
     for tensor, axes in logical.tensors.items():
+        if tensor in logical.in_towers and tensor not in outer:
+            continue
         if sum(axis in axes for axis, _ in pipeline.layers) + outer.count(tensor) != 1:
             raise ValueError(
                 f"{tensor!r} must have the axis {pipeline.layers[0][0]!r} of the layers, or stand "

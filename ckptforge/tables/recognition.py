@@ -84,6 +84,8 @@ def _renamed(
             if reason is None and len(renaming.names) * 2 > len(shapes):
                 reason = type(error)(f"{renaming.said}; but then {error}")
             continue
+        if set(renaming.names.values()) <= set(identified.binding.unknown):
+            continue  # it fits as these names are no longer in the way
         if not renaming.flaw:
             found.append((identified, renaming))
         elif flawed is None:

@@ -12,7 +12,7 @@ from ckptforge.errors import TableError, shown
 from ckptforge.wording import nearest
 
 # Sections that stand in others: [layout.hub], but [axes] H.
-_NESTED = {"layout", "copies", "shard", "refused", "defaults", "switches", "config"}
+_NESTED = {"layout", "copies", "shard", "refused", "defaults", "switches", "config", "tower"}
 _IN_LORA = {("lora", "names"), ("lora", "embedding_names")}
 _FEW = 8  # names that are listed
 _KEYS = ("name", "model_type", "aliases", "constants", "keep_dtype", "defaults_from", "demo")

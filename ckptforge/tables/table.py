@@ -69,19 +69,28 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a tensor passes through unchanged."""
         return any(row.rest(name) is not None for row in self.passed)
 
-    def renamed(self, name: str, target: Layout) -> str:
-        """What a tensor that passes through is called in another layout."""
-        for row in self.passed:
-            if (rest := row.rest(name)) is not None:
-                return next(one for one in target.passed if one.tensor == row.tensor).name(rest)
-        raise KeyError(name)
+    def renamed(self, name: str, target: Layout) -> str | None:
+        """What a tensor that passes through is called in another layout; None where that has no
+        place for it."""
+        found = ((row.tensor, rest) for row in self.passed if (rest := row.rest(name)) is not None)
+        tensor, rest = next(found)
+        return next((row.name(rest) for row in target.passed if row.tensor == tensor), None)
+
+
+class Tower(msgspec.Struct, frozen=True, kw_only=True):
+    """A part beside the language model, with an axis of `layers` of its own: a checkpoint holds all
+    of its logical `tensors` or none."""
+
+    layers: str
+    tensors: tuple[str, ...]
 
 
 class Logical(msgspec.Struct, frozen=True, kw_only=True):
     """Logical tensors with their axes, and what config.json says of the lengths of these.
     `passed` are those that stand for any number of tensors that pass through unchanged, with the
     axes that these may have. `optional` tensors are absent under a condition, a cast of the weights
-    leaves those of `keep_dtype` in their dtype; those of `integers` hold numbers of an axis."""
+    leaves those of `keep_dtype` in their dtype; those of `integers` hold numbers of an axis.
+    `towers` are parts beside the language model."""
 
     axes: Mapping[str, Expression | Selection]
     tensors: Mapping[str, tuple[str, ...]]
@@ -89,6 +98,12 @@ class Logical(msgspec.Struct, frozen=True, kw_only=True):
     optional: Mapping[str, Condition] = msgspec.field(default_factory=dict)
     keep_dtype: frozenset[str] = frozenset()
     integers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    towers: Mapping[str, Tower] = msgspec.field(default_factory=dict)
+
+    @property
+    def in_towers(self) -> frozenset[str]:
+        """The logical tensors of all towers."""
+        return frozenset(tensor for tower in self.towers.values() for tensor in tower.tensors)
 
 
 class OtherNames(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,9 +212,12 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
         return {one: self.names_of(one) for one in ("huggingface", "mindspore", *others)}
 
     def present(self, layout: Layout, config: Config, lengths: Mapping[str, int]) -> list[Pattern]:
-        """The patterns of a layout, without those of optional tensors that a config.json denies,
-        and of tensors with an axis of length 0."""
+        """The patterns of a layout, without those of optional tensors that a config.json denies, of
+        towers that it doesn't describe, and of tensors with an axis of length 0."""
         absent = {t for t, condition in self.optional.items() if condition.holds(config)}
+        for tower in self.towers.values():
+            if any(axis not in lengths for t in tower.tensors for axis in self.tensors[t]):
+                absent.update(tower.tensors)
         absent |= {t for t, axes in self.tensors.items() if 0 in map(lengths.get, axes)}
         return [pattern for pattern in layout.patterns if absent.isdisjoint(pattern.tensors)]
 

@@ -14,6 +14,7 @@ from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
 from ckptforge.tables.model_config import Config, classes_of
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.prefixes import common_prefix
+from ckptforge.tables.skeletons import skeleton_of
 from ckptforge.tables.table import Layout, Table, table_named
 from ckptforge.wording import counted, listing
 
@@ -88,8 +89,12 @@ def _chosen(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
 def _has_its_parts(table: Table, shapes: Shapes) -> bool:
     """Whether something is there of what a table's models have beside the language model, which
     alone is another table's."""
-    layouts = table.layouts.values()
-    return not table.passed or any(one.passes(name) for one in layouts for name in shapes)
+    if not table.passed:
+        return True
+    layouts, kinds = table.layouts.values(), {skeleton_of(name)[0] for name in shapes}
+    return any(one.passes(name) for one in layouts for name in shapes) or any(
+        one.holding(tensor).skeleton in kinds for one in layouts for tensor in table.in_towers
+    )
 
 
 def _unknown(

@@ -45,6 +45,14 @@ class PipelineSection(msgspec.Struct, frozen=True):
     ] = {}
 
 
+class TowerSection(msgspec.Struct, frozen=True):
+    """A part beside the language model with layers of its own, which a checkpoint holds whole or
+    not at all."""
+
+    layers: Annotated[str, means("the axis that counts its layers")]
+    beside: Annotated[list[str], means("its logical tensors that aren't in layers")] = []
+
+
 class LoraSection(msgspec.Struct, frozen=True):
     """Which weights may have a LoRA adapter, and what its factors are called."""
 
@@ -161,6 +169,10 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: Annotated[
         PipelineSection | None, means("where tensors lie when the layers are divided among stages")
     ] = None
+    tower: Annotated[
+        dict[str, TowerSection],
+        means("parts beside the language model with layers of their own, such as a vision tower"),
+    ] = {}
     lora: Annotated[LoraSection | None, means("which weights may have a LoRA adapter")] = None
     defaults: Annotated[
         dict[str, dict[str, Any]],

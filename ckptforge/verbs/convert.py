@@ -130,12 +130,13 @@ def _hub_job(options: ToTorch) -> Job:
     if options.from_main_params:
         model = from_main_params(model)
     source = bind_input(model, options, choices)
-    if source.binding.layout.family == "huggingface":
+    if layout is not None and source.binding.layout.family == "huggingface":
         raise UsageError(
-            f"{option('layout', options.layout)} is a layout of Hugging Face; to-torch reads "
+            f"{option('layout', layout)} is a layout of Hugging Face; to-torch reads "
             f"{source.table.named_of('mindspore')}."
         )
-    recorded = source.hugging_face.layout if source.hugging_face else None
+    of_run = source.binding.layout.family == "huggingface"  # which may be no published layout
+    recorded = source.hugging_face.layout if source.hugging_face and not of_run else None
     name = options.hf_layout or (recorded if recorded in source.table.layouts else None)
     target = source.table.layout(name) if name else source.table.first_layout("huggingface")
     if target.family != "huggingface":

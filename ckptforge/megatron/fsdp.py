@@ -1,0 +1,40 @@
+"""An iteration that a trainer on Megatron has written of a model that FSDP2 spreads: one checkpoint
+of torch.distributed.checkpoint, with the model's tensors, whole, beside the optimizer's and what
+else a run has.
+
+Source: MindSpeed-MM `checkpoint/common/hf_to_dcp.py`, `checkpoint/common/merge_dcp_to_hf.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from ckptforge.megatron.chunks import LEFT
+from ckptforge.megatron.roots import MegatronIteration
+from ckptforge.model import Model
+from ckptforge.torch_files.distributed import DISTRIBUTED_CHECKPOINT
+
+_FAMILY = "huggingface"  # whose networks such trainers wrap
+_OF_MODEL = "model."
+_VERSION = "checkpoint_version"  # which trainers on Megatron write, and nobody else
+
+
+def open_fsdp(directory: Path, iteration: MegatronIteration) -> Model:
+    """The model's tensors, by the names that the network has for them. Raises
+    `InputNotFoundError` and `FormatError`."""
+    found = DISTRIBUTED_CHECKPOINT.open(iteration.directory, None)
+    if not any(_VERSION in names for names in found.account.left_out.values()):
+        return found
+    own = {name: value for name, value in found.values.items() if name.startswith(_OF_MODEL)}
+    left = tuple(name for name in found.values if name not in own)
+    return replace(
+        found,
+        path=directory,
+        directory=directory,
+        values={name.removeprefix(_OF_MODEL): value for name, value in own.items()},
+        account=found.account.noting(*iteration.notes).leaving(LEFT, left),
+        family=_FAMILY,
+        run={"iteration": max(iteration.number or 0, 0)},
+    )
