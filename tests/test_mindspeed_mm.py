@@ -171,6 +171,17 @@ def test_edits_keep_the_tower_or_are_refused(tmp_path):
     assert {n for n in kept if "visual" in n} == {n for n in contents(HUB) if "visual" in n}
 
 
+def test_a_tower_can_be_dropped_whole_and_its_layers_cannot_be_taken(tmp_path):
+    ckptforge.edit(HUB, tmp_path / "out", drop=["visual.*"])
+    assert not any("visual" in name for name in contents(tmp_path / "out"))
+    ckptforge.to_ms(tmp_path / "out", tmp_path / "x.ckpt")
+    for axis in ("b", "vision_config.depth"):
+        with pytest.raises(UsageError, match="axis b is 2, but vision_config.depth would be 3"):
+            ckptforge.edit(HUB, tmp_path / "two", take=[f"{axis}=0,1"])
+    with pytest.raises(UsageError, match="vision_config.depth is 3, and nothing of them is left"):
+        ckptforge.edit(HUB, tmp_path / "none", drop=["visual.blocks.*"])
+
+
 def test_ranks_of_mindformers_have_the_tower_whole_on_the_first_stage(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"model_parallel": 2, "pipeline_stage": 2}))
     how = {"parallel_config": tmp_path / "p.json"}

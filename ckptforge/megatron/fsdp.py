@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from ckptforge.errors import FormatError, shown
 from ckptforge.megatron.chunks import LEFT
 from ckptforge.megatron.roots import MegatronIteration
 from ckptforge.model import Model
@@ -25,16 +26,21 @@ def open_fsdp(directory: Path, iteration: MegatronIteration) -> Model:
     """The model's tensors, by the names that the network has for them. Raises
     `InputNotFoundError` and `FormatError`."""
     found = DISTRIBUTED_CHECKPOINT.open(iteration.directory, None)
-    if not any(_VERSION in names for names in found.account.left_out.values()):
+    account = found.account.noting(*iteration.notes)
+    found = replace(found, path=directory, directory=directory, account=account)
+    if not any(_VERSION in names for names in account.left_out.values()):
         return found
     own = {name: value for name, value in found.values.items() if name.startswith(_OF_MODEL)}
+    if not own:
+        raise FormatError(
+            f"{iteration.directory}: holds no tensors of a model, whose names begin with "
+            f"{_OF_MODEL!r}; there is {shown(next(iter(found.values)))}."
+        )
     left = tuple(name for name in found.values if name not in own)
     return replace(
         found,
-        path=directory,
-        directory=directory,
         values={name.removeprefix(_OF_MODEL): value for name, value in own.items()},
-        account=found.account.noting(*iteration.notes).leaving(LEFT, left),
+        account=account.leaving(LEFT, left),
         family=_FAMILY,
         run={"iteration": max(iteration.number or 0, 0)},
     )

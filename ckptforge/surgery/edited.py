@@ -47,6 +47,8 @@ def axis_of(table: Table, name: str, config: Mapping[str, Any]) -> str:
             "an edit can't change it in all of them."
         )
     among = [axis for axis, one in table.axes.items() if name in one.text.replace("(", " ").split()]
+    if len(among) == 1 and name == table.axes[among[0]].text:
+        return among[0]
     if among:
         raise UsageError(
             f"{name} stands for the axes {', '.join(among)} of {table.name}, which are cut each by "

@@ -108,9 +108,16 @@ def of_layers(binding: Binding, layers: Sequence[int], where: str) -> dict[str, 
 
 def layers_gone(source: Source, made: Model) -> list[str]:
     """Of axes that count layers, and of which nothing is left in a model, what config.json would
-    say wrongly."""
+    say wrongly. Of a tower nothing need be there."""
     table, binding, found = source.table, source.binding, []
+    gone = {
+        tower.layers
+        for tower in table.towers.values()
+        if made.values.keys().isdisjoint(binding.stored(tower.tensors))
+    }
     for axis in table.axes if source.config else ():
+        if axis in gone:
+            continue
         own = [names for pattern, names in binding.names.items() if axis in pattern.name_axes]
         stored = [name for names in own for name in names.values()]
         if axis in table.counted and stored and not any(name in made.values for name in stored):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -47,9 +47,12 @@ class Binding(msgspec.Struct, frozen=True):
     def beside(self) -> tuple[str, ...]:
         """The names of tensors beside the language model: those that pass through unchanged, and
         those of towers."""
-        towers = self.table.in_towers
-        own = (n for p, n in self.names.items() if not towers.isdisjoint(p.tensors))
-        return (*self.passed, *(name for names in own for name in names.values()))
+        return (*self.passed, *self.stored(self.table.in_towers))
+
+    def stored(self, tensors: Collection[str]) -> list[str]:
+        """The names of the tensors that hold some of these logical ones."""
+        own = (names for p, names in self.names.items() if not set(tensors).isdisjoint(p.tensors))
+        return [name for names in own for name in names.values()]
 
 
 def bind(table: Table, layout: Layout, shapes: Shapes, config: Config, where: str) -> Binding:
