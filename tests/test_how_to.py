@@ -12,11 +12,13 @@ import pytest
 
 import ckptforge
 from ckptforge.verbs.synthetic import write_model
+from tests.helpers import FIXTURES
 from tests.page_commands import in_this_process, words_of
 from tests.test_edit import TABLES
 from tests.test_lora import write_adapter
 
 ROOT = Path(__file__).parents[1]
+MM = FIXTURES / "mindspeed_mm"
 MIXTRAL = "Mixtral-8x7B-v0.1"
 MODELS = {MIXTRAL: ("mixtral", {}), "Qwen3-8B": ("qwen3", {})} | {
     "DeepSeek-V3": ("deepseek_v3", {"num_hidden_layers": 14, "first_k_dense_replace": 3})
@@ -174,10 +176,29 @@ def test_the_commands_in_place_of_mindspeeds_converter_run(tmp_path, monkeypatch
     (tmp_path / "pretrain.yaml").write_text(json.dumps(TWO))
     ckptforge.to_ms("HF", "output/checkpoint", layout="mcore", format="mindformers")
     found = table_commands("docs/megatron.md")
-    assert len(found) == 5
+    assert len(found) == 8
     run_all(found[:1], tmp_path)
     (tmp_path / "OUT").rename("CKPT")
-    run_all([f"{line} --overwrite" for line in found[1:]], tmp_path)
+    run_all([f"{line} --overwrite" for line in found[1:5]], tmp_path)
+
+
+def test_the_commands_in_place_of_mindspeed_mms_converter_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there, back, run = table_commands("docs/megatron.md")[5:]
+    shutil.copytree(MM / "qwen2_5_vl", "HF")
+    job = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs" / "megatron.md").read_text(), re.M | re.S
+    )
+    text = job[1].replace("[[12, 16]]", "[[1, 3]]").replace("[[32, 0]]", "[[3, 0]]")
+    (tmp_path / "job.yaml").write_text(text)
+    run_all([there], tmp_path)
+    (tmp_path / "OUT").rename("CKPT")
+    run_all([back], tmp_path)
+    for name in ("HF", "OUT"):
+        shutil.rmtree(name)
+    shutil.copytree(MM / "qwen3_vl_moe", "HF")
+    shutil.copytree(MM / "qwen3_vl_moe_dcp", "SAVE")
+    run_all([run], tmp_path)
 
 
 def test_the_commands_for_adapters_run(models, tmp_path, monkeypatch):
