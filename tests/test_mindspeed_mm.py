@@ -26,6 +26,7 @@ from tests.test_megatron import numbers
 MM = FIXTURES / "mindspeed_mm"
 HUB, MOE, RUN = MM / "qwen2_5_vl", MM / "qwen3_vl_moe", MM / "qwen3_vl_moe_dcp"
 TENSOR, STAGES = "tensor_model_parallel_size", "pipeline_model_parallel_size"
+EXPERT = "expert_model_parallel_size"
 LANGUAGE, VISION = "llm_pp_layers", "vit_pp_layers"
 CASES = {
     "tp2_pp2": {TENSOR: 2, STAGES: 2, LANGUAGE: [[1, 3]], VISION: [[3, 0]]},
@@ -138,6 +139,24 @@ def test_files_that_are_missing_are_said(tmp_path):
         ckptforge.to_torch(tmp_path / "run", tmp_path / "out", config=HUB)
 
 
+@pytest.mark.parametrize(
+    "job", [{EXPERT: 2}, {EXPERT: 2, STAGES: 2}, {STAGES: 2}, {TENSOR: 2, EXPERT: 2, STAGES: 2}]
+)
+def test_files_without_arguments_tell_by_their_names_how_they_are_cut(job, tmp_path):
+    torch = pytest.importorskip("torch")
+    hub = FIXTURES / "mindspeed" / "qwen3_moe"
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    how = {"to": "mindspeed-sequential", "dst_parallel_config": tmp_path / "job.json"}
+    ckptforge.convert(hub, tmp_path / "run", **how)
+    (tmp_path / "run" / "ckptforge.manifest.json").unlink()
+    for path in (tmp_path / "run").rglob("*.pt"):
+        held = torch.load(path, weights_only=False)
+        assert held.pop("args")
+        torch.save(held, path)
+    ckptforge.to_torch(tmp_path / "run", tmp_path / "out", config=hub)
+    assert contents(tmp_path / "out") == contents(hub)
+
+
 def test_a_tower_is_there_as_a_whole_or_not_at_all(tmp_path):
     tensors = raw_safetensors(HUB / "model.safetensors")
     alone = {name: x for name, x in tensors.items() if not name.startswith("visual.")}
@@ -183,14 +202,17 @@ def test_a_tower_can_be_dropped_whole_and_its_layers_cannot_be_taken(tmp_path):
 
 
 def test_ranks_of_mindformers_have_the_tower_whole_on_the_first_stage(tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps({"model_parallel": 2, "pipeline_stage": 2}))
+    job = {"data_parallel": 2, "model_parallel": 2, "pipeline_stage": 2}
+    job |= {"enable_parallel_optimizer": True, "parallel_optimizer_threshold": 0}
+    (tmp_path / "p.json").write_text(json.dumps(job))
     how = {"parallel_config": tmp_path / "p.json"}
     ckptforge.to_ms(HUB, tmp_path / "ranks", **how)
     held = [contents(path) for path in sorted((tmp_path / "ranks").glob("rank_*"))]
     tower = {name: x for name, x in contents(HUB).items() if name.startswith("visual.")}
-    for own in held[:2]:
+    for own in held[:4]:
         assert {name: x for name, x in own.items() if name.startswith("visual.")} == tower
-    assert not any(name.startswith("visual.") for own in held[2:] for name in own)
+    assert len(held) == 8
+    assert not any(name.startswith("visual.") for own in held[4:] for name in own)
     ckptforge.to_torch(tmp_path / "ranks", tmp_path / "back", **how)
     assert contents(tmp_path / "back") == contents(HUB)
 
