@@ -51,6 +51,12 @@ LONGROPE = {
     "original_max_position_embeddings": 16,
 }
 SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+QWEN2_MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 DEEPSEEK = {
     "num_key_value_heads": 2,
     "moe_intermediate_size": 16,
@@ -107,6 +113,21 @@ MODELS = {
     },
     "qwen2": {"model_type": "qwen2", **SLIDING},
     "qwen2 unused window": {"model_type": "qwen2", **SLIDING, "use_sliding_window": False},
+    "qwen2_moe": {"model_type": "qwen2_moe", **SLIDING, "max_window_layers": 3, **QWEN2_MOE},
+    "qwen2_moe unused window": {
+        "model_type": "qwen2_moe",
+        **SLIDING,
+        "use_sliding_window": False,
+        **QWEN2_MOE,
+    },
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "yarn": {"model_type": "qwen2", "rope_scaling": YARN},
     "qwen3": {"model_type": "qwen3", "head_dim": 16, **SLIDING},
     "qwen3_moe": {
@@ -209,6 +230,10 @@ CHANGING = [
         {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
         ["layer_types"],
     ),
+    ("qwen2_moe", {"max_window_layers": 1}, ["max_window_layers"]),
+    ("qwen2_moe", {"use_sliding_window": False}, ["use_sliding_window"]),
+    ("gpt_oss", {"layer_types": ["full_attention"] * 3}, ["layer_types"]),
+    ("gpt_oss", {"sliding_window": 4}, ["sliding_window"]),
     ("qwen3", {"max_window_layers": DROP}, ["max_window_layers"]),  # Qwen3Config's 28
     ("qwen3", {"rms_norm_eps": 1e-3}, ["rms_norm_eps"]),
     ("qwen3_moe", {"norm_topk_prob": DROP}, ["norm_topk_prob"]),  # Qwen3MoeConfig's false
@@ -280,6 +305,10 @@ KEEPING = [
             "output_router_logits": False,
         },
     ),
+    ("qwen2_moe unused window", {"max_window_layers": 99}),
+    ("qwen2_moe", {"max_window_layers": 28}),
+    ("qwen2_moe", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    ("gpt_oss", {"layer_types": DROP}),
     ("qwen2 unused window", {"sliding_window": None}),
     ("qwen2 unused window", {"sliding_window": 2, "max_window_layers": 0}),
     ("qwen2 unused window", {"layer_types": ["full_attention"] * 3}),

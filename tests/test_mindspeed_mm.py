@@ -139,6 +139,29 @@ def test_files_that_are_missing_are_said(tmp_path):
         ckptforge.to_torch(tmp_path / "run", tmp_path / "out", config=HUB)
 
 
+def test_ranks_written_of_different_sizes_are_those_of_their_manifest(tmp_path):
+    """What config.json says in lists and objects is in the arguments, too."""
+    hub = tmp_path / "hub"
+    shutil.copytree(FIXTURES / "mindspeed" / "llama", hub)
+    config = json.loads((hub / "config.json").read_text())
+    config.pop("rope_theta", None)
+    linear = {"rope_type": "linear", "rope_theta": 10000.0}
+    config["rope_parameters"] = {**linear, "factor": 2.0}
+    (hub / "config.json").write_text(json.dumps(config))
+    (tmp_path / "job.json").write_text(json.dumps({TENSOR: 2, STAGES: 2}))
+    how = {"to": "mindspeed", "dst_parallel_config": tmp_path / "job.json"}
+    ckptforge.convert(hub, tmp_path / "run", **how)
+    assert ckptforge.compare(hub, tmp_path / "run").equal
+    ckptforge.to_torch(tmp_path / "run", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+    (tmp_path / "run" / "ckptforge.manifest.json").unlink()
+    assert ckptforge.compare(hub, tmp_path / "run").equal
+    other = {**config, "rope_parameters": {**linear, "factor": 4.0}}
+    (hub / "config.json").write_text(json.dumps(other))
+    assert not ckptforge.compare(hub, tmp_path / "run").equal
+    assert ckptforge.compare(hub, tmp_path / "run", config=hub).equal
+
+
 @pytest.mark.parametrize(
     "job", [{EXPERT: 2}, {EXPERT: 2, STAGES: 2}, {STAGES: 2}, {TENSOR: 2, EXPERT: 2, STAGES: 2}]
 )

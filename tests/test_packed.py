@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import ckptforge
+from ckptforge.checkpoints.files import read_file
 from ckptforge.dtypes import BY_NAME, FLOAT4, UINT4
 from ckptforge.errors import FormatError, QuantisedError
 from ckptforge.examine.window import read_value
@@ -207,6 +208,37 @@ WAYS = {
         {"quant_method": "gptq", "bits": 4, "group_size": -1},
     ),
     "awq": (lambda r, s: awq(r, s), {"quant_method": "awq", "bits": 4, "group_size": GROUP}),
+    "gptq, layers left out by rules": (
+        lambda r, s: gptq(r, s),
+        {
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": GROUP,
+            "dynamic": {"-:.*lm_head.*": {}, "lm_head": {}, "+:.*up.*": {"sym": False}},
+        },
+    ),
+    "gptq of 4 and 8 bits": (
+        lambda r, s: gptq(r, s, *((4, 1), (8, 1))[int(r.integers(2))]),
+        {
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": GROUP,
+            "dynamic": {"+:.*up_proj": {"bits": 8}},
+        },
+    ),
+    "gptq with groups of two sizes": (
+        lambda r, s: gptq(r, s, group=int(r.choice([16, GROUP]))),
+        {
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": GROUP,
+            "dynamic": {".*up_proj": {"group_size": 16}},
+        },
+    ),
+    "awq without zero points of its own": (
+        lambda r, s: awq(r, s),
+        {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": False},
+    ),
     "awq, whole rows": (
         lambda r, s: awq(r, s, group=-1),
         {"quant_method": "awq", "bits": 4, "group_size": -1, "version": "GEMM"},
@@ -222,6 +254,39 @@ WAYS = {
     "pack-quantized, 8 bits, rows": (
         lambda r, s: pack_quantized(r, s, bits=8, group=None),
         compressed("pack-quantized", num_bits=8, strategy="channel"),
+    ),
+    "pack-quantized of 4 and 8 bits": (
+        lambda r, s: pack_quantized(r, s, bits=int(r.choice([4, 8]))),
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {
+                "group_0": {"weights": GROUPS},
+                "group_1": {"weights": {**GROUPS, "num_bits": 8}},
+            },
+        },
+    ),
+    "pack-quantized with groups and rows": (
+        lambda r, s: pack_quantized(r, s, group=[16, GROUP, None][int(r.integers(3))]),
+        {
+            "quant_method": "compressed-tensors",
+            "format": "mixed-precision",
+            "config_groups": {
+                "group_0": {"format": "pack-quantized", "weights": GROUPS},
+                "group_1": {
+                    "format": "pack-quantized",
+                    "weights": {"num_bits": 4, "strategy": "channel"},
+                },
+                "group_2": {"weights": {**GROUPS, "group_size": 16}},
+            },
+        },
+    ),
+    "pack-quantized, said within": (
+        lambda r, s: pack_quantized(r, s),
+        {
+            "quant_method": "compressed-tensors",
+            "quantization_config": compressed("pack-quantized", **GROUPS),
+        },
     ),
     "nvfp4-pack-quantized": (
         lambda r, s: nvfp4(r, s),
@@ -239,6 +304,7 @@ WAYS = {
         lambda r, s: fp4(r, s),
         {"quant_method": "fp8", "weight_block_size": [128, 128], "expert_dtype": "fp4"},
     ),
+    "bitsandbytes by its flag": (bitsandbytes, {"load_in_8bit": True}),
     "bitsandbytes": (bitsandbytes, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "static": (static, None),
     "static, as bits": (lambda r, s: static(r, s, as_bits=True), None),
@@ -283,6 +349,47 @@ def test_packed_weights_are_what_they_stand_for(tmp_path, way):
     ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt", layout="mcore", memory="1MiB")
     ckptforge.to_torch(tmp_path / "x.ckpt", tmp_path / "back")
     assert contents(tmp_path / "back") == meant
+
+
+@pytest.mark.parametrize(
+    ("way", "file", "keys"),
+    [
+        ("gptq", "quantize_config.json", {"bits": 4, "group_size": GROUP, "desc_act": False}),
+        ("awq", "quant_config.json", {"w_bit": 4, "q_group_size": GROUP, "version": "GEMM"}),
+    ],
+)
+def test_what_earlier_programs_said_in_a_file_of_its_own_is_read(tmp_path, way, file, keys):
+    meant = packed_model(tmp_path / "hub", way)
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "hub" / file).write_text(json.dumps(keys))
+    ckptforge.convert(tmp_path / "hub", tmp_path / "plain", to="hub")
+    assert contents(tmp_path / "plain") == meant
+    assert not (tmp_path / "plain" / file).exists()
+
+
+def test_codes_that_several_ways_of_packing_fit_are_refused(tmp_path):
+    packed_model(tmp_path / "hub", "pack-quantized, 8 bits, rows")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"]
+    groups["group_1"] = {"weights": {"num_bits": 4, "strategy": "channel"}}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QuantisedError, match=r"may be 4 bits in rows or 8 bits in rows: its sca"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "plain", to="hub")
+
+
+@pytest.mark.parametrize("way", ["gptq", "awq", "pack-quantized", "nvfp4-pack-quantized"])
+def test_a_weight_that_is_there_in_codes_and_by_itself_is_refused(tmp_path, way):
+    packed_model(tmp_path / "hub", way)
+    name = "model.layers.0.mlp.up_proj.weight"
+    write_safetensors(tmp_path / "hub" / "more.safetensors", {name: ("BF16", [2, 2], bytes(8))})
+    index = {"weight_map": {name: "more.safetensors"}}
+    held = read_file(tmp_path / "hub" / "model.safetensors").tensors
+    index["weight_map"] |= dict.fromkeys(held, "model.safetensors")
+    (tmp_path / "hub" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FormatError, match=r"which is there by itself, too: bfloat16 \[2, 2\]"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "plain", to="hub")
 
 
 @pytest.mark.parametrize("way", ["gptq", "awq", "pack-quantized", "nvfp4-pack-quantized"])
@@ -339,7 +446,10 @@ def test_numbers_of_half_a_byte_arrive_in_any_order(tmp_path_factory, shape, cha
     [
         ("gptq", {"bits": 3}, QuantisedError, "[Bb]its 3 aren't read"),
         ("gptq", {"checkpoint_format": "marlin"}, QuantisedError, "only gptq and gptq_v2 are"),
-        ("gptq", {"dynamic": {"-:.*": {}}}, QuantisedError, "in other ways"),
+        ("gptq", {"dynamic": {"x": {"bits": 3}}}, QuantisedError, "in other ways.*'x' has"),
+        ("gptq", {"dynamic": {"x": {"pack_dtype": "int8"}}}, QuantisedError, "in other ways"),
+        ("gptq", {"dynamic": {"x": 3}}, QuantisedError, "in other ways"),
+        ("gptq", {"dynamic": ["x"]}, QuantisedError, "in other ways"),
         ("gptq", {"format": "marlin"}, QuantisedError, "only gptq and gptq_v2 are"),
         ("gptq", {"rotation": "hadamard"}, QuantisedError, "[Rr]otation 'hadamard' isn't read"),
         ("gptq", {"pack_dtype": "int16"}, QuantisedError, "only int32 is"),
@@ -469,7 +579,7 @@ def test_zero_points_of_rows_that_fill_no_word_are_read(tmp_path):
     }
     write_safetensors(file, entries, {"format": "pt"})
     held = {name: value.origin for name, value in ckptforge.open(file).as_model.values.items()}
-    (packed,) = PackQuantized(bits=4, group=GROUP, shifted=True).weights(held)
+    (packed,) = PackQuantized(kinds=((4, GROUP),), shifted=True).weights(held)
     value = replace(packed.value, dtype=BY_NAME["float32"])
     found = read_value("x", value, Worker(OpenFiles(), Budget(1, 1 << 20)))
     assert (found == values[:outputs].astype(np.float32)).all()
@@ -481,7 +591,9 @@ def test_compressed_tensors_unpacks_the_same(tmp_path):
     compressors = importlib.import_module("compressed_tensors.compressors")
     schemes = importlib.import_module("compressed_tensors.quantization")
     formats = importlib.import_module("compressed_tensors.config").CompressionFormat
-    for way in [way for way in WAYS if "pack-quantized" in way]:
+    mixed = ("pack-quantized of 4 and 8 bits", "pack-quantized with groups and rows")
+    within = "pack-quantized, said within"
+    for way in [way for way in WAYS if "pack-quantized" in way and way not in (*mixed, within)]:
         config = WAYS[way][1]
         kind, weights = config["format"], dict(config["config_groups"]["group_0"]["weights"])
         weights["type"] = "int" if kind == "pack-quantized" else "float"

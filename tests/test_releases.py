@@ -382,6 +382,13 @@ def test_what_params_json_cannot_say_is_said():
     scaled = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5.0}, "hidden_size": 8}
     params, notes = params_of({**scaled, "tie_word_embeddings": True}, meta=False, switches={})
     assert params["rope_theta"] == 5.0 and "yarn" in notes[0] and "tied" in notes[1]
+    llama3 = {**SWITCHES["use_scaled_rope"].config["rope_scaling"], "factor": 32.0}
+    params, notes = params_of({"rope_scaling": llama3, "hidden_act": "gelu"}, True, SWITCHES)
+    assert params["use_scaled_rope"] is True
+    assert notes == (
+        "params.json can't say factor 32.0 of scaled positions: use_scaled_rope means factor 8.0.",
+        "params.json can't say hidden_act 'gelu'; a release computes silu.",
+    )
     with pytest.raises(ConfigError, match=r"2 heads of 3: Meta's network takes"):
         params_of(
             {"hidden_size": 8, "num_attention_heads": 2, "head_dim": 3}, meta=True, switches={}

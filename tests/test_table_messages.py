@@ -68,7 +68,7 @@ BROKEN = {
         "[ignored]",
         '[defaults.toy]\na = 1\n[window]\ntoy = {size = "a"}\n[ignored]',
     ),
-    "constants: … isn't keys of config.json": ('"eps"', '"eps or 1"'),
+    "constants: … isn't keys of config.json": ('"eps"', '"eps or -1"'),
     "keep_dtype: … stores … in one": ("[axes]", 'keep_dtype = ["up"]\n[axes]'),
     "isn't of the form 'name.* : *'": ('norm = "H"', 'norm = "H *"'),
     "has the axis 'I', so it is in layers": (

@@ -128,8 +128,8 @@ def test_a_good_table_loads_and_inherits():
         ),
         (
             'model_type = ["toy"]',
-            'model_type = ["toy"]\nconstants = ["eps or 1"]',
-            "constants: 'eps or 1' isn't keys",
+            'model_type = ["toy"]\nconstants = ["eps or -1"]',
+            "constants: 'eps or -1' isn't keys",
         ),
         ("name =", "name", "isn't valid TOML"),
         (

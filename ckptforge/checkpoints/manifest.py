@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +22,15 @@ DIRECTORY_NAME = "ckptforge.manifest.json"
 
 MAX_MANIFEST = 256 * 1024 * 1024  # it holds small files
 
+_DEPTH = 4  # directories of an output, with the file
 _log = logging.getLogger(__name__)
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """A manifest as read back: the layout that was written, its files' sizes, the Hugging Face
-    side, and what it says of how ranks are cut (`parallel/cut.py` reads that). `files` are the
-    outputs' names with their directories."""
+    """A manifest as read back: the layout that was written, its files' sizes and times by their
+    names, with directories where several have one name, the Hugging Face side, and what it says of
+    how ranks are cut (`parallel/cut.py` reads that). `files` are the outputs' names with their
+    directories."""
 
     path: Path
     layout: str | None
@@ -43,13 +46,18 @@ class Manifest(msgspec.Struct, frozen=True):
         alone = len(files) == 1 and len(self.sizes) == 1
         if alone and self.path.name == manifest_path(files[0].path, False).name:
             return self.sizes == {next(iter(self.sizes)): files[0].size}
-        return all(self.sizes.get(file.path.name) == file.size for file in files)
+        return all(self._said(self.sizes, file.path) == file.size for file in files)
 
     def untouched(self, files: tuple[FileIndex, ...]) -> bool:
         """Whether these files are the very ones that were written, by their times."""
         if len(files) == 1 and len(self.mtimes) == 1:
             return next(iter(self.mtimes.values())) == _mtime_ns(files[0].path)
-        return all(self.mtimes.get(file.path.name) == _mtime_ns(file.path) for file in files)
+        return all(self._said(self.mtimes, file.path) == _mtime_ns(file.path) for file in files)
+
+    def _said(self, of: Mapping[str, int], path: Path) -> int | None:
+        """What is said of a file: by its name, or with directories where several have that."""
+        names = ("/".join(path.parts[-count:]) for count in range(1, _DEPTH + 1))
+        return next((of[name] for name in names if name in of), None)
 
     def distrust(self, directory: Path, files: tuple[FileIndex, ...]) -> str | None:
         """Why the cut of rank directories can't be taken from here; None where it can: these are
@@ -68,12 +76,9 @@ class Manifest(msgspec.Struct, frozen=True):
                 f"{counted(len(found), 'file')} there"
             )
         for name, file in found.items():
-            if self.sizes.get(file.path.name) != file.size:
-                return (
-                    f"{printable(name)} has {file.size} bytes, {self.sizes.get(file.path.name)} "
-                    "were written"
-                )
-            if self.mtimes.get(file.path.name) != file.mtime_ns:
+            if (size := self._said(self.sizes, file.path)) != file.size:
+                return f"{printable(name)} has {file.size} bytes, {size} were written"
+            if self._said(self.mtimes, file.path) != file.mtime_ns:
                 return (
                     f"{printable(name)} was changed, or copied without its time (cp -p and rsync "
                     "-t keep it), since it was written"
@@ -129,7 +134,11 @@ def read_manifest(path: Path) -> Manifest:
     try:
         found = msgspec.convert(content, _Content)
         side = found.hugging_face
-        by_name = {Path(output.file).name: output for output in found.outputs}
+        counts = Counter(Path(output.file).name for output in found.outputs)
+        by_name = {}
+        for output in found.outputs:
+            name = Path(output.file).name
+            by_name[name if counts[name] == 1 else output.file] = output
         return Manifest(
             path=path,
             layout=found.layout,

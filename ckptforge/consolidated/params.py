@@ -150,6 +150,15 @@ def params_of(
     scaled = [key for key, one in switches.items() if _rope_type(one.config) == kind]
     if kind != "default" and not scaled:
         notes.append(f"{PARAMS} can't say that positions are scaled ({kind}).")
+    for key in scaled:
+        meant, said = _rope(switches[key].config), _rope(config)
+        names = {name: said[name] for name in meant if said.get(name, meant[name]) != meant[name]}
+        if names:
+            held = ", ".join(f"{name} {shown(value)}" for name, value in names.items())
+            stands = ", ".join(f"{name} {shown(meant[name])}" for name in names)
+            notes.append(f"{PARAMS} can't say {held} of scaled positions: {key} means {stands}.")
+    if (act := config.get("hidden_act", "silu")) != "silu":
+        notes.append(f"{PARAMS} can't say hidden_act {shown(act)}; a release computes silu.")
     if config.get("tie_word_embeddings"):
         notes.append("the head is tied to the embedding; programs for releases expect both.")
     found = {own: config[key] for own, key in _KEYS.items() if config.get(key) is not None}

@@ -82,7 +82,7 @@ def described(arguments: Arguments) -> dict[str, Any]:
     found = {
         key: value
         for key, value in arguments.items()
-        if isinstance(key, str) and isinstance(value, _PLAIN) and not key.startswith("_")
+        if isinstance(key, str) and _is_plain(value) and not key.startswith("_")
     }
     grouped = arguments.get("group_query_attention") is not False  # else num_query_groups is 1
     for key, argument in _ALSO.items():
@@ -93,10 +93,19 @@ def described(arguments: Arguments) -> dict[str, Any]:
     return found
 
 
+def _is_plain(value: object, depth: int = 4) -> bool:
+    """Whether a value is one that config.json can have, but for null, and not nested deeper."""
+    if isinstance(value, dict | list) and depth:
+        inner = value.values() if isinstance(value, dict) else value
+        named = not isinstance(value, dict) or all(isinstance(key, str) for key in value)
+        return named and all(one is None or _is_plain(one, depth - 1) for one in inner)
+    return isinstance(value, _PLAIN)
+
+
 def arguments_of(job: Job, config: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a job that a checkpoint is written for: what config.json says, under its
     keys and under Megatron's, and how it is cut."""
-    plain = {key: value for key, value in config.items() if isinstance(value, _PLAIN)}
+    plain = {key: value for key, value in config.items() if _is_plain(value)}
     for key, argument in _ALSO.items():
         if plain.get(key) is not None:
             plain[argument] = plain[key]

@@ -112,7 +112,7 @@ def _block(entry: Stored, scale: Stored, method: Method | None, where: str) -> t
     blocks = () if method is None else method.blocks
     groups = () if method is None else method.groups
     choices = {(1,) * (len(shape) - 2) + block for block in blocks if len(shape) > 1}
-    choices |= {(1,) * (len(shape) - 1) + (group,) for group in groups}
+    choices |= {(1,) * (len(shape) - 1) + (group,) for group in groups if shape}
     fitting = {choice for choice in choices if _grid(shape, choice) == counts}
     if len({tuple(map(min, choice, shape)) for choice in fitting}) == 1:
         return next(iter(fitting))

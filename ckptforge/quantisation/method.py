@@ -25,6 +25,8 @@ DESCRIPTION = "quant_model_description.json"
 DESCRIBED = "quant_model_weight"  # begins the names of files that it is for
 DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
 MODEL_OPT = "hf_quant_config.json"
+EARLIER = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files in which AutoGPTQ and AutoAWQ said it before config.json did, and the methods."""
 KEYS = ("quantization_config", "compression_config")
 OF_EXPERTS = "expert_dtype"
 """In them, or beside them, as some models are published."""
@@ -104,6 +106,10 @@ def find_method(config: Mapping[str, Any], where: str, directory: Path) -> Metho
             if isinstance(found := holder.get(key), Mapping) and found:
                 told = {OF_EXPERTS: holder[OF_EXPERTS]} if OF_EXPERTS in holder else {}
                 return _of_config({**told, **found}, f"{key} in {where}")
+    for name, method in EARLIER.items():
+        if is_there(directory / name):
+            found = {"quant_method": method, **read_object(directory / name)}
+            return _of_config(found, str(directory / name))
     if is_there(directory / MODEL_OPT):
         found = read_object(directory / MODEL_OPT).get("quantization")
         if isinstance(found, Mapping):
@@ -115,6 +121,8 @@ def _of_config(found: Mapping[str, Any], where: str) -> Method:
     method = found.get("quant_method")
     if method is None and ("config_groups" in found or "format" in found):
         method = "compressed-tensors"
+    if method is None and found.get("load_in_8bit") is True:
+        method = "bitsandbytes"  # as transformers takes it, too
     readers = {
         "fp8": _fp8,
         "mxfp8": _fp8,
@@ -164,6 +172,8 @@ _COMPRESSED = {
 
 
 def _compressed(found: Mapping[str, Any], where: str) -> Method:
+    if isinstance(inner := found.get("quantization_config"), Mapping):
+        found = {**found, **inner}  # as transformers wrote it for a while
     groups = found.get("config_groups")
     groups = groups.values() if isinstance(groups, Mapping) else ()
     schemes = [group for group in groups if isinstance(group, Mapping)]
@@ -172,7 +182,7 @@ def _compressed(found: Mapping[str, Any], where: str) -> Method:
     kinds = kinds or ["naive-quantized"]
     weights = (scheme.get("weights") for scheme in schemes)
     arguments = [one for one in weights if isinstance(one, Mapping)]
-    packing, unread = packings.compressed(kinds, arguments)
+    packing, unread = packings.compressed(kinds, schemes)
     return Method(
         name=f"compressed-tensors, {', '.join(dict.fromkeys(map(_word, kinds[:4])))}",
         where=where,

@@ -47,14 +47,43 @@ def _gptq(found: Settings) -> Found:
         return None, f"bits {shown(bits)} aren't read, only 4 and 8 are"
     if group is None:
         return None, f"group_size {shown(found.get('group_size'))} isn't a number of elements"
-    if found.get("dynamic"):
-        return None, "some of its layers are quantised in other ways (dynamic)"
+    kinds, other = _dynamic(found.get("dynamic"), (bits, group))
+    if other is not None:
+        return None, f"some of its layers are quantised in other ways (dynamic: {other})"
     if other := next((key for key in _NOT_GPTQ if found.get(key)), None):
         return None, f"{other} {shown(found[other])} isn't read"
     if found.get("pack_dtype") not in (None, "int32"):
         return None, f"pack_dtype {shown(found['pack_dtype'])} isn't read, only int32 is"
-    shuffled = found.get("desc_act") is True
-    return Gptq(bits=bits, group=group, plus=_PLUS[form], shuffled=shuffled), None
+    rules = found.get("dynamic")
+    said = [found, *(rules.values() if isinstance(rules, Mapping) else ())]
+    shuffled = any(isinstance(one, Mapping) and one.get("desc_act") is True for one in said)
+    return Gptq(kinds=kinds, plus=_PLUS[form], shuffled=shuffled), None
+
+
+_OF_SHAPES = ("bits", "group_size")
+_NOT_OF_CODES = ("sym", "desc_act", "mse", "damp_percent", "static_groups", "lm_head", "adapter")
+
+
+def _dynamic(
+    rules: object, default: tuple[int, int]
+) -> tuple[tuple[tuple[int, int], ...], str | None]:
+    """The (bits, group) that weights may have where rules are for some modules, which shapes tell
+    apart, or a rule that isn't read. Rules that begin with "-:" leave modules as they are."""
+    if not rules:
+        return (default,), None
+    if not isinstance(rules, Mapping):
+        return (default,), shown(rules)
+    found = dict.fromkeys([default])
+    for name, rule in rules.items():
+        if str(name).startswith("-:") or not rule:
+            continue
+        known = isinstance(rule, Mapping) and set(rule) <= {*_OF_SHAPES, *_NOT_OF_CODES}
+        bits = rule.get("bits", default[0]) if isinstance(rule, Mapping) else None
+        group = _group({"group_size": default[1], **rule}) if isinstance(rule, Mapping) else None
+        if not known or type(bits) is not int or bits not in BITS or group is None:
+            return (default,), f"{shown(name)} has {shown(rule)}"
+        found[bits, group] = None
+    return tuple(found), None
 
 
 def _awq(found: Settings) -> Found:
@@ -66,8 +95,6 @@ def _awq(found: Settings) -> Found:
         return None, f"backend {shown(_LLM_AWQ)} isn't read"
     if bits != 4:
         return None, f"bits {shown(bits)} aren't read, only 4 are"
-    if found.get("zero_point") is False:
-        return None, "its weights have no zero points"
     if group is None:
         return None, f"group_size {shown(found.get('group_size'))} isn't a number of elements"
     return Awq(group=group), None
@@ -100,30 +127,42 @@ def experts_in_fp4() -> Packing:
     return Fp4(codes="weight", scales=_SCALES, group=MICROSCALED)
 
 
-def compressed(kinds: Sequence[Any], arguments: Sequence[Settings]) -> Found:
-    """That of the formats of compressed-tensors which pack; where there is none, both are None."""
+def compressed(kinds: Sequence[Any], schemes: Sequence[Settings]) -> Found:
+    """That of the formats of compressed-tensors which pack, by the settings of each group of
+    modules; where there is none, both are None."""
     packed = [kind for kind in dict.fromkeys(map(str, kinds)) if kind in PACKED]
     if not packed:
         return None, None
     if len(packed) > 1:
         return None, f"it packs in several formats ({', '.join(packed)})"
-    own = [one for one in arguments if one.get("num_bits") != 8] or list(arguments)
-    sizes = {(one.get("num_bits"), one.get("group_size")) for one in own if _plain(one)}
-    if len(sizes) != 1:
-        return None, "its weights have groups of several sizes, or none that is said"
-    ((bits, group),) = sizes
+    own = [
+        one
+        for scheme in schemes
+        if scheme.get("format", packed[0]) == packed[0]
+        and isinstance(one := scheme.get("weights"), Mapping)
+    ]
+    if not own or not all(map(_plain, own)):
+        return None, "the sizes of its groups aren't said"
+    sizes = {(one["num_bits"], _group_of(one)) for one in own}
     if packed[0] != "pack-quantized":
+        if len(sizes) != 1:
+            return None, "its weights have groups of several sizes"
+        ((bits, group),) = sizes
         expected = _NVFP4_GROUP if packed[0].startswith("nvfp4") else MICROSCALED
         if bits != 4 or group != expected:
             return None, f"it has {shown(bits)} bits in groups of {shown(group)}"
         outer = expected == _NVFP4_GROUP
         scales = ("weight_scale",)
         return Fp4(codes="weight_packed", scales=scales, group=group, outer=outer), None
-    if type(bits) is not int or bits not in BITS:
-        return None, f"its weights have {shown(bits)} bits, and only 4 and 8 are read"
-    of_rows = own[0].get("strategy") == "channel" or group in (None, -1)
-    group = None if of_rows else group
-    return PackQuantized(bits=bits, group=group, shifted=shifted(own)), None
+    if other := [bits for bits, _ in sizes if bits not in BITS]:
+        return None, f"its weights have {shown(other[0])} bits, and only 4 and 8 are read"
+    return PackQuantized(kinds=tuple(sorted(sizes, key=str)), shifted=shifted(own)), None
+
+
+def _group_of(one: Settings) -> int | None:
+    """The numbers of a row that share a scale; None where all do."""
+    group = one.get("group_size")
+    return None if one.get("strategy") == "channel" or group in (None, -1) else group
 
 
 def shifted(arguments: Sequence[Settings]) -> bool:

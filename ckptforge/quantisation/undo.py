@@ -17,6 +17,7 @@ from ckptforge.foreign.json import file_of
 from ckptforge.model import Model
 from ckptforge.quantisation.fitting import ADVICE, described, not_undone, scaled_of
 from ckptforge.quantisation.method import (
+    EARLIER,
     KEYS,
     MODEL_OPT,
     OF_EXPERTS,
@@ -58,6 +59,7 @@ def undo(model: Model, config: Mapping[str, Any], where: str) -> Undone:
         method = find_method(config, where, model.directory)
     _refuse_unread(model.path, tensors, method)
     packed = list(method.packing.weights(tensors)) if method and method.packing else []
+    _refuse_two(model, packed)
     gone = {name for one in packed for name in (*one.taken, *one.beside)}
     _refuse_cut(model, [name for name in gone if model.values[name].whole is None])
     for name in gone:
@@ -111,6 +113,18 @@ def _in_place(
         elif name not in taken:
             found[name] = value
     return found
+
+
+def _refuse_two(model: Model, packed: Sequence[Packed]) -> None:
+    """Raises `FormatError` for a weight that is there both in codes and as it is."""
+    for one in packed:
+        if one.name in model.values and one.name not in one.taken:
+            codes, plain = model.values[one.taken[0]].origin, model.values[one.name].origin
+            raise FormatError(
+                f"{described(codes)}, the codes of {shown(one.name)}, which is there by itself, "
+                f"too: {plain.dtype} {list(plain.shape)} in {plain.path}. Which of them is the "
+                "weight isn't known; keep one."
+            )
 
 
 def _refuse_cut(model: Model, cut: Sequence[str]) -> None:
@@ -250,7 +264,7 @@ def refuse_codes(model: Model, doing: str, reason: str) -> None:
 def without_quantisation(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, bytes]:
     """Small files that stand beside weights which aren't quantised: config.json (`config`, parsed)
     without what says that they are, and without the files that describe how."""
-    described = {MODEL_OPT, *filter(is_description, files)}
+    described = {MODEL_OPT, *EARLIER, *filter(is_description, files)}
     kept = {name: content for name, content in files.items() if name not in described}
     dropped = (*KEYS, "quantize") if any(map(is_description, files)) else KEYS
     if any(key in config for key in KEYS):

@@ -8,13 +8,14 @@ and `dequantize_gemm`, and compressed-tensors' `pack_to_int32`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from ckptforge.boxes import row_major_strides
 from ckptforge.dtypes import BY_NAME, UINT4, DType
-from ckptforge.errors import shown
+from ckptforge.errors import QuantisedError, shown
 from ckptforge.quantisation.packed import (
     Packed,
     Tensors,
@@ -41,13 +42,40 @@ def code_dtype(bits: int) -> DType:
     return UINT4 if bits == 4 else BY_NAME["uint8"]
 
 
+Group = TypeVar("Group", int, int | None)
+
+
+def kind_of_codes(
+    codes: Stored, kinds: Sequence[tuple[int, Group]], fits: Callable[[int, Group], bool]
+) -> tuple[int, Group]:
+    """Which of the (bits, group) that a model has some codes are of, by the shapes of what lies
+    beside them; the first where none fits. Raises `QuantisedError` where several do."""
+    fitting = [kind for kind in kinds if fits(*kind)] if len(kinds) > 1 else []
+    if len(fitting) > 1:
+        either = " or ".join(
+            f"{bits} bits in {'rows' if group in (None, -1) else f'groups of {group}'}"
+            for bits, group in fitting
+        )
+        raise QuantisedError(
+            f"{codes.path}: {shown(codes.name)} is {codes.dtype} {list(codes.shape)}, which may be "
+            f"{either}: its scales don't tell. Take the model before it was quantised, or "
+            "dequantise it with the program that did it."
+        )
+    return fitting[0] if fitting else kinds[0]
+
+
+def _of_row(group: int | None, inputs: int) -> int:
+    """The numbers of a group, of which a row is one where there is none."""
+    return max(inputs, 1) if group in (None, -1) else group
+
+
 class Gptq(msgspec.Struct, frozen=True, kw_only=True):
     """`qweight` [inputs / n, outputs]: a word holds n codes of one column, that follow each other
-    along the inputs; `qzeros` [groups, outputs / n], along the outputs. `group` -1 is all inputs.
+    along the inputs; `qzeros` [groups, outputs / n], along the outputs. `kinds` are the (bits,
+    group) that weights may have, which shapes tell apart; group -1 is all inputs.
     `plus` is added to zero points. `shuffled`: only `g_idx` says which group an input is of."""
 
-    bits: int
-    group: int
+    kinds: tuple[tuple[int, int], ...]
     plus: int
     shuffled: bool = False
 
@@ -57,12 +85,22 @@ class Gptq(msgspec.Struct, frozen=True, kw_only=True):
             yield self._weight(tensors, module, codes)
 
     def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
-        each, dtype = _WORD // self.bits, code_dtype(self.bits)
-        if codes.dtype.name != "int32" or len(codes.shape) != 2 or codes.shape[1] % each:
-            raise refused_codes(codes, f"int32 of two axes, the second a multiple of {each}")
+        if codes.dtype.name != "int32" or len(codes.shape) != 2:
+            raise refused_codes(codes, "int32 of two axes")
         words, outputs = codes.shape
+        beside_it = tensors.get(f"{module}scales"), tensors.get(f"{module}qzeros")
+        shapes = tuple(None if one is None else one.shape for one in beside_it)
+
+        def shapes_of(bits: int, group: int) -> tuple[tuple[int, int], tuple[int, int]]:
+            groups = -(-words * (_WORD // bits) // _of_row(group, words * (_WORD // bits)))
+            return (groups, outputs), (groups, outputs // (_WORD // bits))
+
+        bits, group = kind_of_codes(codes, self.kinds, lambda *kind: shapes_of(*kind) == shapes)
+        each, dtype = _WORD // bits, code_dtype(bits)
+        if outputs % each:
+            raise refused_codes(codes, f"a second axis that is a multiple of {each}")
         inputs = words * each
-        group = max(inputs, 1) if self.group == -1 else self.group
+        group = _of_row(group, inputs)
         groups = -(-inputs // group)
         scales = beside(tensors, codes, f"{module}scales", (groups, outputs), *_SCALES)
         zeros = beside(tensors, codes, f"{module}qzeros", (groups, outputs // each), "int32")
@@ -85,7 +123,7 @@ class Gptq(msgspec.Struct, frozen=True, kw_only=True):
             name=f"{module}weight",
             value=value_of_codes(f"{module}weight", stored, (outputs, inputs), to, step),
             taken=tuple(taken),
-            what=f"{self.bits} bits, with a scale and a zero point for {group} of a row",
+            what=f"{bits} bits, with a scale and a zero point for {group} of a row",
         )
 
 
@@ -129,10 +167,10 @@ class Awq(msgspec.Struct, frozen=True, kw_only=True):
 class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
     """compressed-tensors' `weight_packed` [outputs, words]: codes of a row that follow each other,
     raised to be unsigned; `weight_scale` for each group of a row, or each row; `weight_zero_point`
-    packed along the outputs. `group` None is a whole row; `shifted`: all have zero points."""
+    packed along the outputs. `kinds` are the (bits, group) that weights may have, which shapes tell
+    apart; group None is a whole row. `shifted`: all have zero points."""
 
-    bits: int
-    group: int | None
+    kinds: tuple[tuple[int, int | None], ...]
     shifted: bool = False
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
@@ -142,12 +180,21 @@ class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
                 yield self._weight(tensors, module, codes)
 
     def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
-        each, dtype = _WORD // self.bits, code_dtype(self.bits)
         if len(codes.shape) != 2:
             raise refused_codes(codes, "two axes")
         outputs, words = codes.shape
-        name, inputs = f"{module}weight", words * each
-        group = max(inputs, 1) if self.group is None else self.group
+        name = f"{module}weight"
+        scale = tensors.get(f"{name}_scale")
+
+        def fits(bits: int, group: int | None) -> bool:
+            inputs = words * (_WORD // bits)
+            groups, rest = divmod(inputs, _of_row(group, inputs))
+            return scale is not None and not rest and scale.shape == (outputs, groups)
+
+        bits, of_group = kind_of_codes(codes, self.kinds, fits)
+        each, dtype = _WORD // bits, code_dtype(bits)
+        inputs = words * each
+        group = _of_row(of_group, inputs)
         if inputs % group:
             raise refused_codes(codes, f"rows of groups of {group}")
         groups = inputs // group
@@ -164,7 +211,7 @@ class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
             scale=Grid(stored=scales),
             offset=offset,
             block=(1, group),
-            shift=0.0 if offset is not None else float(1 << self.bits - 1),
+            shift=0.0 if offset is not None else float(1 << bits - 1),
         )
         if (other := f"{name}_g_idx") in tensors:
             raise refused_codes(codes, f"no {shown(other)} beside it")
@@ -176,5 +223,5 @@ class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
             name=name,
             value=value,
             taken=tuple(taken),
-            what=f"{self.bits} bits, with a scale{shifted} for {group} of a row",
+            what=f"{bits} bits, with a scale{shifted} for {group} of a row",
         )

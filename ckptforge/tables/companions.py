@@ -17,8 +17,8 @@ OFFSETS = ("_zero_point", "_offset")
 _KINDS = (
     (
         "a scale of activations",
-        r"(?:.*_)?(?:input|output|activation|act|[qkv]|kv|kv_cache|attn)_(?:global_)?"
-        r"(?:scale|scale_ub|zero_point|offset)|kv_cache_(?:scale|offset)",
+        r"(?:.*_)?(?:input|output|activation|act|[qkv]|kv|[kv]_cache|kv_cache|attn|prob)_"
+        r"(?:global_)?(?:scale|scale_ub|zero_point|offset)",
     ),
     ("a zero point", r"(?:.*_)?(?:zero_points?|qzeros|zeros)|weight_offset"),
     (
@@ -32,6 +32,7 @@ _KINDS = (
     ),
 )
 _QUANT_STATE = ".quant_state."
+_OF_ATTENTION = re.compile(r".*\.fa_[qkv]\.(?:scale|offset)", re.DOTALL)  # ModelSlim's FA3
 _COMPILED = tuple((kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _KINDS)
 # Last parts of names that only one kind of program writes.
 _WRITERS = (
@@ -50,6 +51,8 @@ def kind_of(name: str) -> str | None:
     """What a tensor is that belongs to a quantised weight, by its name; else None."""
     if _QUANT_STATE in name:
         return "packed codes or a part of them"
+    if _OF_ATTENTION.fullmatch(name):
+        return "a scale of activations"
     return _kind_of_last(name.rpartition(".")[2])
 
 

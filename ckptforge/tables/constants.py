@@ -226,8 +226,13 @@ def _kinds(row: WindowRow | None, values: Values, layers: int) -> Iterator[str]:
     sized = row is not None and values.get(row.size) is not None
     switched = sized and row is not None and (row.switch is None or values.get(row.switch))
     first = values.get(row.first_layer) if row is not None and row.first_layer is not None else 0
+    end = values.get(row.before_layer) if row is not None and row.before_layer is not None else None
+    begin = first if isinstance(first, int) else layers
+    stop = end if isinstance(end, int) else layers
+    every = row.every if row is not None else 1
     for layer in range(layers):
-        yield _SLIDING if switched and isinstance(first, int) and layer >= first else _FULL[0]
+        slides = begin <= layer < stop and not layer % every
+        yield _SLIDING if switched and slides else _FULL[0]
 
 
 def windows(used: Used) -> list[Any]:

@@ -14,7 +14,8 @@ from ckptforge.errors import ConfigError, shown
 _KEY = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"  # with . one of an inner object
 _OPERAND = rf"(?:{_KEY}|[0-9]{{1,9}})"
 _TERM = re.compile(rf"{_OPERAND}(?:\s*[*/+-]\s*{_OPERAND})*")
-_CONSTANT = re.compile(rf"{_KEY}|'[^']*'")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?")
+_CONSTANT = re.compile(rf"{_KEY}|'[^']*'|{_NUMBER.pattern}")
 _STEP = re.compile(rf"([*/]?)\s*({_OPERAND})\s*")
 _NONE = " or 0"
 _SIGN = re.compile(r"([+-])")
@@ -156,8 +157,8 @@ class Condition(msgspec.Struct, frozen=True):
 
 class Constant(msgspec.Struct, frozen=True):
     """`a or b.c or 'd'`: a value of config.json that changes what a model computes, not the shapes
-    of its tensors: a key, one in an inner object, or a literal for configs that don't say it. The
-    first choice names it."""
+    of its tensors: a key, one in an inner object, or a text in quotes or a number for configs that
+    don't say it. The first choice names it."""
 
     text: str
 
@@ -165,8 +166,8 @@ class Constant(msgspec.Struct, frozen=True):
         for choice in self._choices:
             if not _CONSTANT.fullmatch(choice):
                 raise ValueError(
-                    f"{self.text!r} isn't keys of config.json, with '.' for inner ones, and texts "
-                    "in quotes, joined by 'or'"
+                    f"{self.text!r} isn't keys of config.json, with '.' for inner ones, texts in "
+                    "quotes and numbers, joined by 'or'"
                 )
 
     @property
@@ -183,6 +184,8 @@ class Constant(msgspec.Struct, frozen=True):
         for choice in self._choices:
             if choice.startswith("'"):
                 return choice[1:-1]
+            if _NUMBER.fullmatch(choice):
+                return float(choice)
             if (found := said(config, choice)) is not None:
                 return found
         return None

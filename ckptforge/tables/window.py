@@ -20,9 +20,16 @@ class WindowRow(msgspec.Struct, frozen=True):
     first_layer: Annotated[
         str | None, means("the key of the first layer that has it, where layer_types says nothing")
     ] = None
+    before_layer: Annotated[
+        str | None, means("the key of the first layer that has it no more, where that is so")
+    ] = None
+    every: Annotated[
+        int,
+        means("how many layers later the next one has it, where layer_types says nothing", ge=1),
+    ] = 1
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys that it names."""
-        keys = (self.switch, self.size, self.layer_types, self.first_layer)
+        keys = (self.switch, self.size, self.layer_types, self.first_layer, self.before_layer)
         return tuple(key for key in keys if key is not None)

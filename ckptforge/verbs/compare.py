@@ -134,7 +134,8 @@ def _open(path: Path, options: Compare, names: Names) -> _Side:
     choices = choices_of(options, names)
     with called(names):
         model = open_whole(path, choices)
-        if choices.config is not None and _config(model, own := replace(choices, config=None)):
+        alone = replace(model, described={})  # what it says of itself may not be all
+        if choices.config is not None and _config(alone, own := replace(choices, config=None)):
             choices = own  # what lies beside a side, or in its manifest, is its own
         try:
             return _Side(model, choices, bind_source(model, choices))

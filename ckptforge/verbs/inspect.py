@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from ckptforge.checkpoints.manifest import find_manifest
 from ckptforge.checkpoints.mindspore import choose_checkpoint, rank_directories, read_ranks
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.errors import CkptforgeError, FormatError, InputNotFoundError, ModelUnknownError
+from ckptforge.formats.index import FileIndex
 from ckptforge.model import Model
 from ckptforge.reading.known import Choices, read_model_config
 from ckptforge.reading.source import Source, bind_source
@@ -85,6 +87,14 @@ def _iteration(path: Path, choices: Choices) -> Inspection:
     return replace(
         found, parts=parts_held(model), notes=[*([f"{run}."] if run else []), *found.notes]
     )
+
+
+def _names_of(files: Sequence[FileIndex]) -> list[str]:
+    """The names of files, with their directories where several have one name."""
+    plain = [file.path.name for file in files]
+    if len(set(plain)) == len(plain):
+        return plain
+    return [f"{file.path.parent.name}/{file.path.name}" for file in files]
 
 
 def _first_rank(path: Path, step: int | None, reason: str) -> Inspection:
@@ -201,8 +211,8 @@ def _describe(path: Path, model: Model, source: Source | None, reason: str | Non
         if source
         else {},
         files=[
-            FileLine(file=file.path.name, bytes=file.size, tensors=len(file.tensors))
-            for file in model.files
+            FileLine(file=name, bytes=file.size, tensors=len(file.tensors))
+            for name, file in zip(_names_of(model.files), model.files, strict=True)
         ],
         ranks=[],
         state=len(state),
