@@ -547,6 +547,21 @@ def test_numbers_without_codes_are_refused_by_name(tmp_path, odd):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(("largest", "written"), [(3.35e38, True), (3.39e38, False)])
+def test_numbers_whose_scales_readers_refuse_are_refused(tmp_path, largest, written):
+    def change(held):
+        held[DOWN][5, 7] = largest
+
+    llama(tmp_path / "hub", change)
+    if written:
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=["w8a8-dynamic"])
+        ckptforge.convert(tmp_path / "x", tmp_path / "y", to="hub")
+        return
+    with pytest.raises(QuantisedError, match="down_proj.weight.*holds magnitudes above 3.376e"):
+        ckptforge.convert(tmp_path / "hub", tmp_path / "x", to="hub", quantise=["w8a8-dynamic"])
+    assert not (tmp_path / "x").exists()
+
+
 def test_rows_that_are_no_whole_groups_are_refused(tmp_path):
     table = TABLES["llama"]
     write_model(tmp_path / "hub", table, {**table.example, **SIZES, "intermediate_size": 90})

@@ -3,6 +3,7 @@ model."""
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -25,7 +26,15 @@ from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.sizes import AxisSizes
 from ckptforge.tables.state import is_state
 from ckptforge.tables.unmapped import kind_of
-from tests.helpers import HUB, MINDSPORE, contents, tiny_config, write_hub, write_safetensors
+from tests.helpers import (
+    FIXTURES,
+    HUB,
+    MINDSPORE,
+    contents,
+    tiny_config,
+    write_hub,
+    write_safetensors,
+)
 
 STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64"}
 HEADS = [
@@ -529,3 +538,17 @@ def test_a_missing_lm_head_is_not_advised_away(tmp_path):
     (tmp_path / "x" / "config.json").unlink()
     with pytest.raises(MissingTensorsError, match=r"(?s)lm_head.weight.*give it with config"):
         ckptforge.to_ms(tmp_path / "x", tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "there"), [("num_hidden_layers", 9, 2), ("num_experts", 16, 4)]
+)
+def test_a_config_that_asks_for_more_than_is_there_is_named(tmp_path, key, asked, there):
+    shutil.copytree(FIXTURES / "mindspeed" / "qwen3_moe", tmp_path / "hub")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config | {key: asked}))
+    with pytest.raises(MissingTensorsError) as error:
+        ckptforge.to_ms(tmp_path / "hub", tmp_path / "x.ckpt")
+    last = str(error.value).splitlines()[-1]
+    assert f"{key} " in last.replace(")", " ") and "hub/config.json (" in last
+    assert last.endswith(f"says {asked}, and the names of tensors have {there}.")

@@ -65,7 +65,9 @@ def bind(table: Table, layout: Layout, shapes: Shapes, config: Config, where: st
     sizes, found, unknown = read_names(table, layout, shapes, config, where)
     absent = frozenset(_absent(table, layout, found, config, sizes))
     if missing := missing_of(layout, found, sizes, absent):
-        raise MissingTensorsError(missing_text(table, layout, missing, unknown, config, where))
+        told = "".join(_fewer(table, found, sizes)) if config else ""
+        text = missing_text(table, layout, missing, unknown, config, where)
+        raise MissingTensorsError(text + told)
     pattern_shapes = {}
     for pattern, names in found.items():
         pattern_shapes[pattern] = _shape_of(layout, pattern, list(names.values()), shapes)
@@ -186,6 +188,19 @@ def _indexes(extents: Sequence[int]) -> Iterator[tuple[int, ...]]:
             flat, i = divmod(flat, extent)
             index = (i, *index)
         yield index
+
+
+def _fewer(table: Table, found: Names, sizes: AxisSizes) -> Iterator[str]:
+    """A sentence for each axis of which names have fewer than config.json says, and all of these,
+    so that it may be config.json which isn't of this model."""
+    highest: dict[str, int] = {}
+    for pattern, names in found.items():
+        for at, axis in enumerate(pattern.name_axes):
+            highest[axis] = max(highest.get(axis, 0), 1 + max(index[at] for index in names))
+    for axis, count in highest.items():
+        size = sizes.get(axis)
+        if size is not None and size > count and axis not in sizes.numbers:
+            yield f" {sizes.known[axis][1]} says {size}, and the names of tensors have {count}."
 
 
 def missing_text(
