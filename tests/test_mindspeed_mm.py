@@ -1,5 +1,5 @@
 """MindSpeed-MM's checkpoints: against files of its converters, there and back for any job, and what
-can't be."""
+is refused."""
 
 import json
 import shutil
@@ -93,8 +93,7 @@ def test_the_tower_lies_on_the_first_stage_unless_it_is_said(tmp_path):
 
 def test_a_tied_head_is_a_copy_on_the_last_stage(tmp_path):
     tensors = raw_safetensors(HUB / "model.safetensors")
-    head = tensors.pop("lm_head.weight")
-    assert head.size
+    tensors.pop("lm_head.weight")
     config = json.loads((HUB / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     hub = write(tmp_path / "hub", tensors, tmp_path / "config.json")
@@ -264,7 +263,7 @@ def test_chunks_of_others_stay_what_they_are_whatever_their_directory_is_called(
 
 
 def test_the_optimizer_of_a_run_with_fsdp2_is_left_out_and_said(tmp_path):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     checkpoint = pytest.importorskip("torch.distributed.checkpoint")
     from safetensors.torch import load_file
 
@@ -277,7 +276,6 @@ def test_the_optimizer_of_a_run_with_fsdp2_is_left_out_and_said(tmp_path):
     }
     where = tmp_path / "run" / "iter_0000005"
     checkpoint.save(held, checkpoint_id=where, no_dist=True)
-    assert torch.__version__
     result = ckptforge.convert(tmp_path / "run", tmp_path / "out", to="hub", config=MOE)
     assert contents(tmp_path / "out") == contents(MOE)
     assert len(result.left_out["optimizer state and the state of the training run"]) == len(tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,6 @@ DIRECTORY_NAME = "ckptforge.manifest.json"
 
 MAX_MANIFEST = 256 * 1024 * 1024  # it holds small files
 
-_DEPTH = 4  # directories of an output, with the file
 _log = logging.getLogger(__name__)
 
 
@@ -56,8 +56,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
     def _said(self, of: Mapping[str, int], path: Path) -> int | None:
         """What is said of a file: by its name, or with directories where several have that."""
-        names = ("/".join(path.parts[-count:]) for count in range(1, _DEPTH + 1))
-        return next((of[name] for name in names if name in of), None)
+        if path.name in of:
+            return of[path.name]
+        with suppress(ValueError):
+            return of.get(path.relative_to(self.path.parent).as_posix())
+        return None
 
     def distrust(self, directory: Path, files: tuple[FileIndex, ...]) -> str | None:
         """Why the cut of rank directories can't be taken from here; None where it can: these are

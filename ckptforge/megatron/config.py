@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,6 +14,9 @@ from ckptforge.megatron.job import LISTED, Job, Layers, spread_layers
 from ckptforge.megatron.names import VISION, Stack
 from ckptforge.parallel.config_file import read_mapping
 from ckptforge.wording import counted
+
+if TYPE_CHECKING:
+    from ckptforge.megatron.config_schema import MegatronKeys
 
 LANGUAGE_LISTED, VISION_LISTED = "llm_pp_layers", "vit_pp_layers"
 
@@ -88,25 +92,14 @@ def read_megatron_config(path: Path) -> MegatronConfig:
             listed, listed_by = language, LANGUAGE_LISTED
         part_length = keys.num_layers_per_virtual_pipeline_stage
         _check(part_length, listed, listed_by, idle, keys.schedules_method)
-        tensor, expert = keys.tensor_model_parallel_size, keys.expert_model_parallel_size
-        cut = keys.expert_tensor_parallel_size or tensor
-        if cut not in (1, tensor) or (cut != tensor and tensor % expert and expert % tensor):
-            raise ValueError(
-                f"expert_tensor_parallel_size is {cut}, expected 1 or {tensor}; with 1 one of "
-                f"tensor_model_parallel_size {tensor} and expert_model_parallel_size {expert} "
-                "divides the other."
-            )
-        if cut != tensor and keys.moe_tp_extend_ep:
-            raise ValueError(
-                "moe_tp_extend_ep isn't for expert_tensor_parallel_size 1; omit one of them."
-            )
+        cut = _cut_of_experts(keys)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     v_shaped = keys.schedules_method is not None
     job = Job(
-        tensor=tensor,
+        tensor=keys.tensor_model_parallel_size,
         stages=stages,
-        expert=expert,
+        expert=keys.expert_model_parallel_size,
         expert_tensor=cut,
         extended=keys.moe_tp_extend_ep,
         parts=2 if v_shaped else len(language or ()) // stages or 1,
@@ -121,6 +114,23 @@ def read_megatron_config(path: Path) -> MegatronConfig:
         vision=vision,
         idle=idle or (),
     )
+
+
+def _cut_of_experts(keys: MegatronKeys) -> int:
+    """Into how many parts the matrices of experts are cut. Raises `ValueError`."""
+    tensor, expert = keys.tensor_model_parallel_size, keys.expert_model_parallel_size
+    cut = keys.expert_tensor_parallel_size or tensor
+    if cut not in (1, tensor) or (cut != tensor and tensor % expert and expert % tensor):
+        raise ValueError(
+            f"expert_tensor_parallel_size is {cut}, expected 1 or {tensor}; with 1 one of "
+            f"tensor_model_parallel_size {tensor} and expert_model_parallel_size {expert} "
+            "divides the other."
+        )
+    if cut != tensor and keys.moe_tp_extend_ep:
+        raise ValueError(
+            "moe_tp_extend_ep isn't for expert_tensor_parallel_size 1; omit one of them."
+        )
+    return cut
 
 
 def _numbers(key: str, said: Sequence[int] | str | None) -> tuple[int, ...] | None:

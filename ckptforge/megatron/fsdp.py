@@ -15,7 +15,7 @@ from ckptforge.errors import FormatError, shown
 from ckptforge.megatron.chunks import LEFT
 from ckptforge.megatron.roots import MegatronIteration
 from ckptforge.model import Model
-from ckptforge.torch_files.distributed import DISTRIBUTED_CHECKPOINT
+from ckptforge.torch_files.distributed import Described, described_model
 
 _FAMILY = "huggingface"  # whose networks such trainers wrap
 _OF_MODEL = "model."
@@ -25,11 +25,11 @@ _VERSION = "checkpoint_version"  # which trainers on Megatron write, and nobody 
 def open_fsdp(directory: Path, iteration: MegatronIteration) -> Model:
     """The model's tensors, by the names that the network has for them. Raises
     `InputNotFoundError` and `FormatError`."""
-    found = DISTRIBUTED_CHECKPOINT.open(iteration.directory, None)
+    described = Described(iteration.directory)
+    found = described_model(directory, described)
     account = found.account.noting(*iteration.notes)
-    found = replace(found, path=directory, directory=directory, account=account)
-    if not any(_VERSION in names for names in account.left_out.values()):
-        return found
+    if _VERSION not in described.others:
+        return replace(found, account=account)
     own = {name: value for name, value in found.values.items() if name.startswith(_OF_MODEL)}
     if not own:
         raise FormatError(

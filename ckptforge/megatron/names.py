@@ -21,11 +21,6 @@ MORE = "mtp."  # of layers that predict more tokens
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 _ITERATION = re.compile(r"iter_([0-9]{7,12})")
 _RANK = re.compile(r"mp_rank_([0-9]{2,5})(?:_([0-9]{3,5}))?(?:_([0-9]{3,5}))?")
-_LAYER = re.compile(
-    r"((?:text_decoder\.)?decoder\.layers\.|image_encoder\.encoder\.blocks\.layers\.)"
-    r"([0-9]{1,6})(\..*)",
-    re.DOTALL,
-)
 _EXPERT = re.compile(
     r"(.*\.experts\.(?:local_experts\.|linear_fc[12]\.(?:weight|bias)))([0-9]{1,6})(.*)", re.DOTALL
 )
@@ -34,18 +29,22 @@ _STATE = re.compile(r".*\._extra_state(?:\..*)?", re.DOTALL)
 
 class Stack(NamedTuple):
     """Layers that the stages of a job divide, with what lies before and behind them: the names of
-    all of it begin with `home`, those of what lies with the first layer with `first`. Where `fixed`
-    that is the first stage, and the rest lies in the last, whatever layers these have."""
+    all of it begin with `home`, those of layers with `layers` and a number, those of what lies with
+    the first layer with `first`. Where `fixed` that is the first stage, and the rest lies in the
+    last, whatever layers these have."""
 
     home: str
+    layers: str
     first: str
     fixed: bool = False
 
 
-MODEL = Stack("", "embedding.", fixed=True)
+MODEL = Stack("", LAYERS, "embedding.", fixed=True)
 # of MindSpeed-MM, whose models are made of several
-LANGUAGE = Stack("text_decoder.", "text_decoder.embedding.")
-VISION = Stack("image_encoder.", "image_encoder.encoder.")
+LANGUAGE = Stack("text_decoder.", f"text_decoder.{LAYERS}", "text_decoder.embedding.")
+VISION = Stack("image_encoder.", "image_encoder.encoder.blocks.layers.", "image_encoder.encoder.")
+_BEGINS = "|".join(re.escape(one.layers) for one in (MODEL, LANGUAGE, VISION))
+_LAYER = re.compile(rf"({_BEGINS})([0-9]{{1,6}})(\..*)", re.DOTALL)
 
 
 def stack_of(name: str) -> Stack:

@@ -51,7 +51,8 @@ class Binding(msgspec.Struct, frozen=True):
 
     def stored(self, tensors: Collection[str]) -> list[str]:
         """The names of the tensors that hold some of these logical ones."""
-        own = (names for p, names in self.names.items() if not set(tensors).isdisjoint(p.tensors))
+        wanted = frozenset(tensors)
+        own = (names for p, names in self.names.items() if not wanted.isdisjoint(p.tensors))
         return [name for names in own for name in names.values()]
 
 

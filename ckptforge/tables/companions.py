@@ -32,7 +32,7 @@ _KINDS = (
     ),
 )
 _QUANT_STATE = ".quant_state."
-_OF_ATTENTION = re.compile(r".*\.fa_[qkv]\.(?:scale|offset)", re.DOTALL)  # ModelSlim's FA3
+_OF_ATTENTION = ("fa_q", "fa_k", "fa_v")  # modules of ModelSlim's, which have scales and offsets
 _COMPILED = tuple((kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _KINDS)
 # Last parts of names that only one kind of program writes.
 _WRITERS = (
@@ -51,9 +51,10 @@ def kind_of(name: str) -> str | None:
     """What a tensor is that belongs to a quantised weight, by its name; else None."""
     if _QUANT_STATE in name:
         return "packed codes or a part of them"
-    if _OF_ATTENTION.fullmatch(name):
+    module, _, last = name.rpartition(".")
+    if last in ("scale", "offset") and module.rpartition(".")[2] in _OF_ATTENTION:
         return "a scale of activations"
-    return _kind_of_last(name.rpartition(".")[2])
+    return _kind_of_last(last)
 
 
 @lru_cache(maxsize=1 << 10)

@@ -14,7 +14,7 @@ from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
 from ckptforge.tables.model_config import Config, classes_of
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.prefixes import common_prefix
-from ckptforge.tables.skeletons import skeleton_of
+from ckptforge.tables.skeletons import skeletons_of
 from ckptforge.tables.table import Layout, Table, table_named
 from ckptforge.wording import counted, listing
 
@@ -89,12 +89,11 @@ def _chosen(tables: Sequence[Table], shapes: Shapes, hints: Hints) -> Table:
 def _has_its_parts(table: Table, shapes: Shapes) -> bool:
     """Whether something is there of what a table's models have beside the language model, which
     alone is another table's."""
-    if not table.passed:
+    layouts, towers = table.layouts.values(), table.in_towers
+    if not table.passed or any(one.passes(name) for one in layouts for name in shapes):
         return True
-    layouts, kinds = table.layouts.values(), {skeleton_of(name)[0] for name in shapes}
-    return any(one.passes(name) for one in layouts for name in shapes) or any(
-        one.holding(tensor).skeleton in kinds for one in layouts for tensor in table.in_towers
-    )
+    own = {one.holding(tensor).skeleton for one in layouts for tensor in towers}
+    return bool(own) and any(skeleton in own for skeleton, _ in skeletons_of(shapes))
 
 
 def _unknown(

@@ -71,20 +71,23 @@ class DistributedCheckpoint:
         """All tensors, put together of their chunks; what else was saved is passed over. Raises
         `InputNotFoundError` and `FormatError`."""
         refuse_step(step, directory, "one checkpoint")
-        described = Described(directory)
-        values = dict(described.values())
-        if not values:
-            raise FormatError(f"{directory}: holds no tensors.")
-        return Model(
-            path=directory,
-            format=FORMAT,
-            directory=directory,
-            files=tuple(described.indexes()),
-            values=values,
-            account=Account()
-            .leaving("no tensors", tuple(described.others))
-            .noting(*described.notes()),
-        )
+        return described_model(directory, Described(directory))
+
+
+def described_model(path: Path, described: Described) -> Model:
+    """The model at a path, of all tensors that are described. Raises `FormatError`."""
+    values = dict(described.values())
+    if not values:
+        raise FormatError(f"{path}: holds no tensors.")
+    account = Account().leaving("no tensors", tuple(described.others))
+    return Model(
+        path=path,
+        format=FORMAT,
+        directory=path,
+        files=tuple(described.indexes()),
+        values=values,
+        account=account.noting(*described.notes()),
+    )
 
 
 class Described:
