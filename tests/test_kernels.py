@@ -86,6 +86,8 @@ def test_codes_and_scales(monkeypatch, matrix, name, piece):
         matrix = matrix[:, : matrix.shape[1] // 32 * 32]
         if not matrix.size:
             return
+    if name == "w8a8-dynamic":  # whose scales of greater magnitudes are refused
+        matrix = np.clip(matrix, -3.3e38, 3.3e38).astype(matrix.dtype)
     monkeypatch.setattr(encoder, "_PIECE", piece)
     parts = [
         Encoded(code=code, part=part, shape=matrix.shape, source=BY_NAME["float32"])

@@ -19,7 +19,7 @@ from ckptforge.steps.piece import Piece
 Array = NDArray[Any]
 _SMALLEST = np.float32(2.0**-126)
 _BIAS = 127
-_LARGEST_IN_INT8 = float(np.finfo(np.float32).max) / 128 * 127 * (1 - 2**-20)
+_LARGEST_IN_INT8 = float(np.finfo(np.float32).max) / 128  # a scale; the code -128 is a number too
 _PIECE = 1 << 19  # numbers
 
 
@@ -39,12 +39,11 @@ def encode(into: Sequence[tuple[Encoded, Array]], numbers: Array, name: str) -> 
                 "have tensors of this kind kept as they are."
             )
         scales = scales_of(code, largest)
-        if code.dtype.name == "int8" and largest.max(initial=0.0) > _LARGEST_IN_INT8:
+        if code.dtype.name == "int8" and scales.max(initial=0.0) > _LARGEST_IN_INT8:
             raise QuantisedError(
-                f"{printable(name)} is to be written as {code.name}, and holds magnitudes above "
-                f"{_LARGEST_IN_INT8:.4g}: of their scales the code -128 would be infinite. See "
-                "them with stats, and mend the weights, or have tensors of this kind kept as they "
-                "are."
+                f"{printable(name)} is to be written as {code.name}, and holds the magnitude "
+                f"{largest.max():.4g}: with its scale the code -128 would be infinite. See it "
+                "with stats, and mend the weights, or have tensors of this kind kept as they are."
             )
         if coded:
             count.add(piece.round(code, scales))
