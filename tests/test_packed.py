@@ -93,7 +93,7 @@ def awq(rng, shape, group=GROUP):
     }, values.T
 
 
-def pack_quantized(rng, shape, bits=4, shifted=False, group=GROUP):
+def pack_quantized(rng, shape, bits=4, shifted=False, group=GROUP, shuffled=False):
     outputs, inputs = shape
     groups = inputs // group if group else 1
     half = 1 << bits - 1
@@ -101,6 +101,8 @@ def pack_quantized(rng, shape, bits=4, shifted=False, group=GROUP):
     scales = rng.uniform(1e-3, 3e-3, (outputs, groups)).astype(BF16)
     zeros = rng.integers(-half, half, (outputs, groups)) if shifted else np.zeros((outputs, groups))
     index = np.arange(inputs) // (group or inputs)
+    if shuffled:
+        index = rng.permutation(index)
     values = (codes - zeros[:, index]) * scales[:, index].astype(np.float64)
     found = {
         "weight_packed": ("I32", words(codes + half, bits)),
@@ -108,9 +110,26 @@ def pack_quantized(rng, shape, bits=4, shifted=False, group=GROUP):
         "weight_shape": ("I64", np.array(shape, np.int64)),
     }
     if shifted:
-        packed = words((zeros + half).T, bits).T
-        found["weight_zero_point"] = ("I32", np.ascontiguousarray(packed))
+        padded = np.pad((zeros + half).T, ((0, 0), (0, -outputs % (32 // bits))))
+        found["weight_zero_point"] = ("I32", np.ascontiguousarray(words(padded, bits).T))
+    if shuffled:
+        found["weight_g_idx"] = ("I32", index.astype(np.int32))
     return found, values
+
+
+def pack_quantized_whole(rng, shape, bits=4, shifted=False):
+    """With one scale, and one zero point, for all of a tensor."""
+    half = 1 << bits - 1
+    codes = rng.integers(-half, half, shape)
+    scale, zero = rng.uniform(1e-3, 3e-3, 1).astype(BF16), rng.integers(-half, half, 1, np.int8)
+    found = {
+        "weight_packed": ("I32", words(codes + half, bits)),
+        "weight_scale": ("BF16", scale),
+        "weight_shape": ("I64", np.array(shape, np.int64)),
+    }
+    if shifted:
+        found["weight_zero_point"] = ("I8", zero)
+    return found, (codes - (zero.astype(int) if shifted else 0)) * scale.astype(np.float64)
 
 
 def halves(codes: np.ndarray) -> np.ndarray:
@@ -254,6 +273,24 @@ WAYS = {
     "pack-quantized, 8 bits, rows": (
         lambda r, s: pack_quantized(r, s, bits=8, group=None),
         compressed("pack-quantized", num_bits=8, strategy="channel"),
+    ),
+    "pack-quantized, one scale": (
+        lambda r, s: pack_quantized_whole(r, s),
+        compressed("pack-quantized", num_bits=4, strategy="tensor"),
+    ),
+    "pack-quantized, one scale and zero point": (
+        lambda r, s: pack_quantized_whole(r, s, 8, True),
+        compressed("pack-quantized", num_bits=8, strategy="tensor", symmetric=False),
+    ),
+    "pack-quantized, shuffled": (
+        lambda r, s: pack_quantized(r, s, shuffled=True),
+        compressed("pack-quantized", **GROUPS, actorder="group"),
+    ),
+    "pack-quantized, shuffled and shifted": (
+        lambda r, s: pack_quantized(r, s, 8, True, shuffled=True),
+        compressed(
+            "pack-quantized", **{**GROUPS, "num_bits": 8}, symmetric=False, actorder="group"
+        ),
     ),
     "pack-quantized of 4 and 8 bits": (
         lambda r, s: pack_quantized(r, s, bits=int(r.choice([4, 8]))),
@@ -500,6 +537,8 @@ def without(directory: Path, ending: str, **other: tuple[str, np.ndarray]) -> No
         ("pack-quantized, shifted", "weight_zero_point"),
         ("nvfp4-pack-quantized", "weight_global_scale"),
         ("pack-quantized", "weight_scale"),
+        ("pack-quantized, shuffled", "weight_g_idx"),
+        ("pack-quantized, one scale and zero point", "weight_zero_point"),
     ],
 )
 def test_parts_of_packed_weights_that_are_missing_are_named(tmp_path, way, ending):
@@ -593,7 +632,8 @@ def test_compressed_tensors_unpacks_the_same(tmp_path):
     formats = importlib.import_module("compressed_tensors.config").CompressionFormat
     mixed = ("pack-quantized of 4 and 8 bits", "pack-quantized with groups and rows")
     within = "pack-quantized, said within"
-    for way in [way for way in WAYS if "pack-quantized" in way and way not in (*mixed, within)]:
+    others = [way for way in WAYS if "pack-quantized" in way and way not in (*mixed, within)]
+    for way in [way for way in others if "shuffled" not in way]:  # which it no longer reads
         config = WAYS[way][1]
         kind, weights = config["format"], dict(config["config_groups"]["group_0"]["weights"])
         weights["type"] = "int" if kind == "pack-quantized" else "float"
@@ -683,6 +723,26 @@ class TestGrouped(StepTests):
                 replace(step, groups=held["zeros"]),
                 replace(step, scaled=replace(scaled, offset=None)),
             ],
+        )
+
+
+class TestGroupedRows(StepTests):
+    @pytest.fixture
+    def case(self, tmp_path):
+        tensors, values = pack_quantized(np.random.default_rng(0), (24, 64), 8, shuffled=True)
+        held = stored(
+            tmp_path,
+            w=tensors["weight_packed"][1].view(np.int8),
+            scales=tensors["weight_scale"][1].astype(np.float32),
+            groups=tensors["weight_g_idx"][1].view(np.float32),
+        )
+        scaled = Scaled(scale=Grid(stored=held["scales"]), block=(1, GROUP), shift=128.0)
+        step = Grouped(scaled=scaled, groups=replace(held["groups"], dtype=BY_NAME["int32"]))
+        return StepCase(
+            step=step,
+            stored=replace(held["w"], dtype=BY_NAME["uint8"], shape=(24, 64)),
+            expected=values.astype(np.float32),
+            others=[replace(step, scaled=replace(scaled, shift=0.0))],
         )
 
 

@@ -212,7 +212,8 @@ def _compressed_refusal(
     sparsity = found.get("sparsity_config")
     if isinstance(sparsity, Mapping) and sparsity.get("format") not in (None, "dense"):
         return f"its weights are stored sparse ({shown(sparsity['format'])})"
-    if any(one.get("actorder") in ("group", "Group", True) for one in arguments):
+    ordered = any(one.get("actorder") in packings.ORDERED for one in arguments)
+    if ordered and {*kinds} != {packings.WORDS}:
         return "its columns are grouped in another order (actorder)"
     packs = any(kind in packings.PACKED for kind in kinds)
     if not packs and not all(map(_fills_a_byte, arguments)):

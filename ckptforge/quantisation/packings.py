@@ -14,12 +14,15 @@ from ckptforge.errors import shown
 from ckptforge.quantisation.fp4 import MICROSCALED, Fp4, StackedMxfp4
 from ckptforge.quantisation.packed import Packing
 from ckptforge.quantisation.rows import Bitsandbytes
-from ckptforge.quantisation.words import BITS, Awq, Gptq, PackQuantized
+from ckptforge.quantisation.words import BITS, TENSOR, Awq, Gptq, PackQuantized
 
 Settings = Mapping[str, Any]
 Found = tuple[Packing | None, str | None]  # a packing, or why there is none
 
-PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+WORDS = "pack-quantized"
+PACKED = (WORDS, "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+ORDERED = ("group", "Group", True)
+"""`actorder` of compressed-tensors, where `weight_g_idx` says which group an input is of."""
 _NVFP4_GROUP = 16
 _PLUS = {"gptq": 1, "gptq_v2": 0}  # what is added to GPTQ's zero points, by format
 _NOT_GPTQ = ("is_marlin_format", "rotation")  # keys by which codes mean something else
@@ -144,7 +147,7 @@ def compressed(kinds: Sequence[Any], schemes: Sequence[Settings]) -> Found:
     if not own or not all(map(_plain, own)):
         return None, "the sizes of its groups aren't said"
     sizes = {(one["num_bits"], _group_of(one)) for one in own}
-    if packed[0] != "pack-quantized":
+    if packed[0] != WORDS:
         if len(sizes) != 1:
             return None, "its weights have groups of several sizes"
         ((bits, group),) = sizes
@@ -156,12 +159,16 @@ def compressed(kinds: Sequence[Any], schemes: Sequence[Settings]) -> Found:
         return Fp4(codes="weight_packed", scales=scales, group=group, outer=outer), None
     if other := [bits for bits, _ in sizes if bits not in BITS]:
         return None, f"its weights have {shown(other[0])} bits, and only 4 and 8 are read"
-    return PackQuantized(kinds=tuple(sorted(sizes, key=str)), shifted=shifted(own)), None
+    shuffled = any(one.get("actorder") in ORDERED for one in own)
+    kinds_of_codes = tuple(sorted(sizes, key=str))
+    return PackQuantized(kinds=kinds_of_codes, shifted=shifted(own), shuffled=shuffled), None
 
 
 def _group_of(one: Settings) -> int | None:
-    """The numbers of a row that share a scale; None where all do."""
+    """The numbers of a row that share a scale; None where all do, `TENSOR` where all rows do."""
     group = one.get("group_size")
+    if one.get("strategy") == "tensor":
+        return TENSOR
     return None if one.get("strategy") == "channel" or group in (None, -1) else group
 
 

@@ -3,7 +3,8 @@
 Sources: AutoGPTQ's and GPTQModel's quantised linear layers (`qweight`, `qzeros`, `scales`,
 `g_idx`; the format gptq stores zero points less one, gptq_v2 as they are, and GPTQModel turns one
 into the other by sums of whole words, `convert_gptq_v1_to_v2_format_module`), AutoAWQ's `pack_awq`
-and `dequantize_gemm`, and compressed-tensors' `pack_to_int32`.
+and `dequantize_gemm`, and compressed-tensors' `pack_to_int32` and `dequantize` (until 2026 with
+`weight_g_idx`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from ckptforge.values import Step, Stored
 _SCALES = ("float16", "bfloat16", "float32")
 _WORD = 32
 BITS = (4, 8)
+TENSOR = 0
+"""In place of a group's size: all of a tensor has one scale."""
 
 
 def code_dtype(bits: int) -> DType:
@@ -52,9 +55,9 @@ def kind_of_codes(
     beside them; the first where none fits. Raises `QuantisedError` where several do."""
     fitting = [kind for kind in kinds if fits(*kind)] if len(kinds) > 1 else []
     if len(fitting) > 1:
+        named = {None: "rows", -1: "rows", TENSOR: "tensors"}
         either = " or ".join(
-            f"{bits} bits in {'rows' if group in (None, -1) else f'groups of {group}'}"
-            for bits, group in fitting
+            f"{bits} bits in {named.get(group, f'groups of {group}')}" for bits, group in fitting
         )
         raise QuantisedError(
             f"{codes.path}: {shown(codes.name)} is {codes.dtype} {list(codes.shape)}, which may be "
@@ -166,62 +169,81 @@ class Awq(msgspec.Struct, frozen=True, kw_only=True):
 
 class PackQuantized(msgspec.Struct, frozen=True, kw_only=True):
     """compressed-tensors' `weight_packed` [outputs, words]: codes of a row that follow each other,
-    raised to be unsigned; `weight_scale` for each group of a row, or each row; `weight_zero_point`
-    packed along the outputs. `kinds` are the (bits, group) that weights may have, which shapes tell
-    apart; group None is a whole row. `shifted`: all have zero points."""
+    raised to be unsigned; `weight_scale` for each group of a row, each row, or the tensor;
+    `weight_zero_point` packed along the outputs, that of a tensor by itself. `kinds` are the (bits,
+    group) that weights may have, which shapes tell apart; group None is a whole row, `TENSOR` all
+    rows. `shifted`: all have zero points. `shuffled`: only `weight_g_idx` says which group of its
+    row an input is of."""
 
     kinds: tuple[tuple[int, int | None], ...]
     shifted: bool = False
+    shuffled: bool = False
 
     def weights(self, tensors: Tensors) -> Iterator[Packed]:
         """The weights. Raises `FormatError`."""
         for module, codes in modules_with(tensors, "weight_packed"):
             if codes.dtype.name == "int32":
-                yield self._weight(tensors, module, codes)
+                yield self._weight(tensors, f"{module}weight", codes)
 
-    def _weight(self, tensors: Tensors, module: str, codes: Stored) -> Packed:
+    def _weight(self, tensors: Tensors, name: str, codes: Stored) -> Packed:
         if len(codes.shape) != 2:
             raise refused_codes(codes, "two axes")
         outputs, words = codes.shape
-        name = f"{module}weight"
         scale = tensors.get(f"{name}_scale")
 
         def fits(bits: int, group: int | None) -> bool:
             inputs = words * (_WORD // bits)
+            if scale is None or group == TENSOR:
+                return scale is not None and scale.shape in ((), (1,))
             groups, rest = divmod(inputs, _of_row(group, inputs))
-            return scale is not None and not rest and scale.shape == (outputs, groups)
+            return not rest and scale.shape == (outputs, groups)
 
-        bits, of_group = kind_of_codes(codes, self.kinds, fits)
-        each, dtype = _WORD // bits, code_dtype(bits)
-        inputs = words * each
-        group = _of_row(of_group, inputs)
-        if inputs % group:
-            raise refused_codes(codes, f"rows of groups of {group}")
-        groups = inputs // group
-        scales = beside(tensors, codes, f"{name}_scale", (outputs, groups), *_SCALES)
+        bits, group = kind_of_codes(codes, self.kinds, fits)
+        inputs = words * (_WORD // bits)
         shape = beside(tensors, codes, f"{name}_shape", (2,), "int32", "int64")
-        taken, offset = [codes.name, scales.name, shape.name], None
-        if self.shifted or f"{name}_zero_point" in tensors:
-            rows, place = -(-outputs // each), f"{name}_zero_point"
-            zeros = beside(tensors, codes, place, (rows, groups), "int32")
-            stored = viewed(zeros, dtype, (rows, groups, each))
-            offset = Grid(stored=stored, axes=(0, 2, 1))
-            taken.append(zeros.name)
-        step = Scaled(
-            scale=Grid(stored=scales),
-            offset=offset,
-            block=(1, group),
-            shift=0.0 if offset is not None else float(1 << bits - 1),
-        )
-        if (other := f"{name}_g_idx") in tensors:
-            raise refused_codes(codes, f"no {shown(other)} beside it")
-        stored = viewed(codes, dtype, (outputs, inputs))
+        step = self._step(tensors, name, codes, bits, group)
+        stored = viewed(codes, code_dtype(bits), (outputs, inputs))
         told = Told(stored=shape, numbers=(outputs, inputs))
-        value = value_of_codes(name, stored, stored.shape, None, told, step)
-        shifted = " and a zero point" if offset is not None else ""
+        scaled = step.scaled if isinstance(step, Grouped) else step
+        shifted = " and a zero point" if scaled.offset is not None else ""
         return Packed(
             name=name,
-            value=value,
-            taken=tuple(taken),
-            what=f"{bits} bits, with a scale{shifted} for {group} of a row",
+            value=value_of_codes(name, stored, stored.shape, None, told, step),
+            taken=(codes.name, shape.name, *(one.name for one in step.inputs)),
+            what=f"{bits} bits, with a scale{shifted} for "
+            + ("all of it" if group == TENSOR else f"{scaled.block[-1]} of a row"),
         )
+
+    def _step(
+        self, tensors: Tensors, name: str, codes: Stored, bits: int, of_group: int | None
+    ) -> Scaled | Grouped:
+        each, outputs = _WORD // bits, codes.shape[0]
+        inputs, index = codes.shape[1] * each, f"{name}_g_idx"
+        whole = of_group == TENSOR
+        group = inputs if whole else _of_row(of_group, inputs)
+        if group and inputs % group:
+            raise refused_codes(codes, f"rows of groups of {group}")
+        groups = inputs // max(group, 1)
+        expected = (1,) if whole else (outputs, groups)
+        scales = beside(tensors, codes, f"{name}_scale", expected, *_SCALES)
+        raised, offset = float(1 << bits - 1), None
+        if self.shifted or f"{name}_zero_point" in tensors:
+            rows, place = -(-outputs // each), f"{name}_zero_point"
+            if whole:
+                offset = Grid(stored=beside(tensors, codes, place, (1,), "int8"))
+            else:
+                zeros = beside(tensors, codes, place, (rows, groups), "int32")
+                stored = viewed(zeros, code_dtype(bits), (rows, groups, each))
+                offset, raised = Grid(stored=stored, axes=(0, 2, 1)), 0.0  # as the codes are
+        scaled = Scaled(
+            scale=Grid(stored=scales),
+            offset=offset,
+            block=(outputs if whole else 1, group),
+            shift=raised,
+        )
+        if index not in tensors and not (self.shuffled and groups > 1):
+            return scaled
+        if whole:
+            raise refused_codes(codes, f"no {shown(index)} beside it")
+        members = beside(tensors, codes, index, (inputs,), "int32", "int64")
+        return Grouped(scaled=scaled, groups=members)

@@ -1,6 +1,7 @@
 """Scales of groups whose members lie anywhere: another tensor says which group an element is of.
 
-Source: GPTQ's `g_idx`, by which AutoGPTQ and GPTQModel choose scales and zero points.
+Source: GPTQ's `g_idx`, by which AutoGPTQ and GPTQModel choose scales and zero points, and
+compressed-tensors' `weight_g_idx`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import msgspec
 
 from ckptforge.dtypes import DType
 from ckptforge.errors import FormatError, printable
+from ckptforge.steps.grid import Grid
 from ckptforge.steps.scaled import Scaled
 from ckptforge.values import Prepared, Read, Stored, Window
 
@@ -24,9 +26,10 @@ _PIECE = 1 << 14  # elements that are scaled at a time
 
 
 class Grouped(msgspec.Struct, frozen=True, kw_only=True):
-    """(number - offset) · scale of a tensor of three axes, [words, columns, numbers of a word]: the
-    scales are [groups, columns], and `groups` has the group of each number of all words. `scaled`
-    says the same of groups that follow each other, as most do."""
+    """(number - offset - shift) · scale of a tensor of three axes, [words, columns, numbers of a
+    word], with scales [groups, columns], or of two, [rows, numbers], with scales [rows, groups].
+    `groups` has the group of each number of all words, or of a row. `scaled` says the same of
+    groups that follow each other, as most do."""
 
     scaled: Scaled
     groups: Stored
@@ -56,8 +59,9 @@ class Grouped(msgspec.Struct, frozen=True, kw_only=True):
 
         prepared = self.scaled.prepare(stored, read)
         groups = read(self.groups, None).astype(np.int64)
-        count = self.scaled.scale.stored.shape[0]
-        size = self.scaled.block[0] * stored.shape[-1]
+        by_row = len(stored.shape) == 2
+        count = self.scaled.scale.stored.shape[1 if by_row else 0]
+        size = self.scaled.block[1] if by_row else self.scaled.block[0] * stored.shape[-1]
         if (groups == np.arange(groups.size) // size).all():
             return prepared
         if groups.min() < 0 or groups.max() >= count:
@@ -67,13 +71,19 @@ class Grouped(msgspec.Struct, frozen=True, kw_only=True):
             )
         dtype = self.gives(stored.dtype)
         del prepared
+
+        def by_group(grid: Grid) -> Array:
+            numbers = grid.numbers(read, dtype)
+            return numbers.reshape(-1, count).T if by_row else numbers
+
         offset = self.scaled.offset
         return _Gathered(
-            columns=stored.shape[1],
+            columns=stored.shape[-2],
             each=stored.shape[-1],
             groups=groups,
-            scales=self.scaled.scale.numbers(read, dtype),
-            offsets=None if offset is None else offset.numbers(read, dtype),
+            scales=by_group(self.scaled.scale),
+            offsets=None if offset is None else by_group(offset),
+            shift=self.scaled.shift,
         )
 
 
@@ -85,6 +95,7 @@ class _Gathered(msgspec.Struct, frozen=True, kw_only=True):
     groups: Any
     scales: Any
     offsets: Any
+    shift: float
 
     def apply(self, numbers: Array, windows: Sequence[Window]) -> int:
         """Makes of numbers what they stand for."""
@@ -101,5 +112,6 @@ class _Gathered(msgspec.Struct, frozen=True, kw_only=True):
                 place = self.groups[members], columns[:, None]
                 if self.offsets is not None:
                     piece -= self.offsets[place]
+                piece -= self.shift
                 piece *= self.scales[place]
         return 0
