@@ -190,6 +190,25 @@ def test_names_of_transformer_engine_for_latent_attention(tmp_path):
     assert contents(tmp_path / "hub") == contents(hub)
 
 
+@pytest.mark.parametrize(
+    ("layout", "part", "rows"),
+    [("megatron", "linear_q_proj", 48), ("mindspeed", "linear_qkv", 4 * 24 + 16 + 8)],
+)
+def test_queries_that_are_not_compressed_are_cut_by_heads_or_whole(tmp_path, layout, part, rows):
+    """Megatron-core's multi_latent_attention.py: linear_q_proj is a ColumnParallelLinear."""
+    config = {**TABLES["deepseek_v3"].example, "q_lora_rank": None, "num_nextn_predict_layers": 0}
+    write_model(tmp_path / "hub", TABLES["deepseek_v3"], config)
+    (tmp_path / "job.json").write_text(json.dumps({TENSOR: 2, EXPERT: 2}))
+    how = {"to": layout, "dst_parallel_config": tmp_path / "job.json"}
+    ckptforge.convert(tmp_path / "hub", tmp_path / "run", **how)
+    for held in numbers(tmp_path / "run").values():
+        shapes = [shape for name, (_, shape, _) in held.items() if f".{part}.weight" in name]
+        assert shapes == [(rows, 64)] * 3
+    (tmp_path / "run" / "ckptforge.manifest.json").unlink()
+    ckptforge.to_torch(tmp_path / "run", tmp_path / "back", config=tmp_path / "hub")
+    assert contents(tmp_path / "back") == contents(tmp_path / "hub")
+
+
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "deepseek_v32", "qwen3_next"])
 def test_the_last_norm_is_called_by_whether_more_tokens_are_predicted(name, tmp_path):
     """MindSpeed-LLM, convert_hf2mg.py: outside of the decoder with --mtp-num-layers."""

@@ -41,7 +41,7 @@ ELSEWHERE = {
     "deepseek2-lite": {
         f"model.layers.#.self_attn.{x}" for x in ("q_a_proj", "q_a_layernorm", "q_b_proj")
     },
-    "deepseek3": {"model.layers.#.shared_head.head"},
+    "deepseek3": {"model.layers.#.shared_head.head", "model.layers.#.self_attn.q_proj"},
     "deepseek32": {"model.layers.#.shared_head.head"},
     "glm5": {"model.layers.#.shared_head.head", "model.layers.#.embed_tokens"},
 }

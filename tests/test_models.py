@@ -88,8 +88,10 @@ def configs(draw, name):
         config["num_nextn_predict_layers"] = draw(st.integers(0, 2))
     if "o_groups" in config:
         config |= {"o_groups": groups, "hc_mult": draw(st.integers(1, 3))}
-    if name == "deepseek_v2" and draw(st.booleans()):
+    if name in ("deepseek_v2", "deepseek_v3") and draw(st.booleans()):
         config["q_lora_rank"] = None
+        if "num_nextn_predict_layers" in config:  # which compress theirs
+            config["num_nextn_predict_layers"] = 0
     if name == "glm4_moe":
         config |= {key: draw(st.booleans()) for key in ("attention_bias", "use_qk_norm")}
     return config
@@ -860,6 +862,10 @@ TRANSFORMERS = {
         },
     ),
     "deepseek_v2, Lite": ("DeepseekV2ForCausalLM", {"q_lora_rank": None, "topk_method": "greedy"}),
+    "deepseek_v3, as Moonlight": (
+        "DeepseekV3ForCausalLM",
+        {"q_lora_rank": None, "num_nextn_predict_layers": 0},
+    ),
 }
 BY_TYPE = {model_type: table for table in TABLES.values() for model_type in table.model_types}
 

@@ -125,6 +125,8 @@ def test_every_layout_passes(hubs, tmp_path, name, layout):
             "deepseek_v3",
             {"model_type": "kimi_k2", "norm_topk_prob": False, "num_nextn_predict_layers": 1},
         ),
+        ("deepseek_v3", {"q_lora_rank": None}),
+        ("deepseek_v3", {"q_lora_rank": None, "rope_scaling": YARN, "rope_interleave": False}),
     ],
 )
 def test_what_config_json_says_is_computed(heavy, tmp_path, name, changes):  # noqa: F811

@@ -17,7 +17,7 @@ def attention(
     a: Arithmetic, network: Network, layer: int, states: Any, batch: int, length: int
 ) -> Any:
     """(batch · length, hidden) → the same."""
-    make = _latent if a.weights.has("wkv_latent") else _grouped
+    make = _latent if a.weights.has("wk_nope") else _grouped
     query, key, value = make(a, network, layer, states, batch, length)
     scale = query.shape[-1] ** -0.5 * network.rotation.softmax
     mask = a.mindspore.Tensor(network.mask(layer, length))
@@ -65,11 +65,17 @@ def _latent(
     def normed(latent: Any, norm: str) -> Any:
         return a.norm(latent, norm, layer, _LATENT_EPS) if a.weights.has(norm, layer) else latent
 
-    query = normed(a.dense(states, "wq_a", layer), "q_norm")
-    turned = _rotated(a, split(query, "wq_pe"), network.rotation)
-    query = ops.cat([split(query, "wq_nope"), turned], -1)
-    latent = normed(a.dense(states, "wkv_latent", layer), "kv_norm")
-    shared = _rotated(a, split(states, "wk_pe", 1), network.rotation)
+    whole = a.weights.has("wq", layer)  # queries that aren't compressed
+    if whole:
+        query, fixed = split(states, "wq"), a.weights.shape("wk_nope")[1]
+        still, turned = query[..., :fixed], query[..., fixed:]
+    else:
+        query = normed(a.dense(states, "wq_a", layer), "q_norm")
+        still, turned = split(query, "wq_nope"), split(query, "wq_pe")
+    query = ops.cat([still, _rotated(a, turned, network.rotation)], -1)
+    beside = "wq_" if whole else ""  # of keys and values, which some networks hold with it
+    latent = normed(a.dense(states, f"{beside}wkv_latent", layer), "kv_norm")
+    shared = _rotated(a, split(states, f"{beside}wk_pe", 1), network.rotation)
     shared = ops.broadcast_to(shared, (batch, heads, length, shared.shape[-1]))
     return query, ops.cat([split(latent, "wk_nope"), shared], -1), split(latent, "wv")
 

@@ -18,6 +18,7 @@ _LAYER = {"attention_norm", "ffn_norm", "wo", "wv"}
 GROUPED = {"wq", "wk"}
 _GROUPED_TOO = {"bq", "bk", "bv", "bo", "q_norm", "k_norm"}
 _LATENT = {"wq_a", "q_norm", "wq_nope", "wq_pe", "wkv_latent", "wk_pe", "kv_norm", "wk_nope"}
+_UNCOMPRESSED = {"wq", "wq_wkv_latent", "wq_wk_pe"}
 _DENSE = {"w1", "w2", "w3"}
 _ROUTED = {"router", "router_bias"}
 _PREFIXED = {prefix + name for prefix in ("dense_", "shared_") for name in _DENSE}
@@ -46,7 +47,7 @@ def unknown_parts(table: Table, constants: ModelConstants) -> list[str]:
     tensors = [tensor for tensor, axes in table.tensors.items() if axes[0] not in later]
     grouped = set(tensors) >= GROUPED
     known = _OUTER | _LAYER | _DENSE | _ROUTED | _PREFIXED
-    known |= GROUPED | _GROUPED_TOO if grouped else _LATENT
+    known |= GROUPED | _GROUPED_TOO if grouped else _LATENT | _UNCOMPRESSED
     unknown = [tensor for tensor in tensors if tensor not in known]
     for norm, weight in (("q_norm", "wq"), ("k_norm", "wk")) if grouped else ():
         of_heads = (table.tensors[weight][0], table.tensors[weight][-2])

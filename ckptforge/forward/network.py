@@ -110,8 +110,8 @@ def _number(used: Used, key: str, where: str) -> float:
 
 def _rotated(weights: Weights) -> int:
     """How many numbers of a head are rotated."""
-    if weights.has("wk_pe"):
-        pairs, two, _ = weights.shape("wk_pe")
+    for latent in filter(weights.has, ("wk_pe", "wq_wk_pe")):
+        pairs, two, _ = weights.shape(latent)
         return pairs * two
     return weights.shape("wk")[-2]
 

@@ -241,9 +241,11 @@ def _learn_numbers(sizes: AxisSizes, table: Table, layout: Layout, numbered: Nam
             total = sizes.get(of) or 1 + max(_numbers_of(numbered, table, of), default=-1)
             numbers = without(total, sizes.numbers[other])
         elif any(other.but == selection for _, other in selections_of(table.axes)):
-            kinds = Counter(pattern.skeleton for pattern in layout.patterns)
+            kinds = Counter(p.skeleton for p in layout.patterns if not p.offsets)
             own = {p: names for p, names in numbered.items() if kinds[p.skeleton] == 1}
-            numbers = tuple(sorted(set(_numbers_of(own, table, axis))))
+            total = sizes.get(selection.of)  # behind which are layers of other axes
+            among = set(_numbers_of(own, table, axis))
+            numbers = tuple(sorted(i for i in among if total is None or i < total))
         else:
             raise ConfigNeededError(
                 f"which numbers axis {axis} counts is said by config.json alone "
