@@ -92,6 +92,10 @@ def configs(draw, name):
         config["q_lora_rank"] = None
         if "num_nextn_predict_layers" in config:  # which compress theirs
             config["num_nextn_predict_layers"] = 0
+    if "decoder_sparse_step" in config:
+        config["decoder_sparse_step"] = draw(st.integers(1, 2))
+        layers = range(config["num_hidden_layers"])
+        config["mlp_only_layers"] = draw(st.sampled_from([None, [], [layers[-1]], [*layers]]))
     if name == "glm4_moe":
         config |= {key: draw(st.booleans()) for key in ("attention_bias", "use_qk_norm")}
     return config
@@ -862,6 +866,18 @@ TRANSFORMERS = {
         },
     ),
     "deepseek_v2, Lite": ("DeepseekV2ForCausalLM", {"q_lora_rank": None, "topk_method": "greedy"}),
+    "qwen2_moe, dense layers": (
+        "Qwen2MoeForCausalLM",
+        {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    ),
+    "qwen3_moe, dense layers": (
+        "Qwen3MoeForCausalLM",
+        {"num_hidden_layers": 3, "mlp_only_layers": [1]},
+    ),
+    "qwen3_next, dense layers": (
+        "Qwen3NextForCausalLM",
+        {"num_nextn_predict_layers": 0, "num_hidden_layers": 4, "mlp_only_layers": [0, 3]},
+    ),
     "deepseek_v3, as Moonlight": (
         "DeepseekV3ForCausalLM",
         {"q_lora_rank": None, "num_nextn_predict_layers": 0},
@@ -1041,7 +1057,7 @@ def test_tables_are_listed_shown_and_have_a_schema():
         "mcore-contiguous-qkv",
     ]
     rows = {row.name: row for row in describe("qwen3_moe", layout="mcore").rows}
-    row = rows["decoder.layers.{l}.mlp.experts.weight1"]
+    row = rows["decoder.layers.{m}.mlp.experts.weight1"]
     assert (row.axes, row.operation, row.cut) == (
         "(e H) [w1: I + w3: I]",
         "stack e, transpose, concatenate",

@@ -164,7 +164,8 @@ def test_only_headers_are_read_to_say_what_is_there(large):
 def test_faults_that_pass_are_survived(tmp_path, large, kind):
     with serving(large, now_and_then(kind)) as (address, served):
         ckptforge.edit(address, tmp_path / "far", drop=["t0"])
-        assert served.faults[kind] > 1 and twice_read(served) == 0
+        # while one thread waits, another may need the room of what the first has yet to read
+        assert served.faults[kind] > 1 and twice_read(served) <= WINDOW
     ckptforge.edit(large, tmp_path / "near", drop=["t0"])
     assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
 

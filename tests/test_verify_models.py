@@ -125,6 +125,8 @@ def test_every_layout_passes(hubs, tmp_path, name, layout):
             "deepseek_v3",
             {"model_type": "kimi_k2", "norm_topk_prob": False, "num_nextn_predict_layers": 1},
         ),
+        ("qwen3_moe", {"mlp_only_layers": [1]}),
+        ("qwen3_moe", {"decoder_sparse_step": 2}),
         ("deepseek_v3", {"q_lora_rank": None}),
         ("deepseek_v3", {"q_lora_rank": None, "rope_scaling": YARN, "rope_interleave": False}),
     ],

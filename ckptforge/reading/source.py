@@ -124,8 +124,10 @@ class Source(msgspec.Struct, frozen=True):
         names = [*(name for pattern in patterns for name in pattern.values()), *unmapped]
         family = self.binding.layout.family
         others = (table for table in shipped_tables() if table.name != self.table.name)
-        fitting = [table.name for table in others if table.knows(names, family)]
-        if fitting:
+        lacking = {
+            one.name: number for one in others if (number := one.lacking(names, family)) is not None
+        }
+        if fitting := [name for name, number in lacking.items() if number == min(lacking.values())]:
             which, ways = alternatives(fitting), [option("model", name) for name in fitting]
             return (
                 f"The mapping {which} knows all names: is it a model of that kind? Then give its "

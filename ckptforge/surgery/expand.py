@@ -27,6 +27,7 @@ from ckptforge.surgery.rules import broken
 from ckptforge.tables.axes import Pattern
 from ckptforge.tables.convert import in_checkpoint_order
 from ckptforge.tables.lengths import Lengths
+from ckptforge.tables.selection import selections_of
 from ckptforge.tables.shipped import shipped_tables
 from ckptforge.tables.table import Layout, Table
 from ckptforge.transfers import Transfer
@@ -113,12 +114,18 @@ class _Expanding:
         self.axis, self.inner = _experts_axis(wanted.table) or "", ""
         self.old = source.binding.sizes.lengths
         dense, table = source.table, wanted.table
+        self.layers, without = _layers_with_experts(table, self.axis)
         held = [tensor for tensor in dense.tensors if source.binding.holds(tensor)]
         if strange := [tensor for tensor in held if tensor not in table.tensors]:
             raise UsageError(f"{table.name} has no {listing(strange).strip()}.")
-        self.made = [t for t in table.tensors if t not in dense.tensors and t not in table.optional]
+        self.made = [
+            tensor
+            for tensor, axes in table.tensors.items()
+            if tensor not in dense.tensors and tensor not in table.optional
+            if without.isdisjoint(axes)
+        ]
         for tensor in held:
-            if set(table.tensors[tensor]) - {self.axis} != set(dense.tensors[tensor]):
+            if self._axes(tensor) - {self.axis} != set(dense.tensors[tensor]):
                 raise UsageError(
                     f"{tensor} is {' '.join(dense.tensors[tensor])} in {dense.name}, but "
                     f"{' '.join(table.tensors[tensor])} in {table.name}."
@@ -136,20 +143,28 @@ class _Expanding:
                 f"into {wanted.pieces} pieces."
             )
         kept = {axis: self.old[axis] for axis in table.axes if axis in self.old}
-        self.lengths = Lengths(kept).changed(
+        counted = {axis: range(self.old[every]) for axis, every in self.layers.items()}
+        self.lengths = Lengths(kept | {axis: len(own) for axis, own in counted.items()}, counted)
+        self.lengths = self.lengths.changed(
             {self.axis: wanted.experts, self.inner: self.old[self.inner] // wanted.pieces}
         )
         present = {*held, *self.made}
         self.patterns = [p for p in layout.patterns if set(p.tensors) <= present]
 
+    def _axes(self, tensor: str) -> set[str]:
+        """Those of a tensor of the new table, as the dense model has layers."""
+        return {self.layers.get(axis, axis) for axis in self.wanted.table.tensors[tensor]}
+
     def _inner(self, tensor: str) -> str:
         """The inner axis: that of a network's matrix which isn't its input's or output's."""
-        outer = {axis for made in self.made for axis in self.wanted.table.tensors[made]}
+        outer = {axis for made in self.made for axis in self._axes(made)}
         inner = [axis for axis in self.source.table.tensors[tensor] if axis not in outer]
         return inner[0] if len(inner) == 1 else ""
 
     def value(self, pattern: Pattern, pinned: Mapping[str, int]) -> Value:
         """A stored tensor of the new table."""
+        layers = {self.layers[axis]: i for axis, i in pinned.items() if axis in self.layers}
+        pinned = {**pinned, **layers}
         parts = [
             part for tensor in pattern.tensors for part in self._parts(pattern, tensor, pinned)
         ]
@@ -237,6 +252,15 @@ def _experts_axis(table: Table) -> str | None:
     """The axis that counts experts: that of the router."""
     found = [axis for axis, one in table.axes.items() if "experts" in one.text]
     return found[0] if found else None
+
+
+def _layers_with_experts(table: Table, experts: str) -> tuple[dict[str, str], set[str]]:
+    """(the axis of a table that counts the layers with experts, where it counts only some → that of
+    all layers; axes that count other layers)."""
+    with_experts = {axis for axes in table.tensors.values() if experts in axes for axis in axes}
+    some = dict(selections_of(table.axes))
+    found = {axis: one.of for axis, one in some.items() if axis in with_experts}
+    return found, {axis for axis, one in some.items() if one.but in map(some.get, found)}
 
 
 def _boxed(

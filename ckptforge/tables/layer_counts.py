@@ -28,7 +28,7 @@ from ckptforge.tables.model_config import Config, Expression
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.per_layer import differs, lengths_by_layer
 from ckptforge.tables.pipeline import Pipeline
-from ckptforge.tables.selection import Counted, Ordered, Selection
+from ckptforge.tables.selection import Counted, Ordered, Selection, selections_of
 from ckptforge.tables.table import Layout, Table
 
 Lengths = tuple[int | None, ...]
@@ -71,7 +71,8 @@ def config_by_shapes(
     names, _ = recognise_names(layout, shapes)
     for axis, one in table.axes.items():
         of = one.per if isinstance(one, Expression) else ""
-        telling = (p for p in names if p.name_axes[:1] == (of,) and (axis,) in p.shape_axes)
+        layers = {of, *(name for name, some in selections_of(table.axes) if some.of == of)}
+        telling = (p for p in names if layers & {*p.name_axes[:1]} and (axis,) in p.shape_axes)
         for pattern in telling if of else ():
             at = pattern.shape_axes.index((axis,))
             own = {n[0]: shapes[name][at : at + 1] for n, name in names[pattern].items()}

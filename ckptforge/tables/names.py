@@ -243,9 +243,9 @@ def _learn_numbers(sizes: AxisSizes, table: Table, layout: Layout, numbered: Nam
         elif any(other.but == selection for _, other in selections_of(table.axes)):
             kinds = Counter(p.skeleton for p in layout.patterns if not p.offsets)
             own = {p: names for p, names in numbered.items() if kinds[p.skeleton] == 1}
-            total = sizes.get(selection.of)  # behind which are layers of other axes
+            end = sizes.get(selection.of)  # behind which are layers of other axes
             among = set(_numbers_of(own, table, axis))
-            numbers = tuple(sorted(i for i in among if total is None or i < total))
+            numbers = tuple(sorted(i for i in among if end is None or i < end))
         else:
             raise ConfigNeededError(
                 f"which numbers axis {axis} counts is said by config.json alone "

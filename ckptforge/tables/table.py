@@ -255,9 +255,18 @@ class Table(Logical, frozen=True, dict=True, kw_only=True):
 
     def knows(self, names: Iterable[str], family: str) -> bool:
         """Whether one of the family's layouts has all of these names."""
+        return self.lacking(names, family) is not None
+
+    def lacking(self, names: Iterable[str], family: str) -> int | None:
+        """How many kinds of tensors aren't there, but for optional ones, of the family's layout
+        that has all of these names and most else of which is there; None where none has all."""
         kinds = {skeleton_of(name)[0] for name in names}
-        layouts = map(self.layouts.__getitem__, self.names_of(family))
-        return any(kinds <= {p.skeleton for p in (*one.patterns, *one.copies)} for one in layouts)
+        found = []
+        for layout in map(self.layouts.__getitem__, self.names_of(family)):
+            if kinds <= {p.skeleton for p in (*layout.patterns, *layout.copies)}:
+                needed = (p for p in layout.patterns if not set(p.tensors) <= set(self.optional))
+                found.append(len({p.skeleton for p in needed} - kinds))
+        return min(found, default=None)
 
     def is_ignored(self, layout: Layout, tensor_name: str) -> bool:
         """Whether a tensor is one that is dropped."""

@@ -14,6 +14,7 @@ from ckptforge.tables.layout_choice import Hints, fitting, known_names, readable
 from ckptforge.tables.model_config import Config, classes_of
 from ckptforge.tables.names import recognise_names
 from ckptforge.tables.prefixes import common_prefix
+from ckptforge.tables.selection import selections_of
 from ckptforge.tables.skeletons import skeletons_of
 from ckptforge.tables.table import Layout, Table, table_named
 from ckptforge.wording import counted, listing
@@ -145,5 +146,7 @@ def _lacking(table: Table, layout: Layout, shapes: Shapes) -> tuple[list[str], i
     aren't there in all)."""
     found, _ = recognise_names(layout, shapes)
     lacking = [p for p in layout.patterns if p not in found]
-    always = [p.template for p in lacking if not set(p.tensors) <= set(table.optional)]
+    some = {axis for axis, _ in selections_of(table.axes)}  # layers of a kind that there may not be
+    needed = (p for p in lacking if some.isdisjoint(p.name_axes))
+    always = [p.template for p in needed if not set(p.tensors) <= set(table.optional)]
     return always, len(lacking)
