@@ -577,6 +577,11 @@ def test_keys_that_count_layers_follow():
     assert by_layers(config, [2, 2, 1], 3) == {
         "layer_types": ["c", "c", "b"], "mlp_only_layers": [0, 1],
     }  # fmt: skip
+    every_other = {"decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    for layers, dense in (([0, 1], [0]), ([1, 1], []), ([3, 2, 1], [0, 1])):
+        assert by_layers(every_other, layers, 4) == {
+            "decoder_sparse_step": 1, "mlp_only_layers": dense,
+        }  # fmt: skip
     window = {"use_sliding_window": True, "max_window_layers": 2}
     assert not list(unsaid_of_layers(window, [0, 1, 2], 4))
     assert list(unsaid_of_layers(window, [2, 0], 4))

@@ -89,9 +89,21 @@ def test_taking_experts_is_masking_the_others_out_of_the_router(models, tmp_path
     [("mixtral", [1, 0, 1]), ("qwen3_moe", [1]), ("deepseek_v3", [0, 2, 1, 2]), ("llama", [1, 0])],
 )
 def test_taking_layers_is_computing_with_those(models, tmp_path, name, layers):
-    ckptforge.edit(models / name, tmp_path / "out", take=[f"l={','.join(map(str, layers))}"])
-    found = logits(loaded(tmp_path / "out"))
-    whole = loaded(models / name)
+    check_layers(models / name, tmp_path / "out", layers)
+
+
+@pytest.mark.parametrize("layers", [[0, 1], [3, 1], [2, 3, 3, 0]])
+def test_layers_without_experts_stay_so_where_they_are_taken(tmp_path, layers):
+    sizes = {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]}
+    config = {**CONFIGS["qwen3_moe"], **sizes}
+    write_model(tmp_path / "hub", TABLES["qwen3_moe"], config, dtype="float32", seed=7)
+    check_layers(tmp_path / "hub", tmp_path / "out", layers)
+
+
+def check_layers(hub, out, layers):
+    ckptforge.edit(hub, out, take=[f"l={','.join(map(str, layers))}"])
+    found = logits(loaded(out))
+    whole = loaded(hub)
     whole.model.layers = torch.nn.ModuleList([whole.model.layers[layer] for layer in layers])
     whole.config.num_hidden_layers = len(layers)
     assert_near(found, logits(whole))

@@ -80,6 +80,9 @@ def configs(draw, name):
     if "first_k_dense_replace" in config:
         config["n_shared_experts"] = draw(st.integers(1, 2))
         config["first_k_dense_replace"] = draw(st.integers(0, config["num_hidden_layers"]))
+    if name == "deepseek_v32" and draw(st.booleans()):
+        layers = st.lists(st.sampled_from(["dense", "sparse"]), min_size=3, max_size=3)
+        config["mlp_layer_types"] = draw(layers)
     if "n_head" in config:
         config |= {"n_head": groups * heads, "n_layer": config["num_hidden_layers"]}
     if "qk_rope_head_dim" in config:
@@ -840,6 +843,14 @@ TRANSFORMERS = {
             "model_type": "glm_moe_dsa",
             "num_nextn_predict_layers": 0,
             "indexer_types": ["full", "shared", "full"],
+        },
+    ),
+    "glm_moe_dsa, layers listed": (
+        "GlmMoeDsaForCausalLM",
+        {
+            "model_type": "glm_moe_dsa",
+            "num_nextn_predict_layers": 0,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
         },
     ),
     "qwen3_next": ("Qwen3NextForCausalLM", {"num_nextn_predict_layers": 0}),

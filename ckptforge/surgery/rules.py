@@ -19,7 +19,8 @@ _BY_LAYER = (
     "compress_ratios",
     *_EXPERTS,
 )
-_NUMBERS = ("mlp_only_layers",)
+_DENSE, _STEP = "mlp_only_layers", "decoder_sparse_step"
+_NUMBERS = (_DENSE,)
 _TOKENS = "_token_id"
 
 
@@ -122,6 +123,11 @@ def by_layers(config: Config, layers: Sequence[int], before: int) -> dict[str, A
         held = config.get(key)
         if isinstance(held, list) and held:
             found[key] = [new for new, old in enumerate(layers) if old in held]
+    step = config.get(_STEP)
+    if isinstance(step, int) and step > 1:  # which layers are dense follows from their numbers
+        dense = found.get(_DENSE, [])
+        added = [new for new, old in enumerate(layers) if (old + 1) % step]
+        found |= {_STEP: 1, _DENSE: sorted({*dense, *added})}
     if isinstance(held := config.get(PER_LAYER), Mapping) and held:
         own = {new: held[str(old)] for new, old in enumerate(layers) if str(old) in held}
         found[PER_LAYER] = {str(new): values for new, values in own.items()}
@@ -130,11 +136,6 @@ def by_layers(config: Config, layers: Sequence[int], before: int) -> dict[str, A
 
 def unsaid_of_layers(config: Config, layers: Sequence[int], before: int) -> Iterator[str]:
     """What config.json says of layers that these can't keep."""
-    step = config.get("decoder_sparse_step")
-    if isinstance(step, int) and step > 1:
-        yield (
-            f"decoder_sparse_step is {step}: which layers have experts follows from their numbers"
-        )
     first = config.get("max_window_layers")
     if config.get("use_sliding_window") is True and isinstance(first, int) and first < before:
         full = [layer < first for layer in layers]

@@ -11,7 +11,7 @@ from ckptforge.checkpoints.manifest import DIRECTORY_NAME
 from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import DType
 from ckptforge.errors import (
-    ConfigNeededError,
+    ConfigError,
     FormatError,
     LayoutError,
     MissingTensorsError,
@@ -181,7 +181,7 @@ def _check_shapes(source: Model, strategy: Path, options: Resharding) -> None:
                 if (held := own.layouts.get(layout.name)) is not None:
                     bind(own, held, shapes, {**config, **told}, "config.json")
                 return
-            except (ConfigNeededError, MissingTensorsError):
+            except (ConfigError, MissingTensorsError):
                 continue
             except LayoutError as error:
                 contradiction = contradiction or error
