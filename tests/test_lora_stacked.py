@@ -132,7 +132,8 @@ def stacked_modules(table):
     of MTP layers have no adapters."""
     for layout in map(table.layout, table.names_of("huggingface")):
         for template in (pattern.template for pattern in layout.patterns):
-            if template.endswith("mlp.experts.down_proj") and not template.startswith("mtp."):
+            predicting = template.startswith("mtp.") or "{t+l}" in template
+            if template.endswith("mlp.experts.down_proj") and not predicting:
                 module = template.removesuffix(".down_proj")
                 yield re.sub(r"{\w}", "1", re.sub(r"{\w+\+\w+}", "3", module))
 

@@ -12,6 +12,7 @@ from ckptforge.checkpoints.opening import open_checkpoint
 from ckptforge.dtypes import DType
 from ckptforge.errors import (
     ConfigError,
+    ConfigNeededError,
     FormatError,
     LayoutError,
     MissingTensorsError,
@@ -181,7 +182,7 @@ def _check_shapes(source: Model, strategy: Path, options: Resharding) -> None:
                 if (held := own.layouts.get(layout.name)) is not None:
                     bind(own, held, shapes, {**config, **told}, "config.json")
                 return
-            except (ConfigError, MissingTensorsError):
+            except (ConfigError, ConfigNeededError, MissingTensorsError):
                 continue
             except LayoutError as error:
                 contradiction = contradiction or error
