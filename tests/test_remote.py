@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import random
 import shutil
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -143,6 +145,30 @@ def test_nor_where_experts_are_stacked_and_transposed(tmp_path, monkeypatch):
     assert (tmp_path / "far.ckpt").read_bytes() == (tmp_path / "near.ckpt").read_bytes()
 
 
+@pytest.mark.parametrize("what", ["t0=fp16", "*=fp16"])
+@pytest.mark.parametrize("unit", [1 << 20, 4 << 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_nor_where_threads_are_late(tmp_path, large, monkeypatch, what, unit, seed):
+    """What one thread read and let go isn't brought again for another that comes to it late: to go
+    on from there, or to hash it. Parts are as small as where many objects are read in turn."""
+    monkeypatch.setattr(PARTS, "limit", 6 * WINDOW)
+    monkeypatch.setattr(PARTS, "_unit", lambda: unit)
+    chance, read_into = random.Random(seed), ObjectMemory.read_into
+
+    def late(self, held, offset, buffer):
+        if chance.random() < 0.1:
+            time.sleep(0.05)
+        return read_into(self, held, offset, buffer)
+
+    monkeypatch.setattr(ObjectMemory, "read_into", late)
+    with serving(large) as (address, served):
+        ckptforge.edit(address, tmp_path / "far", set_dtype=[what])
+        assert twice_read(served) == 0
+    monkeypatch.undo()
+    ckptforge.edit(large, tmp_path / "near", set_dtype=[what])
+    assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
+
+
 def test_what_has_to_be_read_twice_is_said(large, monkeypatch, caplog):
     monkeypatch.setattr(PARTS, "limit", 1 << 20)
     with serving(large) as (address, _):
@@ -164,8 +190,7 @@ def test_only_headers_are_read_to_say_what_is_there(large):
 def test_faults_that_pass_are_survived(tmp_path, large, kind):
     with serving(large, now_and_then(kind)) as (address, served):
         ckptforge.edit(address, tmp_path / "far", drop=["t0"])
-        # while one thread waits, another may need the room of what the first has yet to read
-        assert served.faults[kind] > 1 and twice_read(served) <= WINDOW
+        assert served.faults[kind] > 1 and twice_read(served) == 0
     ckptforge.edit(large, tmp_path / "near", drop=["t0"])
     assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
 

@@ -149,6 +149,11 @@ class HeldObject:
         """Forgets what was said of what is read, as nobody has it open any more."""
         self.fetched, self.once, self.wanted, self.next = 0, False, None, []
 
+    def was_here(self, offset: int) -> bool:
+        """Whether a byte came before, which isn't here any more: it was read, by whichever thread,
+        and let go."""
+        return self.at(offset)[0] is None and offset < self.hashed_to(offset // WINDOW * WINDOW)
+
     def is_held(self, part: Part) -> bool:
         """Whether something of a part may be read again soon."""
         return any(first < part.stop and end > part.start for first, end in self.holds)

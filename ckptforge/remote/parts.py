@@ -83,12 +83,35 @@ class ObjectMemory:
                 part.users -= 1
         return count
 
+    def digest(self, held: HeldObject, window: int) -> bytes:
+        """That of a window, of which no byte comes again that was hashed, if it was let go since.
+        Raises what fetching raises."""
+        first, stop = window * WINDOW, min((window + 1) * WINDOW, held.size)
+        with self.holding(held, first, stop - first):
+            while True:
+                with self._lock:
+                    if (known := held.digests.get(window)) is not None:
+                        return known
+                    at = held.hashed_to(first)
+                    self.begin(held, at, stop - at)
+                    part = held.at(at)[0]
+                    assert part is not None
+                    if not part.begun:
+                        self._ahead(part)
+                    part.begun = True
+                    part.users += 1
+                try:
+                    part.future.result()
+                finally:
+                    with self._lock:
+                        part.users -= 1
+
     def begin(self, held: HeldObject, offset: int, length: int) -> None:
         """Brings as much of these bytes as is fetched at a time."""
         with self._lock:
             at, end = offset, min(offset + length, held.size)
             for _ in range(_AHEAD):
-                if at < end:
+                if at < end and not held.was_here(at):
                     at = (held.at(at)[0] or self._bring(held, at, end - at)).stop
 
     def expect(self, held: HeldObject, ranges: Ranges | None) -> None:
@@ -100,6 +123,8 @@ class ObjectMemory:
         """Brings the first of these bytes, where there is room, and no others than these are
         wanted soon."""
         with self._lock:
+            if held.was_here(offset):
+                return
             held.add_next(offset, min(offset + length, held.size))
             if held.at(offset)[0] is None and self._has_room():
                 self._bring(held, offset, length)
@@ -121,7 +146,7 @@ class ObjectMemory:
         if held.next:
             end = held.next_end(part.stop - 1)
             for _ in range(_AHEAD):
-                if at >= end or (held.at(at)[0] is None and not self._has_room()):
+                if at >= end or not self._may_come(held, at):
                     return
                 at = (held.at(at)[0] or self._bring(held, at, 1)).stop
             return
@@ -133,9 +158,13 @@ class ObjectMemory:
             end = min((coming + 1) * WINDOW, held.size)
             if next(held.unwanted(at, end), None) == (at, end):
                 return
-            if held.at(at)[0] is None and not self._has_room():
+            if not self._may_come(held, at):
                 return
             at = (held.at(at)[0] or self._bring(held, at, WINDOW)).stop
+
+    def _may_come(self, held: HeldObject, at: int) -> bool:
+        """Whether a byte is here, or may be brought before it is wanted."""
+        return held.at(at)[0] is not None or (not held.was_here(at) and self._has_room())
 
     def _bring(self, held: HeldObject, offset: int, length: int) -> Part:
         if held.next:
@@ -143,7 +172,10 @@ class ObjectMemory:
         unit = self._unit_at(held, offset, length)
         first = offset // unit * unit
         _, low, high = held.at(offset)
-        return self._request(held, max(first, low), min(first + unit, high, held.size))
+        stop = min(first + unit, high, held.size)
+        if (come := held.hashed_to(offset // WINDOW * WINDOW)) > offset:  # and was read since
+            return self._request(held, offset, min(stop, max(offset + length, come)))
+        return self._request(held, max(first, low, come), stop)
 
     def _bring_only(self, held: HeldObject, offset: int, length: int) -> Part:
         """Bytes that are read now, with little of what lies around them; with what lies before them

@@ -159,10 +159,11 @@ class RemoteReader:
         return self._parts.holding(self._held, offset, length)
 
     def digest(self, start: int, length: int) -> bytes | None:
-        """Known of whole windows of 8 MiB, the last of which may be shorter."""
+        """Of whole windows of 8 MiB, the last of which may be shorter: what of one hasn't come yet
+        is brought, and waited for."""
         if start % WINDOW or length != min(WINDOW, self._held.size - start):
             return None
-        return self._held.digests.get(start // WINDOW)
+        return self._parts.digest(self._held, start // WINDOW)
 
     def close(self) -> None:
         """What was brought stays: it may be wanted again."""

@@ -79,11 +79,11 @@ def read_spans(
     for start in starts:
         piece = into[at : at + length]
         try:
-            whole = base is not None and reader.read_into(base + start, piece) == length
+            done = reader.read_into(base + start, piece) if base is not None else 0
         except OSError:
-            whole = False
-        if not whole:
-            read_range(entry, start, piece, reader)
+            done = 0
+        if done < length:
+            read_range(entry, start + done, piece[done:], reader)
         at += length
 
 

@@ -83,7 +83,7 @@ class HashingReader(Reader, Protocol):
     store are hashed after they were read."""
 
     def digest(self, start: int, length: int) -> bytes | None:
-        """XXH3 (128 bits) of bytes that have come, where it is known."""
+        """XXH3 (128 bits) of bytes that it hashes; None of others, or where it isn't known yet."""
 
     def expect(self, ranges: Sequence[tuple[int, int]] | None) -> None:
         """Says which bytes, from the first to before the end of each range, will be read; others
