@@ -17,6 +17,7 @@ from ckptforge.errors import CkptforgeError, InputNotFoundError, UsageError
 from ckptforge.remote import patience
 from ckptforge.remote.held import WINDOW, HeldObject
 from ckptforge.remote.parts import PARTS, ObjectMemory
+from ckptforge.remote.store import RemoteReader
 from ckptforge.storage.address import Address, given_path
 from ckptforge.storage.files import open_file
 from ckptforge.tables.shipped import shipped_tables
@@ -167,6 +168,18 @@ def test_nor_where_threads_are_late(tmp_path, large, monkeypatch, what, unit, se
     monkeypatch.undo()
     ckptforge.edit(large, tmp_path / "near", set_dtype=[what])
     assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
+
+
+def test_what_fails_while_a_window_is_hashed_names_the_address(tmp_path, large, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "the line is cut")
+
+    monkeypatch.setattr(RemoteReader, "digest", broken)
+    with serving(large) as (address, _):
+        with pytest.raises(CkptforgeError, match="reading at byte .* failed: the line is cut") as e:
+            ckptforge.edit(address, tmp_path / "out", set_dtype=["*=fp16"])
+        assert f"{address}/model-0000" in str(e.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_has_to_be_read_twice_is_said(large, monkeypatch, caplog):

@@ -24,7 +24,7 @@ import xxhash
 from msgspec.structs import replace
 
 from ckptforge.dtypes import BY_NAME
-from ckptforge.errors import OutputError
+from ckptforge.errors import OutputError, ReadError
 from ckptforge.formats.index import FileIndex
 from ckptforge.planning.plan import Plan
 from ckptforge.run.passing import BLOCK_BYTES
@@ -60,13 +60,22 @@ class Block(msgspec.Struct, frozen=True):
         runs = self.entry.file_ranges(self.start, self.length)
         return ((offset, offset + length) for offset, length in runs)
 
+    def _known(self, reader: HashingReader) -> bytes | None:
+        """Its digest by a reader that hashes what it brings. Raises `ReadError`."""
+        try:
+            return reader.digest(self.at, self.length)
+        except OSError as error:
+            raise ReadError(
+                f"{self.entry.path}: reading at byte {self.at} failed: {error.strerror}."
+            ) from error
+
     def do(self, worker: Worker) -> bytes:
         """Its digest. Raises the errors of reading."""
         path, files = self.entry.path, worker.files
         buffer = worker.lend(PIECE_BYTES)
         reader = files.targets.get(path) or files.source(path)
         if isinstance(reader, HashingReader):
-            while (known := reader.digest(self.at, self.length)) is None:
+            while (known := self._known(reader)) is None:
                 if not isinstance(reader, OrderedWriter):
                     break
                 if files.stop.wait(_SHORTLY):  # until what lies before it is written
